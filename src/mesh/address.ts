@@ -1,0 +1,132 @@
+/**
+ * IP addresses as text and as the 16 bytes that the kernel tables use.
+ *
+ * Text is canonical: what `canonicalAddress` gives is the only spelling that the model holds, so that two
+ * addresses are the same exactly when their strings are.
+ */
+import { isIPv4, isIPv6 } from "node:net";
+
+/** The 96 bits before an IPv4 address in its v4-mapped IPv6 form (RFC 4291, 2.5.5.2). */
+const V4_MAPPED_PREFIX = 96;
+
+/** True for dotted IPv4 text; canonical text of a v4-mapped address is its IPv4 form. */
+export function isV4(address: string): boolean {
+  return address.indexOf(":") < 0;
+}
+
+/**
+ * The 16 bytes, network order, of an IPv4 (v4-mapped) or IPv6 text.
+ * Gives undefined when `text` is no IP address (a scope id such as fe80::1%eth0 is none).
+ */
+export function parseAddress(text: string): Uint8Array | undefined {
+  if (isIPv4(text)) return mapped(text);
+  if (!isIPv6(text) || text.includes("%")) return undefined;
+  const bytes = new Uint8Array(new ArrayBuffer(16));
+  const [head = "", tail] = text.split("::");
+  const front = groups(head);
+  const back = tail === undefined ? [] : groups(tail);
+  const gap = tail === undefined ? 0 : 8 - front.length - back.length;
+  const words = [...front, ...new Array<number>(gap).fill(0), ...back];
+  words.forEach((word, i) => {
+    bytes[i * 2] = word >> 8;
+    bytes[i * 2 + 1] = word & 0xff;
+  });
+  return bytes;
+}
+
+/** The text of 16 bytes in network order: dotted for v4-mapped ones, else RFC 5952. */
+export function formatAddress(bytes: Uint8Array): string {
+  if (isMapped(bytes)) return `${bytes[12]}.${bytes[13]}.${bytes[14]}.${bytes[15]}`;
+  const words: number[] = [];
+  for (let i = 0; i < 16; i += 2) words.push(((bytes[i] ?? 0) << 8) | (bytes[i + 1] ?? 0));
+  const run = longestZeroRun(words);
+  const hex = (part: number[]) => part.map((word) => word.toString(16)).join(":");
+  if (run.length < 2) return hex(words);
+  return `${hex(words.slice(0, run.start))}::${hex(words.slice(run.start + run.length))}`;
+}
+
+/** The one spelling of an address, or undefined when `text` is none. Brackets around IPv6 are taken off. */
+export function canonicalAddress(text: string): string | undefined {
+  const bare = text.startsWith("[") && text.endsWith("]") ? text.slice(1, -1) : text;
+  if (isIPv4(bare)) return bare;
+  const bytes = parseAddress(bare);
+  return bytes && formatAddress(bytes);
+}
+
+/** An address block. `length` counts the bits of the address's own family (0 to 32, or 0 to 128). */
+export interface Prefix {
+  address: string;
+  length: number;
+}
+
+/**
+ * Parses `ADDRESS` or `ADDRESS/LENGTH` (brackets allowed around the IPv6 address or the whole) and clears
+ * the host bits. Gives undefined when it is neither.
+ */
+export function parsePrefix(text: string): Prefix | undefined {
+  const bare = text.startsWith("[") && text.endsWith("]") ? text.slice(1, -1) : text;
+  const slash = bare.lastIndexOf("/");
+  const address = canonicalAddress(slash < 0 ? bare : bare.slice(0, slash));
+  if (address === undefined) return undefined;
+  const width = isV4(address) ? 32 : 128;
+  const digits = slash < 0 ? String(width) : bare.slice(slash + 1);
+  if (!/^\d{1,3}$/.test(digits) || Number(digits) > width) return undefined;
+  return maskPrefix({ address, length: Number(digits) });
+}
+
+/** The prefix with its host bits cleared, the address canonical. */
+export function maskPrefix(prefix: Prefix): Prefix {
+  const bytes = parseAddress(prefix.address);
+  if (!bytes) return prefix;
+  const bits = prefixBits(prefix);
+  for (let i = 0; i < 16; i++) {
+    const keep = Math.min(8, Math.max(0, bits - i * 8));
+    bytes[i] = (bytes[i] ?? 0) & (0xff << (8 - keep)) & 0xff;
+  }
+  return { address: isV4(prefix.address) ? formatAddress(bytes) : formatAddress(bytes), length: prefix.length };
+}
+
+/** How many of the 16 bytes' bits a prefix fixes: IPv4 ones are counted behind the v4-mapped prefix. */
+export function prefixBits(prefix: Prefix): number {
+  return isV4(prefix.address) ? V4_MAPPED_PREFIX + prefix.length : prefix.length;
+}
+
+/** Whether `address` (canonical text) lies in `prefix`. Families never mix. */
+export function contains(prefix: Prefix, address: string): boolean {
+  if (isV4(prefix.address) !== isV4(address)) return false;
+  return maskPrefix({ address, length: prefix.length }).address === maskPrefix(prefix).address;
+}
+
+function mapped(text: string): Uint8Array {
+  const bytes = new Uint8Array(new ArrayBuffer(16));
+  bytes[10] = 0xff;
+  bytes[11] = 0xff;
+  let octet = 12;
+  for (const part of text.split(".")) bytes[octet++] = Number(part);
+  return bytes;
+}
+
+function isMapped(bytes: Uint8Array): boolean {
+  for (let i = 0; i < 10; i++) if (bytes[i] !== 0) return false;
+  return bytes[10] === 0xff && bytes[11] === 0xff;
+}
+
+/** The 16-bit words of one side of `::`; a dotted IPv4 tail counts as two. */
+function groups(side: string): number[] {
+  if (side === "") return [];
+  return side.split(":").flatMap((group) => {
+    if (!group.includes(".")) return [Number.parseInt(group, 16)];
+    const octets = group.split(".").map(Number);
+    return [((octets[0] ?? 0) << 8) | (octets[1] ?? 0), ((octets[2] ?? 0) << 8) | (octets[3] ?? 0)];
+  });
+}
+
+function longestZeroRun(words: number[]): { start: number; length: number } {
+  let best = { start: 0, length: 0 };
+  let start = 0;
+  words.forEach((word, i) => {
+    if (word !== 0) start = i + 1;
+    else if (i + 1 - start > best.length) best = { start, length: i + 1 - start };
+  });
+  return best;
+}

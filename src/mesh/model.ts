@@ -1,0 +1,166 @@
+/**
+ * The mesh as both modes produce it and the data path consumes it. Pure data: no behaviour, no imports.
+ *
+ * Everything is keyed by name, so that what did not change can be recognised, and every address is canonical
+ * text (see address.ts). A mesh is closed: a target may name a cluster that is missing, and that means what it
+ * says, the share is refused.
+ */
+
+/** Why a connection is refused. The order is the kernel's (bpf/include/verdict.h): append only. */
+export const REASONS = [
+  "none",
+  /** The cluster has no healthy endpoint. */
+  "no-endpoint",
+  /** It has some, but none of the socket's address family. */
+  "no-family",
+  /** A route's share names a cluster that istiod never sent. */
+  "missing-cluster",
+  /** The configuration demands TLS, which kmesh does not originate yet. */
+  "tls-required",
+  /** A policy, or a route to BlackHoleCluster, says no. */
+  "policy",
+  /** The mesh is REGISTRY_ONLY and the address belongs to no service. */
+  "not-in-registry",
+  /** The cluster's max_connections are in use. */
+  "max-connections",
+  /** The destination can't be chosen at connect time (a dynamic DNS host, say). */
+  "undecidable",
+  /** A table contradicts itself: a fault of kmesh, counted so that it is seen. */
+  "internal",
+] as const;
+export type Reason = (typeof REASONS)[number];
+
+/** What a connection to a frontend becomes. */
+export type Target =
+  | { kind: "cluster"; cluster: string }
+  | { kind: "split"; split: string }
+  /** Goes to the address that the app asked for. */
+  | { kind: "passthrough" }
+  | { kind: "refuse"; reason: Reason };
+
+/** What an app connects to. Exactly one of the three shapes is matched, in this order. */
+export type Match =
+  | { kind: "address"; address: string; port: number }
+  /** `length` counts bits of the address's own family. Longest prefix first. */
+  | { kind: "prefix"; address: string; length: number; port: number }
+  /** Every address, both families. */
+  | { kind: "port"; port: number };
+
+export interface Frontend {
+  match: Match;
+  protocol: "tcp";
+  /** Name of the service that counts this frontend's connections. */
+  service: string;
+  target: Target;
+}
+
+/** What users count, list and explain: one host and port. Its name is `host:port`. */
+export interface Service {
+  name: string;
+  host: string;
+  port: number;
+  /** What is valid and was not, or not entirely, taken over. Never empty of what matters: nothing is dropped in silence. */
+  notes: Note[];
+}
+
+export interface Note {
+  kind:
+    /** A route needs the request; connect time took `text` instead. */
+    | "layer7"
+    /** mTLS preferred by the peer, plaintext used. */
+    | "plaintext"
+    /** Valid, accepted, without effect here: slow start, timeouts, ... */
+    | "not-enforced"
+    /** The reason why connections are refused. */
+    | "refused"
+    /** Two resources contradict each other; `text` names the winner. */
+    | "conflict";
+  text: string;
+}
+
+/** Exact shares over clusters: in any 1,000 connections 80/20 is 800/200. */
+export interface Split {
+  name: string;
+  /** Weights are positive integers; their order is the configuration's. */
+  shares: { cluster: string; weight: number }[];
+}
+
+export type Balance =
+  | { policy: "round-robin" }
+  | { policy: "random" }
+  /** Power of two choices over live connections. */
+  | { policy: "least-request" }
+  /** By source address. `tableSize` is the configured ring or table size, 0 for the default. */
+  | { policy: "ring-hash"; tableSize: number }
+  | { policy: "maglev"; tableSize: number };
+
+export interface Cluster {
+  name: string;
+  service: string;
+  kind:
+    | "endpoints"
+    /** ORIGINAL_DST: goes to the address that the app asked for. */
+    | "passthrough"
+    /** Every connection is refused with `reason`. */
+    | "refuse";
+  reason: Reason;
+  balance: Balance;
+  /** Localities in a stable order (sorted by priority, region, zone, subzone). */
+  localities: Locality[];
+  /** Locality weights count (common_lb_config.locality_weighted_lb_config). */
+  localityWeighted: boolean;
+  /** Envoy's overprovisioning factor in percent, default 140. */
+  overprovisioning: number;
+  /** Below this percentage of healthy endpoints all of them are used; 0 = never. Envoy's default is 50. */
+  panicThreshold: number;
+  /** 0 = no limit. */
+  maxConnections: number;
+  /** Not known yet (a DNS name without its first answer): what the kernel holds under this name stays. */
+  pending: boolean;
+}
+
+export interface Locality {
+  region: string;
+  zone: string;
+  subzone: string;
+  priority: number;
+  /** 0 when the configuration gives none. */
+  weight: number;
+  /** Sorted by address and port; each address:port once. */
+  endpoints: Endpoint[];
+}
+
+export interface Endpoint {
+  address: string;
+  port: number;
+  /** Positive integer. */
+  weight: number;
+  healthy: boolean;
+}
+
+/** The whole configuration of the data path at one moment. */
+export interface Mesh {
+  services: Map<string, Service>;
+  /** By `frontendKey`. */
+  frontends: Map<string, Frontend>;
+  splits: Map<string, Split>;
+  clusters: Map<string, Cluster>;
+  /** For connections that match no frontend. */
+  fallback: Target;
+  /** What concerns no single service: inbound STRICT, RBAC, undecidable ports. */
+  notes: Note[];
+}
+
+/**
+ * What differs from the mesh that was published before: keys of `frontends`, names in `clusters`, `splits` and
+ * `services`, each either changed, new or (when the mesh lacks it) removed. `everything` is the first mesh after a start.
+ */
+export type Changes =
+  | { everything: true }
+  | {
+      everything: false;
+      services: Set<string>;
+      frontends: Set<string>;
+      splits: Set<string>;
+      clusters: Set<string>;
+    };
