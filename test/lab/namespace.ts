@@ -1,0 +1,136 @@
+/** Network namespaces and cgroups that a test makes and removes. */
+import { mkdirSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
+import { output, run, sleep } from "./process.ts";
+
+let serial = 0;
+
+/** A name that no other test run uses: short enough for an interface name with four letters after it. */
+export function ownName(purpose: string): string {
+  serial += 1;
+  return `km${process.pid.toString(36)}${serial.toString(36)}${purpose}`.slice(0, 11);
+}
+
+/** A named network namespace; `remove` deletes it with every interface in it. */
+export class NetworkNamespace {
+  readonly name: string;
+
+  private constructor(name: string) {
+    this.name = name;
+  }
+
+  /** Makes one whose loopback is up for both families. Needs root. */
+  static async create(purpose: string): Promise<NetworkNamespace> {
+    const namespace = new NetworkNamespace(ownName(purpose));
+    await output(["ip", "netns", "add", namespace.name]);
+    await namespace.ip("link", "set", "lo", "up");
+    return namespace;
+  }
+
+  /** What `nsenter --net=` takes. `ip netns exec` would hide cgroup2 and bpffs behind a fresh /sys. */
+  get path(): string {
+    return `/run/netns/${this.name}`;
+  }
+
+  /** Runs `ip ARGS` inside, throws when it fails. */
+  async ip(...args: string[]): Promise<void> {
+    await output(["ip", "-n", this.name, ...args]);
+  }
+
+  /** Adds addresses (host prefix) to loopback, so that servers can bind to them. */
+  async addLoopback(...addresses: string[]): Promise<void> {
+    for (const address of addresses) {
+      const v6 = address.includes(":");
+      const extra = v6 ? ["nodad"] : [];
+      await this.ip("addr", "add", `${address}/${v6 ? 128 : 32}`, "dev", "lo", ...extra);
+    }
+  }
+
+  /** Joins this namespace and `other` by a veth pair with one address (with prefix length) a family at each end. */
+  async connect(other: NetworkNamespace, here: readonly string[], there: readonly string[]): Promise<void> {
+    const near = ownName("a");
+    const far = ownName("b");
+    await this.ip("link", "add", near, "type", "veth", "peer", "name", far, "netns", other.name);
+    for (const [namespace, device, addresses] of [
+      [this, near, here],
+      [other, far, there],
+    ] as const) {
+      for (const address of addresses) {
+        await namespace.ip(
+          "addr",
+          "add",
+          address,
+          "dev",
+          device,
+          ...(address.includes(":") ? ["nodad"] : []),
+        );
+      }
+      await namespace.ip("link", "set", device, "up");
+    }
+  }
+
+  /** Removes it. Idempotent. */
+  async remove(): Promise<void> {
+    await run(["ip", "netns", "delete", this.name]);
+  }
+}
+
+/** Mount point of the cgroup2 hierarchy, wherever this machine has it. Throws when there is none. */
+export function cgroup2Mount(): string {
+  for (const line of readFileSync("/proc/self/mountinfo", "utf8").split("\n")) {
+    const [before = "", after = ""] = line.split(" - ");
+    if (after.startsWith("cgroup2 ")) return before.split(" ")[4] ?? "";
+  }
+  throw new Error("no cgroup2 hierarchy is mounted");
+}
+
+/** A cgroup directly below the cgroup2 root, with children made by `child`. */
+export class TestCgroup {
+  readonly path: string;
+
+  private constructor(path: string) {
+    this.path = path;
+  }
+
+  static create(purpose: string): TestCgroup {
+    const path = `${cgroup2Mount()}/${ownName(purpose)}`;
+    mkdirSync(path);
+    return new TestCgroup(path);
+  }
+
+  /** Makes a cgroup below this one and gives its path; `remove` takes it away too. */
+  child(name: string): string {
+    const path = `${this.path}/${name}`;
+    mkdirSync(path, { recursive: true });
+    return path;
+  }
+
+  /** Ends what is left inside (it was started inside, so it is ours) and removes the whole tree. Idempotent. */
+  async remove(): Promise<void> {
+    await removeTree(this.path);
+  }
+}
+
+async function removeTree(path: string): Promise<void> {
+  let names: string[];
+  try {
+    names = readdirSync(path, { withFileTypes: true })
+      .filter((entry) => entry.isDirectory())
+      .map((entry) => entry.name);
+  } catch {
+    return;
+  }
+  for (const name of names) await removeTree(`${path}/${name}`);
+  for (let attempt = 0; attempt < 100; attempt++) {
+    try {
+      for (const pid of readFileSync(`${path}/cgroup.procs`, "utf8").split("\n").filter(Boolean)) {
+        if (Number(pid) !== process.pid) process.kill(Number(pid), "SIGKILL");
+      }
+      rmdirSync(path);
+      return;
+    } catch (error) {
+      if (error instanceof Error && "code" in error && error.code === "ENOENT") return;
+      await sleep(20);
+    }
+  }
+  throw new Error(`can't remove the cgroup ${path}`);
+}
