@@ -1,0 +1,649 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * connect(): where a connection to a frontend goes is decided here, once. The walk is frontend -> target word ->
+ * cluster descriptor (a split goes round once more) -> slot -> endpoint, each step one look-up by id.
+ * getpeername() then shows the app the address that it asked for.
+ */
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <linux/in.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "include/kernel.h"
+#include "include/keep.h"
+#include "include/tables.h"
+#include "include/verdict.h"
+
+#ifndef IPPROTO_MPTCP
+#define IPPROTO_MPTCP 262
+#endif
+
+#define NSEC_PER_TICK 10000000 /* USER_HZ is 100 on every architecture */
+#define MAX_CGROUP_LEVELS 16
+#define FINGERPRINT_RETRIES 4
+
+#define PROCEED 1
+#define DENY 0
+
+/* What a socket asks for. */
+struct request {
+	struct address address;
+	__be16 port;
+	bool v6_socket;
+};
+
+/* What was decided. `reason` is REASON_NONE unless it is a refusal. */
+struct decision {
+	enum action action;
+	enum reason reason;
+	__u32 service;
+	__u32 cluster;
+	__u32 endpoint_id;
+	struct endpoint *endpoint;
+};
+
+static __always_inline bool is_mapped(const struct address *address)
+{
+	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
+}
+
+/* Loopback, link-local, unspecified and multicast destinations are nobody's service. */
+static __always_inline bool is_exempt_v4(__be32 address)
+{
+	__u32 host = bpf_ntohl(address);
+	__u32 net = host >> 24;
+
+	return net == 127 || net == 0 || net >= 224 || host >> 16 == 0xa9fe;
+}
+
+static __always_inline bool is_exempt_address(const struct address *address)
+{
+	__u32 head = bpf_ntohl(address->word[0]);
+
+	if (is_mapped(address))
+		return is_exempt_v4(address->word[3]);
+	if (head >> 24 == 0xff || head >> 22 == 0x3fa)
+		return true;
+	return !address->word[0] && !address->word[1] && !address->word[2] && bpf_ntohl(address->word[3]) <= 1;
+}
+
+static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const struct settings *set)
+{
+	__u64 governed;
+
+	if (set->flags & SETTING_EVERY_NETNS)
+		return true;
+	governed = set->netns;
+	if (!governed)
+		governed = bpf_get_netns_cookie(NULL);
+	return bpf_get_netns_cookie(ctx) == governed;
+}
+
+/* Only the levels at which something is enrolled are looked at: one, as a rule. */
+static __always_inline bool is_enrolled(const struct settings *set)
+{
+	__u64 levels = set->cgroup_levels;
+
+	if (set->flags & SETTING_EVERY_CGROUP)
+		return true;
+	for (int level = 0; level < MAX_CGROUP_LEVELS; level++) {
+		__u64 id;
+
+		if (!(levels & (1ull << level)))
+			continue;
+		id = bpf_get_current_ancestor_cgroup_id(level);
+		if (id && bpf_map_lookup_elem(&enrolled, &id))
+			return true;
+	}
+	return false;
+}
+
+static __always_inline bool is_agent(void)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u64 *start = bpf_map_lookup_elem(&agents, &tgid);
+	struct task_struct *task;
+
+	if (!start)
+		return false;
+	task = (struct task_struct *)bpf_get_current_task();
+	return BPF_CORE_READ(task, group_leader, start_boottime) / NSEC_PER_TICK == *start;
+}
+
+static __always_inline bool matches_exclusion(void *trie, struct prefix_key *key, __be16 port)
+{
+	key->port = port;
+	return bpf_map_lookup_elem(trie, key) != NULL;
+}
+
+static __always_inline bool is_excluded(const struct settings *set, const struct request *req)
+{
+	struct prefix_key key = {
+		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
+		.protocol = IPPROTO_TCP,
+		.address = req->address,
+	};
+	__u32 zero = 0;
+	void *trie;
+
+	if (!(set->flags & SETTING_EXCLUSIONS))
+		return false;
+	trie = bpf_map_lookup_elem(&exclusions, &zero);
+	if (!trie)
+		return false;
+	return matches_exclusion(trie, &key, req->port) || matches_exclusion(trie, &key, 0);
+}
+
+/* src/datapath/frontends.ts computes the same. */
+static __always_inline __u32 fingerprint(const struct frontend_key *key)
+{
+	const __u32 *word = (const __u32 *)key;
+	__u32 hash = 0x9e3779b9;
+
+	for (int i = 0; i < (int)(sizeof(*key) / sizeof(*word)); i++) {
+		hash ^= word[i];
+		hash *= 0x85ebca6b;
+		hash ^= hash >> 13;
+	}
+	return hash;
+}
+
+static __always_inline __u64 target_of(__u32 frontend)
+{
+	__u64 *word = chunked_lookup(&targets, frontend);
+
+	return word ? *(volatile __u64 *)word : 0;
+}
+
+static __always_inline __u64 exact_target(const struct request *req)
+{
+	struct frontend_key key = {
+		.address = req->address,
+		.port = req->port,
+		.protocol = IPPROTO_TCP,
+	};
+	__u32 expected = fingerprint(&key);
+	__u32 zero = 0;
+	void *table = bpf_map_lookup_elem(&frontends, &zero);
+
+	if (!table)
+		return 0;
+	for (int i = 0; i < FINGERPRINT_RETRIES; i++) {
+		__u64 *value = bpf_map_lookup_elem(table, &key);
+		__u64 ref;
+
+		if (!value)
+			return 0;
+		ref = *(volatile __u64 *)value;
+		if (ref >> 32 == expected)
+			return target_of(ref);
+	}
+	return 0;
+}
+
+/* Longest prefix of this port, else the port alone. */
+static __always_inline __u64 prefix_target(const struct settings *set, const struct request *req)
+{
+	struct prefix_key key = {
+		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
+		.protocol = IPPROTO_TCP,
+		.port = req->port,
+		.address = req->address,
+	};
+	__u32 zero = 0;
+	__u64 *value;
+	void *trie;
+
+	if (!(set->flags & SETTING_PREFIXES))
+		return 0;
+	trie = bpf_map_lookup_elem(&prefixes, &zero);
+	if (!trie)
+		return 0;
+	value = bpf_map_lookup_elem(trie, &key);
+	return value ? target_of(*(volatile __u64 *)value) : 0;
+}
+
+static __always_inline __u64 find_target(const struct settings *set, const struct request *req)
+{
+	__u64 word = exact_target(req);
+
+	if (!word)
+		word = prefix_target(set, req);
+	if (!word)
+		word = *(volatile __u64 *)&set->fallback;
+	return word;
+}
+
+/* Clusters and splits take turns with one counter for all CPUs; that is what makes weights exact. */
+static __always_inline __u64 next_turn(__u32 cluster)
+{
+	struct cluster_load *load = chunked_lookup(&cluster_loads, cluster);
+
+	if (!load)
+		return bpf_get_prandom_u32();
+#ifdef KMESH_NO_FETCH_ATOMICS
+	/* Two CPUs within these few nanoseconds may get the same turn, and one is left out. */
+	__sync_fetch_and_add(&load->turn, 1);
+	return *(volatile __u64 *)&load->turn;
+#else
+	return __sync_fetch_and_add(&load->turn, 1);
+#endif
+}
+
+static __always_inline __u32 slot_at(const struct run *run, __u32 index)
+{
+	struct slot_line *line = chunked_lookup(&slots, run->first_line + index / SLOTS_PER_LINE);
+
+	if (!line)
+		return SLOT_REFUSE | REASON_INTERNAL;
+	return line->slot[index % SLOTS_PER_LINE];
+}
+
+static __always_inline __u64 live_connections(__u32 endpoint)
+{
+	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
+
+	return load ? load->live : 0;
+}
+
+/* Power of two choices: of two different slots the one whose endpoint has fewer live connections. */
+static __always_inline __u32 less_loaded_slot(const struct run *run)
+{
+	__u32 first = bpf_get_prandom_u32() % run->count;
+	__u32 second, one, other;
+
+	one = slot_at(run, first);
+	if (run->count == 1)
+		return one;
+	second = (first + 1 + bpf_get_prandom_u32() % (run->count - 1)) % run->count;
+	other = slot_at(run, second);
+	return live_connections(other) < live_connections(one) ? other : one;
+}
+
+static __always_inline __u32 mix(__u32 hash, __u32 word)
+{
+	hash ^= word;
+	hash *= 0xcc9e2d51;
+	hash ^= hash >> 15;
+	hash *= 0x1b873593;
+	return hash ^ hash >> 13;
+}
+
+/* The socket's own address when it is bound, else the node's. src/datapath/explain.ts computes the same. */
+static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct settings *set, bool v6_socket)
+{
+	struct bpf_sock *sk = ctx->sk;
+	__u32 hash = 0;
+
+	if (!v6_socket) {
+		__u32 source = sk ? sk->src_ip4 : 0;
+
+		return mix(hash, source ? source : (__u32)set->node_v4);
+	}
+	if (sk && (sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3])) {
+		hash = mix(hash, sk->src_ip6[0]);
+		hash = mix(hash, sk->src_ip6[1]);
+		hash = mix(hash, sk->src_ip6[2]);
+		return mix(hash, sk->src_ip6[3]);
+	}
+	hash = mix(hash, (__u32)set->node_v6[0]);
+	hash = mix(hash, (__u32)(set->node_v6[0] >> 32));
+	hash = mix(hash, (__u32)set->node_v6[1]);
+	return mix(hash, (__u32)(set->node_v6[1] >> 32));
+}
+
+static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct settings *set,
+					 const struct request *req, __u32 cluster, __u8 balance,
+					 const struct run *run)
+{
+	switch (balance) {
+	case BALANCE_RANDOM:
+		return slot_at(run, bpf_get_prandom_u32() % run->count);
+	case BALANCE_LEAST_REQUEST:
+		return less_loaded_slot(run);
+	case BALANCE_HASH:
+		return slot_at(run, source_hash(ctx, set, req->v6_socket) % run->count);
+	default:
+		return slot_at(run, next_turn(cluster) % run->count);
+	}
+}
+
+static __always_inline struct descriptor *descriptor_of(__u32 cluster)
+{
+	__u64 *word = chunked_lookup(&clusters, cluster);
+	__u64 id;
+
+	if (!word)
+		return NULL;
+	id = *(volatile __u64 *)word;
+	if (!id)
+		return NULL;
+	return chunked_lookup(&descriptors, id);
+}
+
+/* An IPv6 socket with V6ONLY can't reach a v4-mapped address. */
+static __always_inline bool is_v6_only(struct bpf_sock_addr *ctx)
+{
+	struct sock_common *common = NULL;
+	__u8 head[64] = {};
+	__u64 bits;
+
+	if (!ctx->sk || bpf_probe_read_kernel(head, sizeof(head), ctx->sk))
+		return true;
+	bits = head[__CORE_RELO(common, skc_ipv6only, BYTE_OFFSET)];
+	bits <<= __CORE_RELO(common, skc_ipv6only, LSHIFT_U64);
+	return bits >> __CORE_RELO(common, skc_ipv6only, RSHIFT_U64);
+}
+
+/*
+ * The run of slots that this socket can reach: the family that it asked for first, then the other one where the
+ * socket allows it. An empty run means that there is none.
+ */
+static __always_inline struct run reachable_run(struct bpf_sock_addr *ctx, const struct descriptor *desc,
+						const struct request *req)
+{
+	struct run none = {};
+
+	if (!req->v6_socket)
+		return desc->v4;
+	if (is_mapped(&req->address))
+		return desc->v4.count ? desc->v4 : none;
+	if (desc->v6.count)
+		return desc->v6;
+	return desc->v4.count && !is_v6_only(ctx) ? desc->v4 : none;
+}
+
+static __always_inline bool is_full(const struct descriptor *desc, __u32 cluster)
+{
+	struct cluster_load *load;
+
+	if (!desc->max_connections)
+		return false;
+	load = chunked_lookup(&cluster_loads, cluster);
+	return load && load->live >= desc->max_connections;
+}
+
+static __always_inline void refuse(struct decision *made, enum reason reason)
+{
+	made->action = ACTION_REFUSE;
+	made->reason = reason;
+}
+
+static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const struct settings *set,
+					    const struct request *req, const struct descriptor *desc,
+					    struct decision *made)
+{
+	struct run run = reachable_run(ctx, desc, req);
+	__u32 slot;
+
+	if (!run.count)
+		return refuse(made, desc->v4.count || desc->v6.count ? REASON_NO_FAMILY : REASON_NO_ENDPOINT);
+	if (is_full(desc, made->cluster))
+		return refuse(made, REASON_MAX_CONNECTIONS);
+	slot = choose_slot(ctx, set, req, made->cluster, desc->balance, &run);
+	if (slot & SLOT_REFUSE)
+		return refuse(made, slot & ~SLOT_REFUSE);
+	made->endpoint_id = slot;
+	made->endpoint = chunked_lookup(&endpoints, slot);
+	if (!made->endpoint)
+		refuse(made, REASON_INTERNAL);
+}
+
+/* The descriptor of the cluster that serves this connection: behind a split, the one whose turn it is. */
+static __always_inline struct descriptor *serving_descriptor(struct decision *made)
+{
+	struct descriptor *desc = descriptor_of(made->cluster);
+	__u32 slot;
+
+	if (!desc || desc->kind != CLUSTER_SPLIT)
+		return desc;
+	if (!desc->v4.count)
+		return NULL;
+	slot = slot_at(&desc->v4, next_turn(made->cluster) % desc->v4.count);
+	if (slot & SLOT_REFUSE) {
+		refuse(made, slot & ~SLOT_REFUSE);
+		return NULL;
+	}
+	made->cluster = slot;
+	return descriptor_of(slot);
+}
+
+static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const struct settings *set,
+					    const struct request *req, struct decision *made)
+{
+	struct descriptor *desc = serving_descriptor(made);
+
+	if (made->action == ACTION_REFUSE)
+		return;
+	if (!desc)
+		return refuse(made, REASON_INTERNAL);
+	switch (desc->kind) {
+	case CLUSTER_ENDPOINTS:
+		return choose_endpoint(ctx, set, req, desc, made);
+	case CLUSTER_PASS:
+		made->action = ACTION_PASS;
+		return;
+	case CLUSTER_REFUSE:
+		return refuse(made, desc->reason);
+	default:
+		return refuse(made, REASON_INTERNAL);
+	}
+}
+
+static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set,
+				   const struct request *req, struct decision *made)
+{
+	__u64 word;
+
+	if (is_exempt_address(&req->address) || !in_governed_netns(ctx, set) || !is_enrolled(set))
+		return;
+	word = find_target(set, req);
+	if (target_action(word) != ACTION_CLUSTER && target_action(word) != ACTION_REFUSE && !target_service(word))
+		return;
+	if (is_excluded(set, req) || is_agent())
+		return;
+	made->action = target_action(word);
+	made->service = target_service(word);
+	if (made->action == ACTION_REFUSE)
+		made->reason = target_value(word);
+	if (made->action != ACTION_CLUSTER)
+		return;
+	made->cluster = target_value(word);
+	resolve_cluster(ctx, set, req, made);
+}
+
+static __always_inline void count(const struct settings *set, const struct decision *made)
+{
+	struct service_counters *counters;
+
+	if (made->action == ACTION_ABSENT)
+		return;
+	counters = chunked_lookup(&service_counts, made->service);
+	if (!counters)
+		return;
+	if (made->action == ACTION_PASS) {
+		__sync_fetch_and_add(&counters->passed, 1);
+		return;
+	}
+	if (set->flags & SETTING_SHADOW) {
+		if (made->action == ACTION_REFUSE)
+			__sync_fetch_and_add(&counters->would_refuse, 1);
+		else
+			__sync_fetch_and_add(&counters->would_redirect, 1);
+		return;
+	}
+	if (made->action == ACTION_REFUSE) {
+		if (made->reason < REASON_COUNT)
+			__sync_fetch_and_add(&counters->refused[made->reason], 1);
+		return;
+	}
+	__sync_fetch_and_add(&counters->redirected, 1);
+}
+
+/* A socket may connect again: what an earlier connect() left behind must not speak for this one. */
+static __always_inline void forget(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state;
+
+	if (!ctx->sk)
+		return;
+	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+	if (state)
+		state->flags = 0;
+}
+
+static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req,
+				     const struct decision *made)
+{
+	struct socket_state *state;
+
+	if (!ctx->sk)
+		return;
+	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!state)
+		return;
+	state->version = 1;
+	state->service = made->service;
+	state->cluster = made->cluster;
+	state->endpoint = made->endpoint_id;
+	state->asked = req->address;
+	state->asked_port = req->port;
+	state->since_ns = bpf_ktime_get_ns();
+	state->flags = SOCKET_REDIRECTED;
+}
+
+/* EPERM unless the kernel lets us say more. */
+static __always_inline int deny(enum reason reason)
+{
+	if (!can_set_retval())
+		return DENY;
+	if (reason == REASON_NO_FAMILY)
+		bpf_set_retval(-EHOSTUNREACH);
+	if (reason == REASON_NO_ENDPOINT || reason == REASON_MISSING_CLUSTER || reason == REASON_MAX_CONNECTIONS)
+		bpf_set_retval(-ECONNREFUSED);
+	return DENY;
+}
+
+/*
+ * Decides, counts and remembers. Gives PROCEED or DENY; `made->endpoint` is where to go, NULL for where the app
+ * wanted to go.
+ */
+static __always_inline int govern(struct bpf_sock_addr *ctx, const struct request *req, struct decision *made)
+{
+	__u32 zero = 0;
+	const struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	if (!set)
+		return PROCEED;
+	decide(ctx, set, req, made);
+	count(set, made);
+	if (made->action != ACTION_REFUSE && made->action != ACTION_CLUSTER) {
+		made->endpoint = NULL;
+		forget(ctx);
+		return PROCEED;
+	}
+	if (set->flags & SETTING_SHADOW) {
+		made->endpoint = NULL;
+		forget(ctx);
+		return PROCEED;
+	}
+	if (made->action == ACTION_REFUSE) {
+		made->endpoint = NULL;
+		forget(ctx);
+		return deny(made->reason);
+	}
+	remember(ctx, req, made);
+	return PROCEED;
+}
+
+static __always_inline bool is_tcp(struct bpf_sock_addr *ctx)
+{
+	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_MPTCP;
+}
+
+SEC("cgroup/connect4")
+int connect4(struct bpf_sock_addr *ctx)
+{
+	struct request req = {
+		.address = { .word = { 0, 0, bpf_htonl(0xffff), ctx->user_ip4 } },
+		.port = ctx->user_port,
+		.v6_socket = false,
+	};
+	struct decision made = {};
+	int verdict;
+
+	if (!is_tcp(ctx))
+		return PROCEED;
+	verdict = govern(ctx, &req, &made);
+	if (made.endpoint) {
+		ctx->user_ip4 = made.endpoint->address.word[3];
+		ctx->user_port = made.endpoint->port;
+	}
+	return verdict;
+}
+
+SEC("cgroup/connect6")
+int connect6(struct bpf_sock_addr *ctx)
+{
+	struct request req = {
+		.address = { .word = { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } },
+		.port = ctx->user_port,
+		.v6_socket = true,
+	};
+	struct decision made = {};
+	int verdict;
+
+	if (!is_tcp(ctx))
+		return PROCEED;
+	verdict = govern(ctx, &req, &made);
+	if (made.endpoint) {
+		ctx->user_ip6[0] = made.endpoint->address.word[0];
+		ctx->user_ip6[1] = made.endpoint->address.word[1];
+		ctx->user_ip6[2] = made.endpoint->address.word[2];
+		ctx->user_ip6[3] = made.endpoint->address.word[3];
+		ctx->user_port = made.endpoint->port;
+	}
+	return verdict;
+}
+
+/* What this socket asked for, or NULL when it went where it asked to. */
+static __always_inline struct socket_state *redirected(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state;
+
+	if (!ctx->sk)
+		return NULL;
+	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+	return state && state->flags & SOCKET_REDIRECTED ? state : NULL;
+}
+
+SEC("cgroup/getpeername4")
+int getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state = redirected(ctx);
+
+	if (state) {
+		ctx->user_ip4 = state->asked.word[3];
+		ctx->user_port = state->asked_port;
+	}
+	return PROCEED;
+}
+
+SEC("cgroup/getpeername6")
+int getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state = redirected(ctx);
+
+	if (state) {
+		ctx->user_ip6[0] = state->asked.word[0];
+		ctx->user_ip6[1] = state->asked.word[1];
+		ctx->user_ip6[2] = state->asked.word[2];
+		ctx->user_ip6[3] = state->asked.word[3];
+		ctx->user_port = state->asked_port;
+	}
+	return PROCEED;
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,61 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * A table with dense ids that grows without ever moving a record: an array-of-maps whose inner arrays double in
+ * size. Chunk k holds ids [CHUNK_BASE * (2^k - 1), CHUNK_BASE * (2^(k+1) - 1)). The agent writes the inner
+ * arrays through mmap; a record is filled where no reader looks yet and published by one 8-byte store elsewhere.
+ *
+ * BPF_F_INNER_MAP lets inner arrays of different sizes share one outer map (kernel >= 5.10).
+ */
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#define CHUNK_BASE_SHIFT 8
+#define CHUNK_BASE (1u << CHUNK_BASE_SHIFT)
+/* 2^8 * (2^20 - 1) ids: what runs out first is memory. */
+#define CHUNK_COUNT 20
+
+#define CHUNKED(record)                                                        \
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                              \
+	__uint(max_entries, CHUNK_COUNT);                                      \
+	__type(key, __u32);                                                    \
+	__array(values, struct {                                               \
+		__uint(type, BPF_MAP_TYPE_ARRAY);                              \
+		__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);           \
+		__uint(max_entries, CHUNK_BASE);                               \
+		__type(key, __u32);                                            \
+		__type(value, record);                                         \
+	})
+
+static __always_inline __u32 floor_log2(__u32 value)
+{
+	__u32 result = (value > 0xffff) << 4;
+	__u32 shift;
+
+	value >>= result;
+	shift = (value > 0xff) << 3;
+	value >>= shift;
+	result |= shift;
+	shift = (value > 0xf) << 2;
+	value >>= shift;
+	result |= shift;
+	shift = (value > 0x3) << 1;
+	value >>= shift;
+	result |= shift;
+	return result | (value >> 1);
+}
+
+/* The record with this id, or NULL when no chunk holds it. `table` must be a map by name. */
+static __always_inline void *chunked_lookup(void *table, __u32 id)
+{
+	__u32 place = id + CHUNK_BASE;
+	__u32 level = floor_log2(place);
+	__u32 chunk = level - CHUNK_BASE_SHIFT;
+	__u32 offset = place - (1u << level);
+	void *records = bpf_map_lookup_elem(table, &chunk);
+
+	if (!records)
+		return NULL;
+	return bpf_map_lookup_elem(records, &offset);
+}

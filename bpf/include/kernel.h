@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/* The few kernel types that are read, relocated by CO-RE against the running kernel's BTF. */
+#include <linux/types.h>
+#include <bpf/bpf_core_read.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct task_struct {
+	struct task_struct *group_leader;
+	__u64 start_boottime;
+};
+
+struct sock_common {
+	unsigned char skc_ipv6only : 1;
+};
+
+#pragma clang attribute pop
+
+/* bpf_set_retval came with 5.18. */
+enum bpf_func_id___set_retval {
+	BPF_FUNC_set_retval___set_retval = 187,
+};
+
+static __always_inline bool can_set_retval(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id___set_retval, BPF_FUNC_set_retval___set_retval);
+}

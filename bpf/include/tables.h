@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * The tables of one generation. The agent is their only writer, the programs only read. Record layouts are part
+ * of the ABI: user space takes them from the BTF of the built object.
+ */
+#include "address.h"
+#include "chunked.h"
+#include "verdict.h"
+
+struct frontend_key {
+	struct address address;
+	__be16 port;
+	__u8 protocol;
+	__u8 zero;
+};
+
+/*
+ * The value of `frontends`. Its memory may be reused for another key while a reader holds it, so it carries the
+ * key's fingerprint; read it with one 8-byte load.
+ */
+struct frontend_ref {
+	__u32 frontend;
+	__u32 fingerprint;
+};
+
+struct prefix_key {
+	__u32 bits; /* of what follows; 32 = every address of that protocol and port */
+	__u8 protocol;
+	__u8 zero;
+	__be16 port;
+	struct address address;
+};
+
+enum cluster_kind {
+	CLUSTER_ENDPOINTS = 1, /* slots hold endpoint ids */
+	CLUSTER_SPLIT = 2, /* slots hold cluster ids, taken in turn */
+	CLUSTER_PASS = 3,
+	CLUSTER_REFUSE = 4,
+};
+
+enum balance {
+	BALANCE_ROUND_ROBIN = 0,
+	BALANCE_RANDOM = 1,
+	BALANCE_LEAST_REQUEST = 2,
+	BALANCE_HASH = 3, /* slots are a ring or Maglev table */
+};
+
+/* Slots [first_line * SLOTS_PER_LINE, ... + count), in an order that is smooth by weight. */
+struct run {
+	__u32 first_line;
+	__u32 count;
+};
+
+/* Immutable once published. */
+struct descriptor {
+	__u8 kind;
+	__u8 balance;
+	__u8 reason; /* CLUSTER_REFUSE */
+	__u8 zero;
+	__u32 max_connections; /* 0 = no limit */
+	struct run v4;
+	struct run v6;
+	__u32 reserved[6];
+	__u8 digest[16]; /* of what the agent compiled this from; it knows by it what needs no write */
+};
+
+#define SLOTS_PER_LINE 16
+/* In a slot instead of an id: refuse with the reason in the low bits. */
+#define SLOT_REFUSE 0x80000000u
+
+struct slot_line {
+	__u32 slot[SLOTS_PER_LINE];
+};
+
+struct endpoint {
+	struct address address;
+	__be16 port;
+	__u8 is_v4;
+	__u8 zero;
+	__u32 reserved[3];
+};
+
+/* Where a name lies: `length` bytes from the start of line `first_line` on. Published with one 8-byte store. */
+struct name_ref {
+	__u32 first_line;
+	__u32 length; /* 0 = the id is free */
+};
+
+struct name_line {
+	__u8 byte[64];
+};
+
+enum settings_flag {
+	SETTING_SHADOW = 1, /* decide and count, change nothing */
+	SETTING_EVERY_NETNS = 2,
+	SETTING_EVERY_CGROUP = 4,
+	SETTING_PREFIXES = 8, /* `prefixes` is not empty */
+	SETTING_EXCLUSIONS = 16, /* `exclusions` is not empty */
+};
+
+/* Each member is published by itself with one store. */
+struct settings {
+	__u64 flags;
+	__u64 fallback; /* target word of what matches no frontend; 0 = pass */
+	__u64 netns; /* cookie of the governed network namespace; 0 = the initial one */
+	__u64 cgroup_levels; /* bit n: some enrolled cgroup lies n levels below the root */
+	__u64 node_v4; /* what source hashing takes for a socket without an address: the last 4 bytes, as read from memory */
+	__u64 node_v6[2];
+	__u64 reserved[9];
+};
+
+/* Clang leaves out of the BTF what only inner maps name; user space and libbpf need these whole. */
+union table_records {
+	struct frontend_key frontend_key;
+	struct frontend_ref frontend_ref;
+	struct prefix_key prefix_key;
+	struct descriptor descriptor;
+	struct slot_line slot_line;
+	struct endpoint endpoint;
+	struct name_ref name_ref;
+	struct name_line name_line;
+} table_records SEC(".layout");
+
+/* [0] -> settings. Written by the agent, read at every connect. Fixed size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+/*
+ * [0] -> hash {address, port, protocol} -> frontend_ref: exact frontends. Elements are inserted and deleted, never
+ * replaced (a replaced one is missing for a moment). Grows by a larger copy, put in place by one outer update.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__uint(max_entries, 1024);
+		__type(key, struct frontend_key);
+		__type(value, struct frontend_ref);
+	});
+} frontends SEC(".maps");
+
+/*
+ * [0] -> trie {protocol, port, address block} -> frontend_ref: CIDR and port-wide frontends. A trie only ever gets
+ * additions; a deletion builds another one and puts it in place, so its memory is never reused under a reader.
+ */
+struct prefix_trie {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1 << 20);
+	__type(key, struct prefix_key);
+	__type(value, struct frontend_ref);
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct prefix_trie);
+} prefixes SEC(".maps");
+
+/* [0] -> trie like the one of `prefixes`, port 0 = every port: destinations that are never governed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct prefix_trie);
+} exclusions SEC(".maps");
+
+/* Frontend id -> target word. */
+struct {
+	CHUNKED(__u64);
+} targets SEC(".maps");
+
+/* Cluster id -> descriptor id; 0 = none. Republished with one store when a cluster changes. */
+struct {
+	CHUNKED(__u64);
+} clusters SEC(".maps");
+
+/* Descriptor id -> descriptor. Reused only after a grace period. */
+struct {
+	CHUNKED(struct descriptor);
+} descriptors SEC(".maps");
+
+/* Slot line id -> 16 slots. Reused with the descriptor that points here. */
+struct {
+	CHUNKED(struct slot_line);
+} slots SEC(".maps");
+
+/* Endpoint id -> endpoint. An id is given once and reused only when no socket can carry it. */
+struct {
+	CHUNKED(struct endpoint);
+} endpoints SEC(".maps");
+
+/*
+ * Names: no program reads them. With them the kernel's state explains itself, and an agent that starts finds again
+ * which id it gave to whom.
+ */
+struct {
+	CHUNKED(struct name_line);
+} name_lines SEC(".maps");
+
+/* Cluster id -> name. */
+struct {
+	CHUNKED(struct name_ref);
+} cluster_names SEC(".maps");
+
+/* Service id -> name. */
+struct {
+	CHUNKED(struct name_ref);
+} service_names SEC(".maps");
