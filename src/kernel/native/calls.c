@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * The system calls that src/kernel needs beside libbpf. Each gives its result or -errno: a foreign-function runtime may
+ * run code of its own between a call and the reading of errno, so errno never leaves this file.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/membarrier.h>
+#include <net/if.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+
+#define API __attribute__((visibility("default")))
+#define RESULT(call)                               \
+	({                                         \
+		long result_ = (call);             \
+		result_ == -1 ? -errno : result_;  \
+	})
+
+#ifndef SO_NETNS_COOKIE
+#define SO_NETNS_COOKIE 71
+#endif
+
+/* flags: O_CLOEXEC is added. */
+API int kmesh_open(const char *path, int flags, int mode)
+{
+	return RESULT(open(path, flags | O_CLOEXEC, mode));
+}
+
+API int kmesh_close(int fd)
+{
+	return RESULT(close(fd));
+}
+
+API int kmesh_dup(int fd)
+{
+	return RESULT(fcntl(fd, F_DUPFD_CLOEXEC, 3));
+}
+
+API long kmesh_write(int fd, const void *bytes, unsigned long size)
+{
+	return RESULT(write(fd, bytes, size));
+}
+
+API int kmesh_truncate(int fd, long size)
+{
+	return RESULT(ftruncate(fd, size));
+}
+
+/* Exclusive, does not wait: -EWOULDBLOCK when another holds it. */
+API int kmesh_flock(int fd)
+{
+	return RESULT(flock(fd, LOCK_EX | LOCK_NB));
+}
+
+/* Shared and writable; the address goes to *address. */
+API int kmesh_mmap(int fd, unsigned long size, unsigned long *address)
+{
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+
+	if (memory == MAP_FAILED)
+		return -errno;
+	*address = (unsigned long)memory;
+	return 0;
+}
+
+API int kmesh_mount(const char *source, const char *target, const char *type, unsigned long flags)
+{
+	return RESULT(mount(source, target, type, flags, NULL));
+}
+
+API int kmesh_unmount(const char *target)
+{
+	return RESULT(umount2(target, MNT_DETACH));
+}
+
+API int kmesh_unshare_netns(void)
+{
+	return RESULT(unshare(CLONE_NEWNET));
+}
+
+API int kmesh_setns_net(int fd)
+{
+	return RESULT(setns(fd, CLONE_NEWNET));
+}
+
+/* Brings `lo` up; the kernel gives it 127.0.0.1 and ::1 by itself. */
+API int kmesh_loopback_up(void)
+{
+	struct ifreq request = { .ifr_name = "lo" };
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int error;
+
+	if (fd < 0)
+		return -errno;
+	error = RESULT(ioctl(fd, SIOCGIFFLAGS, &request));
+	if (!error) {
+		request.ifr_flags |= IFF_UP;
+		error = RESULT(ioctl(fd, SIOCSIFFLAGS, &request));
+	}
+	close(fd);
+	return error;
+}
+
+/* -ENOPROTOOPT before 5.14. */
+API int kmesh_netns_cookie(unsigned long *cookie)
+{
+	socklen_t size = sizeof(*cookie);
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int error;
+
+	if (fd < 0)
+		return -errno;
+	error = RESULT(getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, cookie, &size));
+	close(fd);
+	return error;
+}
+
+API int kmesh_prctl(int option, unsigned long value)
+{
+	return RESULT(prctl(option, value, 0, 0, 0));
+}
+
+/* Returns when every CPU has been through a grace period: no program still reads what was replaced before the call. */
+API int kmesh_membarrier(void)
+{
+	return RESULT(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
+}
+
+/*
+ * A cgroup by its id, which is its inode number and also its file handle (FILEID_KERNFS). `mount` is an fd of any
+ * directory in that hierarchy.
+ */
+API int kmesh_open_cgroup(int mount, unsigned long id)
+{
+	struct {
+		struct file_handle head;
+		unsigned long id;
+	} handle = { .head = { .handle_bytes = sizeof(id), .handle_type = 0xfe } };
+
+	memcpy(handle.head.f_handle, &id, sizeof(id));
+	return RESULT(open_by_handle_at(mount, &handle.head, O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+}
+
+static char **vector(char *strings, int count)
+{
+	char **list = calloc(count + 1, sizeof(*list));
+
+	for (int i = 0; list && i < count; i++) {
+		list[i] = strings;
+		strings += strlen(strings) + 1;
+	}
+	return list;
+}
+
+/* arguments and environment: zero-terminated strings one behind the other. Only returns on failure. */
+API int kmesh_exec(const char *path, char *arguments, int argument_count, char *environment, int variable_count)
+{
+	char **argv = vector(arguments, argument_count);
+	char **envp = vector(environment, variable_count);
+	int error = -ENOMEM;
+
+	if (argv && envp) {
+		execve(path, argv, envp);
+		error = -errno;
+	}
+	free(argv);
+	free(envp);
+	return error;
+}
+
+/* The object goes to *object. `name` is for messages. */
+API int kmesh_object_open(const void *image, unsigned long size, const char *name, unsigned long *object)
+{
+	LIBBPF_OPTS(bpf_object_open_opts, options, .object_name = name);
+	struct bpf_object *opened = bpf_object__open_mem(image, size, &options);
+
+	if (!opened)
+		return errno ? -errno : -EINVAL;
+	*object = (unsigned long)opened;
+	return 0;
+}
+
+/* inner: fd of the template of a map-in-map, else -1. The result is an fd. */
+API int kmesh_map_create(int type, const char *name, unsigned int key_size, unsigned int value_size,
+			 unsigned int max_entries, unsigned int flags, int inner)
+{
+	LIBBPF_OPTS(bpf_map_create_opts, options, .map_flags = flags);
+
+	if (inner >= 0)
+		options.inner_map_fd = inner;
+	return bpf_map_create(type, name, key_size, value_size, max_entries, &options);
+}
+
+/* One run of a program over `data`; see bpf_prog_test_run_opts. */
+API int kmesh_test_run(int program, const void *context, unsigned int context_size, int repeat, unsigned int *result,
+		       unsigned int *nanoseconds)
+{
+	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = context, .ctx_size_in = context_size, .repeat = repeat);
+	int error = bpf_prog_test_run_opts(program, &options);
+
+	*result = options.retval;
+	*nanoseconds = options.duration;
+	return error;
+}
