@@ -1,0 +1,195 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import {
+  ConfigError,
+  type Flags,
+  formatExclude,
+  parseExclude,
+  readConfig,
+  readFolders,
+  SETTINGS,
+  sourcesOf,
+  unknownVariables,
+  variableOf,
+} from "./config.ts";
+
+const folder = mkdtempSync(join(tmpdir(), "kmesh-config-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+let files = 0;
+function withFile(yaml: string, flags: Flags = {}, env: Record<string, string> = {}) {
+  const path = join(folder, `${files++}.yaml`);
+  writeFileSync(path, yaml);
+  return sourcesOf({ config: path, ...flags }, env);
+}
+
+/** The error's message and next step in one line. */
+function refusal(run: () => unknown): string {
+  try {
+    run();
+  } catch (error) {
+    if (error instanceof ConfigError) return `${error.message}. ${error.next}`;
+    throw error;
+  }
+  return "accepted";
+}
+
+const base = { istiod: "10.0.0.1:15010", plaintext: true };
+
+describe("precedence", () => {
+  test("flag before environment before file before default", () => {
+    const yaml = "istiod: file:1\nplaintext: true\nnamespace: from-file\n";
+    expect(
+      readConfig(withFile(yaml, { namespace: "from-flag" }, { KMESH_NAMESPACE: "from-env" })).namespace,
+    ).toBe("from-flag");
+    expect(readConfig(withFile(yaml, {}, { KMESH_NAMESPACE: "from-env" })).namespace).toBe("from-env");
+    expect(readConfig(withFile(yaml)).namespace).toBe("from-file");
+    expect(readConfig(withFile("", base)).namespace).toBe("default");
+  });
+
+  test("a switch can be taken back by what is nearer", () => {
+    const yaml = "istiod: a:1\nplaintext: true\nshadow: true\n";
+    expect(readConfig(withFile(yaml)).shadow).toBe(true);
+    expect(readConfig(withFile(yaml, { shadow: false })).shadow).toBe(false);
+    expect(readConfig(withFile(yaml, {}, { KMESH_SHADOW: "no" })).shadow).toBe(false);
+  });
+
+  test("every setting is a flag, a variable and a key", () => {
+    for (const [name, setting] of Object.entries(SETTINGS)) {
+      expect(variableOf(name)).toMatch(/^KMESH_[A-Z_]+$/);
+      expect(setting.about.length).toBeGreaterThan(10);
+      const wrong = refusal(() => readConfig(withFile(`${name}: {a: 1}\n`, name === "istiod" ? {} : base)));
+      expect(wrong).not.toContain("there is no setting");
+    }
+  });
+});
+
+describe("values", () => {
+  test("lists are repeated, or hold commas", () => {
+    const config = readConfig(
+      withFile("exclude: [10.0.0.0/8, 192.0.2.7]\n", base, { KMESH_IP: "10.0.0.5, FD00::5" }),
+    );
+    expect(config.excludes.map(formatExclude)).toEqual(["10.0.0.0/8", "192.0.2.7/32"]);
+    expect(config.ips).toEqual(["10.0.0.5", "fd00::5"]);
+    expect(config.cgroups).toEqual(["/"]);
+  });
+
+  test("exclusions", () => {
+    expect(parseExclude("10.1.2.3/8:443")).toEqual({ address: "10.0.0.0", length: 8, port: 443 });
+    expect(parseExclude("fd00::/8")).toEqual({ address: "fd00::", length: 8, port: 0 });
+    expect(parseExclude("[fd00::/8]:443")).toEqual({ address: "fd00::", length: 8, port: 443 });
+    expect(parseExclude("::1")).toEqual({ address: "::1", length: 128, port: 0 });
+    for (const wrong of [
+      "10.0.0.0/33",
+      "10.0.0.0/8:",
+      "10.0.0.0/8:0",
+      "10.0.0.0/8:65536",
+      "host",
+      "",
+      "10.0.0.0/8:80:80",
+    ]) {
+      expect(() => parseExclude(wrong)).toThrow();
+    }
+  });
+
+  test("istiod's port follows from --plaintext", () => {
+    const ask = (istiod: string) => readConfig(withFile("", { ...base, istiod })).istiod;
+    expect(ask("istiod.istio-system.svc")).toEqual({ host: "istiod.istio-system.svc", port: 15010 });
+    expect(ask("[fd00::1]:7")).toEqual({ host: "fd00::1", port: 7 });
+    expect(ask("fd00::1")).toEqual({ host: "fd00::1", port: 15010 });
+    const ca = join(folder, "ca.pem");
+    writeFileSync(ca, "");
+    expect(readConfig(withFile("", { istiod: "a", ca })).istiod).toEqual({ host: "a", port: 15012 });
+  });
+
+  test("the folders are read without the rest", () => {
+    expect(readFolders(withFile("istiod: [broken]\nrun-dir: /run/other\n"))).toEqual({
+      bpffs: "/sys/fs/bpf/kmesh",
+      stateDir: "/var/lib/kmesh",
+      runDir: "/run/other",
+    });
+  });
+});
+
+describe("what is wrong is named, with its place and the next step", () => {
+  const cases: [string, () => unknown, RegExp][] = [
+    [
+      "no istiod",
+      () => readConfig(withFile("plaintext: true")),
+      /istiod's address is missing.*--istiod HOST:PORT/,
+    ],
+    [
+      "no ca",
+      () => readConfig(withFile("", { istiod: "a:1" })),
+      /root certificate is missing.*--ca FILE.*--plaintext/,
+    ],
+    ["unknown key", () => readConfig(withFile("istoid: a:1")), /no setting "istoid".*mean "istiod"/],
+    [
+      "a key far from all",
+      () => readConfig(withFile("qqqqqq: 1", base)),
+      /no setting "qqqqqq".*The settings are istiod/,
+    ],
+    [
+      "flag",
+      () => readConfig(withFile("", { ...base, exclude: ["10.0.0.0/8", "x"] })),
+      /^--exclude: "x" is no address block.*10\.0\.0\.0\/8/,
+    ],
+    [
+      "variable",
+      () => readConfig(withFile("", base, { KMESH_NETNS: "some" })),
+      /^KMESH_NETNS: "some" is none of own, all/,
+    ],
+    [
+      "key",
+      () => readConfig(withFile("locality: a/b/c/d", base)),
+      /yaml, key locality: .*REGION\/ZONE\/SUBZONE/,
+    ],
+    ["list for one", () => readConfig(withFile("namespace: [a, b]", base)), /key namespace: one value/],
+    ["switch", () => readConfig(withFile("shadow: maybe", base)), /"maybe" is neither true nor false/],
+    [
+      "file missing",
+      () => readConfig(withFile("", { ...base, token: "/does/not/exist" })),
+      /--token: .*ENOENT/,
+    ],
+    [
+      "config missing",
+      () => readConfig(sourcesOf({ ...base, config: "/does/not/exist" }, {})),
+      /ENOENT.*--config/,
+    ],
+    ["not YAML", () => readConfig(withFile("a: [", base)), /not valid YAML/],
+    ["no map", () => readConfig(withFile("- a", base)), /holds no settings/],
+    [
+      "mode",
+      () => readConfig(withFile("", { ...base, mode: "dual-engine" })),
+      /--mode: "dual-engine" is none of kernel-native/,
+    ],
+    [
+      "name",
+      () => readConfig(withFile("", { ...base, namespace: "Prod" })),
+      /--namespace: "Prod" is no Kubernetes name/,
+    ],
+    ["istiod", () => readConfig(withFile("", { ...base, istiod: "a:0" })), /--istiod: "0" is no port/],
+    [
+      "cgroup",
+      () => readConfig(withFile("", { ...base, cgroup: ["nginx"] })),
+      /--cgroup: "nginx" does not start with \//,
+    ],
+  ];
+  for (const [name, run, expected] of cases) {
+    test(name, () => expect(refusal(run)).toMatch(expected));
+  }
+
+  test("a default file that is not there is no error", () => {
+    expect(
+      readFolders({ flags: {}, env: {}, file: { path: "/does/not/exist", required: false } }).runDir,
+    ).toBe("/run/kmesh");
+  });
+
+  test("variables that mean nothing are found", () => {
+    expect(unknownVariables({ KMESH_ISTOID: "a", KMESH_ISTIOD: "b", KMESH_CONFIG: "c", PATH: "d" })).toEqual([
+      "KMESH_ISTOID",
+    ]);
+  });
+});

@@ -1,0 +1,428 @@
+/**
+ * What the operator decides, from four places: flag, then environment, then file, then default.
+ *
+ * Every setting has one name. `service-account` is the flag `--service-account`, the variable
+ * `KMESH_SERVICE_ACCOUNT` and the key `service-account` of the file.
+ */
+import { accessSync, constants, readFileSync } from "node:fs";
+import { isAbsolute, resolve } from "node:path";
+import { parse as parseYaml } from "yaml";
+import { canonicalAddress, isV4, parsePrefix } from "../mesh/address.ts";
+import { closest } from "./closest.ts";
+
+/** Where the file lies unless `--config` says otherwise. It need not exist. */
+export const CONFIG_FILE = "/etc/kmesh/config.yaml";
+
+/** The words of a setting, for flags, help, environment and file alike. */
+export interface Setting {
+  kind: "text" | "switch" | "list";
+  /** What the value looks like; switches have none. */
+  hint?: string;
+  about: string;
+  /** The text that stands for "nobody said anything". */
+  fallback?: string;
+}
+
+export const SETTINGS = {
+  istiod: {
+    kind: "text",
+    hint: "HOST:PORT",
+    about: "where istiod listens (port 15012, with --plaintext 15010)",
+  },
+  plaintext: { kind: "switch", about: "speak to istiod without TLS" },
+  ca: { kind: "text", hint: "FILE", about: "root certificates that istiod is checked against" },
+  token: { kind: "text", hint: "FILE", about: "token that istiod accepts, read again at every connect" },
+  mode: { kind: "text", hint: "kernel-native", about: "what is asked of istiod", fallback: "kernel-native" },
+  namespace: {
+    kind: "text",
+    hint: "NAME",
+    about: "the namespace this machine belongs to",
+    fallback: "default",
+  },
+  "service-account": { kind: "text", hint: "NAME", about: "its service account", fallback: "default" },
+  ip: {
+    kind: "list",
+    hint: "ADDRESS",
+    about: "the machine's own address (default: those of its interfaces)",
+  },
+  locality: {
+    kind: "text",
+    hint: "REGION/ZONE/SUBZONE",
+    about: "where the machine stands, for locality failover",
+  },
+  "cluster-id": {
+    kind: "text",
+    hint: "NAME",
+    about: "the cluster whose addresses are meant",
+    fallback: "Kubernetes",
+  },
+  network: { kind: "text", hint: "NAME", about: "the mesh network the machine is in", fallback: "" },
+  cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and what is below it", fallback: "/" },
+  exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never touch connections to these addresses" },
+  netns: {
+    kind: "text",
+    hint: "own|all",
+    about: "the network namespaces that are governed",
+    fallback: "own",
+  },
+  shadow: { kind: "switch", about: "decide and count, change nothing" },
+  "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
+  "log-level": { kind: "text", hint: "error|warn|info|debug", about: "how much to say", fallback: "info" },
+  bpffs: {
+    kind: "text",
+    hint: "DIR",
+    about: "where programs, maps and links are pinned",
+    fallback: "/sys/fs/bpf/kmesh",
+  },
+  "state-dir": { kind: "text", hint: "DIR", about: "what outlives a reboot", fallback: "/var/lib/kmesh" },
+  "run-dir": { kind: "text", hint: "DIR", about: "lock, admin socket, status", fallback: "/run/kmesh" },
+} as const satisfies Record<string, Setting>;
+
+export type SettingName = keyof typeof SETTINGS;
+
+/** The three that every command takes, so that several kmesh live side by side. */
+export const FOLDERS = ["bpffs", "state-dir", "run-dir"] as const satisfies readonly SettingName[];
+
+export interface Folders {
+  bpffs: string;
+  stateDir: string;
+  runDir: string;
+}
+
+/** Connections to `address`/`length` are left alone; port 0 means every port. */
+export interface Exclude {
+  address: string;
+  length: number;
+  port: number;
+}
+
+export interface Config extends Folders {
+  istiod: { host: string; port: number };
+  plaintext: boolean;
+  ca: string | undefined;
+  token: string | undefined;
+  mode: "kernel-native";
+  namespace: string;
+  serviceAccount: string;
+  /** Canonical; empty when they are to be found out. */
+  ips: string[];
+  locality: { region: string; zone: string; subzone: string };
+  clusterId: string;
+  network: string;
+  /** As given: a path below the cgroup2 root, or the whole path of the directory. */
+  cgroups: string[];
+  excludes: Exclude[];
+  netns: "own" | "all";
+  shadow: boolean;
+  allowPlaintext: boolean;
+  logLevel: "error" | "warn" | "info" | "debug";
+}
+
+/** A wrong flag, variable or key. The message names it and where it came from; `next` is what to do. */
+export class ConfigError extends Error {
+  readonly next: string;
+  constructor(message: string, next: string) {
+    super(message);
+    this.name = "ConfigError";
+    this.next = next;
+  }
+}
+
+/** What the command line held: text as typed, true and false for switches, all values of a list. */
+export type Flags = Partial<Record<string, string | boolean | string[]>>;
+
+export interface Sources {
+  flags: Flags;
+  env: Record<string, string | undefined>;
+  /** The file's path; `required` when the operator named it. */
+  file: { path: string; required: boolean };
+}
+
+/** The environment variable of a setting. */
+export function variableOf(name: string): string {
+  return `KMESH_${name.toUpperCase().replaceAll("-", "_")}`;
+}
+
+/** The sources of one invocation: `--config` or KMESH_CONFIG name the file. */
+export function sourcesOf(flags: Flags, env: Record<string, string | undefined>): Sources {
+  const named = typeof flags.config === "string" ? flags.config : env.KMESH_CONFIG;
+  return { flags, env, file: { path: named ?? CONFIG_FILE, required: named !== undefined } };
+}
+
+/** All of it, for `run`. Throws ConfigError at the first thing that is wrong. */
+export function readConfig(sources: Sources): Config {
+  const file = readFile(sources.file);
+  refuseUnknown(file, sources.file.path);
+  const given = new Values(sources, file);
+  const plaintext = given.switch("plaintext");
+  const istiod = given.text("istiod", (text) => parseIstiod(text, plaintext ? 15010 : 15012));
+  if (!istiod) {
+    throw new ConfigError(
+      "istiod's address is missing",
+      `Say --istiod HOST:PORT, or set KMESH_ISTIOD, or write "istiod: HOST:PORT" into ${sources.file.path}.`,
+    );
+  }
+  const ca = given.text("ca", readable);
+  if (!plaintext && !ca) {
+    throw new ConfigError(
+      "istiod's root certificate is missing",
+      "Say --ca FILE (istioctl x workload entry configure writes it as root-cert.pem), or --plaintext for port 15010.",
+    );
+  }
+  return {
+    ...folders(given),
+    istiod,
+    plaintext,
+    ca,
+    token: given.text("token", readable),
+    mode: given.choice("mode", ["kernel-native"]),
+    namespace: given.always("namespace", parseName),
+    serviceAccount: given.always("service-account", parseName),
+    ips: given.list("ip", parseIp),
+    locality: given.text("locality", parseLocality) ?? { region: "", zone: "", subzone: "" },
+    clusterId: given.always("cluster-id", plain),
+    network: given.always("network", plain),
+    cgroups: given.list("cgroup", parseCgroup),
+    excludes: given.list("exclude", parseExclude),
+    netns: given.choice("netns", ["own", "all"]),
+    shadow: given.switch("shadow"),
+    allowPlaintext: given.switch("allow-plaintext"),
+    logLevel: given.choice("log-level", ["error", "warn", "info", "debug"]),
+  };
+}
+
+/** The folders alone, for the commands that look at a mesh which may have been started otherwise. */
+export function readFolders(sources: Sources): Folders {
+  return folders(new Values(sources, readFile(sources.file)));
+}
+
+/** KMESH_ variables that mean nothing: not an error, others may have set them, but worth a line. */
+export function unknownVariables(env: Record<string, string | undefined>): string[] {
+  const known = new Set(["KMESH_CONFIG", ...Object.keys(SETTINGS).map(variableOf)]);
+  return Object.keys(env).filter((name) => name.startsWith("KMESH_") && !known.has(name));
+}
+
+/** Says why a text is no value, and what one looks like. Values turns it into a ConfigError. */
+class Invalid extends Error {
+  readonly example: string;
+  constructor(reason: string, example: string) {
+    super(reason);
+    this.example = example;
+  }
+}
+
+/** Looks a setting up in the four places, and remembers the place for the error. */
+class Values {
+  readonly #sources: Sources;
+  readonly #file: Record<string, unknown>;
+
+  constructor(sources: Sources, file: Record<string, unknown>) {
+    this.#sources = sources;
+    this.#file = file;
+  }
+
+  text<T>(name: SettingName, parse: (text: string) => T): T | undefined {
+    const found = this.#find(name);
+    if (found === undefined) return undefined;
+    if (typeof found.value !== "string" && typeof found.value !== "number") {
+      throw new ConfigError(`${found.from}: one value is expected`, `${hintOf(name)}.`);
+    }
+    return this.#parsed(found.from, String(found.value), parse);
+  }
+
+  /** For settings whose fallback parses. */
+  always<T>(name: SettingName, parse: (text: string) => T): T {
+    return this.text(name, parse) ?? parse(fallbackOf(name));
+  }
+
+  choice<T extends string>(name: SettingName, choices: readonly T[]): T {
+    return this.always(name, (text) => {
+      const choice = choices.find((each) => each === text);
+      if (choice === undefined)
+        throw new Invalid(`"${text}" is none of ${choices.join(", ")}`, choices[0] ?? "");
+      return choice;
+    });
+  }
+
+  switch(name: SettingName): boolean {
+    const found = this.#find(name);
+    if (found === undefined) return false;
+    const word = String(found.value).toLowerCase();
+    if (["true", "1", "yes", "on"].includes(word)) return true;
+    if (["false", "0", "no", "off", ""].includes(word)) return false;
+    throw new ConfigError(`${found.from}: "${word}" is neither true nor false`, "Write true or false.");
+  }
+
+  list<T>(name: SettingName, parse: (text: string) => T): T[] {
+    const found = this.#find(name);
+    if (found === undefined) return fallbackOf(name) === "" ? [] : [parse(fallbackOf(name))];
+    // A variable holds a list with commas; a flag and a key are repeated, or hold commas just as well.
+    const parts = (Array.isArray(found.value) ? found.value : [found.value])
+      .flatMap((part) => String(part).split(","))
+      .map((part) => part.trim())
+      .filter((part) => part !== "");
+    return parts.map((part) => this.#parsed(found.from, part, parse));
+  }
+
+  #find(name: SettingName): { value: unknown; from: string } | undefined {
+    const flag = this.#sources.flags[name];
+    if (flag !== undefined) return { value: flag, from: `--${name}` };
+    const variable = this.#sources.env[variableOf(name)];
+    // An empty variable is how a unit file says "not set", except for switches, where it is false.
+    if (variable !== undefined && variable !== "") return { value: variable, from: variableOf(name) };
+    const key = this.#file[name];
+    if (key !== undefined && key !== null)
+      return { value: key, from: `${this.#sources.file.path}, key ${name}` };
+    return undefined;
+  }
+
+  #parsed<T>(from: string, text: string, parse: (text: string) => T): T {
+    try {
+      return parse(text);
+    } catch (error) {
+      if (!(error instanceof Invalid)) throw error;
+      throw new ConfigError(`${from}: ${error.message}`, error.example);
+    }
+  }
+}
+
+function folders(given: Values): Folders {
+  return {
+    bpffs: given.always("bpffs", parseDirectory),
+    stateDir: given.always("state-dir", parseDirectory),
+    runDir: given.always("run-dir", parseDirectory),
+  };
+}
+
+function readFile(file: Sources["file"]): Record<string, unknown> {
+  let text: string;
+  try {
+    text = readFileSync(file.path, "utf8");
+  } catch (error) {
+    const code = codeOf(error);
+    if (code === "ENOENT" && !file.required) return {};
+    throw new ConfigError(
+      `${file.path} can't be read (${code})`,
+      "Check --config, KMESH_CONFIG and the file's mode.",
+    );
+  }
+  let content: unknown;
+  try {
+    content = parseYaml(text);
+  } catch (error) {
+    const [line = "not YAML"] = (error instanceof Error ? error.message : String(error)).split("\n");
+    throw new ConfigError(`${file.path} is not valid YAML: ${line.replace(/:$/, "")}`, "Mend that line.");
+  }
+  if (content === null || content === undefined) return {};
+  if (typeof content !== "object" || Array.isArray(content)) {
+    throw new ConfigError(`${file.path} holds no settings`, 'Write one "key: value" a line.');
+  }
+  return content as Record<string, unknown>;
+}
+
+function refuseUnknown(file: Record<string, unknown>, path: string): void {
+  const names = Object.keys(SETTINGS);
+  for (const key of Object.keys(file)) {
+    if (names.includes(key)) continue;
+    const near = closest(key, names);
+    throw new ConfigError(
+      `${path}: there is no setting "${key}"`,
+      near ? `Did you mean "${near}"?` : `The settings are ${names.join(", ")}.`,
+    );
+  }
+}
+
+/** HOST, HOST:PORT, IPv4, [IPv6]:PORT or a bare IPv6 address. */
+function parseIstiod(text: string, port: number): { host: string; port: number } {
+  const example = "Write HOST:PORT, for example istiod.istio-system.svc:15012.";
+  const bare = canonicalAddress(text);
+  if (bare !== undefined) return { host: bare, port };
+  const found = /^(\[[^\]]+\]|[^:[\]/\s]+)(?::(\d+))?$/.exec(text);
+  if (!found?.[1]) throw new Invalid(`"${text}" is not HOST:PORT`, example);
+  const host = found[1].startsWith("[") ? canonicalAddress(found[1]) : found[1];
+  if (host === undefined) throw new Invalid(`"${found[1]}" is no IPv6 address`, example);
+  return { host, port: found[2] === undefined ? port : parsePort(found[2], example) };
+}
+
+function parsePort(digits: string, example: string): number {
+  const port = Number(digits);
+  if (!/^\d+$/.test(digits) || port < 1 || port > 65535) throw new Invalid(`"${digits}" is no port`, example);
+  return port;
+}
+
+/** CIDR, ADDRESS, either with :PORT; an IPv6 block that has a port stands in brackets. */
+export function parseExclude(text: string): Exclude {
+  const example = "Write CIDR or CIDR:PORT, for example 10.0.0.0/8, 192.0.2.7:443 or [fd00::/8]:443.";
+  const found = /^(\[[^\]]+\]|[\d.]+(?:\/\d+)?)(?::([^:]*))?$/.exec(text);
+  const block = parsePrefix(found?.[1] ?? text);
+  if (!block) throw new Invalid(`"${text}" is no address block`, example);
+  return { ...block, port: found?.[2] === undefined ? 0 : parsePort(found[2], example) };
+}
+
+function parseIp(text: string): string {
+  const address = canonicalAddress(text);
+  if (address === undefined)
+    throw new Invalid(`"${text}" is no IP address`, "Write an IPv4 or IPv6 address.");
+  return address;
+}
+
+function parseLocality(text: string): Config["locality"] {
+  const parts = text.split("/");
+  if (parts.length > 3 || parts[0] === "") {
+    throw new Invalid(`"${text}" is no locality`, "Write REGION, REGION/ZONE or REGION/ZONE/SUBZONE.");
+  }
+  const [region = "", zone = "", subzone = ""] = parts;
+  return { region, zone, subzone };
+}
+
+function parseName(text: string): string {
+  if (/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/.test(text)) return text;
+  throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
+}
+
+function parseDirectory(text: string): string {
+  if (text === "") throw new Invalid("the folder's name is empty", "Write a path.");
+  return resolve(text);
+}
+
+function parseCgroup(text: string): string {
+  if (isAbsolute(text)) return text;
+  throw new Invalid(
+    `"${text}" does not start with /`,
+    "Write a path, for example /system.slice/nginx.service.",
+  );
+}
+
+function readable(path: string): string {
+  try {
+    accessSync(path, constants.R_OK);
+    return resolve(path);
+  } catch (error) {
+    throw new Invalid(`${path} can't be read (${codeOf(error)})`, "Check the path and the file's mode.");
+  }
+}
+
+function plain(text: string): string {
+  return text;
+}
+
+function hintOf(name: SettingName): string {
+  const setting: Setting = SETTINGS[name];
+  return `Write ${setting.hint ?? "true or false"}`;
+}
+
+function fallbackOf(name: SettingName): string {
+  const setting: Setting = SETTINGS[name];
+  return setting.fallback ?? "";
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : String(error);
+}
+
+/** How an exclusion is written. */
+export function formatExclude(exclude: Exclude): string {
+  const block = `${exclude.address}/${exclude.length}`;
+  if (exclude.port === 0) return block;
+  return isV4(exclude.address) ? `${block}:${exclude.port}` : `[${block}]:${exclude.port}`;
+}
