@@ -1,0 +1,89 @@
+/**
+ * The admin API: HTTP on a unix socket that only root may open. Reads, never changes.
+ *
+ *     GET /status            what the agent knows, and what the kernel holds
+ *     GET /dump/received     istiod's resources as the agent keeps them
+ *     GET /dump/model        the mesh that they became
+ *     GET /dump/tables       what the kernel holds
+ *     GET /explain?target=   where a connection would go
+ */
+import { mkdirSync, rmSync } from "node:fs";
+import { createServer, type Server } from "node:http";
+import { dirname } from "node:path";
+
+/** Gives what is sent as JSON. What it throws is sent as status 400 when it is a `BadRequest`, else as 500. */
+export type Answer = (query: URLSearchParams) => unknown;
+
+export class BadRequest extends Error {}
+
+export class AdminServer {
+  readonly #server: Server;
+  readonly #path: string;
+
+  private constructor(server: Server, path: string) {
+    this.#server = server;
+    this.#path = path;
+  }
+
+  /**
+   * Listens on the unix socket `path`, mode 0700. A socket that lies there is taken for a dead agent's: only
+   * call this while holding the lock. Rejects with what the file system says.
+   */
+  static async listen(path: string, answers: Record<string, Answer>): Promise<AdminServer> {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    rmSync(path, { force: true });
+    const server = createServer(async (request, response) => {
+      const url = new URL(request.url ?? "/", "http://kmesh");
+      const answer = Object.hasOwn(answers, url.pathname) ? answers[url.pathname] : undefined;
+      const [code, body] = await reply(request.method, url, answer);
+      // Stringify first: half an answer must not go out under 200.
+      response.writeHead(code, { "content-type": "application/json" });
+      response.end(body);
+    });
+    const before = process.umask(0o077);
+    try {
+      await new Promise<void>((resolve, reject) => {
+        server.once("error", reject);
+        server.listen(path, resolve);
+      });
+    } finally {
+      process.umask(before);
+    }
+    return new AdminServer(server, path);
+  }
+
+  /** Stops listening and removes the socket. */
+  close(): void {
+    this.#server.close();
+    this.#server.closeAllConnections();
+    rmSync(this.#path, { force: true });
+  }
+}
+
+async function reply(
+  method: string | undefined,
+  url: URL,
+  answer: Answer | undefined,
+): Promise<[number, string]> {
+  if (!answer) return [404, JSON.stringify({ error: `there is no ${url.pathname}` })];
+  if (method !== "GET") return [405, JSON.stringify({ error: "only GET is answered" })];
+  try {
+    return [200, toJson(await answer(url.searchParams))];
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    return [error instanceof BadRequest ? 400 : 500, JSON.stringify({ error: message })];
+  }
+}
+
+/** JSON text of plain data, maps as objects, sets as lists, 64-bit numbers as numbers where they fit, else as text. */
+export function toJson(value: unknown, indent?: number): string {
+  return JSON.stringify(value, (_key, each) => plain(each), indent) ?? "null";
+}
+
+function plain(value: unknown): unknown {
+  if (typeof value === "bigint") return Number.isSafeInteger(Number(value)) ? Number(value) : String(value);
+  if (value instanceof Map) return Object.fromEntries(value);
+  if (value instanceof Set) return [...value];
+  if (value instanceof Uint8Array) return Buffer.from(value).toString("hex");
+  return value;
+}
