@@ -1,0 +1,108 @@
+/** From the words of the command line to the command, and from what it throws to one clear line and an exit code. */
+import { stripVTControlCharacters } from "node:util";
+import { type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
+import { closest } from "../agent/closest.ts";
+import { ConfigError } from "../agent/config.ts";
+import { parseArguments, UsageError } from "./arguments.ts";
+import { asCitty, type Command } from "./command.ts";
+import { EXIT, EXIT_CODES, Failure } from "./exit.ts";
+import { print, remark } from "./output.ts";
+
+/** Runs the command that `args` (without the program's name) ask for. Gives the exit code; never throws. */
+export async function dispatch(
+  args: readonly string[],
+  commands: readonly Command[],
+  about: { version: string; description: string },
+): Promise<number> {
+  const root = rootOf(commands, about);
+  const [first, ...rest] = args;
+  try {
+    if (first === undefined) {
+      remark(await help(root));
+      return EXIT.usage;
+    }
+    if (first === "--version") return await dispatch(["version", ...rest], commands, about);
+    if (isHelp(first) || first === "help") return await showHelp(root, rest[0], commands);
+    const spec = find(first, commands);
+    if (untilDashes(rest).some(isHelp)) return await showHelp(root, spec.name, commands);
+    let code: number = EXIT.failed;
+    const input = parseArguments(rest, spec);
+    await runCommand(
+      asCitty(spec, input, (given) => {
+        code = given;
+      }),
+      { rawArgs: rest },
+    );
+    return code;
+  } catch (error) {
+    return complain(error);
+  }
+}
+
+/** Prints an error as one line and the next step. Gives the exit code that belongs to it. */
+export function complain(error: unknown): number {
+  if (error instanceof UsageError || error instanceof ConfigError) {
+    remark(`kmesh: ${error.message}\n  ${error.next}`);
+    return EXIT.usage;
+  }
+  if (error instanceof Failure) {
+    remark(`kmesh: ${error.message}${error.next ? `\n  ${error.next}` : ""}`);
+    return error.code;
+  }
+  remark(`kmesh: ${error instanceof Error ? error.message : String(error)}`);
+  if (process.env.KMESH_LOG_LEVEL === "debug" && error instanceof Error) remark(error.stack ?? "");
+  return EXIT.failed;
+}
+
+function find(name: string, commands: readonly Command[]): Command {
+  const found = commands.find((each) => each.name === name);
+  if (found) return found;
+  const names = commands.filter((each) => !each.hidden).map((each) => each.name);
+  if (name.startsWith("-"))
+    throw new UsageError(
+      `there is no flag ${name} before the command`,
+      `Write kmesh COMMAND ${name} ...; the commands are ${names.join(", ")}.`,
+    );
+  const near = closest(name, names);
+  throw new UsageError(
+    `there is no command "${name}"`,
+    near ? `Did you mean "kmesh ${near}"?` : `The commands are ${names.join(", ")}.`,
+  );
+}
+
+function rootOf(commands: readonly Command[], about: { version: string; description: string }): CommandDef {
+  return defineCommand({
+    meta: { name: "kmesh", version: about.version, description: about.description },
+    subCommands: Object.fromEntries(commands.map((each) => [each.name, asCitty(each)])),
+  });
+}
+
+async function showHelp(
+  root: CommandDef,
+  name: string | undefined,
+  commands: readonly Command[],
+): Promise<number> {
+  if (name === undefined || isHelp(name)) {
+    const codes = EXIT_CODES.map(([code, meaning]) => `  ${code}  ${meaning}`).join("\n");
+    print(`${await help(root)}\n\nExit codes\n\n${codes}`);
+    return EXIT.done;
+  }
+  print(await help(asCitty(find(name, commands)), root));
+  return EXIT.done;
+}
+
+/** citty's help; it colours even into a pipe, so the colours are taken out there. */
+async function help(spec: CommandDef, parent?: CommandDef): Promise<string> {
+  const text = await renderUsage(spec, parent);
+  const coloured = process.stdout.isTTY && !process.env.NO_COLOR;
+  return (coloured ? text : stripVTControlCharacters(text)).trimEnd();
+}
+
+function isHelp(arg: string): boolean {
+  return arg === "--help" || arg === "-h";
+}
+
+function untilDashes(args: readonly string[]): readonly string[] {
+  const end = args.indexOf("--");
+  return end < 0 ? args : args.slice(0, end);
+}

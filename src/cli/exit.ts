@@ -1,0 +1,35 @@
+/** What the process ends with. Scripts lean on these: never renumber. */
+export const EXIT = {
+  done: 0,
+  failed: 1,
+  /** A flag, argument, variable or key of the configuration is wrong. */
+  usage: 2,
+  /** The state was printed as far as the kernel holds it; no agent runs. */
+  agentNotRunning: 3,
+  /** This machine, or this user, can't: not root, a kernel feature is absent. */
+  unsupported: 4,
+  /** Another agent holds these folders. */
+  alreadyRunning: 5,
+} as const;
+
+/** For --help and the README. */
+export const EXIT_CODES: readonly [number, string][] = [
+  [EXIT.done, "done"],
+  [EXIT.failed, "failed"],
+  [EXIT.usage, "a flag, an argument or the configuration is wrong"],
+  [EXIT.agentNotRunning, "no agent runs (what the kernel holds was printed)"],
+  [EXIT.unsupported, "not root, or the kernel lacks something"],
+  [EXIT.alreadyRunning, "another agent holds these folders"],
+];
+
+/** Ends a command with `code` and one clear line; `next` is what to do about it. */
+export class Failure extends Error {
+  readonly code: number;
+  readonly next: string;
+  constructor(code: number, message: string, next = "") {
+    super(message);
+    this.name = "Failure";
+    this.code = code;
+    this.next = next;
+  }
+}
