@@ -1,0 +1,59 @@
+/** The file system in which maps, programs and links stay when no process holds them. */
+import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync } from "node:fs";
+import { dirname, join, resolve } from "node:path";
+import { cString } from "../runtime/ffi.ts";
+import { check } from "./error.ts";
+import { native } from "./native.ts";
+
+/** Where it is by convention, and where it may be mounted when it is not. */
+export const BPFFS = "/sys/fs/bpf";
+
+const BPF_FS_MAGIC = 0xcafe4a11n;
+
+/** Whether a path (or, when it does not exist, the nearest folder above it) lies on a bpffs. */
+export function isOnBpffs(path: string): boolean {
+  let at = resolve(path);
+  while (!existsSync(at)) at = dirname(at);
+  return BigInt.asUintN(32, statfsSync(at, { bigint: true }).type) === BPF_FS_MAGIC;
+}
+
+/**
+ * Makes a folder for pins, private to root; mounts a bpffs on /sys/fs/bpf when the folder is meant to lie there and
+ * nothing is mounted.
+ * Throws when it would not lie on a bpffs, when a name has a dot (bpffs refuses it), and KernelError when the mount fails.
+ */
+export function ensureBpffs(folder: string): void {
+  const path = resolve(folder);
+  if (!isOnBpffs(path) && (path === BPFFS || path.startsWith(`${BPFFS}/`))) {
+    const result = native().kmesh_mount(cString("bpf"), cString(BPFFS), cString("bpf"), 0n);
+    check(result, "mount", BPFFS);
+  }
+  if (!isOnBpffs(path))
+    throw new Error(
+      `${path} is not on a bpffs: choose a folder below ${BPFFS}, or mount one: mount -t bpf bpf FOLDER`,
+    );
+  if (!existsSync(path) && path.slice(BPFFS.length).includes("."))
+    throw new Error(`${path}: a bpffs refuses names with a dot`);
+  mkdirSync(path, { recursive: true, mode: 0o700 });
+}
+
+/** Removes a pin, or a folder with all that is pinned in it. Nothing there is no error. */
+export function unpin(path: string): void {
+  if (!isOnBpffs(path)) {
+    if (!existsSync(path)) return;
+    throw new Error(`${path} is not on a bpffs: nothing was removed`);
+  }
+  rmSync(path, { recursive: true, force: true });
+}
+
+/** The paths of everything pinned below a folder, sorted; [] when the folder is missing. */
+export function listPins(folder: string): string[] {
+  if (!existsSync(folder)) return [];
+  const pins: string[] = [];
+  for (const entry of readdirSync(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    if (entry.isDirectory()) pins.push(...listPins(path));
+    else pins.push(path);
+  }
+  return pins.sort();
+}

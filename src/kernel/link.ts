@@ -1,0 +1,115 @@
+/** Programs attached to a cgroup by a link, which can be pinned and given another program without a gap. */
+import { constants } from "node:fs";
+import { cString } from "../runtime/ffi.ts";
+import { check, ERRNO, KernelError } from "./error.ts";
+import { infoOf } from "./info.ts";
+import { native } from "./native.ts";
+import type { BpfProgram } from "./object.ts";
+
+/** enum bpf_attach_type, as far as it is used. */
+export const HOOKS = {
+  sock_ops: 3,
+  connect4: 10,
+  connect6: 11,
+  getpeername4: 29,
+  getpeername6: 30,
+  sock_release: 34,
+} as const;
+
+export type Hook = keyof typeof HOOKS;
+
+export interface LinkInfo {
+  id: number;
+  programId: number;
+  /** 0n once the cgroup was removed. */
+  cgroupId: bigint;
+  /** enum bpf_attach_type; see HOOKS. */
+  attachType: number;
+}
+
+/**
+ * Owns its file descriptor; `close()` may be called twice. A link that was never pinned detaches when the last
+ * descriptor of it is closed, also by death.
+ */
+export class CgroupLink {
+  #fd: number;
+
+  private constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /**
+   * Attaches at once. Other programs may be attached to the same hook: all run, and each can refuse.
+   * @param cgroup a cgroup2 folder
+   * Throws KernelError: EPERM when a program is attached there, or above, that does not share its place.
+   */
+  static attach(program: BpfProgram, cgroup: string, hook: Hook): CgroupLink {
+    const lib = native();
+    const directory = check(
+      lib.kmesh_open(cString(cgroup), constants.O_RDONLY | constants.O_DIRECTORY, 0),
+      "open",
+      cgroup,
+    );
+    try {
+      const fd = lib.bpf_link_create(program.fd, directory, HOOKS[hook], null);
+      if (fd >= 0) return new CgroupLink(fd);
+      const detail =
+        fd === -ERRNO.EPERM
+          ? "not permitted, or a program that does not share the hook is attached there or above: see bpftool cgroup tree"
+          : "";
+      throw new KernelError("bpf_link_create", -fd, `${hook} at ${cgroup}`, detail);
+    } finally {
+      lib.kmesh_close(directory);
+    }
+  }
+
+  /** Opens a pinned link. Throws KernelError: ENOENT when nothing is pinned there. */
+  static fromPin(path: string): CgroupLink {
+    return new CgroupLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
+  }
+
+  /** Throws after `close()`. */
+  get fd(): number {
+    if (this.#fd < 0) throw new Error("the link is closed");
+    return this.#fd;
+  }
+
+  /**
+   * Puts another program of the same type in place; every connection meets the one or the other.
+   * Throws KernelError: ENOLINK when the cgroup is gone (some kernels report success: compare `info().cgroupId`).
+   */
+  update(program: BpfProgram): void {
+    check(native().bpf_link_update(this.fd, program.fd, null), "bpf_link_update", program.info.name);
+  }
+
+  /** Throws KernelError: EEXIST when the path is taken. */
+  pin(path: string): void {
+    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
+  }
+
+  /** Detaches now, although pins and other descriptors remain. */
+  detach(): void {
+    check(native().bpf_link_detach(this.fd), "bpf_link_detach", `link fd ${this.fd}`);
+  }
+
+  /** struct bpf_link_info. Throws KernelError when the descriptor is none of a link. */
+  info(): LinkInfo {
+    const view = new DataView(infoOf(this.fd, 32, "link"));
+    const little = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
+    return {
+      id: view.getUint32(4, little),
+      programId: view.getUint32(8, little),
+      cgroupId: view.getBigUint64(16, little),
+      attachType: view.getUint32(24, little),
+    };
+  }
+
+  close(): void {
+    if (this.#fd >= 0) native().kmesh_close(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,71 @@
+/** A lock that one living process holds: the kernel lets go of it when the process ends, however it ends. */
+import { constants, readFileSync } from "node:fs";
+import { cString } from "../runtime/ffi.ts";
+import { check, ERRNO, KernelError } from "./error.ts";
+import { native } from "./native.ts";
+
+/** Another process has the lock. */
+export class LockHeld extends Error {
+  override readonly name = "LockHeld";
+  readonly path: string;
+  /** As the holder wrote it; undefined when it had no time to. */
+  readonly pid: number | undefined;
+
+  constructor(path: string, pid: number | undefined) {
+    super(`${path} is locked by ${pid === undefined ? "another process" : `pid ${pid}`}`);
+    this.path = path;
+    this.pid = pid;
+  }
+}
+
+/** Owns its file descriptor. The file stays behind, empty: removing it would race with the next holder. */
+export class FileLock {
+  readonly path: string;
+  #fd: number;
+
+  private constructor(path: string, fd: number) {
+    this.path = path;
+    this.#fd = fd;
+  }
+
+  /**
+   * Takes the lock without waiting and writes this pid into the file, which is made if missing (mode 0600).
+   * Throws LockHeld, or KernelError when the file can't be opened.
+   */
+  static acquire(path: string): FileLock {
+    const lib = native();
+    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW;
+    const fd = check(lib.kmesh_open(cString(path), flags, 0o600), "open", path);
+    const result = lib.kmesh_flock(fd);
+    if (result < 0) {
+      lib.kmesh_close(fd);
+      if (result === -ERRNO.EWOULDBLOCK) throw new LockHeld(path, lockHolder(path));
+      throw new KernelError("flock", -result, path);
+    }
+    const text = Buffer.from(`${process.pid}\n`);
+    lib.kmesh_truncate(fd, 0n);
+    lib.kmesh_write(fd, text, BigInt(text.length));
+    return new FileLock(path, fd);
+  }
+
+  release(): void {
+    if (this.#fd < 0) return;
+    native().kmesh_truncate(this.#fd, 0n);
+    native().kmesh_close(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.release();
+  }
+}
+
+/** The pid in a lock's file, whether or not it still lives; undefined when there is none. */
+export function lockHolder(path: string): number | undefined {
+  try {
+    const pid = Number.parseInt(readFileSync(path, "utf8"), 10);
+    return Number.isNaN(pid) ? undefined : pid;
+  } catch {
+    return undefined;
+  }
+}

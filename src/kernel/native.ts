@@ -1,0 +1,102 @@
+/**
+ * libbpf and the few libc calls beside it (native/*.c), loaded from memory: neither a writable nor an executable /tmp is
+ * needed, and nothing is left behind. Every function gives -errno on failure.
+ */
+import { asset } from "../runtime/assets.ts";
+import { cString, type Functions, ffi } from "../runtime/ffi.ts";
+
+const TABLE = {
+  kmesh_open: ["i32", "buffer", "i32", "i32"],
+  kmesh_close: ["i32", "i32"],
+  kmesh_dup: ["i32", "i32"],
+  kmesh_write: ["i64", "i32", "buffer", "u64"],
+  kmesh_truncate: ["i32", "i32", "i64"],
+  kmesh_flock: ["i32", "i32"],
+  kmesh_mmap: ["i32", "i32", "u64", "buffer"],
+  kmesh_mount: ["i32", "buffer", "buffer", "buffer", "u64"],
+  kmesh_unmount: ["i32", "buffer"],
+  kmesh_unshare_netns: ["i32"],
+  kmesh_setns_net: ["i32", "i32"],
+  kmesh_loopback_up: ["i32"],
+  kmesh_netns_cookie: ["i32", "buffer"],
+  kmesh_prctl: ["i32", "i32", "u64"],
+  kmesh_membarrier: ["i32"],
+  kmesh_open_cgroup: ["i32", "i32", "u64"],
+  kmesh_exec: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
+  kmesh_object_open: ["i32", "buffer", "u64", "buffer", "buffer"],
+  kmesh_map_create: ["i32", "i32", "buffer", "u32", "u32", "u32", "u32", "i32"],
+  kmesh_test_run: ["i32", "i32", "buffer", "u32", "i32", "buffer", "buffer"],
+  kmesh_log_take: ["u32", "buffer", "u32"],
+
+  bpf_map_lookup_elem: ["i32", "i32", "buffer", "buffer"],
+  bpf_map_update_elem: ["i32", "i32", "buffer", "buffer", "u64"],
+  bpf_map_delete_elem: ["i32", "i32", "buffer"],
+  bpf_map_get_next_key: ["i32", "i32", "buffer", "buffer"],
+  bpf_map_lookup_batch: ["i32", "i32", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer"],
+  bpf_map_update_batch: ["i32", "i32", "buffer", "buffer", "buffer", "buffer"],
+  bpf_map_delete_batch: ["i32", "i32", "buffer", "buffer", "buffer"],
+  bpf_map_get_fd_by_id: ["i32", "u32"],
+  bpf_prog_get_fd_by_id: ["i32", "u32"],
+  bpf_obj_get_info_by_fd: ["i32", "i32", "buffer", "buffer"],
+  bpf_obj_pin: ["i32", "i32", "buffer"],
+  bpf_obj_get: ["i32", "buffer"],
+  bpf_link_create: ["i32", "i32", "i32", "i32", "buffer"],
+  bpf_link_update: ["i32", "i32", "i32", "buffer"],
+  bpf_link_detach: ["i32", "i32"],
+
+  bpf_object__close: ["void", "u64"],
+  bpf_object__load: ["i32", "u64"],
+  bpf_object__next_map: ["u64", "u64", "u64"],
+  bpf_object__find_map_by_name: ["u64", "u64", "buffer"],
+  bpf_map__name: ["u64", "u64"],
+  bpf_map__fd: ["i32", "u64"],
+  bpf_map__set_max_entries: ["i32", "u64", "u32"],
+  bpf_map__reuse_fd: ["i32", "u64", "i32"],
+  bpf_map__set_initial_value: ["i32", "u64", "buffer", "u64"],
+  bpf_object__next_program: ["u64", "u64", "u64"],
+  bpf_object__find_program_by_name: ["u64", "u64", "buffer"],
+  bpf_program__name: ["u64", "u64"],
+  bpf_program__fd: ["i32", "u64"],
+  bpf_program__set_autoload: ["i32", "u64", "i32"],
+} as const;
+
+type Native = Functions<typeof TABLE>;
+
+let loaded: Native | undefined;
+
+/** The functions; loaded at the first call, so that commands that need no kernel don't pay for them. */
+export function native(): Native {
+  loaded ??= load();
+  return loaded;
+}
+
+function load(): Native {
+  // Real file descriptors: Deno's node:fs deals in numbers of its own.
+  const libc = ffi.open("libc.so.6", {
+    memfd_create: ["i32", "buffer", "u32"],
+    write: ["i64", "i32", "buffer", "u64"],
+    close: ["i32", "i32"],
+  });
+  const cloexec = 1;
+  const fd = libc.memfd_create(cString("libbpf.so"), cloexec);
+  if (fd < 0)
+    throw new Error("memfd_create failed, libbpf can't be loaded: is it forbidden by a seccomp filter?");
+  try {
+    let rest = asset("libbpf.so");
+    while (rest.length > 0) {
+      const written = Number(libc.write(fd, rest, BigInt(rest.length)));
+      if (written <= 0) throw new Error("no memory for libbpf");
+      rest = rest.subarray(written);
+    }
+    return ffi.open(`/proc/self/fd/${fd}`, TABLE);
+  } finally {
+    libc.close(fd);
+  }
+}
+
+/** The end of what libbpf has complained about since the last call; "" when it had nothing to say. */
+export function takeLog(): string {
+  const bytes = new Uint8Array(new ArrayBuffer(32768));
+  const length = native().kmesh_log_take(bytes, bytes.length);
+  return new TextDecoder().decode(bytes.subarray(0, length)).trimEnd();
+}

@@ -1,0 +1,223 @@
+/** BPF objects (compiled .bpf.o files) and the programs that they load. */
+import { cString, ffi } from "../runtime/ffi.ts";
+import { check, ERRNO, KernelError } from "./error.ts";
+import { fixedText, infoOf } from "./info.ts";
+import { BpfMap } from "./maps.ts";
+import { native, takeLog } from "./native.ts";
+
+/** How much of libbpf's log an error shows: the verifier's verdict stands at its end. */
+const LOG_LINES = 24;
+
+/** An opened object. Owns libbpf's handle; what it gave out lives on after `close()`. */
+export class BpfObject {
+  readonly #name: string;
+  readonly mapNames: readonly string[];
+  readonly programNames: readonly string[];
+  #handle: bigint;
+
+  private constructor(handle: bigint, name: string) {
+    this.#handle = handle;
+    this.#name = name;
+    const lib = native();
+    const maps: string[] = [];
+    for (
+      let map = lib.bpf_object__next_map(handle, 0n);
+      map !== 0n;
+      map = lib.bpf_object__next_map(handle, map)
+    )
+      maps.push(ffi.text(lib.bpf_map__name(map)));
+    const programs: string[] = [];
+    for (
+      let at = lib.bpf_object__next_program(handle, 0n);
+      at !== 0n;
+      at = lib.bpf_object__next_program(handle, at)
+    )
+      programs.push(ffi.text(lib.bpf_program__name(at)));
+    this.mapNames = maps;
+    this.programNames = programs;
+  }
+
+  /**
+   * Parses an object file; nothing is in the kernel yet.
+   * @param image the ELF file; copied
+   * @param name for messages
+   * Throws KernelError when it is not a valid object.
+   */
+  static open(image: Uint8Array, name: string): BpfObject {
+    takeLog();
+    const handle = new BigUint64Array(new ArrayBuffer(8));
+    const result = native().kmesh_object_open(image, BigInt(image.length), cString(name), handle);
+    if (result < 0) throw failure("bpf_object__open_mem", -result, name);
+    return new BpfObject(handle[0] ?? 0n, name);
+  }
+
+  /** Before `load()`: another size than the source's. */
+  resizeMap(name: string, maxEntries: number): void {
+    const result = native().bpf_map__set_max_entries(this.#map(name), maxEntries);
+    check(result, "bpf_map__set_max_entries", `${this.#name}:${name}`);
+  }
+
+  /**
+   * Before `load()`: takes an existing map in place of a new one. The caller keeps `map`.
+   * `load()` throws when type, sizes or flags differ from the object's own definition.
+   */
+  useMap(name: string, map: BpfMap): void {
+    check(native().bpf_map__reuse_fd(this.#map(name), map.fd), "bpf_map__reuse_fd", `${this.#name}:${name}`);
+  }
+
+  /** Before `load()`: the content of a global data section (".rodata"), whole. */
+  setInitialValue(name: string, value: Uint8Array): void {
+    const result = native().bpf_map__set_initial_value(this.#map(name), value, BigInt(value.length));
+    check(result, "bpf_map__set_initial_value", `${this.#name}:${name}`);
+  }
+
+  /** Before `load()`: leaves a program out, where the kernel lacks what it needs. */
+  skipProgram(name: string): void {
+    const result = native().bpf_program__set_autoload(this.#program(name), 0);
+    check(result, "bpf_program__set_autoload", `${this.#name}:${name}`);
+  }
+
+  /**
+   * Creates the maps, verifies and loads the programs.
+   * Throws KernelError; its message has the end of the verifier's log.
+   */
+  load(): void {
+    takeLog();
+    const result = native().bpf_object__load(this.#open());
+    if (result < 0) throw failure("bpf_object__load", -result, this.#name);
+  }
+
+  /** After `load()`: a map, which the caller closes. */
+  map(name: string): BpfMap {
+    return BpfMap.adopt(duplicate(native().bpf_map__fd(this.#map(name)), `${this.#name}:${name}`));
+  }
+
+  /** After `load()`: a program, which the caller closes. */
+  program(name: string): BpfProgram {
+    return BpfProgram.adopt(
+      duplicate(native().bpf_program__fd(this.#program(name)), `${this.#name}:${name}`),
+    );
+  }
+
+  close(): void {
+    if (this.#handle !== 0n) native().bpf_object__close(this.#handle);
+    this.#handle = 0n;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #open(): bigint {
+    if (this.#handle === 0n) throw new Error(`the object ${this.#name} is closed`);
+    return this.#handle;
+  }
+
+  #map(name: string): bigint {
+    const map = native().bpf_object__find_map_by_name(this.#open(), cString(name));
+    if (map === 0n)
+      throw new KernelError("bpf_object__find_map_by_name", ERRNO.ENOENT, `${this.#name}:${name}`);
+    return map;
+  }
+
+  #program(name: string): bigint {
+    const program = native().bpf_object__find_program_by_name(this.#open(), cString(name));
+    if (program === 0n)
+      throw new KernelError("bpf_object__find_program_by_name", ERRNO.ENOENT, `${this.#name}:${name}`);
+    return program;
+  }
+}
+
+export interface ProgramInfo {
+  id: number;
+  /** 16 hex digits over the instructions: equal tags mean equal code. */
+  tag: string;
+  /** 15 bytes at most. */
+  name: string;
+  /** enum bpf_prog_type. */
+  type: number;
+}
+
+/** A loaded program. Owns its file descriptor; `close()` may be called twice. */
+export class BpfProgram {
+  #fd: number;
+  readonly info: ProgramInfo;
+
+  private constructor(fd: number) {
+    this.#fd = fd;
+    const bytes = infoOf(fd, 80, "program");
+    const [type = 0, id = 0] = new Uint32Array(bytes, 0, 2);
+    this.info = {
+      id,
+      tag: Buffer.from(bytes, 8, 8).toString("hex"),
+      name: fixedText(new Uint8Array(bytes, 64, 16)),
+      type,
+    };
+  }
+
+  /** Opens a pinned program. Throws KernelError: ENOENT when nothing is pinned there. */
+  static fromPin(path: string): BpfProgram {
+    return BpfProgram.adopt(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
+  }
+
+  /** Opens a loaded program by its id. Throws KernelError: ENOENT, or EPERM without CAP_SYS_ADMIN. */
+  static fromId(id: number): BpfProgram {
+    return BpfProgram.adopt(check(native().bpf_prog_get_fd_by_id(id), "bpf_prog_get_fd_by_id", String(id)));
+  }
+
+  /** Takes over a file descriptor of a program; it is closed if it turns out to be none. */
+  static adopt(fd: number): BpfProgram {
+    try {
+      return new BpfProgram(fd);
+    } catch (error) {
+      native().kmesh_close(fd);
+      throw error;
+    }
+  }
+
+  /** Throws after `close()`. */
+  get fd(): number {
+    if (this.#fd < 0) throw new Error(`the program ${this.info.name} is closed`);
+    return this.#fd;
+  }
+
+  /** Throws KernelError: EEXIST when the path is taken. */
+  pin(path: string): void {
+    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
+  }
+
+  /**
+   * Runs the program without a hook, `repeat` times. Kernels know this for some program types only (ENOTSUPP).
+   * @param context the program's context struct, or nothing
+   * @returns its last return value, and the mean time of a run in nanoseconds
+   */
+  testRun(context: Uint8Array | null, repeat = 1): { result: number; nanoseconds: number } {
+    const result = new Uint32Array(new ArrayBuffer(4));
+    const nanoseconds = new Uint32Array(new ArrayBuffer(4));
+    check(
+      native().kmesh_test_run(this.fd, context, context?.length ?? 0, repeat, result, nanoseconds),
+      "bpf_prog_test_run",
+      this.info.name,
+    );
+    return { result: result[0] ?? 0, nanoseconds: nanoseconds[0] ?? 0 };
+  }
+
+  close(): void {
+    if (this.#fd >= 0) native().kmesh_close(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+function duplicate(fd: number, object: string): number {
+  if (fd < 0) throw new Error(`${object} is not loaded`);
+  return check(native().kmesh_dup(fd), "fcntl", object);
+}
+
+function failure(call: string, errno: number, object: string): KernelError {
+  const log = takeLog().split("\n").slice(-LOG_LINES).join("\n");
+  return new KernelError(call, errno, object, log);
+}

@@ -1,0 +1,37 @@
+/**
+ * The files that travel inside the executable: libbpf.so and the BPF objects. Run from source they are read from
+ * dist/, where build/compile puts them.
+ */
+import { readFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+
+const embedded = new Map<string, string>();
+
+/** Names the embedded files; called once by the generated entry of the single file, before anything else runs. */
+export function embed(paths: Readonly<Record<string, string>>): void {
+  for (const [name, path] of Object.entries(paths)) embedded.set(name, path);
+}
+
+/** Whether this is the single file. */
+export function isEmbedded(): boolean {
+  return embedded.size > 0;
+}
+
+/**
+ * The bytes of an asset: "libbpf.so", "connect.bpf.o", "sockops.compat.bpf.o", ...
+ * Throws when it was never built.
+ */
+export function asset(name: string): Uint8Array {
+  if (isEmbedded()) {
+    const path = embedded.get(name);
+    if (path === undefined) throw new Error(`${name} is not in this executable: build it again`);
+    return readFileSync(path);
+  }
+  const folder = name.endsWith(".bpf.o") ? "../../dist/bpf/" : "../../dist/";
+  const path = fileURLToPath(new URL(folder + name, import.meta.url));
+  try {
+    return readFileSync(path);
+  } catch (error) {
+    throw new Error(`${path} can't be read: run ./build/compile first`, { cause: error });
+  }
+}
