@@ -4,19 +4,18 @@
  */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
+import type { StreamStatus } from "../istiod/status.ts";
 import type { Note } from "../mesh/model.ts";
 
 export interface AgentStatus {
   version: string;
   pid: number;
-  /** ISO 8601, as all times here. */
+  /** ISO 8601, as all times here but the stream's, which are milliseconds since the epoch. */
   startedAt: string;
   /** When this was written: its age, once the agent is dead. */
   writtenAt: string;
-  istiod: string;
-  plaintext: boolean;
   mode: string;
-  node: { id: string; namespace: string; serviceAccount: string; addresses: string[] };
+  node: { namespace: string; serviceAccount: string; addresses: string[] };
   shadow: boolean;
   cgroups: string[];
   excludes: string[];
@@ -28,30 +27,19 @@ export interface AgentStatus {
   mesh: MeshStatus;
 }
 
-export interface StreamStatus {
-  state: "connecting" | "synchronising" | "live" | "waiting";
-  since: string;
-  /** Streams opened since the start. */
-  connects: number;
-  lastError: string | undefined;
-  lastPush: { version: string; at: string } | undefined;
-  /** Resources that istiod sent and that were refused, the last 50 ones, newest last. */
-  nacks: { type: string; resource: string; reason: string; at: string }[];
-}
-
 export interface TablesStatus {
   /** Pushes that became tables since the start. */
   applies: number;
-  firstApplyAt: string | undefined;
-  lastApplyAt: string | undefined;
-  /** Map writes since the start, by the first push and by the last. */
+  firstApplyAt?: string;
+  lastApplyAt?: string;
+  /** Map writes since the start, for the first push, and for the last. */
   writes: number;
-  firstWrites: number | undefined;
-  lastWrites: number | undefined;
-  /** From the push's end to live tables, the last push. */
-  lastMilliseconds: number | undefined;
-  /** The last push that could not be written; the tables before it stay. */
-  lastError: string | undefined;
+  firstWrites?: number;
+  lastWrites?: number;
+  /** The time that the last push took to become tables. */
+  lastMilliseconds?: number;
+  /** A push that could not be written; the tables from before it stay. */
+  lastError?: { at: string; text: string };
 }
 
 export interface MeshStatus {

@@ -1,0 +1,236 @@
+/**
+ * The daemon's life. It wires the rooms below: istiod's stream feeds the compiler, the compiler's mesh goes to the
+ * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
+ */
+import { hostname } from "node:os";
+import { join } from "node:path";
+import { parseDestination } from "../admin/destination.ts";
+import { AdminServer, BadRequest } from "../admin/server.ts";
+import { type AgentStatus, adminSocket, type TablesStatus, writeStatus } from "../admin/status.ts";
+import { Datapath } from "../datapath/datapath.ts";
+import { explainPinned } from "../datapath/inspect.ts";
+import { usableAddresses } from "../istiod/node.ts";
+import type { StreamEvent } from "../istiod/status.ts";
+import { IstiodStream } from "../istiod/stream.ts";
+import { formatTarget } from "../istiod/target.ts";
+import { FileLock } from "../kernel/lock.ts";
+import { KernelNative } from "../kernel-native/kernel-native.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import { version } from "../runtime/version.ts";
+import { type Config, formatExclude } from "./config.ts";
+import type { Log } from "./log.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { Reporter } from "./reporter.ts";
+
+/** After a push that could not be written, milliseconds. */
+const RETRY = 5_000;
+/** From a change to the status file, milliseconds: many pushes become one write. */
+const STATUS_DELAY = 500;
+
+/** The lock that tells whether an agent lives. */
+export function lockFile(runDir: string): string {
+  return join(runDir, "agent.lock");
+}
+
+export class Agent {
+  readonly #config: Config;
+  readonly #log: Log;
+  readonly #locks: FileLock[];
+  readonly #datapath: Datapath;
+  readonly #compiler: KernelNative;
+  readonly #stream: IstiodStream;
+  readonly #reporter: Reporter;
+  readonly #startedAt = new Date();
+  readonly #addresses: string[];
+  readonly #cgroups: string[];
+  #admin: AdminServer | undefined;
+  #mesh: Mesh | undefined;
+  #tables: TablesStatus = { applies: 0, writes: 0 };
+  /** The kernel lags behind the mesh: the next write compares everything. */
+  #behind = false;
+  #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #statusTimer: ReturnType<typeof setTimeout> | undefined;
+
+  private constructor(config: Config, log: Log, locks: FileLock[]) {
+    this.#config = config;
+    this.#log = log;
+    this.#locks = locks;
+    this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
+    this.#cgroups = enrolledCgroups(config.cgroups);
+    this.#reporter = new Reporter(log);
+    this.#datapath = Datapath.open({
+      bpffs: config.bpffs,
+      stateDir: config.stateDir,
+      cgroups: this.#cgroups,
+      excludes: config.excludes,
+      netns: config.netns,
+      shadow: config.shadow,
+      nodeAddresses: this.#addresses,
+      log: (line) => log.info(line),
+    });
+    // Before the first connection, or we would be sent through our own mesh.
+    this.#datapath.exemptSelf();
+    this.#compiler = new KernelNative({
+      allowPlaintext: config.allowPlaintext,
+      publish: (mesh, changes) => this.#publish(mesh, changes),
+    });
+    this.#stream = new IstiodStream({
+      istiod: formatTarget(config.istiod),
+      security: securityOf(config),
+      identity: identityOf(config, this.#addresses),
+      sink: this.#compiler,
+      on: (event) => this.#heard(event),
+    });
+  }
+
+  /**
+   * Takes the locks, checks the machine, adopts or builds the tables, and begins to talk to istiod.
+   * Rejects with LockHeld, Unsupported, KernelError or an Error of one line; the kernel's state is then as before.
+   */
+  static async start(config: Config, log: Log): Promise<Agent> {
+    requireMachine(log);
+    makeFolders(config);
+    const locks = [FileLock.acquire(lockFile(config.runDir)), FileLock.acquire(lockFile(config.stateDir))];
+    const agent = new Agent(config, log, locks);
+    await agent.#begin();
+    return agent;
+  }
+
+  /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
+  stop(): void {
+    clearTimeout(this.#retryTimer);
+    this.#stream.stop();
+    this.#admin?.close();
+    this.#writeStatus();
+    this.#datapath.close();
+    for (const lock of this.#locks) lock.release();
+  }
+
+  status(): AgentStatus {
+    const config = this.#config;
+    return {
+      version,
+      pid: process.pid,
+      startedAt: this.#startedAt.toISOString(),
+      writtenAt: new Date().toISOString(),
+      mode: config.mode,
+      node: {
+        namespace: config.namespace,
+        serviceAccount: config.serviceAccount,
+        addresses: this.#addresses,
+      },
+      shadow: config.shadow,
+      cgroups: this.#cgroups,
+      excludes: config.excludes.map(formatExclude),
+      netns: config.netns,
+      adopted: this.#datapath.adopted,
+      stream: this.#stream.status(),
+      tables: this.#tables,
+      mesh: this.#reporter.meshStatus(this.#mesh),
+    };
+  }
+
+  async #begin(): Promise<void> {
+    this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
+      "/agent": () => this.status(),
+      "/status": () => ({ agent: this.status(), kernel: this.#datapath.inspect() }),
+      "/dump/received": () => this.#compiler.describe(),
+      "/dump/model": () => this.#mesh ?? null,
+      "/dump/tables": () => this.#datapath.inspect(),
+      "/explain": (query) => this.#explain(query.get("target") ?? ""),
+    });
+    this.#reporter.started(this.#datapath.adopted, this.#config);
+    this.#stream.start();
+    this.#writeStatus();
+  }
+
+  #publish(mesh: Mesh, changes: Changes): void {
+    this.#mesh = mesh;
+    this.#apply(this.#behind ? { everything: true } : changes);
+  }
+
+  #apply(changes: Changes): void {
+    const mesh = this.#mesh;
+    if (!mesh) return;
+    clearTimeout(this.#retryTimer);
+    const now = new Date().toISOString();
+    try {
+      const { writes, milliseconds } = this.#datapath.apply(mesh, changes);
+      const first = this.#tables.firstApplyAt === undefined;
+      this.#tables = {
+        applies: this.#tables.applies + 1,
+        writes: this.#tables.writes + writes,
+        firstApplyAt: this.#tables.firstApplyAt ?? now,
+        firstWrites: this.#tables.firstWrites ?? writes,
+        lastApplyAt: now,
+        lastWrites: writes,
+        lastMilliseconds: milliseconds,
+      };
+      this.#behind = false;
+      this.#reporter.applied(mesh, { first, writes, milliseconds });
+    } catch (error) {
+      // The kernel keeps what it holds; the mesh is tried again as a whole, since a part may be written.
+      this.#behind = true;
+      const reason = error instanceof Error ? error.message : String(error);
+      this.#tables = { ...this.#tables, lastError: { at: now, text: reason } };
+      this.#log.error(
+        `istiod's push is not live, the tables stay as they are: ${reason}. Next try in ${RETRY / 1000} s.`,
+      );
+      this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), RETRY);
+    }
+    this.#writeStatusSoon();
+  }
+
+  #heard(event: StreamEvent): void {
+    this.#reporter.heard(event);
+    this.#writeStatusSoon();
+  }
+
+  #explain(target: string): unknown {
+    const { address, port } = parseDestination(target) ?? {};
+    if (address === undefined || port === undefined) throw new BadRequest(`"${target}" is not IP:PORT`);
+    return explainPinned(this.#config.bpffs, address, port);
+  }
+
+  /** Off the path from a push to live tables. */
+  #writeStatusSoon(): void {
+    if (this.#statusTimer !== undefined) return;
+    this.#statusTimer = setTimeout(() => this.#writeStatus(), STATUS_DELAY);
+  }
+
+  #writeStatus(): void {
+    clearTimeout(this.#statusTimer);
+    this.#statusTimer = undefined;
+    try {
+      writeStatus(this.#config.runDir, this.status());
+    } catch (error) {
+      // A full disk is no reason to stop serving.
+      this.#log.warn(
+        `the status can't be written to ${this.#config.runDir}: ${error instanceof Error ? error.message : error}`,
+      );
+    }
+  }
+}
+
+function securityOf(config: Config): ConstructorParameters<typeof IstiodStream>[0]["security"] {
+  if (config.plaintext || config.ca === undefined) return { kind: "plaintext" };
+  return config.token === undefined
+    ? { kind: "tls", ca: config.ca }
+    : { kind: "tls", ca: config.ca, token: config.token };
+}
+
+function identityOf(
+  config: Config,
+  addresses: string[],
+): ConstructorParameters<typeof IstiodStream>[0]["identity"] {
+  return {
+    ips: usableAddresses(addresses),
+    name: hostname().split(".")[0] || "vm",
+    namespace: config.namespace,
+    serviceAccount: config.serviceAccount,
+    clusterId: config.clusterId,
+    network: config.network,
+    ...(config.locality.region ? { locality: config.locality } : {}),
+    version,
+  };
+}

@@ -1,0 +1,84 @@
+/** What the agent needs of the machine, and says before it begins. */
+import { existsSync, mkdirSync, statSync } from "node:fs";
+import { networkInterfaces } from "node:os";
+import { join } from "node:path";
+import { usableAddresses } from "../istiod/node.ts";
+import { cgroup2Root } from "../kernel/cgroup.ts";
+import { kernelRelease, probe } from "../kernel/features.ts";
+import { type Config, ConfigError } from "./config.ts";
+import type { Log } from "./log.ts";
+
+/** This machine, or this user, can't. `next` is what would help. */
+export class Unsupported extends Error {
+  readonly next: string;
+  constructor(message: string, next: string) {
+    super(message);
+    this.name = "Unsupported";
+    this.next = next;
+  }
+}
+
+/** Throws Unsupported unless this is root. `what` is what root is needed for. */
+export function requireRoot(what: string): void {
+  if (process.getuid?.() === 0) return;
+  throw new Unsupported(`${what} needs root`, "Run it as root, or with sudo.");
+}
+
+/** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
+export function requireMachine(log: Pick<Log, "warn">): void {
+  requireRoot("kmesh run");
+  const absent = probe().filter((feature) => !feature.present);
+  const fatal = absent.filter((feature) => feature.required);
+  if (fatal.length > 0) {
+    const list = fatal.map(({ feature, since }) => `${feature} (from Linux ${since} on)`).join(", ");
+    throw new Unsupported(
+      `this kernel (${kernelRelease().text}) lacks ${list}`,
+      "Boot a newer kernel; kmesh runs from 5.10 on.",
+    );
+  }
+  for (const { feature, since, without } of absent)
+    log.warn(`This kernel has no ${feature} (from Linux ${since} on): ${without}.`);
+  try {
+    cgroup2Root();
+  } catch (error) {
+    throw new Unsupported(error instanceof Error ? error.message : String(error), "Mount cgroup2.");
+  }
+}
+
+/** Makes the folders that only root may look into. Throws Unsupported with the path. */
+export function makeFolders(config: Config): void {
+  for (const path of [config.runDir, config.stateDir]) {
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o700 });
+    } catch (error) {
+      throw new Unsupported(
+        `${path} can't be made: ${error instanceof Error ? error.message : error}`,
+        "Choose others with --run-dir and --state-dir.",
+      );
+    }
+  }
+}
+
+/** The machine's own addresses that peers could reach, IPv4 first. */
+export function machineAddresses(): string[] {
+  const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
+  const usable = new Set(usableAddresses(all.map((each) => each.address)));
+  const family = (v6: boolean) => [...usable].filter((address) => address.includes(":") === v6);
+  return [...family(false), ...family(true)];
+}
+
+/**
+ * The folders of the cgroups to enrol: paths below the cgroup2 root as systemd writes them, or whole paths.
+ * Throws ConfigError for one that does not exist.
+ */
+export function enrolledCgroups(paths: readonly string[]): string[] {
+  const root = cgroup2Root();
+  return paths.map((path) => {
+    const folder = path === root || path.startsWith(`${root}/`) ? path : join(root, path);
+    if (existsSync(folder) && statSync(folder).isDirectory()) return folder.replace(/(.)\/+$/, "$1");
+    throw new ConfigError(
+      `there is no cgroup ${path} (no folder ${folder})`,
+      "Name one that exists; systemctl show -p ControlGroup UNIT tells a unit's.",
+    );
+  });
+}

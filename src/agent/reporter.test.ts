@@ -1,0 +1,87 @@
+import { expect, test } from "bun:test";
+import type { Mesh, Note } from "../mesh/model.ts";
+import type { Log } from "./log.ts";
+import { Reporter, tell } from "./reporter.ts";
+
+function recorder(): { lines: string[]; log: Log } {
+  const lines: string[] = [];
+  const at = (level: string) =>
+    Object.assign((line: string) => lines.push(`${level} ${line}`), { raw: () => {} });
+  return { lines, log: { error: at("error"), warn: at("warn"), info: at("info"), debug: at("debug") } };
+}
+
+function meshWith(notes: Note[], services: [string, Note[]][]): Mesh {
+  return {
+    services: new Map(services.map(([name, of]) => [name, { name, host: name, port: 80, notes: of }])),
+    frontends: new Map(),
+    splits: new Map(),
+    clusters: new Map(),
+    fallback: { kind: "passthrough" },
+    notes,
+  };
+}
+
+const strict: Note = { kind: "not-enforced", text: "inbound STRICT is not enforced" };
+const layer7: Note = { kind: "layer7", text: "a header match" };
+const report = { first: false, writes: 1, milliseconds: 1 };
+
+test("what concerns the machine is warned of once, not at every push", () => {
+  const { lines, log } = recorder();
+  const reporter = new Reporter(log);
+  reporter.applied(meshWith([strict], []), report);
+  reporter.applied(meshWith([strict], []), report);
+  expect(lines.filter((line) => line.startsWith("warn"))).toEqual(["warn inbound STRICT is not enforced"]);
+});
+
+test("services with remarks are counted in one line, again only when the numbers change", () => {
+  const { lines, log } = recorder();
+  const reporter = new Reporter(log);
+  const warnings = () => lines.filter((line) => line.startsWith("warn")).length;
+  reporter.applied(
+    meshWith(
+      [],
+      [
+        ["a", [layer7, layer7]],
+        ["b", [layer7]],
+        ["c", []],
+      ],
+    ),
+    report,
+  );
+  expect(lines.at(-1)).toContain("2 layer 7, not enforced yet");
+  reporter.applied(
+    meshWith(
+      [],
+      [
+        ["a", [layer7]],
+        ["b", [layer7]],
+      ],
+    ),
+    report,
+  );
+  expect(warnings()).toBe(1);
+  reporter.applied(meshWith([], [["a", [layer7]]]), report);
+  expect(warnings()).toBe(2);
+});
+
+test("the status lists only services that have remarks", () => {
+  const status = new Reporter(recorder().log).meshStatus(
+    meshWith(
+      [strict],
+      [
+        ["a", [layer7]],
+        ["b", []],
+      ],
+    ),
+  );
+  expect(status.services).toBe(2);
+  expect(status.notes).toEqual([strict]);
+  expect(status.serviceNotes).toEqual([{ service: "a", notes: [layer7] }]);
+});
+
+test("a stream that held and ends is news, one that never stood is a warning", () => {
+  const ended = (held: number) =>
+    tell({ kind: "disconnected", reason: "istiod closed the stream", held, retry: 1500 });
+  expect(ended(10)).toEqual(["info", "istiod closed the stream. Traffic goes on; next try in 1.5 s"]);
+  expect(ended(0)[0]).toBe("warn");
+});

@@ -1,0 +1,130 @@
+/** What the agent says about itself: the log's lines, each once, and the notes of the status. */
+import type { MeshStatus } from "../admin/status.ts";
+import type { StreamEvent } from "../istiod/status.ts";
+import type { Mesh, Note } from "../mesh/model.ts";
+import type { Config } from "./config.ts";
+import type { Log } from "./log.ts";
+
+/** How the kinds of notes are told, in the order in which they matter. */
+export const NOTE_KINDS: readonly { kind: Note["kind"]; title: string }[] = [
+  { kind: "refused", title: "refused" },
+  { kind: "plaintext", title: "mTLS preferred, plaintext used" },
+  { kind: "layer7", title: "layer 7, not enforced yet" },
+  { kind: "conflict", title: "contradictory" },
+  { kind: "not-enforced", title: "accepted, without effect" },
+];
+
+export class Reporter {
+  readonly #log: Log;
+  readonly #said = new Set<string>();
+  #counts = "";
+
+  constructor(log: Log) {
+    this.#log = log;
+  }
+
+  started(adopted: boolean, config: Config): void {
+    const tables = adopted
+      ? "took over what an earlier agent left, traffic goes on"
+      : "tables are empty, nothing is governed yet";
+    this.#log.info(`kmesh runs (pid ${process.pid}, ${config.mode}): ${tables}`);
+    if (config.shadow) this.#log.warn("Shadow mode: decisions are counted, no connection is changed");
+    if (config.allowPlaintext)
+      this.#log.warn("--allow-plaintext: connections go out in plaintext where the mesh demands TLS");
+  }
+
+  heard(event: StreamEvent): void {
+    const [level, line] = tell(event);
+    this.#log[level](line);
+  }
+
+  /** A push is live. */
+  applied(mesh: Mesh, report: { first: boolean; writes: number; milliseconds: number }): void {
+    const line = `${mesh.services.size} services are live, ${report.writes} map writes, ${report.milliseconds.toFixed(1)} ms`;
+    if (report.first) this.#log.info(line);
+    else this.#log.debug(line);
+    for (const note of mesh.notes) {
+      if (this.#said.has(note.text)) continue;
+      this.#said.add(note.text);
+      this.#log.warn(note.text);
+    }
+    this.#countNotes(mesh);
+  }
+
+  meshStatus(mesh: Mesh | undefined): MeshStatus {
+    const status: MeshStatus = {
+      services: 0,
+      frontends: 0,
+      clusters: 0,
+      endpoints: 0,
+      notes: [],
+      serviceNotes: [],
+    };
+    if (!mesh) return status;
+    status.services = mesh.services.size;
+    status.frontends = mesh.frontends.size;
+    status.clusters = mesh.clusters.size;
+    for (const cluster of mesh.clusters.values()) {
+      for (const locality of cluster.localities) status.endpoints += locality.endpoints.length;
+    }
+    status.notes = mesh.notes;
+    for (const { name, notes } of mesh.services.values()) {
+      if (notes.length > 0) status.serviceNotes.push({ service: name, notes });
+    }
+    return status;
+  }
+
+  /** One line for all services, when the numbers change. */
+  #countNotes(mesh: Mesh): void {
+    const counts = new Map<Note["kind"], number>();
+    for (const { notes } of mesh.services.values()) {
+      for (const kind of new Set(notes.map((note) => note.kind)))
+        counts.set(kind, (counts.get(kind) ?? 0) + 1);
+    }
+    const parts = NOTE_KINDS.filter(({ kind }) => counts.has(kind)).map(
+      ({ kind, title }) => `${counts.get(kind)} ${title}`,
+    );
+    const line = parts.join(", ");
+    if (line !== this.#counts && line !== "")
+      this.#log.warn(`Services with remarks: ${line}. kmesh status lists them`);
+    this.#counts = line;
+  }
+}
+
+/** What happened on the stream to istiod as a line of the log, and how much it matters. */
+export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", string] {
+  switch (event.kind) {
+    case "connecting":
+      return ["debug", `Connecting to istiod at ${event.target}`];
+    case "connected":
+      return ["info", `Connected to istiod at ${event.target}`];
+    case "disconnected":
+      // istiod ends every stream after half an hour: no reason to worry anybody.
+      return [
+        event.held > 0 ? "info" : "warn",
+        `${event.reason}. Traffic goes on; next try in ${(event.retry / 1000).toFixed(1)} s`,
+      ];
+    case "rejected":
+      return [
+        "warn",
+        `Refused istiod's ${event.type} ${event.resource}: ${event.reason}. The one before stays`,
+      ];
+    case "ignored":
+      return ["warn", `Ignored what istiod sent: ${event.reason}`];
+    case "overdue":
+      return ["warn", `istiod does not answer for ${event.type} ${list(event.names)}: going on without`];
+    case "committed":
+      return [
+        "debug",
+        `Push ${event.version || "without a version"} was complete after ${Math.round(event.took)} ms`,
+      ];
+    case "failed":
+      return ["error", `A fault of kmesh, the tables stay as they are: ${event.reason}`];
+  }
+}
+
+function list(names: readonly string[]): string {
+  return names.length <= 3
+    ? names.join(", ")
+    : `${names.slice(0, 3).join(", ")} and ${names.length - 3} more`;
+}
