@@ -1,0 +1,104 @@
+import { Client, type ClientDuplexStream, connectivityState } from "@grpc/grpc-js";
+import type { Credentials } from "./credentials.ts";
+import { formatTarget, type Target } from "./target.ts";
+
+const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+const UNAVAILABLE = 14;
+/** How much istiod may send ahead of us, bytes. */
+const FLOW_WINDOW = 8 << 20;
+
+/** Times of a connection, milliseconds. */
+export interface ConnectionTimes {
+  /** To reach istiod, name lookup and handshake included. */
+  connect: number;
+  /** Silence after which istiod is asked whether it lives, and how long it has to answer. */
+  keepalive: number;
+  keepaliveAnswer: number;
+}
+
+export const CONNECTION_TIMES: ConnectionTimes = {
+  connect: 5_000,
+  keepalive: 30_000,
+  keepaliveAnswer: 10_000,
+};
+
+/** What a connection reports. `ended` comes exactly once, unless we closed it. */
+export interface ConnectionEvents {
+  message(bytes: Buffer): void;
+  ended(status: { code: number; details: string }): void;
+}
+
+/**
+ * One gRPC channel with one delta-ADS stream on it. Each attempt has a channel of its own, so that the pace of
+ * attempts is ours alone and a dead channel's back-off never delays us. Variables such as https_proxy are ignored.
+ */
+export class Connection {
+  readonly #client: Client;
+  readonly #call: ClientDuplexStream<Uint8Array, Buffer>;
+  readonly #events: ConnectionEvents;
+  #connectTimer: ReturnType<typeof setTimeout> | undefined;
+  #over = false;
+
+  constructor(target: Target, open: Credentials, events: ConnectionEvents, times = CONNECTION_TIMES) {
+    this.#events = events;
+    this.#client = new Client(`dns:${formatTarget(target)}`, open.channel, {
+      "grpc.primary_user_agent": "kmesh",
+      "grpc.enable_http_proxy": 0,
+      "grpc.enable_retries": 0,
+      "grpc.service_config_disable_resolution": 1,
+      "grpc.use_local_subchannel_pool": 1,
+      "grpc.max_receive_message_length": -1,
+      "grpc.max_send_message_length": -1,
+      "grpc.keepalive_time_ms": times.keepalive,
+      "grpc.keepalive_timeout_ms": times.keepaliveAnswer,
+      "grpc.keepalive_permit_without_calls": 1,
+      "grpc-node.flow_control_window": FLOW_WINDOW,
+      ...open.options,
+    });
+    this.#call = this.#client.makeBidiStreamRequest(
+      PATH,
+      (request: Uint8Array) => Buffer.from(request.buffer, request.byteOffset, request.byteLength),
+      (response: Buffer) => response,
+      open.metadata,
+    );
+    this.#call.on("data", (bytes: Buffer) => {
+      clearTimeout(this.#connectTimer);
+      if (!this.#over) events.message(bytes);
+    });
+    // A stream that ends ends with a status; "error" repeats one that is not OK and must have a listener.
+    this.#call.on("error", (error: { code?: number; details?: string; message: string }) =>
+      this.#end(error.code ?? UNAVAILABLE, error.details ?? error.message),
+    );
+    this.#call.on("status", (status) => this.#end(status.code, status.details));
+    this.#connectTimer = setTimeout(() => this.#checkConnected(times.connect), times.connect);
+  }
+
+  /** Sends one encoded DeltaDiscoveryRequest. Does nothing on a connection that is over. */
+  send(request: Uint8Array): void {
+    if (!this.#over) this.#call.write(request);
+  }
+
+  /** Ends the stream and the channel without a report. */
+  close(): void {
+    if (this.#over) return;
+    this.#release();
+  }
+
+  #checkConnected(limit: number): void {
+    if (this.#client.getChannel().getConnectivityState(false) === connectivityState.READY) return;
+    this.#end(UNAVAILABLE, `no answer within ${limit / 1000} s`);
+  }
+
+  #end(code: number, details: string): void {
+    if (this.#over) return;
+    this.#release();
+    this.#events.ended({ code, details: details || "without a reason" });
+  }
+
+  #release(): void {
+    this.#over = true;
+    clearTimeout(this.#connectTimer);
+    this.#call.cancel();
+    this.#client.close();
+  }
+}

@@ -1,0 +1,122 @@
+/**
+ * Who this machine says it is to istiod. The value types of the metadata are istiod's own: lists are joined by
+ * commas, booleans are the strings "true" and "false" (a bare boolean makes istiod close the stream).
+ */
+import { canonicalAddress } from "../mesh/address.ts";
+import type { discovery } from "./discovery.gen.js";
+
+/** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
+const ISTIO_VERSION = "1.32.0";
+
+export interface Locality {
+  region: string;
+  zone: string;
+  subzone: string;
+}
+
+export interface Identity {
+  /** The machine's own addresses, the main one first. What usableAddresses leaves out is not told to istiod. */
+  ips: readonly string[];
+  name: string;
+  namespace: string;
+  serviceAccount?: string;
+  workloadName?: string;
+  labels?: Readonly<Record<string, string>>;
+  clusterId?: string;
+  network?: string;
+  meshId?: string;
+  locality?: Locality;
+  /** kmesh's own version. */
+  version?: string;
+  /** Further metadata, string values only; wins over what stands here. */
+  metadata?: Readonly<Record<string, string>>;
+}
+
+/** `sidecar~IP~NAME.NAMESPACE~NAMESPACE.svc.cluster.local` */
+export function nodeId(identity: Identity): string {
+  const { name, namespace } = identity;
+  return `sidecar~${usableAddresses(identity.ips)[0] ?? ""}~${name}.${namespace}~${namespace}.svc.cluster.local`;
+}
+
+/** The Node message. Throws an Error with the next step when the identity can't be told to istiod. */
+export function nodeOf(identity: Identity): discovery.Node.$Properties {
+  check(identity);
+  const metadata: Record<string, discovery.Value.$Properties> = {
+    NAME: text(identity.name),
+    NAMESPACE: text(identity.namespace),
+    INSTANCE_IPS: text(usableAddresses(identity.ips).join(",")),
+    ISTIO_VERSION: text(ISTIO_VERSION),
+    // With it istiod gives every service an address, and no port-wide listeners for those without one.
+    DNS_CAPTURE: text("true"),
+    // kmesh speaks no HBONE yet: without this ambient endpoints arrive without an address.
+    DISABLE_HBONE_SEND: text("true"),
+  };
+  if (identity.serviceAccount) metadata.SERVICE_ACCOUNT = text(identity.serviceAccount);
+  if (identity.workloadName) metadata.WORKLOAD_NAME = text(identity.workloadName);
+  if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);
+  if (identity.network) metadata.NETWORK = text(identity.network);
+  if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
+  if (identity.labels) metadata.LABELS = { structValue: { fields: texts(identity.labels) } };
+  Object.assign(metadata, texts(identity.metadata ?? {}));
+  const node: discovery.Node.$Properties = {
+    id: nodeId(identity),
+    cluster: `${identity.workloadName ?? identity.name}.${identity.namespace}`,
+    metadata: { fields: metadata },
+    userAgentName: "kmesh",
+  };
+  if (identity.version) node.userAgentVersion = identity.version;
+  if (identity.locality) {
+    const { region, zone, subzone } = identity.locality;
+    node.locality = { region, zone, subZone: subzone };
+  }
+  return node;
+}
+
+/**
+ * The addresses that peers can reach, canonical, in the given order, each once: no loopback, no link-local, no
+ * multicast or unspecified ones, nothing that is no address.
+ */
+export function usableAddresses(candidates: Iterable<string>): string[] {
+  const usable = new Set<string>();
+  for (const candidate of candidates) {
+    const address = canonicalAddress(candidate);
+    if (address !== undefined && isReachable(address)) usable.add(address);
+  }
+  return [...usable];
+}
+
+/** Parses `REGION`, `REGION/ZONE` or `REGION/ZONE/SUBZONE`. Throws an Error that says so for anything else. */
+export function parseLocality(text: string): Locality {
+  const [region = "", zone = "", subzone = "", ...rest] = text.split("/");
+  if (region === "" || rest.length > 0 || (zone === "" && subzone !== "")) {
+    throw new Error(`"${text}" is no locality: give REGION/ZONE/SUBZONE, the last two may be left out`);
+  }
+  return { region, zone, subzone };
+}
+
+function isReachable(address: string): boolean {
+  if (address.includes(":")) return address !== "::" && address !== "::1" && !/^(fe[89ab]|ff)/.test(address);
+  const [first = 0, second = 0] = address.split(".").map(Number);
+  return first !== 0 && first !== 127 && first < 224 && !(first === 169 && second === 254);
+}
+
+function check(identity: Identity): void {
+  if (usableAddresses(identity.ips).length === 0) {
+    throw new Error("this machine has no address that peers could reach: give one with --ip");
+  }
+  for (const [what, value] of [
+    ["name", identity.name],
+    ["namespace", identity.namespace],
+  ] as const) {
+    if (value === "" || value.includes("~"))
+      throw new Error(`"${value}" can't be the ${what} of this machine`);
+  }
+}
+
+function text(value: string): discovery.Value.$Properties {
+  return { stringValue: value };
+}
+
+function texts(values: Readonly<Record<string, string>>): Record<string, discovery.Value.$Properties> {
+  return Object.fromEntries(Object.entries(values).map(([key, value]) => [key, text(value)]));
+}

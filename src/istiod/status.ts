@@ -1,0 +1,59 @@
+import type { ResourceType } from "./sink.ts";
+
+/** What happens on the stream, for the log. */
+export type StreamEvent =
+  | { kind: "connecting"; target: string }
+  /** The first response came. */
+  | { kind: "connected"; target: string }
+  /** `held` milliseconds after it was connected, 0 when it never was. The next attempt follows in `retry` ms. */
+  | { kind: "disconnected"; reason: string; held: number; retry: number }
+  | { kind: "rejected"; type: ResourceType; resource: string; reason: string }
+  | { kind: "ignored"; reason: string }
+  /** Names that istiod did not answer in time; the push goes live without them. */
+  | { kind: "overdue"; type: ResourceType; names: string[] }
+  /** `took`: milliseconds from the first response of the push to its commit. */
+  | { kind: "committed"; version: string; first: boolean; took: number }
+  /** The receiver of the resources failed: a fault of kmesh. */
+  | { kind: "failed"; reason: string };
+
+/** One type's numbers. The last six count since the start of the process. */
+export interface TypeStatus {
+  /** Resources held. */
+  resources: number;
+  /** Names subscribed to; 0 for types that come whole. */
+  subscribed: number;
+  unanswered: number;
+  rejected: number;
+  responses: number;
+  bytes: number;
+  unchanged: number;
+  changed: number;
+  removed: number;
+  refused: number;
+}
+
+/** The stream as `kmesh status` shows it. Times are milliseconds since the epoch. */
+export interface StreamStatus {
+  target: string;
+  plaintext: boolean;
+  connected: boolean;
+  /** Present while connected. */
+  connectedSince?: number;
+  /** Present while not connected, if it ever was. */
+  disconnectedSince?: number;
+  /** Connections that got a response. */
+  connections: number;
+  lastError?: { at: number; text: string };
+  /** The first complete snapshot was committed. */
+  synced: boolean;
+  /** The push that was committed last. */
+  version: string;
+  /** Pushes committed. */
+  pushes: number;
+  lastPush?: number;
+  /** A push is being received, and since when. */
+  pendingSince?: number;
+  types: Record<ResourceType, TypeStatus>;
+  /** What istiod sent and was refused as malformed, in its present version. */
+  rejected: { type: ResourceType; resource: string; reason: string; since: number }[];
+}

@@ -1,0 +1,23 @@
+import { expect, test } from "bun:test";
+import { formatTarget, parseTarget, serverName } from "./target.ts";
+
+test.each([
+  ["istiod.istio-system.svc:15012", "istiod.istio-system.svc", 15012],
+  ["10.0.0.1:15010", "10.0.0.1", 15010],
+  ["[fd00::1]:15010", "fd00::1", 15010],
+])("%s", (text, host, port) => {
+  expect(parseTarget(text)).toEqual({ host, port });
+  expect(formatTarget({ host, port })).toBe(text);
+});
+
+test.each(["", "istiod", "istiod:", "istiod:0", "istiod:70000", ":15010", "fd00::1:15010", "[istiod]:15010"])(
+  "%j is refused",
+  (text) => expect(() => parseTarget(text)).toThrow("is no address of istiod"),
+);
+
+test("through this machine istiod is known by its name in the cluster", () => {
+  for (const host of ["localhost", "127.0.0.1", "::1"]) {
+    expect(serverName({ host, port: 1 })).toBe("istiod.istio-system.svc");
+  }
+  expect(serverName({ host: "istiod.example", port: 1 })).toBe("istiod.example");
+});
