@@ -82,9 +82,7 @@ test("mutated responses never throw out of the stream and never lose what is sto
     }
     await until(() => stream.status().connected, "the end");
     expect(reconnects).toBeGreaterThan(0);
-    expect(sink.lost.filter((name) => !isRenamed(name, events))).toEqual([]);
-    for (const name of before)
-      if (/^(cluster|listener|names)/.test(name)) expect(sink.stored.has(name)).toBe(true);
+    expect(sink.lost).toEqual([]);
 
     // Once istiod makes sense again, all is as it was.
     for (const served of istiod.streams) served.close();
