@@ -121,6 +121,11 @@ union table_records {
 	struct endpoint endpoint;
 	struct name_ref name_ref;
 	struct name_line name_line;
+	enum cluster_kind cluster_kind;
+	enum balance balance;
+	enum settings_flag settings_flag;
+	enum reason reason;
+	enum action action;
 } table_records SEC(".layout");
 
 /* [0] -> settings. Written by the agent, read at every connect. Fixed size. */
