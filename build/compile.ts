@@ -1,0 +1,233 @@
+/**
+ * Makes everything that is made from source: BPF objects, struct layouts, protobuf code, the single file. Each step does
+ * nothing when its result is newer than what it is made from. Run by build/compile.
+ */
+import { spawnSync } from "node:child_process";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { arch } from "node:os";
+import { basename, dirname, join, relative } from "node:path";
+import { fileURLToPath } from "node:url";
+import { readLayout } from "./btf.ts";
+import { layoutModule, mergeLayouts } from "./layout.ts";
+
+const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
+const BUN = process.execPath;
+const LIBBPF = required("LIBBPF");
+/** build/compile --generate: stop before the single file. */
+const generateOnly = process.argv.includes("--generate");
+
+/** The two ways each object is compiled: kernels before 5.12 have no fetching atomics. */
+const VARIANTS = [
+  { suffix: ".bpf.o", flags: ["-mcpu=v3"] },
+  { suffix: ".compat.bpf.o", flags: ["-mcpu=v2", "-DKMESH_NO_FETCH_ATOMICS"] },
+];
+
+/** Where the code of each package of proto/ goes. */
+const PROTO_OUT: Readonly<Record<string, string>> = {
+  discovery: "src/istiod/discovery.gen.js",
+  envoy: "src/kernel-native/envoy.gen.js",
+};
+
+process.chdir(ROOT);
+mkdirSync("dist", { recursive: true });
+const objects = compileObjects("bpf", "dist/bpf");
+compileObjects("test/bpf", "dist/test");
+writeLayout(objects);
+generateProtos();
+if (!generateOnly) compileExecutable(objects);
+
+/** Compiles every NAME.bpf.c of a folder; gives the objects' paths. */
+function compileObjects(source: string, out: string): string[] {
+  const made: string[] = [];
+  const sources = filesBelow(source).filter((file) => /\.[ch]$/.test(file));
+  for (const file of sources.filter((path) => path.endsWith(".bpf.c")))
+    for (const { suffix, flags } of VARIANTS) {
+      const object = join(out, basename(file).replace(/\.bpf\.c$/, suffix));
+      made.push(object);
+      if (isFresh(object, [...sources, "build/compile.ts"])) continue;
+      say(`compiling ${object}`);
+      mkdirSync(out, { recursive: true });
+      const part = `${object}.part`;
+      // Relative paths only: the object must not tell where it was built.
+      run("clang", [
+        ...[
+          "-target",
+          "bpf",
+          "-O2",
+          "-g",
+          "-Wall",
+          "-Wextra",
+          "-Wno-unused-parameter",
+          "-fdebug-compilation-dir=.",
+        ],
+        ...[`-D__TARGET_ARCH_${arch() === "arm64" ? "arm64" : "x86"}`, ...flags, "-I", source],
+        ...["-isystem", `${LIBBPF}/include`, "-isystem", `/usr/include/${required("MULTIARCH")}`],
+        ...["-c", file, "-o", part],
+      ]);
+      // Without DWARF; the BTF stays.
+      run("llvm-strip", ["-g", part]);
+      renameSync(part, object);
+    }
+  return made;
+}
+
+function writeLayout(built: string[]): void {
+  const out = "src/datapath/layout.gen.ts";
+  // The compatible variants use the same maps.
+  const primary = built.filter((object) => !object.endsWith(".compat.bpf.o"));
+  if (primary.length === 0 || isFresh(out, [...built, "build/btf.ts", "build/layout.ts"])) return;
+  say(`writing ${out}`);
+  const layouts = Object.fromEntries(primary.map((object) => [object, readLayout(readFileSync(object))]));
+  write(out, layoutModule(mergeLayouts(layouts)));
+}
+
+/** proto/discovery*.proto is one package, all the others another. */
+function generateProtos(): void {
+  const all = filesBelow("proto").filter((file) => file.endsWith(".proto"));
+  const isDiscovery = (file: string): boolean => basename(file).startsWith("discovery");
+  const groups = {
+    discovery: all.filter(isDiscovery),
+    envoy: all.filter((file) => !isDiscovery(file)),
+  };
+  for (const [group, files] of Object.entries(groups)) {
+    const out = PROTO_OUT[group];
+    if (out === undefined || files.length === 0) continue;
+    const types = out.replace(/\.js$/, ".d.ts");
+    if (isFresh(out, [...files, "build/compile.ts"]) && existsSync(types)) continue;
+    say(`generating ${out}`);
+    const cli = "node_modules/protobufjs-cli/bin";
+    const options = ["--no-verify", "--no-convert", "--no-delimited", "--no-service", "--no-typeurl"];
+    // One root a group: their names must not meet in protobufjs's global one.
+    const part = `dist/${group}.gen.js`;
+    const partTypes = `dist/${group}.gen.d.ts`;
+    run(BUN, [
+      ...[`${cli}/pbjs`, "-t", "static-module", "-w", "esm", "--es6", "-r", `kmesh-${group}`],
+      ...["--dependency", "protobufjs/minimal.js", "-p", "proto", ...options, "-o", part, ...files],
+    ]);
+    run(BUN, [`${cli}/pbts`, "--no-comments", "-o", partTypes, part], {
+      PATH: `${ROOT}/node_modules/.bin:${process.env.PATH}`,
+    });
+    renameSync(partTypes, types);
+    renameSync(part, out);
+  }
+}
+
+/** One executable with the libraries, the objects and the runtime inside. Equal sources give equal bytes. */
+function compileExecutable(built: string[]): void {
+  const main = "src/main.ts";
+  if (!existsSync(main)) {
+    say(`${main} is missing: no single file`);
+    return;
+  }
+  const out = "dist/kmesh";
+  const version = versionText();
+  const versionFile = "dist/version";
+  if (!existsSync(versionFile) || readFileSync(versionFile, "utf8") !== version)
+    writeFileSync(versionFile, version);
+  const sources = [
+    ...filesBelow("src"),
+    ...built,
+    "dist/libbpf.so",
+    "package.json",
+    "package-lock.json",
+    "build/compile.ts",
+    versionFile,
+  ];
+  if (
+    isFresh(
+      out,
+      sources.filter((file) => !file.endsWith(".test.ts")),
+    )
+  )
+    return;
+
+  say("compiling dist/kmesh");
+  const assets = ["dist/libbpf.so", ...built];
+  const lines = [
+    'import { embed } from "../src/runtime/assets.ts";',
+    ...assets.map(
+      (file, index) => `import a${index} from "./${relative("dist", file)}" with { type: "file" };`,
+    ),
+    `embed({ ${assets.map((file, index) => `${JSON.stringify(basename(file))}: a${index}`).join(", ")} });`,
+  ];
+  mkdirSync("dist/build", { recursive: true });
+  writeFileSync("dist/embedded.gen.ts", `${lines.join("\n")}\n`);
+  writeFileSync("dist/entry.gen.ts", 'import "./embedded.gen.ts";\nimport "../src/main.ts";\n');
+  // The name is part of the bytes, so it is built under its own and moved: a running one is never half written.
+  run(BUN, [
+    ...[
+      "build",
+      "--compile",
+      "--target=bun",
+      "--minify-whitespace",
+      "--minify-syntax",
+      "--bytecode",
+      "--format=esm",
+    ],
+    ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
+    ...["--define", `KMESH_VERSION=${JSON.stringify(version)}`],
+    ...["--outfile", "dist/build/kmesh", "dist/entry.gen.ts"],
+  ]);
+  renameSync("dist/build/kmesh", out);
+  rmSync("dist/build", { recursive: true });
+  say(`${out} is ${Math.round(statSync(out).size / 2 ** 20)} MB, version ${version}`);
+}
+
+/** package.json's version and the commit; nothing that differs between two builds of one commit. */
+function versionText(): string {
+  const { version } = JSON.parse(readFileSync("package.json", "utf8")) as { version: string };
+  const git = spawnSync("git", ["-c", `safe.directory=${ROOT}`, "rev-parse", "--short=12", "HEAD"], {
+    encoding: "utf8",
+  });
+  return git.status === 0 ? `${version}+${git.stdout.trim()}` : version;
+}
+
+function isFresh(out: string, inputs: string[]): boolean {
+  if (!existsSync(out)) return false;
+  const made = statSync(out).mtimeMs;
+  return inputs.every((file) => statSync(file).mtimeMs <= made);
+}
+
+function filesBelow(folder: string): string[] {
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder, { recursive: true, withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => join(entry.parentPath, entry.name))
+    .sort();
+}
+
+function write(path: string, text: string): void {
+  writeFileSync(`${path}.tmp`, text);
+  renameSync(`${path}.tmp`, path);
+}
+
+function run(command: string, parameters: string[], environment: Record<string, string> = {}): void {
+  const result = spawnSync(command, parameters, {
+    stdio: ["ignore", "pipe", "inherit"],
+    encoding: "utf8",
+    env: { ...process.env, ...environment },
+  });
+  if (result.status === 0) return;
+  process.stderr.write(result.stdout ?? "");
+  say(`failed: ${command} ${parameters.join(" ")}${result.error ? `: ${result.error.message}` : ""}`);
+  process.exit(1);
+}
+
+function required(name: string): string {
+  const value = process.env[name];
+  if (value === undefined) throw new Error(`${name} is not set: run build/compile, not build/compile.ts`);
+  return value;
+}
+
+function say(text: string): void {
+  process.stderr.write(`compile: ${text}\n`);
+}
