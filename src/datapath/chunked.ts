@@ -1,0 +1,137 @@
+/**
+ * A table of records with dense ids that grows without moving one (bpf/include/chunked.h): an array-of-maps whose
+ * inner arrays double in size, each written and read through mmap.
+ */
+import { BpfMap, FLAG } from "../kernel/maps.ts";
+
+/** The smallest chunk's records; chunked.h says the same. */
+const BASE_SHIFT = 8;
+const BASE = 1 << BASE_SHIFT;
+
+/** Views over one inner array. Elements lie `stride` bytes apart. */
+interface Chunk {
+  bytes: Uint8Array;
+  words: Uint32Array;
+  longs: BigUint64Array;
+}
+
+const CHUNK_FLAGS = FLAG.mmapable | FLAG.innerMap;
+
+export class ChunkedTable {
+  readonly #outer: BpfMap;
+  readonly #name: string;
+  readonly #size: number;
+  /** Bytes from one record to the next. */
+  readonly stride: number;
+  #chunks: Chunk[] = [];
+
+  /**
+   * Opens what `outer` (an array-of-maps, which stays the caller's) holds by now.
+   * `size` is the record's, in bytes; `name` names new chunks (at most 12 characters).
+   */
+  constructor(outer: BpfMap, name: string, size: number) {
+    this.#outer = outer;
+    this.#name = name;
+    this.#size = size;
+    this.stride = (size + 7) & ~7;
+    const id = new Uint32Array(new ArrayBuffer(4));
+    for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
+      this.#chunks.push(map(BpfMap.fromId(id[0] ?? 0)));
+    }
+  }
+
+  /** How many ids have a record. */
+  get capacity(): number {
+    return BASE * (2 ** this.#chunks.length - 1);
+  }
+
+  /** Bytes of the records, as the kernel allocates them. */
+  get bytes(): number {
+    return this.capacity * this.stride;
+  }
+
+  /** Makes room for the ids below `count`; new records are zero. Gives the number of chunks that it added. */
+  reserve(count: number): number {
+    const fresh: BpfMap[] = [];
+    let capacity = this.capacity;
+    const first = this.#chunks.length;
+    for (let level = first; capacity < count; level++) {
+      fresh.push(this.#create(level));
+      capacity += BASE << level;
+    }
+    if (fresh.length === 0) return 0;
+    const keys = Uint32Array.from(fresh, (_, i) => first + i);
+    const fds = Uint32Array.from(fresh, ({ fd }) => fd);
+    this.#outer.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(fds.buffer), fresh.length);
+    for (const inner of fresh) this.#chunks.push(map(inner));
+    return fresh.length;
+  }
+
+  #create(level: number): BpfMap {
+    return BpfMap.create({
+      name: `${this.#name}_${level}`,
+      type: "array",
+      keySize: 4,
+      valueSize: this.#size,
+      maxEntries: BASE << level,
+      flags: CHUNK_FLAGS,
+    });
+  }
+
+  /** Views of the record's chunk and its byte offset in it. Throws RangeError when `id` has no record. */
+  locate(id: number): { chunk: Chunk; offset: number } {
+    const place = id + BASE;
+    const level = 31 - Math.clz32(place);
+    const chunk = this.#chunks[level - BASE_SHIFT];
+    if (!chunk) throw new RangeError(`table ${this.#name} has no record ${id}`);
+    return { chunk, offset: (place - (1 << level)) * this.stride };
+  }
+
+  has(id: number): boolean {
+    return id < this.capacity;
+  }
+
+  /** The record's own bytes, live: writing them writes the kernel's. */
+  record(id: number): Uint8Array {
+    const { chunk, offset } = this.locate(id);
+    return chunk.bytes.subarray(offset, offset + this.#size);
+  }
+
+  /** The 32-bit word `at` bytes into the record. */
+  word(id: number, at: number): number {
+    const { chunk, offset } = this.locate(id);
+    return chunk.words[(offset + at) >> 2] ?? 0;
+  }
+
+  setWord(id: number, at: number, value: number): void {
+    const { chunk, offset } = this.locate(id);
+    chunk.words[(offset + at) >> 2] = value;
+  }
+
+  /** The aligned 8 bytes `at` bytes into the record. */
+  long(id: number, at = 0): bigint {
+    const { chunk, offset } = this.locate(id);
+    return chunk.longs[(offset + at) >> 3] ?? 0n;
+  }
+
+  /** Stores the aligned 8 bytes at once, after all that was written before: this is how a record is published. */
+  publish(id: number, value: bigint, at = 0): void {
+    const { chunk, offset } = this.locate(id);
+    Atomics.store(chunk.longs, (offset + at) >> 3, value);
+  }
+}
+
+/** Takes the map over: its mapping outlives the descriptor. */
+function map(inner: BpfMap): Chunk {
+  const memory = inner.mmap();
+  inner.close();
+  return {
+    bytes: new Uint8Array(memory),
+    words: new Uint32Array(memory),
+    longs: new BigUint64Array(memory),
+  };
+}
+
+function key(level: number): Uint8Array {
+  return new Uint8Array(Uint32Array.of(level).buffer);
+}

@@ -1,0 +1,248 @@
+/**
+ * Clusters and splits in the kernel. A name has one id as long as it lives; what it stands for is an immutable
+ * descriptor with its slots, and one store replaces it.
+ */
+import type { Cluster, Split } from "../mesh/model.ts";
+import type { ChunkedTable } from "./chunked.ts";
+import { type Compiled, compileCluster, compileMissing, compileSplit } from "./compile.ts";
+import {
+  type Descriptor,
+  hasDigest,
+  linesOf,
+  type Run,
+  readDescriptor,
+  readSlots,
+  runsOf,
+  SLOTS_PER_LINE,
+  writeDescriptor,
+} from "./descriptor.ts";
+import { EndpointTable, strays } from "./endpoints.ts";
+import type { Grace } from "./grace.ts";
+import { Ids } from "./ids.ts";
+import * as layout from "./layout.gen.ts";
+import { type NameLines, NameSpace } from "./names.ts";
+import { Resting, SOCKET_REST_MS } from "./resting.ts";
+import { Runs } from "./runs.ts";
+import type { Member } from "./slots.ts";
+import type { Tables } from "./tables.ts";
+import { reasonNumber } from "./target.ts";
+import type { Weighted } from "./weights.ts";
+
+const LIVE = layout.cluster_load.fields.live.offset;
+const NO_RUN: Run = { firstLine: 0, count: 0 };
+/** Splits have names of their own beside the clusters'. */
+const SPLIT_PREFIX = "split:";
+
+export class ClusterTable {
+  readonly #clusters: ChunkedTable;
+  readonly #descriptors: ChunkedTable;
+  readonly #slots: ChunkedTable;
+  readonly #loads: ChunkedTable;
+  readonly #names: NameSpace;
+  readonly #endpoints: EndpointTable;
+  readonly #grace: Grace;
+  readonly #descriptorIds: Ids;
+  readonly #lines: Runs;
+  readonly #resting: Resting;
+  /** Unpublished by name, waiting for readers to leave. */
+  readonly #leaving = new Set<string>();
+
+  constructor(tables: Tables, lines: NameLines, grace: Grace) {
+    this.#clusters = tables.clusters;
+    this.#descriptors = tables.descriptors;
+    this.#slots = tables.slots;
+    this.#loads = tables.clusterLoads;
+    this.#grace = grace;
+    const live = [...strays(tables.clusterLoads, LIVE)];
+    this.#names = new NameSpace(tables.clusterNames, lines, 0, live);
+    const used = usedRecords(tables);
+    this.#descriptorIds = new Ids(1, used.descriptors);
+    this.#lines = new Runs(used.lines);
+    this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints);
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
+    const named = new Set(this.#names.ids());
+    for (const id of live) if (!named.has(id)) this.#resting.add(id);
+  }
+
+  /** Makes `cluster` what its name stands for. Gives the records written: 0 when it was that already. */
+  putCluster(cluster: Cluster): number {
+    if (cluster.pending && this.#isPublished(cluster.name)) {
+      this.#leaving.delete(cluster.name);
+      return 0;
+    }
+    return this.#put(cluster.name, compileCluster(cluster));
+  }
+
+  /** The clusters that it names may follow later; until then their share is refused. */
+  putSplit(split: Split): number {
+    const named = split.shares.reduce((written, { cluster }) => written + this.ensure(cluster), 0);
+    return named + this.#put(splitName(split.name), compileSplit(split));
+  }
+
+  /** A target names a cluster that the mesh lacks. */
+  putMissing(name: string): number {
+    return this.#put(name, compileMissing());
+  }
+
+  /** The id of a name that was put before, or of one that is missing from now on. */
+  id(name: string): number | undefined {
+    return this.#names.id(name);
+  }
+
+  /** Every name that has an id and is not on its way out. */
+  names(): string[] {
+    return [...this.#names.names()].filter((name) => !this.#leaving.has(name));
+  }
+
+  live(id: number): number {
+    return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
+  }
+
+  /** Nothing leads to the name any more. Takes effect after a grace period, unless the name is put again. */
+  remove(name: string): number {
+    if (this.#names.id(name) === undefined || this.#leaving.has(name)) return 0;
+    this.#leaving.add(name);
+    this.#grace.after(() => this.#forget(name));
+    return 1;
+  }
+
+  /** Makes room for a whole mesh at once, so that tables grow in one step. */
+  reserve(size: { clusters: number; endpoints: number }): void {
+    this.#clusters.reserve(size.clusters);
+    this.#descriptors.reserve(size.clusters + 1);
+    this.#loads.reserve(size.clusters);
+    this.#endpoints.reserve(Math.max(0, size.endpoints - this.#endpoints.size));
+  }
+
+  #forget(name: string): void {
+    if (!this.#leaving.delete(name)) return;
+    const id = this.#names.id(name);
+    if (id === undefined) return;
+    const old = Number(this.#clusters.long(id));
+    this.#clusters.publish(id, 0n);
+    this.#names.remove(name);
+    this.#resting.add(id);
+    if (old) this.#retire(old);
+  }
+
+  /** Something leads to the name: when it was never put, it is a missing one. */
+  ensure(name: string): number {
+    this.#leaving.delete(name);
+    return this.#isPublished(name) ? 0 : this.putMissing(name);
+  }
+
+  #isPublished(name: string): boolean {
+    const id = this.#names.id(name);
+    return id !== undefined && this.#clusters.has(id) && this.#clusters.long(id) !== 0n;
+  }
+
+  #put(name: string, compiled: Compiled): number {
+    this.#leaving.delete(name);
+    const id = this.#names.id(name) ?? this.#add(name);
+    const old = Number(this.#clusters.long(id));
+    if (old && hasDigest(this.#descriptors, old, compiled.digest)) return 0;
+    const { descriptor, written } = this.#write(compiled);
+    this.#clusters.publish(id, BigInt(descriptor));
+    if (old) this.#retire(old);
+    return written + 1;
+  }
+
+  #add(name: string): number {
+    for (const id of this.#resting.rested()) this.#names.recycle(id);
+    const id = this.#names.add(name);
+    this.#clusters.reserve(this.#names.bound);
+    this.#loads.reserve(this.#names.bound);
+    return id;
+  }
+
+  /** Writes slots and descriptor where no reader looks yet. */
+  #write(compiled: Compiled): { descriptor: number; written: number } {
+    let written = 1;
+    const run = (members: Member[]) => {
+      const placed = this.#writeRun(compiled.order(members));
+      written += linesOf(placed);
+      return placed;
+    };
+    const endpointMembers = (weighted: Weighted[]) =>
+      weighted.map(({ endpoint, weight }) => {
+        const placed = this.#endpoints.place(endpoint);
+        if (placed.written) written++;
+        return { id: placed.id, weight, name: `${endpoint.address}:${endpoint.port}` };
+      });
+    const shares = compiled.shares.map(({ cluster, weight }) => ({
+      id: this.#names.id(cluster) ?? this.#add(cluster),
+      weight,
+      name: cluster,
+    }));
+    const v4 = run(compiled.kind === "split" ? shares : endpointMembers(compiled.v4));
+    const v6 = run(endpointMembers(compiled.v6));
+    if (compiled.kind === "endpoints") this.#eachSlot([v4, v6], (endpoint) => this.#endpoints.hold(endpoint));
+    const id = this.#descriptorIds.take();
+    this.#descriptors.reserve(this.#descriptorIds.bound);
+    const reason = reasonNumber(compiled.reason);
+    writeDescriptor(this.#descriptors, id, { ...compiled, reason, v4, v6 });
+    return { descriptor: id, written };
+  }
+
+  #writeRun(slots: Uint32Array): Run {
+    if (slots.length === 0) return NO_RUN;
+    const run = { firstLine: 0, count: slots.length };
+    run.firstLine = this.#lines.take(linesOf(run));
+    this.#slots.reserve(this.#lines.bound);
+    for (let i = 0; i < slots.length; i++) {
+      this.#slots.setWord(
+        run.firstLine + Math.floor(i / SLOTS_PER_LINE),
+        (i % SLOTS_PER_LINE) * 4,
+        slots[i] ?? 0,
+      );
+    }
+    return run;
+  }
+
+  /** The descriptor is published no more: what it owned is free after a grace period. */
+  #retire(id: number): void {
+    const descriptor = readDescriptor(this.#descriptors, id);
+    this.#grace.after(() => {
+      const runs = runsOf(descriptor);
+      if (descriptor.kind === "endpoints") this.#eachSlot(runs, (endpoint) => this.#endpoints.drop(endpoint));
+      for (const run of runs) this.#lines.give(run.firstLine, linesOf(run));
+      this.#descriptorIds.give(id);
+    });
+  }
+
+  #eachSlot(runs: Run[], visit: (id: number) => void): void {
+    for (const run of runs) for (const slot of readSlots(this.#slots, run)) visit(slot);
+  }
+}
+
+export function splitName(split: string): string {
+  return SPLIT_PREFIX + split;
+}
+
+/** The name of the split, or undefined when `name` is a cluster's. */
+export function splitOf(name: string): string | undefined {
+  return name.startsWith(SPLIT_PREFIX) ? name.slice(SPLIT_PREFIX.length) : undefined;
+}
+
+/** What published clusters occupy, found by walking them. */
+function usedRecords(tables: Tables): {
+  descriptors: Set<number>;
+  lines: [number, number][];
+  endpoints: Map<number, number>;
+} {
+  const descriptors = new Set<number>();
+  const lines: [number, number][] = [];
+  const endpoints = new Map<number, number>();
+  for (let cluster = 0; cluster < tables.clusters.capacity; cluster++) {
+    const id = Number(tables.clusters.long(cluster));
+    if (!id) continue;
+    descriptors.add(id);
+    const descriptor: Descriptor = readDescriptor(tables.descriptors, id);
+    for (const run of runsOf(descriptor)) {
+      lines.push([run.firstLine, linesOf(run)]);
+      if (descriptor.kind !== "endpoints") continue;
+      for (const slot of readSlots(tables.slots, run)) endpoints.set(slot, (endpoints.get(slot) ?? 0) + 1);
+    }
+  }
+  return { descriptors, lines, endpoints };
+}

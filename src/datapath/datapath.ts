@@ -1,0 +1,98 @@
+/** The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic. */
+import { cgroup2Root } from "../kernel/cgroup.ts";
+import { membarrier } from "../kernel/memory.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "./enrolment.ts";
+import { Generation } from "./generation.ts";
+import { type Inspection, inspectTables } from "./inspect.ts";
+import { type ApplyReport, Publisher } from "./publisher.ts";
+
+export interface DatapathOptions {
+  /** Folder on a bpffs for the pins. */
+  bpffs: string;
+  /** Enrolled: these cgroup2 folders and what is below them. */
+  cgroups: string[];
+  excludes: Exclusion[];
+  netns: "own" | "all";
+  /** Decide and count, change nothing. */
+  shadow: boolean;
+  /** What source hashing takes for sockets that have no address yet. */
+  nodeAddresses: string[];
+  log(line: string): void;
+}
+
+export class Datapath {
+  readonly #options: DatapathOptions;
+  readonly #generation: Generation;
+  readonly #publisher: Publisher;
+  #attached: boolean;
+
+  private constructor(options: DatapathOptions, generation: Generation) {
+    this.#options = options;
+    this.#generation = generation;
+    this.#attached = generation.attached;
+    // What an earlier agent unpublished last may still be read.
+    if (generation.adopted) membarrier();
+    this.#publisher = new Publisher(generation.tables);
+  }
+
+  /**
+   * Adopts what is pinned below `options.bpffs`, or builds empty tables; attaches nothing yet. Settings (enrolment,
+   * exclusions, shadow) take effect at once.
+   * Throws KernelError, ForeignGeneration, and Error for a cgroup or namespace that can't be governed; what was
+   * pinned before keeps working.
+   */
+  static open(options: DatapathOptions): Datapath {
+    const generation = Generation.open(options.bpffs);
+    const { tables } = generation;
+    enrolCgroups(tables, options.cgroups);
+    governNetns(tables, options.netns);
+    exclude(tables, options.excludes);
+    tables.settings.setFlags({ shadow: options.shadow });
+    tables.settings.setNodeAddresses(options.nodeAddresses);
+    return new Datapath(options, generation);
+  }
+
+  /** True when tables from an earlier start were found and are in use. */
+  get adopted(): boolean {
+    return this.#generation.adopted;
+  }
+
+  /** Whether connections are being governed by this generation. */
+  get attached(): boolean {
+    return this.#attached;
+  }
+
+  /** Keeps this process's own connections out of the mesh. Call it before the first one. */
+  exemptSelf(): void {
+    exemptSelf(this.#generation.tables);
+  }
+
+  /**
+   * Makes `mesh` what connections see, then, the first time, attaches the hooks. `changes` names what may differ from
+   * the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
+   * call with `everything` mends the rest.
+   */
+  apply(mesh: Mesh, changes: Changes): ApplyReport {
+    const report = this.#publisher.apply(mesh, changes);
+    if (!this.#attached) this.#attach();
+    return report;
+  }
+
+  inspect(): Inspection {
+    return inspectTables(this.#options.bpffs, this.#generation.tables);
+  }
+
+  /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
+  close(): void {
+    this.#publisher.close();
+    this.#generation.close();
+  }
+
+  #attach(): void {
+    const hooks = this.#generation.attach(cgroup2Root());
+    if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
+    this.#generation.removeOldPrograms();
+    this.#attached = true;
+  }
+}

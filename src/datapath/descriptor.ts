@@ -1,0 +1,113 @@
+/** A cluster as the kernel walks it (struct descriptor of bpf/include/tables.h). Immutable once published. */
+import type { ChunkedTable } from "./chunked.ts";
+import * as layout from "./layout.gen.ts";
+
+export type Kind = "endpoints" | "split" | "pass" | "refuse";
+export type SlotPolicy = "round-robin" | "random" | "least-request" | "hash";
+
+export interface Run {
+  firstLine: number;
+  count: number;
+}
+
+export interface Descriptor {
+  kind: Kind;
+  policy: SlotPolicy;
+  /** Number of a reason. */
+  reason: number;
+  maxConnections: number;
+  v4: Run;
+  v6: Run;
+  /** 16 bytes over what this was compiled from. */
+  digest: Uint8Array;
+}
+
+const { fields } = layout.descriptor;
+const run = layout.run.fields;
+const { cluster_kind: KIND, balance: BALANCE } = layout.enums;
+
+const KINDS: Record<Kind, number> = {
+  endpoints: KIND.CLUSTER_ENDPOINTS,
+  split: KIND.CLUSTER_SPLIT,
+  pass: KIND.CLUSTER_PASS,
+  refuse: KIND.CLUSTER_REFUSE,
+};
+
+const POLICIES: Record<SlotPolicy, number> = {
+  "round-robin": BALANCE.BALANCE_ROUND_ROBIN,
+  random: BALANCE.BALANCE_RANDOM,
+  "least-request": BALANCE.BALANCE_LEAST_REQUEST,
+  hash: BALANCE.BALANCE_HASH,
+};
+
+export const SLOTS_PER_LINE = layout.slot_line.size / 4;
+/** In a slot instead of an id: refuse, with the reason's number in the low bits. */
+export const SLOT_REFUSE = 0x80000000;
+
+export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Descriptor): void {
+  const record = table.record(id);
+  record[fields.kind.offset] = KINDS[descriptor.kind];
+  record[fields.balance.offset] = POLICIES[descriptor.policy];
+  record[fields.reason.offset] = descriptor.reason;
+  table.setWord(id, fields.max_connections.offset, descriptor.maxConnections);
+  writeRun(table, id, fields.v4.offset, descriptor.v4);
+  writeRun(table, id, fields.v6.offset, descriptor.v6);
+  record.set(descriptor.digest, fields.digest.offset);
+}
+
+export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
+  const record = table.record(id);
+  return {
+    kind: nameOf(KINDS, record[fields.kind.offset], "refuse"),
+    policy: nameOf(POLICIES, record[fields.balance.offset], "round-robin"),
+    reason: record[fields.reason.offset] ?? 0,
+    maxConnections: table.word(id, fields.max_connections.offset),
+    v4: readRun(table, id, fields.v4.offset),
+    v6: readRun(table, id, fields.v6.offset),
+    digest: record.slice(fields.digest.offset, fields.digest.offset + 16),
+  };
+}
+
+/** Whether the record was compiled from the same. */
+export function hasDigest(table: ChunkedTable, id: number, digest: Uint8Array): boolean {
+  const record = table.record(id);
+  return digest.every((byte, i) => byte === record[fields.digest.offset + i]);
+}
+
+/** The two runs that own slot lines; one run that serves both families counts once. */
+export function runsOf(descriptor: Descriptor): Run[] {
+  const { v4, v6 } = descriptor;
+  return [v4, v6].filter(
+    ({ count, firstLine }, i) => count > 0 && (i === 0 || v4.count === 0 || firstLine !== v4.firstLine),
+  );
+}
+
+export function linesOf(run: Run): number {
+  return Math.ceil(run.count / SLOTS_PER_LINE);
+}
+
+/** Reads the slots of a run. */
+export function readSlots(table: ChunkedTable, { firstLine, count }: Run): Uint32Array {
+  const slots = new Uint32Array(count);
+  for (let i = 0; i < count; i++) {
+    slots[i] = table.word(firstLine + Math.floor(i / SLOTS_PER_LINE), (i % SLOTS_PER_LINE) * 4);
+  }
+  return slots;
+}
+
+function writeRun(table: ChunkedTable, id: number, at: number, value: Run): void {
+  table.setWord(id, at + run.first_line.offset, value.firstLine);
+  table.setWord(id, at + run.count.offset, value.count);
+}
+
+function readRun(table: ChunkedTable, id: number, at: number): Run {
+  return {
+    firstLine: table.word(id, at + run.first_line.offset),
+    count: table.word(id, at + run.count.offset),
+  };
+}
+
+function nameOf<T extends string>(numbers: Record<T, number>, number: number | undefined, otherwise: T): T {
+  for (const name of Object.keys(numbers) as T[]) if (numbers[name] === number) return name;
+  return otherwise;
+}

@@ -1,0 +1,82 @@
+/** Frontends as the kernel's keys (struct frontend_key and struct prefix_key of bpf/include/tables.h). */
+import { formatAddress, isV4, parseAddress, prefixBits } from "../mesh/address.ts";
+import type { Match } from "../mesh/model.ts";
+import * as layout from "./layout.gen.ts";
+
+const TCP = 6;
+/** Bits of a prefix key before its address: protocol, zero, port. */
+const HEAD_BITS = 32;
+const V4_MAPPED_BITS = 96;
+
+const exact = layout.frontend_key.fields;
+const prefix = layout.prefix_key.fields;
+
+export const EXACT_KEY_SIZE = layout.frontend_key.size;
+export const PREFIX_KEY_SIZE = layout.prefix_key.size;
+
+/** The key of an exact frontend. Throws TypeError when `address` is none. */
+export function exactKey(address: string, port: number): Uint8Array {
+  const key = new Uint8Array(new ArrayBuffer(EXACT_KEY_SIZE));
+  key.set(bytesOf(address), exact.address.offset);
+  key[exact.port.offset] = port >> 8;
+  key[exact.port.offset + 1] = port & 0xff;
+  key[exact.protocol.offset] = TCP;
+  return key;
+}
+
+/** The key of a block and port; without a block, of every address. */
+export function prefixKey(block: { address: string; length: number } | undefined, port: number): Uint8Array {
+  const key = new Uint8Array(new ArrayBuffer(PREFIX_KEY_SIZE));
+  const bits = HEAD_BITS + (block ? prefixBits(block) : 0);
+  new Uint32Array(key.buffer)[prefix.bits.offset >> 2] = bits;
+  key[prefix.protocol.offset] = TCP;
+  key[prefix.port.offset] = port >> 8;
+  key[prefix.port.offset + 1] = port & 0xff;
+  if (block) key.set(bytesOf(block.address), prefix.address.offset);
+  return key;
+}
+
+export function matchOfExactKey(key: Uint8Array): Match {
+  return {
+    kind: "address",
+    address: addressAt(key, exact.address.offset),
+    port: portAt(key, exact.port.offset),
+  };
+}
+
+export function matchOfPrefixKey(key: Uint8Array): Match {
+  const bits =
+    new DataView(key.buffer, key.byteOffset).getUint32(prefix.bits.offset, LITTLE_ENDIAN) - HEAD_BITS;
+  const port = portAt(key, prefix.port.offset);
+  if (bits === 0) return { kind: "port", port };
+  const address = addressAt(key, prefix.address.offset);
+  const v4 = isV4(address) && bits >= V4_MAPPED_BITS;
+  return { kind: "prefix", address, length: v4 ? bits - V4_MAPPED_BITS : bits, port };
+}
+
+/** Says whose value this is (struct frontend_ref); connect.bpf.c computes the same. */
+export function fingerprint(key: Uint8Array): number {
+  const view = new DataView(key.buffer, key.byteOffset, EXACT_KEY_SIZE);
+  let hash = 0x9e3779b9;
+  for (let at = 0; at < EXACT_KEY_SIZE; at += 4) {
+    hash = Math.imul(hash ^ view.getUint32(at, LITTLE_ENDIAN), 0x85ebca6b);
+    hash ^= hash >>> 13;
+  }
+  return hash >>> 0;
+}
+
+const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
+
+function bytesOf(address: string): Uint8Array {
+  const bytes = parseAddress(address);
+  if (!bytes) throw new TypeError(`"${address}" is no IP address`);
+  return bytes;
+}
+
+function addressAt(key: Uint8Array, offset: number): string {
+  return formatAddress(key.subarray(offset, offset + 16));
+}
+
+function portAt(key: Uint8Array, offset: number): number {
+  return ((key[offset] ?? 0) << 8) | (key[offset + 1] ?? 0);
+}

@@ -1,0 +1,221 @@
+/** The tables that lead from an address to a frontend id: the exact hash and the prefix trie. */
+import { BpfMap, FLAG } from "../kernel/maps.ts";
+import { contains, isV4 } from "../mesh/address.ts";
+import { frontendKey } from "../mesh/frontend.ts";
+import type { Match } from "../mesh/model.ts";
+import {
+  EXACT_KEY_SIZE,
+  exactKey,
+  fingerprint,
+  matchOfExactKey,
+  matchOfPrefixKey,
+  PREFIX_KEY_SIZE,
+  prefixKey,
+} from "./frontend-key.ts";
+import * as layout from "./layout.gen.ts";
+
+const REF_SIZE = layout.frontend_ref.size;
+const SMALLEST_HASH = 1024;
+const LARGEST_TRIE = 1 << 20;
+const SLOT = new Uint8Array(new ArrayBuffer(4));
+
+export interface PlacedFrontend {
+  match: Match;
+  id: number;
+}
+
+/** Frontends by exact address and port. Elements are added and removed, never replaced. */
+export class ExactTable {
+  readonly #outer: BpfMap;
+  #hash: BpfMap;
+  #count: number;
+
+  /** Opens what `outer` holds; it stays the caller's. Without a hash in it, an empty one is put there. */
+  constructor(outer: BpfMap) {
+    this.#outer = outer;
+    const held = innerOf(outer);
+    this.#hash = held ?? this.#install(createHash(SMALLEST_HASH));
+    this.#count = held ? held.entries().count : 0;
+  }
+
+  list(): PlacedFrontend[] {
+    return list(this.#hash, EXACT_KEY_SIZE, matchOfExactKey);
+  }
+
+  /** The id of the frontend at exactly this address and port. */
+  find(address: string, port: number): number | undefined {
+    return find(this.#hash, exactKey(address, port));
+  }
+
+  get capacity(): number {
+    return this.#hash.info.maxEntries;
+  }
+
+  /** Adds frontends whose targets are published already. */
+  add(frontends: readonly PlacedFrontend[]): void {
+    if (frontends.length === 0) return;
+    this.#reserve(this.#count + frontends.length);
+    const keys = new Uint8Array(new ArrayBuffer(frontends.length * EXACT_KEY_SIZE));
+    const refs = new Uint32Array(new ArrayBuffer(frontends.length * REF_SIZE));
+    frontends.forEach(({ match, id }, i) => {
+      const key = keyOf(match);
+      keys.set(key, i * EXACT_KEY_SIZE);
+      refs[i * 2] = id;
+      refs[i * 2 + 1] = fingerprint(key);
+    });
+    this.#hash.updateBatch(keys, new Uint8Array(refs.buffer), frontends.length);
+    this.#count += frontends.length;
+  }
+
+  remove(matches: readonly Match[]): void {
+    for (const match of matches) if (this.#hash.delete(keyOf(match))) this.#count--;
+  }
+
+  /** A hash can't grow: a larger copy takes its place at once, three quarters full at most. */
+  #reserve(count: number): void {
+    let size = this.#hash.info.maxEntries;
+    if (count <= size * 0.75) return;
+    while (count > size * 0.75) size *= 2;
+    const { keys, values, count: held } = this.#hash.entries();
+    const larger = createHash(size);
+    larger.updateBatch(keys, values, held);
+    const old = this.#hash;
+    this.#hash = this.#install(larger);
+    old.close();
+  }
+
+  #install(hash: BpfMap): BpfMap {
+    install(this.#outer, hash);
+    return hash;
+  }
+
+  close(): void {
+    this.#hash.close();
+  }
+}
+
+/**
+ * Frontends by block and port, or by port alone. A trie gets additions only; a removal builds another one without
+ * it, so that no node's memory is reused under a reader.
+ */
+export class PrefixTable {
+  readonly #outer: BpfMap;
+  readonly #name: string;
+  #trie: BpfMap;
+  #placed: Map<string, PlacedFrontend>;
+
+  constructor(outer: BpfMap, name: string) {
+    this.#outer = outer;
+    this.#name = name;
+    const held = innerOf(outer);
+    this.#trie = held ?? createTrie(name);
+    if (!held) install(outer, this.#trie);
+    this.#placed = new Map(this.list().map((placed) => [textOf(placed.match), placed]));
+  }
+
+  list(): PlacedFrontend[] {
+    return list(this.#trie, PREFIX_KEY_SIZE, matchOfPrefixKey);
+  }
+
+  /** The frontend with the longest block that has the address, of this port. */
+  find(address: string, port: number): PlacedFrontend | undefined {
+    const host = { address, length: isV4(address) ? 32 : 128 };
+    const id = find(this.#trie, prefixKey(host, port));
+    if (id === undefined) return undefined;
+    const covering = [...this.#placed.values()].filter(({ match }) => covers(match, address, port));
+    return covering.sort((a, b) => lengthOf(b.match) - lengthOf(a.match))[0];
+  }
+
+  get size(): number {
+    return this.#placed.size;
+  }
+
+  add(frontends: readonly PlacedFrontend[]): void {
+    for (const placed of frontends) this.#placed.set(textOf(placed.match), placed);
+    fill(this.#trie, frontends);
+  }
+
+  remove(matches: readonly Match[]): void {
+    const before = this.#placed.size;
+    for (const match of matches) this.#placed.delete(textOf(match));
+    if (this.#placed.size === before) return;
+    const trie = createTrie(this.#name);
+    fill(trie, [...this.#placed.values()]);
+    install(this.#outer, trie);
+    this.#trie.close();
+    this.#trie = trie;
+  }
+
+  close(): void {
+    this.#trie.close();
+  }
+}
+
+function find(map: BpfMap, key: Uint8Array): number | undefined {
+  const ref = new Uint32Array(new ArrayBuffer(REF_SIZE));
+  return map.lookup(key, new Uint8Array(ref.buffer)) ? ref[0] : undefined;
+}
+
+function covers(match: Match, address: string, port: number): boolean {
+  if (match.port !== port || match.kind === "address") return false;
+  return match.kind === "port" || contains(match, address);
+}
+
+function lengthOf(match: Match): number {
+  return match.kind === "prefix" ? match.length : -1;
+}
+
+function textOf(match: Match): string {
+  return frontendKey({ match, protocol: "tcp" });
+}
+
+function keyOf(match: Match): Uint8Array {
+  if (match.kind === "address") return exactKey(match.address, match.port);
+  return prefixKey(match.kind === "prefix" ? match : undefined, match.port);
+}
+
+function list(map: BpfMap, keySize: number, match: (key: Uint8Array) => Match): PlacedFrontend[] {
+  const { keys, values, count } = map.entries();
+  const refs = new Uint32Array(values.buffer, values.byteOffset, count * 2);
+  return Array.from({ length: count }, (_, i) => ({
+    match: match(keys.subarray(i * keySize, (i + 1) * keySize)),
+    id: refs[i * 2] ?? 0,
+  }));
+}
+
+function fill(trie: BpfMap, frontends: readonly PlacedFrontend[]): void {
+  for (const { match, id } of frontends) {
+    trie.update(keyOf(match), new Uint8Array(Uint32Array.of(id, 0).buffer));
+  }
+}
+
+function createHash(maxEntries: number): BpfMap {
+  return BpfMap.create({
+    name: "frontends",
+    type: "hash",
+    keySize: EXACT_KEY_SIZE,
+    valueSize: REF_SIZE,
+    maxEntries,
+    flags: FLAG.noPrealloc,
+  });
+}
+
+function createTrie(name: string): BpfMap {
+  return BpfMap.create({
+    name,
+    type: "lpm-trie",
+    keySize: PREFIX_KEY_SIZE,
+    valueSize: REF_SIZE,
+    maxEntries: LARGEST_TRIE,
+    flags: FLAG.noPrealloc,
+  });
+}
+
+function innerOf(outer: BpfMap): BpfMap | undefined {
+  const id = new Uint32Array(new ArrayBuffer(4));
+  return outer.lookup(SLOT, new Uint8Array(id.buffer)) ? BpfMap.fromId(id[0] ?? 0) : undefined;
+}
+
+function install(outer: BpfMap, inner: BpfMap): void {
+  outer.update(SLOT, new Uint8Array(Uint32Array.of(inner.fd).buffer));
+}

@@ -1,0 +1,221 @@
+/** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, renameSync } from "node:fs";
+import { join } from "node:path";
+import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
+import { fetchAtomics } from "../kernel/features.ts";
+import { CgroupLink, type Hook } from "../kernel/link.ts";
+import { BpfMap } from "../kernel/maps.ts";
+import { BpfObject, BpfProgram } from "../kernel/object.ts";
+import { asset } from "../runtime/assets.ts";
+import { ABI_ID } from "./layout.gen.ts";
+import {
+  completeFolders,
+  generationFolder,
+  HOOK_ORDER,
+  keptPin,
+  linkPin,
+  programFolder,
+  tablePin,
+  unfinished,
+} from "./pins.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
+
+/** The BPF objects, in the order in which they are loaded: the first has every map. */
+const OBJECTS = ["connect", "sockops"] as const;
+
+/** What is pinned was made by a kmesh whose tables look different. */
+export class ForeignGeneration extends Error {
+  constructor(folder: string, abi: string) {
+    super(
+      `${folder} holds tables of another kmesh version (layout ${abi}, this one has ${ABI_ID}). ` +
+        "Run that version, or end it with `kmesh down` first: established connections stay.",
+    );
+    this.name = "ForeignGeneration";
+  }
+}
+
+export class Generation {
+  readonly tables: Tables;
+  /** False when it was built just now, with empty tables. */
+  readonly adopted: boolean;
+  readonly #bpffs: string;
+  readonly #programs: Map<Hook, BpfProgram>;
+  /** Names this build's programs among those that were pinned over the same tables. */
+  readonly code: string;
+
+  private constructor(
+    bpffs: string,
+    tables: Tables,
+    programs: Map<Hook, BpfProgram>,
+    adopted: boolean,
+    code: string,
+  ) {
+    this.#bpffs = bpffs;
+    this.tables = tables;
+    this.#programs = programs;
+    this.adopted = adopted;
+    this.code = code;
+  }
+
+  /**
+   * Adopts what is pinned below `bpffs`, or builds and pins an empty generation; attaches nothing.
+   * Throws ForeignGeneration and KernelError; what was pinned before stays as it was.
+   */
+  static open(bpffs: string): Generation {
+    ensureBpffs(bpffs);
+    const folder = generationFolder(bpffs);
+    const other = completeFolders(join(bpffs, "gen")).find((abi) => abi !== ABI_ID);
+    if (other !== undefined) throw new ForeignGeneration(bpffs, other);
+    const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
+    const code = hashOf(images);
+    const maps = pinnedMaps(bpffs);
+    const adopted = GENERATION_MAPS.every((name) => maps.has(name));
+    const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
+    const programs = pinned ?? build(bpffs, images, maps, code, adopted);
+    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code);
+  }
+
+  /** Whether every hook runs this generation's programs. */
+  get attached(): boolean {
+    return HOOK_ORDER.every((hook) => {
+      const link = pinnedLink(this.#bpffs, hook);
+      const runs = link?.info().programId;
+      link?.close();
+      return runs !== undefined && runs === this.#programs.get(hook)?.info.id;
+    });
+  }
+
+  /**
+   * Gives every hook this generation's program: new links at the cgroup2 root `root`, another program for those that
+   * are there. Gives the hooks that changed.
+   */
+  attach(root: string): Hook[] {
+    mkdirSync(join(this.#bpffs, "links"), { recursive: true });
+    return HOOK_ORDER.filter((hook) => {
+      const program = this.#programs.get(hook);
+      return program !== undefined && point(this.#bpffs, root, hook, program);
+    });
+  }
+
+  /** Unpins programs over the same tables that no hook runs any more. */
+  removeOldPrograms(): void {
+    const folder = join(generationFolder(this.#bpffs), "programs");
+    for (const name of completeFolders(folder)) if (name !== this.code) unpin(join(folder, name));
+  }
+
+  /** Lets go of descriptors; nothing is unpinned or detached. */
+  close(): void {
+    for (const program of this.#programs.values()) program.close();
+    this.tables.close();
+  }
+}
+
+/** The link of a hook, or undefined when there is none. The caller closes it. */
+export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
+  const path = linkPin(bpffs, hook);
+  return existsSync(path) ? CgroupLink.fromPin(path) : undefined;
+}
+
+/** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
+export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
+  const generation = generationFolder(bpffs);
+  const maps = new Map<MapName, BpfMap>();
+  for (const name of GENERATION_MAPS) openInto(maps, name, tablePin(generation, name));
+  for (const name of KEPT_MAPS) openInto(maps, name, keptPin(bpffs, name));
+  return maps;
+}
+
+/** All of them, or an error that names what is missing. */
+export function complete(maps: Map<MapName, BpfMap>): Maps {
+  const missing = [...GENERATION_MAPS, ...KEPT_MAPS].filter((name) => !maps.has(name));
+  if (missing.length > 0) throw new Error(`tables that are not pinned: ${missing.join(", ")}`);
+  return Object.fromEntries(maps) as Maps;
+}
+
+function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
+  if (existsSync(path)) maps.set(name, BpfMap.fromPin(path));
+}
+
+/** Loads the programs over what is pinned, adds the maps that are not, and pins all that is new. */
+function build(
+  bpffs: string,
+  images: readonly Uint8Array[],
+  maps: Map<MapName, BpfMap>,
+  code: string,
+  adopted: boolean,
+): Map<Hook, BpfProgram> {
+  const programs = new Map<Hook, BpfProgram>();
+  OBJECTS.forEach((name, i) => {
+    const object = BpfObject.open(images[i] ?? new Uint8Array(), name);
+    for (const map of object.mapNames as MapName[]) {
+      const held = maps.get(map);
+      if (held) object.useMap(map, held);
+    }
+    object.load();
+    for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
+    for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
+    object.close();
+  });
+  const generation = generationFolder(bpffs);
+  pinKept(bpffs, maps);
+  if (adopted) pinPrograms(programFolder(generation, code), programs);
+  else pinGeneration(generation, maps, programs, code);
+  return programs;
+}
+
+function pinKept(bpffs: string, maps: Map<MapName, BpfMap>): void {
+  mkdirSync(join(bpffs, "keep"), { recursive: true });
+  for (const name of KEPT_MAPS) {
+    const path = keptPin(bpffs, name);
+    if (!existsSync(path)) maps.get(name)?.pin(path);
+  }
+}
+
+function pinGeneration(
+  folder: string,
+  maps: Map<MapName, BpfMap>,
+  programs: Map<Hook, BpfProgram>,
+  code: string,
+): void {
+  const building = unfinished(folder);
+  unpin(building);
+  mkdirSync(join(building, "tables"), { recursive: true });
+  for (const name of GENERATION_MAPS) maps.get(name)?.pin(tablePin(building, name));
+  pinPrograms(programFolder(building, code), programs);
+  renameSync(building, folder);
+}
+
+function pinPrograms(folder: string, programs: Map<Hook, BpfProgram>): void {
+  const building = unfinished(folder);
+  unpin(building);
+  mkdirSync(building, { recursive: true });
+  for (const [hook, program] of programs) program.pin(join(building, hook));
+  renameSync(building, folder);
+}
+
+function pinnedPrograms(folder: string): Map<Hook, BpfProgram> | undefined {
+  if (!existsSync(folder)) return undefined;
+  return new Map(HOOK_ORDER.map((hook) => [hook, BpfProgram.fromPin(join(folder, hook))]));
+}
+
+/** True when the hook runs `program` only since this call. */
+function point(bpffs: string, root: string, hook: Hook, program: BpfProgram): boolean {
+  const held = pinnedLink(bpffs, hook);
+  if (!held) {
+    const link = CgroupLink.attach(program, root, hook);
+    link.pin(linkPin(bpffs, hook));
+    link.close();
+    return true;
+  }
+  const changed = held.info().programId !== program.info.id;
+  if (changed) held.update(program);
+  held.close();
+  return changed;
+}
+
+function hashOf(images: readonly Uint8Array[]): string {
+  const hash = createHash("sha256");
+  for (const image of images) hash.update(image);
+  return hash.digest("hex").slice(0, 12);
+}

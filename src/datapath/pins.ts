@@ -1,0 +1,54 @@
+/**
+ * Where everything is pinned:
+ *
+ *     links/<hook>                 one link a hook; it outlives generations
+ *     keep/<map>                   what every generation reads and writes
+ *     gen/<abi>/tables/<map>       the tables of one layout
+ *     gen/<abi>/programs/<code>/   programs over those tables, by the hash of their object files
+ *
+ * A folder is built under a name with `_new` behind it and renamed when it is complete.
+ */
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import type { Hook } from "../kernel/link.ts";
+import { ABI_ID } from "./layout.gen.ts";
+
+/** The order in which hooks get programs: those that read first, those that decide last. */
+export const HOOK_ORDER: readonly Hook[] = [
+  "sock_ops",
+  "getpeername4",
+  "getpeername6",
+  "connect4",
+  "connect6",
+];
+
+export function linkPin(bpffs: string, hook: Hook): string {
+  return join(bpffs, "links", hook);
+}
+
+export function keptPin(bpffs: string, map: string): string {
+  return join(bpffs, "keep", map);
+}
+
+export function generationFolder(bpffs: string, abi: string = ABI_ID): string {
+  return join(bpffs, "gen", abi);
+}
+
+export function tablePin(generation: string, map: string): string {
+  return join(generation, "tables", map);
+}
+
+export function programFolder(generation: string, code: string): string {
+  return join(generation, "programs", code);
+}
+
+/** A folder while it is being built. */
+export function unfinished(folder: string): string {
+  return `${folder}_new`;
+}
+
+/** The names of the complete folders in `folder`; [] when it is missing. */
+export function completeFolders(folder: string): string[] {
+  if (!existsSync(folder)) return [];
+  return readdirSync(folder).filter((name) => !name.endsWith("_new"));
+}

@@ -1,0 +1,41 @@
+/**
+ * Ids that nothing leads to any more but that a socket may still carry: they are used again only when they have
+ * rested for a while and nobody counts on them.
+ */
+export class Resting {
+  readonly #ms: number;
+  readonly #idle: (id: number) => boolean;
+  /** Id -> since when, in milliseconds of the monotonic clock. */
+  #ids = new Map<number, number>();
+
+  /** `idle` says whether no socket carries the id. */
+  constructor(ms: number, idle: (id: number) => boolean) {
+    this.#ms = ms;
+    this.#idle = idle;
+  }
+
+  add(id: number): void {
+    this.#ids.delete(id);
+    this.#ids.set(id, performance.now());
+  }
+
+  /** Something leads to the id again. */
+  wake(id: number): void {
+    this.#ids.delete(id);
+  }
+
+  /** Takes out the ids that may be used again. */
+  rested(): number[] {
+    const before = performance.now() - this.#ms;
+    const ready: number[] = [];
+    for (const [id, since] of this.#ids) {
+      if (since > before) break;
+      if (this.#idle(id)) ready.push(id);
+    }
+    for (const id of ready) this.#ids.delete(id);
+    return ready;
+  }
+}
+
+/** Between connect() and the moment when the live counts know of it lies one system call. */
+export const SOCKET_REST_MS = 10_000;

@@ -1,0 +1,81 @@
+/** All tables of the data path, opened: one generation's and those that every generation keeps. */
+import type { BpfMap } from "../kernel/maps.ts";
+import { ChunkedTable } from "./chunked.ts";
+import { ExactTable, PrefixTable } from "./frontends.ts";
+import * as layout from "./layout.gen.ts";
+import { Settings } from "./settings.ts";
+
+/** Names of the maps in bpf/include/tables.h: one set a generation. */
+export const GENERATION_MAPS = [
+  "settings",
+  "frontends",
+  "prefixes",
+  "exclusions",
+  "targets",
+  "clusters",
+  "descriptors",
+  "slots",
+  "endpoints",
+  "name_lines",
+  "cluster_names",
+  "service_names",
+] as const;
+
+/** Names of the maps in bpf/include/keep.h: one set for ever. */
+export const KEPT_MAPS = [
+  "sockets",
+  "endpoint_loads",
+  "cluster_loads",
+  "service_counts",
+  "agents",
+  "enrolled",
+] as const;
+
+export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];
+export type Maps = Record<MapName, BpfMap>;
+
+export class Tables {
+  readonly maps: Maps;
+  readonly settings: Settings;
+  readonly exact: ExactTable;
+  readonly prefixes: PrefixTable;
+  readonly exclusions: PrefixTable;
+  /** Frontend id -> target word. */
+  readonly targets: ChunkedTable;
+  /** Cluster id -> descriptor id. */
+  readonly clusters: ChunkedTable;
+  readonly descriptors: ChunkedTable;
+  readonly slots: ChunkedTable;
+  readonly endpoints: ChunkedTable;
+  readonly nameLines: ChunkedTable;
+  readonly clusterNames: ChunkedTable;
+  readonly serviceNames: ChunkedTable;
+  readonly endpointLoads: ChunkedTable;
+  readonly clusterLoads: ChunkedTable;
+  readonly serviceCounts: ChunkedTable;
+
+  /** Takes the maps over: `close` closes them. */
+  constructor(maps: Maps) {
+    this.maps = maps;
+    this.settings = new Settings(maps.settings);
+    this.exact = new ExactTable(maps.frontends);
+    this.prefixes = new PrefixTable(maps.prefixes, "prefixes");
+    this.exclusions = new PrefixTable(maps.exclusions, "exclusions");
+    this.targets = new ChunkedTable(maps.targets, "targets", 8);
+    this.clusters = new ChunkedTable(maps.clusters, "clusters", 8);
+    this.descriptors = new ChunkedTable(maps.descriptors, "descriptors", layout.descriptor.size);
+    this.slots = new ChunkedTable(maps.slots, "slots", layout.slot_line.size);
+    this.endpoints = new ChunkedTable(maps.endpoints, "endpoints", layout.endpoint.size);
+    this.nameLines = new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size);
+    this.clusterNames = new ChunkedTable(maps.cluster_names, "cl_names", layout.name_ref.size);
+    this.serviceNames = new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size);
+    this.endpointLoads = new ChunkedTable(maps.endpoint_loads, "ep_loads", layout.endpoint_load.size);
+    this.clusterLoads = new ChunkedTable(maps.cluster_loads, "cl_loads", layout.cluster_load.size);
+    this.serviceCounts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+  }
+
+  close(): void {
+    for (const table of [this.exact, this.prefixes, this.exclusions]) table.close();
+    for (const map of Object.values(this.maps)) map.close();
+  }
+}
