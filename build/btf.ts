@@ -221,7 +221,8 @@ export function readLayout(image: Uint8Array): ObjectLayout {
   const add = (type: Type): string | undefined => {
     if (type.kind === KIND.array) return add(resolve(type.target));
     if (type.kind === KIND.enum || type.kind === KIND.enum64) {
-      if (type.name !== "") layout.enums[type.name] = type.values;
+      // NAME___FLAVOUR is another name for a kernel's type, relocated at load time: no part of our layout.
+      if (type.name !== "" && !type.name.includes("___")) layout.enums[type.name] = type.values;
       return type.name === "" ? undefined : type.name;
     }
     if ((type.kind !== KIND.struct && type.kind !== KIND.union) || type.name === "") return undefined;

@@ -12,6 +12,15 @@ const CODES = new Map<number, string>([
   [constants.errno.EAGAIN, "EAGAIN"],
   [constants.errno.EOPNOTSUPP, "EOPNOTSUPP"],
   [ENOTSUPP, "ENOTSUPP"],
+  // libbpf's own.
+  [4000, "LIBBPF_LIBELF"],
+  [4001, "LIBBPF_FORMAT"],
+  [4003, "LIBBPF_ENDIAN"],
+  [4004, "LIBBPF_INTERNAL"],
+  [4005, "LIBBPF_RELOC"],
+  [4006, "LIBBPF_LOAD"],
+  [4007, "LIBBPF_VERIFY"],
+  [4008, "LIBBPF_PROG2BIG"],
 ]);
 
 export class KernelError extends Error {

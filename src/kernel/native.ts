@@ -35,6 +35,8 @@ const TABLE = {
   bpf_map_lookup_batch: ["i32", "i32", "buffer", "buffer", "buffer", "buffer", "buffer", "buffer"],
   bpf_map_update_batch: ["i32", "i32", "buffer", "buffer", "buffer", "buffer"],
   bpf_map_delete_batch: ["i32", "i32", "buffer", "buffer", "buffer"],
+  bpf_prog_load: ["i32", "i32", "buffer", "buffer", "buffer", "u64", "buffer"],
+  libbpf_probe_bpf_helper: ["i32", "i32", "i32", "buffer"],
   bpf_map_get_fd_by_id: ["i32", "u32"],
   bpf_prog_get_fd_by_id: ["i32", "u32"],
   bpf_obj_get_info_by_fd: ["i32", "i32", "buffer", "buffer"],

@@ -1,5 +1,5 @@
 /** The network namespace of the calling thread, which is the one that runs JavaScript. */
-import { constants, statSync } from "node:fs";
+import { constants, readFileSync, statSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO } from "./error.ts";
 import { native } from "./native.ts";
@@ -13,11 +13,22 @@ export function netnsCookie(): bigint | undefined {
   return cookie[0];
 }
 
-/** Whether this is the namespace of the machine's first process. */
-export function isInitialNetns(): boolean {
+/**
+ * Whether this is the machine's first network namespace: kthreadd's, or, where a pid namespace hides it, that of the
+ * first process. undefined when neither may be read.
+ */
+export function isInitialNetns(): boolean | undefined {
   const own = statSync("/proc/thread-self/ns/net", { bigint: true });
-  const first = statSync("/proc/1/ns/net", { bigint: true });
-  return own.ino === first.ino && own.dev === first.dev;
+  for (const pid of [2, 1]) {
+    try {
+      if (pid === 2 && readFileSync("/proc/2/comm", "utf8") !== "kthreadd\n") continue;
+      const first = statSync(`/proc/${pid}/ns/net`, { bigint: true });
+      return own.ino === first.ino && own.dev === first.dev;
+    } catch {
+      // Another's process, or none: the next one may do.
+    }
+  }
+  return undefined;
 }
 
 /**

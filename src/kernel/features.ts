@@ -1,0 +1,167 @@
+/** What the running kernel can do, tried out rather than told from its version: distributions carry features back. */
+import { existsSync } from "node:fs";
+import { release } from "node:os";
+import { cString } from "../runtime/ffi.ts";
+import { BpfMap, FLAG } from "./maps.ts";
+import { native } from "./native.ts";
+import { netnsCookie } from "./netns.ts";
+
+export interface KernelRelease {
+  major: number;
+  minor: number;
+  /** As uname -r gives it. */
+  text: string;
+}
+
+export interface Feature {
+  /** A noun phrase for messages. */
+  feature: string;
+  present: boolean;
+  /** The first mainline kernel that has it. */
+  since: string;
+  /** Nothing works without it. */
+  required: boolean;
+  /** What is then different, as a main clause; "" where it is required. */
+  without: string;
+}
+
+/** enum bpf_prog_type. */
+const PROGRAM = { socketFilter: 1, sockOps: 13, cgroupSockAddr: 18 } as const;
+/** enum bpf_func_id. */
+const HELPER = { skStorageGet: 107, getNetnsCookie: 122, ktimeGetCoarse: 160, setRetval: 187 } as const;
+
+/** The kernel's version, from a text as uname -r gives it. */
+export function parseRelease(text: string): KernelRelease {
+  const [major = 0, minor = 0] = text.split(/[.-]/).map((part) => Number.parseInt(part, 10));
+  return { major, minor, text };
+}
+
+export function kernelRelease(): KernelRelease {
+  return parseRelease(release());
+}
+
+/** All that kmesh asks for, each tried out (a few milliseconds). Needs root: without CAP_BPF nothing seems present. */
+export function probe(): Feature[] {
+  return [
+    {
+      feature: "BTF of its own (/sys/kernel/btf/vmlinux)",
+      present: existsSync("/sys/kernel/btf/vmlinux"),
+      since: "5.4",
+      required: true,
+      without: "",
+    },
+    {
+      feature: "inner BPF maps of different sizes",
+      present: innerMaps(),
+      since: "5.10",
+      required: true,
+      without: "",
+    },
+    {
+      feature: "sockets' network namespaces in connect programs",
+      present: helper(PROGRAM.cgroupSockAddr, HELPER.getNetnsCookie),
+      since: "5.7",
+      required: true,
+      without: "",
+    },
+    {
+      feature: "per-socket storage in connect programs",
+      present:
+        helper(PROGRAM.cgroupSockAddr, HELPER.skStorageGet) && helper(PROGRAM.sockOps, HELPER.skStorageGet),
+      since: "5.8",
+      required: true,
+      without: "",
+    },
+    {
+      feature: "memory accounting of BPF maps by cgroup",
+      present: helper(PROGRAM.socketFilter, HELPER.ktimeGetCoarse),
+      since: "5.11",
+      required: false,
+      without: "tables count against RLIMIT_MEMLOCK, which must be unlimited (LimitMEMLOCK=infinity)",
+    },
+    {
+      feature: "atomic operations that fetch",
+      present: fetchAtomics(),
+      since: "5.12",
+      required: false,
+      without: "connections take their turns under a spin lock, a little slower",
+    },
+    {
+      feature: "network namespace cookies of sockets",
+      present: netnsCookie() !== undefined,
+      since: "5.14",
+      required: false,
+      without: "only the machine's first network namespace, or all of them, can be governed",
+    },
+    {
+      feature: "choice of errno by cgroup programs",
+      present: helper(PROGRAM.cgroupSockAddr, HELPER.setRetval),
+      since: "5.18",
+      required: false,
+      without: "every refused connection fails with EPERM",
+    },
+  ];
+}
+
+let fetches: boolean | undefined;
+
+/** Whether an instruction may use what an atomic addition found; tried once a process. */
+export function fetchAtomics(): boolean {
+  fetches ??= loads([
+    // r1 = 1; *(u64 *)(r10 - 8) = r1; r1 = fetch_and_add((u64 *)(r10 - 8), r1); r0 = 0; exit
+    instruction(0xb7, 1, 0, 0, 1),
+    instruction(0x7b, 10, 1, -8, 0),
+    instruction(0xdb, 10, 1, -8, 1),
+    instruction(0xb7, 0, 0, 0, 0),
+    instruction(0x95, 0, 0, 0, 0),
+  ]);
+  return fetches;
+}
+
+function helper(program: number, id: number): boolean {
+  return native().libbpf_probe_bpf_helper(program, id, null) === 1;
+}
+
+function innerMaps(): boolean {
+  try {
+    BpfMap.create({
+      name: "kmesh_probe",
+      type: "array",
+      keySize: 4,
+      valueSize: 8,
+      maxEntries: 1,
+      flags: FLAG.innerMap | FLAG.mmapable,
+    }).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function loads(program: readonly bigint[]): boolean {
+  const code = new BigUint64Array(new ArrayBuffer(program.length * 8));
+  code.set(program);
+  const name = cString("kmesh_probe");
+  const fd = native().bpf_prog_load(
+    PROGRAM.socketFilter,
+    name,
+    cString("GPL"),
+    code,
+    BigInt(program.length),
+    null,
+  );
+  if (fd >= 0) native().kmesh_close(fd);
+  return fd >= 0;
+}
+
+/** struct bpf_insn, on a little-endian machine. */
+function instruction(
+  code: number,
+  destination: number,
+  source: number,
+  offset: number,
+  value: number,
+): bigint {
+  const low = code | (destination << 8) | (source << 12) | ((offset & 0xffff) << 16);
+  return BigInt.asUintN(32, BigInt(low)) | (BigInt.asUintN(32, BigInt(value)) << 32n);
+}
