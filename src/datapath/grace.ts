@@ -31,6 +31,7 @@ export class Grace {
   }
 
   close(): void {
+    while (this.#waiting.length > 0) this.flush();
     clearTimeout(this.#timer);
   }
 }

@@ -216,11 +216,14 @@ export class TableView {
   #endpoints(descriptor: Descriptor): EndpointState[] {
     return [descriptor.v4, descriptor.v6].flatMap((run) => {
       const times = occurrences(readSlots(this.tables.slots, run));
-      return [...times].map(([id, count]) => ({
+      const states = [...times].map(([id, count]) => ({
         ...readEndpoint(this.tables.endpoints, id),
         share: count / run.count,
         live: Number(this.tables.endpointLoads.long(id, layout.endpoint_load.fields.live.offset)),
       }));
+      return states.sort((a, b) =>
+        a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,
+      );
     });
   }
 

@@ -76,12 +76,7 @@ export class Publisher {
     };
   }
 
-  /** Waits until what was taken back is free; only tests and a clean end need it. */
-  settle(): void {
-    this.#grace.flush();
-    this.#grace.flush();
-  }
-
+  /** Takes back what still waits for its grace period, so that the next start finds nothing to do. */
   close(): void {
     this.#grace.close();
   }

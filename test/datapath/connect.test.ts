@@ -1,0 +1,297 @@
+/** Real connections of a real app through the tables. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { explainPinned } from "../../src/datapath/explain.ts";
+import type { Mesh } from "../../src/mesh/model.ts";
+import { eventually } from "../lab/process.ts";
+import { DatapathLab } from "./lab.ts";
+import { addCluster, addFrontend, emptyMesh, endpoint, locality } from "./mesh.ts";
+
+setDefaultTimeout(60_000);
+const root = process.getuid?.() === 0;
+if (!root) console.warn("data path tests are skipped: they need root");
+
+const A = "172.31.1.1:8080";
+const B = "172.31.1.2:8080";
+const C6 = "[fd00:31::3]:8080";
+
+describe.skipIf(!root)("connections through the tables", () => {
+  let lab: DatapathLab;
+  beforeAll(async () => {
+    lab = await DatapathLab.create();
+    await lab.serve({ a: A, b: B, c6: C6 });
+  });
+  afterAll(async () => {
+    await lab?.remove();
+  });
+
+  /** One cluster "c" behind 10.96.0.1:80. */
+  function meshOf(build: (mesh: Mesh) => void): Mesh {
+    const mesh = emptyMesh();
+    addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "c" });
+    build(mesh);
+    return mesh;
+  }
+
+  test("an exact frontend leads to its endpoint, and getpeername shows what the app asked for", async () => {
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A)])));
+    const tally = await lab.connect("10.96.0.1:80", { count: 3 });
+    expect(tally).toMatchObject({ made: 3, by: { a: 3 }, peers: { "10.96.0.1 80": 3 }, errors: {} });
+  });
+
+  test("an app outside the enrolled cgroup is left alone", async () => {
+    const tally = await lab.connect("10.96.0.1:80", {}, null);
+    expect(tally.made).toBe(0);
+    expect(tally.errors).toEqual({ ENETUNREACH: 1 });
+  });
+
+  test("a v4-mapped socket is led to the IPv4 endpoint and sees its mapped service address", async () => {
+    const tally = await lab.connect("10.96.0.1:80", { mapped: true });
+    expect(tally).toMatchObject({ made: 1, by: { a: 1 }, peers: { "::ffff:10.96.0.1 80": 1 } });
+  });
+
+  test("an IPv6 socket reaches an IPv6 endpoint, and an IPv4 one unless it is V6ONLY", async () => {
+    const mesh = emptyMesh();
+    addFrontend(mesh, "[2001:2::1]:80", { kind: "cluster", cluster: "six" });
+    addFrontend(mesh, "[2001:2::2]:80", { kind: "cluster", cluster: "four" });
+    addCluster(mesh, "six", [endpoint(C6)]);
+    addCluster(mesh, "four", [endpoint(A)]);
+    lab.publish(mesh);
+    expect(await lab.connect("[2001:2::1]:80")).toMatchObject({
+      by: { c6: 1 },
+      peers: { "2001:2::1 80": 1 },
+    });
+    expect(await lab.connect("[2001:2::2]:80")).toMatchObject({ by: { a: 1 }, peers: { "2001:2::2 80": 1 } });
+    expect((await lab.connect("[2001:2::2]:80", { v6only: true })).errors).toEqual({ EHOSTUNREACH: 1 });
+  });
+
+  test("an IPv4 socket is refused by an IPv6-only cluster, with a reason of its own", async () => {
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(C6)])));
+    const before = counters("svc:80").refused["no-family"] ?? 0;
+    expect((await lab.connect("10.96.0.1:80")).errors).toEqual({ EHOSTUNREACH: 1 });
+    expect(counters("svc:80").refused["no-family"]).toBe(before + 1);
+  });
+
+  test("prefixes match the longest first, then the port alone, then the mesh's default", async () => {
+    const mesh = emptyMesh();
+    for (const [name, at] of [
+      ["a", A],
+      ["b", B],
+    ] as const)
+      addCluster(mesh, name, [endpoint(at)]);
+    addFrontend(
+      mesh,
+      { kind: "prefix", address: "10.97.0.0", length: 16, port: 80 },
+      { kind: "cluster", cluster: "a" },
+    );
+    addFrontend(
+      mesh,
+      { kind: "prefix", address: "10.97.5.0", length: 24, port: 80 },
+      { kind: "cluster", cluster: "b" },
+    );
+    addFrontend(mesh, { kind: "port", port: 81 }, { kind: "cluster", cluster: "b" });
+    addFrontend(
+      mesh,
+      { kind: "prefix", address: "fd00:97::", length: 32, port: 80 },
+      { kind: "cluster", cluster: "a" },
+    );
+    mesh.fallback = { kind: "refuse", reason: "not-in-registry" };
+    lab.publish(mesh);
+    expect((await lab.connect("10.97.1.1:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.5.1:80")).by).toEqual({ b: 1 });
+    expect((await lab.connect("10.99.9.9:81")).by).toEqual({ b: 1 });
+    expect((await lab.connect("[fd00:97::1]:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("[fd00:98::1]:81")).by).toEqual({ b: 1 });
+    expect((await lab.connect("10.97.1.1:82")).errors).toEqual({ EPERM: 1 });
+    expect(counters("").refused["not-in-registry"]).toBe(1);
+    mesh.frontends.delete("tcp 10.97.5.0/24:80");
+    lab.publish(mesh);
+    expect((await lab.connect("10.97.5.1:80")).by).toEqual({ a: 1 });
+  });
+
+  test("the default may be a cluster", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "egress", [endpoint(B)]);
+    mesh.fallback = { kind: "cluster", cluster: "egress" };
+    lab.publish(mesh);
+    expect((await lab.connect("198.51.100.1:443")).by).toEqual({ b: 1 });
+    expect((await lab.connect("127.0.0.1:9")).errors).toEqual({ ECONNREFUSED: 1 });
+  });
+
+  test("no endpoint, a missing cluster, TLS and policy are refused, each under its reason", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "empty", []);
+    addCluster(mesh, "tls", [], { kind: "refuse", reason: "tls-required" });
+    addFrontend(mesh, "10.96.1.1:80", { kind: "cluster", cluster: "empty" }, "empty:80");
+    addFrontend(mesh, "10.96.1.2:80", { kind: "cluster", cluster: "nowhere" }, "missing:80");
+    addFrontend(mesh, "10.96.1.3:80", { kind: "cluster", cluster: "tls" }, "tls:80");
+    addFrontend(mesh, "10.96.1.4:80", { kind: "refuse", reason: "policy" }, "policy:80");
+    lab.publish(mesh);
+    expect((await lab.connect("10.96.1.1:80")).errors).toEqual({ ECONNREFUSED: 1 });
+    expect((await lab.connect("10.96.1.2:80")).errors).toEqual({ ECONNREFUSED: 1 });
+    expect((await lab.connect("10.96.1.3:80")).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("10.96.1.4:80")).errors).toEqual({ EPERM: 1 });
+    expect(counters("empty:80").refused).toEqual({ "no-endpoint": 1 });
+    expect(counters("missing:80").refused).toEqual({ "missing-cluster": 1 });
+    expect(counters("tls:80").refused).toEqual({ "tls-required": 1 });
+    expect(counters("policy:80").refused).toEqual({ policy: 1 });
+  });
+
+  test("a split gives exact shares, and a missing cluster's share is refused", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    addCluster(mesh, "b", [endpoint(B)]);
+    mesh.splits.set("s", {
+      name: "s",
+      shares: [
+        { cluster: "a", weight: 80 },
+        { cluster: "b", weight: 20 },
+      ],
+    });
+    mesh.splits.set("m", {
+      name: "m",
+      shares: [
+        { cluster: "a", weight: 50 },
+        { cluster: "gone", weight: 50 },
+      ],
+    });
+    addFrontend(mesh, "10.96.2.1:80", { kind: "split", split: "s" });
+    addFrontend(mesh, "10.96.2.2:80", { kind: "split", split: "m" });
+    lab.publish(mesh);
+    expect((await lab.connect("10.96.2.1:80", { count: 1000 })).by).toEqual({ a: 800, b: 200 });
+    expect(await lab.connect("10.96.2.2:80", { count: 10 })).toMatchObject({
+      by: { a: 5 },
+      errors: { ECONNREFUSED: 5 },
+    });
+  });
+
+  test("round robin keeps endpoint weights, least request goes where fewer live", async () => {
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A, { weight: 3 }), endpoint(B)])));
+    expect((await lab.connect("10.96.0.1:80", { count: 400 })).by).toEqual({ a: 300, b: 100 });
+    const mesh = emptyMesh();
+    addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "c" });
+    addFrontend(mesh, "10.96.0.2:80", { kind: "cluster", cluster: "only-a" });
+    addCluster(mesh, "c", [endpoint(A), endpoint(B)], { balance: { policy: "least-request" } });
+    addCluster(mesh, "only-a", [endpoint(A)]);
+    lab.publish(mesh);
+    const { client } = await lab.keep("10.96.0.2:80", 5);
+    expect((await lab.connect("10.96.0.1:80", { count: 20 })).by).toEqual({ b: 20 });
+    await client.close();
+  });
+
+  test("hashing sends one source to one endpoint; random to all", async () => {
+    for (const policy of ["ring-hash", "maglev"] as const) {
+      lab.publish(
+        meshOf((mesh) =>
+          addCluster(mesh, "c", [endpoint(A), endpoint(B)], { balance: { policy, tableSize: 0 } }),
+        ),
+      );
+      const { by } = await lab.connect("10.96.0.1:80", { count: 20 });
+      expect(Object.values(by)).toEqual([20]);
+    }
+    const random = { balance: { policy: "random" } } as const;
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A), endpoint(B)], random)));
+    const { by } = await lab.connect("10.96.0.1:80", { count: 200 });
+    expect(Object.keys(by).sort()).toEqual(["a", "b"]);
+  });
+
+  test("a lower priority takes over when the first has nobody healthy", async () => {
+    const failover = (healthy: boolean) =>
+      meshOf((mesh) =>
+        addCluster(mesh, "c", [], {
+          panicThreshold: 0,
+          localities: [
+            locality([endpoint(A, { healthy })], { zone: "near" }),
+            locality([endpoint(B)], { zone: "far", priority: 1 }),
+          ],
+        }),
+      );
+    lab.publish(failover(true));
+    expect((await lab.connect("10.96.0.1:80", { count: 5 })).by).toEqual({ a: 5 });
+    lab.publish(failover(false));
+    expect((await lab.connect("10.96.0.1:80", { count: 5 })).by).toEqual({ b: 5 });
+  });
+
+  test("live connections are counted once each, and max_connections holds", async () => {
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A)], { maxConnections: 3 })));
+    const { client, tally } = await lab.keep("10.96.0.1:80", 5);
+    expect(tally).toMatchObject({ made: 3, errors: { ECONNREFUSED: 2 } });
+    expect(live("c")).toBe(3);
+    await client.close();
+    await eventually("the connections are taken back", () => live("c") === 0);
+    expect((await lab.connect("10.96.0.1:80", { count: 20 })).made).toBe(20);
+    await eventually("the connections are taken back", () => live("c") === 0);
+  });
+
+  test("a pending cluster keeps what its name stood for", async () => {
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A)])));
+    expect(lab.publish(meshOf((mesh) => addCluster(mesh, "c", [], { pending: true })))).toBe(0);
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+  });
+
+  test("explain walks the same way", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A), endpoint(B, { weight: 3 })]);
+    addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "a" });
+    lab.publish(mesh);
+    const found = explainPinned(lab.bpffs, "10.96.0.1", 80);
+    expect(found).toMatchObject({ verdict: "redirect", frontend: "10.96.0.1:80", service: "svc:80" });
+    expect(found.clusters[0]?.endpoints).toEqual([
+      { address: "172.31.1.1", port: 8080, share: 0.25, live: 0 },
+      { address: "172.31.1.2", port: 8080, share: 0.75, live: 0 },
+    ]);
+    expect(explainPinned(lab.bpffs, "127.0.0.1", 80)).toMatchObject({ verdict: "pass" });
+    expect(explainPinned(lab.bpffs, "10.9.9.9", 80).why[0]).toContain("no frontend matches");
+  });
+
+  test("excluded destinations pass; shadow mode decides and counts, and changes nothing", async () => {
+    lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A)])));
+    lab.reopen({ excludes: [{ address: "10.96.0.0", length: 24, port: 80 }] });
+    expect((await lab.connect("10.96.0.1:80")).errors).toEqual({ ENETUNREACH: 1 });
+    lab.reopen({ shadow: true });
+    const before = counters("svc:80");
+    expect((await lab.connect("10.96.0.1:80")).errors).toEqual({ ENETUNREACH: 1 });
+    expect(counters("svc:80").wouldRedirect).toBe(before.wouldRedirect + 1);
+    lab.reopen();
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+  });
+
+  test("what did not change is not written, also by another start", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A), endpoint(B)]));
+    addFrontend(
+      mesh,
+      { kind: "prefix", address: "10.97.0.0", length: 16, port: 80 },
+      { kind: "cluster", cluster: "c" },
+    );
+    mesh.splits.set("s", {
+      name: "s",
+      shares: [
+        { cluster: "c", weight: 1 },
+        { cluster: "gone", weight: 1 },
+      ],
+    });
+    addFrontend(mesh, "10.96.3.1:80", { kind: "split", split: "s" });
+    expect(lab.publish(mesh)).toBeGreaterThan(0);
+    expect(lab.publish(mesh)).toBe(0);
+    const reopened = lab.reopen();
+    expect(reopened.adopted).toBe(true);
+    expect(reopened.attached).toBe(true);
+    expect(lab.publish(mesh)).toBe(0);
+    mesh.frontends.delete("tcp 10.96.3.1:80");
+    mesh.splits.delete("s");
+    expect(lab.publish(mesh)).toBeGreaterThan(0);
+    const { clusters, frontends } = lab.datapath.inspect();
+    expect(frontends.map(({ match }) => match).sort()).toEqual(["10.96.0.1:80", "10.97.0.0/16:80"]);
+    expect(clusters.length).toBeGreaterThan(0);
+    expect((await lab.connect("10.96.0.1:80", { count: 4 })).by).toEqual({ a: 2, b: 2 });
+  });
+
+  function counters(service: string) {
+    const found = lab.datapath.inspect().services.find((counted) => counted.service === service);
+    if (!found) throw new Error(`no counters of ${service}`);
+    return found;
+  }
+
+  function live(name: string): number {
+    return lab.datapath.inspect().clusters.find((state) => state.name === name)?.live ?? -1;
+  }
+});

@@ -1,0 +1,67 @@
+/** Meshes for tests, from a few words. */
+import { frontendKey } from "../../src/mesh/frontend.ts";
+import type { Cluster, Endpoint, Frontend, Locality, Match, Mesh, Target } from "../../src/mesh/model.ts";
+
+export function emptyMesh(): Mesh {
+  return {
+    services: new Map(),
+    frontends: new Map(),
+    splits: new Map(),
+    clusters: new Map(),
+    fallback: { kind: "passthrough" },
+    notes: [],
+  };
+}
+
+/** `ADDRESS:PORT`, IPv6 in brackets. */
+export function endpoint(at: string, more: Partial<Endpoint> = {}): Endpoint {
+  const [, address = "", port = ""] = /^\[?(.*?)\]?:(\d+)$/.exec(at) ?? [];
+  return { address, port: Number(port), weight: 1, healthy: true, ...more };
+}
+
+export function locality(endpoints: Endpoint[], more: Partial<Locality> = {}): Locality {
+  return { region: "", zone: "", subzone: "", priority: 0, weight: 0, endpoints, ...more };
+}
+
+export function cluster(name: string, endpoints: Endpoint[], more: Partial<Cluster> = {}): Cluster {
+  return {
+    name,
+    service: name,
+    kind: "endpoints",
+    reason: "none",
+    balance: { policy: "round-robin" },
+    localities: [locality(endpoints)],
+    localityWeighted: false,
+    overprovisioning: 140,
+    panicThreshold: 50,
+    maxConnections: 0,
+    pending: false,
+    ...more,
+  };
+}
+
+/** Adds a frontend and its service; `match` may be `ADDRESS:PORT`. */
+export function addFrontend(mesh: Mesh, match: Match | string, target: Target, service = "svc:80"): string {
+  const where: Match =
+    typeof match === "string"
+      ? { kind: "address", address: endpoint(match).address, port: endpoint(match).port }
+      : match;
+  const frontend: Frontend = { match: where, protocol: "tcp", service, target };
+  mesh.services.set(service, {
+    name: service,
+    host: service.split(":")[0] ?? "",
+    port: where.port,
+    notes: [],
+  });
+  mesh.frontends.set(frontendKey(frontend), frontend);
+  return frontendKey(frontend);
+}
+
+export function addCluster(
+  mesh: Mesh,
+  name: string,
+  endpoints: Endpoint[],
+  more: Partial<Cluster> = {},
+): void {
+  mesh.clusters.set(name, cluster(name, endpoints, more));
+}
