@@ -3,21 +3,20 @@
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 import { hostname } from "node:os";
-import { join } from "node:path";
-import { parseDestination } from "../admin/destination.ts";
-import { AdminServer, BadRequest } from "../admin/server.ts";
+import { explainDestination } from "../admin/explain.ts";
+import { brief } from "../admin/kernel-state.ts";
+import { AdminServer } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, type TablesStatus, writeStatus } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
-import { explainPinned } from "../datapath/inspect.ts";
 import { usableAddresses } from "../istiod/node.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
-import { FileLock } from "../kernel/lock.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
 import { type Config, formatExclude } from "./config.ts";
+import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
 import { Reporter } from "./reporter.ts";
@@ -27,15 +26,10 @@ const RETRY = 5_000;
 /** From a change to the status file, milliseconds: many pushes become one write. */
 const STATUS_DELAY = 500;
 
-/** The lock that tells whether an agent lives. */
-export function lockFile(runDir: string): string {
-  return join(runDir, "agent.lock");
-}
-
 export class Agent {
   readonly #config: Config;
   readonly #log: Log;
-  readonly #locks: FileLock[];
+  readonly #locks: Locks;
   readonly #datapath: Datapath;
   readonly #compiler: KernelNative;
   readonly #stream: IstiodStream;
@@ -51,7 +45,7 @@ export class Agent {
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
 
-  private constructor(config: Config, log: Log, locks: FileLock[]) {
+  private constructor(config: Config, log: Log, locks: Locks) {
     this.#config = config;
     this.#log = log;
     this.#locks = locks;
@@ -60,7 +54,6 @@ export class Agent {
     this.#reporter = new Reporter(log);
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
-      stateDir: config.stateDir,
       cgroups: this.#cgroups,
       excludes: config.excludes,
       netns: config.netns,
@@ -90,10 +83,15 @@ export class Agent {
   static async start(config: Config, log: Log): Promise<Agent> {
     requireMachine(log);
     makeFolders(config);
-    const locks = [FileLock.acquire(lockFile(config.runDir)), FileLock.acquire(lockFile(config.stateDir))];
-    const agent = new Agent(config, log, locks);
-    await agent.#begin();
-    return agent;
+    const locks = Locks.acquire(config);
+    try {
+      const agent = new Agent(config, log, locks);
+      await agent.#begin();
+      return agent;
+    } catch (error) {
+      locks.release();
+      throw error;
+    }
   }
 
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
@@ -103,7 +101,7 @@ export class Agent {
     this.#admin?.close();
     this.#writeStatus();
     this.#datapath.close();
-    for (const lock of this.#locks) lock.release();
+    this.#locks.release();
   }
 
   status(): AgentStatus {
@@ -133,11 +131,11 @@ export class Agent {
   async #begin(): Promise<void> {
     this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
       "/agent": () => this.status(),
-      "/status": () => ({ agent: this.status(), kernel: this.#datapath.inspect() }),
+      "/status": () => ({ agent: this.status(), kernel: brief(this.#datapath.inspect()) }),
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,
       "/dump/tables": () => this.#datapath.inspect(),
-      "/explain": (query) => this.#explain(query.get("target") ?? ""),
+      "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? ""),
     });
     this.#reporter.started(this.#datapath.adopted, this.#config);
     this.#stream.start();
@@ -153,9 +151,9 @@ export class Agent {
     const mesh = this.#mesh;
     if (!mesh) return;
     clearTimeout(this.#retryTimer);
-    const now = new Date().toISOString();
     try {
       const { writes, milliseconds } = this.#datapath.apply(mesh, changes);
+      const now = new Date().toISOString();
       const first = this.#tables.firstApplyAt === undefined;
       this.#tables = {
         applies: this.#tables.applies + 1,
@@ -172,7 +170,7 @@ export class Agent {
       // The kernel keeps what it holds; the mesh is tried again as a whole, since a part may be written.
       this.#behind = true;
       const reason = error instanceof Error ? error.message : String(error);
-      this.#tables = { ...this.#tables, lastError: { at: now, text: reason } };
+      this.#tables = { ...this.#tables, lastError: { at: new Date().toISOString(), text: reason } };
       this.#log.error(
         `istiod's push is not live, the tables stay as they are: ${reason}. Next try in ${RETRY / 1000} s.`,
       );
@@ -184,12 +182,6 @@ export class Agent {
   #heard(event: StreamEvent): void {
     this.#reporter.heard(event);
     this.#writeStatusSoon();
-  }
-
-  #explain(target: string): unknown {
-    const { address, port } = parseDestination(target) ?? {};
-    if (address === undefined || port === undefined) throw new BadRequest(`"${target}" is not IP:PORT`);
-    return explainPinned(this.#config.bpffs, address, port);
   }
 
   /** Off the path from a push to live tables. */

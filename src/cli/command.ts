@@ -8,6 +8,8 @@ export interface Command extends Shape {
   about: string;
   /** Not listed by help: the demo's own processes. */
   hidden: boolean;
+  /** What its help says below the flags. */
+  notes: string;
   /** Gives the exit code. Throws UsageError, ConfigError, Failure, or anything else for a fault. */
   run(input: Arguments): Promise<number>;
 }
@@ -18,11 +20,12 @@ interface Definition {
   flags?: Record<string, Setting>;
   positionals?: readonly Positional[];
   hidden?: boolean;
+  notes?: string;
   run: Command["run"];
 }
 
 export function command(definition: Definition): Command {
-  return { flags: {}, positionals: [], hidden: false, ...definition };
+  return { flags: {}, positionals: [], hidden: false, notes: "", ...definition };
 }
 
 /** `--config FILE`. */

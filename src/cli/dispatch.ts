@@ -3,6 +3,7 @@ import { stripVTControlCharacters } from "node:util";
 import { type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
 import { closest } from "../agent/closest.ts";
 import { ConfigError } from "../agent/config.ts";
+import { Unsupported } from "../agent/unsupported.ts";
 import { parseArguments, UsageError } from "./arguments.ts";
 import { asCitty, type Command } from "./command.ts";
 import { EXIT, EXIT_CODES, Failure } from "./exit.ts";
@@ -49,6 +50,10 @@ export function complain(error: unknown): number {
     remark(`kmesh: ${error.message}${error.next ? `\n  ${error.next}` : ""}`);
     return error.code;
   }
+  if (error instanceof Unsupported) {
+    remark(`kmesh: ${error.message}\n  ${error.next}`);
+    return EXIT.unsupported;
+  }
   remark(`kmesh: ${error instanceof Error ? error.message : String(error)}`);
   if (process.env.KMESH_LOG_LEVEL === "debug" && error instanceof Error) remark(error.stack ?? "");
   return EXIT.failed;
@@ -87,7 +92,8 @@ async function showHelp(
     print(`${await help(root)}\n\nExit codes\n\n${codes}`);
     return EXIT.done;
   }
-  print(await help(asCitty(find(name, commands)), root));
+  const spec = find(name, commands);
+  print([await help(asCitty(spec), root), spec.notes].filter((part) => part !== "").join("\n\n"));
   return EXIT.done;
 }
 
@@ -95,7 +101,7 @@ async function showHelp(
 async function help(spec: CommandDef, parent?: CommandDef): Promise<string> {
   const text = await renderUsage(spec, parent);
   const coloured = process.stdout.isTTY && !process.env.NO_COLOR;
-  return (coloured ? text : stripVTControlCharacters(text)).trimEnd();
+  return (coloured ? text : stripVTControlCharacters(text)).replace(/ +$/gm, "").trimEnd();
 }
 
 function isHelp(arg: string): boolean {

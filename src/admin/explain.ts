@@ -1,0 +1,58 @@
+/** Where connections to a host or an address would go, by the tables that are live. */
+import { lookup } from "node:dns/promises";
+import { type Explanation, explainPinned } from "../datapath/explain.ts";
+import { openPinned, TableView } from "../datapath/inspect.ts";
+import { type Destination, parseDestination } from "./destination.ts";
+import { BadRequest } from "./server.ts";
+
+/**
+ * Explains `HOST`, `HOST:PORT` or `IP:PORT`, one explanation an address and port that it stands for. A host is looked
+ * for among the mesh's services (whole, or its first labels), then by the machine's resolver.
+ * Rejects with BadRequest when the text or the host means nothing, with NothingPinned without tables.
+ */
+export async function explainDestination(bpffs: string, text: string): Promise<Explanation[]> {
+  const destination = parseDestination(text);
+  if (!destination) throw new BadRequest(`"${text}" is neither HOST[:PORT] nor IP:PORT`);
+  const places = await placesOf(bpffs, destination);
+  return places.map(({ address, port }) => explainPinned(bpffs, address, port));
+}
+
+interface Place {
+  address: string;
+  port: number;
+}
+
+async function placesOf(bpffs: string, destination: Destination): Promise<Place[]> {
+  const { host, address, port } = destination;
+  const known = frontendsOf(bpffs).filter(
+    (each) =>
+      (port === undefined || each.port === port) &&
+      (address === undefined ? isHost(each.host, host) : each.address === address),
+  );
+  if (address !== undefined && port !== undefined) return [{ address, port }];
+  if (known.length > 0) return known;
+  if (port === undefined)
+    throw new BadRequest(`the mesh knows no service ${host}: add the port, as in ${host}:80`);
+  const found = await lookup(host, { all: true }).catch(() => []);
+  if (found.length === 0)
+    throw new BadRequest(`${host} is no service of the mesh, and its name resolves to nothing`);
+  return [...new Set(found.map((each) => each.address))].map((each) => ({ address: each, port }));
+}
+
+function frontendsOf(bpffs: string): (Place & { host: string })[] {
+  const tables = openPinned(bpffs);
+  try {
+    return new TableView(tables).frontends().flatMap(({ match, service }) => {
+      // Prefixes and port-wide frontends stand for no single address.
+      const { address, port } = parseDestination(match) ?? {};
+      const host = service.slice(0, service.lastIndexOf(":"));
+      return address === undefined || port === undefined ? [] : [{ address, port, host }];
+    });
+  } finally {
+    tables.close();
+  }
+}
+
+function isHost(full: string, asked: string): boolean {
+  return full === asked || full.startsWith(`${asked}.`);
+}

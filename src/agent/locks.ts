@@ -1,0 +1,45 @@
+/** One agent for each set of folders. The kernel lets go of the locks when the agent ends, however it ends. */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { FileLock, LockHeld } from "../kernel/lock.ts";
+import type { Folders } from "./config.ts";
+
+const NAME = "agent.lock";
+
+export class Locks {
+  readonly #locks: readonly FileLock[];
+
+  private constructor(locks: readonly FileLock[]) {
+    this.#locks = locks;
+  }
+
+  /** Takes the lock of each folder that exists. Throws LockHeld with the pid of the agent that has one of them. */
+  static acquire(folders: Pick<Folders, "runDir" | "stateDir">): Locks {
+    const taken: FileLock[] = [];
+    try {
+      // A set: both folders may be the same one.
+      for (const folder of new Set([folders.runDir, folders.stateDir])) {
+        if (existsSync(folder)) taken.push(FileLock.acquire(join(folder, NAME)));
+      }
+    } catch (error) {
+      for (const lock of taken) lock.release();
+      throw error;
+    }
+    return new Locks(taken);
+  }
+
+  release(): void {
+    for (const lock of this.#locks) lock.release();
+  }
+}
+
+/** The pid of the agent that lives with these folders; undefined when none does. 0 when it had no time to tell. */
+export function livingAgent(folders: Pick<Folders, "runDir" | "stateDir">): number | undefined {
+  try {
+    Locks.acquire(folders).release();
+    return undefined;
+  } catch (error) {
+    if (error instanceof LockHeld) return error.pid ?? 0;
+    throw error;
+  }
+}

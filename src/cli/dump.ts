@@ -1,0 +1,52 @@
+import { stringify } from "yaml";
+import { toJson } from "../admin/server.ts";
+import { readFolders, sourcesOf } from "../agent/config.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
+import { EXIT, Failure } from "./exit.ts";
+import { formatOf, print, printJson, remark } from "./output.ts";
+import { kernelState, lastWords, view } from "./view.ts";
+
+const PARTS = ["received", "model", "tables"] as const;
+
+export const dump = command({
+  name: "dump",
+  about: "Print the configuration as received, the model made of it, or the kernel's tables",
+  positionals: [{ name: "part", about: "received, model or tables", required: true, choices: PARTS }],
+  flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
+  async run({ flags, positionals: [part = ""] }) {
+    const format = formatOf(flags);
+    const folders = readFolders(sourcesOf(flags, process.env));
+    const { alive, value } = await view<unknown>(folders, `/dump/${part}`, () => {
+      const { sentence } = lastWords(folders);
+      if (part !== "tables") {
+        throw new Failure(
+          EXIT.agentNotRunning,
+          `${sentence} What it received and made of it went with it`,
+          "kmesh dump tables shows what the kernel holds.",
+        );
+      }
+      return kernelState(folders.bpffs);
+    });
+    if (value === undefined || value === null) throw nothing(alive, part, folders.bpffs);
+    if (!alive) remark(`${lastWords(folders).sentence} These are the tables that it left.`);
+    if (format === "json") printJson(value);
+    // Through JSON, so that both formats hold the same.
+    else
+      print(stringify(JSON.parse(toJson(value)), { lineWidth: 0, aliasDuplicateObjects: false }).trimEnd());
+    return EXIT.done;
+  },
+});
+
+function nothing(alive: boolean, part: string, bpffs: string): Failure {
+  if (alive)
+    return new Failure(
+      EXIT.failed,
+      `there is no ${part} yet: istiod has not sent anything`,
+      "kmesh status shows the stream.",
+    );
+  return new Failure(
+    EXIT.agentNotRunning,
+    `no agent runs, and nothing is pinned in ${bpffs}`,
+    "Start one with kmesh run, or name another folder with --bpffs.",
+  );
+}

@@ -1,0 +1,65 @@
+import { AdminError } from "../admin/client.ts";
+import { BadRequest } from "../admin/server.ts";
+import { readFolders, sourcesOf } from "../agent/config.ts";
+import type { Explanation } from "../datapath/explain.ts";
+import { formatMatch } from "../mesh/frontend.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
+import { EXIT, Failure } from "./exit.ts";
+import { formatOf, indent, print, printJson, remark, table } from "./output.ts";
+import { lastWords, view } from "./view.ts";
+
+export const explain = command({
+  name: "explain",
+  about: "Show where a connection would go now, and why: a dry run through the live tables",
+  positionals: [{ name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: true }],
+  flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
+  async run({ flags, positionals: [destination = ""] }) {
+    const format = formatOf(flags);
+    const folders = readFolders(sourcesOf(flags, process.env));
+    const path = `/explain?target=${encodeURIComponent(destination)}`;
+    try {
+      const { alive, value } = await view<Explanation[]>(folders, path, async () => {
+        const { explainDestination } = await import("../admin/explain.ts");
+        return explainDestination(folders.bpffs, destination);
+      });
+      if (!alive) remark(`${lastWords(folders).sentence} The tables that it left decide.`);
+      if (format === "json") printJson(value);
+      else print(value.map(tellExplanation).join("\n\n"));
+      return EXIT.done;
+    } catch (error) {
+      const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
+      if (refused)
+        throw new Failure(EXIT.usage, (error as Error).message, "kmesh status lists the services.");
+      throw error;
+    }
+  },
+});
+
+const VERDICTS: Record<Explanation["verdict"], string> = {
+  redirect: "is sent to one of the endpoints below",
+  pass: "goes to the address itself",
+  refuse: "is refused",
+};
+
+/** One explanation as text. */
+export function tellExplanation(explanation: Explanation): string {
+  const { asked, verdict, reason, shadow, service, clusters, why } = explanation;
+  const to = formatMatch({ kind: "address", ...asked });
+  const counted = shadow ? " (shadow mode: that is only counted, nothing is changed)" : "";
+  const head = `A connection to ${to} ${VERDICTS[verdict]}${reason ? `: ${reason}` : ""}${counted}`;
+  const parts = [
+    head,
+    ...(service ? [`service ${service}`] : []),
+    ...why.map((line, i) => `${i + 1}. ${line}`),
+  ];
+  const rows = clusters.flatMap((cluster) =>
+    cluster.endpoints.map((endpoint) => [
+      cluster.name,
+      formatMatch({ kind: "address", address: endpoint.address, port: endpoint.port }),
+      `${(endpoint.share * cluster.share * 100).toFixed(1)} %`,
+      endpoint.live,
+    ]),
+  );
+  const endpoints = rows.length === 0 ? [] : [indent(table(["CLUSTER", "ENDPOINT", "SHARE", "LIVE"], rows))];
+  return [head, ...[...parts.slice(1), ...endpoints].map((part) => indent(part))].join("\n");
+}

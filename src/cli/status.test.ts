@@ -1,0 +1,167 @@
+import { expect, test } from "bun:test";
+import type { KernelState } from "../admin/kernel-state.ts";
+import type { AgentStatus } from "../admin/status.ts";
+import { tellStatus } from "./status.ts";
+
+const NOW = Date.parse("2026-01-01T00:10:00Z");
+
+const type = {
+  resources: 0,
+  subscribed: 0,
+  unanswered: 0,
+  rejected: 0,
+  responses: 0,
+  bytes: 0,
+  unchanged: 0,
+  changed: 0,
+  removed: 0,
+  refused: 0,
+};
+
+function agent(change: Partial<AgentStatus> = {}): AgentStatus {
+  return {
+    version: "1.2.3",
+    pid: 77,
+    startedAt: "2026-01-01T00:00:00Z",
+    writtenAt: "2026-01-01T00:09:00Z",
+    mode: "kernel-native",
+    node: { namespace: "demo", serviceAccount: "default", addresses: ["10.0.0.5"] },
+    shadow: false,
+    cgroups: ["/"],
+    excludes: [],
+    netns: "own",
+    adopted: false,
+    stream: {
+      target: "istiod:15010",
+      plaintext: true,
+      connected: true,
+      connectedSince: NOW - 60_000,
+      connections: 1,
+      synced: true,
+      version: "v1",
+      pushes: 2,
+      lastPush: NOW - 5_000,
+      types: { cluster: type, endpoints: type, listener: type, route: type, names: type },
+      rejected: [],
+    },
+    tables: {
+      applies: 2,
+      writes: 12,
+      firstWrites: 9,
+      lastWrites: 3,
+      lastMilliseconds: 0.4,
+      lastApplyAt: "2026-01-01T00:09:55Z",
+    },
+    mesh: { services: 2, frontends: 3, clusters: 4, endpoints: 5, notes: [], serviceNotes: [] },
+    ...change,
+  };
+}
+
+function kernel(change: Partial<KernelState> = {}): KernelState {
+  return {
+    bpffs: "/sys/fs/bpf/kmesh",
+    abi: "abc",
+    hooks: [
+      { hook: "connect4", attached: true, programId: 1 },
+      { hook: "connect6", attached: true, programId: 2 },
+    ],
+    settings: { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" },
+    services: [
+      { service: "", redirected: 0, passed: 7, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
+      { service: "b:80", redirected: 5, passed: 0, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
+      {
+        service: "a:80",
+        redirected: 9,
+        passed: 0,
+        wouldRedirect: 0,
+        wouldRefuse: 0,
+        refused: { "no-endpoint": 2 },
+      },
+    ],
+    tables: [{ name: "targets", capacity: 256, bytes: 2 ** 20 }],
+    ...change,
+  };
+}
+
+const tell = (a: AgentStatus | undefined, k: KernelState | undefined, dead?: string) =>
+  tellStatus({ agent: a, kernel: k }, dead, "/sys/fs/bpf/kmesh", false, NOW);
+
+test("a healthy mesh", () => {
+  const text = tell(agent(), kernel());
+  expect(text).toContain("runs: pid 77, since 10 min, kernel-native, version 1.2.3");
+  expect(text).toContain("istiod:15010 (plaintext), connected for 60 s, last push 5.0 s ago");
+  expect(text).toContain("2 services, 3 frontends, 4 clusters, 5 endpoints");
+  expect(text).toContain("attached: connect4, connect6");
+  expect(text).not.toContain("NOT ");
+  const services = text.split("\n").filter((line) => /^(a:80|b:80|\(no service\))/.test(line));
+  expect(services.map((line) => line.split(/\s{2,}/))).toEqual([
+    ["a:80", "9", "0", "2 no-endpoint"],
+    ["b:80", "5", "0", "-"],
+    ["(no service)", "0", "7", "-"],
+  ]);
+});
+
+test("without an agent the kernel's part is the same, and the page says who is missing", () => {
+  const text = tell(agent(), kernel(), "No agent runs. The last one (pid 77) was heard of 60 s ago");
+  expect(text).toContain("agent            No agent runs.");
+  expect(text).toContain("not followed now");
+  expect(text).toContain("a:80");
+});
+
+test("nothing pinned", () => {
+  expect(tell(undefined, undefined, "No agent runs")).toContain(
+    "holds nothing: nothing is pinned in /sys/fs/bpf/kmesh",
+  );
+});
+
+test("what is not as it should be is told before the services", () => {
+  const rejected = [{ type: "cluster" as const, resource: "outbound|80||a", reason: "port 0", since: NOW }];
+  const base = agent();
+  const text = tell(
+    agent({
+      stream: {
+        ...base.stream,
+        connected: false,
+        disconnectedSince: NOW - 3_000,
+        lastError: { at: NOW, text: "nothing listens at istiod:15010" },
+        rejected,
+      },
+      mesh: {
+        ...base.mesh,
+        notes: [{ kind: "not-enforced", text: "inbound STRICT is not enforced" }],
+        serviceNotes: [{ service: "a:80", notes: [{ kind: "layer7", text: "a header match" }] }],
+      },
+    }),
+    kernel({
+      hooks: [
+        { hook: "connect4", attached: true },
+        { hook: "connect6", attached: false },
+      ],
+      settings: { ...kernel().settings, shadow: true },
+    }),
+  );
+  expect(text).toContain("not connected for 3.0 s; the tables stay as they are");
+  expect(text).toContain("nothing listens at istiod:15010");
+  expect(text).toContain("NOT attached: connect6");
+  const warnings = text.slice(text.indexOf("NOT ENFORCED, OR"), text.indexOf("SERVICE "));
+  expect(warnings).toContain("Shadow mode");
+  expect(warnings).toContain("inbound STRICT is not enforced");
+  expect(warnings).toContain("Refused istiod's cluster outbound|80||a: port 0");
+  expect(text).toContain("WOULD REDIRECT");
+  expect(text).toContain("LAYER 7, NOT ENFORCED YET\n  a:80: a header match");
+});
+
+test("a screen's worth of services, and how many more there are", () => {
+  const many = Array.from({ length: 100 }, (_, i) => ({
+    service: `s${i}:80`,
+    redirected: i,
+    passed: 0,
+    wouldRedirect: 0,
+    wouldRefuse: 0,
+    refused: {},
+  }));
+  const text = tell(agent(), kernel({ services: many }));
+  expect(text).toContain("s99:80");
+  expect(text).not.toContain("s59:80");
+  expect(text).toContain("... and 60 more: --all lists them");
+});

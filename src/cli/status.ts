@@ -1,0 +1,178 @@
+import { brief, type KernelState } from "../admin/kernel-state.ts";
+import type { AgentStatus } from "../admin/status.ts";
+import { readFolders, sourcesOf } from "../agent/config.ts";
+import type { Note } from "../mesh/model.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
+import { EXIT } from "./exit.ts";
+import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
+import { kernelState, lastWords, view } from "./view.ts";
+
+/** Rows of text that a screen bears; JSON and --all have the rest. */
+const ROWS = 40;
+
+interface Answer {
+  agent: AgentStatus | undefined;
+  kernel: KernelState | undefined;
+}
+
+export const status = command({
+  name: "status",
+  about: "Show the agent, its stream to istiod, the services and what is not enforced",
+  flags: {
+    all: { kind: "switch", about: "list every service, also those without a connection" },
+    ...FOLDER_FLAGS,
+    ...OUTPUT_FLAG,
+  },
+  async run({ flags }) {
+    const format = formatOf(flags);
+    const folders = readFolders(sourcesOf(flags, process.env));
+    const { alive, value } = await view<Answer>(folders, "/status", async () => ({
+      agent: lastWords(folders).status,
+      kernel: await kernelState(folders.bpffs).then((all) => all && brief(all)),
+    }));
+    if (format === "json") printJson({ alive, agent: value.agent ?? null, kernel: value.kernel ?? null });
+    else
+      print(
+        tellStatus(value, alive ? undefined : lastWords(folders).sentence, folders.bpffs, flags.all === true),
+      );
+    return alive ? EXIT.done : EXIT.agentNotRunning;
+  },
+});
+
+/** The whole page. `dead` is the sentence about the agent when none lives. */
+export function tellStatus(
+  { agent, kernel }: Answer,
+  dead: string | undefined,
+  bpffs: string,
+  all: boolean,
+  now = Date.now(),
+): string {
+  const facts: [string, string][] = [
+    [
+      "agent",
+      dead ??
+        (agent
+          ? `runs: pid ${agent.pid}, since ${since(agent.startedAt, now)}, ${agent.mode}, version ${agent.version}`
+          : ""),
+    ],
+    ...(agent ? agentFacts(agent, dead === undefined, now) : []),
+    ...kernelFacts(kernel, bpffs),
+  ];
+  const width = Math.max(...facts.map(([name]) => name.length));
+  const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
+  const warnings = warningsOf(agent, kernel);
+  if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
+  if (kernel) parts.push(tellServices(kernel, all));
+  if (agent) parts.push(...tellRemarks(agent, all));
+  return parts.join("\n\n");
+}
+
+function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, string][] {
+  const { stream, tables, mesh } = agent;
+  const link = `${stream.target} (${stream.plaintext ? "plaintext" : "TLS"})`;
+  const state = !alive
+    ? "not followed now"
+    : stream.connected
+      ? `connected for ${formatSpan(now - (stream.connectedSince ?? now))}`
+      : `not connected${stream.disconnectedSince ? ` for ${formatSpan(now - stream.disconnectedSince)}` : ""}; the tables stay as they are`;
+  const push = stream.lastPush ? `, last push ${formatSpan(now - stream.lastPush)} ago` : ", no push yet";
+  const error =
+    !stream.connected && stream.lastError ? [["", stream.lastError.text] as [string, string]] : [];
+  const applied = tables.lastApplyAt
+    ? `${tables.applies} pushes, ${tables.writes} map writes (the last: ${tables.lastWrites}, ${(tables.lastMilliseconds ?? 0).toFixed(1)} ms)`
+    : "nothing written yet by this agent";
+  return [
+    ["istiod", `${link}, ${state}${push}`],
+    ...error,
+    [
+      "mesh",
+      `${mesh.services} services, ${mesh.frontends} frontends, ${mesh.clusters} clusters, ${mesh.endpoints} endpoints`,
+    ],
+    ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
+  ];
+}
+
+function kernelFacts(kernel: KernelState | undefined, bpffs: string): [string, string][] {
+  if (!kernel) return [["kernel", `holds nothing: nothing is pinned in ${bpffs}`]];
+  const off = kernel.hooks.filter((hook) => !hook.attached).map(({ hook }) => hook);
+  const on = kernel.hooks.filter((hook) => hook.attached).map(({ hook }) => hook);
+  const { settings } = kernel;
+  const memory = kernel.tables.reduce((sum, { bytes }) => sum + bytes, 0);
+  return [
+    [
+      "hooks",
+      on.length === 0
+        ? "none attached: no connection is governed"
+        : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
+    ],
+    ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
+    ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
+    ["other addresses", settings.fallback],
+    ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
+  ];
+}
+
+function warningsOf(agent: AgentStatus | undefined, kernel: KernelState | undefined): string[] {
+  const warnings: string[] = [];
+  if (kernel?.settings.shadow) warnings.push("Shadow mode: decisions are counted, no connection is changed.");
+  for (const note of agent?.mesh.notes ?? []) warnings.push(note.text);
+  if (agent?.tables.lastError) warnings.push(`A push could not be written: ${agent.tables.lastError.text}`);
+  for (const { type, resource, reason } of agent?.stream.rejected ?? []) {
+    warnings.push(`Refused istiod's ${type} ${resource}: ${reason}. The one before stays.`);
+  }
+  return warnings;
+}
+
+function tellServices(kernel: KernelState, all: boolean): string {
+  const { shadow } = kernel.settings;
+  const rows = kernel.services
+    .map((each) => ({ ...each, refusals: Object.entries(each.refused) }))
+    .sort(
+      (a, b) =>
+        b.redirected + b.wouldRedirect - a.redirected - a.wouldRedirect || (a.service < b.service ? -1 : 1),
+    );
+  const shown = all ? rows : rows.slice(0, ROWS);
+  const head = [
+    "SERVICE",
+    "REDIRECTED",
+    "PASSED",
+    ...(shadow ? ["WOULD REDIRECT", "WOULD REFUSE"] : []),
+    "REFUSED",
+  ];
+  const body = shown.map((row) => [
+    row.service === "" ? "(no service)" : row.service,
+    row.redirected,
+    row.passed,
+    ...(shadow ? [row.wouldRedirect, row.wouldRefuse] : []),
+    row.refusals.map(([reason, count]) => `${count} ${reason}`).join(", ") || "-",
+  ]);
+  const more =
+    rows.length > shown.length ? `\n... and ${rows.length - shown.length} more: --all lists them` : "";
+  return table(head, body) + more;
+}
+
+/** How the kinds of notes are told, in the order in which they matter. */
+const KINDS: readonly { kind: Note["kind"]; title: string }[] = [
+  { kind: "refused", title: "REFUSED" },
+  { kind: "layer7", title: "LAYER 7, NOT ENFORCED YET" },
+  { kind: "plaintext", title: "IN PLAINTEXT, THOUGH mTLS IS PREFERRED" },
+  { kind: "conflict", title: "CONTRADICTORY" },
+  { kind: "not-enforced", title: "ACCEPTED, WITHOUT EFFECT" },
+];
+
+function tellRemarks(agent: AgentStatus, all: boolean): string[] {
+  return KINDS.flatMap(({ kind, title }) => {
+    const lines = agent.mesh.serviceNotes.flatMap(({ service, notes }) =>
+      notes.filter((note) => note.kind === kind).map((note) => `${service}: ${note.text}`),
+    );
+    if (lines.length === 0) return [];
+    const shown = all ? lines : lines.slice(0, ROWS);
+    const more =
+      lines.length > shown.length ? [`... and ${lines.length - shown.length} more: --all lists them`] : [];
+    return [`${title}\n${indent([...shown, ...more].join("\n"))}`];
+  });
+}
+
+function since(time: string, now: number): string {
+  return formatSpan(now - Date.parse(time));
+}

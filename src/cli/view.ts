@@ -1,0 +1,49 @@
+/** Where state comes from: the agent when it lives, else what it left in the kernel and in its status file. */
+import { askAgent } from "../admin/client.ts";
+import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
+import type { Folders } from "../agent/config.ts";
+import { requireRoot } from "../agent/unsupported.ts";
+import type { Inspection } from "../datapath/inspect.ts";
+import { formatSpan } from "./output.ts";
+
+export interface View<T> {
+  /** The agent answered. */
+  alive: boolean;
+  value: T;
+}
+
+/** The agent's answer to `path`, or what `otherwise` finds without it. Needs root. */
+export async function view<T>(
+  folders: Folders,
+  path: string,
+  otherwise: () => T | Promise<T>,
+): Promise<View<T>> {
+  requireRoot("looking at a mesh");
+  const answer = await askAgent(adminSocket(folders.runDir), path);
+  if (answer !== undefined) return { alive: true, value: answer as T };
+  return { alive: false, value: await otherwise() };
+}
+
+/** What the last agent left behind, and a sentence about it. */
+export function lastWords(folders: Folders): { status: AgentStatus | undefined; sentence: string } {
+  const status = readStatus(folders.runDir);
+  if (!status)
+    return { status, sentence: `No agent runs, and none has run with ${folders.runDir} since the boot.` };
+  const age = formatSpan(Date.now() - Date.parse(status.writtenAt));
+  return {
+    status,
+    sentence: `No agent runs. The last one (pid ${status.pid}) was heard of ${age} ago; what it knew is that old.`,
+  };
+}
+
+/** Reads the pinned tables; undefined when nothing is pinned there. */
+export async function kernelState(bpffs: string): Promise<Inspection | undefined> {
+  // Loaded here: libbpf is only for those who look into the kernel.
+  const { inspectPinned, NothingPinned } = await import("../datapath/inspect.ts");
+  try {
+    return inspectPinned(bpffs);
+  } catch (error) {
+    if (error instanceof NothingPinned) return undefined;
+    throw error;
+  }
+}
