@@ -68,7 +68,7 @@ export function probe(): Feature[] {
       feature: "per-socket storage in connect programs",
       present:
         helper(PROGRAM.cgroupSockAddr, HELPER.skStorageGet) && helper(PROGRAM.sockOps, HELPER.skStorageGet),
-      since: "5.8",
+      since: "5.10",
       required: true,
       without: "",
     },

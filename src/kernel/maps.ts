@@ -28,6 +28,11 @@ const TYPE_NAMES = new Map<number, MapType>(
   Object.entries(TYPES).map(([name, number]) => [number, name as MapType]),
 );
 
+/** enum bpf_map_type. */
+export function mapTypeNumber(type: MapType | number): number {
+  return typeof type === "number" ? type : TYPES[type];
+}
+
 /** BPF_F_..., for a map's creation. */
 export const FLAG = {
   noPrealloc: 1,

@@ -2,7 +2,7 @@
 import { cString, ffi } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { fixedText, infoOf } from "./info.ts";
-import { BpfMap } from "./maps.ts";
+import { BpfMap, mapTypeNumber } from "./maps.ts";
 import { native, takeLog } from "./native.ts";
 
 /** How much of libbpf's log an error shows: the verifier's verdict stands at its end. */
@@ -58,11 +58,30 @@ export class BpfObject {
   }
 
   /**
-   * Before `load()`: takes an existing map in place of a new one. The caller keeps `map`.
-   * `load()` throws when type, sizes or flags differ from the object's own definition.
+   * Before `load()`: takes an existing map in place of a new one; its size may be another. The caller keeps `map`.
+   * Throws KernelError (EINVAL) when type, key, value or flags differ from the object's own definition: libbpf would take
+   * it all the same, and the programs would read it wrongly.
    */
   useMap(name: string, map: BpfMap): void {
-    check(native().bpf_map__reuse_fd(this.#map(name), map.fd), "bpf_map__reuse_fd", `${this.#name}:${name}`);
+    const lib = native();
+    const own = this.#map(name);
+    const object = `${this.#name}:${name}`;
+    const wanted = [
+      lib.bpf_map__type(own),
+      lib.bpf_map__key_size(own),
+      lib.bpf_map__value_size(own),
+      lib.bpf_map__map_flags(own),
+    ];
+    const { type, keySize, valueSize, flags } = map.info;
+    const given = [mapTypeNumber(type), keySize, valueSize, flags];
+    if (wanted.some((value, index) => value !== given[index]))
+      throw new KernelError(
+        "bpf_map__reuse_fd",
+        ERRNO.EINVAL,
+        object,
+        `type, key, value, flags are ${given.join(", ")}, and ${wanted.join(", ")} in the object`,
+      );
+    check(lib.bpf_map__reuse_fd(own, map.fd), "bpf_map__reuse_fd", object);
   }
 
   /** Before `load()`: the content of a global data section (".rodata"), whole. */
@@ -187,15 +206,16 @@ export class BpfProgram {
   }
 
   /**
-   * Runs the program without a hook, `repeat` times. Kernels know this for some program types only (ENOTSUPP).
-   * @param context the program's context struct, or nothing
+   * Runs a packet program (socket filter, tc) without a hook, `repeat` times over the same bytes. Other types, such as
+   * those of cgroup hooks, have no such run (ENOTSUPP).
+   * @param packet at least an Ethernet header
    * @returns its last return value, and the mean time of a run in nanoseconds
    */
-  testRun(context: Uint8Array | null, repeat = 1): { result: number; nanoseconds: number } {
+  testRun(packet: Uint8Array, repeat = 1): { result: number; nanoseconds: number } {
     const result = new Uint32Array(new ArrayBuffer(4));
     const nanoseconds = new Uint32Array(new ArrayBuffer(4));
     check(
-      native().kmesh_test_run(this.fd, context, context?.length ?? 0, repeat, result, nanoseconds),
+      native().kmesh_test_run(this.fd, packet, packet.length, repeat, result, nanoseconds),
       "bpf_prog_test_run",
       this.info.name,
     );

@@ -205,11 +205,11 @@ API int kmesh_map_create(int type, const char *name, unsigned int key_size, unsi
 	return bpf_map_create(type, name, key_size, value_size, max_entries, &options);
 }
 
-/* One run of a program over `data`; see bpf_prog_test_run_opts. */
-API int kmesh_test_run(int program, const void *context, unsigned int context_size, int repeat, unsigned int *result,
+/* Runs of a program over a packet; see bpf_prog_test_run_opts. */
+API int kmesh_test_run(int program, const void *packet, unsigned int packet_size, int repeat, unsigned int *result,
 		       unsigned int *nanoseconds)
 {
-	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = context, .ctx_size_in = context_size, .repeat = repeat);
+	LIBBPF_OPTS(bpf_test_run_opts, options, .data_in = packet, .data_size_in = packet_size, .repeat = repeat);
 	int error = bpf_prog_test_run_opts(program, &options);
 
 	*result = options.retval;

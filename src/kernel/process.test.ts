@@ -1,0 +1,141 @@
+import { describe, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { FileLock, LockHeld, lockHolder } from "./lock.ts";
+import { membarrier } from "./memory.ts";
+import { insideNetns, netnsCookie } from "./netns.ts";
+import { taskIdentity } from "./process.ts";
+
+const isRoot = process.getuid?.() === 0;
+
+/** Runs a module's text in a process of its own; gives what it printed. */
+function script(text: string): Bun.Subprocess<"ignore", "pipe", "inherit"> {
+  const room = (file: string): string => JSON.stringify(join(import.meta.dir, file));
+  const imports = `import * as netns from ${room("netns.ts")}; import * as task from ${room("process.ts")};
+    import * as lock from ${room("lock.ts")};`;
+  return Bun.spawn([process.execPath, "-e", `${imports}${text}`], {
+    stdout: "pipe",
+    stderr: "inherit",
+    stdin: "ignore",
+  });
+}
+
+describe("taskIdentity", () => {
+  test("names this process and no other", () => {
+    const own = taskIdentity();
+    expect(own?.tgid).toBe(process.pid);
+    expect(own).toEqual(taskIdentity(process.pid));
+    expect(own).not.toEqual(taskIdentity(process.ppid));
+    expect(taskIdentity(2 ** 22 + 1)).toBeUndefined();
+  });
+
+  test("is not misled by a process's name", async () => {
+    const child = Bun.spawn(["bash", "-c", "exec -a x bash -c 'echo \"a) b (c\" >/proc/self/comm; read'"], {
+      stdin: "pipe",
+    });
+    try {
+      while (!readFileSync(`/proc/${child.pid}/comm`, "utf8").startsWith("a)")) await Bun.sleep(5);
+      const identity = taskIdentity(child.pid);
+      expect(identity?.tgid).toBe(child.pid);
+      const own = taskIdentity()?.startTicks ?? 0n;
+      expect(identity?.startTicks).toBeGreaterThanOrEqual(own);
+    } finally {
+      child.kill();
+      await child.exited;
+    }
+  });
+});
+
+test("execSelf starts the same executable anew, under the same pid and with the environment given", async () => {
+  const next = "console.log(process.pid, process.env.MARK, process.env.HOME)";
+  const child = script(`
+    console.log(process.pid);
+    task.execSelf(["bun", "-e", ${JSON.stringify(next)}], { MARK: "x y", HOME: undefined });
+  `);
+  const lines = (await new Response(child.stdout).text()).trim().split("\n");
+  expect(lines).toEqual([`${child.pid}`, `${child.pid} x y undefined`]);
+});
+
+describe("FileLock", () => {
+  const folder = mkdtempSync(join(tmpdir(), "kmesh-lock-"));
+  const path = join(folder, "lock");
+
+  test("is held by one at a time, and names the holder", () => {
+    const lock = FileLock.acquire(path);
+    try {
+      expect(lockHolder(path)).toBe(process.pid);
+      expect(() => FileLock.acquire(path)).toThrow(new LockHeld(path, process.pid));
+    } finally {
+      lock.release();
+    }
+    expect(lockHolder(path)).toBeUndefined();
+    FileLock.acquire(path).release();
+  });
+
+  test("ends with its holder, however that ends", async () => {
+    const child = script(
+      `lock.FileLock.acquire(${JSON.stringify(path)}); console.log("held"); setTimeout(() => {}, 60000);`,
+    );
+    try {
+      const reader = child.stdout.getReader();
+      await reader.read();
+      expect(() => FileLock.acquire(path)).toThrow(`${path} is locked by pid ${child.pid}`);
+    } finally {
+      child.kill("SIGKILL");
+      await child.exited;
+    }
+    FileLock.acquire(path).release();
+    rmSync(folder, { recursive: true });
+  });
+
+  test("says which file can't be had", () => {
+    expect(() => FileLock.acquire("/proc/none/lock")).toThrow("open(/proc/none/lock): ENOENT");
+  });
+});
+
+describe.skipIf(!isRoot)("network namespaces", () => {
+  test("a new one has a working loopback, a cookie of its own, and is not the first", async () => {
+    const child = script(`
+      netns.unshareNetns();
+      netns.loopbackUp();
+      console.log(String(netns.netnsCookie()), netns.isInitialNetns());
+      for (const host of ["127.0.0.1", "::1"]) {
+        const server = Bun.serve({ hostname: host, port: 0, fetch: () => new Response("hello") });
+        const url = "http://" + (host === "::1" ? "[::1]" : host) + ":" + server.port;
+        console.log(await (await fetch(url)).text());
+        server.stop(true);
+      }
+    `);
+    const [first, ...rest] = (await new Response(child.stdout).text()).trim().split("\n");
+    const [cookie, initial] = first?.split(" ") ?? [];
+    expect(cookie).not.toBe(String(netnsCookie()));
+    expect(initial).toBe("false");
+    expect(rest).toEqual(["hello", "hello"]);
+  });
+
+  test("insideNetns comes back, also after an exception", async () => {
+    const child = script(`netns.unshareNetns(); console.log("there"); setTimeout(() => {}, 60000);`);
+    try {
+      await child.stdout.getReader().read();
+      const path = `/proc/${child.pid}/ns/net`;
+      const here = netnsCookie();
+      const there = insideNetns(path, netnsCookie);
+      expect(netnsCookie()).toBe(here);
+      if (here !== undefined) expect(there).not.toBe(here);
+      expect(() =>
+        insideNetns(path, () => {
+          throw new Error("inside");
+        }),
+      ).toThrow("inside");
+      expect(netnsCookie()).toBe(here);
+    } finally {
+      child.kill("SIGKILL");
+      await child.exited;
+    }
+  });
+});
+
+test("membarrier returns", () => {
+  expect(membarrier()).toBeUndefined();
+});
