@@ -1,0 +1,291 @@
+/**
+ * The embedded control plane: a real delta-ADS server over gRPC, fed by a list of services. It behaves towards a
+ * sidecar as istiod does: whole types at once, endpoints and routes by name, empty resource versions, a push in
+ * the order clusters, endpoints, listeners, routes, names under one version, no patience for acknowledgements.
+ */
+import { readFileSync, unwatchFile, watchFile } from "node:fs";
+import { Server, ServerCredentials, type ServerDuplexStream, status } from "@grpc/grpc-js";
+import { discovery } from "../istiod/discovery.gen.js";
+import type { ResourceType } from "../istiod/sink.ts";
+import { isWildcard, TYPES, typeOfUrl } from "../istiod/types.ts";
+import { type Encoded, encodeEntry, encodeResponse } from "./encoding.ts";
+import { noEndpoints, type Resources, resourcesOf } from "./resources.ts";
+import { type DemoMesh, parseDemoMesh } from "./services.ts";
+
+const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
+/** How often a watched file is looked at, milliseconds. */
+const WATCH = 100;
+/** How much may be on its way to a client, bytes. */
+const FLOW_WINDOW = 8 << 20;
+
+type Call = ServerDuplexStream<Buffer, Buffer>;
+
+/** What a client said to a push. */
+export interface Answer {
+  node: string;
+  type: ResourceType;
+  /** Absent for an ACK. */
+  error?: string;
+}
+
+export class ControlPlane {
+  readonly #server: Server;
+  readonly #clients = new Set<ClientStream>();
+  readonly #heard: ((answer: Answer) => void) | undefined;
+  #resources: Resources = resourcesOf({ services: [] });
+  #pushes = 0;
+  #port = 0;
+
+  private constructor(heard: ((answer: Answer) => void) | undefined) {
+    this.#heard = heard;
+    this.#server = new Server({
+      "grpc.max_receive_message_length": -1,
+      "grpc.max_send_message_length": -1,
+      "grpc-node.flow_control_window": FLOW_WINDOW,
+    });
+    this.#server.addService(
+      {
+        DeltaAggregatedResources: {
+          path: PATH,
+          requestStream: true,
+          responseStream: true,
+          requestSerialize: (value: Buffer) => value,
+          requestDeserialize: (bytes: Buffer) => bytes,
+          responseSerialize: (value: Buffer) => value,
+          responseDeserialize: (bytes: Buffer) => bytes,
+        },
+      },
+      { DeltaAggregatedResources: (call: Call) => this.#accept(call) },
+    );
+  }
+
+  /**
+   * Serves `mesh` in plaintext on `host:port` (port 0: any free one). `heard` is told of every ACK and NACK.
+   * Rejects when the address can't be bound.
+   */
+  static async start(
+    mesh: DemoMesh,
+    options: { port?: number; host?: string; heard?: (answer: Answer) => void } = {},
+  ): Promise<ControlPlane> {
+    const { port = 0, host = "127.0.0.1", heard } = options;
+    const plane = new ControlPlane(heard);
+    plane.set(mesh);
+    plane.#port = await new Promise<number>((resolve, reject) =>
+      plane.#server.bindAsync(`${host}:${port}`, ServerCredentials.createInsecure(), (error, bound) =>
+        error ? reject(error) : resolve(bound),
+      ),
+    );
+    return plane;
+  }
+
+  get port(): number {
+    return this.#port;
+  }
+
+  /** Clients connected now. */
+  get clients(): number {
+    return this.#clients.size;
+  }
+
+  /** The version of the push that was sent last. */
+  get version(): string {
+    return `demo/${this.#pushes}`;
+  }
+
+  /** Replaces the whole mesh: what differs goes out as one push. Gives its version. */
+  set(mesh: DemoMesh): string {
+    const before = this.#resources;
+    this.#resources = resourcesOf(mesh, before);
+    this.#pushes++;
+    const differences = TYPES.map((type) => differenceOf(type, before[type], this.#resources[type]));
+    for (const client of this.#clients) client.push(this.version, differences);
+    return this.version;
+  }
+
+  /** Closes every stream and the port. */
+  stop(): void {
+    this.#server.forceShutdown();
+  }
+
+  #accept(call: Call): void {
+    const client = new ClientStream(call, {
+      resources: () => this.#resources,
+      version: () => this.version,
+      heard: (answer) => this.#heard?.(answer),
+    });
+    this.#clients.add(client);
+    const gone = () => this.#clients.delete(client);
+    call.on("end", () => {
+      gone();
+      call.end();
+    });
+    call.on("cancelled", gone);
+    call.on("error", gone);
+    call.on("close", gone);
+  }
+}
+
+/**
+ * Serves the services of a YAML file (services.ts) and pushes its changes. A file that can't be understood changes
+ * nothing and is reported on standard error. Rejects when the first reading fails or the port is taken.
+ */
+export async function serveFile(file: string, port: number, host?: string): Promise<ControlPlane> {
+  const read = () => parseDemoMesh(readFileSync(file, "utf8"));
+  const plane = await ControlPlane.start(read(), { port, ...(host !== undefined && { host }) });
+  watchFile(file, { interval: WATCH, persistent: false }, () => {
+    try {
+      plane.set(read());
+    } catch (error) {
+      console.error(`${file} is not taken over: ${error instanceof Error ? error.message : error}`);
+    }
+  });
+  const stop = plane.stop.bind(plane);
+  plane.stop = () => {
+    unwatchFile(file);
+    stop();
+  };
+  return plane;
+}
+
+/** What one type gains and loses in a push. */
+interface Difference {
+  type: ResourceType;
+  changed: Map<string, Encoded>;
+  removed: string[];
+}
+
+function differenceOf(
+  type: ResourceType,
+  before: ReadonlyMap<string, Encoded>,
+  after: ReadonlyMap<string, Encoded>,
+): Difference {
+  const changed = new Map<string, Encoded>();
+  for (const [name, encoded] of after) if (before.get(name) !== encoded) changed.set(name, encoded);
+  const removed = [...before.keys()].filter((name) => !after.has(name));
+  return { type, changed, removed };
+}
+
+const isEmpty = ({ changed, removed }: Difference) => changed.size === 0 && removed.length === 0;
+
+interface Source {
+  resources(): Resources;
+  version(): string;
+  heard(answer: Answer): void;
+}
+
+/** One client: what it watches, and what it is told. */
+class ClientStream {
+  readonly #call: Call;
+  readonly #source: Source;
+  /** By type, the names asked for; present as soon as the type was asked for. */
+  readonly #watched = new Map<ResourceType, Set<string>>();
+  #node = "";
+  #nonce = 0;
+
+  constructor(call: Call, source: Source) {
+    this.#call = call;
+    this.#source = source;
+    call.on("data", (bytes: Buffer) => this.#handle(bytes));
+  }
+
+  /** Sends a push: endpoints alone, or every watched type, changed or not, so that its end can be seen. */
+  push(version: string, differences: readonly Difference[]): void {
+    const endpointsOnly = differences.every(
+      (difference) => difference.type === "endpoints" || isEmpty(difference),
+    );
+    for (const difference of differences) {
+      const { type, changed, removed } = difference;
+      const watched = this.#watched.get(type);
+      if (!watched || ((endpointsOnly || type === "names") && isEmpty(difference))) continue;
+      if (isWildcard(type)) {
+        this.#send(type, version, entriesOf(changed.values()), removed);
+        continue;
+      }
+      const entries = entriesOf(
+        [...changed].filter(([name]) => watched.has(name)).map(([, encoded]) => encoded),
+      );
+      // istiod never removes endpoints: those of an unknown cluster are none.
+      if (type === "endpoints") {
+        for (const name of removed) if (watched.has(name)) entries.push(emptyEntry(name));
+        if (entries.length > 0) this.#send(type, version, entries, []);
+      } else
+        this.#send(
+          type,
+          version,
+          entries,
+          removed.filter((name) => watched.has(name)),
+        );
+    }
+  }
+
+  #handle(bytes: Buffer): void {
+    let request: discovery.DeltaDiscoveryRequest;
+    try {
+      request = discovery.DeltaDiscoveryRequest.decode(bytes);
+    } catch (error) {
+      this.#refuse(
+        status.INVALID_ARGUMENT,
+        `not a request: ${error instanceof Error ? error.message : error}`,
+      );
+      return;
+    }
+    if (this.#node === "") {
+      this.#node = request.node?.id ?? "";
+      if (this.#node === "") {
+        this.#refuse(status.INVALID_ARGUMENT, "missing node information");
+        return;
+      }
+    }
+    const type = typeOfUrl(request.typeUrl);
+    if (type === undefined) return;
+    if (request.responseNonce !== "") {
+      const error = request.errorDetail?.message;
+      this.#source.heard({ node: this.#node, type, ...(error != null && { error }) });
+      return;
+    }
+    this.#subscribe(type, request);
+  }
+
+  #subscribe(type: ResourceType, request: discovery.DeltaDiscoveryRequest): void {
+    const all = this.#source.resources()[type];
+    const version = this.#source.version();
+    const known = this.#watched.get(type);
+    const watched = known ?? new Set();
+    this.#watched.set(type, watched);
+    if (isWildcard(type)) {
+      if (known) return;
+      const gone = Object.keys(request.initialResourceVersions).filter((name) => !all.has(name));
+      this.#send(type, version, entriesOf(all.values()), gone);
+      return;
+    }
+    for (const name of request.resourceNamesUnsubscribe) watched.delete(name);
+    const names = request.resourceNamesSubscribe;
+    if (names.length === 0) return;
+    const entries: Uint8Array[] = [];
+    const missing: string[] = [];
+    for (const name of names) {
+      watched.add(name);
+      const encoded = all.get(name);
+      if (encoded) entries.push(encoded.entry);
+      else if (type === "endpoints") entries.push(emptyEntry(name));
+      else missing.push(name);
+    }
+    this.#send(type, version, entries, missing);
+  }
+
+  #send(
+    type: ResourceType,
+    version: string,
+    entries: readonly Uint8Array[],
+    removed: readonly string[],
+  ): void {
+    this.#call.write(encodeResponse(type, version, `${version}-${++this.#nonce}`, entries, removed));
+  }
+
+  #refuse(code: status, details: string): void {
+    this.#call.emit("error", { code, details });
+  }
+}
+
+const entriesOf = (resources: Iterable<Encoded>) => Array.from(resources, ({ entry }) => entry);
+const emptyEntry = (name: string) => encodeEntry("endpoints", name, noEndpoints(name));
