@@ -1,0 +1,48 @@
+import { expect, test } from "bun:test";
+import { asset, isEmbedded } from "./assets.ts";
+import { cString, ffi } from "./ffi.ts";
+import { hash64 } from "./hash.ts";
+import { version } from "./version.ts";
+
+test("native functions take and give what their table says", () => {
+  const libc = ffi.open("libc.so.6", {
+    strlen: ["u64", "buffer"],
+    labs: ["i64", "i64"],
+    abs: ["i32", "i32"],
+    strchr: ["u64", "buffer", "i32"],
+    getenv: ["u64", "buffer"],
+  });
+  expect(libc.strlen(cString("kernel ñ"))).toBe(9n);
+  expect(libc.labs(-(2n ** 62n))).toBe(2n ** 62n);
+  expect(libc.abs(-3)).toBe(3);
+  expect(ffi.text(libc.getenv(cString("HOME")))).toBe(process.env.HOME ?? "");
+  expect(ffi.text(libc.getenv(cString("KMESH_NO_SUCH_VARIABLE")))).toBe("");
+  expect(() => ffi.open("libc.so.6", { no_such_function: ["void"] })).toThrow();
+});
+
+test("foreign memory is seen in place", () => {
+  const libc = ffi.open("libc.so.6", { malloc: ["u64", "u64"], memset: ["u64", "u64", "i32", "u64"] });
+  const address = libc.malloc(4096n);
+  const memory = new Uint8Array(ffi.memory(address, 4096));
+  libc.memset(address, 0x5a, 4096n);
+  expect(memory.every((byte) => byte === 0x5a)).toBeTrue();
+});
+
+test("a text with a zero inside is no C string", () => {
+  expect(cString("ab")).toEqual(Uint8Array.of(97, 98, 0));
+  expect(() => cString("a\0b")).toThrow("zero byte");
+});
+
+test("hashes differ where bytes do", () => {
+  const bytes = new TextEncoder().encode("outbound|80||example.com");
+  expect(hash64(bytes)).toBe(hash64(bytes.slice()));
+  expect(hash64(bytes)).not.toBe(hash64(bytes.subarray(1)));
+  expect(hash64(new Uint8Array())).toBeTypeOf("bigint");
+});
+
+test("from source, assets come from dist/, and a missing one names the next step", () => {
+  expect(isEmbedded()).toBeFalse();
+  expect(asset("libbpf.so").subarray(0, 4)).toEqual(Uint8Array.of(0x7f, 0x45, 0x4c, 0x46));
+  expect(() => asset("none.bpf.o")).toThrow("run ./build/compile first");
+  expect(version).toMatch(/^\d+\.\d+\.\d+\+source$/);
+});
