@@ -8,6 +8,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
+import type { AgentStatus } from "../../src/admin/status.ts";
 import { binaries, ControlPlane, type ControlPlaneOptions } from "../control-plane/control-plane.ts";
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, placed, plainEnvironment, type RunResult, run } from "../lab/process.ts";
@@ -203,14 +204,17 @@ export class MeshLab {
     await eventually(
       "kmesh's tables are live",
       async () => {
-        if (this.agent.status !== undefined) throw new Error(`kmesh ended: ${this.agent.status}`);
-        return (await this.status()).tables.applies > 0;
+        if (this.agent.status !== undefined) return true;
+        const { alive, pid, tables } = await this.status();
+        return alive && pid === this.agent.pid && tables.applies > 0;
       },
       20_000,
       100,
     ).catch((error: Error) => {
       throw new Error(`${error.message} (${error.cause})\n${this.agent.tail(40)}`);
     });
+    const { status } = this.agent;
+    if (status !== undefined) throw new Error(`kmesh ended: ${status}\n${this.agent.tail(40)}`);
   }
 
   /** Runs `kmesh ARGS` with this lab's folders. */
@@ -219,10 +223,12 @@ export class MeshLab {
   }
 
   /** `kmesh status --output json`. */
-  async status(): Promise<StatusReport> {
+  async status(): Promise<AgentStatus & { alive: boolean }> {
     const result = await this.kmesh("status", "--output", "json");
     if (result.stdout.trim() === "") throw new Error(`kmesh status: ${result.stderr}`);
-    return JSON.parse(result.stdout);
+    const { agent, alive }: { agent: AgentStatus | null; alive: boolean } = JSON.parse(result.stdout);
+    if (agent === null) throw new Error("kmesh status knows of no agent");
+    return { ...agent, alive };
   }
 
   /** Starts servers: name -> ADDRESS:PORT; the addresses are added to loopback. One process for each call. */
@@ -333,22 +339,6 @@ export class MeshLab {
       this.#clients.delete(client);
     }
   }
-}
-
-/** The part of `kmesh status --output json` that the tests look at. */
-export interface StatusReport {
-  pid: number;
-  adopted: boolean;
-  stream: Record<string, unknown>;
-  tables: { applies: number; writes: number; firstWrites?: number; lastWrites?: number };
-  mesh: {
-    services: number;
-    frontends: number;
-    clusters: number;
-    endpoints: number;
-    notes: { kind: string; text: string }[];
-    serviceNotes: { service: string; notes: { kind: string; text: string }[] }[];
-  };
 }
 
 function pinned(): string[] {

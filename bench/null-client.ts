@@ -1,0 +1,22 @@
+/**
+ * Connects to a control plane like an agent, receives and acknowledges everything and keeps nothing:
+ * `bun bench/null-client.ts HOST:PORT`; prints {"milliseconds", "bytes", "resources"} from connecting to complete.
+ */
+import { AdsClient } from "../test/control-plane/ads-client.ts";
+
+const [istiod = ""] = process.argv.slice(2);
+let resources = 0;
+let last = performance.now();
+const began = performance.now();
+const client = new AdsClient({
+  istiod,
+  node: { ip: "10.60.0.1", name: "null", namespace: "bench" },
+  received: (response) => {
+    resources += response.resources.length;
+    last = response.at;
+  },
+});
+await client.first;
+console.log(JSON.stringify({ milliseconds: last - began, bytes: client.size, resources }));
+client.close();
+process.exit(0);
