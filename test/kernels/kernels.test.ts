@@ -1,0 +1,37 @@
+/** dist/kmesh on Debian's other kernels: each is booted and runs `smoke` and the flip stress test. */
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { existsSync } from "node:fs";
+import { join, resolve } from "node:path";
+import { run } from "../lab/process.ts";
+
+const HERE = import.meta.dirname;
+const ROOT = resolve(HERE, "../..");
+// Software emulation: ten times slower than the machine.
+const LIMIT = 600_000;
+setDefaultTimeout(LIMIT + 10_000);
+
+/** Each line of kernels with the newest release of it that was fetched, or why there are none. */
+function kernels(): { lines: [line: string, release: string][] } | { missing: string } {
+  if (!existsSync(join(ROOT, "dist/kmesh"))) return { missing: "dist/kmesh is missing: run ./build/compile" };
+  const result = spawnSync(join(HERE, "fetch"), { encoding: "utf8" });
+  if (result.status !== 0) return { missing: result.stderr.trim().split("\n").at(-1) ?? "fetch failed" };
+  const lines = result.stdout.trim().split("\n");
+  return { lines: lines.map((line) => line.split(" ") as [string, string]) };
+}
+
+const found = kernels();
+if ("missing" in found) console.warn(`other kernels are skipped: ${found.missing}`);
+
+describe.skipIf("missing" in found)("other kernels", () => {
+  test.each("lines" in found ? found.lines : [])("%s (%s)", async (line, release) => {
+    const { stdout, stderr } = await run([join(HERE, "boot"), line, join(HERE, "smoke")], {
+      cwd: ROOT,
+      timeoutMs: LIMIT,
+      env: { KERNEL_TIMEOUT: String(LIMIT / 1000 - 10) },
+    });
+    expect(`${stdout}${stderr}`.trim().split("\n").slice(-60).join("\n")).toEndWith(
+      `smoke: passed on ${release}`,
+    );
+  });
+});
