@@ -24,6 +24,8 @@ export class ChunkedTable {
   /** Bytes from one record to the next. */
   readonly stride: number;
   #chunks: Chunk[] = [];
+  /** How many ids have a record. */
+  capacity = 0;
 
   /**
    * Opens what `outer` (an array-of-maps, which stays the caller's) holds by now.
@@ -36,13 +38,8 @@ export class ChunkedTable {
     this.stride = (size + 7) & ~7;
     const id = new Uint32Array(new ArrayBuffer(4));
     for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
-      this.#chunks.push(map(BpfMap.fromId(id[0] ?? 0)));
+      this.#add(BpfMap.fromId(id[0] ?? 0));
     }
-  }
-
-  /** How many ids have a record. */
-  get capacity(): number {
-    return BASE * (2 ** this.#chunks.length - 1);
   }
 
   /** Bytes of the records, as the kernel allocates them. */
@@ -52,6 +49,7 @@ export class ChunkedTable {
 
   /** Makes room for the ids below `count`; new records are zero. Gives the number of chunks that it added. */
   reserve(count: number): number {
+    if (count <= this.capacity) return 0;
     const fresh: BpfMap[] = [];
     let capacity = this.capacity;
     const first = this.#chunks.length;
@@ -59,12 +57,17 @@ export class ChunkedTable {
       fresh.push(this.#create(level));
       capacity += BASE << level;
     }
-    if (fresh.length === 0) return 0;
     const keys = Uint32Array.from(fresh, (_, i) => first + i);
     const fds = Uint32Array.from(fresh, ({ fd }) => fd);
     this.#outer.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(fds.buffer), fresh.length);
-    for (const inner of fresh) this.#chunks.push(map(inner));
+    for (const inner of fresh) this.#add(inner);
     return fresh.length;
+  }
+
+  /** Takes the next chunk over. */
+  #add(inner: BpfMap): void {
+    this.#chunks.push(map(inner));
+    this.capacity = BASE * (2 ** this.#chunks.length - 1);
   }
 
   #create(level: number): BpfMap {
@@ -78,46 +81,50 @@ export class ChunkedTable {
     });
   }
 
-  /** Views of the record's chunk and its byte offset in it. Throws RangeError when `id` has no record. */
-  locate(id: number): { chunk: Chunk; offset: number } {
-    const place = id + BASE;
-    const level = 31 - Math.clz32(place);
-    const chunk = this.#chunks[level - BASE_SHIFT];
-    if (!chunk) throw new RangeError(`table ${this.#name} has no record ${id}`);
-    return { chunk, offset: (place - (1 << level)) * this.stride };
-  }
-
   has(id: number): boolean {
     return id < this.capacity;
   }
 
-  /** The record's own bytes, live: writing them writes the kernel's. */
+  /** The record's own bytes, live: writing them writes the kernel's. Throws RangeError when `id` has no record. */
   record(id: number): Uint8Array {
-    const { chunk, offset } = this.locate(id);
-    return chunk.bytes.subarray(offset, offset + this.#size);
+    const at = this.#offset(id);
+    return this.#chunk(id).bytes.subarray(at, at + this.#size);
+  }
+
+  /** Fills the record. */
+  write(id: number, bytes: Uint8Array): void {
+    this.#chunk(id).bytes.set(bytes, this.#offset(id));
   }
 
   /** The 32-bit word `at` bytes into the record. */
   word(id: number, at: number): number {
-    const { chunk, offset } = this.locate(id);
-    return chunk.words[(offset + at) >> 2] ?? 0;
+    return this.#chunk(id).words[(this.#offset(id) + at) >> 2] ?? 0;
   }
 
   setWord(id: number, at: number, value: number): void {
-    const { chunk, offset } = this.locate(id);
-    chunk.words[(offset + at) >> 2] = value;
+    this.#chunk(id).words[(this.#offset(id) + at) >> 2] = value;
   }
 
   /** The aligned 8 bytes `at` bytes into the record. */
   long(id: number, at = 0): bigint {
-    const { chunk, offset } = this.locate(id);
-    return chunk.longs[(offset + at) >> 3] ?? 0n;
+    return this.#chunk(id).longs[(this.#offset(id) + at) >> 3] ?? 0n;
   }
 
   /** Stores the aligned 8 bytes at once, after all that was written before: this is how a record is published. */
   publish(id: number, value: bigint, at = 0): void {
-    const { chunk, offset } = this.locate(id);
-    Atomics.store(chunk.longs, (offset + at) >> 3, value);
+    Atomics.store(this.#chunk(id).longs, (this.#offset(id) + at) >> 3, value);
+  }
+
+  #chunk(id: number): Chunk {
+    const chunk = this.#chunks[31 - Math.clz32(id + BASE) - BASE_SHIFT];
+    if (!chunk) throw new RangeError(`table ${this.#name} has no record ${id}`);
+    return chunk;
+  }
+
+  /** Of the record in its chunk, in bytes. */
+  #offset(id: number): number {
+    const place = id + BASE;
+    return (place - (1 << (31 - Math.clz32(place)))) * this.stride;
   }
 }
 

@@ -106,14 +106,6 @@ export class ClusterTable {
     return 1;
   }
 
-  /** Makes room for a whole mesh at once, so that tables grow in one step. */
-  reserve(size: { clusters: number; endpoints: number }): void {
-    this.#clusters.reserve(size.clusters);
-    this.#descriptors.reserve(size.clusters + 1);
-    this.#loads.reserve(size.clusters);
-    this.#endpoints.reserve(Math.max(0, size.endpoints - this.#endpoints.size));
-  }
-
   #forget(name: string): void {
     if (!this.#leaving.delete(name)) return;
     const id = this.#names.id(name);
@@ -159,7 +151,9 @@ export class ClusterTable {
   #write(compiled: Compiled): { descriptor: number; written: number } {
     let written = 1;
     const run = (members: Member[]) => {
-      const placed = this.#writeRun(compiled.order(members));
+      const slots = compiled.order(members);
+      const placed = this.#writeRun(slots);
+      if (compiled.kind === "endpoints") for (const endpoint of slots) this.#endpoints.hold(endpoint);
       written += linesOf(placed);
       return placed;
     };
@@ -176,7 +170,6 @@ export class ClusterTable {
     }));
     const v4 = run(compiled.kind === "split" ? shares : endpointMembers(compiled.v4));
     const v6 = run(endpointMembers(compiled.v6));
-    if (compiled.kind === "endpoints") this.#eachSlot([v4, v6], (endpoint) => this.#endpoints.hold(endpoint));
     const id = this.#descriptorIds.take();
     this.#descriptors.reserve(this.#descriptorIds.bound);
     const reason = reasonNumber(compiled.reason);

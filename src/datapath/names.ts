@@ -122,6 +122,13 @@ function readName(lines: ChunkedTable, first: number, length: number): string {
   return decoder.decode(bytes);
 }
 
+/** Lines that names of these lengths take, were they all new. */
+export function linesOfNames(names: Iterable<string>): number {
+  let lines = 0;
+  for (const name of names) lines += linesOf(name.length);
+  return lines;
+}
+
 function linesOf(length: number): number {
   return Math.ceil(length / LINE);
 }

@@ -6,10 +6,11 @@
 import { frontendKey } from "../mesh/frontend.ts";
 import type { Changes, Frontend, Mesh, Service, Target } from "../mesh/model.ts";
 import { ClusterTable, splitName, splitOf } from "./clusters.ts";
+import { SLOTS_PER_LINE } from "./descriptor.ts";
 import type { PlacedFrontend } from "./frontends.ts";
 import { Grace } from "./grace.ts";
 import { Ids } from "./ids.ts";
-import { NameLines, NameSpace, usedNameLines } from "./names.ts";
+import { linesOfNames, NameLines, NameSpace, usedNameLines } from "./names.ts";
 import { Resting } from "./resting.ts";
 import type { Tables } from "./tables.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
@@ -92,14 +93,26 @@ export class Publisher {
     };
   }
 
+  /** Every table grows once, to what this mesh needs, instead of chunk by chunk: each growth waits for the kernel. */
   #reserve(mesh: Mesh): void {
     let endpoints = 0;
+    let slotLines = 0;
     for (const { localities } of mesh.clusters.values()) {
-      for (const locality of localities) endpoints += locality.endpoints.length;
+      let own = 0;
+      for (const locality of localities) own += locality.endpoints.length;
+      endpoints += own;
+      slotLines += Math.ceil(own / SLOTS_PER_LINE);
     }
-    this.#clusters.reserve({ clusters: mesh.clusters.size + mesh.splits.size, endpoints });
-    this.#tables.targets.reserve(mesh.frontends.size);
-    this.#tables.serviceCounts.reserve(mesh.services.size + 1);
+    const clusters = mesh.clusters.size + mesh.splits.size;
+    this.#tables.reserve({
+      targets: mesh.frontends.size,
+      clusters,
+      descriptors: clusters + 1,
+      slots: slotLines + mesh.splits.size,
+      endpoints,
+      nameLines: linesOfNames(mesh.clusters.keys()) + linesOfNames(mesh.services.keys()) + mesh.splits.size,
+      services: mesh.services.size + 1,
+    });
   }
 
   #putClusters(mesh: Mesh, names: Iterable<string>): number {

@@ -25,9 +25,10 @@ const DEFAULT_RING_SIZE = 1024;
  * A A B A A. Integer weights are exact as long as their sum, without common divisors, fits.
  */
 export function smoothOrder(members: readonly Member[]): Uint32Array {
-  const [first] = members;
-  if (first && members.every(({ weight }) => weight === first.weight)) {
-    return Uint32Array.from(members, ({ id }) => id);
+  const slots = new Uint32Array(members.length);
+  if (members.every(({ weight }) => weight === members[0]?.weight)) {
+    for (let i = 0; i < slots.length; i++) slots[i] = members[i]?.id ?? 0;
+    return slots;
   }
   const turns = quantise(members);
   const deadlines: { at: number; id: number }[] = [];

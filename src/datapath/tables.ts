@@ -34,6 +34,17 @@ export const KEPT_MAPS = [
 export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];
 export type Maps = Record<MapName, BpfMap>;
 
+/** Ids that a mesh needs, by kind. */
+export interface Room {
+  targets: number;
+  clusters: number;
+  descriptors: number;
+  slots: number;
+  endpoints: number;
+  nameLines: number;
+  services: number;
+}
+
 export class Tables {
   readonly maps: Maps;
   readonly settings: Settings;
@@ -72,6 +83,17 @@ export class Tables {
     this.endpointLoads = new ChunkedTable(maps.endpoint_loads, "ep_loads", layout.endpoint_load.size);
     this.clusterLoads = new ChunkedTable(maps.cluster_loads, "cl_loads", layout.cluster_load.size);
     this.serviceCounts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+  }
+
+  /** Makes room for that many ids of each kind. */
+  reserve(room: Room): void {
+    this.targets.reserve(room.targets);
+    for (const table of [this.clusters, this.clusterNames, this.clusterLoads]) table.reserve(room.clusters);
+    this.descriptors.reserve(room.descriptors);
+    this.slots.reserve(room.slots);
+    for (const table of [this.endpoints, this.endpointLoads]) table.reserve(room.endpoints);
+    this.nameLines.reserve(room.nameLines);
+    for (const table of [this.serviceNames, this.serviceCounts]) table.reserve(room.services);
   }
 
   close(): void {

@@ -52,11 +52,12 @@ export function weighEndpoints(
 function prioritiesOf(cluster: Cluster, reachable: (endpoint: Endpoint) => boolean): Level[] {
   const byPriority = new Map<number, Level>();
   for (const locality of cluster.localities) {
-    const endpoints = locality.endpoints.filter(reachable);
+    const all = locality.endpoints.every(reachable);
+    const endpoints = all ? locality.endpoints : locality.endpoints.filter(reachable);
     if (endpoints.length === 0) continue;
     const level = byPriority.get(locality.priority) ?? { localities: [], healthy: 0, total: 0 };
     byPriority.set(locality.priority, level);
-    level.localities.push({ ...locality, endpoints });
+    level.localities.push(all ? locality : { ...locality, endpoints });
     level.total += endpoints.length;
     level.healthy += countHealthy(endpoints);
   }
@@ -121,7 +122,9 @@ function scale(members: Weighted[], sum: number): Weighted[] {
 }
 
 function usable(endpoints: Endpoint[], panic: boolean): Endpoint[] {
-  return panic ? endpoints : endpoints.filter((endpoint) => endpoint.healthy);
+  return panic || countHealthy(endpoints) === endpoints.length
+    ? endpoints
+    : endpoints.filter((endpoint) => endpoint.healthy);
 }
 
 function countHealthy(endpoints: Endpoint[]): number {

@@ -4,7 +4,7 @@
  * Text is canonical: what `canonicalAddress` gives is the only spelling that the model holds, so that two
  * addresses are the same exactly when their strings are.
  */
-import { isIPv4, isIPv6 } from "node:net";
+import { isIPv6 } from "node:net";
 
 /** The 96 bits before an IPv4 address in its v4-mapped IPv6 form (RFC 4291, 2.5.5.2). */
 const V4_MAPPED_PREFIX = 96;
@@ -19,7 +19,8 @@ export function isV4(address: string): boolean {
  * Gives undefined when `text` is no IP address (a scope id such as fe80::1%eth0 is none).
  */
 export function parseAddress(text: string): Uint8Array | undefined {
-  if (isIPv4(text)) return mapped(text);
+  const v4 = parseV4(text);
+  if (v4 !== undefined) return mapped(v4);
   if (!isIPv6(text) || text.includes("%")) return undefined;
   const bytes = new Uint8Array(new ArrayBuffer(16));
   const [head = "", tail] = text.split("::");
@@ -48,7 +49,7 @@ export function formatAddress(bytes: Uint8Array): string {
 /** The one spelling of an address, or undefined when `text` is none. Brackets around IPv6 are taken off. */
 export function canonicalAddress(text: string): string | undefined {
   const bare = text.startsWith("[") && text.endsWith("]") ? text.slice(1, -1) : text;
-  if (isIPv4(bare)) return bare;
+  if (parseV4(bare) !== undefined) return bare;
   const bytes = parseAddress(bare);
   return bytes && formatAddress(bytes);
 }
@@ -83,7 +84,10 @@ export function maskPrefix(prefix: Prefix): Prefix {
     const keep = Math.min(8, Math.max(0, bits - i * 8));
     bytes[i] = (bytes[i] ?? 0) & (0xff << (8 - keep)) & 0xff;
   }
-  return { address: isV4(prefix.address) ? formatAddress(bytes) : formatAddress(bytes), length: prefix.length };
+  return {
+    address: isV4(prefix.address) ? formatAddress(bytes) : formatAddress(bytes),
+    length: prefix.length,
+  };
 }
 
 /** How many of the 16 bytes' bits a prefix fixes: IPv4 ones are counted behind the v4-mapped prefix. */
@@ -97,12 +101,45 @@ export function contains(prefix: Prefix, address: string): boolean {
   return maskPrefix({ address, length: prefix.length }).address === maskPrefix(prefix).address;
 }
 
-function mapped(text: string): Uint8Array {
+/**
+ * The 32 bits of a dotted IPv4 text, or undefined when it is none. By hand, since a start parses each of 100,000
+ * endpoints; no leading zeros, as inet_pton(3).
+ */
+export function parseV4(text: string): number | undefined {
+  let bits = 0;
+  let octet = 0;
+  let digits = 0;
+  let dots = 0;
+  for (let i = 0; i < text.length; i++) {
+    const code = text.charCodeAt(i);
+    if (code === DOT) {
+      if (digits === 0) return undefined;
+      bits = bits * 256 + octet;
+      octet = 0;
+      digits = 0;
+      dots++;
+    } else {
+      const digit = code - ZERO;
+      if (digit < 0 || digit > 9 || (digits > 0 && octet === 0)) return undefined;
+      octet = octet * 10 + digit;
+      digits++;
+      if (octet > 255) return undefined;
+    }
+  }
+  return dots === 3 && digits > 0 ? bits * 256 + octet : undefined;
+}
+
+const DOT = 46;
+const ZERO = 48;
+
+function mapped(v4: number): Uint8Array {
   const bytes = new Uint8Array(new ArrayBuffer(16));
   bytes[10] = 0xff;
   bytes[11] = 0xff;
-  let octet = 12;
-  for (const part of text.split(".")) bytes[octet++] = Number(part);
+  bytes[12] = v4 >>> 24;
+  bytes[13] = v4 >>> 16;
+  bytes[14] = v4 >>> 8;
+  bytes[15] = v4;
   return bytes;
 }
 
