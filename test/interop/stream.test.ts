@@ -20,7 +20,9 @@ class WatchfulSink extends DecodingSink {
   readonly incomplete: string[] = [];
   override commit(push: { version: string }): void {
     super.commit(push);
-    this.incomplete.push(...this.dangling.map((target) => `${push.version}: ${target}`));
+    // istiod routes a VirtualService's host on every HTTP port, also on 80, where these hosts have no service.
+    const missing = this.dangling.filter((target) => !/^outbound\|80\|\w+\|(flip|dual)\./.test(target));
+    this.incomplete.push(...missing.map((target) => `${push.version}: ${target}`));
   }
 }
 
@@ -69,7 +71,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
       istiod: `127.0.0.1:${plane.ports.grpc}`,
       security: { kind: "plaintext" },
       identity: {
-        ips: ["127.0.0.1"],
+        ips: ["10.0.0.5"],
         name,
         namespace: "shop",
         serviceAccount: "vm",
@@ -104,7 +106,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
   test("the first snapshot is complete, and istiod sees all of it acknowledged", async () => {
     const { sink, stream, events } = await connected("first");
     expect(sink.commits.length).toBe(1);
-    expect(sink.incomplete.filter((missing) => !missing.includes("outbound|80|v"))).toEqual([]);
+    expect(sink.incomplete).toEqual([]);
     expect(sink.stored).toContain("listener 10.97.0.1_7000");
     expect(sink.stored).toContain("route 7080");
     expect(sink.names.get("")?.table?.["dual.shop.internal"]?.ips?.length).toBe(3);
@@ -115,8 +117,6 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
 
   test("a renamed subset is committed as a whole, over and over", async () => {
     const { sink, events } = await connected("rename");
-    const known = new Set(sink.dangling);
-    sink.incomplete.length = 0;
     for (let i = 1; i <= 8; i++) {
       await plane.kube.apply(rule("flip", `s${i}`), route("flip", `s${i}`));
       const cluster = `outbound|7000|s${i}|${hostOf("flip")}`;
@@ -127,7 +127,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
       await sleep(i % 2 === 0 ? 10 : 300);
     }
     await sleep(600);
-    expect(sink.incomplete.filter((missing) => !known.has(missing.replace(/^.*?: /, "")))).toEqual([]);
+    expect(sink.incomplete).toEqual([]);
     expect(sink.endpoints.has(`outbound|7000|s8|${hostOf("flip")}`)).toBe(true);
     expect(sink.endpoints.has(`outbound|7000|s7|${hostOf("flip")}`)).toBe(false);
     const took = events.flatMap((event) => (event.kind === "committed" && !event.first ? [event.took] : []));
@@ -136,8 +136,6 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
 
   test("a service comes and goes in one piece", async () => {
     const { sink, events } = await connected("comes");
-    const known = new Set(sink.dangling);
-    sink.incomplete.length = 0;
     const object = serviceEntry("guest", {
       addresses: ["10.97.9.10"],
       ports: [{ number: 7001, name: "tcp", protocol: "TCP" }],
@@ -150,12 +148,12 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
     await eventually("its end", () => !sink.listeners.has("10.97.9.10_7001") || undefined);
     await sleep(300);
     expect(sink.stored.filter((key) => key.includes("guest"))).toEqual([]);
-    expect(sink.incomplete.filter((missing) => !known.has(missing.replace(/^.*?: /, "")))).toEqual([]);
+    expect(sink.incomplete).toEqual([]);
     const took = events.flatMap((event) => (event.kind === "committed" && !event.first ? [event.took] : []));
     expect(Math.max(...took)).toBeLessThan(2_000);
   });
 
-  test("a changed endpoint is live five milliseconds after it came", async () => {
+  test("a changed endpoint is live within five milliseconds of its arrival", async () => {
     const { sink, events } = await connected("endpoint");
     const name = `outbound|7000||${hostOf("flip")}`;
     const addressOf = () =>
@@ -165,7 +163,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
       await eventually(`endpoint ${address}`, () => addressOf() === address || undefined);
     }
     const last = events.filter(({ kind }) => kind === "committed").at(-1);
-    expect(last?.kind === "committed" && last.took).toBeLessThan(50);
+    expect(last?.kind === "committed" && last.took).toBeLessThan(5);
   });
 
   test("an istiod that restarts changes nothing that did not change", async () => {
@@ -176,8 +174,9 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
     await eventually("the reconnect", () => stream.status().connections === 2 || undefined);
     await eventually("istiod's view", () => isAcknowledged("restart"));
     await sleep(500);
-    // istiod chooses anew which of an HTTP service's addresses stands in its virtual host.
-    expect(sink.calls.filter((call) => !/ (route|endpoints) /.test(call))).toEqual([]);
+    // istiod chooses anew which of an HTTP service's addresses stands in its virtual host, and in which order names
+    // and endpoints come.
+    expect(sink.calls.filter((call) => !/ (route|endpoints|names) /.test(call))).toEqual([]);
     expect(sink.calls.filter((call) => call.startsWith("remove"))).toEqual([]);
     expect(events.filter(({ kind }) => kind === "rejected" || kind === "failed")).toEqual([]);
   });
@@ -199,7 +198,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
       agent.stream.stop();
       return text;
     };
-    const identity = { ips: ["127.0.0.1"], name: "refused", namespace: "elsewhere" };
+    const identity = { ips: ["10.0.0.5"], name: "refused", namespace: "elsewhere" };
     expect(await refused({ identity })).toContain(
       "--namespace and --service-account must be those of the token",
     );
