@@ -98,6 +98,7 @@ export class Agent {
   stop(): void {
     clearTimeout(this.#retryTimer);
     this.#stream.stop();
+    this.#compiler.close();
     this.#admin?.close();
     this.#writeStatus();
     this.#datapath.close();

@@ -30,7 +30,7 @@ export const status = command({
       agent: lastWords(folders).status,
       kernel: await kernelState(folders.bpffs).then((all) => all && brief(all)),
     }));
-    if (format === "json") printJson({ alive, agent: value.agent ?? null, kernel: value.kernel ?? null });
+    if (format === "json") printJson({ alive, ...value.agent, kernel: value.kernel ?? null });
     else
       print(
         tellStatus(value, alive ? undefined : lastWords(folders).sentence, folders.bpffs, flags.all === true),

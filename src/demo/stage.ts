@@ -9,6 +9,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmdirSync,
   rmSync,
   writeFileSync,
@@ -62,7 +63,9 @@ export class Stage {
 
   /** Writes what the control plane serves; it notices. */
   configure(shares: Shares): void {
-    writeFileSync(this.meshFile, meshYaml(shares));
+    // By rename: the control plane must not read half of it.
+    writeFileSync(`${this.meshFile}.new`, meshYaml(shares));
+    renameSync(`${this.meshFile}.new`, this.meshFile);
   }
 
   /** Starts an agent. Resolves once its first tables are live; gives its status. */

@@ -1,0 +1,245 @@
+/**
+ * dist/kmesh with the embedded control plane: a network namespace, a cgroup, pins and folders of the test's own.
+ * Service addresses are routed nowhere, so what reaches a server was redirected by the kernel.
+ */
+import { existsSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { stringify } from "yaml";
+import type { KernelState } from "../../src/admin/kernel-state.ts";
+import type { AgentStatus } from "../../src/admin/status.ts";
+import type { DemoMesh } from "../../src/demo/services.ts";
+import { type ClientSpec, KMESH, RunningClient, type Tally } from "../interop/mesh-lab.ts";
+import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
+import { eventually, OwnedProcess, placed, type RunResult, run } from "../lab/process.ts";
+
+export { KMESH, type RunningClient };
+
+const PORT = 15010;
+
+/** Why these tests can't run on this machine; undefined when they can. */
+export function missing(): string | undefined {
+  if (process.getuid?.() !== 0) return "needs root";
+  if (!existsSync(KMESH)) return `${KMESH} is missing: run ./build/compile`;
+  for (const tool of ["/usr/bin/python3", "/usr/sbin/ip"]) if (!existsSync(tool)) return `needs ${tool}`;
+  return undefined;
+}
+
+/** Upstreams `a`, `b`, `c` at 127.1.0.1 to 127.1.0.3, port 8080. */
+export const UPSTREAMS = { a: "127.1.0.1", b: "127.1.0.2", c: "127.1.0.3" } as const;
+export const SERVICE = "10.96.0.10";
+
+/** One service over the upstreams, `weights` to the subsets v1 (a, b) and v2 (c). */
+export function shop(weights: { v1: number; v2: number }): DemoMesh {
+  const at = (address: string, subset: string) => ({ address, port: 8080, subset });
+  const endpoints = [at(UPSTREAMS.a, "v1"), at(UPSTREAMS.b, "v1"), at(UPSTREAMS.c, "v2")];
+  return {
+    services: [
+      {
+        host: "shop.demo.svc.cluster.local",
+        addresses: [SERVICE],
+        port: 80,
+        protocol: "tcp",
+        balance: "round-robin",
+        endpoints,
+        split: weights,
+      },
+    ],
+  };
+}
+
+export type StatusJson = Partial<AgentStatus> & { alive: boolean; kernel: KernelState | null };
+
+export class AgentLab {
+  readonly namespace: NetworkNamespace;
+  readonly bpffs: string;
+  readonly folder: string;
+  readonly #cgroup: TestCgroup;
+  readonly apps: string;
+  readonly #processes: OwnedProcess[] = [];
+  #starts = 0;
+
+  private constructor(namespace: NetworkNamespace, cgroup: TestCgroup) {
+    this.namespace = namespace;
+    this.#cgroup = cgroup;
+    this.apps = cgroup.child("apps");
+    this.bpffs = `/sys/fs/bpf/${ownName("e")}`;
+    this.folder = mkdtempSync(join(tmpdir(), "kmesh-e2e-"));
+  }
+
+  /** Starts the upstreams and the control plane, which serves `mesh`; no agent yet. */
+  static async create(mesh: DemoMesh): Promise<AgentLab> {
+    const lab = new AgentLab(await NetworkNamespace.create("e2e"), TestCgroup.create("e2e"));
+    try {
+      lab.configure(mesh);
+      const servers = Object.entries(UPSTREAMS).map(([name, address]) => `${name}=${address}:8080`);
+      await lab.#helper("upstreams", join(import.meta.dirname, "../interop/upstream.ts"), ...servers);
+      await lab.startControlPlane();
+      return lab;
+    } catch (error) {
+      await lab.remove();
+      throw error;
+    }
+  }
+
+  startControlPlane(): Promise<OwnedProcess> {
+    return this.#helper(
+      "control-plane",
+      join(import.meta.dirname, "control-plane.ts"),
+      this.meshFile,
+      String(PORT),
+    );
+  }
+
+  get meshFile(): string {
+    return join(this.folder, "mesh.yaml");
+  }
+
+  /** Replaces what the control plane serves. */
+  configure(mesh: DemoMesh): void {
+    writeFileSync(`${this.meshFile}.new`, stringify(mesh, { aliasDuplicateObjects: false }));
+    renameSync(`${this.meshFile}.new`, this.meshFile);
+  }
+
+  get folders(): string[] {
+    return [
+      `--bpffs=${this.bpffs}`,
+      `--state-dir=${this.folder}/state`,
+      `--run-dir=${this.folder}/run`,
+      "--config=/dev/null",
+    ];
+  }
+
+  startAgent(...more: string[]): OwnedProcess {
+    this.#starts += 1;
+    const agent = new OwnedProcess({
+      name: "kmesh",
+      log: join(this.folder, `agent-${this.#starts}.log`),
+      command: [
+        KMESH,
+        "run",
+        `--istiod=127.0.0.1:${PORT}`,
+        "--plaintext",
+        "--ip=172.31.0.1",
+        `--cgroup=${this.#cgroup.path}`,
+        ...this.folders,
+        ...more,
+      ],
+      netns: this.namespace.path,
+    });
+    this.#processes.push(agent);
+    return agent;
+  }
+
+  /** Starts an agent and waits until its first push is live. */
+  async liveAgent(...more: string[]): Promise<OwnedProcess> {
+    const agent = this.startAgent(...more);
+    await this.statusOnce(
+      "the first push is live",
+      agent,
+      (status) => status.pid === agent.pid && (status.tables?.applies ?? 0) > 0,
+    );
+    return agent;
+  }
+
+  /** `kmesh status` as soon as it fits. */
+  statusOnce(what: string, agent: OwnedProcess, fits: (status: StatusJson) => boolean): Promise<StatusJson> {
+    return eventually(what, async () => {
+      if (agent.status !== undefined) throw new Error(`kmesh ended: ${agent.status}`);
+      const status = await this.status();
+      return fits(status) && status;
+    }).catch((error: Error) => {
+      throw new Error(`${error.message} (${error.cause})\n${agent.tail(30)}`);
+    });
+  }
+
+  /** Runs `kmesh ARGS` with this lab's folders. */
+  kmesh(...args: string[]): Promise<RunResult> {
+    return run([KMESH, ...args, ...this.folders], { netns: this.namespace.path });
+  }
+
+  async json<T>(...args: string[]): Promise<T> {
+    const { stdout, stderr } = await this.kmesh(...args, "--output=json");
+    if (stdout === "") throw new Error(`kmesh ${args.join(" ")}: ${stderr}`);
+    return JSON.parse(stdout);
+  }
+
+  status(): Promise<StatusJson> {
+    return this.json<StatusJson>("status");
+  }
+
+  /** `count` connections of an enrolled app, one after the other; of one that is not with `enrolled` false. */
+  async connect(count: number, spec: Partial<ClientSpec> = {}, enrolled = true): Promise<Tally> {
+    const client = this.client("count", { count, ...spec }, enrolled);
+    try {
+      return JSON.parse(await client.line());
+    } finally {
+      await client.close();
+    }
+  }
+
+  client(mode: "count" | "storm" | "hold", spec: Partial<ClientSpec> = {}, enrolled = true): RunningClient {
+    const text = JSON.stringify({ mode, address: SERVICE, port: 80, ...spec });
+    const script = join(import.meta.dirname, "../interop/client.py");
+    const place = { netns: this.namespace.path, ...(enrolled ? { cgroup: this.apps } : {}) };
+    return new RunningClient(placed(["/usr/bin/python3", script, text], place));
+  }
+
+  /** Ends and removes everything, and gives what is still there. */
+  async remove(): Promise<string[]> {
+    const programs = await programsOf(this.bpffs);
+    for (const each of this.#processes.reverse()) await each.stop("SIGKILL");
+    if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
+    await this.#cgroup.remove();
+    await this.namespace.remove();
+    rmSync(this.folder, { recursive: true, force: true });
+    const left = [this.bpffs, this.namespace.path, this.#cgroup.path, this.folder].filter((path) =>
+      existsSync(path),
+    );
+    return [...left, ...(await loaded(programs))];
+  }
+
+  async #helper(name: string, script: string, ...args: string[]): Promise<OwnedProcess> {
+    const log = join(this.folder, `${name}.log`);
+    rmSync(log, { force: true });
+    const started = new OwnedProcess({
+      name,
+      log,
+      command: [process.execPath, script, ...args],
+      netns: this.namespace.path,
+    });
+    this.#processes.push(started);
+    await eventually(`${name} is ready`, () => {
+      if (started.status !== undefined) throw new Error(started.tail());
+      return started.output().includes("ready");
+    });
+    return started;
+  }
+}
+
+/** Ids of the programs that hang on the links pinned below `bpffs`. */
+export async function programsOf(bpffs: string): Promise<number[]> {
+  const links = await jsonOf<{ prog_id: number; pinned?: string[] }>("bpftool", "--bpffs", "--json", "link");
+  return links
+    .filter(({ pinned }) => pinned?.some((path) => path.startsWith(`${bpffs}/`)))
+    .map((link) => link.prog_id);
+}
+
+/** Those of `programs` that the kernel still has, after the moment that it takes to let go of them. */
+export async function loaded(programs: readonly number[]): Promise<string[]> {
+  let left: string[] = [];
+  await eventually(
+    "programs are unloaded",
+    async () => {
+      const all = await jsonOf<{ id: number }>("bpftool", "--json", "prog");
+      left = all.filter(({ id }) => programs.includes(id)).map(({ id }) => `program ${id}`);
+      return left.length === 0;
+    },
+    3_000,
+  ).catch(() => undefined);
+  return left;
+}
+
+async function jsonOf<T>(...command: string[]): Promise<T[]> {
+  return JSON.parse((await run(command)).stdout || "[]");
+}

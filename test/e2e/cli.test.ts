@@ -1,0 +1,104 @@
+import { afterAll, describe, expect, test } from "bun:test";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { run } from "../lab/process.ts";
+import { KMESH, missing } from "./agent-lab.ts";
+
+const why = missing();
+if (why) console.warn(`skipped: the command line: ${why}`);
+
+const folder = mkdtempSync(join(tmpdir(), "kmesh-cli-"));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const folders = [
+  `--bpffs=/sys/fs/bpf/kmesh-cli-${process.pid}`,
+  `--state-dir=${folder}/state`,
+  `--run-dir=${folder}/run`,
+];
+const kmesh = (...args: string[]) => run([KMESH, ...args], { env: { KMESH_CONFIG: "/dev/null" } });
+
+describe.skipIf(why !== undefined)("the command line", () => {
+  const refused: [string[], number, RegExp][] = [
+    [[], 2, /USAGE kmesh/],
+    [["statsu"], 2, /no command "statsu"\n {2}Did you mean "kmesh status"/],
+    [["--shadow", "run"], 2, /no flag --shadow before the command/],
+    [["run", "--istoid", "a:1"], 2, /no flag --istoid\n {2}Did you mean --istiod/],
+    [["run"], 2, /istiod's address is missing/],
+    [["run", "--istiod", "a:1"], 2, /root certificate is missing/],
+    [
+      ["run", "--istiod", "a:1", "--plaintext", "--exclude", "10.0.0.0/40"],
+      2,
+      /--exclude: "10.0.0.0\/40" is no address block/,
+    ],
+    [
+      ["run", "--istiod", "a:1", "--ca", "/does/not/exist"],
+      2,
+      /--ca: \/does\/not\/exist can't be read \(ENOENT\)/,
+    ],
+    [
+      ["run", "--istiod", "a:1", "--plaintext", "--cgroup", "/does/not/exist", ...folders],
+      2,
+      /no cgroup \/does\/not\/exist/,
+    ],
+    [["status", "--output", "yaml", ...folders], 2, /"yaml" is neither text nor json/],
+    [["dump", "everything"], 2, /Say received, model or tables/],
+    [["dump", "tables", ...folders], 3, /no agent runs, and nothing is pinned/],
+    [["dump", "model", ...folders], 3, /No agent runs.*kmesh dump tables shows/s],
+    [["explain", "a b", ...folders], 2, /"a b" is neither HOST/],
+    [["explain", "10.0.0.1:80", ...folders], 3, /no kmesh tables are pinned/],
+    [["demo", "--seconds", "soon"], 2, /--seconds: "soon" is no number/],
+    [["status", "--config", "/does/not/exist"], 2, /can't be read \(ENOENT\)/],
+  ];
+  for (const [args, code, expected] of refused) {
+    test(`kmesh ${args.filter((arg) => !folders.includes(arg)).join(" ")}: ${code}`, async () => {
+      const result = await kmesh(...args);
+      expect(result.stderr).toMatch(expected);
+      expect(result.stdout).toBe("");
+      expect(result.code).toBe(code);
+    });
+  }
+
+  test("a wrong key of the configuration is named with its file", async () => {
+    const file = join(folder, "wrong.yaml");
+    writeFileSync(file, "istiod: a:1\nplaintext: true\nnamspace: shop\n");
+    const result = await kmesh("run", "--config", file);
+    expect(result.code).toBe(2);
+    expect(result.stderr).toContain(`${file}: there is no setting "namspace"\n  Did you mean "namespace"?`);
+  });
+
+  test("nobody but root", async () => {
+    const result = await run(["setpriv", "--reuid=65534", "--clear-groups", KMESH, "status", ...folders], {
+      env: { KMESH_CONFIG: "/dev/null" },
+    });
+    expect(result.code).toBe(4);
+    expect(result.stderr).toContain("needs root");
+  });
+
+  test("help is plain in a pipe, and lists what there is", async () => {
+    const all = await kmesh("--help");
+    expect(all.code).toBe(0);
+    for (const name of ["run", "status", "dump", "explain", "down", "demo", "version"])
+      expect(all.stdout).toContain(name);
+    for (const hidden of ["demo-part", "demo-stage"]) expect(all.stdout).not.toContain(hidden);
+    const one = await kmesh("run", "--help");
+    for (const flag of ["--istiod", "--exclude", "--allow-plaintext", "--state-dir"])
+      expect(one.stdout).toContain(flag);
+    expect(one.stdout).toContain("KMESH_SERVICE_ACCOUNT");
+    expect(all.stdout + one.stdout).not.toContain("\u001b");
+  });
+
+  test("version", async () => {
+    const { stdout } = await kmesh("version", "--output", "json");
+    expect(JSON.parse(stdout)).toMatchObject({
+      version: expect.stringMatching(/^\d+\.\d+\.\d+\+/),
+      architecture: process.arch,
+    });
+  });
+
+  test("down has nothing to do where nothing is", async () => {
+    const result = await kmesh("down", ...folders);
+    expect(result).toMatchObject({ code: 0, stderr: "" });
+    expect(result.stdout).toContain("Nothing to do");
+  });
+});
