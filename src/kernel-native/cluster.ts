@@ -1,0 +1,439 @@
+/** CDS: one cluster, flattened to how its endpoints are found and chosen, and what of it can't be honoured. */
+import { MalformedResource } from "../istiod/sink.ts";
+import { canonicalAddress } from "../mesh/address.ts";
+import type { Balance, Note, Reason } from "../mesh/model.ts";
+import {
+  arrange,
+  compareLocalities,
+  type EndpointsRecord,
+  OVERPROVISIONING,
+  type ReadAssignment,
+} from "./endpoint.ts";
+import { envoy } from "./envoy.gen.js";
+import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
+import { BLACK_HOLE, PASSTHROUGH, parseClusterName, serviceOfCluster } from "./service.ts";
+import { checkEnum, checkName, decode, decodeAny, messageName, seconds, shortName } from "./wire.ts";
+
+/** A name (or literal address) of a DNS cluster and what its addresses get. */
+export interface DnsTarget {
+  /** A host name, or canonical text of an address. */
+  host: string;
+  literal: boolean;
+  port: number;
+  weight: number;
+  healthy: boolean;
+  region: string;
+  zone: string;
+  subzone: string;
+  priority: number;
+  localityWeight: number;
+}
+
+/** 0 AUTO, 1 V4_ONLY, 2 V6_ONLY, 3 V4_PREFERRED, 4 ALL. */
+export type DnsFamily = 0 | 1 | 2 | 3 | 4;
+
+export type Discovery =
+  | { kind: "eds"; endpointsName: string }
+  | { kind: "static"; endpoints: EndpointsRecord }
+  | {
+      kind: "dns";
+      /** LOGICAL_DNS: one address at a time. */
+      logical: boolean;
+      targets: readonly DnsTarget[];
+      family: DnsFamily;
+      /** Seconds between look-ups; with `respectTtl` the answer's TTL counts instead. */
+      refresh: number;
+      respectTtl: boolean;
+      overprovisioning: number;
+      notes: Notes;
+    }
+  /** Goes to the address that the app asked for. */
+  | { kind: "passthrough" }
+  /** Every connection is refused. */
+  | { kind: "refuse"; reason: Reason };
+
+/** What many clusters have in common; equal ones are one object. */
+export interface ClusterPolicy {
+  balance: Balance;
+  localityWeighted: boolean;
+  panicThreshold: number;
+  maxConnections: number;
+  /** Peers marked tlsMode istio would be spoken to in mutual TLS. */
+  autoTls: boolean;
+  notes: Notes;
+}
+
+export interface ClusterRecord {
+  name: string;
+  /** Name of its service, `host:port`. */
+  service: string;
+  discovery: Discovery;
+  policy: ClusterPolicy;
+}
+
+const MAX_UINT32 = 0xffff_ffff;
+/** Envoy's default for healthy_panic_threshold, in percent. */
+const PANIC_THRESHOLD = 50;
+/** istiod's default for connect_timeout, in seconds. */
+const CONNECT_TIMEOUT = 10;
+const STATIC = 0;
+const STRICT_DNS = 1;
+const LOGICAL_DNS = 2;
+const EDS = 3;
+const ORIGINAL_DST = 4;
+const LB_POLICY_MAX = 7;
+const DNS_LOOKUP_FAMILY_MAX = 4;
+/** Seconds; Envoy's default for dns_refresh_rate. */
+const DNS_REFRESH = 5;
+
+const TO_ORIGINAL: Discovery = { kind: "passthrough" };
+
+/**
+ * Flattens one cluster. Gives undefined for those that concern no outgoing connection (inbound ones, and the
+ * plumbing inside Envoy). Throws MalformedResource.
+ */
+export function flattenCluster(
+  resource: string,
+  bytes: Uint8Array,
+  allowPlaintext: boolean,
+): ClusterRecord | undefined {
+  const cluster = decode(envoy.Cluster, resource, bytes);
+  checkName(resource, cluster.name);
+  checkEnum(resource, "the cluster's type", cluster.type ?? STATIC, ORIGINAL_DST);
+  checkEnum(resource, "lb_policy", cluster.lbPolicy, LB_POLICY_MAX);
+  checkEnum(resource, "dns_lookup_family", cluster.dnsLookupFamily, DNS_LOOKUP_FAMILY_MAX);
+  const name = cluster.name;
+  const parsed = parseClusterName(name);
+  if (parsed?.direction === "inbound" || parsed?.direction === "inbound-vip") return undefined;
+  if (name === "InboundPassthroughCluster" || name === "connect_originate") return undefined;
+  const notes: Note[] = [];
+  let discovery = discover(resource, cluster, allowPlaintext);
+  const tls = tlsDemand(cluster);
+  if (typeof tls === "string") {
+    if (discovery.kind === "refuse") {
+      // Refused already, for the better reason.
+    } else if (allowPlaintext)
+      notes.push(note("plaintext", `${tls} is demanded, plaintext is sent (--allow-plaintext)`));
+    else {
+      notes.push(
+        note("refused", `${tls} is demanded, which kmesh does not speak yet: connections are refused`),
+      );
+      discovery = { kind: "refuse", reason: "tls-required" };
+    }
+  }
+  if (discovery.kind === "refuse" && discovery.reason === "undecidable") {
+    notes.push(
+      note("refused", "its endpoint is named by the request (dynamic DNS): can't be chosen at connect time"),
+    );
+  }
+  const maxConnections = limit(cluster, notes);
+  if (maxConnections === undefined && discovery.kind !== "refuse") {
+    notes.push(note("refused", "max_connections is 0"));
+    discovery = { kind: "refuse", reason: "max-connections" };
+  }
+  const balance = balanceOf(resource, cluster, notes);
+  // istiod's own clusters out of the mesh say nothing of a service.
+  if (name !== PASSTHROUGH && name !== BLACK_HOLE) unenforced(cluster, notes);
+  return {
+    name,
+    service: serviceOfCluster(name).name,
+    discovery,
+    policy: sharedPolicy({
+      balance,
+      localityWeighted: Boolean(cluster.commonLbConfig?.localityWeightedLbConfig),
+      panicThreshold: panicThreshold(cluster),
+      maxConnections: maxConnections ?? 0,
+      autoTls: tls === true,
+      notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
+    }),
+  };
+}
+
+const policies = new Map<string, ClusterPolicy>();
+
+function sharedPolicy(policy: ClusterPolicy): ClusterPolicy {
+  const key = JSON.stringify(policy);
+  const known = policies.get(key);
+  if (known !== undefined) return known;
+  if (policies.size > 10_000) policies.clear();
+  policies.set(key, policy);
+  return policy;
+}
+
+function discover(resource: string, cluster: envoy.Cluster, allowPlaintext: boolean): Discovery {
+  const name = cluster.name;
+  if (name === BLACK_HOLE) return { kind: "refuse", reason: "policy" };
+  if (cluster.clusterType) return { kind: "refuse", reason: "undecidable" };
+  switch (cluster.type ?? STATIC) {
+    case EDS: {
+      const given = cluster.edsClusterConfig?.serviceName ?? "";
+      // The cluster's own string, so that ten thousand names are not held twice.
+      return { kind: "eds", endpointsName: given === "" || given === name ? name : given };
+    }
+    case ORIGINAL_DST:
+      return cluster.originalDstLbConfig?.upstreamPortOverride || cluster.originalDstLbConfig?.useHttpHeader
+        ? { kind: "refuse", reason: "undecidable" }
+        : TO_ORIGINAL;
+    case STRICT_DNS:
+      return discoverByName(resource, cluster, false);
+    case LOGICAL_DNS:
+      return discoverByName(resource, cluster, true);
+    default:
+      return {
+        kind: "static",
+        endpoints: arrange(readInline(resource, cluster.loadAssignment), allowPlaintext),
+      };
+  }
+}
+
+/** The assignment inside a cluster, in the form in which one from EDS is read. */
+function readInline(
+  resource: string,
+  assignment: envoy.ClusterLoadAssignment.$Properties | null | undefined,
+): ReadAssignment {
+  const read: ReadAssignment = {
+    name: resource,
+    localities: [],
+    overprovisioning: assignment?.policy?.overprovisioningFactor?.value ?? OVERPROVISIONING,
+    unreachable: 0,
+    drops: (assignment?.policy?.dropOverloads?.length ?? 0) > 0,
+  };
+  for (const target of inlineTargets(resource, assignment, read)) {
+    if (!target.literal) {
+      throw new MalformedResource(
+        resource,
+        `an endpoint has the address ${JSON.stringify(target.host)}, which is no IP`,
+      );
+    }
+    const { region, zone, subzone, priority } = target;
+    read.localities.push({
+      region,
+      zone,
+      subzone,
+      priority,
+      weight: target.localityWeight,
+      endpoints: [
+        {
+          address: target.host,
+          port: target.port,
+          weight: target.weight,
+          healthy: target.healthy,
+          tls: target.tls,
+          gateway: false,
+        },
+      ],
+    });
+  }
+  return read;
+}
+
+function inlineTargets(
+  resource: string,
+  assignment: envoy.ClusterLoadAssignment.$Properties | null | undefined,
+  read: { unreachable: number },
+): (DnsTarget & { tls: boolean })[] {
+  const targets: (DnsTarget & { tls: boolean })[] = [];
+  for (const locality of assignment?.endpoints ?? []) {
+    for (const endpoint of locality.lbEndpoints ?? []) {
+      const socket = endpoint.endpoint?.address?.socketAddress;
+      if (!socket) {
+        read.unreachable++;
+        continue;
+      }
+      checkEnum(resource, "health_status", endpoint.healthStatus ?? 0, 5);
+      const given = socket.address ?? "";
+      const port = socket.portValue ?? 0;
+      const literal = canonicalAddress(given);
+      if (given === "") throw new MalformedResource(resource, "an endpoint has no address");
+      if (port === 0 || port > 65535)
+        throw new MalformedResource(resource, `endpoint ${shortName(given)} has the port ${port}`);
+      const match = endpoint.metadata?.filterMetadata?.["envoy.transport_socket_match"];
+      targets.push({
+        host: literal ?? given.toLowerCase().replace(/\.$/, ""),
+        literal: literal !== undefined,
+        port,
+        weight: endpoint.loadBalancingWeight?.value || 1,
+        healthy: [0, 1, 5].includes(endpoint.healthStatus ?? 0),
+        region: locality.locality?.region ?? "",
+        zone: locality.locality?.zone ?? "",
+        subzone: locality.locality?.subZone ?? "",
+        priority: locality.priority ?? 0,
+        localityWeight: locality.loadBalancingWeight?.value ?? 0,
+        tls: match?.fields?.tlsMode?.stringValue === "istio",
+      });
+    }
+  }
+  return targets;
+}
+
+function discoverByName(resource: string, cluster: envoy.Cluster, logical: boolean): Discovery {
+  const read = { unreachable: 0 };
+  const targets = inlineTargets(resource, cluster.loadAssignment, read)
+    .map(({ tls: _, ...target }) => target)
+    .sort(
+      (a, b) =>
+        compareLocalities(a, b) ||
+        (a.host < b.host ? -1 : a.host > b.host ? 1 : 0) ||
+        a.port - b.port ||
+        b.weight - a.weight,
+    );
+  const policy = cluster.loadAssignment?.policy;
+  const notes: Note[] = [];
+  if (read.unreachable > 0)
+    notes.push(
+      note("not-enforced", "endpoints without an IP address (pipes, listeners inside Envoy) are left out"),
+    );
+  if ((policy?.dropOverloads?.length ?? 0) > 0) notes.push(note("not-enforced", "drop_overloads"));
+  return {
+    kind: "dns",
+    logical,
+    targets,
+    family: cluster.dnsLookupFamily as DnsFamily,
+    refresh: seconds(cluster.dnsRefreshRate) || DNS_REFRESH,
+    respectTtl: cluster.respectDnsTtl,
+    overprovisioning: policy?.overprovisioningFactor?.value ?? OVERPROVISIONING,
+    notes: sortedNotes(notes),
+  };
+}
+
+/**
+ * What the transport sockets ask of a plain peer: a text that names the demand, true when only peers marked tlsMode
+ * istio would get mutual TLS (auto-mTLS), false when plaintext is right for all.
+ */
+function tlsDemand(cluster: envoy.Cluster): string | boolean {
+  const matches = cluster.transportSocketMatches ?? [];
+  if (matches.length === 0) return demandOf(cluster.transportSocket, cluster) ?? false;
+  let auto = false;
+  for (const { name, match, transportSocket } of matches) {
+    const fields = Object.entries(match?.fields ?? {});
+    // Peers that only speak HBONE come without a plain address: not this entry's.
+    if (fields.some(([key]) => key === "tunnel")) continue;
+    const demand = demandOf(transportSocket, cluster, name ?? "");
+    if (fields.length === 0) return demand ?? auto;
+    if (demand !== undefined) auto = true;
+  }
+  // No entry takes a plain peer: the cluster's own socket does, plaintext when there is none.
+  return demandOf(cluster.transportSocket, cluster) ?? auto;
+}
+
+/** What a transport socket demands, in words; undefined when it is plaintext. */
+function demandOf(
+  socket: envoy.TransportSocket.$Properties | null | undefined,
+  cluster: envoy.Cluster,
+  entry = "",
+): string | undefined {
+  if (!socket) return undefined;
+  const message = messageName(socket.typedConfig);
+  if (message === "RawBuffer" || socket.name === "envoy.transport_sockets.raw_buffer") return undefined;
+  if (message === "ProxyProtocolUpstreamTransport") return "the PROXY protocol";
+  if (message === "UpstreamTlsContext" && socket.typedConfig) {
+    const { sni } = decodeAny(envoy.UpstreamTlsContext, socket.typedConfig);
+    if (entry.startsWith("tlsMode-istio")) return "mutual TLS of the mesh (ISTIO_MUTUAL)";
+    return sni === "" || sni.startsWith("outbound_") ? "TLS" : `TLS (SNI ${shortName(sni)})`;
+  }
+  return `transport socket ${socket.name || message || cluster.name}`;
+}
+
+/** max_connections; 0 = no limit, undefined = none are allowed. Other limits become notes. */
+function limit(cluster: envoy.Cluster, notes: Note[]): number | undefined {
+  const thresholds = (cluster.circuitBreakers?.thresholds ?? []).find(
+    ({ priority }) => (priority ?? 0) === 0,
+  );
+  if (!thresholds) return 0;
+  const others = {
+    max_pending_requests: thresholds.maxPendingRequests,
+    max_requests: thresholds.maxRequests,
+    max_retries: thresholds.maxRetries,
+  };
+  for (const [field, given] of Object.entries(others)) {
+    const value = given?.value ?? MAX_UINT32;
+    if (given && value !== MAX_UINT32) notes.push(note("not-enforced", `circuit breaker ${field} ${value}`));
+  }
+  if (!thresholds.maxConnections) return 0;
+  const value = thresholds.maxConnections.value ?? 0;
+  if (value === 0) return undefined;
+  return value === MAX_UINT32 ? 0 : value;
+}
+
+function panicThreshold(cluster: envoy.Cluster): number {
+  const threshold = cluster.commonLbConfig?.healthyPanicThreshold;
+  if (!threshold) return PANIC_THRESHOLD;
+  const value = threshold.value ?? 0;
+  return Number.isFinite(value) ? Math.min(100, Math.max(0, Math.round(value))) : 0;
+}
+
+const LB_NAMES = [
+  "ROUND_ROBIN",
+  "LEAST_REQUEST",
+  "RING_HASH",
+  "RANDOM",
+  undefined,
+  "MAGLEV",
+  "CLUSTER_PROVIDED",
+];
+const LB_MESSAGES: Record<string, string> = {
+  RoundRobin: "ROUND_ROBIN",
+  ClientSideWeightedRoundRobin: "ROUND_ROBIN",
+  LeastRequest: "LEAST_REQUEST",
+  RingHash: "RING_HASH",
+  Random: "RANDOM",
+  Maglev: "MAGLEV",
+};
+
+function balanceOf(resource: string, cluster: envoy.Cluster, notes: Note[]): Balance {
+  let policy = LB_NAMES[cluster.lbPolicy];
+  const extension = (cluster.loadBalancingPolicy?.policies ?? [])
+    .map((entry) => messageName(entry.typedExtensionConfig?.typedConfig))
+    .find((message) => message in LB_MESSAGES);
+  if (cluster.loadBalancingPolicy) {
+    policy = extension === undefined ? undefined : LB_MESSAGES[extension];
+    if (policy === undefined) {
+      notes.push(note("not-enforced", "its load balancing policy is unknown: round robin instead"));
+      policy = "ROUND_ROBIN";
+    } else if (extension === "ClientSideWeightedRoundRobin") {
+      notes.push(note("not-enforced", "weights reported by the endpoints"));
+    }
+  }
+  switch (policy) {
+    case "ROUND_ROBIN":
+    case "CLUSTER_PROVIDED":
+      return { policy: "round-robin" };
+    case "LEAST_REQUEST":
+      return { policy: "least-request" };
+    case "RANDOM":
+      return { policy: "random" };
+    case "RING_HASH":
+      return { policy: "ring-hash", tableSize: cluster.ringHashLbConfig?.minimumRingSize?.value ?? 0 };
+    case "MAGLEV":
+      return { policy: "maglev", tableSize: cluster.maglevLbConfig?.tableSize?.value ?? 0 };
+    default:
+      throw new MalformedResource(resource, `lb_policy has the unknown value ${cluster.lbPolicy}`);
+  }
+}
+
+/** Notes what is valid and without effect here. */
+function unenforced(cluster: envoy.Cluster, notes: Note[]): void {
+  const lost = (text: string) => notes.push(note("not-enforced", text));
+  const slowStart =
+    cluster.roundRobinLbConfig?.slowStartConfig ?? cluster.leastRequestLbConfig?.slowStartConfig;
+  if (slowStart) lost(`slow start ${seconds(slowStart.slowStartWindow)} s`);
+  const outlier = cluster.outlierDetection;
+  if (outlier && outlier.enforcingConsecutive_5xx?.value !== 0) lost("outlier detection");
+  else if (outlier && (outlier.enforcingConsecutiveGatewayFailure?.value ?? 0) > 0) lost("outlier detection");
+  if (cluster.healthChecks.length > 0) lost("active health checks");
+  if (cluster.lbSubsetConfig) lost("subset load balancing");
+  if (cluster.commonLbConfig?.zoneAwareLbConfig) lost("zone-aware routing");
+  if (cluster.upstreamConnectionOptions?.tcpKeepalive) lost("TCP keepalive");
+  const timeout = seconds(cluster.connectTimeout);
+  if (cluster.connectTimeout && timeout !== CONNECT_TIMEOUT) lost(`connect timeout ${timeout} s`);
+  for (const config of Object.values(cluster.typedExtensionProtocolOptions)) {
+    if (messageName(config) !== "HttpProtocolOptions") continue;
+    const http = decodeAny(envoy.UpstreamHttpProtocolOptions, config).commonHttpProtocolOptions;
+    const requests = http?.maxRequestsPerConnection?.value ?? 0;
+    if (requests > 0) lost(`max requests per connection ${requests}`);
+    const idle = seconds(http?.idleTimeout);
+    if (idle > 0) lost(`HTTP idle timeout ${idle} s`);
+    const age = seconds(http?.maxConnectionDuration);
+    if (age > 0) lost(`max connection duration ${age} s`);
+  }
+}

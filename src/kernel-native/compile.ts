@@ -1,0 +1,378 @@
+/** The store -> the mesh, and what of it differs from what was published before. */
+import type { Changes, Cluster, Endpoint, Locality, Mesh, Note, Service } from "../mesh/model.ts";
+import { sameCluster, sameFrontend, sameNotes, sameService, sameSplit, sameTarget } from "../mesh/same.ts";
+import type { ClusterRecord, Discovery, DnsTarget } from "./cluster.ts";
+import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./endpoint.ts";
+import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
+import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
+import type { Family, Question, Resolver } from "./resolver.ts";
+import { type ServiceId, serviceOfCluster } from "./service.ts";
+import type { Dirty, Store } from "./store.ts";
+
+/** What a compilation changed. */
+export interface Difference {
+  changes: Extract<Changes, { everything: false }>;
+  /** Something outside of `changes` differs, too: the fallback or the notes of the mesh. */
+  whole: boolean;
+}
+
+const NO_LOCALITIES: Locality[] = [];
+const PREFERS_TLS = note("plaintext", "peers prefer mutual TLS: plaintext is sent");
+const ONLY_GATEWAYS = note(
+  "refused",
+  "all endpoints are in other networks, behind a gateway that speaks only mutual TLS: connections are refused",
+);
+const RANDOM = note("layer7", "consistent hashing without the source address: random instead");
+const UNRESOLVED = note("not-enforced", "a name of its endpoints has not been resolved yet");
+
+/** Keeps the mesh up to date, at a cost that follows the change. The mesh is changed in place. */
+export class Compiler {
+  readonly mesh: Mesh = {
+    services: new Map(),
+    frontends: new Map(),
+    splits: new Map(),
+    clusters: new Map(),
+    fallback: { kind: "passthrough" },
+    notes: [],
+  };
+  readonly #store: Store;
+  readonly #resolver: Pick<Resolver, "known" | "keep">;
+  #compiled: CompiledFrontends | undefined;
+  /** Notes of clusters that have any. */
+  readonly #clusterNotes = new Map<string, Notes>();
+  /** Clusters by service: often one. */
+  readonly #clustersOf = new Map<string, string | readonly string[]>();
+  /** Clusters by the names that they resolve. */
+  readonly #resolving = new Map<string, Set<string>>();
+  /** What each DNS cluster asks. */
+  readonly #questions = new Map<string, Question[]>();
+  /** Clusters that services reach and that are not there, by service. */
+  #missing = new Map<string, Notes>();
+
+  constructor(store: Store, resolver: Pick<Resolver, "known" | "keep">) {
+    this.#store = store;
+    this.#resolver = resolver;
+  }
+
+  /** The clusters with an endpoint of one of these names. */
+  clustersResolving(hosts: Iterable<string>): Set<string> {
+    const clusters = new Set<string>();
+    for (const host of hosts) for (const cluster of this.#resolving.get(host) ?? []) clusters.add(cluster);
+    return clusters;
+  }
+
+  /** Brings the mesh up to date with the store. */
+  compile(dirty: Dirty): Difference {
+    const changes: Difference["changes"] = {
+      everything: false,
+      services: new Set(),
+      frontends: new Set(),
+      splits: new Set(),
+      clusters: new Set(),
+    };
+    /** Services to compile anew. */
+    const services = new Set<string>();
+    const clusters = new Set(dirty.clusters);
+    let frontends = dirty.frontends || this.#compiled === undefined;
+    for (const name of dirty.endpoints) {
+      for (const user of this.#store.usersOf(name)) clusters.add(user);
+      if (this.#compiled?.headless.has(name)) frontends = true;
+    }
+    let whole = false;
+    if (frontends) whole = this.#compileFrontends(changes, services, clusters);
+    let comings = false;
+    for (const name of clusters) {
+      const had = this.mesh.clusters.has(name);
+      this.#compileCluster(name, changes, services);
+      if (had !== this.mesh.clusters.has(name)) comings = true;
+    }
+    if (dirty.clusters.size > 0) this.#keepQuestions(dirty.clusters);
+    if (frontends || comings) this.#findMissing(services);
+    for (const name of services) this.#compileService(name, changes);
+    return { changes, whole };
+  }
+
+  #compileFrontends(changes: Difference["changes"], services: Set<string>, clusters: Set<string>): boolean {
+    const before = this.#compiled;
+    const now = compileFrontends(this.#store);
+    this.#compiled = now;
+    const { mesh } = this;
+    update(mesh.frontends, now.frontends, sameFrontend, changes.frontends);
+    update(mesh.splits, now.splits, sameSplit, changes.splits);
+    for (const name of now.services.keys()) if (!before?.services.has(name)) services.add(name);
+    for (const name of before?.services.keys() ?? []) if (!now.services.has(name)) services.add(name);
+    for (const [name, notes] of now.serviceNotes) {
+      if (!sameNotes(notes, before?.serviceNotes.get(name) ?? NO_NOTES)) services.add(name);
+    }
+    for (const name of before?.serviceNotes.keys() ?? []) if (!now.serviceNotes.has(name)) services.add(name);
+    // Consistent hashing follows the routes that reach a cluster.
+    for (const name of now.sourceHashed) if (!before?.sourceHashed.has(name)) clusters.add(name);
+    for (const name of before?.sourceHashed ?? []) if (!now.sourceHashed.has(name)) clusters.add(name);
+    const same = sameTarget(mesh.fallback, now.fallback) && sameNotes(mesh.notes, now.notes);
+    mesh.fallback = now.fallback;
+    mesh.notes = [...now.notes];
+    return !same;
+  }
+
+  #compileCluster(name: string, changes: Difference["changes"], services: Set<string>): void {
+    const { clusters } = this.mesh;
+    const record = this.#store.clusters.get(name);
+    const before = clusters.get(name);
+    if (record === undefined) {
+      if (before === undefined) return;
+      clusters.delete(name);
+      changes.clusters.add(name);
+      this.#clusterNotes.delete(name);
+      this.#leave(before.service, name);
+      services.add(before.service);
+      return;
+    }
+    const { cluster, notes } = this.#clusterOf(record);
+    if (before === undefined) {
+      this.#join(cluster.service, name);
+      services.add(cluster.service);
+    }
+    if (before === undefined || !sameCluster(before, cluster)) {
+      clusters.set(name, cluster);
+      changes.clusters.add(name);
+    }
+    if (!sameNotes(notes, this.#clusterNotes.get(name) ?? NO_NOTES)) services.add(cluster.service);
+    if (notes.length === 0) this.#clusterNotes.delete(name);
+    else this.#clusterNotes.set(name, notes);
+  }
+
+  #clusterOf(record: ClusterRecord): { cluster: Cluster; notes: Notes } {
+    const { name, service, discovery, policy } = record;
+    const notes: Note[] = [];
+    const hashing = policy.balance.policy === "ring-hash" || policy.balance.policy === "maglev";
+    const hashes = hashing && this.#compiled?.sourceHashed.has(name) === true;
+    if (hashing && !hashes) notes.push(RANDOM);
+    const cluster: Cluster = {
+      name,
+      service,
+      kind: "endpoints",
+      reason: "none",
+      balance: hashing && !hashes ? { policy: "random" } : policy.balance,
+      localities: NO_LOCALITIES,
+      localityWeighted: policy.localityWeighted,
+      overprovisioning: OVERPROVISIONING,
+      panicThreshold: policy.panicThreshold,
+      maxConnections: policy.maxConnections,
+      pending: false,
+    };
+    if (discovery.kind === "passthrough") cluster.kind = "passthrough";
+    else if (discovery.kind === "refuse") {
+      cluster.kind = "refuse";
+      cluster.reason = discovery.reason;
+    } else if (discovery.kind === "dns") this.#resolve(cluster, discovery, notes);
+    else {
+      const endpoints =
+        discovery.kind === "static"
+          ? discovery.endpoints
+          : this.#store.endpoints.get(discovery.endpointsName);
+      if (endpoints === undefined) cluster.pending = true;
+      else fill(cluster, endpoints, policy.autoTls, notes);
+    }
+    return { cluster, notes: notes.length === 0 ? policy.notes : sortedNotes([...policy.notes, ...notes]) };
+  }
+
+  /** Fills in the addresses of names. */
+  #resolve(cluster: Cluster, discovery: Extract<Discovery, { kind: "dns" }>, notes: Note[]): void {
+    const localities: Locality[] = [];
+    const seen = new Set<string>();
+    let waiting = false;
+    let unanswered = false;
+    for (const target of discovery.targets) {
+      let addresses: readonly string[] = [target.host];
+      if (!target.literal) {
+        const known = familiesOf(discovery.family).map((family) => this.#resolver.known(target.host, family));
+        if (known.some(({ tried }) => !tried)) waiting = true;
+        if (known.some((one) => one.addresses === undefined)) unanswered = true;
+        addresses = choose(discovery.family, known[0]?.addresses ?? [], known[1]?.addresses ?? []);
+      }
+      if (discovery.logical) addresses = addresses.slice(0, 1);
+      for (const address of addresses) {
+        const id = `${address} ${target.port}`;
+        if (seen.has(id)) continue;
+        seen.add(id);
+        localityFor(localities, target).endpoints.push(endpointOf(address, target));
+      }
+      if (discovery.logical && seen.size > 0) break;
+    }
+    for (const { endpoints } of localities) endpoints.sort(compareEndpoints);
+    cluster.localities = localities;
+    cluster.overprovisioning = discovery.overprovisioning;
+    // Until every name was tried once, what the kernel holds is better than a part of it.
+    cluster.pending = waiting || (unanswered && seen.size === 0);
+    notes.push(...discovery.notes);
+    if (!waiting && unanswered) notes.push(UNRESOLVED);
+  }
+
+  /** Tells the resolver what all clusters together ask. */
+  #keepQuestions(dirty: ReadonlySet<string>): void {
+    let changed = false;
+    for (const name of dirty) {
+      const before = this.#questions.get(name);
+      const discovery = this.#store.clusters.get(name)?.discovery;
+      const now = discovery?.kind === "dns" ? questionsOf(discovery) : [];
+      if (before === undefined && now.length === 0) continue;
+      changed = true;
+      for (const { host } of before ?? []) {
+        const clusters = this.#resolving.get(host);
+        clusters?.delete(name);
+        if (clusters?.size === 0) this.#resolving.delete(host);
+      }
+      for (const { host } of now) {
+        const clusters = this.#resolving.get(host);
+        if (clusters === undefined) this.#resolving.set(host, new Set([name]));
+        else clusters.add(name);
+      }
+      if (now.length === 0) this.#questions.delete(name);
+      else this.#questions.set(name, now);
+    }
+    if (changed) this.#resolver.keep([...this.#questions.values()].flat());
+  }
+
+  /** Finds the routes to clusters that istiod never sent. */
+  #findMissing(services: Set<string>): void {
+    const missing = new Map<string, Set<string>>();
+    const look = (service: string, cluster: string) => {
+      if (this.mesh.clusters.has(cluster)) return;
+      const names = missing.get(service);
+      if (names === undefined) missing.set(service, new Set([cluster]));
+      else names.add(cluster);
+    };
+    for (const { service, target } of this.mesh.frontends.values()) {
+      if (target.kind === "cluster") look(service, target.cluster);
+      else if (target.kind === "split") {
+        for (const { cluster } of this.mesh.splits.get(target.split)?.shares ?? []) look(service, cluster);
+      }
+    }
+    const now = new Map<string, Notes>();
+    for (const [service, names] of missing) {
+      const notes = [...names].map((name) =>
+        note("refused", `cluster ${name} does not exist: its share is refused`),
+      );
+      now.set(service, sortedNotes(notes));
+    }
+    for (const [service, notes] of now) {
+      if (!sameNotes(notes, this.#missing.get(service) ?? NO_NOTES)) services.add(service);
+    }
+    for (const service of this.#missing.keys()) if (!now.has(service)) services.add(service);
+    this.#missing = now;
+  }
+
+  #compileService(name: string, changes: Difference["changes"]): void {
+    const { services } = this.mesh;
+    const clusters = this.#clusters(name);
+    const [first] = clusters;
+    const id: ServiceId | undefined =
+      this.#compiled?.services.get(name) ?? (first === undefined ? undefined : serviceOfCluster(first));
+    const before = services.get(name);
+    if (id === undefined) {
+      if (services.delete(name)) changes.services.add(name);
+      return;
+    }
+    const notes = sortedNotes([
+      ...(this.#compiled?.serviceNotes.get(name) ?? []),
+      ...(this.#missing.get(name) ?? []),
+      ...clusters.flatMap((cluster) => this.#clusterNotes.get(cluster) ?? []),
+    ]);
+    const service: Service = { name, host: id.host, port: id.port, notes: [...notes] };
+    if (before !== undefined && sameService(before, service)) return;
+    services.set(name, service);
+    changes.services.add(name);
+  }
+
+  #clusters(service: string): readonly string[] {
+    const clusters = this.#clustersOf.get(service);
+    if (clusters === undefined) return [];
+    return typeof clusters === "string" ? [clusters] : clusters;
+  }
+
+  #join(service: string, cluster: string): void {
+    const clusters = this.#clusters(service);
+    this.#clustersOf.set(service, clusters.length === 0 ? cluster : [...clusters, cluster]);
+  }
+
+  #leave(service: string, cluster: string): void {
+    const clusters = this.#clusters(service).filter((one) => one !== cluster);
+    if (clusters.length === 0) this.#clustersOf.delete(service);
+    else this.#clustersOf.set(service, clusters);
+  }
+}
+
+/** Makes `map` what `now` is, and names what differs. Equal values stay the same objects. */
+function update<T>(
+  map: Map<string, T>,
+  now: ReadonlyMap<string, T>,
+  same: (a: T, b: T) => boolean,
+  changed: Set<string>,
+): void {
+  for (const key of map.keys()) {
+    if (now.has(key)) continue;
+    map.delete(key);
+    changed.add(key);
+  }
+  for (const [key, value] of now) {
+    const before = map.get(key);
+    if (before !== undefined && same(before, value)) continue;
+    map.set(key, value);
+    changed.add(key);
+  }
+}
+
+function fill(cluster: Cluster, endpoints: EndpointsRecord, autoTls: boolean, notes: Note[]): void {
+  cluster.overprovisioning = endpoints.overprovisioning;
+  if (endpoints.onlyGateways) {
+    cluster.kind = "refuse";
+    cluster.reason = "tls-required";
+    notes.push(ONLY_GATEWAYS);
+    return;
+  }
+  cluster.localities = endpoints.localities;
+  if (autoTls && endpoints.prefersTls) notes.push(PREFERS_TLS);
+  notes.push(...endpoints.notes);
+}
+
+/** The families to ask for, the preferred one first. */
+function familiesOf(family: number): Family[] {
+  if (family === 1) return [4];
+  if (family === 2) return [6];
+  return family === 0 ? [6, 4] : [4, 6];
+}
+
+/** AUTO and V4_PREFERRED take the second family only when the first has nothing; ALL takes both. */
+function choose(family: number, first: readonly string[], second: readonly string[]): readonly string[] {
+  if (family === 4) return [...first, ...second];
+  return first.length > 0 ? first : second;
+}
+
+function questionsOf(discovery: Extract<Discovery, { kind: "dns" }>): Question[] {
+  const questions: Question[] = [];
+  for (const { host, literal } of discovery.targets) {
+    if (literal) continue;
+    for (const family of familiesOf(discovery.family)) {
+      questions.push({ host, family, refresh: discovery.refresh, respectTtl: discovery.respectTtl });
+    }
+  }
+  return questions;
+}
+
+/** Targets come sorted by locality: the last one is the only candidate. */
+function localityFor(localities: Locality[], target: DnsTarget): Locality {
+  const last = localities.at(-1);
+  if (last !== undefined && compareLocalities(last, target) === 0) return last;
+  const { region, zone, subzone, priority } = target;
+  const fresh = { region, zone, subzone, priority, weight: target.localityWeight, endpoints: [] };
+  localities.push(fresh);
+  return fresh;
+}
+
+function endpointOf(address: string, { port, weight, healthy }: DnsTarget): Endpoint {
+  return { address, port, weight, healthy };
+}
+
+function compareEndpoints(a: Endpoint, b: Endpoint): number {
+  return a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port;
+}

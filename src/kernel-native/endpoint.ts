@@ -1,0 +1,435 @@
+/**
+ * EDS: the endpoints of one cluster, straight from the wire to the model's localities. A mesh has a hundred
+ * thousand of them, so no message tree is built: one pass with a reader, strings of localities shared.
+ */
+import protobuf, { type Reader } from "protobufjs/minimal.js";
+import { MalformedResource } from "../istiod/sink.ts";
+import { canonicalAddress } from "../mesh/address.ts";
+import type { Endpoint, Locality } from "../mesh/model.ts";
+import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
+import { checkEnum, checkName, guarded } from "./wire.ts";
+
+/** The endpoints of a cluster, as the model holds them. */
+export interface EndpointsRecord {
+  /** Sorted by priority, region, zone and subzone; within, endpoints by address and port. Never empty ones. */
+  localities: Locality[];
+  /** Percent. */
+  overprovisioning: number;
+  /** Some peer prefers mutual TLS (auto-mTLS): whether that is so depends on the cluster, too. */
+  prefersTls: boolean;
+  /** There are endpoints, and all of them are gateways to other networks, which speak nothing but mutual TLS. */
+  onlyGateways: boolean;
+  notes: Notes;
+}
+
+/** One endpoint as read, before duplicates and gateways are sorted out. */
+export interface ReadEndpoint {
+  address: string;
+  port: number;
+  weight: number;
+  healthy: boolean;
+  tls: boolean;
+  gateway: boolean;
+}
+
+/** One locality as read. */
+export interface ReadLocality {
+  region: string;
+  zone: string;
+  subzone: string;
+  priority: number;
+  weight: number;
+  endpoints: ReadEndpoint[];
+}
+
+/** A whole assignment as read: also what a cluster carries inside. */
+export interface ReadAssignment {
+  name: string;
+  localities: ReadLocality[];
+  overprovisioning: number;
+  /** Endpoints without an IP address and port: pipes, and listeners inside Envoy. */
+  unreachable: number;
+  drops: boolean;
+}
+
+/** Envoy's default, in percent. */
+export const OVERPROVISIONING = 140;
+const NO_LOCALITIES: Locality[] = [];
+/** Metadata of a gateway that stands for all endpoints of its network: it has no workload of its own. */
+const GATEWAY_WORKLOAD = ";;;;";
+const HEALTH_STATUS_MAX = 5;
+/** UNKNOWN, HEALTHY and DEGRADED take traffic. */
+const TAKES_TRAFFIC: readonly boolean[] = [true, true, false, false, false, true];
+
+/**
+ * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints. Throws
+ * MalformedResource.
+ */
+export function flattenEndpoints(
+  resource: string,
+  bytes: Uint8Array,
+  allowPlaintext: boolean,
+): EndpointsRecord {
+  const read = guarded(resource, () => readAssignment(resource, bytes));
+  checkName(resource, read.name);
+  return arrange(read, allowPlaintext);
+}
+
+/**
+ * Sorts what was read into the model's shape. Of endpoints with the same address and port one is kept: that of
+ * the first locality in sort order, there a healthy one before others, then the heaviest. (istiod repeats each
+ * endpoint once per address of its service, and in another order after each restart.)
+ */
+export function arrange(read: ReadAssignment, allowPlaintext: boolean): EndpointsRecord {
+  const notes = assignmentNotes(read);
+  let plain = 0;
+  let gateways = 0;
+  let prefersTls = false;
+  for (const locality of read.localities) {
+    for (const endpoint of locality.endpoints) {
+      if (endpoint.gateway && !allowPlaintext) gateways++;
+      else plain++;
+      if (endpoint.tls && !endpoint.gateway) prefersTls = true;
+    }
+  }
+  const onlyGateways = gateways > 0 && plain === 0;
+  if (gateways > 0 && plain > 0) {
+    const text = "endpoints of other networks are left out: their gateway speaks only mutual TLS";
+    notes.push(note("plaintext", text));
+  }
+  const leaveOut = gateways > 0 && plain > 0;
+  return {
+    localities: arrangeLocalities(read.localities, leaveOut, notes),
+    overprovisioning: read.overprovisioning,
+    prefersTls,
+    onlyGateways,
+    notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
+  };
+}
+
+function assignmentNotes(read: ReadAssignment) {
+  const notes = [];
+  if (read.unreachable > 0) {
+    const text = "endpoints without an IP address (pipes, listeners inside Envoy) are left out";
+    notes.push(note("not-enforced", text));
+  }
+  if (read.drops) notes.push(note("not-enforced", "drop_overloads"));
+  return notes;
+}
+
+function arrangeLocalities(
+  read: ReadLocality[],
+  leaveOutGateways: boolean,
+  notes: ReturnType<typeof assignmentNotes>,
+): Locality[] {
+  const localities = read.length > 1 ? mergeLocalities(read) : read;
+  const seen = new Set<string>();
+  const result: Locality[] = [];
+  for (const { region, zone, subzone, priority, weight, endpoints } of localities) {
+    endpoints.sort(compareEndpoints);
+    const kept: Endpoint[] = [];
+    let all = 0;
+    let repeated = 0;
+    let last: ReadEndpoint | undefined;
+    for (const endpoint of endpoints) {
+      all += endpoint.weight;
+      if (leaveOutGateways && endpoint.gateway) continue;
+      const duplicate =
+        (last !== undefined && last.address === endpoint.address && last.port === endpoint.port) ||
+        (localities.length > 1 && seen.has(`${endpoint.address} ${endpoint.port}`));
+      if (duplicate) {
+        repeated += endpoint.weight;
+        const first = last?.address === endpoint.address && last.port === endpoint.port ? last : undefined;
+        if (first === undefined || first.weight !== endpoint.weight || first.healthy !== endpoint.healthy) {
+          const text = `${endpoint.address} port ${endpoint.port} is given more than once: the first by priority, locality, health and weight counts`;
+          notes.push(note("conflict", text));
+        }
+        continue;
+      }
+      if (localities.length > 1) seen.add(`${endpoint.address} ${endpoint.port}`);
+      last = endpoint;
+      kept.push({
+        address: endpoint.address,
+        port: endpoint.port,
+        weight: endpoint.weight,
+        healthy: endpoint.healthy,
+      });
+    }
+    if (kept.length === 0) continue;
+    // istiod's locality weight is the sum of its endpoints' weights, the repeated ones included.
+    result.push({
+      region,
+      zone,
+      subzone,
+      priority,
+      weight: weight === all ? weight - repeated : weight,
+      endpoints: kept,
+    });
+  }
+  return result.length === 0 ? NO_LOCALITIES : result;
+}
+
+/** One entry per priority and locality, sorted. Of two weights the greater counts. */
+function mergeLocalities(read: ReadLocality[]): ReadLocality[] {
+  const sorted = [...read].sort(compareLocalities);
+  const merged: ReadLocality[] = [];
+  for (const locality of sorted) {
+    const last = merged.at(-1);
+    if (last === undefined || compareLocalities(last, locality) !== 0) {
+      merged.push({ ...locality });
+      continue;
+    }
+    last.weight = Math.max(last.weight, locality.weight);
+    last.endpoints = [...last.endpoints, ...locality.endpoints];
+  }
+  return merged;
+}
+
+type Place = Pick<Locality, "region" | "zone" | "subzone" | "priority">;
+
+export function compareLocalities(a: Place, b: Place): number {
+  return (
+    a.priority - b.priority ||
+    compareText(a.region, b.region) ||
+    compareText(a.zone, b.zone) ||
+    compareText(a.subzone, b.subzone)
+  );
+}
+
+function compareText(a: string, b: string): number {
+  return a === b ? 0 : a < b ? -1 : 1;
+}
+
+function compareEndpoints(a: ReadEndpoint, b: ReadEndpoint): number {
+  return (
+    compareText(a.address, b.address) ||
+    a.port - b.port ||
+    Number(b.healthy) - Number(a.healthy) ||
+    b.weight - a.weight
+  );
+}
+
+// From here on: the wire. Field numbers as in proto/envoy_endpoint.proto; a tag is number * 8 + wire type.
+
+/** Longest text worth sharing between endpoints. */
+const shared = new Map<string, string>();
+
+function share(text: string): string {
+  const known = shared.get(text);
+  if (known !== undefined) return known;
+  if (shared.size > 10_000) shared.clear();
+  shared.set(text, text);
+  return text;
+}
+
+/** Reads a ClusterLoadAssignment. Throws what the reader throws, or MalformedResource. */
+export function readAssignment(resource: string, bytes: Uint8Array): ReadAssignment {
+  const reader = protobuf.Reader.create(bytes);
+  const read: ReadAssignment = {
+    name: "",
+    localities: [],
+    overprovisioning: OVERPROVISIONING,
+    unreachable: 0,
+    drops: false,
+  };
+  while (reader.pos < reader.len) {
+    const tag = reader.uint32();
+    if (tag === 10) read.name = reader.string();
+    else if (tag === 18) read.localities.push(readLocality(resource, reader, read));
+    else if (tag === 34) readPolicy(reader, read);
+    else reader.skipType(tag & 7);
+  }
+  return read;
+}
+
+function readPolicy(reader: Reader, read: ReadAssignment): void {
+  const end = open(reader);
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === 26) read.overprovisioning = readWrapped(reader);
+    else {
+      if (tag === 18) read.drops = true;
+      reader.skipType(tag & 7);
+    }
+  }
+}
+
+function readLocality(resource: string, reader: Reader, read: ReadAssignment): ReadLocality {
+  const end = open(reader);
+  const locality: ReadLocality = {
+    region: "",
+    zone: "",
+    subzone: "",
+    priority: 0,
+    weight: 0,
+    endpoints: [],
+  };
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === 10) {
+      const inner = open(reader);
+      while (reader.pos < inner) {
+        const part = reader.uint32();
+        if (part === 10) locality.region = share(reader.string());
+        else if (part === 18) locality.zone = share(reader.string());
+        else if (part === 26) locality.subzone = share(reader.string());
+        else reader.skipType(part & 7);
+      }
+    } else if (tag === 18) {
+      const endpoint = readEndpoint(resource, reader);
+      if (endpoint === undefined) read.unreachable++;
+      else locality.endpoints.push(endpoint);
+    } else if (tag === 26) locality.weight = readWrapped(reader);
+    else if (tag === 40) locality.priority = reader.uint32();
+    else reader.skipType(tag & 7);
+  }
+  return locality;
+}
+
+/** Gives undefined for an endpoint that no socket can connect to. */
+function readEndpoint(resource: string, reader: Reader): ReadEndpoint | undefined {
+  const end = open(reader);
+  let address = "";
+  let port = 0;
+  let socket = false;
+  let weight = 1;
+  let health = 0;
+  let tls = false;
+  let workload = "";
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === 10) {
+      // LbEndpoint.endpoint -> Endpoint.address -> Address.socket_address
+      const endpointEnd = open(reader);
+      while (reader.pos < endpointEnd) {
+        const field = reader.uint32();
+        if (field !== 10) {
+          reader.skipType(field & 7);
+          continue;
+        }
+        const addressEnd = open(reader);
+        while (reader.pos < addressEnd) {
+          const kind = reader.uint32();
+          if (kind !== 10) {
+            reader.skipType(kind & 7);
+            continue;
+          }
+          socket = true;
+          const socketEnd = open(reader);
+          while (reader.pos < socketEnd) {
+            const part = reader.uint32();
+            if (part === 18) address = reader.string();
+            else if (part === 24) port = reader.uint32();
+            else if (part === 8) checkEnum(resource, "an endpoint's protocol", reader.uint32(), 1);
+            else reader.skipType(part & 7);
+          }
+        }
+      }
+    } else if (tag === 16) {
+      health = reader.uint32();
+      checkEnum(resource, "health_status", health, HEALTH_STATUS_MAX);
+    } else if (tag === 26) {
+      const metadataEnd = open(reader);
+      while (reader.pos < metadataEnd) {
+        const field = reader.uint32();
+        if (field !== 10) reader.skipType(field & 7);
+        else {
+          const found = readMetadata(reader);
+          if (found === TLS_MODE_ISTIO) tls = true;
+          else if (found !== undefined) workload = found;
+        }
+      }
+    } else if (tag === 34) weight = readWrapped(reader);
+    else reader.skipType(tag & 7);
+  }
+  if (!socket) return undefined;
+  const canonical = canonicalAddress(address);
+  if (canonical === undefined) {
+    throw new MalformedResource(
+      resource,
+      `an endpoint has the address ${JSON.stringify(address)}, which is no IP`,
+    );
+  }
+  if (port === 0 || port > 65535) {
+    throw new MalformedResource(resource, `endpoint ${canonical} has the port ${port}`);
+  }
+  return {
+    address: canonical,
+    port,
+    weight: weight === 0 ? 1 : weight,
+    healthy: TAKES_TRAFFIC[health] ?? false,
+    tls,
+    gateway: tls && workload === GATEWAY_WORKLOAD,
+  };
+}
+
+const TLS_MODE_ISTIO = "tlsMode: istio";
+
+/**
+ * Reads one entry of filter_metadata: gives TLS_MODE_ISTIO for envoy.transport_socket_match {tlsMode: istio}, the
+ * workload for istio {workload}, undefined for all else.
+ */
+function readMetadata(reader: Reader): string | undefined {
+  const end = open(reader);
+  let key = "";
+  let found: string | undefined;
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === 10) key = reader.string();
+    else if (tag !== 18) reader.skipType(tag & 7);
+    else if (key === "envoy.transport_socket_match") {
+      if (readStructField(reader, "tlsMode") === "istio") found = TLS_MODE_ISTIO;
+    } else if (key === "istio") found = readStructField(reader, "workload");
+    else reader.skipType(tag & 7);
+  }
+  return found;
+}
+
+/** Reads a Struct and gives its text field `name`. */
+function readStructField(reader: Reader, name: string): string | undefined {
+  const end = open(reader);
+  let found: string | undefined;
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag !== 10) {
+      reader.skipType(tag & 7);
+      continue;
+    }
+    const entryEnd = open(reader);
+    let key = "";
+    while (reader.pos < entryEnd) {
+      const part = reader.uint32();
+      if (part === 10) key = reader.string();
+      else if (part === 18 && key === name) {
+        const valueEnd = open(reader);
+        while (reader.pos < valueEnd) {
+          const kind = reader.uint32();
+          if (kind === 26) found = reader.string();
+          else reader.skipType(kind & 7);
+        }
+      } else reader.skipType(part & 7);
+    }
+  }
+  return found;
+}
+
+/** Reads a UInt32Value. */
+function readWrapped(reader: Reader): number {
+  const end = open(reader);
+  let value = 0;
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === 8) value = reader.uint32();
+    else reader.skipType(tag & 7);
+  }
+  return value;
+}
+
+/** Reads the length of a message inside and gives where it ends. */
+function open(reader: Reader): number {
+  const length = reader.uint32();
+  const end = reader.pos + length;
+  if (end > reader.len)
+    throw new RangeError(`truncated: ${length} bytes announced, ${reader.len - reader.pos} left`);
+  return end;
+}

@@ -1,0 +1,543 @@
+/**
+ * Listeners, routes and names -> what apps connect to. All of it is compiled at once, since one table of routes
+ * holds thousands of services; what differs from before is found by comparing.
+ */
+import { contains } from "../mesh/address.ts";
+import { formatMatch, frontendKey } from "../mesh/frontend.ts";
+import type { Frontend, Match, Note, Split, Target } from "../mesh/model.ts";
+import type { Action, Chain, ListenerRecord } from "./listener.ts";
+import { hostsOf } from "./names.ts";
+import { type Notes, note, sortedNotes } from "./note.ts";
+import type { Destination, RoutesRecord, VirtualHostRecord } from "./route.ts";
+import {
+  BLACK_HOLE,
+  ownCluster,
+  PASSTHROUGH,
+  parseClusterName,
+  type ServiceId,
+  serviceId,
+  serviceOfCluster,
+} from "./service.ts";
+import type { Store } from "./store.ts";
+
+export interface CompiledFrontends {
+  frontends: Map<string, Frontend>;
+  splits: Map<string, Split>;
+  /** The services of the frontends. */
+  services: Map<string, ServiceId>;
+  /** By service; services that have no frontend may be among them. */
+  serviceNotes: Map<string, Notes>;
+  /** Clusters that some route reaches with a hash of the source address. */
+  sourceHashed: Set<string>;
+  /** Names of endpoints that give frontends (headless services without addresses in the table of names). */
+  headless: Set<string>;
+  fallback: Target;
+  notes: Notes;
+}
+
+/** What claims a frontend, the strongest first. */
+const RANK = { listener: 0, domain: 1, names: 2, endpoints: 3, port: 4 } as const;
+
+interface Claim {
+  rank: number;
+  frontend: Frontend;
+}
+
+/** Where a connection to one address goes. */
+interface Decision {
+  destination: Destination | undefined;
+  target: Target | undefined;
+  hashesSource: boolean;
+  notes: Note[];
+  /** The host that the configuration itself names. */
+  host: string | undefined;
+}
+
+/** Compiles everything that listeners, routes and names say. */
+export function compileFrontends(store: Store): CompiledFrontends {
+  return new Builder(store).build();
+}
+
+class Builder {
+  readonly #store: Store;
+  readonly #claims = new Map<string, Claim | Claim[]>();
+  readonly #splits = new Map<string, Split>();
+  readonly #services = new Map<string, ServiceId>();
+  readonly #notes = new Map<string, Note[]>();
+  readonly #meshNotes: Note[] = [];
+  readonly #sourceHashed = new Set<string>();
+  readonly #headless = new Set<string>();
+  /** Hosts that can't be told apart at connect time, by port. */
+  readonly #undecidable = new Map<number, Set<string>>();
+  /** Ports with a frontend for every address. */
+  readonly #portWide = new Set<number>();
+  #fallback: Target = { kind: "passthrough" };
+
+  constructor(store: Store) {
+    this.#store = store;
+  }
+
+  build(): CompiledFrontends {
+    const listeners = [...this.#store.listeners.values()];
+    listeners.sort((a, b) => (a.name < b.name ? -1 : a.name > b.name ? 1 : 0));
+    for (const listener of listeners) {
+      if (listener.kind === "catch-all") this.#fallback = this.#fallbackOf(listener);
+      this.#meshNotes.push(...listener.notes);
+    }
+    for (const listener of listeners) if (listener.kind === "outbound") this.#addListener(listener);
+    this.#passUndecidable();
+    const frontends = this.#resolveClaims();
+    const serviceNotes = new Map<string, Notes>();
+    for (const [service, notes] of this.#notes) serviceNotes.set(service, sortedNotes(notes));
+    return {
+      frontends,
+      splits: this.#usedSplits(frontends),
+      services: this.#services,
+      serviceNotes,
+      sourceHashed: this.#sourceHashed,
+      headless: this.#headless,
+      fallback: this.#fallback,
+      notes: sortedNotes([...this.#meshNotes, ...this.#store.names.notes]),
+    };
+  }
+
+  /** The chain of virtualOutbound that takes everything; the other one guards Envoy's own port. */
+  #fallbackOf(listener: ListenerRecord): Target {
+    const chain = listener.chains.find(({ port, prefixes }) => port === 0 && prefixes.length === 0);
+    const action = chain?.action ?? listener.otherwise;
+    if (action === undefined) return { kind: "passthrough" };
+    if (action.kind !== "tcp") {
+      this.#meshNotes.push(note("not-enforced", `listener ${listener.name}: only TCP is understood`));
+      return { kind: "passthrough" };
+    }
+    const { destination } = action;
+    if (destination.kind === "cluster" && destination.cluster === BLACK_HOLE) {
+      return { kind: "refuse", reason: "not-in-registry" };
+    }
+    return this.#target(destination, listener.name);
+  }
+
+  #addListener(listener: ListenerRecord): void {
+    for (const { address, port } of listener.addresses) {
+      if (address === "0.0.0.0" || address === "::") this.#addWildcard(listener, port);
+      else if (isLoopback(address)) {
+        const text = `listener ${listener.name} is not taken over: loopback is exempt`;
+        this.#meshNotes.push(note("not-enforced", text));
+      } else this.#addExact(listener, address, port);
+    }
+  }
+
+  /** A listener for every address of a port: HTTP services, address blocks, and what has no address at all. */
+  #addWildcard(listener: ListenerRecord, port: number): void {
+    let everything: Action | undefined;
+    for (const chain of listener.chains) {
+      if (chain.port !== 0 && chain.port !== port) continue;
+      const { action } = chain;
+      const routes = this.#routesOf(action);
+      if (routes !== undefined)
+        for (const host of routes.hosts) this.#addHost(host, port, routesName(listener, action));
+      if (routes !== undefined || isRouted(action)) continue;
+      if (chain.prefixes.length > 0) this.#addPrefixes(listener, chain, port);
+      else if (chain.serverNames.length > 0) {
+        for (const name of chain.serverNames) this.#addUndecidable(port, name, serviceOfAction(action));
+      } else everything ??= action;
+    }
+    everything ??= this.#otherwise(listener);
+    if (everything === undefined || this.#portWide.has(port)) return;
+    this.#portWide.add(port);
+    const decision = this.#decisionOf(everything, listener.name);
+    this.#claim({ kind: "port", port }, RANK.listener, decision, this.#identify(undefined, port, decision));
+  }
+
+  /** The default chain, unless it only says what the mesh's own fallback says. */
+  #otherwise(listener: ListenerRecord): Action | undefined {
+    const action = listener.otherwise;
+    if (action?.kind !== "tcp") return action?.kind === "refuse" ? action : undefined;
+    const { destination } = action;
+    if (destination.kind === "cluster") {
+      const { cluster } = destination;
+      const fallback = this.#fallback;
+      if (cluster === PASSTHROUGH && fallback.kind === "passthrough") return undefined;
+      if (cluster === BLACK_HOLE && fallback.kind === "refuse") return undefined;
+      if (fallback.kind === "cluster" && fallback.cluster === cluster) return undefined;
+    }
+    return action;
+  }
+
+  #addPrefixes(listener: ListenerRecord, chain: Chain, port: number): void {
+    for (const { address, length } of chain.prefixes) {
+      const decision = this.#decisionOf(chain.action, `${listener.name} ${address}/${length}`);
+      if (chain.serverNames.length > 0) decision.notes.push(SERVER_NAMES);
+      const service = this.#identify(undefined, port, decision);
+      this.#claim(matchOf(address, length, port), RANK.listener, decision, service);
+    }
+  }
+
+  /** A virtual host behind the listener of a whole port. */
+  #addHost(host: VirtualHostRecord, port: number, routes: string): void {
+    if (host.everything) return;
+    const service = serviceId(host.host, host.port === 0 ? port : host.port);
+    const decision: Decision = {
+      destination: host.destination,
+      target: this.#target(host.destination, `${routes} ${host.name}`),
+      hashesSource: host.hashesSource,
+      notes: [...host.notes],
+      host: host.host,
+    };
+    const known = this.#store.names.addresses.get(host.host) ?? [];
+    for (const address of host.addresses) {
+      this.#claim({ kind: "address", address, port }, RANK.domain, decision, service);
+    }
+    for (const { address, length } of host.prefixes) {
+      this.#claim(matchOf(address, length, port), RANK.domain, decision, service);
+    }
+    for (const address of known) {
+      if (host.addresses.includes(address)) continue;
+      this.#claim({ kind: "address", address, port }, RANK.names, decision, service);
+    }
+    if (host.addresses.length + host.prefixes.length + known.length > 0) return;
+    if (host.headless && this.#addHeadless(host, port, decision, service)) return;
+    this.#addUndecidable(port, host.host, service);
+    for (const one of host.notes) this.#note(service.name, one);
+  }
+
+  /** The addresses of a headless service are those of its endpoints. Gives whether it has any. */
+  #addHeadless(host: VirtualHostRecord, port: number, decision: Decision, service: ServiceId): boolean {
+    const endpointsName = ownCluster(host.host, service.port);
+    this.#headless.add(endpointsName);
+    let any = false;
+    for (const { endpoints } of this.#store.endpoints.get(endpointsName)?.localities ?? []) {
+      for (const { address } of endpoints) {
+        any = true;
+        this.#claim({ kind: "address", address, port }, RANK.endpoints, decision, service);
+      }
+    }
+    return any;
+  }
+
+  /** A listener for one address: a TCP service, or one whose protocol is found out from its first bytes. */
+  #addExact(listener: ListenerRecord, address: string, port: number): void {
+    const fitting = listener.chains.filter(
+      (chain) => (chain.port === 0 || chain.port === port) && specificity(chain, address) >= 0,
+    );
+    const best = Math.max(...fitting.map((chain) => specificity(chain, address)));
+    const chains = fitting.filter((chain) => specificity(chain, address) === best);
+    const decision = this.#decideExact(listener, chains, address, port);
+    const service = this.#identify(address, port, decision);
+    this.#claim({ kind: "address", address, port }, RANK.listener, decision, service);
+    // Of services with the same address istiod makes a listener for the first one alone.
+    for (const host of hostsOf(this.#store.names, address)) {
+      if (host === service.host || host.endsWith(`.${service.host}`)) continue;
+      this.#note(
+        serviceId(host, port).name,
+        takenBy(formatMatch({ kind: "address", address, port }), service.name),
+      );
+    }
+  }
+
+  #decideExact(listener: ListenerRecord, chains: Chain[], address: string, port: number): Decision {
+    const isPlain = ({ action, serverNames }: Chain) => !isRouted(action) && serverNames.length === 0;
+    const otherwise = listener.otherwise;
+    const beyond = this.#otherwise(listener);
+    const plain = chains.find(isPlain)?.action ?? (leadsOn(beyond) ? beyond : undefined);
+    const http = chains.find(({ action }) => isRouted(action))?.action;
+    const named = chains.filter(({ action, serverNames }) => !isRouted(action) && serverNames.length > 0);
+    if (http !== undefined) {
+      const routed = this.#decideRouted(listener, http, address, port);
+      if (routed !== undefined) {
+        return plain === undefined ? routed : this.#decideSniffed(listener, plain, routed, port);
+      }
+    }
+    if (plain !== undefined) {
+      const decision = this.#decisionOf(plain, listener.name);
+      if (named.length > 0) decision.notes.push(SERVER_NAMES);
+      return decision;
+    }
+    const [first] = named;
+    if (first !== undefined) {
+      const decision = this.#decisionOf(first.action, listener.name);
+      const same = named.every(({ action }) => sameDestination(destinationOf(action), decision.destination));
+      decision.notes.push(SERVER_NAMES);
+      if (same) return decision;
+      const service = this.#identify(address, port, decision);
+      const destination: Destination = { kind: "cluster", cluster: ownCluster(service.host, service.port) };
+      return {
+        ...decision,
+        destination,
+        target: this.#target(destination, listener.name),
+        hashesSource: false,
+      };
+    }
+    if (otherwise !== undefined && !isRouted(otherwise)) return this.#decisionOf(otherwise, listener.name);
+    // Envoy closes what no chain takes.
+    return this.#decision(undefined, { kind: "refuse", reason: "policy" }, []);
+  }
+
+  /** The virtual host of an address; undefined when its routes are not known (yet). */
+  #decideRouted(
+    listener: ListenerRecord,
+    action: Action,
+    address: string,
+    port: number,
+  ): Decision | undefined {
+    const hosts = this.#routesOf(action)?.hosts;
+    if (hosts === undefined || hosts.length === 0) return undefined;
+    const names = hostsOf(this.#store.names, address);
+    const host =
+      hosts.find(({ addresses }) => addresses.includes(address)) ??
+      hosts.find((one) => names.includes(one.host) && (one.port === 0 || one.port === port)) ??
+      hosts.find(({ everything, name }) => everything && name !== "allow_any" && name !== "block_all") ??
+      (hosts.length === 1 ? hosts[0] : undefined);
+    if (host === undefined) return undefined;
+    return {
+      destination: host.destination,
+      target: this.#target(host.destination, `${routesName(listener, action)} ${host.name}`),
+      hashesSource: host.hashesSource,
+      notes: [...host.notes],
+      host: host.port === 0 ? undefined : host.host,
+    };
+  }
+
+  /** HTTP or not is seen in the first bytes, after connect(): whoever configured one of the two meant that one. */
+  #decideSniffed(listener: ListenerRecord, plain: Action, routed: Decision, port: number): Decision {
+    const tcp = this.#decisionOf(plain, listener.name);
+    if (sameDestination(tcp.destination, routed.destination)) {
+      return {
+        ...routed,
+        hashesSource: routed.hashesSource || tcp.hashesSource,
+        notes: [...routed.notes, ...tcp.notes],
+      };
+    }
+    const own = routed.host === undefined ? undefined : ownCluster(routed.host, port);
+    const { destination } = tcp;
+    if (destination?.kind === "cluster" && destination.cluster === own) {
+      const text = "its protocol is found out from the first bytes: the HTTP route takes all connections";
+      return { ...routed, notes: [...routed.notes, ...tcp.notes, note("layer7", text)] };
+    }
+    const text = "its protocol is found out from the first bytes: the TCP route takes all connections";
+    return { ...tcp, host: routed.host, notes: [...tcp.notes, note("layer7", text)] };
+  }
+
+  #decisionOf(action: Action, splitName: string): Decision {
+    if (action.kind === "tcp") {
+      const target = this.#target(action.destination, splitName);
+      return {
+        ...this.#decision(action.destination, target, action.notes),
+        hashesSource: action.hashesSource,
+      };
+    }
+    if (action.kind === "refuse") {
+      return this.#decision(undefined, { kind: "refuse", reason: action.reason }, action.notes);
+    }
+    return this.#decision(undefined, undefined, []);
+  }
+
+  #decision(destination: Destination | undefined, target: Target | undefined, notes: Notes): Decision {
+    return { destination, target, hashesSource: false, notes: [...notes], host: undefined };
+  }
+
+  /** The service that a frontend counts for: the one whose address it is, else the one that it leads to. */
+  #identify(address: string | undefined, port: number, decision: Decision): ServiceId {
+    const hosts = address === undefined ? [] : hostsOf(this.#store.names, address);
+    const led = clustersOf(decision.destination).map(parseClusterName);
+    const named = decision.host;
+    if (named !== undefined && (hosts.length === 0 || hosts.includes(named))) return serviceId(named, port);
+    for (const cluster of led) {
+      if (cluster !== undefined && cluster.port === port && hosts.includes(cluster.host)) {
+        return serviceId(cluster.host, port);
+      }
+    }
+    for (const cluster of led) {
+      if (cluster !== undefined && hosts.includes(cluster.host)) return serviceId(cluster.host, port);
+    }
+    const [host] = hosts;
+    if (host !== undefined) return serviceId(host, port);
+    const [first] = led;
+    if (first !== undefined && first.host !== "") return serviceId(first.host, port);
+    return serviceId(address ?? "*", port);
+  }
+
+  #target(destination: Destination, splitName: string): Target {
+    if (destination.kind === "cluster") {
+      const { cluster } = destination;
+      if (cluster === PASSTHROUGH) return { kind: "passthrough" };
+      if (cluster === BLACK_HOLE) return { kind: "refuse", reason: "policy" };
+      return { kind: "cluster", cluster };
+    }
+    this.#splits.set(splitName, { name: splitName, shares: [...destination.shares] });
+    return { kind: "split", split: splitName };
+  }
+
+  #routesOf(action: Action): RoutesRecord | undefined {
+    if (action.kind === "inline-routes") return action.routes;
+    return action.kind === "routes" ? this.#store.routes.get(action.routes) : undefined;
+  }
+
+  #claim(match: Match, rank: number, decision: Decision, service: ServiceId): void {
+    if (decision.target === undefined) return;
+    this.#services.set(service.name, service);
+    if (decision.hashesSource) {
+      for (const cluster of clustersOf(decision.destination)) this.#sourceHashed.add(cluster);
+    }
+    for (const one of decision.notes) this.#note(service.name, one);
+    const frontend: Frontend = { match, protocol: "tcp", service: service.name, target: decision.target };
+    const key = frontendKey(frontend);
+    const claim = { rank, frontend };
+    const known = this.#claims.get(key);
+    if (known === undefined) this.#claims.set(key, claim);
+    else if (Array.isArray(known)) known.push(claim);
+    else this.#claims.set(key, [known, claim]);
+  }
+
+  #resolveClaims(): Map<string, Frontend> {
+    const frontends = new Map<string, Frontend>();
+    for (const [key, claims] of this.#claims) {
+      if (!Array.isArray(claims)) {
+        frontends.set(key, claims.frontend);
+        continue;
+      }
+      claims.sort(compareClaims);
+      const [winner, ...losers] = claims;
+      if (winner === undefined) continue;
+      frontends.set(key, winner.frontend);
+      for (const { frontend } of losers) {
+        if (frontend.service === winner.frontend.service) continue;
+        this.#note(frontend.service, takenBy(formatMatch(frontend.match), winner.frontend.service));
+      }
+    }
+    return frontends;
+  }
+
+  /** Without those of routes that were not taken. */
+  #usedSplits(frontends: Map<string, Frontend>): Map<string, Split> {
+    const used = new Map<string, Split>();
+    const use = (target: Target) => {
+      const split = target.kind === "split" ? this.#splits.get(target.split) : undefined;
+      if (split !== undefined) used.set(split.name, split);
+    };
+    use(this.#fallback);
+    for (const { target } of frontends.values()) use(target);
+    return used;
+  }
+
+  #addUndecidable(port: number, host: string, service: ServiceId): void {
+    const hosts = this.#undecidable.get(port);
+    if (hosts === undefined) this.#undecidable.set(port, new Set([host]));
+    else hosts.add(host);
+    this.#note(service.name, NO_ADDRESS);
+  }
+
+  /** In a closed mesh, a port with such hosts stays open: refusing them would cut what the mesh allows. */
+  #passUndecidable(): void {
+    if (this.#fallback.kind !== "refuse") return;
+    for (const [port, hosts] of this.#undecidable) {
+      if (this.#portWide.has(port)) continue;
+      const names = [...hosts].sort();
+      const some = names.slice(0, 3).join(", ");
+      const list = names.length > 3 ? `${some} and ${names.length - 3} more` : some;
+      const text = `port ${port} is open to every address that is no service: ${list} can't be told apart at connect time`;
+      this.#meshNotes.push(note("not-enforced", text));
+      const decision = this.#decision(undefined, { kind: "passthrough" }, []);
+      this.#claim({ kind: "port", port }, RANK.port, decision, serviceId("*", port));
+    }
+  }
+
+  #note(service: string, one: Note): void {
+    const notes = this.#notes.get(service);
+    if (notes === undefined) this.#notes.set(service, [one]);
+    else if (!notes.includes(one)) notes.push(one);
+  }
+}
+
+const SERVER_NAMES = note(
+  "layer7",
+  "routes by TLS server name: not looked at, all connections go the same way",
+);
+const NO_ADDRESS = note(
+  "layer7",
+  "it has no address of its own: its connections can't be told from others at connect time",
+);
+
+function takenBy(match: string, service: string): Note {
+  return note("conflict", `${match} belongs to ${service}`);
+}
+
+function matchOf(address: string, length: number, port: number): Match {
+  const whole = address.includes(":") ? 128 : 32;
+  return length === whole ? { kind: "address", address, port } : { kind: "prefix", address, length, port };
+}
+
+/** How well a chain's prefixes fit an address: their length, 0 when it has none, -1 when they don't. */
+function specificity(chain: Chain, address: string): number {
+  if (chain.prefixes.length === 0) return 0;
+  let best = -1;
+  for (const prefix of chain.prefixes) {
+    // A default route (length 0) still is more specific than no prefix at all.
+    if (contains(prefix, address)) best = Math.max(best, prefix.length + 1);
+  }
+  return best;
+}
+
+function isRouted(action: Action): boolean {
+  return action.kind === "routes" || action.kind === "inline-routes";
+}
+
+function routesName(listener: ListenerRecord, action: Action): string {
+  return action.kind === "routes" ? action.routes : listener.name;
+}
+
+function destinationOf(action: Action | undefined): Destination | undefined {
+  return action?.kind === "tcp" ? action.destination : undefined;
+}
+
+/** Whether an action leads into the mesh: not just out of it, and not into the void. */
+function leadsOn(action: Action | undefined): boolean {
+  if (action?.kind === "refuse") return true;
+  const destination = destinationOf(action);
+  if (destination === undefined) return false;
+  return (
+    destination.kind === "shares" ||
+    (destination.cluster !== PASSTHROUGH && destination.cluster !== BLACK_HOLE)
+  );
+}
+
+function serviceOfAction(action: Action): ServiceId {
+  const [cluster] = clustersOf(destinationOf(action));
+  return serviceOfCluster(cluster ?? "*");
+}
+
+function clustersOf(destination: Destination | undefined): string[] {
+  if (destination === undefined) return [];
+  if (destination.kind === "cluster") return [destination.cluster];
+  return destination.shares.map(({ cluster }) => cluster);
+}
+
+function sameDestination(a: Destination | undefined, b: Destination | undefined): boolean {
+  if (a === undefined || b === undefined) return a === b;
+  if (a.kind === "cluster" || b.kind === "cluster") {
+    return a.kind === "cluster" && b.kind === "cluster" && a.cluster === b.cluster;
+  }
+  return (
+    a.shares.length === b.shares.length &&
+    a.shares.every((share, i) => {
+      const other = b.shares[i];
+      return share.cluster === other?.cluster && share.weight === other.weight;
+    })
+  );
+}
+
+function isLoopback(address: string): boolean {
+  return address.startsWith("127.") || address === "::1";
+}
+
+function compareClaims(a: Claim, b: Claim): number {
+  return (
+    a.rank - b.rank ||
+    compareText(a.frontend.service, b.frontend.service) ||
+    compareText(JSON.stringify(a.frontend.target), JSON.stringify(b.frontend.target))
+  );
+}
+
+function compareText(a: string, b: string): number {
+  return a === b ? 0 : a < b ? -1 : 1;
+}

@@ -1,0 +1,95 @@
+/** Kernel-native mode: istiod's listeners, routes, clusters and endpoints become the mesh that the data path holds. */
+import type { ResourceSink, ResourceType } from "../istiod/sink.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import { Compiler } from "./compile.ts";
+import { type Lookup, Resolver } from "./resolver.ts";
+import { Store } from "./store.ts";
+
+export interface KernelNativeOptions {
+  /** Send plaintext where the configuration demands TLS, instead of refusing. */
+  allowPlaintext: boolean;
+  /**
+   * Gets the mesh whenever it differs, and what of it does. It is one object for the life of this, changed in
+   * place: what has to outlive the call must be copied.
+   */
+  publish(mesh: Mesh, changes: Changes): void;
+  /** How names of DNS clusters are looked up; the machine's way by default. */
+  lookup?: Lookup;
+}
+
+export class KernelNative implements ResourceSink {
+  readonly #store: Store;
+  readonly #compiler: Compiler;
+  readonly #resolver: Resolver;
+  readonly #publish: KernelNativeOptions["publish"];
+  #published = false;
+
+  constructor(options: KernelNativeOptions) {
+    this.#publish = options.publish;
+    this.#store = new Store({ allowPlaintext: options.allowPlaintext });
+    this.#resolver = new Resolver({
+      ...(options.lookup ? { lookup: options.lookup } : {}),
+      changed: (hosts) => this.#resolved(hosts),
+    });
+    this.#compiler = new Compiler(this.#store, this.#resolver);
+  }
+
+  upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
+    this.#store.upsert(type, name, bytes);
+  }
+
+  remove(type: ResourceType, name: string): void {
+    this.#store.remove(type, name);
+  }
+
+  wanted(type: "endpoints" | "route"): ReadonlySet<string> {
+    return this.#store.wanted(type);
+  }
+
+  commit(): void {
+    if (this.#published && !this.#store.isDirty) return;
+    this.#compile();
+  }
+
+  /** The mesh as it was published last. */
+  get mesh(): Mesh {
+    return this.#compiler.mesh;
+  }
+
+  /** What istiod sent, flattened, for people: plain objects. */
+  describe(): Record<string, unknown> {
+    const { clusters, endpoints, listeners, routes, names } = this.#store;
+    return {
+      listeners: [...listeners.values()],
+      routes: Object.fromEntries([...routes].map(([name, { hosts }]) => [name, hosts])),
+      clusters: [...clusters.values()],
+      endpoints: Object.fromEntries(endpoints),
+      names: Object.fromEntries(names.addresses),
+    };
+  }
+
+  /** Stops looking up names. */
+  close(): void {
+    this.#resolver.close();
+  }
+
+  #resolved(hosts: ReadonlySet<string>): void {
+    if (!this.#published) return;
+    const clusters = this.#compiler.clustersResolving(hosts);
+    if (clusters.size === 0) return;
+    // Half a push must not be seen: what names gave goes live with the rest of it.
+    if (this.#store.isDirty) this.#store.touch(clusters);
+    else this.#compile(clusters);
+  }
+
+  #compile(resolved: ReadonlySet<string> = new Set()): void {
+    const dirty = this.#store.takeDirty();
+    for (const cluster of resolved) dirty.clusters.add(cluster);
+    const { changes, whole } = this.#compiler.compile(dirty);
+    const first = !this.#published;
+    this.#published = true;
+    const { services, frontends, splits, clusters } = changes;
+    if (!first && !whole && services.size + frontends.size + splits.size + clusters.size === 0) return;
+    this.#publish(this.#compiler.mesh, first ? { everything: true } : changes);
+  }
+}

@@ -1,0 +1,29 @@
+/** Notes as flat records hold them: shared objects, since ten thousand services tend to say the same. */
+import type { Note } from "../mesh/model.ts";
+
+export type Notes = readonly Note[];
+
+export const NO_NOTES: Notes = [];
+
+const known = new Map<string, Note>();
+
+/** The one object for a note. */
+export function note(kind: Note["kind"], text: string): Note {
+  const key = `${kind} ${text}`;
+  let found = known.get(key);
+  if (found === undefined) {
+    // Texts that name hosts come and go; what is shared most is quickly there again.
+    if (known.size > 10_000) known.clear();
+    found = { kind, text };
+    known.set(key, found);
+  }
+  return found;
+}
+
+/** Sorted, each once. Gives the shared empty list when there is none. */
+export function sortedNotes(notes: Iterable<Note>): Notes {
+  const byKey = new Map<string, Note>();
+  for (const one of notes) byKey.set(`${one.kind} ${one.text}`, one);
+  if (byKey.size === 0) return NO_NOTES;
+  return [...byKey.entries()].sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)).map(([, one]) => one);
+}

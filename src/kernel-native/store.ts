@@ -1,0 +1,185 @@
+/** What istiod sent, flattened, and what changed since it was last compiled. */
+import { MalformedResource, type ResourceType } from "../istiod/sink.ts";
+import { sameLocalities, sameNotes } from "../mesh/same.ts";
+import { type ClusterRecord, flattenCluster } from "./cluster.ts";
+import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";
+import { flattenListener, type ListenerRecord } from "./listener.ts";
+import { flattenNames, type NamesRecord, NO_NAMES } from "./names.ts";
+import { flattenRoutes, type RoutesRecord } from "./route.ts";
+
+/** What the next compilation has to look at. */
+export interface Dirty {
+  /** Names of clusters, of removed ones too. */
+  clusters: Set<string>;
+  /** Names under which endpoints are served. */
+  endpoints: Set<string>;
+  /** Listeners, routes or names changed. */
+  frontends: boolean;
+}
+
+export class Store {
+  /** Those that concern outgoing connections. */
+  readonly clusters = new Map<string, ClusterRecord>();
+  readonly endpoints = new Map<string, EndpointsRecord>();
+  readonly listeners = new Map<string, ListenerRecord>();
+  readonly routes = new Map<string, RoutesRecord>();
+  names: NamesRecord = NO_NAMES;
+  readonly #allowPlaintext: boolean;
+  /** Clusters by the name of their endpoints: nearly always one. */
+  readonly #users = new Map<string, string | readonly string[]>();
+  readonly #wantedEndpoints = new Set<string>();
+  readonly #wantedRoutes = new Set<string>();
+  /** How many listeners ask for a route configuration. */
+  readonly #routeUsers = new Map<string, number>();
+  #dirty: Dirty = clean();
+
+  constructor(options: { allowPlaintext: boolean }) {
+    this.#allowPlaintext = options.allowPlaintext;
+  }
+
+  /** Flattens and keeps one resource. Throws MalformedResource; what was there then stays. */
+  upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
+    switch (type) {
+      case "cluster":
+        this.#putCluster(name, flattenCluster(name, bytes, this.#allowPlaintext));
+        break;
+      case "endpoints":
+        this.#putEndpoints(name, flattenEndpoints(name, bytes, this.#allowPlaintext));
+        break;
+      case "listener":
+        this.#putListener(name, flattenListener(name, bytes));
+        break;
+      case "route":
+        this.routes.set(name, flattenRoutes(name, bytes));
+        this.#dirty.frontends = true;
+        break;
+      case "names":
+        this.names = flattenNames(name, bytes);
+        this.#dirty.frontends = true;
+        break;
+      default:
+        throw new MalformedResource(name, `the type ${String(type satisfies never)} is unknown`);
+    }
+  }
+
+  /** Forgets one resource; does nothing when there is none. */
+  remove(type: ResourceType, name: string): void {
+    switch (type) {
+      case "cluster":
+        this.#putCluster(name, undefined);
+        break;
+      case "endpoints":
+        if (this.endpoints.delete(name)) this.#dirty.endpoints.add(name);
+        break;
+      case "listener":
+        this.#putListener(name, undefined);
+        break;
+      case "route":
+        if (this.routes.delete(name)) this.#dirty.frontends = true;
+        break;
+      case "names":
+        this.names = NO_NAMES;
+        this.#dirty.frontends = true;
+    }
+  }
+
+  /** The names to subscribe to; live sets. */
+  wanted(type: "endpoints" | "route"): ReadonlySet<string> {
+    return type === "endpoints" ? this.#wantedEndpoints : this.#wantedRoutes;
+  }
+
+  /** The clusters whose endpoints come under this name. */
+  usersOf(endpointsName: string): readonly string[] {
+    const users = this.#users.get(endpointsName);
+    if (users === undefined) return [];
+    return typeof users === "string" ? [users] : users;
+  }
+
+  get isDirty(): boolean {
+    const { clusters, endpoints, frontends } = this.#dirty;
+    return frontends || clusters.size > 0 || endpoints.size > 0;
+  }
+
+  /** Lets the next compilation look at these clusters, too. */
+  touch(clusters: Iterable<string>): void {
+    for (const cluster of clusters) this.#dirty.clusters.add(cluster);
+  }
+
+  /** What changed since this was called last. */
+  takeDirty(): Dirty {
+    const dirty = this.#dirty;
+    this.#dirty = clean();
+    return dirty;
+  }
+
+  #putCluster(name: string, record: ClusterRecord | undefined): void {
+    const before = this.clusters.get(name);
+    if (before === undefined && record === undefined) return;
+    const old = before?.discovery.kind === "eds" ? before.discovery.endpointsName : undefined;
+    const now = record?.discovery.kind === "eds" ? record.discovery.endpointsName : undefined;
+    if (old !== now) {
+      if (old !== undefined) this.#leave(old, name);
+      if (now !== undefined) this.#join(now, name);
+    }
+    if (record === undefined) this.clusters.delete(name);
+    else this.clusters.set(name, record);
+    this.#dirty.clusters.add(name);
+  }
+
+  #putEndpoints(name: string, record: EndpointsRecord): void {
+    const before = this.endpoints.get(name);
+    // istiod repeats endpoints in another order after its restart.
+    if (before !== undefined && sameEndpoints(before, record)) return;
+    this.endpoints.set(name, record);
+    this.#dirty.endpoints.add(name);
+  }
+
+  #putListener(name: string, record: ListenerRecord | undefined): void {
+    const before = this.listeners.get(name);
+    if (before === undefined && record === undefined) return;
+    for (const route of record?.routes ?? []) {
+      this.#routeUsers.set(route, (this.#routeUsers.get(route) ?? 0) + 1);
+      this.#wantedRoutes.add(route);
+    }
+    for (const route of before?.routes ?? []) {
+      const left = (this.#routeUsers.get(route) ?? 1) - 1;
+      if (left > 0) this.#routeUsers.set(route, left);
+      else {
+        this.#routeUsers.delete(route);
+        this.#wantedRoutes.delete(route);
+      }
+    }
+    if (record === undefined) this.listeners.delete(name);
+    else this.listeners.set(name, record);
+    this.#dirty.frontends = true;
+  }
+
+  #join(endpointsName: string, cluster: string): void {
+    const users = this.usersOf(endpointsName);
+    this.#users.set(endpointsName, users.length === 0 ? cluster : [...users, cluster]);
+    this.#wantedEndpoints.add(endpointsName);
+  }
+
+  #leave(endpointsName: string, cluster: string): void {
+    const users = this.usersOf(endpointsName).filter((user) => user !== cluster);
+    if (users.length > 0) this.#users.set(endpointsName, users);
+    else {
+      this.#users.delete(endpointsName);
+      this.#wantedEndpoints.delete(endpointsName);
+    }
+  }
+}
+
+function clean(): Dirty {
+  return { clusters: new Set(), endpoints: new Set(), frontends: false };
+}
+
+function sameEndpoints(a: EndpointsRecord, b: EndpointsRecord): boolean {
+  return (
+    a.overprovisioning === b.overprovisioning &&
+    a.prefersTls === b.prefersTls &&
+    a.onlyGateways === b.onlyGateways &&
+    sameNotes(a.notes, b.notes) &&
+    sameLocalities(a.localities, b.localities)
+  );
+}

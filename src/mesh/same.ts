@@ -1,0 +1,83 @@
+/** Whether two parts of the model say the same: what differs is what has to be published. */
+import type { Balance, Cluster, Frontend, Locality, Match, Note, Service, Split, Target } from "./model.ts";
+
+export function sameTarget(a: Target, b: Target): boolean {
+  if (a.kind === "cluster") return b.kind === "cluster" && a.cluster === b.cluster;
+  if (a.kind === "split") return b.kind === "split" && a.split === b.split;
+  if (a.kind === "refuse") return b.kind === "refuse" && a.reason === b.reason;
+  return b.kind === "passthrough";
+}
+
+export function sameMatch(a: Match, b: Match): boolean {
+  if (a.port !== b.port) return false;
+  if (a.kind === "address") return b.kind === "address" && a.address === b.address;
+  if (a.kind === "prefix") return b.kind === "prefix" && a.address === b.address && a.length === b.length;
+  return b.kind === "port";
+}
+
+export function sameFrontend(a: Frontend, b: Frontend): boolean {
+  return (
+    a.service === b.service &&
+    a.protocol === b.protocol &&
+    sameMatch(a.match, b.match) &&
+    sameTarget(a.target, b.target)
+  );
+}
+
+export function sameNotes(a: readonly Note[], b: readonly Note[]): boolean {
+  if (a === b) return true;
+  return a.length === b.length && a.every((note, i) => note.kind === b[i]?.kind && note.text === b[i]?.text);
+}
+
+export function sameService(a: Service, b: Service): boolean {
+  return a.name === b.name && a.host === b.host && a.port === b.port && sameNotes(a.notes, b.notes);
+}
+
+export function sameSplit(a: Split, b: Split): boolean {
+  if (a.name !== b.name || a.shares.length !== b.shares.length) return false;
+  return a.shares.every((share, i) => {
+    const other = b.shares[i];
+    return share.cluster === other?.cluster && share.weight === other.weight;
+  });
+}
+
+export function sameCluster(a: Cluster, b: Cluster): boolean {
+  return (
+    a.name === b.name &&
+    a.service === b.service &&
+    a.kind === b.kind &&
+    a.reason === b.reason &&
+    a.localityWeighted === b.localityWeighted &&
+    a.overprovisioning === b.overprovisioning &&
+    a.panicThreshold === b.panicThreshold &&
+    a.maxConnections === b.maxConnections &&
+    a.pending === b.pending &&
+    sameBalance(a.balance, b.balance) &&
+    sameLocalities(a.localities, b.localities)
+  );
+}
+
+function sameBalance(a: Balance, b: Balance): boolean {
+  const size = (balance: Balance) => ("tableSize" in balance ? balance.tableSize : 0);
+  return a.policy === b.policy && size(a) === size(b);
+}
+
+export function sameLocalities(a: readonly Locality[], b: readonly Locality[]): boolean {
+  if (a === b) return true;
+  return a.length === b.length && a.every((locality, i) => sameLocality(locality, b[i]));
+}
+
+function sameLocality(a: Locality, b: Locality | undefined): boolean {
+  if (b === undefined || a.endpoints.length !== b.endpoints.length) return false;
+  if (a.region !== b.region || a.zone !== b.zone || a.subzone !== b.subzone) return false;
+  if (a.priority !== b.priority || a.weight !== b.weight) return false;
+  for (let i = 0; i < a.endpoints.length; i++) {
+    const one = a.endpoints[i];
+    const other = b.endpoints[i];
+    if (one === other) continue;
+    if (one === undefined || other === undefined) return false;
+    if (one.address !== other.address || one.port !== other.port) return false;
+    if (one.weight !== other.weight || one.healthy !== other.healthy) return false;
+  }
+  return true;
+}
