@@ -101,6 +101,13 @@ export class DatapathLab {
     return { client, tally: JSON.parse(await client.line()) };
   }
 
+  /** New connections all the time, until the client's `end`. */
+  async storm(at: string): Promise<RunningClient> {
+    const client = this.#client(at, { mode: "storm", threads: 1 }, this.cgroup);
+    await client.line();
+    return client;
+  }
+
   async remove(): Promise<void> {
     this.#datapath.close();
     removePinned(this.bpffs);
