@@ -161,7 +161,6 @@ function cluster(service: DemoService, name: string, subset: string): Uint8Array
       ],
     },
     commonLbConfig: { healthyPanicThreshold: {} },
-    metadata: { filterMetadata: { istio: { fields: { services: serviceMetadata(host) } } } },
     transportSocketMatches: [
       {
         name: "tlsMode-istio",
@@ -179,15 +178,6 @@ function cluster(service: DemoService, name: string, subset: string): Uint8Array
   // istiod gives localities priorities only together with outlier detection.
   if (localities.size > 1) message.outlierDetection = { consecutive_5xx: { value: 5 } };
   return envoy.Cluster.encode(message).finish();
-}
-
-function serviceMetadata(host: string): envoy.Value.$Properties {
-  const [name = host, namespace = ""] = host.split(".");
-  const texts = { host, name, namespace };
-  const fields = Object.fromEntries(
-    Object.entries(texts).map(([key, stringValue]) => [key, { stringValue }]),
-  );
-  return { listValue: { values: [{ structValue: { fields } }] } };
 }
 
 function loadAssignment(name: string, endpoints: readonly DemoEndpoint[]): Uint8Array {
