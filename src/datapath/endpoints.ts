@@ -1,5 +1,5 @@
 /** Endpoints in the kernel: one id for each address and port, however many clusters use it. */
-import { formatAddress, isV4, parseAddress, parseV4 } from "../mesh/address.ts";
+import { formatAddress, parseAddress, parseV4 } from "../mesh/address.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
