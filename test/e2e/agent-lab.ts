@@ -54,13 +54,16 @@ export class AgentLab {
   readonly namespace: NetworkNamespace;
   readonly bpffs: string;
   readonly folder: string;
+  /** What starts kmesh: the single file, or a runtime and main.ts. */
+  readonly #program: readonly string[];
   readonly #cgroup: TestCgroup;
   readonly apps: string;
   readonly #processes: OwnedProcess[] = [];
   readonly #clients: RunningClient[] = [];
   #starts = 0;
 
-  private constructor(namespace: NetworkNamespace, cgroup: TestCgroup) {
+  private constructor(namespace: NetworkNamespace, cgroup: TestCgroup, program: readonly string[]) {
+    this.#program = program;
     this.namespace = namespace;
     this.#cgroup = cgroup;
     this.apps = cgroup.child("apps");
@@ -69,8 +72,8 @@ export class AgentLab {
   }
 
   /** Starts the upstreams and the control plane, which serves `mesh`; no agent yet. */
-  static async create(mesh: DemoMesh): Promise<AgentLab> {
-    const lab = new AgentLab(await NetworkNamespace.create("e2e"), TestCgroup.create("e2e"));
+  static async create(mesh: DemoMesh, program: readonly string[] = [KMESH]): Promise<AgentLab> {
+    const lab = new AgentLab(await NetworkNamespace.create("e2e"), TestCgroup.create("e2e"), program);
     try {
       lab.configure(mesh);
       const servers = Object.entries(UPSTREAMS).map(([name, address]) => `${name}=${address}:8080`);
@@ -117,7 +120,7 @@ export class AgentLab {
       name: "kmesh",
       log: join(this.folder, `agent-${this.#starts}.log`),
       command: [
-        KMESH,
+        ...this.#program,
         "run",
         ...(more.some((flag) => flag.startsWith("--istiod")) ? [] : [`--istiod=127.0.0.1:${PORT}`]),
         "--plaintext",
@@ -156,7 +159,7 @@ export class AgentLab {
 
   /** Runs `kmesh ARGS` with this lab's folders. */
   kmesh(...args: string[]): Promise<RunResult> {
-    return run([KMESH, ...args, ...this.folders], { netns: this.namespace.path });
+    return run([...this.#program, ...args, ...this.folders], { netns: this.namespace.path });
   }
 
   async json<T>(...args: string[]): Promise<T> {
