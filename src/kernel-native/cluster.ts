@@ -1,4 +1,5 @@
 /** CDS: one cluster, flattened to how its endpoints are found and chosen, and what of it can't be honoured. */
+import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import type { Balance, Note, Reason } from "../mesh/model.ts";
@@ -11,8 +12,18 @@ import {
 } from "./endpoint.ts";
 import { envoy } from "./envoy.gen.js";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
-import { BLACK_HOLE, PASSTHROUGH, parseClusterName, serviceOfCluster } from "./service.ts";
-import { checkEnum, checkName, decode, decodeAny, messageName, seconds, shortName } from "./wire.ts";
+import { BLACK_HOLE, PASSTHROUGH, serviceOfCluster } from "./service.ts";
+import {
+  checkEnum,
+  checkName,
+  decode,
+  decodeAny,
+  guarded,
+  messageName,
+  openMessage,
+  seconds,
+  shortName,
+} from "./wire.ts";
 
 /** A name (or literal address) of a DNS cluster and what its addresses get. */
 export interface DnsTarget {
@@ -88,24 +99,153 @@ const DNS_REFRESH = 5;
 
 const TO_ORIGINAL: Discovery = { kind: "passthrough" };
 
+/** What is the same for all clusters whose bytes differ in nothing but their name. */
+interface Template {
+  policy: ClusterPolicy;
+  /** undefined = its endpoints come by EDS. */
+  discovery: Discovery | undefined;
+}
+
+const MOST_TEMPLATES = 1_000;
+
 /**
- * Flattens one cluster. Gives undefined for those that concern no outgoing connection (inbound ones, and the
- * plumbing inside Envoy). Throws MalformedResource.
+ * Flattens clusters. istiod sends ten thousand that differ only in names: those are not decoded again, what was made
+ * of the first one is taken for all.
  */
-export function flattenCluster(
+export class ClusterReader {
+  readonly #allowPlaintext: boolean;
+  readonly #templates = new Map<string, Template>();
+
+  constructor(options: { allowPlaintext: boolean }) {
+    this.#allowPlaintext = options.allowPlaintext;
+  }
+
+  /**
+   * Flattens one cluster. Gives undefined for those that concern no outgoing connection (inbound ones, and the
+   * plumbing inside Envoy). Throws MalformedResource.
+   */
+  read(resource: string, bytes: Uint8Array): ClusterRecord | undefined {
+    const shape = guarded(resource, () => readShape(bytes));
+    const template = this.#templates.get(shape.key);
+    if (template !== undefined) {
+      checkName(resource, shape.name);
+      if (!isOutgoing(shape.name)) return undefined;
+      return {
+        name: shape.name,
+        service: serviceOfCluster(shape.name).name,
+        discovery: template.discovery ?? edsDiscovery(shape.name, shape.serviceName),
+        policy: template.policy,
+      };
+    }
+    const cluster = decode(envoy.Cluster, resource, bytes);
+    const record = guarded(resource, () => flattenCluster(resource, cluster, this.#allowPlaintext));
+    if (record !== undefined && cluster.type === EDS && !cluster.clusterType) {
+      if (this.#templates.size >= MOST_TEMPLATES) this.#templates.clear();
+      const { policy, discovery } = record;
+      this.#templates.set(shape.key, {
+        policy,
+        discovery: discovery.kind === "eds" ? undefined : discovery,
+      });
+    }
+    return record;
+  }
+}
+
+/** A cluster's names, and all else as a key: equal keys mean clusters that differ only in names. */
+interface Shape {
+  name: string;
+  serviceName: string;
+  key: string;
+}
+
+// Tags (field number * 8 + wire type 2) as in proto/envoy_cluster.proto.
+const NAME = 10;
+const EDS_CONFIG = 26;
+const METADATA = 202;
+const SOCKET_MATCHES = 346;
+
+/**
+ * Walks over a cluster without decoding it. Left out of the key are its name, its EDS name, its metadata (which no
+ * one reads) and the typed configuration of per-endpoint transport sockets (server name and certificates; their
+ * message's type, which decides, stays in).
+ */
+function readShape(bytes: Uint8Array): Shape {
+  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const reader = protobuf.Reader.create(text);
+  const shape: Shape = { name: "", serviceName: "", key: "" };
+  /** Where the part of the bytes starts that goes into the key next. */
+  let from = 0;
+  const leaveOut = (start: number, end: number) => {
+    if (start > from) shape.key += text.toString("latin1", from, start);
+    from = end;
+  };
+  while (reader.pos < reader.len) {
+    const start = reader.pos;
+    const tag = reader.uint32();
+    if (tag === NAME) {
+      shape.name = reader.string();
+      leaveOut(start, reader.pos);
+    } else if (tag === EDS_CONFIG) {
+      const end = openMessage(reader);
+      while (reader.pos < end) {
+        const part = reader.uint32();
+        if (part === 18) shape.serviceName = reader.string();
+        else reader.skipType(part & 7);
+      }
+      leaveOut(start, end);
+    } else if (tag === METADATA) {
+      reader.skipType(2);
+      leaveOut(start, reader.pos);
+    } else if (tag === SOCKET_MATCHES) {
+      // TransportSocketMatch.transport_socket(3).typed_config(3).value(2)
+      const end = openMessage(reader);
+      skipTo(reader, end, 26, () => {
+        const socketEnd = openMessage(reader);
+        skipTo(reader, socketEnd, 26, () => {
+          const anyEnd = openMessage(reader);
+          skipTo(reader, anyEnd, 18, () => {
+            const value = reader.pos;
+            reader.skipType(2);
+            leaveOut(value, reader.pos);
+          });
+        });
+      });
+    } else reader.skipType(tag & 7);
+  }
+  leaveOut(reader.len, reader.len);
+  return shape;
+}
+
+/** Runs `found` behind each tag `wanted` before `end`. */
+function skipTo(reader: Reader, end: number, wanted: number, found: () => void): void {
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === wanted) found();
+    else reader.skipType(tag & 7);
+  }
+}
+
+function isOutgoing(name: string): boolean {
+  if (name.startsWith("inbound|") || name.startsWith("inbound-vip|")) return false;
+  return name !== "InboundPassthroughCluster" && name !== "connect_originate";
+}
+
+function edsDiscovery(name: string, given: string): Discovery {
+  // The cluster's own string, so that ten thousand names are not held twice.
+  return { kind: "eds", endpointsName: given === "" || given === name ? name : given };
+}
+
+function flattenCluster(
   resource: string,
-  bytes: Uint8Array,
+  cluster: envoy.Cluster,
   allowPlaintext: boolean,
 ): ClusterRecord | undefined {
-  const cluster = decode(envoy.Cluster, resource, bytes);
   checkName(resource, cluster.name);
   checkEnum(resource, "the cluster's type", cluster.type ?? STATIC, ORIGINAL_DST);
   checkEnum(resource, "lb_policy", cluster.lbPolicy, LB_POLICY_MAX);
   checkEnum(resource, "dns_lookup_family", cluster.dnsLookupFamily, DNS_LOOKUP_FAMILY_MAX);
   const name = cluster.name;
-  const parsed = parseClusterName(name);
-  if (parsed?.direction === "inbound" || parsed?.direction === "inbound-vip") return undefined;
-  if (name === "InboundPassthroughCluster" || name === "connect_originate") return undefined;
+  if (!isOutgoing(name)) return undefined;
   const notes: Note[] = [];
   let discovery = discover(resource, cluster, allowPlaintext);
   const tls = tlsDemand(cluster);
@@ -165,11 +305,8 @@ function discover(resource: string, cluster: envoy.Cluster, allowPlaintext: bool
   if (name === BLACK_HOLE) return { kind: "refuse", reason: "policy" };
   if (cluster.clusterType) return { kind: "refuse", reason: "undecidable" };
   switch (cluster.type ?? STATIC) {
-    case EDS: {
-      const given = cluster.edsClusterConfig?.serviceName ?? "";
-      // The cluster's own string, so that ten thousand names are not held twice.
-      return { kind: "eds", endpointsName: given === "" || given === name ? name : given };
-    }
+    case EDS:
+      return edsDiscovery(name, cluster.edsClusterConfig?.serviceName ?? "");
     case ORIGINAL_DST:
       return cluster.originalDstLbConfig?.upstreamPortOverride || cluster.originalDstLbConfig?.useHttpHeader
         ? { kind: "refuse", reason: "undecidable" }
@@ -195,6 +332,8 @@ function readInline(
     name: resource,
     localities: [],
     overprovisioning: assignment?.policy?.overprovisioningFactor?.value ?? OVERPROVISIONING,
+    prefersTls: false,
+    gateways: undefined,
     unreachable: 0,
     drops: (assignment?.policy?.dropOverloads?.length ?? 0) > 0,
   };
@@ -213,16 +352,10 @@ function readInline(
       priority,
       weight: target.localityWeight,
       endpoints: [
-        {
-          address: target.host,
-          port: target.port,
-          weight: target.weight,
-          healthy: target.healthy,
-          tls: target.tls,
-          gateway: false,
-        },
+        { address: target.host, port: target.port, weight: target.weight, healthy: target.healthy },
       ],
     });
+    if (target.tls) read.prefersTls = true;
   }
   return read;
 }
@@ -302,36 +435,33 @@ function discoverByName(resource: string, cluster: envoy.Cluster, logical: boole
  */
 function tlsDemand(cluster: envoy.Cluster): string | boolean {
   const matches = cluster.transportSocketMatches ?? [];
-  if (matches.length === 0) return demandOf(cluster.transportSocket, cluster) ?? false;
+  if (matches.length === 0) return demandOf(cluster.transportSocket) ?? false;
   let auto = false;
   for (const { name, match, transportSocket } of matches) {
     const fields = Object.entries(match?.fields ?? {});
     // Peers that only speak HBONE come without a plain address: not this entry's.
     if (fields.some(([key]) => key === "tunnel")) continue;
-    const demand = demandOf(transportSocket, cluster, name ?? "");
+    const demand = demandOf(transportSocket, name ?? "");
     if (fields.length === 0) return demand ?? auto;
     if (demand !== undefined) auto = true;
   }
   // No entry takes a plain peer: the cluster's own socket does, plaintext when there is none.
-  return demandOf(cluster.transportSocket, cluster) ?? auto;
+  return demandOf(cluster.transportSocket) ?? auto;
 }
 
 /** What a transport socket demands, in words; undefined when it is plaintext. */
 function demandOf(
   socket: envoy.TransportSocket.$Properties | null | undefined,
-  cluster: envoy.Cluster,
   entry = "",
 ): string | undefined {
   if (!socket) return undefined;
   const message = messageName(socket.typedConfig);
   if (message === "RawBuffer" || socket.name === "envoy.transport_sockets.raw_buffer") return undefined;
   if (message === "ProxyProtocolUpstreamTransport") return "the PROXY protocol";
-  if (message === "UpstreamTlsContext" && socket.typedConfig) {
-    const { sni } = decodeAny(envoy.UpstreamTlsContext, socket.typedConfig);
-    if (entry.startsWith("tlsMode-istio")) return "mutual TLS of the mesh (ISTIO_MUTUAL)";
-    return sni === "" || sni.startsWith("outbound_") ? "TLS" : `TLS (SNI ${shortName(sni)})`;
+  if (message === "UpstreamTlsContext") {
+    return entry.startsWith("tlsMode-istio") ? "mutual TLS of the mesh (ISTIO_MUTUAL)" : "TLS";
   }
-  return `transport socket ${socket.name || message || cluster.name}`;
+  return `transport socket ${shortName(socket.name || message)}`;
 }
 
 /** max_connections; 0 = no limit, undefined = none are allowed. Other limits become notes. */

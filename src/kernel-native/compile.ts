@@ -81,12 +81,13 @@ export class Compiler {
     let whole = false;
     if (frontends) whole = this.#compileFrontends(changes, services, clusters);
     let comings = false;
+    let asked = false;
     for (const name of clusters) {
-      const had = this.mesh.clusters.has(name);
-      this.#compileCluster(name, changes, services);
-      if (had !== this.mesh.clusters.has(name)) comings = true;
+      const record = this.#store.clusters.get(name);
+      if (this.#ask(name, record)) asked = true;
+      if (this.#compileCluster(name, record, changes, services)) comings = true;
     }
-    if (dirty.clusters.size > 0) this.#keepQuestions(dirty.clusters);
+    if (asked) this.#resolver.keep([...this.#questions.values()].flat());
     if (frontends || comings) this.#findMissing(services);
     for (const name of services) this.#compileService(name, changes);
     return { changes, whole };
@@ -110,22 +111,27 @@ export class Compiler {
     for (const name of before?.sourceHashed ?? []) if (!now.sourceHashed.has(name)) clusters.add(name);
     const same = sameTarget(mesh.fallback, now.fallback) && sameNotes(mesh.notes, now.notes);
     mesh.fallback = now.fallback;
-    mesh.notes = [...now.notes];
+    mesh.notes = now.notes;
     return !same;
   }
 
-  #compileCluster(name: string, changes: Difference["changes"], services: Set<string>): void {
+  /** Gives whether the cluster is new or gone. */
+  #compileCluster(
+    name: string,
+    record: ClusterRecord | undefined,
+    changes: Difference["changes"],
+    services: Set<string>,
+  ): boolean {
     const { clusters } = this.mesh;
-    const record = this.#store.clusters.get(name);
     const before = clusters.get(name);
     if (record === undefined) {
-      if (before === undefined) return;
+      if (before === undefined) return false;
       clusters.delete(name);
       changes.clusters.add(name);
       this.#clusterNotes.delete(name);
       this.#leave(before.service, name);
       services.add(before.service);
-      return;
+      return true;
     }
     const { cluster, notes } = this.#clusterOf(record);
     if (before === undefined) {
@@ -139,6 +145,7 @@ export class Compiler {
     if (!sameNotes(notes, this.#clusterNotes.get(name) ?? NO_NOTES)) services.add(cluster.service);
     if (notes.length === 0) this.#clusterNotes.delete(name);
     else this.#clusterNotes.set(name, notes);
+    return before === undefined;
   }
 
   #clusterOf(record: ClusterRecord): { cluster: Cluster; notes: Notes } {
@@ -208,29 +215,25 @@ export class Compiler {
     if (!waiting && unanswered) notes.push(UNRESOLVED);
   }
 
-  /** Tells the resolver what all clusters together ask. */
-  #keepQuestions(dirty: ReadonlySet<string>): void {
-    let changed = false;
-    for (const name of dirty) {
-      const before = this.#questions.get(name);
-      const discovery = this.#store.clusters.get(name)?.discovery;
-      const now = discovery?.kind === "dns" ? questionsOf(discovery) : [];
-      if (before === undefined && now.length === 0) continue;
-      changed = true;
-      for (const { host } of before ?? []) {
-        const clusters = this.#resolving.get(host);
-        clusters?.delete(name);
-        if (clusters?.size === 0) this.#resolving.delete(host);
-      }
-      for (const { host } of now) {
-        const clusters = this.#resolving.get(host);
-        if (clusters === undefined) this.#resolving.set(host, new Set([name]));
-        else clusters.add(name);
-      }
-      if (now.length === 0) this.#questions.delete(name);
-      else this.#questions.set(name, now);
+  /** Notes what a cluster asks the resolver. Gives whether that can differ from before. */
+  #ask(name: string, record: ClusterRecord | undefined): boolean {
+    const before = this.#questions.get(name);
+    const discovery = record?.discovery;
+    if (before === undefined && discovery?.kind !== "dns") return false;
+    const now = discovery?.kind === "dns" ? questionsOf(discovery) : [];
+    for (const { host } of before ?? []) {
+      const clusters = this.#resolving.get(host);
+      clusters?.delete(name);
+      if (clusters?.size === 0) this.#resolving.delete(host);
     }
-    if (changed) this.#resolver.keep([...this.#questions.values()].flat());
+    for (const { host } of now) {
+      const clusters = this.#resolving.get(host);
+      if (clusters === undefined) this.#resolving.set(host, new Set([name]));
+      else clusters.add(name);
+    }
+    if (now.length === 0) this.#questions.delete(name);
+    else this.#questions.set(name, now);
+    return true;
   }
 
   /** Finds the routes to clusters that istiod never sent. */
@@ -278,7 +281,7 @@ export class Compiler {
       ...(this.#missing.get(name) ?? []),
       ...clusters.flatMap((cluster) => this.#clusterNotes.get(cluster) ?? []),
     ]);
-    const service: Service = { name, host: id.host, port: id.port, notes: [...notes] };
+    const service: Service = { name, host: id.host, port: id.port, notes };
     if (before !== undefined && sameService(before, service)) return;
     services.set(name, service);
     changes.services.add(name);

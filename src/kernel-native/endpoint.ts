@@ -5,9 +5,9 @@
 import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
-import type { Endpoint, Locality } from "../mesh/model.ts";
-import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
-import { checkEnum, checkName, guarded } from "./wire.ts";
+import type { Endpoint, Locality, Note } from "../mesh/model.ts";
+import { type Notes, note, sortedNotes } from "./note.ts";
+import { checkEnum, checkName, guarded, openMessage } from "./wire.ts";
 
 /** The endpoints of a cluster, as the model holds them. */
 export interface EndpointsRecord {
@@ -22,31 +22,18 @@ export interface EndpointsRecord {
   notes: Notes;
 }
 
-/** One endpoint as read, before duplicates and gateways are sorted out. */
-export interface ReadEndpoint {
-  address: string;
-  port: number;
-  weight: number;
-  healthy: boolean;
-  tls: boolean;
-  gateway: boolean;
-}
-
-/** One locality as read. */
-export interface ReadLocality {
-  region: string;
-  zone: string;
-  subzone: string;
-  priority: number;
-  weight: number;
-  endpoints: ReadEndpoint[];
-}
+/** One locality as read: duplicates and gateways are not sorted out yet. */
+export type ReadLocality = Locality;
 
 /** A whole assignment as read: also what a cluster carries inside. */
 export interface ReadAssignment {
   name: string;
   localities: ReadLocality[];
   overprovisioning: number;
+  /** Some endpoint that is no gateway has tlsMode istio. */
+  prefersTls: boolean;
+  /** Those that stand for another network. */
+  gateways: Set<Endpoint> | undefined;
   /** Endpoints without an IP address and port: pipes, and listeners inside Envoy. */
   unreachable: number;
   drops: boolean;
@@ -82,33 +69,28 @@ export function flattenEndpoints(
  */
 export function arrange(read: ReadAssignment, allowPlaintext: boolean): EndpointsRecord {
   const notes = assignmentNotes(read);
-  let plain = 0;
-  let gateways = 0;
-  let prefersTls = false;
-  for (const locality of read.localities) {
-    for (const endpoint of locality.endpoints) {
-      if (endpoint.gateway && !allowPlaintext) gateways++;
-      else plain++;
-      if (endpoint.tls && !endpoint.gateway) prefersTls = true;
+  let gateways = allowPlaintext ? undefined : read.gateways;
+  let onlyGateways = false;
+  if (gateways !== undefined) {
+    const all = read.localities.reduce((sum, { endpoints }) => sum + endpoints.length, 0);
+    onlyGateways = gateways.size === all;
+    if (onlyGateways) gateways = undefined;
+    else {
+      const text = "endpoints of other networks are left out: their gateway speaks only mutual TLS";
+      notes.push(note("plaintext", text));
     }
   }
-  const onlyGateways = gateways > 0 && plain === 0;
-  if (gateways > 0 && plain > 0) {
-    const text = "endpoints of other networks are left out: their gateway speaks only mutual TLS";
-    notes.push(note("plaintext", text));
-  }
-  const leaveOut = gateways > 0 && plain > 0;
   return {
-    localities: arrangeLocalities(read.localities, leaveOut, notes),
+    localities: arrangeLocalities(read.localities, gateways, notes),
     overprovisioning: read.overprovisioning,
-    prefersTls,
+    prefersTls: read.prefersTls,
     onlyGateways,
-    notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
+    notes: sortedNotes(notes),
   };
 }
 
-function assignmentNotes(read: ReadAssignment) {
-  const notes = [];
+function assignmentNotes(read: ReadAssignment): Note[] {
+  const notes: Note[] = [];
   if (read.unreachable > 0) {
     const text = "endpoints without an IP address (pipes, listeners inside Envoy) are left out";
     notes.push(note("not-enforced", text));
@@ -117,56 +99,71 @@ function assignmentNotes(read: ReadAssignment) {
   return notes;
 }
 
+/** Ports by address of what was kept, while one assignment is arranged. */
+const kept = new Map<string, number | number[]>();
+
+/** Remembers address and port. Gives false when they are known already. */
+function keep({ address, port }: Endpoint): boolean {
+  const ports = kept.get(address);
+  if (ports === undefined) kept.set(address, port);
+  else if (typeof ports === "number") {
+    if (ports === port) return false;
+    kept.set(address, [ports, port]);
+  } else {
+    if (ports.includes(port)) return false;
+    ports.push(port);
+  }
+  return true;
+}
+
+/** Works in place: what was read is not needed in another form. */
 function arrangeLocalities(
   read: ReadLocality[],
-  leaveOutGateways: boolean,
-  notes: ReturnType<typeof assignmentNotes>,
+  leaveOut: ReadonlySet<Endpoint> | undefined,
+  notes: Note[],
 ): Locality[] {
   const localities = read.length > 1 ? mergeLocalities(read) : read;
-  const seen = new Set<string>();
+  kept.clear();
   const result: Locality[] = [];
-  for (const { region, zone, subzone, priority, weight, endpoints } of localities) {
-    endpoints.sort(compareEndpoints);
-    const kept: Endpoint[] = [];
+  for (const locality of localities) {
+    const { endpoints } = locality;
+    if (!isSorted(endpoints)) endpoints.sort(compareEndpoints);
     let all = 0;
     let repeated = 0;
-    let last: ReadEndpoint | undefined;
+    let count = 0;
+    let last: Endpoint | undefined;
     for (const endpoint of endpoints) {
       all += endpoint.weight;
-      if (leaveOutGateways && endpoint.gateway) continue;
-      const duplicate =
-        (last !== undefined && last.address === endpoint.address && last.port === endpoint.port) ||
-        (localities.length > 1 && seen.has(`${endpoint.address} ${endpoint.port}`));
-      if (duplicate) {
-        repeated += endpoint.weight;
-        const first = last?.address === endpoint.address && last.port === endpoint.port ? last : undefined;
-        if (first === undefined || first.weight !== endpoint.weight || first.healthy !== endpoint.healthy) {
-          const text = `${endpoint.address} port ${endpoint.port} is given more than once: the first by priority, locality, health and weight counts`;
-          notes.push(note("conflict", text));
-        }
+      if (leaveOut?.has(endpoint)) continue;
+      if (keep(endpoint)) {
+        endpoints[count++] = endpoint;
+        last = endpoint;
         continue;
       }
-      if (localities.length > 1) seen.add(`${endpoint.address} ${endpoint.port}`);
-      last = endpoint;
-      kept.push({
-        address: endpoint.address,
-        port: endpoint.port,
-        weight: endpoint.weight,
-        healthy: endpoint.healthy,
-      });
+      repeated += endpoint.weight;
+      const same = last?.address === endpoint.address && last.port === endpoint.port;
+      if (same && last?.weight === endpoint.weight && last.healthy === endpoint.healthy) continue;
+      const which = `${endpoint.address} port ${endpoint.port}`;
+      const text = `${which} is given more than once: the first by priority, locality, health and weight counts`;
+      notes.push(note("conflict", text));
     }
-    if (kept.length === 0) continue;
+    endpoints.length = count;
+    if (count === 0) continue;
     // istiod's locality weight is the sum of its endpoints' weights, the repeated ones included.
-    result.push({
-      region,
-      zone,
-      subzone,
-      priority,
-      weight: weight === all ? weight - repeated : weight,
-      endpoints: kept,
-    });
+    if (locality.weight === all) locality.weight -= repeated;
+    result.push(locality);
   }
+  kept.clear();
   return result.length === 0 ? NO_LOCALITIES : result;
+}
+
+function isSorted(endpoints: readonly Endpoint[]): boolean {
+  let last = endpoints[0];
+  for (const endpoint of endpoints) {
+    if (last !== undefined && last !== endpoint && compareEndpoints(last, endpoint) > 0) return false;
+    last = endpoint;
+  }
+  return true;
 }
 
 /** One entry per priority and locality, sorted. Of two weights the greater counts. */
@@ -200,7 +197,7 @@ function compareText(a: string, b: string): number {
   return a === b ? 0 : a < b ? -1 : 1;
 }
 
-function compareEndpoints(a: ReadEndpoint, b: ReadEndpoint): number {
+function compareEndpoints(a: Endpoint, b: Endpoint): number {
   return (
     compareText(a.address, b.address) ||
     a.port - b.port ||
@@ -211,7 +208,7 @@ function compareEndpoints(a: ReadEndpoint, b: ReadEndpoint): number {
 
 // From here on: the wire. Field numbers as in proto/envoy_endpoint.proto; a tag is number * 8 + wire type.
 
-/** Longest text worth sharing between endpoints. */
+/** Regions and zones, which endpoints share. */
 const shared = new Map<string, string>();
 
 function share(text: string): string {
@@ -229,6 +226,8 @@ export function readAssignment(resource: string, bytes: Uint8Array): ReadAssignm
     name: "",
     localities: [],
     overprovisioning: OVERPROVISIONING,
+    prefersTls: false,
+    gateways: undefined,
     unreachable: 0,
     drops: false,
   };
@@ -243,7 +242,7 @@ export function readAssignment(resource: string, bytes: Uint8Array): ReadAssignm
 }
 
 function readPolicy(reader: Reader, read: ReadAssignment): void {
-  const end = open(reader);
+  const end = openMessage(reader);
   while (reader.pos < end) {
     const tag = reader.uint32();
     if (tag === 26) read.overprovisioning = readWrapped(reader);
@@ -255,7 +254,7 @@ function readPolicy(reader: Reader, read: ReadAssignment): void {
 }
 
 function readLocality(resource: string, reader: Reader, read: ReadAssignment): ReadLocality {
-  const end = open(reader);
+  const end = openMessage(reader);
   const locality: ReadLocality = {
     region: "",
     zone: "",
@@ -267,7 +266,7 @@ function readLocality(resource: string, reader: Reader, read: ReadAssignment): R
   while (reader.pos < end) {
     const tag = reader.uint32();
     if (tag === 10) {
-      const inner = open(reader);
+      const inner = openMessage(reader);
       while (reader.pos < inner) {
         const part = reader.uint32();
         if (part === 10) locality.region = share(reader.string());
@@ -276,7 +275,7 @@ function readLocality(resource: string, reader: Reader, read: ReadAssignment): R
         else reader.skipType(part & 7);
       }
     } else if (tag === 18) {
-      const endpoint = readEndpoint(resource, reader);
+      const endpoint = readEndpoint(resource, reader, read);
       if (endpoint === undefined) read.unreachable++;
       else locality.endpoints.push(endpoint);
     } else if (tag === 26) locality.weight = readWrapped(reader);
@@ -287,8 +286,8 @@ function readLocality(resource: string, reader: Reader, read: ReadAssignment): R
 }
 
 /** Gives undefined for an endpoint that no socket can connect to. */
-function readEndpoint(resource: string, reader: Reader): ReadEndpoint | undefined {
-  const end = open(reader);
+function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): Endpoint | undefined {
+  const end = openMessage(reader);
   let address = "";
   let port = 0;
   let socket = false;
@@ -300,14 +299,14 @@ function readEndpoint(resource: string, reader: Reader): ReadEndpoint | undefine
     const tag = reader.uint32();
     if (tag === 10) {
       // LbEndpoint.endpoint -> Endpoint.address -> Address.socket_address
-      const endpointEnd = open(reader);
+      const endpointEnd = openMessage(reader);
       while (reader.pos < endpointEnd) {
         const field = reader.uint32();
         if (field !== 10) {
           reader.skipType(field & 7);
           continue;
         }
-        const addressEnd = open(reader);
+        const addressEnd = openMessage(reader);
         while (reader.pos < addressEnd) {
           const kind = reader.uint32();
           if (kind !== 10) {
@@ -315,7 +314,7 @@ function readEndpoint(resource: string, reader: Reader): ReadEndpoint | undefine
             continue;
           }
           socket = true;
-          const socketEnd = open(reader);
+          const socketEnd = openMessage(reader);
           while (reader.pos < socketEnd) {
             const part = reader.uint32();
             if (part === 18) address = reader.string();
@@ -329,7 +328,7 @@ function readEndpoint(resource: string, reader: Reader): ReadEndpoint | undefine
       health = reader.uint32();
       checkEnum(resource, "health_status", health, HEALTH_STATUS_MAX);
     } else if (tag === 26) {
-      const metadataEnd = open(reader);
+      const metadataEnd = openMessage(reader);
       while (reader.pos < metadataEnd) {
         const field = reader.uint32();
         if (field !== 10) reader.skipType(field & 7);
@@ -353,14 +352,18 @@ function readEndpoint(resource: string, reader: Reader): ReadEndpoint | undefine
   if (port === 0 || port > 65535) {
     throw new MalformedResource(resource, `endpoint ${canonical} has the port ${port}`);
   }
-  return {
+  const endpoint: Endpoint = {
     address: canonical,
     port,
     weight: weight === 0 ? 1 : weight,
     healthy: TAKES_TRAFFIC[health] ?? false,
-    tls,
-    gateway: tls && workload === GATEWAY_WORKLOAD,
   };
+  if (tls) {
+    if (workload !== GATEWAY_WORKLOAD) read.prefersTls = true;
+    else if (read.gateways === undefined) read.gateways = new Set([endpoint]);
+    else read.gateways.add(endpoint);
+  }
+  return endpoint;
 }
 
 const TLS_MODE_ISTIO = "tlsMode: istio";
@@ -370,7 +373,7 @@ const TLS_MODE_ISTIO = "tlsMode: istio";
  * workload for istio {workload}, undefined for all else.
  */
 function readMetadata(reader: Reader): string | undefined {
-  const end = open(reader);
+  const end = openMessage(reader);
   let key = "";
   let found: string | undefined;
   while (reader.pos < end) {
@@ -387,7 +390,7 @@ function readMetadata(reader: Reader): string | undefined {
 
 /** Reads a Struct and gives its text field `name`. */
 function readStructField(reader: Reader, name: string): string | undefined {
-  const end = open(reader);
+  const end = openMessage(reader);
   let found: string | undefined;
   while (reader.pos < end) {
     const tag = reader.uint32();
@@ -395,13 +398,13 @@ function readStructField(reader: Reader, name: string): string | undefined {
       reader.skipType(tag & 7);
       continue;
     }
-    const entryEnd = open(reader);
+    const entryEnd = openMessage(reader);
     let key = "";
     while (reader.pos < entryEnd) {
       const part = reader.uint32();
       if (part === 10) key = reader.string();
       else if (part === 18 && key === name) {
-        const valueEnd = open(reader);
+        const valueEnd = openMessage(reader);
         while (reader.pos < valueEnd) {
           const kind = reader.uint32();
           if (kind === 26) found = reader.string();
@@ -415,7 +418,7 @@ function readStructField(reader: Reader, name: string): string | undefined {
 
 /** Reads a UInt32Value. */
 function readWrapped(reader: Reader): number {
-  const end = open(reader);
+  const end = openMessage(reader);
   let value = 0;
   while (reader.pos < end) {
     const tag = reader.uint32();
@@ -423,13 +426,4 @@ function readWrapped(reader: Reader): number {
     else reader.skipType(tag & 7);
   }
   return value;
-}
-
-/** Reads the length of a message inside and gives where it ends. */
-function open(reader: Reader): number {
-  const length = reader.uint32();
-  const end = reader.pos + length;
-  if (end > reader.len)
-    throw new RangeError(`truncated: ${length} bytes announced, ${reader.len - reader.pos} left`);
-  return end;
 }

@@ -48,7 +48,7 @@ interface Decision {
   destination: Destination | undefined;
   target: Target | undefined;
   hashesSource: boolean;
-  notes: Note[];
+  notes: Notes;
   /** The host that the configuration itself names. */
   host: string | undefined;
 }
@@ -167,7 +167,7 @@ class Builder {
   #addPrefixes(listener: ListenerRecord, chain: Chain, port: number): void {
     for (const { address, length } of chain.prefixes) {
       const decision = this.#decisionOf(chain.action, `${listener.name} ${address}/${length}`);
-      if (chain.serverNames.length > 0) decision.notes.push(SERVER_NAMES);
+      if (chain.serverNames.length > 0) decision.notes = [...decision.notes, SERVER_NAMES];
       const service = this.#identify(undefined, port, decision);
       this.#claim(matchOf(address, length, port), RANK.listener, decision, service);
     }
@@ -179,9 +179,9 @@ class Builder {
     const service = serviceId(host.host, host.port === 0 ? port : host.port);
     const decision: Decision = {
       destination: host.destination,
-      target: this.#target(host.destination, `${routes} ${host.name}`),
+      target: this.#target(host.destination, routes, host.name),
       hashesSource: host.hashesSource,
-      notes: [...host.notes],
+      notes: host.notes,
       host: host.host,
     };
     const known = this.#store.names.addresses.get(host.host) ?? [];
@@ -250,14 +250,14 @@ class Builder {
     }
     if (plain !== undefined) {
       const decision = this.#decisionOf(plain, listener.name);
-      if (named.length > 0) decision.notes.push(SERVER_NAMES);
+      if (named.length > 0) decision.notes = [...decision.notes, SERVER_NAMES];
       return decision;
     }
     const [first] = named;
     if (first !== undefined) {
       const decision = this.#decisionOf(first.action, listener.name);
       const same = named.every(({ action }) => sameDestination(destinationOf(action), decision.destination));
-      decision.notes.push(SERVER_NAMES);
+      decision.notes = [...decision.notes, SERVER_NAMES];
       if (same) return decision;
       const service = this.#identify(address, port, decision);
       const destination: Destination = { kind: "cluster", cluster: ownCluster(service.host, service.port) };
@@ -291,9 +291,9 @@ class Builder {
     if (host === undefined) return undefined;
     return {
       destination: host.destination,
-      target: this.#target(host.destination, `${routesName(listener, action)} ${host.name}`),
+      target: this.#target(host.destination, routesName(listener, action), host.name),
       hashesSource: host.hashesSource,
-      notes: [...host.notes],
+      notes: host.notes,
       host: host.port === 0 ? undefined : host.host,
     };
   }
@@ -333,7 +333,7 @@ class Builder {
   }
 
   #decision(destination: Destination | undefined, target: Target | undefined, notes: Notes): Decision {
-    return { destination, target, hashesSource: false, notes: [...notes], host: undefined };
+    return { destination, target, hashesSource: false, notes, host: undefined };
   }
 
   /** The service that a frontend counts for: the one whose address it is, else the one that it leads to. */
@@ -357,13 +357,15 @@ class Builder {
     return serviceId(address ?? "*", port);
   }
 
-  #target(destination: Destination, splitName: string): Target {
+  /** `names`, joined, call a split: where it is configured, so that new weights keep the name. */
+  #target(destination: Destination, ...names: readonly string[]): Target {
     if (destination.kind === "cluster") {
       const { cluster } = destination;
       if (cluster === PASSTHROUGH) return { kind: "passthrough" };
       if (cluster === BLACK_HOLE) return { kind: "refuse", reason: "policy" };
       return { kind: "cluster", cluster };
     }
+    const splitName = names.join(" ");
     this.#splits.set(splitName, { name: splitName, shares: [...destination.shares] });
     return { kind: "split", split: splitName };
   }

@@ -1,7 +1,8 @@
 /** Notes as flat records hold them: shared objects, since ten thousand services tend to say the same. */
 import type { Note } from "../mesh/model.ts";
 
-export type Notes = readonly Note[];
+/** Shared: never changed once made. */
+export type Notes = Note[];
 
 export const NO_NOTES: Notes = [];
 
@@ -21,9 +22,10 @@ export function note(kind: Note["kind"], text: string): Note {
 }
 
 /** Sorted, each once. Gives the shared empty list when there is none. */
-export function sortedNotes(notes: Iterable<Note>): Notes {
+export function sortedNotes(notes: Note[]): Notes {
+  if (notes.length === 0) return NO_NOTES;
+  if (notes.length === 1) return notes;
   const byKey = new Map<string, Note>();
   for (const one of notes) byKey.set(`${one.kind} ${one.text}`, one);
-  if (byKey.size === 0) return NO_NOTES;
   return [...byKey.entries()].sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)).map(([, one]) => one);
 }

@@ -1,7 +1,7 @@
 /** What istiod sent, flattened, and what changed since it was last compiled. */
 import { MalformedResource, type ResourceType } from "../istiod/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
-import { type ClusterRecord, flattenCluster } from "./cluster.ts";
+import { ClusterReader, type ClusterRecord } from "./cluster.ts";
 import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";
 import { flattenListener, type ListenerRecord } from "./listener.ts";
 import { flattenNames, type NamesRecord, NO_NAMES } from "./names.ts";
@@ -25,6 +25,7 @@ export class Store {
   readonly routes = new Map<string, RoutesRecord>();
   names: NamesRecord = NO_NAMES;
   readonly #allowPlaintext: boolean;
+  readonly #clusterReader: ClusterReader;
   /** Clusters by the name of their endpoints: nearly always one. */
   readonly #users = new Map<string, string | readonly string[]>();
   readonly #wantedEndpoints = new Set<string>();
@@ -35,13 +36,14 @@ export class Store {
 
   constructor(options: { allowPlaintext: boolean }) {
     this.#allowPlaintext = options.allowPlaintext;
+    this.#clusterReader = new ClusterReader(options);
   }
 
   /** Flattens and keeps one resource. Throws MalformedResource; what was there then stays. */
   upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
     switch (type) {
       case "cluster":
-        this.#putCluster(name, flattenCluster(name, bytes, this.#allowPlaintext));
+        this.#putCluster(name, this.#clusterReader.read(name, bytes));
         break;
       case "endpoints":
         this.#putEndpoints(name, flattenEndpoints(name, bytes, this.#allowPlaintext));

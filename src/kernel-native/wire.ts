@@ -67,3 +67,13 @@ export function seconds(duration: envoy.Duration.$Properties | null | undefined)
   if (!duration) return 0;
   return (duration.seconds ?? 0) + (duration.nanos ?? 0) / 1e9;
 }
+
+/** Reads the length of a message inside and gives where it ends. Throws RangeError when the rest is shorter. */
+export function openMessage(reader: Reader): number {
+  const length = reader.uint32();
+  const end = reader.pos + length;
+  if (end > reader.len) {
+    throw new RangeError(`truncated: ${length} bytes announced, ${reader.len - reader.pos} left`);
+  }
+  return end;
+}

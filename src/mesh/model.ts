@@ -64,8 +64,7 @@ export interface Service {
 }
 
 export interface Note {
-  kind:
-    /** A route needs the request; connect time took `text` instead. */
+  kind: /** A route needs the request; connect time took `text` instead. */
     | "layer7"
     /** mTLS preferred by the peer, plaintext used. */
     | "plaintext"
