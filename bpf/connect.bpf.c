@@ -84,18 +84,16 @@ static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const s
 /* Only the levels at which something is enrolled are looked at: one, as a rule. */
 static __always_inline bool is_enrolled(const struct settings *set)
 {
-	__u64 levels = set->cgroup_levels;
+	__u32 levels = set->cgroup_levels;
 
 	if (set->flags & SETTING_EVERY_CGROUP)
 		return true;
-	for (int level = 0; level < MAX_CGROUP_LEVELS; level++) {
-		__u64 id;
+	for (int i = 0; levels && i < MAX_CGROUP_LEVELS; i++) {
+		__u64 id = bpf_get_current_ancestor_cgroup_id(floor_log2(levels & -levels));
 
-		if (!(levels & (1ull << level)))
-			continue;
-		id = bpf_get_current_ancestor_cgroup_id(level);
 		if (id && bpf_map_lookup_elem(&enrolled, &id))
 			return true;
+		levels &= levels - 1;
 	}
 	return false;
 }
