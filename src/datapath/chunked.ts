@@ -2,7 +2,7 @@
  * A table of records with dense ids that grows without moving one (bpf/include/chunked.h): an array-of-maps whose
  * inner arrays double in size, each written and read through mmap.
  */
-import { BpfMap, FLAG } from "../kernel/maps.ts";
+import { BpfMap, FLAG, type Placement, placeInner } from "../kernel/maps.ts";
 
 /** The smallest chunk's records; chunked.h says the same. */
 const BASE_SHIFT = 8;
@@ -38,7 +38,7 @@ export class ChunkedTable {
     this.stride = (size + 7) & ~7;
     const id = new Uint32Array(new ArrayBuffer(4));
     for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
-      this.#add(BpfMap.fromId(id[0] ?? 0));
+      this.add(BpfMap.fromId(id[0] ?? 0));
     }
   }
 
@@ -47,25 +47,24 @@ export class ChunkedTable {
     return this.capacity * this.stride;
   }
 
-  /** Makes room for the ids below `count`; new records are zero. Gives the number of chunks that it added. */
-  reserve(count: number): number {
-    if (count <= this.capacity) return 0;
-    const fresh: BpfMap[] = [];
-    let capacity = this.capacity;
-    const first = this.#chunks.length;
-    for (let level = first; capacity < count; level++) {
-      fresh.push(this.#create(level));
-      capacity += BASE << level;
-    }
-    const keys = Uint32Array.from(fresh, (_, i) => first + i);
-    const fds = Uint32Array.from(fresh, ({ fd }) => fd);
-    this.#outer.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(fds.buffer), fresh.length);
-    for (const inner of fresh) this.#add(inner);
-    return fresh.length;
+  /** Makes room for the ids below `count`; new records are zero. */
+  reserve(count: number): void {
+    if (count > this.capacity) reserveAll([[this, count]]);
   }
 
-  /** Takes the next chunk over. */
-  #add(inner: BpfMap): void {
+  /** New chunks for the ids below `count`, and where they belong. */
+  missing(count: number): Placement[] {
+    const placements: Placement[] = [];
+    let capacity = this.capacity;
+    for (let level = this.#chunks.length; capacity < count; level++) {
+      placements.push({ outer: this.#outer, key: level, inner: this.#create(level) });
+      capacity += BASE << level;
+    }
+    return placements;
+  }
+
+  /** Takes the next chunk over; it is in the outer map already. */
+  add(inner: BpfMap): void {
     this.#chunks.push(map(inner));
     this.capacity = BASE * (2 ** this.#chunks.length - 1);
   }
@@ -126,6 +125,13 @@ export class ChunkedTable {
     const place = id + BASE;
     return (place - (1 << (31 - Math.clz32(place)))) * this.stride;
   }
+}
+
+/** Makes room in several tables at once: together they wait once for the kernel. */
+export function reserveAll(rooms: readonly (readonly [table: ChunkedTable, count: number])[]): void {
+  const grown = rooms.map(([table, count]) => ({ table, placements: table.missing(count) }));
+  placeInner(grown.flatMap(({ placements }) => placements));
+  for (const { table, placements } of grown) for (const { inner } of placements) table.add(inner);
 }
 
 /** Takes the map over: its mapping outlives the descriptor. */

@@ -1,6 +1,6 @@
 /** All tables of the data path, opened: one generation's and those that every generation keeps. */
 import type { BpfMap } from "../kernel/maps.ts";
-import { ChunkedTable } from "./chunked.ts";
+import { ChunkedTable, reserveAll } from "./chunked.ts";
 import { ExactTable, PrefixTable } from "./frontends.ts";
 import * as layout from "./layout.gen.ts";
 import { Settings } from "./settings.ts";
@@ -87,13 +87,19 @@ export class Tables {
 
   /** Makes room for that many ids of each kind. */
   reserve(room: Room): void {
-    this.targets.reserve(room.targets);
-    for (const table of [this.clusters, this.clusterNames, this.clusterLoads]) table.reserve(room.clusters);
-    this.descriptors.reserve(room.descriptors);
-    this.slots.reserve(room.slots);
-    for (const table of [this.endpoints, this.endpointLoads]) table.reserve(room.endpoints);
-    this.nameLines.reserve(room.nameLines);
-    for (const table of [this.serviceNames, this.serviceCounts]) table.reserve(room.services);
+    reserveAll([
+      [this.targets, room.targets],
+      [this.clusters, room.clusters],
+      [this.clusterNames, room.clusters],
+      [this.clusterLoads, room.clusters],
+      [this.descriptors, room.descriptors],
+      [this.slots, room.slots],
+      [this.endpoints, room.endpoints],
+      [this.endpointLoads, room.endpoints],
+      [this.nameLines, room.nameLines],
+      [this.serviceNames, room.services],
+      [this.serviceCounts, room.services],
+    ]);
   }
 
   close(): void {

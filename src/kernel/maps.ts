@@ -339,6 +339,31 @@ export class BpfMap {
   }
 }
 
+/** An inner map and the place in an outer one that it is meant for. */
+export interface Placement {
+  outer: BpfMap;
+  key: number;
+  inner: BpfMap;
+}
+
+/**
+ * Puts maps into array-of-maps, all at once: the kernel waits for a grace period (some 10 ms) after each such update,
+ * and here the waits pass side by side. Not atomic. Throws KernelError.
+ */
+export function placeInner(placements: readonly Placement[]): void {
+  const BUNCH = 64;
+  for (let at = 0; at < placements.length; at += BUNCH) {
+    const bunch = placements.slice(at, at + BUNCH);
+    const fds = Uint32Array.from(bunch.flatMap(({ outer, key, inner }) => [outer.fd, key, inner.fd]));
+    const bytes = new Uint8Array(fds.buffer);
+    check(
+      native().kmesh_place_inner(bytes, bunch.length),
+      "bpf_map_update_elem",
+      bunch[0]?.outer.info.name ?? "",
+    );
+  }
+}
+
 function grown(bytes: Uint8Array<ArrayBuffer>, size: number): Uint8Array<ArrayBuffer> {
   const larger = new Uint8Array(new ArrayBuffer(size));
   larger.set(bytes);
