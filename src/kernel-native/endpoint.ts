@@ -129,18 +129,18 @@ function arrangeLocalities(
     const { endpoints } = locality;
     if (!isSorted(endpoints)) endpoints.sort(compareEndpoints);
     let all = 0;
-    let repeated = 0;
+    let left = 0;
     let count = 0;
     let last: Endpoint | undefined;
     for (const endpoint of endpoints) {
       all += endpoint.weight;
       if (leaveOut?.has(endpoint)) continue;
       if (keep(endpoint)) {
+        left += endpoint.weight;
         endpoints[count++] = endpoint;
         last = endpoint;
         continue;
       }
-      repeated += endpoint.weight;
       const same = last?.address === endpoint.address && last.port === endpoint.port;
       if (same && last?.weight === endpoint.weight && last.healthy === endpoint.healthy) continue;
       const which = `${endpoint.address} port ${endpoint.port}`;
@@ -149,8 +149,8 @@ function arrangeLocalities(
     }
     endpoints.length = count;
     if (count === 0) continue;
-    // istiod's locality weight is the sum of its endpoints' weights, the repeated ones included.
-    if (locality.weight === all) locality.weight -= repeated;
+    // istiod's locality weight is the sum of its endpoints' weights, with those that are not kept.
+    if (locality.weight === all) locality.weight = left;
     result.push(locality);
   }
   kept.clear();

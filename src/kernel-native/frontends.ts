@@ -35,8 +35,11 @@ export interface CompiledFrontends {
   notes: Notes;
 }
 
-/** What claims a frontend, the strongest first. */
-const RANK = { listener: 0, domain: 1, names: 2, endpoints: 3, port: 4 } as const;
+/**
+ * What claims a frontend, the strongest first. Of services with the same address istiod lets any have it, another one
+ * after each push: so a domain counts no more than the table of names, which has them all, and the name decides.
+ */
+const RANK = { listener: 0, address: 1, endpoints: 2, port: 3 } as const;
 
 interface Claim {
   rank: number;
@@ -186,14 +189,14 @@ class Builder {
     };
     const known = this.#store.names.addresses.get(host.host) ?? [];
     for (const address of host.addresses) {
-      this.#claim({ kind: "address", address, port }, RANK.domain, decision, service);
+      this.#claim({ kind: "address", address, port }, RANK.address, decision, service);
     }
     for (const { address, length } of host.prefixes) {
-      this.#claim(matchOf(address, length, port), RANK.domain, decision, service);
+      this.#claim(matchOf(address, length, port), RANK.address, decision, service);
     }
     for (const address of known) {
       if (host.addresses.includes(address)) continue;
-      this.#claim({ kind: "address", address, port }, RANK.names, decision, service);
+      this.#claim({ kind: "address", address, port }, RANK.address, decision, service);
     }
     if (host.addresses.length + host.prefixes.length + known.length > 0) return;
     if (host.headless && this.#addHeadless(host, port, decision, service)) return;
