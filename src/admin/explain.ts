@@ -2,19 +2,49 @@
 import { lookup } from "node:dns/promises";
 import { type Explanation, explainPinned } from "../datapath/explain.ts";
 import { openPinned, TableView } from "../datapath/inspect.ts";
+import type { Mesh } from "../mesh/model.ts";
 import { type Destination, parseDestination } from "./destination.ts";
 import { BadRequest } from "./server.ts";
+
+/** An endpoint as istiod gave it; those that get no connections are there too. */
+export interface ConfiguredEndpoint {
+  address: string;
+  port: number;
+  weight: number;
+  healthy: boolean;
+  priority: number;
+  locality: string;
+}
+
+export interface Explained extends Explanation {
+  /** By cluster; only a living agent knows. */
+  configured?: Record<string, ConfiguredEndpoint[]>;
+}
 
 /**
  * Explains `HOST`, `HOST:PORT` or `IP:PORT`, one explanation an address and port that it stands for. A host is looked
  * for among the mesh's services (whole, or its first labels), then by the machine's resolver.
+ * `mesh` adds what the tables don't hold: weights, health, priorities.
  * Rejects with BadRequest when the text or the host means nothing, with NothingPinned without tables.
  */
-export async function explainDestination(bpffs: string, text: string): Promise<Explanation[]> {
+export async function explainDestination(bpffs: string, text: string, mesh?: Mesh): Promise<Explained[]> {
   const destination = parseDestination(text);
   if (!destination) throw new BadRequest(`"${text}" is neither HOST[:PORT] nor IP:PORT`);
   const places = await placesOf(bpffs, destination);
-  return places.map(({ address, port }) => explainPinned(bpffs, address, port));
+  return places.map(({ address, port }) => configured(explainPinned(bpffs, address, port), mesh));
+}
+
+function configured(explanation: Explanation, mesh: Mesh | undefined): Explained {
+  if (!mesh) return explanation;
+  const known = explanation.clusters.map(({ name }): [string, ConfiguredEndpoint[]] => {
+    const localities = mesh.clusters.get(name)?.localities ?? [];
+    const endpoints = localities.flatMap(({ region, zone, subzone, priority, endpoints }) => {
+      const locality = [region, zone, subzone].filter((part) => part !== "").join("/");
+      return endpoints.map((endpoint) => ({ ...endpoint, priority, locality }));
+    });
+    return [name, endpoints];
+  });
+  return { ...explanation, configured: Object.fromEntries(known) };
 }
 
 interface Place {

@@ -43,6 +43,8 @@ export interface TablesStatus {
 }
 
 export interface MeshStatus {
+  /** False until istiod's first push: what stands here is then what the agent before knew, or nothing. */
+  current: boolean;
   services: number;
   frontends: number;
   clusters: number;

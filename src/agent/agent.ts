@@ -6,7 +6,13 @@ import { hostname } from "node:os";
 import { explainDestination } from "../admin/explain.ts";
 import { brief } from "../admin/kernel-state.ts";
 import { AdminServer } from "../admin/server.ts";
-import { type AgentStatus, adminSocket, type TablesStatus, writeStatus } from "../admin/status.ts";
+import {
+  type AgentStatus,
+  adminSocket,
+  readStatus,
+  type TablesStatus,
+  writeStatus,
+} from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
 import { usableAddresses } from "../istiod/node.ts";
 import type { StreamEvent } from "../istiod/status.ts";
@@ -19,7 +25,7 @@ import { type Config, formatExclude } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
-import { Reporter } from "./reporter.ts";
+import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
@@ -38,6 +44,8 @@ export class Agent {
   readonly #addresses: string[];
   readonly #cgroups: string[];
   #admin: AdminServer | undefined;
+  /** What the agent before this one left in the status file. */
+  readonly #before: AgentStatus | undefined;
   #mesh: Mesh | undefined;
   #tables: TablesStatus = { applies: 0, writes: 0 };
   /** The kernel lags behind the mesh: the next write compares everything. */
@@ -52,6 +60,7 @@ export class Agent {
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
     this.#reporter = new Reporter(log);
+    this.#before = readStatus(config.runDir);
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
       cgroups: this.#cgroups,
@@ -125,7 +134,9 @@ export class Agent {
       adopted: this.#datapath.adopted,
       stream: this.#stream.status(),
       tables: this.#tables,
-      mesh: this.#reporter.meshStatus(this.#mesh),
+      mesh: this.#mesh
+        ? meshStatusOf(this.#mesh)
+        : meshStatusBefore(this.#datapath.adopted ? this.#before?.mesh : undefined),
     };
   }
 
@@ -136,7 +147,7 @@ export class Agent {
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,
       "/dump/tables": () => this.#datapath.inspect(),
-      "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? ""),
+      "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
     this.#reporter.started(this.#datapath.adopted, this.#config);
     this.#stream.start();

@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import type { Mesh, Note } from "../mesh/model.ts";
 import type { Log } from "./log.ts";
-import { Reporter, tell } from "./reporter.ts";
+import { meshStatusBefore, meshStatusOf, Reporter, tell } from "./reporter.ts";
 
 function recorder(): { lines: string[]; log: Log } {
   const lines: string[] = [];
@@ -65,7 +65,7 @@ test("services with remarks are counted in one line, again only when the numbers
 });
 
 test("the status lists only services that have remarks", () => {
-  const status = new Reporter(recorder().log).meshStatus(
+  const status = meshStatusOf(
     meshWith(
       [strict],
       [
@@ -77,11 +77,25 @@ test("the status lists only services that have remarks", () => {
   expect(status.services).toBe(2);
   expect(status.notes).toEqual([strict]);
   expect(status.serviceNotes).toEqual([{ service: "a", notes: [layer7] }]);
+  expect(meshStatusBefore(status)).toEqual({ ...status, current: false });
+  expect(meshStatusBefore(undefined)).toMatchObject({ current: false, services: 0, notes: [] });
+});
+
+test("an istiod that stays away is told once, and again after it was back", () => {
+  const { lines, log } = recorder();
+  const reporter = new Reporter(log);
+  const refuse = () =>
+    reporter.heard({ kind: "disconnected", reason: "nothing listens", held: 0, retry: 100 });
+  refuse();
+  refuse();
+  reporter.heard({ kind: "connected", target: "istiod:15012" });
+  refuse();
+  expect(lines.map((line) => line.split(" ")[0])).toEqual(["warn", "debug", "info", "warn"]);
 });
 
 test("a stream that held and ends is news, one that never stood is a warning", () => {
   const ended = (held: number) =>
     tell({ kind: "disconnected", reason: "istiod closed the stream", held, retry: 1500 });
-  expect(ended(10)).toEqual(["info", "istiod closed the stream. Traffic goes on; next try in 1.5 s"]);
+  expect(ended(10)).toEqual(["info", "istiod closed the stream. Traffic goes on; trying again"]);
   expect(ended(0)[0]).toBe("warn");
 });

@@ -18,6 +18,7 @@ export class Reporter {
   readonly #log: Log;
   readonly #said = new Set<string>();
   #counts = "";
+  #lastEnd = "";
 
   constructor(log: Log) {
     this.#log = log;
@@ -35,7 +36,11 @@ export class Reporter {
 
   heard(event: StreamEvent): void {
     const [level, line] = tell(event);
-    this.#log[level](line);
+    if (event.kind === "connected") this.#lastEnd = "";
+    // An istiod that stays away is told once, not at every attempt.
+    const again = event.kind === "disconnected" && event.reason === this.#lastEnd;
+    if (event.kind === "disconnected") this.#lastEnd = event.reason;
+    this.#log[again ? "debug" : level](line);
   }
 
   /** A push is live. */
@@ -49,29 +54,6 @@ export class Reporter {
       this.#log.warn(note.text);
     }
     this.#countNotes(mesh);
-  }
-
-  meshStatus(mesh: Mesh | undefined): MeshStatus {
-    const status: MeshStatus = {
-      services: 0,
-      frontends: 0,
-      clusters: 0,
-      endpoints: 0,
-      notes: [],
-      serviceNotes: [],
-    };
-    if (!mesh) return status;
-    status.services = mesh.services.size;
-    status.frontends = mesh.frontends.size;
-    status.clusters = mesh.clusters.size;
-    for (const cluster of mesh.clusters.values()) {
-      for (const locality of cluster.localities) status.endpoints += locality.endpoints.length;
-    }
-    status.notes = mesh.notes;
-    for (const { name, notes } of mesh.services.values()) {
-      if (notes.length > 0) status.serviceNotes.push({ service: name, notes });
-    }
-    return status;
   }
 
   /** One line for all services, when the numbers change. */
@@ -100,10 +82,7 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
       return ["info", `Connected to istiod at ${event.target}`];
     case "disconnected":
       // istiod ends every stream after half an hour: no reason to worry anybody.
-      return [
-        event.held > 0 ? "info" : "warn",
-        `${event.reason}. Traffic goes on; next try in ${(event.retry / 1000).toFixed(1)} s`,
-      ];
+      return [event.held > 0 ? "info" : "warn", `${event.reason}. Traffic goes on; trying again`];
     case "rejected":
       return [
         "warn",
@@ -127,4 +106,29 @@ function list(names: readonly string[]): string {
   return names.length <= 3
     ? names.join(", ")
     : `${names.slice(0, 3).join(", ")} and ${names.length - 3} more`;
+}
+
+/** The mesh in numbers, and what is to be said about it. */
+export function meshStatusOf(mesh: Mesh): MeshStatus {
+  let endpoints = 0;
+  for (const { localities } of mesh.clusters.values()) {
+    for (const locality of localities) endpoints += locality.endpoints.length;
+  }
+  return {
+    current: true,
+    services: mesh.services.size,
+    frontends: mesh.frontends.size,
+    clusters: mesh.clusters.size,
+    endpoints,
+    notes: mesh.notes,
+    serviceNotes: [...mesh.services.values()]
+      .filter(({ notes }) => notes.length > 0)
+      .map(({ name, notes }) => ({ service: name, notes })),
+  };
+}
+
+/** Before the first mesh: what the agent before knew, since its tables are still in use. */
+export function meshStatusBefore(previous: MeshStatus | undefined): MeshStatus {
+  const nothing = { services: 0, frontends: 0, clusters: 0, endpoints: 0, notes: [], serviceNotes: [] };
+  return { ...(previous ?? nothing), current: false };
 }

@@ -1,12 +1,12 @@
 import { expect, test } from "bun:test";
-import type { Explanation } from "../datapath/explain.ts";
+import type { Explained } from "../admin/explain.ts";
 import { tellExplanation } from "./explain.ts";
 
 const cluster = (
   name: string,
   share: number,
   endpoints: [string, number][],
-): Explanation["clusters"][number] => ({
+): Explained["clusters"][number] => ({
   name,
   share,
   kind: "endpoints",
@@ -52,4 +52,25 @@ test("a refusal says why, and shadow mode that nothing is changed", () => {
     "A connection to [fd00::9]:443 is refused: tls-required",
   );
   expect(tellExplanation({ ...refused, clusters: [], why: [], shadow: true })).toContain("only counted");
+});
+
+test("a living agent adds weights and health, also of endpoints that get nothing", () => {
+  const text = tellExplanation({
+    asked: { address: "10.0.0.1", port: 80 },
+    verdict: "redirect",
+    shadow: false,
+    clusters: [cluster("v1", 1, [["10.1.0.1", 1]])],
+    configured: {
+      v1: [
+        { address: "10.1.0.1", port: 8080, weight: 3, healthy: true, priority: 0, locality: "r1/z1" },
+        { address: "10.1.0.2", port: 8080, weight: 1, healthy: false, priority: 0, locality: "" },
+      ],
+    },
+    why: [],
+  });
+  const rows = text.split("\n").filter((line) => line.includes("10.1.0."));
+  expect(rows.map((row) => row.trim().split(/\s{2,}/))).toEqual([
+    ["v1", "10.1.0.1:8080", "100.0 %", "3", "3", "0", "healthy", "r1/z1"],
+    ["v1", "10.1.0.2:8080", "-", "-", "1", "0", "unhealthy"],
+  ]);
 });

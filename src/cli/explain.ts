@@ -1,7 +1,7 @@
 import { AdminError } from "../admin/client.ts";
+import type { ConfiguredEndpoint, Explained } from "../admin/explain.ts";
 import { BadRequest } from "../admin/server.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
-import type { Explanation } from "../datapath/explain.ts";
 import { formatMatch } from "../mesh/frontend.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
@@ -18,7 +18,7 @@ export const explain = command({
     const folders = readFolders(sourcesOf(flags, process.env));
     const path = `/explain?target=${encodeURIComponent(destination)}`;
     try {
-      const { alive, value } = await view<Explanation[]>(folders, path, async () => {
+      const { alive, value } = await view<Explained[]>(folders, path, async () => {
         const { explainDestination } = await import("../admin/explain.ts");
         return explainDestination(folders.bpffs, destination);
       });
@@ -39,14 +39,14 @@ export const explain = command({
   },
 });
 
-const VERDICTS: Record<Explanation["verdict"], string> = {
+const VERDICTS: Record<Explained["verdict"], string> = {
   redirect: "is sent to one of the endpoints below",
   pass: "goes to the address itself",
   refuse: "is refused",
 };
 
 /** One explanation as text. */
-export function tellExplanation(explanation: Explanation): string {
+export function tellExplanation(explanation: Explained): string {
   const { asked, verdict, reason, shadow, service, clusters, why } = explanation;
   const to = formatMatch({ kind: "address", ...asked });
   const counted = shadow ? " (shadow mode: that is only counted, nothing is changed)" : "";
@@ -56,14 +56,47 @@ export function tellExplanation(explanation: Explanation): string {
     ...(service ? [`service ${service}`] : []),
     ...why.map((line, i) => `${i + 1}. ${line}`),
   ];
-  const rows = clusters.flatMap((cluster) =>
-    cluster.endpoints.map((endpoint) => [
+  const rows = clusters.flatMap((cluster) => endpointRows(cluster, explanation.configured?.[cluster.name]));
+  const columns = [
+    "CLUSTER",
+    "ENDPOINT",
+    "SHARE",
+    "LIVE",
+    ...(explanation.configured ? ["WEIGHT", "PRIORITY", "HEALTH", "LOCALITY"] : []),
+  ];
+  const endpoints = rows.length === 0 ? [] : [indent(table(columns, rows))];
+  return [head, ...[...parts.slice(1), ...endpoints].map((part) => indent(part))].join("\n");
+}
+
+/** A row an endpoint: those that get connections, then those that istiod named and that get none. */
+function endpointRows(
+  cluster: Explained["clusters"][number],
+  configured: ConfiguredEndpoint[] | undefined,
+): (string | number)[][] {
+  const at = (endpoint: { address: string; port: number }) =>
+    formatMatch({ kind: "address", address: endpoint.address, port: endpoint.port });
+  const known = new Map(configured?.map((endpoint) => [at(endpoint), endpoint]));
+  const details = (place: string) => {
+    const endpoint = known.get(place);
+    if (!endpoint) return configured ? ["-", "-", "-", ""] : [];
+    return [
+      endpoint.weight,
+      endpoint.priority,
+      endpoint.healthy ? "healthy" : "unhealthy",
+      endpoint.locality,
+    ];
+  };
+  const used = new Set(cluster.endpoints.map(at));
+  return [
+    ...cluster.endpoints.map((endpoint) => [
       cluster.name,
-      formatMatch({ kind: "address", address: endpoint.address, port: endpoint.port }),
+      at(endpoint),
       `${(endpoint.share * cluster.share * 100).toFixed(1)} %`,
       endpoint.live,
+      ...details(at(endpoint)),
     ]),
-  );
-  const endpoints = rows.length === 0 ? [] : [indent(table(["CLUSTER", "ENDPOINT", "SHARE", "LIVE"], rows))];
-  return [head, ...[...parts.slice(1), ...endpoints].map((part) => indent(part))].join("\n");
+    ...[...known.keys()]
+      .filter((place) => !used.has(place))
+      .map((place) => [cluster.name, place, "-", "-", ...details(place)]),
+  ];
 }

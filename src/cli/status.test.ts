@@ -52,7 +52,15 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
       lastMilliseconds: 0.4,
       lastApplyAt: "2026-01-01T00:09:55Z",
     },
-    mesh: { services: 2, frontends: 3, clusters: 4, endpoints: 5, notes: [], serviceNotes: [] },
+    mesh: {
+      current: true,
+      services: 2,
+      frontends: 3,
+      clusters: 4,
+      endpoints: 5,
+      notes: [],
+      serviceNotes: [],
+    },
     ...change,
   };
 }

@@ -79,17 +79,32 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
   const error =
     !stream.connected && stream.lastError ? [["", stream.lastError.text] as [string, string]] : [];
   const applied = tables.lastApplyAt
-    ? `${tables.applies} pushes, ${tables.writes} map writes (the last: ${tables.lastWrites}, ${(tables.lastMilliseconds ?? 0).toFixed(1)} ms)`
+    ? `${plural(tables.applies, "push", "pushes")}, ${plural(tables.writes, "map write")} (the last push: ${tables.lastWrites}, ${(tables.lastMilliseconds ?? 0).toFixed(1)} ms)`
     : "nothing written yet by this agent";
   return [
     ["istiod", `${link}, ${state}${push}`],
     ...error,
-    [
-      "mesh",
-      `${mesh.services} services, ${mesh.frontends} frontends, ${mesh.clusters} clusters, ${mesh.endpoints} endpoints`,
-    ],
+    ["mesh", tellMesh(mesh)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
   ];
+}
+
+function tellMesh(mesh: AgentStatus["mesh"]): string {
+  const { services, frontends, clusters, endpoints } = mesh;
+  const numbers = [
+    plural(services, "service"),
+    plural(frontends, "frontend"),
+    plural(clusters, "cluster"),
+    plural(endpoints, "endpoint"),
+  ];
+  if (mesh.current) return numbers.join(", ");
+  return services === 0
+    ? "not known yet: istiod has not sent it"
+    : `${numbers.join(", ")}, as the agent before knew it: istiod has not answered yet`;
+}
+
+function plural(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
 }
 
 function kernelFacts(kernel: KernelState | undefined, bpffs: string): [string, string][] {

@@ -190,10 +190,25 @@ function removeStage(folder: string, cgroup: string, bpffs: string): string[] {
   };
   if (existsSync(bpffs)) attempt(bpffs, () => removePinned(bpffs));
   for (const path of [join(cgroup, "load"), join(cgroup, "play"), cgroup]) {
-    if (existsSync(path)) attempt(path, () => rmdirPatiently(path));
+    if (!existsSync(path)) continue;
+    attempt(path, () => {
+      evacuate(path);
+      rmdirPatiently(path);
+    });
   }
   attempt(folder, () => rmSync(folder, { recursive: true, force: true }));
   return left;
+}
+
+/** Moves the operator's own shells out, which the hints of --keep brought in. */
+function evacuate(cgroup: string): void {
+  for (const pid of readFileSync(join(cgroup, "cgroup.procs"), "utf8").split("\n").filter(Boolean)) {
+    try {
+      writeFileSync(join(cgroup2Root(), "cgroup.procs"), pid);
+    } catch {
+      // It has ended meanwhile.
+    }
+  }
 }
 
 /** A cgroup is busy for a moment after its last process ended. */

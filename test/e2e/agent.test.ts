@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import type { Explanation } from "../../src/datapath/explain.ts";
+import type { Explained } from "../../src/admin/explain.ts";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually, type OwnedProcess, sleep } from "../lab/process.ts";
@@ -51,7 +51,7 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
 
   test("explain walks the live tables, for a host and for an address", async () => {
     for (const target of ["shop.demo.svc.cluster.local:80", "shop.demo", `${SERVICE}:80`]) {
-      const [only, ...others] = await lab.json<Explanation[]>("explain", target);
+      const [only, ...others] = await lab.json<Explained[]>("explain", target);
       expect(others).toEqual([]);
       expect(only).toMatchObject({ verdict: "redirect", asked: { address: SERVICE, port: 80 } });
       const shares = only?.clusters.flatMap((cluster) =>
@@ -66,7 +66,7 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
         "127.1.0.3": 0.1,
       });
     }
-    expect(await lab.json<Explanation[]>("explain", "192.0.2.1:80")).toMatchObject([{ verdict: "pass" }]);
+    expect(await lab.json<Explained[]>("explain", "192.0.2.1:80")).toMatchObject([{ verdict: "pass" }]);
     expect((await lab.kmesh("explain", "nothing.invalid")).code).toBe(2);
   });
 
@@ -155,11 +155,14 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
       tables: { applies: 0, writes: 0 },
     });
     expect(status.stream?.lastError?.text).toContain("nothing listens at 127.0.0.1:1");
+    expect(status.mesh?.current).toBe(false);
+    expect(status.mesh?.services).toBeGreaterThan(0);
     expect((await lab.connect(100)).by).toEqual({ a: 25, b: 25, c: 50 });
     await agent.stop();
   }, 30_000);
 
   test("shadow mode decides and counts, and changes nothing", async () => {
+    await agent.stop();
     agent = await lab.liveAgent("--shadow");
     const before = await wouldRedirect(lab);
     expect((await lab.connect(20)).errors).toEqual({ ENETUNREACH: 20 });
