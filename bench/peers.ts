@@ -252,7 +252,8 @@ try {
   await measure();
 } finally {
   await mesh?.remove();
-  for (const process_ of processes) await process_.stop("SIGKILL");
+  // Not SIGKILL: nginx's master ends its workers.
+  for (const process_ of processes) await process_.stop("SIGTERM");
   for (const one of namespaces) await one.remove();
   rmSync(folder, { recursive: true, force: true });
 }
