@@ -4,7 +4,8 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { AdminError, askAgent } from "./client.ts";
-import { AdminServer, BadRequest, toJson } from "./server.ts";
+import { toJson } from "./json.ts";
+import { AdminServer, BadRequest } from "./server.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-admin-"));
 const socket = join(folder, "run", "admin.sock");

@@ -10,6 +10,7 @@
 import { mkdirSync, rmSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { dirname } from "node:path";
+import { toJson } from "./json.ts";
 
 /** Gives what is sent as JSON. What it throws is sent as status 400 when it is a `BadRequest`, else as 500. */
 export type Answer = (query: URLSearchParams) => unknown;
@@ -73,17 +74,4 @@ async function reply(
     const message = error instanceof Error ? error.message : String(error);
     return [error instanceof BadRequest ? 400 : 500, JSON.stringify({ error: message })];
   }
-}
-
-/** JSON text of plain data, maps as objects, sets as lists, 64-bit numbers as numbers where they fit, else as text. */
-export function toJson(value: unknown, indent?: number): string {
-  return JSON.stringify(value, (_key, each) => plain(each), indent) ?? "null";
-}
-
-function plain(value: unknown): unknown {
-  if (typeof value === "bigint") return Number.isSafeInteger(Number(value)) ? Number(value) : String(value);
-  if (value instanceof Map) return Object.fromEntries(value);
-  if (value instanceof Set) return [...value];
-  if (value instanceof Uint8Array) return Buffer.from(value).toString("hex");
-  return value;
 }

@@ -1,5 +1,5 @@
 import { stringify } from "yaml";
-import { toJson } from "../admin/server.ts";
+import { toJson } from "../admin/json.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";

@@ -1,6 +1,6 @@
 /** What commands print: text for people, JSON for programs. */
 import { writeSync } from "node:fs";
-import { toJson } from "../admin/server.ts";
+import { toJson } from "../admin/json.ts";
 import type { Flags } from "../agent/config.ts";
 import { UsageError } from "./arguments.ts";
 
