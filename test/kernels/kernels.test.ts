@@ -23,15 +23,26 @@ function kernels(): { lines: [line: string, release: string][] } | { missing: st
 const found = kernels();
 if ("missing" in found) console.warn(`other kernels are skipped: ${found.missing}`);
 
+/** Runs `command` on a booted kernel; gives the end of what it printed. */
+async function onKernel(line: string, ...command: string[]): Promise<string> {
+  const { stdout, stderr } = await run([join(HERE, "boot"), line, ...command], {
+    cwd: ROOT,
+    timeoutMs: LIMIT,
+    env: { KERNEL_TIMEOUT: String(LIMIT / 1000 - 10) },
+  });
+  return `${stdout}${stderr}`.trim().split("\n").slice(-60).join("\n");
+}
+
 describe.skipIf("missing" in found)("other kernels", () => {
-  test.each("lines" in found ? found.lines : [])("%s (%s)", async (line, release) => {
-    const { stdout, stderr } = await run([join(HERE, "boot"), line, join(HERE, "smoke")], {
-      cwd: ROOT,
-      timeoutMs: LIMIT,
-      env: { KERNEL_TIMEOUT: String(LIMIT / 1000 - 10) },
-    });
-    expect(`${stdout}${stderr}`.trim().split("\n").slice(-60).join("\n")).toEndWith(
-      `smoke: passed on ${release}`,
-    );
+  const lines = "lines" in found ? found.lines : [];
+
+  test.each(lines)("%s (%s): the smoke test", async (line, release) => {
+    expect(await onKernel(line, join(HERE, "smoke"))).toEndWith(`smoke: passed on ${release}`);
+  });
+
+  test.each(lines)("%s (%s): services flip under connections", async (line) => {
+    const text = await onKernel(line, process.execPath, join(ROOT, "test/stress/flip.ts"), "20");
+    const report: unknown = JSON.parse(/^\{.*\}$/m.exec(text)?.[0] ?? JSON.stringify({ text }));
+    expect(report).toMatchObject({ misses: 0, mixtures: 0, errors: {} });
   });
 });
