@@ -54,12 +54,12 @@ interface Place {
 
 async function placesOf(bpffs: string, destination: Destination): Promise<Place[]> {
   const { host, address, port } = destination;
+  if (address !== undefined && port !== undefined) return [{ address, port }];
   const known = frontendsOf(bpffs).filter(
     (each) =>
       (port === undefined || each.port === port) &&
       (address === undefined ? isHost(each.host, host) : each.address === address),
   );
-  if (address !== undefined && port !== undefined) return [{ address, port }];
   if (known.length > 0) return known;
   if (port === undefined)
     throw new BadRequest(`the mesh knows no service ${host}: add the port, as in ${host}:80`);

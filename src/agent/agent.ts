@@ -4,7 +4,6 @@
  */
 import { hostname } from "node:os";
 import { explainDestination } from "../admin/explain.ts";
-import { brief } from "../admin/kernel-state.ts";
 import { AdminServer } from "../admin/server.ts";
 import {
   type AgentStatus,
@@ -29,8 +28,11 @@ import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
-/** From a change to the status file, milliseconds: many pushes become one write. */
-const STATUS_DELAY = 500;
+/**
+ * From a change to the status file, milliseconds: many changes become one write. The numbers of a push that only
+ * moved endpoints may lag: the file is for those who find no agent.
+ */
+const STATUS_DELAY = { news: 500, numbers: 5_000 };
 
 export class Agent {
   readonly #config: Config;
@@ -52,6 +54,7 @@ export class Agent {
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
+  #statusDue = 0;
 
   private constructor(config: Config, log: Log, locks: Locks) {
     this.#config = config;
@@ -143,7 +146,7 @@ export class Agent {
   async #begin(): Promise<void> {
     this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
       "/agent": () => this.status(),
-      "/status": () => ({ agent: this.status(), kernel: brief(this.#datapath.inspect()) }),
+      "/status": () => ({ agent: this.status(), kernel: this.#datapath.summarize() }),
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,
       "/dump/tables": () => this.#datapath.inspect(),
@@ -188,18 +191,23 @@ export class Agent {
       );
       this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), RETRY);
     }
-    this.#writeStatusSoon();
+    this.#writeStatusWithin(
+      changes.everything || changes.services.size > 0 ? STATUS_DELAY.news : STATUS_DELAY.numbers,
+    );
   }
 
   #heard(event: StreamEvent): void {
     this.#reporter.heard(event);
-    this.#writeStatusSoon();
+    this.#writeStatusWithin(event.kind === "committed" ? STATUS_DELAY.numbers : STATUS_DELAY.news);
   }
 
   /** Off the path from a push to live tables. */
-  #writeStatusSoon(): void {
-    if (this.#statusTimer !== undefined) return;
-    this.#statusTimer = setTimeout(() => this.#writeStatus(), STATUS_DELAY);
+  #writeStatusWithin(milliseconds: number): void {
+    const due = performance.now() + milliseconds;
+    if (this.#statusTimer !== undefined && this.#statusDue <= due) return;
+    clearTimeout(this.#statusTimer);
+    this.#statusDue = due;
+    this.#statusTimer = setTimeout(() => this.#writeStatus(), milliseconds);
   }
 
   #writeStatus(): void {

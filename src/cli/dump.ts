@@ -25,7 +25,7 @@ export const dump = command({
           "kmesh dump tables shows what the kernel holds.",
         );
       }
-      return kernelState(folders.bpffs);
+      return kernelState(folders.bpffs, true);
     });
     if (value === undefined || value === null) throw nothing(alive, part, folders.bpffs);
     if (!alive) remark(`${lastWords(folders).sentence} These are the tables that it left.`);

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
-import type { KernelState } from "../admin/kernel-state.ts";
 import type { AgentStatus } from "../admin/status.ts";
+import type { Summary } from "../datapath/inspect.ts";
 import { tellStatus } from "./status.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
@@ -65,7 +65,7 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
   };
 }
 
-function kernel(change: Partial<KernelState> = {}): KernelState {
+function kernel(change: Partial<Summary> = {}): Summary {
   return {
     bpffs: "/sys/fs/bpf/kmesh",
     abi: "abc",
@@ -91,7 +91,7 @@ function kernel(change: Partial<KernelState> = {}): KernelState {
   };
 }
 
-const tell = (a: AgentStatus | undefined, k: KernelState | undefined, dead?: string) =>
+const tell = (a: AgentStatus | undefined, k: Summary | undefined, dead?: string) =>
   tellStatus({ agent: a, kernel: k }, dead, "/sys/fs/bpf/kmesh", false, NOW);
 
 test("a healthy mesh", () => {

@@ -1,6 +1,6 @@
-import { brief, type KernelState } from "../admin/kernel-state.ts";
 import type { AgentStatus } from "../admin/status.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
+import type { Summary } from "../datapath/inspect.ts";
 import type { Note } from "../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
@@ -12,7 +12,7 @@ const ROWS = 40;
 
 interface Answer {
   agent: AgentStatus | undefined;
-  kernel: KernelState | undefined;
+  kernel: Summary | undefined;
 }
 
 export const status = command({
@@ -28,7 +28,7 @@ export const status = command({
     const folders = readFolders(sourcesOf(flags, process.env));
     const { alive, value } = await view<Answer>(folders, "/status", async () => ({
       agent: lastWords(folders).status,
-      kernel: await kernelState(folders.bpffs).then((all) => all && brief(all)),
+      kernel: await kernelState(folders.bpffs, false),
     }));
     if (format === "json") printJson({ alive, ...value.agent, kernel: value.kernel ?? null });
     else
@@ -107,7 +107,7 @@ function plural(count: number, one: string, many = `${one}s`): string {
   return `${count} ${count === 1 ? one : many}`;
 }
 
-function kernelFacts(kernel: KernelState | undefined, bpffs: string): [string, string][] {
+function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, string][] {
   if (!kernel) return [["kernel", `holds nothing: nothing is pinned in ${bpffs}`]];
   const off = kernel.hooks.filter((hook) => !hook.attached).map(({ hook }) => hook);
   const on = kernel.hooks.filter((hook) => hook.attached).map(({ hook }) => hook);
@@ -127,7 +127,7 @@ function kernelFacts(kernel: KernelState | undefined, bpffs: string): [string, s
   ];
 }
 
-function warningsOf(agent: AgentStatus | undefined, kernel: KernelState | undefined): string[] {
+function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
   const warnings: string[] = [];
   if (kernel?.settings.shadow) warnings.push("Shadow mode: decisions are counted, no connection is changed.");
   for (const note of agent?.mesh.notes ?? []) warnings.push(note.text);
@@ -138,7 +138,7 @@ function warningsOf(agent: AgentStatus | undefined, kernel: KernelState | undefi
   return warnings;
 }
 
-function tellServices(kernel: KernelState, all: boolean): string {
+function tellServices(kernel: Summary, all: boolean): string {
   const { shadow } = kernel.settings;
   const rows = kernel.services
     .map((each) => ({ ...each, refusals: Object.entries(each.refused) }))

@@ -3,7 +3,7 @@ import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
 import type { Folders } from "../agent/config.ts";
 import { requireRoot } from "../agent/unsupported.ts";
-import type { Inspection } from "../datapath/inspect.ts";
+import type { Inspection, Summary } from "../datapath/inspect.ts";
 import { formatSpan } from "./output.ts";
 
 export interface View<T> {
@@ -36,12 +36,12 @@ export function lastWords(folders: Folders): { status: AgentStatus | undefined; 
   };
 }
 
-/** Reads the pinned tables; undefined when nothing is pinned there. */
-export async function kernelState(bpffs: string): Promise<Inspection | undefined> {
+/** Reads the pinned tables, the `whole` of them or their summary; undefined when nothing is pinned there. */
+export async function kernelState(bpffs: string, whole: boolean): Promise<Summary | Inspection | undefined> {
   // Loaded here: libbpf is only for those who look into the kernel.
-  const { inspectPinned, NothingPinned } = await import("../datapath/inspect.ts");
+  const { inspectPinned, NothingPinned, summarizePinned } = await import("../datapath/inspect.ts");
   try {
-    return inspectPinned(bpffs);
+    return whole ? inspectPinned(bpffs) : summarizePinned(bpffs);
   } catch (error) {
     if (error instanceof NothingPinned) return undefined;
     throw error;

@@ -4,7 +4,7 @@ import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation } from "./generation.ts";
-import { type Inspection, inspectTables } from "./inspect.ts";
+import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 
 export interface DatapathOptions {
@@ -81,6 +81,11 @@ export class Datapath {
 
   inspect(): Inspection {
     return inspectTables(this.#options.bpffs, this.#generation.tables);
+  }
+
+  /** The same without the long lists: cheap enough to ask for at any time. */
+  summarize(): Summary {
+    return summarizeTables(this.#options.bpffs, this.#generation.tables);
   }
 
   /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */

@@ -67,7 +67,8 @@ export interface TableState {
   bytes: number;
 }
 
-export interface Inspection {
+/** What the kernel holds, without the long lists. */
+export interface Summary {
   bpffs: string;
   abi: string;
   hooks: HookState[];
@@ -79,9 +80,12 @@ export interface Inspection {
     fallback: string;
   };
   services: ServiceCounters[];
+  tables: TableState[];
+}
+
+export interface Inspection extends Summary {
   frontends: FrontendState[];
   clusters: ClusterState[];
-  tables: TableState[];
 }
 
 /** Nothing is pinned there. */
@@ -103,9 +107,18 @@ export function openPinned(bpffs: string): Tables {
 
 /** Reads all that is pinned below `bpffs`. Throws NothingPinned and KernelError. */
 export function inspectPinned(bpffs: string): Inspection {
+  return readPinned(bpffs, inspectTables);
+}
+
+/** The same without the long lists. */
+export function summarizePinned(bpffs: string): Summary {
+  return readPinned(bpffs, summarizeTables);
+}
+
+function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T): T {
   const tables = openPinned(bpffs);
   try {
-    return inspectTables(bpffs, tables);
+    return read(bpffs, tables);
   } finally {
     tables.close();
   }
@@ -126,14 +139,20 @@ export function removePinned(bpffs: string): { removed: string[] } {
 
 export function inspectTables(bpffs: string, tables: Tables): Inspection {
   const view = new TableView(tables);
+  return { ...summaryOf(bpffs, tables, view), frontends: view.frontends(), clusters: view.clusters() };
+}
+
+export function summarizeTables(bpffs: string, tables: Tables): Summary {
+  return summaryOf(bpffs, tables, new TableView(tables));
+}
+
+function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
   return {
     bpffs,
     abi: layout.ABI_ID,
     hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
     settings: settingsOf(tables, view),
     services: view.services(),
-    frontends: view.frontends(),
-    clusters: view.clusters(),
     tables: sizes(tables),
   };
 }

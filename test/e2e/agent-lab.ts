@@ -6,8 +6,8 @@ import { existsSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
-import type { KernelState } from "../../src/admin/kernel-state.ts";
 import type { AgentStatus } from "../../src/admin/status.ts";
+import type { Summary } from "../../src/datapath/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
 import { type ClientSpec, KMESH, RunningClient, type Tally } from "../interop/mesh-lab.ts";
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
@@ -48,7 +48,7 @@ export function shop(weights: { v1: number; v2: number }): DemoMesh {
   };
 }
 
-export type StatusJson = Partial<AgentStatus> & { alive: boolean; kernel: KernelState | null };
+export type StatusJson = Partial<AgentStatus> & { alive: boolean; kernel: Summary | null };
 
 export class AgentLab {
   readonly namespace: NetworkNamespace;
