@@ -357,7 +357,10 @@ class Builder {
     if (host !== undefined) return serviceId(host, port);
     const [first] = led;
     if (first !== undefined && first.host !== "") return serviceId(first.host, port);
-    return serviceId(address ?? "*", port);
+    const [cluster] = clustersOf(decision.destination);
+    return cluster === undefined || cluster === PASSTHROUGH || cluster === BLACK_HOLE
+      ? serviceId(address ?? "*", port)
+      : serviceOfCluster(cluster);
   }
 
   /** `names`, joined, call a split: where it is configured, so that new weights keep the name. */
