@@ -100,6 +100,7 @@ describe("frontends", () => {
     const own = "outbound|80||a";
     const sniffed = (tcp: GivenChain, ...hosts: Parameters<typeof routes>[1]) =>
       compiled(
+        eds(own),
         lds(
           listener(
             "10.0.0.1",
