@@ -1,6 +1,52 @@
-/** JSON text of plain data, maps as objects, sets as lists, 64-bit numbers as numbers where they fit, else as text. */
+/** Bytes of one part of a large JSON text. */
+const PART = 64 << 10;
+
+/**
+ * JSON text of plain data: maps as objects, sets as lists, bytes as hexadecimal, 64-bit numbers as numbers where
+ * they fit, else as text.
+ */
 export function toJson(value: unknown, indent?: number): string {
   return JSON.stringify(value, (_key, each) => plain(each), indent) ?? "null";
+}
+
+/**
+ * The same text as UTF-8 in parts of about 64 KB, made at once: a large dump never stands in the heap as a whole,
+ * and what it shows is one moment.
+ */
+export function jsonParts(value: unknown): Uint8Array[] {
+  const parts: Uint8Array[] = [];
+  let text = "";
+  const put = (piece: string) => {
+    text += piece;
+    if (text.length < PART) return;
+    parts.push(Buffer.from(text));
+    text = "";
+  };
+  spread(value, 2, put);
+  parts.push(Buffer.from(text));
+  return parts;
+}
+
+/** Takes the upper `levels` of `value` apart, so that `put` gets an element at a time. */
+function spread(value: unknown, levels: number, put: (piece: string) => void): void {
+  if (levels === 0 || typeof value !== "object" || value === null || value instanceof Uint8Array) {
+    put(toJson(value));
+    return;
+  }
+  const isList = Array.isArray(value) || value instanceof Set;
+  put(isList ? "[" : "{");
+  let first = true;
+  for (const [key, each] of isList
+    ? [...value].entries()
+    : value instanceof Map
+      ? value
+      : Object.entries(value)) {
+    if (!isList && each === undefined) continue;
+    put(`${first ? "" : ","}${isList ? "" : `${JSON.stringify(String(key))}:`}`);
+    first = false;
+    spread(each, levels - 1, put);
+  }
+  put(isList ? "]" : "}");
 }
 
 function plain(value: unknown): unknown {

@@ -4,7 +4,6 @@ import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { AdminError, askAgent } from "./client.ts";
-import { toJson } from "./json.ts";
 import { AdminServer, BadRequest } from "./server.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-admin-"));
@@ -77,8 +76,4 @@ test("an agent that hangs is an error, not a wait", async () => {
   expect(answer).toBeInstanceOf(Error);
   expect(String(answer)).toContain("did not answer within 0.1 s");
   hanging.close();
-});
-
-test("bytes are hexadecimal", () => {
-  expect(toJson({ key: new Uint8Array([1, 255]), set: new Set([1]) })).toBe('{"key":"01ff","set":[1]}');
 });

@@ -7,10 +7,12 @@
  *     GET /dump/tables       what the kernel holds
  *     GET /explain?target=   where a connection would go
  */
+
+import { once } from "node:events";
 import { mkdirSync, rmSync } from "node:fs";
 import { createServer, type Server } from "node:http";
 import { dirname } from "node:path";
-import { toJson } from "./json.ts";
+import { jsonParts } from "./json.ts";
 
 /** Gives what is sent as JSON. What it throws is sent as status 400 when it is a `BadRequest`, else as 500. */
 export type Answer = (query: URLSearchParams) => unknown;
@@ -37,9 +39,12 @@ export class AdminServer {
       const url = new URL(request.url ?? "/", "http://kmesh");
       const answer = Object.hasOwn(answers, url.pathname) ? answers[url.pathname] : undefined;
       const [code, body] = await reply(request.method, url, answer);
-      // Stringify first: half an answer must not go out under 200.
       response.writeHead(code, { "content-type": "application/json" });
-      response.end(body);
+      for (const part of body) {
+        if (!response.write(part)) await once(response, "drain").catch(() => {});
+        if (response.destroyed) return;
+      }
+      response.end();
     });
     const before = process.umask(0o077);
     try {
@@ -65,13 +70,13 @@ async function reply(
   method: string | undefined,
   url: URL,
   answer: Answer | undefined,
-): Promise<[number, string]> {
-  if (!answer) return [404, JSON.stringify({ error: `there is no ${url.pathname}` })];
-  if (method !== "GET") return [405, JSON.stringify({ error: "only GET is answered" })];
+): Promise<[number, Uint8Array[]]> {
+  if (!answer) return [404, jsonParts({ error: `there is no ${url.pathname}` })];
+  if (method !== "GET") return [405, jsonParts({ error: "only GET is answered" })];
   try {
-    return [200, toJson(await answer(url.searchParams))];
+    return [200, jsonParts(await answer(url.searchParams))];
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
-    return [error instanceof BadRequest ? 400 : 500, JSON.stringify({ error: message })];
+    return [error instanceof BadRequest ? 400 : 500, jsonParts({ error: message })];
   }
 }

@@ -29,10 +29,13 @@ export const dump = command({
     });
     if (value === undefined || value === null) throw nothing(alive, part, folders.bpffs);
     if (!alive) remark(`${lastWords(folders).sentence} These are the tables that it left.`);
-    if (format === "json") printJson(value);
-    // Through JSON, so that both formats hold the same.
-    else
-      print(stringify(JSON.parse(toJson(value)), { lineWidth: 0, aliasDuplicateObjects: false }).trimEnd());
+    if (format === "json") {
+      printJson(value);
+    } else {
+      // The agent's answer was JSON; what is read here becomes the same by it.
+      const same: unknown = alive ? value : JSON.parse(toJson(value));
+      print(stringify(same, { lineWidth: 0, aliasDuplicateObjects: false }).trimEnd());
+    }
     return EXIT.done;
   },
 });
