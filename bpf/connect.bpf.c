@@ -473,8 +473,12 @@ static __always_inline void count(const struct settings *set, const struct decis
 		return;
 	}
 	if (made->action == ACTION_REFUSE) {
-		if (made->reason < REASON_COUNT)
-			__sync_fetch_and_add(&counters->refused[made->reason], 1);
+		__u32 reason = made->reason;
+
+		/* One register for the check and the use: 6.1 forgets the bound of a 32-bit value on the stack. */
+		barrier_var(reason);
+		if (reason < REASON_COUNT)
+			__sync_fetch_and_add(&counters->refused[reason], 1);
 		return;
 	}
 	__sync_fetch_and_add(&counters->redirected, 1);
