@@ -220,11 +220,7 @@ class Builder {
 
   /** A listener for one address: a TCP service, or one whose protocol is found out from its first bytes. */
   #addExact(listener: ListenerRecord, address: string, port: number): void {
-    const fitting = listener.chains.filter(
-      (chain) => (chain.port === 0 || chain.port === port) && specificity(chain, address) >= 0,
-    );
-    const best = Math.max(...fitting.map((chain) => specificity(chain, address)));
-    const chains = fitting.filter((chain) => specificity(chain, address) === best);
+    const chains = fittingChains(listener, address, port);
     const decision = this.#decideExact(listener, chains, address, port);
     const service = this.#identify(address, port, decision);
     this.#claim({ kind: "address", address, port }, RANK.listener, decision, service);
@@ -238,7 +234,7 @@ class Builder {
     }
   }
 
-  #decideExact(listener: ListenerRecord, chains: Chain[], address: string, port: number): Decision {
+  #decideExact(listener: ListenerRecord, chains: readonly Chain[], address: string, port: number): Decision {
     const isPlain = ({ action, serverNames }: Chain) => !isRouted(action) && serverNames.length === 0;
     const otherwise = listener.otherwise;
     const beyond = this.#otherwise(listener);
@@ -473,6 +469,17 @@ function takenBy(match: string, service: string): Note {
 function matchOf(address: string, length: number, port: number): Match {
   const whole = address.includes(":") ? 128 : 32;
   return length === whole ? { kind: "address", address, port } : { kind: "prefix", address, length, port };
+}
+
+/** The chains that take connections to an address: those whose prefixes fit best. */
+function fittingChains(listener: ListenerRecord, address: string, port: number): readonly Chain[] {
+  const [only] = listener.chains;
+  if (listener.chains.length === 1 && only?.port === 0 && only.prefixes.length === 0) return listener.chains;
+  const fitting = listener.chains.filter(
+    (chain) => (chain.port === 0 || chain.port === port) && specificity(chain, address) >= 0,
+  );
+  const best = Math.max(...fitting.map((chain) => specificity(chain, address)));
+  return fitting.filter((chain) => specificity(chain, address) === best);
 }
 
 /** How well a chain's prefixes fit an address: their length, 0 when it has none, -1 when they don't. */

@@ -1,8 +1,9 @@
 /** NDS: istiod's table of names, flattened to the addresses of each name. */
+import protobuf from "protobufjs/minimal.js";
 import { canonicalAddress } from "../mesh/address.ts";
-import { istio } from "./envoy.gen.js";
+import type { Note } from "../mesh/model.ts";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
-import { decode } from "./wire.ts";
+import { guarded, openMessage } from "./wire.ts";
 
 export interface NamesRecord {
   /** Canonical addresses by fully qualified name, sorted; names without any are left out. */
@@ -14,35 +15,64 @@ export interface NamesRecord {
 
 export const NO_NAMES: NamesRecord = { addresses: new Map(), hosts: new Map(), notes: NO_NOTES };
 
-/** Flattens the table. Throws MalformedResource when the bytes are none. */
+/** Flattens the table, entry by entry. Throws MalformedResource when the bytes are none. */
 export function flattenNames(resource: string, bytes: Uint8Array): NamesRecord {
-  const { table } = decode(istio.NameTable, resource, bytes);
-  const addresses = new Map<string, readonly string[]>();
-  const hosts = new Map<string, string | readonly string[]>();
-  const bad: string[] = [];
-  for (const host of Object.keys(table).sort()) {
-    const ips = table[host]?.ips ?? [];
-    if (ips.length === 0) continue;
-    const found = new Set<string>();
-    for (const ip of ips) {
-      const address = canonicalAddress(ip);
-      if (address === undefined) {
-        bad.push(
-          `the table of names gives ${host} the address ${JSON.stringify(ip)}, which is none: left out`,
-        );
+  return guarded(resource, () => {
+    const reader = protobuf.Reader.create(bytes);
+    const addresses = new Map<string, readonly string[]>();
+    const notes: Note[] = [];
+    while (reader.pos < reader.len) {
+      const tag = reader.uint32();
+      // NameTable.table(1): {key 1, value 2: NameInfo{ips 1}}
+      if (tag !== 10) {
+        reader.skipType(tag & 7);
         continue;
       }
-      found.add(address);
+      const end = openMessage(reader);
+      let host = "";
+      const ips: string[] = [];
+      while (reader.pos < end) {
+        const part = reader.uint32();
+        if (part === 10) host = reader.string();
+        else if (part !== 18) reader.skipType(part & 7);
+        else {
+          const infoEnd = openMessage(reader);
+          while (reader.pos < infoEnd) {
+            const field = reader.uint32();
+            if (field === 10) ips.push(reader.string());
+            else reader.skipType(field & 7);
+          }
+        }
+      }
+      const found = canonical(host, ips, notes);
+      if (found.length > 0) addresses.set(host, found);
     }
-    if (found.size === 0) continue;
-    addresses.set(host, [...found].sort());
-    for (const address of found) {
+    return { addresses, hosts: byAddress(addresses), notes: sortedNotes(notes) };
+  });
+}
+
+function canonical(host: string, ips: string[], notes: Note[]): string[] {
+  const found: string[] = [];
+  for (const ip of ips) {
+    const address = canonicalAddress(ip);
+    if (address === undefined) {
+      const text = `the table of names gives ${host} the address ${JSON.stringify(ip)}, which is none: left out`;
+      notes.push(note("conflict", text));
+    } else if (!found.includes(address)) found.push(address);
+  }
+  return found.length > 1 ? found.sort() : found;
+}
+
+function byAddress(addresses: NamesRecord["addresses"]): NamesRecord["hosts"] {
+  const hosts = new Map<string, string | readonly string[]>();
+  for (const [host, list] of addresses) {
+    for (const address of list) {
       const known = hosts.get(address);
       if (known === undefined) hosts.set(address, host);
-      else hosts.set(address, typeof known === "string" ? [known, host] : [...known, host]);
+      else hosts.set(address, (typeof known === "string" ? [known, host] : [...known, host]).sort());
     }
   }
-  return { addresses, hosts, notes: sortedNotes(bad.map((text) => note("conflict", text))) };
+  return hosts;
 }
 
 /** The names that have this address, sorted. */
