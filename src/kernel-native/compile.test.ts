@@ -232,7 +232,7 @@ describe("frontends", () => {
     expect([...mesh.splits.keys()]).toEqual(["virtualOutbound"]);
   });
 
-  test("a tunnel and its refusal are listed", () => {
+  test("2b.10 what is valid and can't be honoured is accepted: a tunnel is refused at connect, and listed", () => {
     const mesh = compiled(
       exact("10.0.0.1", 80, { cluster: "c", more: { tunnelingConfig: { hostname: "x" } } }),
     );
@@ -430,7 +430,7 @@ describe("what is published", () => {
     native.close();
   });
 
-  test("typed configuration of unknown messages is no reason to fail", () => {
+  test("2b.10 typed configuration of unknown messages is no reason to fail", () => {
     const name = "outbound|80||a";
     const more = { typedExtensionProtocolOptions: { x: any("x.Y", new Uint8Array([255, 255])) } };
     expect(compiled(["cluster", name, cluster(name, more)]).clusters.has(name)).toBe(true);

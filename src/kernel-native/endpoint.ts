@@ -55,6 +55,7 @@ export function flattenEndpoints(
   bytes: Uint8Array,
   allowPlaintext: boolean,
 ): EndpointsRecord {
+  checkName(resource, resource);
   const read = guarded(resource, () => readAssignment(resource, bytes));
   checkName(resource, read.name);
   return arrange(read, allowPlaintext);

@@ -91,6 +91,27 @@ describe("what is known", () => {
     resolver.close();
   });
 
+  test("a thousand names are asked for a few at a time, and all of them", async () => {
+    let running = 0;
+    let most = 0;
+    const known = new Set<string>();
+    const resolver = new Resolver({
+      lookup: async () => {
+        most = Math.max(most, ++running);
+        await new Promise((resolve) => setImmediate(resolve));
+        running--;
+        return { addresses: ["10.0.0.1"], ttl: 60 };
+      },
+      changed: (hosts) => {
+        for (const host of hosts) known.add(host);
+      },
+    });
+    resolver.keep(Array.from({ length: 1_000 }, (_, i) => question(`h${i}`)));
+    await until(() => known.size === 1_000);
+    expect(most).toBe(32);
+    resolver.close();
+  });
+
   test("after close an answer under way is ignored", async () => {
     let answer: (answer: Answer) => void = () => undefined;
     let announced = 0;

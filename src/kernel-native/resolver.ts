@@ -50,12 +50,17 @@ const LONGEST = 3600;
 /** Seconds between failing look-ups: doubles from the first to the second. */
 const RETRY_FIRST = 1;
 const RETRY_LONGEST = 30;
+/** Look-ups under way at once: a thousand at a time drown a small name server. */
+const AT_ONCE = 32;
 const UNKNOWN: Known = { addresses: undefined, tried: false };
 
 export class Resolver {
   readonly #lookup: Lookup;
   readonly #changed: (hosts: ReadonlySet<string>) => void;
   readonly #entries = new Map<string, Entry>();
+  /** Those that wait for their turn. */
+  readonly #queue: [string, Entry][] = [];
+  #running = 0;
   #announced = new Set<string>();
   #closed = false;
 
@@ -101,7 +106,7 @@ export class Resolver {
         timer: undefined,
       };
       this.#entries.set(id, fresh);
-      void this.#ask(id, fresh);
+      this.#enqueue(id, fresh);
     }
   }
 
@@ -110,6 +115,25 @@ export class Resolver {
     this.#closed = true;
     for (const { timer } of this.#entries.values()) clearTimeout(timer);
     this.#entries.clear();
+    this.#queue.length = 0;
+  }
+
+  #enqueue(id: string, entry: Entry): void {
+    this.#queue.push([id, entry]);
+    this.#next();
+  }
+
+  #next(): void {
+    while (this.#running < AT_ONCE) {
+      const [id, entry] = this.#queue.shift() ?? [];
+      if (id === undefined || entry === undefined) return;
+      if (this.#entries.get(id) !== entry) continue;
+      this.#running++;
+      void this.#ask(id, entry).finally(() => {
+        this.#running--;
+        this.#next();
+      });
+    }
   }
 
   async #ask(id: string, entry: Entry): Promise<void> {
@@ -131,7 +155,7 @@ export class Resolver {
       pause = Math.min(Math.max(wished, SHORTEST), LONGEST);
     }
     // Unreferenced: names alone keep no process alive.
-    entry.timer = setTimeout(() => void this.#ask(id, entry), pause * 1000);
+    entry.timer = setTimeout(() => this.#enqueue(id, entry), pause * 1000);
     entry.timer.unref?.();
     const before = entry.addresses;
     if (answer !== undefined) {
@@ -174,9 +198,10 @@ const UNSAID_TTL = 30;
  * `ADDRESS:PORT`), which tell the TTL, then by the system's resolver, which knows /etc/hosts and search domains.
  */
 export function systemLookup(servers?: readonly string[]): Lookup {
-  const resolver = new dns.promises.Resolver({ timeout: 2_000, tries: 2 });
-  if (servers !== undefined) resolver.setServers(servers);
   return async (host, family) => {
+    // Made anew each time: one that lives long would miss a change of /etc/resolv.conf.
+    const resolver = new dns.promises.Resolver({ timeout: 2_000, tries: 2 });
+    if (servers !== undefined) resolver.setServers(servers);
     let failure: unknown;
     try {
       const records =

@@ -49,6 +49,7 @@ const DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,r
 
 /** Flattens one RouteConfiguration, virtual host by virtual host. Throws MalformedResource. */
 export function flattenRoutes(resource: string, bytes: Uint8Array): RoutesRecord {
+  checkName(resource, resource);
   return guarded(resource, () => {
     const reader = protobuf.Reader.create(bytes);
     const hosts: VirtualHostRecord[] = [];

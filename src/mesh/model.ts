@@ -95,6 +95,7 @@ export type Balance =
 
 export interface Cluster {
   name: string;
+  /** Name of a service of the same mesh; istiod's own clusters (PassthroughCluster) are services of their name. */
   service: string;
   kind:
     | "endpoints"
