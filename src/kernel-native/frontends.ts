@@ -179,7 +179,9 @@ class Builder {
   /** A virtual host behind the listener of a whole port. */
   #addHost(host: VirtualHostRecord, port: number, routes: string): void {
     if (host.everything) return;
-    const service = serviceId(host.host, host.port === 0 ? port : host.port);
+    // istiod's name of a virtual host is its service's.
+    const service =
+      host.port === 0 ? serviceId(host.host, port) : { name: host.name, host: host.host, port: host.port };
     const decision: Decision = {
       destination: host.destination,
       target: this.#target(host.destination, routes, host.name),

@@ -220,11 +220,8 @@ export function systemLookup(servers?: readonly string[]): Lookup {
     try {
       const found = await dns.promises.lookup(host, { family, all: true });
       if (found.length > 0) return { addresses: found.map(({ address }) => address), ttl: UNSAID_TTL };
-    } catch (error) {
-      // The servers' own word, when they gave one, counts more than this.
-      if (failure === undefined && !NO_SUCH.has(codeOf(error)) && codeOf(error) !== "EAI_NODATA") {
-        return { addresses: [], ttl: UNSAID_TTL };
-      }
+    } catch {
+      // The servers' own word counts: no such name, or nobody there.
     }
     if (failure !== undefined) throw failure;
     return { addresses: [], ttl: UNSAID_TTL };
