@@ -158,10 +158,12 @@ export class ClusterTable {
       return placed;
     };
     const endpointMembers = (weighted: Weighted[]) =>
-      weighted.map(({ endpoint, weight }) => {
-        const placed = this.#endpoints.place(endpoint);
+      weighted.map(({ list, index, weight }) => {
+        const placed = this.#endpoints.place(list, index);
         if (placed.written) written++;
-        return { id: placed.id, weight, name: `${endpoint.address}:${endpoint.port}` };
+        // Only hash tables look at names.
+        const name = compiled.policy === "hash" ? `${list.address(index)}:${list.port(index)}` : "";
+        return { id: placed.id, weight, name };
       });
     const shares = compiled.shares.map(({ cluster, weight }) => ({
       id: this.#names.id(cluster) ?? this.#add(cluster),

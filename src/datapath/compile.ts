@@ -1,6 +1,6 @@
 /** From a cluster or split of the mesh to what its descriptor and slots will hold, and a digest of that. */
 import { createHash } from "node:crypto";
-import { isV4 } from "../mesh/address.ts";
+import { ENDPOINT_WORDS } from "../mesh/endpoint-list.ts";
 import type { Balance, Cluster, Reason, Split } from "../mesh/model.ts";
 import type { Kind, SlotPolicy } from "./descriptor.ts";
 import { type Member, maglevTable, ringTable, smoothOrder } from "./slots.ts";
@@ -24,16 +24,10 @@ export interface Compiled {
 
 export function compileCluster(cluster: Cluster): Compiled {
   const { balance } = cluster;
-  const members = cluster.kind === "endpoints" ? cluster : { ...cluster, localities: [] };
-  const v4 = weighEndpoints(members, ({ address }) => isV4(address)).members;
-  const v6 = weighEndpoints(members, ({ address }) => !isV4(address)).members;
-  const text = [
-    cluster.kind,
-    JSON.stringify(balance),
-    cluster.reason,
-    cluster.maxConnections,
-    ...[...v4, ...v6].map(({ endpoint, weight }) => `${endpoint.address} ${endpoint.port} ${weight}`),
-  ];
+  const members = cluster.kind === "endpoints";
+  const v4 = members ? weighEndpoints(cluster, "v4") : [];
+  const v6 = members ? weighEndpoints(cluster, "v6") : [];
+  const head = `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}`;
   return {
     kind: cluster.kind === "passthrough" ? "pass" : cluster.kind,
     policy: policyOf(balance),
@@ -43,7 +37,7 @@ export function compileCluster(cluster: Cluster): Compiled {
     v6,
     shares: [],
     order: orderOf(balance),
-    digest: digest(text.join("\n")),
+    digest: digest(head, v4, v6),
   };
 }
 
@@ -83,7 +77,31 @@ function orderOf(balance: Balance): (members: Member[]) => Uint32Array {
   return smoothOrder;
 }
 
+function tableSizeOf(balance: Balance): number {
+  return "tableSize" in balance ? balance.tableSize : 0;
+}
+
+/** Address and port of each member in words, then its weight as a double: what the digest is taken over. */
+const MEMBER_BYTES = (ENDPOINT_WORDS - 1) * 4 + 8;
+let packed = new DataView(new ArrayBuffer(64 * MEMBER_BYTES));
+
 /** Compared with what an earlier start, or an earlier version, wrote: never change how it is made. */
-function digest(text: string): Uint8Array {
-  return createHash("sha1").update(text).digest().subarray(0, DIGEST_SIZE);
+function digest(head: string, ...families: Weighted[][]): Uint8Array {
+  const hash = createHash("sha1").update(head);
+  for (const members of families) hash.update(pack(members));
+  return hash.digest().subarray(0, DIGEST_SIZE);
+}
+
+function pack(members: Weighted[]): Uint8Array {
+  const size = members.length * MEMBER_BYTES;
+  if (packed.byteLength < size) packed = new DataView(new ArrayBuffer(size * 2));
+  let at = 0;
+  for (const { list, index, weight } of members) {
+    const first = index * ENDPOINT_WORDS;
+    for (let word = 0; word < 4; word++, at += 4) packed.setUint32(at, list.words[first + word] ?? 0);
+    packed.setUint32(at, list.port(index));
+    packed.setFloat64(at + 4, weight);
+    at += 12;
+  }
+  return new Uint8Array(packed.buffer, 0, size);
 }

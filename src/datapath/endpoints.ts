@@ -1,5 +1,6 @@
 /** Endpoints in the kernel: one id for each address and port, however many clusters use it. */
-import { formatAddress, parseAddress, parseV4 } from "../mesh/address.ts";
+import { formatAddress } from "../mesh/address.ts";
+import { ENDPOINT_WORDS, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
@@ -36,9 +37,9 @@ export class EndpointTable {
     this.#ids = new Ids(0, [...uses.keys(), ...stray]);
   }
 
-  /** The id of an endpoint, new or not. Its record is in place when this returns. */
-  place(endpoint: EndpointAddress): { id: number; written: boolean } {
-    const key = keyOf(endpoint);
+  /** The id of an endpoint of `list`, new or not. Its record is in place when this returns. */
+  place(list: EndpointList, index: number): { id: number; written: boolean } {
+    const key = list.v4Key(index) ?? `${list.address(index)} ${list.port(index)}`;
     const known = this.#byAddress.get(key);
     if (known !== undefined) {
       this.#resting.wake(known);
@@ -48,7 +49,7 @@ export class EndpointTable {
     const id = this.#ids.take();
     this.#table.reserve(this.#ids.bound);
     this.#loads.reserve(this.#ids.bound);
-    writeEndpoint(this.#table, id, endpoint);
+    writeEndpoint(this.#table, id, list, index);
     this.#byAddress.set(key, id);
     this.#uses[id] = 0;
     return { id, written: true };
@@ -91,21 +92,15 @@ export function readEndpoint(table: ChunkedTable, id: number): EndpointAddress {
 /** One record, put together here and copied as a whole: a start writes 100,000. */
 const draft = new DataView(new ArrayBuffer(layout.endpoint.size));
 const draftBytes = new Uint8Array(draft.buffer);
+const draftWords = new Uint32Array(draft.buffer);
 
-function writeEndpoint(table: ChunkedTable, id: number, { address, port }: EndpointAddress): void {
-  const at = fields.address.offset;
-  const v4 = parseV4(address);
-  if (v4 === undefined) {
-    const bytes = parseAddress(address);
-    if (!bytes) throw new TypeError(`endpoint address "${address}" is no IP address`);
-    draftBytes.set(bytes, at);
-  } else {
-    draft.setBigUint64(at, 0n);
-    draft.setUint32(at + 8, 0xffff);
-    draft.setUint32(at + 12, v4);
+function writeEndpoint(table: ChunkedTable, id: number, list: EndpointList, index: number): void {
+  const first = index * ENDPOINT_WORDS;
+  for (let word = 0; word < 4; word++) {
+    draftWords[(fields.address.offset >> 2) + word] = list.words[first + word] ?? 0;
   }
-  draft.setUint16(fields.port.offset, port);
-  draft.setUint8(fields.is_v4.offset, v4 === undefined ? 0 : 1);
+  draft.setUint16(fields.port.offset, list.port(index));
+  draft.setUint8(fields.is_v4.offset, list.isV4(index) ? 1 : 0);
   table.write(id, draftBytes);
 }
 
@@ -117,14 +112,12 @@ export function* strays(loads: ChunkedTable, live: number): Generator<number> {
 /** A number for IPv4 (address and port in 48 bits), text for IPv6: a start makes 100,000 of them. */
 type EndpointKey = number | string;
 
-function keyOf({ address, port }: EndpointAddress): EndpointKey {
-  const v4 = parseV4(address);
-  return v4 === undefined ? `${address} ${port}` : v4 * 65536 + port;
-}
-
 function keyOfRecord(table: ChunkedTable, id: number): EndpointKey {
   const record = table.record(id);
-  if (record[fields.is_v4.offset] === 0) return keyOf(readEndpoint(table, id));
+  if (record[fields.is_v4.offset] === 0) {
+    const { address, port } = readEndpoint(table, id);
+    return `${address} ${port}`;
+  }
   const last = fields.address.offset + 12;
   const v4 =
     (record[last] ?? 0) * 2 ** 24 +

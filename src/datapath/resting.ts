@@ -26,8 +26,9 @@ export class Resting {
 
   /** Takes out the ids that may be used again. */
   rested(): number[] {
-    const before = performance.now() - this.#ms;
     const ready: number[] = [];
+    if (this.#ids.size === 0) return ready;
+    const before = performance.now() - this.#ms;
     for (const [id, since] of this.#ids) {
       if (since > before) break;
       if (this.#idle(id)) ready.push(id);

@@ -4,64 +4,73 @@
  *
  * Follows Envoy's "Priority levels", "Panic threshold" and "Locality weighted load balancing".
  */
-import type { Cluster, Endpoint, Locality } from "../mesh/model.ts";
+import type { EndpointList } from "../mesh/endpoint-list.ts";
+import type { Cluster, Locality } from "../mesh/model.ts";
 
+export type Family = "v4" | "v6";
+
+/** An endpoint, by its place in a list, and its weight. */
 export interface Weighted {
-  endpoint: Endpoint;
-  /** Positive. Integers unless `exact` is false. */
+  list: EndpointList;
+  index: number;
+  /** Positive. Integers unless several priorities or locality weights make it a fraction. */
   weight: number;
 }
 
-export interface WeightedEndpoints {
-  members: Weighted[];
-  /** The weights are the configuration's own integers; otherwise they are fractions of 1. */
-  exact: boolean;
+/** One locality's endpoints of one family. */
+interface Group {
+  locality: Locality;
+  list: EndpointList;
+  healthy: number;
+  total: number;
 }
 
 interface Level {
-  localities: Locality[];
+  groups: Group[];
   healthy: number;
   total: number;
 }
 
 /**
- * The endpoints that get connections, of those that `reachable` admits, with their share.
- * Empty when none is healthy and the panic threshold doesn't say to use them all the same.
+ * The cluster's endpoints of one family that get connections, with their weights. Empty when none is healthy and
+ * the panic threshold doesn't say to use them all the same.
  */
-export function weighEndpoints(
-  cluster: Cluster,
-  reachable: (endpoint: Endpoint) => boolean,
-): WeightedEndpoints {
-  const levels = prioritiesOf(cluster, reachable);
+export function weighEndpoints(cluster: Cluster, family: Family): Weighted[] {
+  const levels = prioritiesOf(cluster, family);
   const used = loads(levels, cluster).filter(({ load }) => load > 0);
-  if (used.length === 1 && !cluster.localityWeighted) {
-    const [only] = used;
-    return only
-      ? { members: plainMembers(only.level, only.panic), exact: true }
-      : { members: [], exact: true };
-  }
-  const members = used.flatMap(({ level, load, panic }) =>
+  const [only] = used;
+  if (only && used.length === 1 && !cluster.localityWeighted) return plainMembers(only, family);
+  return used.flatMap((load) =>
     scale(
-      cluster.localityWeighted ? localityMembers(level, panic, cluster) : plainMembers(level, panic),
-      load,
+      cluster.localityWeighted ? localityMembers(load, family, cluster) : plainMembers(load, family),
+      load.load,
     ),
   );
-  return { members, exact: members.length === 0 };
 }
 
-function prioritiesOf(cluster: Cluster, reachable: (endpoint: Endpoint) => boolean): Level[] {
+function prioritiesOf(cluster: Cluster, family: Family): Level[] {
   const byPriority = new Map<number, Level>();
   for (const locality of cluster.localities) {
-    const all = locality.endpoints.every(reachable);
-    const endpoints = all ? locality.endpoints : locality.endpoints.filter(reachable);
-    if (endpoints.length === 0) continue;
-    const level = byPriority.get(locality.priority) ?? { localities: [], healthy: 0, total: 0 };
+    const group = groupOf(locality, family);
+    if (group.total === 0) continue;
+    const level = byPriority.get(locality.priority) ?? { groups: [], healthy: 0, total: 0 };
     byPriority.set(locality.priority, level);
-    level.localities.push(all ? locality : { ...locality, endpoints });
-    level.total += endpoints.length;
-    level.healthy += countHealthy(endpoints);
+    level.groups.push(group);
+    level.total += group.total;
+    level.healthy += group.healthy;
   }
   return [...byPriority].sort(([a], [b]) => a - b).map(([, level]) => level);
+}
+
+function groupOf(locality: Locality, family: Family): Group {
+  const list = locality.endpoints;
+  const group: Group = { locality, list, healthy: 0, total: 0 };
+  for (let i = 0; i < list.length; i++) {
+    if (list.isV4(i) !== (family === "v4")) continue;
+    group.total++;
+    if (list.healthy(i)) group.healthy++;
+  }
+  return group;
 }
 
 interface Load {
@@ -99,36 +108,31 @@ function availability(healthy: number, total: number, cluster: Cluster): number 
   return total === 0 ? 0 : Math.min(100, (cluster.overprovisioning * healthy) / total);
 }
 
-function plainMembers(level: Level, panic: boolean): Weighted[] {
-  return level.localities.flatMap((locality) =>
-    usable(locality.endpoints, panic).map((endpoint) => ({ endpoint, weight: endpoint.weight })),
-  );
+function plainMembers({ level, panic }: Load, family: Family): Weighted[] {
+  const members: Weighted[] = [];
+  for (const group of level.groups) addMembers(members, group, family, panic);
+  return members;
 }
 
-function localityMembers(level: Level, panic: boolean, cluster: Cluster): Weighted[] {
-  return level.localities.flatMap((locality) => {
-    const { endpoints } = locality;
-    const health = panic ? 100 : availability(countHealthy(endpoints), endpoints.length, cluster);
-    const members = usable(endpoints, panic).map((endpoint) => ({ endpoint, weight: endpoint.weight }));
-    return scale(members, locality.weight * health);
+function localityMembers({ level, panic }: Load, family: Family, cluster: Cluster): Weighted[] {
+  return level.groups.flatMap((group) => {
+    const health = panic ? 100 : availability(group.healthy, group.total, cluster);
+    const members: Weighted[] = [];
+    addMembers(members, group, family, panic);
+    return scale(members, group.locality.weight * health);
   });
+}
+
+function addMembers(members: Weighted[], { list }: Group, family: Family, panic: boolean): void {
+  for (let index = 0; index < list.length; index++) {
+    if (list.isV4(index) !== (family === "v4") || !(panic || list.healthy(index))) continue;
+    members.push({ list, index, weight: list.weight(index) });
+  }
 }
 
 /** The same proportions, summing up to `sum`. */
 function scale(members: Weighted[], sum: number): Weighted[] {
   const total = members.reduce((all, member) => all + member.weight, 0);
   if (total === 0 || sum === 0) return [];
-  return members.map(({ endpoint, weight }) => ({ endpoint, weight: (weight * sum) / total }));
-}
-
-function usable(endpoints: Endpoint[], panic: boolean): Endpoint[] {
-  return panic || countHealthy(endpoints) === endpoints.length
-    ? endpoints
-    : endpoints.filter((endpoint) => endpoint.healthy);
-}
-
-function countHealthy(endpoints: Endpoint[]): number {
-  let healthy = 0;
-  for (const endpoint of endpoints) if (endpoint.healthy) healthy++;
-  return healthy;
+  return members.map((member) => ({ ...member, weight: (member.weight * sum) / total }));
 }

@@ -7,6 +7,7 @@ import {
   arrange,
   compareLocalities,
   type EndpointsRecord,
+  emptyAssignment,
   OVERPROVISIONING,
   type ReadAssignment,
 } from "./endpoint.ts";
@@ -328,15 +329,9 @@ function readInline(
   resource: string,
   assignment: envoy.ClusterLoadAssignment.$Properties | null | undefined,
 ): ReadAssignment {
-  const read: ReadAssignment = {
-    name: resource,
-    localities: [],
-    overprovisioning: assignment?.policy?.overprovisioningFactor?.value ?? OVERPROVISIONING,
-    prefersTls: false,
-    gateways: undefined,
-    unreachable: 0,
-    drops: (assignment?.policy?.dropOverloads?.length ?? 0) > 0,
-  };
+  const read = emptyAssignment(resource);
+  read.overprovisioning = assignment?.policy?.overprovisioningFactor?.value ?? OVERPROVISIONING;
+  read.drops = (assignment?.policy?.dropOverloads?.length ?? 0) > 0;
   for (const target of inlineTargets(resource, assignment, read)) {
     if (!target.literal) {
       throw new MalformedResource(
@@ -345,16 +340,10 @@ function readInline(
       );
     }
     const { region, zone, subzone, priority } = target;
-    read.localities.push({
-      region,
-      zone,
-      subzone,
-      priority,
-      weight: target.localityWeight,
-      endpoints: [
-        { address: target.host, port: target.port, weight: target.weight, healthy: target.healthy },
-      ],
-    });
+    const from = read.buffer.length;
+    read.buffer.push(target.host, target.port, target.weight, target.healthy);
+    const weight = target.localityWeight;
+    read.localities.push({ region, zone, subzone, priority, weight, from, to: read.buffer.length });
     if (target.tls) read.prefersTls = true;
   }
   return read;

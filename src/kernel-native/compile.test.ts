@@ -472,7 +472,7 @@ describe("names of DNS clusters", () => {
     native.upsert("cluster", "c", dnsCluster("c", ["x.example"], { dnsLookupFamily: 0 }));
     native.commit();
     await settled();
-    expect(native.mesh.clusters.get("c")?.localities[0]?.endpoints[0]?.address).toBe("192.0.2.1");
+    expect(native.mesh.clusters.get("c")?.localities[0]?.endpoints.address(0)).toBe("192.0.2.1");
     native.close();
   });
 
@@ -511,10 +511,9 @@ describe("names of DNS clusters", () => {
     expect(native.mesh.clusters.get("c")).toMatchObject({ pending: true });
     answers.get("y.example")?.(new Error("timeout"));
     await settled();
-    expect(native.mesh.clusters.get("c")).toMatchObject({
-      pending: false,
-      localities: [{ endpoints: [{ address: "192.0.2.1" }] }],
-    });
+    const cluster = native.mesh.clusters.get("c");
+    expect(cluster?.pending).toBe(false);
+    expect(cluster?.localities[0]?.endpoints.map(({ address }) => address)).toEqual(["192.0.2.1"]);
     expect(notes(native.mesh, "c")).toEqual(["a name of its endpoints has not been resolved yet"]);
     native.close();
   });

@@ -1,4 +1,5 @@
 /** The store -> the mesh, and what of it differs from what was published before. */
+import { EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { Changes, Cluster, Endpoint, Locality, Mesh, Note, Service } from "../mesh/model.ts";
 import { sameCluster, sameFrontend, sameNotes, sameService, sameSplit, sameTarget } from "../mesh/same.ts";
 import type { ClusterRecord, Discovery, DnsTarget } from "./cluster.ts";
@@ -185,7 +186,7 @@ export class Compiler {
 
   /** Fills in the addresses of names. */
   #resolve(cluster: Cluster, discovery: Extract<Discovery, { kind: "dns" }>, notes: Note[]): void {
-    const localities: Locality[] = [];
+    const localities: Resolved[] = [];
     const seen = new Set<string>();
     let waiting = false;
     let unanswered = false;
@@ -206,8 +207,10 @@ export class Compiler {
       }
       if (discovery.logical && seen.size > 0) break;
     }
-    for (const { endpoints } of localities) endpoints.sort(compareEndpoints);
-    cluster.localities = localities;
+    cluster.localities = localities.map(({ endpoints, ...locality }) => ({
+      ...locality,
+      endpoints: sortedEndpoints(endpoints),
+    }));
     cluster.overprovisioning = discovery.overprovisioning;
     // Until every name was tried once, what the kernel holds is better than a part of it.
     cluster.pending = waiting || (unanswered && seen.size === 0);
@@ -362,8 +365,11 @@ function questionsOf(discovery: Extract<Discovery, { kind: "dns" }>): Question[]
   return questions;
 }
 
+/** A locality while names are turned into its endpoints. */
+type Resolved = Omit<Locality, "endpoints"> & { endpoints: Endpoint[] };
+
 /** Targets come sorted by locality: the last one is the only candidate. */
-function localityFor(localities: Locality[], target: DnsTarget): Locality {
+function localityFor(localities: Resolved[], target: DnsTarget): Resolved {
   const last = localities.at(-1);
   if (last !== undefined && compareLocalities(last, target) === 0) return last;
   const { region, zone, subzone, priority } = target;
@@ -376,6 +382,8 @@ function endpointOf(address: string, { port, weight, healthy }: DnsTarget): Endp
   return { address, port, weight, healthy };
 }
 
-function compareEndpoints(a: Endpoint, b: Endpoint): number {
-  return a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port;
+function sortedEndpoints(endpoints: readonly Endpoint[]): EndpointList {
+  const buffer = new EndpointBuffer();
+  for (const { address, port, weight, healthy } of endpoints) buffer.push(address, port, weight, healthy);
+  return buffer.pick(endpoints.map((_, i) => i).sort((a, b) => buffer.compare(a, b)));
 }

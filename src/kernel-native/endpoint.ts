@@ -4,8 +4,9 @@
  */
 import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/sink.ts";
-import { canonicalAddress } from "../mesh/address.ts";
-import type { Endpoint, Locality, Note } from "../mesh/model.ts";
+import { canonicalAddress, formatV4, parseV4Bytes } from "../mesh/address.ts";
+import { EndpointBuffer } from "../mesh/endpoint-list.ts";
+import type { Locality, Note } from "../mesh/model.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
 import { checkEnum, checkName, guarded, openMessage } from "./wire.ts";
 
@@ -23,20 +24,43 @@ export interface EndpointsRecord {
 }
 
 /** One locality as read: duplicates and gateways are not sorted out yet. */
-export type ReadLocality = Locality;
+export interface ReadLocality extends Omit<Locality, "endpoints"> {
+  /** Its endpoints in the buffer: from the first place to before the second. */
+  from: number;
+  to: number;
+}
 
 /** A whole assignment as read: also what a cluster carries inside. */
 export interface ReadAssignment {
   name: string;
+  /** Shared by all readers: arrange it before another is read. Gateways to other networks are marked. */
+  buffer: EndpointBuffer;
   localities: ReadLocality[];
   overprovisioning: number;
   /** Some endpoint that is no gateway has tlsMode istio. */
   prefersTls: boolean;
-  /** Those that stand for another network. */
-  gateways: Set<Endpoint> | undefined;
+  /** How many stand for another network. */
+  gateways: number;
   /** Endpoints without an IP address and port: pipes, and listeners inside Envoy. */
   unreachable: number;
   drops: boolean;
+}
+
+const buffer = new EndpointBuffer();
+
+/** An assignment without endpoints, to read into. */
+export function emptyAssignment(name: string): ReadAssignment {
+  buffer.clear();
+  return {
+    name,
+    buffer,
+    localities: [],
+    overprovisioning: OVERPROVISIONING,
+    prefersTls: false,
+    gateways: 0,
+    unreachable: 0,
+    drops: false,
+  };
 }
 
 /** Envoy's default, in percent. */
@@ -68,19 +92,15 @@ export function flattenEndpoints(
  */
 export function arrange(read: ReadAssignment, allowPlaintext: boolean): EndpointsRecord {
   const notes = assignmentNotes(read);
-  let gateways = allowPlaintext ? undefined : read.gateways;
-  let onlyGateways = false;
-  if (gateways !== undefined) {
-    const all = read.localities.reduce((sum, { endpoints }) => sum + endpoints.length, 0);
-    onlyGateways = gateways.size === all;
-    if (onlyGateways) gateways = undefined;
-    else {
-      const text = "endpoints of other networks are left out: their gateway speaks only mutual TLS";
-      notes.push(note("plaintext", text));
-    }
+  const gateways = allowPlaintext ? 0 : read.gateways;
+  const onlyGateways = gateways > 0 && gateways === read.buffer.length;
+  const leaveOut = gateways > 0 && !onlyGateways;
+  if (leaveOut) {
+    const text = "endpoints of other networks are left out: their gateway speaks only mutual TLS";
+    notes.push(note("plaintext", text));
   }
   return {
-    localities: arrangeLocalities(read.localities, gateways, notes),
+    localities: arrangeLocalities(read, leaveOut, notes),
     overprovisioning: read.overprovisioning,
     prefersTls: read.prefersTls,
     onlyGateways,
@@ -98,85 +118,69 @@ function assignmentNotes(read: ReadAssignment): Note[] {
   return notes;
 }
 
-/** Ports by address of what was kept, while one assignment is arranged. */
-const kept = new Map<string, number | number[]>();
-
-/** Remembers address and port. Gives false when they are known already. */
-function keep({ address, port }: Endpoint): boolean {
-  const ports = kept.get(address);
-  if (ports === undefined) kept.set(address, port);
-  else if (typeof ports === "number") {
-    if (ports === port) return false;
-    kept.set(address, [ports, port]);
-  } else {
-    if (ports.includes(port)) return false;
-    ports.push(port);
-  }
-  return true;
+/** A locality and the places of its endpoints in the buffer. */
+interface PlacedLocality {
+  locality: Omit<Locality, "endpoints">;
+  places: number[];
 }
 
-/** Works in place: what was read is not needed in another form. */
 function arrangeLocalities(
-  read: ReadLocality[],
-  leaveOut: ReadonlySet<Endpoint> | undefined,
+  { buffer, localities }: ReadAssignment,
+  leaveOut: boolean,
   notes: Note[],
 ): Locality[] {
-  const localities = read.length > 1 ? mergeLocalities(read) : read;
-  kept.clear();
   const result: Locality[] = [];
-  for (const locality of localities) {
-    const { endpoints } = locality;
-    if (!isSorted(endpoints)) endpoints.sort(compareEndpoints);
+  /** Of the localities before; within one, the same endpoints are neighbours. */
+  const known = new Set<number | string>();
+  const merged = mergeLocalities(localities);
+  for (const { locality, places } of merged) {
+    sortPlaces(buffer, places);
+    const kept: number[] = [];
     let all = 0;
     let left = 0;
-    let count = 0;
-    let last: Endpoint | undefined;
-    for (const endpoint of endpoints) {
-      all += endpoint.weight;
-      if (leaveOut?.has(endpoint)) continue;
-      if (keep(endpoint)) {
-        left += endpoint.weight;
-        endpoints[count++] = endpoint;
-        last = endpoint;
-        continue;
+    for (const place of places) {
+      all += buffer.weight(place);
+      if (leaveOut && buffer.marked(place)) continue;
+      const last = kept.at(-1);
+      const repeated = last !== undefined && buffer.same(last, place);
+      if (!repeated && !(merged.length > 1 && known.has(buffer.key(place)))) {
+        left += buffer.weight(place);
+        kept.push(place);
+      } else if (!repeated || buffer.compare(last, place) !== 0) {
+        const { address, port } = buffer.pick([place]).get(0);
+        const text = `${address} port ${port} is given more than once: the first by priority, locality, health and weight counts`;
+        notes.push(note("conflict", text));
       }
-      const same = last?.address === endpoint.address && last.port === endpoint.port;
-      if (same && last?.weight === endpoint.weight && last.healthy === endpoint.healthy) continue;
-      const which = `${endpoint.address} port ${endpoint.port}`;
-      const text = `${which} is given more than once: the first by priority, locality, health and weight counts`;
-      notes.push(note("conflict", text));
     }
-    endpoints.length = count;
-    if (count === 0) continue;
+    if (kept.length === 0) continue;
+    if (merged.length > 1) for (const place of kept) known.add(buffer.key(place));
     // istiod's locality weight is the sum of its endpoints' weights, with those that are not kept.
-    if (locality.weight === all) locality.weight = left;
-    result.push(locality);
+    const weight = locality.weight === all ? left : locality.weight;
+    result.push({ ...locality, weight, endpoints: buffer.pick(kept) });
   }
-  kept.clear();
   return result.length === 0 ? NO_LOCALITIES : result;
 }
 
-function isSorted(endpoints: readonly Endpoint[]): boolean {
-  let last = endpoints[0];
-  for (const endpoint of endpoints) {
-    if (last !== undefined && last !== endpoint && compareEndpoints(last, endpoint) > 0) return false;
-    last = endpoint;
+function sortPlaces(buffer: EndpointBuffer, places: number[]): void {
+  for (let i = 1; i < places.length; i++) {
+    if (buffer.compare(places[i - 1] ?? 0, places[i] ?? 0) <= 0) continue;
+    places.sort((a, b) => buffer.compare(a, b));
+    return;
   }
-  return true;
 }
 
 /** One entry per priority and locality, sorted. Of two weights the greater counts. */
-function mergeLocalities(read: ReadLocality[]): ReadLocality[] {
-  const sorted = [...read].sort(compareLocalities);
-  const merged: ReadLocality[] = [];
-  for (const locality of sorted) {
+function mergeLocalities(read: readonly ReadLocality[]): PlacedLocality[] {
+  const merged: PlacedLocality[] = [];
+  for (const { from, to, ...locality } of read.length > 1 ? [...read].sort(compareLocalities) : read) {
+    const places = Array.from({ length: to - from }, (_, i) => from + i);
     const last = merged.at(-1);
-    if (last === undefined || compareLocalities(last, locality) !== 0) {
-      merged.push({ ...locality });
+    if (last === undefined || compareLocalities(last.locality, locality) !== 0) {
+      merged.push({ locality, places });
       continue;
     }
-    last.weight = Math.max(last.weight, locality.weight);
-    last.endpoints = [...last.endpoints, ...locality.endpoints];
+    last.locality.weight = Math.max(last.locality.weight, locality.weight);
+    last.places.push(...places);
   }
   return merged;
 }
@@ -196,15 +200,6 @@ function compareText(a: string, b: string): number {
   return a === b ? 0 : a < b ? -1 : 1;
 }
 
-function compareEndpoints(a: Endpoint, b: Endpoint): number {
-  return (
-    compareText(a.address, b.address) ||
-    a.port - b.port ||
-    Number(b.healthy) - Number(a.healthy) ||
-    b.weight - a.weight
-  );
-}
-
 // From here on: the wire. Field numbers as in proto/envoy_endpoint.proto; a tag is number * 8 + wire type.
 
 /** Regions and zones, which endpoints share. */
@@ -221,15 +216,7 @@ function share(text: string): string {
 /** Reads a ClusterLoadAssignment. Throws what the reader throws, or MalformedResource. */
 export function readAssignment(resource: string, bytes: Uint8Array): ReadAssignment {
   const reader = protobuf.Reader.create(bytes);
-  const read: ReadAssignment = {
-    name: "",
-    localities: [],
-    overprovisioning: OVERPROVISIONING,
-    prefersTls: false,
-    gateways: undefined,
-    unreachable: 0,
-    drops: false,
-  };
+  const read = emptyAssignment("");
   while (reader.pos < reader.len) {
     const tag = reader.uint32();
     if (tag === 10) read.name = reader.string();
@@ -254,13 +241,16 @@ function readPolicy(reader: Reader, read: ReadAssignment): void {
 
 function readLocality(resource: string, reader: Reader, read: ReadAssignment): ReadLocality {
   const end = openMessage(reader);
+  const { buffer } = read;
+  const from = buffer.length;
   const locality: ReadLocality = {
     region: "",
     zone: "",
     subzone: "",
     priority: 0,
     weight: 0,
-    endpoints: [],
+    from,
+    to: from,
   };
   while (reader.pos < end) {
     const tag = reader.uint32();
@@ -274,20 +264,20 @@ function readLocality(resource: string, reader: Reader, read: ReadAssignment): R
         else reader.skipType(part & 7);
       }
     } else if (tag === 18) {
-      const endpoint = readEndpoint(resource, reader, read);
-      if (endpoint === undefined) read.unreachable++;
-      else locality.endpoints.push(endpoint);
+      readEndpoint(resource, reader, read);
     } else if (tag === 26) locality.weight = readWrapped(reader);
     else if (tag === 40) locality.priority = reader.uint32();
     else reader.skipType(tag & 7);
   }
+  locality.to = buffer.length;
   return locality;
 }
 
-/** Gives undefined for an endpoint that no socket can connect to. */
-function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): Endpoint | undefined {
+/** Adds one endpoint to the buffer, or counts it as unreachable when no socket can connect to it. */
+function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): void {
   const end = openMessage(reader);
-  let address = "";
+  /** Its 32 bits, as nearly all are IPv4; else the text. */
+  let address: number | string = "";
   let port = 0;
   let socket = false;
   let weight = 1;
@@ -315,7 +305,7 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): E
           const socketEnd = openMessage(reader);
           while (reader.pos < socketEnd) {
             const part = reader.uint32();
-            if (part === 18) address = reader.string();
+            if (part === 18) address = readAddress(reader);
             else if (part === 24) port = reader.uint32();
             else if (part === 8) checkEnum(resource, "an endpoint's protocol", reader.uint32(), 1);
             else reader.skipType(part & 7);
@@ -335,29 +325,40 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): E
     } else if (tag === 34) weight = readWrapped(reader);
     else reader.skipType(tag & 7);
   }
-  if (!socket) return undefined;
-  const canonical = canonicalAddress(address);
-  if (canonical === undefined) {
+  if (!socket) {
+    read.unreachable++;
+    return;
+  }
+  const literal = typeof address === "number" ? address : canonicalAddress(address);
+  if (literal === undefined) {
     throw new MalformedResource(
       resource,
       `an endpoint has the address ${JSON.stringify(address)}, which is no IP`,
     );
   }
   if (port === 0 || port > 65535) {
-    throw new MalformedResource(resource, `endpoint ${canonical} has the port ${port}`);
+    const text = typeof literal === "number" ? formatV4(literal) : literal;
+    throw new MalformedResource(resource, `endpoint ${text} has the port ${port}`);
   }
-  const endpoint: Endpoint = {
-    address: canonical,
-    port,
-    weight: weight === 0 ? 1 : weight,
-    healthy: TAKES_TRAFFIC[health] ?? false,
-  };
-  if (metadata & TLS) {
-    if (!(metadata & NO_WORKLOAD)) read.prefersTls = true;
-    else if (read.gateways === undefined) read.gateways = new Set([endpoint]);
-    else read.gateways.add(endpoint);
+  const gateway = (metadata & TLS) !== 0 && (metadata & NO_WORKLOAD) !== 0;
+  if (gateway) read.gateways++;
+  else if (metadata & TLS) read.prefersTls = true;
+  const healthy = TAKES_TRAFFIC[health] ?? false;
+  if (typeof literal === "number") read.buffer.pushV4(literal, port, weight || 1, healthy, gateway);
+  else read.buffer.push(literal, port, weight || 1, healthy, gateway);
+}
+
+/** Reads an address: the 32 bits of an IPv4 one without making text of it. */
+function readAddress(reader: Reader): number | string {
+  const start = reader.pos;
+  const end = openMessage(reader);
+  const v4 = parseV4Bytes(reader.buf, reader.pos, end);
+  if (v4 !== undefined) {
+    reader.pos = end;
+    return v4;
   }
-  return endpoint;
+  reader.pos = start;
+  return reader.string();
 }
 
 const latin1 = (text: string) => new TextEncoder().encode(text);

@@ -6,6 +6,8 @@
  * says, the share is refused.
  */
 
+import type { EndpointList } from "./endpoint-list.ts";
+
 /** Why a connection is refused. The order is the kernel's (bpf/include/verdict.h): append only. */
 export const REASONS = [
   "none",
@@ -127,7 +129,7 @@ export interface Locality {
   /** 0 when the configuration gives none. */
   weight: number;
   /** Sorted by address and port; each address:port once. */
-  endpoints: Endpoint[];
+  endpoints: EndpointList;
 }
 
 export interface Endpoint {

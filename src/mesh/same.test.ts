@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { EndpointList } from "./endpoint-list.ts";
 import type { Cluster, Frontend, Service, Split, Target } from "./model.ts";
 import { sameCluster, sameFrontend, sameService, sameSplit, sameTarget } from "./same.ts";
 
@@ -16,7 +17,7 @@ function cluster(): Cluster {
         subzone: "",
         priority: 0,
         weight: 3,
-        endpoints: [{ address: "10.0.0.1", port: 80, weight: 1, healthy: true }],
+        endpoints: EndpointList.of([{ address: "10.0.0.1", port: 80, weight: 1, healthy: true }]),
       },
     ],
     localityWeighted: false,

@@ -68,16 +68,7 @@ export function sameLocalities(a: readonly Locality[], b: readonly Locality[]): 
 }
 
 function sameLocality(a: Locality, b: Locality | undefined): boolean {
-  if (b === undefined || a.endpoints.length !== b.endpoints.length) return false;
+  if (b === undefined) return false;
   if (a.region !== b.region || a.zone !== b.zone || a.subzone !== b.subzone) return false;
-  if (a.priority !== b.priority || a.weight !== b.weight) return false;
-  for (let i = 0; i < a.endpoints.length; i++) {
-    const one = a.endpoints[i];
-    const other = b.endpoints[i];
-    if (one === other) continue;
-    if (one === undefined || other === undefined) return false;
-    if (one.address !== other.address || one.port !== other.port) return false;
-    if (one.weight !== other.weight || one.healthy !== other.healthy) return false;
-  }
-  return true;
+  return a.priority === b.priority && a.weight === b.weight && a.endpoints.equals(b.endpoints);
 }

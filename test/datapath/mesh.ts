@@ -1,4 +1,5 @@
 /** Meshes for tests, from a few words. */
+import { EndpointList } from "../../src/mesh/endpoint-list.ts";
 import { frontendKey } from "../../src/mesh/frontend.ts";
 import type { Cluster, Endpoint, Frontend, Locality, Match, Mesh, Target } from "../../src/mesh/model.ts";
 
@@ -20,7 +21,15 @@ export function endpoint(at: string, more: Partial<Endpoint> = {}): Endpoint {
 }
 
 export function locality(endpoints: Endpoint[], more: Partial<Locality> = {}): Locality {
-  return { region: "", zone: "", subzone: "", priority: 0, weight: 0, endpoints, ...more };
+  return {
+    region: "",
+    zone: "",
+    subzone: "",
+    priority: 0,
+    weight: 0,
+    endpoints: EndpointList.of(endpoints),
+    ...more,
+  };
 }
 
 export function cluster(name: string, endpoints: Endpoint[], more: Partial<Cluster> = {}): Cluster {
