@@ -16,6 +16,10 @@
 /* 2^8 * (2^20 - 1) ids: what runs out first is memory. */
 #define CHUNK_COUNT 20
 
+/*
+ * Inner maps name sizes, not types: kernels from 5.15 to 6.2 take only inner maps whose type information is like the
+ * first one's, and the agent makes the later ones without any.
+ */
 #define CHUNKED(record)                                                        \
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                              \
 	__uint(max_entries, CHUNK_COUNT);                                      \
@@ -24,8 +28,8 @@
 		__uint(type, BPF_MAP_TYPE_ARRAY);                              \
 		__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);           \
 		__uint(max_entries, CHUNK_BASE);                               \
-		__type(key, __u32);                                            \
-		__type(value, record);                                         \
+		__uint(key_size, sizeof(__u32));                               \
+		__uint(value_size, sizeof(record));                            \
 	})
 
 static __always_inline __u32 floor_log2(__u32 value)

@@ -149,8 +149,8 @@ struct {
 		__uint(type, BPF_MAP_TYPE_HASH);
 		__uint(map_flags, BPF_F_NO_PREALLOC);
 		__uint(max_entries, 1024);
-		__type(key, struct frontend_key);
-		__type(value, struct frontend_ref);
+		__uint(key_size, sizeof(struct frontend_key));
+		__uint(value_size, sizeof(struct frontend_ref));
 	});
 } frontends SEC(".maps");
 
@@ -162,8 +162,8 @@ struct prefix_trie {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 1 << 20);
-	__type(key, struct prefix_key);
-	__type(value, struct frontend_ref);
+	__uint(key_size, sizeof(struct prefix_key));
+	__uint(value_size, sizeof(struct frontend_ref));
 };
 
 struct {
