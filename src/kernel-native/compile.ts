@@ -38,7 +38,8 @@ export class Compiler {
   };
   readonly #store: Store;
   readonly #resolver: Pick<Resolver, "known" | "keep">;
-  #compiled: CompiledFrontends | undefined;
+  /** What was compiled last, without what the mesh holds itself. */
+  #compiled: Omit<CompiledFrontends, "frontends" | "splits"> | undefined;
   /** Notes of clusters that have any. */
   readonly #clusterNotes = new Map<string, Notes>();
   /** Clusters by service: often one. */
@@ -96,11 +97,11 @@ export class Compiler {
 
   #compileFrontends(changes: Difference["changes"], services: Set<string>, clusters: Set<string>): boolean {
     const before = this.#compiled;
-    const now = compileFrontends(this.#store);
+    const { frontends, splits, ...now } = compileFrontends(this.#store);
     this.#compiled = now;
     const { mesh } = this;
-    update(mesh.frontends, now.frontends, sameFrontend, changes.frontends);
-    update(mesh.splits, now.splits, sameSplit, changes.splits);
+    update(mesh.frontends, frontends, sameFrontend, changes.frontends);
+    update(mesh.splits, splits, sameSplit, changes.splits);
     for (const name of now.services.keys()) if (!before?.services.has(name)) services.add(name);
     for (const name of before?.services.keys() ?? []) if (!now.services.has(name)) services.add(name);
     for (const [name, notes] of now.serviceNotes) {

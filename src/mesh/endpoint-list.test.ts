@@ -26,7 +26,9 @@ describe("lists of endpoints", () => {
   });
 
   test("an address that is none is refused by name", () => {
-    expect(() => EndpointList.of([{ address: "a.example", port: 1, weight: 1, healthy: true }])).toThrow('"a.example"');
+    expect(() => EndpointList.of([{ address: "a.example", port: 1, weight: 1, healthy: true }])).toThrow(
+      '"a.example"',
+    );
   });
 });
 
