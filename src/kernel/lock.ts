@@ -34,22 +34,21 @@ export class FileLock {
    */
   static acquire(path: string): FileLock {
     const lib = native();
-    const flags = constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW;
-    const fd = check(lib.kmesh_open(cString(path), flags, 0o600), "open", path);
-    const result = lib.kmesh_flock(fd);
-    if (result < 0) {
-      lib.kmesh_close(fd);
-      if (result === -ERRNO.EWOULDBLOCK) throw new LockHeld(path, lockHolder(path));
-      throw new KernelError("flock", -result, path);
-    }
+    const fd = openAndLock(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW);
     const text = Buffer.from(`${process.pid}\n`);
     lib.kmesh_truncate(fd, 0n);
     lib.kmesh_write(fd, text, BigInt(text.length));
     return new FileLock(path, fd);
   }
 
+  /** The same with a folder, which needs no file in it (a bpffs takes none) and tells no pid. Throws as `acquire`. */
+  static acquireFolder(path: string): FileLock {
+    return new FileLock(path, openAndLock(path, constants.O_RDONLY | constants.O_DIRECTORY));
+  }
+
   release(): void {
     if (this.#fd < 0) return;
+    // Refused for a folder, which has no pid in it.
     native().kmesh_truncate(this.#fd, 0n);
     native().kmesh_close(this.#fd);
     this.#fd = -1;
@@ -58,6 +57,16 @@ export class FileLock {
   [Symbol.dispose](): void {
     this.release();
   }
+}
+
+function openAndLock(path: string, flags: number): number {
+  const lib = native();
+  const fd = check(lib.kmesh_open(cString(path), flags, 0o600), "open", path);
+  const result = lib.kmesh_flock(fd);
+  if (result === 0) return fd;
+  lib.kmesh_close(fd);
+  if (result === -ERRNO.EWOULDBLOCK) throw new LockHeld(path, lockHolder(path));
+  throw new KernelError("flock", -result, path);
 }
 
 /** The pid in a lock's file, whether or not it still lives; undefined when there is none. */
