@@ -17,6 +17,7 @@ import { usableAddresses } from "../istiod/node.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
+import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
@@ -56,13 +57,27 @@ export class Agent {
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
 
-  private constructor(config: Config, log: Log, locks: Locks) {
+  /** All that can be wrong with the settings is found before the machine is touched. */
+  private constructor(config: Config, log: Log) {
     this.#config = config;
     this.#log = log;
-    this.#locks = locks;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
     this.#reporter = new Reporter(log);
+    this.#compiler = new KernelNative({
+      allowPlaintext: config.allowPlaintext,
+      publish: (mesh, changes) => this.#publish(mesh, changes),
+    });
+    this.#stream = new IstiodStream({
+      istiod: formatTarget(config.istiod),
+      security: securityOf(config),
+      identity: identityOf(config, this.#addresses),
+      sink: this.#compiler,
+      on: (event) => this.#heard(event),
+    });
+    makeFolders(config);
+    ensureBpffs(config.bpffs);
+    this.#locks = Locks.acquire(config);
     this.#before = readStatus(config.runDir);
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
@@ -75,35 +90,18 @@ export class Agent {
     });
     // Before the first connection, or we would be sent through our own mesh.
     this.#datapath.exemptSelf();
-    this.#compiler = new KernelNative({
-      allowPlaintext: config.allowPlaintext,
-      publish: (mesh, changes) => this.#publish(mesh, changes),
-    });
-    this.#stream = new IstiodStream({
-      istiod: formatTarget(config.istiod),
-      security: securityOf(config),
-      identity: identityOf(config, this.#addresses),
-      sink: this.#compiler,
-      on: (event) => this.#heard(event),
-    });
   }
 
   /**
-   * Takes the locks, checks the machine, adopts or builds the tables, and begins to talk to istiod.
-   * Rejects with LockHeld, Unsupported, KernelError or an Error of one line; the kernel's state is then as before.
+   * Checks the machine, takes the locks, adopts or builds the tables, and begins to talk to istiod.
+   * Rejects with Unsupported, ConfigError, LockHeld, KernelError or an Error of one line: this process has to end
+   * then, and what was pinned before works on.
    */
   static async start(config: Config, log: Log): Promise<Agent> {
     requireMachine(log);
-    makeFolders(config);
-    const locks = Locks.acquire(config);
-    try {
-      const agent = new Agent(config, log, locks);
-      await agent.#begin();
-      return agent;
-    } catch (error) {
-      locks.release();
-      throw error;
-    }
+    const agent = new Agent(config, log);
+    await agent.#begin();
+    return agent;
   }
 
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */

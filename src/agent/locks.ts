@@ -14,13 +14,15 @@ export class Locks {
   }
 
   /** Takes the lock of each folder that exists. Throws LockHeld with the pid of the agent that has one of them. */
-  static acquire(folders: Pick<Folders, "runDir" | "stateDir">): Locks {
+  static acquire(folders: Folders): Locks {
     const taken: FileLock[] = [];
     try {
       // A set: both folders may be the same one.
       for (const folder of new Set([folders.runDir, folders.stateDir])) {
         if (existsSync(folder)) taken.push(FileLock.acquire(join(folder, NAME)));
       }
+      // The tables have one writer, whatever its other folders are.
+      if (existsSync(folders.bpffs)) taken.push(FileLock.acquireFolder(folders.bpffs));
     } catch (error) {
       for (const lock of taken) lock.release();
       throw error;
@@ -33,8 +35,8 @@ export class Locks {
   }
 }
 
-/** The pid of the agent that lives with these folders; undefined when none does. 0 when it had no time to tell. */
-export function livingAgent(folders: Pick<Folders, "runDir" | "stateDir">): number | undefined {
+/** The pid of the agent that lives with these folders; undefined when none does, 0 when it shares only the pins. */
+export function livingAgent(folders: Folders): number | undefined {
   try {
     Locks.acquire(folders).release();
     return undefined;

@@ -67,7 +67,14 @@ async function confirmed(text: string): Promise<boolean> {
 }
 
 async function stop(pid: number, living: () => number | undefined): Promise<void> {
-  if (pid > 0) process.kill(pid, "SIGTERM");
+  if (pid === 0) {
+    throw new Failure(
+      EXIT.failed,
+      "an agent with another run folder uses these tables",
+      "Stop it first, or name its folder with --run-dir.",
+    );
+  }
+  process.kill(pid, "SIGTERM");
   const deadline = performance.now() + STOP_PATIENCE;
   while (performance.now() < deadline) {
     if (living() !== pid) return;

@@ -114,21 +114,21 @@ export class AgentLab {
     ];
   }
 
+  /** Starts `kmesh run`; a flag in `more` takes the place of the lab's own. */
   startAgent(...more: string[]): OwnedProcess {
     this.#starts += 1;
+    const flags = [
+      `--istiod=127.0.0.1:${PORT}`,
+      "--plaintext",
+      "--ip=172.31.0.1",
+      `--cgroup=${this.#cgroup.path}`,
+      ...this.folders,
+    ];
+    const given = new Set(more.map((flag) => flag.split("=")[0]));
     const agent = new OwnedProcess({
       name: "kmesh",
       log: join(this.folder, `agent-${this.#starts}.log`),
-      command: [
-        ...this.#program,
-        "run",
-        ...(more.some((flag) => flag.startsWith("--istiod")) ? [] : [`--istiod=127.0.0.1:${PORT}`]),
-        "--plaintext",
-        "--ip=172.31.0.1",
-        `--cgroup=${this.#cgroup.path}`,
-        ...this.folders,
-        ...more,
-      ],
+      command: [...this.#program, "run", ...flags.filter((flag) => !given.has(flag.split("=")[0])), ...more],
       netns: this.namespace.path,
     });
     this.#processes.push(agent);

@@ -84,6 +84,9 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
     const second = lab.startAgent();
     expect(await second.exited).toBe(5);
     expect(second.output()).toContain(`an agent runs already: pid ${agent.pid}`);
+    const other = lab.startAgent(`--run-dir=${lab.folder}/run2`, `--state-dir=${lab.folder}/state2`);
+    expect(await other.exited).toBe(5);
+    expect(other.output()).toContain(`it holds ${lab.bpffs}`);
     expect((await lab.connect(10)).made).toBe(10);
   });
 

@@ -1,5 +1,5 @@
 import { afterAll, describe, expect, test } from "bun:test";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { run } from "../lab/process.ts";
@@ -58,6 +58,13 @@ describe.skipIf(why !== undefined)("the command line", () => {
       expect(result.code).toBe(code);
     });
   }
+
+  test("what is wrong is found before anything is made", () => {
+    const bpffs = folders[0]?.split("=")[1] ?? "";
+    expect([bpffs, join(folder, "run"), join(folder, "state")].filter((path) => existsSync(path))).toEqual(
+      [],
+    );
+  });
 
   test("a wrong key of the configuration is named with its file", async () => {
     const file = join(folder, "wrong.yaml");
