@@ -102,6 +102,8 @@ const TO_ORIGINAL: Discovery = { kind: "passthrough" };
 
 /** What is the same for all clusters whose bytes differ in nothing but their name. */
 interface Template {
+  /** The bytes that have to be the same, one part behind the other. */
+  bytes: Buffer;
   policy: ClusterPolicy;
   /** undefined = its endpoints come by EDS. */
   discovery: Discovery | undefined;
@@ -115,7 +117,9 @@ const MOST_TEMPLATES = 1_000;
  */
 export class ClusterReader {
   readonly #allowPlaintext: boolean;
-  readonly #templates = new Map<string, Template>();
+  /** By length of the whole cluster: a longer name makes other lengths inside, too. */
+  readonly #templates = new Map<number, Template[]>();
+  #count = 0;
 
   constructor(options: { allowPlaintext: boolean }) {
     this.#allowPlaintext = options.allowPlaintext;
@@ -126,37 +130,63 @@ export class ClusterReader {
    * plumbing inside Envoy). Throws MalformedResource.
    */
   read(resource: string, bytes: Uint8Array): ClusterRecord | undefined {
-    const shape = guarded(resource, () => readShape(bytes));
-    const template = this.#templates.get(shape.key);
+    const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const shape = guarded(resource, () => readShape(text));
+    const known = this.#templates.get(text.length) ?? [];
+    const template = known.find((one) => isOf(one, text, shape));
     if (template !== undefined) {
       checkName(resource, shape.name);
-      if (!isOutgoing(shape.name)) return undefined;
+      if (!isOutgoing(resource)) return undefined;
       return {
-        name: shape.name,
-        service: serviceOfCluster(shape.name).name,
-        discovery: template.discovery ?? edsDiscovery(shape.name, shape.serviceName),
+        name: resource,
+        service: serviceOfCluster(resource).name,
+        discovery: template.discovery ?? edsDiscovery(resource, shape.serviceName),
         policy: template.policy,
       };
     }
-    const cluster = decode(envoy.Cluster, resource, bytes);
+    const cluster = decode(envoy.Cluster, resource, text);
     const record = guarded(resource, () => flattenCluster(resource, cluster, this.#allowPlaintext));
     if (record !== undefined && cluster.type === EDS && !cluster.clusterType) {
-      if (this.#templates.size >= MOST_TEMPLATES) this.#templates.clear();
+      if (this.#count++ >= MOST_TEMPLATES) {
+        this.#templates.clear();
+        this.#count = 1;
+      }
       const { policy, discovery } = record;
-      this.#templates.set(shape.key, {
+      const fresh = {
+        bytes: Buffer.concat(partsOf(text, shape)),
         policy,
         discovery: discovery.kind === "eds" ? undefined : discovery,
-      });
+      };
+      this.#templates.set(text.length, [...(this.#templates.get(text.length) ?? []), fresh]);
     }
     return record;
   }
 }
 
-/** A cluster's names, and all else as a key: equal keys mean clusters that differ only in names. */
+/** A cluster's names, and where all else lies: clusters whose parts are the same differ only in names. */
 interface Shape {
   name: string;
   serviceName: string;
-  key: string;
+  /** Start and end of each part, in order. */
+  parts: number[];
+}
+
+function isOf({ bytes }: Template, text: Buffer, { parts }: Shape): boolean {
+  let at = 0;
+  for (let i = 0; i < parts.length; i += 2) {
+    const start = parts[i] ?? 0;
+    const end = parts[i + 1] ?? 0;
+    const next = at + end - start;
+    if (next > bytes.length || text.compare(bytes, at, next, start, end) !== 0) return false;
+    at = next;
+  }
+  return at === bytes.length;
+}
+
+function partsOf(text: Buffer, { parts }: Shape): Buffer[] {
+  const result: Buffer[] = [];
+  for (let i = 0; i < parts.length; i += 2) result.push(text.subarray(parts[i], parts[i + 1]));
+  return result;
 }
 
 // Tags (field number * 8 + wire type 2) as in proto/envoy_cluster.proto.
@@ -166,18 +196,17 @@ const METADATA = 202;
 const SOCKET_MATCHES = 346;
 
 /**
- * Walks over a cluster without decoding it. Left out of the key are its name, its EDS name, its metadata (which no
- * one reads) and the typed configuration of per-endpoint transport sockets (server name and certificates; their
- * message's type, which decides, stays in).
+ * Walks over a cluster without decoding it. No part are its name, its EDS name, its metadata (which no one reads) and
+ * the typed configuration of per-endpoint transport sockets (server name and certificates; their message's type, which
+ * decides, is).
  */
-function readShape(bytes: Uint8Array): Shape {
-  const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+function readShape(text: Buffer): Shape {
   const reader = protobuf.Reader.create(text);
-  const shape: Shape = { name: "", serviceName: "", key: "" };
-  /** Where the part of the bytes starts that goes into the key next. */
+  const shape: Shape = { name: "", serviceName: "", parts: [] };
+  /** Where the next part starts. */
   let from = 0;
   const leaveOut = (start: number, end: number) => {
-    if (start > from) shape.key += text.toString("latin1", from, start);
+    if (start > from) shape.parts.push(from, start);
     from = end;
   };
   while (reader.pos < reader.len) {
