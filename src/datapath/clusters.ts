@@ -23,10 +23,10 @@ import * as layout from "./layout.gen.ts";
 import { type NameLines, NameSpace } from "./names.ts";
 import { Resting, SOCKET_REST_MS } from "./resting.ts";
 import { Runs } from "./runs.ts";
-import type { Member } from "./slots.ts";
+import type { Members } from "./slots.ts";
 import type { Tables } from "./tables.ts";
 import { reasonNumber } from "./target.ts";
-import type { Weighted } from "./weights.ts";
+import type { Selection } from "./weights.ts";
 
 const LIVE = layout.cluster_load.fields.live.offset;
 const NO_RUN: Run = { firstLine: 0, count: 0 };
@@ -150,28 +150,33 @@ export class ClusterTable {
   /** Writes slots and descriptor where no reader looks yet. */
   #write(compiled: Compiled): { descriptor: number; written: number } {
     let written = 1;
-    const run = (members: Member[]) => {
+    const run = (members: Members) => {
       const slots = compiled.order(members);
       const placed = this.#writeRun(slots);
       if (compiled.kind === "endpoints") for (const endpoint of slots) this.#endpoints.hold(endpoint);
       written += linesOf(placed);
       return placed;
     };
-    const endpointMembers = (weighted: Weighted[]) =>
-      weighted.map(({ list, index, weight }) => {
-        const placed = this.#endpoints.place(list, index);
+    const endpoints = ({ lists, places, weights }: Selection): Members => {
+      const ids = new Uint32Array(places.length);
+      lists.forEach((list, i) => {
+        const placed = this.#endpoints.place(list, places[i] ?? 0);
         if (placed.written) written++;
-        // Only hash tables look at names.
-        const name = compiled.policy === "hash" ? `${list.address(index)}:${list.port(index)}` : "";
-        return { id: placed.id, weight, name };
+        ids[i] = placed.id;
       });
-    const shares = compiled.shares.map(({ cluster, weight }) => ({
-      id: this.#names.id(cluster) ?? this.#add(cluster),
-      weight,
-      name: cluster,
-    }));
-    const v4 = run(compiled.kind === "split" ? shares : endpointMembers(compiled.v4));
-    const v6 = run(endpointMembers(compiled.v6));
+      return {
+        ids,
+        weights,
+        nameOf: (i) => `${lists[i]?.address(places[i] ?? 0)}:${lists[i]?.port(places[i] ?? 0)}`,
+      };
+    };
+    const shares = ({ shares: parts }: Compiled): Members => ({
+      ids: Uint32Array.from(parts, ({ cluster }) => this.#names.id(cluster) ?? this.#add(cluster)),
+      weights: parts.map(({ weight }) => weight),
+      nameOf: (i) => parts[i]?.cluster ?? "",
+    });
+    const v4 = run(compiled.kind === "split" ? shares(compiled) : endpoints(compiled.v4));
+    const v6 = run(endpoints(compiled.v6));
     const id = this.#descriptorIds.take();
     this.#descriptors.reserve(this.#descriptorIds.bound);
     const reason = reasonNumber(compiled.reason);

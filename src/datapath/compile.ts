@@ -1,10 +1,10 @@
 /** From a cluster or split of the mesh to what its descriptor and slots will hold, and a digest of that. */
-import { createHash } from "node:crypto";
+import { hash } from "node:crypto";
 import { ENDPOINT_WORDS } from "../mesh/endpoint-list.ts";
 import type { Balance, Cluster, Reason, Split } from "../mesh/model.ts";
 import type { Kind, SlotPolicy } from "./descriptor.ts";
-import { type Member, maglevTable, ringTable, smoothOrder } from "./slots.ts";
-import { type Weighted, weighEndpoints } from "./weights.ts";
+import { type Members, maglevTable, ringTable, smoothOrder } from "./slots.ts";
+import { type Selection, weighEndpoints } from "./weights.ts";
 
 export const DIGEST_SIZE = 16;
 
@@ -14,19 +14,19 @@ export interface Compiled {
   policy: SlotPolicy;
   reason: Reason;
   maxConnections: number;
-  v4: Weighted[];
-  v6: Weighted[];
+  v4: Selection;
+  v6: Selection;
   /** Of a split: cluster names and weights. */
   shares: { cluster: string; weight: number }[];
-  order: (members: Member[]) => Uint32Array;
+  order: (members: Members) => Uint32Array;
   digest: Uint8Array;
 }
 
 export function compileCluster(cluster: Cluster): Compiled {
   const { balance } = cluster;
   const members = cluster.kind === "endpoints";
-  const v4 = members ? weighEndpoints(cluster, "v4") : [];
-  const v6 = members ? weighEndpoints(cluster, "v6") : [];
+  const v4 = members ? weighEndpoints(cluster, "v4") : NOBODY;
+  const v6 = members ? weighEndpoints(cluster, "v6") : NOBODY;
   const head = `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}`;
   return {
     kind: cluster.kind === "passthrough" ? "pass" : cluster.kind,
@@ -56,13 +56,15 @@ export function compileMissing(): Compiled {
   return { ...NOTHING, kind: "refuse", reason: "missing-cluster", digest: digest("missing") };
 }
 
+const NOBODY: Selection = { lists: [], places: [], weights: [] };
+
 const NOTHING: Omit<Compiled, "digest"> = {
   kind: "endpoints",
   policy: "round-robin",
   reason: "none",
   maxConnections: 0,
-  v4: [],
-  v6: [],
+  v4: NOBODY,
+  v6: NOBODY,
   shares: [],
   order: smoothOrder,
 };
@@ -71,7 +73,7 @@ function policyOf(balance: Balance): SlotPolicy {
   return balance.policy === "ring-hash" || balance.policy === "maglev" ? "hash" : balance.policy;
 }
 
-function orderOf(balance: Balance): (members: Member[]) => Uint32Array {
+function orderOf(balance: Balance): (members: Members) => Uint32Array {
   if (balance.policy === "ring-hash") return (members) => ringTable(members, balance.tableSize);
   if (balance.policy === "maglev") return (members) => maglevTable(members, balance.tableSize);
   return smoothOrder;
@@ -81,27 +83,33 @@ function tableSizeOf(balance: Balance): number {
   return "tableSize" in balance ? balance.tableSize : 0;
 }
 
-/** Address and port of each member in words, then its weight as a double: what the digest is taken over. */
+/** Of each member in a digest: four words of address, the port, the weight as a double. */
 const MEMBER_BYTES = (ENDPOINT_WORDS - 1) * 4 + 8;
-let packed = new DataView(new ArrayBuffer(64 * MEMBER_BYTES));
+const encoder = new TextEncoder();
+let draft = new DataView(new ArrayBuffer(4096));
 
 /** Compared with what an earlier start, or an earlier version, wrote: never change how it is made. */
-function digest(head: string, ...families: Weighted[][]): Uint8Array {
-  const hash = createHash("sha1").update(head);
-  for (const members of families) hash.update(pack(members));
-  return hash.digest().subarray(0, DIGEST_SIZE);
+function digest(head: string, v4 = NOBODY, v6 = NOBODY): Uint8Array {
+  const text = encoder.encode(head);
+  const size = text.length + 1 + (v4.places.length + v6.places.length) * MEMBER_BYTES;
+  if (draft.byteLength < size) draft = new DataView(new ArrayBuffer(size * 2));
+  const bytes = new Uint8Array(draft.buffer, 0, size);
+  bytes.set(text);
+  draft.setUint8(text.length, 0);
+  pack(v6, pack(v4, text.length + 1));
+  return hash("sha1", bytes, "buffer").subarray(0, DIGEST_SIZE);
 }
 
-function pack(members: Weighted[]): Uint8Array {
-  const size = members.length * MEMBER_BYTES;
-  if (packed.byteLength < size) packed = new DataView(new ArrayBuffer(size * 2));
-  let at = 0;
-  for (const { list, index, weight } of members) {
-    const first = index * ENDPOINT_WORDS;
-    for (let word = 0; word < 4; word++, at += 4) packed.setUint32(at, list.words[first + word] ?? 0);
-    packed.setUint32(at, list.port(index));
-    packed.setFloat64(at + 4, weight);
-    at += 12;
-  }
-  return new Uint8Array(packed.buffer, 0, size);
+/** Writes the members into the draft from `at` on; gives where they end. */
+function pack({ lists, places, weights }: Selection, at: number): number {
+  places.forEach((place, i) => {
+    const list = lists[i];
+    if (!list) return;
+    for (let word = 0; word < 4; word++)
+      draft.setUint32(at + word * 4, list.words[place * ENDPOINT_WORDS + word] ?? 0);
+    draft.setUint32(at + 16, list.port(place));
+    draft.setFloat64(at + 20, weights[i] ?? 0);
+    at += MEMBER_BYTES;
+  });
+  return at;
 }

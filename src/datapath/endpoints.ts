@@ -2,6 +2,7 @@
 import { formatAddress } from "../mesh/address.ts";
 import { ENDPOINT_WORDS, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { ChunkedTable } from "./chunked.ts";
+import { EndpointIndex } from "./endpoint-index.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
 import { Resting, SOCKET_REST_MS } from "./resting.ts";
@@ -18,19 +19,20 @@ export class EndpointTable {
   readonly #table: ChunkedTable;
   readonly #loads: ChunkedTable;
   readonly #ids: Ids;
-  readonly #byAddress = new Map<EndpointKey, number>();
+  readonly #index: EndpointIndex;
   /** How many published slots hold the id. */
-  readonly #uses: number[] = [];
+  #uses = new Uint32Array(256);
   readonly #resting: Resting;
 
   /** `uses` counts, by id, the slots that hold an endpoint already. */
   constructor(table: ChunkedTable, loads: ChunkedTable, uses: Map<number, number>) {
     this.#table = table;
     this.#loads = loads;
+    this.#index = new EndpointIndex(table);
     this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
     for (const [id, count] of uses) {
-      this.#byAddress.set(keyOfRecord(table, id), id);
-      this.#uses[id] = count;
+      this.#index.add(id);
+      this.#setUses(id, count);
     }
     const stray = [...strays(loads, LIVE)].filter((id) => !uses.has(id));
     for (const id of stray) this.#resting.add(id);
@@ -39,8 +41,7 @@ export class EndpointTable {
 
   /** The id of an endpoint of `list`, new or not. Its record is in place when this returns. */
   place(list: EndpointList, index: number): { id: number; written: boolean } {
-    const key = list.v4Key(index) ?? `${list.address(index)} ${list.port(index)}`;
-    const known = this.#byAddress.get(key);
+    const known = this.#index.find(list, index);
     if (known !== undefined) {
       this.#resting.wake(known);
       return { id: known, written: false };
@@ -50,14 +51,14 @@ export class EndpointTable {
     this.#table.reserve(this.#ids.bound);
     this.#loads.reserve(this.#ids.bound);
     writeEndpoint(this.#table, id, list, index);
-    this.#byAddress.set(key, id);
-    this.#uses[id] = 0;
+    this.#index.add(id);
+    this.#setUses(id, 0);
     return { id, written: true };
   }
 
   /** A slot that holds `id` is about to be published. */
   hold(id: number): void {
-    this.#uses[id] = (this.#uses[id] ?? 0) + 1;
+    this.#setUses(id, (this.#uses[id] ?? 0) + 1);
   }
 
   /** A slot that held `id` is read by nobody any more. */
@@ -74,9 +75,18 @@ export class EndpointTable {
 
   #recycle(): void {
     for (const id of this.#resting.rested()) {
-      this.#byAddress.delete(keyOfRecord(this.#table, id));
+      this.#index.remove(id);
       this.#ids.give(id);
     }
+  }
+
+  #setUses(id: number, count: number): void {
+    if (id >= this.#uses.length) {
+      const larger = new Uint32Array(Math.max(this.#uses.length * 2, id + 1));
+      larger.set(this.#uses);
+      this.#uses = larger;
+    }
+    this.#uses[id] = count;
   }
 }
 
@@ -107,20 +117,4 @@ function writeEndpoint(table: ChunkedTable, id: number, list: EndpointList, inde
 /** Ids that live connections count on; `live` is the count's place in the record. */
 export function* strays(loads: ChunkedTable, live: number): Generator<number> {
   for (let id = 0; id < loads.capacity; id++) if (loads.long(id, live) !== 0n) yield id;
-}
-
-/** A number for IPv4 (address and port in 48 bits), text for IPv6: a start makes 100,000 of them. */
-type EndpointKey = number | string;
-
-function keyOfRecord(table: ChunkedTable, id: number): EndpointKey {
-  const record = table.record(id);
-  if (record[fields.is_v4.offset] === 0) {
-    const { address, port } = readEndpoint(table, id);
-    return `${address} ${port}`;
-  }
-  const last = fields.address.offset + 12;
-  const v4 =
-    (record[last] ?? 0) * 2 ** 24 +
-    (((record[last + 1] ?? 0) << 16) | ((record[last + 2] ?? 0) << 8) | (record[last + 3] ?? 0));
-  return v4 * 65536 + (((record[fields.port.offset] ?? 0) << 8) | (record[fields.port.offset + 1] ?? 0));
 }

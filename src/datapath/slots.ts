@@ -3,13 +3,14 @@
  * All functions are deterministic: the same members give the same slots, on every machine.
  */
 
-export interface Member {
-  /** What the slot holds: an endpoint id, a cluster id, or a refusal. */
-  id: number;
+/** What slots are made of; ids and weights go side by side. */
+export interface Members {
+  /** What the slots hold: endpoint ids or cluster ids. */
+  ids: Uint32Array;
   /** Positive. */
-  weight: number;
-  /** What the member is hashed by; stays the same when ids do not. */
-  name: string;
+  weights: readonly number[];
+  /** What hash tables place a member by: it stays the same when ids do not. */
+  nameOf(i: number): string;
 }
 
 /** Slots of a run at most, unless there are more members: bounds the error of a share to 1 / 8192. */
@@ -24,15 +25,11 @@ const DEFAULT_RING_SIZE = 1024;
  * Every member as often as its weight says, spread out evenly (earliest deadline first): 80/20 is
  * A A B A A. Integer weights are exact as long as their sum, without common divisors, fits.
  */
-export function smoothOrder(members: readonly Member[]): Uint32Array {
-  const slots = new Uint32Array(members.length);
-  if (members.every(({ weight }) => weight === members[0]?.weight)) {
-    for (let i = 0; i < slots.length; i++) slots[i] = members[i]?.id ?? 0;
-    return slots;
-  }
-  const turns = quantise(members);
+export function smoothOrder({ ids, weights }: Members): Uint32Array {
+  if (weights.every((weight) => weight === weights[0])) return ids;
+  const turns = quantise(weights);
   const deadlines: { at: number; id: number }[] = [];
-  members.forEach(({ id }, i) => {
+  ids.forEach((id, i) => {
     const count = turns[i] ?? 0;
     for (let turn = 0; turn < count; turn++) deadlines.push({ at: (turn + 0.5) / count, id });
   });
@@ -41,15 +38,18 @@ export function smoothOrder(members: readonly Member[]): Uint32Array {
 }
 
 /** Whole turns in the proportion of the weights; every member has one at least. */
-function quantise(members: readonly Member[]): number[] {
-  const weights = members.map(({ weight }) => weight);
-  const limit = Math.max(MAX_SLOTS, members.length * SLOTS_PER_MEMBER);
-  const sum = weights.reduce((all, weight) => all + weight, 0);
+function quantise(weights: readonly number[]): number[] {
+  const limit = Math.max(MAX_SLOTS, weights.length * SLOTS_PER_MEMBER);
+  const sum = sumOf(weights);
   if (weights.every(Number.isInteger)) {
     const divisor = weights.reduce(gcd, 0);
     if (sum / divisor <= limit) return weights.map((weight) => weight / divisor);
   }
   return weights.map((weight) => Math.max(1, Math.round((weight * limit) / sum)));
+}
+
+function sumOf(weights: readonly number[]): number {
+  return weights.reduce((sum, weight) => sum + weight, 0);
 }
 
 function gcd(a: number, b: number): number {
@@ -60,16 +60,17 @@ function gcd(a: number, b: number): number {
  * A Maglev look-up table (Eisenbud et al., NSDI 2016, 3.4) with weights: a member that comes or goes moves few others.
  * `size` is the configured table size, 0 for Envoy's default; the table is scaled down to its members.
  */
-export function maglevTable(members: readonly Member[], size: number): Uint32Array {
-  if (members.length === 0) return new Uint32Array(0);
+export function maglevTable({ ids, weights, nameOf }: Members, size: number): Uint32Array {
+  if (ids.length === 0) return ids;
   const slots = primeAtLeast(
-    Math.min(size || DEFAULT_MAGLEV_SIZE, members.length * HASH_SLOTS_PER_MEMBER + 1, DEFAULT_MAGLEV_SIZE),
+    Math.min(size || DEFAULT_MAGLEV_SIZE, ids.length * HASH_SLOTS_PER_MEMBER + 1, DEFAULT_MAGLEV_SIZE),
   );
-  const heaviest = Math.max(...members.map(({ weight }) => weight));
-  const cursors = members.map((member) => ({
-    ...member,
-    offset: hashText(member.name, 1) % slots,
-    skip: (hashText(member.name, 2) % (slots - 1)) + 1,
+  const heaviest = Math.max(...weights);
+  const cursors = weights.map((weight, i) => ({
+    id: ids[i] ?? 0,
+    weight,
+    offset: hashText(nameOf(i), 1) % slots,
+    skip: (hashText(nameOf(i), 2) % (slots - 1)) + 1,
     next: 0,
     credit: 0,
   }));
@@ -95,18 +96,19 @@ export function maglevTable(members: readonly Member[], size: number): Uint32Arr
  * A ketama ring, sampled at even distances so that the kernel needs one look-up instead of a search.
  * `size` is the configured minimum ring size, 0 for Envoy's default of 1024.
  */
-export function ringTable(members: readonly Member[], size: number): Uint32Array {
-  if (members.length === 0) return new Uint32Array(0);
+export function ringTable({ ids, weights, nameOf }: Members, size: number): Uint32Array {
+  if (ids.length === 0) return ids;
   const slots = Math.max(
     Math.min(size || DEFAULT_RING_SIZE, DEFAULT_MAGLEV_SIZE - 1),
-    Math.min(members.length * HASH_SLOTS_PER_MEMBER, DEFAULT_MAGLEV_SIZE - 1),
+    Math.min(ids.length * HASH_SLOTS_PER_MEMBER, DEFAULT_MAGLEV_SIZE - 1),
   );
-  const sum = members.reduce((all, { weight }) => all + weight, 0);
+  const sum = sumOf(weights);
   const points: { at: number; id: number }[] = [];
-  for (const { id, name, weight } of members) {
+  weights.forEach((weight, i) => {
     const share = Math.max(1, Math.round((slots * weight) / sum));
-    for (let i = 0; i < share; i++) points.push({ at: hashText(`${name}_${i}`, 0), id });
-  }
+    for (let turn = 0; turn < share; turn++)
+      points.push({ at: hashText(`${nameOf(i)}_${turn}`, 0), id: ids[i] ?? 0 });
+  });
   points.sort((a, b) => a.at - b.at || a.id - b.id);
   const table = new Uint32Array(slots);
   let next = 0;

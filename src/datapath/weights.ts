@@ -9,12 +9,12 @@ import type { Cluster, Locality } from "../mesh/model.ts";
 
 export type Family = "v4" | "v6";
 
-/** An endpoint, by its place in a list, and its weight. */
-export interface Weighted {
-  list: EndpointList;
-  index: number;
-  /** Positive. Integers unless several priorities or locality weights make it a fraction. */
-  weight: number;
+/** Endpoints, each by its place in a list, and their weights; the arrays go side by side. */
+export interface Selection {
+  lists: EndpointList[];
+  places: number[];
+  /** Positive. Integers unless several priorities or locality weights make them fractions. */
+  weights: number[];
 }
 
 /** One locality's endpoints of one family. */
@@ -32,20 +32,18 @@ interface Level {
 }
 
 /**
- * The cluster's endpoints of one family that get connections, with their weights. Empty when none is healthy and
+ * The cluster's endpoints of one family that get connections, with their weights. Nobody when none is healthy and
  * the panic threshold doesn't say to use them all the same.
  */
-export function weighEndpoints(cluster: Cluster, family: Family): Weighted[] {
-  const levels = prioritiesOf(cluster, family);
-  const used = loads(levels, cluster).filter(({ load }) => load > 0);
-  const [only] = used;
-  if (only && used.length === 1 && !cluster.localityWeighted) return plainMembers(only, family);
-  return used.flatMap((load) =>
-    scale(
-      cluster.localityWeighted ? localityMembers(load, family, cluster) : plainMembers(load, family),
-      load.load,
-    ),
-  );
+export function weighEndpoints(cluster: Cluster, family: Family): Selection {
+  const selection: Selection = { lists: [], places: [], weights: [] };
+  const used = loads(prioritiesOf(cluster, family), cluster).filter(({ load }) => load > 0);
+  const whole = used.length === 1 && !cluster.localityWeighted;
+  for (const load of used) {
+    if (cluster.localityWeighted) selectByLocality(selection, load, family, cluster);
+    else selectByWeight(selection, load, family, whole ? undefined : load.load);
+  }
+  return selection;
 }
 
 function prioritiesOf(cluster: Cluster, family: Family): Level[] {
@@ -108,31 +106,53 @@ function availability(healthy: number, total: number, cluster: Cluster): number 
   return total === 0 ? 0 : Math.min(100, (cluster.overprovisioning * healthy) / total);
 }
 
-function plainMembers({ level, panic }: Load, family: Family): Weighted[] {
-  const members: Weighted[] = [];
-  for (const group of level.groups) addMembers(members, group, family, panic);
-  return members;
+/** Adds a level's endpoints by their own weights; with `sum`, scaled to that sum. */
+function selectByWeight(
+  selection: Selection,
+  { level, panic }: Load,
+  family: Family,
+  sum: number | undefined,
+): void {
+  const first = selection.weights.length;
+  for (const group of level.groups) addMembers(selection, group, family, panic);
+  if (sum !== undefined) scale(selection, first, sum);
 }
 
-function localityMembers({ level, panic }: Load, family: Family, cluster: Cluster): Weighted[] {
-  return level.groups.flatMap((group) => {
+/** Adds a level's endpoints; each locality's sum follows its weight and health, the level's its load. */
+function selectByLocality(
+  selection: Selection,
+  { level, load, panic }: Load,
+  family: Family,
+  cluster: Cluster,
+): void {
+  const first = selection.weights.length;
+  for (const group of level.groups) {
     const health = panic ? 100 : availability(group.healthy, group.total, cluster);
-    const members: Weighted[] = [];
-    addMembers(members, group, family, panic);
-    return scale(members, group.locality.weight * health);
-  });
+    const own = selection.weights.length;
+    addMembers(selection, group, family, panic);
+    scale(selection, own, group.locality.weight * health);
+  }
+  scale(selection, first, load);
 }
 
-function addMembers(members: Weighted[], { list }: Group, family: Family, panic: boolean): void {
-  for (let index = 0; index < list.length; index++) {
-    if (list.isV4(index) !== (family === "v4") || !(panic || list.healthy(index))) continue;
-    members.push({ list, index, weight: list.weight(index) });
+function addMembers(selection: Selection, { list }: Group, family: Family, panic: boolean): void {
+  for (let place = 0; place < list.length; place++) {
+    if (list.isV4(place) !== (family === "v4") || !(panic || list.healthy(place))) continue;
+    selection.lists.push(list);
+    selection.places.push(place);
+    selection.weights.push(list.weight(place));
   }
 }
 
-/** The same proportions, summing up to `sum`. */
-function scale(members: Weighted[], sum: number): Weighted[] {
-  const total = members.reduce((all, member) => all + member.weight, 0);
-  if (total === 0 || sum === 0) return [];
-  return members.map((member) => ({ ...member, weight: (member.weight * sum) / total }));
+/** Keeps the proportions from `first` on and makes their sum `sum`; nothing of them is left when that is 0. */
+function scale({ lists, places, weights }: Selection, first: number, sum: number): void {
+  let total = 0;
+  for (let i = first; i < weights.length; i++) total += weights[i] ?? 0;
+  if (total === 0 || sum === 0) {
+    lists.length = first;
+    places.length = first;
+    weights.length = first;
+    return;
+  }
+  for (let i = first; i < weights.length; i++) weights[i] = ((weights[i] ?? 0) * sum) / total;
 }
