@@ -9,7 +9,7 @@
 import { parseArgs } from "node:util";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output } from "../test/lab/process.ts";
-import { BenchMesh, compileC, requireTools } from "./machine.ts";
+import { BenchMesh, compileC, requireTools, runAndClean } from "./machine.ts";
 import { median, pairedDifference, pairedRatio, printTable, progress } from "./measure.ts";
 
 const { values: flags } = parseArgs({
@@ -43,7 +43,12 @@ async function loop(
 
 const namespace = await NetworkNamespace.create("cost");
 let mesh: BenchMesh | undefined;
-try {
+await runAndClean(measure, async () => {
+  await mesh?.remove();
+  await namespace.remove();
+});
+
+async function measure(): Promise<void> {
   await namespace.addLoopback("172.31.1.1");
   const own = new BenchMesh(namespace.path);
   mesh = own;
@@ -126,7 +131,4 @@ try {
       return [String(size), median(values) / 1000, pairedRatio(values, smallest)];
     }),
   );
-} finally {
-  await mesh?.remove();
-  await namespace.remove();
 }

@@ -1,17 +1,26 @@
 /** What every benchmark needs around kmesh: a place of its own, an agent on it, programs compiled on the spot. */
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { type AgentStatus, adminSocket } from "../src/admin/status.ts";
 import { ownName, TestCgroup } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run } from "../test/lab/process.ts";
 
+const BPFFS = "/sys/fs/bpf";
 export const KMESH = resolve(import.meta.dirname, "../dist/kmesh");
 
 /** Ends the benchmark with a line that says what is missing and what to do. */
 export function requireTools(...tools: [name: string, debianPackage: string][]): void {
   if (process.getuid?.() !== 0) giveUp("benchmarks need root");
   if (!existsSync(KMESH)) giveUp(`${KMESH} is missing. Next: ./build/compile`);
+  const others = existsSync(BPFFS)
+    ? readdirSync(BPFFS).filter((name) => existsSync(join(BPFFS, name, "links")))
+    : [];
+  if (others.length > 0) {
+    console.error(
+      `bench: another kmesh is attached (${others.join(", ")} in ${BPFFS}): it counts as a part of the machine`,
+    );
+  }
   const path = `${process.env.PATH}:/usr/sbin:/sbin`.split(":");
   for (const [name, debianPackage] of tools) {
     if (!path.some((folder) => existsSync(join(folder, name)))) {
@@ -23,6 +32,25 @@ export function requireTools(...tools: [name: string, debianPackage: string][]):
 function giveUp(reason: string): never {
   console.error(`bench: ${reason}`);
   process.exit(3);
+}
+
+/** Runs a benchmark; `cleanup` runs once, however it ends: also on Ctrl-C and SIGTERM. */
+export async function runAndClean(work: () => Promise<void>, cleanup: () => Promise<void>): Promise<void> {
+  let cleaned: Promise<void> | undefined;
+  const clean = () => {
+    cleaned ??= cleanup();
+    return cleaned;
+  };
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    process.on(signal, () => {
+      clean().finally(() => process.exit(1));
+    });
+  }
+  try {
+    await work();
+  } finally {
+    await clean();
+  }
 }
 
 /** Folder for what is downloaded once, outside the checkout. */
@@ -49,7 +77,7 @@ export class BenchMesh {
   readonly apps: string;
   readonly folder = mkdtempSync(join(tmpdir(), "kmesh-bench-"));
   readonly #netns: string;
-  readonly #bpffs = `/sys/fs/bpf/${ownName("x")}`;
+  readonly #bpffs = `${BPFFS}/${ownName("x")}`;
   readonly #cgroup = TestCgroup.create("bench");
   #plane: OwnedProcess | undefined;
   #agent: OwnedProcess | undefined;
@@ -123,7 +151,7 @@ export class BenchMesh {
   }
 
   /** The agent's own status, by its admin socket; undefined when nobody answers. */
-  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "tables"> | undefined> {
+  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "stream" | "tables"> | undefined> {
     try {
       const response = await fetch("http://localhost/agent", {
         unix: adminSocket(join(this.folder, "run")),
@@ -135,7 +163,7 @@ export class BenchMesh {
     }
   }
 
-  /** Moves the first service's endpoints on; gives when it did, ms since the epoch. */
+  /** Moves the first service's endpoints on; gives when the push was sent, ms since the epoch. */
   async change(): Promise<number> {
     const plane = this.#plane;
     if (plane === undefined) throw new Error("no control plane runs");
@@ -144,7 +172,7 @@ export class BenchMesh {
     return eventually(
       "the control plane's change",
       () => {
-        const at = /^changed ([\d.]+)$/m.exec(plane.output().slice(before))?.[1];
+        const at = /^sent ([\d.]+)$/m.exec(plane.output().slice(before))?.[1];
         return at === undefined ? undefined : Number(at);
       },
       10_000,

@@ -1,11 +1,13 @@
 /**
  * Connects to a control plane like an agent, receives and acknowledges everything and keeps nothing:
- * `bun bench/null-client.ts HOST:PORT`; prints {"milliseconds", "bytes", "resources"} from connecting to complete.
+ * `bun bench/null-client.ts HOST:PORT`; prints {"milliseconds", "first", "bytes", "resources"},
+ * milliseconds from connecting to complete and to the first response.
  */
 import { AdsClient } from "../test/control-plane/ads-client.ts";
 
 const [istiod = ""] = process.argv.slice(2);
 let resources = 0;
+let first: number | undefined;
 let last = performance.now();
 const began = performance.now();
 const client = new AdsClient({
@@ -13,10 +15,18 @@ const client = new AdsClient({
   node: { ip: "10.60.0.1", name: "null", namespace: "bench" },
   received: (response) => {
     resources += response.resources.length;
+    first ??= response.at;
     last = response.at;
   },
 });
 await client.first;
-console.log(JSON.stringify({ milliseconds: last - began, bytes: client.size, resources }));
+console.log(
+  JSON.stringify({
+    milliseconds: last - began,
+    first: (first ?? last) - began,
+    bytes: client.size,
+    resources,
+  }),
+);
 client.close();
 process.exit(0);

@@ -12,7 +12,7 @@ import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, run } from "../test/lab/process.ts";
-import { BenchMesh, cacheFolder, requireTools } from "./machine.ts";
+import { BenchMesh, cacheFolder, requireTools, runAndClean } from "./machine.ts";
 import { median, pairedRatio, printTable, progress } from "./measure.ts";
 
 const ENVOY_VERSION = "1.40.0";
@@ -248,12 +248,10 @@ async function measure(): Promise<void> {
   printTable(["", "no mesh", "kmesh", "ratio", "Envoy", "ratio"], rows);
 }
 
-try {
-  await measure();
-} finally {
+await runAndClean(measure, async () => {
   await mesh?.remove();
   // Not SIGKILL: nginx's master ends its workers.
   for (const process_ of processes) await process_.stop("SIGTERM");
   for (const one of namespaces) await one.remove();
   rmSync(folder, { recursive: true, force: true });
-}
+});

@@ -13,7 +13,7 @@ import { parseArgs } from "node:util";
 import { binaries, ControlPlane } from "../test/control-plane/control-plane.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, output, placed, sleep } from "../test/lab/process.ts";
-import { BenchMesh, requireTools } from "./machine.ts";
+import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { median, printTable, progress } from "./measure.ts";
 
 const { values: flags } = parseArgs({
@@ -167,7 +167,13 @@ async function tableMemory(mesh: BenchMesh, many: number): Promise<number> {
 const namespace = await NetworkNamespace.create("scale");
 let mesh: BenchMesh | undefined;
 let real: ControlPlane | undefined;
-try {
+await runAndClean(bench, async () => {
+  await mesh?.remove();
+  await real?.stop();
+  await namespace.remove();
+});
+
+async function bench(): Promise<void> {
   await namespace.addLoopback(...TWO);
   const own = new BenchMesh(namespace.path);
   mesh = own;
@@ -212,10 +218,6 @@ try {
     ["", "median", "worst"],
     [[`${sorted.length} changes`, median(sorted), sorted.at(-1) ?? Number.NaN]],
   );
-} finally {
-  await mesh?.remove();
-  await real?.stop();
-  await namespace.remove();
 }
 
 /** 100 ServiceEntries a namespace would be istiod's best case; one namespace is a VM's. Half HTTP, half TCP. */
