@@ -1,4 +1,7 @@
 import { readConfig, SETTINGS, sourcesOf, unknownVariables } from "../agent/config.ts";
+import { execSelf } from "../kernel/process.ts";
+import { smallHeapEnvironment } from "../runtime/heap.ts";
+import { selfCommand } from "../runtime/self.ts";
 import { CONFIG_FLAG, command } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { remark } from "./output.ts";
@@ -13,6 +16,7 @@ export const run = command({
   ].join("\n"),
   async run({ flags }) {
     const config = readConfig(sourcesOf(flags, process.env));
+    keepHeapSmall();
     for (const name of unknownVariables(process.env))
       remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
     // Loaded here: other commands need no gRPC.
@@ -39,6 +43,12 @@ export const run = command({
     }
   },
 });
+
+/** Begins anew, in this very process, unless it was started right. */
+function keepHeapSmall(): void {
+  const env = smallHeapEnvironment(process.env);
+  if (env) execSelf([...selfCommand(), ...process.argv.slice(2)], env);
+}
 
 function stopSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
