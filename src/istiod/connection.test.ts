@@ -1,7 +1,7 @@
 import { afterEach, expect, test } from "bun:test";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
-import { RecordingSink, ScriptedIstiod, until } from "./scripted-istiod.ts";
+import { RecordingSink, ScriptedIstiod, until } from "../../test/lab/scripted-istiod.ts";
 import { IstiodStream, type StreamOptions } from "./stream.ts";
 
 const cleanups: (() => void)[] = [];

@@ -4,8 +4,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { ServerCredentials, status } from "@grpc/grpc-js";
+import { RecordingSink, ScriptedIstiod, until } from "../../test/lab/scripted-istiod.ts";
 import { explainRefusal, openCredentials } from "./credentials.ts";
-import { RecordingSink, ScriptedIstiod, until } from "./scripted-istiod.ts";
 import { IstiodStream, type StreamOptions } from "./stream.ts";
 
 const IDENTITY = { ips: ["10.0.0.5"], name: "vm1", namespace: "shop", clusterId: "Kubernetes" };

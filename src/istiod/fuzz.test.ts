@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { encodeResponse, RecordingSink, ScriptedIstiod, until } from "./scripted-istiod.ts";
+import { encodeResponse, RecordingSink, ScriptedIstiod, until } from "../../test/lab/scripted-istiod.ts";
 import type { ResourceType } from "./sink.ts";
 import type { StreamEvent } from "./status.ts";
 import { IstiodStream } from "./stream.ts";

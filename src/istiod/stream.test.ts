@@ -1,6 +1,6 @@
 import { afterEach, expect, test } from "bun:test";
 import { status } from "@grpc/grpc-js";
-import { RecordingSink, ScriptedIstiod, type ScriptedStream, until } from "./scripted-istiod.ts";
+import { RecordingSink, ScriptedIstiod, type ScriptedStream, until } from "../../test/lab/scripted-istiod.ts";
 import type { ResourceType } from "./sink.ts";
 import type { StreamEvent } from "./status.ts";
 import { IstiodStream, type StreamOptions } from "./stream.ts";

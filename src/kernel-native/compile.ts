@@ -1,6 +1,6 @@
 /** The store -> the mesh, and what of it differs from what was published before. */
-import { EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
-import type { Changes, Cluster, Endpoint, Locality, Mesh, Note, Service } from "../mesh/model.ts";
+import { type Endpoint, EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
+import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/model.ts";
 import { sameCluster, sameFrontend, sameNotes, sameService, sameSplit, sameTarget } from "../mesh/same.ts";
 import type { ClusterRecord, Discovery, DnsTarget } from "./cluster.ts";
 import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./endpoint.ts";

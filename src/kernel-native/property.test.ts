@@ -1,10 +1,10 @@
 /** Generated configurations: any order and any batches give the same mesh, and changes name what differs. */
 import { describe, expect, test } from "bun:test";
+import { Random } from "../../test/lab/random.ts";
 import { MalformedResource, type ResourceType } from "../istiod/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { frontendKey } from "../mesh/frontend.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { Random } from "../mesh/random.ts";
 import { KernelNative } from "./kernel-native.ts";
 import { ownCluster } from "./service.ts";
 import { recorded } from "./testdata/recorded.ts";

@@ -3,7 +3,8 @@
  * needed, and nothing is left behind. Every function gives -errno on failure.
  */
 import { asset } from "../runtime/assets.ts";
-import { cString, type Functions, ffi } from "../runtime/ffi.ts";
+import { cString, ffi } from "../runtime/ffi.ts";
+import type { Functions } from "../runtime/native-types.ts";
 
 const TABLE = {
   kmesh_open: ["i32", "buffer", "i32", "i32"],

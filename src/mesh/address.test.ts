@@ -1,4 +1,5 @@
 import { describe, expect, test } from "bun:test";
+import { Random } from "../../test/lab/random.ts";
 import {
   canonicalAddress,
   contains,
@@ -9,7 +10,6 @@ import {
   parsePrefix,
   prefixBits,
 } from "./address.ts";
-import { Random } from "./random.ts";
 
 const random = new Random(7);
 

@@ -1,6 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { EndpointBuffer, EndpointList } from "./endpoint-list.ts";
-import type { Endpoint } from "./model.ts";
+import { type Endpoint, EndpointBuffer, EndpointList } from "./endpoint-list.ts";
 
 const some: Endpoint[] = [
   { address: "10.0.0.1", port: 80, weight: 1, healthy: true },

@@ -3,7 +3,14 @@
  * take ten times that and seconds of collection.
  */
 import { formatAddress, parseAddress, parseV4 } from "./address.ts";
-import type { Endpoint } from "./model.ts";
+
+export interface Endpoint {
+  address: string;
+  port: number;
+  /** Positive integer. */
+  weight: number;
+  healthy: boolean;
+}
 
 /** Words of one endpoint: the 16 address bytes as they lie in memory, port and health, weight. */
 export const ENDPOINT_WORDS = 6;

@@ -132,14 +132,6 @@ export interface Locality {
   endpoints: EndpointList;
 }
 
-export interface Endpoint {
-  address: string;
-  port: number;
-  /** Positive integer. */
-  weight: number;
-  healthy: boolean;
-}
-
 /** The whole configuration of the data path at one moment. */
 export interface Mesh {
   services: Map<string, Service>;

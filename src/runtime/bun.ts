@@ -3,7 +3,7 @@
  * small typed arrays at the first access to their `.buffer`, and a number would then be stale.
  */
 import { CString, dlopen, type FFIFunction, FFIType, type Pointer, toArrayBuffer } from "bun:ffi";
-import type { Ffi, Functions, NativeType, Signature } from "./ffi.ts";
+import type { Ffi, Functions, NativeType, Signature } from "./native-types.ts";
 
 const TYPES = {
   void: FFIType.void,

@@ -1,5 +1,5 @@
 /** Foreign functions by Deno.dlopen (needs --allow-ffi). */
-import type { Ffi, Functions, NativeType, Signature } from "./ffi.ts";
+import type { Ffi, Functions, NativeType, Signature } from "./native-types.ts";
 
 /** What is used of Deno's own types, which would clash with Bun's if both were loaded. */
 interface DenoFfi {

@@ -1,7 +1,7 @@
 /** Meshes for tests, from a few words. */
-import { EndpointList } from "../../src/mesh/endpoint-list.ts";
+import { type Endpoint, EndpointList } from "../../src/mesh/endpoint-list.ts";
 import { frontendKey } from "../../src/mesh/frontend.ts";
-import type { Cluster, Endpoint, Frontend, Locality, Match, Mesh, Target } from "../../src/mesh/model.ts";
+import type { Cluster, Frontend, Locality, Match, Mesh, Target } from "../../src/mesh/model.ts";
 
 export function emptyMesh(): Mesh {
   return {

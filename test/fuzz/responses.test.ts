@@ -7,13 +7,13 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { encodeResponse, ScriptedIstiod, until } from "../../src/istiod/scripted-istiod.ts";
 import type { ResourceType } from "../../src/istiod/sink.ts";
 import type { StreamEvent } from "../../src/istiod/status.ts";
 import { IstiodStream } from "../../src/istiod/stream.ts";
 import { isWildcard } from "../../src/istiod/types.ts";
 import { KernelNative } from "../../src/kernel-native/kernel-native.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
+import { encodeResponse, ScriptedIstiod, until } from "../lab/scripted-istiod.ts";
 
 type Resources = Record<string, Uint8Array>;
 

@@ -7,9 +7,9 @@ import {
   type ServerDuplexStream,
   type status,
 } from "@grpc/grpc-js";
-import { discovery } from "./discovery.gen.js";
-import { MalformedResource, type ResourceSink, type ResourceType } from "./sink.ts";
-import { TYPE_URL, typeOfUrl } from "./types.ts";
+import { discovery } from "../../src/istiod/discovery.gen.js";
+import { MalformedResource, type ResourceSink, type ResourceType } from "../../src/istiod/sink.ts";
+import { TYPE_URL, typeOfUrl } from "../../src/istiod/types.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 
