@@ -97,7 +97,7 @@ function digest(head: string, v4 = NOBODY, v6 = NOBODY): Uint8Array {
   bytes.set(text);
   draft.setUint8(text.length, 0);
   pack(v6, pack(v4, text.length + 1));
-  return hash("sha1", bytes, "buffer").subarray(0, DIGEST_SIZE);
+  return Uint8Array.from(hash("sha1", bytes, "buffer").subarray(0, DIGEST_SIZE));
 }
 
 /** Writes the members into the draft from `at` on; gives where they end. */

@@ -44,15 +44,24 @@ export const SLOTS_PER_LINE = layout.slot_line.size / 4;
 /** In a slot instead of an id: refuse, with the reason's number in the low bits. */
 export const SLOT_REFUSE = 0x80000000;
 
+/** One record, put together here and copied as a whole. */
+const draft = new Uint8Array(new ArrayBuffer(layout.descriptor.size));
+const draftWords = new Uint32Array(draft.buffer);
+
 export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Descriptor): void {
-  const record = table.record(id);
-  record[fields.kind.offset] = KINDS[descriptor.kind];
-  record[fields.balance.offset] = POLICIES[descriptor.policy];
-  record[fields.reason.offset] = descriptor.reason;
-  table.setWord(id, fields.max_connections.offset, descriptor.maxConnections);
-  writeRun(table, id, fields.v4.offset, descriptor.v4);
-  writeRun(table, id, fields.v6.offset, descriptor.v6);
-  record.set(descriptor.digest, fields.digest.offset);
+  draft[fields.kind.offset] = KINDS[descriptor.kind];
+  draft[fields.balance.offset] = POLICIES[descriptor.policy];
+  draft[fields.reason.offset] = descriptor.reason;
+  draftWords[fields.max_connections.offset >> 2] = descriptor.maxConnections;
+  draftRun(fields.v4.offset, descriptor.v4);
+  draftRun(fields.v6.offset, descriptor.v6);
+  draft.set(descriptor.digest, fields.digest.offset);
+  table.write(id, draft);
+}
+
+function draftRun(at: number, { firstLine, count }: Run): void {
+  draftWords[(at + run.first_line.offset) >> 2] = firstLine;
+  draftWords[(at + run.count.offset) >> 2] = count;
 }
 
 export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
@@ -70,8 +79,8 @@ export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
 
 /** Whether the record was compiled from the same. */
 export function hasDigest(table: ChunkedTable, id: number, digest: Uint8Array): boolean {
-  const record = table.record(id);
-  return digest.every((byte, i) => byte === record[fields.digest.offset + i]);
+  const words = new Uint32Array(digest.buffer, digest.byteOffset, digest.length / 4);
+  return words.every((word, i) => word === table.word(id, fields.digest.offset + i * 4));
 }
 
 /** The two runs that own slot lines; one run that serves both families counts once. */
@@ -93,11 +102,6 @@ export function readSlots(table: ChunkedTable, { firstLine, count }: Run): Uint3
     slots[i] = table.word(firstLine + Math.floor(i / SLOTS_PER_LINE), (i % SLOTS_PER_LINE) * 4);
   }
   return slots;
-}
-
-function writeRun(table: ChunkedTable, id: number, at: number, value: Run): void {
-  table.setWord(id, at + run.first_line.offset, value.firstLine);
-  table.setWord(id, at + run.count.offset, value.count);
 }
 
 function readRun(table: ChunkedTable, id: number, at: number): Run {

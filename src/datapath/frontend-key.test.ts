@@ -34,7 +34,10 @@ describe("frontend keys", () => {
 
   test("fingerprints tell neighbours apart", () => {
     const seen = new Set<number>();
-    for (let i = 0; i < 4096; i++) seen.add(fingerprint(exactKey(`10.0.${i >> 8}.${i & 255}`, 80)));
+    for (let i = 0; i < 4096; i++) {
+      const key = exactKey(`10.0.${i >> 8}.${i & 255}`, 80);
+      seen.add(fingerprint(new Uint32Array(key.buffer), 0));
+    }
     expect(seen.size).toBe(4096);
   });
 });

@@ -12,16 +12,22 @@ const exact = layout.frontend_key.fields;
 const prefix = layout.prefix_key.fields;
 
 export const EXACT_KEY_SIZE = layout.frontend_key.size;
+const EXACT_KEY_WORDS = EXACT_KEY_SIZE / 4;
 export const PREFIX_KEY_SIZE = layout.prefix_key.size;
 
 /** The key of an exact frontend. Throws TypeError when `address` is none. */
 export function exactKey(address: string, port: number): Uint8Array {
   const key = new Uint8Array(new ArrayBuffer(EXACT_KEY_SIZE));
-  key.set(bytesOf(address), exact.address.offset);
-  key[exact.port.offset] = port >> 8;
-  key[exact.port.offset + 1] = port & 0xff;
-  key[exact.protocol.offset] = TCP;
+  putExactKey(key, 0, address, port);
   return key;
+}
+
+/** Writes such a key `at` bytes into `keys`, which is zero there. */
+export function putExactKey(keys: Uint8Array, at: number, address: string, port: number): void {
+  keys.set(bytesOf(address), at + exact.address.offset);
+  keys[at + exact.port.offset] = port >> 8;
+  keys[at + exact.port.offset + 1] = port & 0xff;
+  keys[at + exact.protocol.offset] = TCP;
 }
 
 /** The key of a block and port; without a block, of every address. */
@@ -54,12 +60,14 @@ export function matchOfPrefixKey(key: Uint8Array): Match {
   return { kind: "prefix", address, length: v4 ? bits - V4_MAPPED_BITS : bits, port };
 }
 
-/** Says whose value this is (struct frontend_ref); connect.bpf.c computes the same. */
-export function fingerprint(key: Uint8Array): number {
-  const view = new DataView(key.buffer, key.byteOffset, EXACT_KEY_SIZE);
+/**
+ * Says whose value this is (struct frontend_ref); connect.bpf.c computes the same. `words` are keys one behind the
+ * other, `index` counts them.
+ */
+export function fingerprint(words: Uint32Array, index: number): number {
   let hash = 0x9e3779b9;
-  for (let at = 0; at < EXACT_KEY_SIZE; at += 4) {
-    hash = Math.imul(hash ^ view.getUint32(at, LITTLE_ENDIAN), 0x85ebca6b);
+  for (let word = index * EXACT_KEY_WORDS; word < (index + 1) * EXACT_KEY_WORDS; word++) {
+    hash = Math.imul(hash ^ (words[word] ?? 0), 0x85ebca6b);
     hash ^= hash >>> 13;
   }
   return hash >>> 0;

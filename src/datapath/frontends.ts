@@ -11,6 +11,7 @@ import {
   matchOfPrefixKey,
   PREFIX_KEY_SIZE,
   prefixKey,
+  putExactKey,
 } from "./frontend-key.ts";
 import * as layout from "./layout.gen.ts";
 
@@ -56,12 +57,13 @@ export class ExactTable {
     if (frontends.length === 0) return;
     this.#reserve(this.#count + frontends.length);
     const keys = new Uint8Array(new ArrayBuffer(frontends.length * EXACT_KEY_SIZE));
+    const words = new Uint32Array(keys.buffer);
     const refs = new Uint32Array(new ArrayBuffer(frontends.length * REF_SIZE));
     frontends.forEach(({ match, id }, i) => {
-      const key = keyOf(match);
-      keys.set(key, i * EXACT_KEY_SIZE);
+      if (match.kind !== "address") throw new TypeError(`${textOf(match)} is no exact frontend`);
+      putExactKey(keys, i * EXACT_KEY_SIZE, match.address, match.port);
       refs[i * 2] = id;
-      refs[i * 2 + 1] = fingerprint(key);
+      refs[i * 2 + 1] = fingerprint(words, i);
     });
     this.#hash.updateBatch(keys, new Uint8Array(refs.buffer), frontends.length);
     this.#count += frontends.length;

@@ -7,6 +7,8 @@ import { Runs } from "./runs.ts";
 const LINE = layout.name_line.size;
 const { first_line: FIRST_LINE, length: LENGTH } = layout.name_ref.fields;
 
+/** One line on its way into the table. */
+const line = new Uint8Array(LINE);
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -26,7 +28,9 @@ export class NameLines {
     const first = this.#runs.take(lines);
     this.table.reserve(this.#runs.bound);
     for (let i = 0; i < lines; i++) {
-      this.table.record(first + i).set(bytes.subarray(i * LINE, (i + 1) * LINE));
+      line.fill(0);
+      line.set(lines === 1 ? bytes : bytes.subarray(i * LINE, (i + 1) * LINE));
+      this.table.write(first + i, line);
     }
     return first;
   }
