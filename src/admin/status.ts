@@ -22,9 +22,21 @@ export interface AgentStatus {
   netns: "own" | "all";
   /** True when this agent found tables that an earlier one left, and took them over. */
   adopted: boolean;
+  /** The tables come from the snapshot in the state folder; absent from istiod's first push on, when they follow istiod. */
+  snapshot?: SnapshotStatus;
   stream: StreamStatus;
   tables: TablesStatus;
   mesh: MeshStatus;
+}
+
+export interface SnapshotStatus {
+  /** When it was written: its age. */
+  writtenAt: string;
+  /** When it became tables. */
+  appliedAt: string;
+  /** Map writes that it took. */
+  writes: number;
+  milliseconds: number;
 }
 
 export interface TablesStatus {
@@ -43,7 +55,7 @@ export interface TablesStatus {
 }
 
 export interface MeshStatus {
-  /** False until istiod's first push: what stands here is then what the agent before knew, or nothing. */
+  /** False until istiod's first push: what stands here is then the snapshot's, or what the agent before knew, or nothing. */
   current: boolean;
   services: number;
   frontends: number;

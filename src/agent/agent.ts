@@ -9,6 +9,7 @@ import {
   type AgentStatus,
   adminSocket,
   readStatus,
+  type SnapshotStatus,
   type TablesStatus,
   writeStatus,
 } from "../admin/status.ts";
@@ -24,8 +25,9 @@ import { version } from "../runtime/version.ts";
 import { type Config, formatExclude } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, machineId, makeFolders, requireMachine } from "./machine.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
+import { SnapshotKeeper } from "./snapshot-keeper.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
@@ -40,6 +42,7 @@ export class Agent {
   readonly #log: Log;
   readonly #locks: Locks;
   readonly #datapath: Datapath;
+  readonly #snapshots: SnapshotKeeper;
   readonly #compiler: KernelNative;
   readonly #stream: IstiodStream;
   readonly #reporter: Reporter;
@@ -50,6 +53,8 @@ export class Agent {
   /** What the agent before this one left in the status file. */
   readonly #before: AgentStatus | undefined;
   #mesh: Mesh | undefined;
+  /** Set while the tables come from a snapshot. */
+  #snapshot: SnapshotStatus | undefined;
   #tables: TablesStatus = { applies: 0, writes: 0 };
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
@@ -88,6 +93,8 @@ export class Agent {
       nodeAddresses: this.#addresses,
       log: (line) => log.info(line),
     });
+    this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
+    if (this.#datapath.governs) this.#snapshot = this.#before?.snapshot;
     // Before the first connection, or we would be sent through our own mesh.
     this.#datapath.exemptSelf();
   }
@@ -110,6 +117,7 @@ export class Agent {
     this.#stream.stop();
     this.#compiler.close();
     this.#admin?.close();
+    this.#snapshots.close();
     this.#writeStatus();
     this.#datapath.close();
     this.#locks.release();
@@ -133,10 +141,11 @@ export class Agent {
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,
+      ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
       mesh: this.#mesh
-        ? meshStatusOf(this.#mesh)
+        ? { ...meshStatusOf(this.#mesh), current: this.#snapshot === undefined }
         : meshStatusBefore(this.#datapath.adopted ? this.#before?.mesh : undefined),
     };
   }
@@ -151,8 +160,28 @@ export class Agent {
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
     this.#reporter.started(this.#datapath.adopted, this.#config);
+    if (!this.#datapath.governs) this.#restore();
     this.#stream.start();
     this.#writeStatus();
+  }
+
+  /** Governs by the last good snapshot until istiod answers. */
+  #restore(): void {
+    const found = this.#snapshots.load();
+    if (!found) return;
+    const { mesh, writtenAt } = found;
+    try {
+      const { writes, milliseconds } = this.#datapath.apply(mesh, { everything: true });
+      const appliedAt = new Date().toISOString();
+      this.#mesh = mesh;
+      this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
+      this.#reporter.restored(mesh, this.#snapshot);
+    } catch (error) {
+      // What it left half done is not attached, and istiod's first push compares all of it.
+      this.#log.error(
+        `The snapshot can't be made live: ${error instanceof Error ? error.message : error}. Waiting for istiod`,
+      );
+    }
   }
 
   #publish(mesh: Mesh, changes: Changes): void {
@@ -178,6 +207,8 @@ export class Agent {
         lastMilliseconds: milliseconds,
       };
       this.#behind = false;
+      this.#snapshot = undefined;
+      this.#snapshots.changed(mesh);
       this.#reporter.applied(mesh, { first, writes, milliseconds });
     } catch (error) {
       // The kernel keeps what it holds; the mesh is tried again as a whole, since a part may be written.
@@ -220,6 +251,18 @@ export class Agent {
       );
     }
   }
+}
+
+/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
+function shapeOf(config: Config): Record<string, string | boolean> {
+  return {
+    mode: config.mode,
+    "allow-plaintext": config.allowPlaintext,
+    namespace: config.namespace,
+    "service-account": config.serviceAccount,
+    "cluster-id": config.clusterId,
+    network: config.network,
+  };
 }
 
 function securityOf(config: Config): ConstructorParameters<typeof IstiodStream>[0]["security"] {

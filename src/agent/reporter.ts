@@ -1,5 +1,5 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
-import type { MeshStatus } from "../admin/status.ts";
+import type { MeshStatus, SnapshotStatus } from "../admin/status.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
 import type { Config } from "./config.ts";
@@ -41,6 +41,14 @@ export class Reporter {
     const again = event.kind === "disconnected" && event.reason === this.#lastEnd;
     if (event.kind === "disconnected") this.#lastEnd = event.reason;
     this.#log[again ? "debug" : level](line);
+  }
+
+  /** The last good snapshot is live. */
+  restored(mesh: Mesh, { writtenAt, writes, milliseconds }: SnapshotStatus): void {
+    this.#log.info(
+      `${mesh.services.size} services are live from the snapshot of ${writtenAt}, until istiod answers; ` +
+        `${writes} map writes, ${milliseconds.toFixed(1)} ms`,
+    );
   }
 
   /** A push is live. */

@@ -63,6 +63,14 @@ export class Datapath {
     return this.#attached;
   }
 
+  /**
+   * Whether what an earlier start pinned governs. False after a reboot, and when that start ended before its hooks were
+   * all attached.
+   */
+  get governs(): boolean {
+    return this.#generation.adopted && this.#generation.linked;
+  }
+
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
   exemptSelf(): void {
     exemptSelf(this.#generation.tables);

@@ -86,6 +86,11 @@ export class Generation {
     });
   }
 
+  /** Whether every hook has a link, whichever program runs there: what is pinned governs, or did until someone detached it. */
+  get linked(): boolean {
+    return HOOK_ORDER.every((hook) => existsSync(linkPin(this.#bpffs, hook)));
+  }
+
   /**
    * Gives every hook this generation's program: new links at the cgroup2 root `root`, another program for those that
    * are there. Gives the hooks that changed.
