@@ -25,7 +25,8 @@ import { version } from "../runtime/version.ts";
 import { type Config, formatExclude } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, machineId, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { machineId } from "./machine-id.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 

@@ -1,5 +1,5 @@
 /** What the agent needs of the machine, and says before it begins. */
-import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, statSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { usableAddresses } from "../istiod/node.ts";
@@ -66,13 +66,4 @@ export function enrolledCgroups(paths: readonly string[]): string[] {
       "Name one that exists; systemctl show -p ControlGroup UNIT tells a unit's.",
     );
   });
-}
-
-/** The machine's id, as /etc/machine-id has it; undefined when there is none (yet). */
-export function machineId(): string | undefined {
-  try {
-    return /^[0-9a-f]{32}$/.exec(readFileSync("/etc/machine-id", "utf8").trim())?.[0];
-  } catch {
-    return undefined;
-  }
 }

@@ -15,6 +15,7 @@ import { createHash } from "node:crypto";
 import {
   closeSync,
   constants,
+  existsSync,
   fstatSync,
   mkdirSync,
   openSync,
@@ -68,6 +69,10 @@ function badFile(stateDir: string): string {
   return `${snapshotFile(stateDir)}.bad`;
 }
 
+function filesOf(stateDir: string): string[] {
+  return [snapshotFile(stateDir), unfinishedFile(stateDir), badFile(stateDir)];
+}
+
 /**
  * The snapshot in `stateDir`, whole and proven; undefined when there is none. With `bond.settings` left out, one of any
  * settings. Throws BadSnapshot, and what the file system says. Changes nothing.
@@ -109,10 +114,15 @@ export function setSnapshotAside(stateDir: string): string {
   return badFile(stateDir);
 }
 
+/** Whether `removeSnapshot` would find anything. */
+export function hasSnapshot(stateDir: string): boolean {
+  return filesOf(stateDir).some((path) => existsSync(path));
+}
+
 /** Removes the snapshot, with what was left unfinished or set aside. Gives whether there was any of it. */
 export function removeSnapshot(stateDir: string): boolean {
   let found = false;
-  for (const path of [snapshotFile(stateDir), unfinishedFile(stateDir), badFile(stateDir)]) {
+  for (const path of filesOf(stateDir)) {
     try {
       rmSync(path);
       found = true;

@@ -13,21 +13,23 @@ const STOP_PATIENCE = 10_000;
 
 export const down = command({
   name: "down",
-  about: "Stop the agent, then detach and remove all that kmesh put into the kernel",
+  about: "Stop the agent, then detach and remove all that kmesh put into the kernel, and its snapshot",
   flags: { yes: { kind: "switch", about: "do not ask" }, ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
     requireRoot("kmesh down");
-    const [{ removePinned }, { livingAgent, Locks }, { listPins }] = await Promise.all([
-      import("../datapath/inspect.ts"),
-      import("../agent/locks.ts"),
-      import("../kernel/bpffs.ts"),
-    ]);
+    const [{ removePinned }, { livingAgent, Locks }, { listPins }, { hasSnapshot, removeSnapshot }] =
+      await Promise.all([
+        import("../datapath/inspect.ts"),
+        import("../agent/locks.ts"),
+        import("../kernel/bpffs.ts"),
+        import("../agent/snapshot.ts"),
+      ]);
     const pins = listPins(folders.bpffs).length;
     const agent = livingAgent(folders);
-    if (pins === 0 && agent === undefined) {
-      if (format === "json") printJson({ stopped: null, removed: [] });
+    if (pins === 0 && agent === undefined && !hasSnapshot(folders.stateDir)) {
+      if (format === "json") printJson({ stopped: null, removed: [], snapshot: false });
       else print(`Nothing to do: nothing is pinned in ${folders.bpffs}, and no agent runs.`);
       return EXIT.done;
     }
@@ -40,9 +42,13 @@ export const down = command({
     try {
       const { removed } = removePinned(folders.bpffs);
       rmSync(statusFile(folders.runDir), { force: true });
-      if (format === "json") printJson({ stopped: agent ?? null, removed });
+      // It would bring back, after the next reboot, what was just taken away.
+      const snapshot = removeSnapshot(folders.stateDir);
+      if (format === "json") printJson({ stopped: agent ?? null, removed, snapshot });
       else
-        print(`Removed ${removed.length} pins in ${folders.bpffs}. New connections go where apps send them.`);
+        print(
+          `Removed ${removed.length} pins in ${folders.bpffs}${snapshot ? `, and the snapshot in ${folders.stateDir}` : ""}. New connections go where apps send them.`,
+        );
     } finally {
       locks.release();
     }
@@ -52,7 +58,7 @@ export const down = command({
 
 function question(folders: Folders, pins: number, agent: number | undefined): string {
   const stop = agent === undefined ? "" : `The agent (pid ${agent}) will be stopped. `;
-  return `${stop}${pins} programs, maps and links in ${folders.bpffs} will be detached and removed; new connections then go where apps send them. Go on? [y/N] `;
+  return `${stop}${pins} programs, maps and links in ${folders.bpffs} will be detached and removed, the snapshot in ${folders.stateDir} too; new connections then go where apps send them. Go on? [y/N] `;
 }
 
 async function confirmed(text: string): Promise<boolean> {
