@@ -2,7 +2,6 @@
 import { fsync, fsyncSync } from "node:fs";
 import { promisify } from "node:util";
 import type { Mesh } from "../mesh/model.ts";
-import type { Log } from "./log.ts";
 import {
   BadSnapshot,
   type Bond,
@@ -26,12 +25,18 @@ export interface Pace {
   retry: number;
 }
 
+/** Where it says what is wrong. */
+export interface Remarks {
+  warn(text: string): void;
+  debug(text: string): void;
+}
+
 const PACE: Pace = { quiet: 1_000, patience: 10_000, pause: 5_000, rate: 256, retry: 60_000 };
 
 export class SnapshotKeeper {
   readonly #stateDir: string;
   readonly #bond: Bond | undefined;
-  readonly #log: Pick<Log, "warn" | "debug">;
+  readonly #log: Remarks;
   readonly #pace: Pace;
   #mesh: Mesh | undefined;
   /** Since when the file lags behind the mesh. */
@@ -46,7 +51,7 @@ export class SnapshotKeeper {
     stateDir: string,
     machine: string | undefined,
     settings: Bond["settings"],
-    log: Pick<Log, "warn" | "debug">,
+    log: Remarks,
     pace = PACE,
   ) {
     this.#stateDir = stateDir;

@@ -246,12 +246,15 @@ function sealOf(machine: string): Buffer {
 }
 
 function compareSettings(text: string, now: Bond["settings"]): void {
-  const then: Bond["settings"] = JSON.parse(text);
+  let then: Bond["settings"];
+  try {
+    then = JSON.parse(text);
+  } catch {
+    throw new BadSnapshot("it holds no settings");
+  }
   const names = Object.keys({ ...then, ...now }).filter((name) => then[name] !== now[name]);
   if (names.length === 0) return;
-  const told = names.map(
-    (name) => `${name} was ${JSON.stringify(then[name])}, now ${JSON.stringify(now[name])}`,
-  );
+  const told = names.map((name) => `${name} was ${then[name] ?? "not set"}, now ${now[name] ?? "not set"}`);
   throw new BadSnapshot(`it was made with other settings: ${told.join(", ")}`);
 }
 

@@ -86,6 +86,16 @@ describe.skipIf(why !== undefined)("after a reboot without istiod", () => {
     expect((await lab.connect(200)).by).toEqual(SPREAD);
   }, 30_000);
 
+  test("an earlier start ended before its hooks were attached: it is made good", async () => {
+    await agent.stop("SIGKILL");
+    rmSync(join(lab.bpffs, "links"), { recursive: true });
+    await restored();
+    const status = await lab.status();
+    expect(status).toMatchObject({ adopted: true, snapshot: { writes: 0 } });
+    expect(status.kernel?.hooks.every((hook) => hook.attached)).toBe(true);
+    expect((await lab.connect(200)).by).toEqual(SPREAD);
+  }, 30_000);
+
   test("istiod is back: nothing is written when nothing changed, and the snapshot is not mentioned any more", async () => {
     await reboot();
     await restored();
