@@ -214,6 +214,7 @@ export class Agent {
     } catch (error) {
       // The kernel keeps what it holds; the mesh is tried again as a whole, since a part may be written.
       this.#behind = true;
+      this.#snapshots.hold();
       const reason = error instanceof Error ? error.message : String(error);
       this.#tables = { ...this.#tables, lastError: { at: new Date().toISOString(), text: reason } };
       this.#log.error(

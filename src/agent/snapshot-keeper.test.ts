@@ -104,6 +104,23 @@ test("close writes what waits, also in the middle of a write, and nothing after 
   expect(warnings).toEqual([]);
 });
 
+test("a mesh that could not be made live is not written", async () => {
+  const mesh = meshOf(2);
+  const one = keeper();
+  one.changed(mesh);
+  mesh.clusters.delete("c0");
+  one.hold();
+  await sleep(100);
+  expect(readdirSync(folder)).toEqual([]);
+  one.changed(mesh);
+  await eventually("it is written", () => clusters() === 1);
+  mesh.clusters.clear();
+  one.changed(mesh);
+  one.hold();
+  one.close();
+  expect(clusters()).toBe(1);
+});
+
 test("without anything new, close leaves the file alone", async () => {
   const one = keeper();
   one.changed(meshOf(2));

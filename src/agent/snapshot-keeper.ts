@@ -92,6 +92,12 @@ export class SnapshotKeeper {
     this.#schedule();
   }
 
+  /** The mesh changed and is not live: nothing of it is written until `changed`. */
+  hold(): void {
+    clearTimeout(this.#timer);
+    this.#mesh = undefined;
+  }
+
   /** Writes at once what is not written yet; nothing is written after it. Never throws. */
   close(): void {
     clearTimeout(this.#timer);
@@ -115,7 +121,7 @@ export class SnapshotKeeper {
     const now = performance.now();
     const due = Math.min(now + this.#pace.quiet, this.#behindSince + this.#pace.patience);
     this.#timer = setTimeout(() => void this.#write(), Math.max(due, this.#notBefore) - now);
-    this.#timer.unref();
+    this.#timer.unref?.();
   }
 
   async #write(): Promise<void> {

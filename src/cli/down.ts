@@ -58,7 +58,9 @@ export const down = command({
 
 function question(folders: Folders, pins: number, agent: number | undefined): string {
   const stop = agent === undefined ? "" : `The agent (pid ${agent}) will be stopped. `;
-  return `${stop}${pins} programs, maps and links in ${folders.bpffs} will be detached and removed, the snapshot in ${folders.stateDir} too; new connections then go where apps send them. Go on? [y/N] `;
+  const snapshot = `The snapshot in ${folders.stateDir} goes too. Go on? [y/N] `;
+  if (pins === 0) return stop + snapshot;
+  return `${stop}${pins} programs, maps and links in ${folders.bpffs} will be detached and removed; new connections then go where apps send them. ${snapshot}`;
 }
 
 async function confirmed(text: string): Promise<boolean> {
