@@ -127,6 +127,8 @@ test("without anything new, close leaves the file alone", async () => {
   await eventually("it is written", () => clusters() === 2);
   const { mtimeMs, ino } = statSync(snapshotFile(folder));
   one.close();
+  one.changed(meshOf(3));
+  await sleep(150);
   expect(statSync(snapshotFile(folder))).toMatchObject({ mtimeMs, ino });
 });
 

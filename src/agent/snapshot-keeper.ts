@@ -45,6 +45,7 @@ export class SnapshotKeeper {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #draft: SnapshotDraft | undefined;
   #warned = false;
+  #closed = false;
 
   /** Without a machine id there is nothing to bind a snapshot to: none is read or written, and one line says so. */
   constructor(
@@ -86,7 +87,7 @@ export class SnapshotKeeper {
    * each change is told here. Costs next to nothing.
    */
   changed(mesh: Mesh): void {
-    if (!this.#bond) return;
+    if (!this.#bond || this.#closed) return;
     this.#mesh = mesh;
     this.#behindSince ??= performance.now();
     this.#schedule();
@@ -101,6 +102,7 @@ export class SnapshotKeeper {
   /** Writes at once what is not written yet; nothing is written after it. Never throws. */
   close(): void {
     clearTimeout(this.#timer);
+    this.#closed = true;
     const mesh = this.#draft || this.#behindSince !== undefined ? this.#mesh : undefined;
     this.#mesh = undefined;
     this.#drop(this.#draft);
