@@ -110,6 +110,20 @@ static __always_inline bool is_agent(void)
 	return BPF_CORE_READ(task, group_leader, start_boottime) / NSEC_PER_TICK == *start;
 }
 
+/* What the longest matching block of a trie is looked up by. */
+static __always_inline struct prefix_key host_key(const struct request *req)
+{
+	struct prefix_key key = {
+		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
+		.port = req->port,
+		.protocol = IPPROTO_TCP,
+		.family = is_mapped(&req->address) ? FAMILY_V4 : FAMILY_V6,
+		.address = req->address,
+	};
+
+	return key;
+}
+
 static __always_inline bool matches_exclusion(void *trie, struct prefix_key *key, __be16 port)
 {
 	key->port = port;
@@ -118,11 +132,7 @@ static __always_inline bool matches_exclusion(void *trie, struct prefix_key *key
 
 static __always_inline bool is_excluded(const struct settings *set, const struct request *req)
 {
-	struct prefix_key key = {
-		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
-		.protocol = IPPROTO_TCP,
-		.address = req->address,
-	};
+	struct prefix_key key = host_key(req);
 	__u32 zero = 0;
 	void *trie;
 
@@ -184,12 +194,7 @@ static __always_inline __u64 exact_target(const struct request *req)
 /* Longest prefix of this port, else the port alone. */
 static __always_inline __u64 prefix_target(const struct settings *set, const struct request *req)
 {
-	struct prefix_key key = {
-		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
-		.protocol = IPPROTO_TCP,
-		.port = req->port,
-		.address = req->address,
-	};
+	struct prefix_key key = host_key(req);
 	__u32 zero = 0;
 	__u64 *value;
 	void *trie;

@@ -108,6 +108,39 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect((await lab.connect("10.97.5.1:80")).by).toEqual({ a: 1 });
   });
 
+  test("a block takes addresses of its own family only, and the port alone takes both", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    addCluster(mesh, "b", [endpoint(B)]);
+    const everyV6 = { kind: "prefix", address: "::", length: 0 } as const;
+    const everyV4 = { kind: "prefix", address: "0.0.0.0", length: 0 } as const;
+    const to = (cluster: string) => ({ kind: "cluster", cluster }) as const;
+    addFrontend(mesh, { ...everyV6, port: 80 }, to("a"));
+    addFrontend(mesh, { ...everyV4, port: 81 }, to("a"));
+    addFrontend(mesh, { ...everyV6, port: 82 }, to("a"));
+    addFrontend(mesh, { kind: "port", port: 82 }, to("b"));
+    addFrontend(mesh, { ...everyV6, length: 64, port: 83 }, to("a"));
+    mesh.fallback = { kind: "refuse", reason: "not-in-registry" };
+    lab.publish(mesh);
+    expect((await lab.connect("[fd00:98::1]:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:80")).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("10.97.1.1:80", { mapped: true })).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("10.97.1.1:81")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:81", { mapped: true })).by).toEqual({ a: 1 });
+    expect((await lab.connect("[fd00:98::1]:81")).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("[fd00:98::1]:82")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:82")).by).toEqual({ b: 1 });
+    expect((await lab.connect("[::5:1]:83")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:83")).errors).toEqual({ EPERM: 1 });
+    const listed = lab.datapath.inspect().frontends.map(({ match }) => match);
+    expect(listed.sort()).toEqual(["*:82", "0.0.0.0/0:81", "[::/0]:80", "[::/0]:82", "[::/64]:83"]);
+    expect(explainPinned(lab.bpffs, "10.97.1.1", 83).why[0]).toContain("no frontend matches");
+    lab.reopen({ excludes: [{ address: "::", length: 0, port: 0 }] });
+    expect((await lab.connect("10.97.1.1:81")).by).toEqual({ a: 1 });
+    expect((await lab.connect("[fd00:98::1]:80")).made).toBe(0);
+    lab.reopen();
+  });
+
   test("the default may be a cluster", async () => {
     const mesh = emptyMesh();
     addCluster(mesh, "egress", [endpoint(B)]);
