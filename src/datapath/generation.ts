@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
 import { fetchAtomics } from "../kernel/features.ts";
-import { CgroupLink, type Hook } from "../kernel/link.ts";
+import { CgroupLink, type Hook, type LinkInfo } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
 import { asset } from "../runtime/assets.ts";
@@ -80,9 +80,9 @@ export class Generation {
   get attached(): boolean {
     return HOOK_ORDER.every((hook) => {
       const link = pinnedLink(this.#bpffs, hook);
-      const runs = link?.info().programId;
+      const info = link?.info();
       link?.close();
-      return runs !== undefined && runs === this.#programs.get(hook)?.info.id;
+      return info !== undefined && isAlive(info) && info.programId === this.#programs.get(hook)?.info.id;
     });
   }
 
@@ -109,6 +109,11 @@ export class Generation {
     for (const program of this.#programs.values()) program.close();
     this.tables.close();
   }
+}
+
+/** Whether a link still runs its program: one that was detached stays pinned and does nothing. */
+export function isAlive(link: LinkInfo): boolean {
+  return link.cgroupId !== 0n;
 }
 
 /** The link of a hook, or undefined when there is none. The caller closes it. */
@@ -202,16 +207,23 @@ function pinnedPrograms(folder: string): Map<Hook, BpfProgram> | undefined {
 /** True when the hook runs `program` only since this call. */
 function point(bpffs: string, root: string, hook: Hook, program: BpfProgram): boolean {
   const held = pinnedLink(bpffs, hook);
-  if (!held) {
-    const link = CgroupLink.attach(program, root, hook);
-    link.pin(linkPin(bpffs, hook));
-    link.close();
-    return true;
+  const info = held?.info();
+  if (held && info && isAlive(info)) {
+    const changed = info.programId !== program.info.id;
+    if (changed) held.update(program);
+    held.close();
+    return changed;
   }
-  const changed = held.info().programId !== program.info.id;
-  if (changed) held.update(program);
-  held.close();
-  return changed;
+  held?.close();
+  if (held) unpin(linkPin(bpffs, hook));
+  const link = CgroupLink.attach(program, root, hook);
+  try {
+    link.pin(linkPin(bpffs, hook));
+  } finally {
+    // Without its pin it is gone with this, so that the next try does not attach a second one.
+    link.close();
+  }
+  return true;
 }
 
 function hashOf(images: readonly Uint8Array[]): string {

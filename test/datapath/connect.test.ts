@@ -1,6 +1,8 @@
 /** Real connections of a real app through the tables. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { explainPinned } from "../../src/datapath/explain.ts";
+import { HOOK_ORDER, linkPin } from "../../src/datapath/pins.ts";
+import { CgroupLink } from "../../src/kernel/link.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
@@ -316,6 +318,21 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect(frontends.map(({ match }) => match).sort()).toEqual(["10.96.0.1:80", "10.97.0.0/16:80"]);
     expect(clusters.length).toBeGreaterThan(0);
     expect((await lab.connect("10.96.0.1:80", { count: 4 })).by).toEqual({ a: 2, b: 2 });
+  });
+
+  test("hooks that were detached under their pins are attached again by the next start", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A)]));
+    lab.publish(mesh);
+    for (const hook of HOOK_ORDER) {
+      using link = CgroupLink.fromPin(linkPin(lab.bpffs, hook));
+      link.detach();
+    }
+    expect((await lab.connect("10.96.0.1:80")).errors).toEqual({ ENETUNREACH: 1 });
+    expect(lab.datapath.summarize().hooks.map(({ attached }) => attached)).not.toContain(true);
+    expect(lab.reopen().attached).toBe(false);
+    expect(lab.publish(mesh)).toBe(0);
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+    expect(lab.reopen().attached).toBe(true);
   });
 
   function counters(service: string) {
