@@ -230,8 +230,9 @@ export class Publisher {
   #addToTables(added: PlacedFrontend[]): void {
     const blocks = added.filter(({ match }) => match.kind !== "address");
     this.#tables.exact.add(added.filter(({ match }) => match.kind === "address"));
-    this.#tables.prefixes.add(blocks);
+    // First, or an agent killed in between leaves blocks that nobody looks at, and the next one finds no difference.
     if (blocks.length > 0) this.#tables.settings.setFlags({ prefixes: true });
+    this.#tables.prefixes.add(blocks);
   }
 
   #removeFromTables(removed: PlacedFrontend[]): void {
