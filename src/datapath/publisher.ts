@@ -82,6 +82,11 @@ export class Publisher {
     this.#grace.close();
   }
 
+  /** Leaves what waits for its grace period to the publisher that reads the tables next. */
+  abandon(): void {
+    this.#grace.abandon();
+  }
+
   /** All that the mesh has and all that only the kernel has. */
   #difference(mesh: Mesh) {
     const known = this.#clusters.names();

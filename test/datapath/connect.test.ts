@@ -320,6 +320,40 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect((await lab.connect("10.96.0.1:80", { count: 4 })).by).toEqual({ a: 2, b: 2 });
   });
 
+  test("a mesh that fails halfway leaves nothing behind when the next one is written", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    addCluster(mesh, "b", [endpoint(B)]);
+    const block = { kind: "prefix", address: "10.97.0.0", length: 16, port: 80 } as const;
+    addFrontend(mesh, block, { kind: "cluster", cluster: "a" });
+    addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "a" });
+    lab.publish(mesh);
+    const broken = emptyMesh();
+    addCluster(broken, "b", [endpoint(B)]);
+    addFrontend(broken, "10.96.0.1:80", { kind: "cluster", cluster: "b" });
+    addFrontend(
+      broken,
+      { kind: "address", address: "nonsense", port: 80 },
+      { kind: "cluster", cluster: "b" },
+    );
+    expect(() => lab.publish(broken)).toThrow("nonsense");
+    expect((await lab.connect("10.97.1.1:80")).by).toEqual({ a: 1 });
+    const mended = emptyMesh();
+    addCluster(mended, "b", [endpoint(B)]);
+    addFrontend(mended, "10.96.0.1:80", { kind: "cluster", cluster: "b" });
+    lab.datapath.apply(mended, {
+      everything: false,
+      services: new Set(),
+      frontends: new Set(),
+      splits: new Set(),
+      clusters: new Set(),
+    });
+    expect(lab.datapath.inspect().frontends.map(({ match }) => match)).toEqual(["10.96.0.1:80"]);
+    expect((await lab.connect("10.97.1.1:80")).made).toBe(0);
+    expect((await lab.connect("10.96.0.1:80", { count: 3 })).by).toEqual({ b: 3 });
+    expect(lab.publish(mended)).toBe(0);
+  });
+
   test("hooks that were detached under their pins are attached again by the next start", async () => {
     const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A)]));
     lab.publish(mesh);
