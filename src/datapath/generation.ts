@@ -70,7 +70,8 @@ export class Generation {
     const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
     const code = hashOf(images);
     const maps = pinnedMaps(bpffs);
-    const adopted = GENERATION_MAPS.every((name) => maps.has(name));
+    const adopted = existsSync(folder);
+    if (adopted) complete(maps);
     const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
     const programs = pinned ?? build(bpffs, images, maps, code, adopted);
     return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code);
@@ -134,7 +135,12 @@ export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
 /** All of them, or an error that names what is missing. */
 export function complete(maps: Map<MapName, BpfMap>): Maps {
   const missing = [...GENERATION_MAPS, ...KEPT_MAPS].filter((name) => !maps.has(name));
-  if (missing.length > 0) throw new Error(`tables that are not pinned: ${missing.join(", ")}`);
+  if (missing.length > 0) {
+    throw new Error(
+      `pins are missing: ${missing.join(", ")}. What is attached works on; ` +
+        "only `kmesh down` and a new start make them again.",
+    );
+  }
   return Object.fromEntries(maps) as Maps;
 }
 
