@@ -144,7 +144,7 @@ static __always_inline bool is_excluded(const struct settings *set, const struct
 	return matches_exclusion(trie, &key, req->port) || matches_exclusion(trie, &key, 0);
 }
 
-/* src/datapath/frontends.ts computes the same. */
+/* src/datapath/frontend-key.ts computes the same. */
 static __always_inline __u32 fingerprint(const struct frontend_key *key)
 {
 	const __u32 *word = (const __u32 *)key;
@@ -274,15 +274,21 @@ static __always_inline __u32 mix(__u32 hash, __u32 word)
 	return hash ^ hash >> 13;
 }
 
-/* The socket's own address when it is bound, else the node's. src/datapath/explain.ts computes the same. */
-static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct settings *set, bool v6_socket)
+/*
+ * The socket's own address when it is bound, else the node's. To an IPv4 destination an IPv6 socket goes by the same
+ * address as an IPv4 one.
+ */
+static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct settings *set,
+					 const struct request *req)
 {
 	struct bpf_sock *sk = ctx->sk;
 	__u32 hash = 0;
 
-	if (!v6_socket) {
-		__u32 source = sk ? sk->src_ip4 : 0;
+	if (is_mapped(&req->address)) {
+		__u32 source = 0;
 
+		if (sk)
+			source = req->v6_socket ? sk->src_ip6[3] : sk->src_ip4;
 		return mix(hash, source ? source : (__u32)set->node_v4);
 	}
 	if (sk && (sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3])) {
@@ -307,7 +313,7 @@ static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct
 	case BALANCE_LEAST_REQUEST:
 		return less_loaded_slot(run);
 	case BALANCE_HASH:
-		return slot_at(run, source_hash(ctx, set, req->v6_socket) % run->count);
+		return slot_at(run, source_hash(ctx, set, req) % run->count);
 	default:
 		return slot_at(run, next_turn(cluster) % run->count);
 	}

@@ -227,6 +227,16 @@ describe.skipIf(!root)("connections through the tables", () => {
       const { by } = await lab.connect("10.96.0.1:80", { count: 20 });
       expect(Object.values(by)).toEqual([20]);
     }
+    const both = new Set<string>();
+    for (let node = 1; node <= 12; node++) {
+      lab.reopen({ nodeAddresses: [`172.31.0.${node}`] });
+      const { by } = await lab.connect("10.96.0.1:80");
+      // The same node is the same source, whatever the family of its socket.
+      expect((await lab.connect("10.96.0.1:80", { mapped: true })).by).toEqual(by);
+      for (const name of Object.keys(by)) both.add(name);
+    }
+    expect(both.size).toBe(2);
+    lab.reopen();
     const random = { balance: { policy: "random" } } as const;
     lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A), endpoint(B)], random)));
     const { by } = await lab.connect("10.96.0.1:80", { count: 200 });
