@@ -220,18 +220,20 @@ static __always_inline __u64 find_target(const struct settings *set, const struc
 }
 
 /* Clusters and splits take turns with one counter for all CPUs; that is what makes weights exact. */
-static __always_inline __u64 next_turn(__u32 cluster)
+static __always_inline __u64 next_turn(__u32 cluster, bool v6_run)
 {
 	struct cluster_load *load = chunked_lookup(&cluster_loads, cluster);
+	__u64 *turn;
 
 	if (!load)
 		return bpf_get_prandom_u32();
+	turn = v6_run ? &load->turn_v6 : &load->turn;
 #ifdef KMESH_NO_FETCH_ATOMICS
 	/* Two CPUs within these few nanoseconds may get the same turn, and one is left out. */
-	__sync_fetch_and_add(&load->turn, 1);
-	return *(volatile __u64 *)&load->turn;
+	__sync_fetch_and_add(turn, 1);
+	return *(volatile __u64 *)turn;
 #else
-	return __sync_fetch_and_add(&load->turn, 1);
+	return __sync_fetch_and_add(turn, 1);
 #endif
 }
 
@@ -304,10 +306,10 @@ static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct
 }
 
 static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct settings *set,
-					 const struct request *req, __u32 cluster, __u8 balance,
-					 const struct run *run)
+					 const struct request *req, __u32 cluster,
+					 const struct descriptor *desc, const struct run *run)
 {
-	switch (balance) {
+	switch (desc->balance) {
 	case BALANCE_RANDOM:
 		return slot_at(run, bpf_get_prandom_u32() % run->count);
 	case BALANCE_LEAST_REQUEST:
@@ -315,7 +317,7 @@ static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct
 	case BALANCE_HASH:
 		return slot_at(run, source_hash(ctx, set, req) % run->count);
 	default:
-		return slot_at(run, next_turn(cluster) % run->count);
+		return slot_at(run, next_turn(cluster, run->first_line == desc->v6.first_line) % run->count);
 	}
 }
 
@@ -391,7 +393,7 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 		return refuse(made, desc->v4.count || desc->v6.count ? REASON_NO_FAMILY : REASON_NO_ENDPOINT);
 	if (is_full(desc, made->cluster))
 		return refuse(made, REASON_MAX_CONNECTIONS);
-	slot = choose_slot(ctx, set, req, made->cluster, desc->balance, &run);
+	slot = choose_slot(ctx, set, req, made->cluster, desc, &run);
 	if (slot & SLOT_REFUSE)
 		return refuse(made, slot & ~SLOT_REFUSE);
 	made->endpoint_id = slot;
@@ -410,7 +412,7 @@ static __always_inline struct descriptor *serving_descriptor(struct decision *ma
 		return desc;
 	if (!desc->v4.count)
 		return NULL;
-	slot = slot_at(&desc->v4, next_turn(made->cluster) % desc->v4.count);
+	slot = slot_at(&desc->v4, next_turn(made->cluster, false) % desc->v4.count);
 	if (slot & SLOT_REFUSE) {
 		refuse(made, slot & ~SLOT_REFUSE);
 		return NULL;

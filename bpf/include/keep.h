@@ -47,11 +47,13 @@ struct {
 } endpoint_loads SEC(".maps");
 
 struct cluster_load {
-	__u64 turn; /* of round robin and splits, shared by all CPUs: shares are exact */
+	__u64 turn; /* of splits and of round robin over IPv4 endpoints, shared by all CPUs: shares are exact */
 	__u64 live;
+	__u64 turn_v6; /* of round robin over IPv6 endpoints: who uses both in turn must not skip half of either */
+	__u64 reserved;
 };
 
-/* Cluster id -> turn and live connections. Written by connect4/6 and sock_ops. */
+/* Cluster id -> turns and live connections. Written by connect4/6 and sock_ops. */
 struct {
 	CHUNKED(struct cluster_load);
 } cluster_loads SEC(".maps");

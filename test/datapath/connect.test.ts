@@ -203,6 +203,18 @@ describe.skipIf(!root)("connections through the tables", () => {
     });
   });
 
+  test("an app that uses both families in turn gets all endpoints of each", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A), endpoint(B), endpoint(C6)]));
+    addFrontend(mesh, "[2001:2::1]:80", { kind: "cluster", cluster: "c" });
+    lab.publish(mesh);
+    const met: string[] = [];
+    for (let turn = 0; turn < 4; turn++) {
+      met.push(...Object.keys((await lab.connect("10.96.0.1:80")).by));
+      met.push(...Object.keys((await lab.connect("[2001:2::1]:80")).by));
+    }
+    expect(met.sort()).toEqual(["a", "a", "b", "b", "c6", "c6", "c6", "c6"]);
+  });
+
   test("round robin keeps endpoint weights, least request goes where fewer live", async () => {
     lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A, { weight: 3 }), endpoint(B)])));
     expect((await lab.connect("10.96.0.1:80", { count: 400 })).by).toEqual({ a: 300, b: 100 });
