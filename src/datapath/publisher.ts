@@ -15,7 +15,7 @@ import { Resting } from "./resting.ts";
 import type { Tables } from "./tables.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
 
-/** A service that went keeps its counters that long, in case it comes back. */
+/** The id of a service that went is given to no other for that long: sockets carry it. */
 const SERVICE_REST_MS = 600_000;
 
 export interface ApplyReport {
@@ -166,12 +166,11 @@ export class Publisher {
   }
 
   #addService(name: string): number {
-    for (const id of this.#restingServices.rested()) {
-      this.#tables.serviceCounts.record(id).fill(0);
-      this.#services.recycle(id);
-    }
+    for (const id of this.#restingServices.rested()) this.#services.recycle(id);
     const id = this.#services.add(name);
     this.#tables.serviceCounts.reserve(this.#services.bound);
+    // Another service may have had it, also under an agent before this one.
+    this.#tables.serviceCounts.record(id).fill(0);
     return id;
   }
 

@@ -346,6 +346,22 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect((await lab.connect("10.96.0.1:80", { count: 4 })).by).toEqual({ a: 2, b: 2 });
   });
 
+  test("a new service does not inherit the counters of one that went", async () => {
+    const toA = (service: string) => {
+      const mesh = emptyMesh();
+      addCluster(mesh, "c", [endpoint(A)]);
+      addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "c" }, service);
+      return mesh;
+    };
+    lab.publish(toA("old:80"));
+    expect((await lab.connect("10.96.0.1:80", { count: 3 })).made).toBe(3);
+    expect(counters("old:80").redirected).toBe(3);
+    lab.publish(emptyMesh());
+    lab.reopen();
+    lab.publish(toA("new:80"));
+    expect(counters("new:80").redirected).toBe(0);
+  });
+
   test("a mesh that fails halfway leaves nothing behind when the next one is written", async () => {
     const mesh = emptyMesh();
     addCluster(mesh, "a", [endpoint(A)]);
