@@ -68,6 +68,11 @@ export class EndpointTable {
     if (uses === 0) this.#resting.add(id);
   }
 
+  /** An endpoint that was placed and got no slot: its id may be given to another. */
+  restUnheld(id: number): void {
+    if (this.#uses[id] === 0) this.#resting.add(id);
+  }
+
   /** Connections to it, from SYN to CLOSE. */
   live(id: number): number {
     return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;

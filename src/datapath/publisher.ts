@@ -167,8 +167,8 @@ export class Publisher {
 
   #addService(name: string): number {
     for (const id of this.#restingServices.rested()) this.#services.recycle(id);
+    this.#tables.serviceCounts.reserve(this.#services.bound + 1);
     const id = this.#services.add(name);
-    this.#tables.serviceCounts.reserve(this.#services.bound);
     // Another service may have had it, also under an agent before this one.
     this.#tables.serviceCounts.record(id).fill(0);
     return id;
