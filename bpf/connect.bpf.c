@@ -13,6 +13,7 @@
 
 #include "include/kernel.h"
 #include "include/keep.h"
+#include "include/live.h"
 #include "include/tables.h"
 #include "include/verdict.h"
 
@@ -334,18 +335,24 @@ static __always_inline struct descriptor *descriptor_of(__u32 cluster)
 	return chunked_lookup(&descriptors, id);
 }
 
+/*
+ * The socket as the kernel knows it, to be read by CO-RE beyond what struct bpf_sock shows. It is the context's first
+ * member, read as a number.
+ */
+static __always_inline struct sock *kernel_socket(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), ctx);
+	return sk;
+}
+
 /* An IPv6 socket with V6ONLY can't reach a v4-mapped address. */
 static __always_inline bool is_v6_only(struct bpf_sock_addr *ctx)
 {
-	struct sock_common *common = NULL;
-	__u8 head[64] = {};
-	__u64 bits;
+	struct sock_common *common = (struct sock_common *)kernel_socket(ctx);
 
-	if (!ctx->sk || bpf_probe_read_kernel(head, sizeof(head), ctx->sk))
-		return true;
-	bits = head[__CORE_RELO(common, skc_ipv6only, BYTE_OFFSET)];
-	bits <<= __CORE_RELO(common, skc_ipv6only, LSHIFT_U64);
-	return bits >> __CORE_RELO(common, skc_ipv6only, RSHIFT_U64);
+	return BPF_CORE_READ_BITFIELD_PROBED(common, skc_ipv6only);
 }
 
 /*
@@ -505,8 +512,18 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	if (!ctx->sk)
 		return;
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-	if (state)
-		state->flags = 0;
+	if (!state)
+		return;
+	uncount_live(state);
+	state->flags = 0;
+}
+
+/* A socket of the kernel itself (NFS, CIFS) ends without sock_release: it could never be uncounted. */
+static __always_inline bool is_kernel_owned(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = kernel_socket(ctx);
+
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock);
 }
 
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req,
@@ -519,6 +536,7 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)
 		return;
+	uncount_live(state);
 	state->version = 1;
 	state->service = made->service;
 	state->cluster = made->cluster;
@@ -527,6 +545,8 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	state->asked_port = req->port;
 	state->since_ns = bpf_ktime_get_ns();
 	state->flags = SOCKET_REDIRECTED;
+	if (!is_kernel_owned(ctx))
+		count_live(state);
 }
 
 /* EPERM unless the kernel lets us say more. */

@@ -22,7 +22,7 @@ import {
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
 
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
-const OBJECTS = ["connect", "sockops"] as const;
+const OBJECTS = ["connect", "release"] as const;
 
 /** What is pinned was made by a kmesh whose tables look different. */
 export class ForeignGeneration extends Error {
