@@ -65,8 +65,7 @@ export class Generation {
   static open(bpffs: string): Generation {
     ensureBpffs(bpffs);
     const folder = generationFolder(bpffs);
-    const other = completeFolders(join(bpffs, "gen")).find((abi) => abi !== ABI_ID);
-    if (other !== undefined) throw new ForeignGeneration(bpffs, other);
+    rejectForeign(bpffs);
     const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
     const code = hashOf(images);
     const maps = pinnedMaps(bpffs);
@@ -121,6 +120,12 @@ export function isAlive(link: LinkInfo): boolean {
 export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
   const path = linkPin(bpffs, hook);
   return existsSync(path) ? CgroupLink.fromPin(path) : undefined;
+}
+
+/** Throws ForeignGeneration when another kmesh made what is pinned below `bpffs`. */
+export function rejectForeign(bpffs: string): void {
+  const other = completeFolders(join(bpffs, "gen")).find((abi) => abi !== ABI_ID);
+  if (other !== undefined) throw new ForeignGeneration(bpffs, other);
 }
 
 /** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
