@@ -73,7 +73,7 @@ export class EndpointTable {
     if (this.#uses[id] === 0) this.#resting.add(id);
   }
 
-  /** Connections to it, from SYN to CLOSE. */
+  /** Connections to it: sockets, from connect() to their close. */
   live(id: number): number {
     return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
   }
