@@ -1,3 +1,4 @@
+import { writeFileSync } from "node:fs";
 import type { Agent } from "../agent/agent.ts";
 import {
   type Config,
@@ -78,6 +79,12 @@ export const run = command({
 function keepHeapSmall(): void {
   const env = smallHeapEnvironment(process.env);
   if (env) execSelf([...selfCommand(), ...process.argv.slice(2)], env);
+  try {
+    // Started by way of /proc/self/exe it is called "exe".
+    writeFileSync("/proc/self/comm", "kmesh");
+  } catch {
+    // Only a name.
+  }
 }
 
 /** A configuration that is wrong, or that the kernel refuses, is told; the one before stays. */
