@@ -218,12 +218,12 @@ export class Agent {
       this.#live.resolve();
       this.#reporter.applied(mesh, { first, writes, milliseconds });
     } catch (error) {
-      // The kernel keeps what it holds; the mesh is tried again as a whole, since a part may be written.
+      // What was not written yet stays as it was; the mesh is tried again as a whole.
       this.#behind = true;
       const reason = error instanceof Error ? error.message : String(error);
       this.#tables = { ...this.#tables, lastError: { at: new Date().toISOString(), text: reason } };
       this.#log.error(
-        `istiod's push is not live, the tables stay as they are: ${reason}. Next try in ${RETRY / 1000} s.`,
+        `istiod's push is not wholly live, the rest of the tables stays as it is: ${reason}. Next try in ${RETRY / 1000} s.`,
       );
       this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), RETRY);
     }

@@ -113,7 +113,7 @@ export function tellInOneLine({ adopted, stream, tables, mesh, shadow }: AgentSt
   const governs = tables.applies > 0 || adopted;
   const numbers = `${mesh.services} services, ${mesh.endpoints} endpoints`;
   const link = stream.connected
-    ? `in sync with istiod at ${stream.target}`
+    ? `${tables.applies > 0 ? "in sync with" : "connected to"} istiod at ${stream.target}`
     : `istiod at ${stream.target} is not connected${stream.lastError ? ` (${stream.lastError.text})` : ""}`;
   const state = governs
     ? `${mesh.services === 0 && !mesh.current ? "Governing as the agent before did" : `Governing ${numbers}`}; ${link}`

@@ -29,7 +29,8 @@ export interface DatapathOptions extends Governed {
 export class Datapath {
   readonly #options: DatapathOptions;
   readonly #generation: Generation;
-  readonly #publisher: Publisher;
+  /** Absent after a write that failed halfway. */
+  #publisher: Publisher | undefined;
   #attached: boolean;
 
   private constructor(options: DatapathOptions, generation: Generation) {
@@ -81,10 +82,10 @@ export class Datapath {
   /**
    * Makes `mesh` what connections see, then, the first time, attaches the hooks. `changes` names what may differ from
    * the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
-   * call with `everything` mends the rest.
+   * call, which compares everything whatever its `changes` say, mends the rest.
    */
   apply(mesh: Mesh, changes: Changes): ApplyReport {
-    const report = this.#publisher.apply(mesh, changes);
+    const report = this.#write(mesh, changes);
     if (!this.#attached) this.#attach();
     return report;
   }
@@ -100,8 +101,28 @@ export class Datapath {
 
   /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
   close(): void {
-    this.#publisher.close();
+    this.#publisher?.close();
     this.#generation.close();
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    try {
+      if (this.#publisher) return this.#publisher.apply(mesh, changes);
+      this.#publisher = this.#readBack();
+      return this.#publisher.apply(mesh, { everything: true });
+    } catch (error) {
+      // How far it came, only the tables know.
+      this.#publisher?.abandon();
+      this.#publisher = undefined;
+      throw error;
+    }
+  }
+
+  /** Takes over what the publisher before wrote, as another start would. */
+  #readBack(): Publisher {
+    membarrier();
+    this.#generation.tables.reread();
+    return new Publisher(this.#generation.tables);
   }
 
   #attach(): void {

@@ -85,7 +85,8 @@ export function probe(): Feature[] {
       present: fetchAtomics(),
       since: "5.12",
       required: false,
-      without: "connections take their turns under a spin lock, a little slower",
+      without:
+        "connections made at the same moment may take the same turn, so that shares are a little less exact",
     },
     {
       feature: "network namespace cookies of sockets",

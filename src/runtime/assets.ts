@@ -18,7 +18,7 @@ export function isEmbedded(): boolean {
 }
 
 /**
- * The bytes of an asset: "libbpf.so", "connect.bpf.o", "sockops.compat.bpf.o", ...
+ * The bytes of an asset: "libbpf.so", "connect.bpf.o", "release.compat.bpf.o", ...
  * Throws when it was never built.
  */
 export function asset(name: string): Uint8Array {

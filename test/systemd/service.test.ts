@@ -14,7 +14,7 @@ const why =
   (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
 if (why !== undefined) console.warn(`skipped: systemd: ${why}`);
 
-const HOOKS = ["connect4", "connect6", "getpeername4", "getpeername6", "sock_ops"];
+const HOOKS = ["connect4", "connect6", "getpeername4", "getpeername6", "sock_ops", "sock_release"];
 
 describe.skipIf(why !== undefined)("kmesh.service", () => {
   let machine: SystemdMachine;
