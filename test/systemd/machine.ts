@@ -1,8 +1,8 @@
 /**
- * A machine with a systemd of its own: a container that is booted on a copy of a small Debian, in memory. It has a
- * network of its own and its own view of cgroups, so the programs hang below the container, not on this machine's root.
+ * A machine with a systemd of its own: a container that is booted on an overlay over a small Debian. It has a network of
+ * its own and its own view of cgroups, so the programs hang below the container, not on this machine's root.
  */
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { stringify } from "yaml";
@@ -15,20 +15,31 @@ const UPSTREAM = "127.1.0.1";
 
 export class SystemdMachine {
   readonly bpffs: string;
+  readonly #root: string;
   readonly #folder: string;
-  readonly #processes: OwnedProcess[] = [];
+  #processes: OwnedProcess[] = [];
   #init = 0;
 
-  private constructor() {
+  private constructor(root: string) {
+    this.#root = root;
     this.bpffs = `/sys/fs/bpf/${ownName("sd")}`;
     this.#folder = mkdtempSync(join(tmpdir(), "kmesh-systemd-"));
+    for (const part of ["upper", "work", "root"]) mkdirSync(join(this.#folder, part));
   }
 
-  /** Boots `root` (it is not written to), with a control plane and an upstream in its network. */
-  static async boot(root: string): Promise<SystemdMachine> {
-    const machine = new SystemdMachine();
+  /**
+   * Boots `root` (it is not written to), with a control plane and an upstream in its network. `installed`: kmesh was
+   * installed into it before the boot, as into an image.
+   */
+  static async boot(root: string, installed = false): Promise<SystemdMachine> {
+    const machine = new SystemdMachine(root);
     try {
-      await machine.#boot(root);
+      if (installed) {
+        const upper = join(machine.#folder, "upper");
+        await output([KMESH, "install", `--root=${upper}`]);
+        writeFileSync(join(upper, "etc/kmesh/config.yaml"), machine.#settings());
+      }
+      await machine.#boot();
       return machine;
     } catch (error) {
       await machine.remove();
@@ -86,14 +97,13 @@ export class SystemdMachine {
   }
 
   configure(more: object = {}): void {
-    const settings = {
-      istiod: "127.0.0.1:15010",
-      plaintext: true,
-      ip: "172.31.0.1",
-      bpffs: this.bpffs,
-      ...more,
-    };
-    this.write("/etc/kmesh/config.yaml", stringify(settings));
+    this.write("/etc/kmesh/config.yaml", this.#settings(more));
+  }
+
+  /** Down and up again: its files stay, the kernel holds nothing of before. */
+  async reboot(): Promise<void> {
+    await this.#halt();
+    await this.#boot();
   }
 
   /** Whether an application, a unit of its own, reaches the service: without the mesh there is no way to it. */
@@ -118,16 +128,30 @@ export class SystemdMachine {
 
   /** Ends and removes all of it. Gives what is left. */
   async remove(): Promise<string[]> {
-    for (const each of this.#processes.reverse()) await each.stop("SIGTERM", 20_000);
-    // Pins belong to this machine's bpffs, and outlive the container.
-    rmSync(this.bpffs, { recursive: true, force: true });
+    await this.#halt();
     rmSync(this.#folder, { recursive: true, force: true });
     return [this.bpffs, this.#folder].filter((path) => existsSync(path));
   }
 
-  async #boot(root: string): Promise<void> {
+  async #halt(): Promise<void> {
+    for (const each of this.#processes.reverse()) await each.stop("SIGTERM", 20_000);
+    this.#processes = [];
+    // Pins belong to this machine's bpffs, and outlive the container.
+    rmSync(this.bpffs, { recursive: true, force: true });
+  }
+
+  #settings(more: object = {}): string {
+    const own = { istiod: "127.0.0.1:15010", plaintext: true, ip: "172.31.0.1", bpffs: this.bpffs };
+    return stringify({ ...own, ...more });
+  }
+
+  async #boot(): Promise<void> {
+    const [upper, work, root] = ["upper", "work", "root"].map((part) => join(this.#folder, part));
+    const overlay = `mount -t overlay overlay -o lowerdir=${this.#root},upperdir=${upper},workdir=${work} ${root}`;
     const container = this.#start("systemd", [
-      ...["systemd-nspawn", "--quiet", `--directory=${root}`, "--volatile=overlay", "--boot"],
+      // In a mount namespace of its own: the overlay goes when the container does.
+      ...["unshare", "--mount", "sh", "-c", `${overlay} && exec "$@"`, "sh"],
+      ...["systemd-nspawn", "--quiet", `--directory=${root}`, "--boot"],
       ...["--register=no", "--keep-unit", "--private-network", `--machine=${ownName("sd")}`],
       // A whole machine may do these; by default a container may not.
       ...["--capability=all", "--system-call-filter=bpf open_by_handle_at"],

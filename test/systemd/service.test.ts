@@ -2,6 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
+import { HOOK_ORDER } from "../../src/datapath/pins.ts";
 import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
 import { eventually } from "../lab/process.ts";
 import { SERVICE, SystemdMachine } from "./machine.ts";
@@ -14,7 +15,7 @@ const why =
   (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
 if (why !== undefined) console.warn(`skipped: systemd: ${why}`);
 
-const HOOKS = ["connect4", "connect6", "getpeername4", "getpeername6", "sock_ops", "sock_release"];
+const HOOKS = [...HOOK_ORDER].sort();
 
 describe.skipIf(why !== undefined)("kmesh.service", () => {
   let machine: SystemdMachine;
