@@ -21,10 +21,15 @@ export const down = command({
     }
     if (flags.yes !== true && !(await confirmed(question(folders, found))))
       throw new Failure(EXIT.failed, "nothing was changed");
-    const { removed } = await takeDown(folders);
-    if (format === "json") printJson({ stopped: found.agent ?? null, removed });
-    else
+    const { removed, service } = await takeDown(folders);
+    if (format === "json") printJson({ stopped: found.agent ?? null, service: service ?? null, removed });
+    else {
       print(`Removed ${removed.length} pins in ${folders.bpffs}. New connections go where apps send them.`);
+      if (service !== undefined)
+        print(
+          `${service} was stopped; if it is enabled it starts at the next boot (systemctl disable ${service}).`,
+        );
+    }
     return EXIT.done;
   },
 });

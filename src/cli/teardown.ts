@@ -24,20 +24,25 @@ export async function standing(folders: Folders): Promise<Standing> {
   return { agent: livingAgent(folders), pins: listPins(folders.bpffs).length };
 }
 
-/** Stops the agent, then detaches and unpins everything. Gives the pins. Throws Failure when the agent does not stop. */
-export async function takeDown(folders: Folders): Promise<{ removed: string[] }> {
+/**
+ * Stops the agent, then detaches and unpins everything. Gives the pins, and the service that was stopped if the agent was
+ * one. Throws Failure when the agent does not stop.
+ */
+export async function takeDown(
+  folders: Folders,
+): Promise<{ removed: string[]; service: string | undefined }> {
   const [{ removePinned }, { livingAgent, Locks }] = await Promise.all([
     import("../datapath/inspect.ts"),
     import("../agent/locks.ts"),
   ]);
   const agent = livingAgent(folders);
-  if (agent !== undefined) await stop(agent, () => livingAgent(folders));
+  const service = agent === undefined ? undefined : await stop(agent, () => livingAgent(folders));
   // Held until the end, so that no agent starts into half of it.
   const locks = Locks.acquire(folders);
   try {
     const { removed } = removePinned(folders.bpffs);
     rmSync(statusFile(folders.runDir), { force: true });
-    return { removed };
+    return { removed, service };
   } finally {
     locks.release();
   }
@@ -55,7 +60,8 @@ export async function confirmed(text: string): Promise<boolean> {
   }
 }
 
-async function stop(pid: number, living: () => number | undefined): Promise<void> {
+/** Gives the service that it was. */
+async function stop(pid: number, living: () => number | undefined): Promise<string | undefined> {
   if (pid === 0) {
     throw new Failure(
       EXIT.failed,
@@ -69,7 +75,7 @@ async function stop(pid: number, living: () => number | undefined): Promise<void
   else process.kill(pid, "SIGTERM");
   const deadline = performance.now() + STOP_PATIENCE;
   while (performance.now() < deadline) {
-    if (living() !== pid) return;
+    if (living() !== pid) return service;
     await new Promise((resolve) => setTimeout(resolve, 50));
   }
   throw new Failure(
