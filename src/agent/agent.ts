@@ -27,6 +27,7 @@ import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
+import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 
@@ -39,7 +40,7 @@ const RETRY = 5_000;
 const STATUS_DELAY = { news: 500, numbers: 5_000 };
 
 export class Agent {
-  readonly #config: Config;
+  #config: Config;
   readonly #log: Log;
   readonly #locks: Locks;
   readonly #datapath: Datapath;
@@ -49,7 +50,7 @@ export class Agent {
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
-  readonly #cgroups: string[];
+  #cgroups: string[];
   #admin: AdminServer | undefined;
   /** What the agent before this one left in the status file. */
   readonly #before: AgentStatus | undefined;
@@ -62,11 +63,14 @@ export class Agent {
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
+  readonly #told: (status: AgentStatus) => void;
+  readonly #live = Promise.withResolvers<void>();
 
   /** All that can be wrong with the settings is found before the machine is touched. */
-  private constructor(config: Config, log: Log) {
+  private constructor(config: Config, log: Log, told: (status: AgentStatus) => void) {
     this.#config = config;
     this.#log = log;
+    this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
     this.#reporter = new Reporter(log);
@@ -104,12 +108,44 @@ export class Agent {
    * Checks the machine, takes the locks, adopts or builds the tables, and begins to talk to istiod.
    * Rejects with Unsupported, ConfigError, LockHeld, KernelError or an Error of one line: this process has to end
    * then, and what was pinned before works on.
+   * `told` gets each new status, half a second after the news at the earliest.
    */
-  static async start(config: Config, log: Log): Promise<Agent> {
+  static async start(
+    config: Config,
+    log: Log,
+    told: (status: AgentStatus) => void = () => {},
+  ): Promise<Agent> {
     requireMachine(log);
-    const agent = new Agent(config, log);
+    const agent = new Agent(config, log, told);
     await agent.#begin();
     return agent;
+  }
+
+  /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
+  get live(): Promise<void> {
+    return this.#live.promise;
+  }
+
+  /**
+   * Takes over what can change under running connections; the rest stays as it was until the next start.
+   * Throws ConfigError or KernelError, and all stays as it was.
+   */
+  reload(config: Config): Differences {
+    const found = differences(this.#config, config);
+    const before = { ...this.#config, cgroups: this.#cgroups };
+    // Also when their names are the same: a cgroup that was made anew is another one.
+    const cgroups = enrolledCgroups(config.cgroups);
+    const { excludes, netns, shadow } = config;
+    try {
+      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+    } catch (error) {
+      this.#datapath.govern(before);
+      throw error;
+    }
+    this.#cgroups = cgroups;
+    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#writeStatus();
+    return found;
   }
 
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
@@ -161,7 +197,8 @@ export class Agent {
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
     this.#reporter.started(this.#datapath.adopted, this.#config);
-    if (!this.#datapath.governs) this.#restore();
+    if (this.#datapath.governs) this.#live.resolve();
+    else this.#restore();
     this.#stream.start();
     this.#writeStatus();
   }
@@ -177,6 +214,7 @@ export class Agent {
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
       this.#reporter.restored(mesh, this.#snapshot);
+      this.#live.resolve();
     } catch (error) {
       // What it left half done is not attached, and istiod's first push compares all of it.
       this.#log.error(
@@ -210,6 +248,7 @@ export class Agent {
       this.#behind = false;
       this.#snapshot = undefined;
       this.#snapshots.changed(mesh);
+      this.#live.resolve();
       this.#reporter.applied(mesh, { first, writes, milliseconds });
     } catch (error) {
       // What was not written yet stays as it was; the mesh is tried again as a whole.
@@ -244,8 +283,10 @@ export class Agent {
   #writeStatus(): void {
     clearTimeout(this.#statusTimer);
     this.#statusTimer = undefined;
+    const status = this.status();
+    this.#told(status);
     try {
-      writeStatus(this.#config.runDir, this.status());
+      writeStatus(this.#config.runDir, status);
     } catch (error) {
       // A full disk is no reason to stop serving.
       this.#log.warn(

@@ -6,16 +6,21 @@ import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
+import type { Tables } from "./tables.ts";
 
-export interface DatapathOptions {
-  /** Folder on a bpffs for the pins. */
-  bpffs: string;
+/** Who is governed, and whether in earnest. */
+export interface Governed {
   /** Enrolled: these cgroup2 folders and what is below them. */
   cgroups: string[];
   excludes: Exclusion[];
   netns: "own" | "all";
   /** Decide and count, change nothing. */
   shadow: boolean;
+}
+
+export interface DatapathOptions extends Governed {
+  /** Folder on a bpffs for the pins. */
+  bpffs: string;
   /** What source hashing takes for sockets that have no address yet. */
   nodeAddresses: string[];
   log(line: string): void;
@@ -46,10 +51,7 @@ export class Datapath {
   static open(options: DatapathOptions): Datapath {
     const generation = Generation.open(options.bpffs);
     const { tables } = generation;
-    enrolCgroups(tables, options.cgroups);
-    governNetns(tables, options.netns);
-    exclude(tables, options.excludes);
-    tables.settings.setFlags({ shadow: options.shadow });
+    govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
     return new Datapath(options, generation);
   }
@@ -70,6 +72,14 @@ export class Datapath {
    */
   get governs(): boolean {
     return this.#generation.adopted && this.#generation.linked;
+  }
+
+  /**
+   * Other settings from now on, for new connections. Throws as `open`, and some may have changed then: call it again
+   * with those from before.
+   */
+  govern(governed: Governed): void {
+    govern(this.#generation.tables, governed);
   }
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
@@ -129,4 +139,11 @@ export class Datapath {
     this.#generation.removeOldPrograms();
     this.#attached = true;
   }
+}
+
+function govern(tables: Tables, { cgroups, netns, excludes, shadow }: Governed): void {
+  enrolCgroups(tables, cgroups);
+  governNetns(tables, netns);
+  exclude(tables, excludes);
+  tables.settings.setFlags({ shadow });
 }

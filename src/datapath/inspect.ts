@@ -299,7 +299,7 @@ function settingsOf(tables: Tables, view: TableView): Inspection["settings"] {
 function enrolledCgroups(tables: Tables): string[] {
   const { keys, count } = tables.maps.enrolled.entries();
   const ids = new BigUint64Array(keys.slice().buffer).subarray(0, count);
-  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, which is gone`);
+  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
 function sizes(tables: Tables): TableState[] {
