@@ -83,6 +83,10 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
     case "disconnected":
       // istiod ends every stream after half an hour: no reason to worry anybody.
       return [event.held > 0 ? "info" : "warn", `${event.reason}. Traffic goes on; trying again`];
+    case "renewed":
+      return ["debug", `A new connection to istiod at ${event.target} took over`];
+    case "not-renewed":
+      return ["warn", `No new connection to istiod, the one before goes on: ${event.reason}`];
     case "rejected":
       return [
         "warn",

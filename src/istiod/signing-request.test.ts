@@ -42,6 +42,12 @@ test("each request has a key of its own", async () => {
 
 test("a SPIFFE id is read as it is written, and nothing else is one", () => {
   expect(parseSpiffe(formatSpiffe(ID))).toEqual(ID);
-  for (const text of ["", "spiffe://td", "spiffe://td/ns/a", "https://td/ns/a/sa/b", "spiffe://td/ns/a/sa/b/c"])
+  for (const text of [
+    "",
+    "spiffe://td",
+    "spiffe://td/ns/a",
+    "https://td/ns/a/sa/b",
+    "spiffe://td/ns/a/sa/b/c",
+  ])
     expect(parseSpiffe(text)).toBeUndefined();
 });
