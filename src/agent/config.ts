@@ -31,7 +31,11 @@ export const SETTINGS = {
   },
   plaintext: { kind: "switch", about: "speak to istiod without TLS" },
   ca: { kind: "text", hint: "FILE", about: "root certificates that istiod is checked against" },
-  token: { kind: "text", hint: "FILE", about: "token that istiod accepts, read again at every connect" },
+  token: {
+    kind: "text",
+    hint: "FILE",
+    about: "token that istiod gives the first certificate for, read again at each use",
+  },
   mode: { kind: "text", hint: "kernel-native", about: "what is asked of istiod", fallback: "kernel-native" },
   namespace: {
     kind: "text",
@@ -40,6 +44,12 @@ export const SETTINGS = {
     fallback: "default",
   },
   "service-account": { kind: "text", hint: "NAME", about: "its service account", fallback: "default" },
+  "trust-domain": {
+    kind: "text",
+    hint: "NAME",
+    about: "the mesh's trust domain, the first part of the machine's identity",
+    fallback: "cluster.local",
+  },
   ip: {
     kind: "list",
     hint: "ADDRESS",
@@ -104,6 +114,7 @@ export interface Config extends Folders {
   mode: "kernel-native";
   namespace: string;
   serviceAccount: string;
+  trustDomain: string;
   /** Canonical; empty when they are to be found out. */
   ips: string[];
   locality: { region: string; zone: string; subzone: string };
@@ -178,6 +189,7 @@ export function readConfig(sources: Sources): Config {
     mode: given.choice("mode", ["kernel-native"]),
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseName),
+    trustDomain: given.always("trust-domain", parseTrustDomain),
     ips: given.list("ip", parseIp),
     locality: given.text("locality", parseLocality) ?? { region: "", zone: "", subzone: "" },
     clusterId: given.always("cluster-id", plain),
@@ -378,6 +390,14 @@ function parseLocality(text: string): Config["locality"] {
 function parseName(text: string): string {
   if (/^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$/.test(text)) return text;
   throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
+}
+
+function parseTrustDomain(text: string): string {
+  if (/^[a-z0-9._-]{1,255}$/.test(text)) return text;
+  throw new Invalid(
+    `"${text}" is no trust domain`,
+    "Use small letters, digits, dots, dashes and underscores, for example cluster.local.",
+  );
 }
 
 function parseDirectory(text: string): string {

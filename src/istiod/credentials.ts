@@ -84,7 +84,7 @@ export function isAway(status: { code: number; details: string }): boolean {
   if (status.code === DEADLINE_EXCEEDED) return true;
   return (
     status.code === UNAVAILABLE &&
-    /ECONNREFUSED|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|ENOTFOUND|EAI_|resolution|no answer|not ready/i.test(
+    /ECONNREFUSED|ETIMEDOUT|EHOSTUNREACH|ENETUNREACH|ENOTFOUND|EAI_|name resolution|no answer|not ready/i.test(
       status.details,
     )
   );
@@ -110,7 +110,7 @@ export function explainRefusal(
   proof?: Proof,
 ): string {
   const at = formatTarget(target);
-  const said = status.details || `code ${status.code}`;
+  const said = withoutTime(status.details) || `code ${status.code}`;
   const token = security.kind === "tls" ? security.token : undefined;
   switch (status.code) {
     case UNAUTHENTICATED:
@@ -138,6 +138,11 @@ export function explainRefusal(
     default:
       return `the stream to istiod at ${at} ended: ${said} (code ${status.code})`;
   }
+}
+
+/** gRPC wraps the reason and adds the time: without them the same reason is the same text. */
+function withoutTime(details: string): string {
+  return /Last error: (.*?) \([^()]*Z\)\. Resolution note: /.exec(details)?.[1] ?? details;
 }
 
 function explainUnavailable(said: string, at: string, target: Target, security: Security): string {

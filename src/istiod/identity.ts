@@ -13,7 +13,7 @@ import {
   UNAUTHENTICATED,
 } from "./credentials.ts";
 import { FileError } from "./file-error.ts";
-import { renewalOf, skewOf, span } from "./lifetime.ts";
+import { renewalOf, shortestPause, skewOf, span } from "./lifetime.ts";
 import { newSigningRequest } from "./signing-request.ts";
 import { formatSpiffe, type SpiffeId } from "./spiffe.ts";
 import { parseTarget, type Target } from "./target.ts";
@@ -22,6 +22,8 @@ import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "./t
 /** How long a certificate is asked for, seconds. */
 const VALIDITY = 24 * 3600;
 const BACKOFF: BackoffLimits = { first: 1_000, longest: 60_000 };
+/** Between two renewals because istiod seemed not to like the certificate, milliseconds. */
+const DOUBT = 30_000;
 /** The longest sleep: a clock that was set, or a machine that slept, is noticed after so long, milliseconds. */
 const NAP = 30_000;
 
@@ -41,7 +43,7 @@ export interface IdentityStatus {
   id: string;
   /** Absent while there is no certificate; it may have expired. */
   certificate?: { serial: string; notBefore: number; notAfter: number; valid: boolean };
-  /** When the next one is asked for. */
+  /** When the next one is asked for; 0 while attempts fail. */
   renewal: number;
   /** Certificates obtained by this process. */
   obtained: number;
@@ -80,7 +82,10 @@ export class WorkloadIdentity implements CertificateSource {
   readonly #clock: () => number;
   readonly #backoff: Backoff;
   #certificate: Certificate | undefined;
+  /** The next attempt is due when the wall clock says so, but not before this monotonic time. */
   #due = 0;
+  #earliest = 0;
+  #doubtful = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #running = false;
   #busy = false;
@@ -111,7 +116,7 @@ export class WorkloadIdentity implements CertificateSource {
     const now = this.#clock();
     const found = this.#certificate;
     if (found && isValidAt(found, now)) {
-      this.#due = renewalOf(found, found.notBefore);
+      this.#due = renewalOf(found);
       const { id, notAfter } = found;
       this.#on({ kind: "reused", id: formatSpiffe(id), notAfter, renewal: this.#due });
       this.#sleep();
@@ -135,10 +140,13 @@ export class WorkloadIdentity implements CertificateSource {
     return this.#certificate?.roots ?? "";
   }
 
-  /** Renews now, unless that is being tried anyway. */
+  /** Renews now, unless that is being tried anyway or was done a moment ago. */
   doubt(): void {
-    if (!this.#running || this.#busy || this.#failing) return;
-    this.#due = this.#clock();
+    const now = performance.now();
+    if (!this.#running || this.#busy || this.#failing || now < this.#doubtful) return;
+    this.#doubtful = now + DOUBT;
+    this.#due = 0;
+    this.#earliest = 0;
     this.#sleep();
   }
 
@@ -157,13 +165,13 @@ export class WorkloadIdentity implements CertificateSource {
     return status;
   }
 
-  /** Sleeps until the renewal is due by the wall clock. */
+  /** Sleeps until the next attempt is due. Retries don't hang on the wall clock: it may be what is wrong. */
   #sleep(): void {
     clearTimeout(this.#timer);
     if (!this.#running) return;
-    const rest = this.#due - this.#clock();
+    const rest = Math.max(this.#due - this.#clock(), this.#earliest - performance.now());
     this.#timer = setTimeout(
-      () => (this.#due <= this.#clock() ? void this.#renew() : this.#sleep()),
+      () => (rest <= NAP ? void this.#renew() : this.#sleep()),
       Math.min(Math.max(rest, 0), NAP),
     );
   }
@@ -263,7 +271,8 @@ export class WorkloadIdentity implements CertificateSource {
       });
     }
     this.#certificate = certificate;
-    this.#due = renewalOf(certificate, now);
+    this.#due = renewalOf(certificate);
+    this.#earliest = performance.now() + shortestPause(certificate);
     this.#obtained++;
     this.#failing = false;
     this.#lastError = undefined;
@@ -289,7 +298,8 @@ export class WorkloadIdentity implements CertificateSource {
       ? `the certificate of ${formatSpiffe(held.id)} expired at ${time(held.notAfter)}, and there is no new one: ${reason}`
       : reason;
     const retry = Math.round(this.#backoff.next());
-    this.#due = now + retry;
+    this.#due = 0;
+    this.#earliest = performance.now() + retry;
     this.#failing = true;
     this.#lastError = { at: now, text };
     this.#on({ kind: "failed", reason: text, expired, retry });

@@ -15,11 +15,14 @@ const DATED_BACK = 120_000;
 /** A clock that is off by less is nobody's concern. */
 const TOLERANCE = 300_000;
 
-/** The moment of renewal for a certificate that was received at `received`; `random` gives 0 to 1. */
-export function renewalOf(life: Lifetime, received: number, random: () => number = Math.random): number {
-  const length = life.notAfter - life.notBefore;
-  const half = life.notBefore + length * (0.5 + (random() * 2 - 1) * JITTER);
-  return Math.max(half, received + length * SHORTEST);
+/** The moment of renewal; `random` gives 0 to 1. */
+export function renewalOf(life: Lifetime, random: () => number = Math.random): number {
+  return life.notBefore + (life.notAfter - life.notBefore) * (0.5 + (random() * 2 - 1) * JITTER);
+}
+
+/** How long a certificate that was just received is kept at least, though our clock may say that it is old. */
+export function shortestPause(life: Lifetime): number {
+  return (life.notAfter - life.notBefore) * SHORTEST;
 }
 
 /**

@@ -44,7 +44,9 @@ describe.skipIf("missing" in found)("other kernels", () => {
   const lines = "lines" in found ? found.lines : [];
 
   test.each(lines)("%s (%s): the smoke test", async (line, release) => {
-    expect(await onKernel(line, "env", `KMESH=${kmesh}`, join(HERE, "smoke"))).toEndWith(`smoke: passed on ${release}`);
+    expect(await onKernel(line, "env", `KMESH=${kmesh}`, join(HERE, "smoke"))).toEndWith(
+      `smoke: passed on ${release}`,
+    );
   });
 
   test.each(lines)("%s (%s): services flip under connections", async (line) => {
