@@ -5,6 +5,13 @@ import { join } from "node:path";
 import { DecodingSink } from "../../src/demo/decoding-sink.ts";
 import { CertificateStore } from "../../src/istiod/certificate-store.ts";
 import { type IdentityEvent, type IdentityOptions, WorkloadIdentity } from "../../src/istiod/identity.ts";
+import {
+  formatProblem,
+  identityOfMember,
+  MEMBERSHIP_FILES,
+  readMembership,
+} from "../../src/istiod/membership.ts";
+import type { Identity } from "../../src/istiod/node.ts";
 import type { StreamEvent } from "../../src/istiod/status.ts";
 import { IstiodStream } from "../../src/istiod/stream.ts";
 import { binaries, ControlPlane, istioctl } from "../control-plane/control-plane.ts";
@@ -86,13 +93,13 @@ describe.skipIf("missing" in built)("a VM's identity and the real istiod", () =>
     return { identity, events, store, reason };
   }
 
-  function streamOf(identity: WorkloadIdentity, token = join(files, "istio-token")) {
+  function streamOf(identity: WorkloadIdentity, token = join(files, "istio-token"), node?: Identity) {
     const sink = new DecodingSink();
     const events: StreamEvent[] = [];
     const stream = new IstiodStream({
       istiod: `localhost:${plane.ports.secureGrpc}`,
       security: { kind: "tls", ca: join(files, "root-cert.pem"), token, identity },
-      identity: {
+      identity: node ?? {
         ips: ["10.0.0.5"],
         name: `vm${++count}`,
         namespace: "shop",
@@ -120,10 +127,25 @@ describe.skipIf("missing" in built)("a VM's identity and the real istiod", () =>
     expect(readFileSync(join(current, "root-cert.pem"), "utf8").trim()).toBe(
       (await plane.rootCertificate()).trim(),
     );
-    const { stream, sink } = streamOf(identity, join(plane.folder, "no-token"));
+    const names = [...MEMBERSHIP_FILES];
+    const texts = Object.fromEntries(names.map((name) => [name, readFileSync(join(files, name), "utf8")]));
+    const read = readMembership(texts, Date.now());
+    if (!("membership" in read)) throw new Error(read.problems.map(formatProblem).join("\n"));
+    expect(read.membership).toMatchObject({ id: ID, autoRegisterGroup: "vms", clusterId: "Kubernetes" });
+    expect(read.membership.istiod).toEqual({ host: "localhost", port: plane.ports.secureGrpc });
+    expect(read.membership.readinessProbe).toEqual({ httpGet: { path: "/ready", port: 8080 } });
+    const member = identityOfMember(read.membership, { ips: ["10.0.0.9"], name: "member" });
+    const { stream, sink } = streamOf(identity, join(plane.folder, "no-token"), member);
     await eventually("the first commit", () => sink.commits.length > 0 || undefined);
     expect(sink.stored).toContain("listener 10.97.1.1_7000");
     expect(stream.status().lastError).toBeUndefined();
+    // The group's name, the address and what the files say reached istiod: it registered the machine.
+    const entry = await eventually("the WorkloadEntry", () =>
+      plane.kube.get("/apis/networking.istio.io/v1/namespaces/shop/workloadentries/vms-10.0.0.9"),
+    );
+    expect(entry).toMatchObject({
+      spec: { address: "10.0.0.9", serviceAccount: "vm", labels: { app: "vms" } },
+    });
   });
 
   test("it is renewed by the certificate over and over, and the stream moves on without a gap", async () => {
