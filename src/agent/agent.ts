@@ -25,7 +25,7 @@ import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
-import { type Config, formatExclude } from "./config.ts";
+import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
@@ -180,7 +180,7 @@ export class Agent {
   /** Whoever has a token gets a certificate for it. */
   #openIdentity(config: Config): WorkloadIdentity | undefined {
     if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
-    return new WorkloadIdentity({
+    const identity = new WorkloadIdentity({
       istiod: formatTarget(config.istiod),
       id: {
         trustDomain: config.trustDomain,
@@ -194,6 +194,8 @@ export class Agent {
       on: (event) => this.#heardOfIdentity(event),
       renewed: () => this.#stream.renew(),
     });
+    if (identity.status().certificate === undefined) requireReadable("--token", config.token);
+    return identity;
   }
 
   #heardOfIdentity(event: IdentityEvent): void {

@@ -185,7 +185,8 @@ export function readConfig(sources: Sources): Config {
     istiod,
     plaintext,
     ca,
-    token: given.text("token", readable),
+    // Not read here: who has a certificate already can do without.
+    token: given.text("token", (path) => resolve(path)),
     mode: given.choice("mode", ["kernel-native"]),
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseName),
@@ -419,6 +420,16 @@ function readable(path: string): string {
     return resolve(path);
   } catch (error) {
     throw new Invalid(`${path} can't be read (${codeOf(error)})`, "Check the path and the file's mode.");
+  }
+}
+
+/** Throws ConfigError when the file that `from` names can't be read. */
+export function requireReadable(from: string, path: string): void {
+  try {
+    readable(path);
+  } catch (error) {
+    if (!(error instanceof Invalid)) throw error;
+    throw new ConfigError(`${from}: ${error.message}`, error.example);
   }
 }
 

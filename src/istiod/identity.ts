@@ -82,6 +82,8 @@ export class WorkloadIdentity implements CertificateSource {
   readonly #clock: () => number;
   readonly #backoff: Backoff;
   #certificate: Certificate | undefined;
+  /** What was wrong with the stored one. */
+  #discarded: string | undefined;
   /** The next attempt is due when the wall clock says so, but not before this monotonic time. */
   #due = 0;
   #earliest = 0;
@@ -93,6 +95,7 @@ export class WorkloadIdentity implements CertificateSource {
   #obtained = 0;
   #lastError: { at: number; text: string } | undefined;
 
+  /** Looks into the store, and nowhere else. */
   constructor(options: IdentityOptions) {
     this.#options = options;
     this.#target = parseTarget(options.istiod);
@@ -100,9 +103,10 @@ export class WorkloadIdentity implements CertificateSource {
     this.#on = options.on ?? (() => {});
     this.#clock = options.clock ?? Date.now;
     this.#backoff = new Backoff(options.backoff ?? BACKOFF);
+    this.#restore();
   }
 
-  /** Takes the stored certificate, or asks for one. Resolves when there is one, or after the first refusal. */
+  /** Uses the stored certificate while it is valid, else asks for one. Resolves when there is one, or after the first refusal. */
   async begin(): Promise<void> {
     const { token, id } = this.#options;
     this.#running = true;
@@ -112,7 +116,7 @@ export class WorkloadIdentity implements CertificateSource {
         reason: `others can read the token in ${token}, and be ${formatSpiffe(id)} with it: chmod 0600 ${token}`,
       });
     }
-    this.#certificate = this.#load();
+    if (this.#discarded !== undefined) this.#on({ kind: "remark", reason: this.#discarded });
     const now = this.#clock();
     const found = this.#certificate;
     if (found && isValidAt(found, now)) {
@@ -176,21 +180,15 @@ export class WorkloadIdentity implements CertificateSource {
     );
   }
 
-  #load(): Certificate | undefined {
+  #restore(): void {
     const { store, id } = this.#options;
     try {
       const found = store.load();
-      if (!found) return undefined;
-      this.#requireSame(found);
-      return found;
+      if (found) this.#requireSame(found);
+      this.#certificate = found;
     } catch (error) {
       if (!(error instanceof MalformedCertificate)) throw error;
-      const wanted = formatSpiffe(id);
-      this.#on({
-        kind: "remark",
-        reason: `the certificate in ${store.folder} is not used: ${error.message}. A new one for ${wanted} is asked for`,
-      });
-      return undefined;
+      this.#discarded = `the certificate in ${store.folder} is not used: ${error.message}. A new one for ${formatSpiffe(id)} is asked for`;
     }
   }
 

@@ -93,7 +93,7 @@ export class IstiodStream {
     this.#connectionTimes = { ...CONNECTION_TIMES, ...options.connection };
     this.#backoff = new Backoff(options.backoff ?? BACKOFF);
     this.#push = new Push({ ...PUSH_TIMES, ...options.times });
-    openCredentials(options.security, this.#target);
+    requireFiles(options.security, this.#target);
   }
 
   /** Begins to connect; returns at once. */
@@ -492,6 +492,12 @@ export class IstiodStream {
     this.#lastError = { at: Date.now(), text };
     this.#on({ kind: "failed", reason: text });
   }
+}
+
+/** Throws FileError. Whoever had a certificate before may be without a token now: that can mend itself. */
+function requireFiles(security: Security, target: Target): void {
+  const had = security.kind === "tls" && (security.identity?.roots() ?? "") !== "";
+  openCredentials(had ? { kind: "tls", ca: security.ca } : security, target);
 }
 
 function typeStatus(subscription: Subscription): TypeStatus {

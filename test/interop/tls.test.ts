@@ -53,14 +53,20 @@ describe.skipIf(why !== undefined)("istiod over TLS", () => {
   });
 
   test("started again it needs no token: the certificate was kept", async () => {
-    const once = join(lab.folder, "once");
-    writeFileSync(once, "eyJhbGciOiJub25lIn0.e30.x", { mode: 0o600 });
-    const agent = await lab.startedAgent(secure(), `--ca=${ca}`, `--token=${once}`);
+    const agent = await lab.startedAgent(secure(), `--ca=${ca}`, `--token=${join(lab.folder, "gone")}`);
     await lab.connectUntil("the service", "10.97.1.1", 7000, ({ by }) => by.a === 1);
     expect(agent.output()).toContain(
       "This machine is spiffe://cluster.local/ns/shop/sa/vm, by its stored certificate",
     );
     expect((await lab.status()).identity?.obtained).toBe(0);
+  });
+
+  test("without a certificate and a token file it does not start, and names the file", async () => {
+    forget();
+    const token = join(lab.folder, "gone");
+    const agent = lab.startAgent(secure(), `--ca=${ca}`, `--token=${token}`);
+    expect(await agent.exited).toBe(2);
+    expect(agent.output()).toContain(`--token: ${token} can't be read (ENOENT)`);
   });
 
   test("another CA: one clear line, and the agent keeps trying", async () => {
