@@ -17,13 +17,19 @@ export class Authority {
 
   /** A key and a certificate for `san`, such as URI:spiffe://..., from days ago to days ahead. */
   issue(san: string, days: { from?: number; to?: number } = {}): { key: string; chain: string } {
-    const date = (offset: number) =>
-      `${new Date(Date.now() + offset * 86_400_000).toISOString().replace(/[-:T]|\..*/g, "")}Z`;
     writeFileSync(join(this.folder, "leaf.ext"), `subjectAltName=critical,${san}\n`);
     const key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout leaf.key -out leaf.csr";
     this.#openssl("req", ...key.split(" "), "-subj", "/O=leaf");
-    this.#sign("leaf", date(days.from ?? -1), date(days.to ?? 1));
+    this.#sign("leaf", dateOf((days.from ?? -1) * 86_400), dateOf((days.to ?? 1) * 86_400));
     return { key: this.#read("leaf.key"), chain: this.#read("leaf.pem") };
+  }
+
+  /** Signs a request (PEM) for `san`, whatever it asks for itself; times in seconds from now. */
+  sign(csr: string, san: string, times: { from: number; to: number }): string {
+    writeFileSync(join(this.folder, "asked.csr"), csr);
+    writeFileSync(join(this.folder, "asked.ext"), `subjectAltName=critical,${san}\n`);
+    this.#sign("asked", dateOf(times.from), dateOf(times.to));
+    return this.#read("asked.pem");
   }
 
   #sign(name: string, from: string, to: string): void {
@@ -56,4 +62,9 @@ export class Authority {
   #openssl(...args: string[]): void {
     execFileSync("openssl", args, { cwd: this.folder, stdio: "pipe" });
   }
+}
+
+/** YYYYMMDDHHMMSSZ, so many seconds from now. */
+function dateOf(offset: number): string {
+  return `${new Date(Date.now() + offset * 1000).toISOString().replace(/[-:T]|\..*/g, "")}Z`;
 }
