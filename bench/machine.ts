@@ -119,6 +119,11 @@ export class BenchMesh {
 
   /** Starts the agent; resolves when its tables are live. */
   async up(istiod = "127.0.0.1:15010", ...more: string[]): Promise<void> {
+    await this.upIn({}, istiod, ...more);
+  }
+
+  /** The same with the agent in a cgroup. */
+  async upIn(place: { cgroup?: string }, istiod: string, ...more: string[]): Promise<void> {
     const log = join(this.folder, `agent-${++this.#starts}.log`);
     const agent = new OwnedProcess({
       name: "kmesh",
@@ -135,6 +140,7 @@ export class BenchMesh {
         ...more,
       ],
       netns: this.#netns,
+      ...place,
     });
     this.#agent = agent;
     await eventually(

@@ -11,10 +11,11 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { binaries, ControlPlane } from "../test/control-plane/control-plane.ts";
-import { NetworkNamespace } from "../test/lab/namespace.ts";
+import { NetworkNamespace, removeCgroup } from "../test/lab/namespace.ts";
 import { eventually, output, placed, sleep } from "../test/lab/process.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { median, printTable, progress } from "./measure.ts";
+import { MemoryCgroup } from "./memory-cgroup.ts";
 
 const { values: flags } = parseArgs({
   options: {
@@ -51,30 +52,25 @@ async function nullClient(istiod: string, netns: string): Promise<NullResult> {
 }
 
 interface Memory {
-  /** MB that nobody uses. */
+  /** By MemFree, MB. */
   free: number;
-  /** MB that the kernel counts as its own: vmalloc, slab, per-CPU. Without the noise of everything else. */
-  counted: number;
+  /** Charged to the cgroup of the agent that made the tables, MB; NaN where there is no memory controller. */
+  charged: number;
 }
 
-/** Memory after everything that can be dropped was dropped. */
-async function memory(): Promise<Memory> {
+/** MB that nobody uses, after everything that can be dropped was dropped. */
+async function freeMemory(): Promise<number> {
   // Objects of the kernel are freed after grace periods, by workers.
   await sleep(2_500);
   writeFileSync("/proc/sys/vm/drop_caches", "3");
   await sleep(500);
-  const samples: Memory[] = [];
+  const samples: number[] = [];
   for (let i = 0; i < 9; i++) {
     const text = readFileSync("/proc/meminfo", "utf8");
-    const field = (name: string) =>
-      (Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(text)?.[1]) * 1024) / 1e6;
-    samples.push({ free: field("MemFree"), counted: field("VmallocUsed") + field("Slab") + field("Percpu") });
+    samples.push((Number(/^MemFree:\s+(\d+)/m.exec(text)?.[1]) * 1024) / 1e6);
     await sleep(50);
   }
-  return {
-    free: median(samples.map(({ free }) => free)),
-    counted: median(samples.map(({ counted }) => counted)),
-  };
+  return median(samples);
 }
 
 interface Agent {
@@ -169,17 +165,25 @@ async function tableMemory(mesh: BenchMesh, many: number): Promise<Memory> {
   await mesh.serve({ services: [watched], many: { count: many, endpoints } });
   for (let i = 0; i < rounds; i++) {
     progress(`kernel memory of ${many} services, round ${i + 1} of ${rounds}`);
-    await mesh.up();
-    await sleep(500);
-    await mesh.agent.stop("SIGKILL");
-    const held = await memory();
-    await mesh.down();
-    const after = await memory();
-    samples.push({ free: after.free - held.free, counted: held.counted - after.counted });
+    const cgroup = MemoryCgroup.create();
+    try {
+      await mesh.upIn(cgroup === undefined ? {} : { cgroup: cgroup.path }, "127.0.0.1:15010");
+      await sleep(500);
+      await mesh.agent.stop("SIGKILL");
+      const held = await freeMemory();
+      cgroup?.reclaim();
+      const charged = cgroup?.kernelMemory() ?? Number.NaN;
+      await mesh.down();
+      const after = await freeMemory();
+      cgroup?.reclaim();
+      samples.push({ free: after - held, charged: charged - (cgroup?.kernelMemory() ?? 0) });
+    } finally {
+      if (cgroup !== undefined) await removeCgroup(cgroup.path);
+    }
   }
   return {
     free: median(samples.map(({ free }) => free)),
-    counted: median(samples.map(({ counted }) => counted)),
+    charged: median(samples.map(({ charged }) => charged)),
   };
 }
 
@@ -223,10 +227,10 @@ async function bench(): Promise<void> {
   );
   console.log("\nKernel memory of the tables, MB:");
   printTable(
-    ["services", "by free memory", "by the kernel's counters"],
+    ["services", "by free memory", "charged to the agent's cgroup"],
     [
-      [String(services), full.free, full.counted],
-      ["0", empty.free, empty.counted],
+      [String(services), full.free, full.charged],
+      ["0", empty.free, empty.charged],
     ],
   );
   console.log("\nOne endpoint changes, from the push to the first connection to the new one, ms:");

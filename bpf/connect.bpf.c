@@ -13,6 +13,7 @@
 
 #include "include/kernel.h"
 #include "include/keep.h"
+#include "include/live.h"
 #include "include/tables.h"
 #include "include/verdict.h"
 
@@ -110,6 +111,20 @@ static __always_inline bool is_agent(void)
 	return BPF_CORE_READ(task, group_leader, start_boottime) / NSEC_PER_TICK == *start;
 }
 
+/* What the longest matching block of a trie is looked up by. */
+static __always_inline struct prefix_key host_key(const struct request *req)
+{
+	struct prefix_key key = {
+		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
+		.port = req->port,
+		.protocol = IPPROTO_TCP,
+		.family = is_mapped(&req->address) ? FAMILY_V4 : FAMILY_V6,
+		.address = req->address,
+	};
+
+	return key;
+}
+
 static __always_inline bool matches_exclusion(void *trie, struct prefix_key *key, __be16 port)
 {
 	key->port = port;
@@ -118,11 +133,7 @@ static __always_inline bool matches_exclusion(void *trie, struct prefix_key *key
 
 static __always_inline bool is_excluded(const struct settings *set, const struct request *req)
 {
-	struct prefix_key key = {
-		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
-		.protocol = IPPROTO_TCP,
-		.address = req->address,
-	};
+	struct prefix_key key = host_key(req);
 	__u32 zero = 0;
 	void *trie;
 
@@ -134,7 +145,7 @@ static __always_inline bool is_excluded(const struct settings *set, const struct
 	return matches_exclusion(trie, &key, req->port) || matches_exclusion(trie, &key, 0);
 }
 
-/* src/datapath/frontends.ts computes the same. */
+/* src/datapath/frontend-key.ts computes the same. */
 static __always_inline __u32 fingerprint(const struct frontend_key *key)
 {
 	const __u32 *word = (const __u32 *)key;
@@ -184,12 +195,7 @@ static __always_inline __u64 exact_target(const struct request *req)
 /* Longest prefix of this port, else the port alone. */
 static __always_inline __u64 prefix_target(const struct settings *set, const struct request *req)
 {
-	struct prefix_key key = {
-		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
-		.protocol = IPPROTO_TCP,
-		.port = req->port,
-		.address = req->address,
-	};
+	struct prefix_key key = host_key(req);
 	__u32 zero = 0;
 	__u64 *value;
 	void *trie;
@@ -215,18 +221,20 @@ static __always_inline __u64 find_target(const struct settings *set, const struc
 }
 
 /* Clusters and splits take turns with one counter for all CPUs; that is what makes weights exact. */
-static __always_inline __u64 next_turn(__u32 cluster)
+static __always_inline __u64 next_turn(__u32 cluster, bool v6_run)
 {
 	struct cluster_load *load = chunked_lookup(&cluster_loads, cluster);
+	__u64 *turn;
 
 	if (!load)
 		return bpf_get_prandom_u32();
+	turn = v6_run ? &load->turn_v6 : &load->turn;
 #ifdef KMESH_NO_FETCH_ATOMICS
 	/* Two CPUs within these few nanoseconds may get the same turn, and one is left out. */
-	__sync_fetch_and_add(&load->turn, 1);
-	return *(volatile __u64 *)&load->turn;
+	__sync_fetch_and_add(turn, 1);
+	return *(volatile __u64 *)turn;
 #else
-	return __sync_fetch_and_add(&load->turn, 1);
+	return __sync_fetch_and_add(turn, 1);
 #endif
 }
 
@@ -269,15 +277,21 @@ static __always_inline __u32 mix(__u32 hash, __u32 word)
 	return hash ^ hash >> 13;
 }
 
-/* The socket's own address when it is bound, else the node's. src/datapath/explain.ts computes the same. */
-static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct settings *set, bool v6_socket)
+/*
+ * The socket's own address when it is bound, else the node's. To an IPv4 destination an IPv6 socket goes by the same
+ * address as an IPv4 one.
+ */
+static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct settings *set,
+					 const struct request *req)
 {
 	struct bpf_sock *sk = ctx->sk;
 	__u32 hash = 0;
 
-	if (!v6_socket) {
-		__u32 source = sk ? sk->src_ip4 : 0;
+	if (is_mapped(&req->address)) {
+		__u32 source = 0;
 
+		if (sk)
+			source = req->v6_socket ? sk->src_ip6[3] : sk->src_ip4;
 		return mix(hash, source ? source : (__u32)set->node_v4);
 	}
 	if (sk && (sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3])) {
@@ -293,18 +307,18 @@ static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct
 }
 
 static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct settings *set,
-					 const struct request *req, __u32 cluster, __u8 balance,
-					 const struct run *run)
+					 const struct request *req, __u32 cluster,
+					 const struct descriptor *desc, const struct run *run)
 {
-	switch (balance) {
+	switch (desc->balance) {
 	case BALANCE_RANDOM:
 		return slot_at(run, bpf_get_prandom_u32() % run->count);
 	case BALANCE_LEAST_REQUEST:
 		return less_loaded_slot(run);
 	case BALANCE_HASH:
-		return slot_at(run, source_hash(ctx, set, req->v6_socket) % run->count);
+		return slot_at(run, source_hash(ctx, set, req) % run->count);
 	default:
-		return slot_at(run, next_turn(cluster) % run->count);
+		return slot_at(run, next_turn(cluster, run->first_line == desc->v6.first_line) % run->count);
 	}
 }
 
@@ -321,18 +335,24 @@ static __always_inline struct descriptor *descriptor_of(__u32 cluster)
 	return chunked_lookup(&descriptors, id);
 }
 
+/*
+ * The socket as the kernel knows it, to be read by CO-RE beyond what struct bpf_sock shows. It is the context's first
+ * member, read as a number.
+ */
+static __always_inline struct sock *kernel_socket(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), ctx);
+	return sk;
+}
+
 /* An IPv6 socket with V6ONLY can't reach a v4-mapped address. */
 static __always_inline bool is_v6_only(struct bpf_sock_addr *ctx)
 {
-	struct sock_common *common = NULL;
-	__u8 head[64] = {};
-	__u64 bits;
+	struct sock_common *common = (struct sock_common *)kernel_socket(ctx);
 
-	if (!ctx->sk || bpf_probe_read_kernel(head, sizeof(head), ctx->sk))
-		return true;
-	bits = head[__CORE_RELO(common, skc_ipv6only, BYTE_OFFSET)];
-	bits <<= __CORE_RELO(common, skc_ipv6only, LSHIFT_U64);
-	return bits >> __CORE_RELO(common, skc_ipv6only, RSHIFT_U64);
+	return BPF_CORE_READ_BITFIELD_PROBED(common, skc_ipv6only);
 }
 
 /*
@@ -380,7 +400,7 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 		return refuse(made, desc->v4.count || desc->v6.count ? REASON_NO_FAMILY : REASON_NO_ENDPOINT);
 	if (is_full(desc, made->cluster))
 		return refuse(made, REASON_MAX_CONNECTIONS);
-	slot = choose_slot(ctx, set, req, made->cluster, desc->balance, &run);
+	slot = choose_slot(ctx, set, req, made->cluster, desc, &run);
 	if (slot & SLOT_REFUSE)
 		return refuse(made, slot & ~SLOT_REFUSE);
 	made->endpoint_id = slot;
@@ -399,7 +419,7 @@ static __always_inline struct descriptor *serving_descriptor(struct decision *ma
 		return desc;
 	if (!desc->v4.count)
 		return NULL;
-	slot = slot_at(&desc->v4, next_turn(made->cluster) % desc->v4.count);
+	slot = slot_at(&desc->v4, next_turn(made->cluster, false) % desc->v4.count);
 	if (slot & SLOT_REFUSE) {
 		refuse(made, slot & ~SLOT_REFUSE);
 		return NULL;
@@ -492,8 +512,18 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	if (!ctx->sk)
 		return;
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-	if (state)
-		state->flags = 0;
+	if (!state)
+		return;
+	uncount_live(state);
+	state->flags = 0;
+}
+
+/* A socket of the kernel itself (NFS, CIFS) ends without sock_release: it could never be uncounted. */
+static __always_inline bool is_kernel_owned(struct bpf_sock_addr *ctx)
+{
+	struct sock *sk = kernel_socket(ctx);
+
+	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock);
 }
 
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req,
@@ -506,6 +536,7 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)
 		return;
+	uncount_live(state);
 	state->version = 1;
 	state->service = made->service;
 	state->cluster = made->cluster;
@@ -514,6 +545,8 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	state->asked_port = req->port;
 	state->since_ns = bpf_ktime_get_ns();
 	state->flags = SOCKET_REDIRECTED;
+	if (!is_kernel_owned(ctx))
+		count_live(state);
 }
 
 /* EPERM unless the kernel lets us say more. */

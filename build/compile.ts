@@ -31,6 +31,9 @@ const VARIANTS = [
   { suffix: ".compat.bpf.o", flags: ["-mcpu=v2", "-DKMESH_NO_FETCH_ATOMICS"] },
 ];
 
+/** Travels inside the executable: `kmesh install` writes it. */
+const UNIT = "systemd/kmesh.service";
+
 /** Where the code of each package of proto/ goes. */
 const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
@@ -140,6 +143,7 @@ function compileExecutable(built: string[]): void {
     ...filesBelow("src"),
     ...built,
     "dist/libbpf.so",
+    UNIT,
     "package.json",
     "package-lock.json",
     "build/compile.ts",
@@ -154,7 +158,7 @@ function compileExecutable(built: string[]): void {
     return;
 
   say("compiling dist/kmesh");
-  const assets = ["dist/libbpf.so", ...built];
+  const assets = ["dist/libbpf.so", ...built, UNIT];
   const lines = [
     'import { embed } from "../src/runtime/assets.ts";',
     ...assets.map(

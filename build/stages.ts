@@ -17,6 +17,7 @@ process.chdir(ROOT);
 const SLOW: Readonly<Record<string, string>> = {
   "test/interop": "test/control-plane/build",
   "test/kernels": "test/kernels/fetch",
+  "test/systemd": "test/systemd/fetch",
 };
 
 interface Sum {

@@ -28,7 +28,7 @@ struct socket_state {
 	__u64 reserved2[2];
 };
 
-/* Socket -> what was decided for it. Written by connect4/6 and sock_ops, read by getpeername; ends with the socket. */
+/* Socket -> what was decided for it. Written by connect4/6 and sock_release, read by getpeername; ends with the socket. */
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -37,21 +37,23 @@ struct {
 } sockets SEC(".maps");
 
 struct endpoint_load {
-	__u64 live; /* connections from SYN to CLOSE */
+	__u64 live; /* connections from connect() to the socket's close */
 	__u64 reserved;
 };
 
-/* Endpoint id -> live connections. Written by sock_ops, read by least-request and the agent. */
+/* Endpoint id -> live connections. Written by connect4/6 and sock_release, read by least-request and the agent. */
 struct {
 	CHUNKED(struct endpoint_load);
 } endpoint_loads SEC(".maps");
 
 struct cluster_load {
-	__u64 turn; /* of round robin and splits, shared by all CPUs: shares are exact */
+	__u64 turn; /* of splits and of round robin over IPv4 endpoints, shared by all CPUs: shares are exact */
 	__u64 live;
+	__u64 turn_v6; /* of round robin over IPv6 endpoints: who uses both in turn must not skip half of either */
+	__u64 reserved;
 };
 
-/* Cluster id -> turn and live connections. Written by connect4/6 and sock_ops. */
+/* Cluster id -> turns and live connections. Written by connect4/6 and sock_release. */
 struct {
 	CHUNKED(struct cluster_load);
 } cluster_loads SEC(".maps");

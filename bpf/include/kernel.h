@@ -16,6 +16,10 @@ struct sock_common {
 	unsigned char skc_ipv6only : 1;
 };
 
+struct sock {
+	unsigned int sk_kern_sock : 1;
+};
+
 #pragma clang attribute pop
 
 /* bpf_set_retval came with 5.18. */

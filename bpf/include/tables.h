@@ -25,11 +25,17 @@ struct frontend_ref {
 	__u32 fingerprint;
 };
 
+enum family {
+	FAMILY_V4 = 4,
+	FAMILY_V6 = 6,
+};
+
+/* The family stands before the address, or a short IPv6 block would have the v4-mapped addresses in it. */
 struct prefix_key {
-	__u32 bits; /* of what follows; 32 = every address of that protocol and port */
-	__u8 protocol;
-	__u8 zero;
+	__u32 bits; /* of what follows; 24 = every address of both families */
 	__be16 port;
+	__u8 protocol;
+	__u8 family;
 	struct address address;
 };
 
@@ -121,6 +127,7 @@ union table_records {
 	struct endpoint endpoint;
 	struct name_ref name_ref;
 	struct name_line name_line;
+	enum family family;
 	enum cluster_kind cluster_kind;
 	enum balance balance;
 	enum settings_flag settings_flag;
@@ -155,7 +162,7 @@ struct {
 } frontends SEC(".maps");
 
 /*
- * [0] -> trie {protocol, port, address block} -> frontend_ref: CIDR and port-wide frontends. A trie only ever gets
+ * [0] -> trie {port, protocol, family, address block} -> frontend_ref: CIDR and port-wide frontends. A trie only ever gets
  * additions; a deletion builds another one and puts it in place, so its memory is never reused under a reader.
  */
 struct prefix_trie {

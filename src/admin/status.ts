@@ -25,9 +25,21 @@ export interface AgentStatus {
   adopted: boolean;
   /** Present where a token was given: its certificate. Times as the stream's. */
   identity?: IdentityStatus;
+  /** The tables come from the snapshot in the state folder; absent from istiod's first push on, when they follow istiod. */
+  snapshot?: SnapshotStatus;
   stream: StreamStatus;
   tables: TablesStatus;
   mesh: MeshStatus;
+}
+
+export interface SnapshotStatus {
+  /** When it was written: its age. */
+  writtenAt: string;
+  /** When it became tables. */
+  appliedAt: string;
+  /** Map writes that it took. */
+  writes: number;
+  milliseconds: number;
 }
 
 export interface TablesStatus {
@@ -41,12 +53,12 @@ export interface TablesStatus {
   lastWrites?: number;
   /** The time that the last push took to become tables. */
   lastMilliseconds?: number;
-  /** A push that could not be written; the tables from before it stay. */
+  /** A push that could not be written to its end; what it did not reach stays as it was. */
   lastError?: { at: string; text: string };
 }
 
 export interface MeshStatus {
-  /** False until istiod's first push: what stands here is then what the agent before knew, or nothing. */
+  /** False until istiod's first push: what stands here is then the snapshot's, or what the agent before knew, or nothing. */
   current: boolean;
   services: number;
   frontends: number;

@@ -10,6 +10,7 @@ import {
   type AgentStatus,
   adminSocket,
   readStatus,
+  type SnapshotStatus,
   type TablesStatus,
   writeStatus,
 } from "../admin/status.ts";
@@ -29,7 +30,10 @@ import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { machineId } from "./machine-id.ts";
+import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
+import { SnapshotKeeper } from "./snapshot-keeper.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
@@ -40,21 +44,24 @@ const RETRY = 5_000;
 const STATUS_DELAY = { news: 500, numbers: 5_000 };
 
 export class Agent {
-  readonly #config: Config;
+  #config: Config;
   readonly #log: Log;
   readonly #locks: Locks;
   readonly #datapath: Datapath;
+  readonly #snapshots: SnapshotKeeper;
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
-  readonly #cgroups: string[];
+  #cgroups: string[];
   #admin: AdminServer | undefined;
   /** What the agent before this one left in the status file. */
   readonly #before: AgentStatus | undefined;
   #mesh: Mesh | undefined;
+  /** Set while the tables come from a snapshot. */
+  #snapshot: SnapshotStatus | undefined;
   #tables: TablesStatus = { applies: 0, writes: 0 };
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
@@ -62,11 +69,14 @@ export class Agent {
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
   #stopped = false;
+  readonly #told: (status: AgentStatus) => void;
+  readonly #live = Promise.withResolvers<void>();
 
   /** All that can be wrong with the settings is found before the machine is touched. */
-  private constructor(config: Config, log: Log) {
+  private constructor(config: Config, log: Log, told: (status: AgentStatus) => void) {
     this.#config = config;
     this.#log = log;
+    this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
     this.#reporter = new Reporter(log);
@@ -95,6 +105,8 @@ export class Agent {
       nodeAddresses: this.#addresses,
       log: (line) => log.info(line),
     });
+    this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
+    if (this.#datapath.governs) this.#snapshot = this.#before?.snapshot;
     // Before the first connection, or we would be sent through our own mesh.
     this.#datapath.exemptSelf();
   }
@@ -103,12 +115,44 @@ export class Agent {
    * Checks the machine, takes the locks, adopts or builds the tables, and begins to talk to istiod.
    * Rejects with Unsupported, ConfigError, LockHeld, KernelError or an Error of one line: this process has to end
    * then, and what was pinned before works on.
+   * `told` gets each new status, half a second after the news at the earliest.
    */
-  static async start(config: Config, log: Log): Promise<Agent> {
+  static async start(
+    config: Config,
+    log: Log,
+    told: (status: AgentStatus) => void = () => {},
+  ): Promise<Agent> {
     requireMachine(log);
-    const agent = new Agent(config, log);
+    const agent = new Agent(config, log, told);
     await agent.#begin();
     return agent;
+  }
+
+  /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
+  get live(): Promise<void> {
+    return this.#live.promise;
+  }
+
+  /**
+   * Takes over what can change under running connections; the rest stays as it was until the next start.
+   * Throws ConfigError or KernelError, and all stays as it was.
+   */
+  reload(config: Config): Differences {
+    const found = differences(this.#config, config);
+    const before = { ...this.#config, cgroups: this.#cgroups };
+    // Also when their names are the same: a cgroup that was made anew is another one.
+    const cgroups = enrolledCgroups(config.cgroups);
+    const { excludes, netns, shadow } = config;
+    try {
+      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+    } catch (error) {
+      this.#datapath.govern(before);
+      throw error;
+    }
+    this.#cgroups = cgroups;
+    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#writeStatus();
+    return found;
   }
 
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
@@ -119,6 +163,7 @@ export class Agent {
     this.#stream.stop();
     this.#compiler.close();
     this.#admin?.close();
+    this.#snapshots.close();
     this.#writeStatus();
     this.#datapath.close();
     this.#locks.release();
@@ -143,10 +188,11 @@ export class Agent {
       netns: config.netns,
       adopted: this.#datapath.adopted,
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
       mesh: this.#mesh
-        ? meshStatusOf(this.#mesh)
+        ? { ...meshStatusOf(this.#mesh), current: this.#snapshot === undefined }
         : meshStatusBefore(this.#datapath.adopted ? this.#before?.mesh : undefined),
     };
   }
@@ -161,6 +207,8 @@ export class Agent {
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
     this.#reporter.started(this.#datapath.adopted, this.#config);
+    if (this.#datapath.governs) this.#live.resolve();
+    else this.#restore();
     this.#writeStatus();
     void this.#connect();
   }
@@ -203,6 +251,26 @@ export class Agent {
     this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
+  /** Governs by the last good snapshot until istiod answers. */
+  #restore(): void {
+    const found = this.#snapshots.load();
+    if (!found) return;
+    const { mesh, writtenAt } = found;
+    try {
+      const { writes, milliseconds } = this.#datapath.apply(mesh, { everything: true });
+      const appliedAt = new Date().toISOString();
+      this.#mesh = mesh;
+      this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
+      this.#reporter.restored(mesh, this.#snapshot);
+      this.#live.resolve();
+    } catch (error) {
+      // What it left half done is not attached, and istiod's first push compares all of it.
+      this.#log.error(
+        `The snapshot can't be made live: ${error instanceof Error ? error.message : error}. Waiting for istiod`,
+      );
+    }
+  }
+
   #publish(mesh: Mesh, changes: Changes): void {
     this.#mesh = mesh;
     this.#apply(this.#behind ? { everything: true } : changes);
@@ -226,14 +294,18 @@ export class Agent {
         lastMilliseconds: milliseconds,
       };
       this.#behind = false;
+      this.#snapshot = undefined;
+      this.#snapshots.changed(mesh);
+      this.#live.resolve();
       this.#reporter.applied(mesh, { first, writes, milliseconds });
     } catch (error) {
-      // The kernel keeps what it holds; the mesh is tried again as a whole, since a part may be written.
+      // What was not written yet stays as it was; the mesh is tried again as a whole.
       this.#behind = true;
+      this.#snapshots.hold();
       const reason = error instanceof Error ? error.message : String(error);
       this.#tables = { ...this.#tables, lastError: { at: new Date().toISOString(), text: reason } };
       this.#log.error(
-        `istiod's push is not live, the tables stay as they are: ${reason}. Next try in ${RETRY / 1000} s.`,
+        `istiod's push is not wholly live, the rest of the tables stays as it is: ${reason}. Next try in ${RETRY / 1000} s.`,
       );
       this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), RETRY);
     }
@@ -259,8 +331,10 @@ export class Agent {
   #writeStatus(): void {
     clearTimeout(this.#statusTimer);
     this.#statusTimer = undefined;
+    const status = this.status();
+    this.#told(status);
     try {
-      writeStatus(this.#config.runDir, this.status());
+      writeStatus(this.#config.runDir, status);
     } catch (error) {
       // A full disk is no reason to stop serving.
       this.#log.warn(
@@ -268,6 +342,18 @@ export class Agent {
       );
     }
   }
+}
+
+/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
+function shapeOf(config: Config): Record<string, string | boolean> {
+  return {
+    mode: config.mode,
+    "allow-plaintext": config.allowPlaintext,
+    namespace: config.namespace,
+    "service-account": config.serviceAccount,
+    "cluster-id": config.clusterId,
+    network: config.network,
+  };
 }
 
 function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {

@@ -4,7 +4,7 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { usableAddresses } from "../istiod/node.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
-import { kernelRelease, probe } from "../kernel/features.ts";
+import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
 import { type Config, ConfigError } from "./config.ts";
 import type { Log } from "./log.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
@@ -12,7 +12,7 @@ import { requireRoot, Unsupported } from "./unsupported.ts";
 /** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
 export function requireMachine(log: Pick<Log, "warn">): void {
   requireRoot("kmesh run");
-  const absent = probe().filter((feature) => !feature.present);
+  const absent = probed().filter((feature) => !feature.present);
   const fatal = absent.filter((feature) => feature.required);
   if (fatal.length > 0) {
     const list = fatal.map(({ feature, since }) => `${feature} (from Linux ${since} on)`).join(", ");
@@ -27,6 +27,17 @@ export function requireMachine(log: Pick<Log, "warn">): void {
     cgroup2Root();
   } catch (error) {
     throw new Unsupported(error instanceof Error ? error.message : String(error), "Mount cgroup2.");
+  }
+}
+
+function probed(): Feature[] {
+  try {
+    return probe();
+  } catch (error) {
+    throw new Unsupported(
+      `bpf(2) is refused to this process: ${error instanceof Error ? error.message : error}`,
+      "It needs CAP_BPF and CAP_SYS_ADMIN, and a seccomp filter (of a container, say) that lets bpf pass.",
+    );
   }
 }
 

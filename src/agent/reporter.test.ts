@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import type { Mesh, Note } from "../mesh/model.ts";
 import type { Log } from "./log.ts";
-import { meshStatusBefore, meshStatusOf, Reporter, tell } from "./reporter.ts";
+import { meshStatusBefore, meshStatusOf, Reporter, tell, tellInOneLine } from "./reporter.ts";
 
 function recorder(): { lines: string[]; log: Log } {
   const lines: string[] = [];
@@ -121,4 +121,27 @@ test("a certificate that can't be had is told once, and again after one was had"
     `error ${failure}`,
     "warn Others can read it",
   ]);
+});
+
+test("one line for a service manager", () => {
+  const target = "istiod:15012";
+  const agent = {
+    adopted: false,
+    shadow: false,
+    stream: { target, connected: false, lastError: { at: 0, text: "connection refused" } },
+    tables: { applies: 0, writes: 0 },
+    mesh: meshStatusBefore(undefined),
+  };
+  type Known = Parameters<typeof tellInOneLine>[0];
+  const line = (more: object) => tellInOneLine({ ...agent, ...more } as unknown as Known);
+  const off = "istiod at istiod:15012 is not connected (connection refused)";
+  expect(line({})).toBe(`Nothing is governed yet; ${off}`);
+  expect(line({ adopted: true })).toBe(`Governing as the agent before did; ${off}`);
+  const mesh = { ...meshStatusBefore(undefined), services: 3, endpoints: 4 };
+  expect(line({ adopted: true, mesh })).toBe(`Governing 3 services, 4 endpoints; ${off}`);
+  const stream = { target, connected: true };
+  expect(line({ stream })).toBe("Nothing is governed yet; istiod's first push is coming");
+  const live = { stream, mesh: { ...mesh, current: true }, tables: { applies: 1, writes: 1 } };
+  expect(line(live)).toBe("Governing 3 services, 4 endpoints; in sync with istiod at istiod:15012");
+  expect(line({ ...live, shadow: true })).toStartWith("Shadow mode. Governing 3");
 });

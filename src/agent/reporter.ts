@@ -1,5 +1,5 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
-import type { MeshStatus } from "../admin/status.ts";
+import type { AgentStatus, MeshStatus, SnapshotStatus } from "../admin/status.ts";
 import type { IdentityEvent } from "../istiod/identity.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { time } from "../istiod/token.ts";
@@ -51,6 +51,14 @@ export class Reporter {
     if (event.kind !== "remark") this.#lastRefusal = event.kind === "failed" ? event.reason : "";
     const [level, line] = tellOfIdentity(event);
     this.#log[again ? "debug" : level](line);
+  }
+
+  /** The last good snapshot is live. */
+  restored(mesh: Mesh, { writtenAt, writes, milliseconds }: SnapshotStatus): void {
+    this.#log.info(
+      `${mesh.services.size} services are live from the snapshot of ${writtenAt}, until istiod answers; ` +
+        `${writes} map writes, ${milliseconds.toFixed(1)} ms`,
+    );
   }
 
   /** A push is live. */
@@ -147,6 +155,20 @@ function list(names: readonly string[]): string {
   return names.length <= 3
     ? names.join(", ")
     : `${names.slice(0, 3).join(", ")} and ${names.length - 3} more`;
+}
+
+/** The agent in one line, for a service manager. */
+export function tellInOneLine({ adopted, stream, tables, mesh, shadow }: AgentStatus): string {
+  const governs = tables.applies > 0 || adopted;
+  const numbers = `${mesh.services} services, ${mesh.endpoints} endpoints`;
+  const link = stream.connected
+    ? `${tables.applies > 0 ? "in sync with" : "connected to"} istiod at ${stream.target}`
+    : `istiod at ${stream.target} is not connected${stream.lastError ? ` (${stream.lastError.text})` : ""}`;
+  const state = governs
+    ? `${mesh.services === 0 && !mesh.current ? "Governing as the agent before did" : `Governing ${numbers}`}; ${link}`
+    : `Nothing is governed yet; ${stream.connected ? "istiod's first push is coming" : link}`;
+  const error = tables.lastError ? `; a push could not be written: ${tables.lastError.text}` : "";
+  return `${shadow ? "Shadow mode. " : ""}${state}${error}`;
 }
 
 /** The mesh in numbers, and what is to be said about it. */

@@ -1,9 +1,10 @@
 import { stringify } from "yaml";
 import { toJson } from "../admin/json.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
+import type { Snapshot } from "../agent/snapshot.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
-import { formatOf, print, printJson, remark } from "./output.ts";
+import { formatOf, formatSpan, print, printJson, remark } from "./output.ts";
 import { kernelState, lastWords, view } from "./view.ts";
 
 const PARTS = ["received", "model", "tables"] as const;
@@ -16,8 +17,14 @@ export const dump = command({
   async run({ flags, positionals: [part = ""] }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
-    const { alive, value } = await view<unknown>(folders, `/dump/${part}`, () => {
+    const { alive, value } = await view<unknown>(folders, `/dump/${part}`, async () => {
       const { sentence } = lastWords(folders);
+      const snapshot = part === "model" ? await lastSnapshot(folders.stateDir) : undefined;
+      if (snapshot) {
+        const age = formatSpan(Date.now() - snapshot.writtenAt.getTime());
+        remark(`${sentence} This is its last good snapshot, written ${age} ago.`);
+        return snapshot.mesh;
+      }
       if (part !== "tables") {
         throw new Failure(
           EXIT.agentNotRunning,
@@ -28,7 +35,8 @@ export const dump = command({
       return kernelState(folders.bpffs, true);
     });
     if (value === undefined || value === null) throw nothing(alive, part, folders.bpffs);
-    if (!alive) remark(`${lastWords(folders).sentence} These are the tables that it left.`);
+    if (!alive && part === "tables")
+      remark(`${lastWords(folders).sentence} These are the tables that it left.`);
     if (format === "json") {
       printJson(value);
     } else {
@@ -39,6 +47,21 @@ export const dump = command({
     return EXIT.done;
   },
 });
+
+/** The snapshot that a dead agent left on this machine, when it can be used. */
+async function lastSnapshot(stateDir: string): Promise<Snapshot | undefined> {
+  const [{ BadSnapshot, readSnapshot }, { machineId }] = await Promise.all([
+    import("../agent/snapshot.ts"),
+    import("../agent/machine-id.ts"),
+  ]);
+  const machine = machineId();
+  try {
+    return machine === undefined ? undefined : readSnapshot(stateDir, { machine });
+  } catch (error) {
+    if (error instanceof BadSnapshot) return undefined;
+    throw error;
+  }
+}
 
 function nothing(alive: boolean, part: string, bpffs: string): Failure {
   if (alive)

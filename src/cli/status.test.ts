@@ -116,6 +116,21 @@ test("without an agent the kernel's part is the same, and the page says who is m
   expect(text).toContain("a:80");
 });
 
+test("tables from a snapshot, and how old it is", () => {
+  const snapshot = {
+    writtenAt: "2026-01-01T00:00:00Z",
+    appliedAt: "2026-01-01T00:09:00Z",
+    writes: 12,
+    milliseconds: 3.21,
+  };
+  const text = tell(agent({ snapshot, mesh: { ...agent().mesh, current: false } }), kernel());
+  expect(text).toContain(
+    "governs until istiod's first push; written 10 min ago, live for 60 s (12 map writes, 3.2 ms)",
+  );
+  expect(text).toContain("2 services, 3 frontends, 4 clusters, 5 endpoints, from the snapshot");
+  expect(tell(agent(), kernel())).not.toContain("snapshot");
+});
+
 test("nothing pinned", () => {
   expect(tell(undefined, undefined, "No agent runs")).toContain(
     "holds nothing: nothing is pinned in /sys/fs/bpf/kmesh",

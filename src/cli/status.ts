@@ -86,8 +86,9 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
     ["istiod", `${link}, ${state}${push}`],
     ...error,
     ...(agent.identity ? tellIdentity(agent.identity, now) : []),
-    ["mesh", tellMesh(mesh)],
+    ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
+    ...tellSnapshot(agent.snapshot, now),
   ];
 }
 
@@ -101,7 +102,19 @@ function tellIdentity(identity: IdentityStatus, now: number): [string, string][]
   return [["identity", `${id}, ${life}`], ...(lastError ? [["", lastError.text] as [string, string]] : [])];
 }
 
-function tellMesh(mesh: AgentStatus["mesh"]): string {
+function tellSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, string][] {
+  if (!snapshot) return [];
+  const { writtenAt, appliedAt, writes, milliseconds } = snapshot;
+  const took = `${plural(writes, "map write")}, ${milliseconds.toFixed(1)} ms`;
+  return [
+    [
+      "snapshot",
+      `governs until istiod's first push; written ${since(writtenAt, now)} ago, live for ${since(appliedAt, now)} (${took})`,
+    ],
+  ];
+}
+
+function tellMesh(mesh: AgentStatus["mesh"], fromSnapshot: boolean): string {
   const { services, frontends, clusters, endpoints } = mesh;
   const numbers = [
     plural(services, "service"),
@@ -110,6 +123,7 @@ function tellMesh(mesh: AgentStatus["mesh"]): string {
     plural(endpoints, "endpoint"),
   ];
   if (mesh.current) return numbers.join(", ");
+  if (fromSnapshot) return `${numbers.join(", ")}, from the snapshot`;
   return services === 0
     ? "not known yet: istiod has not sent it"
     : `${numbers.join(", ")}, as the agent before knew it: istiod has not answered yet`;

@@ -52,15 +52,13 @@ export class ChunkedTable {
     if (count > this.capacity) reserveAll([[this, count]]);
   }
 
-  /** New chunks for the ids below `count`, and where they belong. */
-  missing(count: number): Placement[] {
-    const placements: Placement[] = [];
+  /** Adds to `placements` new chunks for the ids below `count`, and where they belong. */
+  missing(count: number, placements: Placement[]): void {
     let capacity = this.capacity;
     for (let level = this.#chunks.length; capacity < count; level++) {
       placements.push({ outer: this.#outer, key: level, inner: this.#create(level) });
       capacity += BASE << level;
     }
-    return placements;
   }
 
   /** Takes the next chunk over; it is in the outer map already. */
@@ -129,8 +127,15 @@ export class ChunkedTable {
 
 /** Makes room in several tables at once: together they wait once for the kernel. */
 export function reserveAll(rooms: readonly (readonly [table: ChunkedTable, count: number])[]): void {
-  const grown = rooms.map(([table, count]) => ({ table, placements: table.missing(count) }));
-  placeInner(grown.flatMap(({ placements }) => placements));
+  const grown = rooms.map(([table, count]) => ({ table, count, placements: [] as Placement[] }));
+  try {
+    for (const { table, count, placements } of grown) table.missing(count, placements);
+    placeInner(grown.flatMap(({ placements }) => placements));
+  } catch (error) {
+    // Short of memory, as a rule: the next try must not find even less.
+    for (const { placements } of grown) for (const { inner } of placements) inner.close();
+    throw error;
+  }
   for (const { table, placements } of grown) for (const { inner } of placements) table.add(inner);
 }
 

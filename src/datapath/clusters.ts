@@ -141,10 +141,10 @@ export class ClusterTable {
 
   #add(name: string): number {
     for (const id of this.#resting.rested()) this.#names.recycle(id);
-    const id = this.#names.add(name);
-    this.#clusters.reserve(this.#names.bound);
-    this.#loads.reserve(this.#names.bound);
-    return id;
+    // Room first: a name without a record would fail for ever.
+    this.#clusters.reserve(this.#names.bound + 1);
+    this.#loads.reserve(this.#names.bound + 1);
+    return this.#names.add(name);
   }
 
   /** Writes slots and descriptor where no reader looks yet. */
@@ -153,7 +153,11 @@ export class ClusterTable {
     const run = (members: Members) => {
       const slots = compiled.order(members);
       const placed = this.#writeRun(slots);
-      if (compiled.kind === "endpoints") for (const endpoint of slots) this.#endpoints.hold(endpoint);
+      if (compiled.kind === "endpoints") {
+        for (const endpoint of slots) this.#endpoints.hold(endpoint);
+        // A hash table has no slot for some, when their weight is small.
+        for (const endpoint of members.ids) this.#endpoints.restUnheld(endpoint);
+      }
       written += linesOf(placed);
       return placed;
     };

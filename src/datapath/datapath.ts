@@ -6,16 +6,21 @@ import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
+import type { Tables } from "./tables.ts";
 
-export interface DatapathOptions {
-  /** Folder on a bpffs for the pins. */
-  bpffs: string;
+/** Who is governed, and whether in earnest. */
+export interface Governed {
   /** Enrolled: these cgroup2 folders and what is below them. */
   cgroups: string[];
   excludes: Exclusion[];
   netns: "own" | "all";
   /** Decide and count, change nothing. */
   shadow: boolean;
+}
+
+export interface DatapathOptions extends Governed {
+  /** Folder on a bpffs for the pins. */
+  bpffs: string;
   /** What source hashing takes for sockets that have no address yet. */
   nodeAddresses: string[];
   log(line: string): void;
@@ -24,7 +29,8 @@ export interface DatapathOptions {
 export class Datapath {
   readonly #options: DatapathOptions;
   readonly #generation: Generation;
-  readonly #publisher: Publisher;
+  /** Absent after a write that failed halfway. */
+  #publisher: Publisher | undefined;
   #attached: boolean;
 
   private constructor(options: DatapathOptions, generation: Generation) {
@@ -45,10 +51,7 @@ export class Datapath {
   static open(options: DatapathOptions): Datapath {
     const generation = Generation.open(options.bpffs);
     const { tables } = generation;
-    enrolCgroups(tables, options.cgroups);
-    governNetns(tables, options.netns);
-    exclude(tables, options.excludes);
-    tables.settings.setFlags({ shadow: options.shadow });
+    govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
     return new Datapath(options, generation);
   }
@@ -63,6 +66,22 @@ export class Datapath {
     return this.#attached;
   }
 
+  /**
+   * Whether what an earlier start pinned governs. False after a reboot, and when that start ended before its hooks were
+   * all attached.
+   */
+  get governs(): boolean {
+    return this.#generation.adopted && this.#generation.linked;
+  }
+
+  /**
+   * Other settings from now on, for new connections. Throws as `open`, and some may have changed then: call it again
+   * with those from before.
+   */
+  govern(governed: Governed): void {
+    govern(this.#generation.tables, governed);
+  }
+
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
   exemptSelf(): void {
     exemptSelf(this.#generation.tables);
@@ -71,10 +90,10 @@ export class Datapath {
   /**
    * Makes `mesh` what connections see, then, the first time, attaches the hooks. `changes` names what may differ from
    * the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
-   * call with `everything` mends the rest.
+   * call, which compares everything whatever its `changes` say, mends the rest.
    */
   apply(mesh: Mesh, changes: Changes): ApplyReport {
-    const report = this.#publisher.apply(mesh, changes);
+    const report = this.#write(mesh, changes);
     if (!this.#attached) this.#attach();
     return report;
   }
@@ -90,8 +109,28 @@ export class Datapath {
 
   /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
   close(): void {
-    this.#publisher.close();
+    this.#publisher?.close();
     this.#generation.close();
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    try {
+      if (this.#publisher) return this.#publisher.apply(mesh, changes);
+      this.#publisher = this.#readBack();
+      return this.#publisher.apply(mesh, { everything: true });
+    } catch (error) {
+      // How far it came, only the tables know.
+      this.#publisher?.abandon();
+      this.#publisher = undefined;
+      throw error;
+    }
+  }
+
+  /** Takes over what the publisher before wrote, as another start would. */
+  #readBack(): Publisher {
+    membarrier();
+    this.#generation.tables.reread();
+    return new Publisher(this.#generation.tables);
   }
 
   #attach(): void {
@@ -100,4 +139,11 @@ export class Datapath {
     this.#generation.removeOldPrograms();
     this.#attached = true;
   }
+}
+
+function govern(tables: Tables, { cgroups, netns, excludes, shadow }: Governed): void {
+  enrolCgroups(tables, cgroups);
+  governNetns(tables, netns);
+  exclude(tables, excludes);
+  tables.settings.setFlags({ shadow });
 }

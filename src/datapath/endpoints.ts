@@ -68,7 +68,12 @@ export class EndpointTable {
     if (uses === 0) this.#resting.add(id);
   }
 
-  /** Connections to it, from SYN to CLOSE. */
+  /** An endpoint that was placed and got no slot: its id may be given to another. */
+  restUnheld(id: number): void {
+    if (this.#uses[id] === 0) this.#resting.add(id);
+  }
+
+  /** Connections to it: sockets, from connect() to their close. */
   live(id: number): number {
     return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
   }

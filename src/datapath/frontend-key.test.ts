@@ -20,6 +20,9 @@ describe("frontend keys", () => {
       { kind: "prefix", address: "10.1.0.0", length: 16, port: 80 },
       { kind: "prefix", address: "0.0.0.0", length: 0, port: 80 },
       { kind: "prefix", address: "fd00:97::", length: 32, port: 65535 },
+      { kind: "prefix", address: "::", length: 0, port: 80 },
+      { kind: "prefix", address: "::", length: 80, port: 80 },
+      { kind: "prefix", address: "::fffe:0:0", length: 95, port: 80 },
       { kind: "port", port: 1 },
     ];
     for (const match of matches) {

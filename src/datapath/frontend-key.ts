@@ -4,12 +4,14 @@ import type { Match } from "../mesh/model.ts";
 import * as layout from "./layout.gen.ts";
 
 const TCP = 6;
-/** Bits of a prefix key before its address: protocol, zero, port. */
-const HEAD_BITS = 32;
 const V4_MAPPED_BITS = 96;
 
 const exact = layout.frontend_key.fields;
 const prefix = layout.prefix_key.fields;
+const { FAMILY_V4, FAMILY_V6 } = layout.enums.family;
+/** Bits of a prefix key before its family, and before its address. */
+const PORT_WIDE_BITS = (prefix.family.offset - prefix.port.offset) * 8;
+const HEAD_BITS = (prefix.address.offset - prefix.port.offset) * 8;
 
 export const EXACT_KEY_SIZE = layout.frontend_key.size;
 const EXACT_KEY_WORDS = EXACT_KEY_SIZE / 4;
@@ -30,15 +32,17 @@ export function putExactKey(keys: Uint8Array, at: number, address: string, port:
   keys[at + exact.protocol.offset] = TCP;
 }
 
-/** The key of a block and port; without a block, of every address. */
+/** The key of a block and port; without a block, of every address of both families. */
 export function prefixKey(block: { address: string; length: number } | undefined, port: number): Uint8Array {
   const key = new Uint8Array(new ArrayBuffer(PREFIX_KEY_SIZE));
-  const bits = HEAD_BITS + (block ? prefixBits(block) : 0);
+  const bits = block ? HEAD_BITS + prefixBits(block) : PORT_WIDE_BITS;
   new Uint32Array(key.buffer)[prefix.bits.offset >> 2] = bits;
   key[prefix.protocol.offset] = TCP;
   key[prefix.port.offset] = port >> 8;
   key[prefix.port.offset + 1] = port & 0xff;
-  if (block) key.set(bytesOf(block.address), prefix.address.offset);
+  if (!block) return key;
+  key[prefix.family.offset] = isV4(block.address) ? FAMILY_V4 : FAMILY_V6;
+  key.set(bytesOf(block.address), prefix.address.offset);
   return key;
 }
 
@@ -51,13 +55,12 @@ export function matchOfExactKey(key: Uint8Array): Match {
 }
 
 export function matchOfPrefixKey(key: Uint8Array): Match {
-  const bits =
-    new DataView(key.buffer, key.byteOffset).getUint32(prefix.bits.offset, LITTLE_ENDIAN) - HEAD_BITS;
+  const bits = new DataView(key.buffer, key.byteOffset).getUint32(prefix.bits.offset, LITTLE_ENDIAN);
   const port = portAt(key, prefix.port.offset);
-  if (bits === 0) return { kind: "port", port };
-  const address = addressAt(key, prefix.address.offset);
-  const v4 = isV4(address) && bits >= V4_MAPPED_BITS;
-  return { kind: "prefix", address, length: v4 ? bits - V4_MAPPED_BITS : bits, port };
+  if (bits === PORT_WIDE_BITS) return { kind: "port", port };
+  const v4 = key[prefix.family.offset] === FAMILY_V4;
+  const length = bits - HEAD_BITS - (v4 ? V4_MAPPED_BITS : 0);
+  return { kind: "prefix", address: addressAt(key, prefix.address.offset), length, port };
 }
 
 /**

@@ -35,8 +35,13 @@ export class ExactTable {
   constructor(outer: BpfMap) {
     this.#outer = outer;
     const held = innerOf(outer);
-    this.#hash = held ?? this.#install(createHash(SMALLEST_HASH));
+    this.#hash = held ?? install(outer, createHash(SMALLEST_HASH));
     this.#count = held ? held.entries().count : 0;
+  }
+
+  /** Counts again what the hash holds. */
+  reread(): void {
+    this.#count = this.#hash.entries().count;
   }
 
   list(): PlacedFrontend[] {
@@ -79,16 +84,9 @@ export class ExactTable {
     if (count <= size * 0.75) return;
     while (count > size * 0.75) size *= 2;
     const { keys, values, count: held } = this.#hash.entries();
-    const larger = createHash(size);
-    larger.updateBatch(keys, values, held);
     const old = this.#hash;
-    this.#hash = this.#install(larger);
+    this.#hash = install(this.#outer, createHash(size), (larger) => larger.updateBatch(keys, values, held));
     old.close();
-  }
-
-  #install(hash: BpfMap): BpfMap {
-    install(this.#outer, hash);
-    return hash;
   }
 
   close(): void {
@@ -104,14 +102,18 @@ export class PrefixTable {
   readonly #outer: BpfMap;
   readonly #name: string;
   #trie: BpfMap;
-  #placed: Map<string, PlacedFrontend>;
+  #placed = new Map<string, PlacedFrontend>();
 
   constructor(outer: BpfMap, name: string) {
     this.#outer = outer;
     this.#name = name;
     const held = innerOf(outer);
-    this.#trie = held ?? createTrie(name);
-    if (!held) install(outer, this.#trie);
+    this.#trie = held ?? install(outer, createTrie(name));
+    this.reread();
+  }
+
+  /** Learns again what the trie holds. */
+  reread(): void {
     this.#placed = new Map(this.list().map((placed) => [textOf(placed.match), placed]));
   }
 
@@ -141,11 +143,10 @@ export class PrefixTable {
     const before = this.#placed.size;
     for (const match of matches) this.#placed.delete(textOf(match));
     if (this.#placed.size === before) return;
-    const trie = createTrie(this.#name);
-    fill(trie, [...this.#placed.values()]);
-    install(this.#outer, trie);
-    this.#trie.close();
-    this.#trie = trie;
+    const old = this.#trie;
+    const left = [...this.#placed.values()];
+    this.#trie = install(this.#outer, createTrie(this.#name), (trie) => fill(trie, left));
+    old.close();
   }
 
   close(): void {
@@ -218,6 +219,14 @@ function innerOf(outer: BpfMap): BpfMap | undefined {
   return outer.lookup(SLOT, new Uint8Array(id.buffer)) ? BpfMap.fromId(id[0] ?? 0) : undefined;
 }
 
-function install(outer: BpfMap, inner: BpfMap): void {
-  outer.update(SLOT, new Uint8Array(Uint32Array.of(inner.fd).buffer));
+/** Puts a new map in place once it is filled; one that fails on the way is let go of. */
+function install(outer: BpfMap, inner: BpfMap, prepare: (inner: BpfMap) => void = () => {}): BpfMap {
+  try {
+    prepare(inner);
+    outer.update(SLOT, new Uint8Array(Uint32Array.of(inner.fd).buffer));
+  } catch (error) {
+    inner.close();
+    throw error;
+  }
+  return inner;
 }

@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
 import { fetchAtomics } from "../kernel/features.ts";
-import { CgroupLink, type Hook } from "../kernel/link.ts";
+import { CgroupLink, type Hook, type LinkInfo } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
 import { asset } from "../runtime/assets.ts";
@@ -22,7 +22,7 @@ import {
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
 
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
-const OBJECTS = ["connect", "sockops"] as const;
+const OBJECTS = ["connect", "release"] as const;
 
 /** What is pinned was made by a kmesh whose tables look different. */
 export class ForeignGeneration extends Error {
@@ -65,12 +65,12 @@ export class Generation {
   static open(bpffs: string): Generation {
     ensureBpffs(bpffs);
     const folder = generationFolder(bpffs);
-    const other = completeFolders(join(bpffs, "gen")).find((abi) => abi !== ABI_ID);
-    if (other !== undefined) throw new ForeignGeneration(bpffs, other);
+    rejectForeign(bpffs);
     const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
     const code = hashOf(images);
     const maps = pinnedMaps(bpffs);
-    const adopted = GENERATION_MAPS.every((name) => maps.has(name));
+    const adopted = existsSync(folder);
+    if (adopted) complete(maps);
     const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
     const programs = pinned ?? build(bpffs, images, maps, code, adopted);
     return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code);
@@ -80,10 +80,15 @@ export class Generation {
   get attached(): boolean {
     return HOOK_ORDER.every((hook) => {
       const link = pinnedLink(this.#bpffs, hook);
-      const runs = link?.info().programId;
+      const info = link?.info();
       link?.close();
-      return runs !== undefined && runs === this.#programs.get(hook)?.info.id;
+      return info !== undefined && isAlive(info) && info.programId === this.#programs.get(hook)?.info.id;
     });
+  }
+
+  /** Whether every hook has a link, whichever program runs there: what is pinned governs, or did until someone detached it. */
+  get linked(): boolean {
+    return HOOK_ORDER.every((hook) => existsSync(linkPin(this.#bpffs, hook)));
   }
 
   /**
@@ -111,10 +116,21 @@ export class Generation {
   }
 }
 
+/** Whether a link still runs its program: one that was detached stays pinned and does nothing. */
+export function isAlive(link: LinkInfo): boolean {
+  return link.cgroupId !== 0n;
+}
+
 /** The link of a hook, or undefined when there is none. The caller closes it. */
 export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
   const path = linkPin(bpffs, hook);
   return existsSync(path) ? CgroupLink.fromPin(path) : undefined;
+}
+
+/** Throws ForeignGeneration when another kmesh made what is pinned below `bpffs`. */
+export function rejectForeign(bpffs: string): void {
+  const other = completeFolders(join(bpffs, "gen")).find((abi) => abi !== ABI_ID);
+  if (other !== undefined) throw new ForeignGeneration(bpffs, other);
 }
 
 /** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
@@ -129,7 +145,12 @@ export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
 /** All of them, or an error that names what is missing. */
 export function complete(maps: Map<MapName, BpfMap>): Maps {
   const missing = [...GENERATION_MAPS, ...KEPT_MAPS].filter((name) => !maps.has(name));
-  if (missing.length > 0) throw new Error(`tables that are not pinned: ${missing.join(", ")}`);
+  if (missing.length > 0) {
+    throw new Error(
+      `pins are missing: ${missing.join(", ")}. What is attached works on; ` +
+        "only `kmesh down` and a new start make them again.",
+    );
+  }
   return Object.fromEntries(maps) as Maps;
 }
 
@@ -202,16 +223,23 @@ function pinnedPrograms(folder: string): Map<Hook, BpfProgram> | undefined {
 /** True when the hook runs `program` only since this call. */
 function point(bpffs: string, root: string, hook: Hook, program: BpfProgram): boolean {
   const held = pinnedLink(bpffs, hook);
-  if (!held) {
-    const link = CgroupLink.attach(program, root, hook);
-    link.pin(linkPin(bpffs, hook));
-    link.close();
-    return true;
+  const info = held?.info();
+  if (held && info && isAlive(info)) {
+    const changed = info.programId !== program.info.id;
+    if (changed) held.update(program);
+    held.close();
+    return changed;
   }
-  const changed = held.info().programId !== program.info.id;
-  if (changed) held.update(program);
-  held.close();
-  return changed;
+  held?.close();
+  if (held) unpin(linkPin(bpffs, hook));
+  const link = CgroupLink.attach(program, root, hook);
+  try {
+    link.pin(linkPin(bpffs, hook));
+  } finally {
+    // Without its pin it is gone with this, so that the next try does not attach a second one.
+    link.close();
+  }
+  return true;
 }
 
 function hashOf(images: readonly Uint8Array[]): string {

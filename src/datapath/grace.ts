@@ -30,6 +30,13 @@ export class Grace {
     for (const release of released) release();
   }
 
+  /** Releases nothing any more. */
+  abandon(): void {
+    clearTimeout(this.#timer);
+    this.#timer = undefined;
+    this.#waiting = [];
+  }
+
   close(): void {
     while (this.#waiting.length > 0) this.flush();
     clearTimeout(this.#timer);

@@ -8,7 +8,7 @@ import { REASONS, type Reason } from "../mesh/model.ts";
 import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
-import { complete, pinnedLink, pinnedMaps } from "./generation.ts";
+import { complete, isAlive, pinnedLink, pinnedMaps, rejectForeign } from "./generation.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
 import { HOOK_ORDER } from "./pins.ts";
@@ -98,8 +98,9 @@ export class NothingPinned extends Error {
   }
 }
 
-/** Opens what is pinned below `bpffs`, for reading. The caller closes it. Throws NothingPinned. */
+/** Opens what is pinned below `bpffs`, for reading. The caller closes it. Throws NothingPinned and ForeignGeneration. */
 export function openPinned(bpffs: string): Tables {
+  rejectForeign(bpffs);
   const maps = pinnedMaps(bpffs);
   if (maps.size === 0) throw new NothingPinned(bpffs);
   return new Tables(complete(maps));
@@ -277,9 +278,9 @@ export class TableView {
 function hookState(bpffs: string, hook: Hook): HookState {
   const link = pinnedLink(bpffs, hook);
   if (!link) return { hook, attached: false };
-  const { programId, attachType } = link.info();
+  const info = link.info();
   link.close();
-  return { hook, attached: attachType === HOOKS[hook], programId };
+  return { hook, attached: isAlive(info) && info.attachType === HOOKS[hook], programId: info.programId };
 }
 
 function settingsOf(tables: Tables, view: TableView): Inspection["settings"] {
@@ -298,7 +299,7 @@ function settingsOf(tables: Tables, view: TableView): Inspection["settings"] {
 function enrolledCgroups(tables: Tables): string[] {
   const { keys, count } = tables.maps.enrolled.entries();
   const ids = new BigUint64Array(keys.slice().buffer).subarray(0, count);
-  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, which is gone`);
+  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
 function sizes(tables: Tables): TableState[] {

@@ -15,7 +15,7 @@ import { ABI_ID } from "./layout.gen.ts";
 
 /** The order in which hooks get programs: those that read first, those that decide last. */
 export const HOOK_ORDER: readonly Hook[] = [
-  "sock_ops",
+  "sock_release",
   "getpeername4",
   "getpeername6",
   "connect4",

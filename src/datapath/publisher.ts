@@ -15,7 +15,7 @@ import { Resting } from "./resting.ts";
 import type { Tables } from "./tables.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
 
-/** A service that went keeps its counters that long, in case it comes back. */
+/** The id of a service that went is given to no other for that long: sockets carry it. */
 const SERVICE_REST_MS = 600_000;
 
 export interface ApplyReport {
@@ -80,6 +80,11 @@ export class Publisher {
   /** Takes back what still waits for its grace period, so that the next start finds nothing to do. */
   close(): void {
     this.#grace.close();
+  }
+
+  /** Leaves what waits for its grace period to the publisher that reads the tables next. */
+  abandon(): void {
+    this.#grace.abandon();
   }
 
   /** All that the mesh has and all that only the kernel has. */
@@ -161,12 +166,11 @@ export class Publisher {
   }
 
   #addService(name: string): number {
-    for (const id of this.#restingServices.rested()) {
-      this.#tables.serviceCounts.record(id).fill(0);
-      this.#services.recycle(id);
-    }
+    for (const id of this.#restingServices.rested()) this.#services.recycle(id);
+    this.#tables.serviceCounts.reserve(this.#services.bound + 1);
     const id = this.#services.add(name);
-    this.#tables.serviceCounts.reserve(this.#services.bound);
+    // Another service may have had it, also under an agent before this one.
+    this.#tables.serviceCounts.record(id).fill(0);
     return id;
   }
 
@@ -230,8 +234,9 @@ export class Publisher {
   #addToTables(added: PlacedFrontend[]): void {
     const blocks = added.filter(({ match }) => match.kind !== "address");
     this.#tables.exact.add(added.filter(({ match }) => match.kind === "address"));
-    this.#tables.prefixes.add(blocks);
+    // First, or an agent killed in between leaves blocks that nobody looks at, and the next one finds no difference.
     if (blocks.length > 0) this.#tables.settings.setFlags({ prefixes: true });
+    this.#tables.prefixes.add(blocks);
   }
 
   #removeFromTables(removed: PlacedFrontend[]): void {

@@ -38,5 +38,5 @@ export class Resting {
   }
 }
 
-/** Between connect() and the moment when the live counts know of it lies one system call. */
+/** Between an id's last look-up and the moment when the live counts know of it lies a part of one connect(). */
 export const SOCKET_REST_MS = 10_000;

@@ -65,7 +65,9 @@ export class Settings {
     const bytes = addresses.map(parseAddress).filter((address) => address !== undefined);
     const v4 = bytes.find((address) => address[10] === 0xff && address[11] === 0xff && address[0] === 0);
     const v6 = bytes.find((address) => address !== v4 && !(address[0] === 0 && address[10] === 0xff));
-    const longs = v6 ? new BigUint64Array(v6.slice().buffer) : new BigUint64Array(2);
+    // Without an IPv6 address the IPv4 one stands in: nodes must not all hash to the same endpoint.
+    const six = v6 ?? v4;
+    const longs = six ? new BigUint64Array(six.slice().buffer) : new BigUint64Array(2);
     const low = v4 ? new Uint32Array(v4.slice(12).buffer)[0] : 0;
     return (
       this.set("node_v4", BigInt(low ?? 0)) +

@@ -102,6 +102,11 @@ export class Tables {
     ]);
   }
 
+  /** Forgets what is known of the frontends' tables: a write that failed left them otherwise. */
+  reread(): void {
+    for (const table of [this.exact, this.prefixes, this.exclusions]) table.reread();
+  }
+
   close(): void {
     for (const table of [this.exact, this.prefixes, this.exclusions]) table.close();
     for (const map of Object.values(this.maps)) map.close();

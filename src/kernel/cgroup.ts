@@ -51,7 +51,7 @@ export function cgroupLevel(path: string): number {
   return steps.length;
 }
 
-/** The folder of a cgroup id; undefined when it is gone. */
+/** The folder of a cgroup id; undefined when it is gone, or when this process may not look (a container's filter). */
 export function cgroupPath(id: bigint): string | undefined {
   const lib = native();
   const root = cgroup2Root();
@@ -62,7 +62,7 @@ export function cgroupPath(id: bigint): string | undefined {
   );
   try {
     const fd = lib.kmesh_open_cgroup(mount, id);
-    if (fd === -ERRNO.ESTALE) return undefined;
+    if (fd === -ERRNO.ESTALE || fd === -ERRNO.EPERM) return undefined;
     if (fd < 0) throw new KernelError("open_by_handle_at", -fd, `cgroup ${id}`);
     try {
       return readlinkSync(`/proc/self/fd/${fd}`);

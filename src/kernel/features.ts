@@ -2,6 +2,7 @@
 import { existsSync } from "node:fs";
 import { release } from "node:os";
 import { cString } from "../runtime/ffi.ts";
+import { KernelError } from "./error.ts";
 import { BpfMap, FLAG } from "./maps.ts";
 import { native } from "./native.ts";
 import { netnsCookie } from "./netns.ts";
@@ -40,7 +41,7 @@ export function kernelRelease(): KernelRelease {
   return parseRelease(release());
 }
 
-/** All that kmesh asks for, each tried out (a few milliseconds). Needs root: without CAP_BPF nothing seems present. */
+/** All that kmesh asks for, each tried out (a few milliseconds). Throws KernelError when bpf(2) is refused altogether. */
 export function probe(): Feature[] {
   return [
     {
@@ -84,7 +85,8 @@ export function probe(): Feature[] {
       present: fetchAtomics(),
       since: "5.12",
       required: false,
-      without: "connections take their turns under a spin lock, a little slower",
+      without:
+        "connections made at the same moment may take the same turn, so that shares are a little less exact",
     },
     {
       feature: "network namespace cookies of sockets",
@@ -133,7 +135,9 @@ function innerMaps(): boolean {
       flags: FLAG.innerMap | FLAG.mmapable,
     }).close();
     return true;
-  } catch {
+  } catch (error) {
+    // Not the kernel's age: whoever started us does not let us.
+    if (error instanceof KernelError && error.code === "EPERM") throw error;
     return false;
   }
 }

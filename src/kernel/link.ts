@@ -21,7 +21,7 @@ export type Hook = keyof typeof HOOKS;
 export interface LinkInfo {
   id: number;
   programId: number;
-  /** 0n once the cgroup was removed. */
+  /** 0n once the link was detached or the cgroup removed: it does nothing any more, and never will. */
   cgroupId: bigint;
   /** enum bpf_attach_type; see HOOKS. */
   attachType: number;

@@ -20,6 +20,7 @@ const TABLE = {
   kmesh_setns_net: ["i32", "i32"],
   kmesh_loopback_up: ["i32"],
   kmesh_netns_cookie: ["i32", "buffer"],
+  kmesh_send_datagram: ["i32", "buffer", "u32", "buffer", "u64"],
   kmesh_prctl: ["i32", "i32", "u64"],
   kmesh_membarrier: ["i32"],
   kmesh_open_cgroup: ["i32", "i32", "u64"],

@@ -84,10 +84,7 @@ export function maskPrefix(prefix: Prefix): Prefix {
     const keep = Math.min(8, Math.max(0, bits - i * 8));
     bytes[i] = (bytes[i] ?? 0) & (0xff << (8 - keep)) & 0xff;
   }
-  return {
-    address: isV4(prefix.address) ? formatAddress(bytes) : formatAddress(bytes),
-    length: prefix.length,
-  };
+  return { address: formatAddress(bytes), length: prefix.length };
 }
 
 /** How many of the 16 bytes' bits a prefix fixes: IPv4 ones are counted behind the v4-mapped prefix. */

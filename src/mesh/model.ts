@@ -132,7 +132,10 @@ export interface Locality {
   endpoints: EndpointList;
 }
 
-/** The whole configuration of the data path at one moment. */
+/**
+ * The whole configuration of the data path at one moment. The maps may change in place, what they hold is only ever
+ * replaced: copies of the maps are enough to keep a moment.
+ */
 export interface Mesh {
   services: Map<string, Service>;
   /** By `frontendKey`. */

@@ -1,6 +1,6 @@
 /**
- * The files that travel inside the executable: libbpf.so and the BPF objects. Run from source they are read from
- * dist/, where build/compile puts them.
+ * The files that travel inside the executable: libbpf.so, the BPF objects, the systemd unit. Run from source they are
+ * read from dist/, where build/compile puts them, and from systemd/.
  */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -18,7 +18,7 @@ export function isEmbedded(): boolean {
 }
 
 /**
- * The bytes of an asset: "libbpf.so", "connect.bpf.o", "sockops.compat.bpf.o", ...
+ * The bytes of an asset: "libbpf.so", "connect.bpf.o", "release.compat.bpf.o", ...
  * Throws when it was never built.
  */
 export function asset(name: string): Uint8Array {
@@ -27,7 +27,11 @@ export function asset(name: string): Uint8Array {
     if (path === undefined) throw new Error(`${name} is not in this executable: build it again`);
     return readFileSync(path);
   }
-  const folder = name.endsWith(".bpf.o") ? "../../dist/bpf/" : "../../dist/";
+  const folder = name.endsWith(".bpf.o")
+    ? "../../dist/bpf/"
+    : name.endsWith(".service")
+      ? "../../systemd/"
+      : "../../dist/";
   const path = fileURLToPath(new URL(folder + name, import.meta.url));
   try {
     return readFileSync(path);

@@ -1,6 +1,12 @@
 /** Real connections of a real app through the tables. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { renameSync, rmSync } from "node:fs";
+import { basename } from "node:path";
+import { Datapath } from "../../src/datapath/datapath.ts";
 import { explainPinned } from "../../src/datapath/explain.ts";
+import { generationFolder, HOOK_ORDER, keptPin, linkPin, tablePin } from "../../src/datapath/pins.ts";
+import { CgroupLink } from "../../src/kernel/link.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
@@ -108,6 +114,39 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect((await lab.connect("10.97.5.1:80")).by).toEqual({ a: 1 });
   });
 
+  test("a block takes addresses of its own family only, and the port alone takes both", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    addCluster(mesh, "b", [endpoint(B)]);
+    const everyV6 = { kind: "prefix", address: "::", length: 0 } as const;
+    const everyV4 = { kind: "prefix", address: "0.0.0.0", length: 0 } as const;
+    const to = (cluster: string) => ({ kind: "cluster", cluster }) as const;
+    addFrontend(mesh, { ...everyV6, port: 80 }, to("a"));
+    addFrontend(mesh, { ...everyV4, port: 81 }, to("a"));
+    addFrontend(mesh, { ...everyV6, port: 82 }, to("a"));
+    addFrontend(mesh, { kind: "port", port: 82 }, to("b"));
+    addFrontend(mesh, { ...everyV6, length: 64, port: 83 }, to("a"));
+    mesh.fallback = { kind: "refuse", reason: "not-in-registry" };
+    lab.publish(mesh);
+    expect((await lab.connect("[fd00:98::1]:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:80")).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("10.97.1.1:80", { mapped: true })).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("10.97.1.1:81")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:81", { mapped: true })).by).toEqual({ a: 1 });
+    expect((await lab.connect("[fd00:98::1]:81")).errors).toEqual({ EPERM: 1 });
+    expect((await lab.connect("[fd00:98::1]:82")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:82")).by).toEqual({ b: 1 });
+    expect((await lab.connect("[::5:1]:83")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.97.1.1:83")).errors).toEqual({ EPERM: 1 });
+    const listed = lab.datapath.inspect().frontends.map(({ match }) => match);
+    expect(listed.sort()).toEqual(["*:82", "0.0.0.0/0:81", "[::/0]:80", "[::/0]:82", "[::/64]:83"]);
+    expect(explainPinned(lab.bpffs, "10.97.1.1", 83).why[0]).toContain("no frontend matches");
+    lab.reopen({ excludes: [{ address: "::", length: 0, port: 0 }] });
+    expect((await lab.connect("10.97.1.1:81")).by).toEqual({ a: 1 });
+    expect((await lab.connect("[fd00:98::1]:80")).made).toBe(0);
+    lab.reopen();
+  });
+
   test("the default may be a cluster", async () => {
     const mesh = emptyMesh();
     addCluster(mesh, "egress", [endpoint(B)]);
@@ -164,6 +203,18 @@ describe.skipIf(!root)("connections through the tables", () => {
     });
   });
 
+  test("an app that uses both families in turn gets all endpoints of each", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A), endpoint(B), endpoint(C6)]));
+    addFrontend(mesh, "[2001:2::1]:80", { kind: "cluster", cluster: "c" });
+    lab.publish(mesh);
+    const met: string[] = [];
+    for (let turn = 0; turn < 4; turn++) {
+      met.push(...Object.keys((await lab.connect("10.96.0.1:80")).by));
+      met.push(...Object.keys((await lab.connect("[2001:2::1]:80")).by));
+    }
+    expect(met.sort()).toEqual(["a", "a", "b", "b", "c6", "c6", "c6", "c6"]);
+  });
+
   test("round robin keeps endpoint weights, least request goes where fewer live", async () => {
     lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A, { weight: 3 }), endpoint(B)])));
     expect((await lab.connect("10.96.0.1:80", { count: 400 })).by).toEqual({ a: 300, b: 100 });
@@ -188,6 +239,16 @@ describe.skipIf(!root)("connections through the tables", () => {
       const { by } = await lab.connect("10.96.0.1:80", { count: 20 });
       expect(Object.values(by)).toEqual([20]);
     }
+    const both = new Set<string>();
+    for (let node = 1; node <= 12; node++) {
+      lab.reopen({ nodeAddresses: [`172.31.0.${node}`] });
+      const { by } = await lab.connect("10.96.0.1:80");
+      // The same node is the same source, whatever the family of its socket.
+      expect((await lab.connect("10.96.0.1:80", { mapped: true })).by).toEqual(by);
+      for (const name of Object.keys(by)) both.add(name);
+    }
+    expect(both.size).toBe(2);
+    lab.reopen();
     const random = { balance: { policy: "random" } } as const;
     lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A), endpoint(B)], random)));
     const { by } = await lab.connect("10.96.0.1:80", { count: 200 });
@@ -283,6 +344,95 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect(frontends.map(({ match }) => match).sort()).toEqual(["10.96.0.1:80", "10.97.0.0/16:80"]);
     expect(clusters.length).toBeGreaterThan(0);
     expect((await lab.connect("10.96.0.1:80", { count: 4 })).by).toEqual({ a: 2, b: 2 });
+  });
+
+  test("a new service does not inherit the counters of one that went", async () => {
+    const toA = (service: string) => {
+      const mesh = emptyMesh();
+      addCluster(mesh, "c", [endpoint(A)]);
+      addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "c" }, service);
+      return mesh;
+    };
+    lab.publish(toA("old:80"));
+    expect((await lab.connect("10.96.0.1:80", { count: 3 })).made).toBe(3);
+    expect(counters("old:80").redirected).toBe(3);
+    lab.publish(emptyMesh());
+    lab.reopen();
+    lab.publish(toA("new:80"));
+    expect(counters("new:80").redirected).toBe(0);
+  });
+
+  test("a mesh that fails halfway leaves nothing behind when the next one is written", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    addCluster(mesh, "b", [endpoint(B)]);
+    const block = { kind: "prefix", address: "10.97.0.0", length: 16, port: 80 } as const;
+    addFrontend(mesh, block, { kind: "cluster", cluster: "a" });
+    addFrontend(mesh, "10.96.0.1:80", { kind: "cluster", cluster: "a" });
+    lab.publish(mesh);
+    const broken = emptyMesh();
+    addCluster(broken, "b", [endpoint(B)]);
+    addFrontend(broken, "10.96.0.1:80", { kind: "cluster", cluster: "b" });
+    addFrontend(
+      broken,
+      { kind: "address", address: "nonsense", port: 80 },
+      { kind: "cluster", cluster: "b" },
+    );
+    expect(() => lab.publish(broken)).toThrow("nonsense");
+    expect((await lab.connect("10.97.1.1:80")).by).toEqual({ a: 1 });
+    const mended = emptyMesh();
+    addCluster(mended, "b", [endpoint(B)]);
+    addFrontend(mended, "10.96.0.1:80", { kind: "cluster", cluster: "b" });
+    lab.datapath.apply(mended, {
+      everything: false,
+      services: new Set(),
+      frontends: new Set(),
+      splits: new Set(),
+      clusters: new Set(),
+    });
+    expect(lab.datapath.inspect().frontends.map(({ match }) => match)).toEqual(["10.96.0.1:80"]);
+    expect((await lab.connect("10.97.1.1:80")).made).toBe(0);
+    expect((await lab.connect("10.96.0.1:80", { count: 3 })).by).toEqual({ b: 3 });
+    expect(lab.publish(mended)).toBe(0);
+  });
+
+  test("hooks that were detached under their pins are attached again by the next start", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A)]));
+    lab.publish(mesh);
+    for (const hook of HOOK_ORDER) {
+      using link = CgroupLink.fromPin(linkPin(lab.bpffs, hook));
+      link.detach();
+    }
+    expect((await lab.connect("10.96.0.1:80")).errors).toEqual({ ENETUNREACH: 1 });
+    expect(lab.datapath.summarize().hooks.map(({ attached }) => attached)).not.toContain(true);
+    expect(lab.reopen().attached).toBe(false);
+    expect(lab.publish(mesh)).toBe(0);
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+    expect(lab.reopen().attached).toBe(true);
+  });
+
+  test("without one of its pins a start is refused by name, and traffic goes on", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A)]));
+    lab.publish(mesh);
+    for (const pin of [tablePin(generationFolder(lab.bpffs), "slots"), keptPin(lab.bpffs, "sockets")]) {
+      using map = BpfMap.fromPin(pin);
+      rmSync(pin);
+      expect(() => Datapath.open(lab.options)).toThrow(`pins are missing: ${basename(pin)}.`);
+      expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+      map.pin(pin);
+    }
+    expect(lab.reopen().attached).toBe(true);
+    expect(lab.publish(mesh)).toBe(0);
+  });
+
+  test("tables of another kmesh are named as such, and left alone", () => {
+    const own = generationFolder(lab.bpffs);
+    const other = generationFolder(lab.bpffs, "0123456789abcdef");
+    renameSync(own, other);
+    expect(() => Datapath.open(lab.options)).toThrow("tables of another kmesh version");
+    expect(() => explainPinned(lab.bpffs, "10.96.0.1", 80)).toThrow("tables of another kmesh version");
+    renameSync(other, own);
+    expect(lab.reopen().attached).toBe(true);
   });
 
   function counters(service: string) {

@@ -15,17 +15,17 @@ import { eventually, OwnedProcess, placed } from "../lab/process.ts";
 export class DatapathLab {
   readonly namespace: NetworkNamespace;
   readonly bpffs: string;
+  readonly options: DatapathOptions;
   readonly #folder = mkdtempSync(join(tmpdir(), "kmesh-datapath-"));
   readonly #cgroup: TestCgroup;
   readonly #servers: OwnedProcess[] = [];
-  readonly #options: DatapathOptions;
   #datapath: Datapath;
 
   private constructor(namespace: NetworkNamespace, cgroup: TestCgroup, more: Partial<DatapathOptions>) {
     this.namespace = namespace;
     this.#cgroup = cgroup;
     this.bpffs = `/sys/fs/bpf/${ownName("d")}`;
-    this.#options = {
+    this.options = {
       bpffs: this.bpffs,
       cgroups: [cgroup.path],
       excludes: [],
@@ -35,7 +35,7 @@ export class DatapathLab {
       log: () => undefined,
       ...more,
     };
-    this.#datapath = Datapath.open(this.#options);
+    this.#datapath = Datapath.open(this.options);
   }
 
   static async create(more: Partial<DatapathOptions> = {}): Promise<DatapathLab> {
@@ -66,7 +66,7 @@ export class DatapathLab {
   /** Closes the data path and opens it again, as another start of an agent would. */
   reopen(more: Partial<DatapathOptions> = {}): Datapath {
     this.#datapath.close();
-    this.#datapath = Datapath.open({ ...this.#options, ...more });
+    this.#datapath = Datapath.open({ ...this.options, ...more });
     return this.#datapath;
   }
 

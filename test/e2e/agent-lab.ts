@@ -60,6 +60,7 @@ export class AgentLab {
   readonly apps: string;
   readonly #processes: OwnedProcess[] = [];
   readonly #clients: RunningClient[] = [];
+  #controlPlane: OwnedProcess | undefined;
   #starts = 0;
 
   private constructor(namespace: NetworkNamespace, cgroup: TestCgroup, program: readonly string[]) {
@@ -86,13 +87,17 @@ export class AgentLab {
     }
   }
 
-  startControlPlane(): Promise<OwnedProcess> {
-    return this.#helper(
+  async startControlPlane(): Promise<void> {
+    this.#controlPlane = await this.#helper(
       "control-plane",
       join(import.meta.dirname, "control-plane.ts"),
       this.meshFile,
       String(PORT),
     );
+  }
+
+  async stopControlPlane(): Promise<void> {
+    await this.#controlPlane?.stop("SIGKILL");
   }
 
   get meshFile(): string {

@@ -114,7 +114,7 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
     expect(explained.stdout).toContain("127.1.0.3:8080");
     expect(explained.stderr).toContain("No agent runs");
     expect((await lab.kmesh("dump", "tables")).stdout).toContain(`${SERVICE}:80`);
-    expect((await lab.kmesh("dump", "model")).code).toBe(3);
+    expect((await lab.kmesh("dump", "received")).code).toBe(3);
     expect((await lab.connect(100)).made).toBe(100);
 
     agent = await lab.liveAgent();

@@ -47,6 +47,7 @@ describe.skipIf(why !== undefined)("the command line", () => {
     [["dump", "model", ...folders], 3, /No agent runs.*kmesh dump tables shows/s],
     [["explain", "a b", ...folders], 2, /"a b" is neither HOST/],
     [["explain", "10.0.0.1:80", ...folders], 3, /no kmesh tables are pinned/],
+    [["install", "--root", folder, "--start"], 2, /--root writes files only/],
     [["demo", "--seconds", "soon"], 2, /--seconds: "soon" is no number/],
     [["status", "--config", "/does/not/exist"], 2, /can't be read \(ENOENT\)/],
   ];

@@ -74,6 +74,11 @@ export class RunningClient {
     return eventually(`a line of the client${this.#failure}`, () => this.#lines.shift());
   }
 
+  /** Sends it an empty line: it goes on. */
+  go(): void {
+    this.#child.stdin?.write("\n");
+  }
+
   async end(): Promise<Tally> {
     this.#child.stdin?.end();
     return JSON.parse(await this.line());

@@ -106,11 +106,12 @@ export class TestCgroup {
 
   /** Ends what is left inside (it was started inside, so it is ours) and removes the whole tree. Idempotent. */
   async remove(): Promise<void> {
-    await removeTree(this.path);
+    await removeCgroup(this.path);
   }
 }
 
-async function removeTree(path: string): Promise<void> {
+/** Removes a cgroup and what is below it; ends what is left inside. One that is gone is fine. */
+export async function removeCgroup(path: string): Promise<void> {
   let names: string[];
   try {
     names = readdirSync(path, { withFileTypes: true })
@@ -119,7 +120,7 @@ async function removeTree(path: string): Promise<void> {
   } catch {
     return;
   }
-  for (const name of names) await removeTree(`${path}/${name}`);
+  for (const name of names) await removeCgroup(`${path}/${name}`);
   for (let attempt = 0; attempt < 100; attempt++) {
     try {
       for (const pid of readFileSync(`${path}/cgroup.procs`, "utf8").split("\n").filter(Boolean)) {

@@ -10,6 +10,7 @@
 #include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
@@ -19,6 +20,8 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <bpf/bpf.h>
@@ -128,6 +131,31 @@ API int kmesh_netns_cookie(unsigned long *cookie)
 	if (fd < 0)
 		return -errno;
 	error = RESULT(getsockopt(fd, SOL_SOCKET, SO_NETNS_COOKIE, cookie, &size));
+	close(fd);
+	return error;
+}
+
+/*
+ * One datagram to a unix socket; `name` is a path, or a zero byte and an abstract name. Waits two seconds at most for a
+ * receiver that is behind: -EAGAIN.
+ */
+API int kmesh_send_datagram(const void *name, unsigned int name_size, const void *message, unsigned long size)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	struct timeval patience = { .tv_sec = 2 };
+	int error = 0;
+	int fd;
+
+	if (name_size == 0 || name_size > sizeof(address.sun_path))
+		return -EINVAL;
+	memcpy(address.sun_path, name, name_size);
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return -errno;
+	setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof(patience));
+	if (sendto(fd, message, size, MSG_NOSIGNAL, (struct sockaddr *)&address,
+		   offsetof(struct sockaddr_un, sun_path) + name_size) < 0)
+		error = -errno;
 	close(fd);
 	return error;
 }

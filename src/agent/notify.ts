@@ -1,0 +1,79 @@
+/**
+ * What a service manager wants to hear (sd_notify(3)): ready, reloading, stopping, a line of status, and a sign of life
+ * in time. Says nothing where none asked. A message that gets lost is logged, it never stops the agent.
+ */
+import { sendDatagram } from "../kernel/datagram.ts";
+
+export class ServiceNotifier {
+  readonly #socket: string | undefined;
+  /** Between two signs of life, milliseconds; undefined when none are wanted. */
+  readonly watchdogEvery: number | undefined;
+  readonly #warn: (line: string) => void;
+  #watchdog: ReturnType<typeof setInterval> | undefined;
+  #status = "";
+  #complained = false;
+
+  /** From NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID, as the service manager sets them. */
+  constructor(env: Readonly<Record<string, string | undefined>>, warn: (line: string) => void) {
+    this.#warn = warn;
+    const socket = env.NOTIFY_SOCKET ?? "";
+    this.#socket = /^[/@]./.test(socket) ? socket : undefined;
+    if (socket !== "" && this.#socket === undefined)
+      warn(`NOTIFY_SOCKET is ${socket}: only unix sockets are known, the service manager hears nothing`);
+    const period = Number(env.WATCHDOG_USEC ?? "") / 1000;
+    const meant = env.WATCHDOG_PID === undefined || Number(env.WATCHDOG_PID) === process.pid;
+    // Half of it, so that one may come late.
+    if (this.#socket !== undefined && meant && period > 0) this.watchdogEvery = period / 2;
+  }
+
+  /** Whether a service manager listens. */
+  get active(): boolean {
+    return this.#socket !== undefined;
+  }
+
+  /** The start is over. From now on signs of life are sent: they stop when the event loop is stuck. */
+  ready(status: string): void {
+    this.#send("READY=1", `STATUS=${oneLine(status)}`);
+    this.#status = status;
+    if (this.watchdogEvery === undefined || this.#watchdog !== undefined) return;
+    this.#send("WATCHDOG=1");
+    this.#watchdog = setInterval(() => this.#send("WATCHDOG=1"), this.watchdogEvery);
+    this.#watchdog.unref();
+  }
+
+  /** What `systemctl status` shows; sent when it is another than before. */
+  status(text: string): void {
+    if (text === this.#status) return;
+    this.#status = text;
+    this.#send(`STATUS=${oneLine(text)}`);
+  }
+
+  /** To be followed by `ready`. */
+  reloading(): void {
+    this.#send("RELOADING=1");
+  }
+
+  stopping(): void {
+    clearInterval(this.#watchdog);
+    this.#watchdog = undefined;
+    this.#send("STOPPING=1", "STATUS=Ending; what the kernel holds stays");
+  }
+
+  #send(...lines: string[]): void {
+    if (this.#socket === undefined) return;
+    try {
+      sendDatagram(this.#socket, lines.join("\n"));
+      this.#complained = false;
+    } catch (error) {
+      if (!this.#complained)
+        this.#warn(
+          `The service manager can't be told ${lines[0]}: ${error instanceof Error ? error.message : error}`,
+        );
+      this.#complained = true;
+    }
+  }
+}
+
+function oneLine(text: string): string {
+  return text.replace(/\s*\n\s*/g, " ");
+}

@@ -1,0 +1,34 @@
+import { expect, test } from "bun:test";
+import { type Config, readConfig } from "./config.ts";
+import { differences, tellReload } from "./reload.ts";
+
+function config(flags: Record<string, string | boolean | string[]>): Config {
+  const base = { istiod: "a:1", plaintext: true };
+  return readConfig({ flags: { ...base, ...flags }, env: {}, file: { path: "/dev/null", required: false } });
+}
+
+test("nothing changed", () => {
+  const found = differences(config({}), config({}));
+  expect(found).toEqual({ live: [], later: [] });
+  expect(tellReload(found)).toBe("Reloaded: nothing that can change without a restart did");
+});
+
+test("what is decided in the kernel changes at once, the rest is named", () => {
+  const after = config({
+    istiod: "b:1",
+    exclude: ["10.0.0.0/8"],
+    cgroup: ["/a", "/b"],
+    netns: "all",
+    shadow: true,
+    ip: ["10.0.0.1"],
+    "service-account": "other",
+  });
+  const found = differences(config({}), after);
+  expect(found).toEqual({
+    live: ["cgroup", "exclude", "netns", "shadow"],
+    later: ["istiod", "service-account", "ip"],
+  });
+  expect(tellReload(found)).toBe(
+    "Reloaded cgroup, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
+  );
+});

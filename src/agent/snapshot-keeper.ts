@@ -1,0 +1,191 @@
+/** Keeps the snapshot up to date, off the path from a push to live tables, and reads it at the start. */
+import { fsync, fsyncSync } from "node:fs";
+import { promisify } from "node:util";
+import type { Mesh } from "../mesh/model.ts";
+import {
+  BadSnapshot,
+  type Bond,
+  readSnapshot,
+  type Snapshot,
+  SnapshotDraft,
+  setSnapshotAside,
+  snapshotFile,
+} from "./snapshot.ts";
+
+export interface Pace {
+  /** A change is written when none has followed for that long. */
+  quiet: number;
+  /** But that long after the first of them at the latest. */
+  patience: number;
+  /** Between two writes at least. */
+  pause: number;
+  /** And so many bytes per millisecond on average at most: a large restless mesh must not wear out the disk. */
+  rate: number;
+  /** After one that failed. */
+  retry: number;
+}
+
+/** Where it says what is wrong. */
+export interface Remarks {
+  warn(text: string): void;
+  debug(text: string): void;
+}
+
+const PACE: Pace = { quiet: 1_000, patience: 10_000, pause: 5_000, rate: 256, retry: 60_000 };
+
+export class SnapshotKeeper {
+  readonly #stateDir: string;
+  readonly #bond: Bond | undefined;
+  readonly #log: Remarks;
+  readonly #pace: Pace;
+  #mesh: Mesh | undefined;
+  /** Since when the file lags behind the mesh. */
+  #behindSince: number | undefined;
+  #notBefore = 0;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #draft: SnapshotDraft | undefined;
+  #warned = false;
+  #closed = false;
+
+  /** Without a machine id there is nothing to bind a snapshot to: none is read or written, and one line says so. */
+  constructor(
+    stateDir: string,
+    machine: string | undefined,
+    settings: Bond["settings"],
+    log: Remarks,
+    pace = PACE,
+  ) {
+    this.#stateDir = stateDir;
+    this.#log = log;
+    this.#pace = pace;
+    this.#bond = machine === undefined ? undefined : { machine, settings };
+    if (this.#bond) return;
+    log.warn(
+      "/etc/machine-id holds no id, so no snapshot is kept: after a reboot nothing is governed until istiod answers. " +
+        "systemd-machine-id-setup makes one",
+    );
+  }
+
+  /** The snapshot, when there is one that can be used. One that can't is set aside, and one line says why. Never throws. */
+  load(): Snapshot | undefined {
+    if (!this.#bond) return undefined;
+    try {
+      return readSnapshot(this.#stateDir, this.#bond);
+    } catch (error) {
+      const path = snapshotFile(this.#stateDir);
+      this.#log.warn(
+        error instanceof BadSnapshot
+          ? `The snapshot ${path} is not used: ${error.message}. ${this.#setAside()}`
+          : `The snapshot ${path} can't be read: ${textOf(error)}. Nothing is governed until istiod answers`,
+      );
+      return undefined;
+    }
+  }
+
+  /**
+   * What `mesh` holds now, all of it, is live. It is written soon, and may change in place until then and later:
+   * each change is told here. Costs next to nothing.
+   */
+  changed(mesh: Mesh): void {
+    if (!this.#bond || this.#closed) return;
+    this.#mesh = mesh;
+    this.#behindSince ??= performance.now();
+    this.#schedule();
+  }
+
+  /** The mesh changed and is not live: nothing of it is written until `changed`. */
+  hold(): void {
+    clearTimeout(this.#timer);
+    this.#mesh = undefined;
+  }
+
+  /** Writes at once what is not written yet; nothing is written after it. Never throws. */
+  close(): void {
+    clearTimeout(this.#timer);
+    this.#closed = true;
+    const mesh = this.#draft || this.#behindSince !== undefined ? this.#mesh : undefined;
+    this.#mesh = undefined;
+    this.#drop(this.#draft);
+    if (!mesh || !this.#bond) return;
+    try {
+      this.#draft = new SnapshotDraft(this.#stateDir, mesh, this.#bond);
+      while (this.#draft.step());
+      fsyncSync(this.#draft.fd);
+      this.#draft.publish();
+    } catch (error) {
+      this.#failed(error);
+    }
+  }
+
+  #schedule(): void {
+    if (this.#draft || this.#behindSince === undefined) return;
+    clearTimeout(this.#timer);
+    const now = performance.now();
+    const due = Math.min(now + this.#pace.quiet, this.#behindSince + this.#pace.patience);
+    this.#timer = setTimeout(() => void this.#write(), Math.max(due, this.#notBefore) - now);
+    this.#timer.unref?.();
+  }
+
+  async #write(): Promise<void> {
+    if (!this.#mesh || !this.#bond) return;
+    const since = this.#behindSince;
+    // What changes from here on is not in this snapshot.
+    this.#behindSince = undefined;
+    let wait = this.#pace.retry;
+    let draft: SnapshotDraft | undefined;
+    try {
+      draft = new SnapshotDraft(this.#stateDir, this.#mesh, this.#bond);
+      this.#draft = draft;
+      while (draft.step()) {
+        await new Promise((resolve) => setImmediate(resolve));
+        if (this.#draft !== draft) return;
+      }
+      // Takes as long as the disk does, on another thread.
+      await promisify(fsync)(draft.fd);
+      if (this.#draft !== draft) return;
+      draft.publish();
+      this.#draft = undefined;
+      this.#warned = false;
+      wait = Math.max(this.#pace.pause, draft.size / this.#pace.rate);
+    } catch (error) {
+      if (draft && this.#draft !== draft) return;
+      this.#failed(error);
+      this.#behindSince = since;
+    }
+    this.#notBefore = performance.now() + wait;
+    this.#schedule();
+  }
+
+  /** A disk that stays full is told of once. */
+  #failed(error: unknown): void {
+    this.#drop(this.#draft);
+    const text = `The snapshot ${snapshotFile(this.#stateDir)} can't be written: ${textOf(error)}`;
+    if (this.#warned) this.#log.debug(text);
+    else
+      this.#log.warn(
+        `${text}. Traffic does not need it; after a reboot without istiod an older one governs, or none`,
+      );
+    this.#warned = true;
+  }
+
+  #drop(draft: SnapshotDraft | undefined): void {
+    this.#draft = undefined;
+    try {
+      draft?.discard();
+    } catch {
+      // On a folder that became read-only it stays; the next one replaces it.
+    }
+  }
+
+  #setAside(): string {
+    try {
+      return `It lies in ${setSnapshotAside(this.#stateDir)} now; nothing is governed until istiod answers`;
+    } catch (error) {
+      return `It can't be set aside (${textOf(error)}); nothing is governed until istiod answers`;
+    }
+  }
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

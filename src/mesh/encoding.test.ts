@@ -1,0 +1,156 @@
+import { describe, expect, test } from "bun:test";
+import { Random } from "../../test/lab/random.ts";
+import { decodeMesh, encodeMesh, MalformedMesh } from "./encoding.ts";
+import { type Endpoint, EndpointList } from "./endpoint-list.ts";
+import { frontendKey } from "./frontend.ts";
+import {
+  type Balance,
+  type Cluster,
+  type Frontend,
+  type Locality,
+  type Match,
+  type Mesh,
+  type Note,
+  REASONS,
+  type Target,
+} from "./model.ts";
+
+function encoded(mesh: Mesh): Uint8Array {
+  return Buffer.concat([...encodeMesh(mesh)].map((part) => part.slice()));
+}
+
+/** Any mesh that the model allows, also ones that no istiod would send. */
+function meshOf(random: Random, size: number): Mesh {
+  const some = <T>(make: () => T, most = size): T[] => Array.from({ length: random.below(most + 1) }, make);
+  const name = () =>
+    random.pick(["", "a", "outbound|80||shop", "ü€😀", "x".repeat(300), `n${random.below(99)}`]);
+  const whole = () => random.pick([0, 1, 127, 128, 140, 65_535, 2 ** 31, 2 ** 32 - 1, 2 ** 53 - 1]);
+  const address = () =>
+    random.chance(0.5)
+      ? `10.${random.below(256)}.0.${random.below(256)}`
+      : `fd00::${(random.below(60_000) + 1).toString(16)}`;
+  const note = (): Note => ({
+    kind: random.pick(["layer7", "plaintext", "not-enforced", "refused", "conflict"]),
+    text: name(),
+  });
+  const target = (): Target =>
+    random.pick<Target>([
+      { kind: "cluster", cluster: name() },
+      { kind: "split", split: name() },
+      { kind: "passthrough" },
+      { kind: "refuse", reason: random.pick(REASONS) },
+    ]);
+  const match = (): Match =>
+    random.pick<Match>([
+      { kind: "address", address: address(), port: random.below(65_536) },
+      { kind: "prefix", address: address(), length: random.below(129), port: random.below(65_536) },
+      { kind: "port", port: random.below(65_536) },
+    ]);
+  const endpoint = (): Endpoint => ({
+    address: address(),
+    port: random.below(65_536),
+    weight: random.below(2 ** 32),
+    healthy: random.chance(0.5),
+  });
+  const locality = (): Locality => ({
+    region: name(),
+    zone: name(),
+    subzone: name(),
+    priority: whole(),
+    weight: whole(),
+    endpoints: EndpointList.of(some(endpoint)),
+  });
+  const balance = (): Balance =>
+    random.pick<Balance>([
+      { policy: "round-robin" },
+      { policy: "random" },
+      { policy: "least-request" },
+      { policy: "ring-hash", tableSize: whole() },
+      { policy: "maglev", tableSize: whole() },
+    ]);
+  const cluster = (): Cluster => ({
+    name: name(),
+    service: name(),
+    kind: random.pick(["endpoints", "passthrough", "refuse"]),
+    reason: random.pick(REASONS),
+    balance: balance(),
+    localities: some(locality, 3),
+    localityWeighted: random.chance(0.5),
+    overprovisioning: random.pick([140, 0.5]),
+    panicThreshold: random.pick([0, 50, 33.3, -1]),
+    maxConnections: whole(),
+    pending: random.chance(0.5),
+  });
+  const frontend = (): Frontend => ({ match: match(), protocol: "tcp", service: name(), target: target() });
+  const split = () => ({ name: name(), shares: some(() => ({ cluster: name(), weight: whole() }), 4) });
+  const service = () => ({ name: name(), host: name(), port: whole(), notes: some(note, 3) });
+  return {
+    services: new Map(some(service).map((each) => [each.name, each])),
+    frontends: new Map(some(frontend).map((each) => [frontendKey(each), each])),
+    splits: new Map(some(split).map((each) => [each.name, each])),
+    clusters: new Map(some(cluster).map((each) => [each.name, each])),
+    fallback: target(),
+    notes: some(note, 3),
+  };
+}
+
+describe("a mesh comes back as it was", () => {
+  for (let seed = 0; seed < 200; seed++) {
+    test(`seed ${seed}`, () => {
+      const mesh = meshOf(new Random(seed), seed % 20);
+      expect(decodeMesh(encoded(mesh))).toEqual(mesh);
+    });
+  }
+});
+
+test("a mesh of several parts is that of the moment of the call, though its maps change meanwhile", () => {
+  const mesh = meshOf(new Random(1), 5);
+  const endpoints = EndpointList.of([{ address: "10.0.0.1", port: 80, weight: 1, healthy: true }]);
+  for (let i = 0; i < 5_000; i++) {
+    const [each] = meshOf(new Random(i + 2), 8).clusters.values();
+    const base = each ?? { ...meshOf(new Random(3), 9).clusters.values().next().value };
+    const localities = [{ region: "", zone: "", subzone: "", priority: 0, weight: 0, endpoints }];
+    mesh.clusters.set(`c${i}`, { ...base, name: `c${i}`, localities } as Cluster);
+  }
+  const before = copyOf(mesh);
+  const parts: Uint8Array[] = [];
+  for (const part of encodeMesh(mesh)) {
+    parts.push(part.slice());
+    mesh.clusters.clear();
+    mesh.frontends.clear();
+    mesh.notes = [];
+  }
+  expect(parts.length).toBeGreaterThan(2);
+  expect(Math.max(...parts.map(({ length }) => length))).toBeLessThan(100_000);
+  expect(decodeMesh(Buffer.concat(parts))).toEqual(before);
+});
+
+test("cut anywhere, or with a byte more, it is refused", () => {
+  const bytes = encoded(meshOf(new Random(7), 4));
+  expect(bytes.length).toBeGreaterThan(500);
+  for (let length = 0; length < bytes.length; length++) {
+    expect(() => decodeMesh(bytes.subarray(0, length))).toThrow(MalformedMesh);
+  }
+  expect(() => decodeMesh(Buffer.concat([bytes, new Uint8Array(1)]))).toThrow(MalformedMesh);
+});
+
+test("bytes that are no mesh are refused or make another one, and never end otherwise", () => {
+  const bytes = encoded(meshOf(new Random(11), 6));
+  const random = new Random(12);
+  let refused = 0;
+  for (let round = 0; round < 3_000; round++) {
+    const broken = bytes.slice();
+    for (let i = random.below(4); i >= 0; i--) broken[random.below(broken.length)] = random.below(256);
+    try {
+      decodeMesh(broken);
+    } catch (error) {
+      expect(error).toBeInstanceOf(MalformedMesh);
+      refused++;
+    }
+  }
+  expect(refused).toBeGreaterThan(500);
+});
+
+function copyOf(mesh: Mesh): Mesh {
+  return { ...mesh, clusters: new Map(mesh.clusters), frontends: new Map(mesh.frontends) };
+}

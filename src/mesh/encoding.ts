@@ -1,0 +1,422 @@
+/**
+ * A mesh as bytes and back: compact, in parts, so that a large one never stands in memory twice. Not for another
+ * machine: endpoints are written as they lie in memory. Whoever keeps the bytes guards them by a checksum and a version;
+ * a change of what is written here is a new `MESH_ENCODING`.
+ */
+import { ENDPOINT_WORDS, EndpointList } from "./endpoint-list.ts";
+import { frontendKey } from "./frontend.ts";
+import {
+  type Balance,
+  type Cluster,
+  type Frontend,
+  type Locality,
+  type Match,
+  type Mesh,
+  type Note,
+  REASONS,
+  type Reason,
+  type Service,
+  type Split,
+  type Target,
+} from "./model.ts";
+
+/** The version of this encoding. */
+export const MESH_ENCODING = 1;
+
+/** Bytes of a part, about: an element is never cut. */
+const PART = 64 << 10;
+
+// The order of each list is the encoding's: append only.
+const NOTE_KINDS = ["layer7", "plaintext", "not-enforced", "refused", "conflict"] as const;
+const TARGET_KINDS = ["cluster", "split", "passthrough", "refuse"] as const;
+const MATCH_KINDS = ["address", "prefix", "port"] as const;
+const CLUSTER_KINDS = ["endpoints", "passthrough", "refuse"] as const;
+const POLICIES = ["round-robin", "random", "least-request", "ring-hash", "maglev"] as const;
+
+/** Bytes that are no mesh. */
+export class MalformedMesh extends Error {
+  constructor(reason: string) {
+    super(reason);
+    this.name = "MalformedMesh";
+  }
+}
+
+/**
+ * The mesh of this moment as parts of about 64 KB; each is valid until the next is asked for. The maps may change
+ * between two parts, what they hold is only ever replaced.
+ */
+export function encodeMesh(mesh: Mesh): Generator<Uint8Array, void> {
+  const { fallback, notes } = mesh;
+  const writer = new Writer();
+  writer.list(notes, putNote);
+  putTarget(writer, fallback);
+  // What is referred to comes before what refers to it: names are written where they are first met.
+  return parts(writer, [
+    section([...mesh.services.values()], putService),
+    section([...mesh.clusters.values()], putCluster),
+    section([...mesh.splits.values()], putSplit),
+    section([...mesh.frontends.values()], putFrontend),
+  ]);
+}
+
+/** The mesh that these bytes are. Throws MalformedMesh. */
+export function decodeMesh(bytes: Uint8Array): Mesh {
+  const reader = new Reader(bytes);
+  const notes = reader.list(takeNote);
+  const fallback = takeTarget(reader);
+  const byName = <T extends { name: string }>(list: T[]) => new Map(list.map((each) => [each.name, each]));
+  const services = byName(reader.list(takeService));
+  const clusters = byName(reader.list(takeCluster));
+  const splits = byName(reader.list(takeSplit));
+  const frontends = new Map(reader.list(takeFrontend).map((each) => [frontendKey(each), each]));
+  reader.end();
+  return { services, frontends, splits, clusters, fallback, notes };
+}
+
+type Section = (writer: Writer) => Generator<void, void>;
+
+function section<T>(list: readonly T[], put: (writer: Writer, each: T) => void): Section {
+  return function* (writer) {
+    writer.number(list.length);
+    for (const each of list) {
+      put(writer, each);
+      yield;
+    }
+  };
+}
+
+function* parts(writer: Writer, sections: readonly Section[]): Generator<Uint8Array, void> {
+  for (const each of sections) {
+    for (const _ of each(writer)) {
+      if (writer.length < PART) continue;
+      yield writer.written();
+      writer.clear();
+    }
+  }
+  yield writer.written();
+}
+
+function putNote(writer: Writer, { kind, text }: Note): void {
+  writer.choice(NOTE_KINDS, kind);
+  writer.name(text);
+}
+
+function takeNote(reader: Reader): Note {
+  return { kind: reader.choice(NOTE_KINDS), text: reader.name() };
+}
+
+function putTarget(writer: Writer, target: Target): void {
+  writer.choice(TARGET_KINDS, target.kind);
+  if (target.kind === "cluster") writer.name(target.cluster);
+  else if (target.kind === "split") writer.name(target.split);
+  else if (target.kind === "refuse") writer.choice(REASONS, target.reason);
+}
+
+function takeTarget(reader: Reader): Target {
+  const kind = reader.choice(TARGET_KINDS);
+  if (kind === "cluster") return { kind, cluster: reader.name() };
+  if (kind === "split") return { kind, split: reader.name() };
+  return kind === "refuse" ? { kind, reason: takeReason(reader) } : { kind };
+}
+
+function takeReason(reader: Reader): Reason {
+  return reader.choice(REASONS);
+}
+
+function putService(writer: Writer, { name, host, port, notes }: Service): void {
+  writer.name(name);
+  writer.text(host);
+  writer.number(port);
+  writer.list(notes, putNote);
+}
+
+function takeService(reader: Reader): Service {
+  return { name: reader.name(), host: reader.text(), port: reader.number(), notes: reader.list(takeNote) };
+}
+
+function putMatch(writer: Writer, match: Match): void {
+  writer.choice(MATCH_KINDS, match.kind);
+  if (match.kind !== "port") writer.text(match.address);
+  if (match.kind === "prefix") writer.number(match.length);
+  writer.number(match.port);
+}
+
+function takeMatch(reader: Reader): Match {
+  const kind = reader.choice(MATCH_KINDS);
+  if (kind === "port") return { kind, port: reader.number() };
+  const address = reader.text();
+  if (kind === "address") return { kind, address, port: reader.number() };
+  return { kind, address, length: reader.number(), port: reader.number() };
+}
+
+function putFrontend(writer: Writer, { match, service, target }: Frontend): void {
+  putMatch(writer, match);
+  writer.name(service);
+  putTarget(writer, target);
+}
+
+function takeFrontend(reader: Reader): Frontend {
+  return { match: takeMatch(reader), protocol: "tcp", service: reader.name(), target: takeTarget(reader) };
+}
+
+function putSplit(writer: Writer, { name, shares }: Split): void {
+  writer.name(name);
+  writer.list(shares, (_, { cluster, weight }) => {
+    writer.name(cluster);
+    writer.number(weight);
+  });
+}
+
+function takeSplit(reader: Reader): Split {
+  return {
+    name: reader.name(),
+    shares: reader.list(() => ({ cluster: reader.name(), weight: reader.number() })),
+  };
+}
+
+function putBalance(writer: Writer, balance: Balance): void {
+  writer.choice(POLICIES, balance.policy);
+  if ("tableSize" in balance) writer.number(balance.tableSize);
+}
+
+function takeBalance(reader: Reader): Balance {
+  const policy = reader.choice(POLICIES);
+  if (policy === "ring-hash" || policy === "maglev") return { policy, tableSize: reader.number() };
+  return { policy };
+}
+
+function putCluster(writer: Writer, cluster: Cluster): void {
+  writer.name(cluster.name);
+  writer.name(cluster.service);
+  writer.choice(CLUSTER_KINDS, cluster.kind);
+  writer.choice(REASONS, cluster.reason);
+  putBalance(writer, cluster.balance);
+  writer.list(cluster.localities, putLocality);
+  writer.number((cluster.localityWeighted ? 1 : 0) + (cluster.pending ? 2 : 0));
+  writer.number(cluster.overprovisioning);
+  writer.number(cluster.panicThreshold);
+  writer.number(cluster.maxConnections);
+}
+
+function takeCluster(reader: Reader): Cluster {
+  const name = reader.name();
+  const service = reader.name();
+  const kind = reader.choice(CLUSTER_KINDS);
+  const reason = takeReason(reader);
+  const balance = takeBalance(reader);
+  const localities = reader.list(takeLocality);
+  const flags = reader.number();
+  if (flags > 3) throw new MalformedMesh(`cluster ${name} has flags ${flags}`);
+  return {
+    name,
+    service,
+    kind,
+    reason,
+    balance,
+    localities,
+    localityWeighted: (flags & 1) !== 0,
+    overprovisioning: reader.number(),
+    panicThreshold: reader.number(),
+    maxConnections: reader.number(),
+    pending: (flags & 2) !== 0,
+  };
+}
+
+function putLocality(writer: Writer, locality: Locality): void {
+  writer.name(locality.region);
+  writer.name(locality.zone);
+  writer.name(locality.subzone);
+  writer.number(locality.priority);
+  writer.number(locality.weight);
+  writer.endpoints(locality.endpoints);
+}
+
+function takeLocality(reader: Reader): Locality {
+  return {
+    region: reader.name(),
+    zone: reader.name(),
+    subzone: reader.name(),
+    priority: reader.number(),
+    weight: reader.number(),
+    endpoints: reader.endpoints(),
+  };
+}
+
+const utf8 = new TextEncoder();
+
+class Writer {
+  #bytes = new Uint8Array(2 * PART);
+  #length = 0;
+  /** Where each name was first met: from then on its number stands for it. */
+  readonly #names = new Map<string, number>();
+
+  get length(): number {
+    return this.#length;
+  }
+
+  written(): Uint8Array {
+    return this.#bytes.subarray(0, this.#length);
+  }
+
+  clear(): void {
+    this.#length = 0;
+  }
+
+  /** Seven bits a byte, one more than the number; 0 and eight bytes for what is no natural number. */
+  number(value: number): void {
+    this.#reserve(10);
+    if (Number.isSafeInteger(value + 1) && value >= 0) {
+      this.#varint(value + 1);
+      return;
+    }
+    this.#bytes[this.#length++] = 0;
+    new DataView(this.#bytes.buffer).setFloat64(this.#length, value);
+    this.#length += 8;
+  }
+
+  text(value: string): void {
+    const bytes = utf8.encode(value);
+    this.#reserve(10 + bytes.length);
+    this.#varint(bytes.length);
+    this.#bytes.set(bytes, this.#length);
+    this.#length += bytes.length;
+  }
+
+  /** A text that may come again. */
+  name(value: string): void {
+    const known = this.#names.get(value);
+    this.#reserve(10);
+    this.#varint(known ?? 0);
+    if (known !== undefined) return;
+    this.#names.set(value, this.#names.size + 1);
+    this.text(value);
+  }
+
+  choice<T extends string>(choices: readonly T[], value: T): void {
+    this.number(choices.indexOf(value));
+  }
+
+  list<T>(list: readonly T[], put: (writer: Writer, each: T) => void): void {
+    this.number(list.length);
+    for (const each of list) put(this, each);
+  }
+
+  endpoints({ words }: EndpointList): void {
+    this.number(words.length / ENDPOINT_WORDS);
+    this.#reserve(words.byteLength);
+    this.#bytes.set(new Uint8Array(words.buffer, words.byteOffset, words.byteLength), this.#length);
+    this.#length += words.byteLength;
+  }
+
+  #varint(value: number): void {
+    let rest = value;
+    while (rest >= 0x80) {
+      this.#bytes[this.#length++] = (rest % 0x80) | 0x80;
+      rest = Math.floor(rest / 0x80);
+    }
+    this.#bytes[this.#length++] = rest;
+  }
+
+  #reserve(count: number): void {
+    if (this.#length + count <= this.#bytes.length) return;
+    const larger = new Uint8Array(2 * (this.#length + count));
+    larger.set(this.written());
+    this.#bytes = larger;
+  }
+}
+
+class Reader {
+  readonly #bytes: Uint8Array;
+  readonly #utf8 = new TextDecoder("utf-8", { fatal: true });
+  readonly #names: string[] = [];
+  #at = 0;
+
+  constructor(bytes: Uint8Array) {
+    this.#bytes = bytes;
+  }
+
+  number(): number {
+    const value = this.#varint();
+    if (value > 0) return value - 1;
+    const bytes = this.#take(8);
+    return new DataView(bytes.buffer, bytes.byteOffset, 8).getFloat64(0);
+  }
+
+  text(): string {
+    const bytes = this.#take(this.#varint());
+    try {
+      return this.#utf8.decode(bytes);
+    } catch {
+      throw new MalformedMesh("a text is not UTF-8");
+    }
+  }
+
+  name(): string {
+    const number = this.#varint();
+    if (number > 0) {
+      const known = this.#names[number - 1];
+      if (known === undefined) throw new MalformedMesh(`there is no name ${number}`);
+      return known;
+    }
+    const name = this.text();
+    this.#names.push(name);
+    return name;
+  }
+
+  choice<T extends string>(choices: readonly T[]): T {
+    const number = this.number();
+    const choice = choices[number];
+    if (choice === undefined) throw new MalformedMesh(`${number} is none of ${choices.join(", ")}`);
+    return choice;
+  }
+
+  list<T>(take: (reader: Reader) => T): T[] {
+    const length = this.#count(1);
+    const list: T[] = [];
+    for (let i = 0; i < length; i++) list.push(take(this));
+    return list;
+  }
+
+  endpoints(): EndpointList {
+    const length = this.#count(ENDPOINT_WORDS * 4);
+    if (length === 0) return EndpointList.empty;
+    const bytes = this.#take(length * ENDPOINT_WORDS * 4);
+    // Copied: it need not lie at a multiple of four, and the file's bytes are let go.
+    return new EndpointList(new Uint32Array(new Uint8Array(bytes).buffer));
+  }
+
+  end(): void {
+    const left = this.#bytes.length - this.#at;
+    if (left > 0) throw new MalformedMesh(`${left} bytes too many`);
+  }
+
+  /** A count of elements that take at least `size` bytes each. */
+  #count(size: number): number {
+    const count = this.number();
+    if (!Number.isInteger(count) || count * size > this.#bytes.length - this.#at) throw cut();
+    return count;
+  }
+
+  #varint(): number {
+    let value = 0;
+    for (let scale = 1; scale <= Number.MAX_SAFE_INTEGER; scale *= 0x80) {
+      const byte = this.#bytes[this.#at++];
+      if (byte === undefined) throw cut();
+      value += (byte & 0x7f) * scale;
+      if (byte < 0x80) return value;
+    }
+    throw new MalformedMesh("a number is too long");
+  }
+
+  #take(count: number): Uint8Array {
+    const end = this.#at + count;
+    if (end > this.#bytes.length) throw cut();
+    const bytes = this.#bytes.subarray(this.#at, end);
+    this.#at = end;
+    return bytes;
+  }
+}
+
+function cut(): MalformedMesh {
+  return new MalformedMesh("it ends too early");
+}

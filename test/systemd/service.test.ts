@@ -1,0 +1,244 @@
+/** kmesh.service under a real systemd. The tests are one life, in order. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { join } from "node:path";
+import { HOOK_ORDER } from "../../src/datapath/pins.ts";
+import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { eventually } from "../lab/process.ts";
+import { SERVICE, SystemdMachine } from "./machine.ts";
+
+setDefaultTimeout(60_000);
+
+const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
+const why =
+  missingForKmesh() ??
+  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+if (why !== undefined) console.warn(`skipped: systemd: ${why}`);
+
+const HOOKS = [...HOOK_ORDER].sort();
+
+describe.skipIf(why !== undefined)("kmesh.service", () => {
+  let machine: SystemdMachine;
+  let links: Record<string, number>;
+  const says = (text: string) =>
+    eventually(`the journal has: ${text}`, async () => (await machine.journal()).includes(text));
+
+  beforeAll(async () => {
+    machine = await SystemdMachine.boot(fetched.stdout.trim());
+  }, 120_000);
+  afterAll(async () => {
+    if (machine) expect(await machine.remove()).toEqual([]);
+  }, 60_000);
+
+  test("install tells what it would do, and does nothing", async () => {
+    const text = await machine.output(machine.download, "install", "--dry-run");
+    expect(text).toStartWith("Dry run");
+    for (const line of [
+      "/usr/local/bin/kmesh",
+      "/etc/systemd/system/kmesh.service",
+      "/etc/kmesh/config.yaml",
+    ])
+      expect(text).toContain(`write   ${line}`);
+    expect(text).toContain("systemctl daemon-reload");
+    expect(text).toContain("systemctl enable kmesh.service");
+    expect(machine.exists("/usr/local/bin/kmesh")).toBe(false);
+    expect(machine.exists("/etc/kmesh")).toBe(false);
+  });
+
+  test("installed without a configuration, the start fails with the way out", async () => {
+    const result = await machine.run(machine.download, "install", "--start");
+    expect(result.code).toBe(1);
+    expect(result.stderr).toContain("/etc/kmesh/config.yaml");
+    expect(await machine.journal()).toContain("istiod's address is missing");
+    await machine.output("systemctl", "stop", "kmesh");
+    expect(await machine.governs()).toBe(false);
+  });
+
+  test("configured, it starts, is ready once it governs, and says so in its status", async () => {
+    machine.configure();
+    await machine.output("kmesh", "install", "--start");
+    expect(await machine.property("ActiveState")).toBe("active");
+    links = await machine.links();
+    expect(Object.keys(links).sort()).toEqual(HOOKS);
+    expect(await machine.governs()).toBe(true);
+    expect(await machine.until("StatusText", (text) => text.includes("in sync"))).toMatch(
+      /^Governing \d+ services, \d+ endpoints; in sync with istiod at 127\.0\.0\.1:15010$/,
+    );
+    // Nothing that systemd had to ignore.
+    expect(await machine.output("systemd-analyze", "verify", "/etc/systemd/system/kmesh.service")).toBe("");
+    expect((await machine.run("kmesh", "status")).stdout).toContain("attached: ");
+  });
+
+  test("installed again, there is nothing to do", async () => {
+    const pid = await machine.property("MainPID");
+    const { steps } = JSON.parse(await machine.output("kmesh", "install", "--start", "--output=json"));
+    expect(new Set(steps.map((step: { action: string }) => step.action))).toEqual(new Set(["keep"]));
+    expect(await machine.property("MainPID")).toBe(pid);
+  });
+
+  test("stands where the boot needs it, in as small a room as it can have", async () => {
+    const late = await machine.output(
+      "systemctl",
+      "show",
+      "--value",
+      "--property=After",
+      "network-pre.target",
+    );
+    expect(late.trim().split(" ")).toContain("kmesh.service");
+    expect((await machine.property("After")).split(" ")).not.toContain("sysinit.target");
+    const analysed = await machine.run("systemd-analyze", "security", "--threshold=32", "kmesh.service");
+    expect(analysed.stdout).toMatch(/Overall exposure level for kmesh.service: [0-3]\.\d/);
+    expect(analysed.code).toBe(0);
+  });
+
+  test("systemctl stop leaves everything attached; the next start takes it over without a write", async () => {
+    await machine.output("systemctl", "stop", "kmesh");
+    expect(await machine.property("Result")).toBe("success");
+    expect(await machine.links()).toEqual(links);
+    expect(await machine.governs()).toBe(true);
+    const dead = await machine.run("kmesh", "status");
+    expect(dead.code).toBe(3);
+    expect(dead.stdout).toContain("The last one");
+
+    await machine.output("systemctl", "start", "kmesh");
+    expect(await adopted(machine)).toEqual({ adopted: true, writes: 0 });
+    expect(await machine.links()).toEqual(links);
+  });
+
+  test("systemctl restart leaves everything attached", async () => {
+    const pid = await machine.property("MainPID");
+    await machine.output("systemctl", "restart", "kmesh");
+    expect(await machine.property("MainPID")).not.toBe(pid);
+    expect(await adopted(machine)).toEqual({ adopted: true, writes: 0 });
+    expect(await machine.links()).toEqual(links);
+    expect(await machine.governs()).toBe(true);
+  });
+
+  test("killed, it comes back and takes over", async () => {
+    const pid = await machine.property("MainPID");
+    const restarts = Number(await machine.property("NRestarts"));
+    await machine.output("bash", "-c", `kill -9 ${pid}`);
+    expect(await machine.governs()).toBe(true);
+    await machine.until("NRestarts", (count) => Number(count) === restarts + 1);
+    await machine.until("ActiveState", (state) => state === "active");
+    expect(await adopted(machine)).toEqual({ adopted: true, writes: 0 });
+    expect(await machine.links()).toEqual(links);
+  });
+
+  test("systemctl reload takes over what can change, and says what can't", async () => {
+    machine.configure({ exclude: ["203.0.113.0/24"], namespace: "elsewhere" });
+    const pid = await machine.property("MainPID");
+    await machine.output("systemctl", "reload", "kmesh");
+    await says("Reloaded exclude. A restart is needed for namespace");
+    expect((await status(machine)).kernel.settings.exclusions.join()).toContain("203.0.113.0/24");
+
+    machine.configure({ exclude: [`${SERVICE}/32`] });
+    await machine.output("systemctl", "reload", "kmesh");
+    await eventually("the service is excluded", async () => !(await machine.governs()));
+
+    machine.configure({ cgroup: ["/does-not-exist"] });
+    await machine.output("systemctl", "reload", "kmesh");
+    await says("Not reloaded, all stays as it was: there is no cgroup /does-not-exist");
+    expect(await machine.governs()).toBe(false);
+    machine.write("/etc/kmesh/config.yaml", "istiod: [");
+    await machine.output("systemctl", "reload", "kmesh");
+    await says("Not reloaded, all stays as it was: /etc/kmesh/config.yaml");
+    expect(await machine.governs()).toBe(false);
+
+    machine.configure();
+    await machine.output("systemctl", "reload", "kmesh");
+    await eventually("the service is governed again", () => machine.governs());
+    expect(await machine.property("ActiveState")).toBe("active");
+    expect(await machine.property("MainPID")).toBe(pid);
+  });
+
+  test("the watchdog is fed, and ends an agent that is stuck", async () => {
+    const dropIn = "/run/systemd/system/kmesh.service.d";
+    await machine.output("mkdir", "-p", dropIn);
+    machine.write(`${dropIn}/short.conf`, "[Service]\nWatchdogSec=2s\n");
+    await machine.output("systemctl", "daemon-reload");
+    await machine.output("systemctl", "restart", "kmesh");
+    const pid = await machine.property("MainPID");
+    await Bun.sleep(4_500);
+    expect(await machine.property("MainPID")).toBe(pid);
+    await machine.output("bash", "-c", `kill -STOP ${pid}`);
+    expect(await machine.governs()).toBe(true);
+    await machine.until("MainPID", (now) => now !== pid && now !== "0");
+    await machine.until("ActiveState", (state) => state === "active");
+    expect(await machine.journal()).toContain("Watchdog timeout");
+    expect(await machine.links()).toEqual(links);
+  });
+
+  test("a unit that must not run outside the mesh asks for the pinned link", async () => {
+    machine.write(
+      "/run/systemd/system/shop.service",
+      [
+        "[Unit]",
+        "Wants=kmesh.service",
+        "After=kmesh.service",
+        `AssertPathExists=${machine.bpffs}/links/connect4`,
+        "[Service]",
+        "Type=oneshot",
+        "ExecStart=/bin/true",
+      ].join("\n"),
+    );
+    expect((await machine.run("systemctl", "start", "shop")).code).toBe(0);
+  });
+
+  test("down stops the service too, or it would come back", async () => {
+    expect(await machine.output("kmesh", "down", "--yes")).toContain("kmesh.service was stopped");
+    expect(await machine.property("ActiveState")).toBe("inactive");
+    expect(await machine.links()).toEqual({});
+    expect(await machine.governs()).toBe(false);
+    // What starts now starts kmesh, since it wants it.
+    await machine.output("systemctl", "start", "shop");
+    expect(Object.keys(await machine.links()).sort()).toEqual(HOOKS);
+  });
+
+  test("uninstall says what it would do, then detaches and takes it all away", async () => {
+    const plan = await machine.output("kmesh", "uninstall", "--dry-run");
+    expect(plan).toContain(`detach  ${machine.bpffs}`);
+    expect(await machine.property("ActiveState")).toBe("active");
+    expect(await machine.governs()).toBe(true);
+
+    const asked = await machine.run("kmesh", "uninstall");
+    expect(asked.code).toBe(2);
+    expect(asked.stderr).toContain("--yes");
+    expect(await machine.governs()).toBe(true);
+
+    const text = await machine.output("kmesh", "uninstall", "--yes");
+    expect(text).toContain("keep    /etc/kmesh/config.yaml (edited since install wrote it)");
+    expect(await machine.links()).toEqual({});
+    expect(await machine.governs()).toBe(false);
+    for (const path of [
+      "/usr/local/bin/kmesh",
+      "/etc/systemd/system/kmesh.service",
+      "/var/lib/kmesh",
+      "/run/kmesh",
+    ])
+      expect(machine.exists(path)).toBe(false);
+    expect(await machine.property("LoadState")).toBe("not-found");
+    // Fails closed, as it asked to.
+    expect((await machine.run("systemctl", "start", "shop")).stderr).toContain("Assertion failed");
+
+    expect(await machine.output(machine.download, "uninstall", "--yes")).toContain("Nothing to do");
+  });
+});
+
+interface StatusJson {
+  adopted: boolean;
+  tables: { applies: number; writes: number };
+  kernel: { settings: { exclusions: string[] } };
+}
+
+async function status(machine: SystemdMachine): Promise<StatusJson> {
+  return JSON.parse(await machine.output("kmesh", "status", "--output=json"));
+}
+
+/** What the agent that runs found and wrote, once istiod's first push is in. */
+async function adopted(machine: SystemdMachine): Promise<{ adopted: boolean; writes: number }> {
+  return eventually("istiod's first push is live", async () => {
+    const { adopted, tables } = await status(machine);
+    return tables.applies > 0 && { adopted, writes: tables.writes };
+  });
+}
