@@ -37,6 +37,7 @@ const UNIT = "systemd/kmesh.service";
 /** Where the code of each package of proto/ goes. */
 const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
+  ca: "src/istiod/ca.gen.js",
   envoy: "src/kernel-native/envoy.gen.js",
 };
 
@@ -93,13 +94,15 @@ function writeLayout(built: string[]): void {
   write(out, layoutModule(mergeLayouts(layouts)));
 }
 
-/** proto/discovery*.proto is one package, all the others another. */
+/** proto/discovery*.proto is one package, proto/istio_ca.proto another, all the others a third. */
 function generateProtos(): void {
   const all = filesBelow("proto").filter((file) => file.endsWith(".proto"));
   const isDiscovery = (file: string): boolean => basename(file).startsWith("discovery");
+  const isCa = (file: string): boolean => basename(file) === "istio_ca.proto";
   const groups = {
     discovery: all.filter(isDiscovery),
-    envoy: all.filter((file) => !isDiscovery(file)),
+    ca: all.filter(isCa),
+    envoy: all.filter((file) => !isDiscovery(file) && !isCa(file)),
   };
   for (const [group, files] of Object.entries(groups)) {
     const out = PROTO_OUT[group];

@@ -4,13 +4,14 @@
  */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
+import type { IdentityStatus } from "../istiod/identity.ts";
 import type { StreamStatus } from "../istiod/status.ts";
 import type { Note } from "../mesh/model.ts";
 
 export interface AgentStatus {
   version: string;
   pid: number;
-  /** ISO 8601, as all times here but the stream's, which are milliseconds since the epoch. */
+  /** ISO 8601, as all times here but the stream's and the identity's, which are milliseconds since the epoch. */
   startedAt: string;
   /** When this was written: its age, once the agent is dead. */
   writtenAt: string;
@@ -22,6 +23,8 @@ export interface AgentStatus {
   netns: "own" | "all";
   /** True when this agent found tables that an earlier one left, and took them over. */
   adopted: boolean;
+  /** Present where a token was given: its certificate. Times as the stream's. */
+  identity?: IdentityStatus;
   /** The tables come from the snapshot in the state folder; absent from istiod's first push on, when they follow istiod. */
   snapshot?: SnapshotStatus;
   stream: StreamStatus;

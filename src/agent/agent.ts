@@ -3,6 +3,7 @@
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 import { hostname } from "node:os";
+import { join } from "node:path";
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer } from "../admin/server.ts";
 import {
@@ -14,6 +15,9 @@ import {
   writeStatus,
 } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
+import { CertificateStore } from "../istiod/certificate-store.ts";
+import type { Security } from "../istiod/credentials.ts";
+import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
 import { usableAddresses } from "../istiod/node.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
@@ -22,7 +26,7 @@ import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
-import { type Config, formatExclude } from "./config.ts";
+import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
@@ -46,6 +50,7 @@ export class Agent {
   readonly #datapath: Datapath;
   readonly #snapshots: SnapshotKeeper;
   readonly #compiler: KernelNative;
+  readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
@@ -63,6 +68,7 @@ export class Agent {
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
+  #stopped = false;
   readonly #told: (status: AgentStatus) => void;
   readonly #live = Promise.withResolvers<void>();
 
@@ -78,9 +84,10 @@ export class Agent {
       allowPlaintext: config.allowPlaintext,
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
+    this.#identity = this.#openIdentity(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
-      security: securityOf(config),
+      security: securityOf(config, this.#identity),
       identity: identityOf(config, this.#addresses),
       sink: this.#compiler,
       on: (event) => this.#heard(event),
@@ -151,6 +158,8 @@ export class Agent {
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
   stop(): void {
     clearTimeout(this.#retryTimer);
+    this.#stopped = true;
+    this.#identity?.stop();
     this.#stream.stop();
     this.#compiler.close();
     this.#admin?.close();
@@ -178,6 +187,7 @@ export class Agent {
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,
+      ...(this.#identity ? { identity: this.#identity.status() } : {}),
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
@@ -199,8 +209,46 @@ export class Agent {
     this.#reporter.started(this.#datapath.adopted, this.#config);
     if (this.#datapath.governs) this.#live.resolve();
     else this.#restore();
-    this.#stream.start();
     this.#writeStatus();
+    void this.#connect();
+  }
+
+  /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
+  async #connect(): Promise<void> {
+    try {
+      await this.#identity?.begin();
+    } catch (error) {
+      this.#log.error(
+        `A fault of kmesh, no certificate is asked for: ${error instanceof Error ? error.message : error}`,
+      );
+    }
+    if (!this.#stopped) this.#stream.start();
+  }
+
+  /** Whoever has a token gets a certificate for it. */
+  #openIdentity(config: Config): WorkloadIdentity | undefined {
+    if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
+    const identity = new WorkloadIdentity({
+      istiod: formatTarget(config.istiod),
+      id: {
+        trustDomain: config.trustDomain,
+        namespace: config.namespace,
+        serviceAccount: config.serviceAccount,
+      },
+      ca: config.ca,
+      token: config.token,
+      clusterId: config.clusterId,
+      store: new CertificateStore(join(config.stateDir, "identity")),
+      on: (event) => this.#heardOfIdentity(event),
+      renewed: () => this.#stream.renew(),
+    });
+    if (identity.status().certificate === undefined) requireReadable("--token", config.token);
+    return identity;
+  }
+
+  #heardOfIdentity(event: IdentityEvent): void {
+    this.#reporter.heardOfIdentity(event);
+    this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
   /** Governs by the last good snapshot until istiod answers. */
@@ -308,11 +356,14 @@ function shapeOf(config: Config): Record<string, string | boolean> {
   };
 }
 
-function securityOf(config: Config): ConstructorParameters<typeof IstiodStream>[0]["security"] {
+function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {
   if (config.plaintext || config.ca === undefined) return { kind: "plaintext" };
-  return config.token === undefined
-    ? { kind: "tls", ca: config.ca }
-    : { kind: "tls", ca: config.ca, token: config.token };
+  return {
+    kind: "tls",
+    ca: config.ca,
+    ...(config.token === undefined ? {} : { token: config.token }),
+    ...(identity ? { identity } : {}),
+  };
 }
 
 function identityOf(

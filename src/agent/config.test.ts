@@ -9,6 +9,7 @@ import {
   parseExclude,
   readConfig,
   readFolders,
+  requireReadable,
   SETTINGS,
   sourcesOf,
   unknownVariables,
@@ -104,6 +105,18 @@ describe("values", () => {
     expect(readConfig(withFile("", { istiod: "a", ca })).istiod).toEqual({ host: "a", port: 15012 });
   });
 
+  test("who the machine is", () => {
+    const { namespace, serviceAccount, trustDomain } = readConfig(
+      withFile("trust-domain: mesh.example\n", { ...base, namespace: "shop" }),
+    );
+    expect({ namespace, serviceAccount, trustDomain }).toEqual({
+      namespace: "shop",
+      serviceAccount: "default",
+      trustDomain: "mesh.example",
+    });
+    expect(readConfig(withFile("", base)).trustDomain).toBe("cluster.local");
+  });
+
   test("the folders are read without the rest", () => {
     expect(readFolders(withFile("istiod: [broken]\nrun-dir: /run/other\n"))).toEqual({
       bpffs: "/sys/fs/bpf/kmesh",
@@ -148,10 +161,12 @@ describe("what is wrong is named, with its place and the next step", () => {
     ],
     ["list for one", () => readConfig(withFile("namespace: [a, b]", base)), /key namespace: one value/],
     ["switch", () => readConfig(withFile("shadow: maybe", base)), /"maybe" is neither true nor false/],
+    ["file missing", () => readConfig(withFile("", { ...base, ca: "/does/not/exist" })), /--ca: .*ENOENT/],
+    ["token missing", () => requireReadable("--token", "/does/not/exist"), /--token: .*ENOENT.*mode/],
     [
-      "file missing",
-      () => readConfig(withFile("", { ...base, token: "/does/not/exist" })),
-      /--token: .*ENOENT/,
+      "trust domain",
+      () => readConfig(withFile("trust-domain: a/b", base)),
+      /key trust-domain: "a\/b" is no trust domain/,
     ],
     [
       "config missing",

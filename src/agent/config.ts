@@ -31,7 +31,11 @@ export const SETTINGS = {
   },
   plaintext: { kind: "switch", about: "speak to istiod without TLS" },
   ca: { kind: "text", hint: "FILE", about: "root certificates that istiod is checked against" },
-  token: { kind: "text", hint: "FILE", about: "token that istiod accepts, read again at every connect" },
+  token: {
+    kind: "text",
+    hint: "FILE",
+    about: "token that istiod gives the first certificate for, read again at each use",
+  },
   mode: { kind: "text", hint: "kernel-native", about: "what is asked of istiod", fallback: "kernel-native" },
   namespace: {
     kind: "text",
@@ -40,6 +44,12 @@ export const SETTINGS = {
     fallback: "default",
   },
   "service-account": { kind: "text", hint: "NAME", about: "its service account", fallback: "default" },
+  "trust-domain": {
+    kind: "text",
+    hint: "NAME",
+    about: "the mesh's trust domain, the first part of the machine's identity",
+    fallback: "cluster.local",
+  },
   ip: {
     kind: "list",
     hint: "ADDRESS",
@@ -104,6 +114,7 @@ export interface Config extends Folders {
   mode: "kernel-native";
   namespace: string;
   serviceAccount: string;
+  trustDomain: string;
   /** Canonical; empty when they are to be found out. */
   ips: string[];
   locality: { region: string; zone: string; subzone: string };
@@ -174,10 +185,12 @@ export function readConfig(sources: Sources): Config {
     istiod,
     plaintext,
     ca,
-    token: given.text("token", readable),
+    // Not read here: who has a certificate already can do without.
+    token: given.text("token", (path) => resolve(path)),
     mode: given.choice("mode", ["kernel-native"]),
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseName),
+    trustDomain: given.always("trust-domain", parseTrustDomain),
     ips: given.list("ip", parseIp),
     locality: given.text("locality", parseLocality) ?? { region: "", zone: "", subzone: "" },
     clusterId: given.always("cluster-id", plain),
@@ -380,6 +393,14 @@ function parseName(text: string): string {
   throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
 }
 
+function parseTrustDomain(text: string): string {
+  if (/^[a-z0-9._-]{1,255}$/.test(text)) return text;
+  throw new Invalid(
+    `"${text}" is no trust domain`,
+    "Use small letters, digits, dots, dashes and underscores, for example cluster.local.",
+  );
+}
+
 function parseDirectory(text: string): string {
   if (text === "") throw new Invalid("the folder's name is empty", "Write a path.");
   return resolve(text);
@@ -399,6 +420,16 @@ function readable(path: string): string {
     return resolve(path);
   } catch (error) {
     throw new Invalid(`${path} can't be read (${codeOf(error)})`, "Check the path and the file's mode.");
+  }
+}
+
+/** Throws ConfigError when the file that `from` names can't be read. */
+export function requireReadable(from: string, path: string): void {
+  try {
+    readable(path);
+  } catch (error) {
+    if (!(error instanceof Invalid)) throw error;
+    throw new ConfigError(`${from}: ${error.message}`, error.example);
   }
 }
 

@@ -13,6 +13,7 @@ const NAMES: Record<keyof Config, SettingName> = {
   mode: "mode",
   namespace: "namespace",
   serviceAccount: "service-account",
+  trustDomain: "trust-domain",
   ips: "ip",
   locality: "locality",
   clusterId: "cluster-id",

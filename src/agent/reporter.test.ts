@@ -100,6 +100,29 @@ test("a stream that held and ends is news, one that never stood is a warning", (
   expect(ended(0)[0]).toBe("warn");
 });
 
+test("a certificate that can't be had is told once, and again after one was had", () => {
+  const { lines, log } = recorder();
+  const reporter = new Reporter(log);
+  const failed = { kind: "failed", reason: "no token", expired: true, retry: 1 } as const;
+  const obtained = {
+    kind: "obtained",
+    id: "spiffe://td/ns/a/sa/b",
+    notAfter: 86_400_000,
+    renewal: 43_200_000,
+    proof: "token",
+  } as const;
+  for (const event of [failed, failed, obtained, failed]) reporter.heardOfIdentity(event);
+  reporter.heardOfIdentity({ kind: "remark", reason: "others can read it" });
+  const failure = "No new certificate: no token. Traffic goes on; trying again";
+  expect(lines).toEqual([
+    `error ${failure}`,
+    `debug ${failure}`,
+    "info This machine is spiffe://td/ns/a/sa/b, by a new certificate (obtained with the token), until 1970-01-02T00:00:00Z; the next one is due at 1970-01-01T12:00:00Z",
+    `error ${failure}`,
+    "warn Others can read it",
+  ]);
+});
+
 test("one line for a service manager", () => {
   const target = "istiod:15012";
   const agent = {

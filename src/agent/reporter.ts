@@ -1,6 +1,8 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
 import type { AgentStatus, MeshStatus, SnapshotStatus } from "../admin/status.ts";
+import type { IdentityEvent } from "../istiod/identity.ts";
 import type { StreamEvent } from "../istiod/status.ts";
+import { time } from "../istiod/token.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
 import type { Config } from "./config.ts";
 import type { Log } from "./log.ts";
@@ -19,6 +21,7 @@ export class Reporter {
   readonly #said = new Set<string>();
   #counts = "";
   #lastEnd = "";
+  #lastRefusal = "";
 
   constructor(log: Log) {
     this.#log = log;
@@ -40,6 +43,13 @@ export class Reporter {
     // An istiod that stays away is told once, not at every attempt.
     const again = event.kind === "disconnected" && event.reason === this.#lastEnd;
     if (event.kind === "disconnected") this.#lastEnd = event.reason;
+    this.#log[again ? "debug" : level](line);
+  }
+
+  heardOfIdentity(event: IdentityEvent): void {
+    const again = event.kind === "failed" && event.reason === this.#lastRefusal;
+    if (event.kind !== "remark") this.#lastRefusal = event.kind === "failed" ? event.reason : "";
+    const [level, line] = tellOfIdentity(event);
     this.#log[again ? "debug" : level](line);
   }
 
@@ -91,6 +101,10 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
     case "disconnected":
       // istiod ends every stream after half an hour: no reason to worry anybody.
       return [event.held > 0 ? "info" : "warn", `${event.reason}. Traffic goes on; trying again`];
+    case "renewed":
+      return ["debug", `A new connection to istiod at ${event.target} took over`];
+    case "not-renewed":
+      return ["warn", `No new connection to istiod, the one before goes on: ${event.reason}`];
     case "rejected":
       return [
         "warn",
@@ -108,6 +122,33 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
     case "failed":
       return ["error", `A fault of kmesh, the tables stay as they are: ${event.reason}`];
   }
+}
+
+/** What happened to the machine's certificate as a line of the log, and how much it matters. */
+export function tellOfIdentity(event: IdentityEvent): ["error" | "warn" | "info", string] {
+  switch (event.kind) {
+    case "reused":
+      return [
+        "info",
+        `This machine is ${event.id}, by its stored certificate, until ${time(event.notAfter)}`,
+      ];
+    case "obtained":
+      return [
+        "info",
+        `This machine is ${event.id}, by a new certificate (obtained with the ${event.proof}), until ${time(event.notAfter)}; the next one is due at ${time(event.renewal)}`,
+      ];
+    case "failed":
+      return [
+        event.expired ? "error" : "warn",
+        `No new certificate: ${event.reason}. Traffic goes on; trying again`,
+      ];
+    case "remark":
+      return ["warn", capital(event.reason)];
+  }
+}
+
+function capital(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
 function list(names: readonly string[]): string {

@@ -188,3 +188,21 @@ test("a screen's worth of services, and how many more there are", () => {
   expect(text).not.toContain("s59:80");
   expect(text).toContain("... and 60 more: --all lists them");
 });
+
+test("the machine's certificate is told with its life, and what keeps it from a new one", () => {
+  const id = "spiffe://cluster.local/ns/demo/sa/default";
+  const lines = (identity: AgentStatus["identity"]) =>
+    tellStatus({ agent: agent(identity ? { identity } : {}), kernel: undefined }, undefined, "/b", false, NOW)
+      .split("\n")
+      .map((line) => line.replace(/ +/g, " "));
+  const life = (offset: number) => ({ serial: "1", notBefore: 0, notAfter: NOW + offset, valid: offset > 0 });
+  const lastError = { at: NOW, text: "the token is dead" };
+  expect(lines({ id, renewal: NOW + 60_000, obtained: 1, certificate: life(120_000) })).toContain(
+    `identity ${id}, its certificate is good for 2 min, renewed in 60 s`,
+  );
+  const late = lines({ id, renewal: 0, obtained: 0, certificate: life(-120_000), lastError });
+  expect(late).toContain(`identity ${id}, its certificate EXPIRED 2 min ago`);
+  expect(late).toContain(" the token is dead");
+  expect(lines({ id, renewal: 0, obtained: 0 })).toContain(`identity ${id}, no certificate yet`);
+  expect(lines(undefined).join("\n")).not.toContain("identity");
+});

@@ -1,6 +1,7 @@
 import type { AgentStatus } from "../admin/status.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { IdentityStatus } from "../istiod/identity.ts";
 import type { Note } from "../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
@@ -84,10 +85,21 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
   return [
     ["istiod", `${link}, ${state}${push}`],
     ...error,
+    ...(agent.identity ? tellIdentity(agent.identity, now) : []),
     ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
     ...tellSnapshot(agent.snapshot, now),
   ];
+}
+
+function tellIdentity(identity: IdentityStatus, now: number): [string, string][] {
+  const { id, certificate, renewal, lastError } = identity;
+  const life = !certificate
+    ? "no certificate yet"
+    : certificate.notAfter <= now
+      ? `its certificate EXPIRED ${formatSpan(now - certificate.notAfter)} ago`
+      : `its certificate is good for ${formatSpan(certificate.notAfter - now)}${renewal > now ? `, renewed in ${formatSpan(renewal - now)}` : ""}`;
+  return [["identity", `${id}, ${life}`], ...(lastError ? [["", lastError.text] as [string, string]] : [])];
 }
 
 function tellSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, string][] {

@@ -14,6 +14,9 @@ export interface Locality {
   subzone: string;
 }
 
+/** What JSON can say. */
+export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
+
 export interface Identity {
   /** The machine's own addresses, the main one first. What usableAddresses leaves out is not told to istiod. */
   ips: readonly string[];
@@ -25,6 +28,12 @@ export interface Identity {
   clusterId?: string;
   network?: string;
   meshId?: string;
+  /** The WorkloadGroup that istiod registers this machine with while it is connected. */
+  autoRegisterGroup?: string;
+  /** The ports of the workload, as JSON text: istiod wants them as a string. */
+  podPorts?: string;
+  /** The part of the proxy's configuration that istiod looks at. */
+  proxyConfig?: Json;
   locality?: Locality;
   /** kmesh's own version. */
   version?: string;
@@ -57,6 +66,9 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.network) metadata.NETWORK = text(identity.network);
   if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
   if (identity.labels) metadata.LABELS = { structValue: { fields: texts(identity.labels) } };
+  if (identity.autoRegisterGroup) metadata.AUTO_REGISTER_GROUP = text(identity.autoRegisterGroup);
+  if (identity.podPorts) metadata.POD_PORTS = text(identity.podPorts);
+  if (identity.proxyConfig !== undefined) metadata.PROXY_CONFIG = toValue(identity.proxyConfig);
   Object.assign(metadata, texts(identity.metadata ?? {}));
   const node: discovery.Node.$Properties = {
     id: nodeId(identity),
@@ -119,4 +131,21 @@ function text(value: string): discovery.Value.$Properties {
 
 function texts(values: Readonly<Record<string, string>>): Record<string, discovery.Value.$Properties> {
   return Object.fromEntries(Object.entries(values).map(([key, value]) => [key, text(value)]));
+}
+
+function toValue(json: Json): discovery.Value.$Properties {
+  if (json === null) return { nullValue: 0 };
+  if (typeof json === "boolean") return { boolValue: json };
+  if (typeof json === "number") return { numberValue: json };
+  if (typeof json === "string") return text(json);
+  if (isList(json)) return { listValue: { values: json.map(toValue) } };
+  return {
+    structValue: {
+      fields: Object.fromEntries(Object.entries(json).map(([key, each]) => [key, toValue(each)])),
+    },
+  };
+}
+
+function isList(json: readonly Json[] | { readonly [key: string]: Json }): json is readonly Json[] {
+  return Array.isArray(json);
 }

@@ -7,6 +7,10 @@ export type StreamEvent =
   | { kind: "connected"; target: string }
   /** `held` milliseconds after it was connected, 0 when it never was. The next attempt follows in `retry` ms. */
   | { kind: "disconnected"; reason: string; held: number; retry: number }
+  /** A new connection with new credentials took the place of the old one. */
+  | { kind: "renewed"; target: string }
+  /** It could not; the old one goes on. */
+  | { kind: "not-renewed"; reason: string; retry: number }
   | { kind: "rejected"; type: ResourceType; resource: string; reason: string }
   | { kind: "ignored"; reason: string }
   /** Names that istiod did not answer in time; the push goes live without them. */

@@ -421,3 +421,66 @@ test("ten thousand names are asked for in portions", async () => {
   const types: (ResourceType | undefined)[] = istiod.last.requests.map((request) => request.type);
   expect(types.slice(0, 3)).toEqual(["cluster", "listener", "names"]);
 });
+
+test("renewed, the stream that serves stays until the new one is answered, and nothing is stored anew", async () => {
+  const istiod = await serve(SMALL);
+  const { sink, stream, events } = client(istiod.port);
+  await until(() => sink.commits.length === 1, "the first commit");
+  istiod.onRequest = () => {};
+  sink.calls.length = 0;
+  stream.renew();
+  await until(() => istiod.streams.length === 2, "the second stream");
+  const [first, second] = istiod.streams;
+  await until(() => second?.requests.length === 1, "its first request");
+  expect(second?.requests[0]?.node?.id).toContain("vm1.shop");
+  first?.send("endpoints", { resources: { a: "10.1.0.9" } });
+  await until(() => sink.stored.get("endpoints a") === "10.1.0.9", "a change by the first stream");
+  expect(stream.status()).toMatchObject({ connected: true, connections: 1 });
+  const now = await serve({ ...SMALL, endpoints: { ...SMALL.endpoints, a: "10.1.0.9" } });
+  istiod.onRequest = (on, request) => now.onRequest(on, request);
+  if (second?.requests[0]) istiod.onRequest(second, second.requests[0]);
+  await until(() => stream.status().connections === 2, "the move");
+  await until(() => stream.status().types.endpoints.unanswered === 0, "all answers");
+  expect(second?.subscribed("endpoints")).toEqual(["a", "b"]);
+  await pause(60);
+  expect(sink.calls.filter((call) => !call.startsWith("commit"))).toEqual(["upsert endpoints a"]);
+  expect(events.filter(({ kind }) => kind === "disconnected")).toEqual([]);
+  expect(events.filter(({ kind }) => kind === "renewed").length).toBe(1);
+});
+
+test("a renewal that istiod refuses leaves the stream as it is, and is tried again", async () => {
+  const istiod = await serve(SMALL);
+  const { sink, stream, events } = client(istiod.port);
+  await until(() => sink.commits.length === 1, "the first commit");
+  const answer = istiod.onRequest;
+  istiod.onRequest = (on) => on.fail(status.UNAUTHENTICATED, "no");
+  stream.renew();
+  await until(() => events.some(({ kind }) => kind === "not-renewed"), "the refusal");
+  expect(stream.status()).toMatchObject({ connected: true, connections: 1 });
+  istiod.onRequest = answer;
+  await until(() => stream.status().connections === 2, "the second attempt");
+  expect(events.filter(({ kind }) => kind === "disconnected")).toEqual([]);
+});
+
+test("a connection that is lost during a renewal is replaced as ever", async () => {
+  const istiod = await serve(SMALL);
+  const { sink, stream } = client(istiod.port);
+  await until(() => sink.commits.length === 1, "the first commit");
+  const answer = istiod.onRequest;
+  istiod.onRequest = () => {};
+  stream.renew();
+  await until(() => istiod.streams.length === 2, "the second stream");
+  istiod.onRequest = answer;
+  istiod.streams[0]?.fail(status.UNAVAILABLE, "closing");
+  await until(() => stream.status().connections === 2, "the reconnect");
+  expect(istiod.streams.length).toBe(3);
+});
+
+test("without a connection there is nothing to renew", async () => {
+  const istiod = await serve(SMALL);
+  const { stream } = client(istiod.port, { backoff: { first: 10_000, longest: 10_000 } });
+  stream.stop();
+  stream.renew();
+  await pause(50);
+  expect(stream.status().connections).toBe(0);
+});

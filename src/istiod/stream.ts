@@ -1,7 +1,16 @@
 import { hash64 } from "../runtime/hash.ts";
 import { BACKOFF, Backoff, type BackoffLimits } from "./backoff.ts";
 import { CONNECTION_TIMES, Connection, type ConnectionTimes } from "./connection.ts";
-import { CredentialsError, explainRefusal, openCredentials, type Security } from "./credentials.ts";
+import {
+  explainRefusal,
+  isAway,
+  isDistrusted,
+  openCredentials,
+  type Proof,
+  type Security,
+  UNAUTHENTICATED,
+} from "./credentials.ts";
+import { FileError } from "./file-error.ts";
 import { type Identity, nodeOf } from "./node.ts";
 import { PUSH_TIMES, Push, type PushTimes } from "./push.ts";
 import { acknowledge, askAll, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
@@ -17,6 +26,8 @@ const STEADY = 10_000;
 /** gRPC codes of a stream that ended without anybody being wrong: a restart, a full age, a lost connection. */
 const OK = 0;
 const UNAVAILABLE = 14;
+/** Between attempts to move to a new connection while the old one serves. */
+const RENEWAL: BackoffLimits = { first: 1_000, longest: 60_000 };
 
 export interface StreamOptions {
   /** `HOST:PORT` */
@@ -55,6 +66,10 @@ export class IstiodStream {
   };
 
   #connection: Connection | undefined;
+  /** Takes the place of the connection as soon as istiod answers on it. */
+  #successor: Connection | undefined;
+  #successorTimer: ReturnType<typeof setTimeout> | undefined;
+  readonly #successorBackoff = new Backoff(RENEWAL);
   #running = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #commitTimer: ReturnType<typeof setTimeout> | undefined;
@@ -78,7 +93,7 @@ export class IstiodStream {
     this.#connectionTimes = { ...CONNECTION_TIMES, ...options.connection };
     this.#backoff = new Backoff(options.backoff ?? BACKOFF);
     this.#push = new Push({ ...PUSH_TIMES, ...options.times });
-    openCredentials(options.security, this.#target);
+    requireFiles(options.security, this.#target);
   }
 
   /** Begins to connect; returns at once. */
@@ -93,9 +108,20 @@ export class IstiodStream {
     this.#running = false;
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#commitTimer);
+    this.#dropSuccessor();
     this.#connection?.close();
     this.#connection = undefined;
     this.#connectedSince = 0;
+  }
+
+  /**
+   * Moves to a connection with the credentials of now. The one in use serves until istiod answers on the new one; when
+   * that fails it goes on to serve, and the move is tried again. Without a connection nothing is to be done: the next
+   * one has them anyway.
+   */
+  renew(): void {
+    this.#successorBackoff.reset();
+    this.#prepareSuccessor();
   }
 
   status(): StreamStatus {
@@ -133,26 +159,85 @@ export class IstiodStream {
   #connect(): void {
     this.#on({ kind: "connecting", target: formatTarget(this.#target) });
     try {
-      const credentials = openCredentials(this.#security, this.#target, this.#identity.clusterId);
-      const connection: Connection = new Connection(
-        this.#target,
-        credentials,
-        {
-          message: (bytes) => this.#receive(bytes),
-          ended: (status) => this.#ended(this.#explain(status)),
-        },
-        this.#connectionTimes,
-      );
-      this.#connection = connection;
+      this.#connection = this.#open();
     } catch (error) {
-      if (!(error instanceof CredentialsError)) throw error;
+      if (!(error instanceof FileError)) throw error;
       this.#ended(error.message);
       return;
     }
+    const now = performance.now();
+    this.#announce(this.#connection);
+    this.#greet(now);
+  }
+
+  /** A new connection with the credentials of now. Throws FileError. */
+  #open(): Connection {
+    const open = openCredentials(this.#security, this.#target, this.#identity.clusterId);
+    const connection: Connection = new Connection(
+      this.#target,
+      open,
+      {
+        message: (bytes) => {
+          if (connection === this.#successor) this.#succeed(connection);
+          this.#receive(bytes);
+        },
+        ended: (status) => {
+          const succeeds = connection === this.#successor;
+          const answered = !succeeds && this.#connectedSince > 0;
+          this.#doubtCertificate(status, open.proof, answered);
+          const reason = this.#explain(status, open.proof, answered);
+          if (succeeds) this.#retrySuccessor(reason);
+          else this.#ended(reason);
+        },
+      },
+      this.#connectionTimes,
+    );
+    return connection;
+  }
+
+  #prepareSuccessor(): void {
+    this.#dropSuccessor();
+    if (this.#connectedSince === 0) return;
+    try {
+      this.#successor = this.#open();
+    } catch (error) {
+      if (!(error instanceof FileError)) throw error;
+      this.#retrySuccessor(error.message);
+      return;
+    }
+    this.#announce(this.#successor);
+  }
+
+  /** istiod answers on the new connection: it is the connection from now on, and everything is asked for there. */
+  #succeed(successor: Connection): void {
+    this.#connection?.close();
+    this.#connection = successor;
+    this.#successor = undefined;
+    this.#connectedSince = Date.now();
+    this.#connections++;
+    this.#on({ kind: "renewed", target: formatTarget(this.#target) });
     this.#greet(performance.now());
   }
 
-  /** Asks for everything, in the order in which it is applied. The first message says who we are. */
+  #retrySuccessor(reason: string): void {
+    this.#dropSuccessor();
+    const retry = Math.round(this.#successorBackoff.next());
+    this.#on({ kind: "not-renewed", reason, retry });
+    this.#successorTimer = setTimeout(() => this.#prepareSuccessor(), retry);
+  }
+
+  #dropSuccessor(): void {
+    clearTimeout(this.#successorTimer);
+    this.#successor?.close();
+    this.#successor = undefined;
+  }
+
+  /** The first message of a connection: who we are, and that we want all clusters. */
+  #announce(connection: Connection): void {
+    connection.send(askAll("cluster", this.#node, this.#types.cluster.known()));
+  }
+
+  /** Asks for everything else, in the order in which it is applied. */
   #greet(now: number): void {
     this.#push.restart(now);
     for (const type of TYPES) {
@@ -160,7 +245,7 @@ export class IstiodStream {
       subscription.restart(now);
       if (isWildcard(type)) {
         const known = type === "names" ? new Map() : subscription.known();
-        this.#send(askAll(type, type === "cluster" ? this.#node : undefined, known));
+        if (type !== "cluster") this.#send(askAll(type, undefined, known));
         subscription.watched = true;
       } else {
         this.#subscribe(subscription, [...subscription.asked]);
@@ -168,17 +253,28 @@ export class IstiodStream {
     }
   }
 
-  #explain(status: { code: number; details: string }): string {
-    if (this.#connectedSince > 0 && (status.code === OK || status.code === UNAVAILABLE)) {
+  /** A connection with our certificate that ended unanswered, though istiod is there, may have ended for it. */
+  #doubtCertificate(status: { code: number; details: string }, proof: Proof, answered: boolean): void {
+    if (this.#security.kind !== "tls" || proof !== "certificate" || answered) return;
+    if (
+      status.code === UNAUTHENTICATED ||
+      (status.code === UNAVAILABLE && !isAway(status) && !isDistrusted(status))
+    )
+      this.#security.identity?.doubt();
+  }
+
+  #explain(status: { code: number; details: string }, proof: Proof, answered: boolean): string {
+    if (answered && (status.code === OK || status.code === UNAVAILABLE)) {
       return `istiod at ${formatTarget(this.#target)} closed the stream (${status.details})`;
     }
-    return explainRefusal(status, this.#target, this.#security);
+    return explainRefusal(status, this.#target, this.#security, proof);
   }
 
   #ended(reason: string): void {
     const now = Date.now();
     const held = this.#connectedSince > 0 ? Math.max(1, now - this.#connectedSince) : 0;
     if (held > 0 || this.#disconnectedSince === 0) this.#disconnectedSince = now;
+    this.#dropSuccessor();
     this.#connection?.close();
     this.#connection = undefined;
     this.#connectedSince = 0;
@@ -396,6 +492,12 @@ export class IstiodStream {
     this.#lastError = { at: Date.now(), text };
     this.#on({ kind: "failed", reason: text });
   }
+}
+
+/** Throws FileError. Whoever had a certificate before may be without a token now: that can mend itself. */
+function requireFiles(security: Security, target: Target): void {
+  const had = security.kind === "tls" && (security.identity?.roots() ?? "") !== "";
+  openCredentials(had ? { kind: "tls", ca: security.ca } : security, target);
 }
 
 function typeStatus(subscription: Subscription): TypeStatus {

@@ -1,6 +1,6 @@
 /** The agent at istiod's TLS port, with the root certificate and the token that a VM gets. */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { eventually, output } from "../lab/process.ts";
 import { MeshLab, missing } from "./mesh-lab.ts";
@@ -36,6 +36,8 @@ describe.skipIf(why !== undefined)("istiod over TLS", () => {
     await lab.kmesh("down", "--yes");
   });
 
+  const forget = () => rmSync(join(lab.folder, "state/identity"), { recursive: true, force: true });
+
   afterAll(async () => {
     await lab?.remove();
   }, 60_000);
@@ -45,9 +47,30 @@ describe.skipIf(why !== undefined)("istiod over TLS", () => {
   test("with the CA and a token", async () => {
     await lab.startedAgent(secure(), `--ca=${ca}`, `--token=${token}`);
     await lab.connectUntil("the service", "10.97.1.1", 7000, ({ by }) => by.a === 1);
+    const { identity, stream } = await lab.status();
+    expect(identity).toMatchObject({ id: "spiffe://cluster.local/ns/shop/sa/vm", obtained: 1 });
+    expect(stream.connections).toBe(1);
+  });
+
+  test("started again it needs no token: the certificate was kept", async () => {
+    const agent = await lab.startedAgent(secure(), `--ca=${ca}`, `--token=${join(lab.folder, "gone")}`);
+    await lab.connectUntil("the service", "10.97.1.1", 7000, ({ by }) => by.a === 1);
+    expect(agent.output()).toContain(
+      "This machine is spiffe://cluster.local/ns/shop/sa/vm, by its stored certificate",
+    );
+    expect((await lab.status()).identity?.obtained).toBe(0);
+  });
+
+  test("without a certificate and a token file it does not start, and names the file", async () => {
+    forget();
+    const token = join(lab.folder, "gone");
+    const agent = lab.startAgent(secure(), `--ca=${ca}`, `--token=${token}`);
+    expect(await agent.exited).toBe(2);
+    expect(agent.output()).toContain(`--token: ${token} can't be read (ENOENT)`);
   });
 
   test("another CA: one clear line, and the agent keeps trying", async () => {
+    forget();
     const other = join(lab.folder, "other.pem");
     await output([
       "openssl",
@@ -64,6 +87,7 @@ describe.skipIf(why !== undefined)("istiod over TLS", () => {
   });
 
   test("a token that istiod refuses: one clear line, and the agent keeps trying", async () => {
+    forget();
     const bad = join(lab.folder, "bad-token");
     writeFileSync(bad, "eyJhbGciOiJub25lIn0.e30.x");
     const agent = lab.startAgent(secure(), `--ca=${ca}`, `--token=${bad}`);
@@ -73,6 +97,7 @@ describe.skipIf(why !== undefined)("istiod over TLS", () => {
   });
 
   test("a token of another service account than the one that is claimed", async () => {
+    forget();
     await lab.plane.kube.apply({
       apiVersion: "v1",
       kind: "ServiceAccount",

@@ -1,0 +1,99 @@
+import {
+  closeSync,
+  fsyncSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { type Certificate, MalformedCertificate, readCertificate } from "./certificate.ts";
+
+const CURRENT = "current";
+const KEY = "key.pem";
+const CHAIN = "cert-chain.pem";
+const ROOTS = "root-cert.pem";
+
+/**
+ * A certificate that outlives reboots: FOLDER/current/{key.pem,cert-chain.pem,root-cert.pem}, for root alone. The
+ * three files belong together: `current` is a link to a folder that is complete and on the disk before the link is
+ * moved to it, so whenever the machine dies, one whole certificate is found, the old or the new.
+ */
+export class CertificateStore {
+  readonly folder: string;
+
+  constructor(folder: string) {
+    this.folder = folder;
+  }
+
+  /** What was stored last, undefined when nothing was. Throws MalformedCertificate when it can't be used. */
+  load(): Certificate | undefined {
+    const current = join(this.folder, CURRENT);
+    const read = (name: string) => readFileSync(join(current, name), "utf8");
+    let files: [string, string, string];
+    try {
+      readlinkSync(current);
+      files = [read(KEY), read(CHAIN), read(ROOTS)];
+    } catch (error) {
+      const path = error instanceof Error && "path" in error ? error.path : current;
+      const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+      if (path === current && code === "ENOENT") return undefined;
+      throw new MalformedCertificate(`${String(path)} can't be read (${code})`);
+    }
+    return readCertificate(...files);
+  }
+
+  /** Stores a certificate in place of the one before. Throws the file system's Error; the one before stays then. */
+  save(certificate: Certificate): void {
+    mkdirSync(this.folder, { recursive: true, mode: 0o700 });
+    const fresh = mkdtempSync(join(this.folder, "cert-"));
+    try {
+      write(join(fresh, KEY), certificate.key);
+      write(join(fresh, CHAIN), certificate.chain);
+      write(join(fresh, ROOTS), certificate.roots);
+      sync(fresh);
+      const link = `${fresh}.link`;
+      symlinkSync(fresh.slice(this.folder.length + 1), link);
+      renameSync(link, join(this.folder, CURRENT));
+      sync(this.folder);
+    } catch (error) {
+      rmSync(fresh, { recursive: true, force: true });
+      rmSync(`${fresh}.link`, { force: true });
+      throw error;
+    }
+    this.#sweep(fresh);
+  }
+
+  /** Removes what earlier certificates, and writes that were cut short, left. */
+  #sweep(kept: string): void {
+    for (const name of readdirSync(this.folder)) {
+      const path = join(this.folder, name);
+      if (name.startsWith("cert-") && path !== kept) rmSync(path, { recursive: true, force: true });
+    }
+  }
+}
+
+function write(path: string, text: string): void {
+  const file = openSync(path, "wx", 0o600);
+  try {
+    writeFileSync(file, text);
+    fsyncSync(file);
+  } finally {
+    closeSync(file);
+  }
+}
+
+function sync(folder: string): void {
+  const directory = openSync(folder, "r");
+  try {
+    fsyncSync(directory);
+  } finally {
+    closeSync(directory);
+  }
+}

@@ -1,0 +1,26 @@
+/** One wrong or missing thing, for one line: "FILE: FIELD REASON". */
+export interface Problem {
+  file: string;
+  /** The field, or the line; absent when the whole file is meant. */
+  field?: string;
+  reason: string;
+}
+
+/**
+ * Parses `KEY='value'` lines as istioctl writes them; values may also stand in double quotes or bare, and lines may be
+ * empty, comments, or begin with `export`. Adds a problem for each other line.
+ */
+export function parseClusterEnv(text: string, file: string, problems: Problem[]): Map<string, string> {
+  const values = new Map<string, string>();
+  for (const [i, line] of text.split(/\r?\n/).entries()) {
+    if (/^\s*(#.*)?$/.test(line)) continue;
+    const [, key, single, double, bare] =
+      /^\s*(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)=(?:'([^']*)'|"([^"]*)"|([^\s'"]*))\s*$/.exec(line) ?? [];
+    if (key === undefined) {
+      problems.push({ file, field: `line ${i + 1}`, reason: "is not KEY='value'" });
+      continue;
+    }
+    values.set(key, single ?? double ?? bare ?? "");
+  }
+  return values;
+}

@@ -1,0 +1,12 @@
+/** A file of ours can't be used; the message names it and the next step. */
+export class FileError extends Error {
+  constructor(message: string) {
+    super(message);
+    this.name = "FileError";
+  }
+
+  static unreadable(file: string, what: string, next: string, error: unknown): FileError {
+    const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+    return new FileError(`can't read the ${what} ${file} (${code}): ${next}`);
+  }
+}

@@ -1,0 +1,349 @@
+/**
+ * What `istioctl x workload entry configure` gives a VM: cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts,
+ * read as a whole. Touches no file and no network.
+ */
+import { X509Certificate } from "node:crypto";
+import { parse as parseYaml } from "yaml";
+import { canonicalAddress } from "../mesh/address.ts";
+import { pemBlocks } from "./certificate.ts";
+import { type Problem, parseClusterEnv } from "./cluster-env.ts";
+import type { Identity, Json } from "./node.ts";
+import type { SpiffeId } from "./spiffe.ts";
+import { parseTarget, type Target } from "./target.ts";
+import { faultOfToken, freshTokenCommand } from "./token.ts";
+
+/** The files by istioctl's names. */
+export const MEMBERSHIP_FILES = [
+  "cluster.env",
+  "mesh.yaml",
+  "root-cert.pem",
+  "istio-token",
+  "hosts",
+] as const;
+export type MembershipFile = (typeof MEMBERSHIP_FILES)[number];
+
+export interface Membership {
+  id: SpiffeId;
+  /** Where istiod's xDS is, and its CA. */
+  istiod: Target;
+  ca: Target;
+  /** Names to addresses, as the file `hosts` would have them in /etc/hosts; may be empty. */
+  hosts: ReadonlyMap<string, string>;
+  /** PEM. */
+  roots: string;
+  token: string;
+  clusterId: string;
+  network: string;
+  meshId: string;
+  labels: Readonly<Record<string, string>>;
+  workloadName?: string;
+  /** The WorkloadGroup to register with; without one a WorkloadEntry must be there already. */
+  autoRegisterGroup?: string;
+  /** The address that peers are to use (ISTIO_SVC_IP), canonical: with NAT it is none of the machine's own. */
+  serviceIp?: string;
+  /** JSON text of the ports that the group names. */
+  podPorts?: string;
+  /** As in the WorkloadGroup: httpGet, tcpSocket or exec, and thresholds. */
+  readinessProbe?: Json;
+  /** Further ISTIO_META_ values, by the names that istiod knows. */
+  metadata: Readonly<Record<string, string>>;
+}
+
+/** ISTIO_META_ values that have a field of their own, or that kmesh decides. */
+const OWN_META = new Set([
+  "AUTO_REGISTER_GROUP",
+  "CLUSTER_ID",
+  "DISABLE_HBONE_SEND",
+  "DNS_CAPTURE",
+  "ENABLE_HBONE",
+  "INTERCEPTION_MODE",
+  "MESH_ID",
+  "NETWORK",
+  "POD_PORTS",
+  "WORKLOAD_NAME",
+]);
+const META = "ISTIO_META_";
+const PROBES = ["httpGet", "tcpSocket", "exec", "grpc"];
+
+/**
+ * Reads the texts by file name; one that is missing is undefined. Gives the membership, or every problem that was
+ * found, in the order of the files. `now` (milliseconds since the epoch) is what the token's expiry is held against.
+ */
+export function readMembership(
+  texts: Partial<Record<MembershipFile, string | undefined>>,
+  now: number,
+): { membership: Membership } | { problems: Problem[] } {
+  const problems: Problem[] = [];
+  for (const file of MEMBERSHIP_FILES) {
+    if (texts[file] === undefined)
+      problems.push({ file, reason: "is missing: copy it from where istioctl wrote it" });
+  }
+  const env = parseClusterEnv(texts["cluster.env"] ?? "", "cluster.env", problems);
+  const mesh = readMesh(texts["mesh.yaml"], problems);
+  // Where both say something, cluster.env is what the machine's administrator edits.
+  const values = new Fields(
+    new Map([...mesh.metadata, ...env]),
+    problems,
+    texts["cluster.env"] !== undefined,
+  );
+
+  const namespace = values.name("ISTIO_NAMESPACE", env.get("POD_NAMESPACE"));
+  const podNamespace = env.get("POD_NAMESPACE");
+  if (podNamespace !== undefined && namespace !== "" && podNamespace !== namespace)
+    values.wrong("POD_NAMESPACE", `is ${podNamespace}, but ISTIO_NAMESPACE is ${namespace}`);
+  const id: SpiffeId = {
+    trustDomain: values.get("TRUST_DOMAIN") || "cluster.local",
+    namespace,
+    serviceAccount: values.name("SERVICE_ACCOUNT"),
+  };
+  const labels = values.labels("ISTIO_METAJSON_LABELS");
+  const clusterId = values.required("ISTIO_META_CLUSTER_ID");
+  const serviceIp = values.address("ISTIO_SVC_IP");
+  const podPorts = values.list("ISTIO_META_POD_PORTS");
+  const ca = values.target("CA_ADDR") ?? mesh.istiod;
+  const roots = readRoots(texts["root-cert.pem"], problems);
+  const token = readToken(texts["istio-token"], id, now, problems);
+  const hosts = readHosts(texts.hosts ?? "", problems);
+  if (problems.length > 0 || !mesh.istiod || !ca) return { problems };
+
+  const workloadName = values.get(`${META}WORKLOAD_NAME`);
+  const group = values.get(`${META}AUTO_REGISTER_GROUP`);
+  return {
+    membership: {
+      id,
+      istiod: mesh.istiod,
+      ca,
+      hosts,
+      roots,
+      token,
+      clusterId,
+      network: values.get(`${META}NETWORK`),
+      meshId: values.get(`${META}MESH_ID`),
+      labels,
+      ...(workloadName ? { workloadName } : {}),
+      ...(group ? { autoRegisterGroup: group } : {}),
+      ...(serviceIp === undefined ? {} : { serviceIp }),
+      ...(podPorts === undefined ? {} : { podPorts }),
+      ...(mesh.probe === undefined ? {} : { readinessProbe: mesh.probe }),
+      metadata: values.metadata(),
+    },
+  };
+}
+
+/** Who the machine says it is to istiod, by its files and what only the machine knows. */
+export function identityOfMember(
+  member: Membership,
+  machine: Pick<Identity, "ips" | "name" | "locality" | "version">,
+): Identity {
+  const { id, workloadName, autoRegisterGroup, serviceIp, podPorts, readinessProbe } = member;
+  return {
+    ...machine,
+    ips: serviceIp === undefined ? machine.ips : [serviceIp, ...machine.ips],
+    namespace: id.namespace,
+    serviceAccount: id.serviceAccount,
+    clusterId: member.clusterId,
+    network: member.network,
+    meshId: member.meshId,
+    labels: member.labels,
+    ...(workloadName === undefined ? {} : { workloadName }),
+    ...(autoRegisterGroup === undefined ? {} : { autoRegisterGroup }),
+    ...(podPorts === undefined ? {} : { podPorts }),
+    ...(readinessProbe === undefined ? {} : { proxyConfig: { readinessProbe } }),
+    metadata: member.metadata,
+  };
+}
+
+/** One problem as a line. */
+export function formatProblem({ file, field, reason }: Problem): string {
+  return field === undefined ? `${file} ${reason}` : `${file}: ${field} ${reason}`;
+}
+
+/** The values of cluster.env, and what is wrong with them. */
+class Fields {
+  readonly #values: ReadonlyMap<string, string>;
+  readonly #problems: Problem[];
+  /** A file that is missing is one problem, not one a field. */
+  readonly #present: boolean;
+
+  constructor(values: ReadonlyMap<string, string>, problems: Problem[], present: boolean) {
+    this.#values = values;
+    this.#problems = problems;
+    this.#present = present;
+  }
+
+  wrong(field: string, reason: string): void {
+    if (this.#present) this.#problems.push({ file: "cluster.env", field, reason });
+  }
+
+  get(field: string): string {
+    return this.#values.get(field) ?? "";
+  }
+
+  required(field: string): string {
+    const value = this.get(field);
+    if (value === "") this.wrong(field, this.#values.has(field) ? "is empty" : "is missing");
+    return value;
+  }
+
+  name(field: string, otherwise?: string): string {
+    const value = this.get(field) || (otherwise ?? this.required(field));
+    if (value !== "" && !/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/.test(value))
+      this.wrong(field, `is no Kubernetes name: "${value}"`);
+    return value;
+  }
+
+  address(field: string): string | undefined {
+    const value = this.get(field);
+    if (value === "") return undefined;
+    const address = canonicalAddress(value);
+    if (address === undefined) this.wrong(field, `is no IP address: "${value}"`);
+    return address;
+  }
+
+  target(field: string): Target | undefined {
+    const value = this.get(field);
+    return value === ""
+      ? undefined
+      : targetOf(value, () => this.wrong(field, `is not HOST:PORT: "${value}"`));
+  }
+
+  labels(field: string): Record<string, string> {
+    const value = this.get(field);
+    if (value === "") return {};
+    const labels = jsonOf(value);
+    if (isObject(labels) && Object.values(labels).every((each) => typeof each === "string"))
+      return Object.fromEntries(Object.entries(labels).map(([key, each]) => [key, String(each)]));
+    this.wrong(field, "is no JSON object of texts");
+    return {};
+  }
+
+  list(field: string): string | undefined {
+    const value = this.get(field);
+    if (value === "") return undefined;
+    if (!Array.isArray(jsonOf(value))) this.wrong(field, "is no JSON list");
+    return value;
+  }
+
+  metadata(): Record<string, string> {
+    const found = [...this.#values].filter(([key]) => key.startsWith(META));
+    return Object.fromEntries(
+      found
+        .map(([key, value]) => [key.slice(META.length), value] as const)
+        .filter(([key]) => !OWN_META.has(key)),
+    );
+  }
+}
+
+interface MeshFile {
+  istiod?: Target;
+  metadata: Map<string, string>;
+  probe?: Json;
+}
+
+function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
+  const result: MeshFile = { metadata: new Map() };
+  if (text === undefined) return result;
+  const file = "mesh.yaml";
+  let content: unknown;
+  try {
+    content = parseYaml(text);
+  } catch (error) {
+    const [line = ""] = (error instanceof Error ? error.message : String(error)).split("\n");
+    problems.push({ file, reason: `is no YAML: ${line.replace(/:$/, "")}` });
+    return result;
+  }
+  const config = isObject(content) ? content.defaultConfig : undefined;
+  if (!isObject(config)) {
+    problems.push({ file, field: "defaultConfig", reason: "is missing" });
+    return result;
+  }
+  const { discoveryAddress: address, proxyMetadata: metadata, readinessProbe: probe } = config;
+  const field = "defaultConfig.discoveryAddress";
+  if (typeof address !== "string") problems.push({ file, field, reason: "is missing" });
+  else {
+    const istiod = targetOf(address, () =>
+      problems.push({ file, field, reason: `is not HOST:PORT: "${address}"` }),
+    );
+    if (istiod) result.istiod = istiod;
+  }
+  if (isObject(metadata)) {
+    for (const [key, value] of Object.entries(metadata)) {
+      if (typeof value === "string") result.metadata.set(key, value);
+      else
+        problems.push({ file, field: `defaultConfig.proxyMetadata.${key}`, reason: "is no text: quote it" });
+    }
+  } else if (metadata !== undefined && metadata !== null)
+    problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "holds no keys and values" });
+  if (isObject(probe) && PROBES.filter((kind) => kind in probe).length === 1) result.probe = probe as Json;
+  else if (probe !== undefined && probe !== null) {
+    const reason = `names none, or several, of ${PROBES.join(", ")}`;
+    problems.push({ file, field: "defaultConfig.readinessProbe", reason });
+  }
+  return result;
+}
+
+function readRoots(text: string | undefined, problems: Problem[]): string {
+  if (text === undefined) return "";
+  const file = "root-cert.pem";
+  const blocks = pemBlocks(text);
+  if (blocks.length === 0) problems.push({ file, reason: "holds no PEM certificate" });
+  for (const [i, block] of blocks.entries()) {
+    try {
+      new X509Certificate(block);
+    } catch {
+      problems.push({ file, field: `certificate ${i + 1}`, reason: "can't be read" });
+    }
+  }
+  return text;
+}
+
+function readToken(text: string | undefined, id: SpiffeId, now: number, problems: Problem[]): string {
+  if (text === undefined) return "";
+  const token = text.trim();
+  const file = "istio-token";
+  const known = id.namespace !== "" && id.serviceAccount !== "";
+  // Whose it should be is unknown then, and told already.
+  const fault = token === "" ? "it is empty" : known ? faultOfToken(token, id, now) : undefined;
+  if (fault !== undefined) {
+    const next = known ? `: ${freshTokenCommand(id, file)} writes a fresh one` : "";
+    problems.push({ file, reason: `can't be used, for ${fault}${next}` });
+  }
+  return token;
+}
+
+function readHosts(text: string, problems: Problem[]): Map<string, string> {
+  const hosts = new Map<string, string>();
+  for (const [i, line] of text.split(/\r?\n/).entries()) {
+    const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
+    if (address === "") continue;
+    const canonical = canonicalAddress(address);
+    if (canonical === undefined || names.length === 0) {
+      problems.push({ file: "hosts", field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
+      continue;
+    }
+    // As in /etc/hosts, the first line of a name counts.
+    for (const name of names) if (!hosts.has(name)) hosts.set(name, canonical);
+  }
+  return hosts;
+}
+
+function targetOf(text: string, wrong: () => void): Target | undefined {
+  try {
+    return parseTarget(text);
+  } catch {
+    wrong();
+    return undefined;
+  }
+}
+
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
