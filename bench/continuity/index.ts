@@ -28,6 +28,8 @@ const { values: flags } = parseArgs({
     hold: { type: "string", default: "1000" },
     /** Short stops and pauses. */
     quick: { type: "boolean", default: false },
+    /** Misroutes on purpose after the last event: the run must end with exit code 1. */
+    misroute: { type: "boolean", default: false },
     output: { type: "string", default: "text" },
   },
 });
@@ -57,11 +59,12 @@ function enterNamespaces(): void {
 
 async function inside(): Promise<void> {
   const seed = flags.seed === undefined ? Math.floor(Math.random() * 2 ** 31) : Number(flags.seed);
-  const { quick } = flags;
+  const { quick, misroute } = flags;
   progress(`seed ${seed}`);
   const report = await runContinuity({
     seed,
     events: Number(flags.events),
+    misroute,
     load: {
       makers: Math.max(1, Math.floor(availableParallelism() / 2)),
       window: 32,

@@ -16,6 +16,8 @@ import { Validity } from "./validity.ts";
 export interface RunOptions {
   seed: number;
   events: number;
+  /** Misroutes on purpose: the report must show it. */
+  misroute: boolean;
   load: LoadOptions;
   pace: Pace & {
     /** Without any event at the beginning, ms. */
@@ -136,6 +138,10 @@ class Run {
     for (const [i, event] of schedule(seed, events).entries()) {
       const line = await this.#playOne(event, random);
       progress(`${i + 1}/${events} ${event.kind}: ${line}`);
+    }
+    if (this.#options.misroute) {
+      await this.#stage.misroute();
+      await sleep(this.#options.pace.after);
     }
     const { open } = this.#book;
     await this.#stage.endLoad();
