@@ -60,7 +60,7 @@ export class ClusterTable {
     this.#descriptorIds = new Ids(1, used.descriptors);
     this.#lines = new Runs(used.lines);
     this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const named = new Set(this.#names.ids());
     for (const id of live) if (!named.has(id)) this.#resting.add(id);
   }
@@ -96,7 +96,7 @@ export class ClusterTable {
   }
 
   live(id: number): number {
-    return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
+    return this.#loads.count(id, LIVE);
   }
 
   /** Nothing leads to the name any more. Takes effect after a grace period, unless the name is put again. */
