@@ -1,19 +1,21 @@
 /** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
 import { existsSync } from "node:fs";
 import { listPins, unpin } from "../kernel/bpffs.ts";
-import { cgroupPath } from "../kernel/cgroup.ts";
+import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
 import { HOOKS, type Hook } from "../kernel/link.ts";
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
 import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
+import { enrolledIds, enrolledUnits } from "./enrolment.ts";
 import { complete, isAlive, pinnedLink, pinnedMaps, rejectForeign } from "./generation.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
 import { HOOK_ORDER } from "./pins.ts";
 import { Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
+import { findUnits, type UnitState } from "./unit.ts";
 
 export interface HookState {
   hook: Hook;
@@ -76,6 +78,8 @@ export interface Summary {
     shadow: boolean;
     netns: "all" | "initial" | string;
     cgroups: string[];
+    /** Enrolled by name, and where each is now. */
+    units: UnitState[];
     exclusions: string[];
     fallback: string;
   };
@@ -291,15 +295,14 @@ function settingsOf(tables: Tables, view: TableView): Inspection["settings"] {
     shadow: flags.shadow,
     netns: flags.everyNetns ? "all" : cookie === 0n ? "initial" : `cookie ${cookie}`,
     cgroups: enrolledCgroups(tables),
+    units: findUnits(cgroup2Root(), enrolledUnits(tables)),
     exclusions: tables.exclusions.list().map(({ match }) => formatMatch(match)),
     fallback: fallback.action === "pass" ? "pass" : `${fallback.action} ${fallback.target}`,
   };
 }
 
 function enrolledCgroups(tables: Tables): string[] {
-  const { keys, count } = tables.maps.enrolled.entries();
-  const ids = new BigUint64Array(keys.slice().buffer).subarray(0, count);
-  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
+  return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
 function sizes(tables: Tables): TableState[] {
