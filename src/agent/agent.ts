@@ -27,7 +27,7 @@ import { version } from "../runtime/version.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
 import { localityOf, nodeIdentity } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
@@ -78,6 +78,7 @@ export class Agent {
     this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
+    warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
@@ -99,6 +100,7 @@ export class Agent {
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes,
       netns: config.netns,
       shadow: config.shadow,
@@ -142,15 +144,15 @@ export class Agent {
     const before = { ...this.#config, cgroups: this.#cgroups };
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
-    const { excludes, netns, shadow } = config;
+    const { units, excludes, netns, shadow } = config;
     try {
-      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+      this.#datapath.govern({ cgroups, units, excludes, netns, shadow });
     } catch (error) {
       this.#datapath.govern(before);
       throw error;
     }
     this.#cgroups = cgroups;
-    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#writeStatus();
     return found;
   }
@@ -184,6 +186,7 @@ export class Agent {
       },
       shadow: config.shadow,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,

@@ -28,6 +28,7 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
     node: { namespace: "demo", serviceAccount: "default", addresses: ["10.0.0.5"] },
     shadow: false,
     cgroups: ["/"],
+    units: [],
     excludes: [],
     netns: "own",
     adopted: false,
@@ -73,7 +74,14 @@ function kernel(change: Partial<Summary> = {}): Summary {
       { hook: "connect4", attached: true, programId: 1 },
       { hook: "connect6", attached: true, programId: 2 },
     ],
-    settings: { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" },
+    settings: {
+      shadow: false,
+      netns: "initial",
+      cgroups: ["/"],
+      units: [],
+      exclusions: [],
+      fallback: "pass",
+    },
     services: [
       { service: "", redirected: 0, passed: 7, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
       { service: "b:80", redirected: 5, passed: 0, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
@@ -107,6 +115,20 @@ test("a healthy mesh", () => {
     ["b:80", "5", "0", "-"],
     ["(no service)", "0", "7", "-"],
   ]);
+});
+
+test("units by name, and whether each is there", () => {
+  const settings = (cgroups: string[], units: Summary["settings"]["units"]) =>
+    kernel({ settings: { ...kernel().settings, cgroups, units } });
+  const units = [
+    { unit: "a.service", cgroup: "/sys/fs/cgroup/system.slice/a.service", populated: true },
+    { unit: "b.service", cgroup: "/sys/fs/cgroup/system.slice/b.service", populated: false },
+    { unit: "c.service", populated: false },
+  ];
+  expect(tell(agent(), settings(["/x"], units))).toContain(
+    "/x, a.service (runs), b.service (has no process now), c.service (is not there now); network",
+  );
+  expect(tell(agent(), settings([], []))).toContain("nothing: no cgroup and no unit is enrolled");
 });
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {

@@ -146,11 +146,18 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
         ? "none attached: no connection is governed"
         : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
     ],
-    ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
+    ["governs", `${tellEnrolled(settings)}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
     ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
+}
+
+function tellEnrolled({ cgroups, units }: Summary["settings"]): string {
+  const running = ({ cgroup, populated }: (typeof units)[number]) =>
+    populated ? "runs" : cgroup === undefined ? "is not there now" : "has no process now";
+  const named = units.map((each) => `${each.unit} (${running(each)})`);
+  return [...cgroups, ...named].join(", ") || "nothing: no cgroup and no unit is enrolled";
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
