@@ -4,6 +4,7 @@
  */
 import { canonicalAddress } from "../mesh/address.ts";
 import type { discovery } from "./discovery.gen.js";
+import { PLAINTEXT_LABEL } from "./registration.ts";
 
 /** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
 const ISTIO_VERSION = "1.32.0";
@@ -30,6 +31,8 @@ export interface Identity {
   meshId?: string;
   /** The WorkloadGroup that istiod registers this machine with while it is connected. */
   autoRegisterGroup?: string;
+  /** The WorkloadEntry that stands for this machine already. */
+  workloadEntry?: string;
   /** The ports of the workload, as JSON text: istiod wants them as a string. */
   podPorts?: string;
   /** The part of the proxy's configuration that istiod looks at. */
@@ -65,8 +68,11 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);
   if (identity.network) metadata.NETWORK = text(identity.network);
   if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
-  if (identity.labels) metadata.LABELS = { structValue: { fields: texts(identity.labels) } };
+  // The entry that istiod makes has these labels; without ours peers would be told to send mTLS, which nobody here ends.
+  const labels = identity.autoRegisterGroup ? { ...identity.labels, ...PLAINTEXT_LABEL } : identity.labels;
+  if (labels) metadata.LABELS = { structValue: { fields: texts(labels) } };
   if (identity.autoRegisterGroup) metadata.AUTO_REGISTER_GROUP = text(identity.autoRegisterGroup);
+  if (identity.workloadEntry) metadata.WORKLOAD_ENTRY = text(identity.workloadEntry);
   if (identity.podPorts) metadata.POD_PORTS = text(identity.podPorts);
   if (identity.proxyConfig !== undefined) metadata.PROXY_CONFIG = toValue(identity.proxyConfig);
   Object.assign(metadata, texts(identity.metadata ?? {}));
