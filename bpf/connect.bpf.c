@@ -247,11 +247,12 @@ static __always_inline __u32 slot_at(const struct run *run, __u32 index)
 	return line->slot[index % SLOTS_PER_LINE];
 }
 
-static __always_inline __u64 live_connections(__u32 endpoint)
+/* Signed: a count that damage took below zero must not make the endpoint look full. */
+static __always_inline __s64 live_connections(__u32 endpoint)
 {
 	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
 
-	return load ? load->live : 0;
+	return load ? (__s64)load->live : 0;
 }
 
 /* Power of two choices: of two different slots the one whose endpoint has fewer live connections. */
@@ -380,7 +381,7 @@ static __always_inline bool is_full(const struct descriptor *desc, __u32 cluster
 	if (!desc->max_connections)
 		return false;
 	load = chunked_lookup(&cluster_loads, cluster);
-	return load && load->live >= desc->max_connections;
+	return load && (__s64)load->live >= desc->max_connections;
 }
 
 static __always_inline void refuse(struct decision *made, enum reason reason)

@@ -2,8 +2,9 @@
 #pragma once
 
 /*
- * What outlives every generation of tables and programs. A pinned map's value can never change its size, so each
- * record has room to grow; what is reserved is zero.
+ * What outlives every generation of tables and programs: who is who (names, endpoints and their ids), what a socket
+ * carries, and what is counted. All generations use these maps at once, so none of these layouts ever changes: a record
+ * has room to grow, what is reserved is zero, and what needs more gets another map beside it.
  */
 #include "address.h"
 #include "chunked.h"
@@ -12,6 +13,7 @@
 enum socket_flag {
 	SOCKET_REDIRECTED = 1,
 	SOCKET_COUNTED = 2, /* it stands in the live counts */
+	SOCKET_PROBE = 4, /* of a generation that is being proved: programs of the others leave it alone */
 };
 
 struct socket_state {
@@ -23,9 +25,9 @@ struct socket_state {
 	struct address asked; /* where the app wanted to go */
 	__be16 asked_port;
 	__u16 zero;
-	__u32 reserved;
+	__u32 sequence; /* write_seq at connect(): another one later tells that a SYN was sent */
 	__u64 since_ns; /* CLOCK_MONOTONIC at connect() */
-	__u64 reserved2[2];
+	__u64 reserved[6];
 };
 
 /* Socket -> what was decided for it. Written by connect4/6 and sock_release, read by getpeername; ends with the socket. */
@@ -36,9 +38,27 @@ struct {
 	__type(value, struct socket_state);
 } sockets SEC(".maps");
 
+/* An id is given once, and to another address only when no generation and no socket can carry it. */
+struct endpoint {
+	struct address address;
+	__be16 port;
+	__u8 is_v4;
+	__u8 zero;
+	__u32 used; /* 0 = the id is free */
+	__u32 reserved[2];
+};
+
+/* Endpoint id -> endpoint. Written by the agent where no reader looks yet, read by connect4/6. */
+struct {
+	CHUNKED(struct endpoint);
+} endpoints SEC(".maps");
+
 struct endpoint_load {
 	__u64 live; /* connections from connect() to the socket's close */
-	__u64 reserved;
+	__u32 failures; /* connects that failed since the last that did not */
+	__u32 ejections; /* in a row: each lasts longer */
+	__u64 ejected_until_ns; /* CLOCK_MONOTONIC */
+	__u64 failed; /* connects that failed, ever */
 };
 
 /* Endpoint id -> live connections. Written by connect4/6 and sock_release, read by least-request and the agent. */
@@ -50,7 +70,11 @@ struct cluster_load {
 	__u64 turn; /* of splits and of round robin over IPv4 endpoints, shared by all CPUs: shares are exact */
 	__u64 live;
 	__u64 turn_v6; /* of round robin over IPv6 endpoints: who uses both in turn must not skip half of either */
-	__u64 reserved;
+	__u64 ejected_until_ns; /* CLOCK_MONOTONIC: when the last of its ejections ends */
+	__u32 ejected; /* endpoints ejected since none was */
+	__u32 reserved;
+	__u64 ejections; /* ever */
+	__u64 reserved2[2];
 };
 
 /* Cluster id -> turns and live connections. Written by connect4/6 and sock_release. */
@@ -64,6 +88,8 @@ struct service_counters {
 	__u64 would_redirect; /* shadow mode */
 	__u64 would_refuse;
 	__u64 refused[REASON_COUNT];
+	__u64 failed; /* redirected, and the endpoint did not answer or refused */
+	__u64 reserved[7];
 };
 
 /* Service id -> counters; id 0 counts what belongs to no service. Written by connect4/6, read by the agent. */
@@ -87,8 +113,39 @@ struct {
 	__type(value, __u64);
 } enrolled SEC(".maps");
 
+/* Where a name lies: `length` bytes from the start of line `first_line` on. Published with one 8-byte store. */
+struct name_ref {
+	__u32 first_line;
+	__u32 length; /* 0 = the id is free */
+};
+
+struct name_line {
+	__u8 byte[64];
+};
+
+/*
+ * Names: no program reads them. With them the kernel's state explains itself, and an agent that starts finds again
+ * which id it gave to whom.
+ */
+struct {
+	CHUNKED(struct name_line);
+} name_lines SEC(".maps");
+
+/* Cluster id -> name. */
+struct {
+	CHUNKED(struct name_ref);
+} cluster_names SEC(".maps");
+
+/* Service id -> name. */
+struct {
+	CHUNKED(struct name_ref);
+} service_names SEC(".maps");
+
 /* See table_records. */
 union keep_records {
+	struct endpoint endpoint;
+	struct name_ref name_ref;
+	struct name_line name_line;
 	struct endpoint_load endpoint_load;
 	struct cluster_load cluster_load;
 	struct service_counters service_counters;

@@ -80,24 +80,6 @@ struct slot_line {
 	__u32 slot[SLOTS_PER_LINE];
 };
 
-struct endpoint {
-	struct address address;
-	__be16 port;
-	__u8 is_v4;
-	__u8 zero;
-	__u32 reserved[3];
-};
-
-/* Where a name lies: `length` bytes from the start of line `first_line` on. Published with one 8-byte store. */
-struct name_ref {
-	__u32 first_line;
-	__u32 length; /* 0 = the id is free */
-};
-
-struct name_line {
-	__u8 byte[64];
-};
-
 enum settings_flag {
 	SETTING_SHADOW = 1, /* decide and count, change nothing */
 	SETTING_EVERY_NETNS = 2,
@@ -124,9 +106,6 @@ union table_records {
 	struct prefix_key prefix_key;
 	struct descriptor descriptor;
 	struct slot_line slot_line;
-	struct endpoint endpoint;
-	struct name_ref name_ref;
-	struct name_line name_line;
 	enum family family;
 	enum cluster_kind cluster_kind;
 	enum balance balance;
@@ -207,26 +186,3 @@ struct {
 struct {
 	CHUNKED(struct slot_line);
 } slots SEC(".maps");
-
-/* Endpoint id -> endpoint. An id is given once and reused only when no socket can carry it. */
-struct {
-	CHUNKED(struct endpoint);
-} endpoints SEC(".maps");
-
-/*
- * Names: no program reads them. With them the kernel's state explains itself, and an agent that starts finds again
- * which id it gave to whom.
- */
-struct {
-	CHUNKED(struct name_line);
-} name_lines SEC(".maps");
-
-/* Cluster id -> name. */
-struct {
-	CHUNKED(struct name_ref);
-} cluster_names SEC(".maps");
-
-/* Service id -> name. */
-struct {
-	CHUNKED(struct name_ref);
-} service_names SEC(".maps");

@@ -2,7 +2,6 @@
  * The daemon's life. It wires the rooms below: istiod's stream feeds the compiler, the compiler's mesh goes to the
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
-import { hostname } from "node:os";
 import { join } from "node:path";
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer } from "../admin/server.ts";
@@ -18,7 +17,6 @@ import { Datapath } from "../datapath/datapath.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
-import { usableAddresses } from "../istiod/node.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
@@ -31,6 +29,7 @@ import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
+import { localityOf, nodeIdentity } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
@@ -88,7 +87,8 @@ export class Agent {
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
-      identity: identityOf(config, this.#addresses),
+      hosts: config.hosts,
+      identity: nodeIdentity(config, this.#addresses),
       sink: this.#compiler,
       on: (event) => this.#heard(event),
     });
@@ -229,7 +229,8 @@ export class Agent {
   #openIdentity(config: Config): WorkloadIdentity | undefined {
     if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
     const identity = new WorkloadIdentity({
-      istiod: formatTarget(config.istiod),
+      istiod: formatTarget(config.caServer ?? config.istiod),
+      hosts: config.hosts,
       id: {
         trustDomain: config.trustDomain,
         namespace: config.namespace,
@@ -345,7 +346,9 @@ export class Agent {
 }
 
 /** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-function shapeOf(config: Config): Record<string, string | boolean> {
+export function shapeOf(config: Config): Record<string, string | boolean> {
+  const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
+  const locality = localityOf(config);
   return {
     mode: config.mode,
     "allow-plaintext": config.allowPlaintext,
@@ -353,6 +356,8 @@ function shapeOf(config: Config): Record<string, string | boolean> {
     "service-account": config.serviceAccount,
     "cluster-id": config.clusterId,
     network: config.network,
+    ...(labels.length > 0 ? { labels: labels.map(([key, value]) => `${key}=${value}`).join(",") } : {}),
+    ...(locality ? { locality: Object.values(locality).join("/").replace(/\/+$/, "") } : {}),
   };
 }
 
@@ -363,21 +368,5 @@ function securityOf(config: Config, identity: WorkloadIdentity | undefined): Sec
     ca: config.ca,
     ...(config.token === undefined ? {} : { token: config.token }),
     ...(identity ? { identity } : {}),
-  };
-}
-
-function identityOf(
-  config: Config,
-  addresses: string[],
-): ConstructorParameters<typeof IstiodStream>[0]["identity"] {
-  return {
-    ips: usableAddresses(addresses),
-    name: hostname().split(".")[0] || "vm",
-    namespace: config.namespace,
-    serviceAccount: config.serviceAccount,
-    clusterId: config.clusterId,
-    network: config.network,
-    ...(config.locality.region ? { locality: config.locality } : {}),
-    version,
   };
 }

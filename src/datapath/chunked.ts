@@ -107,6 +107,11 @@ export class ChunkedTable {
     return this.#chunk(id).longs[(this.#offset(id) + at) >> 3] ?? 0n;
   }
 
+  /** The same as a signed number: a count that damage took below zero reads so. 0 for an id without a record. */
+  count(id: number, at: number): number {
+    return this.has(id) ? Number(BigInt.asIntN(64, this.long(id, at))) : 0;
+  }
+
   /** Stores the aligned 8 bytes at once, after all that was written before: this is how a record is published. */
   publish(id: number, value: bigint, at = 0): void {
     Atomics.store(this.#chunk(id).longs, (this.#offset(id) + at) >> 3, value);

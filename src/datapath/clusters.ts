@@ -16,7 +16,7 @@ import {
   SLOTS_PER_LINE,
   writeDescriptor,
 } from "./descriptor.ts";
-import { EndpointTable, strays } from "./endpoints.ts";
+import { EndpointTable } from "./endpoints.ts";
 import type { Grace } from "./grace.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
@@ -47,7 +47,8 @@ export class ClusterTable {
   /** Unpublished by name, waiting for readers to leave. */
   readonly #leaving = new Set<string>();
 
-  constructor(tables: Tables, lines: NameLines, grace: Grace) {
+  /** `alone`: no other generation's tables are kept, so that ids which it may use can be given again. */
+  constructor(tables: Tables, lines: NameLines, grace: Grace, alone: () => boolean) {
     this.#clusters = tables.clusters;
     this.#descriptors = tables.descriptors;
     this.#slots = tables.slots;
@@ -58,8 +59,8 @@ export class ClusterTable {
     const used = usedRecords(tables);
     this.#descriptorIds = new Ids(1, used.descriptors);
     this.#lines = new Runs(used.lines);
-    this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints);
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
+    this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const named = new Set(this.#names.ids());
     for (const id of live) if (!named.has(id)) this.#resting.add(id);
   }
@@ -95,7 +96,7 @@ export class ClusterTable {
   }
 
   live(id: number): number {
-    return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
+    return this.#loads.count(id, LIVE);
   }
 
   /** Nothing leads to the name any more. Takes effect after a grace period, unless the name is put again. */
@@ -249,4 +250,9 @@ function usedRecords(tables: Tables): {
     }
   }
   return { descriptors, lines, endpoints };
+}
+
+/** Ids that live connections count on; `live` is the count's place in the record. */
+function* strays(loads: ChunkedTable, live: number): Generator<number> {
+  for (let id = 0; id < loads.capacity; id++) if (loads.long(id, live) !== 0n) yield id;
 }

@@ -1,4 +1,7 @@
-/** Endpoints in the kernel: one id for each address and port, however many clusters use it. */
+/**
+ * Endpoints in the kernel: one id for each address and port, however many clusters and generations use it. Which ids
+ * are given away stands in the records themselves.
+ */
 import { formatAddress } from "../mesh/address.ts";
 import { ENDPOINT_WORDS, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { ChunkedTable } from "./chunked.ts";
@@ -8,6 +11,7 @@ import * as layout from "./layout.gen.ts";
 import { Resting, SOCKET_REST_MS } from "./resting.ts";
 
 const { fields } = layout.endpoint;
+const USED = fields.used.offset;
 const LIVE = layout.endpoint_load.fields.live.offset;
 
 export interface EndpointAddress {
@@ -23,20 +27,27 @@ export class EndpointTable {
   /** How many published slots hold the id. */
   #uses = new Uint32Array(256);
   readonly #resting: Resting;
+  readonly #alone: () => boolean;
 
-  /** `uses` counts, by id, the slots that hold an endpoint already. */
-  constructor(table: ChunkedTable, loads: ChunkedTable, uses: Map<number, number>) {
+  /**
+   * `uses` counts, by id, the slots that hold an endpoint already. `alone` says that no other generation's slots can
+   * hold an id either.
+   */
+  constructor(table: ChunkedTable, loads: ChunkedTable, uses: Map<number, number>, alone: () => boolean) {
     this.#table = table;
     this.#loads = loads;
+    this.#alone = alone;
     this.#index = new EndpointIndex(table);
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
-    for (const [id, count] of uses) {
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
+    const given: number[] = [];
+    for (let id = 0; id < table.capacity; id++) if (table.word(id, USED) !== 0) given.push(id);
+    for (const id of given) {
+      const count = uses.get(id) ?? 0;
       this.#index.add(id);
       this.#setUses(id, count);
+      if (count === 0) this.#resting.add(id);
     }
-    const stray = [...strays(loads, LIVE)].filter((id) => !uses.has(id));
-    for (const id of stray) this.#resting.add(id);
-    this.#ids = new Ids(0, [...uses.keys(), ...stray]);
+    this.#ids = new Ids(0, given);
   }
 
   /** The id of an endpoint of `list`, new or not. Its record is in place when this returns. */
@@ -75,12 +86,14 @@ export class EndpointTable {
 
   /** Connections to it: sockets, from connect() to their close. */
   live(id: number): number {
-    return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
+    return this.#loads.count(id, LIVE);
   }
 
   #recycle(): void {
+    if (!this.#alone()) return;
     for (const id of this.#resting.rested()) {
       this.#index.remove(id);
+      this.#table.setWord(id, USED, 0);
       this.#ids.give(id);
     }
   }
@@ -116,10 +129,6 @@ function writeEndpoint(table: ChunkedTable, id: number, list: EndpointList, inde
   }
   draft.setUint16(fields.port.offset, list.port(index));
   draft.setUint8(fields.is_v4.offset, list.isV4(index) ? 1 : 0);
+  draftWords[USED >> 2] = 1;
   table.write(id, draftBytes);
-}
-
-/** Ids that live connections count on; `live` is the count's place in the record. */
-export function* strays(loads: ChunkedTable, live: number): Generator<number> {
-  for (let id = 0; id < loads.capacity; id++) if (loads.long(id, live) !== 0n) yield id;
 }

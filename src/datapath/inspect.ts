@@ -221,7 +221,7 @@ export class TableView {
       policy: descriptor.policy,
       ...(descriptor.kind === "refuse" ? { reason: reasonName(descriptor.reason) } : {}),
       maxConnections: descriptor.maxConnections,
-      live: clusterLoads.has(id) ? Number(clusterLoads.long(id, layout.cluster_load.fields.live.offset)) : 0,
+      live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
       endpoints: descriptor.kind === "endpoints" ? this.#endpoints(descriptor) : [],
       shares: descriptor.kind === "split" ? this.#shares(descriptor) : [],
     };
@@ -239,7 +239,7 @@ export class TableView {
       const states = [...times].map(([id, count]) => ({
         ...readEndpoint(this.tables.endpoints, id),
         share: count / run.count,
-        live: Number(this.tables.endpointLoads.long(id, layout.endpoint_load.fields.live.offset)),
+        live: this.tables.endpointLoads.count(id, layout.endpoint_load.fields.live.offset),
       }));
       return states.sort((a, b) =>
         a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,

@@ -39,13 +39,14 @@ export class Publisher {
   #splits = new Map<string, string[]>();
   #targets = new Map<string, string>();
 
-  constructor(tables: Tables) {
+  /** `alone`: see ClusterTable. */
+  constructor(tables: Tables, alone: () => boolean = () => true) {
     this.#tables = tables;
     const lines = new NameLines(tables.nameLines, [
       ...usedNameLines(tables.clusterNames),
       ...usedNameLines(tables.serviceNames),
     ]);
-    this.#clusters = new ClusterTable(tables, lines, this.#grace);
+    this.#clusters = new ClusterTable(tables, lines, this.#grace, alone);
     this.#services = new NameSpace(tables.serviceNames, lines, 1);
     for (const placed of [...tables.exact.list(), ...tables.prefixes.list()]) {
       this.#frontends.set(frontendKey({ match: placed.match, protocol: "tcp" }), placed);

@@ -15,20 +15,20 @@ export const GENERATION_MAPS = [
   "clusters",
   "descriptors",
   "slots",
-  "endpoints",
-  "name_lines",
-  "cluster_names",
-  "service_names",
 ] as const;
 
 /** Names of the maps in bpf/include/keep.h: one set for ever. */
 export const KEPT_MAPS = [
   "sockets",
+  "endpoints",
   "endpoint_loads",
   "cluster_loads",
   "service_counts",
   "agents",
   "enrolled",
+  "name_lines",
+  "cluster_names",
+  "service_names",
 ] as const;
 
 export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];

@@ -1,6 +1,6 @@
 import { Client, type ClientDuplexStream, connectivityState, type Metadata } from "@grpc/grpc-js";
 import type { Credentials } from "./credentials.ts";
-import { formatTarget, type Target } from "./target.ts";
+import { dialled, type Target } from "./target.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const UNAVAILABLE = 14;
@@ -46,7 +46,7 @@ export class Connection {
   constructor(target: Target, open: Credentials, events: ConnectionEvents, times = CONNECTION_TIMES) {
     this.#events = events;
     this.#metadata = open.metadata;
-    this.#client = new Client(`dns:${formatTarget(target)}`, open.channel, {
+    this.#client = new Client(dialled(target), open.channel, {
       "grpc.primary_user_agent": "kmesh",
       "grpc.enable_http_proxy": 0,
       "grpc.enable_retries": 0,

@@ -5,7 +5,7 @@ import { type ChannelCredentials, type ChannelOptions, credentials, Metadata } f
 import { type Certificate, pemBlocks } from "./certificate.ts";
 import { FileError } from "./file-error.ts";
 import { explainRegistration, type Registrant } from "./registration.ts";
-import { formatTarget, serverName, type Target } from "./target.ts";
+import { describeTarget, serverName, type Target } from "./target.ts";
 import { readToken, subjectOfToken, time } from "./token.ts";
 
 /** How kmesh and istiod know each other. */
@@ -113,7 +113,7 @@ export function explainRefusal(
   proof?: Proof,
   node?: Registrant,
 ): string {
-  const at = formatTarget(target);
+  const at = describeTarget(target);
   const said = withoutTime(status.details) || `code ${status.code}`;
   const token = security.kind === "tls" ? security.token : undefined;
   const registration = node && explainRegistration(said, node);
@@ -182,7 +182,7 @@ function explainUnavailable(said: string, at: string, target: Target, security: 
   }
   if (/ECONNREFUSED/.test(said)) return `nothing listens at ${at}: is istiod running there? (${said})`;
   if (/ENOTFOUND|EAI_|Name resolution/i.test(said)) {
-    return `${target.host} is not known: add it to /etc/hosts, or give an address with --istiod (${said})`;
+    return `${target.host} is not known: give its address with --hosts ${target.host}=ADDRESS, or add it to /etc/hosts (${said})`;
   }
   return `no connection to istiod at ${at}: ${said}`;
 }

@@ -9,6 +9,29 @@ import { PLAINTEXT_LABEL } from "./registration.ts";
 /** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
 const ISTIO_VERSION = "1.32.0";
 
+/** Metadata that has a setting of its own, or that kmesh decides: nobody else is to set it. */
+export const DECIDED_METADATA: ReadonlySet<string> = new Set([
+  "AUTO_REGISTER_GROUP",
+  "CLUSTER_ID",
+  "DISABLE_HBONE_SEND",
+  "DNS_CAPTURE",
+  "ENABLE_HBONE",
+  "GENERATOR",
+  "INSTANCE_IPS",
+  "INTERCEPTION_MODE",
+  "ISTIO_VERSION",
+  "LABELS",
+  "MESH_ID",
+  "NAME",
+  "NAMESPACE",
+  "NETWORK",
+  "POD_PORTS",
+  "PROXY_CONFIG",
+  "SERVICE_ACCOUNT",
+  "WORKLOAD_ENTRY",
+  "WORKLOAD_NAME",
+]);
+
 export interface Locality {
   region: string;
   zone: string;
@@ -31,7 +54,7 @@ export interface Identity {
   meshId?: string;
   /** The WorkloadGroup that istiod registers this machine with while it is connected. */
   autoRegisterGroup?: string;
-  /** The WorkloadEntry that stands for this machine already. */
+  /** The WorkloadEntry that is there for this machine already. */
   workloadEntry?: string;
   /** The ports of the workload, as JSON text: istiod wants them as a string. */
   podPorts?: string;
@@ -40,8 +63,8 @@ export interface Identity {
   locality?: Locality;
   /** kmesh's own version. */
   version?: string;
-  /** Further metadata, string values only; wins over what stands here. */
-  metadata?: Readonly<Record<string, string>>;
+  /** Further metadata; what stands here wins over it. */
+  metadata?: Readonly<Record<string, Json>>;
 }
 
 /** `sidecar~IP~NAME.NAMESPACE~NAMESPACE.svc.cluster.local` */
@@ -54,6 +77,7 @@ export function nodeId(identity: Identity): string {
 export function nodeOf(identity: Identity): discovery.Node.$Properties {
   check(identity);
   const metadata: Record<string, discovery.Value.$Properties> = {
+    ...Object.fromEntries(Object.entries(identity.metadata ?? {}).map(([key, json]) => [key, toValue(json)])),
     NAME: text(identity.name),
     NAMESPACE: text(identity.namespace),
     INSTANCE_IPS: text(usableAddresses(identity.ips).join(",")),
@@ -75,7 +99,6 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.workloadEntry) metadata.WORKLOAD_ENTRY = text(identity.workloadEntry);
   if (identity.podPorts) metadata.POD_PORTS = text(identity.podPorts);
   if (identity.proxyConfig !== undefined) metadata.PROXY_CONFIG = toValue(identity.proxyConfig);
-  Object.assign(metadata, texts(identity.metadata ?? {}));
   const node: discovery.Node.$Properties = {
     id: nodeId(identity),
     cluster: `${identity.workloadName ?? identity.name}.${identity.namespace}`,

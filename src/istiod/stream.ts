@@ -33,6 +33,8 @@ const RENEWAL: BackoffLimits = { first: 1_000, longest: 60_000 };
 export interface StreamOptions {
   /** `HOST:PORT` */
   istiod: string;
+  /** Addresses of names that are not to be looked up. */
+  hosts?: Readonly<Record<string, string>>;
   security: Security;
   identity: Identity;
   sink: ResourceSink;
@@ -86,7 +88,7 @@ export class IstiodStream {
 
   /** Throws an Error with the next step when the target, the identity or a credential file can't be used. */
   constructor(options: StreamOptions) {
-    this.#target = parseTarget(options.istiod);
+    this.#target = parseTarget(options.istiod, options.hosts);
     this.#security = options.security;
     this.#identity = options.identity;
     this.#node = nodeOf(options.identity);
