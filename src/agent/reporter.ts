@@ -108,6 +108,8 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
       return ["debug", `A new connection to istiod at ${event.target} took over`];
     case "not-renewed":
       return ["warn", `No new connection to istiod, the one before goes on: ${event.reason}`];
+    case "health-not-taken":
+      return ["warn", `The application's health is not reported: ${event.reason}`];
     case "rejected":
       return [
         "warn",
