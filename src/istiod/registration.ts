@@ -1,6 +1,8 @@
 /** How istiod registers this machine: what peers are told of it, and why it may not be registered. */
 import type { Identity } from "./node.ts";
 
+/** Kubernetes cuts no names: istiod keeps the last characters of longer ones. */
+const LONGEST_NAME = 253;
 /**
  * Sidecars send plaintext to a WorkloadEntry with this label. Without it those that have a service account, as all that
  * istiod makes, are told as mTLS endpoints.
@@ -14,6 +16,16 @@ export type Registrant = Pick<
   Identity,
   "namespace" | "serviceAccount" | "autoRegisterGroup" | "workloadEntry"
 >;
+
+/** The name that istiod gives the WorkloadEntry of a machine that it registers with a group. */
+export function registeredName(
+  node: Pick<Identity, "autoRegisterGroup" | "ips" | "network">,
+): string | undefined {
+  const { autoRegisterGroup, ips, network } = node;
+  if (autoRegisterGroup === undefined) return undefined;
+  const parts = [autoRegisterGroup, (ips[0] ?? "").replaceAll(":", "-"), ...(network ? [network] : [])];
+  return parts.join("-").slice(-LONGEST_NAME);
+}
 
 /** A sentence for what istiod said; undefined when it is not about the registration. */
 export function explainRegistration(details: string, node: Registrant): string | undefined {
