@@ -49,6 +49,7 @@ test("what an entry that was applied by hand needs", () => {
   expect(commandsForEntry("shop", "vm-1", true)).toEqual([
     "kubectl label workloadentry vm-1 --namespace shop --overwrite security.istio.io/tlsMode=disabled",
     "kubectl annotate workloadentry vm-1 --namespace shop --overwrite proxy.istio.io/health-checks-enabled=true",
+    "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
   ]);
   expect(commandsForEntry("shop", "vm-1", false).length).toBe(1);
 });

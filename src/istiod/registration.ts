@@ -56,12 +56,20 @@ export function explainRegistration(details: string, node: Registrant): string |
         `or --service-account to ${theirs} with a token of ${theirs}`;
 }
 
-/** The commands that make a WorkloadEntry which was applied by hand fit for kmesh. */
+/**
+ * The commands that make a WorkloadEntry which was applied by hand fit for kmesh. istiod looks for the annotation when a
+ * machine connects, and takes an annotated entry for unhealthy until it is told otherwise.
+ */
 export function commandsForEntry(namespace: string, entry: string, reportsHealth: boolean): string[] {
   const [[label, value] = []] = Object.entries(PLAINTEXT_LABEL);
   const of = `workloadentry ${entry} --namespace ${namespace}`;
   return [
     `kubectl label ${of} --overwrite ${label}=${value}`,
-    ...(reportsHealth ? [`kubectl annotate ${of} --overwrite ${HEALTH_ANNOTATION}`] : []),
+    ...(reportsHealth
+      ? [
+          `kubectl annotate ${of} --overwrite ${HEALTH_ANNOTATION}`,
+          "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
+        ]
+      : []),
   ];
 }
