@@ -28,10 +28,13 @@ export class Reporter {
     this.#log = log;
   }
 
-  started(adopted: boolean, config: Config): void {
-    const tables = adopted
-      ? "took over what an earlier agent left, traffic goes on"
-      : "tables are empty, nothing is governed yet";
+  /** `found`: tables of this version, live ones of another that these will take over from, or nothing. */
+  started(found: "own" | "foreign" | "nothing", config: Config): void {
+    const tables = {
+      own: "took over what an earlier agent left, traffic goes on",
+      foreign: "the tables of another version govern until these are filled, traffic goes on",
+      nothing: "tables are empty, nothing is governed yet",
+    }[found];
     this.#log.info(`kmesh runs (pid ${process.pid}, ${config.mode}): ${tables}`);
     if (config.shadow) this.#log.warn("Shadow mode: decisions are counted, no connection is changed");
     if (config.allowPlaintext)
