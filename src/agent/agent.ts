@@ -8,6 +8,7 @@ import { AdminServer } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
+  type RegistrationStatus,
   readStatus,
   type SnapshotStatus,
   type TablesStatus,
@@ -15,6 +16,8 @@ import {
 } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
 import type { ApplyReport } from "../datapath/publisher.ts";
+import { parseProbe } from "../health/probe.ts";
+import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
@@ -31,7 +34,7 @@ import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
-import { localityOf, nodeIdentity } from "./node.ts";
+import { localityOf, nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
@@ -56,6 +59,8 @@ export class Agent {
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
+  readonly #health: HealthWatch | undefined;
+  readonly #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -90,11 +95,14 @@ export class Agent {
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
+    const node = nodeIdentity(config, this.#addresses);
+    this.#registration = registrationOf(node);
+    this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
-      identity: nodeIdentity(config, this.#addresses),
+      identity: node,
       sink: this.#compiler,
       on: (event) => this.#heard(event),
     });
@@ -168,6 +176,7 @@ export class Agent {
     clearTimeout(this.#patienceTimer);
     this.#kept.stop();
     this.#stopped = true;
+    this.#health?.stop();
     this.#identity?.stop();
     this.#stream.stop();
     this.#compiler.close();
@@ -197,6 +206,8 @@ export class Agent {
       netns: config.netns,
       adopted: this.#datapath.adopted,
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#registration ? { registration: this.#registration } : {}),
+      ...(this.#health ? { health: this.#health.status() } : {}),
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
@@ -222,6 +233,7 @@ export class Agent {
     else this.#restore();
     this.#kept.watch();
     this.#writeStatus();
+    this.#health?.start();
     void this.#connect();
   }
 
@@ -257,6 +269,21 @@ export class Agent {
     });
     if (identity.status().certificate === undefined) requireReadable("--token", config.token);
     return identity;
+  }
+
+  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  #openHealth(config: Config): HealthWatch | undefined {
+    if (config.readinessProbe === undefined) return undefined;
+    const probe = parseProbe(config.readinessProbe);
+    return new HealthWatch({
+      probe,
+      address: config.probeLocalhost ? "localhost" : (this.#addresses[0] ?? "localhost"),
+      on: (verdict) => {
+        this.#reporter.heardOfHealth(verdict);
+        if (this.#registration) this.#stream.report(verdict);
+        this.#writeStatusWithin(STATUS_DELAY.news);
+      },
+    });
   }
 
   #heardOfIdentity(event: IdentityEvent): void {

@@ -217,3 +217,54 @@ test("the machine's certificate is told with its life, and what keeps it from a 
   expect(lines({ id, renewal: 0, obtained: 0 })).toContain(`identity ${id}, no certificate yet`);
   expect(lines(undefined).join("\n")).not.toContain("identity");
 });
+
+/** The lines of a page about an agent, blanks joined. */
+function linesOf(change: Partial<AgentStatus>): string[] {
+  return tellStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)
+    .split("\n")
+    .map((line) => line.replace(/ +/g, " "));
+}
+
+test("one trouble is told once, though it keeps both the certificate and the stream away", () => {
+  const lastError = { at: NOW, text: "the certificate expired, and the token is dead: write a fresh one" };
+  const stream = { ...agent().stream, connected: false, lastError };
+  const lines = linesOf({
+    stream,
+    identity: { id: "spiffe://x/ns/a/sa/b", renewal: 0, obtained: 0, lastError },
+  });
+  expect(lines.filter((line) => line.includes("the token is dead")).length).toBe(1);
+});
+
+test("the registration: by a group with what peers are told, by hand with what the entry needs", () => {
+  const where = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5" };
+  expect(linesOf({ registration: { ...where, group: "vms" } })).toContain(
+    "registered as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms, while connected; peers are told 10.0.0.5, in plaintext (label security.istio.io/tlsMode: disabled)",
+  );
+  const lines = linesOf({
+    registration: { ...where, entry: "vm-1", needs: ["kubectl label this", "kubectl that"] },
+  });
+  expect(lines).toContain(
+    "registered by hand as WorkloadEntry vm-1 of namespace shop; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:",
+  );
+  expect(lines).toContain(" kubectl label this");
+  expect(lines).toContain(" kubectl that");
+  expect(linesOf({}).join("\n")).not.toContain("registered");
+});
+
+test("health: the verdict, what speaks against it, and whether istiod is told", () => {
+  const registration = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5", group: "vms" };
+  const health = { probe: "GET http://10.0.0.5:80/", streak: 0, checks: 7 };
+  expect(linesOf({ health })).toContain(
+    "health not known yet after 7 checks (GET http://10.0.0.5:80/); istiod is not told: set workload-group, or workload-entry",
+  );
+  const reported = { healthy: false, at: NOW };
+  const bad = { ...health, healthy: false, since: NOW - 60_000, message: "HTTP status 503" };
+  const lines = linesOf({ registration, health: bad, stream: { ...agent().stream, reported } });
+  expect(lines).toContain("health NOT HEALTHY for 60 s (GET http://10.0.0.5:80/); istiod is told");
+  expect(lines).toContain(" HTTP status 503");
+  const stream = { ...agent().stream, healthNotTaken: "this istiod takes no health reports" };
+  const streak = { ...health, healthy: true, since: NOW - 60_000, streak: 1, message: "no" };
+  expect(linesOf({ registration, health: streak, stream })).toContain(
+    "health healthy for 60 s, 1 check against it (GET http://10.0.0.5:80/); this istiod takes no health reports",
+  );
+});
