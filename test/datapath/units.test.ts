@@ -161,11 +161,11 @@ describe.skipIf(!root)("units by name", () => {
     const epoch = enrolment[0];
     lab.reopen({ units: [web] });
     expect(enrolment[0]).toBe(epoch);
-    expect(lab.datapath.summarize().settings.units).toEqual([
+    expect(lab.datapath.summarize().settings?.units).toEqual([
       { unit: web, cgroup: folder, populated: false },
     ]);
     await removeCgroup(slice);
-    expect(lab.datapath.summarize().settings.units).toEqual([{ unit: web, populated: false }]);
+    expect(lab.datapath.summarize().settings?.units).toEqual([{ unit: web, populated: false }]);
     const inside = `${own}-c.service/${basename(folder)}`;
     cgroup(inside);
     expect(findUnits(cgroup2Mount(), [web])).toEqual([{ unit: web, populated: false }]);
