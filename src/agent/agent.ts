@@ -2,23 +2,25 @@
  * The daemon's life. It wires the rooms below: istiod's stream feeds the compiler, the compiler's mesh goes to the
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
-import { hostname } from "node:os";
 import { join } from "node:path";
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
+  type RegistrationStatus,
   readStatus,
   type SnapshotStatus,
   type TablesStatus,
   writeStatus,
 } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
+import { parseProbe } from "../health/probe.ts";
+import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
-import { usableAddresses } from "../istiod/node.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
@@ -27,16 +29,20 @@ import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
+import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
+import { localityOf, nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
+/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+const ISTIOD_PATIENCE = 10_000;
 /**
  * From a change to the status file, milliseconds: many changes become one write. The numbers of a push that only
  * moved endpoints may lag: the file is for those who find no agent.
@@ -49,9 +55,12 @@ export class Agent {
   readonly #locks: Locks;
   readonly #datapath: Datapath;
   readonly #snapshots: SnapshotKeeper;
+  readonly #kept: KeptGenerations;
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
+  readonly #health: HealthWatch | undefined;
+  readonly #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -66,6 +75,7 @@ export class Agent {
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
   #stopped = false;
@@ -79,16 +89,21 @@ export class Agent {
     this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
+    warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
+    const node = nodeIdentity(config, this.#addresses);
+    this.#registration = registrationOf(node);
+    this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
-      identity: identityOf(config, this.#addresses),
+      hosts: config.hosts,
+      identity: node,
       sink: this.#compiler,
       on: (event) => this.#heard(event),
     });
@@ -99,12 +114,14 @@ export class Agent {
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes,
       netns: config.netns,
       shadow: config.shadow,
       nodeAddresses: this.#addresses,
       log: (line) => log.info(line),
     });
+    this.#kept = new KeptGenerations(this.#datapath, log);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     if (this.#datapath.governs) this.#snapshot = this.#before?.snapshot;
     // Before the first connection, or we would be sent through our own mesh.
@@ -142,15 +159,15 @@ export class Agent {
     const before = { ...this.#config, cgroups: this.#cgroups };
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
-    const { excludes, netns, shadow } = config;
+    const { units, excludes, netns, shadow } = config;
     try {
-      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+      this.#datapath.govern({ cgroups, units, excludes, netns, shadow });
     } catch (error) {
       this.#datapath.govern(before);
       throw error;
     }
     this.#cgroups = cgroups;
-    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#writeStatus();
     return found;
   }
@@ -158,7 +175,10 @@ export class Agent {
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
   stop(): void {
     clearTimeout(this.#retryTimer);
+    clearTimeout(this.#patienceTimer);
+    this.#kept.stop();
     this.#stopped = true;
+    this.#health?.stop();
     this.#identity?.stop();
     this.#stream.stop();
     this.#compiler.close();
@@ -184,10 +204,13 @@ export class Agent {
       },
       shadow: config.shadow,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#registration ? { registration: this.#registration } : {}),
+      ...(this.#health ? { health: this.#health.status() } : {}),
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
@@ -206,10 +229,14 @@ export class Agent {
       "/dump/tables": () => this.#datapath.inspect(),
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
-    this.#reporter.started(this.#datapath.adopted, this.#config);
-    if (this.#datapath.governs) this.#live.resolve();
+    const { adopted, governs, takesOver } = this.#datapath;
+    this.#reporter.started(takesOver ? "foreign" : adopted ? "own" : "nothing", this.#config);
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (governs) this.#live.resolve();
     else this.#restore();
+    this.#kept.watch();
     this.#writeStatus();
+    this.#health?.start();
     void this.#connect();
   }
 
@@ -229,7 +256,8 @@ export class Agent {
   #openIdentity(config: Config): WorkloadIdentity | undefined {
     if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
     const identity = new WorkloadIdentity({
-      istiod: formatTarget(config.istiod),
+      istiod: formatTarget(config.caServer ?? config.istiod),
+      hosts: config.hosts,
       id: {
         trustDomain: config.trustDomain,
         namespace: config.namespace,
@@ -246,18 +274,34 @@ export class Agent {
     return identity;
   }
 
+  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  #openHealth(config: Config): HealthWatch | undefined {
+    if (config.readinessProbe === undefined) return undefined;
+    const probe = parseProbe(config.readinessProbe);
+    return new HealthWatch({
+      probe,
+      address: config.probeLocalhost ? "localhost" : (this.#addresses[0] ?? "localhost"),
+      on: (verdict) => {
+        this.#reporter.heardOfHealth(verdict);
+        if (this.#registration) this.#stream.report(verdict);
+        this.#writeStatusWithin(STATUS_DELAY.news);
+      },
+    });
+  }
+
   #heardOfIdentity(event: IdentityEvent): void {
     this.#reporter.heardOfIdentity(event);
     this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
-  /** Governs by the last good snapshot until istiod answers. */
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
   #restore(): void {
+    if (this.#mesh) return;
     const found = this.#snapshots.load();
     if (!found) return;
     const { mesh, writtenAt } = found;
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, { everything: true });
+      const { writes, milliseconds } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
@@ -281,7 +325,7 @@ export class Agent {
     if (!mesh) return;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, changes);
+      const { writes, milliseconds } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#tables.firstApplyAt === undefined;
       this.#tables = {
@@ -312,6 +356,13 @@ export class Agent {
     this.#writeStatusWithin(
       changes.everything || changes.services.size > 0 ? STATUS_DELAY.news : STATUS_DELAY.numbers,
     );
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    const { takesOver } = this.#datapath;
+    const report = this.#datapath.apply(mesh, changes);
+    if (takesOver) this.#kept.watch();
+    return report;
   }
 
   #heard(event: StreamEvent): void {
@@ -345,7 +396,9 @@ export class Agent {
 }
 
 /** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-function shapeOf(config: Config): Record<string, string | boolean> {
+export function shapeOf(config: Config): Record<string, string | boolean> {
+  const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
+  const locality = localityOf(config);
   return {
     mode: config.mode,
     "allow-plaintext": config.allowPlaintext,
@@ -353,6 +406,8 @@ function shapeOf(config: Config): Record<string, string | boolean> {
     "service-account": config.serviceAccount,
     "cluster-id": config.clusterId,
     network: config.network,
+    ...(labels.length > 0 ? { labels: labels.map(([key, value]) => `${key}=${value}`).join(",") } : {}),
+    ...(locality ? { locality: Object.values(locality).join("/").replace(/\/+$/, "") } : {}),
   };
 }
 
@@ -363,21 +418,5 @@ function securityOf(config: Config, identity: WorkloadIdentity | undefined): Sec
     ca: config.ca,
     ...(config.token === undefined ? {} : { token: config.token }),
     ...(identity ? { identity } : {}),
-  };
-}
-
-function identityOf(
-  config: Config,
-  addresses: string[],
-): ConstructorParameters<typeof IstiodStream>[0]["identity"] {
-  return {
-    ips: usableAddresses(addresses),
-    name: hostname().split(".")[0] || "vm",
-    namespace: config.namespace,
-    serviceAccount: config.serviceAccount,
-    clusterId: config.clusterId,
-    network: config.network,
-    ...(config.locality.region ? { locality: config.locality } : {}),
-    version,
   };
 }

@@ -3,10 +3,12 @@ import { isDeepStrictEqual } from "node:util";
 import type { Config, SettingName } from "./config.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
-export type LiveSettings = Pick<Config, "cgroups" | "excludes" | "netns" | "shadow">;
+export type LiveSettings = Pick<Config, "cgroups" | "units" | "excludes" | "netns" | "shadow">;
 
 const NAMES: Record<keyof Config, SettingName> = {
   istiod: "istiod",
+  hosts: "hosts",
+  caServer: "ca-server",
   plaintext: "plaintext",
   ca: "ca",
   token: "token",
@@ -14,11 +16,23 @@ const NAMES: Record<keyof Config, SettingName> = {
   namespace: "namespace",
   serviceAccount: "service-account",
   trustDomain: "trust-domain",
+  name: "name",
   ips: "ip",
+  serviceIp: "service-ip",
   locality: "locality",
   clusterId: "cluster-id",
   network: "network",
+  meshId: "mesh-id",
+  labels: "labels",
+  workloadName: "workload-name",
+  workloadGroup: "workload-group",
+  workloadEntry: "workload-entry",
+  ports: "ports",
+  readinessProbe: "readiness-probe",
+  probeLocalhost: "probe-localhost",
+  metadata: "metadata",
   cgroups: "cgroup",
+  units: "unit",
   excludes: "exclude",
   netns: "netns",
   shadow: "shadow",
@@ -29,7 +43,13 @@ const NAMES: Record<keyof Config, SettingName> = {
   runDir: "run-dir",
 };
 
-const LIVE: ReadonlySet<string> = new Set<keyof LiveSettings>(["cgroups", "excludes", "netns", "shadow"]);
+const LIVE: ReadonlySet<string> = new Set<keyof LiveSettings>([
+  "cgroups",
+  "units",
+  "excludes",
+  "netns",
+  "shadow",
+]);
 
 export interface Differences {
   /** Settings that a running agent can take over. */

@@ -38,7 +38,12 @@ export class ChunkedTable {
     this.stride = (size + 7) & ~7;
     const id = new Uint32Array(new ArrayBuffer(4));
     for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
-      this.add(BpfMap.fromId(id[0] ?? 0));
+      const inner = BpfMap.fromId(id[0] ?? 0);
+      if (inner.info.valueSize !== size)
+        throw new Error(
+          `the table ${outer.info.name} is not kmesh's: its records have ${inner.info.valueSize} bytes, not ${size}`,
+        );
+      this.add(inner);
     }
   }
 
@@ -105,6 +110,11 @@ export class ChunkedTable {
   /** The aligned 8 bytes `at` bytes into the record. */
   long(id: number, at = 0): bigint {
     return this.#chunk(id).longs[(this.#offset(id) + at) >> 3] ?? 0n;
+  }
+
+  /** The same as a signed number: a count that damage took below zero reads so. 0 for an id without a record. */
+  count(id: number, at: number): number {
+    return this.has(id) ? Number(BigInt.asIntN(64, this.long(id, at))) : 0;
   }
 
   /** Stores the aligned 8 bytes at once, after all that was written before: this is how a record is published. */

@@ -53,6 +53,8 @@ export interface IdentityStatus {
 export interface IdentityOptions {
   /** `HOST:PORT` of istiod's CA. */
   istiod: string;
+  /** Addresses of names that are not to be looked up. */
+  hosts?: Readonly<Record<string, string>>;
   id: SpiffeId;
   /** The root certificates' file, and the token's. */
   ca: string;
@@ -98,7 +100,7 @@ export class WorkloadIdentity implements CertificateSource {
   /** Looks into the store, and nowhere else. */
   constructor(options: IdentityOptions) {
     this.#options = options;
-    this.#target = parseTarget(options.istiod);
+    this.#target = parseTarget(options.istiod, options.hosts);
     this.#security = { kind: "tls", ca: options.ca, token: options.token, identity: this };
     this.#on = options.on ?? (() => {});
     this.#clock = options.clock ?? Date.now;
@@ -152,6 +154,11 @@ export class WorkloadIdentity implements CertificateSource {
     this.#due = 0;
     this.#earliest = 0;
     this.#sleep();
+  }
+
+  /** Only while there is none that could be shown: until then the stream's troubles are its own. */
+  trouble(): string | undefined {
+    return this.current() ? undefined : this.#lastError?.text;
   }
 
   status(): IdentityStatus {

@@ -7,7 +7,9 @@ import { parse as parseYaml } from "yaml";
 import { canonicalAddress } from "../mesh/address.ts";
 import { pemBlocks } from "./certificate.ts";
 import { type Problem, parseClusterEnv } from "./cluster-env.ts";
-import type { Identity, Json } from "./node.ts";
+import { DECIDED_METADATA, type Json } from "./node.ts";
+import { isNamespace, isObjectName, isTrustDomain } from "./object-name.ts";
+import { faultOfProbe } from "./readiness-probe.ts";
 import type { SpiffeId } from "./spiffe.ts";
 import { parseTarget, type Target } from "./target.ts";
 import { faultOfToken, freshTokenCommand } from "./token.ts";
@@ -41,29 +43,22 @@ export interface Membership {
   autoRegisterGroup?: string;
   /** The address that peers are to use (ISTIO_SVC_IP), canonical: with NAT it is none of the machine's own. */
   serviceIp?: string;
-  /** JSON text of the ports that the group names. */
-  podPorts?: string;
+  /** The ports that the group names. */
+  ports?: readonly Json[];
   /** As in the WorkloadGroup: httpGet, tcpSocket or exec, and thresholds. */
-  readinessProbe?: Json;
-  /** Further ISTIO_META_ values, by the names that istiod knows. */
-  metadata: Readonly<Record<string, string>>;
+  readinessProbe?: { readonly [key: string]: Json };
+  /** The probe goes to localhost, not to the machine's first address. */
+  probeLocalhost: boolean;
+  /** POD_NAME, which nobody but the machine's administrator sets. */
+  name?: string;
+  /** Further metadata, by the names that istiod knows. */
+  metadata: Readonly<Record<string, Json>>;
 }
 
-/** ISTIO_META_ values that have a field of their own, or that kmesh decides. */
-const OWN_META = new Set([
-  "AUTO_REGISTER_GROUP",
-  "CLUSTER_ID",
-  "DISABLE_HBONE_SEND",
-  "DNS_CAPTURE",
-  "ENABLE_HBONE",
-  "INTERCEPTION_MODE",
-  "MESH_ID",
-  "NETWORK",
-  "POD_PORTS",
-  "WORKLOAD_NAME",
-]);
 const META = "ISTIO_META_";
-const PROBES = ["httpGet", "tcpSocket", "exec", "grpc"];
+/** What istio-agent makes of ISTIO_METAJSON_KEY: the members of the object become metadata. LABELS alone is not such a one. */
+const META_JSON = "ISTIO_METAJSON_";
+const LABELS = `${META_JSON}LABELS`;
 
 /**
  * Reads the texts by file name; one that is missing is undefined. Gives the membership, or every problem that was
@@ -87,27 +82,29 @@ export function readMembership(
     texts["cluster.env"] !== undefined,
   );
 
-  const namespace = values.name("ISTIO_NAMESPACE", env.get("POD_NAMESPACE"));
+  const namespace = values.name("ISTIO_NAMESPACE", isNamespace, env.get("POD_NAMESPACE"));
   const podNamespace = env.get("POD_NAMESPACE");
   if (podNamespace !== undefined && namespace !== "" && podNamespace !== namespace)
     values.wrong("POD_NAMESPACE", `is ${podNamespace}, but ISTIO_NAMESPACE is ${namespace}`);
   const id: SpiffeId = {
-    trustDomain: values.get("TRUST_DOMAIN") || "cluster.local",
+    trustDomain: values.trustDomain("TRUST_DOMAIN"),
     namespace,
-    serviceAccount: values.name("SERVICE_ACCOUNT"),
+    serviceAccount: values.name("SERVICE_ACCOUNT", isObjectName),
   };
-  const labels = values.labels("ISTIO_METAJSON_LABELS");
+  const labels = values.labels(LABELS);
   const clusterId = values.required("ISTIO_META_CLUSTER_ID");
   const serviceIp = values.address("ISTIO_SVC_IP");
-  const podPorts = values.list("ISTIO_META_POD_PORTS");
+  const ports = values.list("ISTIO_META_POD_PORTS");
+  const workloadName = values.optional("ISTIO_META_WORKLOAD_NAME");
+  const group = values.optional("ISTIO_META_AUTO_REGISTER_GROUP");
+  const metadata = values.metadata();
   const ca = values.target("CA_ADDR") ?? mesh.istiod;
   const roots = readRoots(texts["root-cert.pem"], problems);
   const token = readToken(texts["istio-token"], id, now, problems);
   const hosts = readHosts(texts.hosts ?? "", problems);
   if (problems.length > 0 || !mesh.istiod || !ca) return { problems };
 
-  const workloadName = values.get(`${META}WORKLOAD_NAME`);
-  const group = values.get(`${META}AUTO_REGISTER_GROUP`);
+  const name = values.get("POD_NAME");
   return {
     membership: {
       id,
@@ -123,33 +120,12 @@ export function readMembership(
       ...(workloadName ? { workloadName } : {}),
       ...(group ? { autoRegisterGroup: group } : {}),
       ...(serviceIp === undefined ? {} : { serviceIp }),
-      ...(podPorts === undefined ? {} : { podPorts }),
+      ...(ports === undefined ? {} : { ports }),
       ...(mesh.probe === undefined ? {} : { readinessProbe: mesh.probe }),
-      metadata: values.metadata(),
+      probeLocalhost: values.get("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION") === "true",
+      ...(name ? { name } : {}),
+      metadata,
     },
-  };
-}
-
-/** Who the machine says it is to istiod, by its files and what only the machine knows. */
-export function identityOfMember(
-  member: Membership,
-  machine: Pick<Identity, "ips" | "name" | "locality" | "version">,
-): Identity {
-  const { id, workloadName, autoRegisterGroup, serviceIp, podPorts, readinessProbe } = member;
-  return {
-    ...machine,
-    ips: serviceIp === undefined ? machine.ips : [serviceIp, ...machine.ips],
-    namespace: id.namespace,
-    serviceAccount: id.serviceAccount,
-    clusterId: member.clusterId,
-    network: member.network,
-    meshId: member.meshId,
-    labels: member.labels,
-    ...(workloadName === undefined ? {} : { workloadName }),
-    ...(autoRegisterGroup === undefined ? {} : { autoRegisterGroup }),
-    ...(podPorts === undefined ? {} : { podPorts }),
-    ...(readinessProbe === undefined ? {} : { proxyConfig: { readinessProbe } }),
-    metadata: member.metadata,
   };
 }
 
@@ -185,10 +161,20 @@ class Fields {
     return value;
   }
 
-  name(field: string, otherwise?: string): string {
+  name(field: string, fits: (name: string) => boolean, otherwise?: string): string {
     const value = this.get(field) || (otherwise ?? this.required(field));
-    if (value !== "" && !/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/.test(value))
-      this.wrong(field, `is no Kubernetes name: "${value}"`);
+    if (value !== "" && !fits(value)) this.wrong(field, `is no Kubernetes name: "${value}"`);
+    return value;
+  }
+
+  /** An object's name, or an empty text. */
+  optional(field: string): string {
+    return this.name(field, isObjectName, "");
+  }
+
+  trustDomain(field: string): string {
+    const value = this.get(field) || "cluster.local";
+    if (!isTrustDomain(value)) this.wrong(field, `is no trust domain: "${value}"`);
     return value;
   }
 
@@ -217,27 +203,33 @@ class Fields {
     return {};
   }
 
-  list(field: string): string | undefined {
+  list(field: string): readonly Json[] | undefined {
     const value = this.get(field);
     if (value === "") return undefined;
-    if (!Array.isArray(jsonOf(value))) this.wrong(field, "is no JSON list");
-    return value;
+    const list = jsonOf(value);
+    if (Array.isArray(list)) return list;
+    this.wrong(field, "is no JSON list");
+    return undefined;
   }
 
-  metadata(): Record<string, string> {
-    const found = [...this.#values].filter(([key]) => key.startsWith(META));
-    return Object.fromEntries(
-      found
-        .map(([key, value]) => [key.slice(META.length), value] as const)
-        .filter(([key]) => !OWN_META.has(key)),
-    );
+  metadata(): Record<string, Json> {
+    const found: [string, Json][] = [];
+    for (const [field, value] of this.#values) {
+      if (field.startsWith(META)) found.push([field.slice(META.length), value]);
+      else if (field.startsWith(META_JSON) && field !== LABELS) {
+        const members = jsonOf(value);
+        if (isObject(members)) found.push(...(Object.entries(members) as [string, Json][]));
+        else this.wrong(field, "is no JSON object");
+      }
+    }
+    return Object.fromEntries(found.filter(([key]) => !DECIDED_METADATA.has(key)));
   }
 }
 
 interface MeshFile {
   istiod?: Target;
   metadata: Map<string, string>;
-  probe?: Json;
+  probe?: { readonly [key: string]: Json };
 }
 
 function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
@@ -274,10 +266,10 @@ function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
     }
   } else if (metadata !== undefined && metadata !== null)
     problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "holds no keys and values" });
-  if (isObject(probe) && PROBES.filter((kind) => kind in probe).length === 1) result.probe = probe as Json;
-  else if (probe !== undefined && probe !== null) {
-    const reason = `names none, or several, of ${PROBES.join(", ")}`;
-    problems.push({ file, field: "defaultConfig.readinessProbe", reason });
+  if (probe !== undefined && probe !== null) {
+    const reason = faultOfProbe(probe);
+    if (reason === undefined) result.probe = probe as { readonly [key: string]: Json };
+    else problems.push({ file, field: "defaultConfig.readinessProbe", reason });
   }
   return result;
 }

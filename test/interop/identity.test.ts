@@ -2,15 +2,14 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { stringify } from "yaml";
+import { readConfig } from "../../src/agent/config.ts";
+import { settingsOf } from "../../src/agent/member.ts";
+import { nodeIdentity } from "../../src/agent/node.ts";
 import { DecodingSink } from "../../src/demo/decoding-sink.ts";
 import { CertificateStore } from "../../src/istiod/certificate-store.ts";
 import { type IdentityEvent, type IdentityOptions, WorkloadIdentity } from "../../src/istiod/identity.ts";
-import {
-  formatProblem,
-  identityOfMember,
-  MEMBERSHIP_FILES,
-  readMembership,
-} from "../../src/istiod/membership.ts";
+import { formatProblem, MEMBERSHIP_FILES, readMembership } from "../../src/istiod/membership.ts";
 import type { Identity } from "../../src/istiod/node.ts";
 import type { StreamEvent } from "../../src/istiod/status.ts";
 import { IstiodStream } from "../../src/istiod/stream.ts";
@@ -134,7 +133,10 @@ describe.skipIf("missing" in built)("a VM's identity and the real istiod", () =>
     expect(read.membership).toMatchObject({ id: ID, autoRegisterGroup: "vms", clusterId: "Kubernetes" });
     expect(read.membership.istiod).toEqual({ host: "localhost", port: plane.ports.secureGrpc });
     expect(read.membership.readinessProbe).toEqual({ httpGet: { path: "/ready", port: 8080 } });
-    const member = identityOfMember(read.membership, { ips: ["10.0.0.9"], name: "member" });
+    const file = { path: join(plane.folder, "config.yaml"), required: true };
+    const kept = { ca: join(files, "root-cert.pem"), token: join(files, "istio-token") };
+    writeFileSync(file.path, stringify(settingsOf(read.membership, kept), { keepUndefined: false }));
+    const member = nodeIdentity(readConfig({ flags: {}, env: {}, file }), ["10.0.0.9"]);
     const { stream, sink } = streamOf(identity, join(plane.folder, "no-token"), member);
     await eventually("the first commit", () => sink.commits.length > 0 || undefined);
     expect(sink.stored).toContain("listener 10.97.1.1_7000");
