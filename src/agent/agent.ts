@@ -33,6 +33,7 @@ import { localityOf, nodeIdentity } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
+import { settingValues } from "./values.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
@@ -200,6 +201,7 @@ export class Agent {
   async #begin(): Promise<void> {
     this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
       "/agent": () => this.status(),
+      "/config": () => settingValues(this.#config),
       "/status": () => ({ agent: this.status(), kernel: this.#datapath.summarize() }),
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,

@@ -227,8 +227,8 @@ export type Flags = Partial<Record<string, string | boolean | string[]>>;
 export interface Sources {
   flags: Flags;
   env: Record<string, string | undefined>;
-  /** The file's path; `required` when the operator named it. */
-  file: { path: string; required: boolean };
+  /** The file's path; `required` when the operator named it; `text` when it is not written yet. */
+  file: { path: string; required: boolean; text?: string };
 }
 
 /** The environment variable of a setting. */
@@ -499,7 +499,7 @@ function folders(given: Values): Folders {
 function readFile(file: Sources["file"]): Record<string, unknown> {
   let text: string;
   try {
-    text = readFileSync(file.path, "utf8");
+    text = file.text ?? readFileSync(file.path, "utf8");
   } catch (error) {
     const code = codeOf(error);
     if (code === "ENOENT" && !file.required) return {};

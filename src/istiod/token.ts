@@ -48,6 +48,12 @@ export function faultOfToken(token: string, id: SpiffeId, now: number): string |
   return undefined;
 }
 
+/** Whether the token says itself that its time is over. */
+export function isExpired(token: string, now: number): boolean {
+  const exp = claimsOf(token)?.exp;
+  return typeof exp === "number" && exp * 1000 <= now;
+}
+
 /** The command that writes a fresh token, for a machine with kubectl and this machine's file. */
 export function freshTokenCommand(id: SpiffeId, file: string): string {
   return `kubectl create token ${id.serviceAccount} --namespace ${id.namespace} --audience ${AUDIENCE} > ${file}`;
