@@ -1,3 +1,4 @@
+import { config } from "./cli/config.ts";
 import { demo, demoPart, demoStage } from "./cli/demo.ts";
 import { dispatch } from "./cli/dispatch.ts";
 import { down } from "./cli/down.ts";
@@ -12,7 +13,7 @@ import { version as number } from "./runtime/version.ts";
 
 const code = await dispatch(
   process.argv.slice(2),
-  [run, status, dump, explain, down, install, uninstall, join, demo, version, demoStage, demoPart],
+  [run, status, dump, explain, down, install, uninstall, join, config, demo, version, demoStage, demoPart],
   {
     version: number,
     description: "A service mesh that lives in the kernel",

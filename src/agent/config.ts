@@ -250,10 +250,13 @@ export function readConfig(sources: Sources): Config {
   return config;
 }
 
-/** The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent. */
+/**
+ * The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent.
+ * Throws ConfigError when the file can't be read as one.
+ */
 export function examineConfig(sources: Sources): { config: Config; problems: ConfigError[] } {
   const problems: ConfigError[] = [];
-  const file = attempt(problems, () => readFile(sources.file)) ?? {};
+  const file = readFile(sources.file);
   refuseUnknown(file, sources.file.path, problems);
   const given = new Values(sources, file, problems);
   const plaintext = given.switch("plaintext");
@@ -476,16 +479,6 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
       return [part.slice(0, equals), part.slice(equals + 1)];
     }),
   );
-}
-
-function attempt<T>(problems: ConfigError[], run: () => T): T | undefined {
-  try {
-    return run();
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    problems.push(error);
-    return undefined;
-  }
 }
 
 function folders(given: Values): Folders {

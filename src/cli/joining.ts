@@ -46,7 +46,7 @@ export function joinSteps(options: {
   const state = join(root, stateDir);
   const certified = certifiedId(state);
   const { membership, paths, remarks } = readMembers(from, certified?.id);
-  const kept = { ca: join(stateDir, ROOTS), token: join(stateDir, TOKEN) };
+  const kept = keptFiles(stateDir);
   const file = join(root, configFile);
   const before = existsSync(file) ? readFileSync(file, "utf8") : undefined;
   const { text, changed } = decidedConfig(file, before, settingsOf(membership, kept));
@@ -71,6 +71,11 @@ export function joinSteps(options: {
     configStep(file, before, text, changed),
   ];
   return { steps, remarks, config: { ...config, ca: kept.ca } };
+}
+
+/** Where the copies of roots and token are kept. */
+export function keptFiles(stateDir: string): { ca: string; token: string } {
+  return { ca: join(stateDir, ROOTS), token: join(stateDir, TOKEN) };
 }
 
 /** What the agent that runs, if one does, needs to be as `config` says. */
@@ -107,7 +112,7 @@ export async function arrival(folders: Folders): Promise<string> {
 }
 
 /** The certificate that the machine has already, while it is valid. */
-function certifiedId(state: string): { id: SpiffeId; notAfter: number } | undefined {
+export function certifiedId(state: string): { id: SpiffeId; notAfter: number } | undefined {
   try {
     const found = new CertificateStore(join(state, "identity")).load();
     return found && isValidAt(found, Date.now()) ? found : undefined;

@@ -188,7 +188,7 @@ test("wrong roots, tokens and hosts", () => {
   expect(problems({ "root-cert.pem": "x" })).toEqual(["root-cert.pem holds no PEM certificate"]);
   const broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
   expect(problems({ "root-cert.pem": root + broken })).toEqual([
-    "root-cert.pem: certificate 2 can't be read",
+    "root-cert.pem holds a certificate that can't be read (number 2)",
   ]);
   const fresh =
     ": kubectl create token vm --namespace shop --audience istio-ca > istio-token writes a fresh one";

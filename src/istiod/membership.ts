@@ -295,16 +295,23 @@ function readMesh(text: string | undefined, file: string, problems: Problem[]): 
 
 function readRoots(text: string | undefined, file: string, problems: Problem[]): string {
   if (text === undefined) return "";
+  const reason = faultOfRoots(text);
+  if (reason !== undefined) problems.push({ file, reason });
+  return text;
+}
+
+/** Why a text is no list of root certificates, for a sentence that begins with its file; undefined when it is one. */
+export function faultOfRoots(text: string): string | undefined {
   const blocks = pemBlocks(text);
-  if (blocks.length === 0) problems.push({ file, reason: "holds no PEM certificate" });
+  if (blocks.length === 0) return "holds no PEM certificate";
   for (const [i, block] of blocks.entries()) {
     try {
       new X509Certificate(block);
     } catch {
-      problems.push({ file, field: `certificate ${i + 1}`, reason: "can't be read" });
+      return `holds a certificate that can't be read (number ${i + 1})`;
     }
   }
-  return text;
+  return undefined;
 }
 
 /** The token, or an empty text. */

@@ -1,6 +1,6 @@
 /** From istioctl's five files to a machine in the mesh: `kmesh join`, then `kmesh run` with nothing but its configuration. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { stringify } from "yaml";
 import { binaries, istioctl } from "../control-plane/control-plane.ts";
@@ -98,5 +98,35 @@ describe.skipIf(why !== undefined)("a VM with istioctl's files", () => {
     expect(entry).toMatchObject({
       spec: { address: "172.31.0.1", serviceAccount: "vm", network: "net1", labels: { app: "vms" } },
     });
+  });
+
+  test("the configuration is checked, and compared with what is in use", async () => {
+    expect(await kmesh("config", "check")).toMatchObject({ code: 0, stdout: `${config} is valid.\n` });
+    const same = await eventually("a snapshot", async () => {
+      const result = await kmesh("config", "diff");
+      return result.stdout.includes("no snapshot") ? undefined : result;
+    });
+    expect(same).toMatchObject({ code: 0, stdout: `${config}, the agent, the snapshot: no difference.\n` });
+    const before = readFileSync(config, "utf8");
+    writeFileSync(config, `${before.replace("network: net1", "network: net2")}\nexclude: [192.0.2.0/24]\n`);
+    const changed = await kmesh("config", "diff");
+    expect(changed.stdout).toMatch(/^network +net2 +net1 +net1$/m);
+    expect(changed.stdout).toMatch(/^exclude +192\.0\.2\.0\/24 +\(none\) +-$/m);
+    expect(changed.stdout).toContain(
+      "systemctl restart kmesh takes the file over (connections go on): network",
+    );
+    const json = JSON.parse((await kmesh("config", "diff", "--output=json")).stdout);
+    expect(json).toMatchObject({ alive: true, snapshot: true, reload: ["exclude"], restart: ["network"] });
+    writeFileSync(config, "istiod: a:0\nnamspace: shop\ncgroup: [/none]\n");
+    const wrong = await kmesh("config", "check");
+    expect(wrong.code).toBe(2);
+    for (const text of [
+      '"0" is no port',
+      'no setting "namspace"',
+      "no cgroup /none",
+      "root certificate is missing",
+    ])
+      expect(wrong.stdout).toContain(text);
+    writeFileSync(config, before);
   });
 });
