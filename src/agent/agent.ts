@@ -8,12 +8,16 @@ import { AdminServer } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
+  type RegistrationStatus,
   readStatus,
   type SnapshotStatus,
   type TablesStatus,
   writeStatus,
 } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
+import { parseProbe } from "../health/probe.ts";
+import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
@@ -26,11 +30,12 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
 import { shapeOf } from "./bond.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
+import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
-import { nodeIdentity } from "./node.ts";
+import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
@@ -38,6 +43,8 @@ import { settingValues } from "./values.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
+/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+const ISTIOD_PATIENCE = 10_000;
 /**
  * From a change to the status file, milliseconds: many changes become one write. The numbers of a push that only
  * moved endpoints may lag: the file is for those who find no agent.
@@ -50,9 +57,12 @@ export class Agent {
   readonly #locks: Locks;
   readonly #datapath: Datapath;
   readonly #snapshots: SnapshotKeeper;
+  readonly #kept: KeptGenerations;
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
+  readonly #health: HealthWatch | undefined;
+  readonly #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -67,6 +77,7 @@ export class Agent {
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
   #stopped = false;
@@ -86,11 +97,14 @@ export class Agent {
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
+    const node = nodeIdentity(config, this.#addresses);
+    this.#registration = registrationOf(node);
+    this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
-      identity: nodeIdentity(config, this.#addresses),
+      identity: node,
       sink: this.#compiler,
       on: (event) => this.#heard(event),
     });
@@ -107,6 +121,7 @@ export class Agent {
       nodeAddresses: this.#addresses,
       log: (line) => log.info(line),
     });
+    this.#kept = new KeptGenerations(this.#datapath, log);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     if (this.#datapath.governs) this.#snapshot = this.#before?.snapshot;
     // Before the first connection, or we would be sent through our own mesh.
@@ -160,7 +175,10 @@ export class Agent {
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
   stop(): void {
     clearTimeout(this.#retryTimer);
+    clearTimeout(this.#patienceTimer);
+    this.#kept.stop();
     this.#stopped = true;
+    this.#health?.stop();
     this.#identity?.stop();
     this.#stream.stop();
     this.#compiler.close();
@@ -190,6 +208,8 @@ export class Agent {
       netns: config.netns,
       adopted: this.#datapath.adopted,
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#registration ? { registration: this.#registration } : {}),
+      ...(this.#health ? { health: this.#health.status() } : {}),
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
@@ -209,10 +229,14 @@ export class Agent {
       "/dump/tables": () => this.#datapath.inspect(),
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
-    this.#reporter.started(this.#datapath.adopted, this.#config);
-    if (this.#datapath.governs) this.#live.resolve();
+    const { adopted, governs, takesOver } = this.#datapath;
+    this.#reporter.started(takesOver ? "foreign" : adopted ? "own" : "nothing", this.#config);
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (governs) this.#live.resolve();
     else this.#restore();
+    this.#kept.watch();
     this.#writeStatus();
+    this.#health?.start();
     void this.#connect();
   }
 
@@ -250,18 +274,34 @@ export class Agent {
     return identity;
   }
 
+  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  #openHealth(config: Config): HealthWatch | undefined {
+    if (config.readinessProbe === undefined) return undefined;
+    const probe = parseProbe(config.readinessProbe);
+    return new HealthWatch({
+      probe,
+      address: config.probeLocalhost ? "localhost" : (this.#addresses[0] ?? "localhost"),
+      on: (verdict) => {
+        this.#reporter.heardOfHealth(verdict);
+        if (this.#registration) this.#stream.report(verdict);
+        this.#writeStatusWithin(STATUS_DELAY.news);
+      },
+    });
+  }
+
   #heardOfIdentity(event: IdentityEvent): void {
     this.#reporter.heardOfIdentity(event);
     this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
-  /** Governs by the last good snapshot until istiod answers. */
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
   #restore(): void {
+    if (this.#mesh) return;
     const found = this.#snapshots.load();
     if (!found) return;
     const { mesh, writtenAt } = found;
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, { everything: true });
+      const { writes, milliseconds } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
@@ -285,7 +325,7 @@ export class Agent {
     if (!mesh) return;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, changes);
+      const { writes, milliseconds } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#tables.firstApplyAt === undefined;
       this.#tables = {
@@ -316,6 +356,13 @@ export class Agent {
     this.#writeStatusWithin(
       changes.everything || changes.services.size > 0 ? STATUS_DELAY.news : STATUS_DELAY.numbers,
     );
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    const { takesOver } = this.#datapath;
+    const report = this.#datapath.apply(mesh, changes);
+    if (takesOver) this.#kept.watch();
+    return report;
   }
 
   #heard(event: StreamEvent): void {

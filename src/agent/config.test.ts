@@ -221,7 +221,7 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "probe",
       () => readConfig(withFile("readiness-probe: {httpget: {port: 1}}", base)),
-      /key readiness-probe: it names none, or several, of httpGet, tcpSocket, exec, grpc/,
+      /key readiness-probe: it can't be used: httpget is no field of it \(those are httpGet, tcpSocket/,
     ],
     [
       "metadata",

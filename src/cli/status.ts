@@ -85,21 +85,63 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
   return [
     ["istiod", `${link}, ${state}${push}`],
     ...error,
-    ...(agent.identity ? tellIdentity(agent.identity, now) : []),
+    ...(agent.identity ? tellIdentity(agent.identity, error[0]?.[1], now) : []),
+    ...tellRegistration(agent.registration),
+    ...tellHealth(agent, now),
     ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
     ...tellSnapshot(agent.snapshot, now),
   ];
 }
 
-function tellIdentity(identity: IdentityStatus, now: number): [string, string][] {
+/** `told` stands there already. */
+function tellIdentity(identity: IdentityStatus, told: string | undefined, now: number): [string, string][] {
   const { id, certificate, renewal, lastError } = identity;
   const life = !certificate
     ? "no certificate yet"
     : certificate.notAfter <= now
       ? `its certificate EXPIRED ${formatSpan(now - certificate.notAfter)} ago`
       : `its certificate is good for ${formatSpan(certificate.notAfter - now)}${renewal > now ? `, renewed in ${formatSpan(renewal - now)}` : ""}`;
-  return [["identity", `${id}, ${life}`], ...(lastError ? [["", lastError.text] as [string, string]] : [])];
+  const error = lastError && lastError.text !== told ? [["", lastError.text] as [string, string]] : [];
+  return [["identity", `${id}, ${life}`], ...error];
+}
+
+function tellRegistration(registration: AgentStatus["registration"]): [string, string][] {
+  if (!registration) return [];
+  const { namespace, entry, address, group, needs } = registration;
+  const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
+  if (group !== undefined)
+    return [
+      [
+        "registered",
+        `as ${where} by group ${group}, while connected; peers are told ${address}, in plaintext (label security.istio.io/tlsMode: disabled)`,
+      ],
+    ];
+  const commands = (needs ?? []).map((command): [string, string] => ["", `  ${command}`]);
+  return [
+    [
+      "registered",
+      `by hand as ${where}; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:`,
+    ],
+    ...commands,
+  ];
+}
+
+function tellHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
+  if (!health) return [];
+  const { healthy, since: from = now, message, streak, checks, probe } = health;
+  const state =
+    healthy === undefined
+      ? `not known yet after ${plural(checks, "check")}`
+      : `${healthy ? "healthy" : "NOT HEALTHY"} for ${formatSpan(now - from)}`;
+  const against = streak > 0 && healthy !== undefined ? `, ${plural(streak, "check")} against it` : "";
+  const reported = !registration
+    ? "istiod is not told: set workload-group, or workload-entry"
+    : (stream.healthNotTaken ?? (stream.reported ? "istiod is told" : "istiod is not told yet"));
+  return [
+    ["health", `${state}${against} (${probe}); ${reported}`],
+    ...(message === undefined ? [] : [["", message] as [string, string]]),
+  ];
 }
 
 function tellSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, string][] {
@@ -146,16 +188,29 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
         ? "none attached: no connection is governed"
         : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
     ],
+    ...tellSettings(kernel.foreign === undefined ? settings : undefined),
+    ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
+  ];
+}
+
+function tellSettings(settings: Summary["settings"]): [string, string][] {
+  if (!settings) return [];
+  return [
     ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
-    ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
   const warnings: string[] = [];
-  if (kernel?.settings.shadow) warnings.push("Shadow mode: decisions are counted, no connection is changed.");
+  if (kernel?.foreign !== undefined) {
+    warnings.push(
+      `The tables of another kmesh version govern (layout ${kernel.foreign}, this one reads ${kernel.abi}): who is governed ` +
+        "and where connections go, only that version's executable can tell. Counters are shared and shown.",
+    );
+  } else if (kernel?.settings?.shadow)
+    warnings.push("Shadow mode: decisions are counted, no connection is changed.");
   for (const note of agent?.mesh.notes ?? []) warnings.push(note.text);
   if (agent?.tables.lastError) warnings.push(`A push could not be written: ${agent.tables.lastError.text}`);
   for (const { type, resource, reason } of agent?.stream.rejected ?? []) {
@@ -165,7 +220,7 @@ function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined)
 }
 
 function tellServices(kernel: Summary, all: boolean): string {
-  const { shadow } = kernel.settings;
+  const shadow = kernel.settings?.shadow ?? true;
   const rows = kernel.services
     .map((each) => ({ ...each, refusals: Object.entries(each.refused) }))
     .sort(
