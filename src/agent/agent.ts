@@ -33,7 +33,7 @@ import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
 import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
@@ -91,6 +91,7 @@ export class Agent {
     this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
+    warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
@@ -115,6 +116,7 @@ export class Agent {
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes,
       netns: config.netns,
       shadow: config.shadow,
@@ -159,15 +161,15 @@ export class Agent {
     const before = { ...this.#config, cgroups: this.#cgroups };
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
-    const { excludes, netns, shadow } = config;
+    const { units, excludes, netns, shadow } = config;
     try {
-      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+      this.#datapath.govern({ cgroups, units, excludes, netns, shadow });
     } catch (error) {
       this.#datapath.govern(before);
       throw error;
     }
     this.#cgroups = cgroups;
-    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#writeStatus();
     return found;
   }
@@ -204,6 +206,7 @@ export class Agent {
       },
       shadow: config.shadow,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,

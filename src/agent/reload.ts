@@ -4,9 +4,9 @@ import { type Config, SETTINGS, type SettingName } from "./config.ts";
 import { type SettingValues, settingValues } from "./values.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
-export type LiveSettings = Pick<Config, "cgroups" | "excludes" | "netns" | "shadow">;
+export type LiveSettings = Pick<Config, "cgroups" | "units" | "excludes" | "netns" | "shadow">;
 
-const LIVE: ReadonlySet<SettingName> = new Set(["cgroup", "exclude", "netns", "shadow"]);
+const LIVE: ReadonlySet<SettingName> = new Set(["unit", "cgroup", "exclude", "netns", "shadow"]);
 
 export interface Differences {
   /** Settings that a running agent can take over. */

@@ -34,6 +34,7 @@ export function settingValues(config: Config): SettingValues {
     "readiness-probe": config.readinessProbe ?? null,
     "probe-localhost": config.probeLocalhost,
     metadata: config.metadata,
+    unit: config.units,
     cgroup: config.cgroups,
     exclude: config.excludes.map(formatExclude),
     netns: config.netns,

@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import type { AgentStatus } from "../admin/status.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { UnitState } from "../datapath/unit.ts";
 import { tellStatus } from "./status.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
@@ -28,6 +29,7 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
     node: { namespace: "demo", serviceAccount: "default", addresses: ["10.0.0.5"] },
     shadow: false,
     cgroups: ["/"],
+    units: [],
     excludes: [],
     netns: "own",
     adopted: false,
@@ -65,7 +67,14 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
   };
 }
 
-const SETTINGS = { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" };
+const SETTINGS = {
+  shadow: false,
+  netns: "initial",
+  cgroups: ["/"],
+  units: [],
+  exclusions: [],
+  fallback: "pass",
+};
 
 function kernel(change: Partial<Summary> = {}): Summary {
   return {
@@ -109,6 +118,20 @@ test("a healthy mesh", () => {
     ["b:80", "5", "0", "-"],
     ["(no service)", "0", "7", "-"],
   ]);
+});
+
+test("units by name, and whether each is there", () => {
+  const settings = (cgroups: string[], units: UnitState[]) =>
+    kernel({ settings: { ...SETTINGS, cgroups, units } });
+  const units = [
+    { unit: "a.service", cgroup: "/sys/fs/cgroup/system.slice/a.service", populated: true },
+    { unit: "b.service", cgroup: "/sys/fs/cgroup/system.slice/b.service", populated: false },
+    { unit: "c.service", populated: false },
+  ];
+  expect(tell(agent(), settings(["/x"], units))).toContain(
+    "/x, a.service (runs), b.service (has no process now), c.service (is not there now); network",
+  );
+  expect(tell(agent(), settings([], []))).toContain("nothing: no cgroup and no unit is enrolled");
 });
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {

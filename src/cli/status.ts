@@ -196,10 +196,17 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
 function tellSettings(settings: Summary["settings"]): [string, string][] {
   if (!settings) return [];
   return [
-    ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
+    ["governs", `${tellEnrolled(settings)}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+function tellEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
+  const running = ({ cgroup, populated }: (typeof units)[number]) =>
+    populated ? "runs" : cgroup === undefined ? "is not there now" : "has no process now";
+  const named = units.map((each) => `${each.unit} (${running(each)})`);
+  return [...cgroups, ...named].join(", ") || "nothing: no cgroup and no unit is enrolled";
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
