@@ -1,7 +1,8 @@
 /** Who is governed: cgroups, network namespace, exclusions; and who never is: agents. */
-import { cgroupId, cgroupLevel } from "../kernel/cgroup.ts";
+import { dirname } from "node:path";
+import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../kernel/cgroup.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
-import { taskIdentity } from "../kernel/process.ts";
+import { socketInodes, taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
 import type { Tables } from "./tables.ts";
 
@@ -41,6 +42,41 @@ export function enrolCgroups(tables: Tables, cgroups: readonly string[]): number
     writes++;
   }
   return writes;
+}
+
+/** Says of a cgroup's id whether what is made in that cgroup is enrolled now. Remembers what it was asked. */
+export function enrolmentTest(tables: Tables): (cgroup: bigint) => boolean {
+  if (tables.settings.flags.everyCgroup) return () => true;
+  const { keys, count } = tables.maps.enrolled.entries();
+  const enrolled = new Set(new BigUint64Array(keys.slice().buffer).subarray(0, count));
+  const root = cgroup2Root();
+  const known = new Map<bigint, boolean>();
+  return (cgroup) => {
+    const before = known.get(cgroup);
+    if (before !== undefined) return before;
+    const path = enrolled.size > 0 ? cgroupPath(cgroup) : undefined;
+    const answer = path !== undefined && [...upwards(path, root)].some((at) => enrolled.has(cgroupId(at)));
+    known.set(cgroup, answer);
+    return answer;
+  };
+}
+
+/** The folder and those above it, up to `root`. */
+function* upwards(path: string, root: string): Generator<string> {
+  for (let at = path; at.startsWith(root); at = dirname(at)) {
+    yield at;
+    if (at === root) return;
+  }
+}
+
+/** Inodes of the sockets that exempt agents hold: theirs are never governed. */
+export function agentSockets(tables: Tables): Set<number> {
+  const { keys, count } = tables.maps.agents.entries();
+  const inodes = new Set<number>();
+  for (const pid of new Uint32Array(keys.slice().buffer).subarray(0, count)) {
+    for (const inode of socketInodes(pid)) inodes.add(inode);
+  }
+  return inodes;
 }
 
 /** Governs the network namespace of this process, or every one. Throws where a kernel before 5.14 can't tell. */
