@@ -14,6 +14,7 @@ import {
   writeStatus,
 } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
@@ -25,6 +26,7 @@ import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
+import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
@@ -36,6 +38,8 @@ import { SnapshotKeeper } from "./snapshot-keeper.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
+/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+const ISTIOD_PATIENCE = 10_000;
 /**
  * From a change to the status file, milliseconds: many changes become one write. The numbers of a push that only
  * moved endpoints may lag: the file is for those who find no agent.
@@ -48,6 +52,7 @@ export class Agent {
   readonly #locks: Locks;
   readonly #datapath: Datapath;
   readonly #snapshots: SnapshotKeeper;
+  readonly #kept: KeptGenerations;
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
@@ -65,6 +70,7 @@ export class Agent {
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
   #stopped = false;
@@ -105,6 +111,7 @@ export class Agent {
       nodeAddresses: this.#addresses,
       log: (line) => log.info(line),
     });
+    this.#kept = new KeptGenerations(this.#datapath, log);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     if (this.#datapath.governs) this.#snapshot = this.#before?.snapshot;
     // Before the first connection, or we would be sent through our own mesh.
@@ -158,6 +165,8 @@ export class Agent {
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
   stop(): void {
     clearTimeout(this.#retryTimer);
+    clearTimeout(this.#patienceTimer);
+    this.#kept.stop();
     this.#stopped = true;
     this.#identity?.stop();
     this.#stream.stop();
@@ -206,9 +215,12 @@ export class Agent {
       "/dump/tables": () => this.#datapath.inspect(),
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
-    this.#reporter.started(this.#datapath.adopted, this.#config);
-    if (this.#datapath.governs) this.#live.resolve();
+    const { adopted, governs, takesOver } = this.#datapath;
+    this.#reporter.started(takesOver ? "foreign" : adopted ? "own" : "nothing", this.#config);
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (governs) this.#live.resolve();
     else this.#restore();
+    this.#kept.watch();
     this.#writeStatus();
     void this.#connect();
   }
@@ -252,13 +264,14 @@ export class Agent {
     this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
-  /** Governs by the last good snapshot until istiod answers. */
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
   #restore(): void {
+    if (this.#mesh) return;
     const found = this.#snapshots.load();
     if (!found) return;
     const { mesh, writtenAt } = found;
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, { everything: true });
+      const { writes, milliseconds } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
@@ -282,7 +295,7 @@ export class Agent {
     if (!mesh) return;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, changes);
+      const { writes, milliseconds } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#tables.firstApplyAt === undefined;
       this.#tables = {
@@ -313,6 +326,13 @@ export class Agent {
     this.#writeStatusWithin(
       changes.everything || changes.services.size > 0 ? STATUS_DELAY.news : STATUS_DELAY.numbers,
     );
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    const { takesOver } = this.#datapath;
+    const report = this.#datapath.apply(mesh, changes);
+    if (takesOver) this.#kept.watch();
+    return report;
   }
 
   #heard(event: StreamEvent): void {

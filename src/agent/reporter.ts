@@ -27,10 +27,13 @@ export class Reporter {
     this.#log = log;
   }
 
-  started(adopted: boolean, config: Config): void {
-    const tables = adopted
-      ? "took over what an earlier agent left, traffic goes on"
-      : "tables are empty, nothing is governed yet";
+  /** `found`: tables of this version, live ones of another that these will take over from, or nothing. */
+  started(found: "own" | "foreign" | "nothing", config: Config): void {
+    const tables = {
+      own: "took over what an earlier agent left, traffic goes on",
+      foreign: "the tables of another version govern until these are filled, traffic goes on",
+      nothing: "tables are empty, nothing is governed yet",
+    }[found];
     this.#log.info(`kmesh runs (pid ${process.pid}, ${config.mode}): ${tables}`);
     if (config.shadow) this.#log.warn("Shadow mode: decisions are counted, no connection is changed");
     if (config.allowPlaintext)
@@ -105,6 +108,8 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
       return ["debug", `A new connection to istiod at ${event.target} took over`];
     case "not-renewed":
       return ["warn", `No new connection to istiod, the one before goes on: ${event.reason}`];
+    case "health-not-taken":
+      return ["warn", `The application's health is not reported: ${event.reason}`];
     case "rejected":
       return [
         "warn",

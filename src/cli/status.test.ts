@@ -65,6 +65,8 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
   };
 }
 
+const SETTINGS = { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" };
+
 function kernel(change: Partial<Summary> = {}): Summary {
   return {
     bpffs: "/sys/fs/bpf/kmesh",
@@ -73,7 +75,7 @@ function kernel(change: Partial<Summary> = {}): Summary {
       { hook: "connect4", attached: true, programId: 1 },
       { hook: "connect6", attached: true, programId: 2 },
     ],
-    settings: { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" },
+    settings: SETTINGS,
     services: [
       { service: "", redirected: 0, passed: 7, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
       { service: "b:80", redirected: 5, passed: 0, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
@@ -160,7 +162,7 @@ test("what is not as it should be is told before the services", () => {
         { hook: "connect4", attached: true },
         { hook: "connect6", attached: false },
       ],
-      settings: { ...kernel().settings, shadow: true },
+      settings: { ...SETTINGS, shadow: true },
     }),
   );
   expect(text).toContain("not connected for 3.0 s; the tables stay as they are");
@@ -172,6 +174,15 @@ test("what is not as it should be is told before the services", () => {
   expect(warnings).toContain("Refused istiod's cluster outbound|80||a: port 0");
   expect(text).toContain("WOULD REDIRECT");
   expect(text).toContain("LAYER 7, NOT ENFORCED YET\n  a:80: a header match");
+});
+
+test("tables of another version: what is known of them, and who can tell the rest", () => {
+  const { settings: _, ...rest } = kernel({ foreign: "def", tables: [] });
+  const text = tellStatus({ agent: agent(), kernel: rest }, undefined, "/sys/fs/bpf/kmesh", false);
+  expect(text).toContain("tables of another kmesh version govern (layout def, this one reads abc)");
+  expect(text).toContain("attached: connect4, connect6");
+  expect(text).not.toContain("other addresses");
+  expect(text).toMatch(/b:80 +5/);
 });
 
 test("a screen's worth of services, and how many more there are", () => {

@@ -156,16 +156,29 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
         ? "none attached: no connection is governed"
         : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
     ],
+    ...tellSettings(kernel.foreign === undefined ? settings : undefined),
+    ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
+  ];
+}
+
+function tellSettings(settings: Summary["settings"]): [string, string][] {
+  if (!settings) return [];
+  return [
     ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
-    ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
   const warnings: string[] = [];
-  if (kernel?.settings.shadow) warnings.push("Shadow mode: decisions are counted, no connection is changed.");
+  if (kernel?.foreign !== undefined) {
+    warnings.push(
+      `The tables of another kmesh version govern (layout ${kernel.foreign}, this one reads ${kernel.abi}): who is governed ` +
+        "and where connections go, only that version's executable can tell. Counters are shared and shown.",
+    );
+  } else if (kernel?.settings?.shadow)
+    warnings.push("Shadow mode: decisions are counted, no connection is changed.");
   for (const note of agent?.mesh.notes ?? []) warnings.push(note.text);
   if (agent?.tables.lastError) warnings.push(`A push could not be written: ${agent.tables.lastError.text}`);
   for (const { type, resource, reason } of agent?.stream.rejected ?? []) {
@@ -193,7 +206,7 @@ function tellOlder(older: Answer["older"]): string[] {
 }
 
 function tellServices(kernel: Summary, all: boolean): string {
-  const { shadow } = kernel.settings;
+  const shadow = kernel.settings?.shadow ?? true;
   const rows = kernel.services
     .map((each) => ({ ...each, refusals: Object.entries(each.refused) }))
     .sort(

@@ -39,7 +39,12 @@ export class ChunkedTable {
     this.stride = (size + 7) & ~7;
     const id = new Uint32Array(new ArrayBuffer(4));
     for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
-      this.take(BpfMap.fromId(id[0] ?? 0));
+      const inner = BpfMap.fromId(id[0] ?? 0);
+      if (inner.info.valueSize !== size)
+        throw new Error(
+          `the table ${outer.info.name} is not kmesh's: its records have ${inner.info.valueSize} bytes, not ${size}`,
+        );
+      this.take(inner);
     }
   }
 

@@ -28,30 +28,35 @@ export interface DatapathOptions extends Governed {
 
 export class Datapath {
   readonly #options: DatapathOptions;
+  /** What holds from the moment on at which connections read this generation. */
+  #governed: Governed;
   readonly #generation: Generation;
   /** Absent after a write that failed halfway. */
   #publisher: Publisher | undefined;
   #attached: boolean;
+  /** There is more to be removed than a push will say. */
+  #untidy = false;
 
   private constructor(options: DatapathOptions, generation: Generation) {
     this.#options = options;
+    this.#governed = options;
     this.#generation = generation;
     this.#attached = generation.attached;
     // What an earlier agent unpublished last may still be read.
     if (generation.adopted) membarrier();
-    this.#publisher = new Publisher(generation.tables);
+    this.#publisher = this.#publish();
   }
 
   /**
    * Adopts what is pinned below `options.bpffs`, or builds empty tables; attaches nothing yet. Settings (enrolment,
-   * exclusions, shadow) take effect at once.
-   * Throws KernelError, ForeignGeneration, and Error for a cgroup or namespace that can't be governed; what was
-   * pinned before keeps working.
+   * exclusions, shadow) take effect at once, or while the tables of another version govern, when these take over.
+   * Throws KernelError, and Error for a pin that is none of ours and for a cgroup or namespace that can't be governed;
+   * what was pinned before keeps working.
    */
   static open(options: DatapathOptions): Datapath {
     const generation = Generation.open(options.bpffs);
     const { tables } = generation;
-    govern(tables, options);
+    if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
     return new Datapath(options, generation);
   }
@@ -67,11 +72,27 @@ export class Datapath {
   }
 
   /**
-   * Whether what an earlier start pinned governs. False after a reboot, and when that start ended before its hooks were
-   * all attached.
+   * Whether what an earlier start pinned governs, be it of this version or another. False after a reboot, and when that
+   * start ended before its hooks were all attached.
    */
   get governs(): boolean {
-    return this.#generation.adopted && this.#generation.linked;
+    return this.takesOver || (this.#generation.adopted && this.#generation.linked);
+  }
+
+  /** Whether the tables of another version govern, until the first `apply` has filled these. */
+  get takesOver(): boolean {
+    return this.#generation.others === "live";
+  }
+
+  /** Layouts of other versions' tables that are kept beside, the one that governed last first. */
+  get kept(): string[] {
+    return this.takesOver ? [] : this.#generation.otherLayouts;
+  }
+
+  /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
+  removeKept(layout: string): void {
+    this.#generation.removeOther(layout);
+    this.#untidy = true;
   }
 
   /**
@@ -79,7 +100,8 @@ export class Datapath {
    * with those from before.
    */
   govern(governed: Governed): void {
-    govern(this.#generation.tables, governed);
+    if (!this.takesOver) govern(this.#generation.tables, governed);
+    this.#governed = governed;
   }
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
@@ -88,13 +110,14 @@ export class Datapath {
   }
 
   /**
-   * Makes `mesh` what connections see, then, the first time, attaches the hooks. `changes` names what may differ from
-   * the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
+   * Makes `mesh` what connections see, then, the first time, attaches the hooks or takes them over from another version,
+   * whose tables govern unchanged until then. `changes` names what may differ from the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
   apply(mesh: Mesh, changes: Changes): ApplyReport {
-    const report = this.#write(mesh, changes);
-    if (!this.#attached) this.#attach();
+    const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
+    this.#untidy = false;
+    if (!this.#attached) this.#attach(mesh);
     return report;
   }
 
@@ -130,14 +153,28 @@ export class Datapath {
   #readBack(): Publisher {
     membarrier();
     this.#generation.tables.reread();
-    return new Publisher(this.#generation.tables);
+    return this.#publish();
   }
 
-  #attach(): void {
-    const hooks = this.#generation.attach(cgroup2Root());
-    if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
-    this.#generation.removeOldPrograms();
+  #publish(): Publisher {
+    return new Publisher(this.#generation.tables, () => this.#generation.others);
+  }
+
+  #attach(mesh: Mesh): void {
+    const generation = this.#generation;
+    const [before, ...older] = generation.otherLayouts;
+    const { takesOver } = this;
+    if (takesOver) govern(generation.tables, this.#governed);
+    const hooks = generation.attach(cgroup2Root());
     this.#attached = true;
+    if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
+    if (takesOver) {
+      this.#options.log(`took over from the tables of another version, layout ${before}; they are kept`);
+      for (const layout of older) generation.removeOther(layout);
+      // What the other one still needed until now.
+      this.#write(mesh, { everything: true });
+    }
+    generation.removeOldPrograms();
   }
 }
 

@@ -52,7 +52,9 @@ export async function reconcileLive(tables: Tables, lower: boolean): Promise<Rec
   return {
     sockets,
     raised: { endpoints: endpoints.raise(), clusters: clusters.raise() },
-    lowered: lower ? { endpoints: endpoints.lower(), clusters: clusters.lower() } : { endpoints: 0, clusters: 0 },
+    lowered: lower
+      ? { endpoints: endpoints.lower(), clusters: clusters.lower() }
+      : { endpoints: 0, clusters: 0 },
     milliseconds: performance.now() - start,
   };
 }
@@ -127,7 +129,7 @@ class Side {
   }
 
   lower(): number {
-    return -this.#correct((id) => -Math.max(0, (this.#lowest[id] ?? 0) - (this.#seen[id] ?? 0)));
+    return 0 - this.#correct((id) => -Math.max(0, (this.#lowest[id] ?? 0) - (this.#seen[id] ?? 0)));
   }
 
   #correct(change: (id: number) => number): number {

@@ -156,6 +156,11 @@ export class WorkloadIdentity implements CertificateSource {
     this.#sleep();
   }
 
+  /** Only while there is none that could be shown: until then the stream's troubles are its own. */
+  trouble(): string | undefined {
+    return this.current() ? undefined : this.#lastError?.text;
+  }
+
   status(): IdentityStatus {
     const certificate = this.#certificate;
     const status: IdentityStatus = {

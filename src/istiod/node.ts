@@ -4,6 +4,7 @@
  */
 import { canonicalAddress } from "../mesh/address.ts";
 import type { discovery } from "./discovery.gen.js";
+import { PLAINTEXT_LABEL } from "./registration.ts";
 
 /** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
 const ISTIO_VERSION = "1.32.0";
@@ -91,7 +92,9 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);
   if (identity.network) metadata.NETWORK = text(identity.network);
   if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
-  if (identity.labels) metadata.LABELS = { structValue: { fields: texts(identity.labels) } };
+  // The entry that istiod makes has these labels; without ours peers would be told to send mTLS, which nobody here ends.
+  const labels = identity.autoRegisterGroup ? { ...identity.labels, ...PLAINTEXT_LABEL } : identity.labels;
+  if (labels) metadata.LABELS = { structValue: { fields: texts(labels) } };
   if (identity.autoRegisterGroup) metadata.AUTO_REGISTER_GROUP = text(identity.autoRegisterGroup);
   if (identity.workloadEntry) metadata.WORKLOAD_ENTRY = text(identity.workloadEntry);
   if (identity.podPorts) metadata.POD_PORTS = text(identity.podPorts);

@@ -1,0 +1,55 @@
+/** How istiod registers this machine: what peers are told of it, and why it may not be registered. */
+import type { Identity } from "./node.ts";
+
+/**
+ * Sidecars send plaintext to a WorkloadEntry with this label. Without it those that have a service account, as all that
+ * istiod makes, are told as mTLS endpoints.
+ */
+export const PLAINTEXT_LABEL = { "security.istio.io/tlsMode": "disabled" } as const;
+/** Without it istiod takes no health of a WorkloadEntry that it did not make itself. */
+const HEALTH_ANNOTATION = "proxy.istio.io/health-checks-enabled=true";
+
+/** What of the node a registration depends on. */
+export type Registrant = Pick<
+  Identity,
+  "namespace" | "serviceAccount" | "autoRegisterGroup" | "workloadEntry"
+>;
+
+/** A sentence for what istiod said; undefined when it is not about the registration. */
+export function explainRegistration(details: string, node: Registrant): string | undefined {
+  const { namespace, serviceAccount = "default", autoRegisterGroup: group, workloadEntry: entry } = node;
+  if (/cannot find WorkloadGroup/.test(details)) {
+    return (
+      `there is no WorkloadGroup ${group} in namespace ${namespace}: make it with ` +
+      `istioctl x workload group create --name ${group} --namespace ${namespace} --serviceAccount ${serviceAccount} | kubectl apply -f -, ` +
+      "or name another with --workload-group"
+    );
+  }
+  if (/existing WorkloadEntry/.test(details)) {
+    return (
+      `there is no WorkloadEntry ${entry} in namespace ${namespace}: apply it, or have istiod make one ` +
+      "with --workload-group instead of --workload-entry"
+    );
+  }
+  if (/requires a verified identity/.test(details))
+    return "it registers only who proves its identity: use istiod's TLS port (15012) with --ca and --token";
+  const [, what, ours, theirs] =
+    /(namespace|service account) mismatch: "([^"]*)" vs "([^"]*)"/.exec(details) ?? [];
+  if (what === undefined) return undefined;
+  const object = entry === undefined ? `WorkloadGroup ${group}` : `WorkloadEntry ${entry}`;
+  const field = entry === undefined ? "spec.template.serviceAccount" : "spec.serviceAccount";
+  return what === "namespace"
+    ? `the ${object} is in namespace ${theirs}, and this machine is of namespace ${ours}: both must be the same`
+    : `the ${object} is for service account ${theirs}, and this machine is ${ours}: set ${field} there to ${ours}, ` +
+        `or --service-account to ${theirs} with a token of ${theirs}`;
+}
+
+/** The commands that make a WorkloadEntry which was applied by hand fit for kmesh. */
+export function commandsForEntry(namespace: string, entry: string, reportsHealth: boolean): string[] {
+  const [[label, value] = []] = Object.entries(PLAINTEXT_LABEL);
+  const of = `workloadentry ${entry} --namespace ${namespace}`;
+  return [
+    `kubectl label ${of} --overwrite ${label}=${value}`,
+    ...(reportsHealth ? [`kubectl annotate ${of} --overwrite ${HEALTH_ANNOTATION}`] : []),
+  ];
+}
