@@ -7,6 +7,7 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { parse as parseYaml } from "yaml";
+import { NoUnit, unitName } from "../datapath/unit.ts";
 import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/object-name.ts";
 import { faultOfProbe } from "../istiod/readiness-probe.ts";
@@ -131,6 +132,11 @@ export const SETTINGS = {
     hint: "KEY=VALUE",
     about: "further metadata for istiod (ISTIO_META_KEY in cluster.env)",
   },
+  unit: {
+    kind: "list",
+    hint: "NAME",
+    about: "enrol this systemd unit, whichever cgroup it has; then nothing else unless cgroup says so",
+  },
   cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and what is below it", fallback: "/" },
   exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never touch connections to these addresses" },
   netns: {
@@ -204,6 +210,8 @@ export interface Config extends Folders {
   metadata: Record<string, Json>;
   /** As given: a path below the cgroup2 root, or the whole path of the directory. */
   cgroups: string[];
+  /** Whole names. */
+  units: string[];
   excludes: Exclude[];
   netns: "own" | "all";
   shadow: boolean;
@@ -304,7 +312,9 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     readinessProbe: given.json("readiness-probe", parseProbe),
     probeLocalhost: given.switch("probe-localhost"),
     metadata: given.map("metadata", parseMetadata),
-    cgroups: given.list("cgroup", parseCgroup),
+    // Everything, unless somebody said what. No unit, said in so many words, is nothing.
+    cgroups: given.has("unit") && !given.has("cgroup") ? [] : given.list("cgroup", parseCgroup),
+    units: [...new Set(given.list("unit", parseUnit))],
     excludes: given.list("exclude", parseExclude),
     netns: given.choice("netns", ["own", "all"]),
     shadow: given.switch("shadow"),
@@ -651,6 +661,15 @@ function parseTrustDomain(text: string): string {
 function parseDirectory(text: string): string {
   if (text === "") throw new Invalid("the folder's name is empty", "Write a path.");
   return resolve(text);
+}
+
+function parseUnit(text: string): string {
+  try {
+    return unitName(text);
+  } catch (error) {
+    if (!(error instanceof NoUnit)) throw error;
+    throw new Invalid(error.message, "Write a unit as systemctl shows it, for example nginx.service.");
+  }
 }
 
 function parseCgroup(text: string): string {

@@ -3,7 +3,7 @@ import { isDeepStrictEqual } from "node:util";
 import type { Config, SettingName } from "./config.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
-export type LiveSettings = Pick<Config, "cgroups" | "excludes" | "netns" | "shadow">;
+export type LiveSettings = Pick<Config, "cgroups" | "units" | "excludes" | "netns" | "shadow">;
 
 const NAMES: Record<keyof Config, SettingName> = {
   istiod: "istiod",
@@ -32,6 +32,7 @@ const NAMES: Record<keyof Config, SettingName> = {
   probeLocalhost: "probe-localhost",
   metadata: "metadata",
   cgroups: "cgroup",
+  units: "unit",
   excludes: "exclude",
   netns: "netns",
   shadow: "shadow",
@@ -42,7 +43,13 @@ const NAMES: Record<keyof Config, SettingName> = {
   runDir: "run-dir",
 };
 
-const LIVE: ReadonlySet<string> = new Set<keyof LiveSettings>(["cgroups", "excludes", "netns", "shadow"]);
+const LIVE: ReadonlySet<string> = new Set<keyof LiveSettings>([
+  "cgroups",
+  "units",
+  "excludes",
+  "netns",
+  "shadow",
+]);
 
 export interface Differences {
   /** Settings that a running agent can take over. */

@@ -1,5 +1,6 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
 import type { AgentStatus, MeshStatus, SnapshotStatus } from "../admin/status.ts";
+import type { Verdict } from "../health/watch.ts";
 import type { IdentityEvent } from "../istiod/identity.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { time } from "../istiod/token.ts";
@@ -43,8 +44,8 @@ export class Reporter {
   heard(event: StreamEvent): void {
     const [level, line] = tell(event);
     if (event.kind === "connected") this.#lastEnd = "";
-    // An istiod that stays away is told once, not at every attempt.
-    const again = event.kind === "disconnected" && event.reason === this.#lastEnd;
+    // An istiod that stays away is told once, not at every attempt, and what stops the certificate is told already.
+    const again = event.kind === "disconnected" && [this.#lastEnd, this.#lastRefusal].includes(event.reason);
     if (event.kind === "disconnected") this.#lastEnd = event.reason;
     this.#log[again ? "debug" : level](line);
   }
@@ -54,6 +55,11 @@ export class Reporter {
     if (event.kind !== "remark") this.#lastRefusal = event.kind === "failed" ? event.reason : "";
     const [level, line] = tellOfIdentity(event);
     this.#log[again ? "debug" : level](line);
+  }
+
+  heardOfHealth({ healthy, message }: Verdict): void {
+    if (healthy) this.#log.info("The application is healthy");
+    else this.#log.warn(`The application is not healthy: ${message}`);
   }
 
   /** The last good snapshot is live. */

@@ -156,6 +156,7 @@ test("the configuration that is written says nothing yet, and each of its exampl
     readinessProbe: { httpGet: { path: "/ready", port: 8080 } },
     locality: { region: "region", zone: "zone" },
     cgroups: ["/system.slice/shop.service"],
+    units: ["nginx.service", "shop.service"],
     shadow: true,
   });
   expect(config.excludes).toHaveLength(2);

@@ -218,6 +218,7 @@ const EXAMPLES: Partial<Record<string, string>> = {
   ports: "[{name: http, containerPort: 8080}]",
   "readiness-probe": "{httpGet: {path: /ready, port: 8080}}",
   metadata: "{TEAM: blue}",
+  unit: "[nginx.service, shop.service]",
   cgroup: "[/system.slice/shop.service]",
   exclude: "[192.0.2.0/24, 198.51.100.7:443]",
 };

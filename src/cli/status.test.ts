@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import type { AgentStatus } from "../admin/status.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { UnitState } from "../datapath/unit.ts";
 import { tellStatus } from "./status.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
@@ -28,6 +29,7 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
     node: { namespace: "demo", serviceAccount: "default", addresses: ["10.0.0.5"] },
     shadow: false,
     cgroups: ["/"],
+    units: [],
     excludes: [],
     netns: "own",
     adopted: false,
@@ -65,7 +67,14 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
   };
 }
 
-const SETTINGS = { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" };
+const SETTINGS = {
+  shadow: false,
+  netns: "initial",
+  cgroups: ["/"],
+  units: [],
+  exclusions: [],
+  fallback: "pass",
+};
 
 function kernel(change: Partial<Summary> = {}): Summary {
   return {
@@ -109,6 +118,20 @@ test("a healthy mesh", () => {
     ["b:80", "5", "0", "-"],
     ["(no service)", "0", "7", "-"],
   ]);
+});
+
+test("units by name, and whether each is there", () => {
+  const settings = (cgroups: string[], units: UnitState[]) =>
+    kernel({ settings: { ...SETTINGS, cgroups, units } });
+  const units = [
+    { unit: "a.service", cgroup: "/sys/fs/cgroup/system.slice/a.service", populated: true },
+    { unit: "b.service", cgroup: "/sys/fs/cgroup/system.slice/b.service", populated: false },
+    { unit: "c.service", populated: false },
+  ];
+  expect(tell(agent(), settings(["/x"], units))).toContain(
+    "/x, a.service (runs), b.service (has no process now), c.service (is not there now); network",
+  );
+  expect(tell(agent(), settings([], []))).toContain("nothing: no cgroup and no unit is enrolled");
 });
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {
@@ -229,4 +252,55 @@ test("connections older than the attach are told with their cgroups, and what to
   expect(text).toContain("/sys/fs/cgroup/app (3)");
   expect(told({ connections: 3, complete: false, cgroups })).toContain("At least 3 connections");
   expect(told({ error: "no tcp_diag" })).toContain("is not known: no tcp_diag");
+});
+
+/** The lines of a page about an agent, blanks joined. */
+function linesOf(change: Partial<AgentStatus>): string[] {
+  return tellStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)
+    .split("\n")
+    .map((line) => line.replace(/ +/g, " "));
+}
+
+test("one trouble is told once, though it keeps both the certificate and the stream away", () => {
+  const lastError = { at: NOW, text: "the certificate expired, and the token is dead: write a fresh one" };
+  const stream = { ...agent().stream, connected: false, lastError };
+  const lines = linesOf({
+    stream,
+    identity: { id: "spiffe://x/ns/a/sa/b", renewal: 0, obtained: 0, lastError },
+  });
+  expect(lines.filter((line) => line.includes("the token is dead")).length).toBe(1);
+});
+
+test("the registration: by a group with what peers are told, by hand with what the entry needs", () => {
+  const where = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5" };
+  expect(linesOf({ registration: { ...where, group: "vms" } })).toContain(
+    "registered as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms, while connected; peers are told 10.0.0.5, in plaintext (label security.istio.io/tlsMode: disabled)",
+  );
+  const lines = linesOf({
+    registration: { ...where, entry: "vm-1", needs: ["kubectl label this", "kubectl that"] },
+  });
+  expect(lines).toContain(
+    "registered by hand as WorkloadEntry vm-1 of namespace shop; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:",
+  );
+  expect(lines).toContain(" kubectl label this");
+  expect(lines).toContain(" kubectl that");
+  expect(linesOf({}).join("\n")).not.toContain("registered");
+});
+
+test("health: the verdict, what speaks against it, and whether istiod is told", () => {
+  const registration = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5", group: "vms" };
+  const health = { probe: "GET http://10.0.0.5:80/", streak: 0, checks: 7 };
+  expect(linesOf({ health })).toContain(
+    "health not known yet after 7 checks (GET http://10.0.0.5:80/); istiod is not told: set workload-group, or workload-entry",
+  );
+  const reported = { healthy: false, at: NOW };
+  const bad = { ...health, healthy: false, since: NOW - 60_000, message: "HTTP status 503" };
+  const lines = linesOf({ registration, health: bad, stream: { ...agent().stream, reported } });
+  expect(lines).toContain("health NOT HEALTHY for 60 s (GET http://10.0.0.5:80/); istiod is told");
+  expect(lines).toContain(" HTTP status 503");
+  const stream = { ...agent().stream, healthNotTaken: "this istiod takes no health reports" };
+  const streak = { ...health, healthy: true, since: NOW - 60_000, streak: 1, message: "no" };
+  expect(linesOf({ registration, health: streak, stream })).toContain(
+    "health healthy for 60 s, 1 check against it (GET http://10.0.0.5:80/); this istiod takes no health reports",
+  );
 });

@@ -95,21 +95,63 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
   return [
     ["istiod", `${link}, ${state}${push}`],
     ...error,
-    ...(agent.identity ? tellIdentity(agent.identity, now) : []),
+    ...(agent.identity ? tellIdentity(agent.identity, error[0]?.[1], now) : []),
+    ...tellRegistration(agent.registration),
+    ...tellHealth(agent, now),
     ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
     ...tellSnapshot(agent.snapshot, now),
   ];
 }
 
-function tellIdentity(identity: IdentityStatus, now: number): [string, string][] {
+/** `told` stands there already. */
+function tellIdentity(identity: IdentityStatus, told: string | undefined, now: number): [string, string][] {
   const { id, certificate, renewal, lastError } = identity;
   const life = !certificate
     ? "no certificate yet"
     : certificate.notAfter <= now
       ? `its certificate EXPIRED ${formatSpan(now - certificate.notAfter)} ago`
       : `its certificate is good for ${formatSpan(certificate.notAfter - now)}${renewal > now ? `, renewed in ${formatSpan(renewal - now)}` : ""}`;
-  return [["identity", `${id}, ${life}`], ...(lastError ? [["", lastError.text] as [string, string]] : [])];
+  const error = lastError && lastError.text !== told ? [["", lastError.text] as [string, string]] : [];
+  return [["identity", `${id}, ${life}`], ...error];
+}
+
+function tellRegistration(registration: AgentStatus["registration"]): [string, string][] {
+  if (!registration) return [];
+  const { namespace, entry, address, group, needs } = registration;
+  const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
+  if (group !== undefined)
+    return [
+      [
+        "registered",
+        `as ${where} by group ${group}, while connected; peers are told ${address}, in plaintext (label security.istio.io/tlsMode: disabled)`,
+      ],
+    ];
+  const commands = (needs ?? []).map((command): [string, string] => ["", `  ${command}`]);
+  return [
+    [
+      "registered",
+      `by hand as ${where}; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:`,
+    ],
+    ...commands,
+  ];
+}
+
+function tellHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
+  if (!health) return [];
+  const { healthy, since: from = now, message, streak, checks, probe } = health;
+  const state =
+    healthy === undefined
+      ? `not known yet after ${plural(checks, "check")}`
+      : `${healthy ? "healthy" : "NOT HEALTHY"} for ${formatSpan(now - from)}`;
+  const against = streak > 0 && healthy !== undefined ? `, ${plural(streak, "check")} against it` : "";
+  const reported = !registration
+    ? "istiod is not told: set workload-group, or workload-entry"
+    : (stream.healthNotTaken ?? (stream.reported ? "istiod is told" : "istiod is not told yet"));
+  return [
+    ["health", `${state}${against} (${probe}); ${reported}`],
+    ...(message === undefined ? [] : [["", message] as [string, string]]),
+  ];
 }
 
 function tellSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, string][] {
@@ -164,10 +206,17 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
 function tellSettings(settings: Summary["settings"]): [string, string][] {
   if (!settings) return [];
   return [
-    ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
+    ["governs", `${tellEnrolled(settings)}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+function tellEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
+  const running = ({ cgroup, populated }: (typeof units)[number]) =>
+    populated ? "runs" : cgroup === undefined ? "is not there now" : "has no process now";
+  const named = units.map((each) => `${each.unit} (${running(each)})`);
+  return [...cgroups, ...named].join(", ") || "nothing: no cgroup and no unit is enrolled";
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {

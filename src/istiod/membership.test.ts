@@ -175,7 +175,7 @@ test.each([
   ],
   [
     MESH_YAML.replace("httpGet", "httpget"),
-    "mesh.yaml: defaultConfig.readinessProbe names none, or several, of httpGet, tcpSocket, exec, grpc",
+    "mesh.yaml: defaultConfig.readinessProbe can't be used: httpget is no field of it (those are httpGet,",
   ],
 ])("mesh.yaml as %j", (text, problem) => {
   expect(problems({ "mesh.yaml": text })[0]).toStartWith(problem);

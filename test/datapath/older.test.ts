@@ -1,6 +1,6 @@
 /** Connections that began before they were governed are found, and no others. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { OlderConnections } from "../../src/datapath/older.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { output, placed } from "../lab/process.ts";
@@ -90,6 +90,12 @@ sys.stdin.readline()`;
   test("an excluded address is nobody's to govern", async () => {
     lab.datapath.govern({ ...lab.options, excludes: [{ address: "172.31.7.0", length: 24, port: 0 }] });
     expect((await older())?.connections).toBe(2);
+    lab.datapath.govern(lab.options);
+  });
+
+  test("a unit that is enrolled by name counts as its cgroup does", async () => {
+    lab.datapath.govern({ ...lab.options, cgroups: [], units: [basename(lab.cgroup)] });
+    expect(await older()).toMatchObject({ connections: 10, cgroups: [{ cgroup: lab.cgroup }] });
     lab.datapath.govern(lab.options);
   });
 
