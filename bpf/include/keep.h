@@ -192,4 +192,5 @@ union keep_records {
 	struct endpoint_load endpoint_load;
 	struct cluster_load cluster_load;
 	struct service_counters service_counters;
+	enum socket_flag socket_flag;
 } keep_records SEC(".layout");

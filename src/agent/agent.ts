@@ -28,16 +28,18 @@ import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
+import { shapeOf } from "./bond.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
 import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
-import { localityOf, nodeIdentity, registrationOf } from "./node.ts";
+import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
+import { settingValues } from "./values.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
@@ -223,6 +225,7 @@ export class Agent {
   async #begin(): Promise<void> {
     this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
       "/agent": () => this.status(),
+      "/config": () => settingValues(this.#config),
       "/status": () => ({ agent: this.status(), kernel: this.#datapath.summarize() }),
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,
@@ -393,22 +396,6 @@ export class Agent {
       );
     }
   }
-}
-
-/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-export function shapeOf(config: Config): Record<string, string | boolean> {
-  const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
-  const locality = localityOf(config);
-  return {
-    mode: config.mode,
-    "allow-plaintext": config.allowPlaintext,
-    namespace: config.namespace,
-    "service-account": config.serviceAccount,
-    "cluster-id": config.clusterId,
-    network: config.network,
-    ...(labels.length > 0 ? { labels: labels.map(([key, value]) => `${key}=${value}`).join(",") } : {}),
-    ...(locality ? { locality: Object.values(locality).join("/").replace(/\/+$/, "") } : {}),
-  };
 }
 
 function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {

@@ -235,8 +235,8 @@ export type Flags = Partial<Record<string, string | boolean | string[]>>;
 export interface Sources {
   flags: Flags;
   env: Record<string, string | undefined>;
-  /** The file's path; `required` when the operator named it. */
-  file: { path: string; required: boolean };
+  /** The file's path; `required` when the operator named it; `text` when it is not written yet. */
+  file: { path: string; required: boolean; text?: string };
 }
 
 /** The environment variable of a setting. */
@@ -258,10 +258,13 @@ export function readConfig(sources: Sources): Config {
   return config;
 }
 
-/** The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent. */
+/**
+ * The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent.
+ * Throws ConfigError when the file can't be read as one.
+ */
 export function examineConfig(sources: Sources): { config: Config; problems: ConfigError[] } {
   const problems: ConfigError[] = [];
-  const file = attempt(problems, () => readFile(sources.file)) ?? {};
+  const file = readFile(sources.file);
   refuseUnknown(file, sources.file.path, problems);
   const given = new Values(sources, file, problems);
   const plaintext = given.switch("plaintext");
@@ -488,16 +491,6 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
   );
 }
 
-function attempt<T>(problems: ConfigError[], run: () => T): T | undefined {
-  try {
-    return run();
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    problems.push(error);
-    return undefined;
-  }
-}
-
 function folders(given: Values): Folders {
   return {
     bpffs: given.always("bpffs", parseDirectory),
@@ -509,7 +502,7 @@ function folders(given: Values): Folders {
 function readFile(file: Sources["file"]): Record<string, unknown> {
   let text: string;
   try {
-    text = readFileSync(file.path, "utf8");
+    text = file.text ?? readFileSync(file.path, "utf8");
   } catch (error) {
     const code = codeOf(error);
     if (code === "ENOENT" && !file.required) return {};

@@ -26,10 +26,10 @@ test("what is decided in the kernel changes at once, the rest is named", () => {
   });
   const found = differences(config({}), after);
   expect(found).toEqual({
-    live: ["cgroup", "unit", "exclude", "netns", "shadow"],
+    live: ["unit", "cgroup", "exclude", "netns", "shadow"],
     later: ["istiod", "service-account", "ip"],
   });
   expect(tellReload(found)).toBe(
-    "Reloaded cgroup, unit, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
+    "Reloaded unit, cgroup, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
   );
 });

@@ -16,15 +16,9 @@ import { dirname, join } from "node:path";
 import { parse } from "yaml";
 import { readConfig } from "../agent/config.ts";
 import { asset } from "../runtime/assets.ts";
-import {
-  configTemplate,
-  enableStep,
-  installedPaths,
-  installSteps,
-  type Paths,
-  type Step,
-  uninstallSteps,
-} from "./installation.ts";
+import { configTemplate } from "./config-file.ts";
+import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./installation.ts";
+import type { Step } from "./steps.ts";
 
 let folder: string;
 let paths: Paths;

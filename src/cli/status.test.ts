@@ -241,6 +241,19 @@ test("the machine's certificate is told with its life, and what keeps it from a 
   expect(lines(undefined).join("\n")).not.toContain("identity");
 });
 
+test("connections older than the attach are told with their cgroups, and what to do", () => {
+  const told = (older: Parameters<typeof tellStatus>[0]["older"]) =>
+    tellStatus({ agent: agent(), kernel: undefined, older }, undefined, "/sys/fs/bpf/kmesh", false, NOW);
+  const cgroups = [{ cgroup: "/sys/fs/cgroup/app", connections: 3 }];
+  expect(told({ connections: 0, complete: true, cgroups: [] })).not.toContain("older");
+  const text = told({ connections: 3, complete: true, cgroups });
+  expect(text).toContain("3 connections are older than the attach");
+  expect(text).toContain("go directly, until the app connects anew");
+  expect(text).toContain("/sys/fs/cgroup/app (3)");
+  expect(told({ connections: 3, complete: false, cgroups })).toContain("At least 3 connections");
+  expect(told({ error: "no tcp_diag" })).toContain("is not known: no tcp_diag");
+});
+
 /** The lines of a page about an agent, blanks joined. */
 function linesOf(change: Partial<AgentStatus>): string[] {
   return tellStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)

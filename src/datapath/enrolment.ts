@@ -1,8 +1,10 @@
 /** Who is governed: cgroups, systemd units, network namespace, exclusions; and who never is: agents. */
-import { cgroup2Root, cgroupId, cgroupLevel } from "../kernel/cgroup.ts";
+import { existsSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../kernel/cgroup.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
-import { taskIdentity } from "../kernel/process.ts";
+import { socketInodes, taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
 import type { Tables } from "./tables.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
@@ -68,6 +70,42 @@ function keysOf(map: BpfMap): Uint8Array[] {
   const { keys, count } = map.entries();
   const size = map.info.keySize;
   return Array.from({ length: count }, (_, i) => keys.slice(i * size, (i + 1) * size));
+}
+
+/** Says of a cgroup's id whether what is made in that cgroup is enrolled now. Remembers what it was asked. */
+export function enrolmentTest(tables: Tables): (cgroup: bigint) => boolean {
+  if (tables.settings.flags.everyCgroup) return () => true;
+  const ids = new Set(enrolledIds(tables));
+  const units = new Set(enrolledUnits(tables));
+  const known = new Map<bigint, boolean>();
+  return (cgroup) => {
+    const before = known.get(cgroup);
+    if (before !== undefined) return before;
+    const path = ids.size + units.size > 0 ? cgroupPath(cgroup) : undefined;
+    const answer = path !== undefined && existsSync(path) && isEnrolled(path, ids, units);
+    known.set(cgroup, answer);
+    return answer;
+  };
+}
+
+/** The same walk upwards as find_enrolment() in bpf/include/enrolment.h. */
+function isEnrolled(path: string, ids: ReadonlySet<bigint>, units: ReadonlySet<string>): boolean {
+  const root = cgroup2Root();
+  let byName = false;
+  for (let at = path; at.startsWith(root); at = dirname(at)) {
+    if (ids.has(cgroupId(at))) return true;
+    if (at === root) return byName;
+    const name = basename(at).replace(/^_/, "");
+    if (!name.endsWith(".slice")) byName = false;
+    if (units.has(name)) byName = true;
+  }
+  return false;
+}
+
+/** Inodes of the sockets that exempt agents hold: theirs are never governed. */
+export function agentSockets(tables: Tables): Set<number> {
+  const pids = keysOf(tables.maps.agents).map((key) => new Uint32Array(key.buffer)[0] ?? 0);
+  return new Set(pids.flatMap(socketInodes));
 }
 
 /** Governs the network namespace of this process, or every one. Throws where a kernel before 5.14 can't tell. */
