@@ -2,7 +2,17 @@
  * Where the bench plays: this process's own network and mount namespaces, a cgroup on the machine's cgroup2 root, a
  * folder of pins, a small disk for the agent's state. The agent is the single file, the control plane the embedded one.
  */
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { askAgent } from "../../src/admin/client.ts";
@@ -10,7 +20,7 @@ import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
-import { compileC, KMESH } from "../machine.ts";
+import { compileC } from "../machine.ts";
 import { monotonic } from "./clock.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
@@ -22,6 +32,11 @@ const ISTIOD = 15010;
 const DISK = 4 << 20;
 /** How long the agent may take to be in sync, milliseconds. */
 const PATIENCE = 30_000;
+
+/** The build under test, and one whose tables have another layout. */
+export type Build = "own" | "wide";
+/** By build, its file. */
+export type Builds = Readonly<Record<Build, string>>;
 
 export interface LoadOptions {
   /** Processes that connect. */
@@ -51,10 +66,14 @@ export class Stage {
   #taker: Talker | undefined;
   readonly #makers: Talker[] = [];
   #agent: OwnedProcess | undefined;
+  readonly #builds: Builds;
+  /** The build that `executable` is. */
+  installed: Build = "own";
 
-  constructor(plan: Plan, validity: Validity) {
+  constructor(plan: Plan, validity: Validity, builds: Builds) {
     this.plan = plan;
     this.validity = validity;
+    this.#builds = builds;
   }
 
   /** Makes the disk, starts the servers, the control plane and the first agent; resolves when that is in sync. */
@@ -66,7 +85,8 @@ export class Stage {
     for (const { address } of this.plan.endpoints) {
       if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
     }
-    copyFileSync(KMESH, this.executable);
+    for (const [build, file] of Object.entries(this.#builds)) copyFileSync(file, this.#copy(build));
+    this.install("own");
     this.#ends = await compileC("ends", this.folder, import.meta.dirname);
     this.#taker = new Talker(
       "the servers",
@@ -171,6 +191,13 @@ export class Stage {
       `--run-dir=${join(this.folder, "run")}`,
       "--config=/dev/null",
     ];
+  }
+
+  /** Puts a build into place by rename, as a package would. What runs is not touched. */
+  install(build: Build): void {
+    linkSync(this.#copy(build), `${this.executable}.put`);
+    renameSync(`${this.executable}.put`, this.executable);
+    this.installed = build;
   }
 
   async startAgent(): Promise<void> {
@@ -310,6 +337,10 @@ export class Stage {
       }
     }
     return undefined;
+  }
+
+  #copy(build: string): string {
+    return join(this.folder, "bin", `kmesh-${build}`);
   }
 
   #madeFile(i: number): string {
