@@ -1,5 +1,6 @@
 /** The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic. */
 import { cgroup2Root } from "../kernel/cgroup.ts";
+import { monotonic } from "../kernel/clock.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "./enrolment.ts";
@@ -96,6 +97,14 @@ export class Datapath {
     const report = this.#write(mesh, changes);
     if (!this.#attached) this.#attach();
     return report;
+  }
+
+  /**
+   * Says that the tables follow istiod. Ten seconds after the last time they are stale, and every cluster leaves out
+   * endpoints whose connects fail.
+   */
+  keepCurrent(): void {
+    this.#generation.tables.settings.set("current_ns", monotonic());
   }
 
   inspect(): Inspection {

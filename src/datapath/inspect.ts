@@ -2,6 +2,7 @@
 import { existsSync } from "node:fs";
 import { listPins, unpin } from "../kernel/bpffs.ts";
 import { cgroupPath } from "../kernel/cgroup.ts";
+import { monotonic } from "../kernel/clock.ts";
 import { HOOKS, type Hook } from "../kernel/link.ts";
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
@@ -29,6 +30,8 @@ export interface ServiceCounters {
   wouldRefuse: number;
   /** Only reasons that occurred. */
   refused: Partial<Record<Reason, number>>;
+  /** Redirected ones whose endpoint refused or did not answer. */
+  failed: number;
 }
 
 export interface FrontendState {
@@ -46,6 +49,19 @@ export interface EndpointState {
   /** Of the connections that its cluster gets, 0 to 1. */
   share: number;
   live: number;
+  /** Connects that failed: ever, and in the present row. */
+  failed: number;
+  failures: number;
+  /** Milliseconds until it gets connections again; 0 when it is not ejected. */
+  ejectedFor: number;
+}
+
+export interface EjectedEndpoint {
+  cluster: string;
+  address: string;
+  port: number;
+  /** Milliseconds until it gets connections again. */
+  forMs: number;
 }
 
 export interface ClusterState {
@@ -80,6 +96,14 @@ export interface Summary {
     fallback: string;
   };
   services: ServiceCounters[];
+  /** Endpoints that get no connections, since their connects failed in a row. */
+  ejections: {
+    now: EjectedEndpoint[];
+    /** How often that came about. */
+    ever: number;
+    /** Nobody keeps the tables up to date: clusters without outlier detection eject, too. */
+    stale: boolean;
+  };
   tables: TableState[];
 }
 
@@ -154,6 +178,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
     settings: settingsOf(tables, view),
     services: view.services(),
+    ejections: view.ejections(),
     tables: sizes(tables),
   };
 }
@@ -163,6 +188,7 @@ export class TableView {
   readonly tables: Tables;
   readonly #clusterNames: Map<number, string>;
   readonly #serviceNames: Map<number, string>;
+  readonly #now = monotonic();
 
   constructor(tables: Tables) {
     this.tables = tables;
@@ -227,6 +253,24 @@ export class TableView {
     };
   }
 
+  ejections(): Summary["ejections"] {
+    const { clusterLoads, settings } = this.tables;
+    const { fields } = layout.cluster_load;
+    const state: Summary["ejections"] = { now: [], ever: 0, stale: settings.isStale(this.#now) };
+    for (const [id, cluster] of this.#clusterNames) {
+      if (!clusterLoads.has(id)) continue;
+      state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
+      if (this.#left(clusterLoads.long(id, fields.ejected_until_ns.offset)) === 0) continue;
+      const descriptor = this.descriptor(id);
+      // What a cluster without outlier detection ejected counts no more when an agent is back.
+      if (descriptor?.kind !== "endpoints" || (descriptor.ejection.after === 0 && !state.stale)) continue;
+      for (const { address, port, ejectedFor: forMs } of this.#endpoints(descriptor)) {
+        if (forMs > 0) state.now.push({ cluster, address, port, forMs });
+      }
+    }
+    return state;
+  }
+
   descriptor(cluster: number): Descriptor | undefined {
     const { clusters, descriptors } = this.tables;
     const id = clusters.has(cluster) ? Number(clusters.long(cluster)) : 0;
@@ -239,12 +283,28 @@ export class TableView {
       const states = [...times].map(([id, count]) => ({
         ...readEndpoint(this.tables.endpoints, id),
         share: count / run.count,
-        live: this.tables.endpointLoads.count(id, layout.endpoint_load.fields.live.offset),
+        ...this.#load(id),
       }));
       return states.sort((a, b) =>
         a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,
       );
     });
+  }
+
+  #load(endpoint: number): Omit<EndpointState, "address" | "port" | "share"> {
+    const { endpointLoads } = this.tables;
+    const { fields } = layout.endpoint_load;
+    return {
+      live: endpointLoads.count(endpoint, fields.live.offset),
+      failed: Number(endpointLoads.long(endpoint, fields.failed.offset)),
+      failures: endpointLoads.word(endpoint, fields.failures.offset),
+      ejectedFor: this.#left(endpointLoads.long(endpoint, fields.ejected_until_ns.offset)),
+    };
+  }
+
+  /** Milliseconds until then, 0 when it is over. */
+  #left(until: bigint): number {
+    return Math.max(0, Number((until - this.#now) / 1_000_000n));
   }
 
   #shares(descriptor: Descriptor): { cluster: string; share: number }[] {
@@ -271,6 +331,7 @@ export class TableView {
       wouldRedirect: at(fields.would_redirect.offset),
       wouldRefuse: at(fields.would_refuse.offset),
       refused,
+      failed: at(fields.failed.offset),
     };
   }
 }
