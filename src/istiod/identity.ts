@@ -131,6 +131,15 @@ export class WorkloadIdentity implements CertificateSource {
     await this.#renew();
   }
 
+  /**
+   * Asks for a certificate as a renewal would, and keeps nothing of it. Gives what it was asked for with, and how far
+   * our clock is ahead of istiod's (negative: behind), milliseconds. Rejects with an Error of one line.
+   */
+  async tryOut(): Promise<{ proof: Proof; skew: number }> {
+    const { certificate, proof } = await this.#obtain();
+    return { proof, skew: skewOf(certificate, this.#clock()) };
+  }
+
   /** Asks no more. */
   stop(): void {
     this.#running = false;
@@ -263,8 +272,7 @@ export class WorkloadIdentity implements CertificateSource {
     const now = this.#clock();
     const skew = skewOf(certificate, now);
     if (skew !== 0) {
-      const way = skew > 0 ? "ahead of" : "behind";
-      const text = `this machine's clock (${time(now)}) is about ${span(skew)} ${way} istiod's: set it (timedatectl set-ntp true)`;
+      const text = tellSkew(skew, now);
       if (!isValidAt(certificate, now))
         throw new Error(`the certificate that istiod just signed is not valid now, since ${text}`);
       this.#on({ kind: "remark", reason: text });
@@ -324,6 +332,12 @@ export class WorkloadIdentity implements CertificateSource {
     }
     return `istiod at ${this.#options.istiod} refuses the token in ${token}${fault === undefined ? "" : `, for ${fault}`}: write a fresh one with ${freshTokenCommand(id, token)} (${refused.details})`;
   }
+}
+
+/** A clock that is off, with the next step. `skew` as skewOf gives it, `now` the wrong time. */
+export function tellSkew(skew: number, now: number): string {
+  const way = skew > 0 ? "ahead of" : "behind";
+  return `this machine's clock (${time(now)}) is about ${span(skew)} ${way} istiod's: set it (timedatectl set-ntp true)`;
 }
 
 /** What istiod said, told with the next step. */

@@ -3,9 +3,9 @@ import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, te
 import { rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { OwnedProcess } from "../lab/process.ts";
-import { eventually } from "../lab/process.ts";
+import { eventually, run } from "../lab/process.ts";
 import { connectedEntry, entryOf, keepsEntry, Peer, workloadGroup, workloadService } from "./membership.ts";
-import { MeshLab, missing } from "./mesh-lab.ts";
+import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 
 setDefaultTimeout(60_000);
 const why = missing();
@@ -90,6 +90,54 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     app = await lab.serve({ app: "172.31.0.1:8080" });
     await peer.sees("vms", "172.31.0.1");
     expect((await entryOf(lab.plane, NAME))?.uid).toBe(entry.uid);
+  });
+
+  test("cert and doctor find all well, and doctor tells what is not", async () => {
+    await lab.startedAgent(...inGroup());
+    const shown = await lab.kmesh("cert", "--output", "json");
+    expect(shown.code).toBe(0);
+    const { id, valid, chain, roots } = JSON.parse(shown.stdout);
+    expect([id, valid, chain.length, roots.length]).toEqual([
+      "spiffe://cluster.local/ns/shop/sa/vm",
+      true,
+      1,
+      1,
+    ]);
+    expect(chain[0].names).toEqual([`URI:${id}`]);
+    const account = ["--namespace=shop", "--service-account=vm"];
+    const secured = (given: { ca?: string; token?: string; state?: string; run?: string }) => [
+      `--istiod=localhost:${lab.plane.ports.secureGrpc}`,
+      `--ca=${given.ca ?? ca}`,
+      `--token=${given.token ?? token}`,
+      `--bpffs=${lab.bpffs}`,
+      `--state-dir=${given.state ?? join(lab.folder, "state")}`,
+      `--run-dir=${given.run ?? join(lab.folder, "run")}`,
+    ];
+    const doctor = async (given: Parameters<typeof secured>[0] = {}, who = account) => {
+      const command = [KMESH, "doctor", "--output=json", ...secured(given), ...who];
+      const { code, stdout } = await run(command, { netns: lab.namespace.path });
+      const { first, checks } = JSON.parse(stdout) as {
+        first: { check: string; text: string; cure: string } | null;
+        checks: { check: string; state: string }[];
+      };
+      return { code, first, states: Object.fromEntries(checks.map(({ check, state }) => [check, state])) };
+    };
+    const well = await doctor();
+    expect([well.code, well.first]).toEqual([0, null]);
+    expect(well.states).toMatchObject({ TLS: "well", identity: "well", agent: "well" });
+    // A dead token is nothing while there is a certificate, and what is wrong without one.
+    const dead = join(lab.folder, "dead-token");
+    writeFileSync(dead, "a.e30.c", { mode: 0o600 });
+    expect((await doctor({ token: dead })).code).toBe(0);
+    const none = { state: join(lab.folder, "none"), run: join(lab.folder, "none") };
+    const refused = await doctor({ ...none, token: dead });
+    expect([refused.code, refused.first?.check]).toEqual([1, "identity"]);
+    expect(refused.first?.text).toContain(`refuses the token in ${dead}`);
+    expect(refused.first?.cure).toStartWith("Write a fresh one with kubectl create token vm");
+    expect(refused.states).toMatchObject({ TLS: "well", agent: "remark" });
+    const another = await doctor(none, ["--namespace=shop", "--service-account=other"]);
+    expect(another.first?.text).toContain("it is spiffe://cluster.local/ns/shop/sa/vm's");
+    expect(another.first?.cure).toStartWith("--namespace and --service-account must be");
   });
 
   test("the entry stays the same object through SIGKILL and a new agent, and through istiod's restart", async () => {
