@@ -20,6 +20,7 @@ export interface AgentStatus {
   node: { namespace: string; serviceAccount: string; addresses: string[] };
   shadow: boolean;
   cgroups: string[];
+  units: string[];
   excludes: string[];
   netns: "own" | "all";
   /** True when this agent found tables that an earlier one left, and took them over. */

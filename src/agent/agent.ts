@@ -28,16 +28,18 @@ import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
+import { shapeOf } from "./bond.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
-import { localityOf, nodeIdentity, registrationOf } from "./node.ts";
+import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
+import { settingValues } from "./values.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
@@ -89,6 +91,7 @@ export class Agent {
     this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
+    warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
@@ -113,6 +116,7 @@ export class Agent {
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes,
       netns: config.netns,
       shadow: config.shadow,
@@ -157,15 +161,15 @@ export class Agent {
     const before = { ...this.#config, cgroups: this.#cgroups };
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
-    const { excludes, netns, shadow } = config;
+    const { units, excludes, netns, shadow } = config;
     try {
-      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+      this.#datapath.govern({ cgroups, units, excludes, netns, shadow });
     } catch (error) {
       this.#datapath.govern(before);
       throw error;
     }
     this.#cgroups = cgroups;
-    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#writeStatus();
     return found;
   }
@@ -202,6 +206,7 @@ export class Agent {
       },
       shadow: config.shadow,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,
@@ -220,6 +225,7 @@ export class Agent {
   async #begin(): Promise<void> {
     this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
       "/agent": () => this.status(),
+      "/config": () => settingValues(this.#config),
       "/status": () => ({ agent: this.status(), kernel: this.#datapath.summarize() }),
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,
@@ -390,22 +396,6 @@ export class Agent {
       );
     }
   }
-}
-
-/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-export function shapeOf(config: Config): Record<string, string | boolean> {
-  const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
-  const locality = localityOf(config);
-  return {
-    mode: config.mode,
-    "allow-plaintext": config.allowPlaintext,
-    namespace: config.namespace,
-    "service-account": config.serviceAccount,
-    "cluster-id": config.clusterId,
-    network: config.network,
-    ...(labels.length > 0 ? { labels: labels.map(([key, value]) => `${key}=${value}`).join(",") } : {}),
-    ...(locality ? { locality: Object.values(locality).join("/").replace(/\/+$/, "") } : {}),
-  };
 }
 
 function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {

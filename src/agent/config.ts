@@ -7,6 +7,7 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { parse as parseYaml } from "yaml";
+import { NoUnit, unitName } from "../datapath/unit.ts";
 import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/object-name.ts";
 import { faultOfProbe } from "../istiod/readiness-probe.ts";
@@ -131,6 +132,11 @@ export const SETTINGS = {
     hint: "KEY=VALUE",
     about: "further metadata for istiod (ISTIO_META_KEY in cluster.env)",
   },
+  unit: {
+    kind: "list",
+    hint: "NAME",
+    about: "enrol this systemd unit, whichever cgroup it has; then nothing else unless cgroup says so",
+  },
   cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and what is below it", fallback: "/" },
   exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never touch connections to these addresses" },
   netns: {
@@ -204,6 +210,8 @@ export interface Config extends Folders {
   metadata: Record<string, Json>;
   /** As given: a path below the cgroup2 root, or the whole path of the directory. */
   cgroups: string[];
+  /** Whole names. */
+  units: string[];
   excludes: Exclude[];
   netns: "own" | "all";
   shadow: boolean;
@@ -227,8 +235,8 @@ export type Flags = Partial<Record<string, string | boolean | string[]>>;
 export interface Sources {
   flags: Flags;
   env: Record<string, string | undefined>;
-  /** The file's path; `required` when the operator named it. */
-  file: { path: string; required: boolean };
+  /** The file's path; `required` when the operator named it; `text` when it is not written yet. */
+  file: { path: string; required: boolean; text?: string };
 }
 
 /** The environment variable of a setting. */
@@ -250,10 +258,13 @@ export function readConfig(sources: Sources): Config {
   return config;
 }
 
-/** The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent. */
+/**
+ * The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent.
+ * Throws ConfigError when the file can't be read as one.
+ */
 export function examineConfig(sources: Sources): { config: Config; problems: ConfigError[] } {
   const problems: ConfigError[] = [];
-  const file = attempt(problems, () => readFile(sources.file)) ?? {};
+  const file = readFile(sources.file);
   refuseUnknown(file, sources.file.path, problems);
   const given = new Values(sources, file, problems);
   const plaintext = given.switch("plaintext");
@@ -304,7 +315,9 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     readinessProbe: given.json("readiness-probe", parseProbe),
     probeLocalhost: given.switch("probe-localhost"),
     metadata: given.map("metadata", parseMetadata),
-    cgroups: given.list("cgroup", parseCgroup),
+    // Everything, unless somebody said what. No unit, said in so many words, is nothing.
+    cgroups: given.has("unit") && !given.has("cgroup") ? [] : given.list("cgroup", parseCgroup),
+    units: [...new Set(given.list("unit", parseUnit))],
     excludes: given.list("exclude", parseExclude),
     netns: given.choice("netns", ["own", "all"]),
     shadow: given.switch("shadow"),
@@ -478,16 +491,6 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
   );
 }
 
-function attempt<T>(problems: ConfigError[], run: () => T): T | undefined {
-  try {
-    return run();
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    problems.push(error);
-    return undefined;
-  }
-}
-
 function folders(given: Values): Folders {
   return {
     bpffs: given.always("bpffs", parseDirectory),
@@ -499,7 +502,7 @@ function folders(given: Values): Folders {
 function readFile(file: Sources["file"]): Record<string, unknown> {
   let text: string;
   try {
-    text = readFileSync(file.path, "utf8");
+    text = file.text ?? readFileSync(file.path, "utf8");
   } catch (error) {
     const code = codeOf(error);
     if (code === "ENOENT" && !file.required) return {};
@@ -651,6 +654,15 @@ function parseTrustDomain(text: string): string {
 function parseDirectory(text: string): string {
   if (text === "") throw new Invalid("the folder's name is empty", "Write a path.");
   return resolve(text);
+}
+
+function parseUnit(text: string): string {
+  try {
+    return unitName(text);
+  } catch (error) {
+    if (!(error instanceof NoUnit)) throw error;
+    throw new Invalid(error.message, "Write a unit as systemctl shows it, for example nginx.service.");
+  }
 }
 
 function parseCgroup(text: string): string {

@@ -1,5 +1,5 @@
 /** What the agent needs of the machine, and says before it begins. */
-import { existsSync, mkdirSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { usableAddresses } from "../istiod/node.ts";
@@ -71,6 +71,17 @@ export function machineAddresses(): string[] {
   const usable = new Set(usableAddresses(all.map((each) => each.address)));
   const family = (v6: boolean) => [...usable].filter((address) => address.includes(":") === v6);
   return [...family(false), ...family(true)];
+}
+
+/** Units are told by their cgroup2 folders: says so where they have none, since none of them is governed then. */
+export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): void {
+  if (units.length === 0) return;
+  // systemd's own place, as 0::/init.scope.
+  if (/^0::\/./m.test(readFileSync("/proc/1/cgroup", "utf8"))) return;
+  log.warn(
+    `No systemd keeps its units in cgroup2 on this machine, so none of ${units.join(", ")} is governed by its name. ` +
+      "Name cgroups with --cgroup, or boot with systemd.unified_cgroup_hierarchy=1.",
+  );
 }
 
 /**

@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import type { AgentStatus } from "../admin/status.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { UnitState } from "../datapath/unit.ts";
 import { tellStatus } from "./status.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
@@ -28,6 +29,7 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
     node: { namespace: "demo", serviceAccount: "default", addresses: ["10.0.0.5"] },
     shadow: false,
     cgroups: ["/"],
+    units: [],
     excludes: [],
     netns: "own",
     adopted: false,
@@ -65,7 +67,14 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
   };
 }
 
-const SETTINGS = { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" };
+const SETTINGS = {
+  shadow: false,
+  netns: "initial",
+  cgroups: ["/"],
+  units: [],
+  exclusions: [],
+  fallback: "pass",
+};
 
 function kernel(change: Partial<Summary> = {}): Summary {
   return {
@@ -109,6 +118,20 @@ test("a healthy mesh", () => {
     ["b:80", "5", "0", "-"],
     ["(no service)", "0", "7", "-"],
   ]);
+});
+
+test("units by name, and whether each is there", () => {
+  const settings = (cgroups: string[], units: UnitState[]) =>
+    kernel({ settings: { ...SETTINGS, cgroups, units } });
+  const units = [
+    { unit: "a.service", cgroup: "/sys/fs/cgroup/system.slice/a.service", populated: true },
+    { unit: "b.service", cgroup: "/sys/fs/cgroup/system.slice/b.service", populated: false },
+    { unit: "c.service", populated: false },
+  ];
+  expect(tell(agent(), settings(["/x"], units))).toContain(
+    "/x, a.service (runs), b.service (has no process now), c.service (is not there now); network",
+  );
+  expect(tell(agent(), settings([], []))).toContain("nothing: no cgroup and no unit is enrolled");
 });
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {
@@ -216,6 +239,19 @@ test("the machine's certificate is told with its life, and what keeps it from a 
   expect(late).toContain(" the token is dead");
   expect(lines({ id, renewal: 0, obtained: 0 })).toContain(`identity ${id}, no certificate yet`);
   expect(lines(undefined).join("\n")).not.toContain("identity");
+});
+
+test("connections older than the attach are told with their cgroups, and what to do", () => {
+  const told = (older: Parameters<typeof tellStatus>[0]["older"]) =>
+    tellStatus({ agent: agent(), kernel: undefined, older }, undefined, "/sys/fs/bpf/kmesh", false, NOW);
+  const cgroups = [{ cgroup: "/sys/fs/cgroup/app", connections: 3 }];
+  expect(told({ connections: 0, complete: true, cgroups: [] })).not.toContain("older");
+  const text = told({ connections: 3, complete: true, cgroups });
+  expect(text).toContain("3 connections are older than the attach");
+  expect(text).toContain("go directly, until the app connects anew");
+  expect(text).toContain("/sys/fs/cgroup/app (3)");
+  expect(told({ connections: 3, complete: false, cgroups })).toContain("At least 3 connections");
+  expect(told({ error: "no tcp_diag" })).toContain("is not known: no tcp_diag");
 });
 
 /** The lines of a page about an agent, blanks joined. */

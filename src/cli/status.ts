@@ -1,12 +1,13 @@
 import type { AgentStatus } from "../admin/status.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
 import type { Note } from "../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
-import { kernelState, lastWords, view } from "./view.ts";
+import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
 /** Rows of text that a screen bears; JSON and --all have the rest. */
 const ROWS = 40;
@@ -14,6 +15,8 @@ const ROWS = 40;
 interface Answer {
   agent: AgentStatus | undefined;
   kernel: Summary | undefined;
+  /** What this command counts itself, so that no agent waits for it. */
+  older?: OlderConnections | NotKnown | undefined;
 }
 
 export const status = command({
@@ -31,10 +34,17 @@ export const status = command({
       agent: lastWords(folders).status,
       kernel: await kernelState(folders.bpffs, false),
     }));
-    if (format === "json") printJson({ alive, ...value.agent, kernel: value.kernel ?? null });
+    const older = value.kernel && (await olderThanAttach(folders.bpffs));
+    if (format === "json")
+      printJson({ alive, ...value.agent, kernel: value.kernel ?? null, olderConnections: older ?? null });
     else
       print(
-        tellStatus(value, alive ? undefined : lastWords(folders).sentence, folders.bpffs, flags.all === true),
+        tellStatus(
+          { ...value, older },
+          alive ? undefined : lastWords(folders).sentence,
+          folders.bpffs,
+          flags.all === true,
+        ),
       );
     return alive ? EXIT.done : EXIT.agentNotRunning;
   },
@@ -42,7 +52,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel }: Answer,
+  { agent, kernel, older }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -61,7 +71,7 @@ export function tellStatus(
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
-  const warnings = warningsOf(agent, kernel);
+  const warnings = [...warningsOf(agent, kernel), ...tellOlder(older)];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
   if (kernel) parts.push(tellServices(kernel, all));
   if (agent) parts.push(...tellRemarks(agent, all));
@@ -196,10 +206,17 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
 function tellSettings(settings: Summary["settings"]): [string, string][] {
   if (!settings) return [];
   return [
-    ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
+    ["governs", `${tellEnrolled(settings)}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+function tellEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
+  const running = ({ cgroup, populated }: (typeof units)[number]) =>
+    populated ? "runs" : cgroup === undefined ? "is not there now" : "has no process now";
+  const named = units.map((each) => `${each.unit} (${running(each)})`);
+  return [...cgroups, ...named].join(", ") || "nothing: no cgroup and no unit is enrolled";
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
@@ -217,6 +234,24 @@ function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined)
     warnings.push(`Refused istiod's ${type} ${resource}: ${reason}. The one before stays.`);
   }
   return warnings;
+}
+
+/** Cgroups that are named one by one. */
+const CGROUPS = 5;
+
+function tellOlder(older: Answer["older"]): string[] {
+  if (!older) return [];
+  if ("error" in older) return [`Whether connections are older than the attach is not known: ${older.error}`];
+  const { connections, complete, cgroups } = older;
+  if (connections === 0) return [];
+  const named = cgroups.slice(0, CGROUPS).map(({ cgroup, connections }) => `${cgroup} (${connections})`);
+  const more = cgroups.length > CGROUPS ? `, and ${plural(cgroups.length - CGROUPS, "more cgroup")}` : "";
+  const are = connections === 1 ? "connection is" : "connections are";
+  return [
+    `${complete ? "" : "At least "}${connections} ${are} older than the attach (or than the enrolment or service ` +
+      `that would govern it) and ${connections === 1 ? "goes" : "go"} directly, until the app connects anew: ` +
+      `restart it if it keeps its connections. By cgroup: ${named.join(", ")}${more}`,
+  ];
 }
 
 function tellServices(kernel: Summary, all: boolean): string {

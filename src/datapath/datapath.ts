@@ -2,7 +2,7 @@
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "./enrolment.ts";
+import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
@@ -12,6 +12,8 @@ import type { Tables } from "./tables.ts";
 export interface Governed {
   /** Enrolled: these cgroup2 folders and what is below them. */
   cgroups: string[];
+  /** Enrolled too: these systemd units, by their whole names, whichever cgroup they have. */
+  units: string[];
   excludes: Exclusion[];
   netns: "own" | "all";
   /** Decide and count, change nothing. */
@@ -178,8 +180,8 @@ export class Datapath {
   }
 }
 
-function govern(tables: Tables, { cgroups, netns, excludes, shadow }: Governed): void {
-  enrolCgroups(tables, cgroups);
+function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Governed): void {
+  enrol(tables, { cgroups, units });
   governNetns(tables, netns);
   exclude(tables, excludes);
   tables.settings.setFlags({ shadow });

@@ -2,7 +2,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
-import { cgroupPath } from "../kernel/cgroup.ts";
+import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
 import { KernelError } from "../kernel/error.ts";
 import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
 import { formatMatch } from "../mesh/frontend.ts";
@@ -11,6 +11,7 @@ import { ChunkedTable } from "./chunked.ts";
 import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
+import { enrolledIds, enrolledUnits } from "./enrolment.ts";
 import { complete, pinnedMaps } from "./generation.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
 import * as layout from "./layout.gen.ts";
@@ -18,6 +19,7 @@ import { readNames } from "./names.ts";
 import { HOOK_ORDER, linkPin } from "./pins.ts";
 import { Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
+import { findUnits, type UnitState } from "./unit.ts";
 
 export interface HookState {
   hook: Hook;
@@ -84,6 +86,8 @@ export interface Summary {
     shadow: boolean;
     netns: "all" | "initial" | string;
     cgroups: string[];
+    /** Enrolled by name, and where each is now. */
+    units: UnitState[];
     exclusions: string[];
     fallback: string;
   };
@@ -342,15 +346,14 @@ function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["setti
     shadow: flags.shadow,
     netns: flags.everyNetns ? "all" : cookie === 0n ? "initial" : `cookie ${cookie}`,
     cgroups: enrolledCgroups(tables),
+    units: findUnits(cgroup2Root(), enrolledUnits(tables)),
     exclusions: tables.exclusions.list().map(({ match }) => formatMatch(match)),
     fallback: fallback.action === "pass" ? "pass" : `${fallback.action} ${fallback.target}`,
   };
 }
 
 function enrolledCgroups(tables: Tables): string[] {
-  const { keys, count } = tables.maps.enrolled.entries();
-  const ids = new BigUint64Array(keys.slice().buffer).subarray(0, count);
-  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
+  return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
 function sizes(tables: Tables): TableState[] {

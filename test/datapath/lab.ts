@@ -28,6 +28,7 @@ export class DatapathLab {
     this.options = {
       bpffs: this.bpffs,
       cgroups: [cgroup.path],
+      units: [],
       excludes: [],
       netns: "all",
       shadow: false,

@@ -128,7 +128,7 @@ describe.skipIf("missing" in built)("a VM's identity and the real istiod", () =>
     );
     const names = [...MEMBERSHIP_FILES];
     const texts = Object.fromEntries(names.map((name) => [name, readFileSync(join(files, name), "utf8")]));
-    const read = readMembership(texts, Date.now());
+    const read = readMembership(texts, { now: Date.now() });
     if (!("membership" in read)) throw new Error(read.problems.map(formatProblem).join("\n"));
     expect(read.membership).toMatchObject({ id: ID, autoRegisterGroup: "vms", clusterId: "Kubernetes" });
     expect(read.membership.istiod).toEqual({ host: "localhost", port: plane.ports.secureGrpc });
