@@ -269,6 +269,7 @@ export class Agent {
       ca: config.ca,
       token: config.token,
       clusterId: config.clusterId,
+      validity: config.certificateLife,
       store: new CertificateStore(join(config.stateDir, "identity")),
       on: (event) => this.#heardOfIdentity(event),
       renewed: () => this.#stream.renew(),

@@ -153,6 +153,7 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
     ca: config.ca,
     token,
     clusterId,
+    validity: config.certificateLife,
     store,
   });
   const { id, certificate } = identity.status();

@@ -320,7 +320,9 @@ export class WorkloadIdentity implements CertificateSource {
 
   /** One line with the next step. A token is looked into, and the command that mends it is given. */
   #explain(refused: SigningRefused, proof: Proof): string {
-    const { id, token } = this.#options;
+    const { id, token, istiod } = this.#options;
+    if (/max allowed TTL/.test(refused.details))
+      return `istiod at ${istiod} signs no certificate for so long: set --certificate-life to what it allows (${refused.details})`;
     if (refused.code !== UNAUTHENTICATED || proof !== "token")
       return explainRefusal(refused, this.#target, this.#security, proof);
     let fault: string | undefined;
