@@ -63,6 +63,8 @@ export interface ControlPlaneOptions {
   namespaces?: readonly string[];
   /** Fields of MeshConfig beside trustDomain and rootNamespace. */
   meshConfig?: Record<string, unknown>;
+  /** How long istiod keeps a connection before it asks for its end, such as 10s. */
+  maxConnectionAge?: string;
   /** Environment of istiod beside what this file sets. */
   istiodEnv?: Record<string, string>;
 }
@@ -145,7 +147,7 @@ export class ControlPlane {
         `--secureGRPCAddr=127.0.0.1:${ports.secureGrpc}`,
         `--monitoringAddr=127.0.0.1:${ports.monitoring}`,
         "--ctrlz_port=0",
-        "--keepaliveMaxServerConnectionAge=30m",
+        `--keepaliveMaxServerConnectionAge=${this.#options.maxConnectionAge ?? "30m"}`,
       ],
       env: {
         KUBECONFIG: `${folder}/kubeconfig`,
