@@ -30,9 +30,9 @@ export function istiodChecks(config: Config): Check[] {
   return [
     { name: "name", needs: ["configuration"], look: () => lookUp(target, addresses) },
     { name: "connection", needs: ["name"], look: () => lookAtConnection(target, addresses) },
-    { name: "TLS", needs: ["files", "connection"], look: () => lookAtTls(target, security, addresses) },
-    { name: "identity", needs: ["TLS"], look: () => lookAtIdentity(config, security) },
-    { name: "agent", needs: [], look: () => lookAtAgent(config) },
+    { name: "TLS", needs: ["connection"], look: () => lookAtTls(target, security, addresses) },
+    { name: "identity", needs: ["files", "TLS"], look: () => lookAtIdentity(config, security) },
+    { name: "agent", needs: ["identity"], look: () => lookAtAgent(config) },
   ];
 }
 
@@ -200,7 +200,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
       {
         state: "wrong",
         text: `it runs (pid ${pid}), and is not connected to istiod: ${said}`,
-        cure: "The first thing above that is wrong is why, or this very line says what to do.",
+        cure: "All above is well, so it should be soon: kmesh status, and journalctl -u kmesh.",
       },
     ];
   }

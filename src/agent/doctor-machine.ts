@@ -5,7 +5,9 @@ import { accessSync, constants, existsSync, readFileSync, statSync } from "node:
 import { dirname, join } from "node:path";
 import { pemBlocks } from "../istiod/certificate.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
-import { freshTokenCommand, isExposed, time } from "../istiod/token.ts";
+import { FileError } from "../istiod/file-error.ts";
+import type { SpiffeId } from "../istiod/spiffe.ts";
+import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/token.ts";
 import { BPFFS, isOnBpffs, listPins } from "../kernel/bpffs.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { isClockSynchronized } from "../kernel/clock.ts";
@@ -120,19 +122,26 @@ function lookAtFiles(config: Config): Finding[] {
     return findings;
   }
   const fresh = freshTokenCommand({ namespace, serviceAccount, trustDomain }, token);
-  try {
-    accessSync(token, constants.R_OK);
-    if (isExposed(token))
-      findings.push(
-        remark(`others can read the token in ${token}, and be this machine with it`, `chmod 0600 ${token}`),
-      );
-    else findings.push({ state: "well", text: `${token} is the owner's alone` });
-  } catch (error) {
-    const text = `the token ${token} can't be read (${codeOf(error)})`;
-    // Who has a certificate needs none until that has run out.
-    findings.push(needed ? wrong(text, `Write one: ${fresh}`) : remark(`${text}; it is not needed now`));
-  }
+  if (isExposed(token))
+    findings.push(
+      remark(`others can read the token in ${token}, and be this machine with it`, `chmod 0600 ${token}`),
+    );
+  const fault = faultOfTokenFile(token, { namespace, serviceAccount, trustDomain });
+  // Who has a certificate needs none until that has run out.
+  if (fault === undefined) findings.push({ state: "well", text: `${token}: a token for this machine` });
+  else if (needed) findings.push(wrong(fault, `Write a fresh one with ${fresh}`));
+  else findings.push(remark(`${fault}; it is not needed while there is a certificate`));
   return findings;
+}
+
+function faultOfTokenFile(file: string, id: SpiffeId): string | undefined {
+  try {
+    const fault = faultOfToken(readToken(file), id, Date.now());
+    return fault === undefined ? undefined : `the token in ${file} can't be used, for ${fault}`;
+  } catch (error) {
+    if (error instanceof FileError) return error.message.replace(/: (pass|write) .*/, "");
+    throw error;
+  }
 }
 
 function lookAtFolder(flag: string, folder: string): Finding[] {

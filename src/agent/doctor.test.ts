@@ -15,12 +15,19 @@ beforeAll(() => {
   folder = mkdtempSync(join(tmpdir(), "kmesh-doctor-"));
   authority = new Authority(folder);
   writeFileSync(join(folder, "root.pem"), authority.root);
-  writeFileSync(join(folder, "token"), "a.b.c", { mode: 0o600 });
+  writeFileSync(join(folder, "token"), tokenOf("default", 3600), { mode: 0o600 });
 });
 afterAll(() => {
   for (const cleanup of cleanups) cleanup();
   rmSync(folder, { recursive: true, force: true });
 });
+
+/** One as the API server writes it, good for so many seconds. */
+function tokenOf(account: string, seconds: number): string {
+  const exp = Math.floor(Date.now() / 1000) + seconds;
+  const claims = { aud: ["istio-ca"], exp, sub: `system:serviceaccount:default:${account}` };
+  return `e30.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.sig`;
+}
 
 function configOf(settings: Record<string, unknown> = {}): { config: Config; checks: Check[] } {
   const { config, problems } = examineConfig({
@@ -114,14 +121,25 @@ test("the configuration comes first, with each thing that is wrong", async () =>
 test("files: roots, token, folders, and who may read them", async () => {
   expect((await look("files")).map(({ state }) => state)).toEqual(["well", "well"]);
   const open = join(folder, "open-token");
-  writeFileSync(open, "a.b.c");
+  writeFileSync(open, tokenOf("default", 60));
   chmodSync(open, 0o644);
   expect(lines(await look("files", { token: open }))).toContain(
     `remark: others can read the token in ${open}, and be this machine with it => chmod 0600 ${open}`,
   );
   const gone = join(folder, "gone");
+  const fresh = (file: string) =>
+    `Write a fresh one with kubectl create token default --namespace default --audience istio-ca > ${file}`;
   expect(lines(await look("files", { token: gone })).at(-1)).toBe(
-    `wrong: the token ${gone} can't be read (ENOENT) => Write one: kubectl create token default --namespace default --audience istio-ca > ${gone}`,
+    `wrong: can't read the token ${gone} (ENOENT) => ${fresh(gone)}`,
+  );
+  const expired = join(folder, "expired-token");
+  writeFileSync(expired, tokenOf("default", -60), { mode: 0o600 });
+  expect(lines(await look("files", { token: expired })).at(-1)).toMatch(
+    /^wrong: .* it expired at \S+Z => Write a/,
+  );
+  writeFileSync(expired, tokenOf("other", 60), { mode: 0o600 });
+  expect(lines(await look("files", { token: expired })).at(-1)).toContain(
+    "it is system:serviceaccount:default:other's, not system:serviceaccount:default:default's",
   );
   writeFileSync(join(folder, "no.pem"), "none");
   expect(lines(await look("files", { ca: join(folder, "no.pem") }))[0]).toContain("holds no PEM certificate");

@@ -96,7 +96,7 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
     ["istiod", `${link}, ${state}${push}`],
     ...error,
     ...(agent.identity ? tellIdentity(agent.identity, error[0]?.[1], now) : []),
-    ...tellRegistration(agent.registration),
+    ...tellRegistration(agent.registration, alive && stream.connected),
     ...tellHealth(agent, now),
     ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
@@ -116,17 +116,22 @@ function tellIdentity(identity: IdentityStatus, told: string | undefined, now: n
   return [["identity", `${id}, ${life}`], ...error];
 }
 
-function tellRegistration(registration: AgentStatus["registration"]): [string, string][] {
+function tellRegistration(registration: AgentStatus["registration"], connected: boolean): [string, string][] {
   if (!registration) return [];
   const { namespace, entry, address, group, needs } = registration;
   const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
-  if (group !== undefined)
+  if (group !== undefined) {
+    if (!connected)
+      return [
+        ["registered", `not for long: istiod takes away ${where} (group ${group}) 10 s after a connection`],
+      ];
     return [
       [
         "registered",
         `as ${where} by group ${group}, while connected; peers are told ${address}, in plaintext (label security.istio.io/tlsMode: disabled)`,
       ],
     ];
+  }
   const commands = (needs ?? []).map((command): [string, string] => ["", `  ${command}`]);
   return [
     [

@@ -161,7 +161,7 @@ function explainMismatch(security: Security, proof: Proof | undefined, node: Reg
 
 /** gRPC wraps the reason and adds the time: without them the same reason is the same text. */
 function withoutTime(details: string): string {
-  return /Last error: (.*?) \([^()]*Z\)\. Resolution note: /.exec(details)?.[1] ?? details;
+  return /Last error: (?:Error: )?(.*?)(?: \([^()]*Z\))?\. Resolution note: /.exec(details)?.[1] ?? details;
 }
 
 function explainUnavailable(said: string, at: string, target: Target, security: Security): string {

@@ -174,3 +174,14 @@ test.each([
   server.answer = signed();
   await until(() => identity.current() !== undefined, "the next attempt");
 });
+
+test("a token that is written anew is tried at once, however long the pause is", async () => {
+  const server = await serve(() => ({ code: status.UNAUTHENTICATED, details: "no" }));
+  const { identity, events } = identityOf(server.port, { backoff: { first: 60_000, longest: 60_000 } });
+  await identity.begin();
+  expect(events).toMatchObject([{ kind: "failed" }]);
+  server.answer = signed();
+  writeFileSync(join(folder, "token"), "fresh.b.c", { mode: 0o600 });
+  await until(() => events.some(({ kind }) => kind === "obtained"), "the certificate");
+  expect(server.calls.map(({ token }) => token)).toEqual(["Bearer a.b.c", "Bearer fresh.b.c"]);
+});

@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import { Backoff, type BackoffLimits } from "./backoff.ts";
 import { type Certificate, isValidAt, MalformedCertificate, readCertificate } from "./certificate.ts";
 import { createCertificate, SigningRefused } from "./certificate-authority.ts";
@@ -26,6 +27,8 @@ const BACKOFF: BackoffLimits = { first: 1_000, longest: 60_000 };
 const DOUBT = 30_000;
 /** The longest sleep: a clock that was set, or a machine that slept, is noticed after so long, milliseconds. */
 const NAP = 30_000;
+/** The same while there is no certificate to be had: a token or root that was written anew is tried at once. */
+const RESTLESS_NAP = 1_000;
 
 /** What happens to the certificate, for the log. Times are milliseconds since the epoch. */
 export type IdentityEvent =
@@ -94,6 +97,8 @@ export class WorkloadIdentity implements CertificateSource {
   #running = false;
   #busy = false;
   #failing = false;
+  /** The token's and the roots' files as of the last attempt. */
+  #files = "";
   #obtained = 0;
   #lastError: { at: number; text: string } | undefined;
 
@@ -190,10 +195,25 @@ export class WorkloadIdentity implements CertificateSource {
     clearTimeout(this.#timer);
     if (!this.#running) return;
     const rest = Math.max(this.#due - this.#clock(), this.#earliest - performance.now());
+    const nap = this.#failing ? RESTLESS_NAP : NAP;
     this.#timer = setTimeout(
-      () => (rest <= NAP ? void this.#renew() : this.#sleep()),
-      Math.min(Math.max(rest, 0), NAP),
+      () => {
+        if (rest <= nap || (this.#failing && this.#stamp() !== this.#files)) void this.#renew();
+        else this.#sleep();
+      },
+      Math.min(Math.max(rest, 0), nap),
     );
+  }
+
+  /** Changes when one of the files is written. */
+  #stamp(): string {
+    const { token, ca } = this.#options;
+    return [token, ca]
+      .map((path) => {
+        const { ino, mtimeMs, size } = statSync(path, { throwIfNoEntry: false }) ?? {};
+        return `${ino} ${mtimeMs} ${size}`;
+      })
+      .join(", ");
   }
 
   #restore(): void {
@@ -211,6 +231,7 @@ export class WorkloadIdentity implements CertificateSource {
   async #renew(): Promise<void> {
     if (this.#busy) return;
     this.#busy = true;
+    this.#files = this.#stamp();
     try {
       const { certificate, proof } = await this.#obtain();
       if (!this.#running) return;
