@@ -135,7 +135,7 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     expect([refused.code, refused.first?.check]).toEqual([1, "identity"]);
     expect(refused.first?.text).toContain(`refuses the token in ${dead}`);
     expect(refused.first?.cure).toStartWith("Write a fresh one with kubectl create token vm");
-    expect(refused.states).toMatchObject({ TLS: "well", agent: "remark" });
+    expect(refused.states).toMatchObject({ TLS: "well", agent: "skipped" });
     const another = await doctor(none, ["--namespace=shop", "--service-account=other"]);
     expect(another.first?.check).toBe("files");
     expect(another.first?.text).toContain(
