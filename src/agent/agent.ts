@@ -21,11 +21,14 @@ import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
+import type { Identity } from "../istiod/node.ts";
+import type { ResourceSink } from "../istiod/sink.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
+import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
 import { shapeOf } from "./bond.ts";
@@ -62,7 +65,7 @@ export class Agent {
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
   readonly #health: HealthWatch | undefined;
-  readonly #registration: RegistrationStatus | undefined;
+  #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -106,7 +109,7 @@ export class Agent {
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
       identity: node,
-      sink: this.#compiler,
+      sink: this.#reflecting(node),
       on: (event) => this.#heard(event),
     });
     makeFolders(config);
@@ -276,6 +279,17 @@ export class Agent {
     });
     if (identity.status().certificate === undefined) requireReadable("--token", config.token);
     return identity;
+  }
+
+  /** The way to the compiler; for a machine that is registered it is looked for on that way. */
+  #reflecting(node: Identity): ResourceSink {
+    const [address] = node.ips;
+    if (!this.#registration || address === undefined) return this.#compiler;
+    return new Reflection(this.#compiler, address, (peers) => {
+      if (this.#registration) this.#registration = { ...this.#registration, peers };
+      this.#reporter.heardOfPeers(peers, this.#registration);
+      this.#writeStatusWithin(STATUS_DELAY.news);
+    });
   }
 
   /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */

@@ -271,24 +271,47 @@ test("one trouble is told once, though it keeps both the certificate and the str
   expect(lines.filter((line) => line.includes("the token is dead")).length).toBe(1);
 });
 
-test("the registration: by a group with what peers are told, by hand with what the entry needs", () => {
-  const where = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5" };
-  expect(linesOf({ registration: { ...where, group: "vms" } })).toContain(
-    "registered as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms, while connected; peers are told 10.0.0.5, in plaintext (label security.istio.io/tlsMode: disabled)",
+test("the registration: by a group or by hand, and what peers are told, with the cure where it is wrong", () => {
+  const where = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5", needs: ["kubectl this"] };
+  const group = { ...where, group: "vms" };
+  const told = (registration: AgentStatus["registration"], more: Partial<AgentStatus> = {}) => {
+    const lines = linesOf({ ...(registration ? { registration } : {}), ...more });
+    const at = lines.findIndex((line) => line.startsWith("registered"));
+    return at < 0
+      ? []
+      : lines.slice(
+          at,
+          lines.findIndex((line) => line.startsWith("mesh")),
+        );
+  };
+  expect(told(undefined)).toEqual([]);
+  expect(told(group)).toEqual([
+    "registered while connected, as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms",
+    " peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has 10.0.0.5 now",
+  ]);
+  expect(told({ ...group, peers: { plaintext: ["a:80", "b:80"], mtls: [] } })[1]).toBe(
+    " peers are told to send plaintext to 10.0.0.5, for a:80, b:80",
   );
-  const lines = linesOf({
-    registration: { ...where, entry: "vm-1", needs: ["kubectl label this", "kubectl that"] },
-  });
-  expect(lines).toContain(
-    "registered by hand as WorkloadEntry vm-1 of namespace shop; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:",
+  expect(told({ ...group, peers: { plaintext: [], mtls: ["a:80"] } }).slice(1)).toEqual([
+    " peers are told to send mTLS to 10.0.0.5 for a:80, WHICH KMESH DOES NOT END: another agent made the entry",
+    " kubectl this",
+  ]);
+  const away = { ...agent().stream, connected: false };
+  expect(told(group, { stream: away })).toEqual([
+    "registered not for long: istiod takes away WorkloadEntry vms-10.0.0.5 of namespace shop (group vms) 10 s after a connection",
+  ]);
+  expect(told(where)).toEqual([
+    "registered by hand, as WorkloadEntry vms-10.0.0.5 of namespace shop",
+    " no service has 10.0.0.5 now; kmesh ends no mTLS, so it needs",
+    " kubectl this",
+  ]);
+  expect(told({ ...where, peers: { plaintext: [], mtls: ["a:80"] } })[1]).toEndWith(
+    "NOT END: it lacks a label",
   );
-  expect(lines).toContain(" kubectl label this");
-  expect(lines).toContain(" kubectl that");
-  expect(linesOf({}).join("\n")).not.toContain("registered");
 });
 
 test("health: the verdict, what speaks against it, and whether istiod is told", () => {
-  const registration = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5", group: "vms" };
+  const registration = { namespace: "shop", entry: "e", address: "10.0.0.5", group: "vms", needs: [] };
   const health = { probe: "GET http://10.0.0.5:80/", streak: 0, checks: 7 };
   expect(linesOf({ health })).toContain(
     "health not known yet after 7 checks (GET http://10.0.0.5:80/); istiod is not told: set workload-group, or workload-entry",
@@ -303,4 +326,7 @@ test("health: the verdict, what speaks against it, and whether istiod is told", 
   expect(linesOf({ registration, health: streak, stream })).toContain(
     "health healthy for 60 s, 1 check against it (GET http://10.0.0.5:80/); this istiod takes no health reports",
   );
+  const byHand = linesOf({ registration: { ...registration, healthNeeds: ["kubectl that"] }, health: bad });
+  expect(byHand).toContain(" the entry was made by hand: istiod heeds it only after");
+  expect(byHand).toContain(" kubectl that");
 });

@@ -118,28 +118,48 @@ function tellIdentity(identity: IdentityStatus, told: string | undefined, now: n
 
 function tellRegistration(registration: AgentStatus["registration"], connected: boolean): [string, string][] {
   if (!registration) return [];
-  const { namespace, entry, address, group, needs } = registration;
+  const { namespace, entry, group } = registration;
   const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
-  if (group !== undefined) {
-    if (!connected)
-      return [
-        ["registered", `not for long: istiod takes away ${where} (group ${group}) 10 s after a connection`],
-      ];
+  if (group === undefined) return [["registered", `by hand, as ${where}`], ...tellPeers(registration)];
+  if (!connected)
+    return [
+      ["registered", `not for long: istiod takes away ${where} (group ${group}) 10 s after a connection`],
+    ];
+  return [["registered", `while connected, as ${where} by group ${group}`], ...tellPeers(registration)];
+}
+
+/** What istiod tells others to send to this machine, and what to do when that is mTLS. */
+function tellPeers({
+  address,
+  group,
+  needs,
+  peers,
+}: NonNullable<AgentStatus["registration"]>): [string, string][] {
+  const { plaintext = [], mtls = [] } = peers ?? {};
+  if (mtls.length > 0) {
+    const why = group === undefined ? "it lacks a label" : "another agent made the entry";
     return [
       [
-        "registered",
-        `as ${where} by group ${group}, while connected; peers are told ${address}, in plaintext (label security.istio.io/tlsMode: disabled)`,
+        "",
+        `peers are told to send mTLS to ${address} for ${mtls.join(", ")}, WHICH KMESH DOES NOT END: ${why}`,
       ],
+      ...tellCommands(needs),
     ];
   }
-  const commands = (needs ?? []).map((command): [string, string] => ["", `  ${command}`]);
-  return [
-    [
-      "registered",
-      `by hand as ${where}; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:`,
-    ],
-    ...commands,
-  ];
+  if (plaintext.length > 0)
+    return [["", `peers are told to send plaintext to ${address}, for ${plaintext.join(", ")}`]];
+  if (group !== undefined)
+    return [
+      [
+        "",
+        `peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has ${address} now`,
+      ],
+    ];
+  return [["", `no service has ${address} now; kmesh ends no mTLS, so it needs`], ...tellCommands(needs)];
+}
+
+function tellCommands(commands: readonly string[]): [string, string][] {
+  return commands.map((command) => ["", `  ${command}`]);
 }
 
 function tellHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
@@ -156,6 +176,10 @@ function tellHealth({ health, stream, registration }: AgentStatus, now: number):
   return [
     ["health", `${state}${against} (${probe}); ${reported}`],
     ...(message === undefined ? [] : [["", message] as [string, string]]),
+    ...(registration?.healthNeeds
+      ? [["", "the entry was made by hand: istiod heeds it only after"] as [string, string]]
+      : []),
+    ...tellCommands(registration?.healthNeeds ?? []),
   ];
 }
 

@@ -330,7 +330,9 @@ export class WorkloadIdentity implements CertificateSource {
     const expired = held !== undefined && held.notAfter <= now;
     const text = expired
       ? `the certificate of ${formatSpiffe(held.id)} expired at ${time(held.notAfter)}, and there is no new one: ${reason}`
-      : reason;
+      : held !== undefined && now < held.notBefore
+        ? `it is ${time(now)} by this machine's clock, and the certificate of ${formatSpiffe(held.id)} is good from ${time(held.notBefore)} on: set the clock (timedatectl set-ntp true). Nor is there a new one: ${reason}`
+        : reason;
     const retry = Math.round(this.#backoff.next());
     this.#due = 0;
     this.#earliest = performance.now() + retry;

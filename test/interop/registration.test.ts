@@ -85,7 +85,9 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
       undefined,
     ]);
     const page = (await lab.kmesh("status")).stdout;
-    expect(page).toMatch(/registered +as WorkloadEntry vms-172.31.0.1 of namespace shop by group vms/);
+    expect(page).toMatch(
+      /registered +while connected, as WorkloadEntry vms-172.31.0.1 of namespace shop by group vms/,
+    );
     expect(page).toMatch(/health +NOT HEALTHY for .*; istiod is told/);
     app = await lab.serve({ app: "172.31.0.1:8080" });
     await peer.sees("vms", "172.31.0.1");
@@ -167,11 +169,19 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     await lab.startedAgent(...flags);
     const { registration } = await lab.status();
     expect(registration?.group).toBeUndefined();
-    const [label = "", annotate = "", restart = ""] = registration?.needs ?? [];
+    expect(registration?.peers).toEqual({ plaintext: [], mtls: ["byhand.shop.internal:7000"] });
+    const [label = ""] = registration?.needs ?? [];
+    const [annotate = "", restart = ""] = registration?.healthNeeds ?? [];
     const page = (await lab.kmesh("status")).stdout;
+    expect(page).toContain("peers are told to send mTLS to 172.31.0.2 for byhand.shop.internal:7000, WHICH");
     for (const command of [label, annotate, restart]) expect(page).toContain(command);
     await kubectl(label);
     await peer.sees("byhand", "172.31.0.2");
+    await eventually("status sees it, too", async () =>
+      (await lab.kmesh("status")).stdout.includes(
+        "peers are told to send plaintext to 172.31.0.2, for byhand",
+      ),
+    );
     // From the next connection on istiod takes its health, and leaves it out until then.
     await kubectl(annotate);
     expect(restart).toStartWith("systemctl restart kmesh");
@@ -186,6 +196,41 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     writeFileSync(well, "");
     await peer.sees("byhand", "172.31.0.2");
     expect((await health())?.healthy).toBe(true);
+  });
+
+  test("an entry that another agent has left is noticed, and replaced by the commands that status prints", async () => {
+    await lab.plane.kube.apply({
+      apiVersion: "networking.istio.io/v1",
+      kind: "WorkloadEntry",
+      metadata: {
+        name: "vms-172.31.0.4",
+        namespace: "shop",
+        annotations: { "istio.io/autoRegistrationGroup": "vms" },
+      },
+      spec: { address: "172.31.0.4", serviceAccount: "vm", labels: { app: "vms" } },
+    });
+    const flags = secure("--workload-group=vms", "--ip=172.31.0.4");
+    const agent = await lab.startedAgent(...flags);
+    const left = await connectedEntry(lab.plane, "vms-172.31.0.4");
+    await eventually("status tells it", async () =>
+      (await lab.kmesh("status")).stdout.includes("NOT END: another agent made the entry"),
+    );
+    expect(agent.output()).toContain("Peers are told to send mTLS to this machine (vms.shop.internal:7000)");
+    expect((await lab.status()).registration?.needs[0]).toBe(
+      "kubectl delete workloadentry vms-172.31.0.4 --namespace shop",
+    );
+    await lab.plane.kube.remove({
+      apiVersion: "networking.istio.io/v1",
+      kind: "WorkloadEntry",
+      metadata: { name: "vms-172.31.0.4", namespace: "shop" },
+    });
+    await lab.agent.stop("SIGKILL");
+    await lab.startedAgent(...flags);
+    const entry = await connectedEntry(lab.plane, "vms-172.31.0.4");
+    expect(entry.uid).not.toBe(left.uid);
+    await eventually("status tells plaintext", async () =>
+      (await lab.kmesh("status")).stdout.includes("peers are told to send plaintext to 172.31.0.4, for vms"),
+    );
   });
 
   /** Does what `kubectl label|annotate KIND NAME --namespace NS --overwrite KEY=VALUE` does. */
