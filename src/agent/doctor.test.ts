@@ -118,6 +118,19 @@ test("the configuration comes first, with each thing that is wrong", async () =>
   for (const result of results.slice(6, 10)) expect(result.state).toBe("skipped");
 });
 
+test("a configuration that others can write", async () => {
+  const file = join(folder, "open.yaml");
+  writeFileSync(file, "");
+  chmodSync(file, 0o666);
+  const { config } = configOf();
+  const look = async () => lines((await checksOf(config, [], file)[0]?.look()) ?? []);
+  expect((await look())[1]).toBe(
+    `remark: others can write ${file}, and so what runs here as root => chmod go-w ${file}`,
+  );
+  chmodSync(file, 0o644);
+  expect((await look()).length).toBe(1);
+});
+
 test("files: roots, token, folders, and who may read them", async () => {
   expect((await look("files")).map(({ state }) => state)).toEqual(["well", "well"]);
   const open = join(folder, "open-token");

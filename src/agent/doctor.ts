@@ -1,4 +1,5 @@
 /** Looks for what keeps this machine from the mesh, in the order in which one thing needs the other. */
+import { statSync } from "node:fs";
 import type { Config, ConfigError } from "./config.ts";
 import { istiodChecks } from "./doctor-istiod.ts";
 import { machineChecks } from "./doctor-machine.ts";
@@ -31,10 +32,12 @@ export function checksOf(config: Config, problems: readonly ConfigError[], file:
   const configuration: Check = {
     name: "configuration",
     needs: [],
-    look: () =>
-      problems.length === 0
-        ? [{ state: "well", text: `read (flags, environment, ${file})` }]
-        : problems.map(({ message, next }) => ({ state: "wrong", text: message, cure: next })),
+    look: () => [
+      ...(problems.length === 0
+        ? [{ state: "well", text: `read (flags, environment, ${file})` } as const]
+        : problems.map(({ message, next }) => ({ state: "wrong", text: message, cure: next }) as const)),
+      ...lookAtMode(file),
+    ],
   };
   return [configuration, ...machineChecks(config), ...istiodChecks(config)];
 }
@@ -79,6 +82,19 @@ async function attempt(look: Check["look"]): Promise<Finding[]> {
   } catch (error) {
     return [wrongOf(error, "A fault of kmesh: please report it.")];
   }
+}
+
+/** Who writes the configuration decides what root runs: a probe's command. */
+function lookAtMode(file: string): Finding[] {
+  const mode = statSync(file, { throwIfNoEntry: false })?.mode ?? 0;
+  if ((mode & 0o022) === 0) return [];
+  return [
+    {
+      state: "remark",
+      text: `others can write ${file}, and so what runs here as root`,
+      cure: `chmod go-w ${file}`,
+    },
+  ];
 }
 
 function stateOf(findings: readonly Finding[]): Result["state"] {

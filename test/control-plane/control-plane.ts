@@ -128,8 +128,8 @@ export class ControlPlane {
     return this.#api;
   }
 
-  /** Starts istiod and resolves when it is ready; does nothing while it runs. */
-  async startIstiod(): Promise<void> {
+  /** Starts istiod, with `env` above all else, and resolves when it is ready; does nothing while it runs. */
+  async startIstiod(env: Record<string, string> = {}): Promise<void> {
     if (this.#istiod !== undefined && this.#istiod.status === undefined) return;
     const { ports, folder } = this;
     const istiod = new OwnedProcess({
@@ -160,6 +160,7 @@ export class ControlPlane {
         PILOT_ENABLE_GATEWAY_API: "false",
         PILOT_DEBOUNCE_AFTER: "100ms",
         ...this.#options.istiodEnv,
+        ...env,
       },
       cwd: folder,
       ...this.#place(),
