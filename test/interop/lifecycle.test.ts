@@ -4,6 +4,7 @@
  * the agent's death, a reboot, an expired certificate; and a load that notices none of it.
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { X509Certificate } from "node:crypto";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { stringify } from "yaml";
@@ -227,6 +228,45 @@ describe.skipIf(why !== undefined)("a VM's life in the mesh", () => {
     await eventually("the stream", async () => (await status()).stream.connected, 20_000);
     expect((await kmesh("cert")).code).toBe(0);
     expect((await kmesh("doctor")).code).toBe(0);
+  });
+
+  test("istiod's CA is replaced: traffic goes on, doctor names it, and the new root with a token mends it", async () => {
+    const roots = join(lab.folder, "state/root-cert.pem");
+    const before = await lab.plane.rootCertificate();
+    await lab.plane.stopIstiod("SIGKILL");
+    await lab.plane.kube.remove({
+      apiVersion: "v1",
+      kind: "Secret",
+      metadata: { name: "istio-ca-secret", namespace: "istio-system" },
+    });
+    await lab.plane.startIstiod();
+    const root = await eventually("the new root", async () => {
+      const now = await lab.plane.rootCertificate();
+      return now.trim() === before.trim() ? undefined : now;
+    });
+    const doctor = await eventually("the refusal", async () => {
+      const found = await kmesh("doctor");
+      return found.stdout.includes("is not signed by") && found;
+    });
+    expect(doctor.stdout).toMatch(/TLS +WRONG .*\n +Pass the mesh's root there/);
+    expect((await lab.connect("10.97.1.1", 7000, { count: 20 })).errors).toEqual({});
+    writeFileSync(token, await lab.plane.kube.serviceAccountToken("shop", "vm"));
+    writeFileSync(roots, root);
+    const since = Date.now();
+    await eventually(
+      "the stream",
+      async () => {
+        const { connected, connectedSince = 0 } = (await status()).stream;
+        return connected && connectedSince > since;
+      },
+      20_000,
+    );
+    expect((await kmesh("doctor")).code).toBe(0);
+    const { roots: kept } = JSON.parse((await kmesh("cert", "--output=json")).stdout);
+    expect(kept.map(({ fingerprint }: { fingerprint: string }) => fingerprint)).toEqual([
+      new X509Certificate(root).fingerprint256,
+    ]);
+    await connectedEntry(lab.plane, NAME);
   });
 
   /** Puts a certificate of yesterday in the place of the kept one, signed by istiod's own CA for the same key. */
