@@ -15,6 +15,7 @@
 #include "include/keep.h"
 #include "include/live.h"
 #include "include/tables.h"
+#include "include/enrolment.h"
 #include "include/verdict.h"
 #include "include/walk.h"
 
@@ -23,7 +24,6 @@
 #endif
 
 #define NSEC_PER_TICK 10000000 /* USER_HZ is 100 on every architecture */
-#define MAX_CGROUP_LEVELS 16
 #define FINGERPRINT_RETRIES 4
 /* Slots that are tried to find an endpoint that is not ejected. Runs no longer than that are searched whole. */
 #define EJECTION_RETRIES 32
@@ -85,23 +85,6 @@ static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const s
 	if (!governed)
 		governed = bpf_get_netns_cookie(NULL);
 	return bpf_get_netns_cookie(ctx) == governed;
-}
-
-/* Only the levels at which something is enrolled are looked at: one, as a rule. */
-static __always_inline bool is_enrolled(const struct settings *set)
-{
-	__u32 levels = set->cgroup_levels;
-
-	if (set->flags & SETTING_EVERY_CGROUP)
-		return true;
-	for (int i = 0; levels && i < MAX_CGROUP_LEVELS; i++) {
-		__u64 id = bpf_get_current_ancestor_cgroup_id(floor_log2(levels & -levels));
-
-		if (id && bpf_map_lookup_elem(&enrolled, &id))
-			return true;
-		levels &= levels - 1;
-	}
-	return false;
 }
 
 static __always_inline bool is_agent(void)

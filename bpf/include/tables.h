@@ -102,11 +102,10 @@ struct settings {
 	__u64 flags;
 	__u64 fallback; /* target word of what matches no frontend; 0 = pass */
 	__u64 netns; /* cookie of the governed network namespace; 0 = the initial one */
-	__u64 cgroup_levels; /* bit n: some enrolled cgroup lies n levels below the root */
 	__u64 node_v4; /* what source hashing takes for a socket without an address: the last 4 bytes, as read from memory */
 	__u64 node_v6[2];
 	__u64 current_ns; /* CLOCK_MONOTONIC: when these tables were last known to follow istiod; stored each second */
-	__u64 reserved[8];
+	__u64 reserved[9];
 };
 
 /* Clang leaves out of the BTF what only inner maps name; user space and libbpf need these whole. */

@@ -8,34 +8,48 @@ import { AdminServer } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
+  type RegistrationStatus,
   readStatus,
   type SnapshotStatus,
   type TablesStatus,
   writeStatus,
 } from "../admin/status.ts";
 import { Datapath } from "../datapath/datapath.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
+import { parseProbe } from "../health/probe.ts";
+import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
+import type { Identity } from "../istiod/node.ts";
+import type { ResourceSink } from "../istiod/sink.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
+import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
+import { shapeOf } from "./bond.ts";
 import { type Config, formatExclude, requireReadable } from "./config.ts";
+import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
-import { localityOf, nodeIdentity } from "./node.ts";
+import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
+import { settingValues } from "./values.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
+/** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
+const CURRENT = 1_000;
+/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+const ISTIOD_PATIENCE = 10_000;
 /**
  * From a change to the status file, milliseconds: many changes become one write. The numbers of a push that only
  * moved endpoints may lag: the file is for those who find no agent.
@@ -48,9 +62,12 @@ export class Agent {
   readonly #locks: Locks;
   readonly #datapath: Datapath;
   readonly #snapshots: SnapshotKeeper;
+  readonly #kept: KeptGenerations;
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
+  readonly #health: HealthWatch | undefined;
+  #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -65,6 +82,8 @@ export class Agent {
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #currentTimer: ReturnType<typeof setInterval> | undefined;
+  #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
   #stopped = false;
@@ -78,18 +97,22 @@ export class Agent {
     this.#told = told;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
+    warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
+    const node = nodeIdentity(config, this.#addresses);
+    this.#registration = registrationOf(node);
+    this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
-      identity: nodeIdentity(config, this.#addresses),
-      sink: this.#compiler,
+      identity: node,
+      sink: this.#reflecting(node),
       on: (event) => this.#heard(event),
     });
     makeFolders(config);
@@ -99,12 +122,14 @@ export class Agent {
     this.#datapath = Datapath.open({
       bpffs: config.bpffs,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes,
       netns: config.netns,
       shadow: config.shadow,
       nodeAddresses: this.#addresses,
       log: (line) => log.info(line),
     });
+    this.#kept = new KeptGenerations(this.#datapath, log);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     if (this.#datapath.governs) this.#snapshot = this.#before?.snapshot;
     // Before the first connection, or we would be sent through our own mesh.
@@ -142,15 +167,15 @@ export class Agent {
     const before = { ...this.#config, cgroups: this.#cgroups };
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
-    const { excludes, netns, shadow } = config;
+    const { units, excludes, netns, shadow } = config;
     try {
-      this.#datapath.govern({ cgroups, excludes, netns, shadow });
+      this.#datapath.govern({ cgroups, units, excludes, netns, shadow });
     } catch (error) {
       this.#datapath.govern(before);
       throw error;
     }
     this.#cgroups = cgroups;
-    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#writeStatus();
     return found;
   }
@@ -158,7 +183,11 @@ export class Agent {
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
   stop(): void {
     clearTimeout(this.#retryTimer);
+    clearInterval(this.#currentTimer);
+    clearTimeout(this.#patienceTimer);
+    this.#kept.stop();
     this.#stopped = true;
+    this.#health?.stop();
     this.#identity?.stop();
     this.#stream.stop();
     this.#compiler.close();
@@ -184,10 +213,13 @@ export class Agent {
       },
       shadow: config.shadow,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#datapath.adopted,
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#registration ? { registration: this.#registration } : {}),
+      ...(this.#health ? { health: this.#health.status() } : {}),
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
@@ -200,17 +232,28 @@ export class Agent {
   async #begin(): Promise<void> {
     this.#admin = await AdminServer.listen(adminSocket(this.#config.runDir), {
       "/agent": () => this.status(),
+      "/config": () => settingValues(this.#config),
       "/status": () => ({ agent: this.status(), kernel: this.#datapath.summarize() }),
       "/dump/received": () => this.#compiler.describe(),
       "/dump/model": () => this.#mesh ?? null,
       "/dump/tables": () => this.#datapath.inspect(),
       "/explain": (query) => explainDestination(this.#config.bpffs, query.get("target") ?? "", this.#mesh),
     });
-    this.#reporter.started(this.#datapath.adopted, this.#config);
-    if (this.#datapath.governs) this.#live.resolve();
+    const { adopted, governs, takesOver } = this.#datapath;
+    this.#reporter.started(takesOver ? "foreign" : adopted ? "own" : "nothing", this.#config);
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (governs) this.#live.resolve();
     else this.#restore();
+    this.#kept.watch();
+    this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
     this.#writeStatus();
+    this.#health?.start();
     void this.#connect();
+  }
+
+  /** The kernel takes the tables for stale when it hears this no more: without istiod nobody says which endpoints are gone. */
+  #keepCurrent(): void {
+    if (this.#stream.status().connected && !this.#behind) this.#datapath.keepCurrent();
   }
 
   /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
@@ -239,6 +282,7 @@ export class Agent {
       ca: config.ca,
       token: config.token,
       clusterId: config.clusterId,
+      validity: config.certificateLife,
       store: new CertificateStore(join(config.stateDir, "identity")),
       on: (event) => this.#heardOfIdentity(event),
       renewed: () => this.#stream.renew(),
@@ -247,18 +291,45 @@ export class Agent {
     return identity;
   }
 
+  /** The way to the compiler; for a machine that is registered it is looked for on that way. */
+  #reflecting(node: Identity): ResourceSink {
+    const [address] = node.ips;
+    if (!this.#registration || address === undefined) return this.#compiler;
+    return new Reflection(this.#compiler, address, (peers) => {
+      if (this.#registration) this.#registration = { ...this.#registration, peers };
+      this.#reporter.heardOfPeers(peers, this.#registration);
+      this.#writeStatusWithin(STATUS_DELAY.news);
+    });
+  }
+
+  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  #openHealth(config: Config): HealthWatch | undefined {
+    if (config.readinessProbe === undefined) return undefined;
+    const probe = parseProbe(config.readinessProbe);
+    return new HealthWatch({
+      probe,
+      address: config.probeLocalhost ? "localhost" : (this.#addresses[0] ?? "localhost"),
+      on: (verdict) => {
+        this.#reporter.heardOfHealth(verdict);
+        if (this.#registration) this.#stream.report(verdict);
+        this.#writeStatusWithin(STATUS_DELAY.news);
+      },
+    });
+  }
+
   #heardOfIdentity(event: IdentityEvent): void {
     this.#reporter.heardOfIdentity(event);
     this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
-  /** Governs by the last good snapshot until istiod answers. */
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
   #restore(): void {
+    if (this.#mesh) return;
     const found = this.#snapshots.load();
     if (!found) return;
     const { mesh, writtenAt } = found;
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, { everything: true });
+      const { writes, milliseconds } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
@@ -282,7 +353,7 @@ export class Agent {
     if (!mesh) return;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds } = this.#datapath.apply(mesh, changes);
+      const { writes, milliseconds } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#tables.firstApplyAt === undefined;
       this.#tables = {
@@ -315,6 +386,13 @@ export class Agent {
     );
   }
 
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    const { takesOver } = this.#datapath;
+    const report = this.#datapath.apply(mesh, changes);
+    if (takesOver) this.#kept.watch();
+    return report;
+  }
+
   #heard(event: StreamEvent): void {
     this.#reporter.heard(event);
     this.#writeStatusWithin(event.kind === "committed" ? STATUS_DELAY.numbers : STATUS_DELAY.news);
@@ -343,22 +421,6 @@ export class Agent {
       );
     }
   }
-}
-
-/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-export function shapeOf(config: Config): Record<string, string | boolean> {
-  const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
-  const locality = localityOf(config);
-  return {
-    mode: config.mode,
-    "allow-plaintext": config.allowPlaintext,
-    namespace: config.namespace,
-    "service-account": config.serviceAccount,
-    "cluster-id": config.clusterId,
-    network: config.network,
-    ...(labels.length > 0 ? { labels: labels.map(([key, value]) => `${key}=${value}`).join(",") } : {}),
-    ...(locality ? { locality: Object.values(locality).join("/").replace(/\/+$/, "") } : {}),
-  };
 }
 
 function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {

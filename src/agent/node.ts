@@ -1,6 +1,13 @@
 /** Who this machine says it is to istiod, by its configuration and what only the machine knows. */
 import { hostname } from "node:os";
+import type { RegistrationStatus } from "../admin/status.ts";
 import { type Identity, type Locality, usableAddresses } from "../istiod/node.ts";
+import {
+  commandsForAnother,
+  commandsForEntry,
+  commandsForHealth,
+  registeredName,
+} from "../istiod/registration.ts";
 import { version } from "../runtime/version.ts";
 import type { Config } from "./config.ts";
 
@@ -28,6 +35,23 @@ export function nodeIdentity(config: Config, addresses: readonly string[]): Iden
     ...(locality ? { locality } : {}),
     metadata: config.metadata,
     version,
+  };
+}
+
+/** What istiod is asked to do with this machine; undefined when it is neither in a group nor has an entry. */
+export function registrationOf(node: Identity): RegistrationStatus | undefined {
+  const { namespace, autoRegisterGroup: group, workloadEntry, proxyConfig, ips } = node;
+  const entry = group === undefined ? workloadEntry : registeredName(node);
+  if (entry === undefined) return undefined;
+  return {
+    namespace,
+    entry,
+    address: ips[0] ?? "",
+    ...(group === undefined ? {} : { group }),
+    needs: group === undefined ? commandsForEntry(namespace, entry) : commandsForAnother(namespace, entry),
+    ...(group === undefined && proxyConfig !== undefined
+      ? { healthNeeds: commandsForHealth(namespace, entry) }
+      : {}),
   };
 }
 

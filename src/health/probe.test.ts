@@ -59,9 +59,9 @@ test("TCP, exec and gRPC", () => {
 
 test("what is wrong is named by its field", () => {
   const wrong: [unknown, string][] = [
-    ["GET /", "the probe holds no fields"],
-    [{}, "names none of httpGet, tcpSocket, grpc, exec: it must be one"],
-    [{ httpGet: { port: 1 }, exec: { command: ["x"] } }, "names httpGet and exec of"],
+    ["GET /", "it holds no fields"],
+    [{}, "it names none of httpGet, tcpSocket, grpc, exec, and must name one"],
+    [{ httpGet: { port: 1 }, exec: { command: ["x"] } }, "it names httpGet and exec of"],
     [{ httpGet: {} }, "httpGet.port is missing"],
     [{ httpGet: { port: "8080" } }, "httpGet.port is no whole number"],
     [{ tcpSocket: { port: 70_000 } }, "tcpSocket.port is no port"],

@@ -51,7 +51,7 @@ export function parseProbe(json: unknown): Probe {
   const [kind] = given;
   if (kind === undefined || given.length > 1)
     throw new MalformedProbe(
-      `names ${kind === undefined ? "none" : given.join(" and ")} of ${KINDS.join(", ")}: it must be one`,
+      `it names ${kind === undefined ? "none" : given.join(" and ")} of ${KINDS.join(", ")}, and must name one`,
     );
   return {
     question: questionOf(kind, spec.inner(kind)),
@@ -140,7 +140,7 @@ class Fields {
 
   constructor(json: unknown, prefix: string) {
     if (typeof json !== "object" || json === null || Array.isArray(json))
-      throw new MalformedProbe(`${prefix.replace(/\.$/, "") || "the probe"} holds no fields`);
+      throw new MalformedProbe(`${prefix.replace(/\.$/, "") || "it"} holds no fields`);
     this.#values = { ...json };
     this.#prefix = prefix;
   }

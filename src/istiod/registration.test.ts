@@ -1,6 +1,12 @@
 import { expect, test } from "bun:test";
 import { explainRefusal } from "./credentials.ts";
-import { commandsForEntry, explainRegistration } from "./registration.ts";
+import {
+  commandsForAnother,
+  commandsForEntry,
+  commandsForHealth,
+  explainRegistration,
+  registeredName,
+} from "./registration.ts";
 
 const GROUP = { namespace: "shop", serviceAccount: "vm", autoRegisterGroup: "vms" };
 const ENTRY = { namespace: "shop", serviceAccount: "vm", workloadEntry: "vm-1" };
@@ -45,10 +51,20 @@ test("the stream's end tells it", () => {
   );
 });
 
-test("what an entry that was applied by hand needs", () => {
-  expect(commandsForEntry("shop", "vm-1", true)).toEqual([
+test("what an entry needs that was applied by hand, or made by another agent", () => {
+  expect(commandsForEntry("shop", "vm-1")).toEqual([
     "kubectl label workloadentry vm-1 --namespace shop --overwrite security.istio.io/tlsMode=disabled",
-    "kubectl annotate workloadentry vm-1 --namespace shop --overwrite proxy.istio.io/health-checks-enabled=true",
   ]);
-  expect(commandsForEntry("shop", "vm-1", false).length).toBe(1);
+  expect(commandsForHealth("shop", "vm-1")[0]).toBe(
+    "kubectl annotate workloadentry vm-1 --namespace shop --overwrite proxy.istio.io/health-checks-enabled=true",
+  );
+  expect(commandsForAnother("shop", "vms-1")[0]).toBe("kubectl delete workloadentry vms-1 --namespace shop");
+});
+
+test("the name that istiod gives an entry", () => {
+  const name = (ips: string[], network = "") => registeredName({ autoRegisterGroup: "vms", ips, network });
+  expect(name(["10.0.0.5", "fd00::5"])).toBe("vms-10.0.0.5");
+  expect(name(["fd00::5"], "net1")).toBe("vms-fd00--5-net1");
+  expect(registeredName({ autoRegisterGroup: "g".repeat(300), ips: ["10.0.0.5"] })?.length).toBe(253);
+  expect(registeredName({ ips: ["10.0.0.5"] })).toBeUndefined();
 });

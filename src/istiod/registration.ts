@@ -1,6 +1,8 @@
 /** How istiod registers this machine: what peers are told of it, and why it may not be registered. */
 import type { Identity } from "./node.ts";
 
+/** Kubernetes cuts no names: istiod keeps the last characters of longer ones. */
+const LONGEST_NAME = 253;
 /**
  * Sidecars send plaintext to a WorkloadEntry with this label. Without it those that have a service account, as all that
  * istiod makes, are told as mTLS endpoints.
@@ -14,6 +16,16 @@ export type Registrant = Pick<
   Identity,
   "namespace" | "serviceAccount" | "autoRegisterGroup" | "workloadEntry"
 >;
+
+/** The name that istiod gives the WorkloadEntry of a machine that it registers with a group. */
+export function registeredName(
+  node: Pick<Identity, "autoRegisterGroup" | "ips" | "network">,
+): string | undefined {
+  const { autoRegisterGroup, ips, network } = node;
+  if (autoRegisterGroup === undefined) return undefined;
+  const parts = [autoRegisterGroup, (ips[0] ?? "").replaceAll(":", "-"), ...(network ? [network] : [])];
+  return parts.join("-").slice(-LONGEST_NAME);
+}
 
 /** A sentence for what istiod said; undefined when it is not about the registration. */
 export function explainRegistration(details: string, node: Registrant): string | undefined {
@@ -44,12 +56,27 @@ export function explainRegistration(details: string, node: Registrant): string |
         `or --service-account to ${theirs} with a token of ${theirs}`;
 }
 
-/** The commands that make a WorkloadEntry which was applied by hand fit for kmesh. */
-export function commandsForEntry(namespace: string, entry: string, reportsHealth: boolean): string[] {
+/** The command with which peers send plaintext to a WorkloadEntry that was applied by hand. */
+export function commandsForEntry(namespace: string, entry: string): string[] {
   const [[label, value] = []] = Object.entries(PLAINTEXT_LABEL);
-  const of = `workloadentry ${entry} --namespace ${namespace}`;
+  return [`kubectl label workloadentry ${entry} --namespace ${namespace} --overwrite ${label}=${value}`];
+}
+
+/**
+ * The commands with which istiod heeds the health of a WorkloadEntry that was applied by hand. It looks for the annotation
+ * when a machine connects, and takes an annotated entry for unhealthy until it is told otherwise.
+ */
+export function commandsForHealth(namespace: string, entry: string): string[] {
   return [
-    `kubectl label ${of} --overwrite ${label}=${value}`,
-    ...(reportsHealth ? [`kubectl annotate ${of} --overwrite ${HEALTH_ANNOTATION}`] : []),
+    `kubectl annotate workloadentry ${entry} --namespace ${namespace} --overwrite ${HEALTH_ANNOTATION}`,
+    "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
+  ];
+}
+
+/** The commands that replace a WorkloadEntry which another agent registered: istiod takes it over with its labels. */
+export function commandsForAnother(namespace: string, entry: string): string[] {
+  return [
+    `kubectl delete workloadentry ${entry} --namespace ${namespace}`,
+    "systemctl restart kmesh  # then, and here: istiod makes it anew",
   ];
 }

@@ -231,8 +231,13 @@ describe("outlier detection", () => {
 
   test("a failed connect counts as a 5xx, and as a gateway failure where those are enforced", () => {
     expect(ejection({ consecutive_5xx: { value: 7 } }).after).toBe(7);
-    expect(ejection({ consecutive_5xx: { value: 7 }, consecutiveGatewayFailure: { value: 2 } }).after).toBe(7);
-    const both = { consecutiveGatewayFailure: { value: 2 }, enforcingConsecutiveGatewayFailure: { value: 100 } };
+    expect(ejection({ consecutive_5xx: { value: 7 }, consecutiveGatewayFailure: { value: 2 } }).after).toBe(
+      7,
+    );
+    const both = {
+      consecutiveGatewayFailure: { value: 2 },
+      enforcingConsecutiveGatewayFailure: { value: 100 },
+    };
     expect(ejection({ consecutive_5xx: { value: 7 }, ...both }).after).toBe(2);
     expect(ejection({ enforcingConsecutive_5xx: {}, ...both }).after).toBe(2);
     expect(ejection({ consecutive_5xx: { value: 7 }, enforcingConsecutive_5xx: { value: 0 } }).after).toBe(0);

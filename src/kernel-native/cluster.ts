@@ -529,7 +529,7 @@ function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejection {
         failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0),
       ];
   const counts = enforced.filter((count) => count > 0);
-  const percent = Math.min(100, valueOf(outlier.maxEjectionPercent, OUTLIER.percent));
+  const percent = Math.min(100, wrapped(outlier.maxEjectionPercent, OUTLIER.percent));
   if (counts.length === 0 || percent === 0) return NO_EJECTION;
   const base = outlier.baseEjectionTime ? seconds(outlier.baseEjectionTime) * 1_000 : OUTLIER.base;
   const longest = outlier.maxEjectionTime
@@ -541,13 +541,13 @@ function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejection {
 type Wrapped = { value?: number | null } | null | undefined;
 
 /** A wrapper that is there without a value means 0. */
-function valueOf(given: Wrapped, otherwise: number): number {
+function wrapped(given: Wrapped, otherwise: number): number {
   return given ? (given.value ?? 0) : otherwise;
 }
 
 /** Failures in a row that eject; 0 = they don't. */
 function failuresOf(count: Wrapped, enforcing: Wrapped, enforcedByDefault: number): number {
-  return valueOf(enforcing, enforcedByDefault) > 0 ? valueOf(count, OUTLIER.failures) : 0;
+  return wrapped(enforcing, enforcedByDefault) > 0 ? wrapped(count, OUTLIER.failures) : 0;
 }
 
 function lostDetection(outlier: envoy.OutlierDetection.$Properties, lost: (text: string) => void): void {
@@ -555,7 +555,7 @@ function lostDetection(outlier: envoy.OutlierDetection.$Properties, lost: (text:
     failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100) > 0 ||
     failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0) > 0;
   if (errors) lost("outlier detection by HTTP errors: connects that fail count");
-  if (valueOf(outlier.enforcingSuccessRate, 100) > 0) lost("outlier detection by success rate");
+  if (wrapped(outlier.enforcingSuccessRate, 100) > 0) lost("outlier detection by success rate");
 }
 
 const LB_NAMES = [

@@ -91,7 +91,17 @@ describe.skipIf(!root)("the outcome of a connect", () => {
     const shown = await output(["ip", "-n", namespace.name, "-o", "addr", "show", "to", "172.31.8.1"]);
     const [, device = ""] = /^\d+: (\S+)/.exec(shown) ?? [];
     for (const address of ["172.31.8.8", "fd00:8::8"])
-      await namespace.ip("neigh", "add", address, "lladdr", "02:00:00:00:00:09", "dev", device, "nud", "permanent");
+      await namespace.ip(
+        "neigh",
+        "add",
+        address,
+        "lladdr",
+        "02:00:00:00:00:09",
+        "dev",
+        device,
+        "nud",
+        "permanent",
+      );
     const mesh = emptyMesh();
     for (const [i, [kind, ends]] of Object.entries(ENDPOINTS).entries()) {
       addCluster(

@@ -307,3 +307,13 @@ API int kmesh_place_inner(const unsigned int *fds, unsigned int count)
 	free(all);
 	return result;
 }
+
+/* Fills ids with those of the maps that a program uses, `room` at most; gives how many it uses. */
+API int kmesh_program_maps(int program, unsigned int *ids, unsigned int room)
+{
+	struct bpf_prog_info info = { .nr_map_ids = room, .map_ids = (unsigned long)ids };
+	unsigned int size = sizeof(info);
+	int error = bpf_prog_get_info_by_fd(program, &info, &size);
+
+	return error ? error : (int)info.nr_map_ids;
+}
