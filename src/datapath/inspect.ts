@@ -60,7 +60,7 @@ export interface EndpointState {
   /** Connects that failed: ever, and in the present row. */
   failed: number;
   failures: number;
-  /** Milliseconds until it gets connections again; 0 when it is not ejected. */
+  /** Milliseconds until it gets connections of this cluster again; 0 when it is not left out. */
   ejectedFor: number;
 }
 
@@ -301,7 +301,7 @@ export class TableView {
       ...(descriptor.kind === "refuse" ? { reason: reasonName(descriptor.reason) } : {}),
       maxConnections: descriptor.maxConnections,
       live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
-      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(descriptor) : [],
+      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(id, descriptor) : [],
       shares: descriptor.kind === "split" ? this.#shares(descriptor) : [],
     };
   }
@@ -317,11 +317,9 @@ export class TableView {
     for (const [id, cluster] of this.#clusterNames) {
       if (!clusterLoads.has(id)) continue;
       state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
-      if (this.#left(clusterLoads.long(id, fields.ejected_until_ns.offset)) === 0) continue;
       const descriptor = this.descriptor(id);
-      // What a cluster without outlier detection ejected counts no more when an agent is back.
-      if (descriptor?.kind !== "endpoints" || (descriptor.ejection.after === 0 && !state.stale)) continue;
-      for (const { address, port, ejectedFor: forMs } of this.#endpoints(descriptor)) {
+      if (descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor)) continue;
+      for (const { address, port, ejectedFor: forMs } of this.#endpoints(id, descriptor)) {
         if (forMs > 0) state.now.push({ cluster, address, port, forMs });
       }
     }
@@ -334,13 +332,21 @@ export class TableView {
     return id ? readDescriptor(descriptors, id) : undefined;
   }
 
-  #endpoints(descriptor: Descriptor): EndpointState[] {
+  /** The same as leaves_out() in connect.bpf.c: a cluster without outlier detection does so only while the tables are stale. */
+  #leavesOut(id: number, { ejection }: Descriptor): boolean {
+    const { clusterLoads, settings } = this.tables;
+    if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;
+    return this.#left(clusterLoads.long(id, layout.cluster_load.fields.ejected_until_ns.offset)) > 0;
+  }
+
+  #endpoints(id: number, descriptor: Descriptor): EndpointState[] {
+    const leavesOut = this.#leavesOut(id, descriptor);
     return [descriptor.v4, descriptor.v6].flatMap((run) => {
       const times = occurrences(readSlots(this.tables.slots, run));
-      const states = [...times].map(([id, count]) => ({
-        ...readEndpoint(this.tables.endpoints, id),
+      const states = [...times].map(([endpoint, count]) => ({
+        ...readEndpoint(this.tables.endpoints, endpoint),
         share: count / run.count,
-        ...this.#load(id),
+        ...this.#load(endpoint, leavesOut),
       }));
       return states.sort((a, b) =>
         a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,
@@ -348,14 +354,14 @@ export class TableView {
     });
   }
 
-  #load(endpoint: number): Omit<EndpointState, "address" | "port" | "share"> {
+  #load(endpoint: number, leavesOut: boolean): Omit<EndpointState, "address" | "port" | "share"> {
     const { endpointLoads } = this.tables;
     const { fields } = layout.endpoint_load;
     return {
       live: endpointLoads.count(endpoint, fields.live.offset),
       failed: Number(endpointLoads.long(endpoint, fields.failed.offset)),
       failures: endpointLoads.word(endpoint, fields.failures.offset),
-      ejectedFor: this.#left(endpointLoads.long(endpoint, fields.ejected_until_ns.offset)),
+      ejectedFor: leavesOut ? this.#left(endpointLoads.long(endpoint, fields.ejected_until_ns.offset)) : 0,
     };
   }
 

@@ -133,6 +133,7 @@ services:
   - host: half.demo
     addresses: [10.99.0.7]
     port: 80
+    balance: round-robin
     endpoints: [{ address: 172.31.1.1, port: 8080 }, { address: 172.31.1.1, port: 9 }]
   - host: closed.demo
     addresses: [10.99.0.8]
