@@ -44,6 +44,8 @@ import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import { settingValues } from "./values.ts";
 
+/** Between two looks at whether the hooks are still attached, milliseconds. */
+const UPKEEP = 5_000;
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
 /** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
@@ -127,6 +129,7 @@ export class Agent {
       netns: config.netns,
       shadow: config.shadow,
       nodeAddresses: this.#addresses,
+      upkeep: UPKEEP,
       log: (line) => log.info(line),
     });
     this.#kept = new KeptGenerations(this.#datapath, log);
