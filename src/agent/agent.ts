@@ -88,6 +88,7 @@ export class Agent {
   #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
+  #statusWarned = false;
   #stopped = false;
   readonly #told: (status: AgentStatus) => void;
   readonly #live = Promise.withResolvers<void>();
@@ -417,11 +418,13 @@ export class Agent {
     this.#told(status);
     try {
       writeStatus(this.#config.runDir, status);
+      this.#statusWarned = false;
     } catch (error) {
-      // A full disk is no reason to stop serving.
-      this.#log.warn(
+      // A full disk is no reason to stop serving, nor to say so at every write.
+      this.#log[this.#statusWarned ? "debug" : "warn"](
         `the status can't be written to ${this.#config.runDir}: ${error instanceof Error ? error.message : error}`,
       );
+      this.#statusWarned = true;
     }
   }
 }
