@@ -1,6 +1,8 @@
+import { cert } from "./cli/cert.ts";
 import { config } from "./cli/config.ts";
 import { demo, demoPart, demoStage } from "./cli/demo.ts";
 import { dispatch } from "./cli/dispatch.ts";
+import { doctor } from "./cli/doctor.ts";
 import { down } from "./cli/down.ts";
 import { dump } from "./cli/dump.ts";
 import { explain } from "./cli/explain.ts";
@@ -13,7 +15,23 @@ import { version as number } from "./runtime/version.ts";
 
 const code = await dispatch(
   process.argv.slice(2),
-  [run, status, dump, explain, down, install, uninstall, join, config, demo, version, demoStage, demoPart],
+  [
+    run,
+    status,
+    cert,
+    doctor,
+    dump,
+    explain,
+    down,
+    install,
+    uninstall,
+    join,
+    config,
+    demo,
+    version,
+    demoStage,
+    demoPart,
+  ],
   {
     version: number,
     description: "A service mesh that lives in the kernel",

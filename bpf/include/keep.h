@@ -55,13 +55,13 @@ struct {
 
 struct endpoint_load {
 	__u64 live; /* connections from connect() to the socket's close */
-	__u32 failures; /* connects that failed since the last that did not */
+	__u32 failures; /* connects that failed in a row */
 	__u32 ejections; /* in a row: each lasts longer */
-	__u64 ejected_until_ns; /* CLOCK_MONOTONIC */
+	__u64 ejected_until_ns; /* CLOCK_MONOTONIC; what began to connect before then, or before the row, says nothing */
 	__u64 failed; /* connects that failed, ever */
 };
 
-/* Endpoint id -> live connections. Written by connect4/6 and sock_release, read by least-request and the agent. */
+/* Endpoint id -> live connections and health. Written by connect4/6 and sock_release, read at choice and by the agent. */
 struct {
 	CHUNKED(struct endpoint_load);
 } endpoint_loads SEC(".maps");
@@ -71,7 +71,7 @@ struct cluster_load {
 	__u64 live;
 	__u64 turn_v6; /* of round robin over IPv6 endpoints: who uses both in turn must not skip half of either */
 	__u64 ejected_until_ns; /* CLOCK_MONOTONIC: when the last of its ejections ends */
-	__u32 ejected; /* endpoints ejected since none was */
+	__u32 ejected; /* endpoints that this cluster ejected since none was */
 	__u32 reserved;
 	__u64 ejections; /* ever */
 	__u64 reserved2[2];
@@ -88,7 +88,7 @@ struct service_counters {
 	__u64 would_redirect; /* shadow mode */
 	__u64 would_refuse;
 	__u64 refused[REASON_COUNT];
-	__u64 failed; /* redirected, and the endpoint did not answer or refused */
+	__u64 failed; /* redirected, and the endpoint refused or did not answer */
 	__u64 reserved[7];
 };
 

@@ -38,6 +38,14 @@ struct sock_common {
 
 struct sock {
 	unsigned int sk_kern_sock : 1;
+	int sk_err;
+};
+
+struct tcp_sock {
+	__u64 bytes_acked;
+	__u32 max_window;
+	__u32 total_retrans;
+	__u32 write_seq;
 };
 
 #pragma clang attribute pop

@@ -21,11 +21,14 @@ import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
+import type { Identity } from "../istiod/node.ts";
+import type { ResourceSink } from "../istiod/sink.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
+import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { version } from "../runtime/version.ts";
 import { shapeOf } from "./bond.ts";
@@ -41,8 +44,12 @@ import { meshStatusBefore, meshStatusOf, Reporter } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import { settingValues } from "./values.ts";
 
+/** Between two looks at whether the hooks are still attached, milliseconds. */
+const UPKEEP = 5_000;
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
+/** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
+const CURRENT = 1_000;
 /** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
 const ISTIOD_PATIENCE = 10_000;
 /**
@@ -62,7 +69,7 @@ export class Agent {
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
   readonly #health: HealthWatch | undefined;
-  readonly #registration: RegistrationStatus | undefined;
+  #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -77,9 +84,11 @@ export class Agent {
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #currentTimer: ReturnType<typeof setInterval> | undefined;
   #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
+  #statusWarned = false;
   #stopped = false;
   readonly #told: (status: AgentStatus) => void;
   readonly #live = Promise.withResolvers<void>();
@@ -106,7 +115,7 @@ export class Agent {
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
       identity: node,
-      sink: this.#compiler,
+      sink: this.#reflecting(node),
       on: (event) => this.#heard(event),
     });
     makeFolders(config);
@@ -121,6 +130,7 @@ export class Agent {
       netns: config.netns,
       shadow: config.shadow,
       nodeAddresses: this.#addresses,
+      upkeep: UPKEEP,
       log: (line) => log.info(line),
     });
     this.#kept = new KeptGenerations(this.#datapath, log);
@@ -177,6 +187,7 @@ export class Agent {
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
   stop(): void {
     clearTimeout(this.#retryTimer);
+    clearInterval(this.#currentTimer);
     clearTimeout(this.#patienceTimer);
     this.#kept.stop();
     this.#stopped = true;
@@ -238,9 +249,15 @@ export class Agent {
     if (governs) this.#live.resolve();
     else this.#restore();
     this.#kept.watch();
+    this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
     this.#writeStatus();
     this.#health?.start();
     void this.#connect();
+  }
+
+  /** The kernel takes the tables for stale when it hears this no more: without istiod nobody says which endpoints are gone. */
+  #keepCurrent(): void {
+    if (this.#stream.status().connected && !this.#behind) this.#datapath.keepCurrent();
   }
 
   /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
@@ -269,12 +286,24 @@ export class Agent {
       ca: config.ca,
       token: config.token,
       clusterId: config.clusterId,
+      validity: config.certificateLife,
       store: new CertificateStore(join(config.stateDir, "identity")),
       on: (event) => this.#heardOfIdentity(event),
       renewed: () => this.#stream.renew(),
     });
     if (identity.status().certificate === undefined) requireReadable("--token", config.token);
     return identity;
+  }
+
+  /** The way to the compiler; for a machine that is registered it is looked for on that way. */
+  #reflecting(node: Identity): ResourceSink {
+    const [address] = node.ips;
+    if (!this.#registration || address === undefined) return this.#compiler;
+    return new Reflection(this.#compiler, address, (peers) => {
+      if (this.#registration) this.#registration = { ...this.#registration, peers };
+      this.#reporter.heardOfPeers(peers, this.#registration);
+      this.#writeStatusWithin(STATUS_DELAY.news);
+    });
   }
 
   /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
@@ -389,11 +418,13 @@ export class Agent {
     this.#told(status);
     try {
       writeStatus(this.#config.runDir, status);
+      this.#statusWarned = false;
     } catch (error) {
-      // A full disk is no reason to stop serving.
-      this.#log.warn(
+      // A full disk is no reason to stop serving, nor to say so at every write.
+      this.#log[this.#statusWarned ? "debug" : "warn"](
         `the status can't be written to ${this.#config.runDir}: ${error instanceof Error ? error.message : error}`,
       );
+      this.#statusWarned = true;
     }
   }
 }

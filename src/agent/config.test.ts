@@ -96,6 +96,11 @@ describe("values", () => {
     expect(governed("unit: []")).toEqual({ cgroups: [], units: [] });
   });
 
+  test("the certificate's life in seconds", () => {
+    const life = (text: string) => readConfig(withFile(text, base)).certificateLife;
+    expect(["", "certificate-life: 90m", "certificate-life: 300s"].map(life)).toEqual([86_400, 5_400, 300]);
+  });
+
   test("exclusions", () => {
     expect(parseExclude("10.1.2.3/8:443")).toEqual({ address: "10.0.0.0", length: 8, port: 443 });
     expect(parseExclude("fd00::/8")).toEqual({ address: "fd00::", length: 8, port: 0 });
@@ -200,6 +205,16 @@ describe("what is wrong is named, with its place and the next step", () => {
       "trust domain",
       () => readConfig(withFile("trust-domain: a/b", base)),
       /key trust-domain: "a\/b" is no trust domain/,
+    ],
+    [
+      "certificate's life",
+      () => readConfig(withFile("certificate-life: 1d", base)),
+      /key certificate-life: "1d" is no length of time/,
+    ],
+    [
+      "short life",
+      () => readConfig(withFile("certificate-life: 90s", base)),
+      /certificate-life: 90s is too short for a certificate: 2m is the least/,
     ],
     [
       "config missing",

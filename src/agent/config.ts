@@ -65,6 +65,12 @@ export const SETTINGS = {
     about: "the mesh's trust domain, the first part of the machine's identity",
     fallback: "cluster.local",
   },
+  "certificate-life": {
+    kind: "text",
+    hint: "TIME",
+    about: "how long certificates are asked for (24h, 90m, 300s); istiod may allow less",
+    fallback: "24h",
+  },
   name: {
     kind: "text",
     hint: "NAME",
@@ -189,6 +195,8 @@ export interface Config extends Folders {
   namespace: string;
   serviceAccount: string;
   trustDomain: string;
+  /** Seconds. */
+  certificateLife: number;
   name: string | undefined;
   /** Canonical; empty when they are to be found out. */
   ips: string[];
@@ -300,6 +308,7 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseObjectName),
     trustDomain: given.always("trust-domain", parseTrustDomain),
+    certificateLife: given.always("certificate-life", parseLife),
     name: given.text("name", parseNodeName),
     ips: given.list("ip", parseIp),
     serviceIp: given.text("service-ip", parseIp),
@@ -585,6 +594,16 @@ function parseLocality(text: string): Config["locality"] {
 function parseName(text: string): string {
   if (isNamespace(text)) return text;
   throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
+}
+
+/** In seconds. A shorter one than two minutes would be renewed all the time: istiod dates it back by as much. */
+function parseLife(text: string): number {
+  const [, digits, unit = ""] = /^(\d{1,9})([smh])$/.exec(text) ?? [];
+  const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
+  const example = "Write a whole number and s, m or h, for example 24h.";
+  if (digits === undefined) throw new Invalid(`"${text}" is no length of time`, example);
+  if (seconds < 120) throw new Invalid(`${text} is too short for a certificate: 2m is the least`, example);
+  return seconds;
 }
 
 function parseNodeName(text: string): string {

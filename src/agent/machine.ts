@@ -12,6 +12,12 @@ import { requireRoot, Unsupported } from "./unsupported.ts";
 /** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
 export function requireMachine(log: Pick<Log, "warn">): void {
   requireRoot("kmesh run");
+  requireKernel(log);
+  requireCgroup2();
+}
+
+/** The same of the kernel alone. */
+export function requireKernel(log: { warn(line: string): void }): void {
   const absent = probed().filter((feature) => !feature.present);
   const fatal = absent.filter((feature) => feature.required);
   if (fatal.length > 0) {
@@ -23,6 +29,10 @@ export function requireMachine(log: Pick<Log, "warn">): void {
   }
   for (const { feature, since, without } of absent)
     log.warn(`This kernel has no ${feature} (from Linux ${since} on): ${without}.`);
+}
+
+/** Throws Unsupported unless a cgroup2 is mounted. */
+export function requireCgroup2(): void {
   try {
     cgroup2Root();
   } catch (error) {

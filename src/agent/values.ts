@@ -19,6 +19,7 @@ export function settingValues(config: Config): SettingValues {
     namespace: config.namespace,
     "service-account": config.serviceAccount,
     "trust-domain": config.trustDomain,
+    "certificate-life": `${config.certificateLife}s`,
     name: config.name ?? null,
     ip: config.ips,
     "service-ip": config.serviceIp ?? null,

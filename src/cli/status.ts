@@ -3,6 +3,7 @@ import { readFolders, sourcesOf } from "../agent/config.ts";
 import type { Summary } from "../datapath/inspect.ts";
 import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
+import { formatMatch } from "../mesh/frontend.ts";
 import type { Note } from "../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
@@ -96,7 +97,7 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
     ["istiod", `${link}, ${state}${push}`],
     ...error,
     ...(agent.identity ? tellIdentity(agent.identity, error[0]?.[1], now) : []),
-    ...tellRegistration(agent.registration),
+    ...tellRegistration(agent.registration, alive && stream.connected),
     ...tellHealth(agent, now),
     ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
@@ -116,25 +117,50 @@ function tellIdentity(identity: IdentityStatus, told: string | undefined, now: n
   return [["identity", `${id}, ${life}`], ...error];
 }
 
-function tellRegistration(registration: AgentStatus["registration"]): [string, string][] {
+function tellRegistration(registration: AgentStatus["registration"], connected: boolean): [string, string][] {
   if (!registration) return [];
-  const { namespace, entry, address, group, needs } = registration;
+  const { namespace, entry, group } = registration;
   const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
+  if (group === undefined) return [["registered", `by hand, as ${where}`], ...tellPeers(registration)];
+  if (!connected)
+    return [
+      ["registered", `not for long: istiod takes away ${where} (group ${group}) 10 s after a connection`],
+    ];
+  return [["registered", `while connected, as ${where} by group ${group}`], ...tellPeers(registration)];
+}
+
+/** What istiod tells others to send to this machine, and what to do when that is mTLS. */
+function tellPeers({
+  address,
+  group,
+  needs,
+  peers,
+}: NonNullable<AgentStatus["registration"]>): [string, string][] {
+  const { plaintext = [], mtls = [] } = peers ?? {};
+  if (mtls.length > 0) {
+    const why = group === undefined ? "it lacks a label" : "another agent made the entry";
+    return [
+      [
+        "",
+        `peers are told to send mTLS to ${address} for ${mtls.join(", ")}, WHICH KMESH DOES NOT END: ${why}`,
+      ],
+      ...tellCommands(needs),
+    ];
+  }
+  if (plaintext.length > 0)
+    return [["", `peers are told to send plaintext to ${address}, for ${plaintext.join(", ")}`]];
   if (group !== undefined)
     return [
       [
-        "registered",
-        `as ${where} by group ${group}, while connected; peers are told ${address}, in plaintext (label security.istio.io/tlsMode: disabled)`,
+        "",
+        `peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has ${address} now`,
       ],
     ];
-  const commands = (needs ?? []).map((command): [string, string] => ["", `  ${command}`]);
-  return [
-    [
-      "registered",
-      `by hand as ${where}; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:`,
-    ],
-    ...commands,
-  ];
+  return [["", `no service has ${address} now; kmesh ends no mTLS, so it needs`], ...tellCommands(needs)];
+}
+
+function tellCommands(commands: readonly string[]): [string, string][] {
+  return commands.map((command) => ["", `  ${command}`]);
 }
 
 function tellHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
@@ -151,6 +177,10 @@ function tellHealth({ health, stream, registration }: AgentStatus, now: number):
   return [
     ["health", `${state}${against} (${probe}); ${reported}`],
     ...(message === undefined ? [] : [["", message] as [string, string]]),
+    ...(registration?.healthNeeds
+      ? [["", "the entry was made by hand: istiod heeds it only after"] as [string, string]]
+      : []),
+    ...tellCommands(registration?.healthNeeds ?? []),
   ];
 }
 
@@ -199,6 +229,7 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
         : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
     ],
     ...tellSettings(kernel.foreign === undefined ? settings : undefined),
+    ...tellEjections(kernel.foreign === undefined ? kernel.ejections : undefined),
     ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
 }
@@ -210,6 +241,24 @@ function tellSettings(settings: Summary["settings"]): [string, string][] {
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+/** Endpoints that are told; --output json has all. */
+const EJECTED = 5;
+
+function tellEjections(ejections: Summary["ejections"]): [string, string][] {
+  if (!ejections) return [];
+  const { now, ever, stale } = ejections;
+  const shown = now.slice(0, EJECTED).map(({ cluster, address, port, forMs }) => {
+    const at = formatMatch({ kind: "address", address, port });
+    return `${at} of ${cluster} for ${Math.ceil(forMs / 1000)} s`;
+  });
+  if (now.length > EJECTED) shown.push(`and ${now.length - EJECTED} more`);
+  const times = ever > 0 ? `; ${plural(ever, "time")} in all` : "";
+  const why = stale
+    ? "; the tables follow no istiod now, so each cluster leaves out endpoints whose connects fail 5 times in a row"
+    : "";
+  return [["ejected", `${shown.join(", ") || "no endpoint"}${times}${why}`]];
 }
 
 function tellEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
@@ -269,6 +318,7 @@ function tellServices(kernel: Summary, all: boolean): string {
     "PASSED",
     ...(shadow ? ["WOULD REDIRECT", "WOULD REFUSE"] : []),
     "REFUSED",
+    "FAILED",
   ];
   const body = shown.map((row) => [
     row.service === "" ? "(no service)" : row.service,
@@ -276,6 +326,7 @@ function tellServices(kernel: Summary, all: boolean): string {
     row.passed,
     ...(shadow ? [row.wouldRedirect, row.wouldRefuse] : []),
     row.refusals.map(([reason, count]) => `${count} ${reason}`).join(", ") || "-",
+    row.failed,
   ]);
   const more =
     rows.length > shown.length ? `\n... and ${rows.length - shown.length} more: --all lists them` : "";

@@ -23,6 +23,7 @@ const TABLE = {
   kmesh_send_datagram: ["i32", "buffer", "u32", "buffer", "u64"],
   kmesh_prctl: ["i32", "i32", "u64"],
   kmesh_membarrier: ["i32"],
+  kmesh_monotonic: ["i32", "buffer"],
   kmesh_open_cgroup: ["i32", "i32", "u64"],
   kmesh_exec: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
   kmesh_object_open: ["i32", "buffer", "u64", "buffer", "buffer"],

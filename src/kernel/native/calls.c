@@ -22,6 +22,7 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <bpf/bpf.h>
@@ -166,6 +167,15 @@ API int kmesh_prctl(int option, unsigned long value)
 }
 
 /* Returns when every CPU has been through a grace period: no program still reads what was replaced before the call. */
+API int kmesh_monotonic(unsigned long long *nanoseconds)
+{
+	struct timespec now;
+	int result = RESULT(clock_gettime(CLOCK_MONOTONIC, &now));
+
+	*nanoseconds = now.tv_sec * 1000000000ull + now.tv_nsec;
+	return result;
+}
+
 API int kmesh_membarrier(void)
 {
 	return RESULT(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
