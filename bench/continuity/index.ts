@@ -18,7 +18,7 @@ import { isClean, printReport } from "./report.ts";
 import { runContinuity } from "./run.ts";
 
 /** Set in the process that has the namespaces. */
-const INSIDE = "KMESH_CONTINUITY_INSIDE";
+const INSIDE = "BENCH_CONTINUITY_INSIDE";
 
 const { values: flags } = parseArgs({
   options: {

@@ -124,7 +124,15 @@ class Run {
     this.#stage = stage;
     this.#plan = plan;
     const { services, endpoints } = plan;
-    this.#book = new Book({ services, endpoints, refuses: (service) => plan.refuses(service) }, validity);
+    this.#book = new Book(
+      {
+        services,
+        endpoints,
+        refuses: (service) => plan.refuses(service),
+        fails: (service) => plan.fails(service),
+      },
+      validity,
+    );
   }
 
   async play(): Promise<Report> {

@@ -62,7 +62,6 @@ export class Stage {
   readonly #agents = this.#cgroup.child("agents");
   #ends = "";
   #plane: Talker | undefined;
-  #version = "";
   #taker: Talker | undefined;
   readonly #makers: Talker[] = [];
   #agent: OwnedProcess | undefined;
@@ -169,7 +168,7 @@ export class Stage {
     this.plan.services.forEach((_, service) => {
       this.validity.pushed(service, this.plan.set(service), at);
     });
-    this.#version = await this.#plane.ask(JSON.stringify(this.plan.mesh()));
+    await this.#plane.ask(JSON.stringify(this.plan.mesh()));
   }
 
   /** Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one. */
@@ -250,7 +249,6 @@ export class Stage {
         const { stream, tables, pid } = status;
         if (pid !== this.agentPid) throw new Error(`pid ${pid} answers`);
         if (!stream.connected || !stream.synced) throw new Error("it is not connected to istiod");
-        if (stream.version !== this.#version) throw new Error(`it has ${stream.version} of ${this.#version}`);
         if (tables.applies === 0) throw new Error("it has applied nothing");
         const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
         const differs = inspection ? this.#difference(inspection) : "no tables";
@@ -333,6 +331,13 @@ export class Stage {
         const found = new Set(action === "refuse" ? [] : endpointsOf(target, action));
         if (String([...found].sort()) !== String(wanted.sort())) {
           return `${match} leads to ${[...found].join(", ")} instead of ${wanted.join(", ")}`;
+        }
+        const [first] = action === "split" ? (clusters.get(target)?.shares ?? []) : [];
+        if (
+          action === "split" &&
+          Math.round((first?.share ?? 0) * 100) !== this.plan.weightOf(first?.cluster ?? "")
+        ) {
+          return `${match} gives ${first?.cluster} ${first?.share}`;
         }
       }
     }
