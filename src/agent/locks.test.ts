@@ -37,3 +37,26 @@ describe.skipIf(!root)("the locks of a state folder that takes no file", () => {
     Locks.acquire(again).release();
   });
 });
+
+test("of two that start at the same moment one wins, and the other learns its pid", async () => {
+  const modules = [join(import.meta.dirname, "locks.ts"), join(import.meta.dirname, "../kernel/lock.ts")].map(
+    (path) => JSON.stringify(path),
+  );
+  const script = `const { Locks } = await import(${modules[0]}); const { LockHeld } = await import(${modules[1]});
+    try { Locks.acquire(${JSON.stringify(folders)}); console.log("won"); await Bun.stdin.text(); }
+    catch (error) { if (!(error instanceof LockHeld)) throw error; console.log(error.pid); }`;
+  for (let round = 0; round < 10; round++) {
+    for (const path of [folders.runDir, folders.stateDir]) mkdirSync(path, { recursive: true });
+    const both = [0, 1].map(() => Bun.spawn([process.execPath, "-e", script], { stdin: "pipe" }));
+    const words = await Promise.all(
+      both.map(async (each) => {
+        const { value } = await each.stdout.getReader().read();
+        return new TextDecoder().decode(value).trim();
+      }),
+    );
+    const winner = both[words.indexOf("won")];
+    expect(words.sort()).toEqual([String(winner?.pid), "won"].sort());
+    for (const each of both) each.stdin.end();
+    await Promise.all(both.map((each) => each.exited));
+  }
+}, 30_000);
