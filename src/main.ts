@@ -3,7 +3,9 @@ import { dispatch } from "./cli/dispatch.ts";
 import { down } from "./cli/down.ts";
 import { dump } from "./cli/dump.ts";
 import { explain } from "./cli/explain.ts";
+import { history } from "./cli/history.ts";
 import { install, uninstall } from "./cli/install.ts";
+import { restart } from "./cli/restart.ts";
 import { run } from "./cli/run.ts";
 import { status } from "./cli/status.ts";
 import { version } from "./cli/version.ts";
@@ -11,7 +13,21 @@ import { version as number } from "./runtime/version.ts";
 
 const code = await dispatch(
   process.argv.slice(2),
-  [run, status, dump, explain, down, install, uninstall, demo, version, demoStage, demoPart],
+  [
+    run,
+    status,
+    dump,
+    explain,
+    restart,
+    history,
+    down,
+    install,
+    uninstall,
+    demo,
+    version,
+    demoStage,
+    demoPart,
+  ],
   {
     version: number,
     description: "A service mesh that lives in the kernel",

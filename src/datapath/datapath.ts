@@ -7,6 +7,7 @@ import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import type { Tables } from "./tables.ts";
+import { type Totals, totalsOf } from "./totals.ts";
 
 /** Who is governed, and whether in earnest. */
 export interface Governed {
@@ -84,7 +85,7 @@ export class Datapath {
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
   exemptSelf(): void {
-    exemptSelf(this.#generation.tables);
+    exemptSelf(this.#generation.tables.maps.agents);
   }
 
   /**
@@ -92,10 +93,15 @@ export class Datapath {
    * the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
-  apply(mesh: Mesh, changes: Changes): ApplyReport {
+  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
     const report = this.#write(mesh, changes);
-    if (!this.#attached) this.#attach();
-    return report;
+    const relinked = this.#attached ? 0 : this.#attach();
+    return { ...report, relinked };
+  }
+
+  /** The kernel's count of connections, over all services. */
+  totals(): Totals {
+    return totalsOf(this.#generation.tables.serviceCounts);
   }
 
   inspect(): Inspection {
@@ -133,11 +139,13 @@ export class Datapath {
     return new Publisher(this.#generation.tables);
   }
 
-  #attach(): void {
+  /** Gives how many hooks run another program than before. */
+  #attach(): number {
     const hooks = this.#generation.attach(cgroup2Root());
     if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
     this.#generation.removeOldPrograms();
     this.#attached = true;
+    return hooks.length;
   }
 }
 

@@ -1,8 +1,10 @@
 /** Who is governed: cgroups, network namespace, exclusions; and who never is: agents. */
 import { cgroupId, cgroupLevel } from "../kernel/cgroup.ts";
+import { BpfMap } from "../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
 import { taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
+import { keptPin } from "./pins.ts";
 import type { Tables } from "./tables.ts";
 
 /** Levels of the cgroup tree that the program can look at (MAX_CGROUP_LEVELS). */
@@ -66,8 +68,7 @@ export function exclude(tables: Tables, exclusions: readonly Exclusion[]): numbe
 }
 
 /** From now on this process's own connections are never governed. Entries of dead processes are taken out. */
-export function exemptSelf(tables: Tables): void {
-  const { agents } = tables.maps;
+export function exemptSelf(agents: BpfMap): void {
   const { keys, values, count } = agents.entries();
   const pids = new Uint32Array(keys.slice().buffer);
   const starts = new BigUint64Array(values.slice().buffer);
@@ -79,6 +80,16 @@ export function exemptSelf(tables: Tables): void {
   const self = taskIdentity();
   if (!self) throw new Error("/proc/self/stat can't be read: is /proc mounted?");
   agents.update(new Uint8Array(Uint32Array.of(self.tgid).buffer), bytesOf(self.startTicks));
+}
+
+/** The same where another agent holds the tables that are pinned below `bpffs`. */
+export function exemptSelfPinned(bpffs: string): void {
+  const agents = BpfMap.fromPin(keptPin(bpffs, "agents"));
+  try {
+    exemptSelf(agents);
+  } finally {
+    agents.close();
+  }
 }
 
 function ownNetns(): bigint {
