@@ -1,10 +1,14 @@
+import { cert } from "./cli/cert.ts";
+import { config } from "./cli/config.ts";
 import { demo, demoPart, demoStage } from "./cli/demo.ts";
 import { dispatch } from "./cli/dispatch.ts";
+import { doctor } from "./cli/doctor.ts";
 import { down } from "./cli/down.ts";
 import { dump } from "./cli/dump.ts";
 import { explain } from "./cli/explain.ts";
 import { history } from "./cli/history.ts";
 import { install, uninstall } from "./cli/install.ts";
+import { join } from "./cli/join.ts";
 import { restart } from "./cli/restart.ts";
 import { run } from "./cli/run.ts";
 import { status } from "./cli/status.ts";
@@ -16,6 +20,8 @@ const code = await dispatch(
   [
     run,
     status,
+    cert,
+    doctor,
     dump,
     explain,
     restart,
@@ -23,6 +29,8 @@ const code = await dispatch(
     down,
     install,
     uninstall,
+    join,
+    config,
     demo,
     version,
     demoStage,

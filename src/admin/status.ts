@@ -4,8 +4,10 @@
  */
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
+import type { HealthStatus } from "../health/watch.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
 import type { StreamStatus } from "../istiod/status.ts";
+import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Note } from "../mesh/model.ts";
 
 export interface AgentStatus {
@@ -21,17 +23,38 @@ export interface AgentStatus {
   node: { namespace: string; serviceAccount: string; addresses: string[] };
   shadow: boolean;
   cgroups: string[];
+  units: string[];
   excludes: string[];
   netns: "own" | "all";
   /** True when this agent found tables that an earlier one left, and took them over. */
   adopted: boolean;
   /** Present where a token was given: its certificate. Times as the stream's. */
   identity?: IdentityStatus;
+  /** Present where istiod has, or is to make, a WorkloadEntry of this machine. */
+  registration?: RegistrationStatus;
+  /** Present where a probe is configured. Times as the stream's. */
+  health?: HealthStatus;
   /** The tables come from the snapshot in the state folder; absent from istiod's first push on, when they follow istiod. */
   snapshot?: SnapshotStatus;
   stream: StreamStatus;
   tables: TablesStatus;
   mesh: MeshStatus;
+}
+
+export interface RegistrationStatus {
+  namespace: string;
+  /** The WorkloadEntry's name. */
+  entry: string;
+  /** What peers reach this machine at. */
+  address: string;
+  /** The WorkloadGroup that istiod makes the entry of, such that peers send plaintext. */
+  group?: string;
+  /** What only an administrator can say where peers are told to send mTLS: the entry stood before, or is another agent's. */
+  needs: string[];
+  /** The same for istiod to heed the health of an entry that stood before. */
+  healthNeeds?: string[];
+  /** What peers are told, as istiod's endpoints have it; absent until the first push. */
+  peers?: Reflected;
 }
 
 export interface SnapshotStatus {

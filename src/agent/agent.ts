@@ -3,13 +3,13 @@
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 import { existsSync } from "node:fs";
-import { hostname } from "node:os";
 import { join } from "node:path";
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer, Conflict } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
+  type RegistrationStatus,
   readStatus,
   type SnapshotStatus,
   type TablesStatus,
@@ -18,11 +18,15 @@ import {
 import { Datapath } from "../datapath/datapath.ts";
 import { exemptSelfPinned } from "../datapath/enrolment.ts";
 import { inspectPinned, summarizePinned } from "../datapath/inspect.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
 import { pinnedTotals } from "../datapath/totals.ts";
+import { parseProbe } from "../health/probe.ts";
+import { HealthWatch } from "../health/watch.ts";
 import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { type IdentityEvent, WorkloadIdentity } from "../istiod/identity.ts";
-import { usableAddresses } from "../istiod/node.ts";
+import type { Identity } from "../istiod/node.ts";
+import type { ResourceSink } from "../istiod/sink.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { IstiodStream } from "../istiod/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
@@ -30,26 +34,35 @@ import { ensureBpffs } from "../kernel/bpffs.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { signalTask, spawnOrphan, type TaskIdentity } from "../kernel/process.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
+import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { isEmbedded } from "../runtime/assets.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
+import { shapeOf } from "./bond.ts";
 import { type Config, ConfigError, formatExclude, requireReadable } from "./config.ts";
 import { handOver, type Predecessor } from "./handover.ts";
 import { causeOfStart, type Entry, historyFile, readHistory, remember } from "./history.ts";
 import { INVITATION } from "./invitation.ts";
+import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine } from "./machine.ts";
+import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
+import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Order, readOrder } from "./order.ts";
 import { type Differences, differences } from "./reload.ts";
 import { meshStatusBefore, meshStatusOf, Reporter, tell } from "./reporter.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import type { Candidate, Succession } from "./succession.ts";
+import { settingValues } from "./values.ts";
 
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
+/** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
+const CURRENT = 1_000;
+/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+const ISTIOD_PATIENCE = 10_000;
 /**
  * From a change to the status file, milliseconds: many changes become one write. The numbers of a push that only
  * moved endpoints may lag: the file is for those who find no agent.
@@ -69,6 +82,7 @@ const BEAT = 1_000;
 interface Grip {
   locks: Locks;
   datapath: Datapath;
+  kept: KeptGenerations;
 }
 
 /** Who hears of the agent. */
@@ -96,6 +110,8 @@ export class Agent {
   readonly #compiler: KernelNative;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
+  readonly #health: HealthWatch | undefined;
+  #registration: RegistrationStatus | undefined;
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
@@ -116,6 +132,8 @@ export class Agent {
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #currentTimer: ReturnType<typeof setInterval> | undefined;
+  #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
   #stopped = false;
@@ -131,17 +149,22 @@ export class Agent {
     this.#audience = audience;
     this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
     this.#cgroups = enrolledCgroups(config.cgroups);
+    warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
+    const node = nodeIdentity(config, this.#addresses);
+    this.#registration = registrationOf(node);
+    this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
-      identity: identityOf(config, this.#addresses),
-      sink: this.#compiler,
+      hosts: config.hosts,
+      identity: node,
+      sink: this.#reflecting(node),
       on: (event) => this.#heard(event),
     });
     makeFolders(config);
@@ -160,6 +183,7 @@ export class Agent {
     agent.#grasp();
     await agent.#serve();
     agent.#started();
+    agent.#health?.start();
     void agent.#connect();
     return agent;
   }
@@ -174,6 +198,7 @@ export class Agent {
     // Before the first connection, and without a lock: it is one entry of our own.
     exemptSelfPinned(config.bpffs);
     agent.#progress = (text) => succession.progress(text);
+    agent.#health?.start();
     void agent.#connect();
     try {
       await succession.take(agent.#candidate());
@@ -214,15 +239,15 @@ export class Agent {
     const before = { ...this.#config, cgroups: this.#cgroups };
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
-    const { excludes, netns, shadow } = config;
+    const { units, excludes, netns, shadow } = config;
     try {
-      datapath.govern({ cgroups, excludes, netns, shadow });
+      datapath.govern({ cgroups, units, excludes, netns, shadow });
     } catch (error) {
       datapath.govern(before);
       throw error;
     }
     this.#cgroups = cgroups;
-    this.#config = { ...this.#config, cgroups: config.cgroups, excludes, netns, shadow };
+    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#writeStatus();
     return found;
   }
@@ -261,11 +286,14 @@ export class Agent {
       },
       shadow: config.shadow,
       cgroups: this.#cgroups,
+      units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       adopted: this.#adopted,
       ...(isEmbedded() ? { executable: selfCommand()[0] } : {}),
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#registration ? { registration: this.#registration } : {}),
+      ...(this.#health ? { health: this.#health.status() } : {}),
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       stream: this.#stream.status(),
       tables: this.#tables,
@@ -284,20 +312,23 @@ export class Agent {
       const datapath = Datapath.open({
         bpffs: config.bpffs,
         cgroups: this.#cgroups,
+        units: config.units,
         excludes: config.excludes,
         netns: config.netns,
         shadow: config.shadow,
         nodeAddresses: this.#addresses,
         log: (line) => this.#log.info(line),
       });
-      this.#grip = { locks, datapath };
+      this.#grip = { locks, datapath, kept: new KeptGenerations(datapath, this.#log) };
       this.#adopted = datapath.adopted;
       if (datapath.governs) this.#snapshot = this.#before?.snapshot;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
+      this.#grip.kept.watch();
+      this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
     } catch (error) {
-      this.#grip = undefined;
-      locks.release();
+      if (this.#grip) this.#letGo();
+      else locks.release();
       throw error;
     }
   }
@@ -317,6 +348,9 @@ export class Agent {
   }
 
   #letGo(): void {
+    clearInterval(this.#currentTimer);
+    clearTimeout(this.#patienceTimer);
+    this.#grip?.kept.stop();
     this.#grip?.datapath.close();
     this.#grip?.locks.release();
     this.#grip = undefined;
@@ -329,6 +363,7 @@ export class Agent {
       adminSocket(runDir),
       {
         "/agent": () => this.status(),
+        "/config": () => settingValues(this.#config),
         "/status": () => ({
           agent: this.status(),
           kernel: this.#grip?.datapath.summarize() ?? summarizePinned(bpffs),
@@ -345,8 +380,10 @@ export class Agent {
   #started(): void {
     const { cause, from } = causeOfStart(readHistory(this.#config.stateDir));
     this.#record({ kind: "start", ...(from ? { from } : {}), to: version, result: "done", cause });
-    this.#reporter.started(this.#adopted, this.#config);
-    if (this.#grip?.datapath.governs) this.#live.resolve();
+    const { governs = false, takesOver = false } = this.#grip?.datapath ?? {};
+    this.#reporter.started(takesOver ? "foreign" : this.#adopted ? "own" : "nothing", this.#config);
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (governs) this.#live.resolve();
     else this.#restore();
     this.#writeStatus();
   }
@@ -439,11 +476,19 @@ export class Agent {
       throw error;
     }
     if (this.#mesh && !this.#snapshot) this.#apply({ everything: true });
+    // It came as far as to govern by its own tables.
+    else if (this.#grip?.datapath.takesOver) this.#fallBack();
     if (!this.#admin?.reachable) {
       // The one before still answers who asked for all this.
       await this.#serve();
     }
     this.#writeStatus();
+  }
+
+  /** Governs by the snapshot again. */
+  #fallBack(): void {
+    this.#mesh = undefined;
+    this.#restore();
   }
 
   /** This agent as one that is to take over. */
@@ -459,7 +504,9 @@ export class Agent {
         if (this.#mesh) {
           this.#apply({ everything: true });
           if (this.#behind) throw new Error(this.#tables.lastError?.text ?? "the tables can't be written");
-        } else if (!this.#grip?.datapath.governs) this.#restore();
+        } else if (!this.#grip?.datapath.governs || this.#grip.datapath.takesOver) this.#restore();
+        if (this.#grip?.datapath.takesOver)
+          throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
         this.#live.resolve();
         return { writes: this.#tables.writes, relinked: this.#relinked };
       },
@@ -478,7 +525,10 @@ export class Agent {
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#statusTimer);
     clearTimeout(this.#namesTimer);
+    clearTimeout(this.#patienceTimer);
+    clearInterval(this.#currentTimer);
     this.#stopped = true;
+    this.#health?.stop();
     this.#identity?.stop();
     this.#stream.stop();
     this.#compiler.close();
@@ -493,6 +543,11 @@ export class Agent {
         `${historyFile(this.#config.stateDir)} can't be written: ${error instanceof Error ? error.message : error}`,
       );
     }
+  }
+
+  /** The kernel takes the tables for stale when it hears this no more: without istiod nobody says which endpoints are gone. */
+  #keepCurrent(): void {
+    if (this.#stream.status().connected && !this.#behind) this.#grip?.datapath.keepCurrent();
   }
 
   /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
@@ -511,7 +566,8 @@ export class Agent {
   #openIdentity(config: Config): WorkloadIdentity | undefined {
     if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
     const identity = new WorkloadIdentity({
-      istiod: formatTarget(config.istiod),
+      istiod: formatTarget(config.caServer ?? config.istiod),
+      hosts: config.hosts,
       id: {
         trustDomain: config.trustDomain,
         namespace: config.namespace,
@@ -520,6 +576,7 @@ export class Agent {
       ca: config.ca,
       token: config.token,
       clusterId: config.clusterId,
+      validity: config.certificateLife,
       store: new CertificateStore(join(config.stateDir, "identity")),
       on: (event) => this.#heardOfIdentity(event),
       renewed: () => this.#stream.renew(),
@@ -528,20 +585,45 @@ export class Agent {
     return identity;
   }
 
+  /** The way to the compiler; for a machine that is registered it is looked for on that way. */
+  #reflecting(node: Identity): ResourceSink {
+    const [address] = node.ips;
+    if (!this.#registration || address === undefined) return this.#compiler;
+    return new Reflection(this.#compiler, address, (peers) => {
+      if (this.#registration) this.#registration = { ...this.#registration, peers };
+      this.#reporter.heardOfPeers(peers, this.#registration);
+      this.#writeStatusWithin(STATUS_DELAY.news);
+    });
+  }
+
+  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  #openHealth(config: Config): HealthWatch | undefined {
+    if (config.readinessProbe === undefined) return undefined;
+    const probe = parseProbe(config.readinessProbe);
+    return new HealthWatch({
+      probe,
+      address: config.probeLocalhost ? "localhost" : (this.#addresses[0] ?? "localhost"),
+      on: (verdict) => {
+        this.#reporter.heardOfHealth(verdict);
+        if (this.#registration) this.#stream.report(verdict);
+        this.#writeStatusWithin(STATUS_DELAY.news);
+      },
+    });
+  }
+
   #heardOfIdentity(event: IdentityEvent): void {
     this.#reporter.heardOfIdentity(event);
     this.#writeStatusWithin(STATUS_DELAY.news);
   }
 
-  /** Governs by the last good snapshot until istiod answers. */
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
   #restore(): void {
+    if (this.#mesh || !this.#grip) return;
     const found = this.#snapshots.load();
     if (!found) return;
     const { mesh, writtenAt } = found;
     try {
-      const datapath = this.#grip?.datapath;
-      if (!datapath) return;
-      const { writes, milliseconds } = datapath.apply(mesh, { everything: true });
+      const { writes, milliseconds } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
@@ -568,12 +650,10 @@ export class Agent {
 
   #apply(changes: Changes): void {
     const mesh = this.#mesh;
-    const datapath = this.#grip?.datapath;
-    if (!mesh || !datapath) return;
+    if (!mesh || !this.#grip) return;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds, relinked } = datapath.apply(mesh, changes);
-      this.#relinked += relinked;
+      const { writes, milliseconds } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#tables.firstApplyAt === undefined;
       this.#tables = {
@@ -604,6 +684,16 @@ export class Agent {
     this.#writeStatusWithin(
       changes.everything || changes.services.size > 0 ? STATUS_DELAY.news : STATUS_DELAY.numbers,
     );
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport {
+    const grip = this.#grip;
+    if (!grip) throw new Error("another agent has the tables");
+    const { takesOver } = grip.datapath;
+    const { relinked, ...report } = grip.datapath.apply(mesh, changes);
+    this.#relinked += relinked;
+    if (takesOver) grip.kept.watch();
+    return report;
   }
 
   #heard(event: StreamEvent): void {
@@ -639,18 +729,6 @@ export class Agent {
   }
 }
 
-/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-function shapeOf(config: Config): Record<string, string | boolean> {
-  return {
-    mode: config.mode,
-    "allow-plaintext": config.allowPlaintext,
-    namespace: config.namespace,
-    "service-account": config.serviceAccount,
-    "cluster-id": config.clusterId,
-    network: config.network,
-  };
-}
-
 function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {
   if (config.plaintext || config.ca === undefined) return { kind: "plaintext" };
   return {
@@ -658,21 +736,5 @@ function securityOf(config: Config, identity: WorkloadIdentity | undefined): Sec
     ca: config.ca,
     ...(config.token === undefined ? {} : { token: config.token }),
     ...(identity ? { identity } : {}),
-  };
-}
-
-function identityOf(
-  config: Config,
-  addresses: string[],
-): ConstructorParameters<typeof IstiodStream>[0]["identity"] {
-  return {
-    ips: usableAddresses(addresses),
-    name: hostname().split(".")[0] || "vm",
-    namespace: config.namespace,
-    serviceAccount: config.serviceAccount,
-    clusterId: config.clusterId,
-    network: config.network,
-    ...(config.locality.region ? { locality: config.locality } : {}),
-    version,
   };
 }

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import {
   ConfigError,
+  examineConfig,
   type Flags,
   formatExclude,
   parseExclude,
@@ -77,6 +78,29 @@ describe("values", () => {
     expect(config.cgroups).toEqual(["/"]);
   });
 
+  test("who is governed: everything, unless cgroups or units are named", () => {
+    const governed = (text: string, flags = {}) => {
+      const { cgroups, units } = readConfig(withFile(text, { ...base, ...flags }));
+      return { cgroups, units };
+    };
+    expect(governed("")).toEqual({ cgroups: ["/"], units: [] });
+    expect(governed("unit: [nginx, shop.slice, nginx.service]")).toEqual({
+      cgroups: [],
+      units: ["nginx.service", "shop.slice"],
+    });
+    expect(governed("unit: nginx", { cgroup: ["/a.slice"] })).toEqual({
+      cgroups: ["/a.slice"],
+      units: ["nginx.service"],
+    });
+    // The last one was taken out: that must not enrol the whole machine.
+    expect(governed("unit: []")).toEqual({ cgroups: [], units: [] });
+  });
+
+  test("the certificate's life in seconds", () => {
+    const life = (text: string) => readConfig(withFile(text, base)).certificateLife;
+    expect(["", "certificate-life: 90m", "certificate-life: 300s"].map(life)).toEqual([86_400, 5_400, 300]);
+  });
+
   test("exclusions", () => {
     expect(parseExclude("10.1.2.3/8:443")).toEqual({ address: "10.0.0.0", length: 8, port: 443 });
     expect(parseExclude("fd00::/8")).toEqual({ address: "fd00::", length: 8, port: 0 });
@@ -115,6 +139,20 @@ describe("values", () => {
       trustDomain: "mesh.example",
     });
     expect(readConfig(withFile("", base)).trustDomain).toBe("cluster.local");
+  });
+
+  test("maps are YAML in the file, JSON or KEY=VALUE elsewhere", () => {
+    const labels = { app: "shop", version: "1.10" };
+    expect(readConfig(withFile("labels: {app: shop, version: '1.10'}", base)).labels).toEqual(labels);
+    expect(readConfig(withFile("labels: [app=shop, version=1.10]", base)).labels).toEqual(labels);
+    const flag = { ...base, labels: ["app=shop", "version=1.10"] };
+    expect(readConfig(withFile("", flag)).labels).toEqual(labels);
+    expect(readConfig(withFile("", base, { KMESH_LABELS: JSON.stringify(labels) })).labels).toEqual(labels);
+    expect(readConfig(withFile("metadata: {A: true, B: 1, C: {d: true}}", base)).metadata).toEqual({
+      A: "true",
+      B: "1",
+      C: { d: true },
+    });
   });
 
   test("the folders are read without the rest", () => {
@@ -169,6 +207,16 @@ describe("what is wrong is named, with its place and the next step", () => {
       /key trust-domain: "a\/b" is no trust domain/,
     ],
     [
+      "certificate's life",
+      () => readConfig(withFile("certificate-life: 1d", base)),
+      /key certificate-life: "1d" is no length of time/,
+    ],
+    [
+      "short life",
+      () => readConfig(withFile("certificate-life: 90s", base)),
+      /certificate-life: 90s is too short for a certificate: 2m is the least/,
+    ],
+    [
       "config missing",
       () => readConfig(sourcesOf({ ...base, config: "/does/not/exist" }, {})),
       /ENOENT.*--config/,
@@ -187,6 +235,43 @@ describe("what is wrong is named, with its place and the next step", () => {
     ],
     ["istiod", () => readConfig(withFile("", { ...base, istiod: "a:0" })), /--istiod: "0" is no port/],
     [
+      "map",
+      () => readConfig(withFile("", { ...base, labels: ["app"] })),
+      /--labels: "app" is not KEY=VALUE. Write KEY=VALUE, or in the file/,
+    ],
+    [
+      "label",
+      () => readConfig(withFile("labels: {version: 1.10}", base)),
+      /key labels: version is no text. Write version: "..." with quotes/,
+    ],
+    [
+      "address",
+      () => readConfig(withFile("", { ...base, hosts: ["istiod=nowhere"] })),
+      /--hosts: "nowhere" is no IP address/,
+    ],
+    ["JSON", () => readConfig(withFile("", base, { KMESH_PORTS: "[" })), /^KMESH_PORTS: it is no JSON/],
+    ["ports", () => readConfig(withFile("ports: 80", base)), /key ports: it is no list.*containerPort/],
+    [
+      "probe",
+      () => readConfig(withFile("readiness-probe: {httpget: {port: 1}}", base)),
+      /key readiness-probe: it can't be used: httpget is no field of it \(those are httpGet, tcpSocket/,
+    ],
+    [
+      "metadata",
+      () => readConfig(withFile("", { ...base, metadata: ["INTERCEPTION_MODE=NONE"] })),
+      /--metadata: INTERCEPTION_MODE has a setting of its own, or is decided by kmesh/,
+    ],
+    [
+      "group and entry",
+      () => readConfig(withFile("", { ...base, "workload-group": "a", "workload-entry": "b" })),
+      /workload-group \(a\) and workload-entry \(b\) are both set.*exists already/,
+    ],
+    [
+      "unit",
+      () => readConfig(withFile("", { ...base, unit: ["shop.timer"] })),
+      /--unit: "shop.timer" has no processes.*nginx\.service/,
+    ],
+    [
       "cgroup",
       () => readConfig(withFile("", { ...base, cgroup: ["nginx"] })),
       /--cgroup: "nginx" does not start with \//,
@@ -195,6 +280,20 @@ describe("what is wrong is named, with its place and the next step", () => {
   for (const [name, run, expected] of cases) {
     test(name, () => expect(refusal(run)).toMatch(expected));
   }
+
+  test("all of it at once, each once", () => {
+    const { problems } = examineConfig(
+      withFile("istiod: a:0\nnamspace: x\nlabels: {a: 1, b: 2}\nexclude: [10.0.0.0/8, y]\n"),
+    );
+    expect(problems.map(({ message }) => message.replace(/^.*yaml[:,] /, ""))).toEqual([
+      'there is no setting "namspace"',
+      'key istiod: "0" is no port',
+      "istiod's root certificate is missing",
+      "key labels: a is no text",
+      "key labels: b is no text",
+      'key exclude: "y" is no address block',
+    ]);
+  });
 
   test("a default file that is not there is no error", () => {
     expect(

@@ -145,3 +145,26 @@ test("one line for a service manager", () => {
   expect(line(live)).toBe("Governing 3 services, 4 endpoints; in sync with istiod at istiod:15012");
   expect(line({ ...live, shadow: true })).toStartWith("Shadow mode. Governing 3");
 });
+
+test("what keeps the certificate away is told once, not again as the stream's", () => {
+  const { lines, log } = recorder();
+  const reporter = new Reporter(log);
+  const reason = "the certificate expired, and istiod refuses the token: write a fresh one";
+  reporter.heardOfIdentity({ kind: "failed", reason, expired: true, retry: 100 });
+  reporter.heard({ kind: "disconnected", reason, held: 0, retry: 100 });
+  reporter.heardOfIdentity({ kind: "failed", reason, expired: true, retry: 100 });
+  expect(lines.filter((line) => !line.startsWith("debug"))).toEqual([
+    `error No new certificate: ${reason}. Traffic goes on; trying again`,
+  ]);
+});
+
+test("an application's health is news when it changes", () => {
+  const { lines, log } = recorder();
+  const reporter = new Reporter(log);
+  reporter.heardOfHealth({ healthy: false, message: "HTTP status 503" });
+  reporter.heardOfHealth({ healthy: true, message: "" });
+  expect(lines).toEqual([
+    "warn The application is not healthy: HTTP status 503",
+    "info The application is healthy",
+  ]);
+});

@@ -1,8 +1,10 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
-import type { AgentStatus, MeshStatus, SnapshotStatus } from "../admin/status.ts";
+import type { AgentStatus, MeshStatus, RegistrationStatus, SnapshotStatus } from "../admin/status.ts";
+import type { Verdict } from "../health/watch.ts";
 import type { IdentityEvent } from "../istiod/identity.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { time } from "../istiod/token.ts";
+import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
 import type { Config } from "./config.ts";
 import type { Log } from "./log.ts";
@@ -27,10 +29,13 @@ export class Reporter {
     this.#log = log;
   }
 
-  started(adopted: boolean, config: Config): void {
-    const tables = adopted
-      ? "took over what an earlier agent left, traffic goes on"
-      : "tables are empty, nothing is governed yet";
+  /** `found`: tables of this version, live ones of another that these will take over from, or nothing. */
+  started(found: "own" | "foreign" | "nothing", config: Config): void {
+    const tables = {
+      own: "took over what an earlier agent left, traffic goes on",
+      foreign: "the tables of another version govern until these are filled, traffic goes on",
+      nothing: "tables are empty, nothing is governed yet",
+    }[found];
     this.#log.info(`kmesh runs (pid ${process.pid}, ${config.mode}): ${tables}`);
     if (config.shadow) this.#log.warn("Shadow mode: decisions are counted, no connection is changed");
     if (config.allowPlaintext)
@@ -40,8 +45,8 @@ export class Reporter {
   heard(event: StreamEvent): void {
     const [level, line] = tell(event);
     if (event.kind === "connected") this.#lastEnd = "";
-    // An istiod that stays away is told once, not at every attempt.
-    const again = event.kind === "disconnected" && event.reason === this.#lastEnd;
+    // An istiod that stays away is told once, not at every attempt, and what stops the certificate is told already.
+    const again = event.kind === "disconnected" && [this.#lastEnd, this.#lastRefusal].includes(event.reason);
     if (event.kind === "disconnected") this.#lastEnd = event.reason;
     this.#log[again ? "debug" : level](line);
   }
@@ -51,6 +56,18 @@ export class Reporter {
     if (event.kind !== "remark") this.#lastRefusal = event.kind === "failed" ? event.reason : "";
     const [level, line] = tellOfIdentity(event);
     this.#log[again ? "debug" : level](line);
+  }
+
+  heardOfHealth({ healthy, message }: Verdict): void {
+    if (healthy) this.#log.info("The application is healthy");
+    else this.#log.warn(`The application is not healthy: ${message}`);
+  }
+
+  heardOfPeers({ mtls }: Reflected, registration: RegistrationStatus | undefined): void {
+    if (mtls.length === 0) return;
+    this.#log.warn(
+      `Peers are told to send mTLS to this machine (${list(mtls)}), which kmesh does not end: ${registration?.needs[0] ?? "kmesh status"}`,
+    );
   }
 
   /** The last good snapshot is live. */
@@ -105,6 +122,8 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
       return ["debug", `A new connection to istiod at ${event.target} took over`];
     case "not-renewed":
       return ["warn", `No new connection to istiod, the one before goes on: ${event.reason}`];
+    case "health-not-taken":
+      return ["warn", `The application's health is not reported: ${event.reason}`];
     case "rejected":
       return [
         "warn",

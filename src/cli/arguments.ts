@@ -71,7 +71,8 @@ export function parseArguments(args: readonly string[], shape: Shape): Arguments
       throw new UsageError(`${name} needs a value`, `Write ${name} ${setting.hint ?? "VALUE"}.`);
     }
     const before = flags[key];
-    if (setting.kind === "list") flags[key] = [...(Array.isArray(before) ? before : []), value];
+    if (setting.kind === "list" || setting.kind === "map")
+      flags[key] = [...(Array.isArray(before) ? before : []), value];
     else if (before !== undefined) throw new UsageError(`${name} is given twice`, "Say it once.");
     else flags[key] = value;
   }

@@ -62,7 +62,7 @@ export function asCitty(spec: Command, input?: Arguments, done?: (code: number) 
 function argumentOf(setting: Setting): ArgsDef[string] {
   if (setting.kind === "switch") return { type: "boolean", description: setting.about };
   const fallback = setting.fallback ? ` (default: ${setting.fallback})` : "";
-  const repeatable = setting.kind === "list" ? ", repeatable" : "";
+  const repeatable = setting.kind === "list" || setting.kind === "map" ? ", repeatable" : "";
   return {
     type: "string",
     valueHint: setting.hint ?? "VALUE",

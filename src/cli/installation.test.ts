@@ -16,15 +16,9 @@ import { dirname, join } from "node:path";
 import { parse } from "yaml";
 import { readConfig } from "../agent/config.ts";
 import { asset } from "../runtime/assets.ts";
-import {
-  configTemplate,
-  enableStep,
-  installedPaths,
-  installSteps,
-  type Paths,
-  type Step,
-  uninstallSteps,
-} from "./installation.ts";
+import { configTemplate } from "./config-file.ts";
+import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./installation.ts";
+import type { Step } from "./steps.ts";
 
 let folder: string;
 let paths: Paths;
@@ -144,13 +138,19 @@ test("the configuration that is written says nothing yet, and each of its exampl
   const path = join(folder, "config.yaml");
   const existing = { "/etc/kmesh/root-cert.pem": path, "/etc/kmesh/istio-token": path };
   let text = configTemplate().replace(/^#(?=\S)/gm, "");
+  text = text.replace(/^workload-entry: .*$/m, "");
   for (const [from, to] of Object.entries(existing)) text = text.replace(from, to);
   writeFileSync(path, text);
   const config = readConfig({ flags: {}, env: {}, file: { path, required: true } });
   expect(config).toMatchObject({
     istiod: { host: "istiod.istio-system.svc", port: 15012 },
+    hosts: { "istiod.istio-system.svc": "192.0.2.1" },
+    labels: { app: "shop" },
+    ports: [{ name: "http", containerPort: 8080 }],
+    readinessProbe: { httpGet: { path: "/ready", port: 8080 } },
     locality: { region: "region", zone: "zone" },
     cgroups: ["/system.slice/shop.service"],
+    units: ["nginx.service", "shop.service"],
     shadow: true,
   });
   expect(config.excludes).toHaveLength(2);

@@ -37,7 +37,7 @@ export const run = command({
     "and service-account. A flag wins over a variable, a variable over the file. Lists are written with commas.",
     "",
     "SIGTERM and SIGINT end the agent and leave the kernel as it is; so does SIGKILL. SIGHUP reads the configuration",
-    "again: cgroup, exclude, netns and shadow change at once, for the rest the log says what needs a restart.",
+    "again: cgroup, unit, exclude, netns and shadow change at once, for the rest the log says what needs a restart.",
   ].join("\n"),
   async run({ flags }) {
     const invitation = process.env[INVITATION];

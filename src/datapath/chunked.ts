@@ -3,6 +3,7 @@
  * inner arrays double in size, each written and read through mmap.
  */
 import { BpfMap, FLAG, type Placement, placeInner } from "../kernel/maps.ts";
+import { atomicAdd } from "../kernel/sockets.ts";
 
 /** The smallest chunk's records; chunked.h says the same. */
 const BASE_SHIFT = 8;
@@ -38,7 +39,12 @@ export class ChunkedTable {
     this.stride = (size + 7) & ~7;
     const id = new Uint32Array(new ArrayBuffer(4));
     for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
-      this.add(BpfMap.fromId(id[0] ?? 0));
+      const inner = BpfMap.fromId(id[0] ?? 0);
+      if (inner.info.valueSize !== size)
+        throw new Error(
+          `the table ${outer.info.name} is not kmesh's: its records have ${inner.info.valueSize} bytes, not ${size}`,
+        );
+      this.take(inner);
     }
   }
 
@@ -62,7 +68,7 @@ export class ChunkedTable {
   }
 
   /** Takes the next chunk over; it is in the outer map already. */
-  add(inner: BpfMap): void {
+  take(inner: BpfMap): void {
     this.#chunks.push(map(inner));
     this.capacity = BASE * (2 ** this.#chunks.length - 1);
   }
@@ -107,9 +113,19 @@ export class ChunkedTable {
     return this.#chunk(id).longs[(this.#offset(id) + at) >> 3] ?? 0n;
   }
 
+  /** The same as a signed number: a count that damage took below zero reads so. 0 for an id without a record. */
+  count(id: number, at: number): number {
+    return this.has(id) ? Number(BigInt.asIntN(64, this.long(id, at))) : 0;
+  }
+
   /** Stores the aligned 8 bytes at once, after all that was written before: this is how a record is published. */
   publish(id: number, value: bigint, at = 0): void {
     Atomics.store(this.#chunk(id).longs, (this.#offset(id) + at) >> 3, value);
+  }
+
+  /** Adds to the aligned 8 bytes, which programs may add to at the same time. */
+  add(id: number, at: number, change: number): void {
+    atomicAdd(this.#chunk(id).bytes.subarray(this.#offset(id) + at), BigInt(change));
   }
 
   #chunk(id: number): Chunk {
@@ -136,7 +152,7 @@ export function reserveAll(rooms: readonly (readonly [table: ChunkedTable, count
     for (const { placements } of grown) for (const { inner } of placements) inner.close();
     throw error;
   }
-  for (const { table, placements } of grown) for (const { inner } of placements) table.add(inner);
+  for (const { table, placements } of grown) for (const { inner } of placements) table.take(inner);
 }
 
 /** Takes the map over: its mapping outlives the descriptor. */

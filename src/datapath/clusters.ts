@@ -46,6 +46,7 @@ export class ClusterTable {
   readonly #resting: Resting;
   /** Unpublished by name, waiting for readers to leave. */
   readonly #leaving = new Set<string>();
+  readonly #alone: () => boolean;
 
   /** `alone`: no other generation's tables are kept, so that ids which it may use can be given again. */
   constructor(tables: Tables, lines: NameLines, grace: Grace, alone: () => boolean) {
@@ -56,11 +57,13 @@ export class ClusterTable {
     this.#grace = grace;
     const live = [...strays(tables.clusterLoads, LIVE)];
     this.#names = new NameSpace(tables.clusterNames, lines, 0, live);
+    this.#alone = alone;
+    this.#unpublishNameless();
     const used = usedRecords(tables);
     this.#descriptorIds = new Ids(1, used.descriptors);
     this.#lines = new Runs(used.lines);
     this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const named = new Set(this.#names.ids());
     for (const id of live) if (!named.has(id)) this.#resting.add(id);
   }
@@ -96,12 +99,14 @@ export class ClusterTable {
   }
 
   live(id: number): number {
-    return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
+    return this.#loads.count(id, LIVE);
   }
 
   /** Nothing leads to the name any more. Takes effect after a grace period, unless the name is put again. */
   remove(name: string): number {
     if (this.#names.id(name) === undefined || this.#leaving.has(name)) return 0;
+    // Its name stays for the sake of another generation.
+    if (!this.#alone() && !this.#isPublished(name)) return 0;
     this.#leaving.add(name);
     this.#grace.after(() => this.#forget(name));
     return 1;
@@ -113,9 +118,19 @@ export class ClusterTable {
     if (id === undefined) return;
     const old = Number(this.#clusters.long(id));
     this.#clusters.publish(id, 0n);
+    if (old) this.#retire(old);
+    // Splits of another generation know the cluster by this id.
+    if (!this.#alone()) return;
     this.#names.remove(name);
     this.#resting.add(id);
-    if (old) this.#retire(old);
+  }
+
+  /** What a generation that was kept, and that nobody reads, has published for clusters that ended since. */
+  #unpublishNameless(): void {
+    const named = new Set(this.#names.ids());
+    for (let id = 0; id < this.#clusters.capacity; id++) {
+      if (!named.has(id) && this.#clusters.long(id) !== 0n) this.#clusters.publish(id, 0n);
+    }
   }
 
   /** Something leads to the name: when it was never put, it is a missing one. */

@@ -1,8 +1,9 @@
 /** The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic. */
 import { cgroup2Root } from "../kernel/cgroup.ts";
+import { monotonic } from "../kernel/clock.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "./enrolment.ts";
+import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
@@ -13,6 +14,8 @@ import { type Totals, totalsOf } from "./totals.ts";
 export interface Governed {
   /** Enrolled: these cgroup2 folders and what is below them. */
   cgroups: string[];
+  /** Enrolled too: these systemd units, by their whole names, whichever cgroup they have. */
+  units: string[];
   excludes: Exclusion[];
   netns: "own" | "all";
   /** Decide and count, change nothing. */
@@ -29,30 +32,35 @@ export interface DatapathOptions extends Governed {
 
 export class Datapath {
   readonly #options: DatapathOptions;
+  /** What holds from the moment on at which connections read this generation. */
+  #governed: Governed;
   readonly #generation: Generation;
   /** Absent after a write that failed halfway. */
   #publisher: Publisher | undefined;
   #attached: boolean;
+  /** There is more to be removed than a push will say. */
+  #untidy = false;
 
   private constructor(options: DatapathOptions, generation: Generation) {
     this.#options = options;
+    this.#governed = options;
     this.#generation = generation;
     this.#attached = generation.attached;
     // What an earlier agent unpublished last may still be read.
     if (generation.adopted) membarrier();
-    this.#publisher = new Publisher(generation.tables);
+    this.#publisher = this.#publish();
   }
 
   /**
    * Adopts what is pinned below `options.bpffs`, or builds empty tables; attaches nothing yet. Settings (enrolment,
-   * exclusions, shadow) take effect at once.
-   * Throws KernelError, ForeignGeneration, and Error for a cgroup or namespace that can't be governed; what was
-   * pinned before keeps working.
+   * exclusions, shadow) take effect at once, or while the tables of another version govern, when these take over.
+   * Throws KernelError, and Error for a pin that is none of ours and for a cgroup or namespace that can't be governed;
+   * what was pinned before keeps working.
    */
   static open(options: DatapathOptions): Datapath {
     const generation = Generation.open(options.bpffs);
     const { tables } = generation;
-    govern(tables, options);
+    if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
     return new Datapath(options, generation);
   }
@@ -68,11 +76,27 @@ export class Datapath {
   }
 
   /**
-   * Whether what an earlier start pinned governs. False after a reboot, and when that start ended before its hooks were
-   * all attached.
+   * Whether what an earlier start pinned governs, be it of this version or another. False after a reboot, and when that
+   * start ended before its hooks were all attached.
    */
   get governs(): boolean {
-    return this.#generation.adopted && this.#generation.linked;
+    return this.takesOver || (this.#generation.adopted && this.#generation.linked);
+  }
+
+  /** Whether the tables of another version govern, until the first `apply` has filled these. */
+  get takesOver(): boolean {
+    return this.#generation.others === "live";
+  }
+
+  /** Layouts of other versions' tables that are kept beside, the one that governed last first. */
+  get kept(): string[] {
+    return this.takesOver ? [] : this.#generation.otherLayouts;
+  }
+
+  /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
+  removeKept(layout: string): void {
+    this.#generation.removeOther(layout);
+    this.#untidy = true;
   }
 
   /**
@@ -80,7 +104,8 @@ export class Datapath {
    * with those from before.
    */
   govern(governed: Governed): void {
-    govern(this.#generation.tables, governed);
+    if (!this.takesOver) govern(this.#generation.tables, governed);
+    this.#governed = governed;
   }
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
@@ -89,19 +114,28 @@ export class Datapath {
   }
 
   /**
-   * Makes `mesh` what connections see, then, the first time, attaches the hooks. `changes` names what may differ from
-   * the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
+   * Makes `mesh` what connections see, then, the first time, attaches the hooks or takes them over from another version,
+   * whose tables govern unchanged until then. `changes` names what may differ from the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
   apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
-    const report = this.#write(mesh, changes);
-    const relinked = this.#attached ? 0 : this.#attach();
+    const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
+    this.#untidy = false;
+    const relinked = this.#attached ? 0 : this.#attach(mesh);
     return { ...report, relinked };
   }
 
   /** The kernel's count of connections, over all services. */
   totals(): Totals {
     return totalsOf(this.#generation.tables.serviceCounts);
+  }
+
+  /**
+   * Says that the tables follow istiod. Ten seconds after the last time they are stale, and every cluster leaves out
+   * endpoints whose connects fail.
+   */
+  keepCurrent(): void {
+    this.#generation.tables.settings.set("current_ns", monotonic());
   }
 
   inspect(): Inspection {
@@ -136,21 +170,35 @@ export class Datapath {
   #readBack(): Publisher {
     membarrier();
     this.#generation.tables.reread();
-    return new Publisher(this.#generation.tables);
+    return this.#publish();
+  }
+
+  #publish(): Publisher {
+    return new Publisher(this.#generation.tables, () => this.#generation.others);
   }
 
   /** Gives how many hooks run another program than before. */
-  #attach(): number {
-    const hooks = this.#generation.attach(cgroup2Root());
-    if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
-    this.#generation.removeOldPrograms();
+  #attach(mesh: Mesh): number {
+    const generation = this.#generation;
+    const [before, ...older] = generation.otherLayouts;
+    const { takesOver } = this;
+    if (takesOver) govern(generation.tables, this.#governed);
+    const hooks = generation.attach(cgroup2Root());
     this.#attached = true;
+    if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
+    if (takesOver) {
+      this.#options.log(`took over from the tables of another version, layout ${before}; they are kept`);
+      for (const layout of older) generation.removeOther(layout);
+      // What the other one still needed until now.
+      this.#write(mesh, { everything: true });
+    }
+    generation.removeOldPrograms();
     return hooks.length;
   }
 }
 
-function govern(tables: Tables, { cgroups, netns, excludes, shadow }: Governed): void {
-  enrolCgroups(tables, cgroups);
+function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Governed): void {
+  enrol(tables, { cgroups, units });
   governNetns(tables, netns);
   exclude(tables, excludes);
   tables.settings.setFlags({ shadow });

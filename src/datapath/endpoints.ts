@@ -38,7 +38,7 @@ export class EndpointTable {
     this.#loads = loads;
     this.#alone = alone;
     this.#index = new EndpointIndex(table);
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) === 0);
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const given: number[] = [];
     for (let id = 0; id < table.capacity; id++) if (table.word(id, USED) !== 0) given.push(id);
     for (const id of given) {
@@ -86,7 +86,7 @@ export class EndpointTable {
 
   /** Connections to it: sockets, from connect() to their close. */
   live(id: number): number {
-    return this.#loads.has(id) ? Number(this.#loads.long(id, LIVE)) : 0;
+    return this.#loads.count(id, LIVE);
   }
 
   #recycle(): void {

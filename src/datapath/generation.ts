@@ -1,14 +1,23 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
 import { fetchAtomics } from "../kernel/features.ts";
-import { CgroupLink, type Hook, type LinkInfo } from "../kernel/link.ts";
+import { CgroupLink, type Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
 import { asset } from "../runtime/assets.ts";
-import { ABI_ID } from "./layout.gen.ts";
+import {
+  type FoundGeneration,
+  generationsAt,
+  isAlive,
+  type Others,
+  pinnedLink,
+  removeGeneration,
+  removeUnfinished,
+} from "./generations.ts";
+import { ABI_ID, maps as LAYOUTS } from "./layout.gen.ts";
 import {
   completeFolders,
   generationFolder,
@@ -24,17 +33,6 @@ import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./t
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
 const OBJECTS = ["connect", "release"] as const;
 
-/** What is pinned was made by a kmesh whose tables look different. */
-export class ForeignGeneration extends Error {
-  constructor(folder: string, abi: string) {
-    super(
-      `${folder} holds tables of another kmesh version (layout ${abi}, this one has ${ABI_ID}). ` +
-        "Run that version, or end it with `kmesh down` first: established connections stay.",
-    );
-    this.name = "ForeignGeneration";
-  }
-}
-
 export class Generation {
   readonly tables: Tables;
   /** False when it was built just now, with empty tables. */
@@ -43,6 +41,7 @@ export class Generation {
   readonly #programs: Map<Hook, BpfProgram>;
   /** Names this build's programs among those that were pinned over the same tables. */
   readonly code: string;
+  #others: FoundGeneration[];
 
   private constructor(
     bpffs: string,
@@ -50,30 +49,56 @@ export class Generation {
     programs: Map<Hook, BpfProgram>,
     adopted: boolean,
     code: string,
+    others: FoundGeneration[],
   ) {
     this.#bpffs = bpffs;
     this.tables = tables;
     this.#programs = programs;
     this.adopted = adopted;
     this.code = code;
+    this.#others = others;
   }
 
   /**
-   * Adopts what is pinned below `bpffs`, or builds and pins an empty generation; attaches nothing.
-   * Throws ForeignGeneration and KernelError; what was pinned before stays as it was.
+   * Adopts what is pinned below `bpffs`, or builds and pins an empty generation, beside those of other layouts when there
+   * are any; attaches nothing. What an earlier start left half built is removed.
+   * Throws KernelError, and an Error that names the pin which is missing or is none of ours; what was pinned before stays
+   * as it was.
    */
   static open(bpffs: string): Generation {
     ensureBpffs(bpffs);
+    removeUnfinished(bpffs);
+    const found = generationsAt(bpffs);
     const folder = generationFolder(bpffs);
-    rejectForeign(bpffs);
     const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
     const code = hashOf(images);
     const maps = pinnedMaps(bpffs);
-    const adopted = existsSync(folder);
+    const adopted = found.some(({ abi }) => abi === ABI_ID);
+    const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
+    else if (others.length > 0) complete(maps, KEPT_MAPS);
     const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
     const programs = pinned ?? build(bpffs, images, maps, code, adopted);
-    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code);
+    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code, others);
+  }
+
+  /** What generations of other layouts there are beside this one. */
+  get others(): Others {
+    if (this.#others.some(({ live }) => live)) return "live";
+    return this.#others.length > 0 ? "kept" : "none";
+  }
+
+  /** Their layouts; those that connect() reads first. */
+  get otherLayouts(): string[] {
+    return [...this.#others].sort((a, b) => Number(b.live) - Number(a.live)).map(({ abi }) => abi);
+  }
+
+  /** Removes another layout's generation. Throws when hooks still read it. */
+  removeOther(abi: string): void {
+    if (this.#others.some((other) => other.abi === abi && other.live))
+      throw new Error(`the tables of layout ${abi} are in use`);
+    removeGeneration(this.#bpffs, abi);
+    this.#others = this.#others.filter((other) => other.abi !== abi);
   }
 
   /** Whether every hook runs this generation's programs. */
@@ -93,14 +118,18 @@ export class Generation {
 
   /**
    * Gives every hook this generation's program: new links at the cgroup2 root `root`, another program for those that
-   * are there. Gives the hooks that changed.
+   * are there. Then the hooks that only another version has end. Gives the hooks that changed.
    */
   attach(root: string): Hook[] {
-    mkdirSync(join(this.#bpffs, "links"), { recursive: true });
-    return HOOK_ORDER.filter((hook) => {
+    const folder = join(this.#bpffs, "links");
+    mkdirSync(folder, { recursive: true });
+    const changed = HOOK_ORDER.filter((hook) => {
       const program = this.#programs.get(hook);
       return program !== undefined && point(this.#bpffs, root, hook, program);
     });
+    this.#others = this.#others.map(({ abi }) => ({ abi, live: false }));
+    for (const name of readdirSync(folder)) if (!isOurs(name)) unpin(join(folder, name));
+    return changed;
   }
 
   /** Unpins programs over the same tables that no hook runs any more. */
@@ -116,23 +145,6 @@ export class Generation {
   }
 }
 
-/** Whether a link still runs its program: one that was detached stays pinned and does nothing. */
-export function isAlive(link: LinkInfo): boolean {
-  return link.cgroupId !== 0n;
-}
-
-/** The link of a hook, or undefined when there is none. The caller closes it. */
-export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
-  const path = linkPin(bpffs, hook);
-  return existsSync(path) ? CgroupLink.fromPin(path) : undefined;
-}
-
-/** Throws ForeignGeneration when another kmesh made what is pinned below `bpffs`. */
-export function rejectForeign(bpffs: string): void {
-  const other = completeFolders(join(bpffs, "gen")).find((abi) => abi !== ABI_ID);
-  if (other !== undefined) throw new ForeignGeneration(bpffs, other);
-}
-
 /** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
 export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
   const generation = generationFolder(bpffs);
@@ -143,8 +155,11 @@ export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
 }
 
 /** All of them, or an error that names what is missing. */
-export function complete(maps: Map<MapName, BpfMap>): Maps {
-  const missing = [...GENERATION_MAPS, ...KEPT_MAPS].filter((name) => !maps.has(name));
+export function complete(
+  maps: Map<MapName, BpfMap>,
+  names: readonly MapName[] = [...GENERATION_MAPS, ...KEPT_MAPS],
+): Maps {
+  const missing = names.filter((name) => !maps.has(name));
   if (missing.length > 0) {
     throw new Error(
       `pins are missing: ${missing.join(", ")}. What is attached works on; ` +
@@ -155,7 +170,25 @@ export function complete(maps: Map<MapName, BpfMap>): Maps {
 }
 
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
-  if (existsSync(path)) maps.set(name, BpfMap.fromPin(path));
+  if (existsSync(path)) maps.set(name, openTable(name, path));
+}
+
+/** Throws an Error that names the pin when it is not the map that has to be there. */
+function openTable(name: MapName, path: string): BpfMap {
+  const wanted = LAYOUTS[name];
+  // Of a program or a link the numbers are others as well.
+  const map = BpfMap.fromPin(path);
+  const { type, keySize, valueSize } = map.info;
+  if (type === wanted.type && keySize === wanted.keySize && valueSize === wanted.valueSize) return map;
+  map.close();
+  throw new Error(
+    `${path} is not kmesh's: it is no ${wanted.type} with keys of ${wanted.keySize} and values of ${wanted.valueSize} ` +
+      "bytes. What is attached works on. Find out what pinned it there; `kmesh down` and a new start make all anew.",
+  );
+}
+
+function isOurs(link: string): boolean {
+  return (HOOK_ORDER as readonly string[]).includes(link);
 }
 
 /** Loads the programs over what is pinned, adds the maps that are not, and pins all that is new. */

@@ -1,19 +1,28 @@
 /** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
 import { existsSync } from "node:fs";
+import { join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
-import { cgroupPath } from "../kernel/cgroup.ts";
-import { HOOKS, type Hook } from "../kernel/link.ts";
+
+import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
+import { monotonic } from "../kernel/clock.ts";
+import { KernelError } from "../kernel/error.ts";
+import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
+import { ChunkedTable } from "./chunked.ts";
 import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
-import { complete, isAlive, pinnedLink, pinnedMaps, rejectForeign } from "./generation.ts";
+import { enrolledIds, enrolledUnits } from "./enrolment.ts";
+import { complete, pinnedMaps } from "./generation.ts";
+import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
-import { HOOK_ORDER } from "./pins.ts";
+import { HOOK_ORDER, linkPin } from "./pins.ts";
 import { Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
+import { findUnits, type UnitState } from "./unit.ts";
 
 export interface HookState {
   hook: Hook;
@@ -29,6 +38,8 @@ export interface ServiceCounters {
   wouldRefuse: number;
   /** Only reasons that occurred. */
   refused: Partial<Record<Reason, number>>;
+  /** Redirected ones whose endpoint refused or did not answer. */
+  failed: number;
 }
 
 export interface FrontendState {
@@ -46,6 +57,19 @@ export interface EndpointState {
   /** Of the connections that its cluster gets, 0 to 1. */
   share: number;
   live: number;
+  /** Connects that failed: ever, and in the present row. */
+  failed: number;
+  failures: number;
+  /** Milliseconds until it gets connections of this cluster again; 0 when it is not left out. */
+  ejectedFor: number;
+}
+
+export interface EjectedEndpoint {
+  cluster: string;
+  address: string;
+  port: number;
+  /** Milliseconds until it gets connections again. */
+  forMs: number;
 }
 
 export interface ClusterState {
@@ -70,16 +94,30 @@ export interface TableState {
 /** What the kernel holds, without the long lists. */
 export interface Summary {
   bpffs: string;
+  /** What the tables look like that this version reads. */
   abi: string;
+  /** What those look like that govern, when another version made them: settings and tables are not theirs then. */
+  foreign?: string;
   hooks: HookState[];
-  settings: {
+  /** Absent when this version has no tables. */
+  settings?: {
     shadow: boolean;
     netns: "all" | "initial" | string;
     cgroups: string[];
+    /** Enrolled by name, and where each is now. */
+    units: UnitState[];
     exclusions: string[];
     fallback: string;
   };
   services: ServiceCounters[];
+  /** Endpoints that get no connections, since their connects failed in a row. Absent as the settings. */
+  ejections?: {
+    now: EjectedEndpoint[];
+    /** How often that came about. */
+    ever: number;
+    /** Nobody keeps the tables up to date: clusters without outlier detection eject, too. */
+    stale: boolean;
+  };
   tables: TableState[];
 }
 
@@ -100,20 +138,43 @@ export class NothingPinned extends Error {
 
 /** Opens what is pinned below `bpffs`, for reading. The caller closes it. Throws NothingPinned and ForeignGeneration. */
 export function openPinned(bpffs: string): Tables {
-  rejectForeign(bpffs);
+  const foreign = foreignGovernor(bpffs);
+  if (foreign !== undefined) throw new ForeignGeneration(bpffs, foreign);
   const maps = pinnedMaps(bpffs);
   if (maps.size === 0) throw new NothingPinned(bpffs);
   return new Tables(complete(maps));
 }
 
-/** Reads all that is pinned below `bpffs`. Throws NothingPinned and KernelError. */
+/** Reads all that is pinned below `bpffs`. Throws NothingPinned, ForeignGeneration and KernelError. */
 export function inspectPinned(bpffs: string): Inspection {
   return readPinned(bpffs, inspectTables);
 }
 
-/** The same without the long lists. */
+/** The same without the long lists; of another version's tables what all versions share. */
 export function summarizePinned(bpffs: string): Summary {
-  return readPinned(bpffs, summarizeTables);
+  const foreign = foreignGovernor(bpffs);
+  return foreign === undefined ? readPinned(bpffs, summarizeTables) : summarizeKept(bpffs, foreign);
+}
+
+function summarizeKept(bpffs: string, foreign: string): Summary {
+  const maps = complete(pinnedMaps(bpffs), ["service_names", "name_lines", "service_counts"]);
+  try {
+    const names = readNames(
+      new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size),
+      new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size),
+    );
+    const counts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+    return {
+      bpffs,
+      abi: layout.ABI_ID,
+      foreign,
+      hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
+      services: countersOf(counts, byId(names)),
+      tables: [],
+    };
+  } finally {
+    for (const map of Object.values(maps)) map.close();
+  }
 }
 
 function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T): T {
@@ -125,17 +186,31 @@ function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T
   }
 }
 
-/** Detaches and removes everything below `bpffs`: the decision of `kmesh down`. Links go first. */
+/**
+ * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too: the decision of
+ * `kmesh down`. Links go first, those that decide before those that read.
+ */
 export function removePinned(bpffs: string): { removed: string[] } {
   if (!existsSync(bpffs)) return { removed: [] };
   const removed = listPins(bpffs);
-  for (const hook of [...HOOK_ORDER].reverse()) {
-    const link = pinnedLink(bpffs, hook);
-    link?.detach();
-    link?.close();
+  for (const path of linkPins(bpffs)) {
+    using link = CgroupLink.fromPin(path);
+    try {
+      link.detach();
+    } catch (error) {
+      // Somebody pinned something else there: it goes with its pin.
+      if (!(error instanceof KernelError && error.code === "EINVAL")) throw error;
+    }
   }
   unpin(bpffs);
   return { removed };
+}
+
+/** Pinned links of whatever version, those of hooks that this one does not know first. */
+function linkPins(bpffs: string): string[] {
+  const known = [...HOOK_ORDER].reverse().map((hook) => linkPin(bpffs, hook));
+  const all = listPins(join(bpffs, "links"));
+  return [...all.filter((path) => !known.includes(path)), ...known.filter((path) => all.includes(path))];
 }
 
 export function inspectTables(bpffs: string, tables: Tables): Inspection {
@@ -148,12 +223,15 @@ export function summarizeTables(bpffs: string, tables: Tables): Summary {
 }
 
 function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
+  const foreign = foreignGovernor(bpffs);
   return {
     bpffs,
     abi: layout.ABI_ID,
+    ...(foreign === undefined ? {} : { foreign }),
     hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
     settings: settingsOf(tables, view),
     services: view.services(),
+    ejections: view.ejections(),
     tables: sizes(tables),
   };
 }
@@ -163,6 +241,7 @@ export class TableView {
   readonly tables: Tables;
   readonly #clusterNames: Map<number, string>;
   readonly #serviceNames: Map<number, string>;
+  readonly #now = monotonic();
 
   constructor(tables: Tables) {
     this.tables = tables;
@@ -180,7 +259,7 @@ export class TableView {
 
   /** Counters by service; the first are those of connections to no service. */
   services(): ServiceCounters[] {
-    return [[0, ""] as const, ...this.#serviceNames].map(([id, name]) => this.#counters(id, name));
+    return countersOf(this.tables.serviceCounts, this.#serviceNames);
   }
 
   frontends(): FrontendState[] {
@@ -221,10 +300,30 @@ export class TableView {
       policy: descriptor.policy,
       ...(descriptor.kind === "refuse" ? { reason: reasonName(descriptor.reason) } : {}),
       maxConnections: descriptor.maxConnections,
-      live: clusterLoads.has(id) ? Number(clusterLoads.long(id, layout.cluster_load.fields.live.offset)) : 0,
-      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(descriptor) : [],
+      live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
+      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(id, descriptor) : [],
       shares: descriptor.kind === "split" ? this.#shares(descriptor) : [],
     };
+  }
+
+  ejections(): NonNullable<Summary["ejections"]> {
+    const { clusterLoads, settings } = this.tables;
+    const { fields } = layout.cluster_load;
+    const state: ReturnType<TableView["ejections"]> = {
+      now: [],
+      ever: 0,
+      stale: settings.isStale(this.#now),
+    };
+    for (const [id, cluster] of this.#clusterNames) {
+      if (!clusterLoads.has(id)) continue;
+      state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
+      const descriptor = this.descriptor(id);
+      if (descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor)) continue;
+      for (const { address, port, ejectedFor: forMs } of this.#endpoints(id, descriptor)) {
+        if (forMs > 0) state.now.push({ cluster, address, port, forMs });
+      }
+    }
+    return state;
   }
 
   descriptor(cluster: number): Descriptor | undefined {
@@ -233,18 +332,42 @@ export class TableView {
     return id ? readDescriptor(descriptors, id) : undefined;
   }
 
-  #endpoints(descriptor: Descriptor): EndpointState[] {
+  /** The same as leaves_out() in connect.bpf.c: a cluster without outlier detection does so only while the tables are stale. */
+  #leavesOut(id: number, { ejection }: Descriptor): boolean {
+    const { clusterLoads, settings } = this.tables;
+    if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;
+    return this.#left(clusterLoads.long(id, layout.cluster_load.fields.ejected_until_ns.offset)) > 0;
+  }
+
+  #endpoints(id: number, descriptor: Descriptor): EndpointState[] {
+    const leavesOut = this.#leavesOut(id, descriptor);
     return [descriptor.v4, descriptor.v6].flatMap((run) => {
       const times = occurrences(readSlots(this.tables.slots, run));
-      const states = [...times].map(([id, count]) => ({
-        ...readEndpoint(this.tables.endpoints, id),
+      const states = [...times].map(([endpoint, count]) => ({
+        ...readEndpoint(this.tables.endpoints, endpoint),
         share: count / run.count,
-        live: Number(this.tables.endpointLoads.long(id, layout.endpoint_load.fields.live.offset)),
+        ...this.#load(endpoint, leavesOut),
       }));
       return states.sort((a, b) =>
         a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,
       );
     });
+  }
+
+  #load(endpoint: number, leavesOut: boolean): Omit<EndpointState, "address" | "port" | "share"> {
+    const { endpointLoads } = this.tables;
+    const { fields } = layout.endpoint_load;
+    return {
+      live: endpointLoads.count(endpoint, fields.live.offset),
+      failed: Number(endpointLoads.long(endpoint, fields.failed.offset)),
+      failures: endpointLoads.word(endpoint, fields.failures.offset),
+      ejectedFor: leavesOut ? this.#left(endpointLoads.long(endpoint, fields.ejected_until_ns.offset)) : 0,
+    };
+  }
+
+  /** Milliseconds until then, 0 when it is over. */
+  #left(until: bigint): number {
+    return Math.max(0, Number((until - this.#now) / 1_000_000n));
   }
 
   #shares(descriptor: Descriptor): { cluster: string; share: number }[] {
@@ -254,25 +377,30 @@ export class TableView {
       share: count / descriptor.v4.count,
     }));
   }
+}
 
-  #counters(id: number, service: string): ServiceCounters {
-    const { serviceCounts } = this.tables;
-    const { fields } = layout.service_counters;
-    const at = (offset: number) => (serviceCounts.has(id) ? Number(serviceCounts.long(id, offset)) : 0);
-    const refused: Partial<Record<Reason, number>> = {};
-    REASONS.forEach((reason, i) => {
-      const count = at(fields.refused.offset + i * 8);
-      if (count > 0) refused[reason] = count;
-    });
-    return {
-      service,
-      redirected: at(fields.redirected.offset),
-      passed: at(fields.passed.offset),
-      wouldRedirect: at(fields.would_redirect.offset),
-      wouldRefuse: at(fields.would_refuse.offset),
-      refused,
-    };
-  }
+/** Counters by service; the first are those of connections to no service. */
+function countersOf(counts: ChunkedTable, names: Map<number, string>): ServiceCounters[] {
+  return [[0, ""] as const, ...names].map(([id, name]) => counters(counts, id, name));
+}
+
+function counters(counts: ChunkedTable, id: number, service: string): ServiceCounters {
+  const { fields } = layout.service_counters;
+  const at = (offset: number) => (counts.has(id) ? Number(counts.long(id, offset)) : 0);
+  const refused: Partial<Record<Reason, number>> = {};
+  REASONS.forEach((reason, i) => {
+    const count = at(fields.refused.offset + i * 8);
+    if (count > 0) refused[reason] = count;
+  });
+  return {
+    service,
+    redirected: at(fields.redirected.offset),
+    passed: at(fields.passed.offset),
+    wouldRedirect: at(fields.would_redirect.offset),
+    wouldRefuse: at(fields.would_refuse.offset),
+    refused,
+    failed: at(fields.failed.offset),
+  };
 }
 
 function hookState(bpffs: string, hook: Hook): HookState {
@@ -283,7 +411,7 @@ function hookState(bpffs: string, hook: Hook): HookState {
   return { hook, attached: isAlive(info) && info.attachType === HOOKS[hook], programId: info.programId };
 }
 
-function settingsOf(tables: Tables, view: TableView): Inspection["settings"] {
+function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["settings"]> {
   const { flags } = tables.settings;
   const cookie = tables.settings.get("netns");
   const fallback = view.frontend("", tables.settings.get("fallback"));
@@ -291,15 +419,14 @@ function settingsOf(tables: Tables, view: TableView): Inspection["settings"] {
     shadow: flags.shadow,
     netns: flags.everyNetns ? "all" : cookie === 0n ? "initial" : `cookie ${cookie}`,
     cgroups: enrolledCgroups(tables),
+    units: findUnits(cgroup2Root(), enrolledUnits(tables)),
     exclusions: tables.exclusions.list().map(({ match }) => formatMatch(match)),
     fallback: fallback.action === "pass" ? "pass" : `${fallback.action} ${fallback.target}`,
   };
 }
 
 function enrolledCgroups(tables: Tables): string[] {
-  const { keys, count } = tables.maps.enrolled.entries();
-  const ids = new BigUint64Array(keys.slice().buffer).subarray(0, count);
-  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
+  return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
 function sizes(tables: Tables): TableState[] {

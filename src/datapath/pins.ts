@@ -49,6 +49,20 @@ export function unfinished(folder: string): string {
 
 /** The names of the complete folders in `folder`; [] when it is missing. */
 export function completeFolders(folder: string): string[] {
-  if (!existsSync(folder)) return [];
-  return readdirSync(folder).filter((name) => !name.endsWith("_new"));
+  return namesIn(folder).filter((name) => !isUnfinished(name));
+}
+
+/** The paths of the folders in `folder` that were never completed. */
+export function unfinishedFolders(folder: string): string[] {
+  return namesIn(folder)
+    .filter(isUnfinished)
+    .map((name) => join(folder, name));
+}
+
+function namesIn(folder: string): string[] {
+  return existsSync(folder) ? readdirSync(folder) : [];
+}
+
+function isUnfinished(name: string): boolean {
+  return name.endsWith("_new");
 }

@@ -8,6 +8,7 @@ import type { Changes, Frontend, Mesh, Service, Target } from "../mesh/model.ts"
 import { ClusterTable, splitName, splitOf } from "./clusters.ts";
 import { SLOTS_PER_LINE } from "./descriptor.ts";
 import type { PlacedFrontend } from "./frontends.ts";
+import type { Others } from "./generations.ts";
 import { Grace } from "./grace.ts";
 import { Ids } from "./ids.ts";
 import { linesOfNames, NameLines, NameSpace, usedNameLines } from "./names.ts";
@@ -28,6 +29,7 @@ export interface ApplyReport {
 
 export class Publisher {
   readonly #tables: Tables;
+  readonly #others: () => Others;
   readonly #grace = new Grace();
   readonly #clusters: ClusterTable;
   readonly #services: NameSpace;
@@ -39,14 +41,15 @@ export class Publisher {
   #splits = new Map<string, string[]>();
   #targets = new Map<string, string>();
 
-  /** `alone`: see ClusterTable. */
-  constructor(tables: Tables, alone: () => boolean = () => true) {
+  /** `others` says what other generations there are at the time. */
+  constructor(tables: Tables, others: () => Others = () => "none") {
     this.#tables = tables;
+    this.#others = others;
     const lines = new NameLines(tables.nameLines, [
       ...usedNameLines(tables.clusterNames),
       ...usedNameLines(tables.serviceNames),
     ]);
-    this.#clusters = new ClusterTable(tables, lines, this.#grace, alone);
+    this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none");
     this.#services = new NameSpace(tables.serviceNames, lines, 1);
     for (const placed of [...tables.exact.list(), ...tables.prefixes.list()]) {
       this.#frontends.set(frontendKey({ match: placed.match, protocol: "tcp" }), placed);
@@ -157,7 +160,8 @@ export class Publisher {
         this.#addService(name);
         writes++;
       }
-      if (!service && id !== undefined) {
+      // Another generation that is live counts for the service by this id.
+      if (!service && id !== undefined && this.#others() !== "live") {
         this.#services.remove(name);
         this.#restingServices.add(id);
         writes++;

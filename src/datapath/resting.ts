@@ -24,16 +24,21 @@ export class Resting {
     this.#ids.delete(id);
   }
 
-  /** Takes out the ids that may be used again. */
+  /**
+   * Takes out the ids that may be used again. One that is still carried rests anew: however many there are, each is
+   * looked at once in that time.
+   */
   rested(): number[] {
     const ready: number[] = [];
     if (this.#ids.size === 0) return ready;
-    const before = performance.now() - this.#ms;
+    const now = performance.now();
+    const busy: number[] = [];
     for (const [id, since] of this.#ids) {
-      if (since > before) break;
-      if (this.#idle(id)) ready.push(id);
+      if (since > now - this.#ms) break;
+      this.#ids.delete(id);
+      (this.#idle(id) ? ready : busy).push(id);
     }
-    for (const id of ready) this.#ids.delete(id);
+    for (const id of busy) this.#ids.set(id, now);
     return ready;
   }
 }

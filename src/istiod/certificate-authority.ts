@@ -2,7 +2,7 @@ import { Client } from "@grpc/grpc-js";
 import { ca } from "./ca.gen.js";
 import { MalformedCertificate } from "./certificate.ts";
 import type { Credentials } from "./credentials.ts";
-import { formatTarget, type Target } from "./target.ts";
+import { dialled, type Target } from "./target.ts";
 
 const PATH = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
 /** From the call to the answer, name lookup and handshake included, milliseconds. */
@@ -30,7 +30,7 @@ export async function createCertificate(
   csr: string,
   validity: number,
 ): Promise<{ chain: string; roots: string }> {
-  const client = new Client(`dns:${formatTarget(target)}`, open.channel, {
+  const client = new Client(dialled(target), open.channel, {
     "grpc.primary_user_agent": "kmesh",
     "grpc.enable_http_proxy": 0,
     "grpc.enable_retries": 0,

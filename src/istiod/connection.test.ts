@@ -2,6 +2,7 @@ import { afterEach, expect, test } from "bun:test";
 import { once } from "node:events";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { RecordingSink, ScriptedIstiod, until } from "../../test/lab/scripted-istiod.ts";
+import type { StreamEvent } from "./status.ts";
 import { IstiodStream, type StreamOptions } from "./stream.ts";
 
 const cleanups: (() => void)[] = [];
@@ -28,7 +29,9 @@ async function listen(accept: (socket: Socket) => void): Promise<number> {
 
 function client(port: number, connection: StreamOptions["connection"] = {}) {
   const sink = new RecordingSink();
+  const events: StreamEvent[] = [];
   const stream = new IstiodStream({
+    on: (event) => events.push(event),
     istiod: `127.0.0.1:${port}`,
     security: { kind: "plaintext" },
     identity: { ips: ["10.0.0.5"], name: "vm1", namespace: "shop" },
@@ -38,7 +41,7 @@ function client(port: number, connection: StreamOptions["connection"] = {}) {
   });
   cleanups.push(() => stream.stop());
   stream.start();
-  return { sink, stream };
+  return { sink, stream, events };
 }
 
 async function istiod() {
@@ -83,6 +86,23 @@ test("a connection that went silent is noticed by keepalive and replaced", async
   silent = true;
   await until(() => stream.status().connections === 2, "the second connection");
   expect(sink.calls).toEqual([]);
+});
+
+test("a connection that istiod wants to end is followed by another before it ends", async () => {
+  const server = new ScriptedIstiod();
+  server.onRequest = (stream, request) => {
+    if (request.responseNonce === "" && request.type)
+      stream.send(request.type, { resources: { x: "static" } });
+  };
+  await server.start(0, undefined, {
+    "grpc.max_connection_age_ms": 400,
+    "grpc.max_connection_age_grace_ms": 20_000,
+  });
+  cleanups.push(() => server.stop());
+  const { sink, stream, events } = client(server.port);
+  await until(() => stream.status().connections === 3, "two moves");
+  expect(events.filter(({ kind }) => kind === "disconnected" || kind === "not-renewed")).toEqual([]);
+  expect(sink.calls.filter((call) => call.startsWith("remove"))).toEqual([]);
 });
 
 test("stopping ends the stream at the server and tries no more", async () => {

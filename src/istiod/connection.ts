@@ -1,6 +1,6 @@
-import { Client, type ClientDuplexStream, connectivityState } from "@grpc/grpc-js";
+import { Client, type ClientDuplexStream, connectivityState, type Metadata } from "@grpc/grpc-js";
 import type { Credentials } from "./credentials.ts";
-import { formatTarget, type Target } from "./target.ts";
+import { dialled, type Target } from "./target.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const UNAVAILABLE = 14;
@@ -25,6 +25,8 @@ export const CONNECTION_TIMES: ConnectionTimes = {
 /** What a connection reports. `ended` comes exactly once, unless we closed it. */
 export interface ConnectionEvents {
   message(bytes: Buffer): void;
+  /** istiod wants the connection to end soon (GOAWAY: it is old, or istiod stops); the stream still works. */
+  aging?(): void;
   ended(status: { code: number; details: string }): void;
 }
 
@@ -36,12 +38,15 @@ export class Connection {
   readonly #client: Client;
   readonly #call: ClientDuplexStream<Uint8Array, Buffer>;
   readonly #events: ConnectionEvents;
+  #young = true;
+  readonly #metadata: Metadata;
   #connectTimer: ReturnType<typeof setTimeout> | undefined;
   #over = false;
 
   constructor(target: Target, open: Credentials, events: ConnectionEvents, times = CONNECTION_TIMES) {
     this.#events = events;
-    this.#client = new Client(`dns:${formatTarget(target)}`, open.channel, {
+    this.#metadata = open.metadata;
+    this.#client = new Client(dialled(target), open.channel, {
       "grpc.primary_user_agent": "kmesh",
       "grpc.enable_http_proxy": 0,
       "grpc.enable_retries": 0,
@@ -55,14 +60,10 @@ export class Connection {
       "grpc-node.flow_control_window": FLOW_WINDOW,
       ...open.options,
     });
-    this.#call = this.#client.makeBidiStreamRequest(
-      PATH,
-      (request: Uint8Array) => Buffer.from(request.buffer, request.byteOffset, request.byteLength),
-      (response: Buffer) => response,
-      open.metadata,
-    );
+    this.#call = this.#stream();
     this.#call.on("data", (bytes: Buffer) => {
       clearTimeout(this.#connectTimer);
+      if (this.#young) this.#awaitAge();
       if (!this.#over) events.message(bytes);
     });
     // A stream that ends ends with a status; "error" repeats one that is not OK and must have a listener.
@@ -78,10 +79,54 @@ export class Connection {
     if (!this.#over) this.#call.write(request);
   }
 
+  /**
+   * Says `request` on a second stream of the same channel, and so to the same istiod, and hears how it takes that: the
+   * status that it ended the stream with, or "answered". undefined when there was nothing to hear within `limit`
+   * milliseconds, or the connection is over. Never rejects.
+   */
+  tryOut(
+    request: Uint8Array,
+    limit: number,
+  ): Promise<{ code: number; details: string } | "answered" | undefined> {
+    if (this.#over) return Promise.resolve(undefined);
+    const call = this.#stream();
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => finish(undefined), limit);
+      const finish = (heard: { code: number; details: string } | "answered" | undefined) => {
+        clearTimeout(timer);
+        call.cancel();
+        resolve(this.#over ? undefined : heard);
+      };
+      call.on("data", () => finish("answered"));
+      call.on("error", () => {});
+      call.on("status", ({ code, details }) => finish({ code, details }));
+      call.write(request);
+    });
+  }
+
   /** Ends the stream and the channel without a report. */
   close(): void {
     if (this.#over) return;
     this.#release();
+  }
+
+  /** The channel is no longer ready as soon as the GOAWAY comes, though its stream goes on. */
+  #awaitAge(): void {
+    this.#young = false;
+    const channel = this.#client.getChannel();
+    if (channel.getConnectivityState(false) !== connectivityState.READY) return;
+    channel.watchConnectivityState(connectivityState.READY, Infinity, (error) => {
+      if (!error && !this.#over) this.#events.aging?.();
+    });
+  }
+
+  #stream(): ClientDuplexStream<Uint8Array, Buffer> {
+    return this.#client.makeBidiStreamRequest(
+      PATH,
+      (request: Uint8Array) => Buffer.from(request.buffer, request.byteOffset, request.byteLength),
+      (response: Buffer) => response,
+      this.#metadata,
+    );
   }
 
   #checkConnected(limit: number): void {

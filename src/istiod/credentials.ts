@@ -4,8 +4,9 @@ import { isIP } from "node:net";
 import { type ChannelCredentials, type ChannelOptions, credentials, Metadata } from "@grpc/grpc-js";
 import { type Certificate, pemBlocks } from "./certificate.ts";
 import { FileError } from "./file-error.ts";
-import { formatTarget, serverName, type Target } from "./target.ts";
-import { readToken, time } from "./token.ts";
+import { explainRegistration, type Registrant } from "./registration.ts";
+import { describeTarget, serverName, type Target } from "./target.ts";
+import { readToken, subjectOfToken, time } from "./token.ts";
 
 /** How kmesh and istiod know each other. */
 export type Security =
@@ -25,6 +26,8 @@ export interface CertificateSource {
   roots(): string;
   /** istiod may not have liked the one that was shown. */
   doubt(): void;
+  /** Why there is no new one, in a sentence with the next step; undefined while nothing is wrong. */
+  trouble(): string | undefined;
 }
 
 /** What one connection needs. */
@@ -108,10 +111,14 @@ export function explainRefusal(
   target: Target,
   security: Security,
   proof?: Proof,
+  node?: Registrant,
 ): string {
-  const at = formatTarget(target);
+  const at = describeTarget(target);
   const said = withoutTime(status.details) || `code ${status.code}`;
   const token = security.kind === "tls" ? security.token : undefined;
+  const registration = node && explainRegistration(said, node);
+  if (registration !== undefined)
+    return `istiod at ${at} does not register this machine: ${registration} (${said})`;
   switch (status.code) {
     case UNAUTHENTICATED:
       if (security.kind === "plaintext") {
@@ -124,7 +131,7 @@ export function explainRefusal(
         ? `istiod at ${at} wants to know who we are: pass a token with --token (${said})`
         : `istiod at ${at} refuses the token in ${token}: write a fresh one for audience istio-ca there (${said})`;
     case PERMISSION_DENIED:
-      return `istiod at ${at} refuses us: --namespace and --service-account must be those of the ${proof === "certificate" ? proof : "token"} (${said})`;
+      return `istiod at ${at} refuses us${explainMismatch(security, proof, node)}: --namespace and --service-account must be those of the ${proof === "certificate" ? proof : "token"} (${said})`;
     case INVALID_ARGUMENT:
       return `istiod at ${at} does not understand who we say that we are (${said})`;
     case FAILED_PRECONDITION:
@@ -140,9 +147,21 @@ export function explainRefusal(
   }
 }
 
+/** What we say we are, and what we prove ourselves to be, as far as that can be told. */
+function explainMismatch(security: Security, proof: Proof | undefined, node: Registrant | undefined): string {
+  if (!node || security.kind !== "tls") return "";
+  const claimed = ` as ${node.namespace}/${node.serviceAccount ?? "(no service account)"}`;
+  const certified = security.identity?.current()?.id;
+  if (proof === "certificate" && certified)
+    return `${claimed}, while the certificate is ${certified.namespace}/${certified.serviceAccount}'s`;
+  const subject =
+    proof === "token" && security.token !== undefined ? subjectOfToken(security.token) : undefined;
+  return subject === undefined ? claimed : `${claimed}, while the token is ${subject}'s`;
+}
+
 /** gRPC wraps the reason and adds the time: without them the same reason is the same text. */
 function withoutTime(details: string): string {
-  return /Last error: (.*?) \([^()]*Z\)\. Resolution note: /.exec(details)?.[1] ?? details;
+  return /Last error: (?:Error: )?(.*?)(?: \([^()]*Z\))?\. Resolution note: /.exec(details)?.[1] ?? details;
 }
 
 function explainUnavailable(said: string, at: string, target: Target, security: Security): string {
@@ -163,13 +182,13 @@ function explainUnavailable(said: string, at: string, target: Target, security: 
   }
   if (/ECONNREFUSED/.test(said)) return `nothing listens at ${at}: is istiod running there? (${said})`;
   if (/ENOTFOUND|EAI_|Name resolution/i.test(said)) {
-    return `${target.host} is not known: add it to /etc/hosts, or give an address with --istiod (${said})`;
+    return `${target.host} is not known: give its address with --hosts ${target.host}=ADDRESS, or add it to /etc/hosts (${said})`;
   }
   return `no connection to istiod at ${at}: ${said}`;
 }
 
-/** The roots of the file and `more`. The file may be gone when there are more. */
-function readRoots(file: string, more: string): Buffer {
+/** The roots of the file and `more`. The file may be gone when there are more. Throws FileError. */
+export function readRoots(file: string, more: string): Buffer {
   const next = "pass the mesh's root certificate with --ca";
   let pem: string;
   try {

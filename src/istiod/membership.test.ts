@@ -3,9 +3,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Authority } from "../../test/lab/authority.ts";
-import { discovery } from "./discovery.gen.js";
-import { formatProblem, identityOfMember, type MembershipFile, readMembership } from "./membership.ts";
-import { nodeOf } from "./node.ts";
+import { formatProblem, type MembershipFile, readMembership } from "./membership.ts";
 
 const NOW = Date.parse("2026-01-01T00:00:00Z");
 
@@ -67,13 +65,13 @@ const files = (changes: Partial<Record<MembershipFile, string | undefined>> = {}
 });
 
 function member(changes: Partial<Record<MembershipFile, string>> = {}) {
-  const read = readMembership(files(changes), NOW);
+  const read = readMembership(files(changes), { now: NOW });
   if ("problems" in read) throw new Error(read.problems.map(formatProblem).join("\n"));
   return read.membership;
 }
 
 function problems(changes: Partial<Record<MembershipFile, string | undefined>>): string[] {
-  const read = readMembership(files(changes), NOW);
+  const read = readMembership(files(changes), { now: NOW });
   return "problems" in read ? read.problems.map(formatProblem) : [];
 }
 
@@ -92,45 +90,32 @@ test("istioctl's files say all that there is to know", () => {
     workloadName: "vms",
     autoRegisterGroup: "vms",
     readinessProbe: { failureThreshold: 3, httpGet: { path: "/ready", port: 8080 } },
+    probeLocalhost: false,
     metadata: { TEAM: "blue" },
   });
 });
 
 test("an empty hosts file, further spellings, another CA and ports are fine", () => {
-  const more = `# by hand\nexport CA_ADDR="istiod-v2.istio-system.svc:15012"\nISTIO_SVC_IP=203.0.113.9\nISTIO_META_POD_PORTS='[{"containerPort":80}]'\n`;
+  const more = `# by hand\nexport CA_ADDR="istiod-v2.istio-system.svc:15012"\nISTIO_SVC_IP=203.0.113.9\nISTIO_META_POD_PORTS='[{"containerPort":80}]'\nPOD_NAME=vm1\nREWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION='true'\nISTIO_METAJSON_MORE='{"A":{"b":1},"NAME":"x"}'\n`;
   const found = member({ hosts: "", "cluster.env": CLUSTER_ENV + more });
   expect(found.hosts.size).toBe(0);
   expect(found.ca.host).toBe("istiod-v2.istio-system.svc");
   expect(found.serviceIp).toBe("203.0.113.9");
-  expect(found.podPorts).toBe('[{"containerPort":80}]');
-});
-
-test("the node is what the files and the machine say; the address for NAT comes first", () => {
-  const nat = member({
-    "cluster.env": `${CLUSTER_ENV}ISTIO_SVC_IP='203.0.113.9'\nISTIO_META_POD_PORTS='[]'\n`,
-  });
-  const node = nodeOf(identityOfMember(nat, { ips: ["10.0.0.5", "fd00::5"], name: "vm1" }));
-  expect(node.id).toBe("sidecar~203.0.113.9~vm1.shop~shop.svc.cluster.local");
-  const decoded = discovery.Node.decode(discovery.Node.encode(node).finish());
-  const text = (key: string) => decoded.metadata?.fields?.[key]?.stringValue;
-  expect(text("INSTANCE_IPS")).toBe("203.0.113.9,10.0.0.5,fd00::5");
-  expect(text("AUTO_REGISTER_GROUP")).toBe("vms");
-  expect(text("POD_PORTS")).toBe("[]");
-  expect(text("NETWORK")).toBe("net1");
-  expect(text("TEAM")).toBe("blue");
-  expect(text("DNS_CAPTURE")).toBe("true");
-  expect(text("DISABLE_HBONE_SEND")).toBe("true");
-  const probe =
-    decoded.metadata?.fields?.PROXY_CONFIG?.structValue?.fields?.readinessProbe?.structValue?.fields;
-  expect(probe?.failureThreshold?.numberValue).toBe(3);
-  expect(probe?.httpGet?.structValue?.fields?.path?.stringValue).toBe("/ready");
+  expect(found.ports).toEqual([{ containerPort: 80 }]);
+  expect(found.name).toBe("vm1");
+  expect(found.probeLocalhost).toBe(true);
+  // NAME has a field of its own.
+  expect(found.metadata).toEqual({ TEAM: "blue", A: { b: 1 } });
 });
 
 test.each([
   ["cluster.env", "cluster.env is missing: copy it from where istioctl wrote it"],
   ["mesh.yaml", "mesh.yaml is missing: copy it from where istioctl wrote it"],
   ["root-cert.pem", "root-cert.pem is missing: copy it from where istioctl wrote it"],
-  ["istio-token", "istio-token is missing: copy it from where istioctl wrote it"],
+  [
+    "istio-token",
+    "istio-token is missing: kubectl create token vm --namespace shop --audience istio-ca > istio-token writes a fresh one",
+  ],
   ["hosts", "hosts is missing: copy it from where istioctl wrote it"],
 ])("without %s", (file, problem) => {
   expect(problems({ [file]: undefined })).toContain(problem);
@@ -162,6 +147,17 @@ test.each([
     "ISTIO_META_POD_PORTS='80'",
     "cluster.env: ISTIO_META_POD_PORTS is no JSON list",
   ],
+  ["ISTIO_INBOUND_PORTS='*'", "ISTIO_METAJSON_X='[1]'", "cluster.env: ISTIO_METAJSON_X is no JSON object"],
+  [
+    "TRUST_DOMAIN='cluster.local'",
+    "TRUST_DOMAIN='a/b'",
+    'cluster.env: TRUST_DOMAIN is no trust domain: "a/b"',
+  ],
+  [
+    "ISTIO_META_AUTO_REGISTER_GROUP='vms'",
+    "ISTIO_META_AUTO_REGISTER_GROUP='The VMs'",
+    'cluster.env: ISTIO_META_AUTO_REGISTER_GROUP is no Kubernetes name: "The VMs"',
+  ],
   ["ISTIO_INBOUND_PORTS='*'", "what is this", "cluster.env: line 2 is not KEY='value'"],
 ])("cluster.env with %s become %s", (from, to, problem) => {
   expect(CLUSTER_ENV).toContain(from);
@@ -182,7 +178,7 @@ test.each([
   ],
   [
     MESH_YAML.replace("httpGet", "httpget"),
-    "mesh.yaml: defaultConfig.readinessProbe names none, or several, of httpGet, tcpSocket, exec, grpc",
+    "mesh.yaml: defaultConfig.readinessProbe can't be used: httpget is no field of it (those are httpGet,",
   ],
 ])("mesh.yaml as %j", (text, problem) => {
   expect(problems({ "mesh.yaml": text })[0]).toStartWith(problem);
@@ -192,7 +188,7 @@ test("wrong roots, tokens and hosts", () => {
   expect(problems({ "root-cert.pem": "x" })).toEqual(["root-cert.pem holds no PEM certificate"]);
   const broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
   expect(problems({ "root-cert.pem": root + broken })).toEqual([
-    "root-cert.pem: certificate 2 can't be read",
+    "root-cert.pem holds a certificate that can't be read (number 2)",
   ]);
   const fresh =
     ": kubectl create token vm --namespace shop --audience istio-ca > istio-token writes a fresh one";
@@ -210,6 +206,27 @@ test("wrong roots, tokens and hosts", () => {
   expect(problems({ hosts: "# fine\n\nnowhere istiod\n1.2.3.4\n" })).toEqual([
     "hosts: line 3 is not ADDRESS NAME",
     "hosts: line 4 is not ADDRESS NAME",
+  ]);
+});
+
+test("with a valid certificate a token may be missing or dead, but not another's", () => {
+  const read = (text: string | undefined, namespace = "shop") =>
+    readMembership(files({ "istio-token": text }), {
+      now: NOW,
+      certified: { trustDomain: "cluster.local", namespace, serviceAccount: "vm" },
+    });
+  for (const text of [undefined, "", token({ exp: NOW / 1000 - 1 })]) {
+    expect(read(text)).toMatchObject({ membership: { token: "" } });
+    expect(read(text, "other")).toHaveProperty("problems");
+  }
+  expect(read(token({ aud: ["api"] }))).toHaveProperty("problems");
+  expect(read(token())).toMatchObject({ membership: { token: token() } });
+});
+
+test("a file has the name under which it was found", () => {
+  const read = readMembership(files({ "mesh.yaml": "" }), { now: NOW, paths: { "mesh.yaml": "/etc/mesh" } });
+  expect("problems" in read && read.problems.map(formatProblem)).toEqual([
+    "/etc/mesh: defaultConfig is missing",
   ]);
 });
 

@@ -7,10 +7,12 @@ import { parse as parseYaml } from "yaml";
 import { canonicalAddress } from "../mesh/address.ts";
 import { pemBlocks } from "./certificate.ts";
 import { type Problem, parseClusterEnv } from "./cluster-env.ts";
-import type { Identity, Json } from "./node.ts";
+import { DECIDED_METADATA, type Json } from "./node.ts";
+import { isNamespace, isObjectName, isTrustDomain } from "./object-name.ts";
+import { faultOfProbe } from "./readiness-probe.ts";
 import type { SpiffeId } from "./spiffe.ts";
 import { parseTarget, type Target } from "./target.ts";
-import { faultOfToken, freshTokenCommand } from "./token.ts";
+import { faultOfToken, freshTokenCommand, isExpired } from "./token.ts";
 
 /** The files by istioctl's names. */
 export const MEMBERSHIP_FILES = [
@@ -31,6 +33,7 @@ export interface Membership {
   hosts: ReadonlyMap<string, string>;
   /** PEM. */
   roots: string;
+  /** Empty when there is none that could be used, and none is needed. */
   token: string;
   clusterId: string;
   network: string;
@@ -41,73 +44,85 @@ export interface Membership {
   autoRegisterGroup?: string;
   /** The address that peers are to use (ISTIO_SVC_IP), canonical: with NAT it is none of the machine's own. */
   serviceIp?: string;
-  /** JSON text of the ports that the group names. */
-  podPorts?: string;
+  /** The ports that the group names. */
+  ports?: readonly Json[];
   /** As in the WorkloadGroup: httpGet, tcpSocket or exec, and thresholds. */
-  readinessProbe?: Json;
-  /** Further ISTIO_META_ values, by the names that istiod knows. */
-  metadata: Readonly<Record<string, string>>;
+  readinessProbe?: { readonly [key: string]: Json };
+  /** The probe goes to localhost, not to the machine's first address. */
+  probeLocalhost: boolean;
+  /** POD_NAME, which nobody but the machine's administrator sets. */
+  name?: string;
+  /** Further metadata, by the names that istiod knows. */
+  metadata: Readonly<Record<string, Json>>;
 }
 
-/** ISTIO_META_ values that have a field of their own, or that kmesh decides. */
-const OWN_META = new Set([
-  "AUTO_REGISTER_GROUP",
-  "CLUSTER_ID",
-  "DISABLE_HBONE_SEND",
-  "DNS_CAPTURE",
-  "ENABLE_HBONE",
-  "INTERCEPTION_MODE",
-  "MESH_ID",
-  "NETWORK",
-  "POD_PORTS",
-  "WORKLOAD_NAME",
-]);
 const META = "ISTIO_META_";
-const PROBES = ["httpGet", "tcpSocket", "exec", "grpc"];
+/** What istio-agent makes of ISTIO_METAJSON_KEY: the members of the object become metadata. LABELS alone is not such a one. */
+const META_JSON = "ISTIO_METAJSON_";
+const LABELS = `${META_JSON}LABELS`;
+
+export interface MembershipOptions {
+  /** What the token's expiry is held against, milliseconds since the epoch. */
+  now: number;
+  /** Whom the machine has a valid certificate for: with that, a token that is missing or has expired is no problem. */
+  certified?: SpiffeId | undefined;
+  /** What the files are called in problems, where it is not as istioctl calls them. */
+  paths?: Readonly<Partial<Record<MembershipFile, string>>>;
+}
 
 /**
  * Reads the texts by file name; one that is missing is undefined. Gives the membership, or every problem that was
- * found, in the order of the files. `now` (milliseconds since the epoch) is what the token's expiry is held against.
+ * found, in the order of the files.
  */
 export function readMembership(
   texts: Partial<Record<MembershipFile, string | undefined>>,
-  now: number,
+  { now, certified, paths = {} }: MembershipOptions,
 ): { membership: Membership } | { problems: Problem[] } {
   const problems: Problem[] = [];
+  const nameOf = (file: MembershipFile) => paths[file] ?? file;
   for (const file of MEMBERSHIP_FILES) {
-    if (texts[file] === undefined)
-      problems.push({ file, reason: "is missing: copy it from where istioctl wrote it" });
+    if (texts[file] === undefined && file !== "istio-token")
+      problems.push({ file: nameOf(file), reason: "is missing: copy it from where istioctl wrote it" });
   }
-  const env = parseClusterEnv(texts["cluster.env"] ?? "", "cluster.env", problems);
-  const mesh = readMesh(texts["mesh.yaml"], problems);
+  const env = parseClusterEnv(texts["cluster.env"] ?? "", nameOf("cluster.env"), problems);
+  const mesh = readMesh(texts["mesh.yaml"], nameOf("mesh.yaml"), problems);
   // Where both say something, cluster.env is what the machine's administrator edits.
   const values = new Fields(
     new Map([...mesh.metadata, ...env]),
+    nameOf("cluster.env"),
     problems,
     texts["cluster.env"] !== undefined,
   );
 
-  const namespace = values.name("ISTIO_NAMESPACE", env.get("POD_NAMESPACE"));
+  const namespace = values.name("ISTIO_NAMESPACE", isNamespace, env.get("POD_NAMESPACE"));
   const podNamespace = env.get("POD_NAMESPACE");
   if (podNamespace !== undefined && namespace !== "" && podNamespace !== namespace)
     values.wrong("POD_NAMESPACE", `is ${podNamespace}, but ISTIO_NAMESPACE is ${namespace}`);
   const id: SpiffeId = {
-    trustDomain: values.get("TRUST_DOMAIN") || "cluster.local",
+    trustDomain: values.trustDomain("TRUST_DOMAIN"),
     namespace,
-    serviceAccount: values.name("SERVICE_ACCOUNT"),
+    serviceAccount: values.name("SERVICE_ACCOUNT", isObjectName),
   };
-  const labels = values.labels("ISTIO_METAJSON_LABELS");
+  const labels = values.labels(LABELS);
   const clusterId = values.required("ISTIO_META_CLUSTER_ID");
   const serviceIp = values.address("ISTIO_SVC_IP");
-  const podPorts = values.list("ISTIO_META_POD_PORTS");
+  const ports = values.list("ISTIO_META_POD_PORTS");
+  const workloadName = values.optional("ISTIO_META_WORKLOAD_NAME");
+  const group = values.optional("ISTIO_META_AUTO_REGISTER_GROUP");
+  const metadata = values.metadata();
   const ca = values.target("CA_ADDR") ?? mesh.istiod;
-  const roots = readRoots(texts["root-cert.pem"], problems);
-  const token = readToken(texts["istio-token"], id, now, problems);
-  const hosts = readHosts(texts.hosts ?? "", problems);
+  const roots = readRoots(texts["root-cert.pem"], nameOf("root-cert.pem"), problems);
+  const proven = certified?.namespace === id.namespace && certified.serviceAccount === id.serviceAccount;
+  const token = readTokenText(texts["istio-token"], id, {
+    now,
+    proven,
+    file: nameOf("istio-token"),
+    problems,
+  });
+  const hosts = readHosts(texts.hosts ?? "", nameOf("hosts"), problems);
   if (problems.length > 0 || !mesh.istiod || !ca) return { problems };
 
-  const workloadName = values.get(`${META}WORKLOAD_NAME`);
-  const group = values.get(`${META}AUTO_REGISTER_GROUP`);
+  const name = values.get("POD_NAME");
   return {
     membership: {
       id,
@@ -123,33 +138,12 @@ export function readMembership(
       ...(workloadName ? { workloadName } : {}),
       ...(group ? { autoRegisterGroup: group } : {}),
       ...(serviceIp === undefined ? {} : { serviceIp }),
-      ...(podPorts === undefined ? {} : { podPorts }),
+      ...(ports === undefined ? {} : { ports }),
       ...(mesh.probe === undefined ? {} : { readinessProbe: mesh.probe }),
-      metadata: values.metadata(),
+      probeLocalhost: values.get("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION") === "true",
+      ...(name ? { name } : {}),
+      metadata,
     },
-  };
-}
-
-/** Who the machine says it is to istiod, by its files and what only the machine knows. */
-export function identityOfMember(
-  member: Membership,
-  machine: Pick<Identity, "ips" | "name" | "locality" | "version">,
-): Identity {
-  const { id, workloadName, autoRegisterGroup, serviceIp, podPorts, readinessProbe } = member;
-  return {
-    ...machine,
-    ips: serviceIp === undefined ? machine.ips : [serviceIp, ...machine.ips],
-    namespace: id.namespace,
-    serviceAccount: id.serviceAccount,
-    clusterId: member.clusterId,
-    network: member.network,
-    meshId: member.meshId,
-    labels: member.labels,
-    ...(workloadName === undefined ? {} : { workloadName }),
-    ...(autoRegisterGroup === undefined ? {} : { autoRegisterGroup }),
-    ...(podPorts === undefined ? {} : { podPorts }),
-    ...(readinessProbe === undefined ? {} : { proxyConfig: { readinessProbe } }),
-    metadata: member.metadata,
   };
 }
 
@@ -161,18 +155,20 @@ export function formatProblem({ file, field, reason }: Problem): string {
 /** The values of cluster.env, and what is wrong with them. */
 class Fields {
   readonly #values: ReadonlyMap<string, string>;
+  readonly #file: string;
   readonly #problems: Problem[];
   /** A file that is missing is one problem, not one a field. */
   readonly #present: boolean;
 
-  constructor(values: ReadonlyMap<string, string>, problems: Problem[], present: boolean) {
+  constructor(values: ReadonlyMap<string, string>, file: string, problems: Problem[], present: boolean) {
     this.#values = values;
+    this.#file = file;
     this.#problems = problems;
     this.#present = present;
   }
 
   wrong(field: string, reason: string): void {
-    if (this.#present) this.#problems.push({ file: "cluster.env", field, reason });
+    if (this.#present) this.#problems.push({ file: this.#file, field, reason });
   }
 
   get(field: string): string {
@@ -185,10 +181,20 @@ class Fields {
     return value;
   }
 
-  name(field: string, otherwise?: string): string {
+  name(field: string, fits: (name: string) => boolean, otherwise?: string): string {
     const value = this.get(field) || (otherwise ?? this.required(field));
-    if (value !== "" && !/^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$/.test(value))
-      this.wrong(field, `is no Kubernetes name: "${value}"`);
+    if (value !== "" && !fits(value)) this.wrong(field, `is no Kubernetes name: "${value}"`);
+    return value;
+  }
+
+  /** An object's name, or an empty text. */
+  optional(field: string): string {
+    return this.name(field, isObjectName, "");
+  }
+
+  trustDomain(field: string): string {
+    const value = this.get(field) || "cluster.local";
+    if (!isTrustDomain(value)) this.wrong(field, `is no trust domain: "${value}"`);
     return value;
   }
 
@@ -217,33 +223,38 @@ class Fields {
     return {};
   }
 
-  list(field: string): string | undefined {
+  list(field: string): readonly Json[] | undefined {
     const value = this.get(field);
     if (value === "") return undefined;
-    if (!Array.isArray(jsonOf(value))) this.wrong(field, "is no JSON list");
-    return value;
+    const list = jsonOf(value);
+    if (Array.isArray(list)) return list;
+    this.wrong(field, "is no JSON list");
+    return undefined;
   }
 
-  metadata(): Record<string, string> {
-    const found = [...this.#values].filter(([key]) => key.startsWith(META));
-    return Object.fromEntries(
-      found
-        .map(([key, value]) => [key.slice(META.length), value] as const)
-        .filter(([key]) => !OWN_META.has(key)),
-    );
+  metadata(): Record<string, Json> {
+    const found: [string, Json][] = [];
+    for (const [field, value] of this.#values) {
+      if (field.startsWith(META)) found.push([field.slice(META.length), value]);
+      else if (field.startsWith(META_JSON) && field !== LABELS) {
+        const members = jsonOf(value);
+        if (isObject(members)) found.push(...(Object.entries(members) as [string, Json][]));
+        else this.wrong(field, "is no JSON object");
+      }
+    }
+    return Object.fromEntries(found.filter(([key]) => !DECIDED_METADATA.has(key)));
   }
 }
 
 interface MeshFile {
   istiod?: Target;
   metadata: Map<string, string>;
-  probe?: Json;
+  probe?: { readonly [key: string]: Json };
 }
 
-function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
+function readMesh(text: string | undefined, file: string, problems: Problem[]): MeshFile {
   const result: MeshFile = { metadata: new Map() };
   if (text === undefined) return result;
-  const file = "mesh.yaml";
   let content: unknown;
   try {
     content = parseYaml(text);
@@ -274,51 +285,65 @@ function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
     }
   } else if (metadata !== undefined && metadata !== null)
     problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "holds no keys and values" });
-  if (isObject(probe) && PROBES.filter((kind) => kind in probe).length === 1) result.probe = probe as Json;
-  else if (probe !== undefined && probe !== null) {
-    const reason = `names none, or several, of ${PROBES.join(", ")}`;
-    problems.push({ file, field: "defaultConfig.readinessProbe", reason });
+  if (probe !== undefined && probe !== null) {
+    const reason = faultOfProbe(probe);
+    if (reason === undefined) result.probe = probe as { readonly [key: string]: Json };
+    else problems.push({ file, field: "defaultConfig.readinessProbe", reason });
   }
   return result;
 }
 
-function readRoots(text: string | undefined, problems: Problem[]): string {
+function readRoots(text: string | undefined, file: string, problems: Problem[]): string {
   if (text === undefined) return "";
-  const file = "root-cert.pem";
+  const reason = faultOfRoots(text);
+  if (reason !== undefined) problems.push({ file, reason });
+  return text;
+}
+
+/** Why a text is no list of root certificates, for a sentence that begins with its file; undefined when it is one. */
+export function faultOfRoots(text: string): string | undefined {
   const blocks = pemBlocks(text);
-  if (blocks.length === 0) problems.push({ file, reason: "holds no PEM certificate" });
+  if (blocks.length === 0) return "holds no PEM certificate";
   for (const [i, block] of blocks.entries()) {
     try {
       new X509Certificate(block);
     } catch {
-      problems.push({ file, field: `certificate ${i + 1}`, reason: "can't be read" });
+      return `holds a certificate that can't be read (number ${i + 1})`;
     }
   }
-  return text;
+  return undefined;
 }
 
-function readToken(text: string | undefined, id: SpiffeId, now: number, problems: Problem[]): string {
-  if (text === undefined) return "";
-  const token = text.trim();
-  const file = "istio-token";
+/** The token, or an empty text. */
+function readTokenText(
+  text: string | undefined,
+  id: SpiffeId,
+  at: { now: number; proven: boolean; file: string; problems: Problem[] },
+): string {
+  const { now, proven, file, problems } = at;
   const known = id.namespace !== "" && id.serviceAccount !== "";
+  const next = known ? `: ${freshTokenCommand(id, file)} writes a fresh one` : "";
+  if (text === undefined) {
+    if (!proven)
+      problems.push({ file, reason: `is missing${next || ": copy it from where istioctl wrote it"}` });
+    return "";
+  }
+  const token = text.trim();
+  if (proven && (token === "" || isExpired(token, now))) return "";
   // Whose it should be is unknown then, and told already.
   const fault = token === "" ? "it is empty" : known ? faultOfToken(token, id, now) : undefined;
-  if (fault !== undefined) {
-    const next = known ? `: ${freshTokenCommand(id, file)} writes a fresh one` : "";
-    problems.push({ file, reason: `can't be used, for ${fault}${next}` });
-  }
+  if (fault !== undefined) problems.push({ file, reason: `can't be used, for ${fault}${next}` });
   return token;
 }
 
-function readHosts(text: string, problems: Problem[]): Map<string, string> {
+function readHosts(text: string, file: string, problems: Problem[]): Map<string, string> {
   const hosts = new Map<string, string>();
   for (const [i, line] of text.split(/\r?\n/).entries()) {
     const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
     if (address === "") continue;
     const canonical = canonicalAddress(address);
     if (canonical === undefined || names.length === 0) {
-      problems.push({ file: "hosts", field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
+      problems.push({ file, field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
       continue;
     }
     // As in /etc/hosts, the first line of a name counts.

@@ -4,9 +4,33 @@
  */
 import { canonicalAddress } from "../mesh/address.ts";
 import type { discovery } from "./discovery.gen.js";
+import { PLAINTEXT_LABEL } from "./registration.ts";
 
 /** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
 const ISTIO_VERSION = "1.32.0";
+
+/** Metadata that has a setting of its own, or that kmesh decides: nobody else is to set it. */
+export const DECIDED_METADATA: ReadonlySet<string> = new Set([
+  "AUTO_REGISTER_GROUP",
+  "CLUSTER_ID",
+  "DISABLE_HBONE_SEND",
+  "DNS_CAPTURE",
+  "ENABLE_HBONE",
+  "GENERATOR",
+  "INSTANCE_IPS",
+  "INTERCEPTION_MODE",
+  "ISTIO_VERSION",
+  "LABELS",
+  "MESH_ID",
+  "NAME",
+  "NAMESPACE",
+  "NETWORK",
+  "POD_PORTS",
+  "PROXY_CONFIG",
+  "SERVICE_ACCOUNT",
+  "WORKLOAD_ENTRY",
+  "WORKLOAD_NAME",
+]);
 
 export interface Locality {
   region: string;
@@ -30,6 +54,8 @@ export interface Identity {
   meshId?: string;
   /** The WorkloadGroup that istiod registers this machine with while it is connected. */
   autoRegisterGroup?: string;
+  /** The WorkloadEntry that is there for this machine already. */
+  workloadEntry?: string;
   /** The ports of the workload, as JSON text: istiod wants them as a string. */
   podPorts?: string;
   /** The part of the proxy's configuration that istiod looks at. */
@@ -37,8 +63,8 @@ export interface Identity {
   locality?: Locality;
   /** kmesh's own version. */
   version?: string;
-  /** Further metadata, string values only; wins over what stands here. */
-  metadata?: Readonly<Record<string, string>>;
+  /** Further metadata; what stands here wins over it. */
+  metadata?: Readonly<Record<string, Json>>;
 }
 
 /** `sidecar~IP~NAME.NAMESPACE~NAMESPACE.svc.cluster.local` */
@@ -51,6 +77,7 @@ export function nodeId(identity: Identity): string {
 export function nodeOf(identity: Identity): discovery.Node.$Properties {
   check(identity);
   const metadata: Record<string, discovery.Value.$Properties> = {
+    ...Object.fromEntries(Object.entries(identity.metadata ?? {}).map(([key, json]) => [key, toValue(json)])),
     NAME: text(identity.name),
     NAMESPACE: text(identity.namespace),
     INSTANCE_IPS: text(usableAddresses(identity.ips).join(",")),
@@ -65,11 +92,13 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);
   if (identity.network) metadata.NETWORK = text(identity.network);
   if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
-  if (identity.labels) metadata.LABELS = { structValue: { fields: texts(identity.labels) } };
+  // The entry that istiod makes has these labels; without ours peers would be told to send mTLS, which nobody here ends.
+  const labels = identity.autoRegisterGroup ? { ...identity.labels, ...PLAINTEXT_LABEL } : identity.labels;
+  if (labels) metadata.LABELS = { structValue: { fields: texts(labels) } };
   if (identity.autoRegisterGroup) metadata.AUTO_REGISTER_GROUP = text(identity.autoRegisterGroup);
+  if (identity.workloadEntry) metadata.WORKLOAD_ENTRY = text(identity.workloadEntry);
   if (identity.podPorts) metadata.POD_PORTS = text(identity.podPorts);
   if (identity.proxyConfig !== undefined) metadata.PROXY_CONFIG = toValue(identity.proxyConfig);
-  Object.assign(metadata, texts(identity.metadata ?? {}));
   const node: discovery.Node.$Properties = {
     id: nodeId(identity),
     cluster: `${identity.workloadName ?? identity.name}.${identity.namespace}`,

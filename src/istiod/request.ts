@@ -9,6 +9,9 @@ const NAMES = 2_000;
 /** An error text istiod logs; longer lists are cut, in characters. */
 const REASONS = 4_000;
 const INVALID_ARGUMENT = 3;
+const INTERNAL = 13;
+/** There is no message of this type: its requests say it all. */
+const HEALTH_URL = "type.googleapis.com/istio.v1.HealthInformation";
 
 /** A resource that was refused, and why. */
 export interface Refusal {
@@ -52,6 +55,16 @@ export function acknowledge(type: ResourceType, nonce: string, refused: readonly
     responseNonce: nonce,
   };
   if (refused.length > 0) request.errorDetail = { code: INVALID_ARGUMENT, message: listRefusals(refused) };
+  return encode(request);
+}
+
+/**
+ * How the application is. Never the first message of a stream, and only for an istiod that can take it: others die of it
+ * (see health-reports.ts).
+ */
+export function tellHealth(verdict: { healthy: boolean; message: string }): Uint8Array {
+  const request: discovery.DeltaDiscoveryRequest.$Properties = { typeUrl: HEALTH_URL };
+  if (!verdict.healthy) request.errorDetail = { code: INTERNAL, message: shorten(verdict.message) };
   return encode(request);
 }
 

@@ -11,6 +11,8 @@ export type StreamEvent =
   | { kind: "renewed"; target: string }
   /** It could not; the old one goes on. */
   | { kind: "not-renewed"; reason: string; retry: number }
+  /** istiod can't take reports of the application's health, and gets none. */
+  | { kind: "health-not-taken"; reason: string }
   | { kind: "rejected"; type: ResourceType; resource: string; reason: string }
   | { kind: "ignored"; reason: string }
   /** Names that istiod did not answer in time; the push goes live without them. */
@@ -57,6 +59,10 @@ export interface StreamStatus {
   lastPush?: number;
   /** A push is being received, and since when. */
   pendingSince?: number;
+  /** The application's health as istiod was told it last; absent while it was told nothing. */
+  reported?: { healthy: boolean; at: number };
+  /** Why istiod is told nothing of the application's health; absent where it is, or there is nothing to tell. */
+  healthNotTaken?: string;
   types: Record<ResourceType, TypeStatus>;
   /** What istiod sent and was refused as malformed, in its present version. */
   rejected: { type: ResourceType; resource: string; reason: string; since: number }[];

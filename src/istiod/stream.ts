@@ -11,6 +11,7 @@ import {
   UNAUTHENTICATED,
 } from "./credentials.ts";
 import { FileError } from "./file-error.ts";
+import { type Health, HealthReports } from "./health-reports.ts";
 import { type Identity, nodeOf } from "./node.ts";
 import { PUSH_TIMES, Push, type PushTimes } from "./push.ts";
 import { acknowledge, askAll, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
@@ -32,6 +33,8 @@ const RENEWAL: BackoffLimits = { first: 1_000, longest: 60_000 };
 export interface StreamOptions {
   /** `HOST:PORT` */
   istiod: string;
+  /** Addresses of names that are not to be looked up. */
+  hosts?: Readonly<Record<string, string>>;
   security: Security;
   identity: Identity;
   sink: ResourceSink;
@@ -57,6 +60,7 @@ export class IstiodStream {
   readonly #connectionTimes: ConnectionTimes;
   readonly #backoff: Backoff;
   readonly #push: Push;
+  readonly #reports: HealthReports;
   readonly #types: Readonly<Record<ResourceType, Subscription>> = {
     cluster: new Subscription("cluster"),
     endpoints: new Subscription("endpoints"),
@@ -84,7 +88,7 @@ export class IstiodStream {
 
   /** Throws an Error with the next step when the target, the identity or a credential file can't be used. */
   constructor(options: StreamOptions) {
-    this.#target = parseTarget(options.istiod);
+    this.#target = parseTarget(options.istiod, options.hosts);
     this.#security = options.security;
     this.#identity = options.identity;
     this.#node = nodeOf(options.identity);
@@ -93,6 +97,10 @@ export class IstiodStream {
     this.#connectionTimes = { ...CONNECTION_TIMES, ...options.connection };
     this.#backoff = new Backoff(options.backoff ?? BACKOFF);
     this.#push = new Push({ ...PUSH_TIMES, ...options.times });
+    this.#reports = new HealthReports({
+      node: this.#node,
+      refused: (reason) => this.#on({ kind: "health-not-taken", reason }),
+    });
     requireFiles(options.security, this.#target);
   }
 
@@ -109,9 +117,18 @@ export class IstiodStream {
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#commitTimer);
     this.#dropSuccessor();
+    this.#reports.disconnected();
     this.#connection?.close();
     this.#connection = undefined;
     this.#connectedSince = 0;
+  }
+
+  /**
+   * Tells istiod how the application is: now, and again on each new connection. Only for a node that istiod has a
+   * WorkloadEntry of: with a group or an entry.
+   */
+  report(health: Health): void {
+    this.#reports.tell(health);
   }
 
   /**
@@ -150,6 +167,9 @@ export class IstiodStream {
     else if (this.#disconnectedSince > 0) status.disconnectedSince = this.#disconnectedSince;
     if (this.#lastError) status.lastError = this.#lastError;
     if (this.#lastPush > 0) status.lastPush = this.#lastPush;
+    const { reported, notTaken } = this.#reports;
+    if (reported) status.reported = reported;
+    if (notTaken !== undefined) status.healthNotTaken = notTaken;
     if (this.#push.open) status.pendingSince = Date.now() - (performance.now() - this.#push.openedAt);
     return status;
   }
@@ -162,7 +182,7 @@ export class IstiodStream {
       this.#connection = this.#open();
     } catch (error) {
       if (!(error instanceof FileError)) throw error;
-      this.#ended(error.message);
+      this.#ended((this.#security.kind === "tls" && this.#security.identity?.trouble()) || error.message);
       return;
     }
     const now = performance.now();
@@ -180,6 +200,10 @@ export class IstiodStream {
         message: (bytes) => {
           if (connection === this.#successor) this.#succeed(connection);
           this.#receive(bytes);
+        },
+        // It is old, or istiod goes: another one before it ends.
+        aging: () => {
+          if (connection === this.#connection && !this.#successor) this.renew();
         },
         ended: (status) => {
           const succeeds = connection === this.#successor;
@@ -217,6 +241,7 @@ export class IstiodStream {
     this.#connections++;
     this.#on({ kind: "renewed", target: formatTarget(this.#target) });
     this.#greet(performance.now());
+    this.#reports.connected(successor);
   }
 
   #retrySuccessor(reason: string): void {
@@ -267,7 +292,10 @@ export class IstiodStream {
     if (answered && (status.code === OK || status.code === UNAVAILABLE)) {
       return `istiod at ${formatTarget(this.#target)} closed the stream (${status.details})`;
     }
-    return explainRefusal(status, this.#target, this.#security, proof);
+    // Without a certificate a refused token is the identity's trouble, and told once.
+    const trouble = this.#security.kind === "tls" ? this.#security.identity?.trouble() : undefined;
+    if (status.code === UNAUTHENTICATED && proof !== "certificate" && trouble !== undefined) return trouble;
+    return explainRefusal(status, this.#target, this.#security, proof, this.#identity);
   }
 
   #ended(reason: string): void {
@@ -275,6 +303,7 @@ export class IstiodStream {
     const held = this.#connectedSince > 0 ? Math.max(1, now - this.#connectedSince) : 0;
     if (held > 0 || this.#disconnectedSince === 0) this.#disconnectedSince = now;
     this.#dropSuccessor();
+    this.#reports.disconnected();
     this.#connection?.close();
     this.#connection = undefined;
     this.#connectedSince = 0;
@@ -305,6 +334,7 @@ export class IstiodStream {
       this.#connectedSince = Date.now();
       this.#connections++;
       this.#on({ kind: "connected", target: formatTarget(this.#target) });
+      if (this.#connection) this.#reports.connected(this.#connection);
     }
     let envelope: Envelope;
     try {

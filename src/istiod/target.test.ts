@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { formatTarget, parseTarget, serverName } from "./target.ts";
+import { describeTarget, dialled, formatTarget, parseTarget, serverName } from "./target.ts";
 
 test.each([
   ["istiod.istio-system.svc:15012", "istiod.istio-system.svc", 15012],
@@ -20,4 +20,14 @@ test("through this machine istiod is known by its name in the cluster", () => {
     expect(serverName({ host, port: 1 })).toBe("istiod.istio-system.svc");
   }
   expect(serverName({ host: "istiod.example", port: 1 })).toBe("istiod.example");
+});
+
+test("an address is dialled in place of the name, which the certificate must still be for", () => {
+  const target = parseTarget("istiod.example:15012", { "istiod.example": "fd00::1", other: "10.0.0.1" });
+  expect(dialled(target)).toBe("dns:[fd00::1]:15012");
+  expect(serverName(target)).toBe("istiod.example");
+  expect(formatTarget(target)).toBe("istiod.example:15012");
+  expect(describeTarget(target)).toBe("istiod.example:15012 (fd00::1)");
+  expect(dialled(parseTarget("istiod.example:15012"))).toBe("dns:istiod.example:15012");
+  expect(parseTarget("toString:1", {}).address).toBeUndefined();
 });

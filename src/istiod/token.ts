@@ -48,6 +48,24 @@ export function faultOfToken(token: string, id: SpiffeId, now: number): string |
   return undefined;
 }
 
+/** Whether the token says itself that its time is over. */
+export function isExpired(token: string, now: number): boolean {
+  const exp = claimsOf(token)?.exp;
+  return typeof exp === "number" && exp * 1000 <= now;
+}
+
+/** Whose the token in `file` says it is, as NAMESPACE/NAME; undefined when it can't be read, or is no service account's. */
+export function subjectOfToken(file: string): string | undefined {
+  try {
+    const { sub } = claimsOf(readToken(file)) ?? {};
+    const [, namespace, name] = /^system:serviceaccount:([^:]+):([^:]+)$/.exec(String(sub)) ?? [];
+    return namespace === undefined ? undefined : `${namespace}/${name}`;
+  } catch (error) {
+    if (error instanceof FileError) return undefined;
+    throw error;
+  }
+}
+
 /** The command that writes a fresh token, for a machine with kubectl and this machine's file. */
 export function freshTokenCommand(id: SpiffeId, file: string): string {
   return `kubectl create token ${id.serviceAccount} --namespace ${id.namespace} --audience ${AUDIENCE} > ${file}`;

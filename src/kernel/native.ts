@@ -23,6 +23,7 @@ const TABLE = {
   kmesh_send_datagram: ["i32", "buffer", "u32", "buffer", "u64"],
   kmesh_prctl: ["i32", "i32", "u64"],
   kmesh_membarrier: ["i32"],
+  kmesh_monotonic: ["i32", "buffer"],
   kmesh_open_cgroup: ["i32", "i32", "u64"],
   kmesh_exec: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
   kmesh_spawn_orphan: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
@@ -30,6 +31,10 @@ const TABLE = {
   kmesh_map_create: ["i32", "i32", "buffer", "u32", "u32", "u32", "u32", "i32"],
   kmesh_place_inner: ["i32", "buffer", "u32"],
   kmesh_test_run: ["i32", "i32", "buffer", "u32", "i32", "buffer", "buffer"],
+  kmesh_sockets_open: ["i32", "i32", "u32", "i32"],
+  kmesh_sockets_read: ["i32", "i32", "buffer", "u32", "u32", "buffer"],
+  kmesh_add: ["void", "buffer", "i64"],
+  kmesh_program_maps: ["i32", "i32", "buffer", "u32"],
   kmesh_log_take: ["u32", "buffer", "u32"],
 
   bpf_map_lookup_elem: ["i32", "i32", "buffer", "buffer"],

@@ -205,6 +205,14 @@ export class BpfProgram {
     check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
   }
 
+  /** Ids of the maps that it uses. Throws KernelError. */
+  mapIds(): number[] {
+    // The verifier takes no more than 64.
+    const ids = new Uint32Array(new ArrayBuffer(64 * 4));
+    const count = native().kmesh_program_maps(this.fd, ids, ids.length);
+    return [...ids.subarray(0, check(count, "bpf_prog_get_info_by_fd", this.info.name))];
+  }
+
   /**
    * Runs a packet program (socket filter, tc) without a hook, `repeat` times over the same bytes. Other types, such as
    * those of cgroup hooks, have no such run (ENOTSUPP).

@@ -1,5 +1,5 @@
 /** What the agent asks of its own process. */
-import { readFileSync } from "node:fs";
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
 import { native } from "./native.ts";
@@ -24,6 +24,34 @@ export function taskIdentity(pid: number | "self" = "self"): TaskIdentity | unde
   const start = rest[19];
   if (start === undefined) return undefined;
   return { tgid: Number.parseInt(stat, 10), startTicks: BigInt(start) };
+}
+
+/** Inodes of the sockets that a process holds; none when it is gone or may not be looked into. */
+export function socketInodes(pid: number): number[] {
+  const folder = `/proc/${pid}/fd`;
+  const inodes: number[] = [];
+  for (const fd of listed(folder)) {
+    const [, inode] = /^socket:\[(\d+)\]$/.exec(target(`${folder}/${fd}`)) ?? [];
+    if (inode !== undefined) inodes.push(Number(inode));
+  }
+  return inodes;
+}
+
+function listed(folder: string): string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
+
+/** Where a link leads; "" when it is gone: descriptors come and go. */
+function target(link: string): string {
+  try {
+    return readlinkSync(link);
+  } catch {
+    return "";
+  }
 }
 
 export type Environment = Readonly<Record<string, string | undefined>>;

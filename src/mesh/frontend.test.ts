@@ -7,6 +7,8 @@ const cases: [Match, string][] = [
   [{ kind: "address", address: "fd00::1", port: 80 }, "[fd00::1]:80"],
   [{ kind: "prefix", address: "10.1.0.0", length: 16, port: 80 }, "10.1.0.0/16:80"],
   [{ kind: "prefix", address: "fd00::", length: 64, port: 80 }, "[fd00::/64]:80"],
+  [{ kind: "prefix", address: "10.1.0.0", length: 16, port: 0 }, "10.1.0.0/16"],
+  [{ kind: "prefix", address: "fd00::", length: 64, port: 0 }, "fd00::/64"],
   [{ kind: "port", port: 80 }, "*:80"],
 ];
 

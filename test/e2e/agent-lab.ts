@@ -54,8 +54,8 @@ export class AgentLab {
   readonly namespace: NetworkNamespace;
   readonly bpffs: string;
   readonly folder: string;
-  /** What starts kmesh: the single file, or a runtime and main.ts. */
-  readonly #program: readonly string[];
+  /** What starts kmesh from now on: a single file, or a runtime and main.ts. */
+  program: readonly string[];
   readonly #cgroup: TestCgroup;
   readonly apps: string;
   readonly #processes: OwnedProcess[] = [];
@@ -64,7 +64,7 @@ export class AgentLab {
   #starts = 0;
 
   private constructor(namespace: NetworkNamespace, cgroup: TestCgroup, program: readonly string[]) {
-    this.#program = program;
+    this.program = program;
     this.namespace = namespace;
     this.#cgroup = cgroup;
     this.apps = cgroup.child("apps");
@@ -138,7 +138,7 @@ export class AgentLab {
     const agent = new OwnedProcess({
       name: "kmesh",
       log: join(this.folder, `agent-${this.#starts}.log`),
-      command: [...this.#program, "run", ...flags.filter((flag) => !given.has(flag.split("=")[0])), ...more],
+      command: [...this.program, "run", ...flags.filter((flag) => !given.has(flag.split("=")[0])), ...more],
       netns: this.namespace.path,
     });
     this.#processes.push(agent);
@@ -169,7 +169,7 @@ export class AgentLab {
 
   /** Runs `kmesh ARGS` with this lab's folders. */
   kmesh(...args: string[]): Promise<RunResult> {
-    return run([...this.#program, ...args, ...this.folders], { netns: this.namespace.path });
+    return run([...this.program, ...args, ...this.folders], { netns: this.namespace.path });
   }
 
   async json<T>(...args: string[]): Promise<T> {

@@ -1,7 +1,10 @@
-/** dist/kmesh on Debian's other kernels: each is booted and runs `smoke` and the flip stress test. */
+/**
+ * dist/kmesh on Debian's other kernels: each is booted and runs `smoke` and the flip stress test; one of them is booted
+ * twice more, for `reboot`.
+ */
 import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { copyFileSync, existsSync, mkdtempSync, rmSync } from "node:fs";
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { run } from "../lab/process.ts";
 
@@ -25,11 +28,11 @@ const found = kernels();
 if ("missing" in found) console.warn(`other kernels are skipped: ${found.missing}`);
 
 /** Runs `command` on a booted kernel; gives the end of what it printed. */
-async function onKernel(line: string, ...command: string[]): Promise<string> {
+async function onKernel(line: string, command: string[], writable?: string): Promise<string> {
   const { stdout, stderr } = await run([join(HERE, "boot"), line, ...command], {
     cwd: ROOT,
     timeoutMs: LIMIT,
-    env: { KERNEL_TIMEOUT: String(LIMIT / 1000 - 10) },
+    env: { KERNEL_TIMEOUT: String(LIMIT / 1000 - 10), ...(writable ? { KERNEL_RWDIR: writable } : {}) },
   });
   return `${stdout}${stderr}`.trim().split("\n").slice(-60).join("\n");
 }
@@ -48,9 +51,20 @@ describe.skipIf("missing" in found)("other kernels", () => {
     const both = '"$0" && exec "$1" "$2" 10';
     const flip = join(ROOT, "test/stress/flip.ts");
     const command = ["sh", "-c", both, join(HERE, "smoke"), process.execPath, flip];
-    const text = await onKernel(line, "env", `KMESH=${kmesh}`, ...command);
+    const text = await onKernel(line, ["env", `KMESH=${kmesh}`, ...command]);
     expect(text).toContain(`smoke: passed on ${release}`);
     const report: unknown = JSON.parse(/^\{.*\}$/m.exec(text)?.[0] ?? JSON.stringify({ text }));
     expect(report).toMatchObject({ misses: 0, mixtures: 0, errors: {} });
+  });
+
+  test("a reboot: bpffs is empty, istiod away, the snapshot governs", async () => {
+    const [line = ""] = lines.find(([name]) => name === "6.12") ?? [];
+    const state = join(folder, "state");
+    mkdirSync(state);
+    for (const when of ["before", "after"]) {
+      const env = ["env", `KMESH=${kmesh}`, `KMESH_LAB_STATE=${state}`];
+      const text = await onKernel(line, [...env, join(HERE, "reboot"), when], state);
+      expect(text).toContain(`reboot: ${when} passed`);
+    }
   });
 });

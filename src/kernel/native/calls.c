@@ -24,6 +24,7 @@
 #include <sys/time.h>
 #include <sys/un.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <bpf/bpf.h>
@@ -168,6 +169,15 @@ API int kmesh_prctl(int option, unsigned long value)
 }
 
 /* Returns when every CPU has been through a grace period: no program still reads what was replaced before the call. */
+API int kmesh_monotonic(unsigned long long *nanoseconds)
+{
+	struct timespec now;
+	int result = RESULT(clock_gettime(CLOCK_MONOTONIC, &now));
+
+	*nanoseconds = now.tv_sec * 1000000000ull + now.tv_nsec;
+	return result;
+}
+
 API int kmesh_membarrier(void)
 {
 	return RESULT(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
@@ -388,4 +398,14 @@ API int kmesh_place_inner(const unsigned int *fds, unsigned int count)
 	pthread_attr_destroy(&small);
 	free(all);
 	return result;
+}
+
+/* Fills ids with those of the maps that a program uses, `room` at most; gives how many it uses. */
+API int kmesh_program_maps(int program, unsigned int *ids, unsigned int room)
+{
+	struct bpf_prog_info info = { .nr_map_ids = room, .map_ids = (unsigned long)ids };
+	unsigned int size = sizeof(info);
+	int error = bpf_prog_get_info_by_fd(program, &info, &size);
+
+	return error ? error : (int)info.nr_map_ids;
 }

@@ -1,0 +1,322 @@
+/**
+ * Where the bench plays: this process's own network and mount namespaces, a cgroup on the machine's cgroup2 root, a
+ * folder of pins, a small disk for the agent's state. The agent is the single file, the control plane the embedded one.
+ */
+import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { askAgent } from "../../src/admin/client.ts";
+import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
+import type { Inspection } from "../../src/datapath/inspect.ts";
+import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
+import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
+import { compileC, KMESH } from "../machine.ts";
+import { monotonic } from "./clock.ts";
+import type { Plan } from "./plan.ts";
+import { Talker } from "./talker.ts";
+import type { Validity } from "./validity.ts";
+
+const BPFFS = "/sys/fs/bpf";
+const ISTIOD = 15010;
+/** The agent's disk, bytes. */
+const DISK = 4 << 20;
+/** How long the agent may take to be in sync, milliseconds. */
+const PATIENCE = 30_000;
+
+export interface LoadOptions {
+  /** Processes that connect. */
+  makers: number;
+  /** Short connections that each keeps under way. */
+  window: number;
+  /** Short connections a second in all; 0: as many as the machine makes. */
+  rate: number;
+  /** Long connections in all. */
+  hold: number;
+}
+
+export class Stage {
+  readonly plan: Plan;
+  readonly validity: Validity;
+  readonly folder = mkdtempSync(join(tmpdir(), "kmesh-continuity-"));
+  readonly bpffs = join(BPFFS, ownName("c"));
+  /** The file that agents are started from. */
+  readonly executable = join(this.folder, "bin", "kmesh");
+  readonly state = join(this.folder, "disk", "state");
+  readonly #cgroup = TestCgroup.create("c");
+  readonly #apps = this.#cgroup.child("apps");
+  readonly #agents = this.#cgroup.child("agents");
+  #ends = "";
+  #plane: Talker | undefined;
+  #version = "";
+  #taker: Talker | undefined;
+  readonly #makers: Talker[] = [];
+  #agent: OwnedProcess | undefined;
+
+  constructor(plan: Plan, validity: Validity) {
+    this.plan = plan;
+    this.validity = validity;
+  }
+
+  /** Makes the disk, starts the servers, the control plane and the first agent; resolves when that is in sync. */
+  async build(): Promise<void> {
+    const disk = join(this.folder, "disk");
+    for (const folder of [disk, join(this.folder, "bin")]) mkdirSync(folder);
+    await output(["mount", "-t", "tmpfs", "-o", `size=${DISK},mode=0700`, "kmesh-continuity", disk]);
+    await output(["ip", "link", "set", "lo", "up"]);
+    for (const { address } of this.plan.endpoints) {
+      if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
+    }
+    copyFileSync(KMESH, this.executable);
+    this.#ends = await compileC("ends", this.folder, import.meta.dirname);
+    this.#taker = new Talker(
+      "the servers",
+      [this.#ends, "serve", this.takenFile, ...this.plan.listeners()],
+      this.#log("servers"),
+    );
+    await this.#taker.hear();
+    await this.startIstiod();
+    await this.startAgent();
+    await this.inSync();
+  }
+
+  get takenFile(): string {
+    return join(this.folder, "taken");
+  }
+
+  get madeFiles(): string[] {
+    return this.#makers.map((_, i) => this.#madeFile(i));
+  }
+
+  // Load
+
+  /** Starts the clients; resolves when the long connections are open. Short ones begin with `go`. */
+  async startLoad({ makers, window, rate, hold }: LoadOptions): Promise<void> {
+    for (let i = 0; i < makers; i++) {
+      const numbers = [i + 1, window, Math.ceil(rate / makers), Math.ceil(hold / makers), 1_000];
+      this.#makers.push(
+        new Talker(
+          `client ${i}`,
+          [this.#ends, "connect", this.#madeFile(i), ...numbers.map(String), ...this.plan.targets()],
+          this.#log(`client-${i}`),
+          { cgroup: this.#apps },
+        ),
+      );
+    }
+    for (const maker of this.#makers) await maker.hear();
+    await this.pause();
+  }
+
+  async go(): Promise<void> {
+    await Promise.all(this.#makers.map((maker) => maker.ask("go")));
+  }
+
+  /** No short connection is under way any more, and both ledgers are written, when this resolves. */
+  async pause(): Promise<void> {
+    await Promise.all(this.#makers.map((maker) => maker.ask("pause", 60_000)));
+    await this.#taker?.ask("flush");
+  }
+
+  /** Has so many of the oldest long connections closed, and others opened. */
+  async churn(count: number): Promise<void> {
+    await Promise.all(
+      this.#makers.map((maker) => maker.ask(`churn ${Math.ceil(count / this.#makers.length)}`)),
+    );
+  }
+
+  /** Ends all connections. */
+  async endLoad(): Promise<void> {
+    await Promise.all(this.#makers.map((maker) => maker.ask("end", 60_000)));
+    await this.#taker?.ask("flush");
+  }
+
+  // istiod
+
+  async startIstiod(): Promise<void> {
+    const script = join(import.meta.dirname, "control-plane.ts");
+    this.#plane = new Talker("istiod", [process.execPath, script, String(ISTIOD)], this.#log("istiod"));
+    await this.push();
+  }
+
+  async stopIstiod(): Promise<void> {
+    await this.#plane?.end();
+    this.#plane = undefined;
+  }
+
+  /** Has istiod push what the plan says; without istiod it takes effect when istiod is back. */
+  async push(): Promise<void> {
+    if (!this.#plane) return;
+    const at = monotonic();
+    this.plan.services.forEach((_, service) => {
+      this.validity.pushed(service, this.plan.set(service), at);
+    });
+    this.#version = await this.#plane.ask(JSON.stringify(this.plan.mesh()));
+  }
+
+  /** Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one. */
+  async misroute(): Promise<void> {
+    const mesh = this.plan.mesh();
+    const [first, second] = mesh.services;
+    const foreign = second?.endpoints.slice(0, 1) ?? [];
+    if (!first) return;
+    const services = [{ ...first, endpoints: [...first.endpoints, ...foreign] }, ...mesh.services.slice(1)];
+    await this.#plane?.ask(JSON.stringify({ ...mesh, services }));
+  }
+
+  // The agent
+
+  get folders(): string[] {
+    return [
+      `--bpffs=${this.bpffs}`,
+      `--state-dir=${this.state}`,
+      `--run-dir=${join(this.folder, "run")}`,
+      "--config=/dev/null",
+    ];
+  }
+
+  async startAgent(): Promise<void> {
+    this.#agent = new OwnedProcess({
+      name: "kmesh",
+      log: this.#log("agent"),
+      command: [
+        this.executable,
+        "run",
+        `--istiod=127.0.0.1:${ISTIOD}`,
+        "--plaintext",
+        "--ip=172.31.0.1",
+        `--cgroup=${this.#apps}`,
+        ...this.folders,
+      ],
+      cgroup: this.#agents,
+    });
+  }
+
+  /** The pid of the agent that was started or took over last. */
+  get agentPid(): number {
+    return this.#agent?.pid ?? 0;
+  }
+
+  signalAgent(signal: NodeJS.Signals): void {
+    this.#agent?.signal(signal);
+  }
+
+  /** SIGKILL; resolves once it is gone. */
+  async killAgent(): Promise<void> {
+    await this.#agent?.stop("SIGKILL");
+  }
+
+  /** The agent's status; undefined when nobody answers. */
+  async status(): Promise<AgentStatus | undefined> {
+    return (await this.#ask("/agent")) as AgentStatus | undefined;
+  }
+
+  /**
+   * Resolves when the agent follows istiod and its tables hold what the plan says, which ends the validity of what they
+   * held before. Gives the agent's status. Rejects after a while, saying what is missing.
+   */
+  async inSync(): Promise<AgentStatus> {
+    return eventually(
+      "the agent is in sync",
+      async () => {
+        if (this.#agent?.status !== undefined) throw new Error(`the agent ended: ${this.#agent.status}`);
+        const status = await this.status();
+        if (!status) throw new Error("the agent does not answer");
+        const { stream, tables, pid } = status;
+        if (pid !== this.agentPid) throw new Error(`pid ${pid} answers`);
+        if (!stream.connected || !stream.synced) throw new Error("it is not connected to istiod");
+        if (stream.version !== this.#version) throw new Error(`it has ${stream.version} of ${this.#version}`);
+        if (tables.applies === 0) throw new Error("it has applied nothing");
+        const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
+        const differs = inspection ? this.#difference(inspection) : "no tables";
+        if (differs !== undefined) throw new Error(differs);
+        this.validity.applied(monotonic());
+        return status;
+      },
+      PATIENCE,
+      10,
+    ).catch((error: Error) => {
+      throw new Error(`${error.message} (${error.cause})\n${this.#agent?.tail(20)}`);
+    });
+  }
+
+  /** Runs `kmesh ARGS` with the stage's folders, from the file that agents are started from. */
+  kmesh(...args: string[]): Promise<RunResult> {
+    return run([this.executable, ...args, ...this.folders], { timeoutMs: 60_000 });
+  }
+
+  agentLog(lines: number): string {
+    return this.#agent?.tail(lines) ?? "";
+  }
+
+  /** Leaves no byte free on the agent's disk, until `freeDisk`. */
+  fillDisk(): void {
+    const { bavail, bsize } = statfsSync(join(this.folder, "disk"));
+    try {
+      writeFileSync(this.#filler, new Uint8Array(bavail * bsize + bsize));
+    } catch (error) {
+      if (!(error instanceof Error && "code" in error && error.code === "ENOSPC")) throw error;
+    }
+  }
+
+  freeDisk(): void {
+    rmSync(this.#filler, { force: true });
+  }
+
+  loseState(): void {
+    rmSync(this.state, { recursive: true, force: true });
+  }
+
+  /** Ends and removes everything; gives what is still there. */
+  async remove(): Promise<string[]> {
+    await this.#agent?.stop("SIGKILL");
+    for (const talker of [...this.#makers, this.#plane, this.#taker]) await talker?.end();
+    if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
+    await this.#cgroup.remove();
+    // What a program of ours has open for another moment must not keep the disk.
+    await run(["umount", "--lazy", join(this.folder, "disk")]);
+    await sleep(20);
+    rmSync(this.folder, { recursive: true, force: true });
+    return [this.bpffs, this.#cgroup.path, this.folder].filter((path) => existsSync(path));
+  }
+
+  get #filler(): string {
+    return join(this.folder, "disk", "filler");
+  }
+
+  #ask(path: string): Promise<unknown> {
+    return askAgent(adminSocket(join(this.folder, "run")), path, 2_000);
+  }
+
+  /** The first service whose endpoints in the tables are not those of the plan. */
+  #difference(tables: Inspection): string | undefined {
+    const clusters = new Map(tables.clusters.map((cluster) => [cluster.name, cluster]));
+    const endpointsOf = (name: string, kind: string): string[] => {
+      const cluster = clusters.get(name);
+      if (kind === "split")
+        return cluster?.shares.flatMap((share) => endpointsOf(share.cluster, "cluster")) ?? [];
+      return cluster?.endpoints.map(({ address, port }) => `${address} ${port}`) ?? [];
+    };
+    for (const [service, name] of this.plan.services.entries()) {
+      const wanted = this.plan.set(service).map((index) => {
+        const endpoint = this.plan.endpoints[index];
+        return `${endpoint?.address} ${endpoint?.port}`;
+      });
+      const frontends = tables.frontends.filter((frontend) => frontend.service === name);
+      if (frontends.length === 0) return `no frontend of ${name}`;
+      for (const { match, action, target } of frontends) {
+        const found = new Set(action === "refuse" ? [] : endpointsOf(target, action));
+        if (String([...found].sort()) !== String(wanted.sort())) {
+          return `${match} leads to ${[...found].join(", ")} instead of ${wanted.join(", ")}`;
+        }
+      }
+    }
+    return undefined;
+  }
+
+  #madeFile(i: number): string {
+    return join(this.folder, `made-${i}`);
+  }
+
+  #log(name: string): string {
+    return join(this.folder, `${name}.log`);
+  }
+}

@@ -1,0 +1,226 @@
+/** Tables of two layouts beside each other. The other version's are this one's under another name: programs read them all the same. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { ChunkedTable } from "../../src/datapath/chunked.ts";
+import { Datapath } from "../../src/datapath/datapath.ts";
+import { explainPinned } from "../../src/datapath/explain.ts";
+import { inspectPinned, removePinned, summarizePinned } from "../../src/datapath/inspect.ts";
+import * as layout from "../../src/datapath/layout.gen.ts";
+import { readNames } from "../../src/datapath/names.ts";
+import { generationFolder, HOOK_ORDER, keptPin, linkPin, unfinished } from "../../src/datapath/pins.ts";
+import { CgroupLink } from "../../src/kernel/link.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
+import { BpfProgram } from "../../src/kernel/object.ts";
+import type { Mesh } from "../../src/mesh/model.ts";
+import { DatapathLab } from "./lab.ts";
+import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+
+setDefaultTimeout(60_000);
+const root = process.getuid?.() === 0;
+if (!root) console.warn("generation tests are skipped: they need root");
+
+const OTHER = "0123456789abcdef";
+const A = "172.31.1.1:8080";
+const B = "172.31.1.2:8080";
+
+/** Clusters by their endpoints, each behind its own address: 10.96.0.1, 10.96.0.2, ... */
+function meshOf(...clusters: [name: string, ...endpoints: string[]][]): Mesh {
+  const mesh = emptyMesh();
+  clusters.forEach(([name, ...endpoints], i) => {
+    addFrontend(mesh, `10.96.0.${i + 1}:80`, { kind: "cluster", cluster: name }, `${name}:80`);
+    addCluster(
+      mesh,
+      name,
+      endpoints.map((at) => endpoint(at)),
+    );
+  });
+  return mesh;
+}
+
+/** The kept tables of clusters' names. */
+function namesOf(bpffs: string): [refs: ChunkedTable, lines: ChunkedTable] {
+  using refs = BpfMap.fromPin(keptPin(bpffs, "cluster_names"));
+  using lines = BpfMap.fromPin(keptPin(bpffs, "name_lines"));
+  return [
+    new ChunkedTable(refs, "cl_names", layout.name_ref.size),
+    new ChunkedTable(lines, "name_lines", layout.name_line.size),
+  ];
+}
+
+describe.skipIf(!root)("generations beside each other", () => {
+  let lab: DatapathLab;
+  beforeAll(async () => {
+    lab = await DatapathLab.create();
+    await lab.serve({ a: A, b: B });
+  });
+  afterAll(async () => {
+    await lab?.remove();
+  });
+
+  /** What this version has made becomes another one's, under the eyes of its readers. */
+  function disown(): void {
+    lab.datapath.close();
+    rmSync(generationFolder(lab.bpffs, OTHER), { recursive: true, force: true });
+    renameSync(generationFolder(lab.bpffs), generationFolder(lab.bpffs, OTHER));
+  }
+
+  function redirected(service: string): number | undefined {
+    return summarizePinned(lab.bpffs).services.find((each) => each.service === service)?.redirected;
+  }
+
+  test("another version's tables govern until the first mesh is live, and nothing of what is shared changes its meaning", async () => {
+    lab.publish(meshOf(["one", A], ["gone", B]));
+    await lab.connect("10.96.0.1:80", { count: 3 });
+    const held = await lab.keep("10.96.0.2:80", 2);
+    disown();
+
+    expect(() => explainPinned(lab.bpffs, "10.96.0.1", 80)).toThrow(`layout ${OTHER} in ${lab.bpffs}`);
+    expect(() => inspectPinned(lab.bpffs)).toThrow("Ask that version's executable");
+    expect(summarizePinned(lab.bpffs)).toMatchObject({ foreign: OTHER, abi: layout.ABI_ID, tables: [] });
+    expect(summarizePinned(lab.bpffs).settings).toBeUndefined();
+    expect(redirected("one:80")).toBe(3);
+
+    const datapath = lab.reopen();
+    expect(datapath).toMatchObject({
+      adopted: false,
+      attached: false,
+      governs: true,
+      takesOver: true,
+      kept: [],
+    });
+    expect(datapath.summarize().foreign).toBe(OTHER);
+    // The other version still decides, counts, and is asked.
+    expect((await lab.connect("10.96.0.2:80")).by).toEqual({ b: 1 });
+    expect(() => explainPinned(lab.bpffs, "10.96.0.1", 80)).toThrow("another kmesh version");
+
+    lab.publish(meshOf(["one", B]));
+    expect(datapath).toMatchObject({ attached: true, takesOver: false, kept: [OTHER] });
+    expect(datapath.summarize().foreign).toBeUndefined();
+    expect((await lab.connect("10.96.0.1:80", { count: 2 })).by).toEqual({ b: 2 });
+    expect(redirected("one:80")).toBe(5);
+    // What the mesh lacks is gone with the flip, its connections are not.
+    expect(redirected("gone:80")).toBeUndefined();
+    await held.client.close();
+    expect(lab.publish(meshOf(["one", B]))).toBe(0);
+    expect(lab.reopen()).toMatchObject({ adopted: true, attached: true, kept: [OTHER] });
+    expect(lab.publish(meshOf(["one", B]))).toBe(0);
+  });
+
+  test("the way back: what was kept is brought up to date before anybody reads it", async () => {
+    const own = generationFolder(lab.bpffs);
+    const other = generationFolder(lab.bpffs, OTHER);
+    lab.datapath.close();
+    for (const [from, to] of [
+      [own, `${own}x`],
+      [other, own],
+      [`${own}x`, other],
+    ] as const)
+      renameSync(from, to);
+    const datapath = lab.reopen();
+    expect(datapath).toMatchObject({ adopted: true, attached: false, takesOver: true });
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ b: 1 });
+    lab.publish(meshOf(["two", A], ["one", B]));
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.96.0.2:80")).by).toEqual({ b: 1 });
+    expect(datapath.kept).toEqual([OTHER]);
+    datapath.removeKept(OTHER);
+    expect(existsSync(other)).toBe(false);
+    // Names that were held for the other one's sake go with the next push.
+    expect([...readNames(...namesOf(lab.bpffs)).keys()].sort()).toEqual(["gone", "one", "two"]);
+    lab.publish(meshOf(["two", A], ["one", B]));
+    lab.reopen();
+    expect([...readNames(...namesOf(lab.bpffs)).keys()].sort()).toEqual(["one", "two"]);
+    expect(lab.publish(meshOf(["two", A], ["one", B]))).toBe(0);
+  });
+
+  test("hooks that only the other version has end after the flip, those of both change hands", async () => {
+    lab.publish(meshOf(["one", A]));
+    disown();
+    using program = BpfProgram.fromPin(
+      join(generationFolder(lab.bpffs, OTHER), "programs", programsOf(OTHER), "sock_release"),
+    );
+    const extra = linkPin(lab.bpffs, "sock_release").replace("sock_release", "later_hook");
+    {
+      using link = CgroupLink.attach(program, lab.cgroup, "sock_release");
+      link.pin(extra);
+    }
+    lab.reopen();
+    expect(existsSync(extra)).toBe(true);
+    lab.publish(meshOf(["one", A]));
+    expect(existsSync(extra)).toBe(false);
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+  });
+
+  test("a flip that broke off between two hooks is two live generations, and the next start completes it", async () => {
+    lab.publish(meshOf(["one", A]));
+    disown();
+    lab.reopen();
+    lab.publish(meshOf(["one", A]));
+    // connect6 as it was before.
+    using before = BpfProgram.fromPin(
+      join(generationFolder(lab.bpffs, OTHER), "programs", programsOf(OTHER), "connect6"),
+    );
+    using link = CgroupLink.fromPin(linkPin(lab.bpffs, "connect6"));
+    link.update(before);
+    expect(lab.reopen()).toMatchObject({ adopted: true, attached: false, governs: true, takesOver: true });
+    expect(lab.publish(meshOf(["one", A]))).toBe(0);
+    expect(lab.datapath).toMatchObject({ attached: true, takesOver: false, kept: [OTHER] });
+  });
+
+  test("what an earlier start left half built is removed", () => {
+    const folders = [
+      unfinished(generationFolder(lab.bpffs, "fedcba9876543210")),
+      unfinished(generationFolder(lab.bpffs)),
+      unfinished(join(generationFolder(lab.bpffs, OTHER), "programs", "0123")),
+    ];
+    for (const folder of folders) mkdirSync(folder, { recursive: true });
+    lab.reopen();
+    expect(folders.filter((folder) => existsSync(folder))).toEqual([]);
+  });
+
+  test("a pin that something else made is named, and nothing is touched", async () => {
+    lab.publish(meshOf(["one", A]));
+    const path = keptPin(lab.bpffs, "agents");
+    const ours = BpfMap.fromPin(path);
+    rmSync(path);
+    using other = BpfMap.create({ name: "other", type: "array", keySize: 4, valueSize: 4, maxEntries: 1 });
+    for (const pin of [other, CgroupLink.fromPin(linkPin(lab.bpffs, "connect4"))]) {
+      pin.pin(path);
+      expect(() => Datapath.open(lab.options)).toThrow(
+        `${path} is not kmesh's: it is no hash with keys of 4 and values of 8 bytes`,
+      );
+      expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+      rmSync(path);
+    }
+    ours.pin(path);
+    ours.close();
+    expect(lab.reopen().attached).toBe(true);
+  });
+
+  test("down detaches and removes every version's part", () => {
+    lab.publish(meshOf(["one", A]));
+    disown();
+    lab.reopen();
+    using foreign = BpfMap.create({ name: "other", type: "array", keySize: 4, valueSize: 4, maxEntries: 1 });
+    foreign.pin(linkPin(lab.bpffs, "sock_ops"));
+    const links = HOOK_ORDER.map((hook) => CgroupLink.fromPin(linkPin(lab.bpffs, hook)));
+    lab.datapath.close();
+    const { removed } = removePinned(lab.bpffs);
+    expect(removed).toContain(join(generationFolder(lab.bpffs, OTHER), "tables", "settings"));
+    expect(existsSync(lab.bpffs)).toBe(false);
+    for (const link of links) {
+      expect(link.info().cgroupId).toBe(0n);
+      link.close();
+    }
+    lab.reopen();
+  });
+
+  function programsOf(abi: string): string {
+    const [code] = new Bun.Glob("*").scanSync({
+      cwd: join(generationFolder(lab.bpffs, abi), "programs"),
+      onlyFiles: false,
+    });
+    return code ?? "";
+  }
+});
