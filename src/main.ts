@@ -10,8 +10,10 @@ import { history } from "./cli/history.ts";
 import { install, uninstall } from "./cli/install.ts";
 import { join } from "./cli/join.ts";
 import { restart } from "./cli/restart.ts";
+import { rollback } from "./cli/rollback.ts";
 import { run } from "./cli/run.ts";
 import { status } from "./cli/status.ts";
+import { upgrade } from "./cli/upgrade.ts";
 import { version } from "./cli/version.ts";
 import { version as number } from "./runtime/version.ts";
 
@@ -25,6 +27,8 @@ const code = await dispatch(
     dump,
     explain,
     restart,
+    upgrade,
+    rollback,
     history,
     down,
     install,

@@ -57,6 +57,8 @@ import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import type { Candidate, Succession } from "./succession.ts";
 import { settingValues } from "./values.ts";
 
+/** Between two looks at whether the hooks are still attached, milliseconds. */
+const UPKEEP = 5_000;
 /** After a push that could not be written, milliseconds. */
 const RETRY = 5_000;
 /** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
@@ -136,6 +138,7 @@ export class Agent {
   #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #statusTimer: ReturnType<typeof setTimeout> | undefined;
   #statusDue = 0;
+  #statusWarned = false;
   #stopped = false;
   readonly #audience: Audience;
   readonly #live = Promise.withResolvers<void>();
@@ -317,6 +320,7 @@ export class Agent {
         netns: config.netns,
         shadow: config.shadow,
         nodeAddresses: this.#addresses,
+        upkeep: UPKEEP,
         log: (line) => this.#log.info(line),
       });
       this.#grip = { locks, datapath, kept: new KeptGenerations(datapath, this.#log) };
@@ -720,11 +724,13 @@ export class Agent {
     if (!this.#grip) return;
     try {
       writeStatus(this.#config.runDir, status);
+      this.#statusWarned = false;
     } catch (error) {
-      // A full disk is no reason to stop serving.
-      this.#log.warn(
+      // A full disk is no reason to stop serving, nor to say so at every write.
+      this.#log[this.#statusWarned ? "debug" : "warn"](
         `the status can't be written to ${this.#config.runDir}: ${error instanceof Error ? error.message : error}`,
       );
+      this.#statusWarned = true;
     }
   }
 }
