@@ -6,10 +6,14 @@ import { doctor } from "./cli/doctor.ts";
 import { down } from "./cli/down.ts";
 import { dump } from "./cli/dump.ts";
 import { explain } from "./cli/explain.ts";
+import { history } from "./cli/history.ts";
 import { install, uninstall } from "./cli/install.ts";
 import { join } from "./cli/join.ts";
+import { restart } from "./cli/restart.ts";
+import { rollback } from "./cli/rollback.ts";
 import { run } from "./cli/run.ts";
 import { status } from "./cli/status.ts";
+import { upgrade } from "./cli/upgrade.ts";
 import { version } from "./cli/version.ts";
 import { version as number } from "./runtime/version.ts";
 
@@ -22,6 +26,10 @@ const code = await dispatch(
     doctor,
     dump,
     explain,
+    restart,
+    upgrade,
+    rollback,
+    history,
     down,
     install,
     uninstall,

@@ -13,6 +13,8 @@ import type { Note } from "../mesh/model.ts";
 export interface AgentStatus {
   version: string;
   pid: number;
+  /** The single file that it runs from, as it is named now; absent when it runs from source. */
+  executable?: string;
   /** ISO 8601, as all times here but the stream's and the identity's, which are milliseconds since the epoch. */
   startedAt: string;
   /** When this was written: its age, once the agent is dead. */

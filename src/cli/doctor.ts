@@ -57,7 +57,7 @@ async function exemptFromMesh(bpffs: string): Promise<void> {
     ]);
     const tables = openPinned(bpffs);
     try {
-      exemptSelf(tables);
+      exemptSelf(tables.maps.agents);
     } finally {
       tables.close();
     }

@@ -11,6 +11,7 @@ import { isOwnNetns } from "./older.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import { reconcileLive, tellReconciliation } from "./reconcile.ts";
 import type { Tables } from "./tables.ts";
+import { type Totals, totalsOf } from "./totals.ts";
 
 /** Who is governed, and whether in earnest. */
 export interface Governed {
@@ -126,7 +127,7 @@ export class Datapath {
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
   exemptSelf(): void {
-    exemptSelf(this.#generation.tables);
+    exemptSelf(this.#generation.tables.maps.agents);
   }
 
   /**
@@ -134,11 +135,16 @@ export class Datapath {
    * whose tables govern unchanged until then. `changes` names what may differ from the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
-  apply(mesh: Mesh, changes: Changes): ApplyReport {
+  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
-    if (!this.#attached) this.#attach(mesh);
-    return report;
+    const relinked = this.#attached ? 0 : this.#attach(mesh);
+    return { ...report, relinked };
+  }
+
+  /** The kernel's count of connections, over all services. */
+  totals(): Totals {
+    return totalsOf(this.#generation.tables.serviceCounts);
   }
 
   /**
@@ -227,7 +233,8 @@ export class Datapath {
     this.#trouble = text;
   }
 
-  #attach(mesh: Mesh): void {
+  /** Gives how many hooks run another program than before. */
+  #attach(mesh: Mesh): number {
     const generation = this.#generation;
     const [before, ...older] = generation.otherLayouts;
     const { takesOver } = this;
@@ -242,6 +249,7 @@ export class Datapath {
       this.#write(mesh, { everything: true });
     }
     generation.removeOldPrograms();
+    return hooks.length;
   }
 }
 

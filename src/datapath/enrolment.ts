@@ -2,10 +2,11 @@
 import { existsSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../kernel/cgroup.ts";
-import type { BpfMap } from "../kernel/maps.ts";
+import { BpfMap } from "../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
 import { socketInodes, taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
+import { keptPin } from "./pins.ts";
 import type { Tables } from "./tables.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
 
@@ -131,8 +132,7 @@ export function exclude(tables: Tables, exclusions: readonly Exclusion[]): numbe
 }
 
 /** From now on this process's own connections are never governed. Entries of dead processes are taken out. */
-export function exemptSelf(tables: Tables): void {
-  const { agents } = tables.maps;
+export function exemptSelf(agents: BpfMap): void {
   const { keys, values, count } = agents.entries();
   const pids = new Uint32Array(keys.slice().buffer);
   const starts = new BigUint64Array(values.slice().buffer);
@@ -144,6 +144,16 @@ export function exemptSelf(tables: Tables): void {
   const self = taskIdentity();
   if (!self) throw new Error("/proc/self/stat can't be read: is /proc mounted?");
   agents.update(new Uint8Array(Uint32Array.of(self.tgid).buffer), bytesOf(self.startTicks));
+}
+
+/** The same where another agent holds the tables that are pinned below `bpffs`. */
+export function exemptSelfPinned(bpffs: string): void {
+  const agents = BpfMap.fromPin(keptPin(bpffs, "agents"));
+  try {
+    exemptSelf(agents);
+  } finally {
+    agents.close();
+  }
 }
 
 function ownNetns(): bigint {

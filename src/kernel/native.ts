@@ -26,6 +26,7 @@ const TABLE = {
   kmesh_monotonic: ["i32", "buffer"],
   kmesh_open_cgroup: ["i32", "i32", "u64"],
   kmesh_exec: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
+  kmesh_spawn_orphan: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
   kmesh_object_open: ["i32", "buffer", "u64", "buffer", "buffer"],
   kmesh_map_create: ["i32", "i32", "buffer", "u32", "u32", "u32", "u32", "i32"],
   kmesh_place_inner: ["i32", "buffer", "u32"],
