@@ -157,7 +157,7 @@ export class BenchMesh {
   }
 
   /** The agent's own status, by its admin socket; undefined when nobody answers. */
-  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "stream" | "tables"> | undefined> {
+  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "adopted" | "stream" | "tables"> | undefined> {
     try {
       const response = await fetch("http://localhost/agent", {
         unix: adminSocket(join(this.folder, "run")),

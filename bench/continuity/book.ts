@@ -18,6 +18,8 @@ export interface Directory {
   endpoints: readonly { address: string; port: number }[];
   /** Whether connections to it are to be refused. */
   refuses(service: number): boolean;
+  /** Whether connections to it are to meet nobody. */
+  fails(service: number): boolean;
 }
 
 export interface Sums {
@@ -27,6 +29,8 @@ export interface Sums {
   opened: number;
   /** Connections that the kernel refused, as it should. */
   refused: number;
+  /** Connections to an endpoint at which nobody listens, as it should be. */
+  unanswered: number;
   /** To no service. */
   direct: number;
   /** Connections that failed, were cut, or brought other bytes or another peer's address than they should. */
@@ -47,6 +51,7 @@ export class Book {
     made: 0,
     opened: 0,
     refused: 0,
+    unanswered: 0,
     direct: 0,
     failed: 0,
     misrouted: 0,
@@ -60,6 +65,7 @@ export class Book {
   /** By service, what the kernel must have counted. */
   readonly #redirected: number[];
   readonly #refused: number[];
+  readonly #failures: number[];
   /** By endpoint, long connections that are open. */
   readonly #open: number[];
   /** By counter, by how much it was off when that was last told. */
@@ -70,6 +76,7 @@ export class Book {
     this.#validity = validity;
     this.#redirected = directory.services.map(() => 0);
     this.#refused = directory.services.map(() => 0);
+    this.#failures = directory.services.map(() => 0);
     this.#open = directory.endpoints.map(() => 0);
   }
 
@@ -94,9 +101,10 @@ export class Book {
   /** Compares with what the kernel counted. No short connection may be under way. */
   compare(kernel: KernelCounts): void {
     this.#directory.services.forEach((name, service) => {
-      const found = kernel.services.get(name) ?? { redirected: 0, refused: 0, other: 0 };
+      const found = kernel.services.get(name) ?? { redirected: 0, refused: 0, failed: 0, other: 0 };
       this.#counter(`${name}: redirected`, found.redirected, this.#redirected[service] ?? 0);
       this.#counter(`${name}: refused`, found.refused, this.#refused[service] ?? 0);
+      this.#counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
       this.#counter(`${name}: passed`, found.other, 0);
     });
     const live = new Map(kernel.live);
@@ -151,6 +159,13 @@ export class Book {
       if (refused && this.#directory.refuses(service)) {
         this.sums.refused++;
         return;
+      }
+      if (!refused && (flaws & FLAW.noConnect) !== 0) {
+        this.#failures[service] = (this.#failures[service] ?? 0) + 1;
+        if (this.#directory.fails(service) && error === constants.errno.ECONNREFUSED) {
+          this.sums.unanswered++;
+          return;
+        }
       }
     }
     if (error !== 0 || flaws !== 0) {

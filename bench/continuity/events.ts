@@ -39,6 +39,15 @@ const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
     return { gap: gap(), writes: tables.writes };
   },
 
+  async "other version"({ stage }) {
+    stage.install(stage.installed === "own" ? "wide" : "own");
+    const gap = stopwatch();
+    await stage.killAgent();
+    await stage.startAgent();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
   async "change while down"({ stage, random, pace }) {
     await stage.killAgent();
     await change(stage, random);

@@ -11,13 +11,14 @@
 import { spawn } from "node:child_process";
 import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
-import { requireTools } from "../machine.ts";
+import { otherBuild } from "../../test/lab/other-build.ts";
+import { KMESH, requireTools } from "../machine.ts";
 import { progress } from "../measure.ts";
 import { isClean, printReport } from "./report.ts";
 import { runContinuity } from "./run.ts";
 
 /** Set in the process that has the namespaces. */
-const INSIDE = "KMESH_CONTINUITY_INSIDE";
+const INSIDE = "BENCH_CONTINUITY_INSIDE";
 
 const { values: flags } = parseArgs({
   options: {
@@ -65,6 +66,7 @@ async function inside(): Promise<void> {
     seed,
     events: Number(flags.events),
     misroute,
+    builds: { own: KMESH, wide: await otherBuild("wide-layout") },
     load: {
       makers: Math.max(1, Math.floor(availableParallelism() / 2)),
       window: 32,

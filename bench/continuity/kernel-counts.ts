@@ -14,6 +14,8 @@ const SERVICE = layout.service_counters;
 export interface ServiceCount {
   redirected: number;
   refused: number;
+  /** Redirected, and nobody answered. */
+  failed: number;
   /** All others: connections that went where they asked to, and what shadow mode would have done. */
   other: number;
 }
@@ -60,13 +62,14 @@ export function readKernelCounts(bpffs: string): KernelCounts {
 }
 
 function countsOf(table: ChunkedTable, id: number): ServiceCount {
-  const { redirected, passed, would_redirect, would_refuse, refused } = SERVICE.fields;
+  const { redirected, passed, would_redirect, would_refuse, refused, failed } = SERVICE.fields;
   const at = (offset: number) => (table.has(id) ? Number(table.long(id, offset)) : 0);
   let refusals = 0;
   for (let reason = 0; reason < refused.count; reason++) refusals += at(refused.offset + reason * 8);
   return {
     redirected: at(redirected.offset),
     refused: refusals,
+    failed: at(failed.offset),
     other: at(passed.offset) + at(would_redirect.offset) + at(would_refuse.offset),
   };
 }

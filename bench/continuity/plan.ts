@@ -22,6 +22,8 @@ interface Shape {
   split: boolean;
   /** Endpoints that it may have; 0: its connections are refused. */
   pool: number;
+  /** Nobody listens at its endpoints. */
+  dead: boolean;
 }
 
 const shape = (name: string, more: Partial<Shape>): Shape => ({
@@ -31,6 +33,7 @@ const shape = (name: string, more: Partial<Shape>): Shape => ({
   balance: "round-robin",
   split: false,
   pool: POOL,
+  dead: false,
   ...more,
 });
 
@@ -42,10 +45,11 @@ const SHAPES: readonly Shape[] = [
   shape("six-least", { families: [6], balance: "least-request" }),
   shape("dual", { families: [4, 6] }),
   shape("closed", { pool: 0 }),
+  shape("dead", { pool: 1, dead: true }),
 ];
 
-/** One of so many connections goes to a service that refuses; one of so many to no service, to compare with. */
-const SHARE = { service: 8, refused: 1, direct: 8 };
+/** Of the connections, to each: services that answer, those that do not, and no service, to compare with. */
+const SHARE = { service: 8, unanswered: 1, direct: 8 };
 
 export class Plan {
   readonly endpoints: readonly Endpoint[];
@@ -81,14 +85,26 @@ export class Plan {
     return this.#sets[service] ?? [];
   }
 
+  /** The share of the connections to its service that the cluster of a subset is to get, percent. */
+  weightOf(cluster: string): number {
+    const [, , subset, host] = cluster.split("|");
+    const weight = this.#weights[SHAPES.findIndex(({ name }) => hostOf(name) === host)] ?? 0;
+    return subset === "v1" ? weight : 100 - weight;
+  }
+
   /** Whether connections to it are to be refused by the kernel. */
   refuses(service: number): boolean {
     return SHAPES[service]?.pool === 0;
   }
 
+  /** Whether connections to it are to meet nobody. */
+  fails(service: number): boolean {
+    return SHAPES[service]?.dead ?? false;
+  }
+
   /** Gives one to three services other endpoints; gives these services. */
   change(random: Random): number[] {
-    const open = SHAPES.flatMap(({ pool }, service) => (pool > 0 ? [service] : []));
+    const open = SHAPES.flatMap(({ pool, dead }, service) => (pool > 0 && !dead ? [service] : []));
     const changed = random.shuffled(open).slice(0, 1 + random.below(3));
     for (const service of changed) {
       this.#sets[service] = this.#otherSet(service, random);
@@ -103,10 +119,10 @@ export class Plan {
 
   /** `SERVICE,ADDRESS,PORT,SHARE` for ends.c. */
   targets(): string[] {
-    const services = SHAPES.flatMap(({ pool, families }, service) =>
+    const services = SHAPES.flatMap(({ pool, dead, families }, service) =>
       families.map(
         (family) =>
-          `${service},${vip(service, family)},${PORT},${pool === 0 ? SHARE.refused : SHARE.service / families.length}`,
+          `${service},${vip(service, family)},${PORT},${pool === 0 || dead ? SHARE.unanswered : SHARE.service / families.length}`,
       ),
     );
     const first = this.endpoints[0];
@@ -115,7 +131,9 @@ export class Plan {
 
   /** `INDEX,ADDRESS,PORT` for ends.c. */
   listeners(): string[] {
-    return this.endpoints.map(({ index, address, port }) => `${index},${address},${port}`);
+    return this.endpoints
+      .filter(({ service }) => !this.fails(service))
+      .map(({ index, address, port }) => `${index},${address},${port}`);
   }
 
   #poolOf(service: number): Endpoint[] {

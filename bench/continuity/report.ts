@@ -23,6 +23,7 @@ export function printReport(report: Report): void {
       ["long connections, opened", report.opened],
       ["long connections, open to the end", report.open],
       ["refused, as they should be", report.refused],
+      ["to where nobody listens, as they should be", report.unanswered],
       ["failed", report.failed],
       ["misrouted", report.misrouted],
       ["counter errors", report.counterErrors],

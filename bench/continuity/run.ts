@@ -10,7 +10,7 @@ import { readKernelCounts } from "./kernel-counts.ts";
 import { Plan } from "./plan.ts";
 import { MadeLedger, TakenLedger } from "./records.ts";
 import { type EventKind, type ScheduledEvent, schedule } from "./schedule.ts";
-import { type LoadOptions, Stage } from "./stage.ts";
+import { type Builds, type LoadOptions, Stage } from "./stage.ts";
 import { Validity } from "./validity.ts";
 
 export interface RunOptions {
@@ -18,6 +18,7 @@ export interface RunOptions {
   events: number;
   /** Misroutes on purpose: the report must show it. */
   misroute: boolean;
+  builds: Builds;
   load: LoadOptions;
   pace: Pace & {
     /** Without any event at the beginning, ms. */
@@ -70,7 +71,7 @@ const CHURN = 20;
 export async function runContinuity(options: RunOptions): Promise<Report> {
   const plan = new Plan();
   const validity = new Validity(plan.endpoints.map(({ service }) => service));
-  const stage = new Stage(plan, validity);
+  const stage = new Stage(plan, validity, options.builds);
   const run = new Run(options, stage, plan, validity);
   const stop = () => {
     void stage.remove().finally(() => process.exit(1));
@@ -123,7 +124,15 @@ class Run {
     this.#stage = stage;
     this.#plan = plan;
     const { services, endpoints } = plan;
-    this.#book = new Book({ services, endpoints, refuses: (service) => plan.refuses(service) }, validity);
+    this.#book = new Book(
+      {
+        services,
+        endpoints,
+        refuses: (service) => plan.refuses(service),
+        fails: (service) => plan.fails(service),
+      },
+      validity,
+    );
   }
 
   async play(): Promise<Report> {

@@ -4,6 +4,8 @@ import { Random } from "../../test/lab/random.ts";
 export const EVENTS = {
   kill: "SIGKILL, and a start at once",
   "change while down": "SIGKILL, other endpoints, a start",
+  "other version":
+    "another layout of tables put into place, and the one before the next time: SIGKILL, a start",
   stop: "SIGSTOP, other endpoints, SIGCONT",
   "istiod gone": "istiod gone, and perhaps a start without it; other endpoints; istiod back",
   "disk full": "the state folder full, other endpoints, a start",

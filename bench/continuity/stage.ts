@@ -2,7 +2,17 @@
  * Where the bench plays: this process's own network and mount namespaces, a cgroup on the machine's cgroup2 root, a
  * folder of pins, a small disk for the agent's state. The agent is the single file, the control plane the embedded one.
  */
-import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync, statfsSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { askAgent } from "../../src/admin/client.ts";
@@ -10,7 +20,7 @@ import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
-import { compileC, KMESH } from "../machine.ts";
+import { compileC } from "../machine.ts";
 import { monotonic } from "./clock.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
@@ -22,6 +32,11 @@ const ISTIOD = 15010;
 const DISK = 4 << 20;
 /** How long the agent may take to be in sync, milliseconds. */
 const PATIENCE = 30_000;
+
+/** The build under test, and one whose tables have another layout. */
+export type Build = "own" | "wide";
+/** By build, its file. */
+export type Builds = Readonly<Record<Build, string>>;
 
 export interface LoadOptions {
   /** Processes that connect. */
@@ -47,14 +62,17 @@ export class Stage {
   readonly #agents = this.#cgroup.child("agents");
   #ends = "";
   #plane: Talker | undefined;
-  #version = "";
   #taker: Talker | undefined;
   readonly #makers: Talker[] = [];
   #agent: OwnedProcess | undefined;
+  readonly #builds: Builds;
+  /** The build that `executable` is. */
+  installed: Build = "own";
 
-  constructor(plan: Plan, validity: Validity) {
+  constructor(plan: Plan, validity: Validity, builds: Builds) {
     this.plan = plan;
     this.validity = validity;
+    this.#builds = builds;
   }
 
   /** Makes the disk, starts the servers, the control plane and the first agent; resolves when that is in sync. */
@@ -66,7 +84,8 @@ export class Stage {
     for (const { address } of this.plan.endpoints) {
       if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
     }
-    copyFileSync(KMESH, this.executable);
+    for (const [build, file] of Object.entries(this.#builds)) copyFileSync(file, this.#copy(build));
+    this.install("own");
     this.#ends = await compileC("ends", this.folder, import.meta.dirname);
     this.#taker = new Talker(
       "the servers",
@@ -149,7 +168,7 @@ export class Stage {
     this.plan.services.forEach((_, service) => {
       this.validity.pushed(service, this.plan.set(service), at);
     });
-    this.#version = await this.#plane.ask(JSON.stringify(this.plan.mesh()));
+    await this.#plane.ask(JSON.stringify(this.plan.mesh()));
   }
 
   /** Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one. */
@@ -171,6 +190,13 @@ export class Stage {
       `--run-dir=${join(this.folder, "run")}`,
       "--config=/dev/null",
     ];
+  }
+
+  /** Puts a build into place by rename, as a package would. What runs is not touched. */
+  install(build: Build): void {
+    linkSync(this.#copy(build), `${this.executable}.put`);
+    renameSync(`${this.executable}.put`, this.executable);
+    this.installed = build;
   }
 
   async startAgent(): Promise<void> {
@@ -223,7 +249,6 @@ export class Stage {
         const { stream, tables, pid } = status;
         if (pid !== this.agentPid) throw new Error(`pid ${pid} answers`);
         if (!stream.connected || !stream.synced) throw new Error("it is not connected to istiod");
-        if (stream.version !== this.#version) throw new Error(`it has ${stream.version} of ${this.#version}`);
         if (tables.applies === 0) throw new Error("it has applied nothing");
         const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
         const differs = inspection ? this.#difference(inspection) : "no tables";
@@ -307,9 +332,20 @@ export class Stage {
         if (String([...found].sort()) !== String(wanted.sort())) {
           return `${match} leads to ${[...found].join(", ")} instead of ${wanted.join(", ")}`;
         }
+        const [first] = action === "split" ? (clusters.get(target)?.shares ?? []) : [];
+        if (
+          action === "split" &&
+          Math.round((first?.share ?? 0) * 100) !== this.plan.weightOf(first?.cluster ?? "")
+        ) {
+          return `${match} gives ${first?.cluster} ${first?.share}`;
+        }
       }
     }
     return undefined;
+  }
+
+  #copy(build: string): string {
+    return join(this.folder, "bin", `kmesh-${build}`);
   }
 
   #madeFile(i: number): string {

@@ -4,8 +4,8 @@ import { Book } from "../../bench/continuity/book.ts";
 import { FLAW, KIND, MadeLedger, NOBODY, TakenLedger } from "../../bench/continuity/records.ts";
 import { Validity } from "../../bench/continuity/validity.ts";
 
-const SERVICES = ["shop:80", "cart:80", "closed:80"];
-const [SHOP, CART, CLOSED] = [0, 1, 2];
+const SERVICES = ["shop:80", "cart:80", "closed:80", "dead:80"];
+const [SHOP, CART, CLOSED, DEAD] = [0, 1, 2, 3];
 const ENDPOINTS = ["a", "b", "c", "d"].map((_, i) => ({ address: `127.1.0.${i + 1}`, port: 9000 }));
 const [A, B, C] = [0, 1, 2];
 /** The services of the endpoints: two each. */
@@ -53,7 +53,8 @@ function bookOf(validity = new Validity(OWNERS)): Book {
   validity.pushed(SHOP, [A, B], 0);
   validity.pushed(CART, [C], 0);
   const refuses = (service: number) => service === CLOSED;
-  return new Book({ services: SERVICES, endpoints: ENDPOINTS, refuses }, validity);
+  const fails = (service: number) => service === DEAD;
+  return new Book({ services: SERVICES, endpoints: ENDPOINTS, refuses, fails }, validity);
 }
 
 /** What a kernel counted that saw `redirected` connections to the shop. */
@@ -61,8 +62,8 @@ function kernel(redirected: number, more: { refused?: number; live?: [string, nu
   const live = new Map(more.live);
   return {
     services: new Map([
-      ["shop:80", { redirected, refused: 0, other: 0 }],
-      ["closed:80", { redirected: 0, refused: more.refused ?? 0, other: 0 }],
+      ["shop:80", { redirected, refused: 0, failed: 0, other: 0 }],
+      ["closed:80", { redirected: 0, refused: more.refused ?? 0, failed: 0, other: 0 }],
     ]),
     live,
     clusterLive: [...live.values()].reduce((sum, count) => sum + count, 0),
@@ -135,7 +136,7 @@ describe("a book", () => {
     );
     book.compare(kernel(2, { refused: 1, live: [["127.1.0.2 9000", 1]] }));
     expect(book.complaints).toEqual([]);
-    expect(book.sums).toEqual({ made: 1, opened: 1, refused: 1, direct: 1, ...CLEAN });
+    expect(book.sums).toEqual({ made: 1, opened: 1, refused: 1, unanswered: 0, direct: 1, ...CLEAN });
     expect(watched).toEqual(["service 0 10", "service 0 10", "direct 0 10"]);
     book.take([made({ serial: 2, kind: KIND.closed, endpoint: B })], taken());
     book.compare(kernel(2, { refused: 1 }));
@@ -186,6 +187,23 @@ describe("a book", () => {
     expect(book.complaints).toContain(
       "a long connection was cut: to shop:80 at 127.1.0.1 port 9000: ECONNRESET, not answered",
     );
+  });
+
+  test("expects nobody where nobody listens, and the kernel to count it", () => {
+    const book = bookOf();
+    const nobody = { endpoint: NOBODY, error: constants.errno.ECONNREFUSED, flaws: FLAW.noConnect };
+    book.take([made({ ...nobody, serial: 1, service: DEAD }, { ...nobody, serial: 2 })], taken());
+    expect(book.sums).toMatchObject({ ...CLEAN, unanswered: 1, failed: 1 });
+    const count = { redirected: 1, refused: 0, failed: 1, other: 0 };
+    const services = new Map([
+      ["dead:80", count],
+      ["shop:80", count],
+    ]);
+    book.compare({ services, live: new Map(), clusterLive: 0 });
+    expect(book.sums.counterErrors).toBe(0);
+    services.set("dead:80", { ...count, failed: 2 });
+    book.compare({ services, live: new Map(), clusterLive: 0 });
+    expect(book.sums.counterErrors).toBe(1);
   });
 
   test("sees a refusing service that answers", () => {
