@@ -1,11 +1,13 @@
 /** Hand-overs of the real single file under real connections. The agents here are nobody's children after the first. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Proof } from "../../src/agent/handover.ts";
 import type { Entry } from "../../src/agent/history.ts";
+import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually, sleep } from "../lab/process.ts";
-import { AgentLab, missing, SERVICE, type StatusJson, shop } from "./agent-lab.ts";
+import { AgentLab, KMESH, missing, SERVICE, type StatusJson, shop } from "./agent-lab.ts";
 
 const why = missing();
 if (why) console.warn(`skipped: hand-overs: ${why}`);
@@ -249,6 +251,71 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     writeFileSync(join(lab.folder, "state/history.json"), "{");
     expect((await lab.kmesh("restart", "--graceful")).code).toBe(0);
     expect((await lab.json<Entry[]>("history")).length).toBe(1);
+  });
+});
+
+describe.skipIf(why !== undefined)("an upgrade", () => {
+  const folder = mkdtempSync(join(tmpdir(), "kmesh-upgrade-"));
+  const installed = join(folder, "kmesh");
+  let lab: AgentLab;
+  let wide: string;
+
+  beforeAll(async () => {
+    wide = await otherBuild("wide-layout");
+    copyFileSync(KMESH, installed);
+    lab = await AgentLab.create(shop({ v1: 90, v2: 10 }), [installed]);
+    await lab.liveAgent();
+  }, 120_000);
+  afterAll(async () => {
+    if (lab) expect(await lab.remove()).toEqual([]);
+    rmSync(folder, { recursive: true, force: true });
+  }, 30_000);
+
+  test("to a version with another layout, back, and forward again: no connection notices", async () => {
+    const storm = await lab.client("storm", { threads: 2 });
+    const hold = await lab.client("hold", { count: 5 });
+    const { version } = await lab.status();
+    const up = await lab.json<Proof>("upgrade", wide);
+    expect(up).toMatchObject({
+      failed: 0,
+      refused: 0,
+      relinked: 5,
+      to_version: OTHER_VERSION["wide-layout"],
+    });
+    expect((await lab.status()).executable).toBe(installed);
+    const down = await lab.json<Proof>("rollback");
+    expect(down).toMatchObject({ failed: 0, refused: 0, relinked: 5, to_version: version });
+    expect(await lab.json<Proof>("rollback")).toMatchObject({ to_version: OTHER_VERSION["wide-layout"] });
+    expect(await lab.json<Proof>("rollback")).toMatchObject({ to_version: version });
+    const [made, held] = await Promise.all([storm.end(), hold.end()]);
+    expect(made.errors).toEqual({});
+    expect(held).toMatchObject({ cut: 0, errors: {} });
+    expect((await lab.json<Entry[]>("history")).map(({ kind }) => kind)).toEqual([
+      "start",
+      "upgrade",
+      "rollback",
+      "rollback",
+      "rollback",
+    ]);
+  });
+
+  test("a file that is no kmesh for this machine is refused before anything is done", async () => {
+    const { pid } = await lab.status();
+    const text = join(folder, "text");
+    writeFileSync(text, "#!/bin/sh\n", { mode: 0o755 });
+    const cases: [string[], string][] = [
+      [[join(folder, "none")], "does not exist"],
+      [[folder], "is not a file"],
+      [[text], "not an ELF file"],
+      [["/bin/ls"], "is no kmesh"],
+      [[wide, `--sha256=${"0".repeat(64)}`], "is damaged or another one"],
+    ];
+    for (const [args, reason] of cases) {
+      const { code, stderr } = await lab.kmesh("upgrade", ...args);
+      expect([code, stderr]).toEqual([1, expect.stringContaining(reason)]);
+    }
+    expect((await lab.kmesh("upgrade", installed)).stdout).toContain("Nothing to do");
+    expect((await lab.status()).pid).toBe(pid ?? 0);
   });
 });
 
