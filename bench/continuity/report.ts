@@ -42,13 +42,24 @@ export function printReport(report: Report): void {
     service.connections,
     service.p50,
     service.p99,
-    service.slow,
+    (service.slow / service.connections) * 1000,
     direct.connections,
     direct.p99,
-    direct.slow,
+    (direct.slow / direct.connections) * 1000,
   ];
   printTable(
-    ["", "events", "worst gap, ms", "connects", "p50, us", "p99, us", "slow", "direct", "p99, us", "slow"],
+    [
+      "",
+      "events",
+      "worst gap, ms",
+      "connects",
+      "p50, us",
+      "p99, us",
+      "slow, 0/00",
+      "direct",
+      "p99, us",
+      "slow, 0/00",
+    ],
     [row("quiet", report.quiet), ...Object.entries(report.kinds).map(([kind, times]) => row(kind, times))],
   );
 }
