@@ -3,7 +3,7 @@
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
 import type { EventKind, ScheduledEvent } from "./schedule.ts";
-import type { Stage } from "./stage.ts";
+import type { Build, Stage } from "./stage.ts";
 
 export interface Outcome {
   /** How long nobody could have changed what the kernel does, without what the event itself prescribes, ms. */
@@ -31,16 +31,41 @@ export function play(stage: Stage, event: ScheduledEvent, pace: Pace): Promise<O
 }
 
 const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
-  async kill({ stage }) {
-    const gap = stopwatch();
-    await stage.killAgent();
-    await stage.startAgent();
-    const { tables } = await stage.inSync();
-    return { gap: gap(), writes: tables.writes };
+  async graceful({ stage }) {
+    const { gap_ms, map_writes } = await stage.restartGracefully();
+    await stage.inSync();
+    return { gap: gap_ms, writes: map_writes };
   },
 
+  async upgrade({ stage }) {
+    const { gap_ms } = await stage.upgrade(otherThan(stage.installed));
+    await stage.inSync();
+    return { gap: gap_ms };
+  },
+
+  async rollback({ stage, random, pace }) {
+    const before = stage.installed;
+    const up = await stage.upgrade(otherThan(before));
+    // The tables that it goes back to are older than this.
+    await change(stage, random);
+    await stage.inSync();
+    await sleep(random.below(pace.absence));
+    const back = await stage.rollback(before);
+    await stage.inSync();
+    return { gap: Math.max(up.gap_ms, back.gap_ms) };
+  },
+
+  async "failed upgrade"({ stage, random }) {
+    await stage.failUpgrade(random.pick(["ends", "hangs"]));
+    const gap = stopwatch();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
+  kill: ({ stage }) => killAndStart(stage),
+
   async "other version"({ stage }) {
-    stage.install(stage.installed === "own" ? "wide" : "own");
+    stage.install(otherThan(stage.installed));
     const gap = stopwatch();
     await stage.killAgent();
     await stage.startAgent();
@@ -90,11 +115,7 @@ const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
       await change(stage, random);
       await stage.inSync();
       await sleep(random.below(pace.absence));
-      const gap = stopwatch();
-      await stage.killAgent();
-      await stage.startAgent();
-      const { tables } = await stage.inSync();
-      return { gap: gap(), writes: tables.writes };
+      return await killAndStart(stage);
     } finally {
       stage.freeDisk();
     }
@@ -102,13 +123,26 @@ const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
 
   async "state lost"({ stage }) {
     stage.loseState();
-    const gap = stopwatch();
-    await stage.killAgent();
-    await stage.startAgent();
-    const { tables } = await stage.inSync();
-    return { gap: gap(), writes: tables.writes };
+    return killAndStart(stage);
+  },
+
+  async "state corrupt"({ stage }) {
+    stage.corruptState();
+    return killAndStart(stage);
   },
 };
+
+function otherThan(build: Build): Build {
+  return build === "own" ? "wide" : "own";
+}
+
+async function killAndStart(stage: Stage): Promise<Outcome> {
+  const gap = stopwatch();
+  await stage.killAgent();
+  await stage.startAgent();
+  const { tables } = await stage.inSync();
+  return { gap: gap(), writes: tables.writes };
+}
 
 async function change(stage: Stage, random: Random): Promise<void> {
   stage.plan.change(random);

@@ -1,6 +1,7 @@
 /**
  * Does anything stop when the agent stops? New connections at the machine's rate and a thousand long ones run on while
- * the agent is killed, stopped, robbed of its disk, its state and its control plane, in an order that the seed decides:
+ * the agent is restarted, upgraded, killed, stopped, robbed of its disk, its state and its control plane, in an order that
+ * the seed decides (schedule.ts has the kinds):
  *
  *     bun bench/continuity [--events N] [--seed N] [--rate N] [--quick] [--output json]
  *

@@ -2,6 +2,10 @@
 import { Random } from "../../test/lab/random.ts";
 
 export const EVENTS = {
+  graceful: "kmesh restart --graceful",
+  upgrade: "kmesh upgrade to another layout of tables, and down to the one before the next time",
+  rollback: "kmesh upgrade to another layout, other endpoints, kmesh rollback",
+  "failed upgrade": "kmesh upgrade to what is no kmesh; a successor that ends at once, or never gets ready",
   kill: "SIGKILL, and a start at once",
   "change while down": "SIGKILL, other endpoints, a start",
   "other version":
@@ -10,6 +14,7 @@ export const EVENTS = {
   "istiod gone": "istiod gone, and perhaps a start without it; other endpoints; istiod back",
   "disk full": "the state folder full, other endpoints, a start",
   "state lost": "the state folder gone, a start",
+  "state corrupt": "other bytes in every file of the state folder, a start",
 } as const;
 
 export type EventKind = keyof typeof EVENTS;

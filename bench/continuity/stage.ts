@@ -8,6 +8,8 @@ import {
   linkSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
+  readFileSync,
   renameSync,
   rmSync,
   statfsSync,
@@ -15,8 +17,10 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { askAgent } from "../../src/admin/client.ts";
+import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
+import type { Proof } from "../../src/agent/handover.ts";
+import type { Order } from "../../src/agent/order.ts";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
@@ -64,7 +68,10 @@ export class Stage {
   #plane: Talker | undefined;
   #taker: Talker | undefined;
   readonly #makers: Talker[] = [];
+  /** The agent that was started here last. */
   #agent: OwnedProcess | undefined;
+  /** The agent that runs: that one, or one to which it handed over, which is nobody's child. */
+  #pid = 0;
   readonly #builds: Builds;
   /** The build that `executable` is. */
   installed: Build = "own";
@@ -200,7 +207,7 @@ export class Stage {
   }
 
   async startAgent(): Promise<void> {
-    this.#agent = new OwnedProcess({
+    const agent = new OwnedProcess({
       name: "kmesh",
       log: this.#log("agent"),
       command: [
@@ -214,20 +221,61 @@ export class Stage {
       ],
       cgroup: this.#agents,
     });
-  }
-
-  /** The pid of the agent that was started or took over last. */
-  get agentPid(): number {
-    return this.#agent?.pid ?? 0;
+    this.#agent = agent;
+    this.#pid = agent.pid;
   }
 
   signalAgent(signal: NodeJS.Signals): void {
-    this.#agent?.signal(signal);
+    process.kill(this.#pid, signal);
   }
 
   /** SIGKILL; resolves once it is gone. */
   async killAgent(): Promise<void> {
-    await this.#agent?.stop("SIGKILL");
+    if (isAlive(this.#pid)) process.kill(this.#pid, "SIGKILL");
+    await eventually("the agent is gone", () => !isAlive(this.#pid), 5_000, 2);
+  }
+
+  /** `kmesh restart --graceful`. Gives its proof. */
+  restartGracefully(): Promise<Proof> {
+    return this.#handOver("restart", "--graceful");
+  }
+
+  /** `kmesh upgrade FILE`, also for the way down. Gives its proof. */
+  async upgrade(build: Build): Promise<Proof> {
+    const proof = await this.#handOver("upgrade", this.#copy(build));
+    this.installed = build;
+    return proof;
+  }
+
+  /** `kmesh rollback`, to the build before the last upgrade. Gives its proof. */
+  async rollback(to: Build): Promise<Proof> {
+    const proof = await this.#handOver("rollback");
+    this.installed = to;
+    return proof;
+  }
+
+  /**
+   * Has the agent hand over to what is no agent. `kmesh upgrade` would see that before: the agent itself is asked. Resolves
+   * when it says that nothing came of it.
+   */
+  async failUpgrade(how: "ends" | "hangs"): Promise<void> {
+    const file = join(this.folder, "bin", how);
+    writeFileSync(file, `#!/bin/sh\n${how === "ends" ? "exit 1" : "exec sleep 60"}\n`, { mode: 0o755 });
+    if ((await this.kmesh("upgrade", file)).code === 0)
+      throw new Error("kmesh upgrade took what is no kmesh");
+    const order: Order = {
+      kind: "upgrade",
+      graceful: true,
+      executable: file,
+      timeout: 1_500,
+      asked: Date.now(),
+    };
+    let failed = false;
+    const hear = (line: unknown) => {
+      failed ||= typeof line === "object" && line !== null && "failure" in line;
+    };
+    await orderAgent(this.#socket, "/restart", order, hear, 10_000);
+    if (!failed) throw new Error("an upgrade to what is no kmesh did not fail");
   }
 
   /** The agent's status; undefined when nobody answers. */
@@ -243,11 +291,11 @@ export class Stage {
     return eventually(
       "the agent is in sync",
       async () => {
-        if (this.#agent?.status !== undefined) throw new Error(`the agent ended: ${this.#agent.status}`);
+        if (!isAlive(this.#pid)) throw new Error(`the agent ended: ${this.#agent?.status}`);
         const status = await this.status();
         if (!status) throw new Error("the agent does not answer");
         const { stream, tables, pid } = status;
-        if (pid !== this.agentPid) throw new Error(`pid ${pid} answers`);
+        if (pid !== this.#pid) throw new Error(`pid ${pid} answers`);
         if (!stream.connected || !stream.synced) throw new Error("it is not connected to istiod");
         if (tables.applies === 0) throw new Error("it has applied nothing");
         const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
@@ -286,13 +334,20 @@ export class Stage {
     rmSync(this.#filler, { force: true });
   }
 
+  /** Puts other bytes into every file of the state folder. */
+  corruptState(): void {
+    for (const entry of readdirSync(this.state, { recursive: true, withFileTypes: true })) {
+      if (entry.isFile()) writeFileSync(join(entry.parentPath, entry.name), "\0 not what was here");
+    }
+  }
+
   loseState(): void {
     rmSync(this.state, { recursive: true, force: true });
   }
 
   /** Ends and removes everything; gives what is still there. */
   async remove(): Promise<string[]> {
-    await this.#agent?.stop("SIGKILL");
+    if (this.#pid !== 0) await this.killAgent();
     for (const talker of [...this.#makers, this.#plane, this.#taker]) await talker?.end();
     if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
     await this.#cgroup.remove();
@@ -307,8 +362,20 @@ export class Stage {
     return join(this.folder, "disk", "filler");
   }
 
+  get #socket(): string {
+    return adminSocket(join(this.folder, "run"));
+  }
+
+  async #handOver(...command: string[]): Promise<Proof> {
+    const { code, stdout, stderr } = await this.kmesh(...command, "--output=json");
+    if (code !== 0) throw new Error(`kmesh ${command.join(" ")}: exit code ${code}: ${stderr}`);
+    const proof: Proof = JSON.parse(stdout);
+    this.#pid = proof.pid;
+    return proof;
+  }
+
   #ask(path: string): Promise<unknown> {
-    return askAgent(adminSocket(join(this.folder, "run")), path, 2_000);
+    return askAgent(this.#socket, path, 2_000);
   }
 
   /** The first service whose endpoints in the tables are not those of the plan. */
@@ -354,5 +421,15 @@ export class Stage {
 
   #log(name: string): string {
     return join(this.folder, `${name}.log`);
+  }
+}
+
+/** Whether the process runs: not gone, and not a zombie that nobody waits for. */
+function isAlive(pid: number): boolean {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return !/^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
+  } catch {
+    return false;
   }
 }

@@ -1,6 +1,7 @@
 /** A short run of bench/continuity, and the proof that it sees what it looks for. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { EVENTS } from "../../bench/continuity/schedule.ts";
 import { run } from "../lab/process.ts";
 
 setDefaultTimeout(120_000);
@@ -20,14 +21,15 @@ async function bench(...flags: string[]) {
 }
 
 describe.skipIf(!root)("continuity", () => {
-  test("random events: nothing failed, nothing misrouted, counters exact", async () => {
-    const { code, report, stderr } = await bench("--events=8");
+  test("one event of each kind, in random order: nothing failed, nothing misrouted, counters exact", async () => {
+    const events = Object.keys(EVENTS).length;
+    const { code, report, stderr } = await bench(`--events=${events}`);
     // The seed stands in it.
     if (code !== 0) console.log(stderr);
     expect(report.complaints).toEqual([]);
     expect(report).toMatchObject({
       clean: true,
-      events: 8,
+      events,
       open: 200,
       failed: 0,
       misrouted: 0,
