@@ -1,5 +1,5 @@
 /** A lock that one living process holds: the kernel lets go of it when the process ends, however it ends. */
-import { constants, readFileSync, statSync } from "node:fs";
+import { constants, existsSync, readFileSync, statSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
@@ -69,16 +69,17 @@ function openAndLock(path: string, flags: number): number {
   throw new KernelError("flock", -result, path);
 }
 
-/** Who has just taken the lock may not have written the pid yet. */
+/** Who has just taken the lock may not have written the pid yet: the file is empty then, or has that of a dead holder. */
 function patientHolder(path: string): number | undefined {
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return undefined;
   const pause = new Int32Array(new SharedArrayBuffer(4));
+  let pid: number | undefined;
   for (let tries = 0; tries < 20; tries++) {
-    const pid = lockHolder(path);
-    if (pid !== undefined) return pid;
+    pid = lockHolder(path);
+    if (pid !== undefined && existsSync(`/proc/${pid}`)) return pid;
     Atomics.wait(pause, 0, 0, 10);
   }
-  return undefined;
+  return pid;
 }
 
 /** The pid in a lock's file, whether or not it still lives; undefined when there is none. */
