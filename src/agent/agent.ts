@@ -40,6 +40,7 @@ import { isEmbedded } from "../runtime/assets.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
+import { AddressWatch, mainFirst } from "./address-watch.ts";
 import { shapeOf } from "./bond.ts";
 import { type Config, ConfigError, formatExclude, requireReadable } from "./config.ts";
 import { handOver, type Predecessor } from "./handover.ts";
@@ -88,6 +89,9 @@ interface Grip {
   kept: KeptGenerations;
 }
 
+/** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */
+const UNSPOKEN = "192.0.2.0";
+
 /** Who hears of the agent. */
 export interface Audience {
   /** Each new status, half a second after the news at the earliest. */
@@ -118,6 +122,7 @@ export class Agent {
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
+  #addressWatch: AddressWatch | undefined;
   #cgroups: string[];
   #admin: AdminServer | undefined;
   /** What the agent before this one left in the status file. */
@@ -151,7 +156,10 @@ export class Agent {
     this.#config = config;
     this.#log = log;
     this.#audience = audience;
-    this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
+    this.#addresses =
+      config.ips.length > 0
+        ? config.ips
+        : mainFirst(machineAddresses(), readStatus(config.runDir)?.node.addresses[0]);
     this.#cgroups = enrolledCgroups(config.cgroups);
     warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
@@ -160,8 +168,9 @@ export class Agent {
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
-    const node = nodeIdentity(config, this.#addresses);
-    this.#registration = registrationOf(node);
+    // Without an address the stream is made and never begins.
+    const node = nodeIdentity(config, this.#nameless ? [UNSPOKEN] : this.#addresses);
+    this.#registration = this.#nameless ? undefined : registrationOf(node);
     this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
@@ -529,6 +538,7 @@ export class Agent {
   }
 
   #quit(): void {
+    this.#addressWatch?.stop();
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#statusTimer);
     clearTimeout(this.#namesTimer);
@@ -557,8 +567,33 @@ export class Agent {
     if (this.#stream.status().connected && !this.#behind) this.#grip?.datapath.keepCurrent();
   }
 
+  /** Whether there is no address yet by which istiod could be told of this machine. */
+  get #nameless(): boolean {
+    return this.#addresses.length === 0 && this.#config.serviceIp === undefined;
+  }
+
+  /** Other addresses make another node of this machine: the agent begins anew, in this process, and nobody notices. */
+  #watchAddresses(): void {
+    if (this.#config.ips.length > 0) return;
+    this.#addressWatch = new AddressWatch(this.#addresses, machineAddresses, (addresses) => {
+      this.#log.info(
+        `This machine's addresses are ${addresses.join(", ")} now, not ${this.#addresses.join(", ") || "none"}: ` +
+          "the agent begins anew to tell istiod, what the kernel holds stays",
+      );
+      this.#end.resolve({ kind: "restart", command: [...selfCommand(), ...process.argv.slice(2)] });
+    });
+  }
+
   /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
   async #connect(): Promise<void> {
+    this.#watchAddresses();
+    if (this.#nameless) {
+      this.#log.warn(
+        "This machine has no address that peers could reach, so istiod is not told of it yet. " +
+          "It is as soon as there is one; --ip names one",
+      );
+      return;
+    }
     try {
       await this.#identity?.begin();
     } catch (error) {
