@@ -77,6 +77,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
   let wide: string;
   const passed = new Map<FaultPoint, Phase[]>();
   let round = 0;
+  let storm: RunningClient | undefined;
 
   beforeAll(async () => {
     wide = await otherBuild("wide-layout");
@@ -114,6 +115,12 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     if (!alive || pid === undefined) return;
     process.kill(pid, "SIGKILL");
     await eventually("it is gone", () => isGone(pid));
+  }
+
+  /** New connections all the time. */
+  async function connections(): Promise<RunningClient> {
+    storm = await lab.client("storm");
+    return storm;
   }
 
   async function anew(): Promise<void> {
@@ -165,6 +172,8 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
         await step(point, times);
         passed.set(point, [...(passed.get(point) ?? []), phase]);
       } catch (error) {
+        // The next step counts its own.
+        storm?.kill();
         failures.push(`${phase} at ${point}${times}: ${error instanceof Error ? error.message : error}`);
       }
     }
@@ -177,7 +186,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       await anew();
       await dies(armed(point, times));
       await lab.liveAgent();
-      await proves(await lab.client("storm"), 0);
+      await proves(await connections(), 0);
     });
   });
 
@@ -186,7 +195,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     await lab.liveAgent();
     await walk("restart", async (point, times) => {
       const before = await counted();
-      const storm = await lab.client("storm");
+      const storm = await connections();
       await end();
       round++;
       // More frontends than the first table holds.
@@ -201,7 +210,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
   test("a hand-over, either side", async () => {
     await walk("graceful", async (point) => {
       const before = await counted();
-      const storm = await lab.client("storm");
+      const storm = await connections();
       await end();
       const agent = armed(point);
       await lab.statusOnce("it governs", agent, ({ pid, tables }) => pid === agent.pid && !!tables?.applies);
@@ -225,7 +234,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       await lab.liveAgent();
       const older = join(lab.bpffs, "gen/00000000");
       mkdirSync(older);
-      const storm = await lab.client("storm");
+      const storm = await connections();
       await end();
       lab.program = [wide];
       await dies(armed(point, times));
