@@ -208,6 +208,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
   });
 
   test("a hand-over, either side", async () => {
+    if (!existsSync(lab.bpffs)) await lab.liveAgent();
     await walk("graceful", async (point) => {
       const before = await counted();
       const storm = await connections();
