@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { explainDestination } from "../admin/explain.ts";
-import { AdminServer, Conflict } from "../admin/server.ts";
+import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
@@ -49,7 +49,8 @@ import { INVITATION } from "./invitation.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
+import { enrolledCgroups, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
+import { machineAddresses } from "./machine-addresses.ts";
 import { machineId } from "./machine-id.ts";
 import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Order, readOrder } from "./order.ts";
@@ -96,6 +97,8 @@ const UNSPOKEN = "192.0.2.0";
 export interface Audience {
   /** Each new status, half a second after the news at the earliest. */
   status(status: AgentStatus): void;
+  /** Somebody asks for what SIGHUP asks for. Gives the line that tells of it; throws when all stays as it was. */
+  reload(): string;
   /** Another process is the agent from now on. */
   succeeded(pid: number): void;
 }
@@ -387,8 +390,19 @@ export class Agent {
         "/dump/tables": () => this.#grip?.datapath.inspect() ?? inspectPinned(bpffs),
         "/explain": (query) => explainDestination(bpffs, query.get("target") ?? "", this.#mesh),
       },
-      { "/restart": (body, answer) => this.#restart(readOrder(body), answer) },
+      {
+        "/restart": (body, answer) => this.#restart(readOrder(body), answer),
+        "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
+      },
     );
+  }
+
+  #reloadByOrder(): string {
+    try {
+      return this.#audience.reload();
+    } catch (error) {
+      throw error instanceof ConfigError ? new BadRequest(`${error.message}. ${error.next}`) : error;
+    }
   }
 
   #started(): void {
