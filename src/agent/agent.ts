@@ -37,6 +37,7 @@ import { KernelNative } from "../kernel-native/kernel-native.ts";
 import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { isEmbedded } from "../runtime/assets.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
 import { AddressWatch, mainFirst } from "./address-watch.ts";
@@ -528,6 +529,7 @@ export class Agent {
       },
       take: async () => {
         await this.#graspPatiently();
+        faultPoint("successor.locks");
         if (this.#mesh) {
           this.#apply({ everything: true });
           if (this.#behind) throw new Error(this.#tables.lastError?.text ?? "the tables can't be written");
@@ -535,6 +537,7 @@ export class Agent {
         if (this.#grip?.datapath.takesOver)
           throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
         this.#live.resolve();
+        faultPoint("successor.written");
         return { writes: this.#tables.writes, relinked: this.#relinked };
       },
       serve: () => this.#serve(),
