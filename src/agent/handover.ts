@@ -284,7 +284,8 @@ class Successor {
       if (!isLiving(this.#task)) return undefined;
       await Promise.race([this.#listener.news, new Promise((resolve) => setTimeout(resolve, LOOK))]);
     }
-    return undefined;
+    // Its timer is about to say so.
+    return this.#deadline.passed;
   }
 
   async #why(): Promise<string> {
