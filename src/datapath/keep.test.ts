@@ -6,7 +6,7 @@ import { KEPT_MAPS } from "./tables.ts";
 const NEVER =
   "The maps of keep/ are used by every version of kmesh at once: programs of an older one go on writing records of this " +
   "shape while a newer one reads them, and a rollback goes back to it. So what stands in this table is never altered or " +
-  "removed. A new field goes where `reserved` is, and means what it did before while it is zero; what needs more room " +
+  "removed. A new field goes where `reserved` is, and zero in it means what was so before; what needs more room " +
   "goes into another map beside these.";
 const ADDED =
   "keep.h has what this table lacks. If it is a new map, its record, or a field in the place of `reserved`, add these " +
