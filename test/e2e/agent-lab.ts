@@ -2,7 +2,15 @@
  * dist/kmesh with the embedded control plane: a network namespace, a cgroup, pins and folders of the test's own.
  * Service addresses are routed nowhere, so what reaches a server was redirected by the kernel.
  */
-import { existsSync, mkdtempSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
