@@ -20,14 +20,14 @@ export interface Standing {
 }
 
 export async function standing(folders: Folders): Promise<Standing> {
-  const [{ livingAgent }, { listPins }, { hasSnapshot }] = await Promise.all([
+  const [{ livingAgent }, { ownPins }, { hasSnapshot }] = await Promise.all([
     import("../agent/locks.ts"),
-    import("../kernel/bpffs.ts"),
+    import("../datapath/inspect.ts"),
     import("../agent/snapshot.ts"),
   ]);
   return {
     agent: livingAgent(folders),
-    pins: listPins(folders.bpffs).length,
+    pins: ownPins(folders.bpffs).length,
     snapshot: hasSnapshot(folders.stateDir),
   };
 }

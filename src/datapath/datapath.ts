@@ -75,7 +75,7 @@ export class Datapath {
    * what was pinned before keeps working.
    */
   static open(options: DatapathOptions): Datapath {
-    const generation = Generation.open(options.bpffs);
+    const generation = Generation.open(options.bpffs, options.log);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
@@ -205,12 +205,12 @@ export class Datapath {
   }
 
   #lookAfter(): void {
-    if (!this.#attached) return;
     try {
-      if (this.#relink().includes("sock_release")) void this.#reconcile(true);
+      for (const line of this.#generation.repin()) this.#options.log(line);
+      if (this.#attached && this.#relink().includes("sock_release")) void this.#reconcile(true);
       this.#trouble = "";
     } catch (error) {
-      this.#complain(`hooks are detached and can't be attached again: ${textOf(error)}. Trying on`);
+      this.#complain(`what is pinned is damaged and can't be put right: ${textOf(error)}. Trying on`);
     }
   }
 

@@ -1,12 +1,12 @@
 /** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
 
 import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
-import { KernelError } from "../kernel/error.ts";
-import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+import { HOOKS, type Hook } from "../kernel/link.ts";
+import { BpfMap } from "../kernel/maps.ts";
 
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
@@ -19,8 +19,10 @@ import { complete, pinnedMaps } from "./generation.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
-import { HOOK_ORDER, linkPin } from "./pins.ts";
-import { Tables } from "./tables.ts";
+import { ownLink } from "./ownership.ts";
+import { heldTables } from "./pin-faults.ts";
+import { ASIDE, HOOK_ORDER, linkPin } from "./pins.ts";
+import { type MapName, Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
 import { findUnits, type UnitState } from "./unit.ts";
 
@@ -140,9 +142,20 @@ export class NothingPinned extends Error {
 export function openPinned(bpffs: string): Tables {
   const foreign = foreignGovernor(bpffs);
   if (foreign !== undefined) throw new ForeignGeneration(bpffs, foreign);
-  const maps = pinnedMaps(bpffs);
+  const maps = presentMaps(bpffs);
   if (maps.size === 0) throw new NothingPinned(bpffs);
   return new Tables(complete(maps));
+}
+
+/** As the programs have them, though pins be missing, and what is pinned where there are no programs. */
+function presentMaps(bpffs: string): Map<MapName, BpfMap> {
+  const maps = pinnedMaps(bpffs);
+  for (const [name, id] of heldTables(bpffs)) {
+    if (maps.get(name)?.info.id === id) continue;
+    maps.get(name)?.close();
+    maps.set(name, BpfMap.fromId(id));
+  }
+  return maps;
 }
 
 /** Reads all that is pinned below `bpffs`. Throws NothingPinned, ForeignGeneration and KernelError. */
@@ -157,7 +170,7 @@ export function summarizePinned(bpffs: string): Summary {
 }
 
 function summarizeKept(bpffs: string, foreign: string): Summary {
-  const maps = complete(pinnedMaps(bpffs), ["service_names", "name_lines", "service_counts"]);
+  const maps = complete(presentMaps(bpffs), ["service_names", "name_lines", "service_counts"]);
   try {
     const names = readNames(
       new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size),
@@ -187,23 +200,26 @@ function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T
 }
 
 /**
- * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too: the decision of
- * `kmesh down`. Links go first, those that decide before those that read.
+ * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/,
+ * which is somebody else's: the decision of `kmesh down`. Links go first, those that decide before those that read.
  */
 export function removePinned(bpffs: string): { removed: string[] } {
   if (!existsSync(bpffs)) return { removed: [] };
-  const removed = listPins(bpffs);
+  const removed = ownPins(bpffs);
   for (const path of linkPins(bpffs)) {
-    using link = CgroupLink.fromPin(path);
-    try {
-      link.detach();
-    } catch (error) {
-      // Somebody pinned something else there: it goes with its pin.
-      if (!(error instanceof KernelError && error.code === "EINVAL")) throw error;
-    }
+    // Somebody pinned something else there: it goes with its pin.
+    using link = ownLink(path);
+    link?.detach();
   }
-  unpin(bpffs);
+  for (const name of readdirSync(bpffs)) if (name !== ASIDE) unpin(join(bpffs, name));
+  if (readdirSync(bpffs).length === 0 || listPins(join(bpffs, ASIDE)).length === 0) unpin(bpffs);
   return { removed };
+}
+
+/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. */
+export function ownPins(bpffs: string): string[] {
+  const others = listPins(join(bpffs, ASIDE));
+  return listPins(bpffs).filter((path) => !others.includes(path));
 }
 
 /** Pinned links of whatever version, those of hooks that this one does not know first. */

@@ -73,6 +73,7 @@ describe.skipIf(!isRoot)("CgroupLink", () => {
       expect(await connect()).toBe("");
       expect(counted()).toBe(before + 1n);
       expect(link.info()).toEqual({
+        type: 3,
         id: link.info().id,
         programId: counting.info.id,
         cgroupId: cgroupId(cgroup),

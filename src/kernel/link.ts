@@ -19,6 +19,8 @@ export const HOOKS = {
 export type Hook = keyof typeof HOOKS;
 
 export interface LinkInfo {
+  /** enum bpf_link_type; 3 hangs on a cgroup, and only then the rest is what it says. */
+  type: number;
   id: number;
   programId: number;
   /** 0n once the link was detached or the cgroup removed: it does nothing any more, and never will. */
@@ -97,6 +99,7 @@ export class CgroupLink {
     const view = new DataView(infoOf(this.fd, 32, "link"));
     const little = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
     return {
+      type: view.getUint32(0, little),
       id: view.getUint32(4, little),
       programId: view.getUint32(8, little),
       cgroupId: view.getBigUint64(16, little),
