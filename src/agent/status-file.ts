@@ -1,6 +1,5 @@
 /** Writes what the agent knows to the file that outlives it, off the path from a push to live tables. */
 import { type AgentStatus, writeStatus } from "../admin/status.ts";
-import type { Log } from "./log.ts";
 
 /**
  * From a change to the file, milliseconds: many changes become one write. The numbers of a push that only moved endpoints
@@ -13,7 +12,7 @@ export type Urgency = keyof typeof DELAY;
 
 export interface StatusFileOptions {
   runDir: string;
-  log: Pick<Log, "warn" | "debug">;
+  log: { warn(text: string): void; debug(text: string): void };
   /** What there is to be told now. */
   status(): AgentStatus;
   /** The file is whose the tables are. */
