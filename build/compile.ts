@@ -179,6 +179,7 @@ function compileExecutable(built: string[]): void {
       "--minify-syntax",
       "--bytecode",
       "--format=esm",
+      "--splitting",
     ],
     ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
     ...["--define", `KMESH_VERSION=${JSON.stringify(version)}`],
