@@ -211,24 +211,6 @@ export class BpfMap {
       );
   }
 
-  /** Deletes `count` keys that lie one behind the other; missing ones are no error. */
-  deleteBatch(keys: Uint8Array, count: number): void {
-    this.#measure(keys, undefined, count);
-    const { keySize } = this.info;
-    const wanted = new Uint32Array(new ArrayBuffer(4));
-    let done = 0;
-    while (this.#batch && done < count) {
-      wanted[0] = Math.min(BATCH, count - done);
-      const result = native().bpf_map_delete_batch(this.fd, keys.subarray(done * keySize), wanted, null);
-      if (result === -ENOTSUPP) this.#batch = false;
-      // The kernel stops at a missing key, having counted those before it.
-      else if (result === -ERRNO.ENOENT) done += wanted[0] + 1;
-      else if (result < 0) throw this.#error("bpf_map_delete_batch", result);
-      else done += wanted[0];
-    }
-    for (; done < count; done++) this.delete(keys.subarray(done * keySize, (done + 1) * keySize));
-  }
-
   /**
    * The whole map: `count` keys one behind the other, and their values. What changes meanwhile may be in or not.
    */
