@@ -217,13 +217,25 @@ export class Datapath {
 
   #lookAfter(): void {
     this.#compareOnce();
-    try {
-      for (const line of this.#generation.repin()) this.#options.log(line);
+    const troubles: string[] = [];
+    const attempt = (step: () => void) => {
+      try {
+        step();
+      } catch (error) {
+        troubles.push(textOf(error));
+      }
+    };
+    attempt(() => {
+      const { done, failed } = this.#generation.repin();
+      for (const line of done) this.#options.log(line);
+      troubles.push(...failed);
+    });
+    attempt(() => {
       if (this.#attached && this.#relink().includes("sock_release")) void this.#reconcile(true);
-      this.#trouble = "";
-    } catch (error) {
-      this.#complain(`what is pinned is damaged and can't be put right: ${textOf(error)}. Trying on`);
-    }
+    });
+    if (troubles.length === 0) this.#trouble = "";
+    else
+      this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
   }
 
   #compareOnce(): void {

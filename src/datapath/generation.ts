@@ -81,7 +81,9 @@ export class Generation {
   static open(bpffs: string, log: (line: string) => void = () => {}): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
-    for (const line of repairPins(bpffs, pinFaults(bpffs))) log(line);
+    const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
+    for (const line of done) log(line);
+    if (failed.length > 0) throw new Error(failed.join("; "));
     removeUseless(bpffs);
     const found = generationsAt(bpffs);
     const folder = generationFolder(bpffs);
@@ -162,9 +164,10 @@ export class Generation {
 
   /**
    * Pins again what somebody unpinned, up to the bpffs itself, from what this process holds; nothing was ever detached by
-   * that. What was pinned in its place is moved to aside/. Gives what was done, a line each. Throws as `open`.
+   * that. What was pinned in its place is moved to aside/. Gives what was done and what could not be, a line each. Throws
+   * where there is no bpffs.
    */
-  repin(): string[] {
+  repin(): { done: string[]; failed: string[] } {
     requireBpffs(this.#bpffs);
     // Of generations that were only kept nothing is left then.
     this.#others = this.#others.filter(

@@ -99,20 +99,26 @@ export function heldTables(bpffs: string): Map<MapName, number> {
 
 /**
  * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
- * what was done, a line each. Throws an Error that names the path, and KernelError.
+ * what was done and what could not be, a line each. Never throws.
  */
-export function repairPins(bpffs: string, faults: readonly PinFault[]): string[] {
-  return faults.flatMap(({ path, found, pin }) => {
-    const told: string[] = [];
-    if (found)
-      told.push(
-        `${path} was ${tellPinned(found)}, which is not kmesh's: it lies in ${setAside(bpffs, path)} now`,
-      );
-    if (!pin) return told;
-    mkdirSync(dirname(path), { recursive: true });
-    pin();
-    return [...told, `pinned again: ${path}`];
-  });
+export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: string[]; failed: string[] } {
+  const done: string[] = [];
+  const failed: string[] = [];
+  for (const { path, found, pin } of faults) {
+    try {
+      if (found)
+        done.push(
+          `${path} was ${tellPinned(found)}, which is not kmesh's: it lies in ${setAside(bpffs, path)} now`,
+        );
+      if (!pin) continue;
+      mkdirSync(dirname(path), { recursive: true });
+      pin();
+      done.push(`pinned again: ${path}`);
+    } catch (error) {
+      failed.push(error instanceof Error ? error.message : String(error));
+    }
+  }
+  return { done, failed };
 }
 
 function setAside(bpffs: string, path: string): string {
