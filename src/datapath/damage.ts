@@ -25,7 +25,8 @@ const WITHOUT: Partial<Record<Hook, string>> = {
   connect6: "new IPv6 connections go where apps send them, past the mesh",
 };
 
-const RELINK = "`kmesh run` attaches it again, and an agent that runs within 5 s; the other hooks are not touched";
+const RELINK =
+  "`kmesh run` attaches it again, and an agent that runs within 5 s; the other hooks are not touched";
 
 /** The damage to what is pinned below `bpffs`; [] also when nothing is. Changes nothing. Throws KernelError. */
 export function damageAt(bpffs: string): Damage[] {

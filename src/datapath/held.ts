@@ -106,7 +106,14 @@ export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
 export function standIn(name: MapName): BpfMap {
   const { type, keySize, valueSize, maxEntries } = LAYOUTS[name];
   const flags = FLAG.mmapable | FLAG.innerMap;
-  using inner = BpfMap.create({ name: "empty", type: "array", keySize: 4, valueSize: 8, maxEntries: 1, flags });
+  using inner = BpfMap.create({
+    name: "empty",
+    type: "array",
+    keySize: 4,
+    valueSize: 8,
+    maxEntries: 1,
+    flags,
+  });
   return BpfMap.create({ name, type, keySize, valueSize, maxEntries, inner });
 }
 

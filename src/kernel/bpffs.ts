@@ -1,13 +1,5 @@
 /** The file system in which maps, programs and links stay when no process holds them. */
-import {
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  statfsSync,
-} from "node:fs";
+import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, statfsSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
@@ -66,7 +58,8 @@ export function pinKind(path: string): PinKind | undefined {
   const fd = check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path);
   try {
     // The info structs don't say of which of the three they are.
-    const [, kind = ""] = /^(map|prog|link)_type:/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")) ?? [];
+    const [, kind = ""] =
+      /^(map|prog|link)_type:/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")) ?? [];
     return kind === "map" ? "map" : kind === "prog" ? "program" : kind === "link" ? "link" : "other";
   } finally {
     native().kmesh_close(fd);
