@@ -75,6 +75,8 @@ const MODES = { any: 0n, new: 1n, exists: 2n } as const;
 
 /** The most elements in one batch call: more gains nothing, and the kernel is asked for a bounded time. */
 const BATCH = 65536;
+/** Of the first batch when a whole map is read: many have room for far more than they hold. */
+const FIRST_BATCH = 4096;
 
 /** Owns its file descriptor; `close()` may be called twice. */
 export class BpfMap {
@@ -231,7 +233,7 @@ export class BpfMap {
 
   #entriesByBatch(): { keys: Uint8Array; values: Uint8Array; count: number } | undefined {
     const { keySize, maxEntries } = this.info;
-    let size = Math.min(BATCH, Math.max(maxEntries, 1));
+    let size = Math.min(FIRST_BATCH, Math.max(maxEntries, 1));
     let keys = new Uint8Array(new ArrayBuffer(size * keySize));
     let values = new Uint8Array(new ArrayBuffer(size * this.valueBytes));
     // The cursor: a bucket's number for hashes, a key for the others.
