@@ -8,6 +8,7 @@ import type { Note } from "../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
+import { readStanding, tellStanding } from "./standing.ts";
 import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
 /** Rows of text that a screen bears; JSON and --all have the rest. */
@@ -18,6 +19,7 @@ interface Answer {
   kernel: Summary | undefined;
   /** What this command counts itself, so that no agent waits for it. */
   older?: OlderConnections | NotKnown | undefined;
+  standing?: ReturnType<typeof readStanding>;
 }
 
 export const status = command({
@@ -36,12 +38,19 @@ export const status = command({
       kernel: await kernelState(folders.bpffs, false),
     }));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
+    const standing = readStanding(folders.stateDir);
     if (format === "json")
-      printJson({ alive, ...value.agent, kernel: value.kernel ?? null, olderConnections: older ?? null });
+      printJson({
+        alive,
+        ...value.agent,
+        kernel: value.kernel ?? null,
+        olderConnections: older ?? null,
+        manifest: standing ?? null,
+      });
     else
       print(
         tellStatus(
-          { ...value, older },
+          { ...value, older, standing },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
           flags.all === true,
@@ -53,7 +62,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel, older }: Answer,
+  { agent, kernel, older, standing }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -69,6 +78,7 @@ export function tellStatus(
     ],
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
+    ...tellStanding(standing, dead === undefined, now),
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
