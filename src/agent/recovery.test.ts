@@ -129,9 +129,7 @@ test("what a dead attempt of another version left is undone", () => {
   died([step], { live: [OWN], others: [A] }, { live: [OWN], others: [A] });
   expect(lines).toEqual([expect.stringMatching(/Nothing of it is left$/)]);
   died([{ ...step, from: A }], { live: [A], others: [] }, { live: [A], others: [B] });
-  expect(lines).toEqual([
-    expect.stringMatching(/This version takes over with the first push, what is left goes then$/),
-  ]);
+  expect(lines).toEqual([expect.stringMatching(/These take over with the first push$/)]);
 });
 
 test("a removal is ended", () => {

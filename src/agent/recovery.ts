@@ -80,7 +80,5 @@ function outcomeOf({ name, from, to }: UnderWay, datapath: Recovered, removed: r
   if (own)
     return datapath.adopted ? "Taken up again with the first push" : "Nothing of it is left; begun anew";
   if (removed.includes(to?.abi ?? "")) return "Undone: they are removed";
-  return datapath.takesOver
-    ? "This version takes over with the first push, what is left goes then"
-    : "Nothing of it is left";
+  return datapath.takesOver ? "These take over with the first push" : "Nothing of it is left";
 }
