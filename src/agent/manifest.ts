@@ -23,7 +23,10 @@ import { faultPoint } from "../runtime/fault.ts";
 import { version as kmesh } from "../runtime/version.ts";
 import { sealOf } from "./machine-id.ts";
 
-/** Raised only when versions before must keep their hands off: they refuse it. New members need no new number. */
+/**
+ * Raised only when versions before must keep their hands off: they refuse it. New members need no new number. A version
+ * that raises it has to write the one before until its predecessor has ended, or that one could not take its tables back.
+ */
 const VERSION = 1;
 const MAX_BYTES = 64 << 10;
 const STEPS = ["build", "fill", "probe", "flip", "remove"] as const satisfies readonly Step["name"][];
@@ -111,6 +114,15 @@ export function readManifest(stateDir: string, machine: string | undefined): Acc
   if (machine === undefined || value.machine !== sealOf("manifest", machine).toString("hex"))
     throw new BadManifest("it was written on another machine (/etc/machine-id differs)");
   return accountOf(value);
+}
+
+/** Throws UnknownManifest when that is what lies there: before anything is touched. */
+export function refuseUnknown(stateDir: string): void {
+  try {
+    readManifest(stateDir, undefined);
+  } catch (error) {
+    if (error instanceof UnknownManifest) throw error;
+  }
 }
 
 /** Whether there is one, of whichever version. */

@@ -25,12 +25,12 @@ type Phase = "start" | "restart" | "graceful" | "upgrade" | "rollback" | "handed
 /** In which phases the agent dies there; `:n` is the n-th time that it comes by. */
 const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>>> = {
   "pin.kept": { start: ":3" },
-  "pin.table": { start: ":4", upgrade: ":4", handed: ":4" },
+  "pin.table": { start: ":4", upgrade: ":4" },
   "pin.programs": { start: ":2" },
   "pin.filled": { start: "" },
   "pin.generation": { upgrade: "", handed: "" },
   "link.attached": { start: ":3" },
-  "flip.hook": { start: ":3", upgrade: ":4", rollback: [":1", ":5"], handed: [":1", ":3", ":5"] },
+  "flip.hook": { start: ":3", upgrade: ":4", rollback: ":5", handed: [":3", ":5"] },
   "flip.hooks": { upgrade: "", rollback: "", handed: "" },
   "remove.other": { upgrade: "", rollback: "" },
   "remove.other.done": { upgrade: "", rollback: "" },
@@ -50,15 +50,16 @@ const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>
   "snapshot.rename": { restart: "" },
   "history.rename": { restart: "" },
   // Of an upgrade: build, fill, flip and removal of an older one; at some of them what came of it.
-  "manifest.part": { start: [":1", ":3"], restart: "", upgrade: [":1", ":4"], rollback: ":2", handed: ":3" },
+  "manifest.part": { start: ":1", restart: "", upgrade: ":4", rollback: ":2", handed: ":3" },
   "manifest.rename": {
     start: [":2", ":4"],
     restart: "",
-    upgrade: [":1", ":2", ":3", ":4", ":5", ":6", ":7"],
-    rollback: [":1", ":2", ":3", ":4", ":5"],
-    handed: [":1", ":3", ":4"],
+    upgrade: [":1", ":3", ":4", ":5", ":6", ":7"],
+    rollback: [":1", ":3", ":5"],
+    handed: [":1", ":4"],
   },
-  "manifest.renamed": { start: ":3", restart: "", upgrade: [":3", ":5"], rollback: ":3", handed: ":5" },
+  "manifest.renamed": { start: ":3", restart: "", upgrade: [":3", ":5"], rollback: ":4", handed: ":5" },
+  // A hand-over.
   "predecessor.ready": { graceful: "" },
   "predecessor.flushed": { graceful: "" },
   "predecessor.paused": { graceful: "" },
@@ -75,13 +76,10 @@ const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>
 
 /** Where a successor dies before connections were governed by its tables: nothing of them stays. */
 const UNDONE = new Set([
-  "pin.table:4",
   "pin.generation",
-  "flip.hook:1",
   "flip.hook:3",
   "manifest.part:3",
   "manifest.rename:1",
-  "manifest.rename:3",
   "manifest.rename:4",
 ]);
 
