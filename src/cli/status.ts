@@ -1,12 +1,16 @@
+import { dirname } from "node:path";
 import type { AgentStatus } from "../admin/status.ts";
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import type { Summary } from "../datapath/inspect.ts";
 import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
 import { formatMatch } from "../mesh/frontend.ts";
 import type { Note } from "../mesh/model.ts";
+import { type BootOrder, bootOrders } from "./boot-order.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
+import { installedPaths } from "./installation.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
 import { readStanding, tellStanding } from "./standing.ts";
 import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
@@ -20,6 +24,8 @@ interface Answer {
   /** What this command counts itself, so that no agent waits for it. */
   older?: OlderConnections | NotKnown | undefined;
   standing?: ReturnType<typeof readStanding>;
+  /** By unit. */
+  atBoot?: Record<string, BootOrder>;
 }
 
 export const status = command({
@@ -38,19 +44,16 @@ export const status = command({
       kernel: await kernelState(folders.bpffs, false),
     }));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
+    const atBoot = bootOrders(dirname(installedPaths().unit));
     const standing = readStanding(folders.stateDir);
-    if (format === "json")
-      printJson({
-        alive,
-        ...value.agent,
-        kernel: value.kernel ?? null,
-        olderConnections: older ?? null,
-        manifest: standing ?? null,
-      });
-    else
+    if (format === "json") {
+      const kernel = value.kernel ?? null;
+      const manifest = standing ?? null;
+      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest });
+    } else
       print(
         tellStatus(
-          { ...value, older, standing },
+          { ...value, older, atBoot, standing },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
           flags.all === true,
@@ -62,7 +65,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel, older, standing }: Answer,
+  { agent, kernel, older, atBoot, standing }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -78,6 +81,7 @@ export function tellStatus(
     ],
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
+    ...tellBoot(atBoot),
     ...tellStanding(standing, dead === undefined, now),
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
@@ -251,6 +255,19 @@ function tellSettings(settings: Summary["settings"]): [string, string][] {
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+/** What units get at boot when kmesh can't come up. */
+function tellBoot(atBoot: Answer["atBoot"] = {}): [string, string][] {
+  const orders = Object.entries(atBoot);
+  const of = (order: BootOrder) =>
+    orders.flatMap(([unit, each]) => (each === order ? [unit] : [])).join(", ");
+  const parts = [
+    ["open (rather outside the mesh than not at all)", of("open")],
+    ["closed (not before it is governed)", of("closed")],
+    ["by a drop-in that was edited", of("edited")],
+  ].flatMap(([how, units]) => (units === "" ? [] : [`${how}: ${units}`]));
+  return parts.length > 0 ? [["at boot", parts.join("; ")]] : [];
 }
 
 /** Endpoints that are told; --output json has all. */
