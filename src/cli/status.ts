@@ -12,6 +12,7 @@ import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
 import { installedPaths } from "./installation.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
+import { readStanding, tellStanding } from "./standing.ts";
 import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
 /** Rows of text that a screen bears; JSON and --all have the rest. */
@@ -22,6 +23,7 @@ interface Answer {
   kernel: Summary | undefined;
   /** What this command counts itself, so that no agent waits for it. */
   older?: OlderConnections | NotKnown | undefined;
+  standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;
 }
@@ -43,13 +45,15 @@ export const status = command({
     }));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
     const atBoot = bootOrders(dirname(installedPaths().unit));
+    const standing = readStanding(folders.stateDir);
     if (format === "json") {
       const kernel = value.kernel ?? null;
-      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot });
+      const manifest = standing ?? null;
+      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest });
     } else
       print(
         tellStatus(
-          { ...value, older, atBoot },
+          { ...value, older, atBoot, standing },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
           flags.all === true,
@@ -61,7 +65,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel, older, atBoot }: Answer,
+  { agent, kernel, older, atBoot, standing }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -78,6 +82,7 @@ export function tellStatus(
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
     ...tellBoot(atBoot),
+    ...tellStanding(standing, dead === undefined, now),
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
