@@ -13,6 +13,7 @@ import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
 import { installedPaths } from "./installation.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
+import { readStanding, tellStanding } from "./standing.ts";
 import { damageNow, kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
 /** Rows of text that a screen bears; JSON and --all have the rest. */
@@ -23,6 +24,7 @@ interface Answer {
   kernel: Summary | undefined;
   /** What this command counts itself, so that no agent waits for it. */
   older?: OlderConnections | NotKnown | undefined;
+  standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;
   damage?: Damage[];
@@ -47,13 +49,15 @@ export const status = command({
     const damage = value.damage ?? (await damageNow(folders));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
     const atBoot = bootOrders(dirname(installedPaths().unit));
+    const standing = readStanding(folders.stateDir);
     if (format === "json") {
       const kernel = value.kernel ?? null;
-      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, damage });
+      const manifest = standing ?? null;
+      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest, damage });
     } else
       print(
         tellStatus(
-          { ...value, older, atBoot, damage },
+          { ...value, older, atBoot, standing, damage },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
           flags.all === true,
@@ -66,7 +70,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel, older, atBoot, damage = [] }: Answer,
+  { agent, kernel, older, atBoot, standing, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -83,6 +87,7 @@ export function tellStatus(
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
     ...tellBoot(atBoot),
+    ...tellStanding(standing, dead === undefined, now),
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
