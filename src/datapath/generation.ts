@@ -7,6 +7,7 @@ import { fetchAtomics } from "../kernel/features.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
+import { pinnedAt } from "../kernel/pinned.ts";
 import { asset } from "../runtime/assets.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import {
@@ -18,7 +19,7 @@ import {
   removeGeneration,
   removeUnfinished,
   runningProgram,
-  UNPINNED,
+  UNKNOWN,
 } from "./generations.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownLink, ownProgram, ownTable } from "./ownership.ts";
@@ -33,6 +34,8 @@ import {
   tablePin,
   unfinished,
 } from "./pins.ts";
+import { standingAt } from "./standing.ts";
+import type { Announce, GenerationName } from "./step.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
 
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
@@ -76,9 +79,14 @@ export class Generation {
    * Adopts what is pinned below `bpffs`, or builds and pins an empty generation, beside those of other layouts when there
    * are any; attaches nothing. What an earlier start left half built is removed, pins that somebody removed are made
    * again, and what somebody else pinned in their place is moved to aside/: `log` is told.
+   * `announce` hears of it before it builds.
    * Throws KernelError, and an Error that names the pin which is missing for good; what was pinned before stays as it was.
    */
-  static open(bpffs: string, log: (line: string) => void = () => {}): Generation {
+  static open(
+    bpffs: string,
+    announce: Announce = () => {},
+    log: (line: string) => void = () => {},
+  ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
     const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
@@ -94,14 +102,20 @@ export class Generation {
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
     else if (others.length > 0) complete(maps, KEPT_MAPS);
-    if (others.some(({ abi }) => abi === UNPINNED))
+    if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
     const pinned = pinnedPrograms(programFolder(folder, code));
-    const programs =
-      adopted && pinned.size === HOOK_ORDER.length
-        ? pinned
-        : build(bpffs, images, maps, code, adopted, pinned);
+    if (adopted && pinned.size === HOOK_ORDER.length)
+      return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code, others);
+    const [from] = standingAt(bpffs).live;
+    announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code } });
+    const programs = build(bpffs, images, maps, code, adopted, pinned);
+    announce(undefined);
     return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code, others);
+  }
+
+  get name(): GenerationName {
+    return { abi: ABI_ID, code: this.code };
   }
 
   /** What generations of other layouts there are beside this one. */
@@ -143,18 +157,24 @@ export class Generation {
    * attached. Only for tables that are filled.
    */
   relink(root: string): Hook[] {
-    const lost = HOOK_ORDER.filter((hook) => {
-      const info = this.#links.get(hook)?.info();
-      return !info || !isAlive(info);
-    });
+    const lost = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
     if (lost.length > 0) mkdirSync(join(this.#bpffs, "links"), { recursive: true });
     return lost.filter((hook) => this.#point(root, hook));
   }
 
-  /** What somebody has done to the pins since they were made. */
-  pinFaults(): PinFault[] {
+  /** What somebody has done to the pins since they were made, and to the links, where `attached` says that they were. */
+  pinFaults(attached: boolean): PinFault[] {
+    const off = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
     return [
       ...folderFaults(this.#bpffs),
+      ...off.flatMap((hook): PinFault[] => {
+        const path = linkPin(this.#bpffs, hook);
+        const part = { kind: "link", hook } as const;
+        using own = ownLink(path, hook);
+        const found = own ? undefined : pinnedAt(path);
+        if (found) return [{ path, part, found }];
+        return attached ? [{ path, part, detached: true }] : [];
+      }),
       ...this.#held().flatMap((held) => {
         const fault = faultOf(held);
         return fault ? [fault] : [];
@@ -173,7 +193,12 @@ export class Generation {
     this.#others = this.#others.filter(
       ({ abi, live }) => live || existsSync(generationFolder(this.#bpffs, abi)),
     );
-    return repairPins(this.#bpffs, this.pinFaults());
+    return repairPins(this.#bpffs, this.pinFaults(false));
+  }
+
+  #isLinked(hook: Hook): boolean {
+    const info = this.#links.get(hook)?.info();
+    return info !== undefined && isAlive(info);
   }
 
   /** Everything that has a pin, and is held. */
@@ -225,8 +250,8 @@ export class Generation {
     });
     faultPoint("flip.hooks");
     // What had no pins is gone with its last hook.
-    this.#others = this.#others.flatMap(({ abi }) => (abi === UNPINNED ? [] : [{ abi, live: false }]));
-    for (const name of readdirSync(folder)) if (!isOurs(name)) unpinLink(join(folder, name));
+    this.#others = this.#others.flatMap(({ abi }) => (abi === UNKNOWN ? [] : [{ abi, live: false }]));
+    this.#removeRest();
     return changed;
   }
 
@@ -259,11 +284,18 @@ export class Generation {
     return true;
   }
 
-  /** Unpins programs over the same tables that no hook runs any more. */
-  removeOldPrograms(): void {
+  /** After a flip that may have broken off behind its last hook: removes what it had not removed yet. */
+  finishFlip(): void {
+    if (this.attached) this.#removeRest();
+  }
+
+  /** Hooks that only another version has end; programs over the same tables that no hook runs any more are unpinned. */
+  #removeRest(): void {
+    const links = join(this.#bpffs, "links");
+    for (const name of readdirSync(links)) if (!isOurs(name)) unpinLink(join(links, name));
     faultPoint("remove.programs");
-    const folder = join(generationFolder(this.#bpffs), "programs");
-    for (const name of completeFolders(folder)) if (name !== this.code) unpin(join(folder, name));
+    const programs = join(generationFolder(this.#bpffs), "programs");
+    for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
   }
 
   /** Lets go of descriptors; nothing is unpinned or detached. */
@@ -313,16 +345,25 @@ function unpinLink(path: string): void {
   if (link) unpin(path);
 }
 
-/** Removes a generation of this layout of which something is lost for good and which nobody reads: it is built anew. */
+/**
+ * Removes what is incomplete for good and read by nobody, so that it is built anew: a generation of this layout, and where
+ * there is none at all what generations share.
+ */
 function removeUseless(bpffs: string): void {
-  const folder = generationFolder(bpffs);
-  const own = generationsAt(bpffs).find(({ abi }) => abi === ABI_ID);
-  if (!own || own.live) return;
+  const found = generationsAt(bpffs);
   const maps = pinnedMaps(bpffs);
-  const isWhole = GENERATION_MAPS.every((name) => maps.has(name));
+  const isWhole = (names: readonly MapName[]) => names.every((name) => maps.has(name));
   for (const map of maps.values()) map.close();
-  if (isWhole) return;
-  renameSync(folder, unfinished(folder));
+  const own = found.find(({ abi }) => abi === ABI_ID);
+  const isUseless = own !== undefined && !own.live && !isWhole(GENERATION_MAPS);
+  if (isUseless) removeWhole(generationFolder(bpffs));
+  if (found.length === (isUseless ? 1 : 0) && !isWhole(KEPT_MAPS)) removeWhole(join(bpffs, "keep"));
+}
+
+/** Never half of it. */
+function removeWhole(folder: string): void {
+  unpin(unfinished(folder));
+  if (existsSync(folder)) renameSync(folder, unfinished(folder));
   unpin(unfinished(folder));
 }
 

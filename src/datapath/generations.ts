@@ -32,11 +32,11 @@ export class ForeignGeneration extends Error {
   }
 }
 
-/** Stands for the layout of tables that govern while nothing is pinned any more that would tell whose they are. */
-export const UNPINNED = "unknown";
+/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
+export const UNKNOWN = "unknown";
 
 /**
- * The complete generations below `bpffs`, and UNPINNED if connections are decided by tables of which no pin is left.
+ * The complete generations below `bpffs`, and UNKNOWN if connections are decided by tables of which no pin is left.
  * Throws KernelError.
  */
 export function generationsAt(bpffs: string): FoundGeneration[] {
@@ -47,7 +47,7 @@ export function generationsAt(bpffs: string): FoundGeneration[] {
     for (const program of own) orphans.delete(program);
     return { abi, live: own.length > 0 };
   });
-  return orphans.size > 0 ? [...found, { abi: UNPINNED, live: true }] : found;
+  return orphans.size > 0 ? [...found, { abi: UNKNOWN, live: true }] : found;
 }
 
 /** The layout of the tables that decide, when it is another than this build's. */

@@ -1,13 +1,10 @@
 /** Whether what is pinned at one of our paths is ours: other programs pin there too, by mistake or on purpose. */
-import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+import { CGROUP_LINK, CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfProgram } from "../kernel/object.ts";
 import { pinnedAt } from "../kernel/pinned.ts";
 import { maps as LAYOUTS } from "./layout.gen.ts";
 import type { MapName } from "./tables.ts";
-
-/** enum bpf_link_type. */
-const CGROUP_LINK = 3;
 
 /** The link, when it runs a program of kmesh's, of whatever version, at `hook`, or at any. The caller closes it. */
 export function ownLink(path: string, hook?: Hook): CgroupLink | undefined {

@@ -91,10 +91,23 @@ export function pinFaults(bpffs: string, filled = false): PinFault[] {
   ];
 }
 
-/** Ids of maps that have no pin, or another one in its place, as programs hold them: what can still be read. */
-export function heldTables(bpffs: string): Map<MapName, number> {
-  const holders = holdersAt(bpffs);
-  return new Map([...mapsOf(holders.all, KEPT_MAPS), ...mapsOf(holders.own, GENERATION_MAPS)]);
+/**
+ * The maps below `bpffs` for who only reads: as the programs have them, though pins be missing, else as they are pinned.
+ * The caller closes them. Throws KernelError.
+ */
+export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
+  const { all, own } = holdersAt(bpffs);
+  const maps = new Map<MapName, BpfMap>();
+  for (const [name, id] of [...mapsOf(all, KEPT_MAPS), ...mapsOf(own, GENERATION_MAPS)])
+    maps.set(name, BpfMap.fromId(id));
+  const generation = generationFolder(bpffs);
+  for (const name of [...KEPT_MAPS, ...GENERATION_MAPS]) {
+    if (maps.has(name)) continue;
+    const isKept = (KEPT_MAPS as readonly string[]).includes(name);
+    const map = ownTable(isKept ? keptPin(bpffs, name) : tablePin(generation, name), name);
+    if (map) maps.set(name, map);
+  }
+  return maps;
 }
 
 /**

@@ -35,7 +35,7 @@ export const KEPT_MAPS = [
   "service_names",
 ] as const;
 
-/** Those that no program uses: they tell which id means whom. */
+/** Of these, the ones that no program uses: who is who, for agents alone. */
 export const NAME_MAPS = ["name_lines", "cluster_names", "service_names"] as const;
 
 export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];

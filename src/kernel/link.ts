@@ -18,10 +18,13 @@ export const HOOKS = {
 
 export type Hook = keyof typeof HOOKS;
 
+/** enum bpf_link_type: what CgroupLink is about. */
+export const CGROUP_LINK = 3;
+
 export interface LinkInfo {
-  /** enum bpf_link_type; 3 hangs on a cgroup, and only then the rest is what it says. */
-  type: number;
   id: number;
+  /** enum bpf_link_type: of others than CGROUP_LINK the last two fields say nothing. */
+  type: number;
   programId: number;
   /** 0n once the link was detached or the cgroup removed: it does nothing any more, and never will. */
   cgroupId: bigint;
