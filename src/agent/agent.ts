@@ -17,6 +17,7 @@ import { shapeOf } from "./bond.ts";
 import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { ControlPlane } from "./control-plane.ts";
+import { damageOf } from "./damage.ts";
 import { formatExclude } from "./exclusion.ts";
 import { Grip } from "./grip.ts";
 import { asCandidate, asPredecessor, type Party } from "./handover-parties.ts";
@@ -247,6 +248,7 @@ export class Agent {
         "/status": () => ({
           agent: this.status(),
           kernel: this.#grip.datapath?.summarize() ?? summarizePinned(bpffs),
+          damage: damageOf(this.#config, this.#snapshots.trouble),
         }),
         "/dump/received": () => this.#controlPlane.received(),
         "/dump/model": () => this.#tables.mesh ?? null,
