@@ -3,7 +3,7 @@
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 import { explainDestination } from "../admin/explain.ts";
-import { AdminServer, BadRequest } from "../admin/server.ts";
+import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
 import { exemptSelfPinned } from "../datapath/enrolment.ts";
 import { inspectPinned, summarizePinned } from "../datapath/inspect.ts";
@@ -17,6 +17,7 @@ import { shapeOf } from "./bond.ts";
 import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { ControlPlane } from "./control-plane.ts";
+import { damageOf } from "./damage.ts";
 import { formatExclude } from "./exclusion.ts";
 import { Grip } from "./grip.ts";
 import { asCandidate, asPredecessor, type Party } from "./handover-parties.ts";
@@ -26,6 +27,7 @@ import type { Log } from "./log.ts";
 import { enrolledCgroups, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineAddresses } from "./machine-addresses.ts";
 import { machineId } from "./machine-id.ts";
+import { refuseUnknown } from "./manifest.ts";
 import { readOrder } from "./order.ts";
 import { type Differences, differences } from "./reload.ts";
 import { Reporter, tell } from "./reporter.ts";
@@ -100,6 +102,7 @@ export class Agent {
       moved: () => this.#end.resolve(executedAnew()),
     });
     makeFolders(config);
+    refuseUnknown(config.stateDir);
     ensureBpffs(config.bpffs);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     this.#tables = new LiveTables({
@@ -114,6 +117,7 @@ export class Agent {
       holds: () => this.#grip.datapath !== undefined,
       predecessor: () => asPredecessor(this.#party()),
       record: (entry) => this.#record(entry),
+      reload: () => void this.#audience.reload(),
       end: (why) => this.#end.resolve(why),
     });
   }
@@ -170,14 +174,11 @@ export class Agent {
 
   /**
    * Takes over what can change under running connections; the rest stays as it was until the next start.
-   * Throws ConfigError or KernelError, and all stays as it was.
+   * Throws ConfigError, KernelError or Conflict, and all stays as it was.
    */
   reload(config: Config): Differences {
     if (this.#restart.isUnderWay || !this.#grip.datapath)
-      throw new ConfigError(
-        "another agent is about to take over from this one",
-        "Reload that one: it has read the configuration at its start.",
-      );
+      throw new Conflict("another agent is about to take over: ask again when that has ended");
     const found = differences(this.#config, config);
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
@@ -186,6 +187,11 @@ export class Agent {
     this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#statusFile.write();
     return found;
+  }
+
+  /** Has whoever is the agent after a hand-over that is under way reload then. Gives false when none is. */
+  postponeReload(): boolean {
+    return this.#restart.postponeReload();
   }
 
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
@@ -242,6 +248,7 @@ export class Agent {
         "/status": () => ({
           agent: this.status(),
           kernel: this.#grip.datapath?.summarize() ?? summarizePinned(bpffs),
+          damage: damageOf(this.#config, this.#snapshots.trouble),
         }),
         "/dump/received": () => this.#controlPlane.received(),
         "/dump/model": () => this.#tables.mesh ?? null,
@@ -256,6 +263,8 @@ export class Agent {
   }
 
   #reloadByOrder(): string {
+    if (this.#restart.isUnderWay)
+      throw new Conflict("another agent is about to take over: ask again when that has ended");
     try {
       return this.#audience.reload();
     } catch (error) {
@@ -265,7 +274,15 @@ export class Agent {
 
   #started(): void {
     const { cause, from } = causeOfStart(readHistory(this.#config.stateDir));
-    this.#record({ kind: "start", ...(from ? { from } : {}), to: version, result: "done", cause });
+    const { unfinished } = this.#grip;
+    this.#record({
+      kind: "start",
+      ...(from ? { from } : {}),
+      to: version,
+      result: "done",
+      cause,
+      ...(unfinished ? { unfinished } : {}),
+    });
     const found = this.#grip.datapath?.takesOver ? "foreign" : this.#grip.adopted ? "own" : "nothing";
     this.#reporter.started(found, this.#config);
     this.#tables.begin();

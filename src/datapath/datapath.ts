@@ -10,6 +10,8 @@ import { type Inspection, inspectTables, type Summary, summarizeTables } from ".
 import { isOwnNetns } from "./older.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import { reconcileLive, tellReconciliation } from "./reconcile.ts";
+import { standingAt } from "./standing.ts";
+import type { Announce, GenerationName, Step } from "./step.ts";
 import type { Tables } from "./tables.ts";
 import { type Totals, totalsOf } from "./totals.ts";
 
@@ -35,6 +37,8 @@ export interface DatapathOptions extends Governed {
    * counts are put right at the start. Absent: neither.
    */
   upkeep?: number;
+  /** Hears of each step between two generations before it is taken. */
+  announce?: Announce;
   log(line: string): void;
 }
 
@@ -75,11 +79,16 @@ export class Datapath {
    * what was pinned before keeps working.
    */
   static open(options: DatapathOptions): Datapath {
-    const generation = Generation.open(options.bpffs);
+    const generation = Generation.open(options.bpffs, options.announce);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
     return new Datapath(options, generation);
+  }
+
+  /** What these tables and programs are called beside those of other versions. */
+  get name(): GenerationName {
+    return this.#generation.name;
   }
 
   /** True when tables from an earlier start were found and are in use. */
@@ -112,8 +121,13 @@ export class Datapath {
 
   /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
   removeKept(layout: string): void {
-    this.#generation.removeOther(layout);
+    this.#removeOther(layout);
     this.#untidy = true;
+  }
+
+  /** Removes what a flip to these programs left that was cut short behind its last hook. Before that it does nothing. */
+  finishFlip(): void {
+    this.#generation.finishFlip();
   }
 
   /**
@@ -144,6 +158,7 @@ export class Datapath {
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
   apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
+    if (!this.#attached) this.#announce("fill");
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
     const relinked = this.#attached ? 0 : this.#attach(mesh);
@@ -257,17 +272,34 @@ export class Datapath {
     const [before, ...older] = generation.otherLayouts;
     const { takesOver } = this;
     if (takesOver) govern(generation.tables, this.#governed);
+    this.#announce("flip");
     const hooks = generation.attach(cgroup2Root());
     this.#attached = true;
+    this.#options.announce?.(undefined);
     if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
     if (takesOver) {
       this.#options.log(`took over from the tables of another version, layout ${before}; they are kept`);
-      for (const layout of older) generation.removeOther(layout);
+      for (const layout of older) this.#removeOther(layout);
       // What the other one still needed until now.
       this.#write(mesh, { everything: true });
     }
-    generation.removeOldPrograms();
     return hooks.length;
+  }
+
+  #removeOther(layout: string): void {
+    this.#options.announce?.({ name: "remove", from: { abi: layout } });
+    this.#generation.removeOther(layout);
+    this.#options.announce?.(undefined);
+  }
+
+  /** A step towards governing. */
+  #announce(name: Step["name"]): void {
+    const { announce, bpffs } = this.#options;
+    if (!announce) return;
+    // In the middle of a flip that is taken up again, what governed before it.
+    const { abi, code } = this.#generation.name;
+    const from = standingAt(bpffs).live.find((each) => each.abi !== abi || each.code !== code);
+    announce({ name, ...(from ? { from } : {}), to: this.#generation.name });
   }
 }
 

@@ -29,6 +29,8 @@ import {
   tablePin,
   unfinished,
 } from "./pins.ts";
+import { standingAt } from "./standing.ts";
+import type { Announce, GenerationName } from "./step.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
 
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
@@ -62,11 +64,11 @@ export class Generation {
 
   /**
    * Adopts what is pinned below `bpffs`, or builds and pins an empty generation, beside those of other layouts when there
-   * are any; attaches nothing. What an earlier start left half built is removed.
+   * are any; attaches nothing. What an earlier start left half built is removed. `announce` hears of it before it builds.
    * Throws KernelError, and an Error that names the pin which is missing or is none of ours; what was pinned before stays
    * as it was.
    */
-  static open(bpffs: string): Generation {
+  static open(bpffs: string, announce: Announce = () => {}): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
     const found = generationsAt(bpffs);
@@ -79,8 +81,16 @@ export class Generation {
     if (adopted) complete(maps);
     else if (others.length > 0) complete(maps, KEPT_MAPS);
     const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
-    const programs = pinned ?? build(bpffs, images, maps, code, adopted);
+    if (pinned) return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code, others);
+    const [from] = standingAt(bpffs).live;
+    announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code } });
+    const programs = build(bpffs, images, maps, code, adopted);
+    announce(undefined);
     return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code, others);
+  }
+
+  get name(): GenerationName {
+    return { abi: ABI_ID, code: this.code };
   }
 
   /** What generations of other layouts there are beside this one. */
@@ -154,15 +164,22 @@ export class Generation {
     });
     faultPoint("flip.hooks");
     this.#others = this.#others.map(({ abi }) => ({ abi, live: false }));
-    for (const name of readdirSync(folder)) if (!isOurs(name)) unpin(join(folder, name));
+    this.#removeRest();
     return changed;
   }
 
-  /** Unpins programs over the same tables that no hook runs any more. */
-  removeOldPrograms(): void {
+  /** After a flip that may have broken off behind its last hook: removes what it had not removed yet. */
+  finishFlip(): void {
+    if (this.attached) this.#removeRest();
+  }
+
+  /** Hooks that only another version has end; programs over the same tables that no hook runs any more are unpinned. */
+  #removeRest(): void {
+    const links = join(this.#bpffs, "links");
+    for (const name of readdirSync(links)) if (!isOurs(name)) unpin(join(links, name));
     faultPoint("remove.programs");
-    const folder = join(generationFolder(this.#bpffs), "programs");
-    for (const name of completeFolders(folder)) if (name !== this.code) unpin(join(folder, name));
+    const programs = join(generationFolder(this.#bpffs), "programs");
+    for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
   }
 
   /** Lets go of descriptors; nothing is unpinned or detached. */
