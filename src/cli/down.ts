@@ -1,4 +1,5 @@
-import { type Folders, readFolders, sourcesOf } from "../agent/config.ts";
+import { type Folders, readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
@@ -14,7 +15,7 @@ export const down = command({
     const folders = readFolders(sourcesOf(flags, process.env));
     requireRoot("kmesh down");
     const found = await standing(folders);
-    if (found.pins === 0 && found.agent === undefined && !found.snapshot) {
+    if (found.pins === 0 && found.agent === undefined && !found.snapshot && !found.manifest) {
       if (format === "json") printJson({ stopped: null, removed: [], snapshot: false });
       else print(`Nothing to do: nothing is pinned in ${folders.bpffs}, and no agent runs.`);
       return EXIT.done;

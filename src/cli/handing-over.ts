@@ -1,9 +1,10 @@
 /** Has the agent hand over to a successor and tells how it goes: what `restart`, `upgrade` and `rollback` share. */
 import { AdminError, askAgent, orderAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import type { Folders, Setting } from "../agent/config.ts";
+import type { Folders } from "../agent/config.ts";
 import type { Proof } from "../agent/handover.ts";
 import type { Order } from "../agent/order.ts";
+import type { Setting } from "../agent/settings.ts";
 import { type Arguments, UsageError } from "./arguments.ts";
 import { textFlag } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
@@ -22,6 +23,17 @@ export const TIMEOUT_FLAG: Record<string, Setting> = {
     fallback: "60",
   },
 };
+
+/** The agent is from before there were hand-overs. */
+export class CannotHandOver extends Failure {
+  constructor() {
+    super(
+      EXIT.failed,
+      "the agent that runs is of a version that can't hand over",
+      "Restart it once without --graceful: connections go on meanwhile.",
+    );
+  }
+}
 
 /** Milliseconds. Throws UsageError. */
 export function timeoutOf(flags: Arguments["flags"]): number {
@@ -128,12 +140,7 @@ function explain(error: unknown, kind: string): unknown {
   if (error instanceof Failure) return error;
   if (error instanceof AdminError) {
     // A word for an agent from before there were hand-overs.
-    if (error.status === 404)
-      return new Failure(
-        EXIT.failed,
-        "the agent that runs is of a version that can't hand over",
-        "Restart it once without --graceful: connections go on meanwhile.",
-      );
+    if (error.status === 404) return new CannotHandOver();
     return new Failure(
       error.status === 409 ? EXIT.busy : EXIT.failed,
       `no ${kind}: ${error.message}`,

@@ -1,17 +1,12 @@
 import type { AgentStatus } from "../admin/status.ts";
 import type { Agent } from "../agent/agent.ts";
-import {
-  type Config,
-  ConfigError,
-  type Flags,
-  readConfig,
-  SETTINGS,
-  sourcesOf,
-  unknownVariables,
-} from "../agent/config.ts";
+import { type Config, readConfig } from "../agent/config.ts";
+import { ConfigError } from "../agent/config-error.ts";
 import { INVITATION } from "../agent/invitation.ts";
 import type { Log } from "../agent/log.ts";
 import { tellReload } from "../agent/reload.ts";
+import { SETTINGS, unknownVariables } from "../agent/settings.ts";
+import { type Flags, sourcesOf } from "../agent/sources.ts";
 import type { Succession } from "../agent/succession.ts";
 import { execSelf } from "../kernel/process.ts";
 import { version } from "../runtime/version.ts";
@@ -57,15 +52,23 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
-  const [{ Agent }, { Conflict }, { openLog }, { LockHeld }, { ServiceNotifier }, { tellInOneLine }] =
-    await Promise.all([
-      import("../agent/agent.ts"),
-      import("../admin/server.ts"),
-      import("../agent/log.ts"),
-      import("../kernel/lock.ts"),
-      import("../agent/notify.ts"),
-      import("../agent/reporter.ts"),
-    ]);
+  const [
+    { Agent },
+    { Conflict },
+    { openLog },
+    { LockHeld },
+    { ServiceNotifier },
+    { tellInOneLine },
+    { UnknownManifest },
+  ] = await Promise.all([
+    import("../agent/agent.ts"),
+    import("../admin/server.ts"),
+    import("../agent/log.ts"),
+    import("../kernel/lock.ts"),
+    import("../agent/notify.ts"),
+    import("../agent/reporter.ts"),
+    import("../agent/manifest.ts"),
+  ]);
   const log = openLog(config.logLevel);
   const service = new ServiceNotifier(process.env, (line) => log.warn(line));
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
@@ -105,6 +108,10 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       }
     };
     reloads(() => {
+      if (agent.postponeReload()) {
+        log.info("The configuration is read again when the hand-over that is under way has ended");
+        return;
+      }
       try {
         reloadNow();
       } catch {
@@ -126,6 +133,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
     }
     return EXIT.done;
   } catch (error) {
+    if (error instanceof UnknownManifest) throw new Failure(EXIT.unknownState, error.message, error.next);
     if (!(error instanceof LockHeld)) throw error;
     throw new Failure(
       EXIT.alreadyRunning,

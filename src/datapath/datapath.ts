@@ -4,12 +4,15 @@ import { monotonic } from "../kernel/clock.ts";
 import type { Hook } from "../kernel/link.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import { type Damage, tellFaults } from "./damage.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { isOwnNetns } from "./older.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import { reconcileLive, tellReconciliation } from "./reconcile.ts";
+import { standingAt } from "./standing.ts";
+import type { Announce, GenerationName, Step } from "./step.ts";
 import type { Tables } from "./tables.ts";
 import { type Totals, totalsOf } from "./totals.ts";
 
@@ -35,6 +38,8 @@ export interface DatapathOptions extends Governed {
    * counts are put right at the start. Absent: neither.
    */
   upkeep?: number;
+  /** Hears of each step between two generations before it is taken. */
+  announce?: Announce;
   log(line: string): void;
 }
 
@@ -43,12 +48,14 @@ export class Datapath {
   /** What holds from the moment on at which connections read this generation. */
   #governed: Governed;
   readonly #generation: Generation;
-  /** Absent after a write that failed halfway. */
+  /** Absent until the tables that were found are read, and after a write that failed halfway. */
   #publisher: Publisher | undefined;
   #attached: boolean;
   /** There is more to be removed than a push will say. */
   #untidy = false;
   #upkeep: ReturnType<typeof setInterval> | undefined;
+  /** Set until live counts are compared with the sockets: whether sock_release had been gone. */
+  #uncompared: boolean | undefined;
   #closed = false;
   /** What upkeep could not do, told once. */
   #trouble = "";
@@ -59,13 +66,11 @@ export class Datapath {
     this.#generation = generation;
     const lost = generation.others !== "live" && generation.live ? this.#relink() : [];
     this.#attached = generation.attached;
-    // What an earlier agent unpublished last may still be read.
-    if (generation.adopted) membarrier();
-    this.#publisher = this.#publish();
+    if (!generation.adopted) this.#publisher = this.#publish();
     if (options.upkeep === undefined) return;
     this.#upkeep = setInterval(() => this.#lookAfter(), options.upkeep);
     this.#upkeep.unref?.();
-    if (generation.adopted) void this.#reconcile(lost.includes("sock_release"));
+    if (generation.adopted) this.#uncompared = lost.includes("sock_release");
   }
 
   /**
@@ -75,11 +80,16 @@ export class Datapath {
    * what was pinned before keeps working.
    */
   static open(options: DatapathOptions): Datapath {
-    const generation = Generation.open(options.bpffs);
+    const generation = Generation.open(options.bpffs, options.announce, options.log);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
     return new Datapath(options, generation);
+  }
+
+  /** What these tables and programs are called beside those of other versions. */
+  get name(): GenerationName {
+    return this.#generation.name;
   }
 
   /** True when tables from an earlier start were found and are in use. */
@@ -112,8 +122,13 @@ export class Datapath {
 
   /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
   removeKept(layout: string): void {
-    this.#generation.removeOther(layout);
+    this.#removeOther(layout);
     this.#untidy = true;
+  }
+
+  /** Removes what a flip to these programs left that was cut short behind its last hook. Before that it does nothing. */
+  finishFlip(): void {
+    this.#generation.finishFlip();
   }
 
   /**
@@ -123,6 +138,14 @@ export class Datapath {
   govern(governed: Governed): void {
     if (!this.takesOver) govern(this.#generation.tables, governed);
     this.#governed = governed;
+  }
+
+  /**
+   * Reads the tables that were found, unless that is done. The first `apply` does it otherwise: call this when nothing
+   * waits. Throws KernelError or RangeError for tables that can't be read.
+   */
+  readBack(): void {
+    this.#publisher ??= this.#readBack();
   }
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
@@ -136,9 +159,12 @@ export class Datapath {
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
   apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
+    if (!this.#attached) this.#announce("fill");
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
     const relinked = this.#attached ? 0 : this.#attach(mesh);
+    // Not before: it takes a while, and nobody waits for it.
+    if (this.#uncompared !== undefined) setTimeout(() => this.#compareOnce(), 0);
     return { ...report, relinked };
   }
 
@@ -164,6 +190,23 @@ export class Datapath {
     return summarizeTables(this.#options.bpffs, this.#generation.tables);
   }
 
+  /** What somebody did to the pins, as far as it is not put right yet. */
+  damage(): Damage[] {
+    const { bpffs } = this.#options;
+    const faults = this.#generation.pinFaults(this.#attached);
+    const trouble =
+      this.#trouble === ""
+        ? []
+        : [
+            {
+              what: this.#trouble,
+              consequence: "it stays as it is",
+              cure: "what it says; the agent tries again every 5 s",
+            },
+          ];
+    return [...tellFaults(bpffs, faults), ...trouble];
+  }
+
   /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
   close(): void {
     clearInterval(this.#upkeep);
@@ -185,8 +228,9 @@ export class Datapath {
     }
   }
 
-  /** Takes over what the publisher before wrote, as another start would. */
+  /** Takes over what a publisher before wrote, this agent's or another's. */
   #readBack(): Publisher {
+    // What it unpublished last may still be read.
     membarrier();
     this.#generation.tables.reread();
     return this.#publish();
@@ -205,13 +249,32 @@ export class Datapath {
   }
 
   #lookAfter(): void {
-    if (!this.#attached) return;
-    try {
-      if (this.#relink().includes("sock_release")) void this.#reconcile(true);
-      this.#trouble = "";
-    } catch (error) {
-      this.#complain(`hooks are detached and can't be attached again: ${textOf(error)}. Trying on`);
-    }
+    this.#compareOnce();
+    const troubles: string[] = [];
+    const attempt = (step: () => void) => {
+      try {
+        step();
+      } catch (error) {
+        troubles.push(textOf(error));
+      }
+    };
+    attempt(() => {
+      const { done, failed } = this.#generation.repin();
+      for (const line of done) this.#options.log(line);
+      troubles.push(...failed);
+    });
+    attempt(() => {
+      if (this.#attached && this.#relink().includes("sock_release")) void this.#reconcile(true);
+    });
+    if (troubles.length === 0) this.#trouble = "";
+    else
+      this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
+  }
+
+  #compareOnce(): void {
+    const damaged = this.#uncompared;
+    this.#uncompared = undefined;
+    if (damaged !== undefined && !this.#closed) void this.#reconcile(damaged);
   }
 
   /** Puts live counts right. `damaged`: sock_release was gone, so that ends of connections were missed. */
@@ -239,17 +302,34 @@ export class Datapath {
     const [before, ...older] = generation.otherLayouts;
     const { takesOver } = this;
     if (takesOver) govern(generation.tables, this.#governed);
+    this.#announce("flip");
     const hooks = generation.attach(cgroup2Root());
     this.#attached = true;
+    this.#options.announce?.(undefined);
     if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
     if (takesOver) {
       this.#options.log(`took over from the tables of another version, layout ${before}; they are kept`);
-      for (const layout of older) generation.removeOther(layout);
+      for (const layout of older) this.#removeOther(layout);
       // What the other one still needed until now.
       this.#write(mesh, { everything: true });
     }
-    generation.removeOldPrograms();
     return hooks.length;
+  }
+
+  #removeOther(layout: string): void {
+    this.#options.announce?.({ name: "remove", from: { abi: layout } });
+    this.#generation.removeOther(layout);
+    this.#options.announce?.(undefined);
+  }
+
+  /** A step towards governing. */
+  #announce(name: Step["name"]): void {
+    const { announce, bpffs } = this.#options;
+    if (!announce) return;
+    // In the middle of a flip that is taken up again, what governed before it.
+    const { abi, code } = this.#generation.name;
+    const from = standingAt(bpffs).live.find((each) => each.abi !== abi || each.code !== code);
+    announce({ name, ...(from ? { from } : {}), to: this.#generation.name });
   }
 }
 

@@ -2,13 +2,13 @@
  * The generations that lie side by side: each version of kmesh whose tables look different has one of its own. The live
  * one is the one that the hooks' programs read.
  */
-import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { unpin } from "../kernel/bpffs.ts";
-import { CgroupLink, type Hook, type LinkInfo } from "../kernel/link.ts";
-import { BpfMap } from "../kernel/maps.ts";
+import { listPins, unpin } from "../kernel/bpffs.ts";
+import type { CgroupLink, Hook, LinkInfo } from "../kernel/link.ts";
 import { BpfProgram } from "../kernel/object.ts";
+import { pinnedAt } from "../kernel/pinned.ts";
 import { ABI_ID } from "./layout.gen.ts";
+import { ownLink } from "./ownership.ts";
 import { completeFolders, generationFolder, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
 
 export interface FoundGeneration {
@@ -32,10 +32,22 @@ export class ForeignGeneration extends Error {
   }
 }
 
-/** The complete generations below `bpffs`. Throws KernelError. */
+/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
+export const UNKNOWN = "unknown";
+
+/**
+ * The complete generations below `bpffs`, and UNKNOWN if connections are decided by tables of which no pin is left.
+ * Throws KernelError.
+ */
 export function generationsAt(bpffs: string): FoundGeneration[] {
-  const used = new Set((["connect4", "connect6"] as const).flatMap((hook) => mapsOf(bpffs, hook)));
-  return completeFolders(join(bpffs, "gen")).map((abi) => ({ abi, live: used.has(settingsId(bpffs, abi)) }));
+  const running = (["connect4", "connect6"] as const).flatMap((hook) => runningProgram(bpffs, hook) ?? []);
+  const orphans = new Set(running);
+  const found = completeFolders(join(bpffs, "gen")).map((abi): FoundGeneration => {
+    const own = running.filter((program) => belongsTo(bpffs, abi, program));
+    for (const program of own) orphans.delete(program);
+    return { abi, live: own.length > 0 };
+  });
+  return orphans.size > 0 ? [...found, { abi: UNKNOWN, live: true }] : found;
 }
 
 /** The layout of the tables that decide, when it is another than this build's. */
@@ -65,25 +77,38 @@ export function isAlive(link: LinkInfo): boolean {
   return link.cgroupId !== 0n;
 }
 
-/** The link of a hook, or undefined when there is none. The caller closes it. */
+/** The link of a hook, of whatever version; undefined when there is none, or none of kmesh's. The caller closes it. */
 export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
-  const path = linkPin(bpffs, hook);
-  return existsSync(path) ? CgroupLink.fromPin(path) : undefined;
+  return ownLink(linkPin(bpffs, hook), hook);
 }
 
-/** Ids of the maps that the hook's program uses; [] when nothing runs there. */
-function mapsOf(bpffs: string, hook: Hook): number[] {
+/** A loaded program, by the kernel's numbers. */
+export interface ProgramIds {
+  id: number;
+  /** Of the maps that it uses. */
+  maps: number[];
+}
+
+/** Undefined when nothing of kmesh's runs at the hook. */
+export function runningProgram(bpffs: string, hook: Hook): ProgramIds | undefined {
   using link = pinnedLink(bpffs, hook);
   const info = link?.info();
-  if (!info || !isAlive(info)) return [];
+  if (!info || !isAlive(info)) return undefined;
   using program = BpfProgram.fromId(info.programId);
-  return program.mapIds();
+  return { id: program.info.id, maps: program.mapIds() };
 }
 
-/** Every layout has this map: its programs are known by it. */
-function settingsId(bpffs: string, abi: string): number {
-  const path = tablePin(generationFolder(bpffs, abi), "settings");
-  if (!existsSync(path)) return 0;
-  using map = BpfMap.fromPin(path);
-  return map.info.id;
+/** Whether a program reads the tables of that layout: known by any of their pins, or by its own. */
+export function belongsTo(bpffs: string, abi: string, { id, maps }: ProgramIds): boolean {
+  const folder = generationFolder(bpffs, abi);
+  // Every layout has the first.
+  return [
+    tablePin(folder, "settings"),
+    ...listPins(join(folder, "tables")),
+    ...listPins(join(folder, "programs")),
+  ].some((path) => {
+    const pinned = pinnedAt(path);
+    if (pinned?.kind === "map") return maps.includes(pinned.id);
+    return pinned?.kind === "program" && pinned.id === id;
+  });
 }

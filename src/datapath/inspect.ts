@@ -1,12 +1,12 @@
 /** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
 
 import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
-import { KernelError } from "../kernel/error.ts";
-import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+import type { Hook } from "../kernel/link.ts";
+import { BpfMap, FLAG } from "../kernel/maps.ts";
 
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
@@ -15,12 +15,14 @@ import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
 import { enrolledIds, enrolledUnits } from "./enrolment.ts";
-import { complete, pinnedMaps } from "./generation.ts";
+import { complete } from "./generation.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
-import { HOOK_ORDER, linkPin } from "./pins.ts";
-import { Tables } from "./tables.ts";
+import { ownLink } from "./ownership.ts";
+import { readableMaps } from "./pin-faults.ts";
+import { ASIDE, HOOK_ORDER, linkPin } from "./pins.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
 import { findUnits, type UnitState } from "./unit.ts";
 
@@ -140,7 +142,7 @@ export class NothingPinned extends Error {
 export function openPinned(bpffs: string): Tables {
   const foreign = foreignGovernor(bpffs);
   if (foreign !== undefined) throw new ForeignGeneration(bpffs, foreign);
-  const maps = pinnedMaps(bpffs);
+  const maps = readableMaps(bpffs);
   if (maps.size === 0) throw new NothingPinned(bpffs);
   return new Tables(complete(maps));
 }
@@ -150,31 +152,75 @@ export function inspectPinned(bpffs: string): Inspection {
   return readPinned(bpffs, inspectTables);
 }
 
-/** The same without the long lists; of another version's tables what all versions share. */
+/**
+ * The same without the long lists; of another version's tables what all versions share, and of damaged ones what is left.
+ * Throws NothingPinned and KernelError.
+ */
 export function summarizePinned(bpffs: string): Summary {
   const foreign = foreignGovernor(bpffs);
-  return foreign === undefined ? readPinned(bpffs, summarizeTables) : summarizeKept(bpffs, foreign);
+  const maps = readableMaps(bpffs);
+  if (maps.size === 0) throw new NothingPinned(bpffs);
+  const nameless = NAME_MAPS.filter((name) => !maps.has(name));
+  for (const name of nameless) maps.set(name, standIn(name));
+  if (foreign !== undefined) return summarizeKept(bpffs, foreign, maps);
+  const missing = [...GENERATION_MAPS, ...KEPT_MAPS].some((name) => !maps.has(name));
+  if (missing) return summarizeKept(bpffs, undefined, maps);
+  const tables = new Tables(complete(maps));
+  try {
+    const summary = summarizeTables(bpffs, tables);
+    return nameless.length > 0 ? { ...summary, services: namelessCounters(tables.serviceCounts) } : summary;
+  } finally {
+    tables.close();
+  }
 }
 
-function summarizeKept(bpffs: string, foreign: string): Summary {
-  const maps = complete(pinnedMaps(bpffs), ["service_names", "name_lines", "service_counts"]);
+/** Takes the maps over. */
+function summarizeKept(bpffs: string, foreign: string | undefined, maps: Map<MapName, BpfMap>): Summary {
+  const base: Summary = {
+    bpffs,
+    abi: layout.ABI_ID,
+    ...(foreign === undefined ? {} : { foreign }),
+    hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
+    services: [],
+    tables: [],
+  };
+  const { service_names, name_lines, service_counts } = Object.fromEntries(maps) as Partial<Maps>;
   try {
+    if (!service_names || !name_lines || !service_counts) return base;
     const names = readNames(
-      new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size),
-      new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size),
+      new ChunkedTable(service_names, "svc_names", layout.name_ref.size),
+      new ChunkedTable(name_lines, "name_lines", layout.name_line.size),
     );
-    const counts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
-    return {
-      bpffs,
-      abi: layout.ABI_ID,
-      foreign,
-      hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
-      services: countersOf(counts, byId(names)),
-      tables: [],
-    };
+    const counts = new ChunkedTable(service_counts, "svc_counts", layout.service_counters.size);
+    return { ...base, services: countersOf(counts, byId(names)) };
   } finally {
-    for (const map of Object.values(maps)) map.close();
+    for (const map of maps.values()) map.close();
   }
+}
+
+/** An empty table of names in the place of one that is lost, for who only reads. */
+function standIn(name: MapName): BpfMap {
+  const { type, keySize, valueSize, maxEntries } = layout.maps[name];
+  const flags = FLAG.mmapable | FLAG.innerMap;
+  using inner = BpfMap.create({
+    name: "empty",
+    type: "array",
+    keySize: 4,
+    valueSize: 8,
+    maxEntries: 1,
+    flags,
+  });
+  return BpfMap.create({ name, type, keySize, valueSize, maxEntries, inner });
+}
+
+/** Services whose names are lost, as far as they were connected to. */
+function namelessCounters(counts: ChunkedTable): ServiceCounters[] {
+  const names = new Map<number, string>();
+  for (let id = 1; id < counts.capacity; id++) names.set(id, `service ${id}, whose name is lost`);
+  return countersOf(counts, names).filter(
+    ({ service, refused, ...numbers }) =>
+      service === "" || Object.keys(refused).length > 0 || Object.values(numbers).some((count) => count > 0),
+  );
 }
 
 function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T): T {
@@ -187,23 +233,26 @@ function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T
 }
 
 /**
- * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too: the decision of
- * `kmesh down`. Links go first, those that decide before those that read.
+ * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/,
+ * which is somebody else's: the decision of `kmesh down`. Links go first, those that decide before those that read.
  */
 export function removePinned(bpffs: string): { removed: string[] } {
   if (!existsSync(bpffs)) return { removed: [] };
-  const removed = listPins(bpffs);
+  const removed = ownPins(bpffs);
   for (const path of linkPins(bpffs)) {
-    using link = CgroupLink.fromPin(path);
-    try {
-      link.detach();
-    } catch (error) {
-      // Somebody pinned something else there: it goes with its pin.
-      if (!(error instanceof KernelError && error.code === "EINVAL")) throw error;
-    }
+    // Somebody pinned something else there: it goes with its pin.
+    using link = ownLink(path);
+    link?.detach();
   }
-  unpin(bpffs);
+  for (const name of readdirSync(bpffs)) if (name !== ASIDE) unpin(join(bpffs, name));
+  if (listPins(bpffs).length === 0) unpin(bpffs);
   return { removed };
+}
+
+/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. */
+export function ownPins(bpffs: string): string[] {
+  const others = listPins(join(bpffs, ASIDE));
+  return listPins(bpffs).filter((path) => !others.includes(path));
 }
 
 /** Pinned links of whatever version, those of hooks that this one does not know first. */
@@ -413,7 +462,7 @@ function hookState(bpffs: string, hook: Hook): HookState {
   if (!link) return { hook, attached: false };
   const info = link.info();
   link.close();
-  return { hook, attached: isAlive(info) && info.attachType === HOOKS[hook], programId: info.programId };
+  return { hook, attached: isAlive(info), programId: info.programId };
 }
 
 function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["settings"]> {

@@ -1,5 +1,5 @@
 /** The file system in which maps, programs and links stay when no process holds them. */
-import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
@@ -46,9 +46,9 @@ export function unpin(path: string): void {
   rmSync(path, { recursive: true, force: true });
 }
 
-/** The paths of everything pinned below a folder, sorted; [] when the folder is missing. */
+/** The paths of everything pinned below a folder, sorted; [] when there is no such folder. */
 export function listPins(folder: string): string[] {
-  if (!existsSync(folder)) return [];
+  if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
   const pins: string[] = [];
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
     const path = join(folder, entry.name);
