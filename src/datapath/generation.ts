@@ -23,7 +23,15 @@ import {
 } from "./generations.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownLink, ownProgram, ownTable } from "./ownership.ts";
-import { faultOf, folderFaults, type Held, type PinFault, pinFaults, repairPins } from "./pin-faults.ts";
+import {
+  faultOf,
+  folderFaults,
+  type Held,
+  heldNames,
+  type PinFault,
+  pinFaults,
+  repairPins,
+} from "./pin-faults.ts";
 import {
   completeFolders,
   generationFolder,
@@ -101,7 +109,7 @@ export class Generation {
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
-    else if (others.length > 0) complete(maps, KEPT_MAPS);
+    else if (others.length > 0) complete(maps, knownBefore(bpffs));
     if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
     const pinned = pinnedPrograms(programFolder(folder, code));
@@ -328,6 +336,19 @@ export function complete(
     );
   }
   return Object.fromEntries(maps) as Maps;
+}
+
+/**
+ * The kept maps that versions beside this one use: those that their programs hold, and the names, which every version has
+ * had. One that a later version brings is made beside them; one that somebody else uses never is.
+ */
+function knownBefore(bpffs: string): MapName[] {
+  const held = heldNames(bpffs);
+  return KEPT_MAPS.filter((name) => isName(name) || held.has(name));
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
 }
 
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
