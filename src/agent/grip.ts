@@ -12,6 +12,7 @@ import type { Folders } from "./config.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
+import { makeFolders } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
 import { Manifest } from "./manifest.ts";
 import { recover } from "./recovery.ts";
@@ -31,6 +32,8 @@ export interface GripOptions {
   log: Log;
   /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
   isCurrent(): boolean;
+  /** These folders were lost, with all that was in them. */
+  remade(paths: string[]): void;
 }
 
 interface Held {
@@ -48,6 +51,9 @@ export class Grip {
   #unfinished: string | undefined;
   #before: AgentStatus | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
+  #foldersTimer: ReturnType<typeof setInterval> | undefined;
+  /** Told once. */
+  #trouble = "";
 
   /** Holds nothing yet. */
   constructor(options: GripOptions) {
@@ -104,6 +110,7 @@ export class Grip {
       const since = manifest.account.kept?.since;
       kept.watch(since === undefined ? undefined : Date.parse(since));
       this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
+      this.#foldersTimer = setInterval(() => this.#keepFolders(), UPKEEP);
     } catch (error) {
       if (this.#held) this.letGo();
       else locks.release();
@@ -128,6 +135,7 @@ export class Grip {
   /** Programs, tables and links stay pinned: connections go on as they are. */
   letGo(): void {
     clearInterval(this.#currentTimer);
+    clearInterval(this.#foldersTimer);
     this.#held?.kept.stop();
     this.#held?.datapath.close();
     this.#held?.locks.release();
@@ -153,6 +161,25 @@ export class Grip {
     const report = held.datapath.apply(mesh, changes);
     if (takesOver) held.kept.watch();
     return report;
+  }
+
+  /** Folders that somebody removed are made and locked again: another agent could start with them. */
+  #keepFolders(): void {
+    const { folders, log, remade } = this.#options;
+    if (!this.#held) return;
+    try {
+      makeFolders(folders);
+      const paths = this.#held.locks.renew();
+      for (const path of paths)
+        log.warn(`${path} was removed under this agent; it is there and locked again`);
+      if (paths.length > 0) remade(paths);
+      this.#trouble = "";
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      const both = error instanceof LockHeld ? ", while this agent runs with it, too: stop one of them" : "";
+      if (text !== this.#trouble) log.error(text + both);
+      this.#trouble = text;
+    }
   }
 
   #keepCurrent(): void {

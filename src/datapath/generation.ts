@@ -369,10 +369,22 @@ function removeWhole(folder: string): void {
 
 /** Mounts a bpffs where somebody has unmounted it, if all processes see it then. Throws an Error with what to do. */
 function requireBpffs(bpffs: string): void {
-  const isEverywhere = () => readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
-  if (!isOnBpffs(bpffs) && !isEverywhere())
-    throw new Error(`no bpffs is mounted at ${bpffs} any more. Mount it: mount -t bpf bpf ${BPFFS}`);
+  if (!isOnBpffs(bpffs) && !(isBelow(bpffs, BPFFS) && seesAllMounts()))
+    throw new Error(`no bpffs is mounted any more where ${bpffs} was. Mount it: mount -t bpf bpf FOLDER`);
   ensureBpffs(bpffs);
+}
+
+function isBelow(path: string, folder: string): boolean {
+  return path === folder || path.startsWith(`${folder}/`);
+}
+
+/** Whether this process's mounts are the machine's, and no sandbox's. */
+function seesAllMounts(): boolean {
+  try {
+    return readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
+  } catch {
+    return false;
+  }
 }
 
 /**
