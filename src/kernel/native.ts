@@ -30,6 +30,10 @@ const TABLE = {
   kmesh_place_inner: ["i32", "buffer", "u32"],
   kmesh_test_run: ["i32", "i32", "buffer", "u32", "i32", "buffer", "buffer"],
   kmesh_program_maps: ["i32", "i32", "buffer", "u32"],
+  kmesh_probe_start: ["i32", "i32", "buffer"],
+  kmesh_probe_order: ["i32", "i32", "buffer", "buffer"],
+  kmesh_probe_end: ["void", "i32", "i32"],
+  kmesh_listen_loopback: ["i32", "i32", "buffer"],
   kmesh_log_take: ["u32", "buffer", "u32"],
 
   bpf_map_lookup_elem: ["i32", "i32", "buffer", "buffer"],
