@@ -157,7 +157,7 @@ export class BenchMesh {
   }
 
   /** The agent's own status, by its admin socket; undefined when nobody answers. */
-  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "stream" | "tables"> | undefined> {
+  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "adopted" | "stream" | "tables"> | undefined> {
     try {
       const response = await fetch("http://localhost/agent", {
         unix: adminSocket(join(this.folder, "run")),
@@ -215,12 +215,12 @@ export class BenchMesh {
   }
 }
 
-/** Compiles a C program that lies beside this file; gives its path in a folder that the caller removes. */
-export async function compileC(name: string, folder: string): Promise<string> {
+/** Compiles a C program that lies in `home`; gives its path in a folder that the caller removes. */
+export async function compileC(name: string, folder: string, home = import.meta.dirname): Promise<string> {
   const program = join(folder, name);
   const compiler = ["cc", "gcc", "clang"].find((tool) => Bun.which(tool) !== null);
   if (compiler === undefined)
     return giveUp("a C compiler is missing. Next: apt-get install --no-install-recommends clang");
-  await output([compiler, "-O2", "-Wall", "-o", program, join(import.meta.dirname, `${name}.c`)]);
+  await output([compiler, "-O2", "-Wall", "-o", program, join(home, `${name}.c`)]);
   return program;
 }

@@ -15,15 +15,18 @@
 #include "include/keep.h"
 #include "include/live.h"
 #include "include/tables.h"
+#include "include/enrolment.h"
 #include "include/verdict.h"
+#include "include/walk.h"
 
 #ifndef IPPROTO_MPTCP
 #define IPPROTO_MPTCP 262
 #endif
 
 #define NSEC_PER_TICK 10000000 /* USER_HZ is 100 on every architecture */
-#define MAX_CGROUP_LEVELS 16
 #define FINGERPRINT_RETRIES 4
+/* Slots that are tried to find an endpoint that is not ejected. Runs no longer than that are searched whole. */
+#define EJECTION_RETRIES 32
 
 #define PROCEED 1
 #define DENY 0
@@ -42,7 +45,9 @@ struct decision {
 	__u32 service;
 	__u32 cluster;
 	__u32 endpoint_id;
+	__u64 now; /* CLOCK_MONOTONIC */
 	struct endpoint *endpoint;
+	struct cluster_load *load; /* of the cluster that serves */
 };
 
 static __always_inline bool is_mapped(const struct address *address)
@@ -80,23 +85,6 @@ static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const s
 	if (!governed)
 		governed = bpf_get_netns_cookie(NULL);
 	return bpf_get_netns_cookie(ctx) == governed;
-}
-
-/* Only the levels at which something is enrolled are looked at: one, as a rule. */
-static __always_inline bool is_enrolled(const struct settings *set)
-{
-	__u32 levels = set->cgroup_levels;
-
-	if (set->flags & SETTING_EVERY_CGROUP)
-		return true;
-	for (int i = 0; levels && i < MAX_CGROUP_LEVELS; i++) {
-		__u64 id = bpf_get_current_ancestor_cgroup_id(floor_log2(levels & -levels));
-
-		if (id && bpf_map_lookup_elem(&enrolled, &id))
-			return true;
-		levels &= levels - 1;
-	}
-	return false;
 }
 
 static __always_inline bool is_agent(void)
@@ -221,9 +209,8 @@ static __always_inline __u64 find_target(const struct settings *set, const struc
 }
 
 /* Clusters and splits take turns with one counter for all CPUs; that is what makes weights exact. */
-static __always_inline __u64 next_turn(__u32 cluster, bool v6_run)
+static __always_inline __u64 next_turn(struct cluster_load *load, bool v6_run)
 {
-	struct cluster_load *load = chunked_lookup(&cluster_loads, cluster);
 	__u64 *turn;
 
 	if (!load)
@@ -238,25 +225,21 @@ static __always_inline __u64 next_turn(__u32 cluster, bool v6_run)
 #endif
 }
 
-static __always_inline __u32 slot_at(const struct run *run, __u32 index)
-{
-	struct slot_line *line = chunked_lookup(&slots, run->first_line + index / SLOTS_PER_LINE);
-
-	if (!line)
-		return SLOT_REFUSE | REASON_INTERNAL;
-	return line->slot[index % SLOTS_PER_LINE];
-}
-
-/* Signed: a count that damage took below zero must not make the endpoint look full. */
-static __always_inline __s64 live_connections(__u32 endpoint)
+/*
+ * Live connections of the endpoint; those that are ejected beyond `horizon` have more than any other. Signed: a count
+ * that damage took below zero must not make the endpoint look full.
+ */
+static __always_inline __s64 load_of(__u32 endpoint, __u64 horizon)
 {
 	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
 
-	return load ? (__s64)load->live : 0;
+	if (!load)
+		return 0;
+	return load->ejected_until_ns > horizon ? (__s64)(~0ull >> 1) : (__s64)load->live;
 }
 
 /* Power of two choices: of two different slots the one whose endpoint has fewer live connections. */
-static __always_inline __u32 less_loaded_slot(const struct run *run)
+static __always_inline __u32 less_loaded_slot(const struct run *run, __u64 horizon)
 {
 	__u32 first = bpf_get_prandom_u32() % run->count;
 	__u32 second, one, other;
@@ -266,7 +249,7 @@ static __always_inline __u32 less_loaded_slot(const struct run *run)
 		return one;
 	second = (first + 1 + bpf_get_prandom_u32() % (run->count - 1)) % run->count;
 	other = slot_at(run, second);
-	return live_connections(other) < live_connections(one) ? other : one;
+	return load_of(other, horizon) < load_of(one, horizon) ? other : one;
 }
 
 static __always_inline __u32 mix(__u32 hash, __u32 word)
@@ -307,33 +290,52 @@ static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct
 	return mix(hash, (__u32)(set->node_v6[1] >> 32));
 }
 
+/* `horizon`: see load_of. */
 static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct settings *set,
-					 const struct request *req, __u32 cluster,
-					 const struct descriptor *desc, const struct run *run)
+					 const struct request *req, const struct decision *made,
+					 const struct descriptor *desc, const struct run *run, __u64 horizon)
 {
 	switch (desc->balance) {
 	case BALANCE_RANDOM:
 		return slot_at(run, bpf_get_prandom_u32() % run->count);
 	case BALANCE_LEAST_REQUEST:
-		return less_loaded_slot(run);
+		return less_loaded_slot(run, horizon);
 	case BALANCE_HASH:
 		return slot_at(run, source_hash(ctx, set, req) % run->count);
 	default:
-		return slot_at(run, next_turn(cluster, run->first_line == desc->v6.first_line) % run->count);
+		return slot_at(run, next_turn(made->load, run->first_line == desc->v6.first_line) % run->count);
 	}
 }
 
-static __always_inline struct descriptor *descriptor_of(__u32 cluster)
+/* Whether some endpoint of this cluster is ejected, and is to be left out. */
+static __always_inline bool leaves_out(const struct settings *set, const struct decision *made,
+				       const struct descriptor *desc)
 {
-	__u64 *word = chunked_lookup(&clusters, cluster);
-	__u64 id;
+	if (!made->load || *(volatile __u64 *)&made->load->ejected_until_ns <= made->now)
+		return false;
+	return desc->ejection.after || is_stale(set, made->now);
+}
 
-	if (!word)
-		return NULL;
-	id = *(volatile __u64 *)word;
-	if (!id)
-		return NULL;
-	return chunked_lookup(&descriptors, id);
+/*
+ * The slot itself, or another one whose endpoint is not ejected: any, but by hash always the same one. When none is
+ * found the slot stays: nothing is refused because of ejections.
+ */
+SEPARATE __u32 usable_slot(__u32 first_line, __u32 count, __u32 slot, __u32 seed, __u64 now)
+{
+	__u32 step, index;
+
+	if (!count || !is_ejected(slot, now))
+		return slot;
+	step = count <= EJECTION_RETRIES ? 1 : mix(seed, count) % count | 1;
+	index = seed % count;
+	for (int i = 0; i < EJECTION_RETRIES; i++) {
+		__u32 other = slot_of(first_line, index);
+
+		if (!is_ejected(other, now))
+			return other;
+		index = (index + step) % count;
+	}
+	return slot;
 }
 
 /*
@@ -374,14 +376,9 @@ static __always_inline struct run reachable_run(struct bpf_sock_addr *ctx, const
 	return desc->v4.count && !is_v6_only(ctx) ? desc->v4 : none;
 }
 
-static __always_inline bool is_full(const struct descriptor *desc, __u32 cluster)
+static __always_inline bool is_full(const struct descriptor *desc, const struct cluster_load *load)
 {
-	struct cluster_load *load;
-
-	if (!desc->max_connections)
-		return false;
-	load = chunked_lookup(&cluster_loads, cluster);
-	return load && (__s64)load->live >= desc->max_connections;
+	return desc->max_connections && load && (__s64)load->live >= desc->max_connections;
 }
 
 static __always_inline void refuse(struct decision *made, enum reason reason)
@@ -395,13 +392,22 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 					    struct decision *made)
 {
 	struct run run = reachable_run(ctx, desc, req);
+	bool leave_out;
 	__u32 slot;
 
 	if (!run.count)
 		return refuse(made, desc->v4.count || desc->v6.count ? REASON_NO_FAMILY : REASON_NO_ENDPOINT);
-	if (is_full(desc, made->cluster))
+	made->load = chunked_lookup(&cluster_loads, made->cluster);
+	if (is_full(desc, made->load))
 		return refuse(made, REASON_MAX_CONNECTIONS);
-	slot = choose_slot(ctx, set, req, made->cluster, desc, &run);
+	made->now = bpf_ktime_get_ns();
+	leave_out = leaves_out(set, made, desc);
+	slot = choose_slot(ctx, set, req, made, desc, &run, leave_out ? made->now : ~0ull);
+	if (leave_out) {
+		__u32 seed = desc->balance == BALANCE_HASH ? source_hash(ctx, set, req) : bpf_get_prandom_u32();
+
+		slot = usable_slot(run.first_line, run.count, slot, seed, made->now);
+	}
 	if (slot & SLOT_REFUSE)
 		return refuse(made, slot & ~SLOT_REFUSE);
 	made->endpoint_id = slot;
@@ -414,13 +420,15 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 static __always_inline struct descriptor *serving_descriptor(struct decision *made)
 {
 	struct descriptor *desc = descriptor_of(made->cluster);
+	struct cluster_load *load;
 	__u32 slot;
 
 	if (!desc || desc->kind != CLUSTER_SPLIT)
 		return desc;
 	if (!desc->v4.count)
 		return NULL;
-	slot = slot_at(&desc->v4, next_turn(made->cluster, false) % desc->v4.count);
+	load = chunked_lookup(&cluster_loads, made->cluster);
+	slot = slot_at(&desc->v4, next_turn(load, false) % desc->v4.count);
 	if (slot & SLOT_REFUSE) {
 		refuse(made, slot & ~SLOT_REFUSE);
 		return NULL;
@@ -505,7 +513,10 @@ static __always_inline void count(const struct settings *set, const struct decis
 	__sync_fetch_and_add(&counters->redirected, 1);
 }
 
-/* A socket may connect again: what an earlier connect() left behind must not speak for this one. */
+/*
+ * A socket may connect again: what an earlier connect() left behind must not speak for this one. The kernel calls us
+ * only when it is closed.
+ */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
 	struct socket_state *state;
@@ -515,15 +526,13 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
 	if (!state)
 		return;
-	uncount_live(state);
+	end_connection(state, kernel_socket(ctx), BPF_TCP_CLOSE);
 	state->flags = 0;
 }
 
 /* A socket of the kernel itself (NFS, CIFS) ends without sock_release: it could never be uncounted. */
-static __always_inline bool is_kernel_owned(struct bpf_sock_addr *ctx)
+static __always_inline bool is_kernel_owned(const struct sock *sk)
 {
-	struct sock *sk = kernel_socket(ctx);
-
 	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock);
 }
 
@@ -531,23 +540,26 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 				     const struct decision *made)
 {
 	struct socket_state *state;
+	struct sock *sk;
 
 	if (!ctx->sk)
 		return;
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!state)
 		return;
-	uncount_live(state);
+	sk = kernel_socket(ctx);
+	end_connection(state, sk, BPF_TCP_CLOSE);
 	state->version = 1;
 	state->service = made->service;
 	state->cluster = made->cluster;
 	state->endpoint = made->endpoint_id;
 	state->asked = req->address;
 	state->asked_port = req->port;
-	state->since_ns = bpf_ktime_get_ns();
+	state->sequence = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	state->since_ns = made->now;
 	state->flags = SOCKET_REDIRECTED;
-	if (!is_kernel_owned(ctx))
-		count_live(state);
+	if (!is_kernel_owned(sk))
+		begin_connection(state, made->load);
 }
 
 /* EPERM unless the kernel lets us say more. */
@@ -575,22 +587,14 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 		return PROCEED;
 	decide(ctx, set, req, made);
 	count(set, made);
-	if (made->action != ACTION_REFUSE && made->action != ACTION_CLUSTER) {
-		made->endpoint = NULL;
-		forget(ctx);
+	if (made->action == ACTION_CLUSTER && !(set->flags & SETTING_SHADOW)) {
+		remember(ctx, req, made);
 		return PROCEED;
 	}
-	if (set->flags & SETTING_SHADOW) {
-		made->endpoint = NULL;
-		forget(ctx);
-		return PROCEED;
-	}
-	if (made->action == ACTION_REFUSE) {
-		made->endpoint = NULL;
-		forget(ctx);
+	made->endpoint = NULL;
+	forget(ctx);
+	if (made->action == ACTION_REFUSE && !(set->flags & SETTING_SHADOW))
 		return deny(made->reason);
-	}
-	remember(ctx, req, made);
 	return PROCEED;
 }
 

@@ -55,13 +55,13 @@ struct {
 
 struct endpoint_load {
 	__u64 live; /* connections from connect() to the socket's close */
-	__u32 failures; /* connects that failed since the last that did not */
+	__u32 failures; /* connects that failed in a row */
 	__u32 ejections; /* in a row: each lasts longer */
-	__u64 ejected_until_ns; /* CLOCK_MONOTONIC */
+	__u64 ejected_until_ns; /* CLOCK_MONOTONIC; what began to connect before then, or before the row, says nothing */
 	__u64 failed; /* connects that failed, ever */
 };
 
-/* Endpoint id -> live connections. Written by connect4/6 and sock_release, read by least-request and the agent. */
+/* Endpoint id -> live connections and health. Written by connect4/6 and sock_release, read at choice and by the agent. */
 struct {
 	CHUNKED(struct endpoint_load);
 } endpoint_loads SEC(".maps");
@@ -71,7 +71,7 @@ struct cluster_load {
 	__u64 live;
 	__u64 turn_v6; /* of round robin over IPv6 endpoints: who uses both in turn must not skip half of either */
 	__u64 ejected_until_ns; /* CLOCK_MONOTONIC: when the last of its ejections ends */
-	__u32 ejected; /* endpoints ejected since none was */
+	__u32 ejected; /* endpoints that this cluster ejected since none was */
 	__u32 reserved;
 	__u64 ejections; /* ever */
 	__u64 reserved2[2];
@@ -88,7 +88,7 @@ struct service_counters {
 	__u64 would_redirect; /* shadow mode */
 	__u64 would_refuse;
 	__u64 refused[REASON_COUNT];
-	__u64 failed; /* redirected, and the endpoint did not answer or refused */
+	__u64 failed; /* redirected, and the endpoint refused or did not answer */
 	__u64 reserved[7];
 };
 
@@ -112,6 +112,49 @@ struct {
 	__type(key, __u64);
 	__type(value, __u64);
 } enrolled SEC(".maps");
+
+/* A systemd unit's name, then zeros: two at least, by which a name that was cut off is told. */
+struct unit_name {
+	char byte[128];
+};
+
+/* Name -> 1: the processes of this unit are governed, whichever cgroup it has just now. Written by the agent. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, struct unit_name);
+	__type(value, __u64);
+} units SEC(".maps");
+
+struct enrolment {
+	__u64 epoch; /* another one with each change of `enrolled` or `units`, a grace period after it */
+	__u64 root; /* id of the cgroup that units are looked for below: where the hooks hang */
+	__u64 reserved[6];
+};
+
+/* [0] -> what `verdicts` are good for. Written by the agent, read at every connect. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct enrolment);
+} enrolment SEC(".maps");
+
+#define VERDICT_COUNT 16384
+
+/*
+ * Cgroup id, its low bits -> whether it is governed, as was found last: id in bits 16-63, epoch in bits 1-15, and the
+ * verdict. Cgroup ids are never given twice. Written by connect4/6 with one store.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, VERDICT_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
 
 /* Where a name lies: `length` bytes from the start of line `first_line` on. Published with one 8-byte store. */
 struct name_ref {
@@ -149,4 +192,5 @@ union keep_records {
 	struct endpoint_load endpoint_load;
 	struct cluster_load cluster_load;
 	struct service_counters service_counters;
+	enum socket_flag socket_flag;
 } keep_records SEC(".layout");

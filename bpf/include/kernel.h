@@ -7,9 +7,29 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct kernfs_node {
+	struct kernfs_node *parent;
+	const char *name;
+	__u64 id;
+};
+
+/* From 6.15 on. */
+struct kernfs_node___6_15 {
+	struct kernfs_node *__parent;
+};
+
+struct cgroup {
+	struct kernfs_node *kn;
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct task_struct {
 	struct task_struct *group_leader;
 	__u64 start_boottime;
+	struct css_set *cgroups;
 };
 
 struct sock_common {
@@ -18,9 +38,26 @@ struct sock_common {
 
 struct sock {
 	unsigned int sk_kern_sock : 1;
+	int sk_err;
+};
+
+struct tcp_sock {
+	__u64 bytes_acked;
+	__u32 max_window;
+	__u32 total_retrans;
+	__u32 write_seq;
 };
 
 #pragma clang attribute pop
+
+static __always_inline struct kernfs_node *kernfs_parent(struct kernfs_node *node)
+{
+	struct kernfs_node___6_15 *newer = (void *)node;
+
+	if (bpf_core_field_exists(newer->__parent))
+		return BPF_CORE_READ(newer, __parent);
+	return BPF_CORE_READ(node, parent);
+}
 
 /* bpf_set_retval came with 5.18. */
 enum bpf_func_id___set_retval {

@@ -1,34 +1,41 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
+#include "eject.h"
 #include "keep.h"
+#include "outcome.h"
 
 /*
  * Live connections: a redirected socket counts from its connect() until it is closed or connects elsewhere, once
- * however that comes about. connect4/6 and sock_release of one socket never run at the same time: the one is inside
- * a system call on a descriptor, the other runs when the last one is gone.
+ * however that comes about, and then tells how its connect() went. connect4/6 and sock_release of one socket never run
+ * at the same time: the one is inside a system call on a descriptor, the other runs when the last one is gone.
  */
-static __always_inline void add_live(const struct socket_state *state, __s64 change)
+static __always_inline void begin_connection(struct socket_state *state, struct cluster_load *cluster)
 {
 	struct endpoint_load *endpoint = chunked_lookup(&endpoint_loads, state->endpoint);
-	struct cluster_load *cluster = chunked_lookup(&cluster_loads, state->cluster);
 
 	if (endpoint)
-		__sync_fetch_and_add(&endpoint->live, change);
+		__sync_fetch_and_add(&endpoint->live, 1);
 	if (cluster)
-		__sync_fetch_and_add(&cluster->live, change);
-}
-
-static __always_inline void count_live(struct socket_state *state)
-{
-	add_live(state, 1);
+		__sync_fetch_and_add(&cluster->live, 1);
 	state->flags |= SOCKET_COUNTED;
 }
 
-static __always_inline void uncount_live(struct socket_state *state)
+/* `tcp_state` is the socket's now. */
+static __always_inline void end_connection(struct socket_state *state, const struct sock *sk, __u32 tcp_state)
 {
+	struct endpoint_load *endpoint;
+	struct cluster_load *cluster;
+
 	if (!(state->flags & SOCKET_COUNTED))
 		return;
 	state->flags &= ~SOCKET_COUNTED;
-	add_live(state, -1);
+	endpoint = chunked_lookup(&endpoint_loads, state->endpoint);
+	cluster = chunked_lookup(&cluster_loads, state->cluster);
+	if (endpoint)
+		__sync_fetch_and_add(&endpoint->live, -1);
+	if (cluster)
+		__sync_fetch_and_add(&cluster->live, -1);
+	if (endpoint)
+		learn(state, endpoint, outcome_of(sk, tcp_state, state->sequence));
 }

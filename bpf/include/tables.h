@@ -59,6 +59,14 @@ struct run {
 	__u32 count;
 };
 
+/* When endpoints whose connects fail get no connections for a while. */
+struct ejection {
+	__u32 after; /* that many in a row; 0 = never */
+	__u32 base_ms; /* the first lasts that long, the second in a row twice as long, ... */
+	__u32 longest_ms;
+	__u32 percent; /* of the slots at most; one endpoint always may */
+};
+
 /* Immutable once published. */
 struct descriptor {
 	__u8 kind;
@@ -68,7 +76,8 @@ struct descriptor {
 	__u32 max_connections; /* 0 = no limit */
 	struct run v4;
 	struct run v6;
-	__u32 reserved[6];
+	struct ejection ejection;
+	__u32 reserved[2];
 	__u8 digest[16]; /* of what the agent compiled this from; it knows by it what needs no write */
 };
 
@@ -93,9 +102,9 @@ struct settings {
 	__u64 flags;
 	__u64 fallback; /* target word of what matches no frontend; 0 = pass */
 	__u64 netns; /* cookie of the governed network namespace; 0 = the initial one */
-	__u64 cgroup_levels; /* bit n: some enrolled cgroup lies n levels below the root */
 	__u64 node_v4; /* what source hashing takes for a socket without an address: the last 4 bytes, as read from memory */
 	__u64 node_v6[2];
+	__u64 current_ns; /* CLOCK_MONOTONIC: when these tables were last known to follow istiod; stored each second */
 	__u64 reserved[9];
 };
 

@@ -33,13 +33,76 @@ export function askAgent(socket: string, path: string, timeout = 10_000): Promis
     });
     call.on("timeout", () => call.destroy(new Error(`the agent did not answer within ${timeout / 1000} s`)));
     call.on("error", (error) => {
-      const code = "code" in error ? error.code : undefined;
-      if (["ENOENT", "ECONNREFUSED", "FailedToOpenSocket", "ConnectionRefused"].includes(String(code)))
-        resolve(undefined);
+      if (isAbsence(error)) resolve(undefined);
       else reject(error);
     });
     call.end();
   });
+}
+
+/**
+ * Has the agent do something that takes its time: POSTs `body`, and gives each line of the answer to `line` as it comes.
+ * Gives false when nobody listens, true at the end of the answer. Rejects with AdminError when the agent says no, and with
+ * an Error when it is silent for `silence` milliseconds.
+ */
+export function orderAgent(
+  socket: string,
+  path: string,
+  body: unknown,
+  line: (value: unknown) => void,
+  silence: number,
+): Promise<boolean> {
+  const { promise, resolve, reject } = Promise.withResolvers<boolean>();
+  const text = JSON.stringify(body);
+  const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(text) };
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const call = request({ socketPath: socket, path, method: "POST", headers }, (response) => {
+    const failed = response.statusCode !== 200;
+    let rest = "";
+    response.setEncoding("utf8");
+    response.on("data", (part: string) => {
+      heard();
+      rest += part;
+      if (failed) return;
+      const lines = rest.split("\n");
+      rest = lines.pop() ?? "";
+      try {
+        for (const each of lines) line(JSON.parse(each));
+      } catch (error) {
+        reject(error);
+      }
+    });
+    response.on("error", reject);
+    response.on("end", () => {
+      if (failed) reject(new AdminError(response.statusCode ?? 0, errorIn(rest)));
+      else resolve(true);
+    });
+  });
+  const heard = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      reject(new Error(`the agent said nothing for ${silence / 1000} s`));
+      call.destroy();
+    }, silence);
+  };
+  call.on("error", (error) => (isAbsence(error) ? resolve(false) : reject(error)));
+  heard();
+  call.end(text);
+  return promise.finally(() => clearTimeout(timer));
+}
+
+/** Nobody listens: no socket, or a dead agent's. */
+function isAbsence(error: Error): boolean {
+  const code = "code" in error ? error.code : undefined;
+  return ["ENOENT", "ECONNREFUSED", "FailedToOpenSocket", "ConnectionRefused"].includes(String(code));
+}
+
+function errorIn(text: string): string {
+  try {
+    return errorOf(JSON.parse(text));
+  } catch {
+    return "the agent refused";
+  }
 }
 
 function errorOf(body: unknown): string {

@@ -3,25 +3,38 @@ import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:f
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { AdminError, askAgent } from "./client.ts";
-import { AdminServer, BadRequest } from "./server.ts";
+import { AdminError, askAgent, orderAgent } from "./client.ts";
+import { AdminServer, BadRequest, Conflict } from "./server.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-admin-"));
 const socket = join(folder, "run", "admin.sock");
 let server: AdminServer;
 
 beforeAll(async () => {
-  server = await AdminServer.listen(socket, {
+  const answers = {
     "/map": () => ({ map: new Map([["a", 1n]]), big: 2n ** 63n }),
-    "/echo": (query) => ({ said: query.get("what") }),
+    "/echo": (query: URLSearchParams) => ({ said: query.get("what") }),
     "/bad": () => {
       throw new BadRequest("what is that?");
     },
     "/broken": () => {
       throw new Error("the map is gone");
     },
+  };
+  server = await AdminServer.listen(socket, answers, {
+    "/count": async (body, tell) => {
+      const { to, fail } = body as { to: number; fail?: string };
+      if (fail === "conflict") throw new Conflict("somebody counts already");
+      for (let i = 1; i <= to; i++) {
+        tell({ i });
+        await Bun.sleep(20);
+      }
+      if (fail === "late") throw new Error("lost count");
+      counted = true;
+    },
   });
 });
+let counted = false;
 afterAll(() => {
   server.close();
   rmSync(folder, { recursive: true });
@@ -76,4 +89,52 @@ test("an agent that hangs is an error, not a wait", async () => {
   expect(answer).toBeInstanceOf(Error);
   expect(String(answer)).toContain("did not answer within 0.1 s");
   hanging.close();
+});
+
+test("an action's lines arrive as they come", async () => {
+  const lines: unknown[] = [];
+  const times: number[] = [];
+  const hear = (line: unknown) => {
+    lines.push(line);
+    times.push(performance.now());
+  };
+  expect(await orderAgent(socket, "/count", { to: 5 }, hear, 1_000)).toBe(true);
+  expect(lines).toEqual([1, 2, 3, 4, 5].map((i) => ({ i })));
+  expect((times.at(-1) ?? 0) - (times[0] ?? 0)).toBeGreaterThan(60);
+  lines.length = 0;
+  expect(await orderAgent(socket, "/count", { to: 1, fail: "late" }, hear, 1_000)).toBe(true);
+  expect(lines).toEqual([{ i: 1 }]);
+});
+
+test("an action that is not done is an error with its status", async () => {
+  const order = (path: string, body: unknown) =>
+    orderAgent(socket, path, body, () => {}, 1_000).catch((error) => [error.status, error.message]);
+  expect(await order("/count", { fail: "conflict" })).toEqual([409, "somebody counts already"]);
+  expect(await order("/map", {})).toEqual([405, "only GET is answered"]);
+  expect(await order("/nothing", {})).toEqual([404, "there is no /nothing"]);
+  expect(await order("/count", { long: "x".repeat(70_000) })).toEqual([400, "the body is too long"]);
+  expect(await askAgent(socket, "/count").catch((error) => error.status)).toBe(405);
+  expect(await orderAgent(join(folder, "none.sock"), "/count", {}, () => {}, 1_000)).toBe(false);
+});
+
+test("an action goes on when the client goes", async () => {
+  counted = false;
+  const client = orderAgent(socket, "/count", { to: 10 }, () => {}, 5).catch(String);
+  expect(await client).toContain("said nothing for 0.005 s");
+  expect(counted).toBe(false);
+  await server.finish();
+  for (let i = 0; i < 50 && !counted; i++) await Bun.sleep(20);
+  expect(counted).toBe(true);
+});
+
+test("a server that was replaced leaves the path to its successor", async () => {
+  const path = join(folder, "both.sock");
+  const one = await AdminServer.listen(path, { "/x": () => 1 });
+  const two = await AdminServer.listen(path, { "/x": () => 2 });
+  expect([one.reachable, two.reachable]).toEqual([false, true]);
+  expect(await askAgent(path, "/x")).toBe(2);
+  one.close();
+  expect(await askAgent(path, "/x")).toBe(2);
+  two.close();
+  expect(existsSync(path)).toBe(false);
 });

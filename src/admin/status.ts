@@ -7,11 +7,14 @@ import { dirname, join } from "node:path";
 import type { HealthStatus } from "../health/watch.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
 import type { StreamStatus } from "../istiod/status.ts";
+import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Note } from "../mesh/model.ts";
 
 export interface AgentStatus {
   version: string;
   pid: number;
+  /** The single file that it runs from, as it is named now; absent when it runs from source. */
+  executable?: string;
   /** ISO 8601, as all times here but the stream's and the identity's, which are milliseconds since the epoch. */
   startedAt: string;
   /** When this was written: its age, once the agent is dead. */
@@ -20,6 +23,7 @@ export interface AgentStatus {
   node: { namespace: string; serviceAccount: string; addresses: string[] };
   shadow: boolean;
   cgroups: string[];
+  units: string[];
   excludes: string[];
   netns: "own" | "all";
   /** True when this agent found tables that an earlier one left, and took them over. */
@@ -45,8 +49,12 @@ export interface RegistrationStatus {
   address: string;
   /** The WorkloadGroup that istiod makes the entry of, such that peers send plaintext. */
   group?: string;
-  /** For an entry that stood before: the commands that make it fit, which only its administrator can say. */
-  needs?: string[];
+  /** What only an administrator can say where peers are told to send mTLS: the entry stood before, or is another agent's. */
+  needs: string[];
+  /** The same for istiod to heed the health of an entry that stood before. */
+  healthNeeds?: string[];
+  /** What peers are told, as istiod's endpoints have it; absent until the first push. */
+  peers?: Reflected;
 }
 
 export interface SnapshotStatus {

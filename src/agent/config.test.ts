@@ -78,6 +78,29 @@ describe("values", () => {
     expect(config.cgroups).toEqual(["/"]);
   });
 
+  test("who is governed: everything, unless cgroups or units are named", () => {
+    const governed = (text: string, flags = {}) => {
+      const { cgroups, units } = readConfig(withFile(text, { ...base, ...flags }));
+      return { cgroups, units };
+    };
+    expect(governed("")).toEqual({ cgroups: ["/"], units: [] });
+    expect(governed("unit: [nginx, shop.slice, nginx.service]")).toEqual({
+      cgroups: [],
+      units: ["nginx.service", "shop.slice"],
+    });
+    expect(governed("unit: nginx", { cgroup: ["/a.slice"] })).toEqual({
+      cgroups: ["/a.slice"],
+      units: ["nginx.service"],
+    });
+    // The last one was taken out: that must not enrol the whole machine.
+    expect(governed("unit: []")).toEqual({ cgroups: [], units: [] });
+  });
+
+  test("the certificate's life in seconds", () => {
+    const life = (text: string) => readConfig(withFile(text, base)).certificateLife;
+    expect(["", "certificate-life: 90m", "certificate-life: 300s"].map(life)).toEqual([86_400, 5_400, 300]);
+  });
+
   test("exclusions", () => {
     expect(parseExclude("10.1.2.3/8:443")).toEqual({ address: "10.0.0.0", length: 8, port: 443 });
     expect(parseExclude("fd00::/8")).toEqual({ address: "fd00::", length: 8, port: 0 });
@@ -184,6 +207,16 @@ describe("what is wrong is named, with its place and the next step", () => {
       /key trust-domain: "a\/b" is no trust domain/,
     ],
     [
+      "certificate's life",
+      () => readConfig(withFile("certificate-life: 1d", base)),
+      /key certificate-life: "1d" is no length of time/,
+    ],
+    [
+      "short life",
+      () => readConfig(withFile("certificate-life: 90s", base)),
+      /certificate-life: 90s is too short for a certificate: 2m is the least/,
+    ],
+    [
       "config missing",
       () => readConfig(sourcesOf({ ...base, config: "/does/not/exist" }, {})),
       /ENOENT.*--config/,
@@ -232,6 +265,11 @@ describe("what is wrong is named, with its place and the next step", () => {
       "group and entry",
       () => readConfig(withFile("", { ...base, "workload-group": "a", "workload-entry": "b" })),
       /workload-group \(a\) and workload-entry \(b\) are both set.*exists already/,
+    ],
+    [
+      "unit",
+      () => readConfig(withFile("", { ...base, unit: ["shop.timer"] })),
+      /--unit: "shop.timer" has no processes.*nginx\.service/,
     ],
     [
       "cgroup",

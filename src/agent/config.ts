@@ -7,6 +7,7 @@
 import { accessSync, constants, readFileSync } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { parse as parseYaml } from "yaml";
+import { NoUnit, unitName } from "../datapath/unit.ts";
 import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/object-name.ts";
 import { faultOfProbe } from "../istiod/readiness-probe.ts";
@@ -63,6 +64,12 @@ export const SETTINGS = {
     hint: "NAME",
     about: "the mesh's trust domain, the first part of the machine's identity",
     fallback: "cluster.local",
+  },
+  "certificate-life": {
+    kind: "text",
+    hint: "TIME",
+    about: "how long certificates are asked for (24h, 90m, 300s); istiod may allow less",
+    fallback: "24h",
   },
   name: {
     kind: "text",
@@ -131,6 +138,11 @@ export const SETTINGS = {
     hint: "KEY=VALUE",
     about: "further metadata for istiod (ISTIO_META_KEY in cluster.env)",
   },
+  unit: {
+    kind: "list",
+    hint: "NAME",
+    about: "enrol this systemd unit, whichever cgroup it has; then nothing else unless cgroup says so",
+  },
   cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and what is below it", fallback: "/" },
   exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never touch connections to these addresses" },
   netns: {
@@ -183,6 +195,8 @@ export interface Config extends Folders {
   namespace: string;
   serviceAccount: string;
   trustDomain: string;
+  /** Seconds. */
+  certificateLife: number;
   name: string | undefined;
   /** Canonical; empty when they are to be found out. */
   ips: string[];
@@ -204,6 +218,8 @@ export interface Config extends Folders {
   metadata: Record<string, Json>;
   /** As given: a path below the cgroup2 root, or the whole path of the directory. */
   cgroups: string[];
+  /** Whole names. */
+  units: string[];
   excludes: Exclude[];
   netns: "own" | "all";
   shadow: boolean;
@@ -227,8 +243,8 @@ export type Flags = Partial<Record<string, string | boolean | string[]>>;
 export interface Sources {
   flags: Flags;
   env: Record<string, string | undefined>;
-  /** The file's path; `required` when the operator named it. */
-  file: { path: string; required: boolean };
+  /** The file's path; `required` when the operator named it; `text` when it is not written yet. */
+  file: { path: string; required: boolean; text?: string };
 }
 
 /** The environment variable of a setting. */
@@ -250,10 +266,13 @@ export function readConfig(sources: Sources): Config {
   return config;
 }
 
-/** The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent. */
+/**
+ * The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent.
+ * Throws ConfigError when the file can't be read as one.
+ */
 export function examineConfig(sources: Sources): { config: Config; problems: ConfigError[] } {
   const problems: ConfigError[] = [];
-  const file = attempt(problems, () => readFile(sources.file)) ?? {};
+  const file = readFile(sources.file);
   refuseUnknown(file, sources.file.path, problems);
   const given = new Values(sources, file, problems);
   const plaintext = given.switch("plaintext");
@@ -289,6 +308,7 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseObjectName),
     trustDomain: given.always("trust-domain", parseTrustDomain),
+    certificateLife: given.always("certificate-life", parseLife),
     name: given.text("name", parseNodeName),
     ips: given.list("ip", parseIp),
     serviceIp: given.text("service-ip", parseIp),
@@ -304,7 +324,9 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     readinessProbe: given.json("readiness-probe", parseProbe),
     probeLocalhost: given.switch("probe-localhost"),
     metadata: given.map("metadata", parseMetadata),
-    cgroups: given.list("cgroup", parseCgroup),
+    // Everything, unless somebody said what. No unit, said in so many words, is nothing.
+    cgroups: given.has("unit") && !given.has("cgroup") ? [] : given.list("cgroup", parseCgroup),
+    units: [...new Set(given.list("unit", parseUnit))],
     excludes: given.list("exclude", parseExclude),
     netns: given.choice("netns", ["own", "all"]),
     shadow: given.switch("shadow"),
@@ -478,16 +500,6 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
   );
 }
 
-function attempt<T>(problems: ConfigError[], run: () => T): T | undefined {
-  try {
-    return run();
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    problems.push(error);
-    return undefined;
-  }
-}
-
 function folders(given: Values): Folders {
   return {
     bpffs: given.always("bpffs", parseDirectory),
@@ -499,7 +511,7 @@ function folders(given: Values): Folders {
 function readFile(file: Sources["file"]): Record<string, unknown> {
   let text: string;
   try {
-    text = readFileSync(file.path, "utf8");
+    text = file.text ?? readFileSync(file.path, "utf8");
   } catch (error) {
     const code = codeOf(error);
     if (code === "ENOENT" && !file.required) return {};
@@ -584,6 +596,16 @@ function parseName(text: string): string {
   throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
 }
 
+/** In seconds. A shorter one than two minutes would be renewed all the time: istiod dates it back by as much. */
+function parseLife(text: string): number {
+  const [, digits, unit = ""] = /^(\d{1,9})([smh])$/.exec(text) ?? [];
+  const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
+  const example = "Write a whole number and s, m or h, for example 24h.";
+  if (digits === undefined) throw new Invalid(`"${text}" is no length of time`, example);
+  if (seconds < 120) throw new Invalid(`${text} is too short for a certificate: 2m is the least`, example);
+  return seconds;
+}
+
 function parseNodeName(text: string): string {
   if (/^[-A-Za-z0-9._]{1,253}$/.test(text)) return text;
   throw new Invalid(
@@ -651,6 +673,15 @@ function parseTrustDomain(text: string): string {
 function parseDirectory(text: string): string {
   if (text === "") throw new Invalid("the folder's name is empty", "Write a path.");
   return resolve(text);
+}
+
+function parseUnit(text: string): string {
+  try {
+    return unitName(text);
+  } catch (error) {
+    if (!(error instanceof NoUnit)) throw error;
+    throw new Invalid(error.message, "Write a unit as systemctl shows it, for example nginx.service.");
+  }
 }
 
 function parseCgroup(text: string): string {

@@ -1,6 +1,7 @@
 /** One agent for each set of folders. The kernel lets go of the locks when the agent ends, however it ends. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { KernelError } from "../kernel/error.ts";
 import { FileLock, LockHeld } from "../kernel/lock.ts";
 import type { Folders } from "./config.ts";
 
@@ -19,7 +20,7 @@ export class Locks {
     try {
       // A set: both folders may be the same one.
       for (const folder of new Set([folders.runDir, folders.stateDir])) {
-        if (existsSync(folder)) taken.push(FileLock.acquire(join(folder, NAME)));
+        if (existsSync(folder)) taken.push(lockIn(folder));
       }
       // The tables have one writer, whatever its other folders are.
       if (existsSync(folders.bpffs)) taken.push(FileLock.acquireFolder(folders.bpffs));
@@ -32,6 +33,17 @@ export class Locks {
 
   release(): void {
     for (const lock of this.#locks) lock.release();
+  }
+}
+
+/** A disk that is full or read-only keeps no agent from starting: the folder itself is locked then, without a pid. */
+function lockIn(folder: string): FileLock {
+  try {
+    return FileLock.acquire(join(folder, NAME));
+  } catch (error) {
+    const unwritable = error instanceof KernelError && ["EROFS", "ENOSPC", "EDQUOT"].includes(error.code);
+    if (!unwritable) throw error;
+    return FileLock.acquireFolder(folder);
   }
 }
 

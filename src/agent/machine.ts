@@ -1,5 +1,5 @@
 /** What the agent needs of the machine, and says before it begins. */
-import { existsSync, mkdirSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { usableAddresses } from "../istiod/node.ts";
@@ -12,6 +12,12 @@ import { requireRoot, Unsupported } from "./unsupported.ts";
 /** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
 export function requireMachine(log: Pick<Log, "warn">): void {
   requireRoot("kmesh run");
+  requireKernel(log);
+  requireCgroup2();
+}
+
+/** The same of the kernel alone. */
+export function requireKernel(log: { warn(line: string): void }): void {
   const absent = probed().filter((feature) => !feature.present);
   const fatal = absent.filter((feature) => feature.required);
   if (fatal.length > 0) {
@@ -23,6 +29,10 @@ export function requireMachine(log: Pick<Log, "warn">): void {
   }
   for (const { feature, since, without } of absent)
     log.warn(`This kernel has no ${feature} (from Linux ${since} on): ${without}.`);
+}
+
+/** Throws Unsupported unless a cgroup2 is mounted. */
+export function requireCgroup2(): void {
   try {
     cgroup2Root();
   } catch (error) {
@@ -61,6 +71,17 @@ export function machineAddresses(): string[] {
   const usable = new Set(usableAddresses(all.map((each) => each.address)));
   const family = (v6: boolean) => [...usable].filter((address) => address.includes(":") === v6);
   return [...family(false), ...family(true)];
+}
+
+/** Units are told by their cgroup2 folders: says so where they have none, since none of them is governed then. */
+export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): void {
+  if (units.length === 0) return;
+  // systemd's own place, as 0::/init.scope.
+  if (/^0::\/./m.test(readFileSync("/proc/1/cgroup", "utf8"))) return;
+  log.warn(
+    `No systemd keeps its units in cgroup2 on this machine, so none of ${units.join(", ")} is governed by its name. ` +
+      "Name cgroups with --cgroup, or boot with systemd.unified_cgroup_hierarchy=1.",
+  );
 }
 
 /**

@@ -2,7 +2,12 @@
 import { hostname } from "node:os";
 import type { RegistrationStatus } from "../admin/status.ts";
 import { type Identity, type Locality, usableAddresses } from "../istiod/node.ts";
-import { commandsForEntry, registeredName } from "../istiod/registration.ts";
+import {
+  commandsForAnother,
+  commandsForEntry,
+  commandsForHealth,
+  registeredName,
+} from "../istiod/registration.ts";
 import { version } from "../runtime/version.ts";
 import type { Config } from "./config.ts";
 
@@ -42,9 +47,11 @@ export function registrationOf(node: Identity): RegistrationStatus | undefined {
     namespace,
     entry,
     address: ips[0] ?? "",
-    ...(group === undefined
-      ? { needs: commandsForEntry(namespace, entry, proxyConfig !== undefined) }
-      : { group }),
+    ...(group === undefined ? {} : { group }),
+    needs: group === undefined ? commandsForEntry(namespace, entry) : commandsForAnother(namespace, entry),
+    ...(group === undefined && proxyConfig !== undefined
+      ? { healthNeeds: commandsForHealth(namespace, entry) }
+      : {}),
   };
 }
 

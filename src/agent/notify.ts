@@ -53,10 +53,23 @@ export class ServiceNotifier {
     this.#send("RELOADING=1");
   }
 
+  /**
+   * Another process is the service from now on: only its messages count after this. It must be nobody's child by now, or a
+   * stop would not wait for it.
+   */
+  succeeded(pid: number): void {
+    this.#endWatch();
+    this.#send(`MAINPID=${pid}`);
+  }
+
   stopping(): void {
+    this.#endWatch();
+    this.#send("STOPPING=1", "STATUS=Ending; what the kernel holds stays");
+  }
+
+  #endWatch(): void {
     clearInterval(this.#watchdog);
     this.#watchdog = undefined;
-    this.#send("STOPPING=1", "STATUS=Ending; what the kernel holds stays");
   }
 
   #send(...lines: string[]): void {

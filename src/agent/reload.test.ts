@@ -18,6 +18,7 @@ test("what is decided in the kernel changes at once, the rest is named", () => {
     istiod: "b:1",
     exclude: ["10.0.0.0/8"],
     cgroup: ["/a", "/b"],
+    unit: ["nginx"],
     netns: "all",
     shadow: true,
     ip: ["10.0.0.1"],
@@ -25,10 +26,10 @@ test("what is decided in the kernel changes at once, the rest is named", () => {
   });
   const found = differences(config({}), after);
   expect(found).toEqual({
-    live: ["cgroup", "exclude", "netns", "shadow"],
+    live: ["unit", "cgroup", "exclude", "netns", "shadow"],
     later: ["istiod", "service-account", "ip"],
   });
   expect(tellReload(found)).toBe(
-    "Reloaded cgroup, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
+    "Reloaded unit, cgroup, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
   );
 });

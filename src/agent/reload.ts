@@ -1,48 +1,12 @@
 /** What a changed configuration means for an agent that runs. */
 import { isDeepStrictEqual } from "node:util";
-import type { Config, SettingName } from "./config.ts";
+import { type Config, SETTINGS, type SettingName } from "./config.ts";
+import { type SettingValues, settingValues } from "./values.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
-export type LiveSettings = Pick<Config, "cgroups" | "excludes" | "netns" | "shadow">;
+export type LiveSettings = Pick<Config, "cgroups" | "units" | "excludes" | "netns" | "shadow">;
 
-const NAMES: Record<keyof Config, SettingName> = {
-  istiod: "istiod",
-  hosts: "hosts",
-  caServer: "ca-server",
-  plaintext: "plaintext",
-  ca: "ca",
-  token: "token",
-  mode: "mode",
-  namespace: "namespace",
-  serviceAccount: "service-account",
-  trustDomain: "trust-domain",
-  name: "name",
-  ips: "ip",
-  serviceIp: "service-ip",
-  locality: "locality",
-  clusterId: "cluster-id",
-  network: "network",
-  meshId: "mesh-id",
-  labels: "labels",
-  workloadName: "workload-name",
-  workloadGroup: "workload-group",
-  workloadEntry: "workload-entry",
-  ports: "ports",
-  readinessProbe: "readiness-probe",
-  probeLocalhost: "probe-localhost",
-  metadata: "metadata",
-  cgroups: "cgroup",
-  excludes: "exclude",
-  netns: "netns",
-  shadow: "shadow",
-  allowPlaintext: "allow-plaintext",
-  logLevel: "log-level",
-  bpffs: "bpffs",
-  stateDir: "state-dir",
-  runDir: "run-dir",
-};
-
-const LIVE: ReadonlySet<string> = new Set<keyof LiveSettings>(["cgroups", "excludes", "netns", "shadow"]);
+const LIVE: ReadonlySet<SettingName> = new Set(["unit", "cgroup", "exclude", "netns", "shadow"]);
 
 export interface Differences {
   /** Settings that a running agent can take over. */
@@ -53,10 +17,16 @@ export interface Differences {
 
 /** The names of the settings in which two configurations differ, as the file writes them. */
 export function differences(before: Config, after: Config): Differences {
+  return differencesOf(settingValues(before), settingValues(after));
+}
+
+/** The same; a setting that one of the two does not know is no difference. */
+export function differencesOf(before: Partial<SettingValues>, after: Partial<SettingValues>): Differences {
   const result: Differences = { live: [], later: [] };
-  for (const [key, name] of Object.entries(NAMES)) {
-    const at = key as keyof Config;
-    if (!isDeepStrictEqual(before[at], after[at])) result[LIVE.has(key) ? "live" : "later"].push(name);
+  for (const name of Object.keys(SETTINGS) as SettingName[]) {
+    const [one, other] = [before[name], after[name]];
+    if (one === undefined || other === undefined || isDeepStrictEqual(one, other)) continue;
+    result[LIVE.has(name) ? "live" : "later"].push(name);
   }
   return result;
 }

@@ -1,9 +1,10 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
-import type { AgentStatus, MeshStatus, SnapshotStatus } from "../admin/status.ts";
+import type { AgentStatus, MeshStatus, RegistrationStatus, SnapshotStatus } from "../admin/status.ts";
 import type { Verdict } from "../health/watch.ts";
 import type { IdentityEvent } from "../istiod/identity.ts";
 import type { StreamEvent } from "../istiod/status.ts";
 import { time } from "../istiod/token.ts";
+import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
 import type { Config } from "./config.ts";
 import type { Log } from "./log.ts";
@@ -60,6 +61,13 @@ export class Reporter {
   heardOfHealth({ healthy, message }: Verdict): void {
     if (healthy) this.#log.info("The application is healthy");
     else this.#log.warn(`The application is not healthy: ${message}`);
+  }
+
+  heardOfPeers({ mtls }: Reflected, registration: RegistrationStatus | undefined): void {
+    if (mtls.length === 0) return;
+    this.#log.warn(
+      `Peers are told to send mTLS to this machine (${list(mtls)}), which kmesh does not end: ${registration?.needs[0] ?? "kmesh status"}`,
+    );
   }
 
   /** The last good snapshot is live. */

@@ -44,6 +44,7 @@ export class SnapshotKeeper {
   #notBefore = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #draft: SnapshotDraft | undefined;
+  #writing: Promise<void> | undefined;
   #warned = false;
   #closed = false;
 
@@ -99,6 +100,21 @@ export class SnapshotKeeper {
     this.#mesh = undefined;
   }
 
+  /** Writes now, off the hot path, what is not written yet. Resolves when it is, or can't be. Never rejects. */
+  async flush(): Promise<void> {
+    await this.#writing;
+    if (this.#closed || this.#behindSince === undefined || !this.#mesh) return;
+    clearTimeout(this.#timer);
+    await this.#begin();
+  }
+
+  /** Somebody else writes it from now on; until `changed`, nothing is. */
+  pause(): void {
+    this.hold();
+    this.#behindSince = undefined;
+    this.#drop(this.#draft);
+  }
+
   /** Writes at once what is not written yet; nothing is written after it. Never throws. */
   close(): void {
     clearTimeout(this.#timer);
@@ -122,8 +138,13 @@ export class SnapshotKeeper {
     clearTimeout(this.#timer);
     const now = performance.now();
     const due = Math.min(now + this.#pace.quiet, this.#behindSince + this.#pace.patience);
-    this.#timer = setTimeout(() => void this.#write(), Math.max(due, this.#notBefore) - now);
+    this.#timer = setTimeout(() => void this.#begin(), Math.max(due, this.#notBefore) - now);
     this.#timer.unref?.();
+  }
+
+  #begin(): Promise<void> {
+    this.#writing = this.#write();
+    return this.#writing;
   }
 
   async #write(): Promise<void> {

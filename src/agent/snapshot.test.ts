@@ -14,6 +14,7 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "../../test/datapath/mesh.ts";
+import { MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
 import {
   BadSnapshot,
@@ -149,8 +150,10 @@ describe("what it is refused for", () => {
   });
 
   test("a newer version, an unknown one", () => {
-    withHead((head) => head.writeUInt32LE(2, 8));
-    expect(refusal()).toBe("a newer kmesh wrote it (format 2, this one reads 1)");
+    withHead((head) => head.writeUInt32LE(MESH_ENCODING + 1, 8));
+    expect(refusal()).toBe(
+      `a newer kmesh wrote it (format ${MESH_ENCODING + 1}, this one reads ${MESH_ENCODING})`,
+    );
     withHead((head) => head.writeUInt32LE(0, 8));
     expect(refusal()).toBe("its format 0 is not known");
   });

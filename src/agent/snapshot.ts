@@ -108,6 +108,17 @@ export function readSnapshot(
   }
 }
 
+/** The settings that the snapshot in `stateDir` was made with; undefined when there is none that could be read. */
+export function readSnapshotSettings(stateDir: string): Bond["settings"] | undefined {
+  try {
+    const file = readWhole(snapshotFile(stateDir));
+    if (file === undefined || file.length < HEAD || file.readUInt32LE(8) !== VERSION) return undefined;
+    return JSON.parse(file.subarray(HEAD, HEAD + file.readUInt32LE(12)).toString());
+  } catch {
+    return undefined;
+  }
+}
+
 /** Puts an unusable snapshot under another name, over an older such one, and gives that. Throws what the file system says. */
 export function setSnapshotAside(stateDir: string): string {
   renameSync(snapshotFile(stateDir), badFile(stateDir));

@@ -10,6 +10,10 @@ export const EXIT = {
   unsupported: 4,
   /** Another agent holds these folders. */
   alreadyRunning: 5,
+  /** A restart, upgrade or rollback did not come about; the agent before goes on, and so does all that is governed. */
+  notHandedOver: 6,
+  /** Another restart, upgrade or rollback is under way. */
+  busy: 7,
 } as const;
 
 /** For --help and the README. */
@@ -20,6 +24,8 @@ export const EXIT_CODES: readonly [number, string][] = [
   [EXIT.agentNotRunning, "no agent runs (what the kernel holds was printed)"],
   [EXIT.unsupported, "not root, or the kernel lacks something"],
   [EXIT.alreadyRunning, "another agent holds these folders"],
+  [EXIT.notHandedOver, "no restart, upgrade or rollback: the agent before goes on"],
+  [EXIT.busy, "another restart, upgrade or rollback is under way"],
 ];
 
 /** Ends a command with `code` and one clear line; `next` is what to do about it. */

@@ -14,7 +14,15 @@ const cluster = (
   maxConnections: 0,
   live: 0,
   shares: [],
-  endpoints: endpoints.map(([address, of]) => ({ address, port: 8080, share: of, live: 3 })),
+  endpoints: endpoints.map(([address, of]) => ({
+    address,
+    port: 8080,
+    share: of,
+    live: 3,
+    failed: 7,
+    failures: 0,
+    ejectedFor: address === "fd00::1" ? 20_500 : 0,
+  })),
 });
 
 test("a split shows each endpoint's share of all connections", () => {
@@ -38,6 +46,7 @@ test("a split shows each endpoint's share of all connections", () => {
   expect(text).toContain("1. frontend 10.0.0.1:80 by address and port");
   expect(text.match(/\d+\.\d %/g)).toEqual(["45.0 %", "45.0 %", "10.0 %"]);
   expect(text).toContain("[fd00::1]:8080");
+  expect(text.match(/no, for \d+ s/g)).toEqual(["no, for 21 s"]);
 });
 
 test("a refusal says why, and shadow mode that nothing is changed", () => {
@@ -70,7 +79,7 @@ test("a living agent adds weights and health, also of endpoints that get nothing
   });
   const rows = text.split("\n").filter((line) => line.includes("10.1.0."));
   expect(rows.map((row) => row.trim().split(/\s{2,}/))).toEqual([
-    ["v1", "10.1.0.1:8080", "100.0 %", "3", "3", "0", "healthy", "r1/z1"],
-    ["v1", "10.1.0.2:8080", "-", "-", "1", "0", "unhealthy"],
+    ["v1", "10.1.0.1:8080", "100.0 %", "3", "7", "yes", "3", "0", "healthy", "r1/z1"],
+    ["v1", "10.1.0.2:8080", "-", "-", "-", "-", "1", "0", "unhealthy"],
   ]);
 });

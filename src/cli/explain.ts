@@ -62,6 +62,8 @@ export function tellExplanation(explanation: Explained): string {
     "ENDPOINT",
     "SHARE",
     "LIVE",
+    "FAILED",
+    "TAKES NEW",
     ...(explanation.configured ? ["WEIGHT", "PRIORITY", "HEALTH", "LOCALITY"] : []),
   ];
   const endpoints = rows.length === 0 ? [] : [indent(table(columns, rows))];
@@ -93,10 +95,12 @@ function endpointRows(
       at(endpoint),
       `${(endpoint.share * cluster.share * 100).toFixed(1)} %`,
       endpoint.live,
+      endpoint.failed,
+      endpoint.ejectedFor > 0 ? `no, for ${Math.ceil(endpoint.ejectedFor / 1000)} s` : "yes",
       ...details(at(endpoint)),
     ]),
     ...[...known.keys()]
       .filter((place) => !used.has(place))
-      .map((place) => [cluster.name, place, "-", "-", ...details(place)]),
+      .map((place) => [cluster.name, place, "-", "-", "-", "-", ...details(place)]),
   ];
 }

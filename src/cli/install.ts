@@ -1,20 +1,30 @@
 import { existsSync } from "node:fs";
-import { readFolders, type Setting, sourcesOf } from "../agent/config.ts";
+import {
+  CONFIG_FILE,
+  type Folders,
+  readFolders,
+  SETTINGS,
+  type Setting,
+  sourcesOf,
+} from "../agent/config.ts";
 import { requireRoot, Unsupported } from "../agent/unsupported.ts";
 import { asset, isEmbedded } from "../runtime/assets.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
-import {
-  enableStep,
-  installedPaths,
-  installSteps,
-  type Paths,
-  type Step,
-  uninstallSteps,
-} from "./installation.ts";
-import { type Format, formatOf, print, printJson } from "./output.ts";
-import { SERVICE, systemctl, systemdRuns } from "./systemd.ts";
+import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./installation.ts";
+import { arrival, type Joining, joinSteps, needOf } from "./joining.ts";
+import { formatOf, print, printJson, remark } from "./output.ts";
+import { activeState, enrolSteps, runStep, startStep } from "./service-steps.ts";
+import { perform, type Step, tell } from "./steps.ts";
+import { SERVICE, systemdRuns } from "./systemd.ts";
 import { confirmed, standing, takeDown } from "./teardown.ts";
+
+/** The service's own. */
+const FOLDERS: Folders = {
+  bpffs: SETTINGS.bpffs.fallback,
+  stateDir: SETTINGS["state-dir"].fallback,
+  runDir: SETTINGS["run-dir"].fallback,
+};
 
 const FLAGS: Record<string, Setting> = {
   "dry-run": { kind: "switch", about: "say what would be done, do nothing" },
@@ -27,6 +37,11 @@ export const install = command({
   about: "Put this executable, its systemd service and an empty configuration into place",
   flags: {
     start: { kind: "switch", about: "start the service too, or restart it when something is new" },
+    from: {
+      kind: "text",
+      hint: "DIR|istio",
+      about: "join the mesh with istioctl's files, as kmesh join does, and start the service",
+    },
     ...FLAGS,
   },
   notes: [
@@ -36,6 +51,9 @@ export const install = command({
   async run({ flags }) {
     const format = formatOf(flags);
     const root = textFlag(flags, "root");
+    const from = textFlag(flags, "from");
+    const dry = flags["dry-run"] === true;
+    const start = flags.start === true || (from !== undefined && root === undefined && flags.start !== false);
     if (root === undefined) {
       requireRoot("kmesh install");
       requireSystemd();
@@ -49,14 +67,23 @@ export const install = command({
       );
     const paths = installedPaths(root);
     const unit = new TextDecoder().decode(asset(SERVICE));
-    const steps = installSteps(paths, { executable: process.execPath, unit });
+    const files = installSteps(paths, { executable: process.execPath, unit });
+    const joining = from === undefined ? undefined : joiningOf(from, root);
+    // With files to join by, the configuration is theirs to write.
+    const steps = joining ? files.filter(({ target }) => target !== paths.config) : files;
     const changed = steps.some(({ act, target }) => act && target !== paths.config);
-    if (root !== undefined) steps.push(enableStep(paths));
-    else steps.push(...serviceSteps(paths, changed, flags.start === true));
     const fresh = steps.some(({ act, target }) => act && target === paths.config);
-    await perform(steps, flags["dry-run"] === true, format);
-    if (format === "text" && flags["dry-run"] !== true)
-      print(nextStep(root, fresh, changed, flags.start === true));
+    steps.push(...(joining?.steps ?? []));
+    if (root !== undefined) steps.push(enableStep(paths));
+    else steps.push(...enrolSteps(paths, changed));
+    if (start) {
+      const need = changed ? "restart" : joining ? await needOf(FOLDERS, joining.config) : "nothing";
+      steps.push(startStep(need));
+    }
+    for (const text of joining?.remarks ?? []) remark(`kmesh: ${text}`);
+    await perform(steps, dry, format, joining ? { remarks: joining.remarks } : {});
+    if (format === "text" && !dry)
+      print(joining && start ? await arrival(FOLDERS) : nextStep(root, fresh, changed, start));
     return EXIT.done;
   },
 });
@@ -89,20 +116,6 @@ export const uninstall = command({
   },
 });
 
-/** What systemd is told after the files are in place. */
-function serviceSteps(paths: Paths, changed: boolean, start: boolean): Step[] {
-  const steps: Step[] = [];
-  if (changed) steps.push(run("daemon-reload"));
-  if (existsSync(paths.wanted)) steps.push({ action: "keep", target: SERVICE, note: "enabled at boot" });
-  else steps.push(run("enable", SERVICE));
-  if (!start) return steps;
-  const active = activeState() === "active";
-  if (active && !changed) steps.push({ action: "keep", target: SERVICE, note: "runs" });
-  else if (active) steps.push({ ...begin("restart"), note: "connections go on meanwhile" });
-  else steps.push(begin("start"));
-  return steps;
-}
-
 /** Stopping and detaching come first: files that are in use must not be missing. */
 async function serviceEnd(
   flags: Parameters<typeof sourcesOf>[0],
@@ -113,7 +126,7 @@ async function serviceEnd(
   const folders = readFolders(sourcesOf(flags, process.env));
   const service = systemdRuns() && existsSync(paths.unit);
   const steps: Step[] = [];
-  if (service) steps.push(run("disable", "--now", SERVICE));
+  if (service) steps.push(runStep("disable", "--now", SERVICE));
   const { pins, agent } = await standing(folders);
   if (pins > 0 || agent !== undefined) {
     steps.push({
@@ -127,35 +140,13 @@ async function serviceEnd(
   steps.push(...files);
   if (folders.stateDir !== paths.state && existsSync(folders.stateDir))
     steps.push({ action: "keep", target: folders.stateDir, note: "not made by the service" });
-  if (service) steps.push(run("daemon-reload"));
+  if (service) steps.push(runStep("daemon-reload"));
   return steps;
 }
 
-function run(...args: string[]): Step {
-  return { action: "run", target: `systemctl ${args.join(" ")}`, act: () => void systemctl(...args) };
-}
-
-/** A start that fails is told with the agent's own words. */
-function begin(verb: "start" | "restart"): Step {
-  return {
-    action: "run",
-    target: `systemctl ${verb} ${SERVICE}`,
-    act() {
-      try {
-        systemctl(verb, SERVICE);
-      } catch {
-        throw new Failure(
-          EXIT.failed,
-          `${SERVICE} is installed but did not start; systemd goes on trying`,
-          `Its own words: journalctl -u ${SERVICE} -n 20. Most often the configuration lacks something: ${installedPaths().config}`,
-        );
-      }
-    },
-  };
-}
-
-function activeState(): string {
-  return systemctl("show", "--property=ActiveState", "--value", SERVICE);
+/** The service's configuration and folders are where they are by default. */
+function joiningOf(from: string, root: string | undefined): Joining {
+  return joinSteps({ from, configFile: CONFIG_FILE, stateDir: FOLDERS.stateDir, root });
 }
 
 function requireSystemd(): void {
@@ -164,24 +155,6 @@ function requireSystemd(): void {
     "systemd does not run here, and kmesh install makes a systemd service",
     "Have your own supervisor run `kmesh run`, or write the files only: --root DIR.",
   );
-}
-
-/** Tells each step and does it; a failure ends it there, and what was done stays done: run it again. */
-async function perform(steps: readonly Step[], dry: boolean, format: Format): Promise<void> {
-  if (dry && format === "text") print("Dry run, nothing is changed:");
-  for (const step of steps) {
-    if (format === "text") print(tell([step]));
-    if (!dry) await step.act?.();
-  }
-  if (format === "json") printJson({ dryRun: dry, steps: steps.map(({ act: _, ...told }) => told) });
-}
-
-function tell(steps: readonly Step[]): string {
-  return steps
-    .map(
-      ({ action, target, note }) => `${action.padEnd(8)}${target}${note === undefined ? "" : ` (${note})`}`,
-    )
-    .join("\n");
 }
 
 function nextStep(root: string | undefined, fresh: boolean, changed: boolean, started: boolean): string {

@@ -16,15 +16,9 @@ import { dirname, join } from "node:path";
 import { parse } from "yaml";
 import { readConfig } from "../agent/config.ts";
 import { asset } from "../runtime/assets.ts";
-import {
-  configTemplate,
-  enableStep,
-  installedPaths,
-  installSteps,
-  type Paths,
-  type Step,
-  uninstallSteps,
-} from "./installation.ts";
+import { configTemplate } from "./config-file.ts";
+import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./installation.ts";
+import type { Step } from "./steps.ts";
 
 let folder: string;
 let paths: Paths;
@@ -156,6 +150,7 @@ test("the configuration that is written says nothing yet, and each of its exampl
     readinessProbe: { httpGet: { path: "/ready", port: 8080 } },
     locality: { region: "region", zone: "zone" },
     cgroups: ["/system.slice/shop.service"],
+    units: ["nginx.service", "shop.service"],
     shadow: true,
   });
   expect(config.excludes).toHaveLength(2);

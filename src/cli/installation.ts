@@ -4,7 +4,6 @@ import {
   closeSync,
   copyFileSync,
   existsSync,
-  fsyncSync,
   linkSync,
   lstatSync,
   mkdirSync,
@@ -17,20 +16,13 @@ import {
   rmSync,
   statSync,
   symlinkSync,
-  writeFileSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { CONFIG_FILE, FOLDERS, SETTINGS, type Setting } from "../agent/config.ts";
+import { CONFIG_FILE } from "../agent/config.ts";
+import { configTemplate } from "./config-file.ts";
 import { EXIT, Failure } from "./exit.ts";
+import { fileStep, type Step, sync } from "./steps.ts";
 import { SERVICE } from "./systemd.ts";
-
-/** One thing to do, told before it is done. A step without `act` tells why there is nothing to do. */
-export interface Step {
-  action: "write" | "replace" | "link" | "keep" | "remove" | "run" | "detach";
-  target: string;
-  note?: string;
-  act?: () => void | Promise<void>;
-}
 
 export interface Paths {
   executable: string;
@@ -156,31 +148,6 @@ function executableStep(paths: Paths, source: string): Step {
   };
 }
 
-function fileStep(path: string, text: string, mode: number): Step {
-  const before = existsSync(path) ? readFileSync(path, "utf8") : undefined;
-  if (before === text) return { action: "keep", target: path, note: "the same" };
-  return {
-    action: before === undefined ? "write" : "replace",
-    target: path,
-    act() {
-      mkdirSync(dirname(path), { recursive: true });
-      writeFileSync(`${path}.new`, text, { mode });
-      sync(`${path}.new`);
-      renameSync(`${path}.new`, path);
-    },
-  };
-}
-
-/** On the disk before it gets its name. */
-function sync(path: string): void {
-  const fd = openSync(path, "r");
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-}
-
 /** Whether two files hold the same; a piece at a time, since an executable is large. */
 function sameContent(one: string, other: string): boolean {
   if (statSync(one).size !== statSync(other).size) return false;
@@ -196,47 +163,4 @@ function sameContent(one: string, other: string): boolean {
   } finally {
     for (const fd of fds) closeSync(fd);
   }
-}
-
-/** What a setting might be, where its fallback or hint is no value. */
-const EXAMPLES: Partial<Record<string, string>> = {
-  istiod: "istiod.istio-system.svc:15012",
-  ca: "/etc/kmesh/root-cert.pem",
-  token: "/etc/kmesh/istio-token",
-  ip: "[192.0.2.10]",
-  locality: "region/zone",
-  network: "network1",
-  hosts: "{istiod.istio-system.svc: 192.0.2.1}",
-  "ca-server": "istiod.istio-system.svc:15012",
-  name: "vm1",
-  "service-ip": "203.0.113.7",
-  "mesh-id": "mesh1",
-  labels: "{app: shop}",
-  "workload-name": "shop",
-  "workload-group": "shop",
-  "workload-entry": "shop-vm1",
-  ports: "[{name: http, containerPort: 8080}]",
-  "readiness-probe": "{httpGet: {path: /ready, port: 8080}}",
-  metadata: "{TEAM: blue}",
-  cgroup: "[/system.slice/shop.service]",
-  exclude: "[192.0.2.0/24, 198.51.100.7:443]",
-};
-
-/** A configuration file in which everything is commented out. */
-export function configTemplate(): string {
-  const folders: readonly string[] = FOLDERS;
-  const entries = Object.entries<Setting>(SETTINGS)
-    // The unit's sandbox knows the folders by their default.
-    .filter(([name]) => !folders.includes(name))
-    .map(([name, setting]) => {
-      const fallback = setting.fallback ? ` (default: ${setting.fallback})` : "";
-      const example = EXAMPLES[name] ?? (setting.kind === "switch" ? "true" : (setting.fallback ?? ""));
-      return `# ${setting.about}${fallback}\n#${name}: ${example}\n`;
-    });
-  return [
-    "# kmesh's settings. Needed are istiod and ca (or plaintext); `kmesh run --help` tells of all.",
-    "# After a change: systemctl reload kmesh; its log says when a restart is needed. Neither touches a connection.",
-    "",
-    ...entries,
-  ].join("\n");
 }

@@ -1,18 +1,23 @@
 import { writeFileSync } from "node:fs";
+import type { AgentStatus } from "../admin/status.ts";
 import type { Agent } from "../agent/agent.ts";
 import {
   type Config,
   ConfigError,
+  type Flags,
   readConfig,
   SETTINGS,
   sourcesOf,
   unknownVariables,
 } from "../agent/config.ts";
+import { INVITATION } from "../agent/invitation.ts";
 import type { Log } from "../agent/log.ts";
 import { tellReload } from "../agent/reload.ts";
+import type { Succession } from "../agent/succession.ts";
 import { execSelf } from "../kernel/process.ts";
 import { smallHeapEnvironment } from "../runtime/heap.ts";
 import { selfCommand } from "../runtime/self.ts";
+import { version } from "../runtime/version.ts";
 import { CONFIG_FLAG, command } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { remark } from "./output.ts";
@@ -32,48 +37,93 @@ export const run = command({
     "and service-account. A flag wins over a variable, a variable over the file. Lists are written with commas.",
     "",
     "SIGTERM and SIGINT end the agent and leave the kernel as it is; so does SIGKILL. SIGHUP reads the configuration",
-    "again: cgroup, exclude, netns and shadow change at once, for the rest the log says what needs a restart.",
+    "again: cgroup, unit, exclude, netns and shadow change at once, for the rest the log says what needs a restart.",
   ].join("\n"),
   async run({ flags }) {
-    const config = readConfig(sourcesOf(flags, process.env));
+    const invitation = process.env[INVITATION];
+    if (invitation === undefined) return begin(flags, undefined);
+    // Before its predecessor is answered: it would ring twice.
     keepHeapSmall();
-    for (const name of unknownVariables(process.env))
-      remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
-    // Loaded here: other commands need no gRPC.
-    const [{ Agent }, { openLog }, { LockHeld }, { ServiceNotifier }, { tellInOneLine }] = await Promise.all([
-      import("../agent/agent.ts"),
-      import("../agent/log.ts"),
-      import("../kernel/lock.ts"),
-      import("../agent/notify.ts"),
-      import("../agent/reporter.ts"),
-    ]);
-    const log = openLog(config.logLevel);
-    const service = new ServiceNotifier(process.env, (line) => log.warn(line));
-    const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
+    delete process.env[INVITATION];
+    const { Succession } = await import("../agent/succession.ts");
+    const succession = await Succession.answer(invitation);
     try {
-      const agent = await Agent.start(config, log, (status) => service.status(tellInOneLine(status)));
-      await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
-      service.ready(tellInOneLine(agent.status()));
-      reloads(() => {
-        service.reloading();
-        reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
-        service.ready(tellInOneLine(agent.status()));
-      });
-      const signal = await stopped;
-      service.stopping();
-      agent.stop();
-      log.info(`${signal}: the agent ends, what the kernel holds stays. kmesh down would remove it`);
-      return EXIT.done;
+      return await begin(flags, succession);
     } catch (error) {
-      if (!(error instanceof LockHeld)) throw error;
-      throw new Failure(
-        EXIT.alreadyRunning,
-        `an agent runs already${error.pid === undefined ? "" : `: pid ${error.pid}`} (it holds ${error.path})`,
-        "Stop it first, or choose other folders with --bpffs, --state-dir and --run-dir.",
-      );
+      succession?.failed(error);
+      throw error;
     }
   },
 });
+
+/** The agent's life. With a `succession` it takes over from one that runs. */
+async function begin(flags: Flags, succession: Succession | undefined): Promise<number> {
+  const config = readConfig(sourcesOf(flags, process.env));
+  keepHeapSmall();
+  for (const name of unknownVariables(process.env))
+    remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
+  // Loaded here: other commands need no gRPC.
+  const [{ Agent }, { openLog }, { LockHeld }, { ServiceNotifier }, { tellInOneLine }] = await Promise.all([
+    import("../agent/agent.ts"),
+    import("../agent/log.ts"),
+    import("../kernel/lock.ts"),
+    import("../agent/notify.ts"),
+    import("../agent/reporter.ts"),
+  ]);
+  const log = openLog(config.logLevel);
+  const service = new ServiceNotifier(process.env, (line) => log.warn(line));
+  const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
+  // The service manager listens to the one that it takes for the agent, and complains of others.
+  let known = succession === undefined;
+  const audience = {
+    status: (status: AgentStatus) => {
+      if (known) service.status(tellInOneLine(status));
+    },
+    succeeded: (pid: number) => service.succeeded(pid),
+  };
+  try {
+    let agent: Agent;
+    if (succession) {
+      const taken = Agent.succeed(config, log, audience, succession);
+      const early = await Promise.race([taken, stopped]);
+      if (typeof early === "string") return EXIT.done;
+      agent = early;
+      log.info(`kmesh ${version} runs (pid ${process.pid}): took over from the agent before`);
+      await Promise.race([succession.acknowledged(), stopped]);
+      known = true;
+    } else {
+      agent = await Agent.start(config, log, audience);
+      await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
+    }
+    service.ready(tellInOneLine(agent.status()));
+    reloads(() => {
+      service.reloading();
+      reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
+      service.ready(tellInOneLine(agent.status()));
+    });
+    const end = await Promise.race([stopped, agent.ended]);
+    if (typeof end === "string") {
+      service.stopping();
+      agent.stop();
+      log.info(`${end}: the agent ends, what the kernel holds stays. kmesh down would remove it`);
+    } else if (end.kind === "succeeded") {
+      await agent.leave();
+    } else {
+      await agent.leave();
+      agent.stop();
+      log.info("Executing the agent anew; what the kernel holds stays");
+      execSelf(end.command, process.env, end.command[0]);
+    }
+    return EXIT.done;
+  } catch (error) {
+    if (!(error instanceof LockHeld)) throw error;
+    throw new Failure(
+      EXIT.alreadyRunning,
+      `an agent runs already${error.pid === undefined ? "" : `: pid ${error.pid}`} (it holds ${error.path})`,
+      "Stop it first, or choose other folders with --bpffs, --state-dir and --run-dir.",
+    );
+  }
+}
 
 /** Begins anew, in this very process, unless it was started right. */
 function keepHeapSmall(): void {

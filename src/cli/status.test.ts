@@ -1,6 +1,7 @@
 import { expect, test } from "bun:test";
 import type { AgentStatus } from "../admin/status.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { UnitState } from "../datapath/unit.ts";
 import { tellStatus } from "./status.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
@@ -28,6 +29,7 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
     node: { namespace: "demo", serviceAccount: "default", addresses: ["10.0.0.5"] },
     shadow: false,
     cgroups: ["/"],
+    units: [],
     excludes: [],
     netns: "own",
     adopted: false,
@@ -65,7 +67,14 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
   };
 }
 
-const SETTINGS = { shadow: false, netns: "initial", cgroups: ["/"], exclusions: [], fallback: "pass" };
+const SETTINGS = {
+  shadow: false,
+  netns: "initial",
+  cgroups: ["/"],
+  units: [],
+  exclusions: [],
+  fallback: "pass",
+};
 
 function kernel(change: Partial<Summary> = {}): Summary {
   return {
@@ -77,8 +86,8 @@ function kernel(change: Partial<Summary> = {}): Summary {
     ],
     settings: SETTINGS,
     services: [
-      { service: "", redirected: 0, passed: 7, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
-      { service: "b:80", redirected: 5, passed: 0, wouldRedirect: 0, wouldRefuse: 0, refused: {} },
+      { service: "", redirected: 0, passed: 7, wouldRedirect: 0, wouldRefuse: 0, refused: {}, failed: 0 },
+      { service: "b:80", redirected: 5, passed: 0, wouldRedirect: 0, wouldRefuse: 0, refused: {}, failed: 0 },
       {
         service: "a:80",
         redirected: 9,
@@ -86,6 +95,7 @@ function kernel(change: Partial<Summary> = {}): Summary {
         wouldRedirect: 0,
         wouldRefuse: 0,
         refused: { "no-endpoint": 2 },
+        failed: 3,
       },
     ],
     tables: [{ name: "targets", capacity: 256, bytes: 2 ** 20 }],
@@ -105,10 +115,34 @@ test("a healthy mesh", () => {
   expect(text).not.toContain("NOT ");
   const services = text.split("\n").filter((line) => /^(a:80|b:80|\(no service\))/.test(line));
   expect(services.map((line) => line.split(/\s{2,}/))).toEqual([
-    ["a:80", "9", "0", "2 no-endpoint"],
-    ["b:80", "5", "0", "-"],
-    ["(no service)", "0", "7", "-"],
+    ["a:80", "9", "0", "2 no-endpoint", "3"],
+    ["b:80", "5", "0", "-", "0"],
+    ["(no service)", "0", "7", "-", "0"],
   ]);
+});
+
+test("endpoints that are ejected, and when that is done for all clusters", () => {
+  const ejections = (change: object) => kernel({ ejections: { now: [], ever: 0, stale: false, ...change } });
+  expect(tell(agent(), ejections({}))).toMatch(/^ejected +no endpoint$/m);
+  const one = { cluster: "outbound|80||a", address: "10.1.0.1", port: 80, forMs: 20_500 };
+  expect(tell(agent(), ejections({ now: [one], ever: 3 }))).toContain(
+    "10.1.0.1:80 of outbound|80||a for 21 s; 3 times in all",
+  );
+  expect(tell(agent(), ejections({ stale: true }))).toContain("no endpoint; the tables follow no istiod");
+});
+
+test("units by name, and whether each is there", () => {
+  const settings = (cgroups: string[], units: UnitState[]) =>
+    kernel({ settings: { ...SETTINGS, cgroups, units } });
+  const units = [
+    { unit: "a.service", cgroup: "/sys/fs/cgroup/system.slice/a.service", populated: true },
+    { unit: "b.service", cgroup: "/sys/fs/cgroup/system.slice/b.service", populated: false },
+    { unit: "c.service", populated: false },
+  ];
+  expect(tell(agent(), settings(["/x"], units))).toContain(
+    "/x, a.service (runs), b.service (has no process now), c.service (is not there now); network",
+  );
+  expect(tell(agent(), settings([], []))).toContain("nothing: no cgroup and no unit is enrolled");
 });
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {
@@ -193,6 +227,7 @@ test("a screen's worth of services, and how many more there are", () => {
     wouldRedirect: 0,
     wouldRefuse: 0,
     refused: {},
+    failed: 0,
   }));
   const text = tell(agent(), kernel({ services: many }));
   expect(text).toContain("s99:80");
@@ -218,6 +253,19 @@ test("the machine's certificate is told with its life, and what keeps it from a 
   expect(lines(undefined).join("\n")).not.toContain("identity");
 });
 
+test("connections older than the attach are told with their cgroups, and what to do", () => {
+  const told = (older: Parameters<typeof tellStatus>[0]["older"]) =>
+    tellStatus({ agent: agent(), kernel: undefined, older }, undefined, "/sys/fs/bpf/kmesh", false, NOW);
+  const cgroups = [{ cgroup: "/sys/fs/cgroup/app", connections: 3 }];
+  expect(told({ connections: 0, complete: true, cgroups: [] })).not.toContain("older");
+  const text = told({ connections: 3, complete: true, cgroups });
+  expect(text).toContain("3 connections are older than the attach");
+  expect(text).toContain("go directly, until the app connects anew");
+  expect(text).toContain("/sys/fs/cgroup/app (3)");
+  expect(told({ connections: 3, complete: false, cgroups })).toContain("At least 3 connections");
+  expect(told({ error: "no tcp_diag" })).toContain("is not known: no tcp_diag");
+});
+
 /** The lines of a page about an agent, blanks joined. */
 function linesOf(change: Partial<AgentStatus>): string[] {
   return tellStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)
@@ -235,24 +283,47 @@ test("one trouble is told once, though it keeps both the certificate and the str
   expect(lines.filter((line) => line.includes("the token is dead")).length).toBe(1);
 });
 
-test("the registration: by a group with what peers are told, by hand with what the entry needs", () => {
-  const where = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5" };
-  expect(linesOf({ registration: { ...where, group: "vms" } })).toContain(
-    "registered as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms, while connected; peers are told 10.0.0.5, in plaintext (label security.istio.io/tlsMode: disabled)",
+test("the registration: by a group or by hand, and what peers are told, with the cure where it is wrong", () => {
+  const where = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5", needs: ["kubectl this"] };
+  const group = { ...where, group: "vms" };
+  const told = (registration: AgentStatus["registration"], more: Partial<AgentStatus> = {}) => {
+    const lines = linesOf({ ...(registration ? { registration } : {}), ...more });
+    const at = lines.findIndex((line) => line.startsWith("registered"));
+    return at < 0
+      ? []
+      : lines.slice(
+          at,
+          lines.findIndex((line) => line.startsWith("mesh")),
+        );
+  };
+  expect(told(undefined)).toEqual([]);
+  expect(told(group)).toEqual([
+    "registered while connected, as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms",
+    " peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has 10.0.0.5 now",
+  ]);
+  expect(told({ ...group, peers: { plaintext: ["a:80", "b:80"], mtls: [] } })[1]).toBe(
+    " peers are told to send plaintext to 10.0.0.5, for a:80, b:80",
   );
-  const lines = linesOf({
-    registration: { ...where, entry: "vm-1", needs: ["kubectl label this", "kubectl that"] },
-  });
-  expect(lines).toContain(
-    "registered by hand as WorkloadEntry vm-1 of namespace shop; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:",
+  expect(told({ ...group, peers: { plaintext: [], mtls: ["a:80"] } }).slice(1)).toEqual([
+    " peers are told to send mTLS to 10.0.0.5 for a:80, WHICH KMESH DOES NOT END: another agent made the entry",
+    " kubectl this",
+  ]);
+  const away = { ...agent().stream, connected: false };
+  expect(told(group, { stream: away })).toEqual([
+    "registered not for long: istiod takes away WorkloadEntry vms-10.0.0.5 of namespace shop (group vms) 10 s after a connection",
+  ]);
+  expect(told(where)).toEqual([
+    "registered by hand, as WorkloadEntry vms-10.0.0.5 of namespace shop",
+    " no service has 10.0.0.5 now; kmesh ends no mTLS, so it needs",
+    " kubectl this",
+  ]);
+  expect(told({ ...where, peers: { plaintext: [], mtls: ["a:80"] } })[1]).toEndWith(
+    "NOT END: it lacks a label",
   );
-  expect(lines).toContain(" kubectl label this");
-  expect(lines).toContain(" kubectl that");
-  expect(linesOf({}).join("\n")).not.toContain("registered");
 });
 
 test("health: the verdict, what speaks against it, and whether istiod is told", () => {
-  const registration = { namespace: "shop", entry: "vms-10.0.0.5", address: "10.0.0.5", group: "vms" };
+  const registration = { namespace: "shop", entry: "e", address: "10.0.0.5", group: "vms", needs: [] };
   const health = { probe: "GET http://10.0.0.5:80/", streak: 0, checks: 7 };
   expect(linesOf({ health })).toContain(
     "health not known yet after 7 checks (GET http://10.0.0.5:80/); istiod is not told: set workload-group, or workload-entry",
@@ -267,4 +338,7 @@ test("health: the verdict, what speaks against it, and whether istiod is told", 
   expect(linesOf({ registration, health: streak, stream })).toContain(
     "health healthy for 60 s, 1 check against it (GET http://10.0.0.5:80/); this istiod takes no health reports",
   );
+  const byHand = linesOf({ registration: { ...registration, healthNeeds: ["kubectl that"] }, health: bad });
+  expect(byHand).toContain(" the entry was made by hand: istiod heeds it only after");
+  expect(byHand).toContain(" kubectl that");
 });

@@ -1,12 +1,14 @@
 import type { AgentStatus } from "../admin/status.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
 import type { Summary } from "../datapath/inspect.ts";
+import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
+import { formatMatch } from "../mesh/frontend.ts";
 import type { Note } from "../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
-import { kernelState, lastWords, view } from "./view.ts";
+import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
 /** Rows of text that a screen bears; JSON and --all have the rest. */
 const ROWS = 40;
@@ -14,6 +16,8 @@ const ROWS = 40;
 interface Answer {
   agent: AgentStatus | undefined;
   kernel: Summary | undefined;
+  /** What this command counts itself, so that no agent waits for it. */
+  older?: OlderConnections | NotKnown | undefined;
 }
 
 export const status = command({
@@ -31,10 +35,17 @@ export const status = command({
       agent: lastWords(folders).status,
       kernel: await kernelState(folders.bpffs, false),
     }));
-    if (format === "json") printJson({ alive, ...value.agent, kernel: value.kernel ?? null });
+    const older = value.kernel && (await olderThanAttach(folders.bpffs));
+    if (format === "json")
+      printJson({ alive, ...value.agent, kernel: value.kernel ?? null, olderConnections: older ?? null });
     else
       print(
-        tellStatus(value, alive ? undefined : lastWords(folders).sentence, folders.bpffs, flags.all === true),
+        tellStatus(
+          { ...value, older },
+          alive ? undefined : lastWords(folders).sentence,
+          folders.bpffs,
+          flags.all === true,
+        ),
       );
     return alive ? EXIT.done : EXIT.agentNotRunning;
   },
@@ -42,7 +53,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel }: Answer,
+  { agent, kernel, older }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -61,7 +72,7 @@ export function tellStatus(
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
-  const warnings = warningsOf(agent, kernel);
+  const warnings = [...warningsOf(agent, kernel), ...tellOlder(older)];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
   if (kernel) parts.push(tellServices(kernel, all));
   if (agent) parts.push(...tellRemarks(agent, all));
@@ -86,7 +97,7 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
     ["istiod", `${link}, ${state}${push}`],
     ...error,
     ...(agent.identity ? tellIdentity(agent.identity, error[0]?.[1], now) : []),
-    ...tellRegistration(agent.registration),
+    ...tellRegistration(agent.registration, alive && stream.connected),
     ...tellHealth(agent, now),
     ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
@@ -106,25 +117,50 @@ function tellIdentity(identity: IdentityStatus, told: string | undefined, now: n
   return [["identity", `${id}, ${life}`], ...error];
 }
 
-function tellRegistration(registration: AgentStatus["registration"]): [string, string][] {
+function tellRegistration(registration: AgentStatus["registration"], connected: boolean): [string, string][] {
   if (!registration) return [];
-  const { namespace, entry, address, group, needs } = registration;
+  const { namespace, entry, group } = registration;
   const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
+  if (group === undefined) return [["registered", `by hand, as ${where}`], ...tellPeers(registration)];
+  if (!connected)
+    return [
+      ["registered", `not for long: istiod takes away ${where} (group ${group}) 10 s after a connection`],
+    ];
+  return [["registered", `while connected, as ${where} by group ${group}`], ...tellPeers(registration)];
+}
+
+/** What istiod tells others to send to this machine, and what to do when that is mTLS. */
+function tellPeers({
+  address,
+  group,
+  needs,
+  peers,
+}: NonNullable<AgentStatus["registration"]>): [string, string][] {
+  const { plaintext = [], mtls = [] } = peers ?? {};
+  if (mtls.length > 0) {
+    const why = group === undefined ? "it lacks a label" : "another agent made the entry";
+    return [
+      [
+        "",
+        `peers are told to send mTLS to ${address} for ${mtls.join(", ")}, WHICH KMESH DOES NOT END: ${why}`,
+      ],
+      ...tellCommands(needs),
+    ];
+  }
+  if (plaintext.length > 0)
+    return [["", `peers are told to send plaintext to ${address}, for ${plaintext.join(", ")}`]];
   if (group !== undefined)
     return [
       [
-        "registered",
-        `as ${where} by group ${group}, while connected; peers are told ${address}, in plaintext (label security.istio.io/tlsMode: disabled)`,
+        "",
+        `peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has ${address} now`,
       ],
     ];
-  const commands = (needs ?? []).map((command): [string, string] => ["", `  ${command}`]);
-  return [
-    [
-      "registered",
-      `by hand as ${where}; what peers are told is the entry's own. kmesh ends no mTLS, so it needs:`,
-    ],
-    ...commands,
-  ];
+  return [["", `no service has ${address} now; kmesh ends no mTLS, so it needs`], ...tellCommands(needs)];
+}
+
+function tellCommands(commands: readonly string[]): [string, string][] {
+  return commands.map((command) => ["", `  ${command}`]);
 }
 
 function tellHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
@@ -141,6 +177,10 @@ function tellHealth({ health, stream, registration }: AgentStatus, now: number):
   return [
     ["health", `${state}${against} (${probe}); ${reported}`],
     ...(message === undefined ? [] : [["", message] as [string, string]]),
+    ...(registration?.healthNeeds
+      ? [["", "the entry was made by hand: istiod heeds it only after"] as [string, string]]
+      : []),
+    ...tellCommands(registration?.healthNeeds ?? []),
   ];
 }
 
@@ -189,6 +229,7 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
         : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
     ],
     ...tellSettings(kernel.foreign === undefined ? settings : undefined),
+    ...tellEjections(kernel.foreign === undefined ? kernel.ejections : undefined),
     ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
 }
@@ -196,10 +237,35 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
 function tellSettings(settings: Summary["settings"]): [string, string][] {
   if (!settings) return [];
   return [
-    ["governs", `${settings.cgroups.join(", ") || "no cgroup"}; network namespace: ${settings.netns}`],
+    ["governs", `${tellEnrolled(settings)}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+/** Endpoints that are told; --output json has all. */
+const EJECTED = 5;
+
+function tellEjections(ejections: Summary["ejections"]): [string, string][] {
+  if (!ejections) return [];
+  const { now, ever, stale } = ejections;
+  const shown = now.slice(0, EJECTED).map(({ cluster, address, port, forMs }) => {
+    const at = formatMatch({ kind: "address", address, port });
+    return `${at} of ${cluster} for ${Math.ceil(forMs / 1000)} s`;
+  });
+  if (now.length > EJECTED) shown.push(`and ${now.length - EJECTED} more`);
+  const times = ever > 0 ? `; ${plural(ever, "time")} in all` : "";
+  const why = stale
+    ? "; the tables follow no istiod now, so each cluster leaves out endpoints whose connects fail 5 times in a row"
+    : "";
+  return [["ejected", `${shown.join(", ") || "no endpoint"}${times}${why}`]];
+}
+
+function tellEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
+  const running = ({ cgroup, populated }: (typeof units)[number]) =>
+    populated ? "runs" : cgroup === undefined ? "is not there now" : "has no process now";
+  const named = units.map((each) => `${each.unit} (${running(each)})`);
+  return [...cgroups, ...named].join(", ") || "nothing: no cgroup and no unit is enrolled";
 }
 
 function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined): string[] {
@@ -219,6 +285,24 @@ function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined)
   return warnings;
 }
 
+/** Cgroups that are named one by one. */
+const CGROUPS = 5;
+
+function tellOlder(older: Answer["older"]): string[] {
+  if (!older) return [];
+  if ("error" in older) return [`Whether connections are older than the attach is not known: ${older.error}`];
+  const { connections, complete, cgroups } = older;
+  if (connections === 0) return [];
+  const named = cgroups.slice(0, CGROUPS).map(({ cgroup, connections }) => `${cgroup} (${connections})`);
+  const more = cgroups.length > CGROUPS ? `, and ${plural(cgroups.length - CGROUPS, "more cgroup")}` : "";
+  const are = connections === 1 ? "connection is" : "connections are";
+  return [
+    `${complete ? "" : "At least "}${connections} ${are} older than the attach (or than the enrolment or service ` +
+      `that would govern it) and ${connections === 1 ? "goes" : "go"} directly, until the app connects anew: ` +
+      `restart it if it keeps its connections. By cgroup: ${named.join(", ")}${more}`,
+  ];
+}
+
 function tellServices(kernel: Summary, all: boolean): string {
   const shadow = kernel.settings?.shadow ?? true;
   const rows = kernel.services
@@ -234,6 +318,7 @@ function tellServices(kernel: Summary, all: boolean): string {
     "PASSED",
     ...(shadow ? ["WOULD REDIRECT", "WOULD REFUSE"] : []),
     "REFUSED",
+    "FAILED",
   ];
   const body = shown.map((row) => [
     row.service === "" ? "(no service)" : row.service,
@@ -241,6 +326,7 @@ function tellServices(kernel: Summary, all: boolean): string {
     row.passed,
     ...(shadow ? [row.wouldRedirect, row.wouldRefuse] : []),
     row.refusals.map(([reason, count]) => `${count} ${reason}`).join(", ") || "-",
+    row.failed,
   ]);
   const more =
     rows.length > shown.length ? `\n... and ${rows.length - shown.length} more: --all lists them` : "";

@@ -1,4 +1,6 @@
 import { release } from "node:os";
+import { PROTOCOL } from "../agent/invitation.ts";
+import { ABI_ID } from "../datapath/layout.gen.ts";
 import { version as number } from "../runtime/version.ts";
 import { command, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
@@ -15,7 +17,16 @@ export const version = command({
         : "Deno" in globalThis
           ? `Deno ${process.versions.deno}`
           : `Node ${process.versions.node}`;
-    const about = { version: number, runtime, kernel: release(), architecture: process.arch };
+    const about = {
+      program: "kmesh",
+      version: number,
+      runtime,
+      kernel: release(),
+      architecture: process.arch,
+      // By these `kmesh upgrade` of another version knows what it has before it.
+      abi: ABI_ID,
+      handover: PROTOCOL,
+    };
     if (formatOf(flags) === "json") printJson(about);
     else print(`kmesh ${about.version} (${about.runtime}, Linux ${about.kernel}, ${about.architecture})`);
     return EXIT.done;

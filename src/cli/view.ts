@@ -4,6 +4,7 @@ import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
 import type { Folders } from "../agent/config.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import type { Inspection, Summary } from "../datapath/inspect.ts";
+import type { OlderConnections } from "../datapath/older.ts";
 import { formatSpan } from "./output.ts";
 
 export interface View<T> {
@@ -22,6 +23,25 @@ export async function view<T>(
   const answer = await askAgent(adminSocket(folders.runDir), path);
   if (answer !== undefined) return { alive: true, value: answer as T };
   return { alive: false, value: await otherwise() };
+}
+
+/** Why something that is worth knowing can't be told. */
+export interface NotKnown {
+  error: string;
+}
+
+/** Connections older than what governs them; undefined when nothing is pinned or this process can't see them. */
+export async function olderThanAttach(bpffs: string): Promise<OlderConnections | NotKnown | undefined> {
+  const [{ olderConnections }, { NothingPinned }] = await Promise.all([
+    import("../datapath/older.ts"),
+    import("../datapath/inspect.ts"),
+  ]);
+  try {
+    return olderConnections(bpffs);
+  } catch (error) {
+    if (error instanceof NothingPinned) return undefined;
+    return { error: error instanceof Error ? error.message : String(error) };
+  }
 }
 
 /** What the last agent left behind, and a sentence about it. */

@@ -3,6 +3,7 @@
  * inner arrays double in size, each written and read through mmap.
  */
 import { BpfMap, FLAG, type Placement, placeInner } from "../kernel/maps.ts";
+import { atomicAdd } from "../kernel/sockets.ts";
 
 /** The smallest chunk's records; chunked.h says the same. */
 const BASE_SHIFT = 8;
@@ -43,7 +44,7 @@ export class ChunkedTable {
         throw new Error(
           `the table ${outer.info.name} is not kmesh's: its records have ${inner.info.valueSize} bytes, not ${size}`,
         );
-      this.add(inner);
+      this.take(inner);
     }
   }
 
@@ -67,7 +68,7 @@ export class ChunkedTable {
   }
 
   /** Takes the next chunk over; it is in the outer map already. */
-  add(inner: BpfMap): void {
+  take(inner: BpfMap): void {
     this.#chunks.push(map(inner));
     this.capacity = BASE * (2 ** this.#chunks.length - 1);
   }
@@ -122,6 +123,11 @@ export class ChunkedTable {
     Atomics.store(this.#chunk(id).longs, (this.#offset(id) + at) >> 3, value);
   }
 
+  /** Adds to the aligned 8 bytes, which programs may add to at the same time. */
+  add(id: number, at: number, change: number): void {
+    atomicAdd(this.#chunk(id).bytes.subarray(this.#offset(id) + at), BigInt(change));
+  }
+
   #chunk(id: number): Chunk {
     const chunk = this.#chunks[31 - Math.clz32(id + BASE) - BASE_SHIFT];
     if (!chunk) throw new RangeError(`table ${this.#name} has no record ${id}`);
@@ -146,7 +152,7 @@ export function reserveAll(rooms: readonly (readonly [table: ChunkedTable, count
     for (const { placements } of grown) for (const { inner } of placements) inner.close();
     throw error;
   }
-  for (const { table, placements } of grown) for (const { inner } of placements) table.add(inner);
+  for (const { table, placements } of grown) for (const { inner } of placements) table.take(inner);
 }
 
 /** Takes the map over: its mapping outlives the descriptor. */

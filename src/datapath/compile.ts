@@ -1,12 +1,20 @@
 /** From a cluster or split of the mesh to what its descriptor and slots will hold, and a digest of that. */
 import { hash } from "node:crypto";
 import { ENDPOINT_WORDS } from "../mesh/endpoint-list.ts";
-import type { Balance, Cluster, Reason, Split } from "../mesh/model.ts";
+import {
+  type Balance,
+  type Cluster,
+  type Ejection,
+  NO_EJECTION,
+  type Reason,
+  type Split,
+} from "../mesh/model.ts";
 import type { Kind, SlotPolicy } from "./descriptor.ts";
 import { type Members, maglevTable, ringTable, smoothOrder } from "./slots.ts";
 import { type Selection, weighEndpoints } from "./weights.ts";
 
 export const DIGEST_SIZE = 16;
+const MAX_UINT32 = 0xffff_ffff;
 
 /** A descriptor before its slots have ids. */
 export interface Compiled {
@@ -14,6 +22,7 @@ export interface Compiled {
   policy: SlotPolicy;
   reason: Reason;
   maxConnections: number;
+  ejection: Ejection;
   v4: Selection;
   v6: Selection;
   /** Of a split: cluster names and weights. */
@@ -24,15 +33,24 @@ export interface Compiled {
 
 export function compileCluster(cluster: Cluster): Compiled {
   const { balance } = cluster;
+  const ejection = boundedEjection(cluster.ejection);
   const members = cluster.kind === "endpoints";
   const v4 = members ? weighEndpoints(cluster, "v4") : NOBODY;
   const v6 = members ? weighEndpoints(cluster, "v6") : NOBODY;
-  const head = `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}`;
+  const head = [
+    cluster.kind,
+    balance.policy,
+    tableSizeOf(balance),
+    cluster.reason,
+    cluster.maxConnections,
+    ...Object.values(ejection),
+  ].join("\n");
   return {
     kind: cluster.kind === "passthrough" ? "pass" : cluster.kind,
     policy: policyOf(balance),
     reason: cluster.reason,
-    maxConnections: Math.min(cluster.maxConnections, 0xffffffff),
+    maxConnections: Math.min(cluster.maxConnections, MAX_UINT32),
+    ejection,
     v4,
     v6,
     shares: [],
@@ -56,6 +74,16 @@ export function compileMissing(): Compiled {
   return { ...NOTHING, kind: "refuse", reason: "missing-cluster", digest: digest("missing") };
 }
 
+/** As the kernel takes it, in the order in which the digest has it. */
+function boundedEjection({ after, base, longest, percent }: Ejection): Ejection {
+  return {
+    after: Math.min(after, MAX_UINT32),
+    base: Math.min(base, MAX_UINT32),
+    longest: Math.min(longest, MAX_UINT32),
+    percent: Math.min(percent, 100),
+  };
+}
+
 const NOBODY: Selection = { lists: [], places: [], weights: [] };
 
 const NOTHING: Omit<Compiled, "digest"> = {
@@ -63,6 +91,7 @@ const NOTHING: Omit<Compiled, "digest"> = {
   policy: "round-robin",
   reason: "none",
   maxConnections: 0,
+  ejection: NO_EJECTION,
   v4: NOBODY,
   v6: NOBODY,
   shares: [],

@@ -1,17 +1,24 @@
 /** The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic. */
 import { cgroup2Root } from "../kernel/cgroup.ts";
+import { monotonic } from "../kernel/clock.ts";
+import type { Hook } from "../kernel/link.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { type Exclusion, enrolCgroups, exclude, exemptSelf, governNetns } from "./enrolment.ts";
+import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
+import { isOwnNetns } from "./older.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
+import { reconcileLive, tellReconciliation } from "./reconcile.ts";
 import type { Tables } from "./tables.ts";
+import { type Totals, totalsOf } from "./totals.ts";
 
 /** Who is governed, and whether in earnest. */
 export interface Governed {
   /** Enrolled: these cgroup2 folders and what is below them. */
   cgroups: string[];
+  /** Enrolled too: these systemd units, by their whole names, whichever cgroup they have. */
+  units: string[];
   excludes: Exclusion[];
   netns: "own" | "all";
   /** Decide and count, change nothing. */
@@ -23,6 +30,11 @@ export interface DatapathOptions extends Governed {
   bpffs: string;
   /** What source hashing takes for sockets that have no address yet. */
   nodeAddresses: string[];
+  /**
+   * Looks after what is attached, so often in milliseconds: hooks that somebody detached are attached again, and live
+   * counts are put right at the start. Absent: neither.
+   */
+  upkeep?: number;
   log(line: string): void;
 }
 
@@ -36,15 +48,24 @@ export class Datapath {
   #attached: boolean;
   /** There is more to be removed than a push will say. */
   #untidy = false;
+  #upkeep: ReturnType<typeof setInterval> | undefined;
+  #closed = false;
+  /** What upkeep could not do, told once. */
+  #trouble = "";
 
   private constructor(options: DatapathOptions, generation: Generation) {
     this.#options = options;
     this.#governed = options;
     this.#generation = generation;
+    const lost = generation.others !== "live" && generation.live ? this.#relink() : [];
     this.#attached = generation.attached;
     // What an earlier agent unpublished last may still be read.
     if (generation.adopted) membarrier();
     this.#publisher = this.#publish();
+    if (options.upkeep === undefined) return;
+    this.#upkeep = setInterval(() => this.#lookAfter(), options.upkeep);
+    this.#upkeep.unref?.();
+    if (generation.adopted) void this.#reconcile(lost.includes("sock_release"));
   }
 
   /**
@@ -106,7 +127,7 @@ export class Datapath {
 
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
   exemptSelf(): void {
-    exemptSelf(this.#generation.tables);
+    exemptSelf(this.#generation.tables.maps.agents);
   }
 
   /**
@@ -114,11 +135,24 @@ export class Datapath {
    * whose tables govern unchanged until then. `changes` names what may differ from the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
    * call, which compares everything whatever its `changes` say, mends the rest.
    */
-  apply(mesh: Mesh, changes: Changes): ApplyReport {
+  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
-    if (!this.#attached) this.#attach(mesh);
-    return report;
+    const relinked = this.#attached ? 0 : this.#attach(mesh);
+    return { ...report, relinked };
+  }
+
+  /** The kernel's count of connections, over all services. */
+  totals(): Totals {
+    return totalsOf(this.#generation.tables.serviceCounts);
+  }
+
+  /**
+   * Says that the tables follow istiod. Ten seconds after the last time they are stale, and every cluster leaves out
+   * endpoints whose connects fail.
+   */
+  keepCurrent(): void {
+    this.#generation.tables.settings.set("current_ns", monotonic());
   }
 
   inspect(): Inspection {
@@ -132,6 +166,8 @@ export class Datapath {
 
   /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
   close(): void {
+    clearInterval(this.#upkeep);
+    this.#closed = true;
     this.#publisher?.close();
     this.#generation.close();
   }
@@ -160,7 +196,45 @@ export class Datapath {
     return new Publisher(this.#generation.tables, () => this.#generation.others);
   }
 
-  #attach(mesh: Mesh): void {
+  /** Attaches what somebody detached or unpinned. */
+  #relink(): Hook[] {
+    const lost = this.#generation.relink(cgroup2Root());
+    if (lost.length > 0)
+      this.#options.log(`attached again: ${lost.join(", ")}. Somebody had detached or unpinned them`);
+    return lost;
+  }
+
+  #lookAfter(): void {
+    if (!this.#attached) return;
+    try {
+      if (this.#relink().includes("sock_release")) void this.#reconcile(true);
+      this.#trouble = "";
+    } catch (error) {
+      this.#complain(`hooks are detached and can't be attached again: ${textOf(error)}. Trying on`);
+    }
+  }
+
+  /** Puts live counts right. `damaged`: sock_release was gone, so that ends of connections were missed. */
+  async #reconcile(damaged: boolean): Promise<void> {
+    const { tables } = this.#generation;
+    try {
+      const { everyNetns } = tables.settings.flags;
+      const told = tellReconciliation(
+        await reconcileLive(tables, damaged && !everyNetns && isOwnNetns(tables)),
+      );
+      if (told !== undefined) this.#options.log(told);
+    } catch (error) {
+      if (!this.#closed) this.#complain(`live counts are not compared with the sockets: ${textOf(error)}`);
+    }
+  }
+
+  #complain(text: string): void {
+    if (text !== this.#trouble) this.#options.log(text);
+    this.#trouble = text;
+  }
+
+  /** Gives how many hooks run another program than before. */
+  #attach(mesh: Mesh): number {
     const generation = this.#generation;
     const [before, ...older] = generation.otherLayouts;
     const { takesOver } = this;
@@ -175,12 +249,17 @@ export class Datapath {
       this.#write(mesh, { everything: true });
     }
     generation.removeOldPrograms();
+    return hooks.length;
   }
 }
 
-function govern(tables: Tables, { cgroups, netns, excludes, shadow }: Governed): void {
-  enrolCgroups(tables, cgroups);
+function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Governed): void {
+  enrol(tables, { cgroups, units });
   governNetns(tables, netns);
   exclude(tables, excludes);
   tables.settings.setFlags({ shadow });
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }

@@ -1,4 +1,5 @@
 /** A cluster as the kernel walks it (struct descriptor of bpf/include/tables.h). Immutable once published. */
+import type { Ejection } from "../mesh/model.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import * as layout from "./layout.gen.ts";
 
@@ -18,12 +19,14 @@ export interface Descriptor {
   maxConnections: number;
   v4: Run;
   v6: Run;
+  ejection: Ejection;
   /** 16 bytes over what this was compiled from. */
   digest: Uint8Array;
 }
 
 const { fields } = layout.descriptor;
 const run = layout.run.fields;
+const ejection = layout.ejection.fields;
 const { cluster_kind: KIND, balance: BALANCE } = layout.enums;
 
 const KINDS: Record<Kind, number> = {
@@ -55,6 +58,7 @@ export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Des
   draftWords[fields.max_connections.offset >> 2] = descriptor.maxConnections;
   draftRun(fields.v4.offset, descriptor.v4);
   draftRun(fields.v6.offset, descriptor.v6);
+  draftEjection(descriptor.ejection);
   draft.set(descriptor.digest, fields.digest.offset);
   table.write(id, draft);
 }
@@ -62,6 +66,14 @@ export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Des
 function draftRun(at: number, { firstLine, count }: Run): void {
   draftWords[(at + run.first_line.offset) >> 2] = firstLine;
   draftWords[(at + run.count.offset) >> 2] = count;
+}
+
+function draftEjection({ after, base, longest, percent }: Ejection): void {
+  const at = fields.ejection.offset;
+  draftWords[(at + ejection.after.offset) >> 2] = after;
+  draftWords[(at + ejection.base_ms.offset) >> 2] = base;
+  draftWords[(at + ejection.longest_ms.offset) >> 2] = longest;
+  draftWords[(at + ejection.percent.offset) >> 2] = percent;
 }
 
 export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
@@ -73,6 +85,7 @@ export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
     maxConnections: table.word(id, fields.max_connections.offset),
     v4: readRun(table, id, fields.v4.offset),
     v6: readRun(table, id, fields.v6.offset),
+    ejection: readEjection(table, id),
     digest: record.slice(fields.digest.offset, fields.digest.offset + 16),
   };
 }
@@ -108,6 +121,16 @@ function readRun(table: ChunkedTable, id: number, at: number): Run {
   return {
     firstLine: table.word(id, at + run.first_line.offset),
     count: table.word(id, at + run.count.offset),
+  };
+}
+
+function readEjection(table: ChunkedTable, id: number): Ejection {
+  const at = fields.ejection.offset;
+  return {
+    after: table.word(id, at + ejection.after.offset),
+    base: table.word(id, at + ejection.base_ms.offset),
+    longest: table.word(id, at + ejection.longest_ms.offset),
+    percent: table.word(id, at + ejection.percent.offset),
   };
 }
 

@@ -1,12 +1,14 @@
-/** Who is governed: cgroups, network namespace, exclusions; and who never is: agents. */
-import { cgroupId, cgroupLevel } from "../kernel/cgroup.ts";
+/** Who is governed: cgroups, systemd units, network namespace, exclusions; and who never is: agents. */
+import { existsSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../kernel/cgroup.ts";
+import { BpfMap } from "../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
-import { taskIdentity } from "../kernel/process.ts";
+import { socketInodes, taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
+import { keptPin } from "./pins.ts";
 import type { Tables } from "./tables.ts";
-
-/** Levels of the cgroup tree that the program can look at (MAX_CGROUP_LEVELS). */
-const MAX_LEVEL = 15;
+import { unitKey, unitOfKey } from "./unit.ts";
 
 /** An address block that is never governed; port 0 is every port. */
 export interface Exclusion {
@@ -15,32 +17,96 @@ export interface Exclusion {
   port: number;
 }
 
+/** Who is governed. */
+export interface Enrolled {
+  /** These cgroup2 folders and what is below them. */
+  cgroups: readonly string[];
+  /** These systemd units, by their whole names: whichever cgroup they have, now or later. */
+  units: readonly string[];
+}
+
 /**
- * Enrols exactly these cgroups and what is below them. Gives the records written.
- * Throws when a folder is missing or too deep in the tree.
+ * Enrols exactly these. Gives the records written; when there were any, a grace period passes.
+ * Throws for a folder that is missing or no cgroup, and KernelError when there are more than the maps hold.
  */
-export function enrolCgroups(tables: Tables, cgroups: readonly string[]): number {
-  const wanted = new Map(cgroups.map((path) => [cgroupId(path), levelOf(path)]));
-  const levels = [...wanted.values()].reduce((mask, level) => mask | (1n << BigInt(level)), 0n);
-  const { enrolled } = tables.maps;
-  let writes = 0;
-  const { keys, count } = enrolled.entries();
-  const held = new Set(new BigUint64Array(keys.slice().buffer).subarray(0, count));
+export function enrol(tables: Tables, { cgroups, units }: Enrolled): number {
+  const root = cgroup2Root();
+  // cgroupLevel refuses what is no cgroup.
+  const ids = new Map(cgroups.map((path) => [cgroupId(path), cgroupLevel(path)]));
+  const everywhere = [...ids.values()].includes(0);
+  const changed =
+    setKeys(tables.maps.enrolled, [...ids.keys()].map(bytesOf)) +
+    setKeys(tables.maps.units, units.map(unitKey)) +
+    tables.verdicts.setRoot(cgroupId(root));
+  if (changed > 0) tables.verdicts.forget();
+  return changed + tables.settings.setFlags({ everyCgroup: everywhere });
+}
+
+/** The units that are enrolled by name, in the order of the alphabet. */
+export function enrolledUnits(tables: Pick<Tables, "maps">): string[] {
+  return keysOf(tables.maps.units).map(unitOfKey).sort();
+}
+
+/** The ids of the enrolled cgroups. */
+export function enrolledIds(tables: Pick<Tables, "maps">): bigint[] {
+  return keysOf(tables.maps.enrolled).map((key) => new BigUint64Array(key.buffer)[0] ?? 0n);
+}
+
+/** Makes `wanted` the keys of a map whose values are all 1; new ones come before old ones go. Gives the writes. */
+function setKeys(map: BpfMap, wanted: readonly Uint8Array[]): number {
+  const text = (key: Uint8Array) => Buffer.from(key).toString("hex");
+  const held = new Map(keysOf(map).map((key) => [text(key), key]));
   const value = bytesOf(1n);
-  for (const id of wanted.keys()) {
-    if (held.has(id)) continue;
-    enrolled.update(bytesOf(id), value);
+  let writes = 0;
+  for (const key of wanted) {
+    if (held.delete(text(key))) continue;
+    map.update(key, value);
     writes++;
   }
-  const everywhere = [...wanted.values()].includes(0);
-  writes +=
-    tables.settings.set("cgroup_levels", levels) + tables.settings.setFlags({ everyCgroup: everywhere });
-  for (const id of held) {
-    if (wanted.has(id)) continue;
-    enrolled.delete(bytesOf(id));
-    writes++;
-  }
+  for (const key of held.values()) if (map.delete(key)) writes++;
   return writes;
+}
+
+function keysOf(map: BpfMap): Uint8Array[] {
+  const { keys, count } = map.entries();
+  const size = map.info.keySize;
+  return Array.from({ length: count }, (_, i) => keys.slice(i * size, (i + 1) * size));
+}
+
+/** Says of a cgroup's id whether what is made in that cgroup is enrolled now. Remembers what it was asked. */
+export function enrolmentTest(tables: Tables): (cgroup: bigint) => boolean {
+  if (tables.settings.flags.everyCgroup) return () => true;
+  const ids = new Set(enrolledIds(tables));
+  const units = new Set(enrolledUnits(tables));
+  const known = new Map<bigint, boolean>();
+  return (cgroup) => {
+    const before = known.get(cgroup);
+    if (before !== undefined) return before;
+    const path = ids.size + units.size > 0 ? cgroupPath(cgroup) : undefined;
+    const answer = path !== undefined && existsSync(path) && isEnrolled(path, ids, units);
+    known.set(cgroup, answer);
+    return answer;
+  };
+}
+
+/** The same walk upwards as find_enrolment() in bpf/include/enrolment.h. */
+function isEnrolled(path: string, ids: ReadonlySet<bigint>, units: ReadonlySet<string>): boolean {
+  const root = cgroup2Root();
+  let byName = false;
+  for (let at = path; at.startsWith(root); at = dirname(at)) {
+    if (ids.has(cgroupId(at))) return true;
+    if (at === root) return byName;
+    const name = basename(at).replace(/^_/, "");
+    if (!name.endsWith(".slice")) byName = false;
+    if (units.has(name)) byName = true;
+  }
+  return false;
+}
+
+/** Inodes of the sockets that exempt agents hold: theirs are never governed. */
+export function agentSockets(tables: Tables): Set<number> {
+  const pids = keysOf(tables.maps.agents).map((key) => new Uint32Array(key.buffer)[0] ?? 0);
+  return new Set(pids.flatMap(socketInodes));
 }
 
 /** Governs the network namespace of this process, or every one. Throws where a kernel before 5.14 can't tell. */
@@ -66,8 +132,7 @@ export function exclude(tables: Tables, exclusions: readonly Exclusion[]): numbe
 }
 
 /** From now on this process's own connections are never governed. Entries of dead processes are taken out. */
-export function exemptSelf(tables: Tables): void {
-  const { agents } = tables.maps;
+export function exemptSelf(agents: BpfMap): void {
   const { keys, values, count } = agents.entries();
   const pids = new Uint32Array(keys.slice().buffer);
   const starts = new BigUint64Array(values.slice().buffer);
@@ -81,6 +146,16 @@ export function exemptSelf(tables: Tables): void {
   agents.update(new Uint8Array(Uint32Array.of(self.tgid).buffer), bytesOf(self.startTicks));
 }
 
+/** The same where another agent holds the tables that are pinned below `bpffs`. */
+export function exemptSelfPinned(bpffs: string): void {
+  const agents = BpfMap.fromPin(keptPin(bpffs, "agents"));
+  try {
+    exemptSelf(agents);
+  } finally {
+    agents.close();
+  }
+}
+
 function ownNetns(): bigint {
   const cookie = netnsCookie();
   if (cookie !== undefined) return cookie;
@@ -89,13 +164,6 @@ function ownNetns(): bigint {
     "this kernel (before 5.14) can't govern the network namespace of a process alone: " +
       "run kmesh in the initial one, or with --netns all",
   );
-}
-
-function levelOf(path: string): number {
-  const level = cgroupLevel(path);
-  if (level > MAX_LEVEL)
-    throw new Error(`${path} lies ${level} levels deep: enrol a cgroup of level ${MAX_LEVEL} at most`);
-  return level;
 }
 
 function bytesOf(value: bigint): Uint8Array {

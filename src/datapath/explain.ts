@@ -125,7 +125,8 @@ function fateOf(cluster: ClusterState, family: "IPv4" | "IPv6"): Fate {
   return { verdict: "redirect", text: `${cluster.policy} over ${usable.length} endpoint(s)` };
 }
 
-function findFrontend(tables: Tables, address: string, port: number) {
+/** The target word for an address that is governed, and how it was found. */
+export function findFrontend(tables: Tables, address: string, port: number) {
   const exact = tables.exact.find(address, port);
   const text = formatMatch({ kind: "address", address, port });
   if (exact !== undefined) {
@@ -141,7 +142,7 @@ function findFrontend(tables: Tables, address: string, port: number) {
 }
 
 /** Why the destination is never governed; undefined when it is. */
-function exemption(tables: Tables, address: string, port: number): string | undefined {
+export function exemption(tables: Tables, address: string, port: number): string | undefined {
   const bytes = parseAddress(address);
   if (!bytes) throw new TypeError(`"${address}" is no IP address`);
   const block = EXEMPT.find((prefix) => contains(prefix, address));

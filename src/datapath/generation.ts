@@ -111,6 +111,27 @@ export class Generation {
     });
   }
 
+  /** Whether connect() reads these tables, by one hook at least: they are filled. */
+  get live(): boolean {
+    return generationsAt(this.#bpffs).some(({ abi, live }) => abi === ABI_ID && live);
+  }
+
+  /**
+   * Attaches the hooks whose link is gone or was detached, and leaves the others as they are. Gives those that it
+   * attached. Only for tables that are filled.
+   */
+  relink(root: string): Hook[] {
+    const lost = HOOK_ORDER.filter((hook) => {
+      using link = pinnedLink(this.#bpffs, hook);
+      return !link || !isAlive(link.info());
+    });
+    if (lost.length > 0) mkdirSync(join(this.#bpffs, "links"), { recursive: true });
+    return lost.filter((hook) => {
+      const program = this.#programs.get(hook);
+      return program !== undefined && point(this.#bpffs, root, hook, program);
+    });
+  }
+
   /** Whether every hook has a link, whichever program runs there: what is pinned governs, or did until someone detached it. */
   get linked(): boolean {
     return HOOK_ORDER.every((hook) => existsSync(linkPin(this.#bpffs, hook)));

@@ -2,15 +2,19 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
-import { cgroupPath } from "../kernel/cgroup.ts";
+
+import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
+import { monotonic } from "../kernel/clock.ts";
 import { KernelError } from "../kernel/error.ts";
 import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
 import { ChunkedTable } from "./chunked.ts";
 import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
+import { enrolledIds, enrolledUnits } from "./enrolment.ts";
 import { complete, pinnedMaps } from "./generation.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
 import * as layout from "./layout.gen.ts";
@@ -18,6 +22,7 @@ import { readNames } from "./names.ts";
 import { HOOK_ORDER, linkPin } from "./pins.ts";
 import { Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
+import { findUnits, type UnitState } from "./unit.ts";
 
 export interface HookState {
   hook: Hook;
@@ -33,6 +38,8 @@ export interface ServiceCounters {
   wouldRefuse: number;
   /** Only reasons that occurred. */
   refused: Partial<Record<Reason, number>>;
+  /** Redirected ones whose endpoint refused or did not answer. */
+  failed: number;
 }
 
 export interface FrontendState {
@@ -50,6 +57,19 @@ export interface EndpointState {
   /** Of the connections that its cluster gets, 0 to 1. */
   share: number;
   live: number;
+  /** Connects that failed: ever, and in the present row. */
+  failed: number;
+  failures: number;
+  /** Milliseconds until it gets connections of this cluster again; 0 when it is not left out. */
+  ejectedFor: number;
+}
+
+export interface EjectedEndpoint {
+  cluster: string;
+  address: string;
+  port: number;
+  /** Milliseconds until it gets connections again. */
+  forMs: number;
 }
 
 export interface ClusterState {
@@ -84,10 +104,20 @@ export interface Summary {
     shadow: boolean;
     netns: "all" | "initial" | string;
     cgroups: string[];
+    /** Enrolled by name, and where each is now. */
+    units: UnitState[];
     exclusions: string[];
     fallback: string;
   };
   services: ServiceCounters[];
+  /** Endpoints that get no connections, since their connects failed in a row. Absent as the settings. */
+  ejections?: {
+    now: EjectedEndpoint[];
+    /** How often that came about. */
+    ever: number;
+    /** Nobody keeps the tables up to date: clusters without outlier detection eject, too. */
+    stale: boolean;
+  };
   tables: TableState[];
 }
 
@@ -201,6 +231,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
     settings: settingsOf(tables, view),
     services: view.services(),
+    ejections: view.ejections(),
     tables: sizes(tables),
   };
 }
@@ -210,6 +241,7 @@ export class TableView {
   readonly tables: Tables;
   readonly #clusterNames: Map<number, string>;
   readonly #serviceNames: Map<number, string>;
+  readonly #now = monotonic();
 
   constructor(tables: Tables) {
     this.tables = tables;
@@ -269,9 +301,29 @@ export class TableView {
       ...(descriptor.kind === "refuse" ? { reason: reasonName(descriptor.reason) } : {}),
       maxConnections: descriptor.maxConnections,
       live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
-      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(descriptor) : [],
+      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(id, descriptor) : [],
       shares: descriptor.kind === "split" ? this.#shares(descriptor) : [],
     };
+  }
+
+  ejections(): NonNullable<Summary["ejections"]> {
+    const { clusterLoads, settings } = this.tables;
+    const { fields } = layout.cluster_load;
+    const state: ReturnType<TableView["ejections"]> = {
+      now: [],
+      ever: 0,
+      stale: settings.isStale(this.#now),
+    };
+    for (const [id, cluster] of this.#clusterNames) {
+      if (!clusterLoads.has(id)) continue;
+      state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
+      const descriptor = this.descriptor(id);
+      if (descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor)) continue;
+      for (const { address, port, ejectedFor: forMs } of this.#endpoints(id, descriptor)) {
+        if (forMs > 0) state.now.push({ cluster, address, port, forMs });
+      }
+    }
+    return state;
   }
 
   descriptor(cluster: number): Descriptor | undefined {
@@ -280,18 +332,42 @@ export class TableView {
     return id ? readDescriptor(descriptors, id) : undefined;
   }
 
-  #endpoints(descriptor: Descriptor): EndpointState[] {
+  /** The same as leaves_out() in connect.bpf.c: a cluster without outlier detection does so only while the tables are stale. */
+  #leavesOut(id: number, { ejection }: Descriptor): boolean {
+    const { clusterLoads, settings } = this.tables;
+    if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;
+    return this.#left(clusterLoads.long(id, layout.cluster_load.fields.ejected_until_ns.offset)) > 0;
+  }
+
+  #endpoints(id: number, descriptor: Descriptor): EndpointState[] {
+    const leavesOut = this.#leavesOut(id, descriptor);
     return [descriptor.v4, descriptor.v6].flatMap((run) => {
       const times = occurrences(readSlots(this.tables.slots, run));
-      const states = [...times].map(([id, count]) => ({
-        ...readEndpoint(this.tables.endpoints, id),
+      const states = [...times].map(([endpoint, count]) => ({
+        ...readEndpoint(this.tables.endpoints, endpoint),
         share: count / run.count,
-        live: this.tables.endpointLoads.count(id, layout.endpoint_load.fields.live.offset),
+        ...this.#load(endpoint, leavesOut),
       }));
       return states.sort((a, b) =>
         a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,
       );
     });
+  }
+
+  #load(endpoint: number, leavesOut: boolean): Omit<EndpointState, "address" | "port" | "share"> {
+    const { endpointLoads } = this.tables;
+    const { fields } = layout.endpoint_load;
+    return {
+      live: endpointLoads.count(endpoint, fields.live.offset),
+      failed: Number(endpointLoads.long(endpoint, fields.failed.offset)),
+      failures: endpointLoads.word(endpoint, fields.failures.offset),
+      ejectedFor: leavesOut ? this.#left(endpointLoads.long(endpoint, fields.ejected_until_ns.offset)) : 0,
+    };
+  }
+
+  /** Milliseconds until then, 0 when it is over. */
+  #left(until: bigint): number {
+    return Math.max(0, Number((until - this.#now) / 1_000_000n));
   }
 
   #shares(descriptor: Descriptor): { cluster: string; share: number }[] {
@@ -323,6 +399,7 @@ function counters(counts: ChunkedTable, id: number, service: string): ServiceCou
     wouldRedirect: at(fields.would_redirect.offset),
     wouldRefuse: at(fields.would_refuse.offset),
     refused,
+    failed: at(fields.failed.offset),
   };
 }
 
@@ -342,15 +419,14 @@ function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["setti
     shadow: flags.shadow,
     netns: flags.everyNetns ? "all" : cookie === 0n ? "initial" : `cookie ${cookie}`,
     cgroups: enrolledCgroups(tables),
+    units: findUnits(cgroup2Root(), enrolledUnits(tables)),
     exclusions: tables.exclusions.list().map(({ match }) => formatMatch(match)),
     fallback: fallback.action === "pass" ? "pass" : `${fallback.action} ${fallback.target}`,
   };
 }
 
 function enrolledCgroups(tables: Tables): string[] {
-  const { keys, count } = tables.maps.enrolled.entries();
-  const ids = new BigUint64Array(keys.slice().buffer).subarray(0, count);
-  return [...ids].map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
+  return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
 function sizes(tables: Tables): TableState[] {

@@ -23,6 +23,9 @@ const BITS: Record<keyof SettingsFlags, number> = {
   exclusions: FLAGS.SETTING_EXCLUSIONS,
 };
 
+/** So long after the last word from it, istiod's configuration is no longer taken for current; eject.h says the same. */
+export const STALE_NS = 10_000_000_000n;
+
 export class Settings {
   readonly #words: BigUint64Array;
 
@@ -39,6 +42,11 @@ export class Settings {
     if (this.get(field, index) === value) return 0;
     Atomics.store(this.#words, (layout.settings.fields[field].offset >> 3) + index, value);
     return 1;
+  }
+
+  /** Whether the tables were not kept up to date lately; `now` by CLOCK_MONOTONIC. */
+  isStale(now: bigint): boolean {
+    return this.get("current_ns") + STALE_NS < now;
   }
 
   get flags(): SettingsFlags {

@@ -4,6 +4,7 @@ import { ChunkedTable, reserveAll } from "./chunked.ts";
 import { ExactTable, PrefixTable } from "./frontends.ts";
 import * as layout from "./layout.gen.ts";
 import { Settings } from "./settings.ts";
+import { Verdicts } from "./verdicts.ts";
 
 /** Names of the maps in bpf/include/tables.h: one set a generation. */
 export const GENERATION_MAPS = [
@@ -26,6 +27,9 @@ export const KEPT_MAPS = [
   "service_counts",
   "agents",
   "enrolled",
+  "units",
+  "enrolment",
+  "verdicts",
   "name_lines",
   "cluster_names",
   "service_names",
@@ -48,6 +52,7 @@ export interface Room {
 export class Tables {
   readonly maps: Maps;
   readonly settings: Settings;
+  readonly verdicts: Verdicts;
   readonly exact: ExactTable;
   readonly prefixes: PrefixTable;
   readonly exclusions: PrefixTable;
@@ -69,6 +74,7 @@ export class Tables {
   constructor(maps: Maps) {
     this.maps = maps;
     this.settings = new Settings(maps.settings);
+    this.verdicts = new Verdicts(maps.enrolment, maps.verdicts);
     this.exact = new ExactTable(maps.frontends);
     this.prefixes = new PrefixTable(maps.prefixes, "prefixes");
     this.exclusions = new PrefixTable(maps.exclusions, "exclusions");

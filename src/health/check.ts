@@ -123,7 +123,7 @@ async function askGrpc(
         (response: Buffer) => response,
         service,
         (error, response) => {
-          if (error) reject(new Error(error.details || error.message));
+          if (error) reject(new Error(withoutWrapping(error.details || error.message)));
           // HealthCheckResponse{status 1}, SERVING 1
           else resolve(response?.[0] === 0x08 && response[1] === 1 ? WELL : unhealthy("it is not SERVING"));
         },
@@ -134,6 +134,11 @@ async function askGrpc(
   } finally {
     client.close();
   }
+}
+
+/** gRPC's reason without what it says around it. */
+function withoutWrapping(details: string): string {
+  return /Last error: (?:Error: )?(.*?)(?: \([^()]*Z\))?\. Resolution note:/.exec(details)?.[1] ?? details;
 }
 
 function lengthDelimited(text: string): Buffer {

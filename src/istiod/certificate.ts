@@ -57,7 +57,7 @@ export function readCertificate(key: string, chain: string, roots: string): Cert
 }
 
 /** Whether it can be shown at that moment. */
-export function isValidAt(certificate: Certificate, now: number): boolean {
+export function isValidAt(certificate: Pick<Certificate, "notBefore" | "notAfter">, now: number): boolean {
   return certificate.notBefore <= now && now < certificate.notAfter;
 }
 

@@ -161,7 +161,7 @@ function explainMismatch(security: Security, proof: Proof | undefined, node: Reg
 
 /** gRPC wraps the reason and adds the time: without them the same reason is the same text. */
 function withoutTime(details: string): string {
-  return /Last error: (.*?) \([^()]*Z\)\. Resolution note: /.exec(details)?.[1] ?? details;
+  return /Last error: (?:Error: )?(.*?)(?: \([^()]*Z\))?\. Resolution note: /.exec(details)?.[1] ?? details;
 }
 
 function explainUnavailable(said: string, at: string, target: Target, security: Security): string {
@@ -187,8 +187,8 @@ function explainUnavailable(said: string, at: string, target: Target, security: 
   return `no connection to istiod at ${at}: ${said}`;
 }
 
-/** The roots of the file and `more`. The file may be gone when there are more. */
-function readRoots(file: string, more: string): Buffer {
+/** The roots of the file and `more`. The file may be gone when there are more. Throws FileError. */
+export function readRoots(file: string, more: string): Buffer {
   const next = "pass the mesh's root certificate with --ca";
   let pem: string;
   try {

@@ -24,7 +24,7 @@ export interface HealthReportsOptions {
  * An istiod that reads its configuration from files takes no reports, and dies of one (it dereferences a nil
  * controller). So each connection's istiod is tried out first: on a second stream of that connection a node refers to
  * a WorkloadEntry that does not exist. The part of istiod that would take the report answers that the entry is not
- * found; where that part is missing, the node is served.
+ * found (Istio 1.19 and newer); where that part is missing, or older, the node is served.
  */
 export class HealthReports {
   readonly #question: Uint8Array;

@@ -174,3 +174,31 @@ test.each([
   server.answer = signed();
   await until(() => identity.current() !== undefined, "the next attempt");
 });
+
+test("a token that is written anew is tried at once, however long the pause is", async () => {
+  const server = await serve(() => ({ code: status.UNAUTHENTICATED, details: "no" }));
+  const { identity, events } = identityOf(server.port, { backoff: { first: 60_000, longest: 60_000 } });
+  await identity.begin();
+  expect(events).toMatchObject([{ kind: "failed" }]);
+  server.answer = signed();
+  writeFileSync(join(folder, "token"), "fresh.b.c", { mode: 0o600 });
+  await until(() => events.some(({ kind }) => kind === "obtained"), "the certificate");
+  expect(server.calls.map(({ token }) => token)).toEqual(["Bearer a.b.c", "Bearer fresh.b.c"]);
+});
+
+test("a clock that has lost its time is named, and the kept certificate serves again once it is set", async () => {
+  const server = await serve(signed());
+  const first = identityOf(server.port);
+  await first.identity.begin();
+  first.identity.stop();
+  server.answer = () => ({ code: status.UNAUTHENTICATED, details: "no" });
+  let now = 0;
+  const { identity, reasons } = identityOf(server.port, { clock: () => now });
+  await identity.begin();
+  expect(identity.current()).toBeUndefined();
+  expect(reasons()[0]).toMatch(
+    /^it is 1970-01-01T00:00:00Z by this machine's clock, and the certificate of \S+ is good from \S+Z on: set the clock/,
+  );
+  now = Date.now();
+  expect(identity.current()).toBeDefined();
+});

@@ -1,3 +1,4 @@
+import { statSync } from "node:fs";
 import { Backoff, type BackoffLimits } from "./backoff.ts";
 import { type Certificate, isValidAt, MalformedCertificate, readCertificate } from "./certificate.ts";
 import { createCertificate, SigningRefused } from "./certificate-authority.ts";
@@ -26,6 +27,8 @@ const BACKOFF: BackoffLimits = { first: 1_000, longest: 60_000 };
 const DOUBT = 30_000;
 /** The longest sleep: a clock that was set, or a machine that slept, is noticed after so long, milliseconds. */
 const NAP = 30_000;
+/** The same while there is no certificate to be had: a token or root that was written anew is tried at once. */
+const RESTLESS_NAP = 1_000;
 
 /** What happens to the certificate, for the log. Times are milliseconds since the epoch. */
 export type IdentityEvent =
@@ -94,6 +97,8 @@ export class WorkloadIdentity implements CertificateSource {
   #running = false;
   #busy = false;
   #failing = false;
+  /** The token's and the roots' files as of the last attempt. */
+  #files = "";
   #obtained = 0;
   #lastError: { at: number; text: string } | undefined;
 
@@ -129,6 +134,15 @@ export class WorkloadIdentity implements CertificateSource {
       return;
     }
     await this.#renew();
+  }
+
+  /**
+   * Asks for a certificate as a renewal would, and keeps nothing of it. Gives what it was asked for with, and how far
+   * our clock is ahead of istiod's (negative: behind), milliseconds. Rejects with an Error of one line.
+   */
+  async tryOut(): Promise<{ proof: Proof; skew: number }> {
+    const { certificate, proof } = await this.#obtain();
+    return { proof, skew: skewOf(certificate, this.#clock()) };
   }
 
   /** Asks no more. */
@@ -181,10 +195,25 @@ export class WorkloadIdentity implements CertificateSource {
     clearTimeout(this.#timer);
     if (!this.#running) return;
     const rest = Math.max(this.#due - this.#clock(), this.#earliest - performance.now());
+    const nap = this.#failing ? RESTLESS_NAP : NAP;
     this.#timer = setTimeout(
-      () => (rest <= NAP ? void this.#renew() : this.#sleep()),
-      Math.min(Math.max(rest, 0), NAP),
+      () => {
+        if (rest <= nap || (this.#failing && this.#stamp() !== this.#files)) void this.#renew();
+        else this.#sleep();
+      },
+      Math.min(Math.max(rest, 0), nap),
     );
+  }
+
+  /** Changes when one of the files is written. */
+  #stamp(): string {
+    const { token, ca } = this.#options;
+    return [token, ca]
+      .map((path) => {
+        const { ino, mtimeMs, size } = statSync(path, { throwIfNoEntry: false }) ?? {};
+        return `${ino} ${mtimeMs} ${size}`;
+      })
+      .join(", ");
   }
 
   #restore(): void {
@@ -202,6 +231,7 @@ export class WorkloadIdentity implements CertificateSource {
   async #renew(): Promise<void> {
     if (this.#busy) return;
     this.#busy = true;
+    this.#files = this.#stamp();
     try {
       const { certificate, proof } = await this.#obtain();
       if (!this.#running) return;
@@ -263,8 +293,7 @@ export class WorkloadIdentity implements CertificateSource {
     const now = this.#clock();
     const skew = skewOf(certificate, now);
     if (skew !== 0) {
-      const way = skew > 0 ? "ahead of" : "behind";
-      const text = `this machine's clock (${time(now)}) is about ${span(skew)} ${way} istiod's: set it (timedatectl set-ntp true)`;
+      const text = tellSkew(skew, now);
       if (!isValidAt(certificate, now))
         throw new Error(`the certificate that istiod just signed is not valid now, since ${text}`);
       this.#on({ kind: "remark", reason: text });
@@ -301,7 +330,9 @@ export class WorkloadIdentity implements CertificateSource {
     const expired = held !== undefined && held.notAfter <= now;
     const text = expired
       ? `the certificate of ${formatSpiffe(held.id)} expired at ${time(held.notAfter)}, and there is no new one: ${reason}`
-      : reason;
+      : held !== undefined && now < held.notBefore
+        ? `it is ${time(now)} by this machine's clock, and the certificate of ${formatSpiffe(held.id)} is good from ${time(held.notBefore)} on: set the clock (timedatectl set-ntp true). Nor is there a new one: ${reason}`
+        : reason;
     const retry = Math.round(this.#backoff.next());
     this.#due = 0;
     this.#earliest = performance.now() + retry;
@@ -312,7 +343,9 @@ export class WorkloadIdentity implements CertificateSource {
 
   /** One line with the next step. A token is looked into, and the command that mends it is given. */
   #explain(refused: SigningRefused, proof: Proof): string {
-    const { id, token } = this.#options;
+    const { id, token, istiod } = this.#options;
+    if (/max allowed TTL/.test(refused.details))
+      return `istiod at ${istiod} signs no certificate for so long: set --certificate-life to what it allows (${refused.details})`;
     if (refused.code !== UNAUTHENTICATED || proof !== "token")
       return explainRefusal(refused, this.#target, this.#security, proof);
     let fault: string | undefined;
@@ -324,6 +357,12 @@ export class WorkloadIdentity implements CertificateSource {
     }
     return `istiod at ${this.#options.istiod} refuses the token in ${token}${fault === undefined ? "" : `, for ${fault}`}: write a fresh one with ${freshTokenCommand(id, token)} (${refused.details})`;
   }
+}
+
+/** A clock that is off, with the next step. `skew` as skewOf gives it, `now` the wrong time. */
+export function tellSkew(skew: number, now: number): string {
+  const way = skew > 0 ? "ahead of" : "behind";
+  return `this machine's clock (${time(now)}) is about ${span(skew)} ${way} istiod's: set it (timedatectl set-ntp true)`;
 }
 
 /** What istiod said, told with the next step. */

@@ -65,13 +65,13 @@ const files = (changes: Partial<Record<MembershipFile, string | undefined>> = {}
 });
 
 function member(changes: Partial<Record<MembershipFile, string>> = {}) {
-  const read = readMembership(files(changes), NOW);
+  const read = readMembership(files(changes), { now: NOW });
   if ("problems" in read) throw new Error(read.problems.map(formatProblem).join("\n"));
   return read.membership;
 }
 
 function problems(changes: Partial<Record<MembershipFile, string | undefined>>): string[] {
-  const read = readMembership(files(changes), NOW);
+  const read = readMembership(files(changes), { now: NOW });
   return "problems" in read ? read.problems.map(formatProblem) : [];
 }
 
@@ -112,7 +112,10 @@ test.each([
   ["cluster.env", "cluster.env is missing: copy it from where istioctl wrote it"],
   ["mesh.yaml", "mesh.yaml is missing: copy it from where istioctl wrote it"],
   ["root-cert.pem", "root-cert.pem is missing: copy it from where istioctl wrote it"],
-  ["istio-token", "istio-token is missing: copy it from where istioctl wrote it"],
+  [
+    "istio-token",
+    "istio-token is missing: kubectl create token vm --namespace shop --audience istio-ca > istio-token writes a fresh one",
+  ],
   ["hosts", "hosts is missing: copy it from where istioctl wrote it"],
 ])("without %s", (file, problem) => {
   expect(problems({ [file]: undefined })).toContain(problem);
@@ -185,7 +188,7 @@ test("wrong roots, tokens and hosts", () => {
   expect(problems({ "root-cert.pem": "x" })).toEqual(["root-cert.pem holds no PEM certificate"]);
   const broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
   expect(problems({ "root-cert.pem": root + broken })).toEqual([
-    "root-cert.pem: certificate 2 can't be read",
+    "root-cert.pem holds a certificate that can't be read (number 2)",
   ]);
   const fresh =
     ": kubectl create token vm --namespace shop --audience istio-ca > istio-token writes a fresh one";
@@ -203,6 +206,27 @@ test("wrong roots, tokens and hosts", () => {
   expect(problems({ hosts: "# fine\n\nnowhere istiod\n1.2.3.4\n" })).toEqual([
     "hosts: line 3 is not ADDRESS NAME",
     "hosts: line 4 is not ADDRESS NAME",
+  ]);
+});
+
+test("with a valid certificate a token may be missing or dead, but not another's", () => {
+  const read = (text: string | undefined, namespace = "shop") =>
+    readMembership(files({ "istio-token": text }), {
+      now: NOW,
+      certified: { trustDomain: "cluster.local", namespace, serviceAccount: "vm" },
+    });
+  for (const text of [undefined, "", token({ exp: NOW / 1000 - 1 })]) {
+    expect(read(text)).toMatchObject({ membership: { token: "" } });
+    expect(read(text, "other")).toHaveProperty("problems");
+  }
+  expect(read(token({ aud: ["api"] }))).toHaveProperty("problems");
+  expect(read(token())).toMatchObject({ membership: { token: token() } });
+});
+
+test("a file has the name under which it was found", () => {
+  const read = readMembership(files({ "mesh.yaml": "" }), { now: NOW, paths: { "mesh.yaml": "/etc/mesh" } });
+  expect("problems" in read && read.problems.map(formatProblem)).toEqual([
+    "/etc/mesh: defaultConfig is missing",
   ]);
 });
 

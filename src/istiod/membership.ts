@@ -12,7 +12,7 @@ import { isNamespace, isObjectName, isTrustDomain } from "./object-name.ts";
 import { faultOfProbe } from "./readiness-probe.ts";
 import type { SpiffeId } from "./spiffe.ts";
 import { parseTarget, type Target } from "./target.ts";
-import { faultOfToken, freshTokenCommand } from "./token.ts";
+import { faultOfToken, freshTokenCommand, isExpired } from "./token.ts";
 
 /** The files by istioctl's names. */
 export const MEMBERSHIP_FILES = [
@@ -33,6 +33,7 @@ export interface Membership {
   hosts: ReadonlyMap<string, string>;
   /** PEM. */
   roots: string;
+  /** Empty when there is none that could be used, and none is needed. */
   token: string;
   clusterId: string;
   network: string;
@@ -60,24 +61,35 @@ const META = "ISTIO_META_";
 const META_JSON = "ISTIO_METAJSON_";
 const LABELS = `${META_JSON}LABELS`;
 
+export interface MembershipOptions {
+  /** What the token's expiry is held against, milliseconds since the epoch. */
+  now: number;
+  /** Whom the machine has a valid certificate for: with that, a token that is missing or has expired is no problem. */
+  certified?: SpiffeId | undefined;
+  /** What the files are called in problems, where it is not as istioctl calls them. */
+  paths?: Readonly<Partial<Record<MembershipFile, string>>>;
+}
+
 /**
  * Reads the texts by file name; one that is missing is undefined. Gives the membership, or every problem that was
- * found, in the order of the files. `now` (milliseconds since the epoch) is what the token's expiry is held against.
+ * found, in the order of the files.
  */
 export function readMembership(
   texts: Partial<Record<MembershipFile, string | undefined>>,
-  now: number,
+  { now, certified, paths = {} }: MembershipOptions,
 ): { membership: Membership } | { problems: Problem[] } {
   const problems: Problem[] = [];
+  const nameOf = (file: MembershipFile) => paths[file] ?? file;
   for (const file of MEMBERSHIP_FILES) {
-    if (texts[file] === undefined)
-      problems.push({ file, reason: "is missing: copy it from where istioctl wrote it" });
+    if (texts[file] === undefined && file !== "istio-token")
+      problems.push({ file: nameOf(file), reason: "is missing: copy it from where istioctl wrote it" });
   }
-  const env = parseClusterEnv(texts["cluster.env"] ?? "", "cluster.env", problems);
-  const mesh = readMesh(texts["mesh.yaml"], problems);
+  const env = parseClusterEnv(texts["cluster.env"] ?? "", nameOf("cluster.env"), problems);
+  const mesh = readMesh(texts["mesh.yaml"], nameOf("mesh.yaml"), problems);
   // Where both say something, cluster.env is what the machine's administrator edits.
   const values = new Fields(
     new Map([...mesh.metadata, ...env]),
+    nameOf("cluster.env"),
     problems,
     texts["cluster.env"] !== undefined,
   );
@@ -99,9 +111,15 @@ export function readMembership(
   const group = values.optional("ISTIO_META_AUTO_REGISTER_GROUP");
   const metadata = values.metadata();
   const ca = values.target("CA_ADDR") ?? mesh.istiod;
-  const roots = readRoots(texts["root-cert.pem"], problems);
-  const token = readToken(texts["istio-token"], id, now, problems);
-  const hosts = readHosts(texts.hosts ?? "", problems);
+  const roots = readRoots(texts["root-cert.pem"], nameOf("root-cert.pem"), problems);
+  const proven = certified?.namespace === id.namespace && certified.serviceAccount === id.serviceAccount;
+  const token = readTokenText(texts["istio-token"], id, {
+    now,
+    proven,
+    file: nameOf("istio-token"),
+    problems,
+  });
+  const hosts = readHosts(texts.hosts ?? "", nameOf("hosts"), problems);
   if (problems.length > 0 || !mesh.istiod || !ca) return { problems };
 
   const name = values.get("POD_NAME");
@@ -137,18 +155,20 @@ export function formatProblem({ file, field, reason }: Problem): string {
 /** The values of cluster.env, and what is wrong with them. */
 class Fields {
   readonly #values: ReadonlyMap<string, string>;
+  readonly #file: string;
   readonly #problems: Problem[];
   /** A file that is missing is one problem, not one a field. */
   readonly #present: boolean;
 
-  constructor(values: ReadonlyMap<string, string>, problems: Problem[], present: boolean) {
+  constructor(values: ReadonlyMap<string, string>, file: string, problems: Problem[], present: boolean) {
     this.#values = values;
+    this.#file = file;
     this.#problems = problems;
     this.#present = present;
   }
 
   wrong(field: string, reason: string): void {
-    if (this.#present) this.#problems.push({ file: "cluster.env", field, reason });
+    if (this.#present) this.#problems.push({ file: this.#file, field, reason });
   }
 
   get(field: string): string {
@@ -232,10 +252,9 @@ interface MeshFile {
   probe?: { readonly [key: string]: Json };
 }
 
-function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
+function readMesh(text: string | undefined, file: string, problems: Problem[]): MeshFile {
   const result: MeshFile = { metadata: new Map() };
   if (text === undefined) return result;
-  const file = "mesh.yaml";
   let content: unknown;
   try {
     content = parseYaml(text);
@@ -274,43 +293,57 @@ function readMesh(text: string | undefined, problems: Problem[]): MeshFile {
   return result;
 }
 
-function readRoots(text: string | undefined, problems: Problem[]): string {
+function readRoots(text: string | undefined, file: string, problems: Problem[]): string {
   if (text === undefined) return "";
-  const file = "root-cert.pem";
+  const reason = faultOfRoots(text);
+  if (reason !== undefined) problems.push({ file, reason });
+  return text;
+}
+
+/** Why a text is no list of root certificates, for a sentence that begins with its file; undefined when it is one. */
+export function faultOfRoots(text: string): string | undefined {
   const blocks = pemBlocks(text);
-  if (blocks.length === 0) problems.push({ file, reason: "holds no PEM certificate" });
+  if (blocks.length === 0) return "holds no PEM certificate";
   for (const [i, block] of blocks.entries()) {
     try {
       new X509Certificate(block);
     } catch {
-      problems.push({ file, field: `certificate ${i + 1}`, reason: "can't be read" });
+      return `holds a certificate that can't be read (number ${i + 1})`;
     }
   }
-  return text;
+  return undefined;
 }
 
-function readToken(text: string | undefined, id: SpiffeId, now: number, problems: Problem[]): string {
-  if (text === undefined) return "";
-  const token = text.trim();
-  const file = "istio-token";
+/** The token, or an empty text. */
+function readTokenText(
+  text: string | undefined,
+  id: SpiffeId,
+  at: { now: number; proven: boolean; file: string; problems: Problem[] },
+): string {
+  const { now, proven, file, problems } = at;
   const known = id.namespace !== "" && id.serviceAccount !== "";
+  const next = known ? `: ${freshTokenCommand(id, file)} writes a fresh one` : "";
+  if (text === undefined) {
+    if (!proven)
+      problems.push({ file, reason: `is missing${next || ": copy it from where istioctl wrote it"}` });
+    return "";
+  }
+  const token = text.trim();
+  if (proven && (token === "" || isExpired(token, now))) return "";
   // Whose it should be is unknown then, and told already.
   const fault = token === "" ? "it is empty" : known ? faultOfToken(token, id, now) : undefined;
-  if (fault !== undefined) {
-    const next = known ? `: ${freshTokenCommand(id, file)} writes a fresh one` : "";
-    problems.push({ file, reason: `can't be used, for ${fault}${next}` });
-  }
+  if (fault !== undefined) problems.push({ file, reason: `can't be used, for ${fault}${next}` });
   return token;
 }
 
-function readHosts(text: string, problems: Problem[]): Map<string, string> {
+function readHosts(text: string, file: string, problems: Problem[]): Map<string, string> {
   const hosts = new Map<string, string>();
   for (const [i, line] of text.split(/\r?\n/).entries()) {
     const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
     if (address === "") continue;
     const canonical = canonicalAddress(address);
     if (canonical === undefined || names.length === 0) {
-      problems.push({ file: "hosts", field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
+      problems.push({ file, field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
       continue;
     }
     // As in /etc/hosts, the first line of a name counts.

@@ -1,6 +1,12 @@
 import { expect, test } from "bun:test";
 import { explainRefusal } from "./credentials.ts";
-import { commandsForEntry, explainRegistration, registeredName } from "./registration.ts";
+import {
+  commandsForAnother,
+  commandsForEntry,
+  commandsForHealth,
+  explainRegistration,
+  registeredName,
+} from "./registration.ts";
 
 const GROUP = { namespace: "shop", serviceAccount: "vm", autoRegisterGroup: "vms" };
 const ENTRY = { namespace: "shop", serviceAccount: "vm", workloadEntry: "vm-1" };
@@ -45,13 +51,14 @@ test("the stream's end tells it", () => {
   );
 });
 
-test("what an entry that was applied by hand needs", () => {
-  expect(commandsForEntry("shop", "vm-1", true)).toEqual([
+test("what an entry needs that was applied by hand, or made by another agent", () => {
+  expect(commandsForEntry("shop", "vm-1")).toEqual([
     "kubectl label workloadentry vm-1 --namespace shop --overwrite security.istio.io/tlsMode=disabled",
-    "kubectl annotate workloadentry vm-1 --namespace shop --overwrite proxy.istio.io/health-checks-enabled=true",
-    "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
   ]);
-  expect(commandsForEntry("shop", "vm-1", false).length).toBe(1);
+  expect(commandsForHealth("shop", "vm-1")[0]).toBe(
+    "kubectl annotate workloadentry vm-1 --namespace shop --overwrite proxy.istio.io/health-checks-enabled=true",
+  );
+  expect(commandsForAnother("shop", "vms-1")[0]).toBe("kubectl delete workloadentry vms-1 --namespace shop");
 });
 
 test("the name that istiod gives an entry", () => {

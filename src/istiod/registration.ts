@@ -56,20 +56,27 @@ export function explainRegistration(details: string, node: Registrant): string |
         `or --service-account to ${theirs} with a token of ${theirs}`;
 }
 
-/**
- * The commands that make a WorkloadEntry which was applied by hand fit for kmesh. istiod looks for the annotation when a
- * machine connects, and takes an annotated entry for unhealthy until it is told otherwise.
- */
-export function commandsForEntry(namespace: string, entry: string, reportsHealth: boolean): string[] {
+/** The command with which peers send plaintext to a WorkloadEntry that was applied by hand. */
+export function commandsForEntry(namespace: string, entry: string): string[] {
   const [[label, value] = []] = Object.entries(PLAINTEXT_LABEL);
-  const of = `workloadentry ${entry} --namespace ${namespace}`;
+  return [`kubectl label workloadentry ${entry} --namespace ${namespace} --overwrite ${label}=${value}`];
+}
+
+/**
+ * The commands with which istiod heeds the health of a WorkloadEntry that was applied by hand. It looks for the annotation
+ * when a machine connects, and takes an annotated entry for unhealthy until it is told otherwise.
+ */
+export function commandsForHealth(namespace: string, entry: string): string[] {
   return [
-    `kubectl label ${of} --overwrite ${label}=${value}`,
-    ...(reportsHealth
-      ? [
-          `kubectl annotate ${of} --overwrite ${HEALTH_ANNOTATION}`,
-          "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
-        ]
-      : []),
+    `kubectl annotate workloadentry ${entry} --namespace ${namespace} --overwrite ${HEALTH_ANNOTATION}`,
+    "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
+  ];
+}
+
+/** The commands that replace a WorkloadEntry which another agent registered: istiod takes it over with its labels. */
+export function commandsForAnother(namespace: string, entry: string): string[] {
+  return [
+    `kubectl delete workloadentry ${entry} --namespace ${namespace}`,
+    "systemctl restart kmesh  # then, and here: istiod makes it anew",
   ];
 }

@@ -440,6 +440,8 @@ test("renewed, the stream that serves stays until the new one is answered, and n
   istiod.onRequest = (on, request) => now.onRequest(on, request);
   if (second?.requests[0]) istiod.onRequest(second, second.requests[0]);
   await until(() => stream.status().connections === 2, "the move");
+  // Before it asks on the new connection nothing is unanswered either.
+  await until(() => second?.subscribed("endpoints").length === 2, "its subscriptions");
   await until(() => stream.status().types.endpoints.unanswered === 0, "all answers");
   expect(second?.subscribed("endpoints")).toEqual(["a", "b"]);
   await pause(60);

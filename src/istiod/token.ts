@@ -48,6 +48,12 @@ export function faultOfToken(token: string, id: SpiffeId, now: number): string |
   return undefined;
 }
 
+/** Whether the token says itself that its time is over. */
+export function isExpired(token: string, now: number): boolean {
+  const exp = claimsOf(token)?.exp;
+  return typeof exp === "number" && exp * 1000 <= now;
+}
+
 /** Whose the token in `file` says it is, as NAMESPACE/NAME; undefined when it can't be read, or is no service account's. */
 export function subjectOfToken(file: string): string | undefined {
   try {

@@ -220,6 +220,46 @@ describe("balancing", () => {
   });
 });
 
+describe("outlier detection", () => {
+  const ejection = (outlierDetection: object) => read({ outlierDetection }).policy.ejection;
+  const DEFAULTS = { after: 5, base: 30_000, longest: 300_000, percent: 10 };
+
+  test("none ejects nobody; an empty one has Envoy's defaults", () => {
+    expect(read().policy.ejection).toEqual({ after: 0, base: 0, longest: 0, percent: 0 });
+    expect(ejection({})).toEqual(DEFAULTS);
+  });
+
+  test("a failed connect counts as a 5xx, and as a gateway failure where those are enforced", () => {
+    expect(ejection({ consecutive_5xx: { value: 7 } }).after).toBe(7);
+    expect(ejection({ consecutive_5xx: { value: 7 }, consecutiveGatewayFailure: { value: 2 } }).after).toBe(
+      7,
+    );
+    const both = {
+      consecutiveGatewayFailure: { value: 2 },
+      enforcingConsecutiveGatewayFailure: { value: 100 },
+    };
+    expect(ejection({ consecutive_5xx: { value: 7 }, ...both }).after).toBe(2);
+    expect(ejection({ enforcingConsecutive_5xx: {}, ...both }).after).toBe(2);
+    expect(ejection({ consecutive_5xx: { value: 7 }, enforcingConsecutive_5xx: { value: 0 } }).after).toBe(0);
+    expect(ejection({ consecutive_5xx: {} }).after).toBe(0);
+  });
+
+  test("it counts by itself where errors of local origin are split off", () => {
+    const split = { splitExternalLocalOriginErrors: true, consecutive_5xx: { value: 1 } };
+    expect(ejection(split).after).toBe(5);
+    expect(ejection({ ...split, consecutiveLocalOriginFailure: { value: 3 } }).after).toBe(3);
+    expect(ejection({ ...split, enforcingConsecutiveLocalOriginFailure: { value: 0 } }).after).toBe(0);
+  });
+
+  test("time and share", () => {
+    const times = { baseEjectionTime: { seconds: 400 }, maxEjectionPercent: { value: 50 } };
+    expect(ejection(times)).toEqual({ after: 5, base: 400_000, longest: 400_000, percent: 50 });
+    expect(ejection({ ...times, maxEjectionTime: { seconds: 500 } }).longest).toBe(500_000);
+    expect(ejection({ maxEjectionPercent: { value: 0 } }).after).toBe(0);
+    expect(ejection({ maxEjectionPercent: { value: 300 } }).percent).toBe(100);
+  });
+});
+
 test("2b.7 everything valid and without effect is listed", () => {
   const record = read({
     roundRobinLbConfig: { slowStartConfig: { slowStartWindow: { seconds: 30 } } },
@@ -240,7 +280,8 @@ test("2b.7 everything valid and without effect is listed", () => {
     "not-enforced: circuit breaker max_requests 9",
     "not-enforced: circuit breaker max_retries 0",
     "not-enforced: connect timeout 2.5 s",
-    "not-enforced: outlier detection",
+    "not-enforced: outlier detection by HTTP errors: connects that fail count",
+    "not-enforced: outlier detection by success rate",
     "not-enforced: slow start 30 s",
     "not-enforced: subset load balancing",
     "not-enforced: zone-aware routing",

@@ -2,7 +2,7 @@
 import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
-import type { Balance, Note, Reason } from "../mesh/model.ts";
+import { type Balance, type Ejection, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
 import {
   arrange,
   compareLocalities,
@@ -70,6 +70,7 @@ export interface ClusterPolicy {
   localityWeighted: boolean;
   panicThreshold: number;
   maxConnections: number;
+  ejection: Ejection;
   /** Peers marked tlsMode istio would be spoken to in mutual TLS. */
   autoTls: boolean;
   notes: Notes;
@@ -313,6 +314,7 @@ function flattenCluster(
       localityWeighted: Boolean(cluster.commonLbConfig?.localityWeightedLbConfig),
       panicThreshold: panicThreshold(cluster),
       maxConnections: maxConnections ?? 0,
+      ejection: ejectionOf(cluster),
       autoTls: tls === true,
       notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
     }),
@@ -510,6 +512,52 @@ function panicThreshold(cluster: envoy.Cluster): number {
   return Number.isFinite(value) ? Math.min(100, Math.max(0, Math.round(value))) : 0;
 }
 
+/** Envoy's defaults: failures in a row, percent, milliseconds. */
+const OUTLIER = { failures: 5, percent: 10, base: 30_000, longest: 300_000 };
+
+/**
+ * Which failures in a row eject. Only connects are seen here, and to Envoy one that failed is a local origin error: with
+ * split_external_local_origin_errors those have a counter of their own, without it they count as a 503 or 504 would,
+ * as a 5xx and as a gateway failure, whichever is reached first.
+ */
+function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejection {
+  if (!outlier) return NO_EJECTION;
+  const enforced = outlier.splitExternalLocalOriginErrors
+    ? [failuresOf(outlier.consecutiveLocalOriginFailure, outlier.enforcingConsecutiveLocalOriginFailure, 100)]
+    : [
+        failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100),
+        failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0),
+      ];
+  const counts = enforced.filter((count) => count > 0);
+  const percent = Math.min(100, wrapped(outlier.maxEjectionPercent, OUTLIER.percent));
+  if (counts.length === 0 || percent === 0) return NO_EJECTION;
+  const base = outlier.baseEjectionTime ? seconds(outlier.baseEjectionTime) * 1_000 : OUTLIER.base;
+  const longest = outlier.maxEjectionTime
+    ? seconds(outlier.maxEjectionTime) * 1_000
+    : Math.max(base, OUTLIER.longest);
+  return { after: Math.min(...counts), base, longest, percent };
+}
+
+type Wrapped = { value?: number | null } | null | undefined;
+
+/** A wrapper that is there without a value means 0. */
+function wrapped(given: Wrapped, otherwise: number): number {
+  return given ? (given.value ?? 0) : otherwise;
+}
+
+/** Failures in a row that eject; 0 = they don't. */
+function failuresOf(count: Wrapped, enforcing: Wrapped, enforcedByDefault: number): number {
+  return wrapped(enforcing, enforcedByDefault) > 0 ? wrapped(count, OUTLIER.failures) : 0;
+}
+
+function lostDetection(outlier: envoy.OutlierDetection.$Properties, lost: (text: string) => void): void {
+  const errors =
+    failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100) > 0 ||
+    failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0) > 0;
+  if (errors) lost("outlier detection by HTTP errors: connects that fail count");
+  if (wrapped(outlier.enforcingSuccessRate, 100) > 0) lost("outlier detection by success rate");
+}
+
 const LB_NAMES = [
   "ROUND_ROBIN",
   "LEAST_REQUEST",
@@ -565,9 +613,7 @@ function unenforced(cluster: envoy.Cluster, notes: Note[]): void {
   const slowStart =
     cluster.roundRobinLbConfig?.slowStartConfig ?? cluster.leastRequestLbConfig?.slowStartConfig;
   if (slowStart) lost(`slow start ${seconds(slowStart.slowStartWindow)} s`);
-  const outlier = cluster.outlierDetection;
-  if (outlier && outlier.enforcingConsecutive_5xx?.value !== 0) lost("outlier detection");
-  else if (outlier && (outlier.enforcingConsecutiveGatewayFailure?.value ?? 0) > 0) lost("outlier detection");
+  if (cluster.outlierDetection) lostDetection(cluster.outlierDetection, lost);
   if (cluster.healthChecks.length > 0) lost("active health checks");
   if (cluster.lbSubsetConfig) lost("subset load balancing");
   if (cluster.commonLbConfig?.zoneAwareLbConfig) lost("zone-aware routing");

@@ -167,6 +167,7 @@ export class Compiler {
       overprovisioning: OVERPROVISIONING,
       panicThreshold: policy.panicThreshold,
       maxConnections: policy.maxConnections,
+      ejection: policy.ejection,
       pending: false,
     };
     if (discovery.kind === "passthrough") cluster.kind = "passthrough";

@@ -342,7 +342,7 @@ describe("clusters", () => {
       "not-enforced: circuit breaker max_pending_requests 7",
       "not-enforced: connect timeout 2 s",
       "not-enforced: max requests per connection 3",
-      "not-enforced: outlier detection",
+      "not-enforced: outlier detection by HTTP errors: connects that fail count",
       "not-enforced: slow start 30 s",
     ]);
     // consecutive_5xx 0 comes with enforcing 0: nothing is lost.

@@ -1,5 +1,5 @@
 /** A lock that one living process holds: the kernel lets go of it when the process ends, however it ends. */
-import { constants, readFileSync } from "node:fs";
+import { constants, existsSync, readFileSync, statSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
@@ -65,8 +65,21 @@ function openAndLock(path: string, flags: number): number {
   const result = lib.kmesh_flock(fd);
   if (result === 0) return fd;
   lib.kmesh_close(fd);
-  if (result === -ERRNO.EWOULDBLOCK) throw new LockHeld(path, lockHolder(path));
+  if (result === -ERRNO.EWOULDBLOCK) throw new LockHeld(path, patientHolder(path));
   throw new KernelError("flock", -result, path);
+}
+
+/** Who has just taken the lock may not have written the pid yet: the file is empty then, or has that of a dead holder. */
+function patientHolder(path: string): number | undefined {
+  if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return undefined;
+  const pause = new Int32Array(new SharedArrayBuffer(4));
+  let pid: number | undefined;
+  for (let tries = 0; tries < 20; tries++) {
+    pid = lockHolder(path);
+    if (pid !== undefined && existsSync(`/proc/${pid}`)) return pid;
+    Atomics.wait(pause, 0, 0, 10);
+  }
+  return pid;
 }
 
 /** The pid in a lock's file, whether or not it still lives; undefined when there is none. */

@@ -57,6 +57,33 @@ test("execSelf starts the same executable anew, under the same pid and with the 
   expect(lines).toEqual([`${child.pid}`, `${child.pid} x y undefined`]);
 });
 
+test("an orphan has no parent here, no descriptor but the three, and the signals as they are by default", async () => {
+  const look = `
+    const { readFileSync, readdirSync, readlinkSync, writeFileSync } = require("node:fs");
+    const status = readFileSync("/proc/self/status", "utf8");
+    const field = (name) => new RegExp("^" + name + ":\\\\s+(\\\\S+)", "m").exec(status)[1];
+    writeFileSync(process.env.OUT, JSON.stringify({ parent: field("PPid"), blocked: field("SigBlk"), mark: process.env.MARK,
+      locks: readdirSync("/proc/self/fd").flatMap((fd) => { try { return [readlinkSync("/proc/self/fd/" + fd)]; } catch { return []; } }).filter((path) => path.includes("orphan-lock")) }));
+  `;
+  const folder = mkdtempSync(join(tmpdir(), "kmesh-orphan-"));
+  const lock = join(folder, "orphan-lock");
+  const out = join(folder, "out");
+  const child = script(`
+    lock.FileLock.acquire(${JSON.stringify(lock)});
+    const it = task.spawnOrphan(process.execPath, ["bun", "-e", ${JSON.stringify(look)}], { MARK: "x", OUT: ${JSON.stringify(out)} });
+    console.log(it.tgid, task.isLiving(it), task.isLiving({ ...it, startTicks: it.startTicks + 1n }));
+    while (task.isLiving(it)) await Bun.sleep(5);
+    try { task.spawnOrphan("/does/not/exist", ["x"], {}); } catch (error) { console.log(String(error)); }
+  `);
+  const lines = (await new Response(child.stdout).text()).trim().split("\n");
+  expect(lines[0]).toMatch(/^\d+ true false$/);
+  expect(lines[1]).toContain("execve(/does/not/exist): ENOENT");
+  const seen = JSON.parse(readFileSync(out, "utf8"));
+  expect(seen).toMatchObject({ mark: "x", locks: [], blocked: "0000000000000000" });
+  expect(seen.parent).not.toBe(`${child.pid}`);
+  rmSync(folder, { recursive: true });
+});
+
 describe("FileLock", () => {
   const folder = mkdtempSync(join(tmpdir(), "kmesh-lock-"));
   const path = join(folder, "lock");

@@ -10,6 +10,7 @@ import {
   type Locality,
   type Match,
   type Mesh,
+  NO_EJECTION,
   type Note,
   REASONS,
   type Target,
@@ -79,6 +80,10 @@ function meshOf(random: Random, size: number): Mesh {
     overprovisioning: random.pick([140, 0.5]),
     panicThreshold: random.pick([0, 50, 33.3, -1]),
     maxConnections: whole(),
+    ejection: random.pick([
+      NO_EJECTION,
+      { after: random.below(99) + 1, base: whole(), longest: whole(), percent: whole() },
+    ]),
     pending: random.chance(0.5),
   });
   const frontend = (): Frontend => ({ match: match(), protocol: "tcp", service: name(), target: target() });

@@ -8,10 +8,12 @@ import { frontendKey } from "./frontend.ts";
 import {
   type Balance,
   type Cluster,
+  type Ejection,
   type Frontend,
   type Locality,
   type Match,
   type Mesh,
+  NO_EJECTION,
   type Note,
   REASONS,
   type Reason,
@@ -21,7 +23,7 @@ import {
 } from "./model.ts";
 
 /** The version of this encoding. */
-export const MESH_ENCODING = 1;
+export const MESH_ENCODING = 2;
 
 /** Bytes of a part, about: an element is never cut. */
 const PART = 64 << 10;
@@ -196,6 +198,7 @@ function putCluster(writer: Writer, cluster: Cluster): void {
   writer.number(cluster.overprovisioning);
   writer.number(cluster.panicThreshold);
   writer.number(cluster.maxConnections);
+  putEjection(writer, cluster.ejection);
 }
 
 function takeCluster(reader: Reader): Cluster {
@@ -218,8 +221,22 @@ function takeCluster(reader: Reader): Cluster {
     overprovisioning: reader.number(),
     panicThreshold: reader.number(),
     maxConnections: reader.number(),
+    ejection: takeEjection(reader),
     pending: (flags & 2) !== 0,
   };
+}
+
+function putEjection(writer: Writer, { after, base, longest, percent }: Ejection): void {
+  writer.number(after);
+  // Most clusters eject nobody.
+  if (after > 0) for (const value of [base, longest, percent]) writer.number(value);
+}
+
+function takeEjection(reader: Reader): Ejection {
+  const after = reader.number();
+  return after > 0
+    ? { after, base: reader.number(), longest: reader.number(), percent: reader.number() }
+    : NO_EJECTION;
 }
 
 function putLocality(writer: Writer, locality: Locality): void {

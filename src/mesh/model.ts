@@ -95,6 +95,20 @@ export type Balance =
   | { policy: "ring-hash"; tableSize: number }
   | { policy: "maglev"; tableSize: number };
 
+/** When an endpoint whose connects fail in a row gets no connections for a while. */
+export interface Ejection {
+  /** That many; 0 = never. */
+  after: number;
+  /** Milliseconds of the first ejection; the second in a row lasts twice as long, and so on. */
+  base: number;
+  /** Milliseconds. */
+  longest: number;
+  /** Of the endpoints that may be ejected at a time, in percent; one always may, unless this is 0. */
+  percent: number;
+}
+
+export const NO_EJECTION: Ejection = { after: 0, base: 0, longest: 0, percent: 0 };
+
 export interface Cluster {
   name: string;
   /** Name of a service of the same mesh; istiod's own clusters (PassthroughCluster) are services of their name. */
@@ -117,6 +131,7 @@ export interface Cluster {
   panicThreshold: number;
   /** 0 = no limit. */
   maxConnections: number;
+  ejection: Ejection;
   /** Not known yet (a DNS name without its first answer): what the kernel holds under this name stays. */
   pending: boolean;
 }

@@ -1,5 +1,16 @@
 /** Whether two parts of the model say the same: what differs is what has to be published. */
-import type { Balance, Cluster, Frontend, Locality, Match, Note, Service, Split, Target } from "./model.ts";
+import type {
+  Balance,
+  Cluster,
+  Ejection,
+  Frontend,
+  Locality,
+  Match,
+  Note,
+  Service,
+  Split,
+  Target,
+} from "./model.ts";
 
 export function sameTarget(a: Target, b: Target): boolean {
   if (a.kind === "cluster") return b.kind === "cluster" && a.cluster === b.cluster;
@@ -52,9 +63,14 @@ export function sameCluster(a: Cluster, b: Cluster): boolean {
     a.panicThreshold === b.panicThreshold &&
     a.maxConnections === b.maxConnections &&
     a.pending === b.pending &&
+    sameEjection(a.ejection, b.ejection) &&
     sameBalance(a.balance, b.balance) &&
     sameLocalities(a.localities, b.localities)
   );
+}
+
+function sameEjection(a: Ejection, b: Ejection): boolean {
+  return a.after === b.after && a.base === b.base && a.longest === b.longest && a.percent === b.percent;
 }
 
 function sameBalance(a: Balance, b: Balance): boolean {

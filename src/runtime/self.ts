@@ -1,10 +1,22 @@
 /** How this program is started again, by itself. */
+import { existsSync, readlinkSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { isEmbedded } from "./assets.ts";
 
 /** The executable and the arguments that come before the command: the single file, or a runtime and main.ts. */
 export function selfCommand(): [executable: string, ...args: string[]] {
-  if (isEmbedded()) return [process.execPath];
+  if (isEmbedded()) return [executable()];
   const main = fileURLToPath(new URL("../main.ts", import.meta.url));
   return "Deno" in globalThis ? [process.execPath, "run", "--allow-all", main] : [process.execPath, main];
+}
+
+/** The executable's name of now: it may have been renamed since the start, or another may have taken its place. */
+function executable(): string {
+  const self = "/proc/self/exe";
+  try {
+    const name = readlinkSync(self).replace(/ \(deleted\)$/, "");
+    return existsSync(name) ? name : self;
+  } catch {
+    return process.execPath;
+  }
 }

@@ -63,6 +63,8 @@ export interface ControlPlaneOptions {
   namespaces?: readonly string[];
   /** Fields of MeshConfig beside trustDomain and rootNamespace. */
   meshConfig?: Record<string, unknown>;
+  /** How long istiod keeps a connection before it asks for its end, such as 10s. */
+  maxConnectionAge?: string;
   /** Environment of istiod beside what this file sets. */
   istiodEnv?: Record<string, string>;
 }
@@ -126,8 +128,8 @@ export class ControlPlane {
     return this.#api;
   }
 
-  /** Starts istiod and resolves when it is ready; does nothing while it runs. */
-  async startIstiod(): Promise<void> {
+  /** Starts istiod, with `env` above all else, and resolves when it is ready; does nothing while it runs. */
+  async startIstiod(env: Record<string, string> = {}): Promise<void> {
     if (this.#istiod !== undefined && this.#istiod.status === undefined) return;
     const { ports, folder } = this;
     const istiod = new OwnedProcess({
@@ -145,7 +147,7 @@ export class ControlPlane {
         `--secureGRPCAddr=127.0.0.1:${ports.secureGrpc}`,
         `--monitoringAddr=127.0.0.1:${ports.monitoring}`,
         "--ctrlz_port=0",
-        "--keepaliveMaxServerConnectionAge=30m",
+        `--keepaliveMaxServerConnectionAge=${this.#options.maxConnectionAge ?? "30m"}`,
       ],
       env: {
         KUBECONFIG: `${folder}/kubeconfig`,
@@ -158,6 +160,7 @@ export class ControlPlane {
         PILOT_ENABLE_GATEWAY_API: "false",
         PILOT_DEBOUNCE_AFTER: "100ms",
         ...this.#options.istiodEnv,
+        ...env,
       },
       cwd: folder,
       ...this.#place(),

@@ -297,8 +297,8 @@ describe.skipIf(!root)("connections through the tables", () => {
     const found = explainPinned(lab.bpffs, "10.96.0.1", 80);
     expect(found).toMatchObject({ verdict: "redirect", frontend: "10.96.0.1:80", service: "svc:80" });
     expect(found.clusters[0]?.endpoints).toEqual([
-      { address: "172.31.1.1", port: 8080, share: 0.25, live: 0 },
-      { address: "172.31.1.2", port: 8080, share: 0.75, live: 0 },
+      { address: "172.31.1.1", port: 8080, share: 0.25, live: 0, failed: 0, failures: 0, ejectedFor: 0 },
+      { address: "172.31.1.2", port: 8080, share: 0.75, live: 0, failed: 0, failures: 0, ejectedFor: 0 },
     ]);
     expect(explainPinned(lab.bpffs, "127.0.0.1", 80)).toMatchObject({ verdict: "pass" });
     expect(explainPinned(lab.bpffs, "10.9.9.9", 80).why[0]).toContain("no frontend matches");

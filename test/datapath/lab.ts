@@ -28,6 +28,7 @@ export class DatapathLab {
     this.options = {
       bpffs: this.bpffs,
       cgroups: [cgroup.path],
+      units: [],
       excludes: [],
       netns: "all",
       shadow: false,
@@ -75,7 +76,9 @@ export class DatapathLab {
     const addresses = new Set(
       Object.values(servers).map((at) => at.replace(/:\d+$/, "").replace(/[[\]]/g, "")),
     );
-    await this.namespace.addLoopback(...[...addresses].filter((address) => !address.startsWith("127.")));
+    await this.namespace.addLoopback(
+      ...[...addresses].filter((address) => !address.startsWith("127.") && address !== "::1"),
+    );
     const server = new OwnedProcess({
       name: "servers",
       log: join(this.#folder, "servers.log"),

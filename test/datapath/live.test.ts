@@ -52,6 +52,7 @@ describe.skipIf(!root)("live connections", () => {
     const address =
       { open: "10.96.7.1", closed: "10.96.7.2", silent: "10.96.7.3", away: "10.96.7.4" }[cluster] ?? "";
     const script = join(import.meta.dirname, "lives.py");
+    expect(live(cluster)).toBe(0);
     const client = new RunningClient(
       placed(["/usr/bin/python3", script, way, address, "80", "8081"], {
         netns: lab.namespace.path,
@@ -59,7 +60,6 @@ describe.skipIf(!root)("live connections", () => {
       }),
     );
     try {
-      expect(live(cluster)).toBe(0);
       expect(await client.line()).toBe("alive");
       expect(live(cluster)).toBe(1);
       client.go();

@@ -1,7 +1,15 @@
 /** Meshes for tests, from a few words. */
 import { type Endpoint, EndpointList } from "../../src/mesh/endpoint-list.ts";
 import { frontendKey } from "../../src/mesh/frontend.ts";
-import type { Cluster, Frontend, Locality, Match, Mesh, Target } from "../../src/mesh/model.ts";
+import {
+  type Cluster,
+  type Frontend,
+  type Locality,
+  type Match,
+  type Mesh,
+  NO_EJECTION,
+  type Target,
+} from "../../src/mesh/model.ts";
 
 export function emptyMesh(): Mesh {
   return {
@@ -44,6 +52,7 @@ export function cluster(name: string, endpoints: Endpoint[], more: Partial<Clust
     overprovisioning: 140,
     panicThreshold: 50,
     maxConnections: 0,
+    ejection: NO_EJECTION,
     pending: false,
     ...more,
   };

@@ -100,6 +100,11 @@ export class AgentLab {
     await this.#controlPlane?.stop("SIGKILL");
   }
 
+  /** It takes connections and says nothing, until it is thawed. */
+  freezeControlPlane(frozen: boolean): void {
+    this.#controlPlane?.signal(frozen ? "SIGSTOP" : "SIGCONT");
+  }
+
   get meshFile(): string {
     return join(this.folder, "mesh.yaml");
   }

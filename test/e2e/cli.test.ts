@@ -48,6 +48,12 @@ describe.skipIf(why !== undefined)("the command line", () => {
     [["explain", "a b", ...folders], 2, /"a b" is neither HOST/],
     [["explain", "10.0.0.1:80", ...folders], 3, /no kmesh tables are pinned/],
     [["install", "--root", folder, "--start"], 2, /--root writes files only/],
+    [["join", "--from", "/does/not/exist", ...folders], 1, /there is no folder \/does\/not\/exist/],
+    [["join", ...folders], 1, /none of istioctl's files in Istio's own places/],
+    [["install", "--from", folder, "--root", folder], 1, /none of istioctl's files in /],
+    [["config"], 2, /action is missing\n {2}Say check or diff/],
+    [["config", "check", "--from", folder], 2, /--from is for diff/],
+    [["config", "diff", folder], 2, /one argument too many/],
     [["demo", "--seconds", "soon"], 2, /--seconds: "soon" is no number/],
     [["status", "--config", "/does/not/exist"], 2, /can't be read \(ENOENT\)/],
   ];
@@ -73,6 +79,26 @@ describe.skipIf(why !== undefined)("the command line", () => {
     const result = await kmesh("run", "--config", file);
     expect(result.code).toBe(2);
     expect(result.stderr).toContain(`${file}: there is no setting "namspace"\n  Did you mean "namespace"?`);
+  });
+
+  test("a configuration is checked: what is wrong is the answer", async () => {
+    const none = await kmesh("config", "check", "/does/not/exist");
+    expect(none).toMatchObject({ code: 2, stderr: "" });
+    expect(none.stdout).toMatch(/^\/does\/not\/exist can't be read \(ENOENT\)\n {2}\S/);
+    const file = join(folder, "several.yaml");
+    writeFileSync(file, "istiod: a:0\nplaintext: maybe\ncgroup: [/does/not/exist]\n");
+    const { code, stdout } = await kmesh("config", "check", file, "--output=json");
+    expect(code).toBe(2);
+    const { valid, problems } = JSON.parse(stdout);
+    expect(valid).toBe(false);
+    expect(problems.map(({ message }: { message: string }) => message.replace(`${file}, key `, ""))).toEqual([
+      'plaintext: "maybe" is neither true nor false',
+      'istiod: "0" is no port',
+      "istiod's root certificate is missing",
+      expect.stringContaining("there is no cgroup /does/not/exist"),
+    ]);
+    writeFileSync(file, "istiod: a:1\nplaintext: true\n");
+    expect(await kmesh("config", "check", file)).toMatchObject({ code: 0, stdout: `${file} is valid.\n` });
   });
 
   test("nobody but root", async () => {

@@ -6,7 +6,8 @@
 {"mode": "hold", ...}                                   N connections that stay and pass a line every 20 ms, until then
 
 Optional: "mapped" (an IPv6 socket, the IPv4 address v4-mapped), "keep" (count: leave them open until standard
-input closes, print first), "v6only", "source" (bind to this address first), "threads" (storm).
+input closes, print first), "v6only", "source" (bind to this address first), "threads" and "pace" (storm: how many, and
+the seconds that each rests between two connections).
 """
 import errno
 import json
@@ -81,6 +82,7 @@ def storm():
         sock = once()
         if sock is not None:
             sock.close()
+            time.sleep(spec.get("pace", 0))
         elif spec.get("pause"):
             time.sleep(spec["pause"])
 

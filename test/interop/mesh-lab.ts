@@ -47,6 +47,7 @@ export interface ClientSpec {
   v6only?: boolean;
   source?: string;
   threads?: number;
+  pace?: number;
 }
 
 /** A client that runs until `end` and then tells what it saw. */

@@ -1,11 +1,11 @@
 /** A VM as the mesh sees it: registered, with its app's health, and spoken to in plaintext. */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { rmSync, writeFileSync } from "node:fs";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { OwnedProcess } from "../lab/process.ts";
-import { eventually } from "../lab/process.ts";
+import { eventually, run } from "../lab/process.ts";
 import { connectedEntry, entryOf, keepsEntry, Peer, workloadGroup, workloadService } from "./membership.ts";
-import { MeshLab, missing } from "./mesh-lab.ts";
+import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 
 setDefaultTimeout(60_000);
 const why = missing();
@@ -85,11 +85,64 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
       undefined,
     ]);
     const page = (await lab.kmesh("status")).stdout;
-    expect(page).toMatch(/registered +as WorkloadEntry vms-172.31.0.1 of namespace shop by group vms/);
+    expect(page).toMatch(
+      /registered +while connected, as WorkloadEntry vms-172.31.0.1 of namespace shop by group vms/,
+    );
     expect(page).toMatch(/health +NOT HEALTHY for .*; istiod is told/);
     app = await lab.serve({ app: "172.31.0.1:8080" });
     await peer.sees("vms", "172.31.0.1");
     expect((await entryOf(lab.plane, NAME))?.uid).toBe(entry.uid);
+  });
+
+  test("cert and doctor find all well, and doctor tells what is not", async () => {
+    await lab.startedAgent(...inGroup());
+    const shown = await lab.kmesh("cert", "--output", "json");
+    expect(shown.code).toBe(0);
+    const { id, valid, chain, roots } = JSON.parse(shown.stdout);
+    expect([id, valid, chain.length, roots.length]).toEqual([
+      "spiffe://cluster.local/ns/shop/sa/vm",
+      true,
+      1,
+      1,
+    ]);
+    expect(chain[0].names).toEqual([`URI:${id}`]);
+    const account = ["--namespace=shop", "--service-account=vm"];
+    const secured = (given: { ca?: string; token?: string; state?: string; run?: string }) => [
+      `--istiod=localhost:${lab.plane.ports.secureGrpc}`,
+      `--ca=${given.ca ?? ca}`,
+      `--token=${given.token ?? token}`,
+      `--bpffs=${lab.bpffs}`,
+      `--state-dir=${given.state ?? join(lab.folder, "state")}`,
+      `--run-dir=${given.run ?? join(lab.folder, "run")}`,
+    ];
+    const doctor = async (given: Parameters<typeof secured>[0] = {}, who = account) => {
+      const command = [KMESH, "doctor", "--output=json", ...secured(given), ...who];
+      const { code, stdout } = await run(command, { netns: lab.namespace.path });
+      const { first, checks } = JSON.parse(stdout) as {
+        first: { check: string; text: string; cure: string } | null;
+        checks: { check: string; state: string }[];
+      };
+      return { code, first, states: Object.fromEntries(checks.map(({ check, state }) => [check, state])) };
+    };
+    const well = await doctor();
+    expect([well.code, well.first]).toEqual([0, null]);
+    expect(well.states).toMatchObject({ TLS: "well", identity: "well", agent: "well" });
+    // A dead token is nothing while there is a certificate, and what is wrong without one.
+    const dead = join(lab.folder, "dead-token");
+    const [head, claims, signature = ""] = readFileSync(token, "utf8").split(".");
+    writeFileSync(dead, [head, claims, signature.split("").reverse().join("")].join("."), { mode: 0o600 });
+    expect((await doctor({ token: dead })).code).toBe(0);
+    const none = { state: join(lab.folder, "none"), run: join(lab.folder, "none") };
+    const refused = await doctor({ ...none, token: dead });
+    expect([refused.code, refused.first?.check]).toEqual([1, "identity"]);
+    expect(refused.first?.text).toContain(`refuses the token in ${dead}`);
+    expect(refused.first?.cure).toStartWith("Write a fresh one with kubectl create token vm");
+    expect(refused.states).toMatchObject({ TLS: "well", agent: "skipped" });
+    const another = await doctor(none, ["--namespace=shop", "--service-account=other"]);
+    expect(another.first?.check).toBe("files");
+    expect(another.first?.text).toContain(
+      "it is system:serviceaccount:shop:vm's, not system:serviceaccount:shop:other's",
+    );
   });
 
   test("the entry stays the same object through SIGKILL and a new agent, and through istiod's restart", async () => {
@@ -116,11 +169,19 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     await lab.startedAgent(...flags);
     const { registration } = await lab.status();
     expect(registration?.group).toBeUndefined();
-    const [label = "", annotate = "", restart = ""] = registration?.needs ?? [];
+    expect(registration?.peers).toEqual({ plaintext: [], mtls: ["byhand.shop.internal:7000"] });
+    const [label = ""] = registration?.needs ?? [];
+    const [annotate = "", restart = ""] = registration?.healthNeeds ?? [];
     const page = (await lab.kmesh("status")).stdout;
+    expect(page).toContain("peers are told to send mTLS to 172.31.0.2 for byhand.shop.internal:7000, WHICH");
     for (const command of [label, annotate, restart]) expect(page).toContain(command);
     await kubectl(label);
     await peer.sees("byhand", "172.31.0.2");
+    await eventually("status sees it, too", async () =>
+      (await lab.kmesh("status")).stdout.includes(
+        "peers are told to send plaintext to 172.31.0.2, for byhand",
+      ),
+    );
     // From the next connection on istiod takes its health, and leaves it out until then.
     await kubectl(annotate);
     expect(restart).toStartWith("systemctl restart kmesh");
@@ -135,6 +196,41 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     writeFileSync(well, "");
     await peer.sees("byhand", "172.31.0.2");
     expect((await health())?.healthy).toBe(true);
+  });
+
+  test("an entry that another agent has left is noticed, and replaced by the commands that status prints", async () => {
+    await lab.plane.kube.apply({
+      apiVersion: "networking.istio.io/v1",
+      kind: "WorkloadEntry",
+      metadata: {
+        name: "vms-172.31.0.4",
+        namespace: "shop",
+        annotations: { "istio.io/autoRegistrationGroup": "vms" },
+      },
+      spec: { address: "172.31.0.4", serviceAccount: "vm", labels: { app: "vms" } },
+    });
+    const flags = secure("--workload-group=vms", "--ip=172.31.0.4");
+    const agent = await lab.startedAgent(...flags);
+    const left = await connectedEntry(lab.plane, "vms-172.31.0.4");
+    await eventually("status tells it", async () =>
+      (await lab.kmesh("status")).stdout.includes("NOT END: another agent made the entry"),
+    );
+    expect(agent.output()).toContain("Peers are told to send mTLS to this machine (vms.shop.internal:7000)");
+    expect((await lab.status()).registration?.needs[0]).toBe(
+      "kubectl delete workloadentry vms-172.31.0.4 --namespace shop",
+    );
+    await lab.plane.kube.remove({
+      apiVersion: "networking.istio.io/v1",
+      kind: "WorkloadEntry",
+      metadata: { name: "vms-172.31.0.4", namespace: "shop" },
+    });
+    await lab.agent.stop("SIGKILL");
+    await lab.startedAgent(...flags);
+    const entry = await connectedEntry(lab.plane, "vms-172.31.0.4");
+    expect(entry.uid).not.toBe(left.uid);
+    await eventually("status tells plaintext", async () =>
+      (await lab.kmesh("status")).stdout.includes("peers are told to send plaintext to 172.31.0.4, for vms"),
+    );
   });
 
   /** Does what `kubectl label|annotate KIND NAME --namespace NS --overwrite KEY=VALUE` does. */

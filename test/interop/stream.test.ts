@@ -1,9 +1,13 @@
 /** The xDS client alone against the real istiod: what it holds, and when it calls a push complete. */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseAllDocuments } from "yaml";
 import { DecodingSink } from "../../src/demo/decoding-sink.ts";
+import { Connection } from "../../src/istiod/connection.ts";
+import { openCredentials } from "../../src/istiod/credentials.ts";
+import { nodeOf } from "../../src/istiod/node.ts";
+import { askAll, tellHealth } from "../../src/istiod/request.ts";
 import type { StreamEvent } from "../../src/istiod/status.ts";
 import { IstiodStream, type StreamOptions } from "../../src/istiod/stream.ts";
 import { binaries, ControlPlane } from "../control-plane/control-plane.ts";
@@ -207,5 +211,31 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
     expect(await refused({ security: { kind: "tls", ca, token: bad } })).toContain(
       `refuses the token in ${bad}`,
     );
+  });
+
+  test("an istiod that reads its configuration from files gets no health report, of which it would die", async () => {
+    const folder = join(plane.folder, "configuration");
+    mkdirSync(folder);
+    await plane.stopIstiod("SIGKILL");
+    await plane.setMeshConfig({ configSources: [{ address: `fs://${folder}` }] });
+    await plane.startIstiod({ PILOT_ENABLE_AMBIENT: "false" });
+    const node = { ips: ["10.0.0.5"], name: "report", namespace: "shop", autoRegisterGroup: "vms" };
+    const { stream } = connect("report", { identity: node });
+    stream.report({ healthy: false, message: "no" });
+    const why = await eventually("istiod was tried out", () => stream.status().healthNotTaken);
+    expect(why).toContain("takes no health reports");
+    stream.report({ healthy: true, message: "" });
+    await sleep(100);
+    expect([stream.status().connected, stream.status().reported]).toEqual([true, undefined]);
+    stream.stop();
+    expect(plane.istiod?.status).toBeUndefined();
+    // It really would.
+    const target = { host: "127.0.0.1", port: plane.ports.grpc };
+    const open = openCredentials({ kind: "plaintext" }, target);
+    const bold = new Connection(target, open, { message: () => {}, ended: () => {} });
+    bold.send(askAll("cluster", nodeOf(node), new Map()));
+    bold.send(tellHealth({ healthy: true, message: "" }));
+    await eventually("istiod's end", () => plane.istiod?.status !== undefined);
+    bold.close();
   });
 });

@@ -7,6 +7,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 kmesh=${KMESH:-$here/../../dist/kmesh}
 client=$here/../interop/client.py
+outcomes=$here/../datapath/outcomes.py
 export PATH=$PATH:/usr/sbin:/sbin
 began=$SECONDS
 
@@ -65,6 +66,20 @@ connect() {
 	app python3 "$client" "{\"mode\":\"count\",\"address\":\"$1\",\"port\":$2,\"count\":$3${4:-}}"
 }
 
+# failures HOST ADDRESS WAY...: the failed connections that the kernel counts for the service, when its app's
+# connections go these ways of outcomes.py.
+failures() {
+	local host=$1 address=$2 before way
+	before=$(failed "$host")
+	for way in "${@:3}"; do
+		app python3 "$outcomes" "$way" "$address" 80 8080 172.31.1.1:8080 </dev/null >>"$folder/outcomes.log" 2>&1 || echo "$way ends badly"
+	done
+	echo $(($(failed "$host") - before))
+}
+failed() {
+	status | tr -d ' \n' | grep -oE "\"service\":\"$1:80\"[^{]*\{[^}]*\},\"failed\":[0-9]+" | grep -oE '[0-9]+$'
+}
+
 # expect WHAT PATTERN TEXT
 expect() {
 	[[ $3 =~ $2 ]] || fail "$1: expected $2, found $3"
@@ -94,6 +109,8 @@ set_up() {
 	ip link set lo up
 	for address in 172.31.1.1/32 172.31.1.2/32; do ip addr replace "$address" dev lo; done
 	ip -6 addr replace fd99:31::1/128 dev lo nodad
+	# What is sent there comes back to nobody.
+	ip route replace 172.31.9.0/24 dev lo
 
 	cat >"$folder/mesh.yaml" <<'YAML'
 services:
@@ -113,6 +130,19 @@ services:
     addresses: ["fd99::6"]
     port: 80
     endpoints: [{ address: "fd99:31::1", port: 8080 }]
+  - host: half.demo
+    addresses: [10.99.0.7]
+    port: 80
+    balance: round-robin
+    endpoints: [{ address: 172.31.1.1, port: 8080 }, { address: 172.31.1.1, port: 9 }]
+  - host: closed.demo
+    addresses: [10.99.0.8]
+    port: 80
+    endpoints: [{ address: 172.31.1.1, port: 9 }]
+  - host: silent.demo
+    addresses: [10.99.0.10]
+    port: 80
+    endpoints: [{ address: 172.31.9.9, port: 80 }]
   - host: nobody.demo
     addresses: [10.99.0.9]
     port: 80

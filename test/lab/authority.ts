@@ -7,9 +7,15 @@ export class Authority {
   readonly folder: string;
   readonly root: string;
 
-  /** Makes the CA in a folder that the test removes. */
-  constructor(folder: string) {
+  /** Makes the CA in a folder that the test removes, or takes one that there is (PEM). */
+  constructor(folder: string, given?: { root: string; key: string }) {
     this.folder = folder;
+    if (given) {
+      writeFileSync(join(folder, "ca.pem"), given.root);
+      writeFileSync(join(folder, "ca.key"), given.key, { mode: 0o600 });
+      this.root = given.root;
+      return;
+    }
     const key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout ca.key -out ca.pem";
     this.#openssl("req", "-x509", ...key.split(" "), "-days", "10", "-subj", "/O=test");
     this.root = this.#read("ca.pem");

@@ -2,7 +2,15 @@
  * A machine with a systemd of its own: a container that is booted on an overlay over a small Debian. It has a network of
  * its own and its own view of cgroups, so the programs hang below the container, not on this machine's root.
  */
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { stringify } from "yaml";
@@ -90,6 +98,11 @@ export class SystemdMachine {
   /** Writes a file inside. */
   write(path: string, text: string): void {
     writeFileSync(`/proc/${this.#init}/root${path}`, text);
+  }
+
+  /** Copies an executable of this machine into the other. */
+  put(path: string, source: string): void {
+    copyFileSync(source, `/proc/${this.#init}/root${path}`);
   }
 
   exists(path: string): boolean {

@@ -4,6 +4,7 @@ import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { HOOK_ORDER } from "../../src/datapath/pins.ts";
 import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually } from "../lab/process.ts";
 import { SERVICE, SystemdMachine } from "./machine.ts";
 
@@ -113,6 +114,59 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect(await machine.links()).toEqual(links);
     expect(await machine.governs()).toBe(true);
   });
+
+  test("restart --graceful: another main process of a unit that stays active, and a watchdog that goes on", async () => {
+    const dropIn = "/run/systemd/system/kmesh.service.d";
+    await machine.output("mkdir", "-p", dropIn);
+    machine.write(`${dropIn}/short.conf`, "[Service]\nWatchdogSec=2s\n");
+    await machine.output("systemctl", "daemon-reload");
+    await machine.output("systemctl", "restart", "kmesh");
+    const pid = await machine.property("MainPID");
+    const restarts = await machine.property("NRestarts");
+    const text = await machine.output("kmesh", "restart", "--graceful", "--output=json");
+    expect(JSON.parse(text)).toMatchObject({ map_writes: 0, relinked: 0, failed: 0, refused: 0 });
+    const next = await machine.until("MainPID", (now) => now !== pid);
+    expect(next).toBe(`${JSON.parse(text).pid}`);
+    // Longer than the watchdog's patience.
+    await Bun.sleep(4_500);
+    expect(await machine.property("ActiveState")).toBe("active");
+    expect(await machine.property("MainPID")).toBe(next);
+    expect(await machine.property("NRestarts")).toBe(restarts);
+    expect(await machine.property("StatusText")).toContain("in sync");
+    expect(await machine.links()).toEqual(links);
+    expect(await machine.governs()).toBe(true);
+    // systemd knows it as its own: a stop is SIGTERM, and waits for the end.
+    await machine.output("systemctl", "stop", "kmesh");
+    expect(await machine.property("Result")).toBe("success");
+    expect((await machine.journal()).trimEnd()).toContain(
+      "SIGTERM: the agent ends, what the kernel holds stays",
+    );
+    await machine.output("rm", "-r", dropIn);
+    await machine.output("systemctl", "daemon-reload");
+    await machine.output("systemctl", "start", "kmesh");
+    expect(await adopted(machine)).toEqual({ adopted: true, writes: 0 });
+  });
+
+  test("upgrade to a version with another layout and rollback: the unit stays active, and starts from its name", async () => {
+    machine.put("/root/kmesh-wide", await otherBuild("wide-layout"));
+    await machine.output("chmod", "+x", "/root/kmesh-wide");
+    const version = async () => JSON.parse(await machine.output("kmesh", "status", "--output=json")).version;
+    const before = await version();
+    for (const [args, expected] of [
+      [["upgrade", "/root/kmesh-wide"], OTHER_VERSION["wide-layout"]],
+      [["rollback"], before],
+    ] as const) {
+      const proof = JSON.parse(await machine.output("kmesh", ...args, "--output=json"));
+      expect(proof).toMatchObject({ to_version: expected, failed: 0, refused: 0, relinked: 5 });
+      await machine.until("MainPID", (now) => now === `${proof.pid}`);
+      expect(await machine.property("ActiveState")).toBe("active");
+      expect(await version()).toBe(expected);
+      expect(await machine.governs()).toBe(true);
+    }
+    await machine.output("systemctl", "restart", "kmesh");
+    expect(await version()).toBe(before);
+    expect(await machine.links()).toEqual(links);
+  }, 120_000);
 
   test("killed, it comes back and takes over", async () => {
     const pid = await machine.property("MainPID");

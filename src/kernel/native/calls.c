@@ -10,6 +10,7 @@
 #include <net/if.h>
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +23,8 @@
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/un.h>
+#include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <bpf/bpf.h>
@@ -166,6 +169,15 @@ API int kmesh_prctl(int option, unsigned long value)
 }
 
 /* Returns when every CPU has been through a grace period: no program still reads what was replaced before the call. */
+API int kmesh_monotonic(unsigned long long *nanoseconds)
+{
+	struct timespec now;
+	int result = RESULT(clock_gettime(CLOCK_MONOTONIC, &now));
+
+	*nanoseconds = now.tv_sec * 1000000000ull + now.tv_nsec;
+	return result;
+}
+
 API int kmesh_membarrier(void)
 {
 	return RESULT(syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0));
@@ -211,6 +223,96 @@ API int kmesh_exec(const char *path, char *arguments, int argument_count, char *
 	free(argv);
 	free(envp);
 	return error;
+}
+
+#ifndef CLOSE_RANGE_CLOEXEC
+#define CLOSE_RANGE_CLOEXEC 4
+#endif
+
+/*
+ * A copy of this process with one thread, past the handlers that libraries have for fork(): between this and execve() or
+ * _exit() only what is safe in a signal handler may be called.
+ */
+static pid_t copy_of_this(void)
+{
+	return RESULT(syscall(SYS_clone, SIGCHLD, 0, 0, 0, 0));
+}
+
+static void run_orphan(const char *path, char **argv, char **envp, int report)
+{
+	sigset_t none;
+	int error;
+
+	sigemptyset(&none);
+	for (int number = 1; number < NSIG; number++)
+		signal(number, SIG_DFL);
+	sigprocmask(SIG_SETMASK, &none, NULL);
+	/* From 5.11 on; all that we open ourselves is closed by execve() anyway. */
+	syscall(SYS_close_range, 3, ~0U, CLOSE_RANGE_CLOEXEC);
+	execve(path, argv, envp);
+	error = -errno;
+	if (write(report, &error, sizeof(error)) < 0)
+		_exit(126);
+	_exit(127);
+}
+
+/* Both halves of the way to a process that has no parent of ours report by the pipe: first its pid, then what execve() said. */
+static int spawn_orphan(const char *path, char **argv, char **envp)
+{
+	sigset_t all, before;
+	int report[2], word, pid = -EIO, error;
+	pid_t middle;
+
+	error = RESULT(pipe2(report, O_CLOEXEC));
+	if (error)
+		return error;
+	/* No handler of this process may run in its copy. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	middle = copy_of_this();
+	if (middle == 0) {
+		pid_t orphan = copy_of_this();
+
+		if (orphan == 0)
+			run_orphan(path, argv, envp, report[1]);
+		word = orphan;
+		_exit(write(report[1], &word, sizeof(word)) < 0);
+	}
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	close(report[1]);
+	if (middle < 0)
+		pid = middle;
+	else
+		while (waitpid(middle, NULL, 0) < 0 && errno == EINTR)
+			;
+	/* An error wins over the pid, whichever comes first. */
+	while (middle > 0 && (error = read(report[0], &word, sizeof(word))) != 0) {
+		if (error < 0 && errno == EINTR)
+			continue;
+		if (error != sizeof(word))
+			break;
+		if (word < 0 || pid == -EIO)
+			pid = word;
+		if (word < 0)
+			break;
+	}
+	close(report[0]);
+	return pid;
+}
+
+/*
+ * Starts a program that is nobody's child: whoever takes in orphans, a service manager, is its parent at once. It has this
+ * process's standard input, output and error and nothing else. arguments and environment as for kmesh_exec. Gives its pid.
+ */
+API int kmesh_spawn_orphan(const char *path, char *arguments, int argument_count, char *environment, int variable_count)
+{
+	char **argv = vector(arguments, argument_count);
+	char **envp = vector(environment, variable_count);
+	int pid = argv && envp ? spawn_orphan(path, argv, envp) : -ENOMEM;
+
+	free(argv);
+	free(envp);
+	return pid;
 }
 
 /* The object goes to *object. `name` is for messages. */

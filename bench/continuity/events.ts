@@ -1,0 +1,155 @@
+/** What each event does. Connections go on meanwhile. */
+
+import { sleep } from "../../test/lab/process.ts";
+import { Random } from "../../test/lab/random.ts";
+import type { EventKind, ScheduledEvent } from "./schedule.ts";
+import type { Build, Stage } from "./stage.ts";
+
+export interface Outcome {
+  /** How long nobody could have changed what the kernel does, without what the event itself prescribes, ms. */
+  gap: number;
+  /** Of a start after which nothing had changed: map writes that it took all the same. */
+  writes?: number;
+}
+
+export interface Pace {
+  /** How long the agent is stopped, ms. */
+  stopped: number;
+  /** How long other absences last at most, ms. */
+  absence: number;
+}
+
+interface Scene {
+  stage: Stage;
+  random: Random;
+  pace: Pace;
+}
+
+/** Plays an event. Resolves when the agent is in sync again; rejects when it does not come to that. */
+export function play(stage: Stage, event: ScheduledEvent, pace: Pace): Promise<Outcome> {
+  return PLAYS[event.kind]({ stage, random: new Random(event.seed), pace });
+}
+
+const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
+  async graceful({ stage }) {
+    const { gap_ms, map_writes } = await stage.restartGracefully();
+    await stage.inSync();
+    return { gap: gap_ms, writes: map_writes };
+  },
+
+  async upgrade({ stage }) {
+    const { gap_ms } = await stage.upgrade(otherThan(stage.installed));
+    await stage.inSync();
+    return { gap: gap_ms };
+  },
+
+  async rollback({ stage, random, pace }) {
+    const before = stage.installed;
+    const up = await stage.upgrade(otherThan(before));
+    // The tables that it goes back to are older than this.
+    await change(stage, random);
+    await stage.inSync();
+    await sleep(random.below(pace.absence));
+    const back = await stage.rollback(before);
+    await stage.inSync();
+    return { gap: Math.max(up.gap_ms, back.gap_ms) };
+  },
+
+  async "failed upgrade"({ stage, random }) {
+    await stage.failUpgrade(random.pick(["ends", "hangs"]));
+    const gap = stopwatch();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
+  kill: ({ stage }) => killAndStart(stage),
+
+  async "other version"({ stage }) {
+    stage.install(otherThan(stage.installed));
+    const gap = stopwatch();
+    await stage.killAgent();
+    await stage.startAgent();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
+  async "change while down"({ stage, random, pace }) {
+    await stage.killAgent();
+    await change(stage, random);
+    await sleep(random.below(pace.absence));
+    const gap = stopwatch();
+    await stage.startAgent();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
+  async stop({ stage, random, pace }) {
+    stage.signalAgent("SIGSTOP");
+    await sleep(pace.stopped / 2);
+    await change(stage, random);
+    await sleep(pace.stopped / 2);
+    const gap = stopwatch();
+    stage.signalAgent("SIGCONT");
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
+  async "istiod gone"({ stage, random, pace }) {
+    await stage.stopIstiod();
+    await sleep(random.below(pace.absence));
+    if (random.chance(0.5)) {
+      await stage.killAgent();
+      await stage.startAgent();
+    }
+    if (random.chance(0.5)) stage.plan.change(random);
+    await sleep(random.below(pace.absence));
+    const gap = stopwatch();
+    await stage.startIstiod();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
+  async "disk full"({ stage, random, pace }) {
+    stage.fillDisk();
+    try {
+      await change(stage, random);
+      await stage.inSync();
+      await sleep(random.below(pace.absence));
+      return await killAndStart(stage);
+    } finally {
+      stage.freeDisk();
+    }
+  },
+
+  async "state lost"({ stage }) {
+    stage.loseState();
+    return killAndStart(stage);
+  },
+
+  async "state corrupt"({ stage }) {
+    stage.corruptState();
+    return killAndStart(stage);
+  },
+};
+
+function otherThan(build: Build): Build {
+  return build === "own" ? "wide" : "own";
+}
+
+async function killAndStart(stage: Stage): Promise<Outcome> {
+  const gap = stopwatch();
+  await stage.killAgent();
+  await stage.startAgent();
+  const { tables } = await stage.inSync();
+  return { gap: gap(), writes: tables.writes };
+}
+
+async function change(stage: Stage, random: Random): Promise<void> {
+  stage.plan.change(random);
+  await stage.push();
+}
+
+function stopwatch(): () => number {
+  const began = performance.now();
+  return () => performance.now() - began;
+}

@@ -1,0 +1,85 @@
+/**
+ * Does anything stop when the agent stops? New connections at the machine's rate and a thousand long ones run on while
+ * the agent is restarted, upgraded, killed, stopped, robbed of its disk, its state and its control plane, in an order that
+ * the seed decides (schedule.ts has the kinds):
+ *
+ *     bun bench/continuity [--events N] [--seed N] [--rate N] [--quick] [--output json]
+ *
+ * Every connection is written into a ledger at both ends, and judged: was it answered, by an endpoint that might serve it
+ * at that time, with the right bytes; and are the kernel's counters what the ledgers say, to the last connection. Exit
+ * code 1 when anything is not as it should be.
+ */
+import { spawn } from "node:child_process";
+import { availableParallelism } from "node:os";
+import { parseArgs } from "node:util";
+import { otherBuild } from "../../test/lab/other-build.ts";
+import { KMESH, requireTools } from "../machine.ts";
+import { progress } from "../measure.ts";
+import { isClean, printReport } from "./report.ts";
+import { runContinuity } from "./run.ts";
+
+/** Set in the process that has the namespaces. */
+const INSIDE = "BENCH_CONTINUITY_INSIDE";
+
+const { values: flags } = parseArgs({
+  options: {
+    events: { type: "string", default: "100" },
+    seed: { type: "string" },
+    /** Short connections a second; 0: as many as the machine makes. */
+    rate: { type: "string", default: "0" },
+    hold: { type: "string", default: "1000" },
+    /** Short stops and pauses. */
+    quick: { type: "boolean", default: false },
+    /** Misroutes on purpose after the last event: the run must end with exit code 1. */
+    misroute: { type: "boolean", default: false },
+    output: { type: "string", default: "text" },
+  },
+});
+
+if (process.env[INSIDE]) await inside();
+else enterNamespaces();
+
+/** Starts this program anew in network and mount namespaces of its own: a fresh process has no thread outside. */
+function enterNamespaces(): void {
+  requireTools(["ip", "iproute2"], ["unshare", "util-linux"], ["mount", "mount"], ["setpriv", "util-linux"]);
+  const child = spawn(
+    "unshare",
+    [
+      ...["--net", "--mount", "--propagation", "private", "--", "setpriv", "--pdeathsig", "TERM", "--"],
+      process.execPath,
+      ...process.argv.slice(1),
+    ],
+    { stdio: "inherit", env: { ...process.env, [INSIDE]: "1" } },
+  );
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => child.kill("SIGTERM"));
+  child.once("error", (error) => {
+    console.error(`bench: ${error.message}`);
+    process.exit(3);
+  });
+  child.once("exit", (code) => process.exit(code ?? 1));
+}
+
+async function inside(): Promise<void> {
+  const seed = flags.seed === undefined ? Math.floor(Math.random() * 2 ** 31) : Number(flags.seed);
+  const { quick, misroute } = flags;
+  progress(`seed ${seed}`);
+  const report = await runContinuity({
+    seed,
+    events: Number(flags.events),
+    misroute,
+    builds: { own: KMESH, wide: await otherBuild("wide-layout") },
+    load: {
+      makers: Math.max(1, Math.floor(availableParallelism() / 2)),
+      window: 32,
+      rate: Number(flags.rate),
+      hold: Number(flags.hold),
+    },
+    pace: quick
+      ? { stopped: 3_000, absence: 300, quiet: 2_000, after: 200 }
+      : { stopped: 30_000, absence: 1_000, quiet: 10_000, after: 500 },
+    progress,
+  });
+  if (flags.output === "json") console.log(JSON.stringify({ clean: isClean(report), ...report }, null, 2));
+  else printReport(report);
+  process.exit(isClean(report) ? 0 : 1);
+}

@@ -1,0 +1,94 @@
+/**
+ * What the kernel counted, from the pinned maps that every generation shares: no agent is asked, and no generation's
+ * tables are looked at.
+ */
+import { ChunkedTable } from "../../src/datapath/chunked.ts";
+import { readEndpoint } from "../../src/datapath/endpoints.ts";
+import * as layout from "../../src/datapath/layout.gen.ts";
+import { readNames } from "../../src/datapath/names.ts";
+import { keptPin } from "../../src/datapath/pins.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
+
+const SERVICE = layout.service_counters;
+
+export interface ServiceCount {
+  redirected: number;
+  refused: number;
+  /** Redirected, and nobody answered. */
+  failed: number;
+  /** All others: connections that went where they asked to, and what shadow mode would have done. */
+  other: number;
+}
+
+export interface KernelCounts {
+  /** By service name; "" is no service. */
+  services: Map<string, ServiceCount>;
+  /** By ADDRESS PORT, live connections; only those that are not 0. */
+  live: Map<string, number>;
+  /** The same number, as the clusters have it. */
+  clusterLive: number;
+}
+
+/** Reads the counts below `bpffs`. Throws KernelError when there are none. */
+export function readKernelCounts(bpffs: string): KernelCounts {
+  const maps: BpfMap[] = [];
+  const open = (name: string, size: number) => {
+    const map = BpfMap.fromPin(keptPin(bpffs, name));
+    maps.push(map);
+    return new ChunkedTable(map, "read", size);
+  };
+  try {
+    const names = readNames(
+      open("service_names", layout.name_ref.size),
+      open("name_lines", layout.name_line.size),
+    );
+    const counts = open("service_counts", SERVICE.size);
+    const services = new Map([["", countsOf(counts, 0)]]);
+    for (const [name, id] of names) services.set(name, countsOf(counts, id));
+    return {
+      services,
+      live: liveOf(
+        open("endpoints", layout.endpoint.size),
+        open("endpoint_loads", layout.endpoint_load.size),
+      ),
+      clusterLive: sum(
+        open("cluster_loads", layout.cluster_load.size),
+        layout.cluster_load.fields.live.offset,
+      ),
+    };
+  } finally {
+    for (const map of maps) map.close();
+  }
+}
+
+function countsOf(table: ChunkedTable, id: number): ServiceCount {
+  const { redirected, passed, would_redirect, would_refuse, refused, failed } = SERVICE.fields;
+  const at = (offset: number) => (table.has(id) ? Number(table.long(id, offset)) : 0);
+  let refusals = 0;
+  for (let reason = 0; reason < refused.count; reason++) refusals += at(refused.offset + reason * 8);
+  return {
+    redirected: at(redirected.offset),
+    refused: refusals,
+    failed: at(failed.offset),
+    other: at(passed.offset) + at(would_redirect.offset) + at(would_refuse.offset),
+  };
+}
+
+function liveOf(endpoints: ChunkedTable, loads: ChunkedTable): Map<string, number> {
+  const live = new Map<string, number>();
+  for (let id = 0; id < loads.capacity; id++) {
+    const count = Number(BigInt.asIntN(64, loads.long(id, layout.endpoint_load.fields.live.offset)));
+    if (count === 0) continue;
+    const { address, port } = readEndpoint(endpoints, id);
+    // Several ids of one endpoint, or a count that no endpoint has, must show.
+    const key = `${address} ${port}`;
+    live.set(live.has(key) ? `${key} again, as id ${id}` : key, count);
+  }
+  return live;
+}
+
+function sum(table: ChunkedTable, offset: number): number {
+  let total = 0;
+  for (let id = 0; id < table.capacity; id++) total += Number(BigInt.asIntN(64, table.long(id, offset)));
+  return total;
+}

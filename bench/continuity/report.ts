@@ -1,0 +1,65 @@
+/** What a run showed, as text. */
+import { printTable } from "../measure.ts";
+import type { KindReport, Report } from "./run.ts";
+
+/** Whether all is as it should be. */
+export function isClean(report: Report): boolean {
+  const { failed, misrouted, counterErrors, ledgerErrors, stuck, unneededWrites, left, made } = report;
+  return (
+    failed + misrouted + counterErrors + ledgerErrors + stuck + unneededWrites + left.length === 0 && made > 0
+  );
+}
+
+export function printReport(report: Report): void {
+  for (const text of report.complaints) console.log(`! ${text}`);
+  for (const path of report.left) console.log(`! left behind: ${path}`);
+  const { seed, events, milliseconds } = report;
+  console.log(`seed ${seed}: ${events} events in ${Math.round(milliseconds / 1000)} s`);
+  printTable(
+    ["", ""],
+    [
+      ["new connections", report.made],
+      ["a second", report.made / (milliseconds / 1000)],
+      ["long connections, opened", report.opened],
+      ["long connections, open to the end", report.open],
+      ["refused, as they should be", report.refused],
+      ["to where nobody listens, as they should be", report.unanswered],
+      ["failed", report.failed],
+      ["misrouted", report.misrouted],
+      ["counter errors", report.counterErrors],
+      ["ledger errors", report.ledgerErrors],
+      ["agent not in sync again", report.stuck],
+      ["writes though nothing had changed", report.unneededWrites],
+    ],
+  );
+  console.log(
+    "\nconnect() to a service, and in the same time to an address that is none; slow: over 3 times the quiet p99:",
+  );
+  const row = (name: string, { events: count, worstGap, service, direct }: KindReport) => [
+    name,
+    count,
+    worstGap,
+    service.connections,
+    service.p50,
+    service.p99,
+    (service.slow / service.connections) * 1000,
+    direct.connections,
+    direct.p99,
+    (direct.slow / direct.connections) * 1000,
+  ];
+  printTable(
+    [
+      "",
+      "events",
+      "worst gap, ms",
+      "connects",
+      "p50, us",
+      "p99, us",
+      "slow, 0/00",
+      "direct",
+      "p99, us",
+      "slow, 0/00",
+    ],
+    [row("quiet", report.quiet), ...Object.entries(report.kinds).map(([kind, times]) => row(kind, times))],
+  );
+}

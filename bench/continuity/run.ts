@@ -1,0 +1,265 @@
+/** One run of the bench: quiet, then event after event, each followed by a check of everything. */
+import { readFileSync, truncateSync } from "node:fs";
+import { sleep } from "../../test/lab/process.ts";
+import { Random } from "../../test/lab/random.ts";
+import { Book, type Sums } from "./book.ts";
+import { monotonic } from "./clock.ts";
+import { type Pace, play } from "./events.ts";
+import { Histogram } from "./histogram.ts";
+import { readKernelCounts } from "./kernel-counts.ts";
+import { Plan } from "./plan.ts";
+import { MadeLedger, TakenLedger } from "./records.ts";
+import { type EventKind, type ScheduledEvent, schedule } from "./schedule.ts";
+import { type Builds, type LoadOptions, Stage } from "./stage.ts";
+import { Validity } from "./validity.ts";
+
+export interface RunOptions {
+  seed: number;
+  events: number;
+  /** Misroutes on purpose: the report must show it. */
+  misroute: boolean;
+  builds: Builds;
+  load: LoadOptions;
+  pace: Pace & {
+    /** Without any event at the beginning, ms. */
+    quiet: number;
+    /** Between an event and the check after it, ms. */
+    after: number;
+  };
+  progress(line: string): void;
+}
+
+/** How long connect() took, in a time of one kind. */
+export interface ConnectTimes {
+  connections: number;
+  /** Microseconds. */
+  p50: number;
+  p99: number;
+  /** Longer than three times the quiet p99. */
+  slow: number;
+}
+
+export interface KindReport {
+  events: number;
+  worstGap: number;
+  service: ConnectTimes;
+  /** Connections to no service, made by the same process in the same time. */
+  direct: ConnectTimes;
+}
+
+export interface Report extends Sums {
+  seed: number;
+  events: number;
+  /** Long connections open at the end, before they were closed. */
+  open: number;
+  /** Events after which the agent was not in sync again, or that did not do what they should. */
+  stuck: number;
+  /** Map writes of starts after which nothing had changed. */
+  unneededWrites: number;
+  quiet: KindReport;
+  kinds: Partial<Record<EventKind, KindReport>>;
+  milliseconds: number;
+  complaints: string[];
+  /** What could not be removed. */
+  left: string[];
+}
+
+/** Connections that were replaced at each check. */
+const CHURN = 20;
+
+/** Runs it all in this process's namespaces, which must be its own, and cleans up however it ends. */
+export async function runContinuity(options: RunOptions): Promise<Report> {
+  const plan = new Plan();
+  const validity = new Validity(plan.endpoints.map(({ service }) => service));
+  const stage = new Stage(plan, validity, options.builds);
+  const run = new Run(options, stage, plan, validity);
+  const stop = () => {
+    void stage.remove().finally(() => process.exit(1));
+  };
+  process.once("SIGINT", stop).once("SIGTERM", stop);
+  let report: Report;
+  try {
+    report = await run.play();
+  } finally {
+    process.off("SIGINT", stop).off("SIGTERM", stop);
+    const left = await stage.remove();
+    run.left.push(...left);
+  }
+  return report;
+}
+
+/** Times of one kind of event. */
+class Times {
+  readonly service = new Histogram();
+  readonly direct = new Histogram();
+  slow = { service: 0, direct: 0 };
+  events = 0;
+  worstGap = 0;
+
+  report(): KindReport {
+    const of = (kind: "service" | "direct"): ConnectTimes => ({
+      connections: this[kind].total,
+      p50: this[kind].quantile(0.5) / 1000,
+      p99: this[kind].quantile(0.99) / 1000,
+      slow: this.slow[kind],
+    });
+    return { events: this.events, worstGap: this.worstGap, service: of("service"), direct: of("direct") };
+  }
+}
+
+class Run {
+  readonly left: string[] = [];
+  readonly #options: RunOptions;
+  readonly #stage: Stage;
+  readonly #plan: Plan;
+  readonly #book: Book;
+  readonly #quiet = new Times();
+  readonly #kinds = new Map<EventKind, Times>();
+  #slowFrom = { service: Number.POSITIVE_INFINITY, direct: Number.POSITIVE_INFINITY };
+  #stuck = 0;
+  #unneededWrites = 0;
+
+  constructor(options: RunOptions, stage: Stage, plan: Plan, validity: Validity) {
+    this.#options = options;
+    this.#stage = stage;
+    this.#plan = plan;
+    const { services, endpoints } = plan;
+    this.#book = new Book(
+      {
+        services,
+        endpoints,
+        refuses: (service) => plan.refuses(service),
+        fails: (service) => plan.fails(service),
+      },
+      validity,
+    );
+  }
+
+  async play(): Promise<Report> {
+    const { seed, events, load, progress } = this.#options;
+    const began = performance.now();
+    const random = new Random(seed ^ 0x5eed);
+    await this.#stage.build();
+    await this.#stage.startLoad(load);
+    await this.#stage.go();
+    await this.#measureQuiet();
+    progress(`quiet: ${this.#tell()}`);
+    for (const [i, event] of schedule(seed, events).entries()) {
+      const line = await this.#playOne(event, random);
+      progress(`${i + 1}/${events} ${event.kind}: ${line}`);
+    }
+    if (this.#options.misroute) {
+      await this.#stage.misroute();
+      await sleep(this.#options.pace.after);
+    }
+    const { open } = this.#book;
+    await this.#stage.endLoad();
+    this.#check();
+    progress(`all connections closed: ${this.#tell()}`);
+    return {
+      seed,
+      events,
+      ...this.#book.sums,
+      open,
+      stuck: this.#stuck,
+      unneededWrites: this.#unneededWrites,
+      quiet: this.#quiet.report(),
+      kinds: Object.fromEntries([...this.#kinds].map(([kind, times]) => [kind, times.report()])),
+      milliseconds: performance.now() - began,
+      complaints: this.#book.complaints,
+      left: this.left,
+    };
+  }
+
+  /** What connections cost when nothing happens; the second half is measured by the first. */
+  async #measureQuiet(): Promise<void> {
+    const { pace } = this.#options;
+    const first = new Times();
+    await sleep(pace.quiet / 2);
+    await this.#pauseAndCheck(() => first);
+    this.#slowFrom = {
+      service: 3 * first.service.quantile(0.99),
+      direct: 3 * first.direct.quantile(0.99),
+    };
+    this.#quiet.events = 1;
+    await sleep(pace.quiet / 2);
+    await this.#pauseAndCheck(() => this.#quiet);
+  }
+
+  async #playOne(event: ScheduledEvent, random: Random): Promise<string> {
+    const { pace } = this.#options;
+    const times = this.#timesOf(event.kind);
+    times.events++;
+    const before = { ...this.#book.sums };
+    // A change that the agent is there for, too.
+    if (random.chance(0.5)) {
+      this.#plan.change(random);
+      await this.#stage.push();
+      await this.#stage.inSync();
+    }
+    await this.#stage.churn(CHURN);
+    const from = monotonic();
+    let gap = Number.NaN;
+    try {
+      const outcome = await play(this.#stage, event, pace);
+      gap = outcome.gap;
+      times.worstGap = Math.max(times.worstGap, gap);
+      if (outcome.writes) {
+        this.#unneededWrites += outcome.writes;
+        this.#book.complain(`${event.kind}: ${outcome.writes} map writes though nothing had changed`);
+      }
+    } catch (error) {
+      this.#stuck++;
+      this.#book.complain(`${event.kind}: ${error instanceof Error ? error.message : error}`);
+    }
+    const to = monotonic();
+    await sleep(pace.after);
+    await this.#pauseAndCheck((began) => (from <= began && began <= to ? times : undefined));
+    return `gap ${Math.round(gap)} ms; ${this.#book.sums.made - before.made} connections; ${this.#tell()}`;
+  }
+
+  async #pauseAndCheck(timesAt: (began: number) => Times | undefined): Promise<void> {
+    await this.#stage.pause();
+    this.#check(timesAt);
+    await this.#stage.go();
+  }
+
+  #check(timesAt: (began: number) => Times | undefined = () => undefined): void {
+    const made = this.#stage.madeFiles.map((file) => new MadeLedger(takeFile(file)));
+    const taken = new TakenLedger(takeFile(this.#stage.takenFile));
+    this.#book.take(made, taken, (kind, began, connectTime) => {
+      const times = timesAt(began);
+      if (!times) return;
+      times[kind].add(connectTime);
+      if (connectTime > this.#slowFrom[kind]) times.slow[kind]++;
+    });
+    this.#book.compare(readKernelCounts(this.#stage.bpffs));
+  }
+
+  #timesOf(kind: EventKind): Times {
+    const times = this.#kinds.get(kind) ?? new Times();
+    this.#kinds.set(kind, times);
+    return times;
+  }
+
+  /** What is wrong so far. */
+  #tell(): string {
+    const { failed, misrouted, counterErrors, ledgerErrors } = this.#book.sums;
+    const others = [
+      ...(ledgerErrors > 0 ? [`${ledgerErrors} ledger errors`] : []),
+      ...(this.#stuck > 0 ? [`${this.#stuck} stuck`] : []),
+      ...(this.#unneededWrites > 0 ? [`${this.#unneededWrites} unneeded writes`] : []),
+    ];
+    return [`${failed} failed`, `${misrouted} misrouted`, `${counterErrors} counter errors`, ...others].join(
+      ", ",
+    );
+  }
+}
+
+/** What was written into the file since the last time. Nobody may be writing. */
+function takeFile(path: string): Uint8Array {
+  const bytes = readFileSync(path);
+  truncateSync(path, 0);
+  // In memory of its own, and so aligned.
+  return new Uint8Array(bytes);
+}

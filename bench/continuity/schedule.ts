@@ -1,0 +1,40 @@
+/** What happens to the agent, in an order that only the seed decides. */
+import { Random } from "../../test/lab/random.ts";
+
+export const EVENTS = {
+  graceful: "kmesh restart --graceful",
+  upgrade: "kmesh upgrade to another layout of tables, and down to the one before the next time",
+  rollback: "kmesh upgrade to another layout, other endpoints, kmesh rollback",
+  "failed upgrade": "kmesh upgrade to what is no kmesh; a successor that ends at once, or never gets ready",
+  kill: "SIGKILL, and a start at once",
+  "change while down": "SIGKILL, other endpoints, a start",
+  "other version":
+    "another layout of tables put into place, and the one before the next time: SIGKILL, a start",
+  stop: "SIGSTOP, other endpoints, SIGCONT",
+  "istiod gone": "istiod gone, and perhaps a start without it; other endpoints; istiod back",
+  "disk full": "the state folder full, other endpoints, a start",
+  "state lost": "the state folder gone, a start",
+  "state corrupt": "other bytes in every file of the state folder, a start",
+} as const;
+
+export type EventKind = keyof typeof EVENTS;
+
+export interface ScheduledEvent {
+  kind: EventKind;
+  /** Of all that the event itself decides. */
+  seed: number;
+}
+
+/**
+ * `count` events. Every kind comes once before any comes again, in a new order each time.
+ */
+export function schedule(seed: number, count: number): ScheduledEvent[] {
+  const random = new Random(seed);
+  const events: ScheduledEvent[] = [];
+  while (events.length < count) {
+    for (const kind of random.shuffled(Object.keys(EVENTS) as EventKind[])) {
+      events.push({ kind, seed: random.below(2 ** 31) });
+    }
+  }
+  return events.slice(0, count);
+}

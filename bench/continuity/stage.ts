@@ -1,0 +1,435 @@
+/**
+ * Where the bench plays: this process's own network and mount namespaces, a cgroup on the machine's cgroup2 root, a
+ * folder of pins, a small disk for the agent's state. The agent is the single file, the control plane the embedded one.
+ */
+import {
+  copyFileSync,
+  existsSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { askAgent, orderAgent } from "../../src/admin/client.ts";
+import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
+import type { Proof } from "../../src/agent/handover.ts";
+import type { Order } from "../../src/agent/order.ts";
+import type { Inspection } from "../../src/datapath/inspect.ts";
+import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
+import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
+import { compileC } from "../machine.ts";
+import { monotonic } from "./clock.ts";
+import type { Plan } from "./plan.ts";
+import { Talker } from "./talker.ts";
+import type { Validity } from "./validity.ts";
+
+const BPFFS = "/sys/fs/bpf";
+const ISTIOD = 15010;
+/** The agent's disk, bytes. */
+const DISK = 4 << 20;
+/** How long the agent may take to be in sync, milliseconds. */
+const PATIENCE = 30_000;
+
+/** The build under test, and one whose tables have another layout. */
+export type Build = "own" | "wide";
+/** By build, its file. */
+export type Builds = Readonly<Record<Build, string>>;
+
+export interface LoadOptions {
+  /** Processes that connect. */
+  makers: number;
+  /** Short connections that each keeps under way. */
+  window: number;
+  /** Short connections a second in all; 0: as many as the machine makes. */
+  rate: number;
+  /** Long connections in all. */
+  hold: number;
+}
+
+export class Stage {
+  readonly plan: Plan;
+  readonly validity: Validity;
+  readonly folder = mkdtempSync(join(tmpdir(), "kmesh-continuity-"));
+  readonly bpffs = join(BPFFS, ownName("c"));
+  /** The file that agents are started from. */
+  readonly executable = join(this.folder, "bin", "kmesh");
+  readonly state = join(this.folder, "disk", "state");
+  readonly #cgroup = TestCgroup.create("c");
+  readonly #apps = this.#cgroup.child("apps");
+  readonly #agents = this.#cgroup.child("agents");
+  #ends = "";
+  #plane: Talker | undefined;
+  #taker: Talker | undefined;
+  readonly #makers: Talker[] = [];
+  /** The agent that was started here last. */
+  #agent: OwnedProcess | undefined;
+  /** The agent that runs: that one, or one to which it handed over, which is nobody's child. */
+  #pid = 0;
+  readonly #builds: Builds;
+  /** The build that `executable` is. */
+  installed: Build = "own";
+
+  constructor(plan: Plan, validity: Validity, builds: Builds) {
+    this.plan = plan;
+    this.validity = validity;
+    this.#builds = builds;
+  }
+
+  /** Makes the disk, starts the servers, the control plane and the first agent; resolves when that is in sync. */
+  async build(): Promise<void> {
+    const disk = join(this.folder, "disk");
+    for (const folder of [disk, join(this.folder, "bin")]) mkdirSync(folder);
+    await output(["mount", "-t", "tmpfs", "-o", `size=${DISK},mode=0700`, "kmesh-continuity", disk]);
+    await output(["ip", "link", "set", "lo", "up"]);
+    for (const { address } of this.plan.endpoints) {
+      if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
+    }
+    for (const [build, file] of Object.entries(this.#builds)) copyFileSync(file, this.#copy(build));
+    this.install("own");
+    this.#ends = await compileC("ends", this.folder, import.meta.dirname);
+    this.#taker = new Talker(
+      "the servers",
+      [this.#ends, "serve", this.takenFile, ...this.plan.listeners()],
+      this.#log("servers"),
+    );
+    await this.#taker.hear();
+    await this.startIstiod();
+    await this.startAgent();
+    await this.inSync();
+  }
+
+  get takenFile(): string {
+    return join(this.folder, "taken");
+  }
+
+  get madeFiles(): string[] {
+    return this.#makers.map((_, i) => this.#madeFile(i));
+  }
+
+  // Load
+
+  /** Starts the clients; resolves when the long connections are open. Short ones begin with `go`. */
+  async startLoad({ makers, window, rate, hold }: LoadOptions): Promise<void> {
+    for (let i = 0; i < makers; i++) {
+      const numbers = [i + 1, window, Math.ceil(rate / makers), Math.ceil(hold / makers), 1_000];
+      this.#makers.push(
+        new Talker(
+          `client ${i}`,
+          [this.#ends, "connect", this.#madeFile(i), ...numbers.map(String), ...this.plan.targets()],
+          this.#log(`client-${i}`),
+          { cgroup: this.#apps },
+        ),
+      );
+    }
+    for (const maker of this.#makers) await maker.hear();
+    await this.pause();
+  }
+
+  async go(): Promise<void> {
+    await Promise.all(this.#makers.map((maker) => maker.ask("go")));
+  }
+
+  /** No short connection is under way any more, and both ledgers are written, when this resolves. */
+  async pause(): Promise<void> {
+    await Promise.all(this.#makers.map((maker) => maker.ask("pause", 60_000)));
+    await this.#taker?.ask("flush");
+  }
+
+  /** Has so many of the oldest long connections closed, and others opened. */
+  async churn(count: number): Promise<void> {
+    await Promise.all(
+      this.#makers.map((maker) => maker.ask(`churn ${Math.ceil(count / this.#makers.length)}`)),
+    );
+  }
+
+  /** Ends all connections. */
+  async endLoad(): Promise<void> {
+    await Promise.all(this.#makers.map((maker) => maker.ask("end", 60_000)));
+    await this.#taker?.ask("flush");
+  }
+
+  // istiod
+
+  async startIstiod(): Promise<void> {
+    const script = join(import.meta.dirname, "control-plane.ts");
+    this.#plane = new Talker("istiod", [process.execPath, script, String(ISTIOD)], this.#log("istiod"));
+    await this.push();
+  }
+
+  async stopIstiod(): Promise<void> {
+    await this.#plane?.end();
+    this.#plane = undefined;
+  }
+
+  /** Has istiod push what the plan says; without istiod it takes effect when istiod is back. */
+  async push(): Promise<void> {
+    if (!this.#plane) return;
+    const at = monotonic();
+    this.plan.services.forEach((_, service) => {
+      this.validity.pushed(service, this.plan.set(service), at);
+    });
+    await this.#plane.ask(JSON.stringify(this.plan.mesh()));
+  }
+
+  /** Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one. */
+  async misroute(): Promise<void> {
+    const mesh = this.plan.mesh();
+    const [first, second] = mesh.services;
+    const foreign = second?.endpoints.slice(0, 1) ?? [];
+    if (!first) return;
+    const services = [{ ...first, endpoints: [...first.endpoints, ...foreign] }, ...mesh.services.slice(1)];
+    await this.#plane?.ask(JSON.stringify({ ...mesh, services }));
+  }
+
+  // The agent
+
+  get folders(): string[] {
+    return [
+      `--bpffs=${this.bpffs}`,
+      `--state-dir=${this.state}`,
+      `--run-dir=${join(this.folder, "run")}`,
+      "--config=/dev/null",
+    ];
+  }
+
+  /** Puts a build into place by rename, as a package would. What runs is not touched. */
+  install(build: Build): void {
+    linkSync(this.#copy(build), `${this.executable}.put`);
+    renameSync(`${this.executable}.put`, this.executable);
+    this.installed = build;
+  }
+
+  async startAgent(): Promise<void> {
+    const agent = new OwnedProcess({
+      name: "kmesh",
+      log: this.#log("agent"),
+      command: [
+        this.executable,
+        "run",
+        `--istiod=127.0.0.1:${ISTIOD}`,
+        "--plaintext",
+        "--ip=172.31.0.1",
+        `--cgroup=${this.#apps}`,
+        ...this.folders,
+      ],
+      cgroup: this.#agents,
+    });
+    this.#agent = agent;
+    this.#pid = agent.pid;
+  }
+
+  signalAgent(signal: NodeJS.Signals): void {
+    process.kill(this.#pid, signal);
+  }
+
+  /** SIGKILL; resolves once it is gone. */
+  async killAgent(): Promise<void> {
+    if (isAlive(this.#pid)) process.kill(this.#pid, "SIGKILL");
+    await eventually("the agent is gone", () => !isAlive(this.#pid), 5_000, 2);
+  }
+
+  /** `kmesh restart --graceful`. Gives its proof. */
+  restartGracefully(): Promise<Proof> {
+    return this.#handOver("restart", "--graceful");
+  }
+
+  /** `kmesh upgrade FILE`, also for the way down. Gives its proof. */
+  async upgrade(build: Build): Promise<Proof> {
+    const proof = await this.#handOver("upgrade", this.#copy(build));
+    this.installed = build;
+    return proof;
+  }
+
+  /** `kmesh rollback`, to the build before the last upgrade. Gives its proof. */
+  async rollback(to: Build): Promise<Proof> {
+    const proof = await this.#handOver("rollback");
+    this.installed = to;
+    return proof;
+  }
+
+  /**
+   * Has the agent hand over to what is no agent. `kmesh upgrade` would see that before: the agent itself is asked. Resolves
+   * when it says that nothing came of it.
+   */
+  async failUpgrade(how: "ends" | "hangs"): Promise<void> {
+    const file = join(this.folder, "bin", how);
+    writeFileSync(file, `#!/bin/sh\n${how === "ends" ? "exit 1" : "exec sleep 60"}\n`, { mode: 0o755 });
+    if ((await this.kmesh("upgrade", file)).code === 0)
+      throw new Error("kmesh upgrade took what is no kmesh");
+    const order: Order = {
+      kind: "upgrade",
+      graceful: true,
+      executable: file,
+      timeout: 1_500,
+      asked: Date.now(),
+    };
+    let failed = false;
+    const hear = (line: unknown) => {
+      failed ||= typeof line === "object" && line !== null && "failure" in line;
+    };
+    await orderAgent(this.#socket, "/restart", order, hear, 10_000);
+    if (!failed) throw new Error("an upgrade to what is no kmesh did not fail");
+  }
+
+  /** The agent's status; undefined when nobody answers. */
+  async status(): Promise<AgentStatus | undefined> {
+    return (await this.#ask("/agent")) as AgentStatus | undefined;
+  }
+
+  /**
+   * Resolves when the agent follows istiod and its tables hold what the plan says, which ends the validity of what they
+   * held before. Gives the agent's status. Rejects after a while, saying what is missing.
+   */
+  async inSync(): Promise<AgentStatus> {
+    return eventually(
+      "the agent is in sync",
+      async () => {
+        if (!isAlive(this.#pid)) throw new Error(`the agent ended: ${this.#agent?.status}`);
+        const status = await this.status();
+        if (!status) throw new Error("the agent does not answer");
+        const { stream, tables, pid } = status;
+        if (pid !== this.#pid) throw new Error(`pid ${pid} answers`);
+        if (!stream.connected || !stream.synced) throw new Error("it is not connected to istiod");
+        if (tables.applies === 0) throw new Error("it has applied nothing");
+        const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
+        const differs = inspection ? this.#difference(inspection) : "no tables";
+        if (differs !== undefined) throw new Error(differs);
+        this.validity.applied(monotonic());
+        return status;
+      },
+      PATIENCE,
+      10,
+    ).catch((error: Error) => {
+      throw new Error(`${error.message} (${error.cause})\n${this.#agent?.tail(20)}`);
+    });
+  }
+
+  /** Runs `kmesh ARGS` with the stage's folders, from the file that agents are started from. */
+  kmesh(...args: string[]): Promise<RunResult> {
+    return run([this.executable, ...args, ...this.folders], { timeoutMs: 60_000 });
+  }
+
+  agentLog(lines: number): string {
+    return this.#agent?.tail(lines) ?? "";
+  }
+
+  /** Leaves no byte free on the agent's disk, until `freeDisk`. */
+  fillDisk(): void {
+    const { bavail, bsize } = statfsSync(join(this.folder, "disk"));
+    try {
+      writeFileSync(this.#filler, new Uint8Array(bavail * bsize + bsize));
+    } catch (error) {
+      if (!(error instanceof Error && "code" in error && error.code === "ENOSPC")) throw error;
+    }
+  }
+
+  freeDisk(): void {
+    rmSync(this.#filler, { force: true });
+  }
+
+  /** Puts other bytes into every file of the state folder. */
+  corruptState(): void {
+    for (const entry of readdirSync(this.state, { recursive: true, withFileTypes: true })) {
+      if (entry.isFile()) writeFileSync(join(entry.parentPath, entry.name), "\0 not what was here");
+    }
+  }
+
+  loseState(): void {
+    rmSync(this.state, { recursive: true, force: true });
+  }
+
+  /** Ends and removes everything; gives what is still there. */
+  async remove(): Promise<string[]> {
+    if (this.#pid !== 0) await this.killAgent();
+    for (const talker of [...this.#makers, this.#plane, this.#taker]) await talker?.end();
+    if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
+    await this.#cgroup.remove();
+    // What a program of ours has open for another moment must not keep the disk.
+    await run(["umount", "--lazy", join(this.folder, "disk")]);
+    await sleep(20);
+    rmSync(this.folder, { recursive: true, force: true });
+    return [this.bpffs, this.#cgroup.path, this.folder].filter((path) => existsSync(path));
+  }
+
+  get #filler(): string {
+    return join(this.folder, "disk", "filler");
+  }
+
+  get #socket(): string {
+    return adminSocket(join(this.folder, "run"));
+  }
+
+  async #handOver(...command: string[]): Promise<Proof> {
+    const { code, stdout, stderr } = await this.kmesh(...command, "--output=json");
+    if (code !== 0) throw new Error(`kmesh ${command.join(" ")}: exit code ${code}: ${stderr}`);
+    const proof: Proof = JSON.parse(stdout);
+    this.#pid = proof.pid;
+    return proof;
+  }
+
+  #ask(path: string): Promise<unknown> {
+    return askAgent(this.#socket, path, 2_000);
+  }
+
+  /** The first service whose endpoints in the tables are not those of the plan. */
+  #difference(tables: Inspection): string | undefined {
+    const clusters = new Map(tables.clusters.map((cluster) => [cluster.name, cluster]));
+    const endpointsOf = (name: string, kind: string): string[] => {
+      const cluster = clusters.get(name);
+      if (kind === "split")
+        return cluster?.shares.flatMap((share) => endpointsOf(share.cluster, "cluster")) ?? [];
+      return cluster?.endpoints.map(({ address, port }) => `${address} ${port}`) ?? [];
+    };
+    for (const [service, name] of this.plan.services.entries()) {
+      const wanted = this.plan.set(service).map((index) => {
+        const endpoint = this.plan.endpoints[index];
+        return `${endpoint?.address} ${endpoint?.port}`;
+      });
+      const frontends = tables.frontends.filter((frontend) => frontend.service === name);
+      if (frontends.length === 0) return `no frontend of ${name}`;
+      for (const { match, action, target } of frontends) {
+        const found = new Set(action === "refuse" ? [] : endpointsOf(target, action));
+        if (String([...found].sort()) !== String(wanted.sort())) {
+          return `${match} leads to ${[...found].join(", ")} instead of ${wanted.join(", ")}`;
+        }
+        const [first] = action === "split" ? (clusters.get(target)?.shares ?? []) : [];
+        if (
+          action === "split" &&
+          Math.round((first?.share ?? 0) * 100) !== this.plan.weightOf(first?.cluster ?? "")
+        ) {
+          return `${match} gives ${first?.cluster} ${first?.share}`;
+        }
+      }
+    }
+    return undefined;
+  }
+
+  #copy(build: string): string {
+    return join(this.folder, "bin", `kmesh-${build}`);
+  }
+
+  #madeFile(i: number): string {
+    return join(this.folder, `made-${i}`);
+  }
+
+  #log(name: string): string {
+    return join(this.folder, `${name}.log`);
+  }
+}
+
+/** Whether the process runs: not gone, and not a zombie that nobody waits for. */
+function isAlive(pid: number): boolean {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return !/^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * Endpoints whose connects fail in a row get no connections for a while, so that hours without an agent are not worse
+ * than they need to be. Outcomes are known when sockets end, in any order and late: only those of connects that began
+ * within the present row count, and none that began before the last ejection was over.
+ */
+#include "keep.h"
+#include "outcome.h"
+#include "walk.h"
+
+#define NSEC_PER_MSEC 1000000ull
+/* Without word for that long the tables are stale, and clusters that eject nobody do. */
+#define STALE_NS (10000 * NSEC_PER_MSEC)
+/* Connections that succeeded and still live are not seen: failures so far apart are no row. */
+#define ROW_NS (300000 * NSEC_PER_MSEC)
+/* How many slots are looked at to find the share that is ejected; of a longer run a sample. */
+#define SHARE_SLOTS 256
+
+/*
+ * Global functions of numbers alone are verified once each, by themselves; their bodies would otherwise be walked at
+ * every turn of the loops around them, and the programs be too large.
+ */
+#define SEPARATE __attribute__((noinline))
+
+static __always_inline bool is_stale(const struct settings *set, __u64 now)
+{
+	return *(volatile __u64 *)&set->current_ns + STALE_NS < now;
+}
+
+static __always_inline struct ejection ejection_of(const struct descriptor *desc, __u64 now)
+{
+	__u32 zero = 0;
+	const struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	struct ejection ejection = desc->ejection;
+
+	if (!ejection.after && set && is_stale(set, now)) {
+		ejection.after = 5;
+		ejection.base_ms = 30000;
+		ejection.longest_ms = 300000;
+		ejection.percent = 50;
+	}
+	return ejection;
+}
+
+SEPARATE int is_ejected(__u32 endpoint, __u64 now)
+{
+	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
+
+	return load && *(volatile __u64 *)&load->ejected_until_ns > now;
+}
+
+SEPARATE __u32 slot_of(__u32 first_line, __u32 index)
+{
+	struct run run = { .first_line = first_line };
+
+	return slot_at(&run, index);
+}
+
+#define OTHERS 65536
+
+/* A slot of a run as a number to be summed up: one for `endpoint`, OTHERS for another one that is ejected. */
+SEPARATE __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64 now)
+{
+	__u32 slot = slot_of(first_line, index);
+
+	if (slot == endpoint)
+		return 1;
+	return is_ejected(slot, now) ? OTHERS : 0;
+}
+
+/* Whether the share of a run that is ejected, with this endpoint, would not be too large. */
+SEPARATE int has_share(__u32 first_line, __u32 count, __u32 endpoint, __u32 percent, __u64 now)
+{
+	__u32 step = (count + SHARE_SLOTS - 1) / SHARE_SLOTS;
+	__u32 sum = 0, seen = 0, others;
+
+	for (__u32 i = 0; i < SHARE_SLOTS && seen < count; i++, seen += step)
+		sum += slot_share(first_line, seen, endpoint, now);
+	others = sum / OTHERS;
+	seen = step ? (count + step - 1) / step : 0;
+	return percent && (!others || (others + sum % OTHERS) * 100 <= percent * seen);
+}
+
+/* False when another CPU was faster. */
+static __always_inline bool replace(__u64 *word, __u64 old, __u64 new)
+{
+#ifdef KMESH_NO_FETCH_ATOMICS
+	if (*(volatile __u64 *)word != old)
+		return false;
+	*(volatile __u64 *)word = new;
+	return true;
+#else
+	return __sync_val_compare_and_swap(word, old, new) == old;
+#endif
+}
+
+static __always_inline void note_ejection(struct cluster_load *cluster, __u64 until, __u64 now)
+{
+	if (cluster->ejected_until_ns <= now)
+		cluster->ejected = 0;
+	__sync_fetch_and_add(&cluster->ejected, 1);
+	__sync_fetch_and_add(&cluster->ejections, 1);
+	if (cluster->ejected_until_ns < until)
+		*(volatile __u64 *)&cluster->ejected_until_ns = until;
+}
+
+/* One more connect to the endpoint failed; it began at `since`. */
+SEPARATE int blame(__u32 service, __u32 cluster_id, __u32 endpoint_id, __u64 since)
+{
+	struct service_counters *counters = chunked_lookup(&service_counts, service);
+	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint_id);
+	struct cluster_load *cluster = chunked_lookup(&cluster_loads, cluster_id);
+	struct endpoint *endpoint = chunked_lookup(&endpoints, endpoint_id);
+	struct descriptor *desc = descriptor_of(cluster_id);
+	__u64 now = bpf_ktime_get_ns();
+	struct ejection ejection;
+	struct run run;
+	__u64 until, end;
+
+	if (!load || !cluster || !endpoint)
+		return 0;
+	__sync_fetch_and_add(&load->failed, 1);
+	if (counters)
+		__sync_fetch_and_add(&counters->failed, 1);
+	if (!desc || desc->kind != CLUSTER_ENDPOINTS)
+		return 0;
+	ejection = ejection_of(desc, now);
+	run = endpoint->is_v4 ? desc->v4 : desc->v6;
+	until = *(volatile __u64 *)&load->ejected_until_ns;
+	if (until > now) {
+		/* Ejected for another cluster: this one saw the same. */
+		if (ejection.after && cluster->ejected_until_ns < until &&
+		    has_share(run.first_line, run.count, endpoint_id, ejection.percent, now))
+			note_ejection(cluster, until, now);
+		return 0;
+	}
+	if (since < until)
+		return 0;
+	if (!load->failures || since > until + ROW_NS) {
+		/* A row begins. */
+		if (!replace(&load->ejected_until_ns, until, since))
+			return 0;
+		until = since;
+		load->failures = 0;
+	}
+	__sync_fetch_and_add(&load->failures, 1);
+	if (!ejection.after || *(volatile __u32 *)&load->failures < ejection.after)
+		return 0;
+	if (!has_share(run.first_line, run.count, endpoint_id, ejection.percent, now)) {
+		load->failures = 0;
+		return 0;
+	}
+	end = (load->ejections + 1ull) * ejection.base_ms;
+	if (end > ejection.longest_ms)
+		end = ejection.longest_ms;
+	end = now + end * NSEC_PER_MSEC;
+	if (!replace(&load->ejected_until_ns, until, end))
+		return 0;
+	load->failures = 0;
+	load->ejections++;
+	note_ejection(cluster, end, now);
+	return 0;
+}
+
+/* A connect that began in the present row, or after the last ejection, succeeded. */
+static __always_inline void forgive(const struct socket_state *state, struct endpoint_load *load)
+{
+	if (!load->failures && !load->ejections)
+		return;
+	if (state->since_ns < *(volatile __u64 *)&load->ejected_until_ns)
+		return;
+	load->failures = 0;
+	load->ejections = 0;
+}
+
+static __always_inline void learn(const struct socket_state *state, struct endpoint_load *load, enum outcome outcome)
+{
+	if (outcome == OUTCOME_FAILED)
+		blame(state->service, state->cluster, state->endpoint, state->since_ns);
+	else if (outcome == OUTCOME_CONNECTED)
+		forgive(state, load);
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/* Steps through the tables that more than one program takes. */
+#include "tables.h"
+
+static __always_inline struct descriptor *descriptor_of(__u32 cluster)
+{
+	__u64 *word = chunked_lookup(&clusters, cluster);
+	__u64 id;
+
+	if (!word)
+		return NULL;
+	id = *(volatile __u64 *)word;
+	if (!id)
+		return NULL;
+	return chunked_lookup(&descriptors, id);
+}
+
+static __always_inline __u32 slot_at(const struct run *run, __u32 index)
+{
+	struct slot_line *line = chunked_lookup(&slots, run->first_line + index / SLOTS_PER_LINE);
+
+	if (!line)
+		return SLOT_REFUSE | REASON_INTERNAL;
+	return line->slot[index % SLOTS_PER_LINE];
+}

@@ -1,0 +1,77 @@
+/** What a command does to a machine, step by step, each told before it is done. */
+import {
+  closeSync,
+  existsSync,
+  fsyncSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname } from "node:path";
+import { type Format, print, printJson } from "./output.ts";
+
+/** One thing to do, told before it is done. A step without `act` tells why there is nothing to do. */
+export interface Step {
+  action: "write" | "replace" | "link" | "keep" | "remove" | "run" | "detach";
+  target: string;
+  note?: string;
+  act?: () => void | Promise<void>;
+}
+
+/**
+ * Does the steps, and tells of each when it is its turn, or in JSON of all in the end, with `more` beside them. A
+ * failure ends it there, and what was done stays done: run it again.
+ */
+export async function perform(
+  steps: readonly Step[],
+  dry: boolean,
+  format: Format,
+  more: object = {},
+): Promise<void> {
+  if (dry && format === "text") print("Dry run, nothing is changed:");
+  for (const step of steps) {
+    if (format === "text") print(tell([step]));
+    if (!dry) await step.act?.();
+  }
+  if (format === "json") printJson({ dryRun: dry, steps: steps.map(({ act: _, ...told }) => told), ...more });
+}
+
+export function tell(steps: readonly Step[]): string {
+  return steps
+    .map(
+      ({ action, target, note }) => `${action.padEnd(8)}${target}${note === undefined ? "" : ` (${note})`}`,
+    )
+    .join("\n");
+}
+
+/** Writes a file whole, or not at all; its folders are made with `folderMode`. */
+export function fileStep(path: string, text: string, mode: number, folderMode = 0o755): Step {
+  const before = existsSync(path) ? readFileSync(path, "utf8") : undefined;
+  if (before === text && (statSync(path).mode & 0o777) === mode)
+    return { action: "keep", target: path, note: "the same" };
+  return {
+    action: before === undefined ? "write" : "replace",
+    target: path,
+    act() {
+      mkdirSync(dirname(path), { recursive: true, mode: folderMode });
+      rmSync(`${path}.new`, { force: true });
+      writeFileSync(`${path}.new`, text, { mode });
+      sync(`${path}.new`);
+      renameSync(`${path}.new`, path);
+    },
+  };
+}
+
+/** On the disk before it gets its name. */
+export function sync(path: string): void {
+  const fd = openSync(path, "r");
+  try {
+    fsyncSync(fd);
+  } finally {
+    closeSync(fd);
+  }
+}

@@ -1,0 +1,240 @@
+import { describe, expect, test } from "bun:test";
+import { constants } from "node:os";
+import { Book } from "../../bench/continuity/book.ts";
+import { FLAW, KIND, MadeLedger, NOBODY, TakenLedger } from "../../bench/continuity/records.ts";
+import { Validity } from "../../bench/continuity/validity.ts";
+
+const SERVICES = ["shop:80", "cart:80", "closed:80", "dead:80"];
+const [SHOP, CART, CLOSED, DEAD] = [0, 1, 2, 3];
+const ENDPOINTS = ["a", "b", "c", "d"].map((_, i) => ({ address: `127.1.0.${i + 1}`, port: 9000 }));
+const [A, B, C] = [0, 1, 2];
+/** The services of the endpoints: two each. */
+const OWNERS = [SHOP, SHOP, CART, CART];
+
+interface Entry {
+  serial: number;
+  service?: number;
+  endpoint?: number;
+  began?: number;
+  took?: number;
+  kind?: number;
+  error?: number;
+  flaws?: number;
+}
+
+function made(...entries: Entry[]): MadeLedger {
+  const view = new DataView(new ArrayBuffer(entries.length * 32));
+  entries.forEach((entry, i) => {
+    const { serial, service = SHOP, endpoint = A, began = 0, took = 10, kind = KIND.short } = entry;
+    const at = i * 32;
+    view.setBigUint64(at, (1n << 40n) | BigInt(serial), true);
+    view.setBigUint64(at + 8, BigInt(began), true);
+    view.setUint32(at + 16, took, true);
+    view.setUint16(at + 24, service, true);
+    view.setUint16(at + 26, endpoint, true);
+    view.setUint16(at + 28, entry.error ?? 0, true);
+    view.setUint8(at + 30, kind);
+    view.setUint8(at + 31, entry.flaws ?? 0);
+  });
+  return new MadeLedger(new Uint8Array(view.buffer));
+}
+
+function taken(...entries: { serial: number; endpoint?: number; flaws?: number }[]): TakenLedger {
+  const view = new DataView(new ArrayBuffer(entries.length * 16));
+  entries.forEach(({ serial, endpoint = A, flaws = 0 }, i) => {
+    view.setBigUint64(i * 16, (1n << 40n) | BigInt(serial), true);
+    view.setUint16(i * 16 + 10, endpoint, true);
+    view.setUint16(i * 16 + 14, flaws, true);
+  });
+  return new TakenLedger(new Uint8Array(view.buffer));
+}
+
+function bookOf(validity = new Validity(OWNERS)): Book {
+  validity.pushed(SHOP, [A, B], 0);
+  validity.pushed(CART, [C], 0);
+  const refuses = (service: number) => service === CLOSED;
+  const fails = (service: number) => service === DEAD;
+  return new Book({ services: SERVICES, endpoints: ENDPOINTS, refuses, fails }, validity);
+}
+
+/** What a kernel counted that saw `redirected` connections to the shop. */
+function kernel(redirected: number, more: { refused?: number; live?: [string, number][] } = {}) {
+  const live = new Map(more.live);
+  return {
+    services: new Map([
+      ["shop:80", { redirected, refused: 0, failed: 0, other: 0 }],
+      ["closed:80", { redirected: 0, refused: more.refused ?? 0, failed: 0, other: 0 }],
+    ]),
+    live,
+    clusterLive: [...live.values()].reduce((sum, count) => sum + count, 0),
+  };
+}
+
+const CLEAN = { failed: 0, misrouted: 0, ledgerErrors: 0, counterErrors: 0 };
+
+describe("validity", () => {
+  test("an endpoint may serve from the push that brings it to the moment when its removal was seen", () => {
+    const validity = new Validity(OWNERS);
+    expect(validity.fault(SHOP, A, 0, 10)).toBe("removed");
+    validity.pushed(SHOP, [A], 100);
+    expect(validity.fault(SHOP, A, 89, 99)).toBe("removed");
+    expect(validity.fault(SHOP, A, 95, 105)).toBeUndefined();
+    validity.pushed(SHOP, [B], 200);
+    // Until the tables were seen to hold the push, both are right.
+    expect(validity.fault(SHOP, A, 250, 260)).toBeUndefined();
+    expect(validity.fault(SHOP, B, 250, 260)).toBeUndefined();
+    validity.applied(300);
+    expect(validity.fault(SHOP, A, 299, 310)).toBeUndefined();
+    expect(validity.fault(SHOP, A, 300, 310)).toBe("removed");
+    expect(validity.fault(SHOP, B, 300, 310)).toBeUndefined();
+    validity.pushed(SHOP, [A, B], 400);
+    expect(validity.fault(SHOP, A, 350, 399)).toBe("removed");
+    expect(validity.fault(SHOP, A, 350, 401)).toBeUndefined();
+  });
+
+  test("what was pushed while nobody applied is valid beside what was before", () => {
+    const validity = new Validity(OWNERS);
+    validity.pushed(SHOP, [A], 0);
+    validity.applied(10);
+    validity.pushed(SHOP, [B], 20);
+    validity.pushed(SHOP, [A], 30);
+    validity.applied(40);
+    expect(validity.fault(SHOP, B, 35, 36)).toBeUndefined();
+    expect(validity.fault(SHOP, B, 41, 42)).toBe("removed");
+    expect(validity.fault(SHOP, A, 41, 42)).toBeUndefined();
+  });
+
+  test("another service's endpoint is never right", () => {
+    const validity = new Validity(OWNERS);
+    validity.pushed(CART, [C], 0);
+    expect(validity.fault(SHOP, C, 5, 6)).toBe("another service");
+    expect(validity.fault(CART, C, 5, 6)).toBeUndefined();
+  });
+});
+
+describe("a book", () => {
+  test("finds nothing where nothing is wrong", () => {
+    const book = bookOf();
+    const watched: string[] = [];
+    book.take(
+      [
+        made(
+          { serial: 1 },
+          { serial: 2, kind: KIND.opened, endpoint: B },
+          {
+            serial: 3,
+            service: CLOSED,
+            endpoint: NOBODY,
+            error: constants.errno.ECONNREFUSED,
+            flaws: FLAW.noConnect | FLAW.atOnce,
+          },
+          { serial: 4, service: NOBODY, kind: KIND.direct },
+        ),
+      ],
+      taken({ serial: 1 }, { serial: 2, endpoint: B }, { serial: 4 }),
+      (kind, began, took) => watched.push(`${kind} ${began} ${took}`),
+    );
+    book.compare(kernel(2, { refused: 1, live: [["127.1.0.2 9000", 1]] }));
+    expect(book.complaints).toEqual([]);
+    expect(book.sums).toEqual({ made: 1, opened: 1, refused: 1, unanswered: 0, direct: 1, ...CLEAN });
+    expect(watched).toEqual(["service 0 10", "service 0 10", "direct 0 10"]);
+    book.take([made({ serial: 2, kind: KIND.closed, endpoint: B })], taken());
+    book.compare(kernel(2, { refused: 1 }));
+    expect(book.sums).toMatchObject(CLEAN);
+    expect(book.open).toBe(0);
+  });
+
+  test("sees a connection that another service's endpoint answered", () => {
+    const book = bookOf();
+    book.take([made({ serial: 1, endpoint: C })], taken({ serial: 1, endpoint: C }));
+    book.compare(kernel(1));
+    expect(book.sums).toMatchObject({ ...CLEAN, misrouted: 1 });
+    expect(book.complaints).toEqual(["a connection to shop:80 met 127.1.0.3 port 9000: another service"]);
+  });
+
+  test("sees a connection that a removed endpoint answered, and none that began before the removal was seen", () => {
+    const validity = new Validity(OWNERS);
+    const book = bookOf(validity);
+    validity.pushed(SHOP, [A], 100);
+    validity.applied(200);
+    const entries = [150, 199, 200, 300].map((began, serial) => ({ serial, endpoint: B, began }));
+    book.take([made(...entries)], taken(...entries));
+    expect(book.sums).toMatchObject({ ...CLEAN, misrouted: 2 });
+  });
+
+  test("sees connections that fail, are cut or bring wrong bytes", () => {
+    const book = bookOf();
+    const { ECONNRESET, ENETUNREACH } = constants.errno;
+    book.take(
+      [
+        made(
+          { serial: 1, endpoint: NOBODY, error: ENETUNREACH, flaws: FLAW.noConnect | FLAW.atOnce },
+          { serial: 2, kind: KIND.closed, error: ECONNRESET, flaws: FLAW.noAnswer },
+          { serial: 3, flaws: FLAW.wrongBytes },
+          { serial: 4, flaws: FLAW.wrongPeer },
+          {
+            serial: 5,
+            endpoint: NOBODY,
+            error: constants.errno.ECONNREFUSED,
+            flaws: FLAW.noConnect | FLAW.atOnce,
+          },
+        ),
+      ],
+      taken({ serial: 3 }, { serial: 4 }),
+    );
+    expect(book.sums).toMatchObject({ ...CLEAN, failed: 5 });
+    expect(book.complaints).toContain("a connection failed: to shop:80: ENETUNREACH, refused at once");
+    expect(book.complaints).toContain(
+      "a long connection was cut: to shop:80 at 127.1.0.1 port 9000: ECONNRESET, not answered",
+    );
+  });
+
+  test("expects nobody where nobody listens, and the kernel to count it", () => {
+    const book = bookOf();
+    const nobody = { endpoint: NOBODY, error: constants.errno.ECONNREFUSED, flaws: FLAW.noConnect };
+    book.take([made({ ...nobody, serial: 1, service: DEAD }, { ...nobody, serial: 2 })], taken());
+    expect(book.sums).toMatchObject({ ...CLEAN, unanswered: 1, failed: 1 });
+    const count = { redirected: 1, refused: 0, failed: 1, other: 0 };
+    const services = new Map([
+      ["dead:80", count],
+      ["shop:80", count],
+    ]);
+    book.compare({ services, live: new Map(), clusterLive: 0 });
+    expect(book.sums.counterErrors).toBe(0);
+    services.set("dead:80", { ...count, failed: 2 });
+    book.compare({ services, live: new Map(), clusterLive: 0 });
+    expect(book.sums.counterErrors).toBe(1);
+  });
+
+  test("sees a refusing service that answers", () => {
+    const book = bookOf();
+    book.take([made({ serial: 1, service: CLOSED })], taken({ serial: 1 }));
+    expect(book.sums).toMatchObject({ misrouted: 1 });
+  });
+
+  test("sees two ends that tell different things", () => {
+    const book = bookOf();
+    book.take(
+      [made({ serial: 1 }, { serial: 2 })],
+      taken({ serial: 1, endpoint: B }, { serial: 3 }, { serial: 4, flaws: FLAW.wrongBytes }),
+    );
+    // 1 was taken by another, 2 by nobody; nobody made 3; 4 was broken.
+    expect(book.sums).toMatchObject({ ...CLEAN, ledgerErrors: 4 });
+  });
+
+  test("sees a count that is one off, each once", () => {
+    const book = bookOf();
+    book.take([made({ serial: 1 })], taken({ serial: 1 }));
+    book.compare(kernel(2));
+    expect(book.sums.counterErrors).toBe(1);
+    book.compare(kernel(2));
+    expect(book.sums.counterErrors).toBe(1);
+    book.compare(kernel(1));
+    expect(book.sums.counterErrors).toBe(2);
+    // One live connection too many: at the endpoint, and in the sum of the clusters.
+    book.compare(kernel(1, { live: [["127.1.0.1 9000", 1]] }));
+    expect(book.sums.counterErrors).toBe(4);
+    book.compare(kernel(1, { live: [["127.9.9.9 9000", 1]] }));
+    expect(book.sums.counterErrors).toBe(6);
+  });
+});

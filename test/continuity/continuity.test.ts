@@ -1,0 +1,54 @@
+/** A short run of bench/continuity, and the proof that it sees what it looks for. */
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
+import { EVENTS } from "../../bench/continuity/schedule.ts";
+import { run } from "../lab/process.ts";
+
+setDefaultTimeout(120_000);
+const root = process.getuid?.() === 0;
+if (!root) console.warn("the continuity bench is skipped: it needs root");
+
+const BENCH = join(import.meta.dirname, "../../bench/continuity");
+
+/** Not at the machine's rate: other tests may run beside it. */
+async function bench(...flags: string[]) {
+  const short = ["--quick", "--rate=2000", "--hold=200", "--output=json"];
+  const { code, stdout, stderr } = await run([process.execPath, BENCH, ...short, ...flags], {
+    timeoutMs: 110_000,
+  });
+  if (stdout === "") throw new Error(stderr);
+  return { code, report: JSON.parse(stdout), stderr };
+}
+
+describe.skipIf(!root)("continuity", () => {
+  test("one event of each kind, in random order: nothing failed, nothing misrouted, counters exact", async () => {
+    const events = Object.keys(EVENTS).length;
+    const { code, report, stderr } = await bench(`--events=${events}`);
+    // The seed stands in it.
+    if (code !== 0) console.log(stderr);
+    expect(report.complaints).toEqual([]);
+    expect(report).toMatchObject({
+      clean: true,
+      events,
+      open: 200,
+      failed: 0,
+      misrouted: 0,
+      counterErrors: 0,
+      ledgerErrors: 0,
+      stuck: 0,
+      unneededWrites: 0,
+      left: [],
+    });
+    expect(report.made).toBeGreaterThan(5_000);
+    expect(report.refused).toBeGreaterThan(0);
+    expect(code).toBe(0);
+  });
+
+  test("a misroute on purpose is seen", async () => {
+    const { code, report } = await bench("--events=0", "--misroute");
+    expect(report.misrouted).toBeGreaterThan(0);
+    expect(report).toMatchObject({ clean: false, failed: 0, ledgerErrors: 0 });
+    expect(report.complaints[0]).toMatch(/another service$/);
+    expect(code).toBe(1);
+  });
+});
