@@ -8,6 +8,7 @@ import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrol
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { isOwnNetns } from "./older.ts";
+import { probe } from "./probe.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import { reconcileLive, tellReconciliation } from "./reconcile.ts";
 import type { Tables } from "./tables.ts";
@@ -233,11 +234,31 @@ export class Datapath {
     this.#trouble = text;
   }
 
+  /** Throws when the programs that are about to be attached do not work. */
+  #probe(mesh: Mesh): void {
+    const { tables } = this.#generation;
+    // Tables that nobody reads yet may say what the probe needs; `govern` puts it right before the flip.
+    if (this.takesOver) tables.settings.setFlags({ shadow: false, everyNetns: true, exclusions: false });
+    const { shadow, exclusions } = tables.settings.flags;
+    const reason =
+      shadow || exclusions
+        ? "the tables in use are in shadow mode or have exclusions"
+        : probe({
+            tables,
+            attachAt: (cgroup) => this.#generation.attachAt(cgroup),
+            publish: (wanted, changes) => this.#write(wanted, changes),
+            mesh,
+          });
+    if (reason !== undefined)
+      this.#options.log(`the new programs are attached without a probe: ${reason}`);
+  }
+
   /** Gives how many hooks run another program than before. */
   #attach(mesh: Mesh): number {
     const generation = this.#generation;
     const [before, ...older] = generation.otherLayouts;
     const { takesOver } = this;
+    if (takesOver || generation.live) this.#probe(mesh);
     if (takesOver) govern(generation.tables, this.#governed);
     const hooks = generation.attach(cgroup2Root());
     this.#attached = true;

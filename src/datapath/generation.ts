@@ -153,6 +153,18 @@ export class Generation {
     return changed;
   }
 
+  /** Attaches the programs at another cgroup2 folder, for as long as the caller has the links open. */
+  attachAt(cgroup: string): CgroupLink[] {
+    const links: CgroupLink[] = [];
+    try {
+      for (const [hook, program] of this.#programs) links.push(CgroupLink.attach(program, cgroup, hook));
+      return links;
+    } catch (error) {
+      for (const link of links) link.close();
+      throw error;
+    }
+  }
+
   /** Unpins programs over the same tables that no hook runs any more. */
   removeOldPrograms(): void {
     const folder = join(generationFolder(this.#bpffs), "programs");
