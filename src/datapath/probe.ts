@@ -123,10 +123,10 @@ function connect(child: ProbeChild, family: Family, listener: LoopbackListener):
       : `getpeername shows ${formatAddress(outcome.peer)} port ${outcome.port}`
     : outcome.errno === 0
       ? `${outcome.stage}: other bytes arrived`
-      : new KernelError(outcome.stage, outcome.errno).message;
+      : new KernelError(outcome.stage, outcome.errno, `port ${PORT}`).message;
   if (failure === undefined) return;
   throw new Error(
-    `the new programs failed their probe, a connection to ${frontend} port ${PORT}: ${failure}. ` +
+    `the new programs failed their probe, a connection to ${frontend}: ${failure}. ` +
       "No hook was changed, what governed before governs on",
   );
 }
