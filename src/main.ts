@@ -5,6 +5,7 @@ import { dispatch } from "./cli/dispatch.ts";
 import { doctor } from "./cli/doctor.ts";
 import { down } from "./cli/down.ts";
 import { dump } from "./cli/dump.ts";
+import { enrol, unenrol } from "./cli/enrol.ts";
 import { explain } from "./cli/explain.ts";
 import { history } from "./cli/history.ts";
 import { install, uninstall } from "./cli/install.ts";
@@ -15,6 +16,7 @@ import { run } from "./cli/run.ts";
 import { status } from "./cli/status.ts";
 import { upgrade } from "./cli/upgrade.ts";
 import { version } from "./cli/version.ts";
+import { wait } from "./cli/wait.ts";
 import { version as number } from "./runtime/version.ts";
 
 const code = await dispatch(
@@ -26,6 +28,9 @@ const code = await dispatch(
     doctor,
     dump,
     explain,
+    enrol,
+    unenrol,
+    wait,
     restart,
     upgrade,
     rollback,

@@ -7,6 +7,7 @@
  *     GET  /dump/tables       what the kernel holds
  *     GET  /explain?target=   where a connection would go
  *     POST /restart           another process takes the agent's place; answered line by line (agent/handover.ts)
+ *     POST /reload            the configuration is read anew, as at SIGHUP
  */
 
 import { once } from "node:events";

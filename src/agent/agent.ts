@@ -5,7 +5,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { explainDestination } from "../admin/explain.ts";
-import { AdminServer, Conflict } from "../admin/server.ts";
+import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import {
   type AgentStatus,
   adminSocket,
@@ -37,8 +37,10 @@ import { KernelNative } from "../kernel-native/kernel-native.ts";
 import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { isEmbedded } from "../runtime/assets.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
+import { AddressWatch, mainFirst } from "./address-watch.ts";
 import { shapeOf } from "./bond.ts";
 import { type Config, ConfigError, formatExclude, requireReadable } from "./config.ts";
 import { handOver, type Predecessor } from "./handover.ts";
@@ -47,7 +49,8 @@ import { INVITATION } from "./invitation.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, machineAddresses, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
+import { enrolledCgroups, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
+import { machineAddresses } from "./machine-addresses.ts";
 import { machineId } from "./machine-id.ts";
 import { nodeIdentity, registrationOf } from "./node.ts";
 import { type Order, readOrder } from "./order.ts";
@@ -87,10 +90,15 @@ interface Grip {
   kept: KeptGenerations;
 }
 
+/** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */
+const UNSPOKEN = "192.0.2.0";
+
 /** Who hears of the agent. */
 export interface Audience {
   /** Each new status, half a second after the news at the earliest. */
   status(status: AgentStatus): void;
+  /** Somebody asks for what SIGHUP asks for. Gives the line that tells of it; throws when all stays as it was. */
+  reload(): string;
   /** Another process is the agent from now on. */
   succeeded(pid: number): void;
 }
@@ -117,6 +125,7 @@ export class Agent {
   readonly #reporter: Reporter;
   readonly #startedAt = new Date();
   readonly #addresses: string[];
+  #addressWatch: AddressWatch | undefined;
   #cgroups: string[];
   #admin: AdminServer | undefined;
   /** What the agent before this one left in the status file. */
@@ -150,7 +159,10 @@ export class Agent {
     this.#config = config;
     this.#log = log;
     this.#audience = audience;
-    this.#addresses = config.ips.length > 0 ? config.ips : machineAddresses();
+    this.#addresses =
+      config.ips.length > 0
+        ? config.ips
+        : mainFirst(machineAddresses(), readStatus(config.runDir)?.node.addresses[0]);
     this.#cgroups = enrolledCgroups(config.cgroups);
     warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
@@ -159,8 +171,9 @@ export class Agent {
       publish: (mesh, changes) => this.#publish(mesh, changes),
     });
     this.#identity = this.#openIdentity(config);
-    const node = nodeIdentity(config, this.#addresses);
-    this.#registration = registrationOf(node);
+    // Without an address the stream is made and never begins.
+    const node = nodeIdentity(config, this.#nameless ? [UNSPOKEN] : this.#addresses);
+    this.#registration = this.#nameless ? undefined : registrationOf(node);
     this.#health = this.#openHealth(config);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
@@ -377,8 +390,19 @@ export class Agent {
         "/dump/tables": () => this.#grip?.datapath.inspect() ?? inspectPinned(bpffs),
         "/explain": (query) => explainDestination(bpffs, query.get("target") ?? "", this.#mesh),
       },
-      { "/restart": (body, answer) => this.#restart(readOrder(body), answer) },
+      {
+        "/restart": (body, answer) => this.#restart(readOrder(body), answer),
+        "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
+      },
     );
+  }
+
+  #reloadByOrder(): string {
+    try {
+      return this.#audience.reload();
+    } catch (error) {
+      throw error instanceof ConfigError ? new BadRequest(`${error.message}. ${error.next}`) : error;
+    }
   }
 
   #started(): void {
@@ -505,6 +529,7 @@ export class Agent {
       },
       take: async () => {
         await this.#graspPatiently();
+        faultPoint("successor.locks");
         if (this.#mesh) {
           this.#apply({ everything: true });
           if (this.#behind) throw new Error(this.#tables.lastError?.text ?? "the tables can't be written");
@@ -512,6 +537,7 @@ export class Agent {
         if (this.#grip?.datapath.takesOver)
           throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
         this.#live.resolve();
+        faultPoint("successor.written");
         return { writes: this.#tables.writes, relinked: this.#relinked };
       },
       serve: () => this.#serve(),
@@ -526,6 +552,7 @@ export class Agent {
   }
 
   #quit(): void {
+    this.#addressWatch?.stop();
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#statusTimer);
     clearTimeout(this.#namesTimer);
@@ -554,8 +581,33 @@ export class Agent {
     if (this.#stream.status().connected && !this.#behind) this.#grip?.datapath.keepCurrent();
   }
 
+  /** Whether there is no address yet by which istiod could be told of this machine. */
+  get #nameless(): boolean {
+    return this.#addresses.length === 0 && this.#config.serviceIp === undefined;
+  }
+
+  /** Other addresses make another node of this machine: the agent begins anew, in this process, and nobody notices. */
+  #watchAddresses(): void {
+    if (this.#config.ips.length > 0) return;
+    this.#addressWatch = new AddressWatch(this.#addresses, machineAddresses, (addresses) => {
+      this.#log.info(
+        `This machine's addresses are ${addresses.join(", ")} now, not ${this.#addresses.join(", ") || "none"}: ` +
+          "the agent begins anew to tell istiod, what the kernel holds stays",
+      );
+      this.#end.resolve({ kind: "restart", command: [...selfCommand(), ...process.argv.slice(2)] });
+    });
+  }
+
   /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
   async #connect(): Promise<void> {
+    this.#watchAddresses();
+    if (this.#nameless) {
+      this.#log.warn(
+        "This machine has no address that peers could reach, so istiod is not told of it yet. " +
+          "It is as soon as there is one; --ip names one",
+      );
+      return;
+    }
     try {
       await this.#identity?.begin();
     } catch (error) {

@@ -302,8 +302,14 @@ describe("what is wrong is named, with its place and the next step", () => {
   });
 
   test("variables that mean nothing are found", () => {
-    expect(unknownVariables({ KMESH_ISTOID: "a", KMESH_ISTIOD: "b", KMESH_CONFIG: "c", PATH: "d" })).toEqual([
-      "KMESH_ISTOID",
-    ]);
+    expect(
+      unknownVariables({
+        KMESH_ISTOID: "a",
+        KMESH_ISTIOD: "b",
+        KMESH_CONFIG: "c",
+        KMESH_FAULT: "e",
+        PATH: "d",
+      }),
+    ).toEqual(["KMESH_ISTOID"]);
   });
 });

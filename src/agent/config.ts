@@ -12,6 +12,7 @@ import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/object-name.ts";
 import { faultOfProbe } from "../istiod/readiness-probe.ts";
 import { canonicalAddress, isV4, parsePrefix } from "../mesh/address.ts";
+import { FAULT_VARIABLE } from "../runtime/fault.ts";
 import { closest } from "./closest.ts";
 
 /** Where the file lies unless `--config` says otherwise. It need not exist. */
@@ -354,7 +355,7 @@ export function readFolders(sources: Sources): Folders {
 
 /** KMESH_ variables that mean nothing: not an error, others may have set them, but worth a line. */
 export function unknownVariables(env: Record<string, string | undefined>): string[] {
-  const known = new Set(["KMESH_CONFIG", ...Object.keys(SETTINGS).map(variableOf)]);
+  const known = new Set(["KMESH_CONFIG", FAULT_VARIABLE, ...Object.keys(SETTINGS).map(variableOf)]);
   return Object.keys(env).filter((name) => name.startsWith("KMESH_") && !known.has(name));
 }
 

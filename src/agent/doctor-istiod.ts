@@ -12,7 +12,7 @@ import { tellSkew, WorkloadIdentity } from "../istiod/identity.ts";
 import { describeTarget, formatTarget, parseTarget, serverName, type Target } from "../istiod/target.ts";
 import { time } from "../istiod/token.ts";
 import type { Config } from "./config.ts";
-import { type Check, type Finding, wrongOf } from "./doctor.ts";
+import { type Check, type Finding, wrongOf } from "./examination.ts";
 
 /** For an answer of the network, milliseconds. */
 const PATIENCE = 5_000;

@@ -13,7 +13,7 @@ import { cgroup2Root } from "../kernel/cgroup.ts";
 import { isClockSynchronized } from "../kernel/clock.ts";
 import { kernelRelease } from "../kernel/features.ts";
 import { type Config, ConfigError } from "./config.ts";
-import { type Check, type Finding, wrongOf } from "./doctor.ts";
+import { type Check, type Finding, wrongOf } from "./examination.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "./machine.ts";
 import { Unsupported } from "./unsupported.ts";
 

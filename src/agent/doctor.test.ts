@@ -6,7 +6,8 @@ import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { Authority } from "../../test/lab/authority.ts";
 import { type Config, examineConfig } from "./config.ts";
-import { type Check, checksOf, examine, type Finding, firstWrong } from "./doctor.ts";
+import { checksOf } from "./doctor.ts";
+import { type Check, examine, type Finding, firstWrong } from "./examination.ts";
 
 let folder = "";
 let authority: Authority;

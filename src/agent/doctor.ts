@@ -3,29 +3,7 @@ import { statSync } from "node:fs";
 import type { Config, ConfigError } from "./config.ts";
 import { istiodChecks } from "./doctor-istiod.ts";
 import { machineChecks } from "./doctor-machine.ts";
-
-/** One thing that was found. */
-export type Finding =
-  | { state: "well"; text: string }
-  /** It works, and could be better. */
-  | { state: "remark"; text: string; cure?: string }
-  | { state: "wrong"; text: string; cure: string };
-
-/** Something to look at; nothing that it finds is thrown. */
-export interface Check {
-  name: string;
-  /** Checks without which this one has no meaning. */
-  needs: readonly string[];
-  look(): Finding[] | Promise<Finding[]>;
-}
-
-/** What a check came to. */
-export interface Result {
-  check: string;
-  /** "skipped": what it needs is wrong itself. */
-  state: Finding["state"] | "skipped";
-  findings: Finding[];
-}
+import type { Check, Finding } from "./examination.ts";
 
 /** The checks for a configuration, and for what is wrong with it. */
 export function checksOf(config: Config, problems: readonly ConfigError[], file: string): Check[] {
@@ -42,48 +20,6 @@ export function checksOf(config: Config, problems: readonly ConfigError[], file:
   return [configuration, ...machineChecks(config), ...istiodChecks(config)];
 }
 
-/** Looks at one after the other; each result is told as soon as it is there. */
-export async function examine(
-  checks: readonly Check[],
-  told: (result: Result) => void = () => {},
-): Promise<Result[]> {
-  const results: Result[] = [];
-  const bad = new Set<string>();
-  for (const { name, needs, look } of checks) {
-    const findings = needs.some((each) => bad.has(each)) ? [] : await attempt(look);
-    const state = stateOf(findings);
-    if (state === "wrong" || state === "skipped") bad.add(name);
-    const result = { check: name, state, findings };
-    results.push(result);
-    told(result);
-  }
-  return results;
-}
-
-/** The first thing that is wrong, which the others may follow from; undefined when all is well. */
-export function firstWrong(
-  results: readonly Result[],
-): { check: string; text: string; cure: string } | undefined {
-  for (const { check, findings } of results) {
-    for (const finding of findings)
-      if (finding.state === "wrong") return { check, text: finding.text, cure: finding.cure };
-  }
-  return undefined;
-}
-
-/** A finding that is wrong, from whatever was thrown. */
-export function wrongOf(error: unknown, cure: string): Finding {
-  return { state: "wrong", text: error instanceof Error ? error.message : String(error), cure };
-}
-
-async function attempt(look: Check["look"]): Promise<Finding[]> {
-  try {
-    return await look();
-  } catch (error) {
-    return [wrongOf(error, "A fault of kmesh: please report it.")];
-  }
-}
-
 /** Who writes the configuration decides what root runs: a probe's command. */
 function lookAtMode(file: string): Finding[] {
   const mode = statSync(file, { throwIfNoEntry: false })?.mode ?? 0;
@@ -95,11 +31,4 @@ function lookAtMode(file: string): Finding[] {
       cure: `chmod go-w ${file}`,
     },
   ];
-}
-
-function stateOf(findings: readonly Finding[]): Result["state"] {
-  if (findings.length === 0) return "skipped";
-  for (const state of ["wrong", "remark"] as const)
-    if (findings.some((finding) => finding.state === state)) return state;
-  return "well";
 }

@@ -25,6 +25,7 @@ import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { since, type Totals } from "../datapath/totals.ts";
 import { isLiving, signalTask, type TaskIdentity } from "../kernel/process.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import { Channel } from "./channel.ts";
 import { PROTOCOL } from "./invitation.ts";
 
@@ -129,19 +130,25 @@ export async function handOver(
         ? `Successor is in sync: ${ready.services} services, ${ready.endpoints} endpoints`
         : "Successor takes over what the kernel holds: istiod answers neither of us",
     );
+    faultPoint("predecessor.ready");
     await predecessor.flush();
+    faultPoint("predecessor.flushed");
     deadline.shorten(TAKE_PATIENCE);
     const start = performance.now();
     paused = true;
     predecessor.pause();
+    faultPoint("predecessor.paused");
     successor.say({ say: "yours" });
     const live = await successor.hear("live");
     const gap = performance.now() - start;
+    faultPoint("predecessor.live");
     await successor.hear("done");
+    faultPoint("predecessor.done");
     // From here on nothing may fail: the successor is the agent.
     const after = countedSince(before, predecessor, options.progress);
     predecessor.succeeded(task.tgid);
     successor.say({ say: "over" });
+    faultPoint("predecessor.over");
     return {
       gap_ms: Math.round(gap * 10) / 10,
       ...after,
@@ -277,7 +284,8 @@ class Successor {
       if (!isLiving(this.#task)) return undefined;
       await Promise.race([this.#listener.news, new Promise((resolve) => setTimeout(resolve, LOOK))]);
     }
-    return undefined;
+    // Its timer is about to say so.
+    return this.#deadline.passed;
   }
 
   async #why(): Promise<string> {

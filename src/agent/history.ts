@@ -1,6 +1,7 @@
 /** What became of this machine's agents: starts, restarts, upgrades, rollbacks. A file in the state folder, for people. */
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { faultPoint } from "../runtime/fault.ts";
 
 /** Entries that are kept. */
 const KEPT = 200;
@@ -60,6 +61,7 @@ export function remember(stateDir: string, entry: Omit<Entry, "at" | "boot">): v
   const path = historyFile(stateDir);
   const text = JSON.stringify({ version: VERSION, entries: entries.slice(-KEPT) });
   writeFileSync(`${path}.new`, text, { mode: 0o600 });
+  faultPoint("history.rename");
   renameSync(`${path}.new`, path);
 }
 

@@ -1,8 +1,6 @@
 /** What the agent needs of the machine, and says before it begins. */
 import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
-import { networkInterfaces } from "node:os";
 import { join } from "node:path";
-import { usableAddresses } from "../istiod/node.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
 import { type Config, ConfigError } from "./config.ts";
@@ -63,14 +61,6 @@ export function makeFolders(config: Config): void {
       );
     }
   }
-}
-
-/** The machine's own addresses that peers could reach, IPv4 first. */
-export function machineAddresses(): string[] {
-  const all = Object.values(networkInterfaces()).flatMap((list) => list ?? []);
-  const usable = new Set(usableAddresses(all.map((each) => each.address)));
-  const family = (v6: boolean) => [...usable].filter((address) => address.includes(":") === v6);
-  return [...family(false), ...family(true)];
 }
 
 /** Units are told by their cgroup2 folders: says so where they have none, since none of them is governed then. */

@@ -27,6 +27,7 @@ import {
 import { join } from "node:path";
 import { decodeMesh, encodeMesh, MalformedMesh, MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
+import { faultPoint } from "../runtime/fault.ts";
 
 const MAGIC = "kmeshsnp";
 const VERSION = MESH_ENCODING;
@@ -181,6 +182,7 @@ export class SnapshotDraft {
   publish(): void {
     this.#close();
     // The folder needs no sync: should the power fail before the name is on the disk, the snapshot before is valid.
+    faultPoint("snapshot.rename");
     renameSync(unfinishedFile(this.#stateDir), snapshotFile(this.#stateDir));
   }
 
@@ -213,6 +215,7 @@ function* write(
     if (HEAD + length > MAX_BYTES) throw new RangeError(`it would take more than ${MAX_BYTES >> 20} MB`);
     hash.update(part);
     writeWhole(fd, part);
+    faultPoint("snapshot.part");
     yield;
   }
   head.write(MAGIC, "latin1");
@@ -222,6 +225,7 @@ function* write(
   head.writeBigUInt64LE(BigInt(Date.now()), 24);
   sealOf(machine).copy(head, 32);
   hash.update(head.subarray(0, CHECKSUM_AT)).digest().copy(head, CHECKSUM_AT);
+  faultPoint("snapshot.head");
   // Last: a file without its head is nothing.
   writeSync(fd, head, 0, HEAD, 0);
   return HEAD + length;

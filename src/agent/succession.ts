@@ -1,5 +1,6 @@
 /** One agent takes over from another that runs: the successor's side of handover.ts, which tells the order of things. */
 import { ABI_ID } from "../datapath/layout.gen.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import { version } from "../runtime/version.ts";
 import { Channel } from "./channel.ts";
 import type { FromPredecessor, FromSuccessor } from "./handover.ts";
@@ -50,12 +51,16 @@ export class Succession {
     const welcome = await this.#hear("welcome", SILENCE);
     if (welcome) {
       const synced = await this.#wait(candidate, welcome);
+      faultPoint("successor.ready");
       this.#channel.send({ say: "ready", synced, ...candidate.size() });
       await this.#hear("yours", welcome.patience + GRACE);
+      faultPoint("successor.yours");
     }
     // Also when the predecessor is gone: somebody has to be the agent.
     this.#channel.send({ say: "live", ...(await candidate.take()) });
+    faultPoint("successor.live");
     await candidate.serve();
+    faultPoint("successor.served");
     this.#channel.send({ say: "done" });
   }
 

@@ -11,6 +11,8 @@ export interface Positional {
   about: string;
   required: boolean;
   choices?: readonly string[];
+  /** The last one, said once or more often. */
+  many?: boolean;
 }
 
 export interface Shape {
@@ -30,7 +32,7 @@ export class UsageError extends Error {
 
 export interface Arguments {
   flags: Flags;
-  /** One per declared positional, undefined where it was left out. */
+  /** One per declared positional, undefined where it was left out; then the others of one that is `many`. */
   positionals: (string | undefined)[];
 }
 
@@ -92,10 +94,11 @@ function unknownFlag(name: string, shape: Shape): UsageError {
 }
 
 function positionalsOf(given: string[], declared: readonly Positional[]): (string | undefined)[] {
-  const surplus = given[declared.length];
+  const many = declared.at(-1)?.many === true;
+  const surplus = many ? undefined : given[declared.length];
   if (surplus !== undefined)
     throw new UsageError(`"${surplus}" is one argument too many`, "--help shows what is taken.");
-  return declared.map((positional, i) => {
+  const found = declared.map((positional, i) => {
     const value = given[i];
     if (value === undefined) {
       if (!positional.required) return undefined;
@@ -110,6 +113,7 @@ function positionalsOf(given: string[], declared: readonly Positional[]): (strin
     }
     return value;
   });
+  return [...found, ...given.slice(declared.length)];
 }
 
 function wordsOf(positional: Positional): string {

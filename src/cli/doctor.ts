@@ -1,5 +1,6 @@
 import { CONFIG_FILE, examineConfig, SETTINGS, sourcesOf } from "../agent/config.ts";
-import { checksOf, examine, type Finding, firstWrong, type Result } from "../agent/doctor.ts";
+import { checksOf } from "../agent/doctor.ts";
+import { examine, type Finding, firstWrong, type Result } from "../agent/examination.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";

@@ -14,6 +14,8 @@ export const EXIT = {
   notHandedOver: 6,
   /** Another restart, upgrade or rollback is under way. */
   busy: 7,
+  /** `kmesh wait`: no connection is governed yet. */
+  notGoverned: 8,
 } as const;
 
 /** For --help and the README. */
@@ -26,6 +28,7 @@ export const EXIT_CODES: readonly [number, string][] = [
   [EXIT.alreadyRunning, "another agent holds these folders"],
   [EXIT.notHandedOver, "no restart, upgrade or rollback: the agent before goes on"],
   [EXIT.busy, "another restart, upgrade or rollback is under way"],
+  [EXIT.notGoverned, "kmesh wait: nothing is governed yet"],
 ];
 
 /** Ends a command with `code` and one clear line; `next` is what to do about it. */

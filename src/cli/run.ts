@@ -63,22 +63,28 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
-  const [{ Agent }, { openLog }, { LockHeld }, { ServiceNotifier }, { tellInOneLine }] = await Promise.all([
-    import("../agent/agent.ts"),
-    import("../agent/log.ts"),
-    import("../kernel/lock.ts"),
-    import("../agent/notify.ts"),
-    import("../agent/reporter.ts"),
-  ]);
+  const [{ Agent }, { Conflict }, { openLog }, { LockHeld }, { ServiceNotifier }, { tellInOneLine }] =
+    await Promise.all([
+      import("../agent/agent.ts"),
+      import("../admin/server.ts"),
+      import("../agent/log.ts"),
+      import("../kernel/lock.ts"),
+      import("../agent/notify.ts"),
+      import("../agent/reporter.ts"),
+    ]);
   const log = openLog(config.logLevel);
   const service = new ServiceNotifier(process.env, (line) => log.warn(line));
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
   // The service manager listens to the one that it takes for the agent, and complains of others.
   let known = succession === undefined;
+  let reloadNow = (): string => {
+    throw new Conflict("the agent is only about to start");
+  };
   const audience = {
     status: (status: AgentStatus) => {
       if (known) service.status(tellInOneLine(status));
     },
+    reload: () => reloadNow(),
     succeeded: (pid: number) => service.succeeded(pid),
   };
   try {
@@ -96,10 +102,20 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
     }
     service.ready(tellInOneLine(agent.status()));
-    reloads(() => {
+    reloadNow = () => {
       service.reloading();
-      reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
-      service.ready(tellInOneLine(agent.status()));
+      try {
+        return reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
+      } finally {
+        service.ready(tellInOneLine(agent.status()));
+      }
+    };
+    reloads(() => {
+      try {
+        reloadNow();
+      } catch {
+        // Told in the log.
+      }
     });
     const end = await Promise.race([stopped, agent.ended]);
     if (typeof end === "string") {
@@ -137,13 +153,16 @@ function keepHeapSmall(): void {
   }
 }
 
-/** A configuration that is wrong, or that the kernel refuses, is told; the one before stays. */
-function reload(agent: Agent, read: () => Config, log: Log): void {
+/** A configuration that is wrong, or that the kernel refuses, is told and thrown; the one before stays. Gives what is told. */
+function reload(agent: Agent, read: () => Config, log: Log): string {
   try {
-    log.info(tellReload(agent.reload(read())));
+    const told = tellReload(agent.reload(read()));
+    log.info(told);
+    return told;
   } catch (error) {
     const next = error instanceof ConfigError ? ` ${error.next}` : "";
     log.error(`Not reloaded, all stays as it was: ${error instanceof Error ? error.message : error}.${next}`);
+    throw error;
   }
 }
 

@@ -3,6 +3,7 @@
  * descriptor with its slots, and one store replaces it.
  */
 import type { Cluster, Split } from "../mesh/model.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import { type Compiled, compileCluster, compileMissing, compileSplit } from "./compile.ts";
 import {
@@ -150,6 +151,7 @@ export class ClusterTable {
     const old = Number(this.#clusters.long(id));
     if (old && hasDigest(this.#descriptors, old, compiled.digest)) return 0;
     const { descriptor, written } = this.#write(compiled);
+    faultPoint("publish.descriptor");
     this.#clusters.publish(id, BigInt(descriptor));
     if (old) this.#retire(old);
     return written + 1;

@@ -42,6 +42,18 @@ export function enrol(tables: Tables, { cgroups, units }: Enrolled): number {
   return changed + tables.settings.setFlags({ everyCgroup: everywhere });
 }
 
+/** Enrols these units besides, or no longer, and nothing else. Gives the records written. Throws KernelError when there are too many. */
+export function changeUnits(tables: Tables, change: "add" | "remove", units: readonly string[]): number {
+  const held = new Set(enrolledUnits(tables));
+  const wanted = units.filter((unit) => held.has(unit) === (change === "remove"));
+  for (const unit of wanted) {
+    if (change === "add") tables.maps.units.update(unitKey(unit), bytesOf(1n));
+    else tables.maps.units.delete(unitKey(unit));
+  }
+  if (wanted.length > 0) tables.verdicts.forget();
+  return wanted.length;
+}
+
 /** The units that are enrolled by name, in the order of the alphabet. */
 export function enrolledUnits(tables: Pick<Tables, "maps">): string[] {
   return keysOf(tables.maps.units).map(unitOfKey).sort();

@@ -3,6 +3,7 @@ import { BpfMap, FLAG } from "../kernel/maps.ts";
 import { contains, isV4 } from "../mesh/address.ts";
 import { frontendKey } from "../mesh/frontend.ts";
 import type { Match } from "../mesh/model.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import {
   EXACT_KEY_SIZE,
   exactKey,
@@ -85,7 +86,10 @@ export class ExactTable {
     while (count > size * 0.75) size *= 2;
     const { keys, values, count: held } = this.#hash.entries();
     const old = this.#hash;
-    this.#hash = install(this.#outer, createHash(size), (larger) => larger.updateBatch(keys, values, held));
+    this.#hash = install(this.#outer, createHash(size), (larger) => {
+      larger.updateBatch(keys, values, held);
+      faultPoint("publish.growth");
+    });
     old.close();
   }
 

@@ -8,6 +8,7 @@ import { CgroupLink, type Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
 import { asset } from "../runtime/assets.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import {
   type FoundGeneration,
   generationsAt,
@@ -97,7 +98,9 @@ export class Generation {
   removeOther(abi: string): void {
     if (this.#others.some((other) => other.abi === abi && other.live))
       throw new Error(`the tables of layout ${abi} are in use`);
+    faultPoint("remove.other");
     removeGeneration(this.#bpffs, abi);
+    faultPoint("remove.other.done");
     this.#others = this.#others.filter((other) => other.abi !== abi);
   }
 
@@ -145,9 +148,11 @@ export class Generation {
     const folder = join(this.#bpffs, "links");
     mkdirSync(folder, { recursive: true });
     const changed = HOOK_ORDER.filter((hook) => {
+      faultPoint("flip.hook");
       const program = this.#programs.get(hook);
       return program !== undefined && point(this.#bpffs, root, hook, program);
     });
+    faultPoint("flip.hooks");
     this.#others = this.#others.map(({ abi }) => ({ abi, live: false }));
     for (const name of readdirSync(folder)) if (!isOurs(name)) unpin(join(folder, name));
     return changed;
@@ -167,6 +172,7 @@ export class Generation {
 
   /** Unpins programs over the same tables that no hook runs any more. */
   removeOldPrograms(): void {
+    faultPoint("remove.programs");
     const folder = join(generationFolder(this.#bpffs), "programs");
     for (const name of completeFolders(folder)) if (name !== this.code) unpin(join(folder, name));
   }
@@ -255,7 +261,9 @@ function pinKept(bpffs: string, maps: Map<MapName, BpfMap>): void {
   mkdirSync(join(bpffs, "keep"), { recursive: true });
   for (const name of KEPT_MAPS) {
     const path = keptPin(bpffs, name);
-    if (!existsSync(path)) maps.get(name)?.pin(path);
+    if (existsSync(path)) continue;
+    maps.get(name)?.pin(path);
+    faultPoint("pin.kept");
   }
 }
 
@@ -268,16 +276,24 @@ function pinGeneration(
   const building = unfinished(folder);
   unpin(building);
   mkdirSync(join(building, "tables"), { recursive: true });
-  for (const name of GENERATION_MAPS) maps.get(name)?.pin(tablePin(building, name));
+  for (const name of GENERATION_MAPS) {
+    maps.get(name)?.pin(tablePin(building, name));
+    faultPoint("pin.table");
+  }
   pinPrograms(programFolder(building, code), programs);
+  faultPoint("pin.filled");
   renameSync(building, folder);
+  faultPoint("pin.generation");
 }
 
 function pinPrograms(folder: string, programs: Map<Hook, BpfProgram>): void {
   const building = unfinished(folder);
   unpin(building);
   mkdirSync(building, { recursive: true });
-  for (const [hook, program] of programs) program.pin(join(building, hook));
+  for (const [hook, program] of programs) {
+    program.pin(join(building, hook));
+    faultPoint("pin.programs");
+  }
   renameSync(building, folder);
 }
 
@@ -300,6 +316,7 @@ function point(bpffs: string, root: string, hook: Hook, program: BpfProgram): bo
   if (held) unpin(linkPin(bpffs, hook));
   const link = CgroupLink.attach(program, root, hook);
   try {
+    faultPoint("link.attached");
     link.pin(linkPin(bpffs, hook));
   } finally {
     // Without its pin it is gone with this, so that the next try does not attach a second one.

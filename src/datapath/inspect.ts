@@ -403,6 +403,11 @@ function counters(counts: ChunkedTable, id: number, service: string): ServiceCou
   };
 }
 
+/** Whether programs of whatever version decide connections: hooks are attached last, over tables that hold a mesh. */
+export function governsPinned(bpffs: string): boolean {
+  return HOOK_ORDER.every((hook) => hookState(bpffs, hook).attached);
+}
+
 function hookState(bpffs: string, hook: Hook): HookState {
   const link = pinnedLink(bpffs, hook);
   if (!link) return { hook, attached: false };

@@ -5,6 +5,7 @@
 
 import { frontendKey } from "../mesh/frontend.ts";
 import type { Changes, Frontend, Mesh, Service, Target } from "../mesh/model.ts";
+import { faultPoint } from "../runtime/fault.ts";
 import { ClusterTable, splitName, splitOf } from "./clusters.ts";
 import { SLOTS_PER_LINE } from "./descriptor.ts";
 import type { PlacedFrontend } from "./frontends.ts";
@@ -129,12 +130,14 @@ export class Publisher {
     for (const name of names) {
       const cluster = mesh.clusters.get(name);
       if (cluster) writes += this.#clusters.putCluster(cluster);
+      faultPoint("publish.cluster");
     }
     return writes;
   }
 
   #putSplits(mesh: Mesh, names: Iterable<string>, unreferenced: Set<string>): number {
     let writes = 0;
+    faultPoint("publish.splits");
     for (const name of names) {
       const split = mesh.splits.get(name);
       const shares = split?.shares.map(({ cluster }) => cluster) ?? [];
@@ -166,6 +169,7 @@ export class Publisher {
         this.#restingServices.add(id);
         writes++;
       }
+      faultPoint("publish.service");
     }
     return writes;
   }
@@ -196,8 +200,11 @@ export class Publisher {
         this.#frontends.delete(key);
         removed.push(placed);
       }
+      faultPoint("publish.target");
     }
+    faultPoint("publish.exact");
     this.#addToTables([...added.values()]);
+    faultPoint("publish.frontends");
     for (const [key, placed] of added) this.#frontends.set(key, placed);
     this.#removeFromTables(removed);
     return writes + added.size * 2 + removed.length;
@@ -259,6 +266,7 @@ export class Publisher {
   }
 
   #putFallback(mesh: Mesh, unreferenced: Set<string>): number {
+    faultPoint("publish.fallback");
     this.#repoint("", mesh.fallback, unreferenced);
     const { value, written } = this.#encode(mesh.fallback, 0);
     return written + this.#tables.settings.set("fallback", value);
@@ -271,6 +279,7 @@ export class Publisher {
       const split = splitOf(name);
       if (split === undefined ? mesh.clusters.has(name) : mesh.splits.has(split)) continue;
       writes += this.#references.has(name) ? this.#clusters.putMissing(name) : this.#clusters.remove(name);
+      faultPoint("publish.removal");
     }
     return writes;
   }

@@ -4,7 +4,6 @@
  */
 import { canonicalAddress } from "../mesh/address.ts";
 import type { discovery } from "./discovery.gen.js";
-import { PLAINTEXT_LABEL } from "./registration.ts";
 
 /** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
 const ISTIO_VERSION = "1.32.0";
@@ -31,6 +30,12 @@ export const DECIDED_METADATA: ReadonlySet<string> = new Set([
   "WORKLOAD_ENTRY",
   "WORKLOAD_NAME",
 ]);
+
+/**
+ * Sidecars send plaintext to a WorkloadEntry with this label. Without it those that have a service account, as all that
+ * istiod makes, are told as mTLS endpoints.
+ */
+export const PLAINTEXT_LABEL = { "security.istio.io/tlsMode": "disabled" } as const;
 
 export interface Locality {
   region: string;

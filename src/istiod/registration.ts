@@ -1,13 +1,8 @@
 /** How istiod registers this machine: what peers are told of it, and why it may not be registered. */
-import type { Identity } from "./node.ts";
+import { type Identity, PLAINTEXT_LABEL } from "./node.ts";
 
 /** Kubernetes cuts no names: istiod keeps the last characters of longer ones. */
 const LONGEST_NAME = 253;
-/**
- * Sidecars send plaintext to a WorkloadEntry with this label. Without it those that have a service account, as all that
- * istiod makes, are told as mTLS endpoints.
- */
-export const PLAINTEXT_LABEL = { "security.istio.io/tlsMode": "disabled" } as const;
 /** Without it istiod takes no health of a WorkloadEntry that it did not make itself. */
 const HEALTH_ANNOTATION = "proxy.istio.io/health-checks-enabled=true";
 

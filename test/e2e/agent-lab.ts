@@ -56,6 +56,8 @@ export class AgentLab {
   readonly folder: string;
   /** What starts kmesh from now on: a single file, or a runtime and main.ts. */
   program: readonly string[];
+  /** Variables of the agents that are started from now on. */
+  environment: Record<string, string> = {};
   readonly #cgroup: TestCgroup;
   readonly apps: string;
   readonly #processes: OwnedProcess[] = [];
@@ -140,6 +142,7 @@ export class AgentLab {
       log: join(this.folder, `agent-${this.#starts}.log`),
       command: [...this.program, "run", ...flags.filter((flag) => !given.has(flag.split("=")[0])), ...more],
       netns: this.namespace.path,
+      env: this.environment,
     });
     this.#processes.push(agent);
     return agent;

@@ -38,6 +38,7 @@ describe.skipIf(why !== undefined)("a VM's life in the mesh", () => {
   let peer: Peer;
   let app: OwnedProcess;
   let agent: OwnedProcess | undefined;
+  let successor: number | undefined;
   let config = "";
   let token = "";
   let starts = 0;
@@ -77,7 +78,14 @@ describe.skipIf(why !== undefined)("a VM's life in the mesh", () => {
     rmSync(files, { recursive: true });
   }, 600_000);
 
+  /** Nobody's child, so no test's process ends it. */
+  function endSuccessor(): void {
+    if (successor !== undefined) process.kill(successor, "SIGKILL");
+    successor = undefined;
+  }
+
   afterAll(async () => {
+    endSuccessor();
     await agent?.stop("SIGKILL");
     await peer?.close();
     await lab?.remove();
@@ -153,7 +161,13 @@ describe.skipIf(why !== undefined)("a VM's life in the mesh", () => {
     ]);
     await keepsEntry(lab.plane, NAME, () => lab.plane.restartIstiod());
     await keepsEntry(lab.plane, NAME, async () => {
-      await agent?.stop("SIGKILL");
+      const { code, stderr } = await kmesh("restart", "--graceful");
+      expect({ code, stderr }).toMatchObject({ code: 0 });
+      successor = (await status()).pid;
+      expect(successor).not.toBe(agent?.pid);
+    });
+    await keepsEntry(lab.plane, NAME, async () => {
+      endSuccessor();
       await start();
     });
     // Whatever its age, a connection is followed by the next before istiod ends it.

@@ -72,7 +72,8 @@ export class RunningClient {
 
   /** The next line that it printed. */
   async line(): Promise<string> {
-    return eventually(`a line of the client${this.#failure}`, () => this.#lines.shift());
+    // Emulated kernels are slow.
+    return eventually(`a line of the client${this.#failure}`, () => this.#lines.shift(), 60_000);
   }
 
   /** Sends it an empty line: it goes on. */

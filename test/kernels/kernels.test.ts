@@ -2,7 +2,7 @@
  * dist/kmesh on Debian's other kernels: each is booted and runs `smoke` and the flip stress test; one of them is booted
  * twice more, for `reboot`.
  */
-import { afterAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { spawnSync } from "node:child_process";
 import { copyFileSync, existsSync, mkdirSync, mkdtempSync, rmSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -13,7 +13,7 @@ const ROOT = resolve(HERE, "../..");
 const BUILT = join(ROOT, "dist/kmesh");
 // Software emulation: ten times slower than the machine.
 const LIMIT = 600_000;
-setDefaultTimeout(LIMIT + 10_000);
+setDefaultTimeout(2 * LIMIT + 20_000);
 
 /** Each line of kernels with the newest release of it that was fetched, or why there are none. */
 function kernels(): { lines: [line: string, release: string][] } | { missing: string } {
@@ -46,12 +46,25 @@ describe.skipIf("missing" in found)("other kernels", () => {
 
   const lines = "lines" in found ? found.lines : [];
 
-  // One boot for both: the machine itself takes a third of the time.
-  test.each(lines)("%s (%s): the smoke test, then services flip under connections", async (line, release) => {
+  /** What the machine of each line printed. Two at a time: an emulated one keeps little more than a core busy. */
+  const printed = new Map<string, Promise<string>>();
+  beforeAll(() => {
+    // One boot for both: the machine itself takes a third of the time.
     const both = '"$0" && exec "$1" "$2" 10';
     const flip = join(ROOT, "test/stress/flip.ts");
-    const command = ["sh", "-c", both, join(HERE, "smoke"), process.execPath, flip];
-    const text = await onKernel(line, ["env", `KMESH=${kmesh}`, ...command]);
+    const command = ["env", `KMESH=${kmesh}`, "sh", "-c", both, join(HERE, "smoke"), process.execPath, flip];
+    const lanes = [Promise.resolve(""), Promise.resolve("")];
+    lines.forEach(([line], i) => {
+      const before = lanes[i % lanes.length] ?? Promise.resolve("");
+      const text = before.catch(() => "").then(() => onKernel(line, command));
+      text.catch(() => {});
+      printed.set(line, text);
+      lanes[i % lanes.length] = text;
+    });
+  });
+
+  test.each(lines)("%s (%s): the smoke test, then services flip under connections", async (line, release) => {
+    const text = (await printed.get(line)) ?? "";
     expect(text).toContain(`smoke: passed on ${release}`);
     const report: unknown = JSON.parse(/^\{.*\}$/m.exec(text)?.[0] ?? JSON.stringify({ text }));
     expect(report).toMatchObject({ misses: 0, mixtures: 0, errors: {} });

@@ -1,9 +1,12 @@
 /** kmesh.service under a real systemd. The tests are one life, in order. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { HOOK_ORDER } from "../../src/datapath/pins.ts";
 import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { Authority } from "../lab/authority.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually } from "../lab/process.ts";
 import { SERVICE, SystemdMachine } from "./machine.ts";
@@ -276,6 +279,32 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect((await machine.run("systemctl", "start", "shop")).stderr).toContain("Assertion failed");
 
     expect(await machine.output(machine.download, "uninstall", "--yes")).toContain("Nothing to do");
+  });
+
+  test("installed from istioctl's files alone, it runs by what it kept of them, before there is a network", async () => {
+    await machine.output("rm", "-r", "/etc/kmesh");
+    const folder = mkdtempSync(join(tmpdir(), "kmesh-files-"));
+    const root = new Authority(folder).root;
+    rmSync(folder, { recursive: true });
+    const claims = { aud: ["istio-ca"], sub: "system:serviceaccount:shop:vm", exp: Date.now() / 1000 + 3600 };
+    const files = {
+      "cluster.env":
+        "ISTIO_META_CLUSTER_ID='Kubernetes'\nPOD_NAMESPACE='shop'\nSERVICE_ACCOUNT='vm'\nTRUST_DOMAIN='cluster.local'\n",
+      "mesh.yaml": "defaultConfig:\n  discoveryAddress: istiod.istio-system.svc:15012\n",
+      "root-cert.pem": root,
+      "istio-token": `x.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.x`,
+      hosts: "127.0.0.1 istiod.istio-system.svc\n",
+    };
+    await machine.output("mkdir", "-m", "700", "/root/files");
+    for (const [name, text] of Object.entries(files)) machine.write(`/root/files/${name}`, text);
+    await machine.output(machine.download, "install", "--from", "/root/files");
+    await machine.output("rm", "-r", "/root/files");
+    expect(await machine.property("ActiveState")).toBe("active");
+    expect(await machine.output("stat", "-c", "%a %U", "/var/lib/kmesh/istio-token")).toBe("600 root\n");
+    expect(await machine.output("kmesh", "config", "check")).toContain("/etc/kmesh/config.yaml");
+    await machine.output("systemctl", "restart", "kmesh");
+    await says("no address that peers could reach");
+    await machine.output("kmesh", "uninstall", "--yes");
   });
 });
 

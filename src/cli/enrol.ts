@@ -1,0 +1,259 @@
+/** `kmesh enrol` and `unenrol`: the list of units in the configuration file, and at once in what governs. */
+import {
+  chmodSync,
+  chownSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from "node:fs";
+import { AdminError, askAgent, orderAgent } from "../admin/client.ts";
+import { adminSocket } from "../admin/status.ts";
+import { type Folders, readFolders, sourcesOf } from "../agent/config.ts";
+import { requireRoot } from "../agent/unsupported.ts";
+import type { SettingValues } from "../agent/values.ts";
+import { NoUnit, unitName } from "../datapath/unit.ts";
+import { type Arguments, UsageError } from "./arguments.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
+import { EXIT, Failure } from "./exit.ts";
+import { formatOf, print, printJson, remark } from "./output.ts";
+import { sync } from "./steps.ts";
+import { systemctl, systemdRuns } from "./systemd.ts";
+import { type Change, type Edited, editUnits } from "./unit-setting.ts";
+
+/** An agent that reloads answers within this time, milliseconds. */
+const SILENCE = 10_000;
+
+const DRY_FLAG = { "dry-run": { kind: "switch", about: "show what would be done" } } as const;
+const UNITS = { name: "UNIT", about: "a systemd unit; nginx is nginx.service", required: true, many: true };
+
+const NOTES = [
+  "The units are kept in the key unit of the configuration file, whose comments stay. An agent that runs takes the file",
+  "over at once, as with systemctl reload kmesh; without one the pinned tables are changed, or it holds from the next start.",
+  "Connections that exist are not touched.",
+];
+
+export const enrol = command({
+  name: "enrol",
+  about: "Govern these systemd units from now on",
+  flags: {
+    only: {
+      kind: "switch",
+      about: "where the whole machine is governed: govern these alone from now on",
+    },
+    ...DRY_FLAG,
+    ...OUTPUT_FLAG,
+    ...FOLDER_FLAGS,
+  },
+  positionals: [UNITS],
+  notes: NOTES.join("\n"),
+  run: (input) => change("add", input),
+});
+
+export const unenrol = command({
+  name: "unenrol",
+  about: "No longer govern these systemd units",
+  flags: { ...DRY_FLAG, ...OUTPUT_FLAG, ...FOLDER_FLAGS },
+  positionals: [UNITS],
+  notes: [...NOTES, "The last one leaves an empty list, by which nothing is governed."].join("\n"),
+  run: (input) => change("remove", input),
+});
+
+/** What came of it. */
+type Effect = "none" | "dry run" | "agent" | "tables" | "next start";
+
+async function change(kind: Change, { flags, positionals }: Arguments): Promise<number> {
+  const format = formatOf(flags);
+  const names = [...new Set(positionals.map((text) => wholeName(text ?? "")))];
+  const sources = sourcesOf(flags, process.env);
+  const folders = readFolders(sources);
+  const only = flags.only === true;
+  const dry = flags["dry-run"] === true;
+  const { path } = sources.file;
+  requireRoot(kind === "add" ? "kmesh enrol" : "kmesh unenrol");
+  const before = textOf(path);
+  const edited = editUnits(path, before, kind, names, only);
+  if (kind === "remove" && edited.everything)
+    throw new Failure(
+      EXIT.failed,
+      `${path} has no list of units by which anything is governed: the whole machine is`,
+      "Name those that are to be governed: kmesh enrol --only UNIT...",
+    );
+  if (kind === "add") for (const name of names) warnOfUnknown(name);
+  let effect: Effect = "none";
+  let told = "";
+  if (dry) effect = "dry run";
+  else if (!edited.everything) {
+    if (edited.text !== before) replace(path, edited.text);
+    try {
+      ({ effect, told } = await takeEffect(kind, names, edited, folders, only, path));
+    } catch (error) {
+      if (edited.text !== before) replace(path, before);
+      throw error;
+    }
+  }
+  if (format === "json") {
+    const { changed, already, units, everything } = edited;
+    printJson({ file: path, changed, already, units: units ?? null, everything, effect, told });
+  } else print(tell(kind, path, edited, effect, told));
+  return EXIT.done;
+}
+
+/** What a person reads. */
+export function tell(kind: Change, path: string, edited: Edited, effect: Effect, told: string): string {
+  if (edited.everything)
+    return "governed already: the whole machine is. To govern these alone: kmesh enrol --only UNIT...";
+  const lines: string[] = [];
+  const { changed, already, units } = edited;
+  const done = kind === "add" ? "governed from now on" : "no longer governed by its name";
+  if (changed.length > 0)
+    lines.push(
+      effect === "dry run"
+        ? `would be ${kind === "add" ? "added to" : "taken out of"} the list in ${path}: ${changed.join(", ")}`
+        : `${effect === "next start" ? "in the list" : done}: ${changed.join(", ")}`.replace(
+            /^in the list/,
+            kind === "add" ? `added to the list in ${path}` : `taken out of the list in ${path}`,
+          ),
+    );
+  if (already.length > 0)
+    lines.push(`${kind === "add" ? "governed already" : "not in the list"}: ${already.join(", ")}`);
+  if (told !== "") lines.push(told);
+  if (kind === "remove" && changed.length > 0 && units?.length === 0)
+    lines.push("The list is empty now, so that no unit is governed by its name.");
+  return lines.join("\n");
+}
+
+/** Throws when what governs does not follow the file. */
+async function takeEffect(
+  kind: Change,
+  names: readonly string[],
+  edited: Edited,
+  folders: Folders,
+  only: boolean,
+  path: string,
+): Promise<{ effect: Effect; told: string }> {
+  const socket = adminSocket(folders.runDir);
+  const follows = async () => {
+    const values = (await askAgent(socket, "/config", SILENCE)) as SettingValues | undefined;
+    if (!values) return undefined;
+    const units = Array.isArray(values.unit) ? values.unit : [];
+    return names.every((name) => units.includes(name) === (kind === "add"));
+  };
+  const now = await follows();
+  if (now === undefined) return changeTables(kind, names, edited, folders, only);
+  if (now && edited.changed.length === 0) return { effect: "none", told: "" };
+  let told = "";
+  try {
+    await orderAgent(
+      socket,
+      "/reload",
+      {},
+      (line) => {
+        told = (line as { reloaded?: string }).reloaded ?? told;
+      },
+      SILENCE,
+    );
+  } catch (error) {
+    const old = error instanceof AdminError && error.status === 404;
+    throw new Failure(
+      EXIT.failed,
+      `nothing was changed, the agent did not take it over: ${error instanceof Error ? error.message : error}`,
+      old ? "It is of a version that can't: kmesh restart --graceful with this one first." : "",
+    );
+  }
+  if (await follows()) return { effect: "agent", told };
+  throw new Failure(
+    EXIT.failed,
+    `nothing was changed, the agent that runs does not take its units from ${path}`,
+    "It was started with another --config, or with --unit or KMESH_UNIT, which win over the file: kmesh config diff.",
+  );
+}
+
+/** Without an agent: what is pinned. */
+async function changeTables(
+  kind: Change,
+  names: readonly string[],
+  edited: Edited,
+  folders: Folders,
+  only: boolean,
+): Promise<{ effect: Effect; told: string }> {
+  const [{ Locks }, { openPinned, NothingPinned }, { ForeignGeneration }, enrolment] = await Promise.all([
+    import("../agent/locks.ts"),
+    import("../datapath/inspect.ts"),
+    import("../datapath/generations.ts"),
+    import("../datapath/enrolment.ts"),
+  ]);
+  // An agent that starts just now holds them; it may have read the file as it was.
+  const locks = Locks.acquire(folders);
+  try {
+    const tables = openPinned(folders.bpffs);
+    try {
+      // The list has begun: whatever else was enrolled is not any more.
+      if (only && edited.changed.length > 0 && tables.settings.flags.everyCgroup)
+        enrolment.enrol(tables, { cgroups: [], units: names });
+      else enrolment.changeUnits(tables, kind, names);
+    } finally {
+      tables.close();
+    }
+    return { effect: "tables", told: "No agent runs; what the kernel holds was changed." };
+  } catch (error) {
+    if (error instanceof NothingPinned)
+      return { effect: "next start", told: "Nothing is pinned: it holds from the next start of the agent." };
+    if (error instanceof ForeignGeneration)
+      return {
+        effect: "next start",
+        told: "The tables of another version govern, and no agent runs: it holds from the next start of the agent.",
+      };
+    throw error;
+  } finally {
+    locks.release();
+  }
+}
+
+function wholeName(text: string): string {
+  try {
+    return unitName(text);
+  } catch (error) {
+    if (!(error instanceof NoUnit)) throw error;
+    throw new UsageError(error.message, "Write a unit as systemctl shows it, for example nginx.service.");
+  }
+}
+
+function textOf(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch (error) {
+    const code = error instanceof Error && "code" in error ? error.code : error;
+    throw new Failure(
+      EXIT.usage,
+      `${path} can't be read (${code})`,
+      "kmesh install writes one; another is named by --config FILE.",
+    );
+  }
+}
+
+/** The file whole, or as it was; with its mode and owner, and where a link leads. */
+function replace(path: string, text: string): void {
+  const real = realpathSync(path);
+  const { mode, uid, gid } = statSync(real);
+  const fresh = `${real}.new`;
+  rmSync(fresh, { force: true });
+  writeFileSync(fresh, text, { mode: 0o600 });
+  chownSync(fresh, uid, gid);
+  chmodSync(fresh, mode & 0o7777);
+  sync(fresh);
+  renameSync(fresh, real);
+}
+
+/** It may be installed later. */
+function warnOfUnknown(unit: string): void {
+  if (!systemdRuns()) return;
+  try {
+    if (systemctl("show", "--property=LoadState", "--value", "--", unit) === "not-found")
+      remark(`kmesh: systemd knows no ${unit}; it is governed as soon as it runs`);
+  } catch {
+    // Nothing that matters here.
+  }
+}

@@ -1,0 +1,61 @@
+import { readFolders, sourcesOf } from "../agent/config.ts";
+import { requireRoot } from "../agent/unsupported.ts";
+import { UsageError } from "./arguments.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
+import { EXIT, Failure } from "./exit.ts";
+import { formatOf, printJson } from "./output.ts";
+
+/** Between two looks, milliseconds. */
+const LOOK = 100;
+const LONGEST = 3600;
+
+export const wait = command({
+  name: "wait",
+  about: "Wait until connections are governed, with or without an agent",
+  flags: {
+    timeout: { kind: "text", hint: "SECONDS", about: "how long at most, 0 for one look", fallback: "30" },
+    ...OUTPUT_FLAG,
+    ...FOLDER_FLAGS,
+  },
+  notes: [
+    `Ends with 0 as soon as all hooks are attached, and silently; with ${EXIT.notGoverned} when they are not in time. Hooks are attached`,
+    "last, over tables that hold a mesh. For a unit that must not start outside the mesh:",
+    "",
+    "  [Service]",
+    "  ExecStartPre=+/usr/local/bin/kmesh wait --timeout 30",
+  ].join("\n"),
+  async run({ flags }) {
+    const format = formatOf(flags);
+    const seconds = secondsOf(textFlag(flags, "timeout") ?? "30");
+    const { bpffs } = readFolders(sourcesOf(flags, process.env));
+    requireRoot("kmesh wait");
+    const { governsPinned } = await import("../datapath/inspect.ts");
+    const begin = performance.now();
+    const until = begin + seconds * 1000;
+    for (;;) {
+      if (governsPinned(bpffs)) {
+        if (format === "json") printJson({ governs: true, seconds: (performance.now() - begin) / 1000 });
+        return EXIT.done;
+      }
+      const left = until - performance.now();
+      if (left <= 0) break;
+      await new Promise((resolve) => setTimeout(resolve, Math.min(LOOK, left)));
+    }
+    if (format === "json") printJson({ governs: false, seconds });
+    throw new Failure(
+      EXIT.notGoverned,
+      `connections are not governed${seconds > 0 ? ` after ${seconds} s` : ""}: not all hooks are attached in ${bpffs}`,
+      "kmesh status and kmesh doctor tell why; systemctl start kmesh starts the agent.",
+    );
+  },
+});
+
+/** Throws UsageError. */
+export function secondsOf(text: string): number {
+  const seconds = Number(text.replace(/s$/, ""));
+  if (/^\d/.test(text) && seconds >= 0 && seconds <= LONGEST) return seconds;
+  throw new UsageError(
+    `--timeout: "${text}" is no number of seconds`,
+    `Write --timeout 30 (at most ${LONGEST}).`,
+  );
+}

@@ -1,0 +1,61 @@
+/** Steps in the middle of which a test has the agent killed: what is left then, the next start has to put right. */
+
+export const FAULT_POINTS = [
+  // Pins, by datapath/generation.ts.
+  "pin.kept",
+  "pin.table",
+  "pin.programs",
+  "pin.filled",
+  "pin.generation",
+  // Hooks.
+  "link.attached",
+  "flip.hook",
+  "flip.hooks",
+  "remove.other",
+  "remove.other.done",
+  "remove.programs",
+  // What a push writes, in its order.
+  "publish.descriptor",
+  "publish.cluster",
+  "publish.splits",
+  "publish.service",
+  "publish.target",
+  "publish.exact",
+  "publish.growth",
+  "publish.frontends",
+  "publish.fallback",
+  "publish.removal",
+  // Files.
+  "snapshot.part",
+  "snapshot.head",
+  "snapshot.rename",
+  "history.rename",
+  // A hand-over.
+  "predecessor.ready",
+  "predecessor.flushed",
+  "predecessor.paused",
+  "predecessor.live",
+  "predecessor.done",
+  "predecessor.over",
+  "successor.ready",
+  "successor.yours",
+  "successor.locks",
+  "successor.written",
+  "successor.live",
+  "successor.served",
+] as const;
+
+export type FaultPoint = (typeof FAULT_POINTS)[number];
+
+/** `name` or `name:n`: the n-th time that it is passed. */
+export const FAULT_VARIABLE = "KMESH_FAULT";
+
+const [armed, times = "1"] = (process.env[FAULT_VARIABLE] ?? "").split(":");
+let left = Number(times);
+
+/** Ends this process at once, without a last word, when KMESH_FAULT names this point. */
+export function faultPoint(name: FaultPoint): void {
+  if (name !== armed) return;
+  left--;
+  if (left === 0) process.kill(process.pid, "SIGKILL");
+}

@@ -1,0 +1,264 @@
+/**
+ * The real single file, killed with SIGKILL at every step that changes state, under connections: the next start puts it
+ * right, and no connection notices. Which steps there are, src/runtime/fault.ts says.
+ */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Inspection } from "../../src/datapath/inspect.ts";
+import type { DemoMesh } from "../../src/demo/services.ts";
+import { FAULT_POINTS, FAULT_VARIABLE, type FaultPoint } from "../../src/runtime/fault.ts";
+import { AgentLab, KMESH, missing, type RunningClient, shop } from "../e2e/agent-lab.ts";
+import { otherBuild } from "../lab/other-build.ts";
+import { eventually, type OwnedProcess, sleep } from "../lab/process.ts";
+
+setDefaultTimeout(240_000);
+const why = missing();
+if (why) console.warn(`the kill test is skipped: ${why}`);
+
+type Phase = "start" | "restart" | "graceful" | "upgrade";
+
+/** In which phases the agent dies there; `:n` is the n-th time that it comes by. */
+const WALK: Record<FaultPoint, Partial<Record<Phase, string>>> = {
+  "pin.kept": { start: ":3" },
+  "pin.table": { start: ":4", upgrade: ":4" },
+  "pin.programs": { start: ":2" },
+  "pin.filled": { start: "" },
+  "pin.generation": { upgrade: "" },
+  "link.attached": { start: ":3" },
+  "flip.hook": { start: ":3", upgrade: ":4" },
+  "flip.hooks": { upgrade: "" },
+  "remove.other": { upgrade: "" },
+  "remove.other.done": { upgrade: "" },
+  "remove.programs": { start: "" },
+  "publish.descriptor": { start: ":2", upgrade: ":4" },
+  "publish.cluster": { restart: ":5" },
+  "publish.splits": { restart: "" },
+  "publish.service": { restart: ":5" },
+  "publish.target": { restart: ":20", upgrade: ":20" },
+  "publish.exact": { restart: "" },
+  "publish.growth": { restart: "" },
+  "publish.frontends": { restart: "" },
+  "publish.fallback": { restart: "" },
+  "publish.removal": { restart: ":3" },
+  "snapshot.part": { restart: "" },
+  "snapshot.head": { start: "" },
+  "snapshot.rename": { restart: "" },
+  "history.rename": { restart: "" },
+  "predecessor.ready": { graceful: "" },
+  "predecessor.flushed": { graceful: "" },
+  "predecessor.paused": { graceful: "" },
+  "predecessor.live": { graceful: "" },
+  "predecessor.done": { graceful: "" },
+  "predecessor.over": { graceful: "" },
+  "successor.ready": { graceful: "" },
+  "successor.yours": { graceful: "" },
+  "successor.locks": { graceful: "" },
+  "successor.written": { graceful: "" },
+  "successor.live": { graceful: "" },
+  "successor.served": { graceful: "" },
+};
+
+/** The service under test, its weights by `round`, among others that are not those of another round. */
+function meshOf(round: number, addresses = 1): DemoMesh {
+  const share = round % 2 === 0 ? 50 : 80;
+  const { services } = shop({ v1: share, v2: 100 - share });
+  const more = Array.from({ length: 40 }, (_, i) => ({
+    host: `more-${round}-${i}.demo.svc.cluster.local`,
+    addresses: Array.from({ length: addresses }, (_, j) => `10.${97 + j}.${round}.${i + 1}`),
+    port: 80,
+    endpoints: [{ address: `127.2.${round}.${i + 1}`, port: 8080 }],
+  }));
+  return { services: [...services, ...more] };
+}
+
+describe.skipIf(why !== undefined)("killed at every step", () => {
+  let lab: AgentLab;
+  let wide: string;
+  const passed = new Map<FaultPoint, Phase[]>();
+  let round = 0;
+  let storm: RunningClient | undefined;
+
+  beforeAll(async () => {
+    wide = await otherBuild("wide-layout");
+    lab = await AgentLab.create(meshOf(round));
+  });
+  afterAll(async () => {
+    if (!lab) return;
+    await end();
+    expect(await lab.remove()).toEqual([]);
+  });
+
+  function stepsOf(phase: Phase): [FaultPoint, string][] {
+    return FAULT_POINTS.flatMap((point) => {
+      const times = WALK[point][phase];
+      return times === undefined ? [] : [[point, times]];
+    });
+  }
+
+  /** Starts an agent that is to die there. */
+  function armed(point: FaultPoint, times = ""): OwnedProcess {
+    lab.environment = { [FAULT_VARIABLE]: `${point}${times}` };
+    const agent = lab.startAgent();
+    lab.environment = {};
+    return agent;
+  }
+
+  async function dies(agent: OwnedProcess): Promise<void> {
+    const status = await Promise.race([agent.exited, sleep(8_000).then(() => "still there")]);
+    if (status !== "SIGKILL") throw new Error(`it did not die there (${status}):\n${agent.tail(12)}`);
+  }
+
+  /** The agent of now, also one that is nobody's child, by the lab's own status; with SIGKILL. */
+  async function end(): Promise<void> {
+    const { alive, pid } = await lab.status();
+    if (!alive || pid === undefined) return;
+    process.kill(pid, "SIGKILL");
+    await eventually("it is gone", () => isGone(pid));
+  }
+
+  /** New connections all the time. */
+  async function connections(): Promise<RunningClient> {
+    storm = await lab.client("storm");
+    return storm;
+  }
+
+  async function anew(): Promise<void> {
+    if (existsSync(lab.bpffs)) {
+      await end();
+      const { code, stderr } = await lab.kmesh("down", "--yes");
+      if (code !== 0) throw new Error(stderr);
+    }
+  }
+
+  async function counted(): Promise<number> {
+    const { kernel } = await lab.status();
+    const shopOf = kernel?.services.find(({ service }) => service.startsWith("shop."));
+    expect(shopOf?.failed ?? 0).toBe(0);
+    return shopOf?.redirected ?? 0;
+  }
+
+  /** All is as it has to be after the recovery: nothing failed, every connection counted and ended, no leftovers. */
+  async function proves(storm: RunningClient, before: number, generations = 1): Promise<void> {
+    await sleep(50);
+    const { made, errors, peers } = await storm.end();
+    expect(errors).toEqual({});
+    expect(Object.keys(peers)).toHaveLength(1);
+    expect(made).toBeGreaterThan(0);
+    const { kernel, alive } = await lab.status();
+    expect(alive).toBe(true);
+    expect(kernel?.foreign).toBeUndefined();
+    expect(kernel?.hooks.filter(({ attached }) => !attached)).toEqual([]);
+    expect((await counted()) - before).toBe(made);
+    const { clusters, frontends } = await lab.json<Inspection>("dump", "tables");
+    expect(clusters.filter(({ live }) => live !== 0)).toEqual([]);
+    // One mesh, no second: what the killed agent left half done is gone or finished.
+    expect(frontends.filter(({ service }) => service?.startsWith("more-"))).toHaveLength(40);
+    // Nobody needs a second generation but for the way back.
+    const kept = readdirSync(join(lab.bpffs, "gen"));
+    expect(kept.length).toBe(generations);
+    const left = readdirSync(lab.bpffs, { recursive: true, encoding: "utf8" });
+    expect(left.filter((path) => path.split("/").some((name) => name.endsWith("_new")))).toEqual([]);
+  }
+
+  /** Runs the phase's steps; what fails says at which. */
+  async function walk(
+    phase: Phase,
+    step: (point: FaultPoint, times: string) => Promise<void>,
+  ): Promise<void> {
+    const failures: string[] = [];
+    for (const [point, times] of stepsOf(phase)) {
+      try {
+        await step(point, times);
+        passed.set(point, [...(passed.get(point) ?? []), phase]);
+      } catch (error) {
+        // The next step counts its own.
+        storm?.kill();
+        failures.push(`${phase} at ${point}${times}: ${error instanceof Error ? error.message : error}`);
+      }
+    }
+    expect(failures).toEqual([]);
+  }
+
+  test("a first start", async () => {
+    await walk("start", async (point, times) => {
+      lab.program = [KMESH];
+      await anew();
+      await dies(armed(point, times));
+      await lab.liveAgent();
+      await proves(await connections(), 0);
+    });
+  });
+
+  test("a restart, with another mesh meanwhile", async () => {
+    await anew();
+    await lab.liveAgent();
+    await walk("restart", async (point, times) => {
+      const before = await counted();
+      const storm = await connections();
+      await end();
+      round++;
+      // More frontends than the first table holds.
+      lab.configure(meshOf(round, point === "publish.growth" ? 20 : 1));
+      await dies(armed(point, times));
+      lab.configure(meshOf(round));
+      await lab.liveAgent();
+      await proves(storm, before);
+    });
+  });
+
+  test("a hand-over, either side", async () => {
+    if (!existsSync(lab.bpffs)) await lab.liveAgent();
+    await walk("graceful", async (point) => {
+      const before = await counted();
+      const storm = await connections();
+      await end();
+      const agent = armed(point);
+      await lab.statusOnce("it governs", agent, ({ pid, tables }) => pid === agent.pid && !!tables?.applies);
+      const { code } = await lab.kmesh("restart", "--graceful");
+      if (point.startsWith("predecessor.")) await dies(agent);
+      else expect(code).toBe(6);
+      const after = await eventually("an agent", async () => {
+        const status = await lab.status();
+        const is = point.startsWith("predecessor.") ? status.pid !== agent.pid : status.pid === agent.pid;
+        return status.alive && is && status;
+      });
+      expect(after.stream?.connected).toBe(true);
+      await proves(storm, before);
+    });
+  });
+
+  test("an upgrade to other tables, beside some that were kept before", async () => {
+    await walk("upgrade", async (point, times) => {
+      lab.program = [KMESH];
+      await anew();
+      await lab.liveAgent();
+      const older = join(lab.bpffs, "gen/00000000");
+      mkdirSync(older);
+      const storm = await connections();
+      await end();
+      lab.program = [wide];
+      await dies(armed(point, times));
+      await lab.liveAgent();
+      // The one before stays for the way back; one that is older goes with the flip, or with that one after the hour.
+      const flipped = point === "flip.hooks" || point === "remove.other";
+      await proves(storm, 0, flipped ? 3 : 2);
+    });
+  });
+
+  test("no step was left out", () => {
+    console.log([...passed].map(([point, phases]) => `killed at ${point}: ${phases.join(", ")}`).join("\n"));
+    expect(FAULT_POINTS.filter((point) => !passed.has(point))).toEqual([]);
+  });
+});
+
+/** Its last thread has ended: only then are its locks free. Nobody may have waited for it yet. */
+function isGone(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    const dead = stat.slice(stat.lastIndexOf(")") + 2).startsWith("Z");
+    return dead && readdirSync(`/proc/${pid}/task`).length === 1;
+  } catch {
+    return true;
+  }
+}

@@ -1,0 +1,74 @@
+/** `kmesh enrol`, `unenrol` and `wait` of the single file, with an agent and without. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { type OwnedProcess, run } from "../lab/process.ts";
+import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
+
+const why = missing();
+if (why) console.warn(`skipped: enrolment by command: ${why}`);
+
+setDefaultTimeout(30_000);
+
+describe.skipIf(why !== undefined)("enrolment by command", () => {
+  let lab: AgentLab;
+  let agent: OwnedProcess;
+  let file: string;
+  const kmesh = (...args: string[]) => {
+    const folders = lab.folders.filter((flag) => !flag.startsWith("--config"));
+    return run([KMESH, ...args, ...folders, `--config=${file}`], { netns: lab.namespace.path });
+  };
+  const enrolled = async () => (await lab.status()).kernel?.settings?.units.map(({ unit }) => unit);
+
+  beforeAll(async () => {
+    lab = await AgentLab.create(shop({ v1: 90, v2: 10 }));
+    file = join(lab.folder, "config.yaml");
+    writeFileSync(file, "# mine\nunit:\n  - kmesh-one.service # first\n", { mode: 0o640 });
+  }, 60_000);
+  afterAll(async () => {
+    if (lab) expect(await lab.remove()).toEqual([]);
+  }, 30_000);
+
+  test("nothing is governed before the first start, and wait ends with 8", async () => {
+    expect(await kmesh("wait", "--timeout=0")).toMatchObject({ code: 8, stdout: "" });
+    expect(await kmesh("enrol", "kmesh-two")).toMatchObject({ code: 0 });
+    agent = await lab.liveAgent(`--config=${file}`);
+    expect(await enrolled()).toEqual(["kmesh-one.service", "kmesh-two.service"]);
+    expect(await kmesh("wait")).toMatchObject({ code: 0, stdout: "", stderr: "" });
+  });
+
+  test("an agent takes it over at once, and again is no change", async () => {
+    const { code, stdout } = await kmesh("enrol", "kmesh-three");
+    expect({ code, stdout }).toEqual({
+      code: 0,
+      stdout: "governed from now on: kmesh-three.service\nReloaded unit\n",
+    });
+    expect(await enrolled()).toContain("kmesh-three.service");
+    expect(await kmesh("enrol", "kmesh-three")).toMatchObject({
+      code: 0,
+      stdout: "governed already: kmesh-three.service\n",
+    });
+    expect(await kmesh("unenrol", "kmesh-two")).toMatchObject({ code: 0 });
+    expect(await enrolled()).not.toContain("kmesh-two.service");
+  });
+
+  test("what the agent refuses leaves the file as it was", async () => {
+    const before = readFileSync(file, "utf8");
+    writeFileSync(file, `${before}shadow: perhaps\n`);
+    const { code, stderr } = await kmesh("enrol", "kmesh-four");
+    expect(code).toBe(1);
+    expect(stderr).toContain('"perhaps" is neither true nor false');
+    expect(readFileSync(file, "utf8")).toBe(`${before}shadow: perhaps\n`);
+    writeFileSync(file, before);
+  });
+
+  test("without an agent the kernel's list is changed, and wait still says yes", async () => {
+    await agent.stop("SIGKILL");
+    expect(await kmesh("wait", "--timeout=0")).toMatchObject({ code: 0 });
+    expect(await kmesh("unenrol", "kmesh-one", "kmesh-three")).toMatchObject({ code: 0 });
+    expect(await enrolled()).toEqual([]);
+    expect(readFileSync(file, "utf8")).toContain("# mine\nunit:");
+    expect(await kmesh("enrol", "kmesh-five")).toMatchObject({ code: 0 });
+    expect(await enrolled()).toEqual(["kmesh-five.service"]);
+  });
+});
