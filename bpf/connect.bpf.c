@@ -99,17 +99,6 @@ static __always_inline bool is_agent(void)
 	return BPF_CORE_READ(task, group_leader, start_boottime) / NSEC_PER_TICK == *start;
 }
 
-/* In the values of `agents`: no agent, but a child of one that proves programs (src/datapath/probe.ts). */
-#define PROBE_MARK (1ull << 63)
-
-static __always_inline bool is_probe(void)
-{
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	__u64 *start = bpf_map_lookup_elem(&agents, &tgid);
-
-	return start && *start & PROBE_MARK;
-}
-
 /* What the longest matching block of a trie is looked up by. */
 static __always_inline struct prefix_key host_key(const struct request *req)
 {
@@ -526,7 +515,7 @@ static __always_inline void count(const struct settings *set, const struct decis
 
 /*
  * A socket may connect again: what an earlier connect() left behind must not speak for this one. The kernel calls us
- * only when it is closed. What a probe's socket has comes from programs that are being proved and ran just before these.
+ * only when it is closed.
  */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
@@ -535,7 +524,7 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	if (!ctx->sk)
 		return;
 	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
-	if (!state || is_probe())
+	if (!state)
 		return;
 	end_connection(state, kernel_socket(ctx), BPF_TCP_CLOSE);
 	state->flags = 0;

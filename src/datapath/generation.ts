@@ -1,13 +1,10 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
-import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
-import { fetchAtomics } from "../kernel/features.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
-import { BpfObject, BpfProgram } from "../kernel/object.ts";
-import { asset } from "../runtime/assets.ts";
+import { BpfProgram } from "../kernel/object.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import {
   type FoundGeneration,
@@ -29,10 +26,8 @@ import {
   tablePin,
   unfinished,
 } from "./pins.ts";
+import { type Code, loadPrograms, ownCode } from "./programs.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
-
-/** The BPF objects, in the order in which they are loaded: the first has every map. */
-const OBJECTS = ["connect", "release"] as const;
 
 export class Generation {
   readonly tables: Tables;
@@ -40,6 +35,8 @@ export class Generation {
   readonly adopted: boolean;
   readonly #bpffs: string;
   readonly #programs: Map<Hook, BpfProgram>;
+  /** What this process has pinned and nobody knows yet, but for what is kept. */
+  readonly #built: string | undefined;
   /** Names this build's programs among those that were pinned over the same tables. */
   readonly code: string;
   #others: FoundGeneration[];
@@ -51,7 +48,9 @@ export class Generation {
     adopted: boolean,
     code: string,
     others: FoundGeneration[],
+    built: string | undefined,
   ) {
+    this.#built = built;
     this.#bpffs = bpffs;
     this.tables = tables;
     this.#programs = programs;
@@ -61,26 +60,25 @@ export class Generation {
   }
 
   /**
-   * Adopts what is pinned below `bpffs`, or builds and pins an empty generation, beside those of other layouts when there
+   * Adopts what is pinned below `bpffs`, or loads `code` and builds and pins an empty generation, beside those of other layouts when there
    * are any; attaches nothing. What an earlier start left half built is removed.
    * Throws KernelError, and an Error that names the pin which is missing or is none of ours; what was pinned before stays
    * as it was.
    */
-  static open(bpffs: string): Generation {
+  static open(bpffs: string, code: Code = ownCode()): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
     const found = generationsAt(bpffs);
     const folder = generationFolder(bpffs);
-    const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
-    const code = hashOf(images);
     const maps = pinnedMaps(bpffs);
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
     else if (others.length > 0) complete(maps, KEPT_MAPS);
-    const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
-    const programs = pinned ?? build(bpffs, images, maps, code, adopted);
-    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code, others);
+    const pinned = adopted ? pinnedPrograms(programFolder(folder, code.hash)) : undefined;
+    const programs = pinned ?? build(bpffs, maps, code, adopted);
+    const built = pinned ? undefined : adopted ? programFolder(folder, code.hash) : folder;
+    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code.hash, others, built);
   }
 
   /** What generations of other layouts there are beside this one. */
@@ -112,6 +110,16 @@ export class Generation {
       link?.close();
       return info !== undefined && isAlive(info) && info.programId === this.#programs.get(hook)?.info.id;
     });
+  }
+
+  /** Whether hooks run other programs than these, which `attach` would put in their place. */
+  get replaces(): boolean {
+    return runOthers(this.#bpffs, (hook) => this.#programs.get(hook)?.info.id);
+  }
+
+  /** By hook, what names the instructions of its program. */
+  get tags(): Map<Hook, string> {
+    return new Map([...this.#programs].map(([hook, program]) => [hook, program.info.tag]));
   }
 
   /** Whether connect() reads these tables, by one hook at least: they are filled. */
@@ -158,18 +166,6 @@ export class Generation {
     return changed;
   }
 
-  /** Attaches the programs at another cgroup2 folder, for as long as the caller has the links open. */
-  attachAt(cgroup: string): CgroupLink[] {
-    const links: CgroupLink[] = [];
-    try {
-      for (const [hook, program] of this.#programs) links.push(CgroupLink.attach(program, cgroup, hook));
-      return links;
-    } catch (error) {
-      for (const link of links) link.close();
-      throw error;
-    }
-  }
-
   /** Unpins programs over the same tables that no hook runs any more. */
   removeOldPrograms(): void {
     faultPoint("remove.programs");
@@ -177,11 +173,36 @@ export class Generation {
     for (const name of completeFolders(folder)) if (name !== this.code) unpin(join(folder, name));
   }
 
+  /** Unpins what this process has built, for no hook runs it: its programs don't work. */
+  discard(): void {
+    if (this.#built === undefined || (!this.adopted && this.live)) return;
+    unpin(this.#built);
+  }
+
   /** Lets go of descriptors; nothing is unpinned or detached. */
   close(): void {
     for (const program of this.#programs.values()) program.close();
     this.tables.close();
   }
+}
+
+/** Whether hooks run programs that are not `code`'s: those of another version. */
+export function governedByOthers(bpffs: string, code: Code): boolean {
+  const folder = programFolder(generationFolder(bpffs), code.hash);
+  return runOthers(bpffs, (hook) => {
+    const pin = join(folder, hook);
+    if (!existsSync(pin)) return undefined;
+    using program = BpfProgram.fromPin(pin);
+    return program.info.id;
+  });
+}
+
+function runOthers(bpffs: string, own: (hook: Hook) => number | undefined): boolean {
+  return HOOK_ORDER.some((hook) => {
+    using link = pinnedLink(bpffs, hook);
+    const info = link?.info();
+    return info !== undefined && isAlive(info) && info.programId !== own(hook);
+  });
 }
 
 /** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
@@ -233,27 +254,15 @@ function isOurs(link: string): boolean {
 /** Loads the programs over what is pinned, adds the maps that are not, and pins all that is new. */
 function build(
   bpffs: string,
-  images: readonly Uint8Array[],
   maps: Map<MapName, BpfMap>,
-  code: string,
+  code: Code,
   adopted: boolean,
 ): Map<Hook, BpfProgram> {
-  const programs = new Map<Hook, BpfProgram>();
-  OBJECTS.forEach((name, i) => {
-    const object = BpfObject.open(images[i] ?? new Uint8Array(), name);
-    for (const map of object.mapNames as MapName[]) {
-      const held = maps.get(map);
-      if (held) object.useMap(map, held);
-    }
-    object.load();
-    for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
-    for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
-    object.close();
-  });
+  const programs = loadPrograms(code, maps);
   const generation = generationFolder(bpffs);
   pinKept(bpffs, maps);
-  if (adopted) pinPrograms(programFolder(generation, code), programs);
-  else pinGeneration(generation, maps, programs, code);
+  if (adopted) pinPrograms(programFolder(generation, code.hash), programs);
+  else pinGeneration(generation, maps, programs, code.hash);
   return programs;
 }
 
@@ -323,10 +332,4 @@ function point(bpffs: string, root: string, hook: Hook, program: BpfProgram): bo
     link.close();
   }
   return true;
-}
-
-function hashOf(images: readonly Uint8Array[]): string {
-  const hash = createHash("sha256");
-  for (const image of images) hash.update(image);
-  return hash.digest("hex").slice(0, 12);
 }

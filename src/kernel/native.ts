@@ -14,6 +14,7 @@ const TABLE = {
   kmesh_truncate: ["i32", "i32", "i64"],
   kmesh_flock: ["i32", "i32"],
   kmesh_mmap: ["i32", "i32", "u64", "buffer"],
+  kmesh_munmap: ["i32", "buffer", "u64"],
   kmesh_mount: ["i32", "buffer", "buffer", "buffer", "u64"],
   kmesh_unmount: ["i32", "buffer"],
   kmesh_unshare_netns: ["i32"],

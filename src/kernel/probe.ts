@@ -4,9 +4,17 @@ import { cString } from "../runtime/ffi.ts";
 import { check, KernelError } from "./error.ts";
 import { native } from "./native.ts";
 
-const KIND = { connect: 1, close: 2 } as const;
-const STAGES = ["", "moving into the cgroup", "socket", "connect", "accept", "first bytes", "getpeername"] as const;
-const ADDRESS = 16;
+const STAGES = [
+  "",
+  "moving into the cgroup",
+  "socket",
+  "connect",
+  "accept",
+  "first bytes",
+  "getpeername",
+] as const;
+const FAMILIES = { v4: 2, v6: 10 } as const;
+export type Family = keyof typeof FAMILIES;
 
 /** What became of a connection. */
 export type ProbeOutcome =
@@ -16,8 +24,8 @@ export type ProbeOutcome =
       peer: Uint8Array;
       port: number;
     }
-  /** Where it failed, and the errno; 0 when other bytes arrived than were sent. */
-  | { ok: false; stage: string; errno: number };
+  /** Where it failed, and why. `stage` is "connect", "accept", ... */
+  | { ok: false; stage: string; reason: string };
 
 /** Listens on a port of loopback that the kernel has chosen. The owner closes it. */
 export class LoopbackListener {
@@ -30,9 +38,9 @@ export class LoopbackListener {
   }
 
   /** On 127.0.0.1 or ::1. Throws KernelError: EADDRNOTAVAIL or EAFNOSUPPORT where the family is off. */
-  static open(family: "v4" | "v6"): LoopbackListener {
+  static open(family: Family): LoopbackListener {
     const port = new Uint32Array(new ArrayBuffer(4));
-    const fd = native().kmesh_listen_loopback(family === "v6" ? 1 : 0, port);
+    const fd = native().kmesh_listen_loopback(FAMILIES[family], port);
     check(fd, "listen", family === "v6" ? "::1" : "127.0.0.1");
     return new LoopbackListener(fd, port[0] ?? 0);
   }
@@ -47,7 +55,7 @@ export class LoopbackListener {
   }
 }
 
-/** Its owner ends it; it also ends with this process, however that goes. */
+/** Its owner ends it; it also ends with this process, however that goes. It holds this process's descriptors. */
 export class ProbeChild {
   readonly pid: number;
   readonly #control: number;
@@ -58,46 +66,51 @@ export class ProbeChild {
     this.#control = control;
   }
 
-  /**
-   * Starts it in the cgroup2 folder `cgroup`, or in this process's own. Listeners are to be opened before.
-   * Throws KernelError.
-   */
-  static start(cgroup: string | undefined): ProbeChild {
+  /** Starts it in the cgroup2 folder `cgroup`. Throws KernelError. Listeners are to be opened before. */
+  static start(cgroup: string): ProbeChild {
     const lib = native();
     const control = new Int32Array(new ArrayBuffer(4));
-    const folder =
-      cgroup === undefined
-        ? -1
-        : check(lib.kmesh_open(cString(cgroup), constants.O_RDONLY | constants.O_DIRECTORY, 0), "open", cgroup);
+    const folder = check(
+      lib.kmesh_open(cString(cgroup), constants.O_RDONLY | constants.O_DIRECTORY, 0),
+      "open",
+      cgroup,
+    );
     try {
       const pid = check(lib.kmesh_probe_start(folder, control), "clone", "probe");
       const child = new ProbeChild(pid, control[0] ?? -1);
-      const began = child.#order(undefined);
-      if (began.ok) return child;
-      child.end();
-      throw new KernelError("write", began.errno, `${cgroup}/cgroup.procs`);
+      try {
+        const [stage, errno = 0] = child.#order(undefined);
+        if (stage !== 0) throw new KernelError("write", errno, `${cgroup}/cgroup.procs`);
+        return child;
+      } catch (error) {
+        child.end();
+        throw error;
+      }
     } finally {
-      if (folder >= 0) lib.kmesh_close(folder);
+      lib.kmesh_close(folder);
     }
   }
 
   /**
-   * Connects to 16 bytes of address (IPv4 as v4-mapped, which makes an IPv4 socket when `family` says so) and expects to
-   * be led to `listener`, from where bytes are sent through. The connection stays until the next order. At most 4 s.
+   * Connects to 16 bytes of address (IPv4 as v4-mapped, by an IPv4 socket when `family` says so) and expects to be led to
+   * `listener`, from where bytes are sent through. The connection stays until the next order. At most 4 s.
    * Throws KernelError when the child does not answer.
    */
-  connect(family: "v4" | "v6", address: Uint8Array, port: number, listener: LoopbackListener): ProbeOutcome {
-    const order = new Uint8Array(new ArrayBuffer(16 + ADDRESS));
-    new Int32Array(order.buffer).set([KIND.connect, family === "v6" ? 1 : 0, port, listener.fd]);
+  connect(family: Family, address: Uint8Array, port: number, listener: LoopbackListener): ProbeOutcome {
+    const order = new Uint8Array(new ArrayBuffer(32));
+    new Int32Array(order.buffer).set([FAMILIES[family], port, listener.fd]);
     order.set(address, 16);
-    return this.#order(order);
+    const outcome = this.#order(order);
+    const [stage = 0, errno = 0, peerPort = 0] = outcome;
+    if (stage === 0) return { ok: true, peer: new Uint8Array(outcome.buffer).slice(16), port: peerPort };
+    const call = STAGES[stage] ?? `stage ${stage}`;
+    const reason = errno === 0 ? "other bytes than were sent" : new KernelError(call, errno, "").code;
+    return { ok: false, stage: call, reason };
   }
 
-  /** Closes the connection that it has. */
+  /** Closes the connection that it has. Throws KernelError when the child does not answer. */
   disconnect(): void {
-    const order = new Uint8Array(new ArrayBuffer(16 + ADDRESS));
-    new Int32Array(order.buffer)[0] = KIND.close;
-    this.#order(order);
+    this.#order(new Uint8Array(new ArrayBuffer(32)));
   }
 
   end(): void {
@@ -105,11 +118,11 @@ export class ProbeChild {
     this.#ended = true;
   }
 
-  #order(order: Uint8Array | undefined): ProbeOutcome {
-    const outcome = new Uint8Array(new ArrayBuffer(16 + ADDRESS));
-    check(native().kmesh_probe_order(this.#control, order ?? null, outcome), "recv", `probe ${this.pid}`);
-    const [stage = 0, errno = 0, port = 0] = new Int32Array(outcome.buffer);
-    if (stage !== 0) return { ok: false, stage: STAGES[stage] ?? `stage ${stage}`, errno };
-    return { ok: true, peer: outcome.slice(16), port };
+  /** The outcome's words: stage, errno, port, 0, and the peer's address. */
+  #order(order: Uint8Array | undefined): Int32Array {
+    const outcome = new Uint8Array(new ArrayBuffer(32));
+    const result = native().kmesh_probe_order(this.#control, order ?? null, outcome);
+    check(result, "recv", `probe ${this.pid}`);
+    return new Int32Array(outcome.buffer);
   }
 }

@@ -23,16 +23,11 @@
 /* Loopback answers in microseconds; what takes longer does not answer. */
 #define PATIENCE_MS 1000
 
-enum order_kind {
-	ORDER_CONNECT = 1,
-	ORDER_CLOSE = 2,
-};
-
 struct order {
-	unsigned int kind;
-	unsigned int v6;
+	unsigned int family; /* AF_INET, AF_INET6; 0 = close what is open */
 	unsigned int port;
 	int listener;
+	unsigned int zero;
 	unsigned char address[16]; /* IPv4 as ::ffff:a.b.c.d */
 };
 
@@ -71,14 +66,16 @@ static int ready(int fd, short events)
 static int dial(int fd, const struct order *order)
 {
 	union name name = {};
-	socklen_t size = order->v6 ? sizeof(name.v6) : sizeof(name.v4);
+	socklen_t size;
 	int error = 0;
 
-	if (order->v6) {
+	if (order->family == AF_INET6) {
+		size = sizeof(name.v6);
 		name.v6.sin6_family = AF_INET6;
 		name.v6.sin6_port = htons(order->port);
 		memcpy(&name.v6.sin6_addr, order->address, 16);
 	} else {
+		size = sizeof(name.v4);
 		name.v4.sin_family = AF_INET;
 		name.v4.sin_port = htons(order->port);
 		memcpy(&name.v4.sin_addr, order->address + 12, 4);
@@ -94,7 +91,12 @@ static int dial(int fd, const struct order *order)
 	return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size) ? errno : error;
 }
 
-/* Who has answered must be the parent's listener: what was written there has to arrive here. */
+static struct outcome failed(enum stage stage, int error)
+{
+	return (struct outcome){ .stage = stage, .error = error };
+}
+
+/* Who has answered must be the parent's listener: what is written there has to arrive here. */
 static struct outcome talk(int fd, int server)
 {
 	static const char said[] = "kmesh";
@@ -102,41 +104,24 @@ static struct outcome talk(int fd, int server)
 	int error;
 
 	if (write(server, said, sizeof(said)) != sizeof(said))
-		return (struct outcome){ .stage = STAGE_BYTES, .error = errno };
+		return failed(STAGE_BYTES, errno);
 	error = ready(fd, POLLIN);
 	if (!error && read(fd, heard, sizeof(heard)) < 0)
 		error = errno;
 	if (error || memcmp(said, heard, sizeof(said)))
-		return (struct outcome){ .stage = STAGE_BYTES, .error = error };
+		return failed(STAGE_BYTES, error);
 	return (struct outcome){};
 }
 
-static struct outcome connect_once(const struct order *order, int *fd, int *server)
+static struct outcome peer_of(int fd)
 {
-	struct outcome outcome;
+	struct outcome outcome = {};
 	union name peer = {};
 	socklen_t size = sizeof(peer);
-	int error;
 
-	*fd = socket(order->v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-	if (*fd < 0)
-		return (struct outcome){ .stage = STAGE_SOCKET, .error = errno };
-	error = dial(*fd, order);
-	if (error)
-		return (struct outcome){ .stage = STAGE_CONNECT, .error = error };
-	error = ready(order->listener, POLLIN);
-	if (!error) {
-		*server = accept4(order->listener, NULL, NULL, SOCK_CLOEXEC);
-		error = *server < 0 ? errno : 0;
-	}
-	if (error)
-		return (struct outcome){ .stage = STAGE_ACCEPT, .error = error };
-	outcome = talk(*fd, *server);
-	if (outcome.stage)
-		return outcome;
-	if (getpeername(*fd, &peer.any, &size))
-		return (struct outcome){ .stage = STAGE_PEER, .error = errno };
-	if (order->v6) {
+	if (getpeername(fd, &peer.any, &size))
+		return failed(STAGE_PEER, errno);
+	if (peer.any.sa_family == AF_INET6) {
 		memcpy(outcome.peer, &peer.v6.sin6_addr, 16);
 		outcome.peer_port = ntohs(peer.v6.sin6_port);
 	} else {
@@ -147,11 +132,43 @@ static struct outcome connect_once(const struct order *order, int *fd, int *serv
 	return outcome;
 }
 
+static struct outcome connect_once(const struct order *order, int *fd, int *server)
+{
+	struct outcome outcome;
+	int error;
+
+	*fd = socket(order->family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	if (*fd < 0)
+		return failed(STAGE_SOCKET, errno);
+	error = dial(*fd, order);
+	if (error)
+		return failed(STAGE_CONNECT, error);
+	error = ready(order->listener, POLLIN);
+	if (error)
+		return failed(STAGE_ACCEPT, error);
+	*server = accept4(order->listener, NULL, NULL, SOCK_CLOEXEC);
+	if (*server < 0)
+		return failed(STAGE_ACCEPT, errno);
+	outcome = talk(*fd, *server);
+	return outcome.stage ? outcome : peer_of(*fd);
+}
+
 static void shut(int *fd)
 {
 	if (*fd >= 0)
 		close(*fd);
 	*fd = -1;
+}
+
+static struct outcome enter(int cgroup)
+{
+	int procs = openat(cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC);
+	struct outcome outcome = {};
+
+	if (procs < 0 || write(procs, "0", 1) != 1)
+		outcome = failed(STAGE_CGROUP, errno);
+	shut(&procs);
+	return outcome;
 }
 
 /* Moves itself first: a socket belongs to the cgroup in which it was made. */
@@ -160,26 +177,23 @@ static void child(int control, int cgroup)
 	struct outcome outcome = {};
 	int fd = -1, server = -1;
 	struct order order;
-	int procs;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (cgroup >= 0) {
-		procs = openat(cgroup, "cgroup.procs", O_WRONLY | O_CLOEXEC);
-		if (procs < 0 || write(procs, "0", 1) != 1)
-			outcome = (struct outcome){ .stage = STAGE_CGROUP, .error = errno };
-		shut(&procs);
-	}
+	outcome = enter(cgroup);
 	while (write(control, &outcome, sizeof(outcome)) == sizeof(outcome)) {
 		if (read(control, &order, sizeof(order)) != sizeof(order))
 			break;
 		shut(&fd);
 		shut(&server);
-		outcome = order.kind == ORDER_CONNECT ? connect_once(&order, &fd, &server) : (struct outcome){};
+		outcome = order.family ? connect_once(&order, &fd, &server) : (struct outcome){};
 	}
 	_exit(0);
 }
 
-/* Gives the child's pid, and in *control the descriptor over which it takes orders. Its first outcome tells that it began. */
+/*
+ * Gives the pid of a child in this cgroup, and in *control the descriptor over which it takes orders. Its first outcome
+ * tells whether it is there.
+ */
 API int kmesh_probe_start(int cgroup, int *control)
 {
 	sigset_t all, before;
@@ -191,7 +205,7 @@ API int kmesh_probe_start(int cgroup, int *control)
 	/* The runtime's signal handlers must not run in the child. */
 	sigfillset(&all);
 	sigprocmask(SIG_SETMASK, &all, &before);
-	/* No exit signal: the runtime waits for no child of ours. */
+	/* No exit signal: the runtime must not hear of a child that is none of its own. */
 	pid = syscall(SYS_clone, 0, 0, 0, 0, 0);
 	if (pid == 0) {
 		close(ends[0]);
@@ -232,16 +246,16 @@ API void kmesh_probe_end(int pid, int control)
 }
 
 /* Listens on loopback, on a port that the kernel chooses; gives the descriptor. */
-API int kmesh_listen_loopback(int v6, unsigned int *port)
+API int kmesh_listen_loopback(int family, unsigned int *port)
 {
 	union name name = {};
-	socklen_t size = v6 ? sizeof(name.v6) : sizeof(name.v4);
-	int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+	socklen_t size = family == AF_INET6 ? sizeof(name.v6) : sizeof(name.v4);
+	int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
 	int error;
 
 	if (fd < 0)
 		return -errno;
-	if (v6) {
+	if (family == AF_INET6) {
 		name.v6.sin6_family = AF_INET6;
 		name.v6.sin6_addr = in6addr_loopback;
 	} else {
@@ -253,6 +267,6 @@ API int kmesh_listen_loopback(int v6, unsigned int *port)
 		close(fd);
 		return -error;
 	}
-	*port = ntohs(v6 ? name.v6.sin6_port : name.v4.sin_port);
+	*port = ntohs(family == AF_INET6 ? name.v6.sin6_port : name.v4.sin_port);
 	return fd;
 }
