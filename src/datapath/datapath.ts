@@ -161,17 +161,17 @@ export class Datapath {
    * Makes `mesh` what connections see, then, the first time, attaches the hooks or takes them over from another version,
    * whose tables govern unchanged until then. `changes` names what may differ from the mesh before.
    *
-   * Programs that take hooks over are proved first. Throws ProbeFailed when they don't work: the hooks stay as they are;
-   * so do the tables if other ones govern, otherwise they are written. Throws KernelError (out of memory, say): what was
-   * not written yet stays as it was, and the next call, which compares everything whatever its `changes` say, mends the
-   * rest.
+   * Programs that take hooks over are proved first. When they don't work the hooks stay as they are: throws ProbeFailed if
+   * another version's tables govern, and gives it as `flaw` if it is these tables, which are written then. Throws
+   * KernelError (out of memory, say): what was not written yet stays as it was, and the next call, which compares
+   * everything whatever its `changes` say, mends the rest.
    */
-  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
+  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: ProbeFailed } {
     const flaw = this.#attached ? undefined : this.#findFlaw();
     if (flaw && this.takesOver) throw flaw;
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
-    if (flaw) throw flaw;
+    if (flaw) return { ...report, relinked: 0, flaw };
     const relinked = this.#attached ? 0 : this.#attach(mesh);
     return { ...report, relinked };
   }
