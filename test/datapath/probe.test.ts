@@ -176,7 +176,7 @@ describe.skipIf(!root)("a probe", () => {
     const { pins } = traces();
     const running = hooks();
     lab.reopen({}, faulty("astray"));
-    expect(() => lab.publish(meshOf(B))).toThrow(ProbeFailed);
+    expect(lab.datapath.apply(meshOf(B), { everything: true }).flaw).toBeInstanceOf(ProbeFailed);
     expect((await lab.connect("10.96.0.1:80")).by).toEqual({ b: 1 });
     expect(hooks()).toEqual(running);
     expect(lab.datapath.attached).toBe(false);
@@ -216,8 +216,8 @@ describe.skipIf(!root)("a probe", () => {
     const folder = join(generationFolder(lab.bpffs), "programs");
     renameSync(join(folder, "faultyuncounted"), join(folder, "othercode"));
     lab.reopen({}, { ...ownCode(), hash: "othercode" });
-    expect(() => lab.publish(meshOf(A))).toThrow(
-      "pinned for connect4, connect6 are not those of this executable",
+    expect(lab.datapath.apply(meshOf(A), { everything: true }).flaw?.message).toStartWith(
+      "the programs pinned for connect4, connect6 are not those of this executable",
     );
     expect(hooks()).toEqual(running);
   });
