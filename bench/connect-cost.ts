@@ -64,7 +64,12 @@ async function measure(): Promise<void> {
 
   const rounds = Number(flags.rounds);
   const none: number[] = [];
-  const cost = { service: [] as number[], passed: [] as number[], outside: [] as number[] };
+  const cost = {
+    service: [] as number[],
+    unit: [] as number[],
+    passed: [] as number[],
+    outside: [] as number[],
+  };
   await own.serve({ services: [service] });
   for (let round = 1; round <= rounds; round++) {
     progress(`with and without kmesh, round ${round} of ${rounds}`);
@@ -75,10 +80,12 @@ async function measure(): Promise<void> {
     };
     const withKmesh = async () => {
       await own.up();
-      // A service; an address that is none, by an enrolled app; the same by an app that is not enrolled.
+      // A service, by a cgroup's app and by a unit's; an address that is none, by an enrolled app; the same by an app that is not enrolled.
       const [one = Number.NaN, passed = Number.NaN] = await loop(program, governed, [VIP, ENDPOINT]);
+      const [byName = Number.NaN] = await loop(program, { netns, cgroup: own.unit }, [VIP]);
       const [outside = Number.NaN] = await loop(program, { netns }, [ENDPOINT]);
       cost.service.push(one);
+      cost.unit.push(byName);
       cost.passed.push(passed);
       cost.outside.push(outside);
     };
@@ -102,6 +109,7 @@ async function measure(): Promise<void> {
     [
       ["no mesh", median(none) / 1000, 0, 1],
       row("governed: a service", cost.service),
+      row("governed: a service, enrolled by unit name", cost.unit),
       row("not governed: enrolled app, no service", cost.passed),
       row("not governed: app not enrolled", cost.outside),
     ],

@@ -1,7 +1,7 @@
 /** What every benchmark needs around kmesh: a place of its own, an agent on it, programs compiled on the spot. */
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { basename, join, resolve } from "node:path";
 import { type AgentStatus, adminSocket } from "../src/admin/status.ts";
 import { ownName, TestCgroup } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run } from "../test/lab/process.ts";
@@ -79,6 +79,7 @@ export class BenchMesh {
   readonly #netns: string;
   readonly #bpffs = `${BPFFS}/${ownName("x")}`;
   readonly #cgroup = TestCgroup.create("bench");
+  readonly #unit = TestCgroup.create("bench", ".service");
   #plane: OwnedProcess | undefined;
   #agent: OwnedProcess | undefined;
   #starts = 0;
@@ -91,6 +92,11 @@ export class BenchMesh {
 
   get folders(): string[] {
     return [`--bpffs=${this.#bpffs}`, `--state-dir=${this.folder}/state`, `--run-dir=${this.folder}/run`];
+  }
+
+  /** The cgroup of a systemd unit that is enrolled by its name. */
+  get unit(): string {
+    return this.#unit.path;
   }
 
   get agent(): OwnedProcess {
@@ -136,6 +142,7 @@ export class BenchMesh {
         "--namespace=bench",
         "--ip=10.60.0.1",
         `--cgroup=${this.apps}`,
+        `--unit=${basename(this.unit)}`,
         ...this.folders,
         ...more,
       ],
@@ -210,6 +217,7 @@ export class BenchMesh {
     } finally {
       await this.#plane?.stop("SIGKILL");
       await this.#cgroup.remove();
+      await this.#unit.remove();
       rmSync(this.folder, { recursive: true, force: true });
     }
   }

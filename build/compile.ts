@@ -31,8 +31,8 @@ const VARIANTS = [
   { suffix: ".compat.bpf.o", flags: ["-mcpu=v2", "-DKMESH_NO_FETCH_ATOMICS"] },
 ];
 
-/** Travels inside the executable: `kmesh install` writes it. */
-const UNIT = "systemd/kmesh.service";
+/** They travel inside the executable: `kmesh install` writes them. */
+const UNITS = ["systemd/kmesh.service", "systemd/kmesh-wait.service"];
 
 /** Where the code of each package of proto/ goes. */
 const PROTO_OUT: Readonly<Record<string, string>> = {
@@ -143,7 +143,7 @@ function compileExecutable(built: string[]): void {
     ...filesBelow("src"),
     ...built,
     "dist/libbpf.so",
-    UNIT,
+    ...UNITS,
     "package.json",
     "package-lock.json",
     "build/compile.ts",
@@ -158,7 +158,7 @@ function compileExecutable(built: string[]): void {
     return;
 
   say("compiling dist/kmesh");
-  const assets = ["dist/libbpf.so", ...built, UNIT];
+  const assets = ["dist/libbpf.so", ...built, ...UNITS];
   const lines = [
     'import { embed } from "../src/runtime/assets.ts";',
     ...assets.map(
@@ -179,6 +179,7 @@ function compileExecutable(built: string[]): void {
       "--minify-syntax",
       "--bytecode",
       "--format=esm",
+      "--splitting",
     ],
     ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
     ...["--define", `KMESH_VERSION=${JSON.stringify(version)}`],

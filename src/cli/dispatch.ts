@@ -9,23 +9,26 @@ import { asCitty, type Command } from "./command.ts";
 import { EXIT, EXIT_CODES, Failure } from "./exit.ts";
 import { print, remark } from "./output.ts";
 
+/** What loads each command, by its name. */
+export type Commands = Readonly<Record<string, () => Promise<Command>>>;
+
+interface About {
+  version: string;
+  description: string;
+}
+
 /** Runs the command that `args` (without the program's name) ask for. Gives the exit code; never throws. */
-export async function dispatch(
-  args: readonly string[],
-  commands: readonly Command[],
-  about: { version: string; description: string },
-): Promise<number> {
-  const root = rootOf(commands, about);
+export async function dispatch(args: readonly string[], commands: Commands, about: About): Promise<number> {
   const [first, ...rest] = args;
   try {
     if (first === undefined) {
-      remark(await help(root));
+      remark(await help(await rootOf(commands, about)));
       return EXIT.usage;
     }
     if (first === "--version") return await dispatch(["version", ...rest], commands, about);
-    if (isHelp(first) || first === "help") return await showHelp(root, rest[0], commands);
-    const spec = find(first, commands);
-    if (untilDashes(rest).some(isHelp)) return await showHelp(root, spec.name, commands);
+    if (isHelp(first) || first === "help") return await showHelp(rest[0], commands, about);
+    const spec = await find(first, commands);
+    if (untilDashes(rest).some(isHelp)) return await showHelp(spec.name, commands, about);
     let code: number = EXIT.failed;
     const input = parseArguments(rest, spec);
     await runCommand(
@@ -59,10 +62,10 @@ export function complain(error: unknown): number {
   return EXIT.failed;
 }
 
-function find(name: string, commands: readonly Command[]): Command {
-  const found = commands.find((each) => each.name === name);
-  if (found) return found;
-  const names = commands.filter((each) => !each.hidden).map((each) => each.name);
+async function find(name: string, commands: Commands): Promise<Command> {
+  const load = Object.hasOwn(commands, name) ? commands[name] : undefined;
+  if (load) return load();
+  const names = (await all(commands)).filter((each) => !each.hidden).map((each) => each.name);
   if (name.startsWith("-"))
     throw new UsageError(
       `there is no flag ${name} before the command`,
@@ -75,24 +78,26 @@ function find(name: string, commands: readonly Command[]): Command {
   );
 }
 
-function rootOf(commands: readonly Command[], about: { version: string; description: string }): CommandDef {
+function all(commands: Commands): Promise<Command[]> {
+  return Promise.all(Object.values(commands).map((load) => load()));
+}
+
+async function rootOf(commands: Commands, about: About): Promise<CommandDef> {
+  const specs = await all(commands);
   return defineCommand({
     meta: { name: "kmesh", version: about.version, description: about.description },
-    subCommands: Object.fromEntries(commands.map((each) => [each.name, asCitty(each)])),
+    subCommands: Object.fromEntries(specs.map((each) => [each.name, asCitty(each)])),
   });
 }
 
-async function showHelp(
-  root: CommandDef,
-  name: string | undefined,
-  commands: readonly Command[],
-): Promise<number> {
+async function showHelp(name: string | undefined, commands: Commands, about: About): Promise<number> {
+  const root = await rootOf(commands, about);
   if (name === undefined || isHelp(name)) {
     const codes = EXIT_CODES.map(([code, meaning]) => `  ${code}  ${meaning}`).join("\n");
     print(`${await help(root)}\n\nExit codes\n\n${codes}`);
     return EXIT.done;
   }
-  const spec = find(name, commands);
+  const spec = await find(name, commands);
   print([await help(asCitty(spec), root), spec.notes].filter((part) => part !== "").join("\n\n"));
   return EXIT.done;
 }

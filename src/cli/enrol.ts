@@ -2,6 +2,7 @@
 import {
   chmodSync,
   chownSync,
+  existsSync,
   readFileSync,
   realpathSync,
   renameSync,
@@ -9,18 +10,24 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
+import { dirname } from "node:path";
 import { AdminError, askAgent, orderAgent } from "../admin/client.ts";
 import { adminSocket } from "../admin/status.ts";
-import { type Folders, readFolders, sourcesOf } from "../agent/config.ts";
+import { CONFIG_FILE, type Folders, readFolders, sourcesOf } from "../agent/config.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import type { SettingValues } from "../agent/values.ts";
 import { NoUnit, unitName } from "../datapath/unit.ts";
+import { asset } from "../runtime/assets.ts";
 import { type Arguments, UsageError } from "./arguments.ts";
-import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
+import { type AtBoot, bootOrderOf, bootRemoval, bootStep, canWait } from "./boot-order.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
+import { lockedUnless } from "./config-lock.ts";
 import { EXIT, Failure } from "./exit.ts";
+import { installedPaths, type Paths } from "./installation.ts";
 import { formatOf, print, printJson, remark } from "./output.ts";
-import { sync } from "./steps.ts";
-import { systemctl, systemdRuns } from "./systemd.ts";
+import { runStep } from "./service-steps.ts";
+import { fileStep, type Step, sync, tell as tellSteps } from "./steps.ts";
+import { GATE, SERVICE, systemctl, systemdRuns } from "./systemd.ts";
 import { type Change, type Edited, editUnits } from "./unit-setting.ts";
 
 /** An agent that reloads answers within this time, milliseconds. */
@@ -35,6 +42,13 @@ const NOTES = [
   "Connections that exist are not touched.",
 ];
 
+const BOOT_NOTES = [
+  "",
+  "At boot a service that is enrolled starts after kmesh. When kmesh can't come up, it starts outside the mesh (open, the",
+  "default), or waits until connections are governed (closed). A drop-in of systemd's says so, 50-kmesh.conf, which `unenrol`",
+  "removes. Once it runs, a service is never stopped because kmesh stops or restarts.",
+];
+
 export const enrol = command({
   name: "enrol",
   about: "Govern these systemd units from now on",
@@ -43,12 +57,17 @@ export const enrol = command({
       kind: "switch",
       about: "where the whole machine is governed: govern these alone from now on",
     },
+    "at-boot": {
+      kind: "text",
+      hint: "open|closed",
+      about: "when kmesh can't come up: start outside the mesh, or wait",
+    },
     ...DRY_FLAG,
     ...OUTPUT_FLAG,
     ...FOLDER_FLAGS,
   },
   positionals: [UNITS],
-  notes: NOTES.join("\n"),
+  notes: [...NOTES, ...BOOT_NOTES].join("\n"),
   run: (input) => change("add", input),
 });
 
@@ -64,24 +83,30 @@ export const unenrol = command({
 /** What came of it. */
 type Effect = "none" | "dry run" | "agent" | "tables" | "next start";
 
-async function change(kind: Change, { flags, positionals }: Arguments): Promise<number> {
+async function change(kind: Change, input: Arguments): Promise<number> {
+  const { path } = sourcesOf(input.flags, process.env).file;
+  requireRoot(kind === "add" ? "kmesh enrol" : "kmesh unenrol");
+  return lockedUnless(input.flags["dry-run"] === true, path, () => changeAlone(kind, input, path));
+}
+
+async function changeAlone(kind: Change, { flags, positionals }: Arguments, path: string): Promise<number> {
   const format = formatOf(flags);
   const names = [...new Set(positionals.map((text) => wholeName(text ?? "")))];
-  const sources = sourcesOf(flags, process.env);
-  const folders = readFolders(sources);
+  const folders = readFolders(sourcesOf(flags, process.env));
   const only = flags.only === true;
   const dry = flags["dry-run"] === true;
-  const { path } = sources.file;
-  requireRoot(kind === "add" ? "kmesh enrol" : "kmesh unenrol");
+  const boot = bootSteps(kind, names, atBootOf(flags), path);
   const before = textOf(path);
   const edited = editUnits(path, before, kind, names, only);
-  if (kind === "remove" && edited.everything)
+  if (kind === "remove" && edited.everything && boot.length === 0)
     throw new Failure(
       EXIT.failed,
       `${path} has no list of units by which anything is governed: the whole machine is`,
       "Name those that are to be governed: kmesh enrol --only UNIT...",
     );
   if (kind === "add") for (const name of names) warnOfUnknown(name);
+  // A unit that is governed with all of the machine gets only what was asked for.
+  const steps = edited.everything && flags["at-boot"] === undefined && kind === "add" ? [] : boot;
   let effect: Effect = "none";
   let told = "";
   if (dry) effect = "dry run";
@@ -94,17 +119,92 @@ async function change(kind: Change, { flags, positionals }: Arguments): Promise<
       throw error;
     }
   }
+  const { changed, already, units, everything } = edited;
+  if (format === "text") {
+    print(tell(kind, path, edited, effect, told));
+    if (dry && steps.length > 0) print("Dry run, nothing is changed:");
+  }
+  for (const step of steps) {
+    if (format === "text") print(tellSteps([step]));
+    if (!dry) await step.act?.();
+  }
   if (format === "json") {
-    const { changed, already, units, everything } = edited;
-    printJson({ file: path, changed, already, units: units ?? null, everything, effect, told });
-  } else print(tell(kind, path, edited, effect, told));
+    const atBoot = steps.map(({ act: _, ...step }) => step);
+    printJson({ file: path, changed, already, units: units ?? null, everything, effect, told, atBoot });
+  }
   return EXIT.done;
+}
+
+/** What was asked for. Throws UsageError. */
+function atBootOf(flags: Arguments["flags"]): AtBoot | undefined {
+  const text = textFlag(flags, "at-boot");
+  if (text === undefined || text === "open" || text === "closed") return text;
+  throw new UsageError(`--at-boot: "${text}" is neither open nor closed`, "Write --at-boot closed.");
+}
+
+/**
+ * The drop-ins, as far as they are not as they should be. Where nothing was asked for, services get `open`, unless somebody
+ * said something before, or kmesh is no service here. Throws UsageError or Failure for what can't be.
+ */
+function bootSteps(
+  kind: Change,
+  names: readonly string[],
+  asked: AtBoot | undefined,
+  config: string,
+): Step[] {
+  const paths = installedPaths();
+  const folder = dirname(paths.unit);
+  const steps: Step[] = [];
+  if (kind === "remove") {
+    // Another configuration is another kmesh's, not the service's.
+    if (config === CONFIG_FILE) steps.push(...names.flatMap((name) => bootRemoval(folder, name)));
+  } else if (asked !== undefined) {
+    requireService(paths, config);
+    requireServices(names);
+    if (asked === "closed") steps.push(gateStep(paths));
+    steps.push(...names.map((name) => bootStep(folder, name, asked)));
+  } else if (config === CONFIG_FILE && existsSync(paths.unit)) {
+    const fresh = names.filter((name) => canWait(name) && bootOrderOf(folder, name) === undefined);
+    steps.push(...fresh.map((name) => bootStep(folder, name, "open")));
+  }
+  if (steps.some(({ act }) => act) && systemdRuns()) steps.push(runStep("daemon-reload"));
+  return steps;
+}
+
+/** Where kmesh was installed by an earlier version it is not there yet. */
+function gateStep(paths: Paths): Step {
+  return fileStep(paths.gate, new TextDecoder().decode(asset(GATE)), 0o644);
+}
+
+function requireService(paths: Paths, config: string): void {
+  if (config !== CONFIG_FILE)
+    throw new UsageError(
+      `--at-boot is about ${SERVICE}, which reads ${CONFIG_FILE}, not ${config}`,
+      "Leave one of the two out.",
+    );
+  if (!existsSync(paths.unit))
+    throw new Failure(
+      EXIT.failed,
+      `${SERVICE} is not installed, so nothing starts kmesh at boot`,
+      "kmesh install makes it.",
+    );
+}
+
+function requireServices(names: readonly string[]): void {
+  const other = names.find((name) => !canWait(name));
+  if (other !== undefined)
+    throw new UsageError(
+      `--at-boot: ${other} is no service, and has no start that could wait`,
+      "Name the services in it.",
+    );
 }
 
 /** What a person reads. */
 export function tell(kind: Change, path: string, edited: Edited, effect: Effect, told: string): string {
   if (edited.everything)
-    return "governed already: the whole machine is. To govern these alone: kmesh enrol --only UNIT...";
+    return kind === "add"
+      ? "governed already: the whole machine is. To govern these alone: kmesh enrol --only UNIT..."
+      : "governed as before: the whole machine is";
   const lines: string[] = [];
   const { changed, already, units } = edited;
   const done = kind === "add" ? "governed from now on" : "no longer governed by its name";

@@ -16,7 +16,7 @@ import { arrival, type Joining, joinSteps, needOf } from "./joining.ts";
 import { formatOf, print, printJson, remark } from "./output.ts";
 import { activeState, enrolSteps, runStep, startStep } from "./service-steps.ts";
 import { perform, type Step, tell } from "./steps.ts";
-import { SERVICE, systemdRuns } from "./systemd.ts";
+import { GATE, SERVICE, systemdRuns } from "./systemd.ts";
 import { confirmed, standing, takeDown } from "./teardown.ts";
 
 /** The service's own. */
@@ -66,8 +66,8 @@ export const install = command({
         "Run ./build/compile, then dist/kmesh install.",
       );
     const paths = installedPaths(root);
-    const unit = new TextDecoder().decode(asset(SERVICE));
-    const files = installSteps(paths, { executable: process.execPath, unit });
+    const [unit = "", gate = ""] = [SERVICE, GATE].map((name) => new TextDecoder().decode(asset(name)));
+    const files = installSteps(paths, { executable: process.execPath, unit, gate });
     const joining = from === undefined ? undefined : joiningOf(from, root);
     // With files to join by, the configuration is theirs to write.
     const steps = joining ? files.filter(({ target }) => target !== paths.config) : files;

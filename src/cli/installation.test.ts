@@ -4,6 +4,7 @@ import {
   lstatSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   readlinkSync,
   rmSync,
@@ -16,6 +17,7 @@ import { dirname, join } from "node:path";
 import { parse } from "yaml";
 import { readConfig } from "../agent/config.ts";
 import { asset } from "../runtime/assets.ts";
+import { bootStep, dropInOf } from "./boot-order.ts";
 import { configTemplate } from "./config-file.ts";
 import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./installation.ts";
 import type { Step } from "./steps.ts";
@@ -36,7 +38,7 @@ function download(text: string): string {
 }
 
 function plan(executable: string, unit = "[Unit]\n"): Step[] {
-  return [...installSteps(paths, { executable, unit }), enableStep(paths)];
+  return [...installSteps(paths, { executable, unit, gate: "[Unit]\n" }), enableStep(paths)];
 }
 
 async function perform(steps: readonly Step[]): Promise<string[]> {
@@ -49,16 +51,16 @@ describe("install", () => {
     const source = download("one");
     const first = plan(source);
     expect(existsSync(paths.executable)).toBe(false);
-    expect(await perform(first)).toEqual(["write", "write", "write", "link"]);
+    expect(await perform(first)).toEqual(["write", "write", "write", "write", "link"]);
     expect(readFileSync(paths.executable, "utf8")).toBe("one");
     expect(statSync(paths.executable).mode & 0o777).toBe(0o755);
     expect(readFileSync(paths.unit, "utf8")).toBe("[Unit]\n");
     expect(statSync(paths.config).mode & 0o777).toBe(0o600);
     expect(readlinkSync(paths.wanted)).toBe("../kmesh.service");
     expect(existsSync(paths.previous)).toBe(false);
-    expect(await perform(plan(source))).toEqual(["keep", "keep", "keep", "keep"]);
+    expect(await perform(plan(source))).toEqual(["keep", "keep", "keep", "keep", "keep"]);
     // From its own place, too.
-    expect(await perform(plan(paths.executable))).toEqual(["keep", "keep", "keep", "keep"]);
+    expect(await perform(plan(paths.executable))).toEqual(["keep", "keep", "keep", "keep", "keep"]);
   });
 
   test("an upgrade keeps the executable before it, and what the operator wrote", async () => {
@@ -67,6 +69,7 @@ describe("install", () => {
     expect(await perform(plan(download("two"), "[Unit]\nDescription=x\n"))).toEqual([
       "replace",
       "replace",
+      "keep",
       "keep",
       "keep",
     ]);
@@ -123,6 +126,22 @@ describe("uninstall", () => {
     expect(existsSync(paths.executable)).toBe(false);
   });
 
+  test("takes the units' drop-ins away first, but not one that was edited", async () => {
+    await perform(plan(download("one")));
+    const units = dirname(paths.unit);
+    for (const unit of ["a.service", "b.service", "c.service"])
+      await perform([bootStep(units, unit, unit === "a.service" ? "open" : "closed")]);
+    writeFileSync(dropInOf(units, "c.service"), "[Unit]\n");
+    const steps = uninstallSteps(paths, true);
+    expect(steps.slice(0, 3).map(({ action, target }) => [action, target])).toEqual([
+      ["remove", dropInOf(units, "a.service")],
+      ["remove", dropInOf(units, "b.service")],
+      ["keep", dropInOf(units, "c.service")],
+    ]);
+    await perform(steps);
+    expect(readdirSync(units).sort()).toEqual(["c.service.d", "multi-user.target.wants"]);
+  });
+
   test("--keep-state leaves state and configuration", async () => {
     await perform(plan(download("one")));
     mkdirSync(paths.state, { recursive: true });
@@ -169,5 +188,21 @@ describe("the unit", () => {
     expect(unit).not.toMatch(
       /^(ExecStop|ExecStopPost|ProtectKernelTunables|MemoryDenyWriteExecute|PrivateTmp|MemoryMax)=/m,
     );
+  });
+});
+
+describe("the unit that others wait for", () => {
+  const gate = new TextDecoder().decode(asset("kmesh-wait.service"));
+
+  test("asks anew each time, for as long as it takes, and nobody stops others by it", () => {
+    expect(gate).toContain(`ExecStart=${installedPaths().executable} wait --timeout infinity\n`);
+    for (const line of [
+      "Type=oneshot",
+      "TimeoutStartSec=infinity",
+      "RefuseManualStop=yes",
+      "StartLimitIntervalSec=0",
+    ])
+      expect(gate).toContain(`\n${line}\n`);
+    expect(gate).not.toMatch(/^(RemainAfterExit|BindsTo|PartOf|Requires|ExecStop)=/m);
   });
 });

@@ -19,16 +19,19 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { CONFIG_FILE } from "../agent/config.ts";
+import { bootRemovals } from "./boot-order.ts";
 import { configTemplate } from "./config-file.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { fileStep, type Step, sync } from "./steps.ts";
-import { SERVICE } from "./systemd.ts";
+import { GATE, SERVICE } from "./systemd.ts";
 
 export interface Paths {
   executable: string;
   /** The executable before this one, for a way back. */
   previous: string;
   unit: string;
+  /** What units that are closed at boot wait for. */
+  gate: string;
   /** What `systemctl enable` makes. */
   wanted: string;
   config: string;
@@ -42,6 +45,7 @@ export function installedPaths(root = "/"): Paths {
     executable: join(root, "usr/local/bin/kmesh"),
     previous: join(root, "usr/local/bin/kmesh.previous"),
     unit: join(root, "etc/systemd/system", SERVICE),
+    gate: join(root, "etc/systemd/system", GATE),
     wanted: join(root, "etc/systemd/system/multi-user.target.wants", SERVICE),
     config: join(root, CONFIG_FILE),
     state: join(root, "var/lib/kmesh"),
@@ -49,10 +53,11 @@ export function installedPaths(root = "/"): Paths {
   };
 }
 
-/** What is put into place: a file to copy, and the unit's text. */
+/** What is put into place: a file to copy, and the text of the units. */
 export interface Parts {
   executable: string;
   unit: string;
+  gate: string;
 }
 
 /** The files. Every one appears whole or not at all; the executable's name never lacks a file. Throws Failure for a masked unit. */
@@ -67,6 +72,7 @@ export function installSteps(paths: Paths, parts: Parts): Step[] {
   return [
     executableStep(paths, parts.executable),
     fileStep(paths.unit, parts.unit, 0o644),
+    fileStep(paths.gate, parts.gate, 0o644),
     existsSync(paths.config)
       ? { action: "keep", target: paths.config, note: "yours" }
       : fileStep(paths.config, configTemplate(), 0o600),
@@ -90,8 +96,9 @@ export function enableStep(paths: Paths): Step {
 
 /** The files that install wrote, as far as they are there. What the operator changed or put beside them stays. */
 export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
-  const steps: Step[] = [];
-  for (const path of [paths.wanted, paths.unit, paths.executable, paths.previous]) {
+  // First the drop-ins: a unit that is closed would not start without what it waits for.
+  const steps: Step[] = bootRemovals(dirname(paths.unit));
+  for (const path of [paths.wanted, paths.unit, paths.gate, paths.executable, paths.previous]) {
     if (lstatSync(path, { throwIfNoEntry: false })) steps.push(removal(path));
   }
   if (existsSync(paths.config)) {

@@ -2,6 +2,7 @@ import { existsSync } from "node:fs";
 import { CONFIG_FILE, readFolders, sourcesOf } from "../agent/config.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
+import { lockedUnless } from "./config-lock.ts";
 import { EXIT } from "./exit.ts";
 import { installedPaths } from "./installation.ts";
 import { arrival, joinSteps, needOf, spiffeOf } from "./joining.ts";
@@ -41,16 +42,19 @@ export const join = command({
     const sources = sourcesOf(flags, process.env);
     // Not there yet is no fault here.
     const folders = readFolders({ ...sources, file: { ...sources.file, required: false } });
-    const { steps, remarks, config } = joinSteps({
-      from: textFlag(flags, "from") ?? ISTIO,
-      configFile: sources.file.path,
-      stateDir: folders.stateDir,
-    });
     const service = sources.file.path === CONFIG_FILE && systemdRuns() && existsSync(installedPaths().unit);
     const starts = service && flags.start !== false;
-    if (starts) steps.push(startStep(await needOf(folders, config)));
-    for (const text of remarks) remark(`kmesh: ${text}`);
-    await perform(steps, dry, format, { identity: spiffeOf(config), remarks });
+    const config = await lockedUnless(dry, sources.file.path, async (written) => {
+      const { steps, remarks, config } = joinSteps({
+        from: textFlag(flags, "from") ?? ISTIO,
+        configFile: sources.file.path,
+        stateDir: folders.stateDir,
+      });
+      if (starts) steps.push(written(startStep(await needOf(folders, config))));
+      for (const text of remarks) remark(`kmesh: ${text}`);
+      await perform(steps, dry, format, { identity: spiffeOf(config), remarks });
+      return config;
+    });
     if (format === "text" && !dry) {
       if (starts) print(await arrival(folders));
       else

@@ -1,4 +1,3 @@
-import { writeFileSync } from "node:fs";
 import type { AgentStatus } from "../admin/status.ts";
 import type { Agent } from "../agent/agent.ts";
 import {
@@ -15,8 +14,6 @@ import type { Log } from "../agent/log.ts";
 import { tellReload } from "../agent/reload.ts";
 import type { Succession } from "../agent/succession.ts";
 import { execSelf } from "../kernel/process.ts";
-import { smallHeapEnvironment } from "../runtime/heap.ts";
-import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
 import { CONFIG_FLAG, command } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
@@ -42,8 +39,6 @@ export const run = command({
   async run({ flags }) {
     const invitation = process.env[INVITATION];
     if (invitation === undefined) return begin(flags, undefined);
-    // Before its predecessor is answered: it would ring twice.
-    keepHeapSmall();
     delete process.env[INVITATION];
     const { Succession } = await import("../agent/succession.ts");
     const succession = await Succession.answer(invitation);
@@ -59,7 +54,6 @@ export const run = command({
 /** The agent's life. With a `succession` it takes over from one that runs. */
 async function begin(flags: Flags, succession: Succession | undefined): Promise<number> {
   const config = readConfig(sourcesOf(flags, process.env));
-  keepHeapSmall();
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
@@ -138,18 +132,6 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       `an agent runs already${error.pid === undefined ? "" : `: pid ${error.pid}`} (it holds ${error.path})`,
       "Stop it first, or choose other folders with --bpffs, --state-dir and --run-dir.",
     );
-  }
-}
-
-/** Begins anew, in this very process, unless it was started right. */
-function keepHeapSmall(): void {
-  const env = smallHeapEnvironment(process.env);
-  if (env) execSelf([...selfCommand(), ...process.argv.slice(2)], env);
-  try {
-    // Started by way of /proc/self/exe it is called "exe".
-    writeFileSync("/proc/self/comm", "kmesh");
-  } catch {
-    // Only a name.
   }
 }
 

@@ -1,3 +1,4 @@
+import { dirname } from "node:path";
 import type { AgentStatus } from "../admin/status.ts";
 import { readFolders, sourcesOf } from "../agent/config.ts";
 import type { Summary } from "../datapath/inspect.ts";
@@ -5,8 +6,10 @@ import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
 import { formatMatch } from "../mesh/frontend.ts";
 import type { Note } from "../mesh/model.ts";
+import { type BootOrder, bootOrders } from "./boot-order.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";
+import { installedPaths } from "./installation.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
 import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
@@ -18,6 +21,8 @@ interface Answer {
   kernel: Summary | undefined;
   /** What this command counts itself, so that no agent waits for it. */
   older?: OlderConnections | NotKnown | undefined;
+  /** By unit. */
+  atBoot?: Record<string, BootOrder>;
 }
 
 export const status = command({
@@ -36,12 +41,14 @@ export const status = command({
       kernel: await kernelState(folders.bpffs, false),
     }));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
-    if (format === "json")
-      printJson({ alive, ...value.agent, kernel: value.kernel ?? null, olderConnections: older ?? null });
-    else
+    const atBoot = bootOrders(dirname(installedPaths().unit));
+    if (format === "json") {
+      const kernel = value.kernel ?? null;
+      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot });
+    } else
       print(
         tellStatus(
-          { ...value, older },
+          { ...value, older, atBoot },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
           flags.all === true,
@@ -53,7 +60,7 @@ export const status = command({
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel, older }: Answer,
+  { agent, kernel, older, atBoot }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -69,6 +76,7 @@ export function tellStatus(
     ],
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
+    ...tellBoot(atBoot),
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
@@ -241,6 +249,19 @@ function tellSettings(settings: Summary["settings"]): [string, string][] {
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
+}
+
+/** What units get at boot when kmesh can't come up. */
+function tellBoot(atBoot: Answer["atBoot"] = {}): [string, string][] {
+  const orders = Object.entries(atBoot);
+  const of = (order: BootOrder) =>
+    orders.flatMap(([unit, each]) => (each === order ? [unit] : [])).join(", ");
+  const parts = [
+    ["open (rather outside the mesh than not at all)", of("open")],
+    ["closed (not before it is governed)", of("closed")],
+    ["by a drop-in that was edited", of("edited")],
+  ].flatMap(([how, units]) => (units === "" ? [] : [`${how}: ${units}`]));
+  return parts.length > 0 ? [["at boot", parts.join("; ")]] : [];
 }
 
 /** Endpoints that are told; --output json has all. */

@@ -6,6 +6,9 @@ import { EXIT, Failure } from "./exit.ts";
 /** The name of our own service. */
 export const SERVICE = "kmesh.service";
 
+/** Ends when connections are governed; units that are closed at boot require it. */
+export const GATE = "kmesh-wait.service";
+
 /** Whether this machine was booted with systemd: sd_booted(3). */
 export function systemdRuns(): boolean {
   return existsSync("/run/systemd/system");

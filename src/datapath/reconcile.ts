@@ -44,7 +44,9 @@ export async function reconcileLive(tables: Tables, lower: boolean): Promise<Rec
   let sockets = first.size;
   await eachCounted(tables, (socket) => {
     const isSame = first.get(socket.cookie) === socket.value64(STATE.since_ns.offset);
-    if (!isSame) sockets++;
+    // A list that is taken in parts may name a socket twice; one that is sure is so once.
+    if (isSame) first.delete(socket.cookie);
+    else sockets++;
     for (const side of sides) isSame ? side.sure(socket) : side.seen(socket);
   });
   for (const side of sides) side.read();

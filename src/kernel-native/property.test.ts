@@ -1,5 +1,5 @@
 /** Generated configurations: any order and any batches give the same mesh, and changes name what differs. */
-import { describe, expect, test } from "bun:test";
+import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Random } from "../../test/lab/random.ts";
 import { MalformedResource, type ResourceType } from "../istiod/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
@@ -20,6 +20,9 @@ import {
   toCluster,
   toShares,
 } from "./testdata/resources.ts";
+
+// Thousands of meshes, also on a machine that is busy.
+setDefaultTimeout(60_000);
 
 type Resource = [ResourceType, string, Uint8Array];
 

@@ -153,6 +153,8 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     expect(kernel?.foreign).toBeUndefined();
     expect(kernel?.hooks.filter(({ attached }) => !attached)).toEqual([]);
     expect((await counted()) - before).toBe(made);
+    // Every connection was counted and ended by the kernel: no agent had anything to put right.
+    expect(lab.said("live counts corrected")).toEqual([]);
     const { clusters, frontends } = await lab.json<Inspection>("dump", "tables");
     expect(clusters.filter(({ live }) => live !== 0)).toEqual([]);
     // One mesh, no second: what the killed agent left half done is gone or finished.

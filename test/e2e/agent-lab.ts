@@ -2,7 +2,15 @@
  * dist/kmesh with the embedded control plane: a network namespace, a cgroup, pins and folders of the test's own.
  * Service addresses are routed nowhere, so what reaches a server was redirected by the kernel.
  */
-import { existsSync, mkdtempSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
@@ -146,6 +154,15 @@ export class AgentLab {
     });
     this.#processes.push(agent);
     return agent;
+  }
+
+  /** The lines with `text` that agents have logged until now. */
+  said(text: string): string[] {
+    const logs = readdirSync(this.folder).filter((name) => /^agent-\d+\.log$/.test(name));
+    return logs.flatMap((name) => {
+      const lines = readFileSync(join(this.folder, name), "utf8").split("\n");
+      return lines.filter((line) => line.includes(text)).map((line) => `${name}: ${line}`);
+    });
   }
 
   /** Starts an agent and waits until its first push is live. */

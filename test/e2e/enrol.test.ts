@@ -1,7 +1,9 @@
 /** `kmesh enrol`, `unenrol` and `wait` of the single file, with an agent and without. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { parse } from "yaml";
+import { Authority } from "../lab/authority.ts";
 import { type OwnedProcess, run } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
 
@@ -70,5 +72,31 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
     expect(readFileSync(file, "utf8")).toContain("# mine\nunit:");
     expect(await kmesh("enrol", "kmesh-five")).toMatchObject({ code: 0 });
     expect(await enrolled()).toEqual(["kmesh-five.service"]);
+  });
+
+  test("several at once, and a join among them: each finds what the others wrote", async () => {
+    const files = join(lab.folder, "files");
+    mkdirSync(files);
+    const claims = { aud: ["istio-ca"], sub: "system:serviceaccount:shop:vm", exp: Date.now() / 1000 + 3600 };
+    const members = {
+      "cluster.env":
+        "ISTIO_META_CLUSTER_ID='Kubernetes'\nPOD_NAMESPACE='shop'\nSERVICE_ACCOUNT='vm'\nTRUST_DOMAIN='cluster.local'\n",
+      "mesh.yaml": "defaultConfig:\n  discoveryAddress: istiod.istio-system.svc:15012\n",
+      "root-cert.pem": new Authority(lab.folder).root,
+      "istio-token": `x.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.x`,
+      hosts: "127.0.0.1 istiod.istio-system.svc\n",
+    };
+    for (const [name, text] of Object.entries(members)) writeFileSync(join(files, name), text);
+    const units = ["kmesh-a", "kmesh-b", "kmesh-c", "kmesh-d"];
+    const results = await Promise.all([
+      ...units.map((unit) => kmesh("enrol", unit)),
+      kmesh("unenrol", "kmesh-five"),
+      kmesh("join", "--from", files),
+    ]);
+    expect(results.map(({ code, stderr }) => (code === 0 ? "" : stderr)).join("")).toBe("");
+    const { unit, istiod } = parse(readFileSync(file, "utf8"));
+    expect(unit.sort()).toEqual(units.map((name) => `${name}.service`));
+    expect(istiod).toBe("istiod.istio-system.svc:15012");
+    expect((await enrolled())?.sort()).toEqual(unit);
   });
 });

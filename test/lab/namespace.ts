@@ -91,8 +91,9 @@ export class TestCgroup {
     this.path = path;
   }
 
-  static create(purpose: string): TestCgroup {
-    const path = `${cgroup2Mount()}/${ownName(purpose)}`;
+  /** `suffix` makes the name that of a systemd unit: ".service". */
+  static create(purpose: string, suffix = ""): TestCgroup {
+    const path = `${cgroup2Mount()}/${ownName(purpose)}${suffix}`;
     mkdirSync(path);
     return new TestCgroup(path);
   }

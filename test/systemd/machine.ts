@@ -113,10 +113,13 @@ export class SystemdMachine {
     this.write("/etc/kmesh/config.yaml", this.#settings(more));
   }
 
-  /** Down and up again: its files stay, the kernel holds nothing of before. */
-  async reboot(): Promise<void> {
+  /**
+   * Down and up again: its files stay, the kernel holds nothing of before. `until` "starting": what is started at boot may
+   * still be waiting.
+   */
+  async reboot(until?: "starting"): Promise<void> {
     await this.#halt();
-    await this.#boot();
+    await this.#boot(until);
   }
 
   /** Whether an application, a unit of its own, reaches the service: without the mesh there is no way to it. */
@@ -158,7 +161,7 @@ export class SystemdMachine {
     return stringify({ ...own, ...more });
   }
 
-  async #boot(): Promise<void> {
+  async #boot(until?: "starting"): Promise<void> {
     const [upper, work, root] = ["upper", "work", "root"].map((part) => join(this.#folder, part));
     const overlay = `mount -t overlay overlay -o lowerdir=${this.#root},upperdir=${upper},workdir=${work} ${root}`;
     const container = this.#start("systemd", [
@@ -178,7 +181,7 @@ export class SystemdMachine {
       "the machine is up",
       async () => {
         const { stdout } = await this.run("systemctl", "is-system-running");
-        return ["running", "degraded"].includes(stdout.trim());
+        return ["running", "degraded", until].includes(stdout.trim());
       },
       60_000,
       300,

@@ -226,19 +226,14 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect(await machine.links()).toEqual(links);
   });
 
-  test("a unit that must not run outside the mesh asks for the pinned link", async () => {
+  test("a unit that must not run outside the mesh starts while it governs", async () => {
     machine.write(
       "/run/systemd/system/shop.service",
-      [
-        "[Unit]",
-        "Wants=kmesh.service",
-        "After=kmesh.service",
-        `AssertPathExists=${machine.bpffs}/links/connect4`,
-        "[Service]",
-        "Type=oneshot",
-        "ExecStart=/bin/true",
-      ].join("\n"),
+      ["[Service]", "Type=oneshot", "ExecStart=/bin/true"].join("\n"),
     );
+    const text = await machine.output("kmesh", "enrol", "shop", "--at-boot=closed");
+    expect(text).toContain("governed already: the whole machine is");
+    expect(text).toContain("write   /etc/systemd/system/shop.service.d/50-kmesh.conf (at boot: closed)");
     expect((await machine.run("systemctl", "start", "shop")).code).toBe(0);
   });
 
@@ -247,7 +242,7 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect(await machine.property("ActiveState")).toBe("inactive");
     expect(await machine.links()).toEqual({});
     expect(await machine.governs()).toBe(false);
-    // What starts now starts kmesh, since it wants it.
+    // What starts now starts kmesh, and waits for it.
     await machine.output("systemctl", "start", "shop");
     expect(Object.keys(await machine.links()).sort()).toEqual(HOOKS);
   });
@@ -270,13 +265,16 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     for (const path of [
       "/usr/local/bin/kmesh",
       "/etc/systemd/system/kmesh.service",
+      "/etc/systemd/system/kmesh-wait.service",
       "/var/lib/kmesh",
       "/run/kmesh",
     ])
       expect(machine.exists(path)).toBe(false);
     expect(await machine.property("LoadState")).toBe("not-found");
-    // Fails closed, as it asked to.
-    expect((await machine.run("systemctl", "start", "shop")).stderr).toContain("Assertion failed");
+    // Nothing would ever come for which it could wait.
+    expect(text).toContain("remove  /etc/systemd/system/shop.service.d/50-kmesh.conf (at boot: closed)");
+    expect(machine.exists("/etc/systemd/system/shop.service.d")).toBe(false);
+    expect((await machine.run("systemctl", "start", "shop")).code).toBe(0);
 
     expect(await machine.output(machine.download, "uninstall", "--yes")).toContain("Nothing to do");
   });

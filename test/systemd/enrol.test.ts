@@ -1,0 +1,194 @@
+/** Units that are enrolled by name, without an agent and at boot. The tests are one life, in order. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { join } from "node:path";
+import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { eventually, sleep } from "../lab/process.ts";
+import { SERVICE, SystemdMachine } from "./machine.ts";
+
+setDefaultTimeout(120_000);
+
+const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
+const why =
+  missingForKmesh() ??
+  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+if (why !== undefined) console.warn(`skipped: units: ${why}`);
+
+/** Connects to the service all the time, at once for the first time, and keeps the last answer: there is none without the mesh. */
+const ASK = `#!/bin/bash
+while true; do
+  if { exec 3<>/dev/tcp/${SERVICE}/80; } 2>/dev/null; then
+    echo "$1" >&3
+    head -n1 <&3 >/run/$1.new
+    mv /run/$1.new /run/$1.answer
+    exec 3>&-
+  else
+    touch /run/$1.outside
+  fi
+  sleep 0.1
+done
+`;
+
+describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
+  let machine: SystemdMachine;
+
+  beforeAll(async () => {
+    machine = await SystemdMachine.boot(fetched.stdout.trim(), true);
+    machine.write("/usr/local/bin/ask", ASK);
+    await machine.output("chmod", "+x", "/usr/local/bin/ask");
+    for (const unit of ["early", "shut"]) {
+      const lines = [
+        "[Service]",
+        `ExecStart=/usr/local/bin/ask ${unit}`,
+        "[Install]",
+        "WantedBy=multi-user.target",
+      ];
+      machine.write(`/etc/systemd/system/${unit}.service`, lines.join("\n"));
+    }
+    await machine.output("systemctl", "daemon-reload");
+    await machine.output("systemctl", "enable", "early.service", "shut.service");
+    await eventually("the machine is governed", () => machine.governs(), 30_000);
+  }, 180_000);
+  afterAll(async () => {
+    if (machine) expect(await machine.remove()).toEqual([]);
+  }, 60_000);
+
+  async function shown(unit: string, property: string): Promise<string> {
+    return (await machine.output("systemctl", "show", "--value", `--property=${property}`, unit)).trim();
+  }
+
+  /** Whether the unit's connections are redirected now. */
+  async function answered(unit: string): Promise<boolean> {
+    await machine.output("rm", "-f", `/run/${unit}.answer`);
+    await sleep(500);
+    const { stdout } = await machine.run("cat", `/run/${unit}.answer`);
+    return stdout === `shop ${unit}\n`;
+  }
+
+  async function redirected(): Promise<number> {
+    const { kernel } = JSON.parse((await machine.run("kmesh", "status", "--output=json")).stdout);
+    return kernel.services.find(({ service }: { service: string }) => service.startsWith("shop.")).redirected;
+  }
+
+  /** As `systemctl mask` does for a unit that comes from elsewhere. */
+  async function masked(during: () => Promise<void>): Promise<void> {
+    const unit = "/etc/systemd/system/kmesh.service";
+    await machine.output(
+      "bash",
+      "-c",
+      `mv ${unit} /root/ && ln -s /dev/null ${unit} && systemctl daemon-reload`,
+    );
+    try {
+      await during();
+    } finally {
+      await machine.output("bash", "-c", `mv /root/kmesh.service ${unit} && systemctl daemon-reload`);
+    }
+  }
+
+  test("enrol tells what it would write, then writes it, and again there is nothing to do", async () => {
+    const file = "/etc/systemd/system/early.service.d/50-kmesh.conf";
+    const plan = await machine.output("kmesh", "enrol", "--only", "early", "--dry-run");
+    expect(plan).toContain(`write   ${file} (at boot: open)`);
+    expect(machine.exists(file)).toBe(false);
+    const text = await machine.output("kmesh", "enrol", "--only", "early");
+    expect(text).toContain("governed from now on: early.service");
+    expect(text).toContain("run     systemctl daemon-reload");
+    expect(machine.exists(file)).toBe(true);
+    expect((await shown("early.service", "After")).split(" ")).toContain("kmesh.service");
+    expect(await machine.output("kmesh", "enrol", "early")).toBe("governed already: early.service\n");
+    expect(await machine.output("kmesh", "status")).toContain(
+      "open (rather outside the mesh than not at all): early.service",
+    );
+    await machine.output("systemctl", "start", "early", "shut");
+    expect(await answered("early")).toBe(true);
+    expect(await answered("shut")).toBe(false);
+  });
+
+  test("restarted while the agent is dead, a unit stays governed, each connection counted", async () => {
+    await masked(async () => {
+      await machine.output("bash", "-c", `kill -9 ${await machine.property("MainPID")}`);
+      await machine.until("ActiveState", (state) => state === "failed" || state === "inactive");
+      expect((await machine.run("kmesh", "status")).code).toBe(3);
+      const pid = await shown("early.service", "MainPID");
+      const cgroup = await shown("early.service", "ControlGroupId");
+      await machine.output("systemctl", "restart", "early");
+      expect(await shown("early.service", "MainPID")).not.toBe(pid);
+      expect(Number(cgroup)).toBeGreaterThan(0);
+      expect(await shown("early.service", "ControlGroupId")).not.toBe(cgroup);
+      const before = await redirected();
+      expect(await answered("early")).toBe(true);
+      expect(await redirected()).toBeGreaterThan(before);
+      // Others are not.
+      expect(await answered("shut")).toBe(false);
+      expect(await machine.property("MainPID")).toBe("0");
+    });
+    await machine.output("systemctl", "start", "kmesh");
+  });
+
+  test("closed: neither a stop nor a restart of kmesh stops a unit, and what is pinned is enough to start it", async () => {
+    const text = await machine.output("kmesh", "enrol", "shut", "--at-boot", "closed");
+    expect(text).toContain("write   /etc/systemd/system/shut.service.d/50-kmesh.conf (at boot: closed)");
+    expect(await machine.output("kmesh", "enrol", "shut")).toBe("governed already: shut.service\n");
+    const pids = () => Promise.all(["early.service", "shut.service"].map((unit) => shown(unit, "MainPID")));
+    await machine.output("systemctl", "restart", "shut");
+    const before = await pids();
+    expect(await answered("shut")).toBe(true);
+    await machine.output("systemctl", "restart", "kmesh");
+    await machine.output("kmesh", "restart", "--graceful");
+    await machine.output("systemctl", "stop", "kmesh");
+    const refused = await machine.run("systemctl", "stop", "kmesh-wait");
+    expect(refused.stderr).toContain("may be requested by dependency only");
+    expect(await pids()).toEqual(before);
+    expect(await shown("kmesh-wait.service", "ActiveState")).toBe("inactive");
+    await masked(async () => {
+      await machine.output("systemctl", "restart", "shut");
+      expect(await answered("shut")).toBe(true);
+    });
+    await machine.output("systemctl", "start", "kmesh");
+    // Nothing that systemd had to ignore.
+    for (const unit of ["kmesh-wait", "early", "shut"])
+      expect(await machine.output("systemd-analyze", "verify", `/etc/systemd/system/${unit}.service`)).toBe(
+        "",
+      );
+    const analysed = await machine.run("systemd-analyze", "security", "--threshold=32", "kmesh-wait.service");
+    expect(analysed.stdout).toMatch(/Overall exposure level for kmesh-wait.service: [0-3]\.\d/);
+  });
+
+  test("kmesh can't come up at boot: open starts, closed waits and starts when kmesh comes", async () => {
+    machine.write("/etc/kmesh/config.yaml", "istiod: [");
+    await machine.reboot("starting");
+    await eventually("kmesh tried", async () => Number(await machine.property("NRestarts")) > 0, 30_000);
+    expect(await shown("early.service", "ActiveState")).toBe("active");
+    expect(await answered("early")).toBe(false);
+    expect(await shown("shut.service", "ActiveState")).toBe("inactive");
+    const jobs = await machine.output("systemctl", "list-jobs", "--no-legend");
+    expect(jobs).toMatch(/shut\.service +start +waiting/);
+    expect(jobs).toMatch(/kmesh-wait\.service +start +running/);
+    expect((await machine.run("kmesh", "wait", "--timeout=0")).code).toBe(2);
+
+    machine.configure({ unit: ["early.service", "shut.service"] });
+    await eventually(
+      "the closed unit starts",
+      async () => (await shown("shut.service", "ActiveState")) === "active",
+      30_000,
+    );
+    expect(await answered("shut")).toBe(true);
+    // None of its connections was outside the mesh, not the first either.
+    expect(machine.exists("/run/shut.outside")).toBe(false);
+    expect(machine.exists("/run/early.outside")).toBe(true);
+    expect(await answered("early")).toBe(true);
+    await eventually(
+      "the boot ends",
+      async () => (await machine.run("systemctl", "is-system-running")).stdout.trim() === "running",
+    );
+  });
+
+  test("unenrol takes the drop-in away, and leaves the unit running", async () => {
+    const pid = await shown("shut.service", "MainPID");
+    const text = await machine.output("kmesh", "unenrol", "shut");
+    expect(text).toContain("remove  /etc/systemd/system/shut.service.d/50-kmesh.conf");
+    expect(machine.exists("/etc/systemd/system/shut.service.d")).toBe(false);
+    expect(await shown("shut.service", "Requires")).not.toContain("kmesh");
+    expect(await shown("shut.service", "MainPID")).toBe(pid);
+  });
+});
