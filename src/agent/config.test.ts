@@ -2,20 +2,11 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import {
-  ConfigError,
-  examineConfig,
-  type Flags,
-  formatExclude,
-  parseExclude,
-  readConfig,
-  readFolders,
-  requireReadable,
-  SETTINGS,
-  sourcesOf,
-  unknownVariables,
-  variableOf,
-} from "./config.ts";
+import { examineConfig, readConfig, readFolders, requireReadable } from "./config.ts";
+import { ConfigError } from "./config-error.ts";
+import { formatExclude } from "./exclusion.ts";
+import { SETTINGS, variableOf } from "./settings.ts";
+import { type Flags, sourcesOf } from "./sources.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-config-"));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -99,24 +90,6 @@ describe("values", () => {
   test("the certificate's life in seconds", () => {
     const life = (text: string) => readConfig(withFile(text, base)).certificateLife;
     expect(["", "certificate-life: 90m", "certificate-life: 300s"].map(life)).toEqual([86_400, 5_400, 300]);
-  });
-
-  test("exclusions", () => {
-    expect(parseExclude("10.1.2.3/8:443")).toEqual({ address: "10.0.0.0", length: 8, port: 443 });
-    expect(parseExclude("fd00::/8")).toEqual({ address: "fd00::", length: 8, port: 0 });
-    expect(parseExclude("[fd00::/8]:443")).toEqual({ address: "fd00::", length: 8, port: 443 });
-    expect(parseExclude("::1")).toEqual({ address: "::1", length: 128, port: 0 });
-    for (const wrong of [
-      "10.0.0.0/33",
-      "10.0.0.0/8:",
-      "10.0.0.0/8:0",
-      "10.0.0.0/8:65536",
-      "host",
-      "",
-      "10.0.0.0/8:80:80",
-    ]) {
-      expect(() => parseExclude(wrong)).toThrow();
-    }
   });
 
   test("istiod's port follows from --plaintext", () => {
@@ -299,17 +272,5 @@ describe("what is wrong is named, with its place and the next step", () => {
     expect(
       readFolders({ flags: {}, env: {}, file: { path: "/does/not/exist", required: false } }).runDir,
     ).toBe("/run/kmesh");
-  });
-
-  test("variables that mean nothing are found", () => {
-    expect(
-      unknownVariables({
-        KMESH_ISTOID: "a",
-        KMESH_ISTIOD: "b",
-        KMESH_CONFIG: "c",
-        KMESH_FAULT: "e",
-        PATH: "d",
-      }),
-    ).toEqual(["KMESH_ISTOID"]);
   });
 });

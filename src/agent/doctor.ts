@@ -1,6 +1,7 @@
 /** Looks for what keeps this machine from the mesh, in the order in which one thing needs the other. */
 import { statSync } from "node:fs";
-import type { Config, ConfigError } from "./config.ts";
+import type { Config } from "./config.ts";
+import type { ConfigError } from "./config-error.ts";
 import { istiodChecks } from "./doctor-istiod.ts";
 import { machineChecks } from "./doctor-machine.ts";
 import type { Check, Finding } from "./examination.ts";

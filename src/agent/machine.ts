@@ -3,7 +3,8 @@ import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
-import { type Config, ConfigError } from "./config.ts";
+import type { Config } from "./config.ts";
+import { ConfigError } from "./config-error.ts";
 import type { Log } from "./log.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
 

@@ -6,9 +6,10 @@ import { stringify } from "yaml";
 import { discovery } from "../istiod/discovery.gen.js";
 import type { Membership } from "../istiod/membership.ts";
 import { nodeOf } from "../istiod/node.ts";
-import { type Config, readConfig, SETTINGS, type SettingName } from "./config.ts";
+import { type Config, readConfig } from "./config.ts";
 import { settingsOf } from "./member.ts";
 import { localityOf, nodeIdentity } from "./node.ts";
+import { SETTINGS, type SettingName } from "./settings.ts";
 
 let folder: string;
 beforeAll(() => {

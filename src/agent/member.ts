@@ -2,7 +2,7 @@
 import type { Membership } from "../istiod/membership.ts";
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
-import type { SettingName } from "./config.ts";
+import type { SettingName } from "./settings.ts";
 
 /** The settings that the files decide; undefined means that there is to be none. */
 export type DecidedSettings = Partial<Record<SettingName, Json | undefined>>;

@@ -1,6 +1,7 @@
 /** What a changed configuration means for an agent that runs. */
 import { isDeepStrictEqual } from "node:util";
-import { type Config, SETTINGS, type SettingName } from "./config.ts";
+import type { Config } from "./config.ts";
+import { SETTINGS, type SettingName } from "./settings.ts";
 import { type SettingValues, settingValues } from "./values.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */

@@ -1,7 +1,9 @@
 /** A configuration by the names of its settings, each value as the file would have it. */
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
-import { type Config, formatExclude, type SettingName } from "./config.ts";
+import type { Config } from "./config.ts";
+import { formatExclude } from "./exclusion.ts";
+import type { SettingName } from "./settings.ts";
 
 export type SettingValues = Record<SettingName, Json>;
 

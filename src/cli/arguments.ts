@@ -3,7 +3,8 @@
  * a repeated one, so this runs before it.
  */
 import { closest } from "../agent/closest.ts";
-import type { Flags, Setting } from "../agent/config.ts";
+import type { Setting } from "../agent/settings.ts";
+import type { Flags } from "../agent/sources.ts";
 
 /** What a command takes besides flags. */
 export interface Positional {

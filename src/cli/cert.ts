@@ -1,5 +1,6 @@
 import { join } from "node:path";
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { type Certificate, MalformedCertificate } from "../istiod/certificate.ts";
 import { type Chain, type Link, takeApart } from "../istiod/certificate-chain.ts";

@@ -1,6 +1,7 @@
 /** One command: its words for citty's help, its strict arguments, its run. */
 import { type ArgsDef, type CommandDef, defineCommand } from "citty";
-import { type Flags, FOLDERS, SETTINGS, type Setting } from "../agent/config.ts";
+import { FOLDERS, SETTINGS, type Setting } from "../agent/settings.ts";
+import type { Flags } from "../agent/sources.ts";
 import type { Arguments, Positional, Shape } from "./arguments.ts";
 
 export interface Command extends Shape {

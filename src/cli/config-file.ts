@@ -1,8 +1,9 @@
 /** The text of the configuration file. */
 import { isDeepStrictEqual } from "node:util";
 import { type Document, isMap, isScalar, parseDocument, stringify } from "yaml";
-import { ConfigError, FOLDERS, SETTINGS, type Setting, type SettingName } from "../agent/config.ts";
+import { ConfigError } from "../agent/config-error.ts";
 import type { DecidedSettings } from "../agent/member.ts";
+import { FOLDERS, SETTINGS, type Setting, type SettingName } from "../agent/settings.ts";
 
 /** What a setting might be, where its fallback or hint is no value. */
 const EXAMPLES: Partial<Record<string, string>> = {

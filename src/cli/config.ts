@@ -2,19 +2,13 @@ import { isDeepStrictEqual } from "node:util";
 import { askAgent } from "../admin/client.ts";
 import { adminSocket } from "../admin/status.ts";
 import { shapeOf } from "../agent/bond.ts";
-import {
-  type Config,
-  ConfigError,
-  examineConfig,
-  readConfig,
-  SETTINGS,
-  type SettingName,
-  type Sources,
-  sourcesOf,
-} from "../agent/config.ts";
+import { type Config, examineConfig, readConfig } from "../agent/config.ts";
+import { ConfigError } from "../agent/config-error.ts";
 import { type DecidedSettings, settingsOf } from "../agent/member.ts";
 import { differencesOf } from "../agent/reload.ts";
+import { SETTINGS, type SettingName } from "../agent/settings.ts";
 import { readSnapshotSettings } from "../agent/snapshot.ts";
+import { type Sources, sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { type SettingValues, settingValues } from "../agent/values.ts";
 import { faultOfRoots } from "../istiod/membership.ts";

@@ -1,4 +1,4 @@
-import type { Setting } from "../agent/config.ts";
+import type { Setting } from "../agent/settings.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import type { DemoEvent, DemoReport, Step } from "../demo/script.ts";
 import type { Stage } from "../demo/stage.ts";

@@ -2,7 +2,7 @@
 import { stripVTControlCharacters } from "node:util";
 import { type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
 import { closest } from "../agent/closest.ts";
-import { ConfigError } from "../agent/config.ts";
+import { ConfigError } from "../agent/config-error.ts";
 import { Unsupported } from "../agent/unsupported.ts";
 import { parseArguments, UsageError } from "./arguments.ts";
 import { asCitty, type Command } from "./command.ts";

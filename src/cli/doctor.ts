@@ -1,6 +1,8 @@
-import { CONFIG_FILE, examineConfig, SETTINGS, sourcesOf } from "../agent/config.ts";
+import { examineConfig } from "../agent/config.ts";
 import { checksOf } from "../agent/doctor.ts";
 import { examine, type Finding, firstWrong, type Result } from "../agent/examination.ts";
+import { SETTINGS } from "../agent/settings.ts";
+import { CONFIG_FILE, sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "./command.ts";
 import { EXIT } from "./exit.ts";

@@ -1,4 +1,5 @@
-import { type Folders, readFolders, sourcesOf } from "../agent/config.ts";
+import { type Folders, readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";

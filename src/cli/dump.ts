@@ -1,7 +1,8 @@
 import { stringify } from "yaml";
 import { toJson } from "../admin/json.ts";
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
 import type { Snapshot } from "../agent/snapshot.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { formatOf, formatSpan, print, printJson, remark } from "./output.ts";

@@ -13,7 +13,8 @@ import {
 import { dirname } from "node:path";
 import { AdminError, askAgent, orderAgent } from "../admin/client.ts";
 import { adminSocket } from "../admin/status.ts";
-import { CONFIG_FILE, type Folders, readFolders, sourcesOf } from "../agent/config.ts";
+import { type Folders, readFolders } from "../agent/config.ts";
+import { CONFIG_FILE, sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import type { SettingValues } from "../agent/values.ts";
 import { NoUnit, unitName } from "../datapath/unit.ts";

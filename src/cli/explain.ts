@@ -1,7 +1,8 @@
 import { AdminError } from "../admin/client.ts";
 import type { ConfiguredEndpoint, Explained } from "../admin/explain.ts";
 import { BadRequest } from "../admin/server.ts";
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { formatMatch } from "../mesh/frontend.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";

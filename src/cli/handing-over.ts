@@ -1,9 +1,10 @@
 /** Has the agent hand over to a successor and tells how it goes: what `restart`, `upgrade` and `rollback` share. */
 import { AdminError, askAgent, orderAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import type { Folders, Setting } from "../agent/config.ts";
+import type { Folders } from "../agent/config.ts";
 import type { Proof } from "../agent/handover.ts";
 import type { Order } from "../agent/order.ts";
+import type { Setting } from "../agent/settings.ts";
 import { type Arguments, UsageError } from "./arguments.ts";
 import { textFlag } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";

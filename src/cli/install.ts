@@ -1,12 +1,7 @@
 import { existsSync } from "node:fs";
-import {
-  CONFIG_FILE,
-  type Folders,
-  readFolders,
-  SETTINGS,
-  type Setting,
-  sourcesOf,
-} from "../agent/config.ts";
+import { type Folders, readFolders } from "../agent/config.ts";
+import { SETTINGS, type Setting } from "../agent/settings.ts";
+import { CONFIG_FILE, sourcesOf } from "../agent/sources.ts";
 import { requireRoot, Unsupported } from "../agent/unsupported.ts";
 import { asset, isEmbedded } from "../runtime/assets.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";

@@ -18,7 +18,7 @@ import {
   symlinkSync,
 } from "node:fs";
 import { dirname, join } from "node:path";
-import { CONFIG_FILE } from "../agent/config.ts";
+import { CONFIG_FILE } from "../agent/sources.ts";
 import { bootRemovals } from "./boot-order.ts";
 import { configTemplate } from "./config-file.ts";
 import { EXIT, Failure } from "./exit.ts";

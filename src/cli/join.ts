@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
-import { CONFIG_FILE, readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { CONFIG_FILE, sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
 import { lockedUnless } from "./config-lock.ts";

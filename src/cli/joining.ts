@@ -3,7 +3,8 @@ import { chmodSync, existsSync, mkdirSync, readFileSync, statSync } from "node:f
 import { join } from "node:path";
 import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import { type Config, type ConfigError, examineConfig, type Folders } from "../agent/config.ts";
+import { type Config, examineConfig, type Folders } from "../agent/config.ts";
+import type { ConfigError } from "../agent/config-error.ts";
 import { settingsOf } from "../agent/member.ts";
 import { differencesOf } from "../agent/reload.ts";
 import { type SettingValues, settingValues } from "../agent/values.ts";

@@ -1,7 +1,7 @@
 /** What commands print: text for people, JSON for programs. */
 import { writeSync } from "node:fs";
 import { toJson } from "../admin/json.ts";
-import type { Flags } from "../agent/config.ts";
+import type { Flags } from "../agent/sources.ts";
 import { UsageError } from "./arguments.ts";
 
 export type Format = "text" | "json";

@@ -1,7 +1,8 @@
 import { askAgent, orderAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import { type Folders, readFolders, sourcesOf } from "../agent/config.ts";
+import { type Folders, readFolders } from "../agent/config.ts";
 import type { Order } from "../agent/order.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";

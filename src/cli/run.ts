@@ -1,17 +1,12 @@
 import type { AgentStatus } from "../admin/status.ts";
 import type { Agent } from "../agent/agent.ts";
-import {
-  type Config,
-  ConfigError,
-  type Flags,
-  readConfig,
-  SETTINGS,
-  sourcesOf,
-  unknownVariables,
-} from "../agent/config.ts";
+import { type Config, readConfig } from "../agent/config.ts";
+import { ConfigError } from "../agent/config-error.ts";
 import { INVITATION } from "../agent/invitation.ts";
 import type { Log } from "../agent/log.ts";
 import { tellReload } from "../agent/reload.ts";
+import { SETTINGS, unknownVariables } from "../agent/settings.ts";
+import { type Flags, sourcesOf } from "../agent/sources.ts";
 import type { Succession } from "../agent/succession.ts";
 import { execSelf } from "../kernel/process.ts";
 import { version } from "../runtime/version.ts";

@@ -1,6 +1,7 @@
 import { dirname } from "node:path";
 import type { AgentStatus } from "../admin/status.ts";
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import type { Summary } from "../datapath/inspect.ts";
 import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";

@@ -1,6 +1,7 @@
 /** The key `unit` in the text of the configuration file. Comments, and what else stands there, stay. */
 import { type Document, isMap, isScalar, isSeq, parseDocument } from "yaml";
-import { ConfigError, SETTINGS } from "../agent/config.ts";
+import { ConfigError } from "../agent/config-error.ts";
+import { SETTINGS } from "../agent/settings.ts";
 import { unitName } from "../datapath/unit.ts";
 
 export type Change = "add" | "remove";

@@ -1,5 +1,6 @@
 import { resolve } from "node:path";
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
 import { examine } from "./executable.ts";

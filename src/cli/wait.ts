@@ -1,4 +1,5 @@
-import { readFolders, sourcesOf } from "../agent/config.ts";
+import { readFolders } from "../agent/config.ts";
+import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { UsageError } from "./arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";

@@ -1,0 +1,220 @@
+/**
+ * The agent's side of istiod: as whom it speaks (addresses, certificate, registration), what it hears, which becomes a
+ * mesh, and what it reports of the application. Knows nothing of the kernel's tables.
+ */
+import { join } from "node:path";
+import type { AgentStatus, RegistrationStatus } from "../admin/status.ts";
+import { parseProbe } from "../health/probe.ts";
+import { HealthWatch } from "../health/watch.ts";
+import { CertificateStore } from "../istiod/certificate-store.ts";
+import type { Security } from "../istiod/credentials.ts";
+import { WorkloadIdentity } from "../istiod/identity.ts";
+import type { Identity } from "../istiod/node.ts";
+import type { ResourceSink } from "../istiod/sink.ts";
+import type { StreamEvent } from "../istiod/status.ts";
+import { IstiodStream } from "../istiod/stream.ts";
+import { formatTarget } from "../istiod/target.ts";
+import { KernelNative } from "../kernel-native/kernel-native.ts";
+import { Reflection } from "../kernel-native/reflection.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import { AddressWatch } from "./address-watch.ts";
+import { type Config, requireReadable } from "./config.ts";
+import type { Log } from "./log.ts";
+import { machineAddresses } from "./machine-addresses.ts";
+import { nodeIdentity, registrationOf } from "./node.ts";
+import type { Reporter } from "./reporter.ts";
+
+/** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */
+const UNSPOKEN = "192.0.2.0";
+
+export interface ControlPlaneOptions {
+  config: Config;
+  /** The machine's own, the main one first; none yet, maybe. */
+  addresses: string[];
+  log: Log;
+  reporter: Reporter;
+  /** A push is complete. */
+  publish(mesh: Mesh, changes: Changes): void;
+  /** Something happened on the stream. */
+  heard(event: StreamEvent): void;
+  /** Certificate, registration or health are others now. */
+  changed(): void;
+  /** The machine has other addresses, so it is another node: the agent has to begin anew. */
+  moved(): void;
+}
+
+export class ControlPlane {
+  readonly #options: ControlPlaneOptions;
+  readonly #compiler: KernelNative;
+  readonly #identity: WorkloadIdentity | undefined;
+  readonly #stream: IstiodStream;
+  readonly #health: HealthWatch | undefined;
+  #registration: RegistrationStatus | undefined;
+  #addressWatch: AddressWatch | undefined;
+  #stopped = false;
+
+  /** Says nothing to anybody yet. Throws ConfigError for a token that is needed and can't be read. */
+  constructor(options: ControlPlaneOptions) {
+    const { config, addresses } = options;
+    this.#options = options;
+    this.#compiler = new KernelNative({
+      allowPlaintext: config.allowPlaintext,
+      publish: (mesh, changes) => options.publish(mesh, changes),
+    });
+    this.#identity = this.#openIdentity();
+    // Without an address the stream is made and never begins.
+    const node = nodeIdentity(config, this.#nameless ? [UNSPOKEN] : addresses);
+    this.#registration = this.#nameless ? undefined : registrationOf(node);
+    this.#health = this.#openHealth();
+    this.#stream = new IstiodStream({
+      istiod: formatTarget(config.istiod),
+      security: securityOf(config, this.#identity),
+      hosts: config.hosts,
+      identity: node,
+      sink: this.#reflecting(node),
+      on: (event) => options.heard(event),
+    });
+  }
+
+  get connected(): boolean {
+    return this.#stream.status().connected;
+  }
+
+  /** Whether istiod's configuration is known. */
+  get synced(): boolean {
+    return this.#stream.status().synced;
+  }
+
+  /** As the agent's status has it. */
+  status(): Pick<AgentStatus, "identity" | "registration" | "health" | "stream"> {
+    return {
+      ...(this.#identity ? { identity: this.#identity.status() } : {}),
+      ...(this.#registration ? { registration: this.#registration } : {}),
+      ...(this.#health ? { health: this.#health.status() } : {}),
+      stream: this.#stream.status(),
+    };
+  }
+
+  /** What istiod sent, resource by resource. */
+  received(): Record<string, unknown> {
+    return this.#compiler.describe();
+  }
+
+  /** The application is asked for its health, and istiod for the mesh, as soon as there is an address to be told of. */
+  start(): void {
+    this.#health?.start();
+    void this.#connect();
+  }
+
+  stop(): void {
+    this.#addressWatch?.stop();
+    this.#stopped = true;
+    this.#health?.stop();
+    this.#identity?.stop();
+    this.#stream.stop();
+    this.#compiler.close();
+  }
+
+  /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
+  async #connect(): Promise<void> {
+    const { log } = this.#options;
+    this.#watchAddresses();
+    if (this.#nameless) {
+      log.warn(
+        "This machine has no address that peers could reach, so istiod is not told of it yet. " +
+          "It is as soon as there is one; --ip names one",
+      );
+      return;
+    }
+    try {
+      await this.#identity?.begin();
+    } catch (error) {
+      log.error(
+        `A fault of kmesh, no certificate is asked for: ${error instanceof Error ? error.message : error}`,
+      );
+    }
+    if (!this.#stopped) this.#stream.start();
+  }
+
+  /** Whether there is no address yet by which istiod could be told of this machine. */
+  get #nameless(): boolean {
+    const { config, addresses } = this.#options;
+    return addresses.length === 0 && config.serviceIp === undefined;
+  }
+
+  /** Other addresses make another node of this machine: the agent begins anew, in this process, and nobody notices. */
+  #watchAddresses(): void {
+    const { config, addresses: told, log, moved } = this.#options;
+    if (config.ips.length > 0) return;
+    this.#addressWatch = new AddressWatch(told, machineAddresses, (addresses) => {
+      log.info(
+        `This machine's addresses are ${addresses.join(", ")} now, not ${told.join(", ") || "none"}: ` +
+          "the agent begins anew to tell istiod, what the kernel holds stays",
+      );
+      moved();
+    });
+  }
+
+  /** Whoever has a token gets a certificate for it. */
+  #openIdentity(): WorkloadIdentity | undefined {
+    const { config, reporter, changed } = this.#options;
+    if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
+    const identity = new WorkloadIdentity({
+      istiod: formatTarget(config.caServer ?? config.istiod),
+      hosts: config.hosts,
+      id: {
+        trustDomain: config.trustDomain,
+        namespace: config.namespace,
+        serviceAccount: config.serviceAccount,
+      },
+      ca: config.ca,
+      token: config.token,
+      clusterId: config.clusterId,
+      validity: config.certificateLife,
+      store: new CertificateStore(join(config.stateDir, "identity")),
+      on: (event) => {
+        reporter.heardOfIdentity(event);
+        changed();
+      },
+      renewed: () => this.#stream.renew(),
+    });
+    if (identity.status().certificate === undefined) requireReadable("--token", config.token);
+    return identity;
+  }
+
+  /** The way to the compiler; for a machine that is registered it is looked for on that way. */
+  #reflecting(node: Identity): ResourceSink {
+    const [address] = node.ips;
+    if (!this.#registration || address === undefined) return this.#compiler;
+    return new Reflection(this.#compiler, address, (peers) => {
+      if (this.#registration) this.#registration = { ...this.#registration, peers };
+      this.#options.reporter.heardOfPeers(peers, this.#registration);
+      this.#options.changed();
+    });
+  }
+
+  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  #openHealth(): HealthWatch | undefined {
+    const { config, addresses, reporter, changed } = this.#options;
+    if (config.readinessProbe === undefined) return undefined;
+    return new HealthWatch({
+      probe: parseProbe(config.readinessProbe),
+      address: config.probeLocalhost ? "localhost" : (addresses[0] ?? "localhost"),
+      on: (verdict) => {
+        reporter.heardOfHealth(verdict);
+        if (this.#registration) this.#stream.report(verdict);
+        changed();
+      },
+    });
+  }
+}
+
+function securityOf(config: Config, identity: WorkloadIdentity | undefined): Security {
+  if (config.plaintext || config.ca === undefined) return { kind: "plaintext" };
+  return {
+    kind: "tls",
+    ca: config.ca,
+    ...(config.token === undefined ? {} : { token: config.token }),
+    ...(identity ? { identity } : {}),
+  };
+}

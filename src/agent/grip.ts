@@ -1,0 +1,147 @@
+/**
+ * What one agent alone has at a time: the locks, the kernel's tables, and those that the version before left. An agent
+ * lets go of it while another takes over, and takes it again when that one fails.
+ */
+import { type AgentStatus, readStatus } from "../admin/status.ts";
+import { Datapath, type Governed } from "../datapath/datapath.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
+import { LockHeld } from "../kernel/lock.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import type { Folders } from "./config.ts";
+import { KeptGenerations } from "./kept-generations.ts";
+import { Locks } from "./locks.ts";
+import type { Log } from "./log.ts";
+
+/** Between two looks at whether the hooks are still attached, milliseconds. */
+const UPKEEP = 5_000;
+/** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
+const CURRENT = 1_000;
+/** Another agent's last moment with the tables, milliseconds. */
+const LOCKS_PATIENCE = 5_000;
+
+export interface GripOptions {
+  folders: Folders;
+  governed: Governed;
+  /** The machine's own. */
+  addresses: string[];
+  log: Log;
+  /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
+  isCurrent(): boolean;
+}
+
+interface Held {
+  locks: Locks;
+  datapath: Datapath;
+  kept: KeptGenerations;
+}
+
+export class Grip {
+  readonly #options: GripOptions;
+  #governed: Governed;
+  /** Absent before an agent takes over from another, and while another takes over from it. */
+  #held: Held | undefined;
+  #adopted = false;
+  #before: AgentStatus | undefined;
+  #currentTimer: ReturnType<typeof setInterval> | undefined;
+
+  /** Holds nothing yet. */
+  constructor(options: GripOptions) {
+    this.#options = options;
+    this.#governed = options.governed;
+  }
+
+  /** The tables; undefined while another agent has them, or may have. */
+  get datapath(): Datapath | undefined {
+    return this.#held?.datapath;
+  }
+
+  /** Whether the tables were those of an earlier start when they were taken last. */
+  get adopted(): boolean {
+    return this.#adopted;
+  }
+
+  /** What the agent that had them before left in the status file. */
+  get before(): AgentStatus | undefined {
+    return this.#before;
+  }
+
+  /** Who is enrolled and what is left alone, now and whenever the tables are taken again. */
+  get governed(): Governed {
+    return this.#governed;
+  }
+
+  /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, KernelError, or an Error of one line. */
+  grasp(): void {
+    const { folders, addresses, log } = this.#options;
+    const locks = Locks.acquire(folders);
+    try {
+      this.#before = readStatus(folders.runDir);
+      const datapath = Datapath.open({
+        bpffs: folders.bpffs,
+        ...this.#governed,
+        nodeAddresses: addresses,
+        upkeep: UPKEEP,
+        log: (line) => log.info(line),
+      });
+      const kept = new KeptGenerations(datapath, log);
+      this.#held = { locks, datapath, kept };
+      this.#adopted = datapath.adopted;
+      // Before the first connection, or we would be sent through our own mesh.
+      datapath.exemptSelf();
+      kept.watch();
+      this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
+    } catch (error) {
+      if (this.#held) this.letGo();
+      else locks.release();
+      throw error;
+    }
+  }
+
+  /** The same when whoever had them last is about to be gone: a dead process's locks end a moment after its sockets. */
+  async graspPatiently(): Promise<void> {
+    const until = performance.now() + LOCKS_PATIENCE;
+    for (;;) {
+      try {
+        this.grasp();
+        return;
+      } catch (error) {
+        if (!(error instanceof LockHeld) || performance.now() > until) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+    }
+  }
+
+  /** Programs, tables and links stay pinned: connections go on as they are. */
+  letGo(): void {
+    clearInterval(this.#currentTimer);
+    this.#held?.kept.stop();
+    this.#held?.datapath.close();
+    this.#held?.locks.release();
+    this.#held = undefined;
+  }
+
+  /** Takes effect at once. Throws KernelError, and everything stays as it was. */
+  govern(governed: Governed): void {
+    try {
+      this.datapath?.govern(governed);
+    } catch (error) {
+      this.datapath?.govern(this.#governed);
+      throw error;
+    }
+    this.#governed = governed;
+  }
+
+  /** Makes `mesh` what connections see; see Datapath.apply. Throws also when another agent has the tables. */
+  write(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
+    const held = this.#held;
+    if (!held) throw new Error("another agent has the tables");
+    const { takesOver } = held.datapath;
+    const report = held.datapath.apply(mesh, changes);
+    if (takesOver) held.kept.watch();
+    return report;
+  }
+
+  #keepCurrent(): void {
+    if (this.#options.isCurrent()) this.#held?.datapath.keepCurrent();
+  }
+}

@@ -1,0 +1,237 @@
+/**
+ * Has the kernel's tables follow the mesh: each push as it comes, all of it again when one could not be written, the last
+ * good snapshot where istiod does not answer. While another agent has the tables, the mesh goes on in memory alone.
+ */
+import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import type { Grip } from "./grip.ts";
+import type { Log } from "./log.ts";
+import { meshStatusBefore, meshStatusOf, type Reporter } from "./reporter.ts";
+import type { SnapshotKeeper } from "./snapshot-keeper.ts";
+import type { Urgency } from "./status-file.ts";
+
+/** After a push that could not be written, milliseconds. */
+const RETRY = 5_000;
+/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+const ISTIOD_PATIENCE = 10_000;
+/** After istiod's first push names of DNS clusters are looked up; a successor waits for them so long at most, milliseconds. */
+const NAMES_PATIENCE = 3_000;
+
+export interface LiveTablesOptions {
+  grip: Grip;
+  snapshots: SnapshotKeeper;
+  reporter: Reporter;
+  log: Log;
+  /** The status is another one now. */
+  changed(urgency: Urgency): void;
+}
+
+export class LiveTables {
+  readonly #options: LiveTablesOptions;
+  readonly #grip: Grip;
+  #mesh: Mesh | undefined;
+  /** Set while the tables come from a snapshot. */
+  #snapshot: SnapshotStatus | undefined;
+  #status: TablesStatus = { applies: 0, writes: 0 };
+  #relinked = 0;
+  /** The kernel lags behind the mesh: the next write compares everything. */
+  #behind = false;
+  #retryTimer: ReturnType<typeof setTimeout> | undefined;
+  #patienceTimer: ReturnType<typeof setTimeout> | undefined;
+  #namesTimer: ReturnType<typeof setTimeout> | undefined;
+  readonly #live = Promise.withResolvers<void>();
+  readonly #synced = Promise.withResolvers<void>();
+
+  constructor(options: LiveTablesOptions) {
+    this.#options = options;
+    this.#grip = options.grip;
+  }
+
+  /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
+  get live(): Promise<void> {
+    return this.#live.promise;
+  }
+
+  /** Resolves as soon as istiod's first complete push is in memory while the tables are another's. */
+  get synced(): Promise<void> {
+    return this.#synced.promise;
+  }
+
+  /** What is, or is to be, live: istiod's, or the snapshot's. */
+  get mesh(): Mesh | undefined {
+    return this.#mesh;
+  }
+
+  /** Whether the kernel lags behind the mesh. */
+  get behind(): boolean {
+    return this.#behind;
+  }
+
+  /** Map writes and hooks that changed hands since the start. */
+  get work(): { writes: number; relinked: number } {
+    return { writes: this.#status.writes, relinked: this.#relinked };
+  }
+
+  /** As the agent's status has it. */
+  status(): { snapshot?: SnapshotStatus; tables: TablesStatus; mesh: MeshStatus } {
+    const { adopted, before } = this.#grip;
+    return {
+      ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
+      tables: this.#status,
+      mesh: this.#mesh
+        ? { ...meshStatusOf(this.#mesh), current: this.#snapshot === undefined }
+        : meshStatusBefore(adopted ? before?.mesh : undefined),
+    };
+  }
+
+  /** Takes the tables, and nothing is written yet. Throws as Grip.grasp. */
+  take(): void {
+    this.#grip.grasp();
+    this.#inherit();
+  }
+
+  /** The same when whoever had them last is about to be gone. */
+  async takePatiently(): Promise<void> {
+    await this.#grip.graspPatiently();
+    this.#inherit();
+  }
+
+  /** From here on pushes only change the mesh in memory. */
+  letGo(): void {
+    clearTimeout(this.#patienceTimer);
+    this.#grip.letGo();
+  }
+
+  /** Nothing is tried again, and nobody is waited for any more. */
+  stop(): void {
+    clearTimeout(this.#retryTimer);
+    clearTimeout(this.#patienceTimer);
+    clearTimeout(this.#namesTimer);
+  }
+
+  /** At a start, before istiod says anything: what governs goes on, else the snapshot governs. */
+  begin(): void {
+    const { governs = false, takesOver = false } = this.#grip.datapath ?? {};
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (governs) this.#live.resolve();
+    else this.#restore();
+  }
+
+  /** What a successor does with the tables. Throws when they can't become what istiod wants. */
+  takeOver(): void {
+    const { datapath } = this.#grip;
+    if (this.#mesh) {
+      this.#apply({ everything: true });
+      if (this.#behind) throw new Error(this.#status.lastError?.text ?? "the tables can't be written");
+    } else if (!datapath?.governs || datapath.takesOver) this.#restore();
+    if (this.#grip.datapath?.takesOver)
+      throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
+    this.#live.resolve();
+  }
+
+  /** Another agent is about to take them: the snapshot is that one's, too. Takes effect until `takeBack`. */
+  pause(): void {
+    clearTimeout(this.#retryTimer);
+    this.#options.snapshots.pause();
+    this.letGo();
+  }
+
+  /** Whatever another agent did to them, they become what istiod wants. To be called when they are taken again. */
+  takeBack(): void {
+    if (this.#mesh && !this.#snapshot) this.#apply({ everything: true });
+    // It came as far as to govern by its own tables.
+    else if (this.#grip.datapath?.takesOver) {
+      this.#mesh = undefined;
+      this.#restore();
+    }
+  }
+
+  /** A push of istiod. Never throws: what can't be written is tried again. */
+  publish(mesh: Mesh, changes: Changes): void {
+    this.#mesh = mesh;
+    if (!this.#grip.datapath) {
+      // Whoever takes the tables next compares everything.
+      this.#behind = true;
+      this.#noteSync(mesh);
+      return;
+    }
+    this.#apply(this.#behind ? { everything: true } : changes);
+  }
+
+  /** Who fills them from a snapshot says so until istiod answers, over as many agents as that takes. */
+  #inherit(): void {
+    if (this.#grip.datapath?.governs) this.#snapshot = this.#grip.before?.snapshot;
+  }
+
+  /** A successor is in sync when it knows the addresses of names, too, or nobody says them in time. */
+  #noteSync(mesh: Mesh): void {
+    const waits = [...mesh.clusters.values()].some(({ pending }) => pending);
+    if (!waits) this.#synced.resolve();
+    else this.#namesTimer ??= setTimeout(() => this.#synced.resolve(), NAMES_PATIENCE);
+  }
+
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
+  #restore(): void {
+    if (this.#mesh || !this.#grip.datapath) return;
+    const { snapshots, reporter, log } = this.#options;
+    const found = snapshots.load();
+    if (!found) return;
+    const { mesh, writtenAt } = found;
+    try {
+      const { writes, milliseconds } = this.#write(mesh, { everything: true });
+      const appliedAt = new Date().toISOString();
+      this.#mesh = mesh;
+      this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
+      reporter.restored(mesh, this.#snapshot);
+      this.#live.resolve();
+    } catch (error) {
+      // What it left half done is not attached, and istiod's first push compares all of it.
+      log.error(
+        `The snapshot can't be made live: ${error instanceof Error ? error.message : error}. Waiting for istiod`,
+      );
+    }
+  }
+
+  #apply(changes: Changes): void {
+    const mesh = this.#mesh;
+    if (!mesh || !this.#grip.datapath) return;
+    const { snapshots, reporter, log, changed } = this.#options;
+    clearTimeout(this.#retryTimer);
+    try {
+      const { writes, milliseconds } = this.#write(mesh, changes);
+      const now = new Date().toISOString();
+      const first = this.#status.firstApplyAt === undefined;
+      this.#status = {
+        applies: this.#status.applies + 1,
+        writes: this.#status.writes + writes,
+        firstApplyAt: this.#status.firstApplyAt ?? now,
+        firstWrites: this.#status.firstWrites ?? writes,
+        lastApplyAt: now,
+        lastWrites: writes,
+        lastMilliseconds: milliseconds,
+      };
+      this.#behind = false;
+      this.#snapshot = undefined;
+      snapshots.changed(mesh);
+      this.#live.resolve();
+      reporter.applied(mesh, { first, writes, milliseconds });
+    } catch (error) {
+      // What was not written yet stays as it was; the mesh is tried again as a whole.
+      this.#behind = true;
+      snapshots.hold();
+      const reason = error instanceof Error ? error.message : String(error);
+      this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
+      log.error(
+        `istiod's push is not wholly live, the rest of the tables stays as it is: ${reason}. Next try in ${RETRY / 1000} s.`,
+      );
+      this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), RETRY);
+    }
+    changed(changes.everything || changes.services.size > 0 ? "news" : "numbers");
+  }
+
+  #write(mesh: Mesh, changes: Changes): { writes: number; milliseconds: number } {
+    const { relinked, ...report } = this.#grip.write(mesh, changes);
+    this.#relinked += relinked;
+    return report;
+  }
+}
