@@ -444,7 +444,9 @@ export class Stage {
 function isAlive(pid: number): boolean {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return !/^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
+    const ended = /^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
+    // Its locks are free when its last thread has ended.
+    return !ended || readdirSync(`/proc/${pid}/task`).length > 1;
   } catch {
     return false;
   }

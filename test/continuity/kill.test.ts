@@ -7,6 +7,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
+import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { FAULT_POINTS, FAULT_VARIABLE, type FaultPoint } from "../../src/runtime/fault.ts";
 import { AgentLab, KMESH, missing, type RunningClient, shop } from "../e2e/agent-lab.ts";
 import { otherBuild } from "../lab/other-build.ts";
@@ -243,8 +244,10 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       const storm = await connections();
       await end();
       lab.program = [wide];
-      await dies(armed(point, times));
+      const agent = armed(point, times);
+      await dies(agent);
       await lab.liveAgent();
+      expect(existsSync(join(ownCgroup() ?? cgroup2Root(), `kmesh-probe-${agent.pid}`))).toBe(false);
       // The one before stays for the way back; one that is older goes with the flip, or with that one after the hour.
       const flipped = point === "flip.hooks" || point === "remove.other";
       await proves(storm, 0, flipped ? 3 : 2);

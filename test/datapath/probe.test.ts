@@ -86,10 +86,10 @@ describe.skipIf(!root)("a probe", () => {
   function traces() {
     using agents = BpfMap.fromPin(keptPin(lab.bpffs, "agents"));
     const own = ownCgroup() ?? "";
-    const cgroups = [...readdirSync(own), ...readdirSync(cgroup2Root())];
+    const cgroups = [own, cgroup2Root()].flatMap((folder) => readdirSync(folder));
     const { services } = summarizePinned(lab.bpffs);
     return {
-      cgroups: cgroups.filter((name) => name.startsWith("kmesh-probe")),
+      cgroups: cgroups.filter((name) => name === `kmesh-probe-${process.pid}`),
       exempt: agents.entries().count,
       pins: readdirSync(lab.bpffs, { recursive: true, encoding: "utf8" }).sort(),
       services: services.map(({ service, redirected, refused }) => ({ service, redirected, refused })),
