@@ -148,6 +148,12 @@ describe("whatever goes wrong, the predecessor goes on and the successor is gone
       [],
     ],
     [
+      "it takes for something else what all versions share",
+      [[0, { say: "hello", protocol: 1, version: "9", abi: "a", keep: ["endpoint: 64 bytes"] }], READY],
+      "in keep/ .endpoint: 32 bytes here, endpoint: 64 bytes there.",
+      [],
+    ],
+    [
       "another answers",
       [[0, { say: "hello", protocol: 1, version: "9", abi: "", pid: 1 }]],
       "pid 1 answered in its place",

@@ -23,6 +23,7 @@
 import { rmSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
+import { keptConflict, keptLayouts } from "../datapath/keep.ts";
 import { since, type Totals } from "../datapath/totals.ts";
 import { isLiving, signalTask, type TaskIdentity } from "../kernel/process.ts";
 import { faultPoint } from "../runtime/fault.ts";
@@ -30,7 +31,8 @@ import { Channel } from "./channel.ts";
 import { PROTOCOL } from "./invitation.ts";
 
 export type FromSuccessor =
-  | { say: "hello"; protocol: number; pid: number; version: string; abi: string }
+  /** `keep`: the layouts that every version shares. One that does not say has those of before it could. */
+  | { say: "hello"; protocol: number; pid: number; version: string; abi: string; keep?: readonly string[] }
   | { say: "progress"; text: string }
   | { say: "ready"; synced: boolean; services: number; endpoints: number }
   | { say: "live"; writes: number; relinked: number }
@@ -123,6 +125,11 @@ export async function handOver(
     if (hello.pid !== task.tgid) throw new NotHandedOver(`pid ${hello.pid} answered in its place`);
     if (hello.protocol !== PROTOCOL)
       throw new NotHandedOver(`the successor (${hello.version}) hands over in another way`);
+    const conflict = hello.keep && keptConflict(keptLayouts(), hello.keep);
+    if (conflict !== undefined)
+      throw new NotHandedOver(
+        `the successor (${hello.version}) takes for something else what all versions share in keep/ (${conflict})`,
+      );
     successor.say({ say: "welcome", synced: predecessor.synced, patience: deadline.left });
     const ready = await successor.hear("ready");
     options.progress(

@@ -63,13 +63,14 @@ test("a large mesh is written in slices; changes during that are in the next", a
   const mesh = meshOf(20_000);
   const one = keeper();
   one.changed(mesh);
-  let longest = 0;
-  let last = performance.now();
   let changed = false;
+  let turns = 0;
+  const turn = () => {
+    if (existsSync(`${snapshotFile(folder)}.new`)) turns++;
+    if (!existsSync(snapshotFile(folder))) setImmediate(turn);
+  };
+  turn();
   await eventually("both are written", async () => {
-    const now = performance.now();
-    longest = Math.max(longest, now - last);
-    last = now;
     if (!changed && existsSync(`${snapshotFile(folder)}.new`)) {
       changed = true;
       mesh.clusters.delete("c0");
@@ -80,7 +81,8 @@ test("a large mesh is written in slices; changes during that are in the next", a
   expect(changed).toBe(true);
   one.close();
   expect(warnings).toEqual([]);
-  expect(longest).toBeLessThan(1_000);
+  // Others got their turns while it was written.
+  expect(turns).toBeGreaterThan(3);
 });
 
 test("close writes what waits, also in the middle of a write, and nothing after it", async () => {

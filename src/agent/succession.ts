@@ -1,4 +1,5 @@
 /** One agent takes over from another that runs: the successor's side of handover.ts, which tells the order of things. */
+import { keptLayouts } from "../datapath/keep.ts";
 import { ABI_ID } from "../datapath/layout.gen.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { version } from "../runtime/version.ts";
@@ -30,7 +31,8 @@ export class Succession {
 
   private constructor(channel: Channel<FromPredecessor, FromSuccessor>) {
     this.#channel = channel;
-    channel.send({ say: "hello", protocol: PROTOCOL, pid: process.pid, version, abi: ABI_ID });
+    const keep = keptLayouts();
+    channel.send({ say: "hello", protocol: PROTOCOL, pid: process.pid, version, abi: ABI_ID, keep });
   }
 
   /** Answers an invitation. undefined when nobody waits any more: this is a start like any other then. */

@@ -11,6 +11,7 @@ export const version = command({
   about: "Print the version",
   flags: OUTPUT_FLAG,
   async run({ flags }) {
+    const { keepId } = await import("../datapath/keep.ts");
     const runtime =
       "Bun" in globalThis
         ? `Bun ${process.versions.bun}`
@@ -25,6 +26,7 @@ export const version = command({
       architecture: process.arch,
       // By these `kmesh upgrade` of another version knows what it has before it.
       abi: ABI_ID,
+      keep: keepId(),
       handover: PROTOCOL,
     };
     if (formatOf(flags) === "json") printJson(about);

@@ -16,6 +16,16 @@ interface Chunk {
   longs: BigUint64Array;
 }
 
+/** Records as words that lie one behind the other, for those who read a whole table. */
+export interface Span {
+  /** The first record's id. */
+  first: number;
+  count: number;
+  words: Uint32Array;
+  /** Words from one record to the next. */
+  step: number;
+}
+
 const CHUNK_FLAGS = FLAG.mmapable | FLAG.innerMap;
 
 export class ChunkedTable {
@@ -99,6 +109,30 @@ export class ChunkedTable {
   record(id: number): Uint8Array {
     const at = this.#offset(id);
     return this.#chunk(id).bytes.subarray(at, at + this.#size);
+  }
+
+  /** All records, live. */
+  spans(): Span[] {
+    const step = this.stride >> 2;
+    return this.#chunks.map(({ words }, level) => ({
+      first: BASE * (2 ** level - 1),
+      count: BASE << level,
+      words,
+      step,
+    }));
+  }
+
+  /**
+   * The bytes of `count` consecutive records, with what lies between them: live, or a copy where a chunk ends between.
+   * Throws RangeError when one of them has no record.
+   */
+  bytesOf(first: number, count: number): Uint8Array {
+    const at = this.#offset(first);
+    const { bytes } = this.#chunk(first);
+    if (at + count * this.stride <= bytes.length) return bytes.subarray(at, at + count * this.stride);
+    const copy = new Uint8Array(new ArrayBuffer(count * this.stride));
+    for (let i = 0; i < count; i++) copy.set(this.record(first + i), i * this.stride);
+    return copy;
   }
 
   /** Fills the record. */

@@ -7,11 +7,11 @@ import { faultPoint } from "../runtime/fault.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import { type Compiled, compileCluster, compileMissing, compileSplit } from "./compile.ts";
 import {
-  type Descriptor,
   hasDigest,
   linesOf,
   type Run,
   readDescriptor,
+  readRuns,
   readSlots,
   runsOf,
   SLOTS_PER_LINE,
@@ -56,8 +56,8 @@ export class ClusterTable {
     this.#slots = tables.slots;
     this.#loads = tables.clusterLoads;
     this.#grace = grace;
-    const live = [...strays(tables.clusterLoads, LIVE)];
-    this.#names = new NameSpace(tables.clusterNames, lines, 0, live);
+    const counted = countedOn(tables.clusterLoads, LIVE);
+    this.#names = new NameSpace(tables.clusterNames, lines, 0, counted);
     this.#alone = alone;
     this.#unpublishNameless();
     const used = usedRecords(tables);
@@ -65,8 +65,8 @@ export class ClusterTable {
     this.#lines = new Runs(used.lines);
     this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
     this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
-    const named = new Set(this.#names.ids());
-    for (const id of live) if (!named.has(id)) this.#resting.add(id);
+    for (const id of this.#names.ids()) counted[id] = 0;
+    for (let id = 0; id < counted.length; id++) if (counted[id] !== 0) this.#resting.add(id);
   }
 
   /** Makes `cluster` what its name stands for. Gives the records written: 0 when it was that already. */
@@ -128,9 +128,10 @@ export class ClusterTable {
 
   /** What a generation that was kept, and that nobody reads, has published for clusters that ended since. */
   #unpublishNameless(): void {
-    const named = new Set(this.#names.ids());
-    for (let id = 0; id < this.#clusters.capacity; id++) {
-      if (!named.has(id) && this.#clusters.long(id) !== 0n) this.#clusters.publish(id, 0n);
+    const named = new Uint8Array(this.#clusters.capacity);
+    for (const id of this.#names.ids()) named[id] = 1;
+    for (let id = 0; id < named.length; id++) {
+      if (named[id] === 0 && this.#clusters.long(id) !== 0n) this.#clusters.publish(id, 0n);
     }
   }
 
@@ -246,30 +247,37 @@ export function splitOf(name: string): string | undefined {
   return name.startsWith(SPLIT_PREFIX) ? name.slice(SPLIT_PREFIX.length) : undefined;
 }
 
-/** What published clusters occupy, found by walking them. */
-function usedRecords(tables: Tables): {
-  descriptors: Set<number>;
-  lines: [number, number][];
-  endpoints: Map<number, number>;
-} {
-  const descriptors = new Set<number>();
-  const lines: [number, number][] = [];
-  const endpoints = new Map<number, number>();
+/** What published clusters occupy, found by walking them: marks by id, and how many slots hold an endpoint. */
+function usedRecords(tables: Tables): { descriptors: Uint8Array; lines: Uint8Array; endpoints: Uint32Array } {
+  const descriptors = new Uint8Array(tables.descriptors.capacity);
+  const lines = new Uint8Array(tables.slots.capacity);
+  const endpoints = new Uint32Array(tables.endpoints.capacity);
   for (let cluster = 0; cluster < tables.clusters.capacity; cluster++) {
     const id = Number(tables.clusters.long(cluster));
     if (!id) continue;
-    descriptors.add(id);
-    const descriptor: Descriptor = readDescriptor(tables.descriptors, id);
-    for (const run of runsOf(descriptor)) {
-      lines.push([run.firstLine, linesOf(run)]);
-      if (descriptor.kind !== "endpoints") continue;
-      for (const slot of readSlots(tables.slots, run)) endpoints.set(slot, (endpoints.get(slot) ?? 0) + 1);
+    descriptors[id] = 1;
+    const { kind, runs } = readRuns(tables.descriptors, id);
+    for (const run of runs) {
+      lines.fill(1, run.firstLine, run.firstLine + linesOf(run));
+      if (kind !== "endpoints") continue;
+      const slots = readSlots(tables.slots, run);
+      for (let i = 0; i < slots.length; i++) {
+        const endpoint = slots[i] ?? 0;
+        endpoints[endpoint] = (endpoints[endpoint] ?? 0) + 1;
+      }
     }
   }
   return { descriptors, lines, endpoints };
 }
 
-/** Ids that live connections count on; `live` is the count's place in the record. */
-function* strays(loads: ChunkedTable, live: number): Generator<number> {
-  for (let id = 0; id < loads.capacity; id++) if (loads.long(id, live) !== 0n) yield id;
+/** Marks the ids that live connections count on; `live` is the count's place in the record. */
+function countedOn(loads: ChunkedTable, live: number): Uint8Array {
+  const marks = new Uint8Array(loads.capacity);
+  for (const { first, count, words, step } of loads.spans()) {
+    for (let i = 0; i < count; i++) {
+      const at = i * step + (live >> 2);
+      if (words[at] !== 0 || words[at + 1] !== 0) marks[first + i] = 1;
+    }
+  }
+  return marks;
 }

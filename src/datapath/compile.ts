@@ -37,14 +37,10 @@ export function compileCluster(cluster: Cluster): Compiled {
   const members = cluster.kind === "endpoints";
   const v4 = members ? weighEndpoints(cluster, "v4") : NOBODY;
   const v6 = members ? weighEndpoints(cluster, "v6") : NOBODY;
-  const head = [
-    cluster.kind,
-    balance.policy,
-    tableSizeOf(balance),
-    cluster.reason,
-    cluster.maxConnections,
-    ...Object.values(ejection),
-  ].join("\n");
+  const { after, base, longest, percent } = ejection;
+  const head =
+    `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}\n` +
+    `${after}\n${base}\n${longest}\n${percent}`;
   return {
     kind: cluster.kind === "passthrough" ? "pass" : cluster.kind,
     policy: policyOf(balance),
@@ -74,7 +70,7 @@ export function compileMissing(): Compiled {
   return { ...NOTHING, kind: "refuse", reason: "missing-cluster", digest: digest("missing") };
 }
 
-/** As the kernel takes it, in the order in which the digest has it. */
+/** As the kernel takes it. */
 function boundedEjection({ after, base, longest, percent }: Ejection): Ejection {
   return {
     after: Math.min(after, MAX_UINT32),
@@ -119,26 +115,28 @@ let draft = new DataView(new ArrayBuffer(4096));
 
 /** Compared with what an earlier start, or an earlier version, wrote: never change how it is made. */
 function digest(head: string, v4 = NOBODY, v6 = NOBODY): Uint8Array {
-  const text = encoder.encode(head);
-  const size = text.length + 1 + (v4.places.length + v6.places.length) * MEMBER_BYTES;
+  // Three bytes of UTF-8 a unit of UTF-16 at most.
+  const size = head.length * 3 + 1 + (v4.places.length + v6.places.length) * MEMBER_BYTES;
   if (draft.byteLength < size) draft = new DataView(new ArrayBuffer(size * 2));
-  const bytes = new Uint8Array(draft.buffer, 0, size);
-  bytes.set(text);
-  draft.setUint8(text.length, 0);
-  pack(v6, pack(v4, text.length + 1));
-  return Uint8Array.from(hash("sha1", bytes, "buffer").subarray(0, DIGEST_SIZE));
+  const { written } = encoder.encodeInto(head, new Uint8Array(draft.buffer));
+  draft.setUint8(written, 0);
+  const end = pack(v6, pack(v4, written + 1));
+  const result = new Uint8Array(new ArrayBuffer(DIGEST_SIZE));
+  result.set(hash("sha1", new Uint8Array(draft.buffer, 0, end), "buffer").subarray(0, DIGEST_SIZE));
+  return result;
 }
 
 /** Writes the members into the draft from `at` on; gives where they end. */
 function pack({ lists, places, weights }: Selection, at: number): number {
-  places.forEach((place, i) => {
+  for (let i = 0; i < places.length; i++) {
     const list = lists[i];
-    if (!list) return;
+    const place = places[i];
+    if (list === undefined || place === undefined) continue;
     for (let word = 0; word < 4; word++)
       draft.setUint32(at + word * 4, list.words[place * ENDPOINT_WORDS + word] ?? 0);
     draft.setUint32(at + 16, list.port(place));
     draft.setFloat64(at + 20, weights[i] ?? 0);
     at += MEMBER_BYTES;
-  });
+  }
   return at;
 }

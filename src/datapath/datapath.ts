@@ -50,12 +50,14 @@ export class Datapath {
   /** What holds from the moment on at which connections read this generation. */
   #governed: Governed;
   readonly #generation: Generation;
-  /** Absent after a write that failed halfway. */
+  /** Absent until the tables that were found are read, and after a write that failed halfway. */
   #publisher: Publisher | undefined;
   #attached: boolean;
   /** There is more to be removed than a push will say. */
   #untidy = false;
   #upkeep: ReturnType<typeof setInterval> | undefined;
+  /** Set until live counts are compared with the sockets: whether sock_release had been gone. */
+  #uncompared: boolean | undefined;
   #closed = false;
   /** What upkeep could not do, told once. */
   #trouble = "";
@@ -73,13 +75,11 @@ export class Datapath {
     this.#proof = options.proof;
     const lost = generation.others !== "live" && generation.live ? this.#relink() : [];
     this.#attached = generation.attached;
-    // What an earlier agent unpublished last may still be read.
-    if (generation.adopted) membarrier();
-    this.#publisher = this.#publish();
+    if (!generation.adopted) this.#publisher = this.#publish();
     if (options.upkeep === undefined) return;
     this.#upkeep = setInterval(() => this.#lookAfter(), options.upkeep);
     this.#upkeep.unref?.();
-    if (generation.adopted) void this.#reconcile(lost.includes("sock_release"));
+    if (generation.adopted) this.#uncompared = lost.includes("sock_release");
   }
 
   /**
@@ -152,6 +152,14 @@ export class Datapath {
     this.#governed = governed;
   }
 
+  /**
+   * Reads the tables that were found, unless that is done. The first `apply` does it otherwise: call this when nothing
+   * waits. Throws KernelError or RangeError for tables that can't be read.
+   */
+  readBack(): void {
+    this.#publisher ??= this.#readBack();
+  }
+
   /** Keeps this process's own connections out of the mesh. Call it before the first one. */
   exemptSelf(): void {
     exemptSelf(this.#generation.tables.maps.agents);
@@ -173,6 +181,8 @@ export class Datapath {
     this.#untidy = false;
     if (flaw) return { ...report, relinked: 0, flaw };
     const relinked = this.#attached ? 0 : this.#attach(mesh);
+    // Not before: it takes a while, and nobody waits for it.
+    if (this.#uncompared !== undefined) setTimeout(() => this.#compareOnce(), 0);
     return { ...report, relinked };
   }
 
@@ -223,8 +233,9 @@ export class Datapath {
     }
   }
 
-  /** Takes over what the publisher before wrote, as another start would. */
+  /** Takes over what a publisher before wrote, this agent's or another's. */
   #readBack(): Publisher {
+    // What it unpublished last may still be read.
     membarrier();
     this.#generation.tables.reread();
     return this.#publish();
@@ -243,6 +254,7 @@ export class Datapath {
   }
 
   #lookAfter(): void {
+    this.#compareOnce();
     if (!this.#attached) return;
     try {
       if (this.#relink().includes("sock_release")) void this.#reconcile(true);
@@ -250,6 +262,12 @@ export class Datapath {
     } catch (error) {
       this.#complain(`hooks are detached and can't be attached again: ${textOf(error)}. Trying on`);
     }
+  }
+
+  #compareOnce(): void {
+    const damaged = this.#uncompared;
+    this.#uncompared = undefined;
+    if (damaged !== undefined && !this.#closed) void this.#reconcile(damaged);
   }
 
   /** Puts live counts right. `damaged`: sock_release was gone, so that ends of connections were missed. */

@@ -93,28 +93,37 @@ export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
 /** Whether the record was compiled from the same. */
 export function hasDigest(table: ChunkedTable, id: number, digest: Uint8Array): boolean {
   const words = new Uint32Array(digest.buffer, digest.byteOffset, digest.length / 4);
-  return words.every((word, i) => word === table.word(id, fields.digest.offset + i * 4));
+  for (let i = 0; i < words.length; i++) {
+    if (words[i] !== table.word(id, fields.digest.offset + i * 4)) return false;
+  }
+  return true;
+}
+
+/** The kind alone, and the runs that own slot lines. */
+export function readRuns(table: ChunkedTable, id: number): { kind: Kind; runs: Run[] } {
+  const kind = nameOf(KINDS, table.record(id)[fields.kind.offset], "refuse");
+  return {
+    kind,
+    runs: runsOf({ v4: readRun(table, id, fields.v4.offset), v6: readRun(table, id, fields.v6.offset) }),
+  };
 }
 
 /** The two runs that own slot lines; one run that serves both families counts once. */
-export function runsOf(descriptor: Descriptor): Run[] {
-  const { v4, v6 } = descriptor;
-  return [v4, v6].filter(
-    ({ count, firstLine }, i) => count > 0 && (i === 0 || v4.count === 0 || firstLine !== v4.firstLine),
-  );
+export function runsOf({ v4, v6 }: Pick<Descriptor, "v4" | "v6">): Run[] {
+  const runs = v4.count > 0 ? [v4] : [];
+  if (v6.count > 0 && (v4.count === 0 || v6.firstLine !== v4.firstLine)) runs.push(v6);
+  return runs;
 }
 
 export function linesOf(run: Run): number {
   return Math.ceil(run.count / SLOTS_PER_LINE);
 }
 
-/** Reads the slots of a run. */
-export function readSlots(table: ChunkedTable, { firstLine, count }: Run): Uint32Array {
-  const slots = new Uint32Array(count);
-  for (let i = 0; i < count; i++) {
-    slots[i] = table.word(firstLine + Math.floor(i / SLOTS_PER_LINE), (i % SLOTS_PER_LINE) * 4);
-  }
-  return slots;
+/** Reads the slots of a run; what is given may be live. */
+export function readSlots(table: ChunkedTable, run: Run): Uint32Array {
+  if (run.count === 0) return new Uint32Array();
+  const { buffer, byteOffset } = table.bytesOf(run.firstLine, linesOf(run));
+  return new Uint32Array(buffer, byteOffset, run.count);
 }
 
 function readRun(table: ChunkedTable, id: number, at: number): Run {

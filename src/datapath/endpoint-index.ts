@@ -24,13 +24,15 @@ const PORT_MASK = portWord[0] ?? 0;
 export class EndpointIndex {
   readonly #table: ChunkedTable;
   /** Id + 1, EMPTY or REMOVED. */
-  #slots = new Uint32Array(SMALLEST);
+  #slots: Uint32Array;
   /** Slots that are not EMPTY. */
   #used = 0;
   #count = 0;
 
-  constructor(table: ChunkedTable) {
+  /** With room for so many to begin with. */
+  constructor(table: ChunkedTable, room = 0) {
     this.#table = table;
+    this.#slots = new Uint32Array(sizeFor(room * 2));
   }
 
   get size(): number {
@@ -78,16 +80,20 @@ export class EndpointIndex {
 
   #rebuild(): void {
     const old = this.#slots;
-    let size = SMALLEST;
-    while (size < (this.#count + 1) * 4) size *= 2;
-    this.#slots = new Uint32Array(size);
+    this.#slots = new Uint32Array(sizeFor((this.#count + 1) * 4));
     this.#used = 0;
     for (const held of old) if (held !== EMPTY && held !== REMOVED) this.#insert(held - 1);
   }
 
   #hashOf(id: number): number {
-    const word = (i: number) => this.#table.word(id, ADDRESS.offset + i * 4);
-    return hash(word(0), word(1), word(2), word(3), this.#table.word(id, PORT_WORD) & PORT_MASK);
+    const table = this.#table;
+    return hash(
+      table.word(id, ADDRESS.offset),
+      table.word(id, ADDRESS.offset + 4),
+      table.word(id, ADDRESS.offset + 8),
+      table.word(id, ADDRESS.offset + 12),
+      table.word(id, PORT_WORD) & PORT_MASK,
+    );
   }
 
   #holds(id: number, words: Uint32Array, at: number, port: number): boolean {
@@ -96,6 +102,13 @@ export class EndpointIndex {
     }
     return (this.#table.word(id, PORT_WORD) & PORT_MASK) === port;
   }
+}
+
+/** The power of two that is not below `floor`. */
+function sizeFor(floor: number): number {
+  let size = SMALLEST;
+  while (size < floor) size *= 2;
+  return size;
 }
 
 function wordOfPort(port: number): number {

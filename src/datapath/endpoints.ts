@@ -23,35 +23,34 @@ export class EndpointTable {
   readonly #table: ChunkedTable;
   readonly #loads: ChunkedTable;
   readonly #ids: Ids;
-  readonly #index: EndpointIndex;
+  /** Absent until an endpoint has to be found: a start that changes nothing asks for none. */
+  #index: EndpointIndex | undefined;
   /** How many published slots hold the id. */
-  #uses = new Uint32Array(256);
+  #uses: Uint32Array;
   readonly #resting: Resting;
   readonly #alone: () => boolean;
 
   /**
-   * `uses` counts, by id, the slots that hold an endpoint already. `alone` says that no other generation's slots can
-   * hold an id either.
+   * `uses` counts, by id, the slots that hold an endpoint already; it is taken over. `alone` says that no other
+   * generation's slots can hold an id either.
    */
-  constructor(table: ChunkedTable, loads: ChunkedTable, uses: Map<number, number>, alone: () => boolean) {
+  constructor(table: ChunkedTable, loads: ChunkedTable, uses: Uint32Array, alone: () => boolean) {
     this.#table = table;
     this.#loads = loads;
     this.#alone = alone;
-    this.#index = new EndpointIndex(table);
+    this.#uses = uses;
     this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
-    const given: number[] = [];
-    for (let id = 0; id < table.capacity; id++) if (table.word(id, USED) !== 0) given.push(id);
-    for (const id of given) {
-      const count = uses.get(id) ?? 0;
-      this.#index.add(id);
-      this.#setUses(id, count);
-      if (count === 0) this.#resting.add(id);
-    }
+    const given = new Uint8Array(table.capacity);
+    eachUsed(table, (id) => {
+      given[id] = 1;
+      if (!uses[id]) this.#resting.add(id);
+    });
     this.#ids = new Ids(0, given);
   }
 
   /** The id of an endpoint of `list`, new or not. Its record is in place when this returns. */
   place(list: EndpointList, index: number): { id: number; written: boolean } {
+    this.#index ??= indexOf(this.#table);
     const known = this.#index.find(list, index);
     if (known !== undefined) {
       this.#resting.wake(known);
@@ -92,7 +91,7 @@ export class EndpointTable {
   #recycle(): void {
     if (!this.#alone()) return;
     for (const id of this.#resting.rested()) {
-      this.#index.remove(id);
+      this.#index?.remove(id);
       this.#table.setWord(id, USED, 0);
       this.#ids.give(id);
     }
@@ -106,6 +105,19 @@ export class EndpointTable {
     }
     this.#uses[id] = count;
   }
+}
+
+/** Every id that is given away. */
+function eachUsed(table: ChunkedTable, visit: (id: number) => void): void {
+  for (const { first, count, words, step } of table.spans()) {
+    for (let i = 0; i < count; i++) if (words[i * step + (USED >> 2)] !== 0) visit(first + i);
+  }
+}
+
+function indexOf(table: ChunkedTable): EndpointIndex {
+  const index = new EndpointIndex(table, table.capacity);
+  eachUsed(table, (id) => index.add(id));
+  return index;
 }
 
 export function readEndpoint(table: ChunkedTable, id: number): EndpointAddress {

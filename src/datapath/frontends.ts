@@ -30,23 +30,24 @@ export interface PlacedFrontend {
 export class ExactTable {
   readonly #outer: BpfMap;
   #hash: BpfMap;
-  #count: number;
+  /** Its elements; absent until somebody has to know. */
+  #count: number | undefined;
 
   /** Opens what `outer` holds; it stays the caller's. Without a hash in it, an empty one is put there. */
   constructor(outer: BpfMap) {
     this.#outer = outer;
-    const held = innerOf(outer);
-    this.#hash = held ?? install(outer, createHash(SMALLEST_HASH));
-    this.#count = held ? held.entries().count : 0;
+    this.#hash = innerOf(outer) ?? install(outer, createHash(SMALLEST_HASH));
   }
 
-  /** Counts again what the hash holds. */
+  /** Forgets what is known of the hash. */
   reread(): void {
-    this.#count = this.#hash.entries().count;
+    this.#count = undefined;
   }
 
   list(): PlacedFrontend[] {
-    return list(this.#hash, EXACT_KEY_SIZE, matchOfExactKey);
+    const placed = list(this.#hash, EXACT_KEY_SIZE, matchOfExactKey);
+    this.#count = placed.length;
+    return placed;
   }
 
   /** The id of the frontend at exactly this address and port. */
@@ -61,7 +62,8 @@ export class ExactTable {
   /** Adds frontends whose targets are published already. */
   add(frontends: readonly PlacedFrontend[]): void {
     if (frontends.length === 0) return;
-    this.#reserve(this.#count + frontends.length);
+    const count = this.#held() + frontends.length;
+    this.#reserve(count);
     const keys = new Uint8Array(new ArrayBuffer(frontends.length * EXACT_KEY_SIZE));
     const words = new Uint32Array(keys.buffer);
     const refs = new Uint32Array(new ArrayBuffer(frontends.length * REF_SIZE));
@@ -72,11 +74,17 @@ export class ExactTable {
       refs[i * 2 + 1] = fingerprint(words, i);
     });
     this.#hash.updateBatch(keys, new Uint8Array(refs.buffer), frontends.length);
-    this.#count += frontends.length;
+    this.#count = count;
   }
 
   remove(matches: readonly Match[]): void {
-    for (const match of matches) if (this.#hash.delete(keyOf(match))) this.#count--;
+    for (const match of matches)
+      if (this.#hash.delete(keyOf(match)) && this.#count !== undefined) this.#count--;
+  }
+
+  #held(): number {
+    this.#count ??= this.#hash.entries().count;
+    return this.#count;
   }
 
   /** A hash can't grow: a larger copy takes its place at once, three quarters full at most. */

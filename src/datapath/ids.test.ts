@@ -4,7 +4,7 @@ import { Runs } from "./runs.ts";
 
 describe("ids", () => {
   test("are dense, start where told, and fill the gaps that were found", () => {
-    const ids = new Ids(1, [2, 4]);
+    const ids = new Ids(1, [0, 0, 1, 0, 1, 0]);
     expect([ids.take(), ids.take(), ids.take()]).toEqual([1, 3, 5]);
     expect(ids.bound).toBe(6);
   });
@@ -20,10 +20,7 @@ describe("ids", () => {
 
 describe("runs", () => {
   test("never overlap, whatever is taken and given back", () => {
-    const runs = new Runs([
-      [3, 2],
-      [8, 1],
-    ]);
+    const runs = new Runs([0, 0, 0, 1, 1, 0, 0, 0, 1, 0]);
     const taken = new Map<number, number>([
       [3, 2],
       [8, 1],

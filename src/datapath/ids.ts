@@ -3,13 +3,13 @@ export class Ids {
   #next: number;
   #free: number[];
 
-  /** `used` are the ids in use already; `first` is the smallest id that may be given. */
-  constructor(first = 0, used: Iterable<number> = []) {
-    const taken = new Set(used);
-    this.#next = first;
-    for (const id of taken) this.#next = Math.max(this.#next, id + 1);
+  /** `taken` has a number other than 0 for each id in use already; `first` is the smallest id that may be given. */
+  constructor(first = 0, taken: ArrayLike<number> = []) {
+    this.#next = taken.length;
+    while (this.#next > first && !taken[this.#next - 1]) this.#next--;
+    this.#next = Math.max(this.#next, first);
     this.#free = [];
-    for (let id = this.#next - 1; id >= first; id--) if (!taken.has(id)) this.#free.push(id);
+    for (let id = this.#next - 1; id >= first; id--) if (!taken[id]) this.#free.push(id);
   }
 
   take(): number {

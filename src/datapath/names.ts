@@ -17,10 +17,13 @@ export class NameLines {
   readonly table: ChunkedTable;
   readonly #runs: Runs;
 
-  /** `used` are the runs that names occupy already. */
-  constructor(table: ChunkedTable, used: Iterable<readonly [number, number]>) {
+  /** `spaces` are the tables whose names lie here already. */
+  constructor(table: ChunkedTable, spaces: readonly ChunkedTable[]) {
     this.table = table;
-    this.#runs = new Runs(used);
+    const taken = new Uint8Array(table.capacity);
+    for (const refs of spaces)
+      eachName(refs, (_, first, length) => taken.fill(1, first, first + linesOf(length)));
+    this.#runs = new Runs(taken);
   }
 
   write(bytes: Uint8Array): number {
@@ -47,12 +50,15 @@ export class NameSpace {
   readonly #ids: Ids;
   readonly #byName: Map<string, number>;
 
-  /** `first` is the smallest id to give; `occupied` are ids without a name that must not be given yet. */
-  constructor(refs: ChunkedTable, lines: NameLines, first: number, occupied: Iterable<number> = []) {
+  /** `first` is the smallest id to give; those that are not 0 in `occupied` must not be given yet, with a name or without. */
+  constructor(refs: ChunkedTable, lines: NameLines, first: number, occupied: Uint8Array = new Uint8Array()) {
     this.#refs = refs;
     this.#lines = lines;
     this.#byName = readNames(refs, lines.table);
-    this.#ids = new Ids(first, [...this.#byName.values(), ...occupied]);
+    const taken = new Uint8Array(Math.max(refs.capacity, occupied.length));
+    taken.set(occupied);
+    for (const id of this.#byName.values()) taken[id] = 1;
+    this.#ids = new Ids(first, taken);
   }
 
   id(name: string): number | undefined {
@@ -101,29 +107,20 @@ export class NameSpace {
 /** All names that `refs` holds, with their ids. */
 export function readNames(refs: ChunkedTable, lines: ChunkedTable): Map<string, number> {
   const names = new Map<string, number>();
-  for (let id = 0; id < refs.capacity; id++) {
-    const length = refs.word(id, LENGTH.offset);
-    if (length > 0) names.set(readName(lines, refs.word(id, FIRST_LINE.offset), length), id);
-  }
+  eachName(refs, (id, first, length) => {
+    names.set(decoder.decode(lines.bytesOf(first, linesOf(length)).subarray(0, length)), id);
+  });
   return names;
 }
 
-/** The runs of name lines that `refs` points at. */
-export function usedNameLines(refs: ChunkedTable): [first: number, length: number][] {
-  const runs: [number, number][] = [];
-  for (let id = 0; id < refs.capacity; id++) {
-    const length = refs.word(id, LENGTH.offset);
-    if (length > 0) runs.push([refs.word(id, FIRST_LINE.offset), linesOf(length)]);
+/** Every id with a name: the name's first line, and its length in bytes. */
+function eachName(refs: ChunkedTable, visit: (id: number, line: number, length: number) => void): void {
+  for (const { first, count, words, step } of refs.spans()) {
+    for (let i = 0; i < count; i++) {
+      const length = words[i * step + (LENGTH.offset >> 2)] ?? 0;
+      if (length > 0) visit(first + i, words[i * step + (FIRST_LINE.offset >> 2)] ?? 0, length);
+    }
   }
-  return runs;
-}
-
-function readName(lines: ChunkedTable, first: number, length: number): string {
-  const bytes = new Uint8Array(length);
-  for (let at = 0, line = first; at < length; at += LINE, line++) {
-    bytes.set(lines.record(line).subarray(0, Math.min(LINE, length - at)), at);
-  }
-  return decoder.decode(bytes);
 }
 
 /** Lines that names of these lengths take, were they all new. */

@@ -12,7 +12,7 @@ import type { PlacedFrontend } from "./frontends.ts";
 import type { Others } from "./generations.ts";
 import { Grace } from "./grace.ts";
 import { Ids } from "./ids.ts";
-import { linesOfNames, NameLines, NameSpace, usedNameLines } from "./names.ts";
+import { linesOfNames, NameLines, NameSpace } from "./names.ts";
 import { Resting } from "./resting.ts";
 import type { Tables } from "./tables.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
@@ -46,19 +46,15 @@ export class Publisher {
   constructor(tables: Tables, others: () => Others = () => "none") {
     this.#tables = tables;
     this.#others = others;
-    const lines = new NameLines(tables.nameLines, [
-      ...usedNameLines(tables.clusterNames),
-      ...usedNameLines(tables.serviceNames),
-    ]);
+    const lines = new NameLines(tables.nameLines, [tables.clusterNames, tables.serviceNames]);
     this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none");
     this.#services = new NameSpace(tables.serviceNames, lines, 1);
+    const given = new Uint8Array(tables.targets.capacity);
     for (const placed of [...tables.exact.list(), ...tables.prefixes.list()]) {
       this.#frontends.set(frontendKey({ match: placed.match, protocol: "tcp" }), placed);
+      given[placed.id] = 1;
     }
-    this.#frontendIds = new Ids(
-      0,
-      [...this.#frontends.values()].map(({ id }) => id),
-    );
+    this.#frontendIds = new Ids(0, given);
     tables.serviceCounts.reserve(1);
   }
 
@@ -94,12 +90,18 @@ export class Publisher {
 
   /** All that the mesh has and all that only the kernel has. */
   #difference(mesh: Mesh) {
-    const known = this.#clusters.names();
+    const clusters: string[] = [];
+    const splits: string[] = [];
+    for (const name of this.#clusters.names()) {
+      const split = splitOf(name);
+      if (split === undefined) clusters.push(name);
+      else splits.push(split);
+    }
     return {
-      services: new Set([...mesh.services.keys(), ...this.#services.names()]),
-      frontends: new Set([...mesh.frontends.keys(), ...this.#frontends.keys()]),
-      splits: new Set([...mesh.splits.keys(), ...known.map(splitOf).filter((name) => name !== undefined)]),
-      clusters: new Set([...mesh.clusters.keys(), ...known.filter((name) => splitOf(name) === undefined)]),
+      services: union(mesh.services, this.#services.names()),
+      frontends: union(mesh.frontends, this.#frontends.keys()),
+      splits: union(mesh.splits, splits),
+      clusters: union(mesh.clusters, clusters),
     };
   }
 
@@ -309,6 +311,13 @@ export class Publisher {
     this.#references.delete(name);
     unreferenced.add(name);
   }
+}
+
+/** The keys of `now`, and those of `before` that it lacks. */
+function union(now: ReadonlyMap<string, unknown>, before: Iterable<string>): string[] {
+  const all = [...now.keys()];
+  for (const name of before) if (!now.has(name)) all.push(name);
+  return all;
 }
 
 /** The name in the cluster table that a target leads to. */

@@ -4,13 +4,13 @@ export class Runs {
   /** Free runs by their length. */
   #free = new Map<number, number[]>();
 
-  /** `used` are the runs in use already: first id and length. */
-  constructor(used: Iterable<readonly [first: number, length: number]> = []) {
-    const sorted = [...used].sort(([a], [b]) => a - b);
+  /** `taken` has a number other than 0 for each id in use already. */
+  constructor(taken: ArrayLike<number> = []) {
     this.#next = 0;
-    for (const [first, length] of sorted) {
-      if (first > this.#next) this.give(this.#next, first - this.#next);
-      this.#next = Math.max(this.#next, first + length);
+    for (let id = 0; id < taken.length; id++) {
+      if (!taken[id]) continue;
+      this.give(this.#next, id - this.#next);
+      this.#next = id + 1;
     }
   }
 

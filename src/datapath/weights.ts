@@ -26,6 +26,7 @@ interface Group {
 }
 
 interface Level {
+  priority: number;
   groups: Group[];
   healthy: number;
   total: number;
@@ -37,7 +38,9 @@ interface Level {
  */
 export function weighEndpoints(cluster: Cluster, family: Family): Selection {
   const selection: Selection = { lists: [], places: [], weights: [] };
-  const used = loads(prioritiesOf(cluster, family), cluster).filter(({ load }) => load > 0);
+  const levels = prioritiesOf(cluster, family);
+  if (levels.length === 0) return selection;
+  const used = loads(levels, cluster).filter(({ load }) => load > 0);
   const whole = used.length === 1 && !cluster.localityWeighted;
   for (const load of used) {
     if (cluster.localityWeighted) selectByLocality(selection, load, family, cluster);
@@ -47,17 +50,21 @@ export function weighEndpoints(cluster: Cluster, family: Family): Selection {
 }
 
 function prioritiesOf(cluster: Cluster, family: Family): Level[] {
-  const byPriority = new Map<number, Level>();
+  const levels: Level[] = [];
   for (const locality of cluster.localities) {
     const group = groupOf(locality, family);
     if (group.total === 0) continue;
-    const level = byPriority.get(locality.priority) ?? { groups: [], healthy: 0, total: 0 };
-    byPriority.set(locality.priority, level);
+    const { priority } = locality;
+    let level = levels.find((one) => one.priority === priority);
+    if (level === undefined) {
+      level = { priority, groups: [], healthy: 0, total: 0 };
+      levels.push(level);
+    }
     level.groups.push(group);
     level.total += group.total;
     level.healthy += group.healthy;
   }
-  return [...byPriority].sort(([a], [b]) => a - b).map(([, level]) => level);
+  return levels.length > 1 ? levels.sort((a, b) => a.priority - b.priority) : levels;
 }
 
 function groupOf(locality: Locality, family: Family): Group {

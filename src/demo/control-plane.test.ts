@@ -214,7 +214,8 @@ test("a removed service takes its resources with it, without waiting for anythin
   const start = performance.now();
   plane.set({ services: [TCP] });
   await until(() => sink.commits.length === 2, "the second commit");
-  expect(performance.now() - start).toBeLessThan(500);
+  // Who waits for answers that never come waits five seconds.
+  expect(performance.now() - start).toBeLessThan(4_000);
   expect(sink.stored.filter((key) => key.includes("web") || key.includes("80"))).toEqual([]);
 });
 

@@ -3,7 +3,7 @@
  * sidecar as istiod does: whole types at once, endpoints and routes by name, empty resource versions, a push in
  * the order clusters, endpoints, listeners, routes, names under one version, no patience for acknowledgements.
  */
-import { readFileSync, unwatchFile, watchFile } from "node:fs";
+import { readFileSync } from "node:fs";
 import { Server, ServerCredentials, type ServerDuplexStream, status } from "@grpc/grpc-js";
 import { discovery } from "../istiod/discovery.gen.js";
 import type { ResourceType } from "../istiod/sink.ts";
@@ -130,18 +130,27 @@ export class ControlPlane {
  * nothing and is reported on standard error. Rejects when the first reading fails or the port is taken.
  */
 export async function serveFile(file: string, port: number, host?: string): Promise<ControlPlane> {
-  const read = () => parseDemoMesh(readFileSync(file, "utf8"));
-  const plane = await ControlPlane.start(read(), { port, ...(host !== undefined && { host }) });
-  watchFile(file, { interval: WATCH, persistent: false }, () => {
+  let seen = readFileSync(file, "utf8");
+  const plane = await ControlPlane.start(parseDemoMesh(seen), { port, ...(host !== undefined && { host }) });
+  let complaint = "";
+  // By what it says: a change before the first look at its times would be missed.
+  const watch = setInterval(() => {
     try {
-      plane.set(read());
+      const text = readFileSync(file, "utf8");
+      if (text === seen) return;
+      seen = text;
+      plane.set(parseDemoMesh(text));
+      complaint = "";
     } catch (error) {
-      console.error(`${file} is not taken over: ${error instanceof Error ? error.message : error}`);
+      const told = `${file} is not taken over: ${error instanceof Error ? error.message : error}`;
+      if (told !== complaint) console.error(told);
+      complaint = told;
     }
-  });
+  }, WATCH);
+  watch.unref();
   const stop = plane.stop.bind(plane);
   plane.stop = () => {
-    unwatchFile(file);
+    clearInterval(watch);
     stop();
   };
   return plane;

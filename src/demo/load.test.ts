@@ -1,5 +1,6 @@
 import { afterAll, expect, test } from "bun:test";
 import { createServer, type Server, type Socket } from "node:net";
+import { eventually } from "../../test/lab/process.ts";
 import { spreadBetween } from "./ledger.ts";
 import { Load, type LoadOptions } from "./load.ts";
 import { startUpstream } from "./upstream.ts";
@@ -26,12 +27,14 @@ const options = (port: number): LoadOptions => ({
 });
 
 test("a healthy upstream: all are answered, none fails, none is cut", async () => {
-  const load = new Load(options(portOf(await startUpstream("a", "127.0.0.1", 0))));
+  // Nobody is late here: what counts is that nothing is lost, also on a busy machine.
+  const load = new Load({ ...options(portOf(await startUpstream("a", "127.0.0.1", 0))), patience: 4_000 });
+  const began = performance.now();
   load.start();
-  await Bun.sleep(500);
+  await eventually("connections and beats", () => load.ledger.made >= 80 && load.ledger.answers > 50);
   const ledger = await load.stop();
   expect(ledger.made).toBeGreaterThanOrEqual(80);
-  expect(ledger.made).toBeLessThanOrEqual(110);
+  expect(ledger.made).toBeLessThanOrEqual((performance.now() - began) / 5 + 1);
   expect(ledger.byUpstream).toEqual({ a: ledger.made });
   expect(ledger.answers).toBeGreaterThan(50);
   expect([ledger.failed, ledger.cut, ledger.wrongPeer, ledger.reasons]).toEqual([0, 0, 0, {}]);

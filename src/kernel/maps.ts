@@ -75,6 +75,8 @@ const MODES = { any: 0n, new: 1n, exists: 2n } as const;
 
 /** The most elements in one batch call: more gains nothing, and the kernel is asked for a bounded time. */
 const BATCH = 65536;
+/** Of the first batch when a whole map is read: many have room for far more than they hold. */
+const FIRST_BATCH = 4096;
 
 /** Owns its file descriptor; `close()` may be called twice. */
 export class BpfMap {
@@ -209,24 +211,6 @@ export class BpfMap {
       );
   }
 
-  /** Deletes `count` keys that lie one behind the other; missing ones are no error. */
-  deleteBatch(keys: Uint8Array, count: number): void {
-    this.#measure(keys, undefined, count);
-    const { keySize } = this.info;
-    const wanted = new Uint32Array(new ArrayBuffer(4));
-    let done = 0;
-    while (this.#batch && done < count) {
-      wanted[0] = Math.min(BATCH, count - done);
-      const result = native().bpf_map_delete_batch(this.fd, keys.subarray(done * keySize), wanted, null);
-      if (result === -ENOTSUPP) this.#batch = false;
-      // The kernel stops at a missing key, having counted those before it.
-      else if (result === -ERRNO.ENOENT) done += wanted[0] + 1;
-      else if (result < 0) throw this.#error("bpf_map_delete_batch", result);
-      else done += wanted[0];
-    }
-    for (; done < count; done++) this.delete(keys.subarray(done * keySize, (done + 1) * keySize));
-  }
-
   /**
    * The whole map: `count` keys one behind the other, and their values. What changes meanwhile may be in or not.
    */
@@ -249,7 +233,7 @@ export class BpfMap {
 
   #entriesByBatch(): { keys: Uint8Array; values: Uint8Array; count: number } | undefined {
     const { keySize, maxEntries } = this.info;
-    let size = Math.min(BATCH, Math.max(maxEntries, 1));
+    let size = Math.min(FIRST_BATCH, Math.max(maxEntries, 1));
     let keys = new Uint8Array(new ArrayBuffer(size * keySize));
     let values = new Uint8Array(new ArrayBuffer(size * this.valueBytes));
     // The cursor: a bucket's number for hashes, a key for the others.

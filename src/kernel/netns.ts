@@ -1,6 +1,5 @@
 /** The network namespace of the calling thread, which is the one that runs JavaScript. */
-import { constants, readFileSync, statSync } from "node:fs";
-import { cString } from "../runtime/ffi.ts";
+import { readFileSync, statSync } from "node:fs";
 import { check, ERRNO } from "./error.ts";
 import { native } from "./native.ts";
 
@@ -38,35 +37,6 @@ export function isInitialNetns(): boolean | undefined {
  */
 export function unshareNetns(): void {
   check(native().kmesh_unshare_netns(), "unshare", "network namespace");
-}
-
-/**
- * Runs a synchronous function inside another network namespace, and comes back whatever happens. It must not wait and
- * must start no thread: such a thread would stay there for ever.
- * @param path of the namespace: /run/netns/NAME, /proc/PID/ns/net
- */
-export function insideNetns<T>(path: string, action: () => T): T {
-  const lib = native();
-  const here = check(
-    lib.kmesh_open(cString("/proc/thread-self/ns/net"), constants.O_RDONLY, 0),
-    "open",
-    "own netns",
-  );
-  try {
-    const there = check(lib.kmesh_open(cString(path), constants.O_RDONLY, 0), "open", path);
-    try {
-      check(lib.kmesh_setns_net(there), "setns", path);
-    } finally {
-      lib.kmesh_close(there);
-    }
-    try {
-      return action();
-    } finally {
-      check(lib.kmesh_setns_net(here), "setns", "own netns");
-    }
-  } finally {
-    lib.kmesh_close(here);
-  }
 }
 
 /** Brings `lo` up; 127.0.0.1 and ::1 are there then. Throws KernelError: EPERM without CAP_NET_ADMIN. */

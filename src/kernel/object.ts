@@ -51,12 +51,6 @@ export class BpfObject {
     return new BpfObject(handle[0] ?? 0n, name);
   }
 
-  /** Before `load()`: another size than the source's. */
-  resizeMap(name: string, maxEntries: number): void {
-    const result = native().bpf_map__set_max_entries(this.#map(name), maxEntries);
-    check(result, "bpf_map__set_max_entries", `${this.#name}:${name}`);
-  }
-
   /**
    * Before `load()`: takes an existing map in place of a new one; its size may be another. The caller keeps `map`.
    * Throws KernelError (EINVAL) when type, key, value or flags differ from the object's own definition: libbpf would take
@@ -82,12 +76,6 @@ export class BpfObject {
         `type, key, value, flags are ${given.join(", ")}, and ${wanted.join(", ")} in the object`,
       );
     check(lib.bpf_map__reuse_fd(own, map.fd), "bpf_map__reuse_fd", object);
-  }
-
-  /** Before `load()`: the content of a global data section (".rodata"), whole. */
-  setInitialValue(name: string, value: Uint8Array): void {
-    const result = native().bpf_map__set_initial_value(this.#map(name), value, BigInt(value.length));
-    check(result, "bpf_map__set_initial_value", `${this.#name}:${name}`);
   }
 
   /** Before `load()`: leaves a program out, where the kernel lacks what it needs. */

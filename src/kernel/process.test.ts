@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { FileLock, LockHeld, lockHolder } from "./lock.ts";
 import { membarrier } from "./memory.ts";
-import { insideNetns, netnsCookie } from "./netns.ts";
+import { netnsCookie } from "./netns.ts";
 import { taskIdentity } from "./process.ts";
 
 const isRoot = process.getuid?.() === 0;
@@ -139,27 +139,6 @@ describe.skipIf(!isRoot)("network namespaces", () => {
     expect(cookie).not.toBe(String(netnsCookie()));
     expect(initial).toBe("false");
     expect(rest).toEqual(["hello", "hello"]);
-  });
-
-  test("insideNetns comes back, also after an exception", async () => {
-    const child = script(`netns.unshareNetns(); console.log("there"); setTimeout(() => {}, 60000);`);
-    try {
-      await child.stdout.getReader().read();
-      const path = `/proc/${child.pid}/ns/net`;
-      const here = netnsCookie();
-      const there = insideNetns(path, netnsCookie);
-      expect(netnsCookie()).toBe(here);
-      if (here !== undefined) expect(there).not.toBe(here);
-      expect(() =>
-        insideNetns(path, () => {
-          throw new Error("inside");
-        }),
-      ).toThrow("inside");
-      expect(netnsCookie()).toBe(here);
-    } finally {
-      child.kill("SIGKILL");
-      await child.exited;
-    }
   });
 });
 

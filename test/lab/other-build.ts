@@ -67,6 +67,11 @@ const VARIANTS = {
       "ctx->user_port = bpf_htons(bpf_ntohs(made.endpoint->port) + 1);",
     ],
   ],
+  /** Version 0.4.0-test, for which something else stands in keep/. */
+  "other-keep": [
+    ["package.json", /"version": "[^"]+"/, '"version": "0.4.0-test"'],
+    ["bpf/include/keep.h", /^struct endpoint_load \{$/m, "struct endpoint_load {\n\t__u64 moved;"],
+  ],
 } as const satisfies Record<string, readonly Change[]>;
 
 export type OtherBuild = keyof typeof VARIANTS;
@@ -75,6 +80,7 @@ export type OtherBuild = keyof typeof VARIANTS;
 export const OTHER_VERSION: Record<OtherBuild, string> = {
   "wide-layout": "0.2.0-test",
   "bad-probe": "0.3.0-test",
+  "other-keep": "0.4.0-test",
 };
 
 /**

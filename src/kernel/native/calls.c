@@ -106,11 +106,6 @@ API int kmesh_unshare_netns(void)
 	return RESULT(unshare(CLONE_NEWNET));
 }
 
-API int kmesh_setns_net(int fd)
-{
-	return RESULT(setns(fd, CLONE_NEWNET));
-}
-
 /* Brings `lo` up; the kernel gives it 127.0.0.1 and ::1 by itself. */
 API int kmesh_loopback_up(void)
 {
