@@ -17,6 +17,7 @@ import { shapeOf } from "./bond.ts";
 import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { ControlPlane } from "./control-plane.ts";
+import { damageOf } from "./damage.ts";
 import { formatExclude } from "./exclusion.ts";
 import { Grip } from "./grip.ts";
 import { asCandidate, asPredecessor, type Party } from "./handover-parties.ts";
@@ -26,6 +27,7 @@ import type { Log } from "./log.ts";
 import { enrolledCgroups, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
 import { machineAddresses } from "./machine-addresses.ts";
 import { machineId } from "./machine-id.ts";
+import { refuseUnknown } from "./manifest.ts";
 import { readOrder } from "./order.ts";
 import { type Differences, differences } from "./reload.ts";
 import { Reporter, tell } from "./reporter.ts";
@@ -100,6 +102,7 @@ export class Agent {
       moved: () => this.#end.resolve(executedAnew()),
     });
     makeFolders(config);
+    refuseUnknown(config.stateDir);
     ensureBpffs(config.bpffs);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     this.#tables = new LiveTables({
@@ -243,6 +246,7 @@ export class Agent {
         "/status": () => ({
           agent: this.status(),
           kernel: this.#grip.datapath?.summarize() ?? summarizePinned(bpffs),
+          damage: damageOf(this.#config, this.#snapshots.trouble),
         }),
         "/dump/received": () => this.#controlPlane.received(),
         "/dump/model": () => this.#tables.mesh ?? null,
@@ -266,7 +270,15 @@ export class Agent {
 
   #started(): void {
     const { cause, from } = causeOfStart(readHistory(this.#config.stateDir));
-    this.#record({ kind: "start", ...(from ? { from } : {}), to: version, result: "done", cause });
+    const { unfinished } = this.#grip;
+    this.#record({
+      kind: "start",
+      ...(from ? { from } : {}),
+      to: version,
+      result: "done",
+      cause,
+      ...(unfinished ? { unfinished } : {}),
+    });
     const found = this.#grip.datapath?.takesOver ? "foreign" : this.#grip.adopted ? "own" : "nothing";
     this.#reporter.started(found, this.#config);
     this.#tables.begin();

@@ -5,12 +5,16 @@
 import { type AgentStatus, readStatus } from "../admin/status.ts";
 import { Datapath, type Governed } from "../datapath/datapath.ts";
 import type { Proof } from "../datapath/probe.ts";
+import { standingAt } from "../datapath/standing.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Folders } from "./config.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
+import { machineId } from "./machine-id.ts";
+import { Manifest } from "./manifest.ts";
+import { recover } from "./recovery.ts";
 
 /** Between two looks at whether the hooks are still attached, milliseconds. */
 const UPKEEP = 5_000;
@@ -41,6 +45,7 @@ export class Grip {
   /** Absent before an agent takes over from another, and while another takes over from it. */
   #held: Held | undefined;
   #adopted = false;
+  #unfinished: string | undefined;
   #before: AgentStatus | undefined;
   #proof: Proof | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
@@ -59,6 +64,11 @@ export class Grip {
   /** Whether the tables were those of an earlier start when they were taken last. */
   get adopted(): boolean {
     return this.#adopted;
+  }
+
+  /** The step in whose middle the agent ended that had them before. */
+  get unfinished(): string | undefined {
+    return this.#unfinished;
   }
 
   /** What the agent that had them before left in the status file. */
@@ -81,18 +91,20 @@ export class Grip {
     this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, log: (line) => log.info(line) });
   }
 
-  /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, KernelError, or an Error of one line. */
+  /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
   grasp(): void {
     const { folders, addresses, log } = this.#options;
     const locks = Locks.acquire(folders);
     try {
       this.#before = readStatus(folders.runDir);
+      const manifest = Manifest.open(folders.stateDir, machineId(), standingAt(folders.bpffs), log);
       const datapath = Datapath.open({
         bpffs: folders.bpffs,
         ...this.#governed,
         nodeAddresses: addresses,
         upkeep: UPKEEP,
         ...(this.#proof ? { proof: this.#proof } : {}),
+        announce: (step) => manifest.announce(step),
         log: (line) => log.info(line),
       });
       const kept = new KeptGenerations(datapath, log);
@@ -100,7 +112,9 @@ export class Grip {
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
-      kept.watch();
+      this.#unfinished = recover(manifest, datapath, log);
+      const since = manifest.account.kept?.since;
+      kept.watch(since === undefined ? undefined : Date.parse(since));
       this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
     } catch (error) {
       if (this.#held) this.letGo();

@@ -24,6 +24,8 @@ export interface Entry {
   boot: string;
   /** Of a start. */
   cause?: Cause;
+  /** Of a start: the step that the agent before did not end. */
+  unfinished?: string;
   /** Crashes one after the other are one entry. */
   times?: number;
   /** Of what failed. */

@@ -1,3 +1,5 @@
+/** By what state is bound to the machine that wrote it. */
+import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 
 /** The machine's id, as /etc/machine-id has it; undefined when there is none (yet). */
@@ -7,4 +9,9 @@ export function machineId(): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** The id is not for others to read, so only this of it is written: 32 bytes. */
+export function sealOf(what: "snapshot" | "manifest", machine: string): Buffer {
+  return createHash("sha256").update(`kmesh ${what} ${machine}`).digest();
 }

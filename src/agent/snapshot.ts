@@ -28,6 +28,7 @@ import { join } from "node:path";
 import { decodeMesh, encodeMesh, MalformedMesh, MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { faultPoint } from "../runtime/fault.ts";
+import { sealOf } from "./machine-id.ts";
 
 const MAGIC = "kmeshsnp";
 const VERSION = MESH_ENCODING;
@@ -97,7 +98,7 @@ export function readSnapshot(
   const checksum = createHash("sha256").update(content).update(file.subarray(0, CHECKSUM_AT)).digest();
   if (content.length !== length || !checksum.equals(file.subarray(CHECKSUM_AT, HEAD)))
     throw new BadSnapshot("its checksum is wrong");
-  if (!sealOf(bond.machine).equals(file.subarray(32, CHECKSUM_AT)))
+  if (!sealOf("snapshot", bond.machine).equals(file.subarray(32, CHECKSUM_AT)))
     throw new BadSnapshot("it was written on another machine (/etc/machine-id differs)");
   const settingsLength = view.getUint32(12, true);
   const writtenAt = new Date(Number(view.getBigUint64(24, true)));
@@ -223,7 +224,7 @@ function* write(
   head.writeUInt32LE(text.length, 12);
   head.writeBigUInt64LE(BigInt(length), 16);
   head.writeBigUInt64LE(BigInt(Date.now()), 24);
-  sealOf(machine).copy(head, 32);
+  sealOf("snapshot", machine).copy(head, 32);
   hash.update(head.subarray(0, CHECKSUM_AT)).digest().copy(head, CHECKSUM_AT);
   faultPoint("snapshot.head");
   // Last: a file without its head is nothing.
@@ -253,11 +254,6 @@ function readWhole(path: string): Buffer | undefined {
   } finally {
     closeSync(fd);
   }
-}
-
-/** The machine's id is not for others to read, so only this of it is written. */
-function sealOf(machine: string): Buffer {
-  return createHash("sha256").update(`kmesh snapshot ${machine}`).digest();
 }
 
 function compareSettings(text: string, now: Bond["settings"]): void {

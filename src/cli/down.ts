@@ -15,7 +15,7 @@ export const down = command({
     const folders = readFolders(sourcesOf(flags, process.env));
     requireRoot("kmesh down");
     const found = await standing(folders);
-    if (found.pins === 0 && found.agent === undefined && !found.snapshot) {
+    if (found.pins === 0 && found.agent === undefined && !found.snapshot && !found.manifest) {
       if (format === "json") printJson({ stopped: null, removed: [], snapshot: false });
       else print(`Nothing to do: nothing is pinned in ${folders.bpffs}, and no agent runs.`);
       return EXIT.done;

@@ -48,7 +48,8 @@ function detailsOf(entry: Entry): string {
   if (entry.cause !== undefined) {
     const other = entry.from !== undefined && entry.from !== entry.to ? `, before it ${entry.from}` : "";
     const times = entry.times === undefined ? "" : ` (${entry.times} times)`;
-    return `${CAUSES[entry.cause]}${other}${times}`;
+    const step = entry.unfinished === undefined ? "" : `, in the middle of a step (${entry.unfinished})`;
+    return `${CAUSES[entry.cause]}${step}${other}${times}`;
   }
   if (entry.gap_ms === undefined) return "";
   return [

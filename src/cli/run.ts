@@ -52,15 +52,23 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
-  const [{ Agent }, { Conflict }, { openLog }, { LockHeld }, { ServiceNotifier }, { tellInOneLine }] =
-    await Promise.all([
-      import("../agent/agent.ts"),
-      import("../admin/server.ts"),
-      import("../agent/log.ts"),
-      import("../kernel/lock.ts"),
-      import("../agent/notify.ts"),
-      import("../agent/reporter.ts"),
-    ]);
+  const [
+    { Agent },
+    { Conflict },
+    { openLog },
+    { LockHeld },
+    { ServiceNotifier },
+    { tellInOneLine },
+    { UnknownManifest },
+  ] = await Promise.all([
+    import("../agent/agent.ts"),
+    import("../admin/server.ts"),
+    import("../agent/log.ts"),
+    import("../kernel/lock.ts"),
+    import("../agent/notify.ts"),
+    import("../agent/reporter.ts"),
+    import("../agent/manifest.ts"),
+  ]);
   const log = openLog(config.logLevel);
   const service = new ServiceNotifier(process.env, (line) => log.warn(line));
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
@@ -121,6 +129,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
     }
     return EXIT.done;
   } catch (error) {
+    if (error instanceof UnknownManifest) throw new Failure(EXIT.unknownState, error.message, error.next);
     if (!(error instanceof LockHeld)) throw error;
     throw new Failure(
       EXIT.alreadyRunning,

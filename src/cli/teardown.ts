@@ -17,35 +17,41 @@ export interface Standing {
   pins: number;
   /** The last good mesh lies in the state folder. */
   snapshot: boolean;
+  /** So does what tells of the tables. */
+  manifest: boolean;
 }
 
 export async function standing(folders: Folders): Promise<Standing> {
-  const [{ livingAgent }, { listPins }, { hasSnapshot }] = await Promise.all([
+  const [{ livingAgent }, { listPins }, { hasSnapshot }, { hasManifest }] = await Promise.all([
     import("../agent/locks.ts"),
     import("../kernel/bpffs.ts"),
     import("../agent/snapshot.ts"),
+    import("../agent/manifest.ts"),
   ]);
   return {
     agent: livingAgent(folders),
     pins: listPins(folders.bpffs).length,
     snapshot: hasSnapshot(folders.stateDir),
+    manifest: hasManifest(folders.stateDir),
   };
 }
 
 /**
  * Stops the agent, then detaches and unpins everything; the snapshot goes too, or it would bring back after the next
- * start what was just taken away. Gives the pins, whether there was a snapshot, and the service that was stopped if the
- * agent was one. Throws Failure when the agent does not stop.
+ * start what was just taken away, and the manifest, which tells of nothing any more, also one of a version that this one
+ * does not know. Gives the pins, whether there was a snapshot, and the service that was stopped if the agent was one. Throws Failure when the agent does not stop.
  */
 export async function takeDown(
   folders: Folders,
   state: "remove snapshot" | "keep state" = "remove snapshot",
 ): Promise<{ removed: string[]; snapshot: boolean; service: string | undefined }> {
-  const [{ removePinned }, { livingAgent, Locks }, { removeSnapshot }] = await Promise.all([
-    import("../datapath/inspect.ts"),
-    import("../agent/locks.ts"),
-    import("../agent/snapshot.ts"),
-  ]);
+  const [{ removePinned }, { livingAgent, Locks }, { removeSnapshot }, { removeManifest }] =
+    await Promise.all([
+      import("../datapath/inspect.ts"),
+      import("../agent/locks.ts"),
+      import("../agent/snapshot.ts"),
+      import("../agent/manifest.ts"),
+    ]);
   const agent = livingAgent(folders);
   const service = agent === undefined ? undefined : await stop(agent, () => livingAgent(folders));
   // Held until the end, so that no agent starts into half of it.
@@ -54,6 +60,7 @@ export async function takeDown(
     const { removed } = removePinned(folders.bpffs);
     rmSync(statusFile(folders.runDir), { force: true });
     const snapshot = state === "remove snapshot" && removeSnapshot(folders.stateDir);
+    if (state === "remove snapshot") removeManifest(folders.stateDir);
     return { removed, snapshot, service };
   } finally {
     locks.release();

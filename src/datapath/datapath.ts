@@ -12,6 +12,8 @@ import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./probe.ts";
 import { type Code, ownCode } from "./programs.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import { reconcileLive, tellReconciliation } from "./reconcile.ts";
+import { standingAt } from "./standing.ts";
+import type { Announce, GenerationName, Step } from "./step.ts";
 import type { Tables } from "./tables.ts";
 import { type Totals, totalsOf } from "./totals.ts";
 
@@ -39,6 +41,8 @@ export interface DatapathOptions extends Governed {
   upkeep?: number;
   /** What `Datapath.prove` gave before, so that it need not be done again. */
   proof?: Proof;
+  /** Hears of each step between two generations before it is taken. */
+  announce?: Announce;
   log(line: string): void;
 }
 
@@ -90,7 +94,7 @@ export class Datapath {
    */
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
     removeDeadProbes();
-    const generation = Generation.open(options.bpffs, code);
+    const generation = Generation.open(options.bpffs, options.announce, code);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
@@ -107,6 +111,11 @@ export class Datapath {
     const proof = prove(bpffs, code, netns);
     log(tellProof(proof));
     return proof;
+  }
+
+  /** What these tables and programs are called beside those of other versions. */
+  get name(): GenerationName {
+    return this.#generation.name;
   }
 
   /** True when tables from an earlier start were found and are in use. */
@@ -139,8 +148,13 @@ export class Datapath {
 
   /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
   removeKept(layout: string): void {
-    this.#generation.removeOther(layout);
+    this.#removeOther(layout);
     this.#untidy = true;
+  }
+
+  /** Removes what a flip to these programs left that was cut short behind its last hook. Before that it does nothing. */
+  finishFlip(): void {
+    this.#generation.finishFlip();
   }
 
   /**
@@ -177,6 +191,7 @@ export class Datapath {
   apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: ProbeFailed } {
     const flaw = this.#attached ? undefined : this.#findFlaw();
     if (flaw && this.takesOver) throw flaw;
+    if (!this.#attached) this.#announce("fill");
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
     if (flaw) return { ...report, relinked: 0, flaw };
@@ -311,7 +326,12 @@ export class Datapath {
   #prove(): void {
     const { bpffs, log } = this.#options;
     if (!this.#proof) {
-      this.#proof = prove(bpffs, this.#code, this.#governed.netns);
+      this.#announce("probe");
+      try {
+        this.#proof = prove(bpffs, this.#code, this.#governed.netns);
+      } finally {
+        this.#options.announce?.(undefined);
+      }
       log(tellProof(this.#proof));
     }
     const { tags } = this.#generation;
@@ -329,17 +349,34 @@ export class Datapath {
     const [before, ...older] = generation.otherLayouts;
     const { takesOver } = this;
     if (takesOver) govern(generation.tables, this.#governed);
+    this.#announce("flip");
     const hooks = generation.attach(cgroup2Root());
     this.#attached = true;
+    this.#options.announce?.(undefined);
     if (hooks.length > 0) this.#options.log(`attached: ${hooks.join(", ")}`);
     if (takesOver) {
       this.#options.log(`took over from the tables of another version, layout ${before}; they are kept`);
-      for (const layout of older) generation.removeOther(layout);
+      for (const layout of older) this.#removeOther(layout);
       // What the other one still needed until now.
       this.#write(mesh, { everything: true });
     }
-    generation.removeOldPrograms();
     return hooks.length;
+  }
+
+  #removeOther(layout: string): void {
+    this.#options.announce?.({ name: "remove", from: { abi: layout } });
+    this.#generation.removeOther(layout);
+    this.#options.announce?.(undefined);
+  }
+
+  /** A step towards governing. */
+  #announce(name: Step["name"]): void {
+    const { announce, bpffs } = this.#options;
+    if (!announce) return;
+    // In the middle of a flip that is taken up again, what governed before it.
+    const { abi, code } = this.#generation.name;
+    const from = standingAt(bpffs).live.find((each) => each.abi !== abi || each.code !== code);
+    announce({ name, ...(from ? { from } : {}), to: this.#generation.name });
   }
 }
 

@@ -27,6 +27,8 @@ import {
   unfinished,
 } from "./pins.ts";
 import { type Code, loadPrograms, ownCode } from "./programs.ts";
+import { standingAt } from "./standing.ts";
+import type { Announce, GenerationName } from "./step.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
 
 export class Generation {
@@ -60,12 +62,12 @@ export class Generation {
   }
 
   /**
-   * Adopts what is pinned below `bpffs`, or loads `code` and builds and pins an empty generation, beside those of other layouts when there
-   * are any; attaches nothing. What an earlier start left half built is removed.
+   * Adopts what is pinned below `bpffs`, or loads `code` and pins an empty generation, beside those of other layouts when there
+   * are any; attaches nothing. What an earlier start left half built is removed. `announce` hears of it before it builds.
    * Throws KernelError, and an Error that names the pin which is missing or is none of ours; what was pinned before stays
    * as it was.
    */
-  static open(bpffs: string, code: Code = ownCode()): Generation {
+  static open(bpffs: string, announce: Announce = () => {}, code: Code = ownCode()): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
     const found = generationsAt(bpffs);
@@ -75,10 +77,19 @@ export class Generation {
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
     else if (others.length > 0) complete(maps, KEPT_MAPS);
+    const tables = () => new Tables(complete(maps));
     const pinned = adopted ? pinnedPrograms(programFolder(folder, code.hash)) : undefined;
-    const programs = pinned ?? build(bpffs, maps, code, adopted);
-    const built = pinned ? undefined : adopted ? programFolder(folder, code.hash) : folder;
-    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code.hash, others, built);
+    if (pinned) return new Generation(bpffs, tables(), pinned, adopted, code.hash, others, undefined);
+    const [from] = standingAt(bpffs).live;
+    announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code: code.hash } });
+    const programs = build(bpffs, maps, code, adopted);
+    announce(undefined);
+    const built = adopted ? programFolder(folder, code.hash) : folder;
+    return new Generation(bpffs, tables(), programs, adopted, code.hash, others, built);
+  }
+
+  get name(): GenerationName {
+    return { abi: ABI_ID, code: this.code };
   }
 
   /** What generations of other layouts there are beside this one. */
@@ -162,15 +173,22 @@ export class Generation {
     });
     faultPoint("flip.hooks");
     this.#others = this.#others.map(({ abi }) => ({ abi, live: false }));
-    for (const name of readdirSync(folder)) if (!isOurs(name)) unpin(join(folder, name));
+    this.#removeRest();
     return changed;
   }
 
-  /** Unpins programs over the same tables that no hook runs any more. */
-  removeOldPrograms(): void {
+  /** After a flip that may have broken off behind its last hook: removes what it had not removed yet. */
+  finishFlip(): void {
+    if (this.attached) this.#removeRest();
+  }
+
+  /** Hooks that only another version has end; programs over the same tables that no hook runs any more are unpinned. */
+  #removeRest(): void {
+    const links = join(this.#bpffs, "links");
+    for (const name of readdirSync(links)) if (!isOurs(name)) unpin(join(links, name));
     faultPoint("remove.programs");
-    const folder = join(generationFolder(this.#bpffs), "programs");
-    for (const name of completeFolders(folder)) if (name !== this.code) unpin(join(folder, name));
+    const programs = join(generationFolder(this.#bpffs), "programs");
+    for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
   }
 
   /** Unpins what this process has built, for no hook runs it: its programs don't work. */

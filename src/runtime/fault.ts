@@ -34,6 +34,9 @@ export const FAULT_POINTS = [
   "snapshot.head",
   "snapshot.rename",
   "history.rename",
+  "manifest.part",
+  "manifest.rename",
+  "manifest.renamed",
   // A hand-over.
   "predecessor.ready",
   "predecessor.flushed",

@@ -3,8 +3,12 @@
  * right, and no connection notices. Which steps there are, src/runtime/fault.ts says.
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdirSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { orderAgent } from "../../src/admin/client.ts";
+import { adminSocket } from "../../src/admin/status.ts";
+import { manifestFile } from "../../src/agent/manifest.ts";
+import type { Order } from "../../src/agent/order.ts";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
@@ -17,38 +21,49 @@ setDefaultTimeout(240_000);
 const why = missing();
 if (why) console.warn(`the kill test is skipped: ${why}`);
 
-type Phase = "start" | "restart" | "graceful" | "upgrade";
+type Phase = "start" | "restart" | "graceful" | "upgrade" | "rollback" | "handed";
 
 /** In which phases the agent dies there; `:n` is the n-th time that it comes by. */
-const WALK: Record<FaultPoint, Partial<Record<Phase, string>>> = {
+const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>>> = {
   "pin.kept": { start: ":3" },
   "pin.table": { start: ":4", upgrade: ":4" },
   "pin.programs": { start: ":2" },
   "pin.filled": { start: "" },
-  "pin.generation": { upgrade: "" },
+  "pin.generation": { upgrade: "", handed: "" },
   "probe.cgroup": { upgrade: "" },
   "probe.connected": { upgrade: "" },
   "probe.removed": { upgrade: "" },
   "link.attached": { start: ":3" },
-  "flip.hook": { start: ":3", upgrade: ":4" },
-  "flip.hooks": { upgrade: "" },
-  "remove.other": { upgrade: "" },
-  "remove.other.done": { upgrade: "" },
-  "remove.programs": { start: "" },
+  "flip.hook": { start: ":3", upgrade: ":4", rollback: ":5", handed: [":3", ":5"] },
+  "flip.hooks": { upgrade: "", rollback: "", handed: "" },
+  "remove.other": { upgrade: "", rollback: "" },
+  "remove.other.done": { upgrade: "", rollback: "" },
+  "remove.programs": { start: "", upgrade: "", rollback: "" },
   "publish.descriptor": { start: ":2", upgrade: ":4" },
-  "publish.cluster": { restart: ":5" },
+  "publish.cluster": { restart: ":5", rollback: ":5" },
   "publish.splits": { restart: "" },
   "publish.service": { restart: ":5" },
-  "publish.target": { restart: ":20", upgrade: ":20" },
+  "publish.target": { restart: ":20", upgrade: ":20", rollback: ":20" },
   "publish.exact": { restart: "" },
   "publish.growth": { restart: "" },
   "publish.frontends": { restart: "" },
   "publish.fallback": { restart: "" },
-  "publish.removal": { restart: ":3" },
+  "publish.removal": { restart: ":3", rollback: ":3" },
   "snapshot.part": { restart: "" },
   "snapshot.head": { start: "" },
   "snapshot.rename": { restart: "" },
   "history.rename": { restart: "" },
+  // Of an upgrade: build, fill, flip and removal of an older one; at some of them what came of it.
+  "manifest.part": { start: ":1", restart: "", upgrade: ":4", rollback: ":2", handed: ":3" },
+  "manifest.rename": {
+    start: [":2", ":4"],
+    restart: "",
+    upgrade: [":1", ":3", ":4", ":5", ":6", ":7"],
+    rollback: [":1", ":3", ":5"],
+    handed: [":1", ":4"],
+  },
+  "manifest.renamed": { start: ":3", restart: "", upgrade: [":3", ":5"], rollback: ":4", handed: ":5" },
+  // A hand-over.
   "predecessor.ready": { graceful: "" },
   "predecessor.flushed": { graceful: "" },
   "predecessor.paused": { graceful: "" },
@@ -62,6 +77,15 @@ const WALK: Record<FaultPoint, Partial<Record<Phase, string>>> = {
   "successor.live": { graceful: "" },
   "successor.served": { graceful: "" },
 };
+
+/** Where a successor dies before connections were governed by its tables: nothing of them stays. */
+const UNDONE = new Set([
+  "pin.generation",
+  "flip.hook:3",
+  "manifest.part:3",
+  "manifest.rename:1",
+  "manifest.rename:4",
+]);
 
 /** The service under test, its weights by `round`, among others that are not those of another round. */
 function meshOf(round: number, addresses = 1): DemoMesh {
@@ -79,7 +103,7 @@ function meshOf(round: number, addresses = 1): DemoMesh {
 describe.skipIf(why !== undefined)("killed at every step", () => {
   let lab: AgentLab;
   let wide: string;
-  const passed = new Map<FaultPoint, Phase[]>();
+  const passed = new Map<FaultPoint, string[]>();
   let round = 0;
   let storm: RunningClient | undefined;
 
@@ -95,8 +119,8 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
 
   function stepsOf(phase: Phase): [FaultPoint, string][] {
     return FAULT_POINTS.flatMap((point) => {
-      const times = WALK[point][phase];
-      return times === undefined ? [] : [[point, times]];
+      const times = WALK[point][phase] ?? [];
+      return [times].flat().map((time): [FaultPoint, string] => [point, time]);
     });
   }
 
@@ -119,6 +143,10 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     if (!alive || pid === undefined) return;
     process.kill(pid, "SIGKILL");
     await eventually("it is gone", () => isGone(pid));
+  }
+
+  function manifest(): string {
+    return manifestFile(join(lab.folder, "state"));
   }
 
   /** New connections all the time. */
@@ -165,6 +193,11 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     expect(kept.length).toBe(generations);
     const left = readdirSync(lab.bpffs, { recursive: true, encoding: "utf8" });
     expect(left.filter((path) => path.split("/").some((name) => name.endsWith("_new")))).toEqual([]);
+    // What is written down agrees with what is pinned, and nothing is under way.
+    const { live, kept: wayBack, step } = JSON.parse(readFileSync(manifest(), "utf8"));
+    expect(step).toBeUndefined();
+    expect([live.abi, ...(wayBack ? [wayBack.abi] : [])].sort()).toEqual(kept.sort());
+    expect(existsSync(`${manifest()}.new`)).toBe(false);
   }
 
   /** Runs the phase's steps; what fails says at which. */
@@ -176,7 +209,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     for (const [point, times] of stepsOf(phase)) {
       try {
         await step(point, times);
-        passed.set(point, [...(passed.get(point) ?? []), phase]);
+        passed.set(point, [...(passed.get(point) ?? []), `${phase}${times}`]);
       } catch (error) {
         // The next step counts its own.
         storm?.kill();
@@ -204,6 +237,8 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       const storm = await connections();
       await end();
       round++;
+      // All is as it was and nothing is to be written: but when it was lost.
+      if (point.startsWith("manifest.")) rmSync(manifest());
       // More frontends than the first table holds.
       lab.configure(meshOf(round, point === "publish.growth" ? 20 : 1));
       await dies(armed(point, times));
@@ -234,13 +269,17 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     });
   });
 
+  /** Tables that nobody needs, of a version before that of before. */
+  function leaveOlder(): void {
+    mkdirSync(join(lab.bpffs, "gen/00000000"));
+  }
+
   test("an upgrade to other tables, beside some that were kept before", async () => {
     await walk("upgrade", async (point, times) => {
       lab.program = [KMESH];
       await anew();
       await lab.liveAgent();
-      const older = join(lab.bpffs, "gen/00000000");
-      mkdirSync(older);
+      leaveOlder();
       const storm = await connections();
       await end();
       lab.program = [wide];
@@ -248,9 +287,59 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       await dies(agent);
       await lab.liveAgent();
       expect(existsSync(join(ownCgroup() ?? cgroup2Root(), `kmesh-probe-${agent.pid}`))).toBe(false);
-      // The one before stays for the way back; one that is older goes with the flip, or with that one after the hour.
-      const flipped = point === "flip.hooks" || point === "remove.other";
-      await proves(storm, 0, flipped ? 3 : 2);
+      // The one before stays for the way back; one that is older does not.
+      await proves(storm, 0, 2);
+    });
+  });
+
+  test("a rollback to the tables that were kept, with another mesh meanwhile", async () => {
+    await walk("rollback", async (point, times) => {
+      for (const program of [KMESH, wide]) {
+        lab.program = [program];
+        if (program === KMESH) await anew();
+        await lab.liveAgent();
+        if (program === KMESH) await end();
+      }
+      leaveOlder();
+      const storm = await connections();
+      await end();
+      round++;
+      lab.configure(meshOf(round));
+      lab.program = [KMESH];
+      await dies(armed(point, times));
+      await lab.liveAgent();
+      await proves(storm, 0, 2);
+    });
+  });
+
+  test("a successor with other tables: the agent before goes on with its own", async () => {
+    const successor = join(lab.folder, "successor");
+    await walk("handed", async (point, times) => {
+      lab.program = [KMESH];
+      await anew();
+      const agent = await lab.liveAgent();
+      const storm = await connections();
+      // The agent before must not die there, too, when it takes its hooks back.
+      const script = `#!/bin/sh\n${FAULT_VARIABLE}=${point}${times} exec ${wide} "$@"\n`;
+      writeFileSync(successor, script, { mode: 0o755 });
+      const order: Order = {
+        kind: "upgrade",
+        graceful: true,
+        executable: successor,
+        timeout: 20_000,
+        asked: Date.now(),
+      };
+      const heard: object[] = [];
+      const hear = (line: unknown) => void heard.push(Object(line));
+      await orderAgent(adminSocket(join(lab.folder, "run")), "/restart", order, hear, 30_000);
+      expect(heard.at(-1)).toEqual({ failure: expect.stringContaining("the successor ended before") });
+      await lab.statusOnce(
+        "it goes on",
+        agent,
+        ({ pid, stream }) => pid === agent.pid && !!stream?.connected,
+      );
+      // What never governed is gone; what did for a moment is kept.
+      await proves(storm, 0, UNDONE.has(`${point}${times}`) ? 1 : 2);
     });
   });
 
