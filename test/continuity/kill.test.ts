@@ -17,7 +17,7 @@ import { AgentLab, KMESH, missing, type RunningClient, shop } from "../e2e/agent
 import { otherBuild } from "../lab/other-build.ts";
 import { eventually, type OwnedProcess, sleep } from "../lab/process.ts";
 
-setDefaultTimeout(240_000);
+setDefaultTimeout(400_000);
 const why = missing();
 if (why) console.warn(`the kill test is skipped: ${why}`);
 
@@ -53,7 +53,7 @@ const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>
   "snapshot.head": { start: "" },
   "snapshot.rename": { restart: "" },
   "history.rename": { restart: "" },
-  // Of an upgrade: build, fill, flip and removal of an older one; at some of them what came of it.
+  // Of an upgrade: build, probe, fill, flip and removal of an older one; at some of them what came of it.
   "manifest.part": { start: ":1", restart: "", upgrade: ":4", rollback: ":2", handed: ":3" },
   "manifest.rename": {
     start: [":2", ":4"],
