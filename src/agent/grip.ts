@@ -4,7 +4,7 @@
  */
 import { type AgentStatus, readStatus } from "../admin/status.ts";
 import { Datapath, type Governed } from "../datapath/datapath.ts";
-import type { ApplyReport } from "../datapath/publisher.ts";
+import type { Proof } from "../datapath/probe.ts";
 import { standingAt } from "../datapath/standing.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
@@ -50,6 +50,7 @@ export class Grip {
   #adopted = false;
   #unfinished: string | undefined;
   #before: AgentStatus | undefined;
+  #proof: Proof | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
   /** Told once. */
@@ -86,6 +87,16 @@ export class Grip {
     return this.#governed;
   }
 
+  /**
+   * Proves this build's programs while another agent has the tables, if they would take hooks over: its part is not held
+   * up by that then. Throws ProbeFailed, and what governs goes on.
+   */
+  prove(): void {
+    const { folders, log } = this.#options;
+    const { netns } = this.#governed;
+    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, log: (line) => log.info(line) });
+  }
+
   /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
   grasp(): void {
     const { folders, addresses, log } = this.#options;
@@ -98,6 +109,7 @@ export class Grip {
         ...this.#governed,
         nodeAddresses: addresses,
         upkeep: UPKEEP,
+        ...(this.#proof ? { proof: this.#proof } : {}),
         announce: (step) => manifest.announce(step),
         log: (line) => log.info(line),
       });
@@ -154,7 +166,7 @@ export class Grip {
   }
 
   /** Makes `mesh` what connections see; see Datapath.apply. Throws also when another agent has the tables. */
-  write(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
+  write(mesh: Mesh, changes: Changes): ReturnType<Datapath["apply"]> {
     const held = this.#held;
     if (!held) throw new Error("another agent has the tables");
     const { takesOver } = held.datapath;
