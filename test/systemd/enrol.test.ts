@@ -60,6 +60,9 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
     expect(machine.exists(file)).toBe(true);
     expect((await shown("early.service", "After")).split(" ")).toContain("kmesh.service");
     expect(await machine.output("kmesh", "enrol", "early")).toBe("governed already: early.service\n");
+    // As if the one before had been killed before it told systemd.
+    await machine.output("touch", "-d", "now + 1 min", file);
+    expect(await machine.output("kmesh", "enrol", "early")).toContain("run     systemctl daemon-reload");
     expect(await machine.output("kmesh", "status")).toContain(
       "open (rather outside the mesh than not at all): early.service",
     );
@@ -116,6 +119,20 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
       );
     const analysed = await machine.run("systemd-analyze", "security", "--threshold=32", "kmesh-wait.service");
     expect(analysed.stdout).toMatch(/Overall exposure level for kmesh-wait.service: [0-3]\.\d/);
+  });
+
+  test("at boot the snapshot governs before either starts, while istiod is not there yet", async () => {
+    await machine.reboot();
+    for (const unit of ["early", "shut"]) {
+      expect(await shown(`${unit}.service`, "ActiveState")).toBe("active");
+      expect(await answered(unit)).toBe(true);
+      expect(await machine.wasOutside(unit)).toBe(false);
+      const [ready, started] = await Promise.all([
+        shown("kmesh.service", "ActiveEnterTimestampMonotonic"),
+        shown(`${unit}.service`, "ExecMainStartTimestampMonotonic"),
+      ]);
+      expect(Number(started)).toBeGreaterThan(Number(ready));
+    }
   });
 
   test("kmesh can't come up at boot: open starts, closed waits and starts when kmesh comes", async () => {
