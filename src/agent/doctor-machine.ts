@@ -4,7 +4,6 @@ import { X509Certificate } from "node:crypto";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { pemBlocks } from "../istiod/certificate.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
 import { FileError } from "../istiod/file-error.ts";
 import type { SpiffeId } from "../istiod/spiffe.ts";
 import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/token.ts";
@@ -15,6 +14,7 @@ import { kernelRelease } from "../kernel/features.ts";
 import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { type Check, type Finding, wrongOf } from "./examination.ts";
+import { identityStore } from "./identity-store.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "./machine.ts";
 import { Unsupported } from "./unsupported.ts";
 
@@ -199,7 +199,7 @@ function lookAtRoots(ca: string): Finding[] {
 /** The certificate's life, undefined where there is none, or why it can't be used. */
 function keptCertificate(stateDir: string): { notBefore: number; notAfter: number } | string | undefined {
   try {
-    return new CertificateStore(join(stateDir, "identity")).load();
+    return identityStore(stateDir).load();
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   }
