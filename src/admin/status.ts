@@ -68,6 +68,8 @@ export interface SnapshotStatus {
 }
 
 export interface TablesStatus {
+  /** When this agent took them, adopted or built empty; absent while it is only about to. */
+  openedAt?: string;
   /** Pushes that became tables since the start. */
   applies: number;
   firstApplyAt?: string;

@@ -3,7 +3,7 @@
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 import { explainDestination } from "../admin/explain.ts";
-import { AdminServer, BadRequest } from "../admin/server.ts";
+import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
 import { exemptSelfPinned } from "../datapath/enrolment.ts";
 import { inspectPinned, summarizePinned } from "../datapath/inspect.ts";
@@ -17,6 +17,7 @@ import { shapeOf } from "./bond.ts";
 import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { ControlPlane } from "./control-plane.ts";
+import { damageOf } from "./damage.ts";
 import { formatExclude } from "./exclusion.ts";
 import { Grip } from "./grip.ts";
 import { asCandidate, asPredecessor, type Party } from "./handover-parties.ts";
@@ -116,6 +117,7 @@ export class Agent {
       holds: () => this.#grip.datapath !== undefined,
       predecessor: () => asPredecessor(this.#party()),
       record: (entry) => this.#record(entry),
+      reload: () => void this.#audience.reload(),
       end: (why) => this.#end.resolve(why),
     });
   }
@@ -172,14 +174,11 @@ export class Agent {
 
   /**
    * Takes over what can change under running connections; the rest stays as it was until the next start.
-   * Throws ConfigError or KernelError, and all stays as it was.
+   * Throws ConfigError, KernelError or Conflict, and all stays as it was.
    */
   reload(config: Config): Differences {
     if (this.#restart.isUnderWay || !this.#grip.datapath)
-      throw new ConfigError(
-        "another agent is about to take over from this one",
-        "Reload that one: it has read the configuration at its start.",
-      );
+      throw new Conflict("another agent is about to take over: ask again when that has ended");
     const found = differences(this.#config, config);
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
@@ -188,6 +187,11 @@ export class Agent {
     this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#statusFile.write();
     return found;
+  }
+
+  /** Has whoever is the agent after a hand-over that is under way reload then. Gives false when none is. */
+  postponeReload(): boolean {
+    return this.#restart.postponeReload();
   }
 
   /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
@@ -244,6 +248,7 @@ export class Agent {
         "/status": () => ({
           agent: this.status(),
           kernel: this.#grip.datapath?.summarize() ?? summarizePinned(bpffs),
+          damage: damageOf(this.#config, this.#snapshots.trouble),
         }),
         "/dump/received": () => this.#controlPlane.received(),
         "/dump/model": () => this.#tables.mesh ?? null,
@@ -258,6 +263,8 @@ export class Agent {
   }
 
   #reloadByOrder(): string {
+    if (this.#restart.isUnderWay)
+      throw new Conflict("another agent is about to take over: ask again when that has ended");
     try {
       return this.#audience.reload();
     } catch (error) {

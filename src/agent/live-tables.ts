@@ -113,8 +113,10 @@ export class LiveTables {
   begin(): void {
     const { governs = false, takesOver = false } = this.#grip.datapath ?? {};
     if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
-    if (governs) this.#live.resolve();
-    else this.#restore();
+    if (governs) {
+      this.#live.resolve();
+      setTimeout(() => this.#readBack(), 0);
+    } else this.#restore();
   }
 
   /** What a successor does with the tables. Throws when they can't become what istiod wants. */
@@ -158,8 +160,18 @@ export class LiveTables {
     this.#apply(this.#behind ? { everything: true } : changes);
   }
 
+  /** While istiod thinks about its first answer. */
+  #readBack(): void {
+    try {
+      this.#grip.datapath?.readBack();
+    } catch {
+      // The first push finds the same, and tells.
+    }
+  }
+
   /** Who fills them from a snapshot says so until istiod answers, over as many agents as that takes. */
   #inherit(): void {
+    this.#status = { ...this.#status, openedAt: new Date().toISOString() };
     if (this.#grip.datapath?.governs) this.#snapshot = this.#grip.before?.snapshot;
   }
 

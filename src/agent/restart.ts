@@ -36,6 +36,8 @@ export interface RestartOptions {
   predecessor(): Predecessor;
   /** For `kmesh history`. */
   record(entry: Omit<Entry, "at" | "boot" | "pid"> & { pid?: number }): void;
+  /** What SIGHUP asks for. Throws when all stays as it was, which is told in the log by then. */
+  reload(): void;
   /** This process has to end. */
   end(why: End): void;
 }
@@ -44,6 +46,9 @@ export interface RestartOptions {
 export class Restart {
   readonly #options: RestartOptions;
   #current: { kind: Order["kind"]; since: Date; task?: TaskIdentity } | undefined;
+  /** Who took over; this process is about to end. */
+  #successor: TaskIdentity | undefined;
+  #reloadsLater = false;
 
   constructor(options: RestartOptions) {
     this.#options = options;
@@ -51,6 +56,16 @@ export class Restart {
 
   /** Whether another process is about to take over. */
   get isUnderWay(): boolean {
+    return this.#current !== undefined;
+  }
+
+  /**
+   * Takes a SIGHUP that comes while another process is about to take over: whoever is the agent afterwards reloads then,
+   * since a successor may have read the configuration before it was changed. Gives false when nobody is.
+   */
+  postponeReload(): boolean {
+    if (this.#successor) signalTask(this.#successor, "SIGHUP");
+    else if (this.#current) this.#reloadsLater = true;
     return this.#current !== undefined;
   }
 
@@ -106,6 +121,8 @@ export class Restart {
       record({ kind, from, to, result: "done", pid, ...figures });
       log.info(`pid ${pid} (${to}) took over after ${figures.gap_ms} ms; this agent ends`);
       answer({ proof });
+      this.#successor = this.#current?.task;
+      if (this.#reloadsLater) this.postponeReload();
       end({ kind: "succeeded", pid });
     } catch (error) {
       const reason = error instanceof Error ? error.message : String(error);
@@ -113,8 +130,19 @@ export class Restart {
       log.error(`No ${kind}, this agent goes on: ${reason}`);
       record({ kind, from: version, result: "failed", reason });
       answer({ failure: reason });
+      this.#reloadNow();
     } finally {
       clearInterval(beat);
+    }
+  }
+  /** What was asked for meanwhile. */
+  #reloadNow(): void {
+    if (!this.#reloadsLater) return;
+    this.#reloadsLater = false;
+    try {
+      this.#options.reload();
+    } catch {
+      // Told in the log.
     }
   }
 }

@@ -193,6 +193,7 @@ describe("a disk that does not take it", () => {
         await sleep(200);
         one.close();
         expect(warnings).toEqual([expect.stringContaining("ENOSPC")]);
+        expect(one.trouble).toContain("ENOSPC");
         expect(clusters()).toBe(10);
         expect(readdirSync(folder)).toEqual(["snapshot"]);
         execFileSync("mount", ["-o", "remount,ro", folder]);

@@ -45,7 +45,8 @@ export class SnapshotKeeper {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #draft: SnapshotDraft | undefined;
   #writing: Promise<void> | undefined;
-  #warned = false;
+  /** Why the last one could not be written. */
+  #trouble: string | undefined;
   #closed = false;
 
   /** Without a machine id there is nothing to bind a snapshot to: none is read or written, and one line says so. */
@@ -65,6 +66,11 @@ export class SnapshotKeeper {
       "/etc/machine-id holds no id, so no snapshot is kept: after a reboot nothing is governed until istiod answers. " +
         "systemd-machine-id-setup makes one",
     );
+  }
+
+  /** Why the last one could not be written; undefined when it was. */
+  get trouble(): string | undefined {
+    return this.#trouble;
   }
 
   /** The snapshot, when there is one that can be used. One that can't is set aside, and one line says why. Never throws. */
@@ -166,7 +172,7 @@ export class SnapshotKeeper {
       if (this.#draft !== draft) return;
       draft.publish();
       this.#draft = undefined;
-      this.#warned = false;
+      this.#trouble = undefined;
       wait = Math.max(this.#pace.pause, draft.size / this.#pace.rate);
     } catch (error) {
       if (draft && this.#draft !== draft) return;
@@ -181,12 +187,12 @@ export class SnapshotKeeper {
   #failed(error: unknown): void {
     this.#drop(this.#draft);
     const text = `The snapshot ${snapshotFile(this.#stateDir)} can't be written: ${textOf(error)}`;
-    if (this.#warned) this.#log.debug(text);
+    if (this.#trouble !== undefined) this.#log.debug(text);
     else
       this.#log.warn(
         `${text}. Traffic does not need it; after a reboot without istiod an older one governs, or none`,
       );
-    this.#warned = true;
+    this.#trouble = text;
   }
 
   #drop(draft: SnapshotDraft | undefined): void {

@@ -5,8 +5,8 @@ import { FileLock, LockHeld } from "../kernel/lock.ts";
 import { EXIT, Failure } from "./exit.ts";
 import type { Step } from "./steps.ts";
 
-/** Another command may take so long, milliseconds: it asks the agent, which answers or hangs. */
-const PATIENCE = 30_000;
+/** Another command may take so long, milliseconds: it asks the agent, which may be handing over. */
+const PATIENCE = 90_000;
 const LOOK = 20;
 
 /**

@@ -33,6 +33,9 @@ import { type Change, type Edited, editUnits } from "./unit-setting.ts";
 
 /** An agent that reloads answers within this time, milliseconds. */
 const SILENCE = 10_000;
+/** A hand-over takes no longer, if nobody gave it more time; milliseconds. */
+const HANDOVER = 65_000;
+const LOOK = 200;
 
 const DRY_FLAG = { "dry-run": { kind: "switch", about: "show what would be done" } } as const;
 const UNITS = { name: "UNIT", about: "a systemd unit; nginx is nginx.service", required: true, many: true };
@@ -247,15 +250,7 @@ async function takeEffect(
   if (now && edited.changed.length === 0) return { effect: "none", told: "" };
   let told = "";
   try {
-    await orderAgent(
-      socket,
-      "/reload",
-      {},
-      (line) => {
-        told = (line as { reloaded?: string }).reloaded ?? told;
-      },
-      SILENCE,
-    );
+    told = await reloadAgent(socket);
   } catch (error) {
     const old = error instanceof AdminError && error.status === 404;
     throw new Failure(
@@ -270,6 +265,31 @@ async function takeEffect(
     `nothing was changed, the agent that runs does not take its units from ${path}`,
     "It was started with another --config, or with --unit or KMESH_UNIT, which win over the file: kmesh config diff.",
   );
+}
+
+/** Has the agent read its configuration; the one that takes over, when a hand-over is under way. Gives what it tells. */
+async function reloadAgent(socket: string): Promise<string> {
+  const until = performance.now() + HANDOVER;
+  let told = "";
+  for (let waits = false; ; waits = true) {
+    try {
+      await orderAgent(
+        socket,
+        "/reload",
+        {},
+        (line) => {
+          told = (line as { reloaded?: string }).reloaded ?? told;
+        },
+        SILENCE,
+      );
+      return told;
+    } catch (error) {
+      const later = error instanceof AdminError && error.status === 409;
+      if (!later || performance.now() > until) throw error;
+      if (!waits) remark("kmesh: waiting for the end of a hand-over between agents");
+      await new Promise((resolve) => setTimeout(resolve, LOOK));
+    }
+  }
 }
 
 /** Without an agent: what is pinned. */

@@ -18,6 +18,8 @@ export const EXIT = {
   notGoverned: 8,
   /** Another version left state that this one does not know; nothing was touched. */
   unknownState: 9,
+  /** `kmesh status`: something is damaged, which it tells with the cure; whether or not an agent runs. */
+  damaged: 10,
 } as const;
 
 /** For --help and the README. */
@@ -32,6 +34,7 @@ export const EXIT_CODES: readonly [number, string][] = [
   [EXIT.busy, "another restart, upgrade or rollback is under way"],
   [EXIT.notGoverned, "kmesh wait: nothing is governed yet"],
   [EXIT.unknownState, "a later version's state lies there: nothing was touched"],
+  [EXIT.damaged, "kmesh status: something is damaged, and it says what mends it"],
 ];
 
 /** Ends a command with `code` and one clear line; `next` is what to do about it. */

@@ -24,6 +24,17 @@ export const TIMEOUT_FLAG: Record<string, Setting> = {
   },
 };
 
+/** The agent is from before there were hand-overs. */
+export class CannotHandOver extends Failure {
+  constructor() {
+    super(
+      EXIT.failed,
+      "the agent that runs is of a version that can't hand over",
+      "Restart it once without --graceful: connections go on meanwhile.",
+    );
+  }
+}
+
 /** Milliseconds. Throws UsageError. */
 export function timeoutOf(flags: Arguments["flags"]): number {
   const text = textFlag(flags, "timeout") ?? "60";
@@ -129,12 +140,7 @@ function explain(error: unknown, kind: string): unknown {
   if (error instanceof Failure) return error;
   if (error instanceof AdminError) {
     // A word for an agent from before there were hand-overs.
-    if (error.status === 404)
-      return new Failure(
-        EXIT.failed,
-        "the agent that runs is of a version that can't hand over",
-        "Restart it once without --graceful: connections go on meanwhile.",
-      );
+    if (error.status === 404) return new CannotHandOver();
     return new Failure(
       error.status === 409 ? EXIT.busy : EXIT.failed,
       `no ${kind}: ${error.message}`,

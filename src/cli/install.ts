@@ -1,14 +1,17 @@
 import { existsSync } from "node:fs";
 import { type Folders, readFolders } from "../agent/config.ts";
+import type { Proof } from "../agent/handover.ts";
 import { SETTINGS, type Setting } from "../agent/settings.ts";
 import { CONFIG_FILE, sourcesOf } from "../agent/sources.ts";
 import { requireRoot, Unsupported } from "../agent/unsupported.ts";
 import { asset, isEmbedded } from "../runtime/assets.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "./command.ts";
+import { lockedUnless } from "./config-lock.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./installation.ts";
 import { arrival, type Joining, joinSteps, needOf } from "./joining.ts";
 import { formatOf, print, printJson, remark } from "./output.ts";
+import { afterLeftovers, serviceAgent, upgradeSteps } from "./service-agent.ts";
 import { activeState, enrolSteps, runStep, startStep } from "./service-steps.ts";
 import { perform, type Step, tell } from "./steps.ts";
 import { GATE, SERVICE, systemdRuns } from "./systemd.ts";
@@ -31,7 +34,10 @@ export const install = command({
   name: "install",
   about: "Put this executable, its systemd service and an empty configuration into place",
   flags: {
-    start: { kind: "switch", about: "start the service too, or restart it when something is new" },
+    start: {
+      kind: "switch",
+      about: "start the service too, or have the agent that runs hand over to what is new",
+    },
     from: {
       kind: "text",
       hint: "DIR|istio",
@@ -41,7 +47,8 @@ export const install = command({
   },
   notes: [
     "Again with a newer executable it is an upgrade: the one before stays as /usr/local/bin/kmesh.previous, your",
-    "configuration stays as it is, and what the kernel holds is not touched.",
+    "configuration stays as it is, and what the kernel holds is not touched. With --start an agent that runs hands over as",
+    `with kmesh upgrade; when that fails the executable before stays, too (exit code ${EXIT.notHandedOver}).`,
   ].join("\n"),
   async run({ flags }) {
     const format = formatOf(flags);
@@ -61,24 +68,40 @@ export const install = command({
         "Run ./build/compile, then dist/kmesh install.",
       );
     const paths = installedPaths(root);
-    const [unit = "", gate = ""] = [SERVICE, GATE].map((name) => new TextDecoder().decode(asset(name)));
-    const files = installSteps(paths, { executable: process.execPath, unit, gate });
-    const joining = from === undefined ? undefined : joiningOf(from, root);
-    // With files to join by, the configuration is theirs to write.
-    const steps = joining ? files.filter(({ target }) => target !== paths.config) : files;
-    const changed = steps.some(({ act, target }) => act && target !== paths.config);
-    const fresh = steps.some(({ act, target }) => act && target === paths.config);
-    steps.push(...(joining?.steps ?? []));
-    if (root !== undefined) steps.push(enableStep(paths));
-    else steps.push(...enrolSteps(paths, changed));
-    if (start) {
-      const need = changed ? "restart" : joining ? await needOf(FOLDERS, joining.config) : "nothing";
-      steps.push(startStep(need));
+    const more: { remarks?: string[]; proof?: Proof } = {};
+    const done = await lockedUnless(dry || root !== undefined, paths.config, async (written) => {
+      const [unit = "", gate = ""] = [SERVICE, GATE].map((name) => new TextDecoder().decode(asset(name)));
+      const [copy, ...files] = installSteps(paths, { executable: process.execPath, unit, gate });
+      const joining = from === undefined ? undefined : joiningOf(from, root);
+      if (joining) more.remarks = joining.remarks;
+      // With files to join by, the configuration is theirs to write.
+      const others = joining ? files.filter(({ target }) => target !== paths.config) : files;
+      const newUnit = others.some(({ act, target }) => act && target !== paths.config);
+      const fresh = others.some(({ act, target }) => act && target === paths.config);
+      const changed = newUnit || copy.act !== undefined;
+      const agent = start && !joining ? await serviceAgent(FOLDERS) : undefined;
+      const steps = [...others, ...(joining?.steps ?? [])];
+      if (root !== undefined) steps.unshift(copy);
+      else if (agent === undefined) steps.unshift(afterLeftovers(copy, FOLDERS));
+      if (root !== undefined) steps.push(enableStep(paths));
+      else steps.push(...enrolSteps(paths, changed));
+      if (agent) {
+        const proved = (proof: Proof) => {
+          more.proof = proof;
+        };
+        steps.push(...upgradeSteps(agent, paths, FOLDERS, copy, newUnit, proved).map(written));
+      } else if (start) {
+        const need = changed ? "restart" : joining ? await needOf(FOLDERS, joining.config) : "nothing";
+        steps.push(written(startStep(need)));
+      }
+      for (const text of joining?.remarks ?? []) remark(`kmesh: ${text}`);
+      await perform(steps, dry, format, more);
+      return { joining, fresh, changed };
+    });
+    if (format === "text" && !dry) {
+      if (more.proof) print(tellProof(more.proof));
+      print(done.joining && start ? await arrival(FOLDERS) : nextStep(root, done.fresh, done.changed, start));
     }
-    for (const text of joining?.remarks ?? []) remark(`kmesh: ${text}`);
-    await perform(steps, dry, format, joining ? { remarks: joining.remarks } : {});
-    if (format === "text" && !dry)
-      print(joining && start ? await arrival(FOLDERS) : nextStep(root, fresh, changed, start));
     return EXIT.done;
   },
 });
@@ -152,6 +175,13 @@ function requireSystemd(): void {
   );
 }
 
+function tellProof({ from_version, to_version, pid, gap_ms, connections, failed }: Proof): string {
+  return (
+    `Handed over from ${from_version} to ${to_version} (pid ${pid}): nobody was in control for ${gap_ms} ms, ` +
+    `${connections} connections governed meanwhile, ${failed} failed.`
+  );
+}
+
 function nextStep(root: string | undefined, fresh: boolean, changed: boolean, started: boolean): string {
   if (root !== undefined)
     return `Done below ${root}. A running machine takes it up with: systemctl daemon-reload`;
@@ -159,7 +189,7 @@ function nextStep(root: string | undefined, fresh: boolean, changed: boolean, st
   if (fresh) return `Next: say where istiod is in ${installedPaths().config}, then systemctl start kmesh`;
   if (activeState() === "active")
     return changed
-      ? "Next: systemctl restart kmesh takes the new one into use; connections go on."
+      ? "Next: kmesh restart --graceful takes the new one into use; connections go on."
       : "It runs.";
   return "Next: systemctl start kmesh";
 }

@@ -60,8 +60,8 @@ export interface Parts {
   gate: string;
 }
 
-/** The files. Every one appears whole or not at all; the executable's name never lacks a file. Throws Failure for a masked unit. */
-export function installSteps(paths: Paths, parts: Parts): Step[] {
+/** The files, the executable first. Every one appears whole or not at all; the executable's name never lacks a file. Throws Failure for a masked unit. */
+export function installSteps(paths: Paths, parts: Parts): [executable: Step, ...others: Step[]] {
   if (lstatSync(paths.unit, { throwIfNoEntry: false })?.isSymbolicLink()) {
     throw new Failure(
       EXIT.failed,
@@ -98,7 +98,9 @@ export function enableStep(paths: Paths): Step {
 export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
   // First the drop-ins: a unit that is closed would not start without what it waits for.
   const steps: Step[] = bootRemovals(dirname(paths.unit));
-  for (const path of [paths.wanted, paths.unit, paths.gate, paths.executable, paths.previous]) {
+  const { executable, previous } = paths;
+  const leftovers = [`${executable}.new`, `${executable}.next`, `${previous}.new`];
+  for (const path of [paths.wanted, paths.unit, paths.gate, executable, previous, ...leftovers]) {
     if (lstatSync(path, { throwIfNoEntry: false })) steps.push(removal(path));
   }
   if (existsSync(paths.config)) {
@@ -151,6 +153,8 @@ function executableStep(paths: Paths, source: string): Step {
         renameSync(`${previous}.new`, previous);
       }
       renameSync(fresh, executable);
+      // Of an upgrade that was killed.
+      rmSync(`${executable}.next`, { force: true });
     },
   };
 }

@@ -108,6 +108,10 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       }
     };
     reloads(() => {
+      if (agent.postponeReload()) {
+        log.info("The configuration is read again when the hand-over that is under way has ended");
+        return;
+      }
       try {
         reloadNow();
       } catch {

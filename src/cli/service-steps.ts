@@ -19,9 +19,9 @@ export function enrolSteps(paths: Paths, changed: boolean): Step[] {
 
 /** Starts the service, or has it take up what is new. */
 export function startStep(need: Need): Step {
-  if (activeState() !== "active") return begin("start");
+  if (activeState() !== "active") return beginStep("start");
   if (need === "nothing") return { action: "keep", target: SERVICE, note: "runs" };
-  return { ...begin(need), note: "connections go on meanwhile" };
+  return { ...beginStep(need), note: "connections go on meanwhile" };
 }
 
 export function runStep(...args: string[]): Step {
@@ -33,7 +33,7 @@ export function activeState(): string {
 }
 
 /** A start that fails is told with the agent's own words. */
-function begin(verb: "start" | "restart" | "reload"): Step {
+export function beginStep(verb: "start" | "restart" | "reload"): Step {
   return {
     action: "run",
     target: `systemctl ${verb} ${SERVICE}`,

@@ -342,3 +342,14 @@ test("health: the verdict, what speaks against it, and whether istiod is told", 
   expect(byHand).toContain(" the entry was made by hand: istiod heeds it only after");
   expect(byHand).toContain(" kubectl that");
 });
+
+test("damage: what, what follows, what mends it; before anything else", () => {
+  const damage = [{ what: "connect4 is not attached", consequence: "past the mesh", cure: "kmesh run" }];
+  const text = tellStatus({ agent: agent(), kernel: undefined, damage }, undefined, "/bpffs", false, NOW);
+  expect(text).toContain(
+    "\n\nDAMAGED\n  connect4 is not attached\n    so: past the mesh\n    cure: kmesh run",
+  );
+  expect(
+    tellStatus({ agent: agent(), kernel: undefined, damage: [] }, undefined, "/bpffs", false, NOW),
+  ).not.toContain("DAMAGED");
+});

@@ -2,6 +2,7 @@ import { dirname } from "node:path";
 import type { AgentStatus } from "../admin/status.ts";
 import { readFolders } from "../agent/config.ts";
 import { sourcesOf } from "../agent/sources.ts";
+import type { Damage } from "../datapath/damage.ts";
 import type { Summary } from "../datapath/inspect.ts";
 import type { OlderConnections } from "../datapath/older.ts";
 import type { IdentityStatus } from "../istiod/identity.ts";
@@ -13,7 +14,7 @@ import { EXIT } from "./exit.ts";
 import { installedPaths } from "./installation.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "./output.ts";
 import { readStanding, tellStanding } from "./standing.ts";
-import { kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
+import { damageNow, kernelState, lastWords, type NotKnown, olderThanAttach, view } from "./view.ts";
 
 /** Rows of text that a screen bears; JSON and --all have the rest. */
 const ROWS = 40;
@@ -26,6 +27,7 @@ interface Answer {
   standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;
+  damage?: Damage[];
 }
 
 export const status = command({
@@ -43,29 +45,32 @@ export const status = command({
       agent: lastWords(folders).status,
       kernel: await kernelState(folders.bpffs, false),
     }));
+    // An agent of an earlier version does not look for it.
+    const damage = value.damage ?? (await damageNow(folders));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
     const atBoot = bootOrders(dirname(installedPaths().unit));
     const standing = readStanding(folders.stateDir);
     if (format === "json") {
       const kernel = value.kernel ?? null;
       const manifest = standing ?? null;
-      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest });
+      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest, damage });
     } else
       print(
         tellStatus(
-          { ...value, older, atBoot, standing },
+          { ...value, older, atBoot, standing, damage },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
           flags.all === true,
         ),
       );
+    if (damage.length > 0) return EXIT.damaged;
     return alive ? EXIT.done : EXIT.agentNotRunning;
   },
 });
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function tellStatus(
-  { agent, kernel, older, atBoot, standing }: Answer,
+  { agent, kernel, older, atBoot, standing, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -86,11 +91,16 @@ export function tellStatus(
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
+  if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(tellDamage).join("\n"))}`);
   const warnings = [...warningsOf(agent, kernel), ...tellOlder(older)];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
   if (kernel) parts.push(tellServices(kernel, all));
   if (agent) parts.push(...tellRemarks(agent, all));
   return parts.join("\n\n");
+}
+
+function tellDamage({ what, consequence, cure }: Damage): string {
+  return [what, indent(`so: ${consequence}`), indent(`cure: ${cure}`)].join("\n");
 }
 
 function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, string][] {

@@ -3,6 +3,7 @@ import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
 import type { Folders } from "../agent/config.ts";
 import { requireRoot } from "../agent/unsupported.ts";
+import type { Damage } from "../datapath/damage.ts";
 import type { Inspection, Summary } from "../datapath/inspect.ts";
 import type { OlderConnections } from "../datapath/older.ts";
 import { formatSpan } from "./output.ts";
@@ -54,6 +55,12 @@ export function lastWords(folders: Folders): { status: AgentStatus | undefined; 
     status,
     sentence: `No agent runs. The last one (pid ${status.pid}) was heard of ${age} ago; what it knew is that old.`,
   };
+}
+
+/** What this command finds damaged, without an agent's help. */
+export async function damageNow(folders: Folders): Promise<Damage[]> {
+  const { damageOf } = await import("../agent/damage.ts");
+  return damageOf(folders);
 }
 
 /** Reads the pinned tables, the `whole` of them or their summary; undefined when nothing is pinned there. */

@@ -2,14 +2,16 @@
  * The generations that lie side by side: each version of kmesh whose tables look different has one of its own. The live
  * one is the one that the hooks' programs read.
  */
-import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { unpin } from "../kernel/bpffs.ts";
-import { CgroupLink, type Hook, type LinkInfo } from "../kernel/link.ts";
-import { BpfMap } from "../kernel/maps.ts";
+import { listPins, pinKind, unpin } from "../kernel/bpffs.ts";
+import { CGROUP_LINK, CgroupLink, HOOKS, type Hook, type LinkInfo } from "../kernel/link.ts";
 import { BpfProgram } from "../kernel/object.ts";
+import { isOurs, pinnedId } from "./held.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { completeFolders, generationFolder, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
+
+/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
+export const UNKNOWN = "unknown";
 
 export interface FoundGeneration {
   /** Names its folder: what its tables look like. */
@@ -34,8 +36,16 @@ export class ForeignGeneration extends Error {
 
 /** The complete generations below `bpffs`. Throws KernelError. */
 export function generationsAt(bpffs: string): FoundGeneration[] {
-  const used = new Set((["connect4", "connect6"] as const).flatMap((hook) => mapsOf(bpffs, hook)));
-  return completeFolders(join(bpffs, "gen")).map((abi) => ({ abi, live: used.has(settingsId(bpffs, abi)) }));
+  const running = (["connect4", "connect6"] as const).flatMap((hook) => runningAt(bpffs, hook));
+  const found = completeFolders(join(bpffs, "gen")).map((abi) => ({
+    abi,
+    live: running.filter((program) => isOver(bpffs, abi, program)),
+  }));
+  const lost = running.some((program) => !found.some(({ live }) => live.includes(program)));
+  return [
+    ...found.map(({ abi, live }) => ({ abi, live: live.length > 0 })),
+    ...(lost ? [{ abi: UNKNOWN, live: true }] : []),
+  ];
 }
 
 /** The layout of the tables that decide, when it is another than this build's. */
@@ -65,25 +75,44 @@ export function isAlive(link: LinkInfo): boolean {
   return link.cgroupId !== 0n;
 }
 
-/** The link of a hook, or undefined when there is none. The caller closes it. */
+/** The link of a hook, or undefined when there is none, or something that is not kmesh's. The caller closes it. */
 export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
   const path = linkPin(bpffs, hook);
-  return existsSync(path) ? CgroupLink.fromPin(path) : undefined;
+  if (pinKind(path) !== "link") return undefined;
+  const link = CgroupLink.fromPin(path);
+  const { type, attachType, programId } = link.info();
+  if (type === CGROUP_LINK && attachType === HOOKS[hook]) {
+    using program = BpfProgram.fromId(programId);
+    if (isOurs(bpffs, program)) return link;
+  }
+  link.close();
+  return undefined;
 }
 
-/** Ids of the maps that the hook's program uses; [] when nothing runs there. */
-function mapsOf(bpffs: string, hook: Hook): number[] {
+interface Running {
+  id: number;
+  maps: number[];
+}
+
+/** The hook's program, and the ids of the maps that it uses; [] when nothing runs there. */
+function runningAt(bpffs: string, hook: Hook): Running[] {
   using link = pinnedLink(bpffs, hook);
   const info = link?.info();
   if (!info || !isAlive(info)) return [];
   using program = BpfProgram.fromId(info.programId);
-  return program.mapIds();
+  return [{ id: info.programId, maps: program.mapIds() }];
 }
 
-/** Every layout has this map: its programs are known by it. */
-function settingsId(bpffs: string, abi: string): number {
-  const path = tablePin(generationFolder(bpffs, abi), "settings");
-  if (!existsSync(path)) return 0;
-  using map = BpfMap.fromPin(path);
-  return map.info.id;
+/** Whether a program reads the tables of that layout. One pin that is left of them tells it. */
+function isOver(bpffs: string, abi: string, { id, maps }: Running): boolean {
+  const generation = generationFolder(bpffs, abi);
+  const isUsed = (path: string) => maps.includes(pinnedId(path) ?? 0);
+  // Every layout has this map.
+  if (isUsed(tablePin(generation, "settings"))) return true;
+  if (listPins(join(generation, "tables")).some(isUsed)) return true;
+  return listPins(join(generation, "programs")).some((path) => {
+    if (pinKind(path) !== "program") return false;
+    using program = BpfProgram.fromPin(path);
+    return program.info.id === id;
+  });
 }

@@ -6,7 +6,8 @@ import { listPins, unpin } from "../kernel/bpffs.ts";
 import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
 import { KernelError } from "../kernel/error.ts";
-import { CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+import { CgroupLink, type Hook } from "../kernel/link.ts";
+import type { BpfMap } from "../kernel/maps.ts";
 
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
@@ -15,12 +16,13 @@ import { splitOf } from "./clusters.ts";
 import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descriptor.ts";
 import { readEndpoint } from "./endpoints.ts";
 import { enrolledIds, enrolledUnits } from "./enrolment.ts";
-import { complete, pinnedMaps } from "./generation.ts";
+import { complete } from "./generation.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
+import { readableMaps, standIn } from "./held.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
 import { HOOK_ORDER, linkPin } from "./pins.ts";
-import { Tables } from "./tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
 import { findUnits, type UnitState } from "./unit.ts";
 
@@ -140,7 +142,7 @@ export class NothingPinned extends Error {
 export function openPinned(bpffs: string): Tables {
   const foreign = foreignGovernor(bpffs);
   if (foreign !== undefined) throw new ForeignGeneration(bpffs, foreign);
-  const maps = pinnedMaps(bpffs);
+  const maps = readableMaps(bpffs);
   if (maps.size === 0) throw new NothingPinned(bpffs);
   return new Tables(complete(maps));
 }
@@ -150,31 +152,60 @@ export function inspectPinned(bpffs: string): Inspection {
   return readPinned(bpffs, inspectTables);
 }
 
-/** The same without the long lists; of another version's tables what all versions share. */
+/**
+ * The same without the long lists; of another version's tables what all versions share, and of damaged ones what is left.
+ * Throws NothingPinned and KernelError.
+ */
 export function summarizePinned(bpffs: string): Summary {
   const foreign = foreignGovernor(bpffs);
-  return foreign === undefined ? readPinned(bpffs, summarizeTables) : summarizeKept(bpffs, foreign);
+  const maps = readableMaps(bpffs);
+  if (maps.size === 0) throw new NothingPinned(bpffs);
+  const nameless = NAME_MAPS.filter((name) => !maps.has(name));
+  for (const name of nameless) maps.set(name, standIn(name));
+  if (foreign !== undefined) return summarizeKept(bpffs, foreign, maps);
+  const missing = [...GENERATION_MAPS, ...KEPT_MAPS].some((name) => !maps.has(name));
+  if (missing) return summarizeKept(bpffs, undefined, maps);
+  const tables = new Tables(complete(maps));
+  try {
+    const summary = summarizeTables(bpffs, tables);
+    return nameless.length > 0 ? { ...summary, services: namelessCounters(tables.serviceCounts) } : summary;
+  } finally {
+    tables.close();
+  }
 }
 
-function summarizeKept(bpffs: string, foreign: string): Summary {
-  const maps = complete(pinnedMaps(bpffs), ["service_names", "name_lines", "service_counts"]);
+/** Takes the maps over. */
+function summarizeKept(bpffs: string, foreign: string | undefined, maps: Map<MapName, BpfMap>): Summary {
+  const base: Summary = {
+    bpffs,
+    abi: layout.ABI_ID,
+    ...(foreign === undefined ? {} : { foreign }),
+    hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
+    services: [],
+    tables: [],
+  };
+  const { service_names, name_lines, service_counts } = Object.fromEntries(maps) as Partial<Maps>;
   try {
+    if (!service_names || !name_lines || !service_counts) return base;
     const names = readNames(
-      new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size),
-      new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size),
+      new ChunkedTable(service_names, "svc_names", layout.name_ref.size),
+      new ChunkedTable(name_lines, "name_lines", layout.name_line.size),
     );
-    const counts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
-    return {
-      bpffs,
-      abi: layout.ABI_ID,
-      foreign,
-      hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
-      services: countersOf(counts, byId(names)),
-      tables: [],
-    };
+    const counts = new ChunkedTable(service_counts, "svc_counts", layout.service_counters.size);
+    return { ...base, services: countersOf(counts, byId(names)) };
   } finally {
-    for (const map of Object.values(maps)) map.close();
+    for (const map of maps.values()) map.close();
   }
+}
+
+/** Services whose names are lost, as far as they were connected to. */
+function namelessCounters(counts: ChunkedTable): ServiceCounters[] {
+  const names = new Map<number, string>();
+  for (let id = 1; id < counts.capacity; id++) names.set(id, `service ${id}, whose name is lost`);
+  return countersOf(counts, names).filter(
+    ({ service, refused, ...numbers }) =>
+      service === "" || Object.keys(refused).length > 0 || Object.values(numbers).some((count) => count > 0),
+  );
 }
 
 function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T): T {
@@ -413,7 +444,7 @@ function hookState(bpffs: string, hook: Hook): HookState {
   if (!link) return { hook, attached: false };
   const info = link.info();
   link.close();
-  return { hook, attached: isAlive(info) && info.attachType === HOOKS[hook], programId: info.programId };
+  return { hook, attached: isAlive(info), programId: info.programId };
 }
 
 function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["settings"]> {

@@ -4,7 +4,7 @@ import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { BPFFS, ensureBpffs, unpin } from "./bpffs.ts";
 import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "./cgroup.ts";
-import { CgroupLink, HOOKS } from "./link.ts";
+import { CGROUP_LINK, CgroupLink, HOOKS } from "./link.ts";
 import { BpfObject, BpfProgram } from "./object.ts";
 
 const isRoot = process.getuid?.() === 0;
@@ -74,6 +74,7 @@ describe.skipIf(!isRoot)("CgroupLink", () => {
       expect(counted()).toBe(before + 1n);
       expect(link.info()).toEqual({
         id: link.info().id,
+        type: CGROUP_LINK,
         programId: counting.info.id,
         cgroupId: cgroupId(cgroup),
         attachType: HOOKS.connect4,

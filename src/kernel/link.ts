@@ -18,8 +18,13 @@ export const HOOKS = {
 
 export type Hook = keyof typeof HOOKS;
 
+/** enum bpf_link_type: what CgroupLink is about. */
+export const CGROUP_LINK = 3;
+
 export interface LinkInfo {
   id: number;
+  /** enum bpf_link_type: of others than CGROUP_LINK the last two fields say nothing. */
+  type: number;
   programId: number;
   /** 0n once the link was detached or the cgroup removed: it does nothing any more, and never will. */
   cgroupId: bigint;
@@ -97,6 +102,7 @@ export class CgroupLink {
     const view = new DataView(infoOf(this.fd, 32, "link"));
     const little = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
     return {
+      type: view.getUint32(0, little),
       id: view.getUint32(4, little),
       programId: view.getUint32(8, little),
       cgroupId: view.getBigUint64(16, little),

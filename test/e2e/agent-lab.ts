@@ -187,6 +187,29 @@ export class AgentLab {
     });
   }
 
+  /** Pids of the processes that are, or are to be, an agent of this lab. */
+  async agents(): Promise<number[]> {
+    const glob = new Bun.Glob("[0-9]*/cmdline");
+    const found: number[] = [];
+    for await (const path of glob.scan({ cwd: "/proc", onlyFiles: false })) {
+      try {
+        const words = readFileSync(join("/proc", path), "utf8").split("\0");
+        if (words.includes("run") && words.includes(`--state-dir=${this.folder}/state`))
+          found.push(Number.parseInt(path, 10));
+      } catch {
+        // It went.
+      }
+    }
+    return found;
+  }
+
+  /** The pid of the agent that answers. Rejects when none does. */
+  async agentPid(): Promise<number> {
+    const { alive, pid } = await this.status();
+    if (!alive || pid === undefined) throw new Error("no agent answers");
+    return pid;
+  }
+
   /** Runs `kmesh ARGS` with this lab's folders. */
   kmesh(...args: string[]): Promise<RunResult> {
     return run([...this.program, ...args, ...this.folders], { netns: this.namespace.path });

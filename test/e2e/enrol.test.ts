@@ -1,10 +1,10 @@
 /** `kmesh enrol`, `unenrol` and `wait` of the single file, with an agent and without. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse } from "yaml";
 import { Authority } from "../lab/authority.ts";
-import { type OwnedProcess, run } from "../lab/process.ts";
+import { eventually, type RunResult, run, sleep } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
 
 const why = missing();
@@ -14,7 +14,6 @@ setDefaultTimeout(30_000);
 
 describe.skipIf(why !== undefined)("enrolment by command", () => {
   let lab: AgentLab;
-  let agent: OwnedProcess;
   let file: string;
   const kmesh = (...args: string[]) => {
     const folders = lab.folders.filter((flag) => !flag.startsWith("--config"));
@@ -34,7 +33,7 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
   test("nothing is governed before the first start, and wait ends with 8", async () => {
     expect(await kmesh("wait", "--timeout=0")).toMatchObject({ code: 8, stdout: "" });
     expect(await kmesh("enrol", "kmesh-two")).toMatchObject({ code: 0 });
-    agent = await lab.liveAgent(`--config=${file}`);
+    await lab.liveAgent(`--config=${file}`);
     expect(await enrolled()).toEqual(["kmesh-one.service", "kmesh-two.service"]);
     expect(await kmesh("wait")).toMatchObject({ code: 0, stdout: "", stderr: "" });
   });
@@ -64,8 +63,68 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
     writeFileSync(file, before);
   });
 
+  describe("during a hand-over", () => {
+    const excludes = async () => (await lab.status()).excludes ?? [];
+    /** Has `body` done while a successor waits for istiod, which then answers, or does not before its time is over. */
+    async function handingOver(answers: boolean, body: () => Promise<void>): Promise<RunResult> {
+      const pid = await lab.agentPid();
+      lab.freezeControlPlane(true);
+      const restart = kmesh("restart", "--graceful", answers ? "--timeout=25" : "--timeout=3");
+      try {
+        await eventually("a successor", async () => (await lab.agents()).find((each) => each !== pid));
+        // It has read its configuration by now.
+        await sleep(1_000);
+        await body();
+        if (!answers) await restart;
+      } finally {
+        lab.freezeControlPlane(false);
+      }
+      return restart;
+    }
+
+    test("SIGHUP is heeded by the successor when it took over", async () => {
+      const before = await lab.agentPid();
+      const { code } = await handingOver(true, async () => {
+        appendFileSync(file, "exclude: [192.0.2.1/32]\n");
+        process.kill(before, "SIGHUP");
+        await sleep(300);
+        expect(await excludes()).toEqual([]);
+      });
+      expect(code).toBe(0);
+      expect(await lab.agentPid()).not.toBe(before);
+      await eventually("the successor reloaded", async () => (await excludes()).join() === "192.0.2.1/32");
+    });
+
+    test("and by the agent itself when no successor took over", async () => {
+      const pid = await lab.agentPid();
+      const { code } = await handingOver(false, async () => {
+        writeFileSync(file, readFileSync(file, "utf8").replace("192.0.2.1/32", "192.0.2.2/32"));
+        process.kill(pid, "SIGHUP");
+      });
+      expect(code).toBe(6);
+      expect(await lab.agentPid()).toBe(pid);
+      await eventually("the agent reloaded", async () => (await excludes()).join() === "192.0.2.2/32");
+    });
+
+    test("enrol waits for its end", async () => {
+      let enrolling: Promise<RunResult> | undefined;
+      const { code } = await handingOver(true, async () => {
+        enrolling = kmesh("enrol", "kmesh-later");
+        await sleep(1_000);
+        expect(await enrolled()).not.toContain("kmesh-later.service");
+      });
+      expect(code).toBe(0);
+      const { code: done, stdout, stderr } = (await enrolling) ?? {};
+      expect([done, stderr]).toEqual([0, expect.stringContaining("waiting for the end of a hand-over")]);
+      expect(stdout).toContain("governed from now on: kmesh-later.service");
+      expect(await enrolled()).toContain("kmesh-later.service");
+      expect(await kmesh("unenrol", "kmesh-later")).toMatchObject({ code: 0 });
+    });
+  });
+
   test("without an agent the kernel's list is changed, and wait still says yes", async () => {
-    await agent.stop("SIGKILL");
+    process.kill(await lab.agentPid(), "SIGKILL");
+    await eventually("no agent runs", async () => !(await lab.status()).alive);
     expect(await kmesh("wait", "--timeout=0")).toMatchObject({ code: 0 });
     expect(await kmesh("unenrol", "kmesh-one", "kmesh-three")).toMatchObject({ code: 0 });
     expect(await enrolled()).toEqual([]);

@@ -1,6 +1,6 @@
 /** Hand-overs of the real single file under real connections. The agents here are nobody's children after the first. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { copyFileSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Proof } from "../../src/agent/handover.ts";
@@ -29,7 +29,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     expect(Object.keys(made.peers)).toEqual([`${SERVICE} 80`]);
     return made.made;
   };
-  const agents = () => processesWith(`--state-dir=${lab.folder}/state`);
+  const agents = () => lab.agents();
 
   beforeAll(async () => {
     lab = await AgentLab.create(shop({ v1: 90, v2: 10 }));
@@ -366,19 +366,4 @@ function governed({ kernel }: StatusJson): number {
   return (kernel?.services ?? [])
     .filter(({ service }) => service.startsWith("shop."))
     .reduce((sum, { redirected, passed }) => sum + redirected + passed, 0);
-}
-
-/** Processes that `run` an agent with this argument. */
-async function processesWith(argument: string): Promise<number[]> {
-  const glob = new Bun.Glob("[0-9]*/cmdline");
-  const found: number[] = [];
-  for await (const path of glob.scan({ cwd: "/proc", onlyFiles: false })) {
-    try {
-      const words = readFileSync(join("/proc", path), "utf8").split("\0");
-      if (words.includes("run") && words.includes(argument)) found.push(Number.parseInt(path, 10));
-    } catch {
-      // It went.
-    }
-  }
-  return found;
 }

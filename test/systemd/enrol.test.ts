@@ -3,8 +3,8 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
-import { eventually, sleep } from "../lab/process.ts";
-import { SERVICE, SystemdMachine } from "./machine.ts";
+import { eventually } from "../lab/process.ts";
+import { SystemdMachine } from "./machine.ts";
 
 setDefaultTimeout(120_000);
 
@@ -14,56 +14,20 @@ const why =
   (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
 if (why !== undefined) console.warn(`skipped: units: ${why}`);
 
-/** Connects to the service all the time, at once for the first time, and keeps the last answer: there is none without the mesh. */
-const ASK = `#!/bin/bash
-while true; do
-  if { exec 3<>/dev/tcp/${SERVICE}/80; } 2>/dev/null; then
-    echo "$1" >&3
-    head -n1 <&3 >/run/$1.new
-    mv /run/$1.new /run/$1.answer
-    exec 3>&-
-  else
-    touch /run/$1.outside
-  fi
-  sleep 0.1
-done
-`;
-
 describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
   let machine: SystemdMachine;
 
   beforeAll(async () => {
     machine = await SystemdMachine.boot(fetched.stdout.trim(), true);
-    machine.write("/usr/local/bin/ask", ASK);
-    await machine.output("chmod", "+x", "/usr/local/bin/ask");
-    for (const unit of ["early", "shut"]) {
-      const lines = [
-        "[Service]",
-        `ExecStart=/usr/local/bin/ask ${unit}`,
-        "[Install]",
-        "WantedBy=multi-user.target",
-      ];
-      machine.write(`/etc/systemd/system/${unit}.service`, lines.join("\n"));
-    }
-    await machine.output("systemctl", "daemon-reload");
-    await machine.output("systemctl", "enable", "early.service", "shut.service");
+    await machine.addApplications("early", "shut");
     await eventually("the machine is governed", () => machine.governs(), 30_000);
   }, 180_000);
   afterAll(async () => {
     if (machine) expect(await machine.remove()).toEqual([]);
   }, 60_000);
 
-  async function shown(unit: string, property: string): Promise<string> {
-    return (await machine.output("systemctl", "show", "--value", `--property=${property}`, unit)).trim();
-  }
-
-  /** Whether the unit's connections are redirected now. */
-  async function answered(unit: string): Promise<boolean> {
-    await machine.output("rm", "-f", `/run/${unit}.answer`);
-    await sleep(500);
-    const { stdout } = await machine.run("cat", `/run/${unit}.answer`);
-    return stdout === `shop ${unit}\n`;
-  }
+  const shown = (unit: string, property: string) => machine.property(property, unit);
+  const answered = (unit: string) => machine.answered(unit);
 
   async function redirected(): Promise<number> {
     const { kernel } = JSON.parse((await machine.run("kmesh", "status", "--output=json")).stdout);
@@ -174,8 +138,8 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
     );
     expect(await answered("shut")).toBe(true);
     // None of its connections was outside the mesh, not the first either.
-    expect(machine.exists("/run/shut.outside")).toBe(false);
-    expect(machine.exists("/run/early.outside")).toBe(true);
+    expect(await machine.wasOutside("shut")).toBe(false);
+    expect(await machine.wasOutside("early")).toBe(true);
     expect(await answered("early")).toBe(true);
     await eventually(
       "the boot ends",

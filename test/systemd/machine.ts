@@ -16,10 +16,25 @@ import { dirname, join } from "node:path";
 import { stringify } from "yaml";
 import { KMESH } from "../interop/mesh-lab.ts";
 import { ownName } from "../lab/namespace.ts";
-import { eventually, OwnedProcess, output, type RunResult, run } from "../lab/process.ts";
+import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../lab/process.ts";
 
 export const SERVICE = "10.96.0.10";
 const UPSTREAM = "127.1.0.1";
+
+/** Connects to the service again and again, and keeps the last answer: there is none without the mesh. */
+const ASK = `#!/bin/bash
+while true; do
+  if { exec 3<>/dev/tcp/${SERVICE}/80; } 2>/dev/null; then
+    echo "$1" >&3
+    head -n1 <&3 >/run/$1.new
+    mv /run/$1.new /run/$1.answer
+    exec 3>&-
+  else
+    touch /run/$1.outside
+  fi
+  sleep 0.1
+done
+`;
 
 export class SystemdMachine {
   readonly bpffs: string;
@@ -70,9 +85,9 @@ export class SystemdMachine {
     return "/mnt/kmesh";
   }
 
-  /** A property of kmesh.service. */
-  async property(name: string): Promise<string> {
-    return (await this.output("systemctl", "show", "--value", `--property=${name}`, "kmesh.service")).trim();
+  /** A property of kmesh.service, or of another unit. */
+  async property(name: string, unit = "kmesh.service"): Promise<string> {
+    return (await this.output("systemctl", "show", "--value", `--property=${name}`, unit)).trim();
   }
 
   /** Waits until a property is as wanted, and gives it. */
@@ -127,6 +142,38 @@ export class SystemdMachine {
     const script = `exec 3<>/dev/tcp/${SERVICE}/80 && echo hello >&3 && head -n1 <&3`;
     const result = await this.run("systemd-run", "--quiet", "--wait", "--pipe", "bash", "-c", script);
     return result.stdout === "shop hello\n";
+  }
+
+  /** Services that use the service all the time, from their first moment on; enabled at boot, and not started. */
+  async addApplications(...names: string[]): Promise<void> {
+    this.write("/usr/local/bin/ask", ASK);
+    await this.output("chmod", "+x", "/usr/local/bin/ask");
+    for (const name of names) {
+      const lines = [
+        "[Service]",
+        `ExecStart=/usr/local/bin/ask ${name}`,
+        "[Install]",
+        "WantedBy=multi-user.target",
+      ];
+      this.write(`/etc/systemd/system/${name}.service`, lines.join("\n"));
+    }
+    await this.output("systemctl", "daemon-reload");
+    await this.output("systemctl", "enable", ...names);
+  }
+
+  /** Whether such an application's connections are redirected now. */
+  async answered(name: string): Promise<boolean> {
+    await this.output("rm", "-f", `/run/${name}.answer`);
+    await sleep(500);
+    const { stdout } = await this.run("cat", `/run/${name}.answer`);
+    return stdout === `shop ${name}\n`;
+  }
+
+  /** Whether any of its connections ever was outside the mesh, since it started first or since this was last asked. */
+  async wasOutside(name: string): Promise<boolean> {
+    const outside = this.exists(`/run/${name}.outside`);
+    await this.output("rm", "-f", `/run/${name}.outside`);
+    return outside;
   }
 
   /** Ids of the links by hook, as they are pinned. */

@@ -171,6 +171,49 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect(await machine.links()).toEqual(links);
   }, 120_000);
 
+  test("install --start of another version hands over; when its unit is new too, it is then restarted", async () => {
+    const wide = "/root/kmesh-wide";
+    const version = async () => JSON.parse(await machine.output("kmesh", "status", "--output=json")).version;
+    const before = {
+      version: await version(),
+      active: await machine.property("ActiveEnterTimestampMonotonic"),
+    };
+    const text = await machine.output(wide, "install", "--start");
+    expect(text).toContain(
+      "replace /usr/local/bin/kmesh (the agent that runs hands over to it first; the one before",
+    );
+    expect(text).toContain(`Handed over from ${before.version} to ${OTHER_VERSION["wide-layout"]} (pid `);
+    await machine.until("StatusText", (status) => status.includes("in sync"));
+    expect(await version()).toBe(OTHER_VERSION["wide-layout"]);
+    expect(await machine.property("ActiveEnterTimestampMonotonic")).toBe(before.active);
+    expect(await machine.governs()).toBe(true);
+    expect(await machine.output("kmesh", "install", "--start")).not.toContain("replace");
+
+    // Another unit than this version's, and what an upgrade left that was killed.
+    await machine.output(
+      "bash",
+      "-c",
+      "echo '# old' >>/etc/systemd/system/kmesh.service; echo half >/usr/local/bin/kmesh.next",
+    );
+    await machine.output("systemctl", "daemon-reload");
+    const back = JSON.parse(await machine.output(machine.download, "install", "--start", "--output=json"));
+    expect(back.proof).toMatchObject({ to_version: before.version, failed: 0, refused: 0 });
+    expect(back.steps.at(-1)).toMatchObject({ target: "systemctl restart kmesh.service" });
+    expect(machine.exists("/usr/local/bin/kmesh.next")).toBe(false);
+    expect(await version()).toBe(before.version);
+    expect(await machine.property("NeedDaemonReload")).toBe("no");
+    expect(await machine.links()).toEqual(links);
+    expect(await machine.governs()).toBe(true);
+
+    // Put into place without --start: the next one has the agent take it.
+    await machine.output(wide, "install");
+    expect(await version()).toBe(before.version);
+    expect(await machine.output("kmesh", "install", "--start")).toContain("run     kmesh restart --graceful");
+    expect(await version()).toBe(OTHER_VERSION["wide-layout"]);
+    await machine.output("kmesh", "rollback");
+    expect(await version()).toBe(before.version);
+  }, 120_000);
+
   test("killed, it comes back and takes over", async () => {
     const pid = await machine.property("MainPID");
     const restarts = Number(await machine.property("NRestarts"));

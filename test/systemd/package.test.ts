@@ -1,0 +1,123 @@
+/** kmesh as a package: upgraded and removed by dpkg with the scripts of systemd/package. The tests are one life, in order. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { spawnSync } from "node:child_process";
+import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { HOOK_ORDER } from "../../src/datapath/pins.ts";
+import { KMESH, missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
+import { eventually, output } from "../lab/process.ts";
+import { SystemdMachine } from "./machine.ts";
+
+setDefaultTimeout(120_000);
+
+const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
+const why =
+  missingForKmesh() ??
+  (existsSync("/usr/bin/dpkg-deb") ? undefined : "needs /usr/bin/dpkg-deb") ??
+  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+if (why !== undefined) console.warn(`skipped: package: ${why}`);
+
+describe.skipIf(why !== undefined)("kmesh as a package", () => {
+  const folder = mkdtempSync(join(tmpdir(), "kmesh-package-"));
+  let machine: SystemdMachine;
+
+  /** Packs what an executable installs, without the configuration, into /root/NAME.deb inside. */
+  async function pack(name: string, executable: string, version: string): Promise<string> {
+    const root = join(folder, name);
+    await output([executable, "install", `--root=${root}`], { timeoutMs: 60_000 });
+    rmSync(join(root, "etc/kmesh"), { recursive: true });
+    mkdirSync(join(root, "DEBIAN"));
+    cpSync(join(import.meta.dirname, "../../systemd/package"), join(root, "DEBIAN"), { recursive: true });
+    const fields = {
+      Package: "kmesh",
+      Version: version,
+      Architecture: "all",
+      Maintainer: "nobody <nobody@localhost>",
+      Description: "kmesh",
+    };
+    const lines = Object.entries(fields).map(([key, value]) => `${key}: ${value}\n`);
+    writeFileSync(join(root, "DEBIAN/control"), lines.join(""));
+    await output(["dpkg-deb", "--build", "-Znone", "--root-owner-group", root, `${root}.deb`], {
+      timeoutMs: 60_000,
+    });
+    machine.put(`/root/${name}.deb`, `${root}.deb`);
+    rmSync(root, { recursive: true });
+    return `/root/${name}.deb`;
+  }
+
+  const version = async () => JSON.parse(await machine.output("kmesh", "status", "--output=json")).version;
+
+  beforeAll(async () => {
+    machine = await SystemdMachine.boot(fetched.stdout.trim());
+    await machine.addApplications("shop");
+  }, 120_000);
+  afterAll(async () => {
+    rmSync(folder, { recursive: true, force: true });
+    if (machine) expect(await machine.remove()).toEqual([]);
+  }, 60_000);
+
+  test("installed, it is enabled, and not started before it has a configuration", async () => {
+    await machine.output("dpkg", "--install", await pack("old", KMESH, "1"));
+    expect((await machine.output("systemctl", "is-enabled", "kmesh")).trim()).toBe("enabled");
+    expect(await machine.property("ActiveState")).toBe("inactive");
+    await machine.output("mkdir", "-p", "/etc/kmesh");
+    machine.configure();
+    await machine.output("systemctl", "start", "kmesh");
+    await eventually("it governs", () => machine.governs(), 20_000);
+    await machine.output("kmesh", "enrol", "shop", "--at-boot=closed");
+    await machine.output("systemctl", "start", "shop");
+    expect(await machine.answered("shop")).toBe(true);
+  });
+
+  test("an upgrade hands over: the unit stays active, no connection is outside the mesh", async () => {
+    const file = await pack("new", await otherBuild("wide-layout"), "2");
+    const before = {
+      pid: await machine.property("MainPID"),
+      active: await machine.property("ActiveEnterTimestampMonotonic"),
+      shop: await machine.property("MainPID", "shop.service"),
+    };
+    const links = await machine.links();
+    await machine.wasOutside("shop");
+    const text = await machine.output("dpkg", "--install", file);
+    expect(text).toMatch(/nobody was in control for +\d/);
+    expect(await version()).toBe(OTHER_VERSION["wide-layout"]);
+    await machine.until("MainPID", (pid) => pid !== before.pid && pid !== "0");
+    expect(await machine.property("ActiveEnterTimestampMonotonic")).toBe(before.active);
+    expect(await machine.property("NRestarts")).toBe("0");
+    expect(await machine.links()).toEqual(links);
+    expect(await machine.property("MainPID", "shop.service")).toBe(before.shop);
+    expect(await machine.answered("shop")).toBe(true);
+    expect(await machine.wasOutside("shop")).toBe(false);
+  });
+
+  test("where the agent is stuck, systemd starts the new one", async () => {
+    const before = await version();
+    await machine.output("bash", "-c", `kill -STOP ${await machine.property("MainPID")}`);
+    await machine.output("dpkg", "--install", "/root/old.deb");
+    await machine.until("ActiveState", (state) => state === "active");
+    expect(await version()).not.toBe(before);
+    expect(Object.keys(await machine.links()).sort()).toEqual([...HOOK_ORDER].sort());
+    expect(await machine.answered("shop")).toBe(true);
+    expect(await machine.wasOutside("shop")).toBe(false);
+  });
+
+  test("a removal detaches and leaves state and configuration; a purge takes them, too", async () => {
+    await machine.output("dpkg", "--remove", "kmesh");
+    expect(await machine.links()).toEqual({});
+    expect(await machine.property("LoadState")).toBe("not-found");
+    for (const path of [
+      "/usr/local/bin/kmesh",
+      "/etc/systemd/system/kmesh-wait.service",
+      "/etc/systemd/system/shop.service.d",
+    ])
+      expect(machine.exists(path)).toBe(false);
+    for (const path of ["/etc/kmesh/config.yaml", "/var/lib/kmesh"]) expect(machine.exists(path)).toBe(true);
+    // The application goes on, and may start again.
+    expect(await machine.property("ActiveState", "shop.service")).toBe("active");
+    expect((await machine.run("systemctl", "restart", "shop")).code).toBe(0);
+    await machine.output("dpkg", "--purge", "kmesh");
+    for (const path of ["/etc/kmesh", "/var/lib/kmesh"]) expect(machine.exists(path)).toBe(false);
+  });
+});
