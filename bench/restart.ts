@@ -3,18 +3,23 @@
  *
  *     bun bench/restart.ts [--services N] [--endpoints N-A-SERVICE] [--rounds N]
  *
- * From exec to adopted (the agent answers, and says that it took over what was pinned) and to in sync with istiod, and
- * the map writes that it took though nothing had changed; beside a start that finds nothing pinned, and a null client
- * that only receives and acknowledges. They take turns.
+ * From exec (with nsenter and setpriv before it) to three moments, and the map writes that it took though nothing had
+ * changed; beside a start that finds nothing pinned, and a null client that only receives and acknowledges. They take
+ * turns. The moments:
+ *
+ *     adopted      what was pinned is open and checked, enrolment and exclusions are as configured, hooks that were lost
+ *                  hang again: the tables are this agent's from now on, by its own word (tables.openedAt)
+ *     answering    the admin socket answers, and says so
+ *     in sync      istiod's first complete push is compared with all that the kernel holds, and the difference written
  */
-import { statSync } from "node:fs";
+import { readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { adminSocket } from "../src/admin/status.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output, sleep } from "../test/lab/process.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { median, pairedRatio, printTable, progress } from "./measure.ts";
+import { figure, median, pairedRatio, printTable, progress } from "./measure.ts";
 
 const { values: flags } = parseArgs({
   options: {
@@ -28,12 +33,19 @@ const services = Number(flags.services);
 const endpoints = Number(flags.endpoints);
 const rounds = Number(flags.rounds);
 
+/** What issue 4 asks for, at 10,000 services with 100,000 endpoints. */
+const LIMITS = { adopted: 100, inSync: 1_000, writes: 0 };
+
 interface Start {
   /** From exec, ms. */
-  answers: number;
+  adopted: number;
+  answering: number;
   inSync: number;
+  /** User and system time until it was seen to be in sync, ms. */
+  cpu: number;
   writes: number;
-  adopted: boolean;
+  /** Whether it found tables. */
+  found: boolean;
 }
 
 /** Starts the agent and waits until it is in sync. */
@@ -42,22 +54,32 @@ async function start(mesh: BenchMesh): Promise<Start> {
   const before = changeOf(socket);
   const began = performance.timeOrigin + performance.now();
   const up = mesh.up();
-  // The agent listens once it has its tables. A dead one's socket is still there, so it must be a newer one.
-  let answers = Number.NaN;
-  while (Number.isNaN(answers)) {
+  // A dead agent's socket is still there, so it must be a newer one.
+  let answering = Number.NaN;
+  while (Number.isNaN(answering)) {
     const now = changeOf(socket);
-    if (now !== undefined && now !== before) answers = performance.timeOrigin + performance.now() - began;
+    if (now !== undefined && now !== before) answering = performance.timeOrigin + performance.now() - began;
     else await sleep(1);
   }
   await up;
+  const cpu = cpuTime(mesh.agent.pid);
   const status = await mesh.agentStatus();
   if (!status) throw new Error("the agent does not answer");
   return {
-    answers,
+    adopted: Date.parse(status.tables.openedAt ?? "") - began,
+    answering,
     inSync: Date.parse(status.tables.firstApplyAt ?? "") - began,
+    cpu,
     writes: status.tables.firstWrites ?? Number.NaN,
-    adopted: status.adopted,
+    found: status.adopted,
   };
+}
+
+/** Of a process so far, ms, in steps of 10. */
+function cpuTime(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return (Number(fields[11]) + Number(fields[12])) * 10;
 }
 
 function changeOf(path: string): bigint | undefined {
@@ -88,28 +110,31 @@ async function bench(): Promise<void> {
     await sleep(2_000);
     await own.agent.stop("SIGKILL");
     const restarted = await start(own);
-    if (!restarted.adopted) throw new Error("the agent took over nothing");
+    if (!restarted.found) throw new Error("the agent took over nothing");
     again.push(restarted);
     await own.down();
   }
-  console.log(`${services} services, ${services * endpoints} endpoints, ${rounds} rounds, from exec:`);
+  console.log(`${services} services, ${services * endpoints} endpoints, ${rounds} rounds; ms from exec:`);
   const row = (name: string, starts: Start[]) => {
+    const moments = (["adopted", "answering", "inSync"] as const).flatMap((moment) => {
+      const values = starts.map((each) => each[moment]);
+      return [median(values), Math.max(...values)];
+    });
     const inSync = starts.map((each) => each.inSync);
-    return [
-      name,
-      median(starts.map(({ answers }) => answers)),
-      Math.max(...starts.map(({ answers }) => answers)),
-      median(inSync),
-      Math.max(...inSync),
-      median(starts.map(({ writes }) => writes)),
-      pairedRatio(inSync, nulls),
-    ];
+    const rest = (["cpu", "writes"] as const).map((each) => median(starts.map((one) => one[each])));
+    return [name, ...moments, pairedRatio(inSync, nulls), ...rest];
   };
   printTable(
-    ["", "answers, ms", "worst", "in sync, ms", "worst", "map writes", "times the null client"],
-    [row("killed and started: adopts what is pinned", again), row("nothing pinned", empty)],
+    ["", "adopted", "worst", "answering", "worst", "in sync", "worst", "x null client", "cpu", "map writes"],
+    [
+      row("killed and started: adopts what is pinned", again),
+      ["limit", LIMITS.adopted, "", "", "", LIMITS.inSync, "", "", "", LIMITS.writes],
+      row("nothing pinned: builds empty tables", empty),
+    ],
   );
+  const worst = Math.max(...again.map(({ writes }) => writes));
   console.log(
-    `\nThe null client has received and acknowledged everything ${Math.round(median(nulls))} ms after connecting.`,
+    `\nThe null client has received and acknowledged everything ${figure(median(nulls))} ms after connecting. ` +
+      `Most map writes of a restart: ${worst}.`,
   );
 }

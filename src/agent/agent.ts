@@ -5,6 +5,7 @@
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
+import { damageAt } from "../datapath/damage.ts";
 import { exemptSelfPinned } from "../datapath/enrolment.ts";
 import { inspectPinned, summarizePinned } from "../datapath/inspect.ts";
 import type { StreamEvent } from "../istiod/status.ts";
@@ -248,7 +249,11 @@ export class Agent {
         "/status": () => ({
           agent: this.status(),
           kernel: this.#grip.datapath?.summarize() ?? summarizePinned(bpffs),
-          damage: damageOf(this.#config, this.#snapshots.trouble),
+          damage: damageOf(
+            this.#config,
+            this.#snapshots.trouble,
+            () => this.#grip.datapath?.damage() ?? damageAt(bpffs),
+          ),
         }),
         "/dump/received": () => this.#controlPlane.received(),
         "/dump/model": () => this.#tables.mesh ?? null,

@@ -5,12 +5,16 @@ import type { Folders } from "./config.ts";
 
 /**
  * Looks at everything; changes nothing, and never throws. `snapshot` is what an agent that runs says of the last one that it
- * could not write. Needs root.
+ * could not write, `pins` what it finds of the pins. Needs root.
  */
-export function damageOf(folders: Folders, snapshot?: string): Damage[] {
+export function damageOf(
+  folders: Folders,
+  snapshot?: string,
+  pins = () => damageAt(folders.bpffs),
+): Damage[] {
   const state = damagedState(folders.stateDir);
   return [
-    ...damagedPins(folders.bpffs),
+    ...damagedPins(folders.bpffs, pins),
     ...state,
     ...(snapshot === undefined || state.length > 0
       ? []
@@ -21,9 +25,9 @@ export function damageOf(folders: Folders, snapshot?: string): Damage[] {
 const STALE =
   "traffic does not need it; but after a reboot without istiod an older snapshot governs, or none, and a new certificate is lost with the agent";
 
-function damagedPins(bpffs: string): Damage[] {
+function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
   try {
-    return damageAt(bpffs);
+    return pins();
   } catch (error) {
     return [
       {

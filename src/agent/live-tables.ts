@@ -213,7 +213,9 @@ export class LiveTables {
       const { writes, milliseconds } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#status.firstApplyAt === undefined;
+      const { openedAt } = this.#status;
       this.#status = {
+        ...(openedAt ? { openedAt } : {}),
         applies: this.#status.applies + 1,
         writes: this.#status.writes + writes,
         firstApplyAt: this.#status.firstApplyAt ?? now,

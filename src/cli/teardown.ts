@@ -22,15 +22,15 @@ export interface Standing {
 }
 
 export async function standing(folders: Folders): Promise<Standing> {
-  const [{ livingAgent }, { listPins }, { hasSnapshot }, { hasManifest }] = await Promise.all([
+  const [{ livingAgent }, { ownPins }, { hasSnapshot }, { hasManifest }] = await Promise.all([
     import("../agent/locks.ts"),
-    import("../kernel/bpffs.ts"),
+    import("../datapath/inspect.ts"),
     import("../agent/snapshot.ts"),
     import("../agent/manifest.ts"),
   ]);
   return {
     agent: livingAgent(folders),
-    pins: listPins(folders.bpffs).length,
+    pins: ownPins(folders.bpffs).length,
     snapshot: hasSnapshot(folders.stateDir),
     manifest: hasManifest(folders.stateDir),
   };

@@ -1,13 +1,13 @@
 /** What somebody has done to what kmesh pinned, in words: what is wrong, what follows from it, and what mends it. */
 import { join } from "node:path";
-import { pinKind } from "../kernel/bpffs.ts";
-import { CGROUP_LINK, CgroupLink, type Hook } from "../kernel/link.ts";
-import { BpfMap } from "../kernel/maps.ts";
-import { generationsAt, isAlive, pinnedLink, UNKNOWN } from "./generations.ts";
-import { fits, heldMaps, holdersAt } from "./held.ts";
-import { ABI_ID } from "./layout.gen.ts";
-import { generationFolder, HOOK_ORDER, keptPin, linkPin, tablePin } from "./pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS } from "./tables.ts";
+import type { Hook } from "../kernel/link.ts";
+import { pinnedAt, tellPinned } from "../kernel/pinned.ts";
+import { ChunkedTable } from "./chunked.ts";
+import { generationsAt, UNKNOWN } from "./generations.ts";
+import * as layout from "./layout.gen.ts";
+import { ownTable } from "./ownership.ts";
+import { type PinFault, pinFaults } from "./pin-faults.ts";
+import { keptPin } from "./pins.ts";
 
 export interface Damage {
   /** Names the thing. */
@@ -27,110 +27,95 @@ const WITHOUT: Partial<Record<Hook, string>> = {
 
 const RELINK =
   "`kmesh run` attaches it again, and an agent that runs within 5 s; the other hooks are not touched";
+const REPIN = "`kmesh run` pins them again, and an agent that runs within 5 s; no hook is touched";
+const CLEAR =
+  "`kmesh run` moves it to aside/ and puts its own there, and so does an agent that runs within 5 s";
+const ANEW =
+  "`kmesh down --yes`, then start the agent: all is made anew; meanwhile new connections go past the mesh";
 
 /** The damage to what is pinned below `bpffs`; [] also when nothing is. Changes nothing. Throws KernelError. */
 export function damageAt(bpffs: string): Damage[] {
-  return [...damagedHooks(bpffs), ...damagedMaps(bpffs)];
+  return tellFaults(bpffs, pinFaults(bpffs, wasAttached(bpffs)));
 }
 
-/** A map's pin: as it has to be, gone, or something else's. */
-export type MapPinState = "right" | "missing" | "foreign";
-
-/** `held` is the id of the map of that name that programs use, where they use one. */
-export function mapPinState(name: MapName, path: string, held: number | undefined): MapPinState {
-  const kind = pinKind(path);
-  if (kind === undefined) return "missing";
-  if (kind !== "map") return "foreign";
-  using map = BpfMap.fromPin(path);
-  return fits(name, map) && (held === undefined || held === map.info.id) ? "right" : "foreign";
+/** The same of what was found already. Throws KernelError. */
+export function tellFaults(bpffs: string, faults: readonly PinFault[]): Damage[] {
+  const missing = faults.filter(({ part, found }) => part.kind !== "link" && !found);
+  const isLost = ({ part, pin }: PinFault) => part.kind === "table" && !pin;
+  const lost = missing.filter(isLost);
+  const left = missing.filter((fault) => !isLost(fault));
+  return [
+    ...tellUnknown(bpffs),
+    ...faults.flatMap((fault) => tellLink(fault) ?? []),
+    ...faults.flatMap(({ path, part, found }) =>
+      found && part.kind !== "link"
+        ? [
+            {
+              what: `${path} is ${tellPinned(found)}, which is not kmesh's`,
+              consequence: "connections are governed on; what belongs there is not pinned",
+              cure: CLEAR,
+            },
+          ]
+        : [],
+    ),
+    ...(left.length > 0
+      ? [
+          {
+            what: `somebody removed ${left.map(({ path }) => path).join(", ")}`,
+            consequence: "connections are governed on, until nothing else holds what was pinned there",
+            cure: REPIN,
+          },
+        ]
+      : []),
+    ...(lost.length > 0
+      ? [
+          {
+            what: `somebody removed ${lost.map(({ path }) => path).join(", ")}, and no program holds these maps`,
+            consequence: "what is attached works on; but no agent can take it over",
+            cure: ANEW,
+          },
+        ]
+      : []),
+  ];
 }
 
-function damagedHooks(bpffs: string): Damage[] {
-  // Made when the hooks are attached for the first time.
-  if (pinKind(join(bpffs, "links")) === undefined) return [];
-  return HOOK_ORDER.flatMap((hook) => {
-    const trouble = troubleOf(bpffs, hook);
-    if (trouble === undefined) return [];
+function tellUnknown(bpffs: string): Damage[] {
+  if (!generationsAt(bpffs).some(({ abi }) => abi === UNKNOWN)) return [];
+  return [
+    {
+      what: `of the tables that connect() reads no pin is left in ${join(bpffs, "gen")}`,
+      consequence: "connections are governed on as they are; nothing can change or show these tables",
+      cure: "`kmesh run` makes new ones beside them, which take over when they are complete",
+    },
+  ];
+}
+
+function tellLink({ path, part, found, detached, pin }: PinFault): Damage[] | undefined {
+  if (part.kind !== "link") return undefined;
+  // An agent holds it: the hook runs.
+  if (pin)
     return [
       {
-        what: `${hook} is not attached: ${trouble}`,
-        consequence: WITHOUT[hook] ?? "",
-        cure: RELINK,
+        what: found
+          ? `${path} is ${tellPinned(found)}, which is not kmesh's`
+          : `somebody removed the link ${path}`,
+        consequence: `connections are governed on; but ${part.hook} is detached when the agent ends`,
+        cure: found ? CLEAR : REPIN,
       },
     ];
-  });
-}
-
-function troubleOf(bpffs: string, hook: Hook): string | undefined {
-  const path = linkPin(bpffs, hook);
-  using link = pinnedLink(bpffs, hook);
-  if (link) return isAlive(link.info()) ? undefined : `somebody detached the link ${path}`;
-  const kind = pinKind(path);
-  if (kind === undefined) return `somebody removed the link ${path}`;
-  return `${path} is ${kind === "link" ? linkOf(path) : aKind(kind)}, which is not kmesh's`;
-}
-
-function linkOf(path: string): string {
-  using link = CgroupLink.fromPin(path);
-  const { type, programId } = link.info();
-  return `${type === CGROUP_LINK ? "a link" : "a link of another type"} with program ${programId}`;
-}
-
-function aKind(kind: string): string {
-  return kind === "other" ? "something" : `a ${kind}`;
-}
-
-function damagedMaps(bpffs: string): Damage[] {
-  const generations = generationsAt(bpffs);
-  if (generations.length === 0) return [];
-  const held = heldMaps(holdersAt(bpffs));
-  const own = generations.some(({ abi }) => abi === ABI_ID);
-  const folder = generationFolder(bpffs);
-  const pins: [MapName, string][] = [
-    ...(own ? GENERATION_MAPS.map((name): [MapName, string] => [name, tablePin(folder, name)]) : []),
-    ...KEPT_MAPS.map((name): [MapName, string] => [name, keptPin(bpffs, name)]),
-  ];
-  const wrong = pins.flatMap(([name, path]) => {
-    const state = mapPinState(name, path, held.get(name));
-    return state === "right" ? [] : [{ name, path, state, isHeld: held.has(name) }];
-  });
-  const told = (some: typeof wrong) =>
-    some.map(({ path, state }) => `${path} ${state === "missing" ? "is gone" : "is not kmesh's"}`).join(", ");
-  const heldOnes = wrong.filter(({ isHeld }) => isHeld);
-  const names = wrong.filter(({ name, isHeld }) => !isHeld && NAME_MAPS.includes(name));
+  const trouble = detached
+    ? `somebody detached the link ${path}`
+    : found
+      ? `${path} is ${tellPinned(found)}, which is not kmesh's`
+      : `somebody removed the link ${path}`;
   return [
-    ...(generations.some(({ abi }) => abi === UNKNOWN)
-      ? [
-          {
-            what: `of the tables that connect() reads no pin is left in ${join(bpffs, "gen")}`,
-            consequence: "connections are governed on as they are; nothing can change or show these tables",
-            cure: "`kmesh run` makes new ones beside them, which take over when they are complete",
-          },
-        ]
-      : []),
-    ...(heldOnes.length > 0
-      ? [
-          {
-            what: `tables that are in use are not pinned any more: ${told(heldOnes)}`,
-            consequence: "connections are governed on, until their programs go",
-            cure: HELD_CURE,
-          },
-        ]
-      : []),
-    ...(names.length > 0
-      ? [
-          {
-            what: `the names of clusters and services: ${told(names)}`,
-            consequence:
-              "connections are governed on; but no agent can tell which cluster is which, so none starts over these tables",
-            cure: NAMES_CURE,
-          },
-        ]
-      : []),
+    { what: `${part.hook} is not attached: ${trouble}`, consequence: WITHOUT[part.hook] ?? "", cure: RELINK },
   ];
 }
 
-const HELD_CURE =
-  "`kmesh down --yes` and a new start, which make all anew; meanwhile new connections go past the mesh";
-const NAMES_CURE =
-  "`kmesh down --yes`, then start the agent: all is made anew; meanwhile new connections go past the mesh";
+/** Hooks are attached when the tables hold a mesh for the first time, and then they have a folder. */
+function wasAttached(bpffs: string): boolean {
+  if (pinnedAt(join(bpffs, "links"))) return true;
+  using map = ownTable(keptPin(bpffs, "cluster_names"), "cluster_names");
+  return map !== undefined && new ChunkedTable(map, "cl_names", layout.name_ref.size).capacity > 0;
+}

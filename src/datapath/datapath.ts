@@ -4,6 +4,7 @@ import { monotonic } from "../kernel/clock.ts";
 import type { Hook } from "../kernel/link.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import { type Damage, tellFaults } from "./damage.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
@@ -79,7 +80,7 @@ export class Datapath {
    * what was pinned before keeps working.
    */
   static open(options: DatapathOptions): Datapath {
-    const generation = Generation.open(options.bpffs, options.announce);
+    const generation = Generation.open(options.bpffs, options.announce, options.log);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
@@ -189,6 +190,23 @@ export class Datapath {
     return summarizeTables(this.#options.bpffs, this.#generation.tables);
   }
 
+  /** What somebody did to the pins, as far as it is not put right yet. */
+  damage(): Damage[] {
+    const { bpffs } = this.#options;
+    const faults = this.#generation.pinFaults(this.#attached);
+    const trouble =
+      this.#trouble === ""
+        ? []
+        : [
+            {
+              what: this.#trouble,
+              consequence: "it stays as it is",
+              cure: "what it says; the agent tries again every 5 s",
+            },
+          ];
+    return [...tellFaults(bpffs, faults), ...trouble];
+  }
+
   /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
   close(): void {
     clearInterval(this.#upkeep);
@@ -232,13 +250,25 @@ export class Datapath {
 
   #lookAfter(): void {
     this.#compareOnce();
-    if (!this.#attached) return;
-    try {
-      if (this.#relink().includes("sock_release")) void this.#reconcile(true);
-      this.#trouble = "";
-    } catch (error) {
-      this.#complain(`hooks are detached and can't be attached again: ${textOf(error)}. Trying on`);
-    }
+    const troubles: string[] = [];
+    const attempt = (step: () => void) => {
+      try {
+        step();
+      } catch (error) {
+        troubles.push(textOf(error));
+      }
+    };
+    attempt(() => {
+      const { done, failed } = this.#generation.repin();
+      for (const line of done) this.#options.log(line);
+      troubles.push(...failed);
+    });
+    attempt(() => {
+      if (this.#attached && this.#relink().includes("sock_release")) void this.#reconcile(true);
+    });
+    if (troubles.length === 0) this.#trouble = "";
+    else
+      this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
   }
 
   #compareOnce(): void {

@@ -1,12 +1,13 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync } from "node:fs";
 import { join } from "node:path";
-import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
+import { BPFFS, ensureBpffs, isOnBpffs, unpin } from "../kernel/bpffs.ts";
 import { fetchAtomics } from "../kernel/features.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
-import { BpfMap } from "../kernel/maps.ts";
+import type { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
+import { pinnedAt } from "../kernel/pinned.ts";
 import { asset } from "../runtime/assets.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import {
@@ -17,8 +18,12 @@ import {
   pinnedLink,
   removeGeneration,
   removeUnfinished,
+  runningProgram,
+  UNKNOWN,
 } from "./generations.ts";
-import { ABI_ID, maps as LAYOUTS } from "./layout.gen.ts";
+import { ABI_ID } from "./layout.gen.ts";
+import { ownLink, ownProgram, ownTable } from "./ownership.ts";
+import { faultOf, folderFaults, type Held, type PinFault, pinFaults, repairPins } from "./pin-faults.ts";
 import {
   completeFolders,
   generationFolder,
@@ -31,7 +36,7 @@ import {
 } from "./pins.ts";
 import { standingAt } from "./standing.ts";
 import type { Announce, GenerationName } from "./step.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, Tables } from "./tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
 
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
 const OBJECTS = ["connect", "release"] as const;
@@ -45,6 +50,8 @@ export class Generation {
   /** Names this build's programs among those that were pinned over the same tables. */
   readonly code: string;
   #others: FoundGeneration[];
+  /** Held, so that hooks run on when their pins are removed: they are pinned again then. */
+  readonly #links = new Map<Hook, CgroupLink>();
 
   private constructor(
     bpffs: string,
@@ -54,6 +61,12 @@ export class Generation {
     code: string,
     others: FoundGeneration[],
   ) {
+    for (const hook of HOOK_ORDER) {
+      const link = pinnedLink(bpffs, hook);
+      if (link) this.#links.set(hook, link);
+    }
+    // No program uses them. Whatever holds a program holds the names, too, and a start finds them by it.
+    for (const program of programs.values()) for (const name of NAME_MAPS) program.bind(tables.maps[name]);
     this.#bpffs = bpffs;
     this.tables = tables;
     this.#programs = programs;
@@ -64,13 +77,22 @@ export class Generation {
 
   /**
    * Adopts what is pinned below `bpffs`, or builds and pins an empty generation, beside those of other layouts when there
-   * are any; attaches nothing. What an earlier start left half built is removed. `announce` hears of it before it builds.
-   * Throws KernelError, and an Error that names the pin which is missing or is none of ours; what was pinned before stays
-   * as it was.
+   * are any; attaches nothing. What an earlier start left half built is removed, pins that somebody removed are made
+   * again, and what somebody else pinned in their place is moved to aside/: `log` is told.
+   * `announce` hears of it before it builds.
+   * Throws KernelError, and an Error that names the pin which is missing for good; what was pinned before stays as it was.
    */
-  static open(bpffs: string, announce: Announce = () => {}): Generation {
+  static open(
+    bpffs: string,
+    announce: Announce = () => {},
+    log: (line: string) => void = () => {},
+  ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
+    const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
+    for (const line of done) log(line);
+    if (failed.length > 0) throw new Error(failed.join("; "));
+    removeUseless(bpffs);
     const found = generationsAt(bpffs);
     const folder = generationFolder(bpffs);
     const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
@@ -80,11 +102,14 @@ export class Generation {
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
     else if (others.length > 0) complete(maps, KEPT_MAPS);
-    const pinned = adopted ? pinnedPrograms(programFolder(folder, code)) : undefined;
-    if (pinned) return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code, others);
+    if (others.some(({ abi }) => abi === UNKNOWN))
+      log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
+    const pinned = pinnedPrograms(programFolder(folder, code));
+    if (adopted && pinned.size === HOOK_ORDER.length)
+      return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code, others);
     const [from] = standingAt(bpffs).live;
     announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code } });
-    const programs = build(bpffs, images, maps, code, adopted);
+    const programs = build(bpffs, images, maps, code, adopted, pinned);
     announce(undefined);
     return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code, others);
   }
@@ -117,9 +142,7 @@ export class Generation {
   /** Whether every hook runs this generation's programs. */
   get attached(): boolean {
     return HOOK_ORDER.every((hook) => {
-      const link = pinnedLink(this.#bpffs, hook);
-      const info = link?.info();
-      link?.close();
+      const info = this.#links.get(hook)?.info();
       return info !== undefined && isAlive(info) && info.programId === this.#programs.get(hook)?.info.id;
     });
   }
@@ -134,20 +157,84 @@ export class Generation {
    * attached. Only for tables that are filled.
    */
   relink(root: string): Hook[] {
-    const lost = HOOK_ORDER.filter((hook) => {
-      using link = pinnedLink(this.#bpffs, hook);
-      return !link || !isAlive(link.info());
-    });
+    const lost = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
     if (lost.length > 0) mkdirSync(join(this.#bpffs, "links"), { recursive: true });
-    return lost.filter((hook) => {
-      const program = this.#programs.get(hook);
-      return program !== undefined && point(this.#bpffs, root, hook, program);
+    return lost.filter((hook) => this.#point(root, hook));
+  }
+
+  /** What somebody has done to the pins since they were made, and to the links, where `attached` says that they were. */
+  pinFaults(attached: boolean): PinFault[] {
+    const off = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
+    return [
+      ...folderFaults(this.#bpffs),
+      ...off.flatMap((hook): PinFault[] => {
+        const path = linkPin(this.#bpffs, hook);
+        const part = { kind: "link", hook } as const;
+        using own = ownLink(path, hook);
+        const found = own ? undefined : pinnedAt(path);
+        if (found) return [{ path, part, found }];
+        return attached ? [{ path, part, detached: true }] : [];
+      }),
+      ...this.#held().flatMap((held) => {
+        const fault = faultOf(held);
+        return fault ? [fault] : [];
+      }),
+    ];
+  }
+
+  /**
+   * Pins again what somebody unpinned, up to the bpffs itself, from what this process holds; nothing was ever detached by
+   * that. What was pinned in its place is moved to aside/. Gives what was done and what could not be, a line each. Throws
+   * where there is no bpffs.
+   */
+  repin(): { done: string[]; failed: string[] } {
+    requireBpffs(this.#bpffs);
+    // Of generations that were only kept nothing is left then.
+    this.#others = this.#others.filter(
+      ({ abi, live }) => live || existsSync(generationFolder(this.#bpffs, abi)),
+    );
+    return repairPins(this.#bpffs, this.pinFaults(false));
+  }
+
+  #isLinked(hook: Hook): boolean {
+    const info = this.#links.get(hook)?.info();
+    return info !== undefined && isAlive(info);
+  }
+
+  /** Everything that has a pin, and is held. */
+  #held(): Held[] {
+    const generation = generationFolder(this.#bpffs);
+    const { maps } = this.tables;
+    const table = (name: MapName, path: string): Held => ({
+      path,
+      part: { kind: "table", name },
+      id: maps[name].info.id,
+      pin: (at) => maps[name].pin(at),
     });
+    return [
+      ...KEPT_MAPS.map((name) => table(name, keptPin(this.#bpffs, name))),
+      ...GENERATION_MAPS.map((name) => table(name, tablePin(generation, name))),
+      ...[...this.#programs].map(
+        ([hook, program]): Held => ({
+          path: join(programFolder(generation, this.code), hook),
+          part: { kind: "program", hook },
+          id: program.info.id,
+          pin: (at) => program.pin(at),
+        }),
+      ),
+      ...[...this.#links].flatMap(([hook, link]): Held[] => {
+        const info = link.info();
+        // Those that were detached are attached anew instead.
+        if (!isAlive(info)) return [];
+        const path = linkPin(this.#bpffs, hook);
+        return [{ path, part: { kind: "link", hook }, id: info.id, pin: (at) => link.pin(at) }];
+      }),
+    ];
   }
 
   /** Whether every hook has a link, whichever program runs there: what is pinned governs, or did until someone detached it. */
   get linked(): boolean {
-    return HOOK_ORDER.every((hook) => existsSync(linkPin(this.#bpffs, hook)));
+    return HOOK_ORDER.every((hook) => this.#links.has(hook));
   }
 
   /**
@@ -159,13 +246,42 @@ export class Generation {
     mkdirSync(folder, { recursive: true });
     const changed = HOOK_ORDER.filter((hook) => {
       faultPoint("flip.hook");
-      const program = this.#programs.get(hook);
-      return program !== undefined && point(this.#bpffs, root, hook, program);
+      return this.#point(root, hook);
     });
     faultPoint("flip.hooks");
-    this.#others = this.#others.map(({ abi }) => ({ abi, live: false }));
+    // What had no pins is gone with its last hook.
+    this.#others = this.#others.flatMap(({ abi }) => (abi === UNKNOWN ? [] : [{ abi, live: false }]));
     this.#removeRest();
     return changed;
+  }
+
+  /** True when the hook runs this generation's program only since this call. */
+  #point(root: string, hook: Hook): boolean {
+    const program = this.#programs.get(hook);
+    if (!program) return false;
+    const held = this.#links.get(hook);
+    const info = held?.info();
+    if (held && info && isAlive(info)) {
+      const changed = info.programId !== program.info.id;
+      if (changed) held.update(program);
+      return changed;
+    }
+    held?.close();
+    this.#links.delete(hook);
+    const path = linkPin(this.#bpffs, hook);
+    // Detached, that is; anything else there is left to `repin`.
+    unpinLink(path);
+    const link = CgroupLink.attach(program, root, hook);
+    try {
+      faultPoint("link.attached");
+      link.pin(path);
+    } catch (error) {
+      // Without its pin it is gone with this, so that the next try does not attach a second one.
+      link.close();
+      throw error;
+    }
+    this.#links.set(hook, link);
+    return true;
   }
 
   /** After a flip that may have broken off behind its last hook: removes what it had not removed yet. */
@@ -176,7 +292,7 @@ export class Generation {
   /** Hooks that only another version has end; programs over the same tables that no hook runs any more are unpinned. */
   #removeRest(): void {
     const links = join(this.#bpffs, "links");
-    for (const name of readdirSync(links)) if (!isOurs(name)) unpin(join(links, name));
+    for (const name of readdirSync(links)) if (!isOurs(name)) unpinLink(join(links, name));
     faultPoint("remove.programs");
     const programs = join(generationFolder(this.#bpffs), "programs");
     for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
@@ -184,6 +300,7 @@ export class Generation {
 
   /** Lets go of descriptors; nothing is unpinned or detached. */
   close(): void {
+    for (const link of this.#links.values()) link.close();
     for (const program of this.#programs.values()) program.close();
     this.tables.close();
   }
@@ -206,7 +323,7 @@ export function complete(
   const missing = names.filter((name) => !maps.has(name));
   if (missing.length > 0) {
     throw new Error(
-      `pins are missing: ${missing.join(", ")}. What is attached works on; ` +
+      `pins are missing: ${missing.join(", ")}, and no program holds these maps. What is attached works on; ` +
         "only `kmesh down` and a new start make them again.",
     );
   }
@@ -214,34 +331,61 @@ export function complete(
 }
 
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
-  if (existsSync(path)) maps.set(name, openTable(name, path));
-}
-
-/** Throws an Error that names the pin when it is not the map that has to be there. */
-function openTable(name: MapName, path: string): BpfMap {
-  const wanted = LAYOUTS[name];
-  // Of a program or a link the numbers are others as well.
-  const map = BpfMap.fromPin(path);
-  const { type, keySize, valueSize } = map.info;
-  if (type === wanted.type && keySize === wanted.keySize && valueSize === wanted.valueSize) return map;
-  map.close();
-  throw new Error(
-    `${path} is not kmesh's: it is no ${wanted.type} with keys of ${wanted.keySize} and values of ${wanted.valueSize} ` +
-      "bytes. What is attached works on. Find out what pinned it there; `kmesh down` and a new start make all anew.",
-  );
+  const map = ownTable(path, name);
+  if (map) maps.set(name, map);
 }
 
 function isOurs(link: string): boolean {
   return (HOOK_ORDER as readonly string[]).includes(link);
 }
 
-/** Loads the programs over what is pinned, adds the maps that are not, and pins all that is new. */
+/** Only a link of kmesh's. */
+function unpinLink(path: string): void {
+  using link = ownLink(path);
+  if (link) unpin(path);
+}
+
+/**
+ * Removes what is incomplete for good and read by nobody, so that it is built anew: a generation of this layout, and where
+ * there is none at all what generations share.
+ */
+function removeUseless(bpffs: string): void {
+  const found = generationsAt(bpffs);
+  const maps = pinnedMaps(bpffs);
+  const isWhole = (names: readonly MapName[]) => names.every((name) => maps.has(name));
+  for (const map of maps.values()) map.close();
+  const own = found.find(({ abi }) => abi === ABI_ID);
+  const isUseless = own !== undefined && !own.live && !isWhole(GENERATION_MAPS);
+  if (isUseless) removeWhole(generationFolder(bpffs));
+  if (found.length === (isUseless ? 1 : 0) && !isWhole(KEPT_MAPS)) removeWhole(join(bpffs, "keep"));
+}
+
+/** Never half of it. */
+function removeWhole(folder: string): void {
+  unpin(unfinished(folder));
+  if (existsSync(folder)) renameSync(folder, unfinished(folder));
+  unpin(unfinished(folder));
+}
+
+/** Mounts a bpffs where somebody has unmounted it, if all processes see it then. Throws an Error with what to do. */
+function requireBpffs(bpffs: string): void {
+  const isEverywhere = () => readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
+  if (!isOnBpffs(bpffs) && !isEverywhere())
+    throw new Error(`no bpffs is mounted at ${bpffs} any more. Mount it: mount -t bpf bpf ${BPFFS}`);
+  ensureBpffs(bpffs);
+}
+
+/**
+ * Loads the programs over what is pinned, adds the maps that are not, and pins all that is new. Of programs over adopted
+ * tables those that are `pinned` stay, and those that run.
+ */
 function build(
   bpffs: string,
   images: readonly Uint8Array[],
   maps: Map<MapName, BpfMap>,
   code: string,
   adopted: boolean,
+  pinned: Map<Hook, BpfProgram>,
 ): Map<Hook, BpfProgram> {
   const programs = new Map<Hook, BpfProgram>();
   OBJECTS.forEach((name, i) => {
@@ -257,6 +401,7 @@ function build(
   });
   const generation = generationFolder(bpffs);
   pinKept(bpffs, maps);
+  if (adopted) keepOld(bpffs, programs, maps, pinned);
   if (adopted) pinPrograms(programFolder(generation, code), programs);
   else pinGeneration(generation, maps, programs, code);
   return programs;
@@ -291,7 +436,44 @@ function pinGeneration(
   faultPoint("pin.generation");
 }
 
+/** Puts into `programs`, by hook, the same one that is pinned already or that runs without its pin. */
+function keepOld(
+  bpffs: string,
+  programs: Map<Hook, BpfProgram>,
+  maps: Map<MapName, BpfMap>,
+  pinned: Map<Hook, BpfProgram>,
+): void {
+  const tables = new Set([...maps.values()].map(({ info }) => info.id));
+  for (const [hook, fresh] of programs) {
+    const old = pinned.get(hook) ?? runningTwin(bpffs, hook, fresh, tables);
+    if (!old) continue;
+    fresh.close();
+    programs.set(hook, old);
+  }
+}
+
+/** What runs at the hook, when it has the same instructions and the same tables. */
+function runningTwin(
+  bpffs: string,
+  hook: Hook,
+  fresh: BpfProgram,
+  tables: Set<number>,
+): BpfProgram | undefined {
+  const running = runningProgram(bpffs, hook);
+  if (!running) return undefined;
+  const program = BpfProgram.fromId(running.id);
+  const used = fresh.mapIds().filter((id) => tables.has(id));
+  if (program.info.tag === fresh.info.tag && used.every((id) => running.maps.includes(id))) return program;
+  program.close();
+  return undefined;
+}
+
 function pinPrograms(folder: string, programs: Map<Hook, BpfProgram>): void {
+  if (existsSync(folder)) {
+    for (const [hook, program] of programs)
+      if (!existsSync(join(folder, hook))) program.pin(join(folder, hook));
+    return;
+  }
   const building = unfinished(folder);
   unpin(building);
   mkdirSync(building, { recursive: true });
@@ -302,32 +484,13 @@ function pinPrograms(folder: string, programs: Map<Hook, BpfProgram>): void {
   renameSync(building, folder);
 }
 
-function pinnedPrograms(folder: string): Map<Hook, BpfProgram> | undefined {
-  if (!existsSync(folder)) return undefined;
-  return new Map(HOOK_ORDER.map((hook) => [hook, BpfProgram.fromPin(join(folder, hook))]));
-}
-
-/** True when the hook runs `program` only since this call. */
-function point(bpffs: string, root: string, hook: Hook, program: BpfProgram): boolean {
-  const held = pinnedLink(bpffs, hook);
-  const info = held?.info();
-  if (held && info && isAlive(info)) {
-    const changed = info.programId !== program.info.id;
-    if (changed) held.update(program);
-    held.close();
-    return changed;
+function pinnedPrograms(folder: string): Map<Hook, BpfProgram> {
+  const programs = new Map<Hook, BpfProgram>();
+  for (const hook of HOOK_ORDER) {
+    const program = ownProgram(join(folder, hook), hook);
+    if (program) programs.set(hook, program);
   }
-  held?.close();
-  if (held) unpin(linkPin(bpffs, hook));
-  const link = CgroupLink.attach(program, root, hook);
-  try {
-    faultPoint("link.attached");
-    link.pin(linkPin(bpffs, hook));
-  } finally {
-    // Without its pin it is gone with this, so that the next try does not attach a second one.
-    link.close();
-  }
-  return true;
+  return programs;
 }
 
 function hashOf(images: readonly Uint8Array[]): string {

@@ -3,15 +3,13 @@
  * one is the one that the hooks' programs read.
  */
 import { join } from "node:path";
-import { listPins, pinKind, unpin } from "../kernel/bpffs.ts";
-import { CGROUP_LINK, CgroupLink, HOOKS, type Hook, type LinkInfo } from "../kernel/link.ts";
+import { listPins, unpin } from "../kernel/bpffs.ts";
+import type { CgroupLink, Hook, LinkInfo } from "../kernel/link.ts";
 import { BpfProgram } from "../kernel/object.ts";
-import { isOurs, pinnedId } from "./held.ts";
+import { pinnedAt } from "../kernel/pinned.ts";
 import { ABI_ID } from "./layout.gen.ts";
+import { ownLink } from "./ownership.ts";
 import { completeFolders, generationFolder, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
-
-/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
-export const UNKNOWN = "unknown";
 
 export interface FoundGeneration {
   /** Names its folder: what its tables look like. */
@@ -34,18 +32,22 @@ export class ForeignGeneration extends Error {
   }
 }
 
-/** The complete generations below `bpffs`. Throws KernelError. */
+/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
+export const UNKNOWN = "unknown";
+
+/**
+ * The complete generations below `bpffs`, and UNKNOWN if connections are decided by tables of which no pin is left.
+ * Throws KernelError.
+ */
 export function generationsAt(bpffs: string): FoundGeneration[] {
-  const running = (["connect4", "connect6"] as const).flatMap((hook) => runningAt(bpffs, hook));
-  const found = completeFolders(join(bpffs, "gen")).map((abi) => ({
-    abi,
-    live: running.filter((program) => isOver(bpffs, abi, program)),
-  }));
-  const lost = running.some((program) => !found.some(({ live }) => live.includes(program)));
-  return [
-    ...found.map(({ abi, live }) => ({ abi, live: live.length > 0 })),
-    ...(lost ? [{ abi: UNKNOWN, live: true }] : []),
-  ];
+  const running = (["connect4", "connect6"] as const).flatMap((hook) => runningProgram(bpffs, hook) ?? []);
+  const orphans = new Set(running);
+  const found = completeFolders(join(bpffs, "gen")).map((abi): FoundGeneration => {
+    const own = running.filter((program) => belongsTo(bpffs, abi, program));
+    for (const program of own) orphans.delete(program);
+    return { abi, live: own.length > 0 };
+  });
+  return orphans.size > 0 ? [...found, { abi: UNKNOWN, live: true }] : found;
 }
 
 /** The layout of the tables that decide, when it is another than this build's. */
@@ -75,44 +77,38 @@ export function isAlive(link: LinkInfo): boolean {
   return link.cgroupId !== 0n;
 }
 
-/** The link of a hook, or undefined when there is none, or something that is not kmesh's. The caller closes it. */
+/** The link of a hook, of whatever version; undefined when there is none, or none of kmesh's. The caller closes it. */
 export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
-  const path = linkPin(bpffs, hook);
-  if (pinKind(path) !== "link") return undefined;
-  const link = CgroupLink.fromPin(path);
-  const { type, attachType, programId } = link.info();
-  if (type === CGROUP_LINK && attachType === HOOKS[hook]) {
-    using program = BpfProgram.fromId(programId);
-    if (isOurs(bpffs, program)) return link;
-  }
-  link.close();
-  return undefined;
+  return ownLink(linkPin(bpffs, hook), hook);
 }
 
-interface Running {
+/** A loaded program, by the kernel's numbers. */
+export interface ProgramIds {
   id: number;
+  /** Of the maps that it uses. */
   maps: number[];
 }
 
-/** The hook's program, and the ids of the maps that it uses; [] when nothing runs there. */
-function runningAt(bpffs: string, hook: Hook): Running[] {
+/** Undefined when nothing of kmesh's runs at the hook. */
+export function runningProgram(bpffs: string, hook: Hook): ProgramIds | undefined {
   using link = pinnedLink(bpffs, hook);
   const info = link?.info();
-  if (!info || !isAlive(info)) return [];
+  if (!info || !isAlive(info)) return undefined;
   using program = BpfProgram.fromId(info.programId);
-  return [{ id: info.programId, maps: program.mapIds() }];
+  return { id: program.info.id, maps: program.mapIds() };
 }
 
-/** Whether a program reads the tables of that layout. One pin that is left of them tells it. */
-function isOver(bpffs: string, abi: string, { id, maps }: Running): boolean {
-  const generation = generationFolder(bpffs, abi);
-  const isUsed = (path: string) => maps.includes(pinnedId(path) ?? 0);
-  // Every layout has this map.
-  if (isUsed(tablePin(generation, "settings"))) return true;
-  if (listPins(join(generation, "tables")).some(isUsed)) return true;
-  return listPins(join(generation, "programs")).some((path) => {
-    if (pinKind(path) !== "program") return false;
-    using program = BpfProgram.fromPin(path);
-    return program.info.id === id;
+/** Whether a program reads the tables of that layout: known by any of their pins, or by its own. */
+export function belongsTo(bpffs: string, abi: string, { id, maps }: ProgramIds): boolean {
+  const folder = generationFolder(bpffs, abi);
+  // Every layout has the first.
+  return [
+    tablePin(folder, "settings"),
+    ...listPins(join(folder, "tables")),
+    ...listPins(join(folder, "programs")),
+  ].some((path) => {
+    const pinned = pinnedAt(path);
+    if (pinned?.kind === "map") return maps.includes(pinned.id);
+    return pinned?.kind === "program" && pinned.id === id;
   });
 }

@@ -1,13 +1,12 @@
 /** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
-import { existsSync } from "node:fs";
+import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
 
 import { cgroup2Root, cgroupPath } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
-import { KernelError } from "../kernel/error.ts";
-import { CgroupLink, type Hook } from "../kernel/link.ts";
-import type { BpfMap } from "../kernel/maps.ts";
+import type { Hook } from "../kernel/link.ts";
+import { BpfMap, FLAG } from "../kernel/maps.ts";
 
 import { formatMatch } from "../mesh/frontend.ts";
 import { REASONS, type Reason } from "../mesh/model.ts";
@@ -18,10 +17,11 @@ import { readEndpoint } from "./endpoints.ts";
 import { enrolledIds, enrolledUnits } from "./enrolment.ts";
 import { complete } from "./generation.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
-import { readableMaps, standIn } from "./held.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
-import { HOOK_ORDER, linkPin } from "./pins.ts";
+import { ownLink } from "./ownership.ts";
+import { readableMaps } from "./pin-faults.ts";
+import { ASIDE, HOOK_ORDER, linkPin } from "./pins.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
 import { decodeTarget, reasonName } from "./target.ts";
 import { findUnits, type UnitState } from "./unit.ts";
@@ -198,6 +198,21 @@ function summarizeKept(bpffs: string, foreign: string | undefined, maps: Map<Map
   }
 }
 
+/** An empty table of names in the place of one that is lost, for who only reads. */
+function standIn(name: MapName): BpfMap {
+  const { type, keySize, valueSize, maxEntries } = layout.maps[name];
+  const flags = FLAG.mmapable | FLAG.innerMap;
+  using inner = BpfMap.create({
+    name: "empty",
+    type: "array",
+    keySize: 4,
+    valueSize: 8,
+    maxEntries: 1,
+    flags,
+  });
+  return BpfMap.create({ name, type, keySize, valueSize, maxEntries, inner });
+}
+
 /** Services whose names are lost, as far as they were connected to. */
 function namelessCounters(counts: ChunkedTable): ServiceCounters[] {
   const names = new Map<number, string>();
@@ -218,23 +233,26 @@ function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T
 }
 
 /**
- * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too: the decision of
- * `kmesh down`. Links go first, those that decide before those that read.
+ * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/,
+ * which is somebody else's: the decision of `kmesh down`. Links go first, those that decide before those that read.
  */
 export function removePinned(bpffs: string): { removed: string[] } {
   if (!existsSync(bpffs)) return { removed: [] };
-  const removed = listPins(bpffs);
+  const removed = ownPins(bpffs);
   for (const path of linkPins(bpffs)) {
-    using link = CgroupLink.fromPin(path);
-    try {
-      link.detach();
-    } catch (error) {
-      // Somebody pinned something else there: it goes with its pin.
-      if (!(error instanceof KernelError && error.code === "EINVAL")) throw error;
-    }
+    // Somebody pinned something else there: it goes with its pin.
+    using link = ownLink(path);
+    link?.detach();
   }
-  unpin(bpffs);
+  for (const name of readdirSync(bpffs)) if (name !== ASIDE) unpin(join(bpffs, name));
+  if (listPins(bpffs).length === 0) unpin(bpffs);
   return { removed };
+}
+
+/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. */
+export function ownPins(bpffs: string): string[] {
+  const others = listPins(join(bpffs, ASIDE));
+  return listPins(bpffs).filter((path) => !others.includes(path));
 }
 
 /** Pinned links of whatever version, those of hooks that this one does not know first. */

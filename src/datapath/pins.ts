@@ -5,10 +5,11 @@
  *     keep/<map>                   what every generation reads and writes
  *     gen/<abi>/tables/<map>       the tables of one layout
  *     gen/<abi>/programs/<code>/   programs over those tables, by the hash of their object files
+ *     aside/                       what somebody else pinned at one of these paths
  *
  * A folder is built under a name with `_new` behind it and renamed when it is complete.
  */
-import { existsSync, readdirSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Hook } from "../kernel/link.ts";
 import { ABI_ID } from "./layout.gen.ts";
@@ -21,6 +22,9 @@ export const HOOK_ORDER: readonly Hook[] = [
   "connect4",
   "connect6",
 ];
+
+/** The folder for what is somebody else's. */
+export const ASIDE = "aside";
 
 export function linkPin(bpffs: string, hook: Hook): string {
   return join(bpffs, "links", hook);
@@ -59,8 +63,12 @@ export function unfinishedFolders(folder: string): string[] {
     .map((name) => join(folder, name));
 }
 
+/** Folders alone: what somebody pinned among them is no generation and no code. */
 function namesIn(folder: string): string[] {
-  return existsSync(folder) ? readdirSync(folder) : [];
+  if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
+  return readdirSync(folder, { withFileTypes: true }).flatMap((each) =>
+    each.isDirectory() ? [each.name] : [],
+  );
 }
 
 function isUnfinished(name: string): boolean {

@@ -36,7 +36,7 @@ export const KEPT_MAPS = [
 ] as const;
 
 /** Of these, the ones that no program uses: who is who, for agents alone. */
-export const NAME_MAPS: readonly MapName[] = ["name_lines", "cluster_names", "service_names"];
+export const NAME_MAPS = ["name_lines", "cluster_names", "service_names"] as const;
 
 export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];
 export type Maps = Record<MapName, BpfMap>;

@@ -173,7 +173,8 @@ function sortPlaces(buffer: EndpointBuffer, places: number[]): void {
 function mergeLocalities(read: readonly ReadLocality[]): PlacedLocality[] {
   const merged: PlacedLocality[] = [];
   for (const { from, to, ...locality } of read.length > 1 ? [...read].sort(compareLocalities) : read) {
-    const places = Array.from({ length: to - from }, (_, i) => from + i);
+    const places: number[] = [];
+    for (let place = from; place < to; place++) places.push(place);
     const last = merged.at(-1);
     if (last === undefined || compareLocalities(last.locality, locality) !== 0) {
       merged.push({ locality, places });

@@ -1,5 +1,5 @@
 /** The file system in which maps, programs and links stay when no process holds them. */
-import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, rmSync, statfsSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
@@ -46,29 +46,9 @@ export function unpin(path: string): void {
   rmSync(path, { recursive: true, force: true });
 }
 
-/** What lies at a path of a bpffs. */
-export type PinKind = "map" | "program" | "link" | "folder" | "other";
-
-/** Says what lies there, whoever put it there; undefined when nothing does. Throws KernelError for a pin that can't be opened. */
-export function pinKind(path: string): PinKind | undefined {
-  const entry = lstatSync(path, { throwIfNoEntry: false });
-  if (!entry) return undefined;
-  if (entry.isDirectory()) return "folder";
-  if (!entry.isFile()) return "other";
-  const fd = check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path);
-  try {
-    // The info structs don't say of which of the three they are.
-    const [, kind = ""] =
-      /^(map|prog|link)_type:/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")) ?? [];
-    return kind === "map" ? "map" : kind === "prog" ? "program" : kind === "link" ? "link" : "other";
-  } finally {
-    native().kmesh_close(fd);
-  }
-}
-
-/** The paths of everything pinned below a folder, sorted; [] when the folder is missing. */
+/** The paths of everything pinned below a folder, sorted; [] when there is no such folder. */
 export function listPins(folder: string): string[] {
-  if (!existsSync(folder)) return [];
+  if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
   const pins: string[] = [];
   for (const entry of readdirSync(folder, { withFileTypes: true })) {
     const path = join(folder, entry.name);

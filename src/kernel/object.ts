@@ -193,7 +193,12 @@ export class BpfProgram {
     check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
   }
 
-  /** Ids of the maps that it uses. Throws KernelError. */
+  /** Has the program hold `map`, which it does not use: the map is then found by it. Again is no error. Throws KernelError. */
+  bind(map: BpfMap): void {
+    check(native().bpf_prog_bind_map(this.fd, map.fd, null), "bpf_prog_bind_map", this.info.name);
+  }
+
+  /** Ids of the maps that it uses, and of those bound to it. Throws KernelError. */
   mapIds(): number[] {
     // The verifier takes no more than 64.
     const ids = new Uint32Array(new ArrayBuffer(64 * 4));

@@ -1,12 +1,8 @@
 /** Real connections of a real app through the tables. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { rmSync } from "node:fs";
-import { basename } from "node:path";
-import { Datapath } from "../../src/datapath/datapath.ts";
 import { explainPinned } from "../../src/datapath/explain.ts";
-import { generationFolder, HOOK_ORDER, keptPin, linkPin, tablePin } from "../../src/datapath/pins.ts";
+import { HOOK_ORDER, linkPin } from "../../src/datapath/pins.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
-import { BpfMap } from "../../src/kernel/maps.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
@@ -409,20 +405,6 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect(lab.publish(mesh)).toBe(0);
     expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
     expect(lab.reopen().attached).toBe(true);
-  });
-
-  test("without one of its pins a start is refused by name, and traffic goes on", async () => {
-    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A)]));
-    lab.publish(mesh);
-    for (const pin of [tablePin(generationFolder(lab.bpffs), "slots"), keptPin(lab.bpffs, "sockets")]) {
-      using map = BpfMap.fromPin(pin);
-      rmSync(pin);
-      expect(() => Datapath.open(lab.options)).toThrow(`pins are missing: ${basename(pin)}.`);
-      expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
-      map.pin(pin);
-    }
-    expect(lab.reopen().attached).toBe(true);
-    expect(lab.publish(mesh)).toBe(0);
   });
 
   function counters(service: string) {

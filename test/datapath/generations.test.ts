@@ -3,7 +3,6 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { ChunkedTable } from "../../src/datapath/chunked.ts";
-import { Datapath } from "../../src/datapath/datapath.ts";
 import { explainPinned } from "../../src/datapath/explain.ts";
 import { inspectPinned, removePinned, summarizePinned } from "../../src/datapath/inspect.ts";
 import * as layout from "../../src/datapath/layout.gen.ts";
@@ -197,25 +196,6 @@ describe.skipIf(!root)("generations beside each other", () => {
     for (const folder of folders) mkdirSync(folder, { recursive: true });
     lab.reopen();
     expect(folders.filter((folder) => existsSync(folder))).toEqual([]);
-  });
-
-  test("a pin that something else made is named, and nothing is touched", async () => {
-    lab.publish(meshOf(["one", A]));
-    const path = keptPin(lab.bpffs, "agents");
-    const ours = BpfMap.fromPin(path);
-    rmSync(path);
-    using other = BpfMap.create({ name: "other", type: "array", keySize: 4, valueSize: 4, maxEntries: 1 });
-    for (const pin of [other, CgroupLink.fromPin(linkPin(lab.bpffs, "connect4"))]) {
-      pin.pin(path);
-      expect(() => Datapath.open(lab.options)).toThrow(
-        `${path} is not kmesh's: it is no hash with keys of 4 and values of 8 bytes`,
-      );
-      expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
-      rmSync(path);
-    }
-    ours.pin(path);
-    ours.close();
-    expect(lab.reopen().attached).toBe(true);
   });
 
   test("down detaches and removes every version's part", () => {

@@ -5,7 +5,6 @@ import { ChunkedTable } from "../../src/datapath/chunked.ts";
 import * as layout from "../../src/datapath/layout.gen.ts";
 import { keptPin, linkPin } from "../../src/datapath/pins.ts";
 import type { Reconciliation } from "../../src/datapath/reconcile.ts";
-import { unpin } from "../../src/kernel/bpffs.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
@@ -146,9 +145,10 @@ describe.skipIf(!root)("live counts against the sockets", () => {
   test("what ended while sock_release was gone is taken out, when it is known to have been gone", async () => {
     const { client } = await lab.keep("10.96.8.1:80", 3);
     const { client: other } = await lab.keep("10.96.8.1:80", 2);
-    unpin(linkPin(lab.bpffs, "sock_release"));
-    // The kernel detaches at the last reference, a moment later.
-    await Bun.sleep(100);
+    {
+      using link = CgroupLink.fromPin(linkPin(lab.bpffs, "sock_release"));
+      link.detach();
+    }
     await client.close();
     expect(live()).toBe(5);
     lab.reopen();

@@ -118,6 +118,20 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
     expect(analysed.stdout).toMatch(/Overall exposure level for kmesh-wait.service: [0-3]\.\d/);
   });
 
+  test("at boot the snapshot governs before either starts, while istiod is not there yet", async () => {
+    await machine.reboot();
+    for (const unit of ["early", "shut"]) {
+      expect(await shown(`${unit}.service`, "ActiveState")).toBe("active");
+      expect(await answered(unit)).toBe(true);
+      expect(await machine.wasOutside(unit)).toBe(false);
+      const [ready, started] = await Promise.all([
+        shown("kmesh.service", "ActiveEnterTimestampMonotonic"),
+        shown(`${unit}.service`, "ExecMainStartTimestampMonotonic"),
+      ]);
+      expect(Number(started)).toBeGreaterThan(Number(ready));
+    }
+  });
+
   test("kmesh can't come up at boot: open starts, closed waits and starts when kmesh comes", async () => {
     machine.write("/etc/kmesh/config.yaml", "istiod: [");
     await machine.reboot("starting");

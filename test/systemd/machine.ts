@@ -21,15 +21,18 @@ import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "..
 export const SERVICE = "10.96.0.10";
 const UPSTREAM = "127.1.0.1";
 
-/** Connects to the service again and again, and keeps the last answer: there is none without the mesh. */
+/**
+ * Connects to the service again and again, and keeps the last answer: there is none without the mesh. Refused is who was
+ * redirected before the upstream was there.
+ */
 const ASK = `#!/bin/bash
 while true; do
-  if { exec 3<>/dev/tcp/${SERVICE}/80; } 2>/dev/null; then
+  if { exec 3<>/dev/tcp/${SERVICE}/80; } 2>/run/$1.error; then
     echo "$1" >&3
     head -n1 <&3 >/run/$1.new
     mv /run/$1.new /run/$1.answer
     exec 3>&-
-  else
+  elif ! grep -q refused /run/$1.error; then
     touch /run/$1.outside
   fi
   sleep 0.1

@@ -1,0 +1,55 @@
+/** Whether what is pinned at one of our paths is ours: other programs pin there too, by mistake or on purpose. */
+import { CGROUP_LINK, CgroupLink, HOOKS, type Hook } from "../kernel/link.ts";
+import { BpfMap } from "../kernel/maps.ts";
+import { BpfProgram } from "../kernel/object.ts";
+import { pinnedAt } from "../kernel/pinned.ts";
+import { maps as LAYOUTS } from "./layout.gen.ts";
+import type { MapName } from "./tables.ts";
+
+/** The link, when it runs a program of kmesh's, of whatever version, at `hook`, or at any. The caller closes it. */
+export function ownLink(path: string, hook?: Hook): CgroupLink | undefined {
+  if (pinnedAt(path)?.kind !== "link") return undefined;
+  const link = CgroupLink.fromPin(path);
+  const { type, programId, attachType } = link.info();
+  if (type === CGROUP_LINK && (hook === undefined || attachType === HOOKS[hook])) {
+    using program = BpfProgram.fromId(programId);
+    if (isOwnProgram(program, hook)) return link;
+  }
+  link.close();
+  return undefined;
+}
+
+/** The program, when it is kmesh's for `hook`. The caller closes it. */
+export function ownProgram(path: string, hook: Hook): BpfProgram | undefined {
+  if (pinnedAt(path)?.kind !== "program") return undefined;
+  const program = BpfProgram.fromPin(path);
+  if (isOwnProgram(program, hook)) return program;
+  program.close();
+  return undefined;
+}
+
+/** The map, when it looks like the table `name`. The caller closes it. */
+export function ownTable(path: string, name: MapName): BpfMap | undefined {
+  const pinned = pinnedAt(path);
+  if (pinned?.kind !== "map" || pinned.name !== name) return undefined;
+  const map = BpfMap.fromPin(path);
+  if (looksLike(map, name)) return map;
+  map.close();
+  return undefined;
+}
+
+export function looksLike({ info }: BpfMap, name: MapName): boolean {
+  const { type, keySize, valueSize, flags } = LAYOUTS[name];
+  return (
+    info.type === type && info.keySize === keySize && info.valueSize === valueSize && info.flags === flags
+  );
+}
+
+/** Each program of each version is named after its hook, and uses the storage of sockets, whose layout never changes. */
+function isOwnProgram(program: BpfProgram, hook: Hook | undefined): boolean {
+  if (hook !== undefined && program.info.name !== hook) return false;
+  return program.mapIds().some((id) => {
+    using map = BpfMap.fromId(id);
+    return map.info.name === "sockets" && looksLike(map, "sockets");
+  });
+}

@@ -1,0 +1,252 @@
+/**
+ * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: the programs
+ * that run or are pinned hold their maps, a running agent holds everything.
+ */
+import { lstatSync, mkdirSync, renameSync } from "node:fs";
+import { dirname, join, relative } from "node:path";
+import type { Hook } from "../kernel/link.ts";
+import { BpfMap } from "../kernel/maps.ts";
+import { type Pinned, pinnedAt, tellPinned } from "../kernel/pinned.ts";
+import { belongsTo, generationsAt, isAlive, type ProgramIds, runningProgram } from "./generations.ts";
+import { ABI_ID } from "./layout.gen.ts";
+import { looksLike, ownLink, ownProgram, ownTable } from "./ownership.ts";
+import {
+  ASIDE,
+  completeFolders,
+  generationFolder,
+  HOOK_ORDER,
+  keptPin,
+  linkPin,
+  programFolder,
+  tablePin,
+} from "./pins.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "./tables.ts";
+
+/** What belongs at a path. */
+export type Part =
+  | { kind: "folder" }
+  | { kind: "link" | "program"; hook: Hook }
+  | { kind: "table"; name: MapName };
+
+/** One of our paths at which not that lies which belongs there. */
+export interface PinFault {
+  path: string;
+  part: Part;
+  /** What lies there instead; absent when nothing does, and when it is a link of ours that was detached. */
+  found?: Pinned;
+  /** The link is ours and runs nothing any more. */
+  detached?: true;
+  /** Pins what belongs there; absent when that is lost, or made by other means. */
+  pin?(): void;
+}
+
+/** What belongs at a path, and is held. */
+export interface Held {
+  path: string;
+  part: Part;
+  /** The kernel's number. */
+  id: number;
+  pin(path: string): void;
+}
+
+/** As pinned things are called, but for tables. */
+const KINDS = { folder: "folder", link: "link", program: "program", table: "map" } as const;
+
+/** How often the same path is cleared for ours before something else has to be done about it. */
+const ASIDES = 8;
+
+/** Whether `held` lies where it belongs. */
+export function faultOf({ path, part, id, pin }: Held): PinFault | undefined {
+  const found = pinnedAt(path);
+  if (found?.kind === KINDS[part.kind] && found.id === id) return undefined;
+  return { path, part, ...(found ? { found } : {}), pin: () => pin(path) };
+}
+
+/** The faults of folders: what is below them has to be looked at when they are there. */
+export function folderFaults(bpffs: string): PinFault[] {
+  const generation = generationFolder(bpffs);
+  const programs = join(generation, "programs");
+  const folders = [
+    ...[ASIDE, "links", "keep", "gen"].map((name) => join(bpffs, name)),
+    ...[generation, join(generation, "tables"), programs],
+    ...completeFolders(programs).map((code) => join(programs, code)),
+  ];
+  return folders.flatMap((path) => {
+    const found = pinnedAt(path);
+    return found && found.kind !== "folder" ? [{ path, part: { kind: "folder" }, found }] : [];
+  });
+}
+
+/**
+ * What is wrong with the pins below `bpffs`, as far as it can be told without an agent's memory. Links count as missing if
+ * one is there, or if `filled` says that the tables hold a mesh. Throws KernelError.
+ */
+export function pinFaults(bpffs: string, filled = false): PinFault[] {
+  const holders = holdersAt(bpffs);
+  return [
+    ...folderFaults(bpffs),
+    ...linkFaults(bpffs, filled),
+    ...tableFaults(bpffs, holders),
+    ...programFaults(bpffs),
+  ];
+}
+
+/**
+ * The maps below `bpffs` for who only reads: as the programs have them, though pins be missing, else as they are pinned.
+ * The caller closes them. Throws KernelError.
+ */
+export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
+  const { all, own } = holdersAt(bpffs);
+  const maps = new Map<MapName, BpfMap>();
+  for (const [name, id] of [...mapsOf(all, KEPT_MAPS), ...mapsOf(own, GENERATION_MAPS)])
+    maps.set(name, BpfMap.fromId(id));
+  const generation = generationFolder(bpffs);
+  for (const name of [...KEPT_MAPS, ...GENERATION_MAPS]) {
+    if (maps.has(name)) continue;
+    const isKept = (KEPT_MAPS as readonly string[]).includes(name);
+    const map = ownTable(isKept ? keptPin(bpffs, name) : tablePin(generation, name), name);
+    if (map) maps.set(name, map);
+  }
+  return maps;
+}
+
+/**
+ * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
+ * what was done and what could not be, a line each. Never throws.
+ */
+export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: string[]; failed: string[] } {
+  const done: string[] = [];
+  const failed: string[] = [];
+  for (const { path, found, pin } of faults) {
+    try {
+      if (found)
+        done.push(
+          `${path} was ${tellPinned(found)}, which is not kmesh's: it lies in ${setAside(bpffs, path)} now`,
+        );
+      if (!pin) continue;
+      mkdirSync(dirname(path), { recursive: true });
+      pin();
+      done.push(`pinned again: ${path}`);
+    } catch (error) {
+      failed.push(error instanceof Error ? error.message : String(error));
+    }
+  }
+  return { done, failed };
+}
+
+function setAside(bpffs: string, path: string): string {
+  const folder = join(bpffs, ASIDE);
+  // The folder itself may be what has to be cleared.
+  const base = relative(bpffs, path).replaceAll("/", "_");
+  const parent = path === folder ? bpffs : folder;
+  mkdirSync(parent, { recursive: true });
+  for (let number = 1; number <= ASIDES; number++) {
+    const target = join(parent, number === 1 ? `${base}${path === folder ? "_1" : ""}` : `${base}_${number}`);
+    if (lstatSync(target, { throwIfNoEntry: false })) continue;
+    renameSync(path, target);
+    return target;
+  }
+  throw new Error(
+    `something pins at ${path} again and again, where kmesh's own belongs: ${parent} has ${ASIDES} of them. ` +
+      "Find out what it is and have it choose another path",
+  );
+}
+
+function linkFaults(bpffs: string, filled: boolean): PinFault[] {
+  const faults = HOOK_ORDER.flatMap((hook): PinFault[] => {
+    const path = linkPin(bpffs, hook);
+    const part: Part = { kind: "link", hook };
+    using link = ownLink(path, hook);
+    if (link) return isAlive(link.info()) ? [] : [{ path, part, detached: true }];
+    const found = pinnedAt(path);
+    return [{ path, part, ...(found ? { found } : {}) }];
+  });
+  const none = faults.length === HOOK_ORDER.length && faults.every(({ detached }) => !detached);
+  return none && !filled ? faults.filter(({ found }) => found) : faults;
+}
+
+function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
+  const check = (names: readonly MapName[], programs: ProgramIds[], pathOf: (name: MapName) => string) => {
+    const ids = mapsOf(programs, names);
+    return names.flatMap((name): PinFault[] => {
+      const path = pathOf(name);
+      const part: Part = { kind: "table", name };
+      const id = ids.get(name);
+      if (id !== undefined) return toList(faultOf({ path, part, id, pin: (at) => pinMap(id, at) }));
+      using table = ownTable(path, name);
+      if (table) return [];
+      const found = pinnedAt(path);
+      // Before a first start is over none has to be there.
+      return found || built || all.length > 0 ? [{ path, part, ...(found ? { found } : {}) }] : [];
+    });
+  };
+  const generation = generationFolder(bpffs);
+  return [
+    ...check(KEPT_MAPS, all, (name) => keptPin(bpffs, name)),
+    ...(built ? check(GENERATION_MAPS, own, (name) => tablePin(generation, name)) : []),
+  ];
+}
+
+function programFaults(bpffs: string): PinFault[] {
+  const generation = generationFolder(bpffs);
+  return completeFolders(join(generation, "programs")).flatMap((code) =>
+    HOOK_ORDER.flatMap((hook): PinFault[] => {
+      const path = join(programFolder(generation, code), hook);
+      using program = ownProgram(path, hook);
+      if (program) return [];
+      const found = pinnedAt(path);
+      return [{ path, part: { kind: "program", hook }, ...(found ? { found } : {}) }];
+    }),
+  );
+}
+
+/** Programs, those that run first. */
+interface Holders {
+  /** Of every layout: they hold what is kept. */
+  all: ProgramIds[];
+  /** Over the tables of this one. */
+  own: ProgramIds[];
+  /** There is a generation of this layout. */
+  built: boolean;
+}
+
+function holdersAt(bpffs: string): Holders {
+  const running = HOOK_ORDER.flatMap((hook) => runningProgram(bpffs, hook) ?? []);
+  const all = [...running];
+  for (const { abi } of generationsAt(bpffs)) all.push(...pinnedPrograms(bpffs, abi));
+  const built = completeFolders(join(bpffs, "gen")).includes(ABI_ID);
+  return { all, own: built ? all.filter((program) => belongsTo(bpffs, ABI_ID, program)) : [], built };
+}
+
+function pinnedPrograms(bpffs: string, abi: string): ProgramIds[] {
+  const generation = generationFolder(bpffs, abi);
+  return completeFolders(join(generation, "programs")).flatMap((code) =>
+    HOOK_ORDER.flatMap((hook) => {
+      using program = ownProgram(join(programFolder(generation, code), hook), hook);
+      return program ? [{ id: program.info.id, maps: program.mapIds() }] : [];
+    }),
+  );
+}
+
+/** The ids of the maps that programs hold, by name; the first program's word counts. */
+function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[]): Map<MapName, number> {
+  const found = new Map<MapName, number>();
+  const seen = new Set<number>();
+  for (const id of programs.flatMap(({ maps }) => maps)) {
+    if (seen.has(id)) continue;
+    seen.add(id);
+    using map = BpfMap.fromId(id);
+    const name = names.find((each) => each === map.info.name);
+    if (name !== undefined && !found.has(name) && looksLike(map, name)) found.set(name, id);
+  }
+  return found;
+}
+
+function toList<T>(item: T | undefined): T[] {
+  return item === undefined ? [] : [item];
+}
+
+function pinMap(id: number, path: string): void {
+  using map = BpfMap.fromId(id);
+  map.pin(path);
+}
