@@ -44,20 +44,20 @@ const PROTO_OUT: Readonly<Record<string, string>> = {
 process.chdir(ROOT);
 mkdirSync("dist", { recursive: true });
 const objects = compileObjects("bpf", "dist/bpf");
-compileObjects("test/bpf", "dist/test");
+compileObjects("test/bpf", "dist/test", filesBelow("bpf"));
 writeLayout(objects);
 generateProtos();
 if (!generateOnly) compileExecutable(objects);
 
-/** Compiles every NAME.bpf.c of a folder; gives the objects' paths. */
-function compileObjects(source: string, out: string): string[] {
+/** Compiles every NAME.bpf.c of a folder, which may include `more`; gives the objects' paths. */
+function compileObjects(source: string, out: string, more: string[] = []): string[] {
   const made: string[] = [];
   const sources = filesBelow(source).filter((file) => /\.[ch]$/.test(file));
   for (const file of sources.filter((path) => path.endsWith(".bpf.c")))
     for (const { suffix, flags } of VARIANTS) {
       const object = join(out, basename(file).replace(/\.bpf\.c$/, suffix));
       made.push(object);
-      if (isFresh(object, [...sources, "build/compile.ts"])) continue;
+      if (isFresh(object, [...sources, ...more, "build/compile.ts"])) continue;
       say(`compiling ${object}`);
       mkdirSync(out, { recursive: true });
       const part = `${object}.part`;

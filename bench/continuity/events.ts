@@ -67,6 +67,13 @@ const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
     return { gap: gap() };
   },
 
+  async "failed probe"({ stage }) {
+    await stage.failProbe();
+    const gap = stopwatch();
+    await stage.inSync();
+    return { gap: gap() };
+  },
+
   kill: ({ stage }) => killAndStart(stage),
 
   async "other version"({ stage }) {

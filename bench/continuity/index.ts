@@ -67,7 +67,7 @@ async function inside(): Promise<void> {
     seed,
     events: Number(flags.events),
     misroute,
-    builds: { own: KMESH, wide: await otherBuild("wide-layout") },
+    builds: { own: KMESH, wide: await otherBuild("wide-layout"), bad: await otherBuild("bad-probe") },
     load: {
       makers: Math.max(1, Math.floor(availableParallelism() / 2)),
       window: 32,

@@ -6,6 +6,7 @@ export const EVENTS = {
   upgrade: "kmesh upgrade to another layout of tables, and down to the one before the next time",
   rollback: "kmesh upgrade to another layout, other endpoints, kmesh rollback",
   "failed upgrade": "kmesh upgrade to what is no kmesh; a successor that ends at once, or never gets ready",
+  "failed probe": "kmesh upgrade to programs that lead connections astray, and fail their probe",
   kill: "SIGKILL, and a start at once",
   "change while down": "SIGKILL, other endpoints, a start",
   "other version":

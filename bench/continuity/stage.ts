@@ -41,8 +41,8 @@ const PATIENCE = 30_000;
 
 /** The build under test, and one whose tables have another layout. */
 export type Build = "own" | "wide";
-/** By build, its file. */
-export type Builds = Readonly<Record<Build, string>>;
+/** By build, its file. `bad`: with the other layout, and programs that lead connections astray. */
+export type Builds = Readonly<Record<Build | "bad", string>>;
 
 export interface LoadOptions {
   /** Processes that connect. */
@@ -280,6 +280,22 @@ export class Stage {
     if (!failed) throw new Error("an upgrade to what is no kmesh did not fail");
   }
 
+  /** `kmesh upgrade` to programs that must not take over. Rejects unless they are told of, and nothing is left of them. */
+  async failProbe(): Promise<void> {
+    const before = this.#pins();
+    const { code, stderr } = await this.kmesh("upgrade", this.#copy("bad"));
+    if (code !== 6 || !stderr.includes("failed their probe"))
+      throw new Error(`kmesh upgrade to a bad build: exit code ${code}: ${stderr}`);
+    const left = this.#pins().filter((path) => !before.includes(path));
+    const cgroups = readdirSync(this.#agents).filter((name) => name.startsWith("kmesh-probe"));
+    if (left.length + cgroups.length > 0)
+      throw new Error(`left of a probe: ${[...left, ...cgroups].join(", ")}`);
+  }
+
+  #pins(): string[] {
+    return readdirSync(this.bpffs, { recursive: true, encoding: "utf8" });
+  }
+
   /** The agent's status; undefined when nobody answers. */
   async status(): Promise<AgentStatus | undefined> {
     return (await this.#ask("/agent")) as AgentStatus | undefined;
@@ -443,7 +459,9 @@ export class Stage {
 function isAlive(pid: number): boolean {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return !/^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
+    const ended = /^[ZX]/.test(text.slice(text.lastIndexOf(")") + 2));
+    // Its locks are free when its last thread has ended.
+    return !ended || readdirSync(`/proc/${pid}/task`).length > 1;
   } catch {
     return false;
   }

@@ -25,7 +25,7 @@ import { asCandidate, asPredecessor, type Party } from "./handover-parties.ts";
 import { causeOfStart, type Entry, historyFile, readHistory, remember } from "./history.ts";
 import { LiveTables } from "./live-tables.ts";
 import type { Log } from "./log.ts";
-import { enrolledCgroups, makeFolders, requireMachine, warnOfUnits } from "./machine.ts";
+import { enrolledCgroups, makeFolders, requireMachine, requirePrivate, warnOfUnits } from "./machine.ts";
 import { machineAddresses } from "./machine-addresses.ts";
 import { machineId } from "./machine-id.ts";
 import { refuseUnknown } from "./manifest.ts";
@@ -82,6 +82,7 @@ export class Agent {
       addresses: this.#addresses,
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
+      remade: (paths) => this.#refill(paths),
     });
     warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
@@ -105,6 +106,7 @@ export class Agent {
     makeFolders(config);
     refuseUnknown(config.stateDir);
     ensureBpffs(config.bpffs);
+    requirePrivate(config);
     this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
     this.#tables = new LiveTables({
       grip: this.#grip,
@@ -150,6 +152,7 @@ export class Agent {
     agent.#progress = (text) => succession.progress(text);
     agent.#controlPlane.start();
     try {
+      agent.#grip.prove();
       await succession.take(asCandidate(agent.#party()));
     } catch (error) {
       // Without a word in any file: they are the other agent's.
@@ -265,6 +268,17 @@ export class Agent {
         "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
       },
     );
+  }
+
+  /** Folders of this agent were emptied. */
+  #refill(paths: string[]): void {
+    const { mesh, behind } = this.#tables;
+    if (paths.includes(this.#config.stateDir) && mesh && !behind) this.#snapshots.changed(mesh);
+    if (!paths.includes(this.#config.runDir)) return;
+    this.#statusFile.write();
+    if (this.#admin?.reachable) return;
+    this.#admin?.close();
+    this.#serve().catch((error) => this.#log.error(`the agent can't be asked: ${error.message}`));
   }
 
   #reloadByOrder(): string {

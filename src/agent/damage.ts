@@ -2,6 +2,7 @@
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import { type Damage, damageAt } from "../datapath/damage.ts";
 import type { Folders } from "./config.ts";
+import { exposureOf } from "./exposure.ts";
 
 /**
  * Looks at everything; changes nothing, and never throws. `snapshot` is what an agent that runs says of the last one that it
@@ -15,6 +16,7 @@ export function damageOf(
   const state = damagedState(folders.stateDir);
   return [
     ...damagedPins(folders.bpffs, pins),
+    ...exposed(folders),
     ...state,
     ...(snapshot === undefined || state.length > 0
       ? []
@@ -24,6 +26,9 @@ export function damageOf(
 
 const STALE =
   "traffic does not need it; but after a reboot without istiod an older snapshot governs, or none, and a new certificate is lost with the agent";
+
+const EXPOSED =
+  "connections are governed on; but whoever writes there could have them go elsewhere, so no agent starts";
 
 function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
   try {
@@ -37,6 +42,13 @@ function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
       },
     ];
   }
+}
+
+function exposed({ runDir, stateDir, bpffs }: Folders): Damage[] {
+  return [runDir, stateDir, bpffs].flatMap((path) => {
+    const exposure = exposureOf(path);
+    return exposure ? [{ ...exposure, consequence: EXPOSED }] : [];
+  });
 }
 
 /** Only its being unwritable: that it is missing is mended by the next start. */

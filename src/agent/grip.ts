@@ -4,7 +4,7 @@
  */
 import { type AgentStatus, readStatus } from "../admin/status.ts";
 import { Datapath, type Governed } from "../datapath/datapath.ts";
-import type { ApplyReport } from "../datapath/publisher.ts";
+import type { Proof } from "../datapath/probe.ts";
 import { standingAt } from "../datapath/standing.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
@@ -12,6 +12,7 @@ import type { Folders } from "./config.ts";
 import { KeptGenerations } from "./kept-generations.ts";
 import { Locks } from "./locks.ts";
 import type { Log } from "./log.ts";
+import { makeFolders } from "./machine.ts";
 import { machineId } from "./machine-id.ts";
 import { Manifest } from "./manifest.ts";
 import { recover } from "./recovery.ts";
@@ -31,6 +32,8 @@ export interface GripOptions {
   log: Log;
   /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
   isCurrent(): boolean;
+  /** These folders were lost, with all that was in them. */
+  remade(paths: string[]): void;
 }
 
 interface Held {
@@ -47,7 +50,11 @@ export class Grip {
   #adopted = false;
   #unfinished: string | undefined;
   #before: AgentStatus | undefined;
+  #proof: Proof | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
+  #foldersTimer: ReturnType<typeof setInterval> | undefined;
+  /** Told once. */
+  #trouble = "";
 
   /** Holds nothing yet. */
   constructor(options: GripOptions) {
@@ -80,6 +87,16 @@ export class Grip {
     return this.#governed;
   }
 
+  /**
+   * Proves this build's programs while another agent has the tables, if they would take hooks over: its part is not held
+   * up by that then. Throws ProbeFailed, and what governs goes on.
+   */
+  prove(): void {
+    const { folders, log } = this.#options;
+    const { netns } = this.#governed;
+    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, log: (line) => log.info(line) });
+  }
+
   /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
   grasp(): void {
     const { folders, addresses, log } = this.#options;
@@ -92,6 +109,7 @@ export class Grip {
         ...this.#governed,
         nodeAddresses: addresses,
         upkeep: UPKEEP,
+        ...(this.#proof ? { proof: this.#proof } : {}),
         announce: (step) => manifest.announce(step),
         log: (line) => log.info(line),
       });
@@ -104,6 +122,7 @@ export class Grip {
       const since = manifest.account.kept?.since;
       kept.watch(since === undefined ? undefined : Date.parse(since));
       this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
+      this.#foldersTimer = setInterval(() => this.#keepFolders(), UPKEEP);
     } catch (error) {
       if (this.#held) this.letGo();
       else locks.release();
@@ -128,6 +147,7 @@ export class Grip {
   /** Programs, tables and links stay pinned: connections go on as they are. */
   letGo(): void {
     clearInterval(this.#currentTimer);
+    clearInterval(this.#foldersTimer);
     this.#held?.kept.stop();
     this.#held?.datapath.close();
     this.#held?.locks.release();
@@ -146,13 +166,32 @@ export class Grip {
   }
 
   /** Makes `mesh` what connections see; see Datapath.apply. Throws also when another agent has the tables. */
-  write(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
+  write(mesh: Mesh, changes: Changes): ReturnType<Datapath["apply"]> {
     const held = this.#held;
     if (!held) throw new Error("another agent has the tables");
     const { takesOver } = held.datapath;
     const report = held.datapath.apply(mesh, changes);
     if (takesOver) held.kept.watch();
     return report;
+  }
+
+  /** Folders that somebody removed are made and locked again: another agent could start with them. */
+  #keepFolders(): void {
+    const { folders, log, remade } = this.#options;
+    if (!this.#held) return;
+    try {
+      makeFolders(folders);
+      const paths = this.#held.locks.renew();
+      for (const path of paths)
+        log.warn(`${path} was removed under this agent; it is there and locked again`);
+      if (paths.length > 0) remade(paths);
+      this.#trouble = "";
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      const both = error instanceof LockHeld ? ", while this agent runs with it, too: stop one of them" : "";
+      if (text !== this.#trouble) log.error(text + both);
+      this.#trouble = text;
+    }
   }
 
   #keepCurrent(): void {

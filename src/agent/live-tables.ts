@@ -3,6 +3,8 @@
  * good snapshot where istiod does not answer. While another agent has the tables, the mesh goes on in memory alone.
  */
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
+import { ProbeFailed } from "../datapath/probe.ts";
+import type { ApplyReport } from "../datapath/publisher.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Grip } from "./grip.ts";
 import type { Log } from "./log.ts";
@@ -34,6 +36,8 @@ export class LiveTables {
   #snapshot: SnapshotStatus | undefined;
   #status: TablesStatus = { applies: 0, writes: 0 };
   #relinked = 0;
+  /** Of the programs, as it was told last. */
+  #flaw: ProbeFailed | undefined;
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
@@ -124,7 +128,8 @@ export class LiveTables {
     const { datapath } = this.#grip;
     if (this.#mesh) {
       this.#apply({ everything: true });
-      if (this.#behind) throw new Error(this.#status.lastError?.text ?? "the tables can't be written");
+      if (this.#behind || this.#flaw)
+        throw new Error(this.#status.lastError?.text ?? "the tables can't be written");
     } else if (!datapath?.governs || datapath.takesOver) this.#restore();
     if (this.#grip.datapath?.takesOver)
       throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
@@ -207,10 +212,10 @@ export class LiveTables {
   #apply(changes: Changes): void {
     const mesh = this.#mesh;
     if (!mesh || !this.#grip.datapath) return;
-    const { snapshots, reporter, log, changed } = this.#options;
+    const { snapshots, reporter, changed } = this.#options;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds } = this.#write(mesh, changes);
+      const { writes, milliseconds, flaw } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#status.firstApplyAt === undefined;
       const { openedAt } = this.#status;
@@ -229,21 +234,32 @@ export class LiveTables {
       snapshots.changed(mesh);
       this.#live.resolve();
       reporter.applied(mesh, { first, writes, milliseconds });
+      if (flaw) this.#complain(flaw);
+      else this.#flaw = undefined;
     } catch (error) {
       // What was not written yet stays as it was; the mesh is tried again as a whole.
       this.#behind = true;
       snapshots.hold();
-      const reason = error instanceof Error ? error.message : String(error);
-      this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
-      log.error(
-        `istiod's push is not wholly live, the rest of the tables stays as it is: ${reason}. Next try in ${RETRY / 1000} s.`,
-      );
-      this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), RETRY);
+      this.#complain(error);
     }
     changed(changes.everything || changes.services.size > 0 ? "news" : "numbers");
   }
 
-  #write(mesh: Mesh, changes: Changes): { writes: number; milliseconds: number } {
+  /** Tells why not all is live, in log and status, and tries again later. */
+  #complain(error: unknown): void {
+    const flaw = error instanceof ProbeFailed ? error : undefined;
+    const reason = error instanceof Error ? error.message : String(error);
+    const wait = flaw?.retryAfter ?? RETRY;
+    this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
+    const what = flaw ? "" : "istiod's push is not wholly live, the rest of the tables stays as it is: ";
+    // A flaw is the same one at each push until it is looked at again.
+    if (!flaw || flaw !== this.#flaw)
+      this.#options.log.error(`${what}${reason}. Next try in ${wait / 1000} s.`);
+    this.#flaw = flaw;
+    this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), wait);
+  }
+
+  #write(mesh: Mesh, changes: Changes): ApplyReport & { flaw?: ProbeFailed } {
     const { relinked, ...report } = this.#grip.write(mesh, changes);
     this.#relinked += relinked;
     return report;

@@ -60,3 +60,27 @@ test("of two that start at the same moment one wins, and the other learns its pi
     await Promise.all(both.map((each) => each.exited));
   }
 }, 30_000);
+
+describe("folders that are removed under an agent", () => {
+  test("are locked again when they are there again, unless another agent was faster", () => {
+    for (const path of [folders.runDir, folders.stateDir]) mkdirSync(path, { recursive: true });
+    const locks = Locks.acquire(folders);
+    expect(locks.renew()).toEqual([]);
+    rmSync(folders.runDir, { recursive: true });
+    expect(locks.renew()).toEqual([]);
+    mkdirSync(folders.runDir);
+    rmSync(join(folders.stateDir, "agent.lock"));
+    expect(locks.renew()).toEqual([folders.runDir, folders.stateDir]);
+    expect(() => Locks.acquire(folders)).toThrow(LockHeld);
+    expect(locks.renew()).toEqual([]);
+
+    rmSync(folders.runDir, { recursive: true });
+    mkdirSync(folders.runDir);
+    const other = Locks.acquire({ ...folders, stateDir: folders.bpffs });
+    expect(() => locks.renew()).toThrow(LockHeld);
+    other.release();
+    expect(locks.renew()).toEqual([folders.runDir]);
+    locks.release();
+    Locks.acquire(folders).release();
+  });
+});

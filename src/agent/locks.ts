@@ -8,9 +8,11 @@ import type { Folders } from "./config.ts";
 const NAME = "agent.lock";
 
 export class Locks {
-  readonly #locks: readonly FileLock[];
+  readonly #folders: Folders;
+  #locks: readonly FileLock[];
 
-  private constructor(locks: readonly FileLock[]) {
+  private constructor(folders: Folders, locks: readonly FileLock[]) {
+    this.#folders = folders;
     this.#locks = locks;
   }
 
@@ -28,7 +30,26 @@ export class Locks {
       for (const lock of taken) lock.release();
       throw error;
     }
-    return new Locks(taken);
+    return new Locks(folders, taken);
+  }
+
+  /**
+   * Takes again the locks of what somebody removed and made anew, the agent itself maybe. Gives the paths. Throws LockHeld
+   * when another agent was faster.
+   */
+  renew(): string[] {
+    const { runDir, stateDir, bpffs } = this.#folders;
+    const places = [...new Set([runDir, stateDir]), bpffs].filter((folder) => existsSync(folder));
+    const renewed = places.filter((folder) => {
+      const place = [folder, join(folder, NAME)];
+      const held = this.#locks.find(({ path }) => place.includes(path));
+      if (held?.holds) return false;
+      const lock = folder === bpffs ? FileLock.acquireFolder(folder) : lockIn(folder);
+      this.#locks = [...this.#locks.filter((each) => each !== held), lock];
+      held?.release();
+      return true;
+    });
+    return renewed;
   }
 
   release(): void {

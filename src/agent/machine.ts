@@ -3,8 +3,9 @@ import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
-import type { Config } from "./config.ts";
+import type { Folders } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
+import { exposureOf } from "./exposure.ts";
 import type { Log } from "./log.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
 
@@ -51,8 +52,8 @@ function probed(): Feature[] {
 }
 
 /** Makes the folders that only root may look into. Throws Unsupported with the path. */
-export function makeFolders(config: Config): void {
-  for (const path of [config.runDir, config.stateDir]) {
+export function makeFolders(folders: Folders): void {
+  for (const path of [folders.runDir, folders.stateDir]) {
     try {
       mkdirSync(path, { recursive: true, mode: 0o700 });
     } catch (error) {
@@ -61,6 +62,18 @@ export function makeFolders(config: Config): void {
         "Choose others with --run-dir and --state-dir.",
       );
     }
+  }
+}
+
+/** Throws Unsupported for a folder that others could write to: who writes there decides where connections go. */
+export function requirePrivate(folders: Folders): void {
+  for (const path of [folders.runDir, folders.stateDir, folders.bpffs]) {
+    const exposure = exposureOf(path);
+    if (!exposure) continue;
+    throw new Unsupported(
+      `${exposure.what}: whoever writes there could have connections go elsewhere. What governs goes on`,
+      `Look at what lies there, then: ${exposure.cure}`,
+    );
   }
 }
 

@@ -29,6 +29,8 @@ export function readOrder(body: unknown, now = Date.now()): Order {
   if (typeof timeout !== "number" || !(timeout > 0 && timeout <= LONGEST))
     throw new BadRequest("timeout is no number of milliseconds up to an hour");
   if (typeof asked !== "number" || Math.abs(now - asked) > STALE)
-    throw new Conflict("the agent got to it too late; nothing was done");
+    throw new Conflict(
+      "the agent got to it too late, or the clock was set meanwhile: nothing was done, ask again",
+    );
   return { kind, graceful, timeout, asked, ...(executable === undefined ? {} : { executable }) };
 }

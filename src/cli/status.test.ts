@@ -353,3 +353,13 @@ test("damage: what, what follows, what mends it; before anything else", () => {
     tellStatus({ agent: agent(), kernel: undefined, damage: [] }, undefined, "/bpffs", false, NOW),
   ).not.toContain("DAMAGED");
 });
+
+test("a clock that was set back since is told, one that is a moment behind is not", () => {
+  const told = (now: number) =>
+    tellStatus({ agent: agent(), kernel: undefined }, undefined, "/bpffs", false, now);
+  expect(told(NOW - 20_000)).not.toContain("set back");
+  expect(told(NOW - 3 * 3_600_000)).toContain(
+    "clock was set back: something above was written 3 h from now, so ages are too small",
+  );
+  expect(told(NOW + 365 * 86_400_000)).not.toContain("set back");
+});

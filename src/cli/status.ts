@@ -92,7 +92,7 @@ export function tellStatus(
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
   if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(tellDamage).join("\n"))}`);
-  const warnings = [...warningsOf(agent, kernel), ...tellOlder(older)];
+  const warnings = [...warningsOf(agent, kernel), ...tellOlder(older), ...tellClock(agent, now)];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
   if (kernel) parts.push(tellServices(kernel, all));
   if (agent) parts.push(...tellRemarks(agent, all));
@@ -337,6 +337,26 @@ function tellOlder(older: Answer["older"]): string[] {
     `${complete ? "" : "At least "}${connections} ${are} older than the attach (or than the enrolment or service ` +
       `that would govern it) and ${connections === 1 ? "goes" : "go"} directly, until the app connects anew: ` +
       `restart it if it keeps its connections. By cgroup: ${named.join(", ")}${more}`,
+  ];
+}
+
+/** What may lie ahead of the clock without a word, milliseconds. */
+const AHEAD = 60_000;
+
+/** Every time in the status has passed: one that has not says that the clock was set back since. */
+function tellClock(agent: AgentStatus | undefined, now: number): string[] {
+  if (!agent) return [];
+  const { startedAt, writtenAt, snapshot, tables, stream } = agent;
+  const times = [
+    ...[startedAt, writtenAt, snapshot?.writtenAt, tables.lastApplyAt].map((at) => (at ? Date.parse(at) : 0)),
+    stream.connectedSince ?? 0,
+    stream.lastPush ?? 0,
+  ];
+  const ahead = Math.max(...times) - now;
+  if (!(ahead > AHEAD)) return [];
+  return [
+    `This machine's clock was set back: something above was written ${formatSpan(ahead)} from now, so ages are too small. ` +
+      "Traffic goes by no clock that can be set; certificates do: timedatectl shows whether it is right now.",
   ];
 }
 

@@ -2,7 +2,7 @@
  * A table of records with dense ids that grows without moving one (bpf/include/chunked.h): an array-of-maps whose
  * inner arrays double in size, each written and read through mmap.
  */
-import { BpfMap, FLAG, type Placement, placeInner } from "../kernel/maps.ts";
+import { BpfMap, FLAG, type Placement, placeInner, unmap } from "../kernel/maps.ts";
 import { atomicAdd } from "../kernel/sockets.ts";
 
 /** The smallest chunk's records; chunked.h says the same. */
@@ -81,6 +81,13 @@ export class ChunkedTable {
   take(inner: BpfMap): void {
     this.#chunks.push(map(inner));
     this.capacity = BASE * (2 ** this.#chunks.length - 1);
+  }
+
+  /** Lets go of the memory: the table has no records any more as far as this process goes. */
+  unmap(): void {
+    for (const { bytes } of this.#chunks) unmap(bytes.buffer);
+    this.#chunks = [];
+    this.capacity = 0;
   }
 
   #create(level: number): BpfMap {

@@ -6,9 +6,11 @@ import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { type Damage, tellFaults } from "./damage.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
-import { Generation } from "./generation.ts";
+import { Generation, governedByOthers } from "./generation.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { isOwnNetns } from "./older.ts";
+import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./probe.ts";
+import { type Code, ownCode } from "./programs.ts";
 import { type ApplyReport, Publisher } from "./publisher.ts";
 import { reconcileLive, tellReconciliation } from "./reconcile.ts";
 import { standingAt } from "./standing.ts";
@@ -38,10 +40,15 @@ export interface DatapathOptions extends Governed {
    * counts are put right at the start. Absent: neither.
    */
   upkeep?: number;
+  /** What `Datapath.prove` gave before, so that it need not be done again. */
+  proof?: Proof;
   /** Hears of each step between two generations before it is taken. */
   announce?: Announce;
   log(line: string): void;
 }
+
+/** Between two tries of programs that failed their probe, milliseconds; each waits twice as long. */
+const PROBE_RETRY = { first: 5_000, longest: 300_000 };
 
 export class Datapath {
   readonly #options: DatapathOptions;
@@ -59,11 +66,18 @@ export class Datapath {
   #closed = false;
   /** What upkeep could not do, told once. */
   #trouble = "";
+  readonly #code: Code;
+  /** That these programs may take the hooks over. */
+  #proof: Proof | undefined;
+  /** They may not, and when to try again: by performance.now(). */
+  #flaw: { error: ProbeFailed; until: number; wait: number } | undefined;
 
-  private constructor(options: DatapathOptions, generation: Generation) {
+  private constructor(options: DatapathOptions, generation: Generation, code: Code) {
     this.#options = options;
     this.#governed = options;
     this.#generation = generation;
+    this.#code = code;
+    this.#proof = options.proof;
     const lost = generation.others !== "live" && generation.live ? this.#relink() : [];
     this.#attached = generation.attached;
     if (!generation.adopted) this.#publisher = this.#publish();
@@ -77,14 +91,27 @@ export class Datapath {
    * Adopts what is pinned below `options.bpffs`, or builds empty tables; attaches nothing yet. Settings (enrolment,
    * exclusions, shadow) take effect at once, or while the tables of another version govern, when these take over.
    * Throws KernelError, and Error for a pin that is none of ours and for a cgroup or namespace that can't be governed;
-   * what was pinned before keeps working.
+   * what was pinned before keeps working. `code` is what runs, this build's own but in tests.
    */
-  static open(options: DatapathOptions): Datapath {
-    const generation = Generation.open(options.bpffs, options.announce, options.log);
+  static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
+    removeDeadProbes();
+    const generation = Generation.open(options.bpffs, options.announce, options.log, code);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
-    return new Datapath(options, generation);
+    return new Datapath(options, generation, code);
+  }
+
+  /**
+   * Proves this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock
+   * and changes nothing. Throws ProbeFailed.
+   */
+  static prove({ bpffs, netns, log }: Pick<DatapathOptions, "bpffs" | "netns" | "log">): Proof | undefined {
+    const code = ownCode();
+    if (!governedByOthers(bpffs, code)) return undefined;
+    const proof = prove(bpffs, code, netns);
+    log(tellProof(proof));
+    return proof;
   }
 
   /** What these tables and programs are called beside those of other versions. */
@@ -155,13 +182,20 @@ export class Datapath {
 
   /**
    * Makes `mesh` what connections see, then, the first time, attaches the hooks or takes them over from another version,
-   * whose tables govern unchanged until then. `changes` names what may differ from the mesh before. Throws KernelError (out of memory, say): what was not written yet stays as it was, and the next
-   * call, which compares everything whatever its `changes` say, mends the rest.
+   * whose tables govern unchanged until then. `changes` names what may differ from the mesh before.
+   *
+   * Programs that take hooks over are proved first. When they don't work the hooks stay as they are: throws ProbeFailed if
+   * another version's tables govern, and gives it as `flaw` if it is these tables, which are written then. Throws
+   * KernelError (out of memory, say): what was not written yet stays as it was, and the next call, which compares
+   * everything whatever its `changes` say, mends the rest.
    */
-  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number } {
-    if (!this.#attached) this.#announce("fill");
+  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: ProbeFailed } {
+    const flaw = this.#attached ? undefined : this.#findFlaw();
+    if (flaw && this.takesOver) throw flaw;
+    if (!this.#attached && !flaw) this.#announce("fill");
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
+    if (flaw) return { ...report, relinked: 0, flaw };
     const relinked = this.#attached ? 0 : this.#attach(mesh);
     // Not before: it takes a while, and nobody waits for it.
     if (this.#uncompared !== undefined) setTimeout(() => this.#compareOnce(), 0);
@@ -207,11 +241,15 @@ export class Datapath {
     return [...tellFaults(bpffs, faults), ...trouble];
   }
 
-  /** Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. */
+  /**
+   * Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. But of programs that
+   * failed their probe nothing stays.
+   */
   close(): void {
     clearInterval(this.#upkeep);
     this.#closed = true;
     this.#publisher?.close();
+    if (this.#flaw) this.#generation.discard();
     this.#generation.close();
   }
 
@@ -296,6 +334,45 @@ export class Datapath {
     this.#trouble = text;
   }
 
+  /** Why these programs must not take the hooks over, as far as they would. */
+  #findFlaw(): ProbeFailed | undefined {
+    if (!this.#generation.replaces) return undefined;
+    const now = performance.now();
+    if (this.#flaw && now < this.#flaw.until) return this.#flaw.error;
+    try {
+      this.#prove();
+      this.#flaw = undefined;
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof ProbeFailed)) throw error;
+      const { first, longest } = PROBE_RETRY;
+      const wait = this.#flaw ? Math.min(this.#flaw.wait * 2, longest) : first;
+      error.retryAfter = wait;
+      this.#flaw = { error, until: now + wait, wait };
+      return error;
+    }
+  }
+
+  #prove(): void {
+    const { bpffs, log } = this.#options;
+    if (!this.#proof) {
+      this.#announce("probe");
+      try {
+        this.#proof = prove(bpffs, this.#code, this.#governed.netns);
+      } finally {
+        this.#options.announce?.(undefined);
+      }
+      log(tellProof(this.#proof));
+    }
+    const { tags } = this.#generation;
+    const wrong = [...this.#proof.tags].filter(([hook, tag]) => tags.get(hook) !== tag).map(([hook]) => hook);
+    if (wrong.length > 0)
+      throw new ProbeFailed(
+        `the programs pinned for ${wrong.join(", ")} are not those of this executable, which were proved. ` +
+          "They are not attached: what governed before governs on",
+      );
+  }
+
   /** Gives how many hooks run another program than before. */
   #attach(mesh: Mesh): number {
     const generation = this.#generation;
@@ -338,6 +415,12 @@ function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Gov
   governNetns(tables, netns);
   exclude(tables, excludes);
   tables.settings.setFlags({ shadow });
+}
+
+function tellProof({ milliseconds, untried }: Proof): string {
+  return untried === undefined
+    ? `the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`
+    : `warning: the new programs take over without a trial: ${untried}`;
 }
 
 function textOf(error: unknown): string {

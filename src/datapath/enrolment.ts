@@ -42,6 +42,12 @@ export function enrol(tables: Tables, { cgroups, units }: Enrolled): number {
   return changed + tables.settings.setFlags({ everyCgroup: everywhere });
 }
 
+/** Enrols one cgroup in tables that no program reads yet. */
+export function enrolCgroup(tables: Tables, id: bigint): void {
+  tables.maps.enrolled.update(bytesOf(id), bytesOf(1n));
+  tables.verdicts.setRoot(cgroupId(cgroup2Root()));
+}
+
 /** Enrols these units besides, or no longer, and nothing else. Gives the records written. Throws KernelError when there are too many. */
 export function changeUnits(tables: Tables, change: "add" | "remove", units: readonly string[]): number {
   const held = new Set(enrolledUnits(tables));
@@ -153,9 +159,18 @@ export function exemptSelf(agents: BpfMap): void {
     if (taskIdentity(pid)?.startTicks !== starts[i])
       agents.delete(new Uint8Array(Uint32Array.of(pid).buffer));
   }
-  const self = taskIdentity();
-  if (!self) throw new Error("/proc/self/stat can't be read: is /proc mounted?");
-  agents.update(new Uint8Array(Uint32Array.of(self.tgid).buffer), bytesOf(self.startTicks));
+  exempt(agents, "self");
+}
+
+/** From now on connections of this process are never governed. Throws when it is gone, and KernelError. */
+export function exempt(agents: BpfMap, pid: number | "self"): void {
+  const task = taskIdentity(pid);
+  if (!task) throw new Error(`/proc/${pid}/stat can't be read: is /proc mounted?`);
+  agents.update(new Uint8Array(Uint32Array.of(task.tgid).buffer), bytesOf(task.startTicks));
+}
+
+export function unexempt(agents: BpfMap, pid: number): void {
+  agents.delete(new Uint8Array(Uint32Array.of(pid).buffer));
 }
 
 /** The same where another agent holds the tables that are pinned below `bpffs`. */

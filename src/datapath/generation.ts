@@ -1,14 +1,11 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
-import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { BPFFS, ensureBpffs, isOnBpffs, unpin } from "../kernel/bpffs.ts";
-import { fetchAtomics } from "../kernel/features.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
-import { BpfObject, BpfProgram } from "../kernel/object.ts";
+import { BpfProgram } from "../kernel/object.ts";
 import { pinnedAt } from "../kernel/pinned.ts";
-import { asset } from "../runtime/assets.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import {
   type FoundGeneration,
@@ -34,12 +31,10 @@ import {
   tablePin,
   unfinished,
 } from "./pins.ts";
+import { type Code, loadPrograms, ownCode } from "./programs.ts";
 import { standingAt } from "./standing.ts";
 import type { Announce, GenerationName } from "./step.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
-
-/** The BPF objects, in the order in which they are loaded: the first has every map. */
-const OBJECTS = ["connect", "release"] as const;
 
 export class Generation {
   readonly tables: Tables;
@@ -47,6 +42,8 @@ export class Generation {
   readonly adopted: boolean;
   readonly #bpffs: string;
   readonly #programs: Map<Hook, BpfProgram>;
+  /** What this process has pinned and nobody knows yet, but for what is kept. */
+  readonly #built: string | undefined;
   /** Names this build's programs among those that were pinned over the same tables. */
   readonly code: string;
   #others: FoundGeneration[];
@@ -60,7 +57,9 @@ export class Generation {
     adopted: boolean,
     code: string,
     others: FoundGeneration[],
+    built: string | undefined,
   ) {
+    this.#built = built;
     for (const hook of HOOK_ORDER) {
       const link = pinnedLink(bpffs, hook);
       if (link) this.#links.set(hook, link);
@@ -76,7 +75,7 @@ export class Generation {
   }
 
   /**
-   * Adopts what is pinned below `bpffs`, or builds and pins an empty generation, beside those of other layouts when there
+   * Adopts what is pinned below `bpffs`, or loads `code` and pins an empty generation, beside those of other layouts when there
    * are any; attaches nothing. What an earlier start left half built is removed, pins that somebody removed are made
    * again, and what somebody else pinned in their place is moved to aside/: `log` is told.
    * `announce` hears of it before it builds.
@@ -86,6 +85,7 @@ export class Generation {
     bpffs: string,
     announce: Announce = () => {},
     log: (line: string) => void = () => {},
+    code: Code = ownCode(),
   ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
@@ -95,8 +95,6 @@ export class Generation {
     removeUseless(bpffs);
     const found = generationsAt(bpffs);
     const folder = generationFolder(bpffs);
-    const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
-    const code = hashOf(images);
     const maps = pinnedMaps(bpffs);
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
@@ -104,14 +102,16 @@ export class Generation {
     else if (others.length > 0) complete(maps, KEPT_MAPS);
     if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
-    const pinned = pinnedPrograms(programFolder(folder, code));
+    const tables = () => new Tables(complete(maps));
+    const pinned = pinnedPrograms(programFolder(folder, code.hash));
     if (adopted && pinned.size === HOOK_ORDER.length)
-      return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code, others);
+      return new Generation(bpffs, tables(), pinned, adopted, code.hash, others, undefined);
     const [from] = standingAt(bpffs).live;
-    announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code } });
-    const programs = build(bpffs, images, maps, code, adopted, pinned);
+    announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code: code.hash } });
+    const programs = build(bpffs, maps, code, adopted, pinned);
     announce(undefined);
-    return new Generation(bpffs, new Tables(complete(maps)), programs, adopted, code, others);
+    const built = !adopted ? folder : pinned.size === 0 ? programFolder(folder, code.hash) : undefined;
+    return new Generation(bpffs, tables(), programs, adopted, code.hash, others, built);
   }
 
   get name(): GenerationName {
@@ -145,6 +145,16 @@ export class Generation {
       const info = this.#links.get(hook)?.info();
       return info !== undefined && isAlive(info) && info.programId === this.#programs.get(hook)?.info.id;
     });
+  }
+
+  /** Whether hooks run other programs than these, which `attach` would put in their place. */
+  get replaces(): boolean {
+    return runOthers(this.#bpffs, (hook) => this.#programs.get(hook)?.info.id);
+  }
+
+  /** By hook, what names the instructions of its program. */
+  get tags(): Map<Hook, string> {
+    return new Map([...this.#programs].map(([hook, program]) => [hook, program.info.tag]));
   }
 
   /** Whether connect() reads these tables, by one hook at least: they are filled. */
@@ -298,12 +308,37 @@ export class Generation {
     for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
   }
 
+  /** Unpins what this process has built, for no hook runs it: its programs don't work. */
+  discard(): void {
+    if (this.#built === undefined || (!this.adopted && this.live)) return;
+    unpin(this.#built);
+  }
+
   /** Lets go of descriptors; nothing is unpinned or detached. */
   close(): void {
     for (const link of this.#links.values()) link.close();
     for (const program of this.#programs.values()) program.close();
     this.tables.close();
   }
+}
+
+/** Whether hooks run programs that are not `code`'s: those of another version. */
+export function governedByOthers(bpffs: string, code: Code): boolean {
+  const folder = programFolder(generationFolder(bpffs), code.hash);
+  return runOthers(bpffs, (hook) => {
+    const pin = join(folder, hook);
+    if (!existsSync(pin)) return undefined;
+    using program = BpfProgram.fromPin(pin);
+    return program.info.id;
+  });
+}
+
+function runOthers(bpffs: string, own: (hook: Hook) => number | undefined): boolean {
+  return HOOK_ORDER.some((hook) => {
+    using link = pinnedLink(bpffs, hook);
+    const info = link?.info();
+    return info !== undefined && isAlive(info) && info.programId !== own(hook);
+  });
 }
 
 /** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
@@ -369,10 +404,22 @@ function removeWhole(folder: string): void {
 
 /** Mounts a bpffs where somebody has unmounted it, if all processes see it then. Throws an Error with what to do. */
 function requireBpffs(bpffs: string): void {
-  const isEverywhere = () => readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
-  if (!isOnBpffs(bpffs) && !isEverywhere())
-    throw new Error(`no bpffs is mounted at ${bpffs} any more. Mount it: mount -t bpf bpf ${BPFFS}`);
+  if (!isOnBpffs(bpffs) && !(isBelow(bpffs, BPFFS) && seesAllMounts()))
+    throw new Error(`no bpffs is mounted any more where ${bpffs} was. Mount it: mount -t bpf bpf FOLDER`);
   ensureBpffs(bpffs);
+}
+
+function isBelow(path: string, folder: string): boolean {
+  return path === folder || path.startsWith(`${folder}/`);
+}
+
+/** Whether this process's mounts are the machine's, and no sandbox's. */
+function seesAllMounts(): boolean {
+  try {
+    return readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
+  } catch {
+    return false;
+  }
 }
 
 /**
@@ -381,29 +428,17 @@ function requireBpffs(bpffs: string): void {
  */
 function build(
   bpffs: string,
-  images: readonly Uint8Array[],
   maps: Map<MapName, BpfMap>,
-  code: string,
+  code: Code,
   adopted: boolean,
   pinned: Map<Hook, BpfProgram>,
 ): Map<Hook, BpfProgram> {
-  const programs = new Map<Hook, BpfProgram>();
-  OBJECTS.forEach((name, i) => {
-    const object = BpfObject.open(images[i] ?? new Uint8Array(), name);
-    for (const map of object.mapNames as MapName[]) {
-      const held = maps.get(map);
-      if (held) object.useMap(map, held);
-    }
-    object.load();
-    for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
-    for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
-    object.close();
-  });
+  const programs = loadPrograms(code, maps);
   const generation = generationFolder(bpffs);
   pinKept(bpffs, maps);
   if (adopted) keepOld(bpffs, programs, maps, pinned);
-  if (adopted) pinPrograms(programFolder(generation, code), programs);
-  else pinGeneration(generation, maps, programs, code);
+  if (adopted) pinPrograms(programFolder(generation, code.hash), programs);
+  else pinGeneration(generation, maps, programs, code.hash);
   return programs;
 }
 
@@ -491,10 +526,4 @@ function pinnedPrograms(folder: string): Map<Hook, BpfProgram> {
     if (program) programs.set(hook, program);
   }
   return programs;
-}
-
-function hashOf(images: readonly Uint8Array[]): string {
-  const hash = createHash("sha256");
-  for (const image of images) hash.update(image);
-  return hash.digest("hex").slice(0, 12);
 }

@@ -1,5 +1,5 @@
 /** The one record that every connect() reads first (struct settings of bpf/include/tables.h). */
-import type { BpfMap } from "../kernel/maps.ts";
+import { type BpfMap, unmap } from "../kernel/maps.ts";
 import { parseAddress } from "../mesh/address.ts";
 import * as layout from "./layout.gen.ts";
 
@@ -31,6 +31,11 @@ export class Settings {
 
   constructor(map: BpfMap) {
     this.#words = new BigUint64Array(map.mmap());
+  }
+
+  /** Lets go of the memory: nobody may read or write these settings any more. */
+  unmap(): void {
+    unmap(this.#words.buffer);
   }
 
   get(field: Field, index = 0): bigint {

@@ -116,6 +116,18 @@ export class Tables {
     for (const table of [this.exact, this.prefixes, this.exclusions]) table.reread();
   }
 
+  /** Closes them and gives back the memory: without pins the kernel forgets them with that. Nobody may use them afterwards. */
+  discard(): void {
+    this.close();
+    this.settings.unmap();
+    this.verdicts.unmap();
+    const chunked = [
+      ...[this.targets, this.clusters, this.descriptors, this.slots, this.endpoints, this.nameLines],
+      ...[this.clusterNames, this.serviceNames, this.endpointLoads, this.clusterLoads, this.serviceCounts],
+    ];
+    for (const table of chunked) table.unmap();
+  }
+
   close(): void {
     for (const table of [this.exact, this.prefixes, this.exclusions]) table.close();
     for (const map of Object.values(this.maps)) map.close();

@@ -1,6 +1,6 @@
 /** What the programs remember of who is governed (`enrolment` and `verdicts` of bpf/include/keep.h). */
 
-import type { BpfMap } from "../kernel/maps.ts";
+import { type BpfMap, unmap } from "../kernel/maps.ts";
 import { membarrier } from "../kernel/memory.ts";
 import * as layout from "./layout.gen.ts";
 
@@ -14,6 +14,12 @@ export class Verdicts {
   constructor(enrolment: BpfMap, verdicts: BpfMap) {
     this.#enrolment = new BigUint64Array(enrolment.mmap());
     this.#verdicts = new BigUint64Array(verdicts.mmap());
+  }
+
+  /** Lets go of the memory: nobody may use this any more. */
+  unmap(): void {
+    unmap(this.#enrolment.buffer);
+    unmap(this.#verdicts.buffer);
   }
 
   get root(): bigint {

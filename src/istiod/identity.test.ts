@@ -202,3 +202,21 @@ test("a clock that has lost its time is named, and the kept certificate serves a
   now = Date.now();
   expect(identity.current()).toBeDefined();
 });
+
+test("a clock that jumps ahead of the certificate's end and back takes nothing away", async () => {
+  const server = await serve(signed());
+  let ahead = 0;
+  const { identity, reasons } = identityOf(server.port, { clock: () => Date.now() + ahead });
+  await identity.begin();
+  const held = identity.current();
+  expect(held).toBeDefined();
+  ahead = 10 * 365 * 86_400_000;
+  expect(identity.current()).toBeUndefined();
+  expect(identity.status().certificate).toMatchObject({ valid: false });
+  // What istiod signs now is not valid by such a clock: it is not taken in the other's place.
+  identity.doubt();
+  await until(() => reasons().length > 0, "the refusal");
+  expect(reasons()[0]).toContain("the certificate that istiod just signed is not valid now, since ");
+  ahead = 0;
+  expect(identity.current()).toBe(held);
+});

@@ -1,4 +1,4 @@
-import { afterEach, expect, test } from "bun:test";
+import { afterEach, expect, setSystemTime, test } from "bun:test";
 import { status } from "@grpc/grpc-js";
 import { RecordingSink, ScriptedIstiod, type ScriptedStream, until } from "../../test/lab/scripted-istiod.ts";
 import type { ResourceType } from "./sink.ts";
@@ -486,4 +486,19 @@ test("without a connection there is nothing to renew", async () => {
   stream.renew();
   await pause(50);
   expect(stream.status().connections).toBe(0);
+});
+
+test("a clock that is set makes a connection neither old nor young", async () => {
+  const { stream } = await synced();
+  const now = Date.now();
+  try {
+    for (const jump of [-365, 365]) {
+      setSystemTime(now + jump * 86_400_000);
+      const { connectedSince = 0, lastPush = 0 } = stream.status();
+      for (const since of [connectedSince, lastPush])
+        expect(Math.abs(Date.now() - since)).toBeLessThan(60_000);
+    }
+  } finally {
+    setSystemTime();
+  }
 });

@@ -78,11 +78,12 @@ export class IstiodStream {
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #commitTimer: ReturnType<typeof setTimeout> | undefined;
   #synced = false;
-  #connectedSince = 0;
-  #disconnectedSince = 0;
+  // Moments by performance.now(): a wall clock that is set meanwhile makes no connection older or younger.
+  #connectedSince: number | undefined;
+  #disconnectedSince: number | undefined;
   #connections = 0;
   #pushes = 0;
-  #lastPush = 0;
+  #lastPush: number | undefined;
   #version = "";
   #lastError: { at: number; text: string } | undefined;
 
@@ -120,7 +121,7 @@ export class IstiodStream {
     this.#reports.disconnected();
     this.#connection?.close();
     this.#connection = undefined;
-    this.#connectedSince = 0;
+    this.#connectedSince = undefined;
   }
 
   /**
@@ -148,7 +149,7 @@ export class IstiodStream {
     const status: StreamStatus = {
       target: formatTarget(this.#target),
       plaintext: this.#security.kind === "plaintext",
-      connected: this.#connectedSince > 0,
+      connected: this.#connectedSince !== undefined,
       connections: this.#connections,
       synced: this.#synced,
       version: this.#version,
@@ -163,14 +164,15 @@ export class IstiodStream {
         })),
       ),
     };
-    if (this.#connectedSince > 0) status.connectedSince = this.#connectedSince;
-    else if (this.#disconnectedSince > 0) status.disconnectedSince = this.#disconnectedSince;
+    if (this.#connectedSince !== undefined) status.connectedSince = wallTime(this.#connectedSince);
+    else if (this.#disconnectedSince !== undefined)
+      status.disconnectedSince = wallTime(this.#disconnectedSince);
     if (this.#lastError) status.lastError = this.#lastError;
-    if (this.#lastPush > 0) status.lastPush = this.#lastPush;
+    if (this.#lastPush !== undefined) status.lastPush = wallTime(this.#lastPush);
     const { reported, notTaken } = this.#reports;
     if (reported) status.reported = reported;
     if (notTaken !== undefined) status.healthNotTaken = notTaken;
-    if (this.#push.open) status.pendingSince = Date.now() - (performance.now() - this.#push.openedAt);
+    if (this.#push.open) status.pendingSince = wallTime(this.#push.openedAt);
     return status;
   }
 
@@ -207,7 +209,7 @@ export class IstiodStream {
         },
         ended: (status) => {
           const succeeds = connection === this.#successor;
-          const answered = !succeeds && this.#connectedSince > 0;
+          const answered = !succeeds && this.#connectedSince !== undefined;
           this.#doubtCertificate(status, open.proof, answered);
           const reason = this.#explain(status, open.proof, answered);
           if (succeeds) this.#retrySuccessor(reason);
@@ -221,7 +223,7 @@ export class IstiodStream {
 
   #prepareSuccessor(): void {
     this.#dropSuccessor();
-    if (this.#connectedSince === 0) return;
+    if (this.#connectedSince === undefined) return;
     try {
       this.#successor = this.#open();
     } catch (error) {
@@ -237,7 +239,7 @@ export class IstiodStream {
     this.#connection?.close();
     this.#connection = successor;
     this.#successor = undefined;
-    this.#connectedSince = Date.now();
+    this.#connectedSince = performance.now();
     this.#connections++;
     this.#on({ kind: "renewed", target: formatTarget(this.#target) });
     this.#greet(performance.now());
@@ -299,15 +301,15 @@ export class IstiodStream {
   }
 
   #ended(reason: string): void {
-    const now = Date.now();
-    const held = this.#connectedSince > 0 ? Math.max(1, now - this.#connectedSince) : 0;
-    if (held > 0 || this.#disconnectedSince === 0) this.#disconnectedSince = now;
+    const now = performance.now();
+    const held = this.#connectedSince === undefined ? 0 : Math.max(1, now - this.#connectedSince);
+    if (held > 0 || this.#disconnectedSince === undefined) this.#disconnectedSince = now;
     this.#dropSuccessor();
     this.#reports.disconnected();
     this.#connection?.close();
     this.#connection = undefined;
-    this.#connectedSince = 0;
-    this.#lastError = { at: now, text: reason };
+    this.#connectedSince = undefined;
+    this.#lastError = { at: Date.now(), text: reason };
     if (held >= STEADY) this.#backoff.reset();
     const retry = Math.round(this.#backoff.next());
     this.#on({ kind: "disconnected", reason, held, retry });
@@ -330,8 +332,8 @@ export class IstiodStream {
 
   #receive(bytes: Uint8Array): void {
     const now = performance.now();
-    if (this.#connectedSince === 0) {
-      this.#connectedSince = Date.now();
+    if (this.#connectedSince === undefined) {
+      this.#connectedSince = performance.now();
       this.#connections++;
       this.#on({ kind: "connected", target: formatTarget(this.#target) });
       if (this.#connection) this.#reports.connected(this.#connection);
@@ -507,7 +509,7 @@ export class IstiodStream {
     this.#push.clear();
     this.#version = version;
     this.#pushes++;
-    this.#lastPush = Date.now();
+    this.#lastPush = performance.now();
     try {
       this.#sink.commit({ version, first });
     } catch (error) {
@@ -522,6 +524,11 @@ export class IstiodStream {
     this.#lastError = { at: Date.now(), text };
     this.#on({ kind: "failed", reason: text });
   }
+}
+
+/** The moment that was at `at` by performance.now(), in milliseconds since the epoch by what the wall clock says now. */
+function wallTime(at: number): number {
+  return Math.round(Date.now() - (performance.now() - at));
 }
 
 /** Throws FileError. Whoever had a certificate before may be without a token now: that can mend itself. */

@@ -20,7 +20,7 @@ export function isOnBpffs(path: string): boolean {
 /**
  * Makes a folder for pins, private to root; mounts a bpffs on /sys/fs/bpf when the folder is meant to lie there and
  * nothing is mounted.
- * Throws when it would not lie on a bpffs, when a name has a dot (bpffs refuses it), and KernelError when the mount fails.
+ * Throws when it would not lie on a bpffs, or is no folder, when a name has a dot (bpffs refuses it), and KernelError when the mount fails.
  */
 export function ensureBpffs(folder: string): void {
   const path = resolve(folder);
@@ -34,6 +34,11 @@ export function ensureBpffs(folder: string): void {
     );
   if (!existsSync(path) && path.slice(BPFFS.length).includes("."))
     throw new Error(`${path}: a bpffs refuses names with a dot`);
+  if (existsSync(path) && !statSync(path).isDirectory())
+    throw new Error(
+      `${path} is no folder: somebody has pinned something there. Find out what it is and move it away ` +
+        `(mv ${path} ${path}_other), or choose another folder with --bpffs`,
+    );
   mkdirSync(path, { recursive: true, mode: 0o700 });
 }
 

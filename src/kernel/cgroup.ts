@@ -1,6 +1,6 @@
 /** The unified cgroup hierarchy: where it is mounted, and its folders' ids and depths as BPF programs see them. */
-import { constants, readFileSync, readlinkSync, realpathSync, statSync } from "node:fs";
-import { relative } from "node:path";
+import { constants, existsSync, readFileSync, readlinkSync, realpathSync, statSync } from "node:fs";
+import { join, relative } from "node:path";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
@@ -72,4 +72,13 @@ export function cgroupPath(id: bigint): string | undefined {
   } finally {
     lib.kmesh_close(mount);
   }
+}
+
+/** The cgroup2 folder of this process; undefined where it lies outside of what is mounted. */
+export function ownCgroup(): string | undefined {
+  const line = readFileSync("/proc/self/cgroup", "utf8")
+    .split("\n")
+    .find((each) => each.startsWith("0::/"));
+  const path = line === undefined ? undefined : join(cgroup2Root(), line.slice("0::/".length));
+  return path !== undefined && !line?.includes("/../") && existsSync(path) ? path : undefined;
 }

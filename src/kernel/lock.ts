@@ -1,5 +1,5 @@
 /** A lock that one living process holds: the kernel lets go of it when the process ends, however it ends. */
-import { constants, existsSync, readFileSync, statSync } from "node:fs";
+import { constants, existsSync, fstatSync, readFileSync, statSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
@@ -44,6 +44,13 @@ export class FileLock {
   /** The same with a folder, which needs no file in it (a bpffs takes none) and tells no pid. Throws as `acquire`. */
   static acquireFolder(path: string): FileLock {
     return new FileLock(path, openAndLock(path, constants.O_RDONLY | constants.O_DIRECTORY));
+  }
+
+  /** Whether the path still leads to what is locked: what somebody removed, or made anew, is free for others. */
+  get holds(): boolean {
+    const { dev, ino } = fstatSync(this.#fd);
+    const there = statSync(this.path, { throwIfNoEntry: false });
+    return there?.dev === dev && there.ino === ino;
   }
 
   release(): void {

@@ -219,8 +219,8 @@ export class BpfMap {
   }
 
   /**
-   * Maps a `FLAG.mmapable` array into this process, shared and writable, for as long as the process lives. Elements lie
-   * `roundUp(valueSize, 8)` bytes apart. An aligned 8-byte store is seen by programs whole or not at all.
+   * Maps a `FLAG.mmapable` array into this process, shared and writable, for as long as the process lives, or until
+   * `unmap`. Elements lie `roundUp(valueSize, 8)` bytes apart. An aligned 8-byte store is seen by programs whole or not at all.
    * Throws KernelError: ENOTSUPP or EINVAL for other maps, EPERM for read-only or frozen ones.
    */
   mmap(): ArrayBuffer {
@@ -321,6 +321,12 @@ export class BpfMap {
     const full = -result === ERRNO.E2BIG ? `full at ${this.info.maxEntries} entries` : "";
     return new KernelError(call, -result, this.info.name, full);
   }
+}
+
+/** Gives back what `BpfMap.mmap` gave: who touches it afterwards ends the process. */
+export function unmap(memory: ArrayBufferLike): void {
+  const bytes = new Uint8Array(memory);
+  check(native().kmesh_munmap(bytes, BigInt(bytes.length)), "munmap", `${bytes.length} bytes`);
 }
 
 /** An inner map and the place in an outer one that it is meant for. */

@@ -14,6 +14,7 @@ const TABLE = {
   kmesh_truncate: ["i32", "i32", "i64"],
   kmesh_flock: ["i32", "i32"],
   kmesh_mmap: ["i32", "i32", "u64", "buffer"],
+  kmesh_munmap: ["i32", "buffer", "u64"],
   kmesh_mount: ["i32", "buffer", "buffer", "buffer", "u64"],
   kmesh_unmount: ["i32", "buffer"],
   kmesh_unshare_netns: ["i32"],
@@ -34,6 +35,10 @@ const TABLE = {
   kmesh_sockets_read: ["i32", "i32", "buffer", "u32", "u32", "buffer"],
   kmesh_add: ["void", "buffer", "i64"],
   kmesh_program_maps: ["i32", "i32", "buffer", "u32"],
+  kmesh_probe_start: ["i32", "i32", "buffer"],
+  kmesh_probe_order: ["i32", "i32", "buffer", "buffer"],
+  kmesh_probe_end: ["void", "i32", "i32"],
+  kmesh_listen_loopback: ["i32", "i32", "buffer"],
   kmesh_log_take: ["u32", "buffer", "u32"],
 
   bpf_map_lookup_elem: ["i32", "i32", "buffer", "buffer"],

@@ -7,6 +7,10 @@ export const FAULT_POINTS = [
   "pin.programs",
   "pin.filled",
   "pin.generation",
+  // New programs on trial.
+  "probe.cgroup",
+  "probe.connected",
+  "probe.removed",
   // Hooks.
   "link.attached",
   "flip.hook",

@@ -11,12 +11,13 @@ import { manifestFile } from "../../src/agent/manifest.ts";
 import type { Order } from "../../src/agent/order.ts";
 import type { Inspection } from "../../src/datapath/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
+import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { FAULT_POINTS, FAULT_VARIABLE, type FaultPoint } from "../../src/runtime/fault.ts";
 import { AgentLab, KMESH, missing, type RunningClient, shop } from "../e2e/agent-lab.ts";
 import { otherBuild } from "../lab/other-build.ts";
 import { eventually, type OwnedProcess, sleep } from "../lab/process.ts";
 
-setDefaultTimeout(240_000);
+setDefaultTimeout(400_000);
 const why = missing();
 if (why) console.warn(`the kill test is skipped: ${why}`);
 
@@ -29,6 +30,9 @@ const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>
   "pin.programs": { start: ":2" },
   "pin.filled": { start: "" },
   "pin.generation": { upgrade: "", handed: "" },
+  "probe.cgroup": { upgrade: "" },
+  "probe.connected": { upgrade: "" },
+  "probe.removed": { upgrade: "" },
   "link.attached": { start: ":3" },
   "flip.hook": { start: ":3", upgrade: ":4", rollback: ":5", handed: [":3", ":5"] },
   "flip.hooks": { upgrade: "", rollback: "", handed: "" },
@@ -49,13 +53,13 @@ const WALK: Record<FaultPoint, Partial<Record<Phase, string | readonly string[]>
   "snapshot.head": { start: "" },
   "snapshot.rename": { restart: "" },
   "history.rename": { restart: "" },
-  // Of an upgrade: build, fill, flip and removal of an older one; at some of them what came of it.
+  // Of an upgrade: build, probe, fill, flip and removal of an older one; at some of them what came of it.
   "manifest.part": { start: ":1", restart: "", upgrade: ":4", rollback: ":2", handed: ":3" },
   "manifest.rename": {
     start: [":2", ":4"],
     restart: "",
-    upgrade: [":1", ":3", ":4", ":5", ":6", ":7"],
-    rollback: [":1", ":3", ":5"],
+    upgrade: [":1", ":3", ":5", ":6", ":7", ":8", ":9"],
+    rollback: [":3", ":4", ":6"],
     handed: [":1", ":4"],
   },
   "manifest.renamed": { start: ":3", restart: "", upgrade: [":3", ":5"], rollback: ":4", handed: ":5" },
@@ -279,8 +283,10 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       const storm = await connections();
       await end();
       lab.program = [wide];
-      await dies(armed(point, times));
+      const agent = armed(point, times);
+      await dies(agent);
       await lab.liveAgent();
+      expect(existsSync(join(ownCgroup() ?? cgroup2Root(), `kmesh-probe-${agent.pid}`))).toBe(false);
       // The one before stays for the way back; one that is older does not.
       await proves(storm, 0, 2);
     });

@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Datapath, type DatapathOptions } from "../../src/datapath/datapath.ts";
 import { removePinned } from "../../src/datapath/inspect.ts";
+import type { Code } from "../../src/datapath/programs.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { type ClientSpec, RunningClient, type Tally } from "../interop/mesh-lab.ts";
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
@@ -64,10 +65,10 @@ export class DatapathLab {
     return this.#datapath.apply(mesh, { everything: true }).writes;
   }
 
-  /** Closes the data path and opens it again, as another start of an agent would. */
-  reopen(more: Partial<DatapathOptions> = {}): Datapath {
+  /** Closes the data path and opens it again, as another start of an agent would; `code` is what that one would run. */
+  reopen(more: Partial<DatapathOptions> = {}, code?: Code): Datapath {
     this.#datapath.close();
-    this.#datapath = Datapath.open({ ...this.options, ...more });
+    this.#datapath = Datapath.open({ ...this.options, ...more }, code);
     return this.#datapath;
   }
 

@@ -1,6 +1,8 @@
 /** Pins that somebody removed, or pinned something else over. Connections never notice, and nobody's pin is deleted. */
 import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { lstatSync, mkdirSync, readdirSync, renameSync, rmSync, symlinkSync } from "node:fs";
+import { spawnSync } from "node:child_process";
+import { lstatSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, symlinkSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { Datapath } from "../../src/datapath/datapath.ts";
 import { inspectPinned, removePinned } from "../../src/datapath/inspect.ts";
@@ -283,3 +285,56 @@ describe.skipIf(!root)("damaged pins", () => {
     lab.reopen();
   });
 });
+
+describe.skipIf(!root)("a bpffs that is taken away", () => {
+  const mountpoint = root ? mkdtempSync(join(tmpdir(), "kmesh-bpffs-")) : "";
+  const bpffs = join(mountpoint, "kmesh");
+  const said: string[] = [];
+  let lab: DatapathLab | undefined;
+
+  const mount = () => shell("mount", "-t", "bpf", "bpf", mountpoint);
+  afterAll(async () => {
+    lab?.datapath.close();
+    removePinned(bpffs);
+    await lab?.remove();
+    spawnSync("umount", ["-l", mountpoint]);
+    rmSync(mountpoint, { recursive: true });
+  });
+
+  test("unmounted, no hook goes; mounted again, empty, all is pinned there, also for the next start", async () => {
+    mount();
+    lab = await DatapathLab.create({ bpffs, upkeep: 50, log: (line) => said.push(line) });
+    await lab.serve({ a: "172.31.7.2:8080" });
+    const mesh = emptyMesh();
+    addCluster(mesh, "c", [endpoint("172.31.7.2:8080")]);
+    addFrontend(mesh, AT, { kind: "cluster", cluster: "c" });
+    lab.publish(mesh);
+    const before = listPins(bpffs);
+    const storm = await lab.storm(AT);
+    shell("umount", "-l", mountpoint);
+    await eventually("it is missed", () =>
+      said.join().includes(`no bpffs is mounted any more where ${bpffs} was`),
+    );
+    expect(
+      lab.datapath
+        .damage()
+        .map(({ what }) => what)
+        .join(),
+    ).toContain("no bpffs is mounted any more");
+    mount();
+    await eventually("all is pinned again", () => listPins(bpffs).length === before.length);
+    expect(lab.datapath.damage()).toEqual([]);
+    lab.datapath.close();
+    await Bun.sleep(200);
+    lab.reopen();
+    expect(lab.datapath).toMatchObject({ adopted: true, attached: true });
+    expect(lab.publish(mesh)).toBe(0);
+    expect((await storm.end()).errors).toEqual({});
+    expect(said.join("\n")).not.toContain("attached again");
+  });
+});
+
+function shell(command: string, ...args: string[]): void {
+  const { status, stderr } = spawnSync(command, args);
+  if (status !== 0) throw new Error(`${command} ${args.join(" ")}: ${stderr}`);
+}

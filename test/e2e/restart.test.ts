@@ -1,6 +1,6 @@
 /** Hand-overs of the real single file under real connections. The agents here are nobody's children after the first. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { copyFileSync, existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Proof } from "../../src/agent/handover.ts";
@@ -260,9 +260,11 @@ describe.skipIf(why !== undefined)("an upgrade", () => {
   const installed = join(folder, "kmesh");
   let lab: AgentLab;
   let wide: string;
+  let bad: string;
 
   beforeAll(async () => {
     wide = await otherBuild("wide-layout");
+    bad = await otherBuild("bad-probe");
     copyFileSync(KMESH, installed);
     lab = await AgentLab.create(shop({ v1: 90, v2: 10 }), [installed]);
     await lab.liveAgent();
@@ -298,6 +300,63 @@ describe.skipIf(why !== undefined)("an upgrade", () => {
       "rollback",
       "rollback",
     ]);
+  });
+
+  const FLAW =
+    "the new programs failed their probe: a connection to 192.0.2.1 port 80, which they were to lead to 127.0.0.1: " +
+    "connect: ECONNREFUSED. They were attached nowhere: what governed before governs on";
+  const pins = () => readdirSync(lab.bpffs, { recursive: true, encoding: "utf8" }).sort();
+
+  test("to programs that lead connections astray: it fails at once, and nothing of it is left", async () => {
+    const { pid, version } = await lab.status();
+    const before = governed(await lab.status());
+    const left = pins();
+    const storm = await lab.client("storm", { threads: 2 });
+    const hold = await lab.client("hold", { count: 5 });
+    const began = performance.now();
+    const { code, stderr } = await lab.kmesh("upgrade", bad);
+    expect(performance.now() - began).toBeLessThan(15_000);
+    expect([code, stderr]).toEqual([6, expect.stringContaining(`the successor gave up: ${FLAW}`)]);
+    expect(stderr).toContain("The agent before goes on");
+    expect(await lab.status()).toMatchObject({ alive: true, pid, version, executable: installed });
+    expect(pins()).toEqual(left);
+    const [made, held] = await Promise.all([storm.end(), hold.end()]);
+    expect(made.errors).toEqual({});
+    expect(held).toMatchObject({ cut: 0, errors: {} });
+    expect(governed(await lab.status()) - before).toBe(made.made + 5);
+    expect((await lab.json<Entry[]>("history")).at(-1)).toMatchObject({ kind: "upgrade", result: "failed" });
+    // The agent follows istiod as before.
+    lab.configure(shop({ v1: 50, v2: 50 }));
+    await eventually("the change is live", async () => (await lab.connect(20)).by.c === 10);
+  });
+
+  test("such programs put into place and started: the version before governs, and log and status say why", async () => {
+    const { pid } = await lab.status();
+    const storm = await lab.client("storm", { threads: 2 });
+    const left = pins();
+    process.kill(pid ?? 0, "SIGTERM");
+    await eventually("the agent is gone", async () => !(await lab.status()).alive);
+    lab.program = [bad];
+    const agent = lab.startAgent();
+    await eventually("the probe failed", () => agent.output().includes(FLAW));
+    const { kernel, tables } = await lab.statusOnce(
+      "it says so",
+      agent,
+      (status) => !!status.tables?.lastError,
+    );
+    expect(tables?.lastError?.text).toBe(FLAW);
+    expect(kernel?.foreign).toBeDefined();
+    expect((await lab.kmesh("status")).stdout).toContain(FLAW);
+    lab.configure(shop({ v1: 90, v2: 10 }));
+    await sleep(500);
+    // One line, however often istiod pushes.
+    expect(agent.output().split(FLAW).length).toBe(2);
+    await agent.stop();
+    expect(pins()).toEqual(left);
+    lab.program = [installed];
+    await lab.liveAgent();
+    await eventually("istiod is followed", async () => (await lab.connect(20)).by.c === 2);
+    expect((await storm.end()).errors).toEqual({});
   });
 
   test("a file that is no kmesh for this machine is refused before anything is done", async () => {

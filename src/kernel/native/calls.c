@@ -86,6 +86,11 @@ API int kmesh_mmap(int fd, unsigned long size, unsigned long *address)
 	return 0;
 }
 
+API int kmesh_munmap(void *memory, unsigned long size)
+{
+	return RESULT(munmap(memory, size));
+}
+
 API int kmesh_mount(const char *source, const char *target, const char *type, unsigned long flags)
 {
 	return RESULT(mount(source, target, type, flags, NULL));

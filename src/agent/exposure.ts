@@ -1,0 +1,30 @@
+/** Whether others than root could change what lies in a folder. */
+import { type Stats, statSync } from "node:fs";
+
+const WRITABLE_BY_OTHERS = 0o022;
+
+export interface Exposure {
+  /** A main clause that names the folder. */
+  what: string;
+  /** A command. */
+  cure: string;
+}
+
+/** Undefined when only root, or who runs this, can write there, and for what is missing or no folder. */
+export function exposureOf(path: string): Exposure | undefined {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  return stat?.isDirectory() ? judge(path, stat) : undefined;
+}
+
+/** The same of what stat says. */
+export function judge(path: string, { uid, mode }: Pick<Stats, "uid" | "mode">): Exposure | undefined {
+  const owned = uid === 0 || uid === process.geteuid?.();
+  const open = (mode & WRITABLE_BY_OTHERS) !== 0;
+  if (owned && !open) return undefined;
+  const what = [
+    ...(owned ? [] : [`belongs to user ${uid}`]),
+    ...(open ? [`may be written by others (mode ${(mode & 0o7777).toString(8)})`] : []),
+  ];
+  const cure = [...(owned ? [] : [`chown root: ${path}`]), ...(open ? [`chmod go-w ${path}`] : [])];
+  return { what: `${path} ${what.join(" and ")}`, cure: cure.join(" && ") };
+}

@@ -1,0 +1,44 @@
+/** This build's BPF programs: what they are made of, and how they get into the kernel. */
+import { createHash } from "node:crypto";
+import { fetchAtomics } from "../kernel/features.ts";
+import type { Hook } from "../kernel/link.ts";
+import type { BpfMap } from "../kernel/maps.ts";
+import { BpfObject, type BpfProgram } from "../kernel/object.ts";
+import { asset } from "../runtime/assets.ts";
+import type { MapName } from "./tables.ts";
+
+/** The BPF objects, in the order in which they are loaded: the first has every map. */
+const OBJECTS = ["connect", "release"] as const;
+
+/** What this build loads on this kernel. */
+export interface Code {
+  images: readonly Uint8Array[];
+  /** Names the folder of these programs among those that were pinned over the same tables. */
+  hash: string;
+}
+
+export function ownCode(): Code {
+  const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
+  const hash = createHash("sha256");
+  for (const image of images) hash.update(image);
+  return { images, hash: hash.digest("hex").slice(0, 12) };
+}
+
+/**
+ * Loads the programs over `maps`, to which the maps are added that it lacks. The caller closes all of them.
+ * Throws KernelError with the verifier's words.
+ */
+export function loadPrograms({ images }: Code, maps: Map<MapName, BpfMap>): Map<Hook, BpfProgram> {
+  const programs = new Map<Hook, BpfProgram>();
+  OBJECTS.forEach((name, i) => {
+    using object = BpfObject.open(images[i] ?? new Uint8Array(), name);
+    for (const map of object.mapNames as MapName[]) {
+      const held = maps.get(map);
+      if (held) object.useMap(map, held);
+    }
+    object.load();
+    for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
+    for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
+  });
+  return programs;
+}
