@@ -12,16 +12,32 @@ export class AdminError extends Error {
 
 /**
  * Asks the agent behind the unix socket. `path` starts with a slash; `timeout` is in milliseconds. Gives undefined
- * when nobody listens (no socket, or a dead agent's); rejects with AdminError when the agent says no, with an
- * Error when it does not answer in time.
+ * when nobody listens (no socket, or a dead agent's, or one that dies while it answers and nobody has taken its place);
+ * rejects with AdminError when the agent says no, with an Error when it does not answer in time.
  */
-export function askAgent(socket: string, path: string, timeout = 10_000): Promise<unknown> {
+export async function askAgent(socket: string, path: string, timeout = 10_000): Promise<unknown> {
+  const answer = await ask(socket, path, timeout);
+  if (answer !== LOST) return answer;
+  // A successor may listen there by now.
+  const second = await ask(socket, path, timeout);
+  return second === LOST ? undefined : second;
+}
+
+/** The agent went away in the middle. */
+const LOST = Symbol("lost");
+
+function ask(socket: string, path: string, timeout: number): Promise<unknown> {
   return new Promise((resolve, reject) => {
     const call = request({ socketPath: socket, path, timeout }, (response) => {
       const parts: Buffer[] = [];
       response.on("data", (part: Buffer) => parts.push(part));
-      response.on("error", reject);
+      response.on("error", (error) => fail(error));
+      response.on("aborted", () => resolve(LOST));
       response.on("end", () => {
+        if (!response.complete) {
+          resolve(LOST);
+          return;
+        }
         try {
           const body: unknown = JSON.parse(Buffer.concat(parts).toString("utf8"));
           if (response.statusCode === 200) resolve(body);
@@ -31,11 +47,13 @@ export function askAgent(socket: string, path: string, timeout = 10_000): Promis
         }
       });
     });
-    call.on("timeout", () => call.destroy(new Error(`the agent did not answer within ${timeout / 1000} s`)));
-    call.on("error", (error) => {
+    const fail = (error: Error) => {
       if (isAbsence(error)) resolve(undefined);
+      else if (isLoss(error)) resolve(LOST);
       else reject(error);
-    });
+    };
+    call.on("timeout", () => call.destroy(new Error(`the agent did not answer within ${timeout / 1000} s`)));
+    call.on("error", fail);
     call.end();
   });
 }
@@ -95,6 +113,14 @@ export function orderAgent(
 function isAbsence(error: Error): boolean {
   const code = "code" in error ? error.code : undefined;
   return ["ENOENT", "ECONNREFUSED", "FailedToOpenSocket", "ConnectionRefused"].includes(String(code));
+}
+
+/** Somebody listened, and is gone. */
+function isLoss(error: Error): boolean {
+  const code = "code" in error ? error.code : undefined;
+  return ["ECONNRESET", "ECONNABORTED", "EPIPE", "ConnectionClosed", "ERR_STREAM_PREMATURE_CLOSE"].includes(
+    String(code),
+  );
 }
 
 function errorIn(text: string): string {

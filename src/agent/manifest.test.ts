@@ -173,8 +173,8 @@ describe("what is written", () => {
     manifest.keep();
     expect(statSync(file).ino).toBe(ino);
     const at = join(folder, "later");
-    writeFileSync(at, "");
     const late = open(NOTHING, { at });
+    writeFileSync(at, "");
     late.announce({ name: "build", to: A });
     expect(warnings).toHaveLength(1);
     rmSync(at);
