@@ -28,7 +28,7 @@ import { installedPaths, type Paths } from "./installation.ts";
 import { formatOf, print, printJson, remark } from "./output.ts";
 import { runStep } from "./service-steps.ts";
 import { fileStep, type Step, sync, tell as tellSteps } from "./steps.ts";
-import { GATE, SERVICE, systemctl, systemdRuns } from "./systemd.ts";
+import { GATE, needsReload, SERVICE, systemctl, systemdRuns } from "./systemd.ts";
 import { type Change, type Edited, editUnits } from "./unit-setting.ts";
 
 /** An agent that reloads answers within this time, milliseconds. */
@@ -171,7 +171,9 @@ function bootSteps(
     const fresh = names.filter((name) => canWait(name) && bootOrderOf(folder, name) === undefined);
     steps.push(...fresh.map((name) => bootStep(folder, name, "open")));
   }
-  if (steps.some(({ act }) => act) && systemdRuns()) steps.push(runStep("daemon-reload"));
+  const ours = names.filter((name) => config === CONFIG_FILE && bootOrderOf(folder, name) !== undefined);
+  if (systemdRuns() && (steps.some(({ act }) => act) || ours.some(needsReload)))
+    steps.push(runStep("daemon-reload"));
   return steps;
 }
 

@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { EXIT, Failure } from "./exit.ts";
 import { installedPaths, type Paths } from "./installation.ts";
 import type { Step } from "./steps.ts";
-import { SERVICE, systemctl } from "./systemd.ts";
+import { needsReload, SERVICE, systemctl } from "./systemd.ts";
 
 /** What a running service needs to take up what is new. */
 export type Need = "nothing" | "reload" | "restart";
@@ -11,7 +11,7 @@ export type Need = "nothing" | "reload" | "restart";
 /** Has the service take up new files, and enabled at boot. */
 export function enrolSteps(paths: Paths, changed: boolean): Step[] {
   const steps: Step[] = [];
-  if (changed) steps.push(runStep("daemon-reload"));
+  if (changed || needsReload(SERVICE)) steps.push(runStep("daemon-reload"));
   if (existsSync(paths.wanted)) steps.push({ action: "keep", target: SERVICE, note: "enabled at boot" });
   else steps.push(runStep("enable", SERVICE));
   return steps;

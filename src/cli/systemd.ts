@@ -26,6 +26,16 @@ export function systemctl(...args: string[]): string {
   throw new Failure(EXIT.failed, `systemctl ${args.join(" ")} failed: ${words}`);
 }
 
+/** Whether what systemd read of a unit is older than its files: who wrote them may have been killed before it was told. */
+export function needsReload(unit: string): boolean {
+  if (!systemdRuns()) return false;
+  try {
+    return systemctl("show", "--property=NeedDaemonReload", "--value", "--", unit) === "yes";
+  } catch {
+    return false;
+  }
+}
+
 /**
  * The service whose main process `pid` is: one that systemd would start again if we ended it ourselves. undefined when
  * it is nobody's, as an agent that was started by hand in a shell or by some other service.

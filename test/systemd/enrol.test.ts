@@ -60,6 +60,9 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
     expect(machine.exists(file)).toBe(true);
     expect((await shown("early.service", "After")).split(" ")).toContain("kmesh.service");
     expect(await machine.output("kmesh", "enrol", "early")).toBe("governed already: early.service\n");
+    // As if the one before had been killed before it told systemd.
+    await machine.output("touch", "-d", "now + 1 min", file);
+    expect(await machine.output("kmesh", "enrol", "early")).toContain("run     systemctl daemon-reload");
     expect(await machine.output("kmesh", "status")).toContain(
       "open (rather outside the mesh than not at all): early.service",
     );
