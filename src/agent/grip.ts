@@ -38,6 +38,7 @@ export interface GripOptions {
 
 interface Held {
   locks: Locks;
+  manifest: Manifest;
   datapath: Datapath;
   kept: KeptGenerations;
 }
@@ -114,7 +115,7 @@ export class Grip {
         ...told(log),
       });
       const kept = new KeptGenerations(datapath, log);
-      this.#held = { locks, datapath, kept };
+      this.#held = { locks, manifest, datapath, kept };
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
@@ -185,6 +186,7 @@ export class Grip {
       for (const path of paths)
         log.warn(`${path} was removed under this agent; it is there and locked again`);
       if (paths.length > 0) remade(paths);
+      this.#held.manifest.keep();
       this.#trouble = "";
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);

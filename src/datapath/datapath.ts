@@ -197,7 +197,7 @@ export class Datapath {
   apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: ProbeFailed } {
     const flaw = this.#attached ? undefined : this.#findFlaw();
     if (flaw && this.takesOver) throw flaw;
-    if (!this.#attached) this.#announce("fill");
+    if (!this.#attached && !flaw) this.#announce("fill");
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
     if (flaw) return { ...report, relinked: 0, flaw };
