@@ -3,7 +3,7 @@
  * lets go of it while another takes over, and takes it again when that one fails.
  */
 import { type AgentStatus, readStatus } from "../admin/status.ts";
-import { Datapath, type Governed } from "../datapath/datapath.ts";
+import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
 import type { HeadStart } from "../datapath/head-start.ts";
 import type { Proof } from "../datapath/probe.ts";
 import { standingAt } from "../datapath/standing.ts";
@@ -39,6 +39,7 @@ export interface GripOptions {
 
 interface Held {
   locks: Locks;
+  manifest: Manifest;
   datapath: Datapath;
   kept: KeptGenerations;
 }
@@ -96,7 +97,7 @@ export class Grip {
   prepare(): void {
     const { folders, log } = this.#options;
     const { netns } = this.#governed;
-    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, log: (line) => log.info(line) });
+    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, ...told(log) });
     this.#headStart = Datapath.headStart(folders.bpffs);
   }
 
@@ -115,11 +116,11 @@ export class Grip {
         ...(this.#proof ? { proof: this.#proof } : {}),
         ...(this.#headStart ? { headStart: this.#headStart } : {}),
         announce: (step) => manifest.announce(step),
-        log: (line) => log.info(line),
+        ...told(log),
       });
       this.#headStart?.close();
       const kept = new KeptGenerations(datapath, log);
-      this.#held = { locks, datapath, kept };
+      this.#held = { locks, manifest, datapath, kept };
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
@@ -190,6 +191,7 @@ export class Grip {
       for (const path of paths)
         log.warn(`${path} was removed under this agent; it is there and locked again`);
       if (paths.length > 0) remade(paths);
+      this.#held.manifest.keep();
       this.#trouble = "";
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
@@ -202,4 +204,8 @@ export class Grip {
   #keepCurrent(): void {
     if (this.#options.isCurrent()) this.#held?.datapath.keepCurrent();
   }
+}
+
+function told(log: Log): Pick<DatapathOptions, "log" | "warn"> {
+  return { log: (line) => log.info(line), warn: (line) => log.warn(line) };
 }
