@@ -3,8 +3,8 @@
 import { X509Certificate } from "node:crypto";
 import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { damageAt } from "../datapath/damage.ts";
 import { pemBlocks } from "../istiod/certificate.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
 import { FileError } from "../istiod/file-error.ts";
 import type { SpiffeId } from "../istiod/spiffe.ts";
 import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/token.ts";
@@ -15,6 +15,8 @@ import { kernelRelease } from "../kernel/features.ts";
 import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { type Check, type Finding, wrongOf } from "./examination.ts";
+import { exposureOf } from "./exposure.ts";
+import { identityStore } from "./identity-store.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "./machine.ts";
 import { Unsupported } from "./unsupported.ts";
 
@@ -69,6 +71,14 @@ function lookAtBpffs({ bpffs }: Config): Finding[] {
     accessSync(folder, constants.W_OK);
   } catch (error) {
     return [wrong(`${folder} can't be written to (${codeOf(error)})`, `mount -o remount,rw ${BPFFS}`)];
+  }
+  const exposure = exposureOf(bpffs);
+  if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
+  try {
+    const damage = damageAt(bpffs).map(({ what, cure }) => remark(what, cure));
+    if (damage.length > 0) return damage;
+  } catch (error) {
+    return [told(error)];
   }
   const pins = listPins(bpffs).length;
   return [
@@ -160,6 +170,8 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
       ),
     ];
   }
+  const exposure = exposureOf(folder);
+  if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
   // Keys lie in one, the socket that obeys in the other.
   if (stat && (stat.mode & 0o077) !== 0)
     return [
@@ -199,7 +211,7 @@ function lookAtRoots(ca: string): Finding[] {
 /** The certificate's life, undefined where there is none, or why it can't be used. */
 function keptCertificate(stateDir: string): { notBefore: number; notAfter: number } | string | undefined {
   try {
-    return new CertificateStore(join(stateDir, "identity")).load();
+    return identityStore(stateDir).load();
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   }

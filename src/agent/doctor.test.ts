@@ -163,6 +163,10 @@ test("files: roots, token, folders, and who may read them", async () => {
   expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
     `remark: others can look into ${state} (mode 755) => chmod 0700 ${state}`,
   );
+  chmodSync(state, 0o777);
+  expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
+    `wrong: ${state} may be written by others (mode 777): \`kmesh run\` refuses that => chmod go-w ${state}`,
+  );
   expect(lines(await look("files", { "state-dir": join(folder, "token") }))[0]).toContain("is no folder");
   expect(lines(await look("files", { plaintext: true })).at(-1)).toContain("neither roots nor a token");
 });

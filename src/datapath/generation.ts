@@ -1,7 +1,7 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
 import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync } from "node:fs";
 import { join } from "node:path";
-import { BPFFS, ensureBpffs, isOnBpffs, unpin } from "../kernel/bpffs.ts";
+import { BPFFS, ensureBpffs, isOnBpffs, listPins, unpin } from "../kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import { BpfProgram } from "../kernel/object.ts";
@@ -20,7 +20,15 @@ import {
 } from "./generations.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownLink, ownProgram, ownTable } from "./ownership.ts";
-import { faultOf, folderFaults, type Held, type PinFault, pinFaults, repairPins } from "./pin-faults.ts";
+import {
+  faultOf,
+  folderFaults,
+  type Held,
+  nameLinks,
+  type PinFault,
+  pinFaults,
+  repairPins,
+} from "./pin-faults.ts";
 import {
   completeFolders,
   generationFolder,
@@ -89,6 +97,7 @@ export class Generation {
   ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
+    for (const line of nameLinks(bpffs)) log(line);
     const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
     for (const line of done) log(line);
     if (failed.length > 0) throw new Error(failed.join("; "));
@@ -471,7 +480,7 @@ function pinGeneration(
   faultPoint("pin.generation");
 }
 
-/** Puts into `programs`, by hook, the same one that is pinned already or that runs without its pin. */
+/** Puts into `programs`, by hook, the same one that is pinned already or that runs without any pin. */
 function keepOld(
   bpffs: string,
   programs: Map<Hook, BpfProgram>,
@@ -479,9 +488,15 @@ function keepOld(
   pinned: Map<Hook, BpfProgram>,
 ): void {
   const tables = new Set([...maps.values()].map(({ info }) => info.id));
+  // Those of another code end by a flip, also where they are the same: its folder goes then.
+  const others = listPins(join(generationFolder(bpffs), "programs")).map((path) => pinnedAt(path)?.id);
   for (const [hook, fresh] of programs) {
     const old = pinned.get(hook) ?? runningTwin(bpffs, hook, fresh, tables);
     if (!old) continue;
+    if (!pinned.has(hook) && others.includes(old.info.id)) {
+      old.close();
+      continue;
+    }
     fresh.close();
     programs.set(hook, old);
   }

@@ -47,9 +47,21 @@ export function looksLike({ info }: BpfMap, name: MapName): boolean {
 
 /** Each program of each version is named after its hook, and uses the storage of sockets, whose layout never changes. */
 function isOwnProgram(program: BpfProgram, hook: Hook | undefined): boolean {
-  if (hook !== undefined && program.info.name !== hook) return false;
-  return program.mapIds().some((id) => {
-    using map = BpfMap.fromId(id);
-    return map.info.name === "sockets" && looksLike(map, "sockets");
-  });
+  const { id, tag, name } = program.info;
+  if (hook !== undefined && name !== hook) return false;
+  const key = `${id} ${tag}`;
+  let own = judged.get(key);
+  if (own === undefined) {
+    own = program.mapIds().some(isSockets);
+    judged.set(key, own);
+  }
+  return own;
+}
+
+/** Programs that were looked at, each once: the kernel gives no number a second time before it has given all. */
+const judged = new Map<string, boolean>();
+
+function isSockets(id: number): boolean {
+  using map = BpfMap.fromId(id);
+  return map.info.name === "sockets" && looksLike(map, "sockets");
 }

@@ -2,7 +2,7 @@
  * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: the programs
  * that run or are pinned hold their maps, a running agent holds everything.
  */
-import { lstatSync, mkdirSync, renameSync } from "node:fs";
+import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import type { Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
@@ -132,6 +132,30 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
     }
   }
   return { done, failed };
+}
+
+/**
+ * Gives links of kmesh's that somebody renamed their names back, where nothing else has them: with a second link a hook
+ * would run twice. Gives a line for each. Throws what the file system says.
+ */
+export function nameLinks(bpffs: string): string[] {
+  const folder = join(bpffs, "links");
+  const done: string[] = [];
+  if (pinnedAt(folder)?.kind !== "folder") return done;
+  const rename = (name: string): boolean => {
+    const path = join(folder, name);
+    const hook = HOOK_ORDER.find((each) => {
+      using link = each === name ? undefined : ownLink(path, each);
+      return link !== undefined && isAlive(link.info());
+    });
+    if (hook === undefined || pinnedAt(linkPin(bpffs, hook))) return false;
+    renameSync(path, linkPin(bpffs, hook));
+    done.push(`the link of ${hook} was called ${path}: it has its name again`);
+    return true;
+  };
+  // One that gets its name back may clear another's.
+  while (readdirSync(folder).some(rename));
+  return done;
 }
 
 function setAside(bpffs: string, path: string): string {

@@ -133,6 +133,26 @@ describe.skipIf(!root)("generations beside each other", () => {
     expect(lab.publish(meshOf(["two", A], ["one", B]))).toBe(0);
   });
 
+  test("clusters whose ids are beyond what the mesh needs: names are older than the tables", async () => {
+    const many = (from: number, endpointAt: string) => {
+      const mesh = meshOf(["many-299", endpointAt]);
+      for (let i = from; i < 299; i++) addCluster(mesh, `many-${i}`, [endpoint(A)]);
+      return mesh;
+    };
+    lab.publish(many(0, A));
+    disown();
+    lab.reopen();
+    lab.publish(many(298, B));
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ b: 1 });
+    // Nobody needs the names of the rest any more, of which these tables never had a record.
+    lab.datapath.removeKept(OTHER);
+    lab.publish(many(299, A));
+    lab.reopen();
+    expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+    expect(readNames(...namesOf(lab.bpffs)).size).toBe(1);
+    expect(lab.publish(many(299, A))).toBe(0);
+  });
+
   test("hooks that only the other version has end after the flip, those of both change hands", async () => {
     lab.publish(meshOf(["one", A]));
     disown();
