@@ -24,6 +24,7 @@ import {
   faultOf,
   folderFaults,
   type Held,
+  heldNames,
   nameLinks,
   type PinFault,
   pinFaults,
@@ -108,7 +109,7 @@ export class Generation {
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
-    else if (others.length > 0) complete(maps, KEPT_MAPS);
+    else if (others.length > 0) complete(maps, knownBefore(bpffs));
     if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
     const tables = () => new Tables(complete(maps));
@@ -372,6 +373,19 @@ export function complete(
     );
   }
   return Object.fromEntries(maps) as Maps;
+}
+
+/**
+ * The kept maps that versions beside this one use: those that their programs hold, and the names, which every version has
+ * had. One that a later version brings is made beside them; one that somebody else uses never is.
+ */
+function knownBefore(bpffs: string): MapName[] {
+  const held = heldNames(bpffs);
+  return KEPT_MAPS.filter((name) => isName(name) || held.has(name));
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
 }
 
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
