@@ -155,7 +155,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
 
   /** New connections all the time; few where each takes long. */
   async function connections(): Promise<RunningClient> {
-    storm = await lab.client("storm", PATIENCE > 1 ? { pace: 0.1 } : {});
+    storm = await lab.client("storm", PATIENCE > 1 ? { pace: 0.1, timeout: 5 * PATIENCE } : {});
     return storm;
   }
 

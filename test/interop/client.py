@@ -7,7 +7,7 @@
 {"mode": "asked"}                                       "count" for each line of standard input, which is such a JSON
 
 Optional: "mapped" (an IPv6 socket, the IPv4 address v4-mapped), "keep" (count: leave them open until standard
-input closes, print first), "v6only", "source" (bind to this address first), "threads" and "pace" (storm: how many, and
+input closes, print first), "v6only", "source" (bind to this address first), "timeout" (5 s), "threads" and "pace" (storm: how many, and
 the seconds that each rests between two connections).
 """
 import errno
@@ -43,7 +43,7 @@ def count(kind, key):
 def dial():
     sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
     try:
-        sock.settimeout(5)
+        sock.settimeout(spec.get("timeout", 5))
         if v6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if spec.get("v6only") else 0)
         if "source" in spec:

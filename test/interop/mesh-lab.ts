@@ -48,6 +48,8 @@ export interface ClientSpec {
   source?: string;
   threads?: number;
   pace?: number;
+  /** Seconds that the other end may take. */
+  timeout?: number;
 }
 
 /** A client that runs until `end` and then tells what it saw. */
