@@ -280,7 +280,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
 
   /** Tables that nobody needs, of a version before that of before. */
   function leaveOlder(): void {
-    mkdirSync(join(lab.bpffs, "gen/00000000"));
+    mkdirSync(join(lab.bpffs, "gen/0000000000000000"));
   }
 
   test("an upgrade to other tables, beside some that were kept before", async () => {
