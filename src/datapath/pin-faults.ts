@@ -134,6 +134,15 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
   return { done, failed };
 }
 
+/** One of those maps. Throws an Error that names it where it is lost. */
+export function readableMap(bpffs: string, name: MapName): BpfMap {
+  const maps = readableMaps(bpffs);
+  const wanted = maps.get(name);
+  for (const map of maps.values()) if (map !== wanted) map.close();
+  if (wanted) return wanted;
+  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
+}
+
 function setAside(bpffs: string, path: string): string {
   const folder = join(bpffs, ASIDE);
   // The folder itself may be what has to be cleared.
