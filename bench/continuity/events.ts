@@ -25,9 +25,14 @@ interface Scene {
   pace: Pace;
 }
 
-/** Plays an event. Resolves when the agent is in sync again; rejects when it does not come to that. */
-export function play(stage: Stage, event: ScheduledEvent, pace: Pace): Promise<Outcome> {
-  return PLAYS[event.kind]({ stage, random: new Random(event.seed), pace });
+/**
+ * Plays an event. Resolves when the agent is in sync again; rejects when it does not come to that, and when the manifest
+ * does not tell what governs.
+ */
+export async function play(stage: Stage, event: ScheduledEvent, pace: Pace): Promise<Outcome> {
+  const outcome = await PLAYS[event.kind]({ stage, random: new Random(event.seed), pace });
+  await stage.checkManifest();
+  return outcome;
 }
 
 const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {

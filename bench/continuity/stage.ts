@@ -20,8 +20,10 @@ import { join } from "node:path";
 import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Proof } from "../../src/agent/handover.ts";
+import { machineId } from "../../src/agent/machine-id.ts";
+import { hasManifest, readManifest } from "../../src/agent/manifest.ts";
 import type { Order } from "../../src/agent/order.ts";
-import type { Inspection } from "../../src/datapath/inspect.ts";
+import type { Inspection, Summary } from "../../src/datapath/inspect.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
 import { compileC } from "../machine.ts";
@@ -350,8 +352,21 @@ export class Stage {
     rmSync(this.#filler, { force: true });
   }
 
+  /** Rejects when the manifest says anything but that these tables govern and nothing is under way. */
+  async checkManifest(): Promise<void> {
+    const machine = machineId();
+    if (machine === undefined) return;
+    const { kernel } = (await this.#ask("/status")) as { kernel: Summary };
+    const manifest = readManifest(this.state, machine);
+    if (manifest?.live?.abi !== kernel.abi || manifest.step)
+      throw new Error(
+        `the tables of layout ${kernel.abi} govern, the manifest says ${JSON.stringify(manifest)}`,
+      );
+  }
+
   /** Puts other bytes into every file of the state folder. */
   corruptState(): void {
+    if (!hasManifest(this.state)) throw new Error(`there is no manifest in ${this.state} to be corrupted`);
     for (const entry of readdirSync(this.state, { recursive: true, withFileTypes: true })) {
       if (entry.isFile()) writeFileSync(join(entry.parentPath, entry.name), "\0 not what was here");
     }

@@ -2,11 +2,10 @@
  * The agent's side of istiod: as whom it speaks (addresses, certificate, registration), what it hears, which becomes a
  * mesh, and what it reports of the application. Knows nothing of the kernel's tables.
  */
-import { join } from "node:path";
+
 import type { AgentStatus, RegistrationStatus } from "../admin/status.ts";
 import { parseProbe } from "../health/probe.ts";
 import { HealthWatch } from "../health/watch.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
 import type { Security } from "../istiod/credentials.ts";
 import { WorkloadIdentity } from "../istiod/identity.ts";
 import type { Identity } from "../istiod/node.ts";
@@ -19,6 +18,7 @@ import { Reflection } from "../kernel-native/reflection.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { AddressWatch } from "./address-watch.ts";
 import { type Config, requireReadable } from "./config.ts";
+import { identityStore } from "./identity-store.ts";
 import type { Log } from "./log.ts";
 import { machineAddresses } from "./machine-addresses.ts";
 import { nodeIdentity, registrationOf } from "./node.ts";
@@ -171,7 +171,7 @@ export class ControlPlane {
       token: config.token,
       clusterId: config.clusterId,
       validity: config.certificateLife,
-      store: new CertificateStore(join(config.stateDir, "identity")),
+      store: identityStore(config.stateDir),
       on: (event) => {
         reporter.heardOfIdentity(event);
         changed();

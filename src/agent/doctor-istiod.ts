@@ -1,11 +1,10 @@
 /** The checks on the way to istiod: its name, a connection, TLS, the certificate; and what the agent makes of it. */
+
 import { lookup } from "node:dns/promises";
 import { connect as connectTcp, isIP } from "node:net";
-import { join } from "node:path";
 import { connect as connectTls, type TLSSocket } from "node:tls";
 import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
 import { explainRefusal, readRoots, type Security } from "../istiod/credentials.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { tellSkew, WorkloadIdentity } from "../istiod/identity.ts";
@@ -13,6 +12,7 @@ import { describeTarget, formatTarget, parseTarget, serverName, type Target } fr
 import { time } from "../istiod/token.ts";
 import type { Config } from "./config.ts";
 import { type Check, type Finding, wrongOf } from "./examination.ts";
+import { identityStore } from "./identity-store.ts";
 
 /** For an answer of the network, milliseconds. */
 const PATIENCE = 5_000;
@@ -145,7 +145,7 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
         cure: "Name one with --token FILE.",
       },
     ];
-  const store = new CertificateStore(join(config.stateDir, "identity"));
+  const store = identityStore(config.stateDir);
   const identity = new WorkloadIdentity({
     istiod: formatTarget(config.caServer ?? config.istiod),
     hosts,

@@ -5,7 +5,6 @@ import { accessSync, constants, existsSync, readFileSync, statSync } from "node:
 import { dirname, join } from "node:path";
 import { damageAt } from "../datapath/damage.ts";
 import { pemBlocks } from "../istiod/certificate.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
 import { FileError } from "../istiod/file-error.ts";
 import type { SpiffeId } from "../istiod/spiffe.ts";
 import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/token.ts";
@@ -17,6 +16,7 @@ import type { Config } from "./config.ts";
 import { ConfigError } from "./config-error.ts";
 import { type Check, type Finding, wrongOf } from "./examination.ts";
 import { exposureOf } from "./exposure.ts";
+import { identityStore } from "./identity-store.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "./machine.ts";
 import { Unsupported } from "./unsupported.ts";
 
@@ -211,7 +211,7 @@ function lookAtRoots(ca: string): Finding[] {
 /** The certificate's life, undefined where there is none, or why it can't be used. */
 function keptCertificate(stateDir: string): { notBefore: number; notAfter: number } | string | undefined {
   try {
-    return new CertificateStore(join(stateDir, "identity")).load();
+    return identityStore(stateDir).load();
   } catch (error) {
     return error instanceof Error ? error.message : String(error);
   }

@@ -3,7 +3,7 @@
  * lets go of it while another takes over, and takes it again when that one fails.
  */
 import { type AgentStatus, readStatus } from "../admin/status.ts";
-import { Datapath, type Governed } from "../datapath/datapath.ts";
+import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
 import type { Proof } from "../datapath/probe.ts";
 import { standingAt } from "../datapath/standing.ts";
 import { LockHeld } from "../kernel/lock.ts";
@@ -38,6 +38,7 @@ export interface GripOptions {
 
 interface Held {
   locks: Locks;
+  manifest: Manifest;
   datapath: Datapath;
   kept: KeptGenerations;
 }
@@ -94,7 +95,7 @@ export class Grip {
   prove(): void {
     const { folders, log } = this.#options;
     const { netns } = this.#governed;
-    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, log: (line) => log.info(line) });
+    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, ...told(log) });
   }
 
   /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
@@ -111,10 +112,10 @@ export class Grip {
         upkeep: UPKEEP,
         ...(this.#proof ? { proof: this.#proof } : {}),
         announce: (step) => manifest.announce(step),
-        log: (line) => log.info(line),
+        ...told(log),
       });
       const kept = new KeptGenerations(datapath, log);
-      this.#held = { locks, datapath, kept };
+      this.#held = { locks, manifest, datapath, kept };
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
@@ -185,6 +186,7 @@ export class Grip {
       for (const path of paths)
         log.warn(`${path} was removed under this agent; it is there and locked again`);
       if (paths.length > 0) remade(paths);
+      this.#held.manifest.keep();
       this.#trouble = "";
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
@@ -197,4 +199,8 @@ export class Grip {
   #keepCurrent(): void {
     if (this.#options.isCurrent()) this.#held?.datapath.keepCurrent();
   }
+}
+
+function told(log: Log): Pick<DatapathOptions, "log" | "warn"> {
+  return { log: (line) => log.info(line), warn: (line) => log.warn(line) };
 }

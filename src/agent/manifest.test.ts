@@ -162,6 +162,26 @@ describe("what is written", () => {
     expect(nowhere.account.live).toMatchObject(A);
   });
 
+  test("what somebody removed, or what could not be written, is written later", () => {
+    const manifest = open(NOTHING);
+    take(manifest, { name: "flip", to: A }, undefined);
+    const text = readFileSync(file, "utf8");
+    rmSync(file);
+    manifest.keep();
+    expect(readFileSync(file, "utf8")).toBe(text);
+    const { ino } = statSync(file);
+    manifest.keep();
+    expect(statSync(file).ino).toBe(ino);
+    const at = join(folder, "later");
+    const late = open(NOTHING, { at });
+    writeFileSync(at, "");
+    late.announce({ name: "build", to: A });
+    expect(warnings).toHaveLength(1);
+    rmSync(at);
+    late.keep();
+    expect(readManifest(at, MACHINE)?.step?.name).toBe("build");
+  });
+
   test("without a machine's id none is read or written", () => {
     const manifest = Manifest.open(folder, undefined, NOTHING, log);
     manifest.announce({ name: "build", to: A });

@@ -217,6 +217,13 @@ export class Manifest {
     this.#write();
   }
 
+  /** Call it now and then: writes what could not be written, or what somebody removed. */
+  keep(): void {
+    if (this.#written !== undefined && existsSync(manifestFile(this.#stateDir))) return;
+    this.#written = undefined;
+    this.#write();
+  }
+
   #read(standing: Standing): Account | undefined {
     const path = manifestFile(this.#stateDir);
     const anew =

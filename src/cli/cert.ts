@@ -1,10 +1,10 @@
-import { join } from "node:path";
 import { readFolders } from "../agent/config.ts";
+import { identityStore } from "../agent/identity-store.ts";
 import { sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import { type Certificate, MalformedCertificate } from "../istiod/certificate.ts";
 import { type Chain, type Link, takeApart } from "../istiod/certificate-chain.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
+import type { CertificateStore } from "../istiod/certificate-store.ts";
 import { formatSpiffe } from "../istiod/spiffe.ts";
 import { time } from "../istiod/token.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
@@ -19,7 +19,7 @@ export const cert = command({
   async run({ flags }) {
     const format = formatOf(flags);
     requireRoot("reading the machine's key and certificate");
-    const store = new CertificateStore(join(readFolders(sourcesOf(flags, process.env)).stateDir, "identity"));
+    const store = identityStore(readFolders(sourcesOf(flags, process.env)).stateDir);
     const certificate = load(store);
     const now = Date.now();
     const chain = takeApart(certificate, now);

@@ -5,11 +5,11 @@ import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
 import { type Config, examineConfig, type Folders } from "../agent/config.ts";
 import type { ConfigError } from "../agent/config-error.ts";
+import { identityStore } from "../agent/identity-store.ts";
 import { settingsOf } from "../agent/member.ts";
 import { differencesOf } from "../agent/reload.ts";
 import { type SettingValues, settingValues } from "../agent/values.ts";
 import { isValidAt, MalformedCertificate } from "../istiod/certificate.ts";
-import { CertificateStore } from "../istiod/certificate-store.ts";
 import { formatSpiffe, type SpiffeId } from "../istiod/spiffe.ts";
 import { time } from "../istiod/token.ts";
 import { decidedConfig } from "./config-file.ts";
@@ -115,7 +115,7 @@ export async function arrival(folders: Folders): Promise<string> {
 /** The certificate that the machine has already, while it is valid. */
 export function certifiedId(state: string): { id: SpiffeId; notAfter: number } | undefined {
   try {
-    const found = new CertificateStore(join(state, "identity")).load();
+    const found = identityStore(state).load();
     return found && isValidAt(found, Date.now()) ? found : undefined;
   } catch (error) {
     if (error instanceof MalformedCertificate) return undefined;

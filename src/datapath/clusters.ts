@@ -117,9 +117,11 @@ export class ClusterTable {
     if (!this.#leaving.delete(name)) return;
     const id = this.#names.id(name);
     if (id === undefined) return;
-    const old = Number(this.#clusters.long(id));
-    this.#clusters.publish(id, 0n);
-    if (old) this.#retire(old);
+    if (this.#isPublished(name)) {
+      const old = Number(this.#clusters.long(id));
+      this.#clusters.publish(id, 0n);
+      this.#retire(old);
+    }
     // Splits of another generation know the cluster by this id.
     if (!this.#alone()) return;
     this.#names.remove(name);
@@ -149,6 +151,8 @@ export class ClusterTable {
   #put(name: string, compiled: Compiled): number {
     this.#leaving.delete(name);
     const id = this.#names.id(name) ?? this.#add(name);
+    // The name may be older than these tables.
+    this.#clusters.reserve(id + 1);
     const old = Number(this.#clusters.long(id));
     if (old && hasDigest(this.#descriptors, old, compiled.digest)) return 0;
     const { descriptor, written } = this.#write(compiled);

@@ -45,6 +45,8 @@ export interface DatapathOptions extends Governed {
   /** Hears of each step between two generations before it is taken. */
   announce?: Announce;
   log(line: string): void;
+  /** Of what should not stay so; absent: goes to `log`. */
+  warn?(line: string): void;
 }
 
 /** Between two tries of programs that failed their probe, milliseconds; each waits twice as long. */
@@ -78,7 +80,9 @@ export class Datapath {
     this.#generation = generation;
     this.#code = code;
     this.#proof = options.proof;
-    const lost = generation.others !== "live" && generation.live ? this.#relink() : [];
+    // Programs that were not proved yet wait for the first push, for all hooks.
+    const mends = generation.others !== "live" && generation.live && !generation.replaces;
+    const lost = mends ? this.#relink() : [];
     this.#attached = generation.attached;
     if (!generation.adopted) this.#publisher = this.#publish();
     if (options.upkeep === undefined) return;
@@ -106,11 +110,12 @@ export class Datapath {
    * Proves this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock
    * and changes nothing. Throws ProbeFailed.
    */
-  static prove({ bpffs, netns, log }: Pick<DatapathOptions, "bpffs" | "netns" | "log">): Proof | undefined {
+  static prove(options: Pick<DatapathOptions, "bpffs" | "netns" | "log" | "warn">): Proof | undefined {
+    const { bpffs, netns } = options;
     const code = ownCode();
     if (!governedByOthers(bpffs, code)) return undefined;
     const proof = prove(bpffs, code, netns);
-    log(tellProof(proof));
+    tellProof(proof, options);
     return proof;
   }
 
@@ -192,7 +197,7 @@ export class Datapath {
   apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: ProbeFailed } {
     const flaw = this.#attached ? undefined : this.#findFlaw();
     if (flaw && this.takesOver) throw flaw;
-    if (!this.#attached) this.#announce("fill");
+    if (!this.#attached && !flaw) this.#announce("fill");
     const report = this.#write(mesh, this.#untidy ? { everything: true } : changes);
     this.#untidy = false;
     if (flaw) return { ...report, relinked: 0, flaw };
@@ -354,7 +359,7 @@ export class Datapath {
   }
 
   #prove(): void {
-    const { bpffs, log } = this.#options;
+    const { bpffs } = this.#options;
     if (!this.#proof) {
       this.#announce("probe");
       try {
@@ -362,7 +367,7 @@ export class Datapath {
       } finally {
         this.#options.announce?.(undefined);
       }
-      log(tellProof(this.#proof));
+      tellProof(this.#proof, this.#options);
     }
     const { tags } = this.#generation;
     const wrong = [...this.#proof.tags].filter(([hook, tag]) => tags.get(hook) !== tag).map(([hook]) => hook);
@@ -417,10 +422,10 @@ function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Gov
   tables.settings.setFlags({ shadow });
 }
 
-function tellProof({ milliseconds, untried }: Proof): string {
-  return untried === undefined
-    ? `the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`
-    : `warning: the new programs take over without a trial: ${untried}`;
+function tellProof({ milliseconds, untried }: Proof, to: Pick<DatapathOptions, "log" | "warn">): void {
+  if (untried === undefined)
+    to.log(`the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`);
+  else (to.warn ?? to.log)(`the new programs take over without a trial: ${untried}`);
 }
 
 function textOf(error: unknown): string {

@@ -1,7 +1,7 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
 import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync } from "node:fs";
 import { join } from "node:path";
-import { BPFFS, ensureBpffs, isOnBpffs, unpin } from "../kernel/bpffs.ts";
+import { BPFFS, ensureBpffs, isOnBpffs, listPins, unpin } from "../kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import { BpfProgram } from "../kernel/object.ts";
@@ -20,7 +20,16 @@ import {
 } from "./generations.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownLink, ownProgram, ownTable } from "./ownership.ts";
-import { faultOf, folderFaults, type Held, type PinFault, pinFaults, repairPins } from "./pin-faults.ts";
+import {
+  faultOf,
+  folderFaults,
+  type Held,
+  heldNames,
+  nameLinks,
+  type PinFault,
+  pinFaults,
+  repairPins,
+} from "./pin-faults.ts";
 import {
   completeFolders,
   generationFolder,
@@ -89,6 +98,7 @@ export class Generation {
   ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
+    for (const line of nameLinks(bpffs)) log(line);
     const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
     for (const line of done) log(line);
     if (failed.length > 0) throw new Error(failed.join("; "));
@@ -99,7 +109,7 @@ export class Generation {
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
-    else if (others.length > 0) complete(maps, KEPT_MAPS);
+    else if (others.length > 0) complete(maps, knownBefore(bpffs));
     if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
     const tables = () => new Tables(complete(maps));
@@ -365,6 +375,19 @@ export function complete(
   return Object.fromEntries(maps) as Maps;
 }
 
+/**
+ * The kept maps that versions beside this one use: those that their programs hold, and the names, which every version has
+ * had. One that a later version brings is made beside them; one that somebody else uses never is.
+ */
+function knownBefore(bpffs: string): MapName[] {
+  const held = heldNames(bpffs);
+  return KEPT_MAPS.filter((name) => isName(name) || held.has(name));
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
+}
+
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
   const map = ownTable(path, name);
   if (map) maps.set(name, map);
@@ -471,7 +494,7 @@ function pinGeneration(
   faultPoint("pin.generation");
 }
 
-/** Puts into `programs`, by hook, the same one that is pinned already or that runs without its pin. */
+/** Puts into `programs`, by hook, the same one that is pinned already or that runs without any pin. */
 function keepOld(
   bpffs: string,
   programs: Map<Hook, BpfProgram>,
@@ -479,9 +502,15 @@ function keepOld(
   pinned: Map<Hook, BpfProgram>,
 ): void {
   const tables = new Set([...maps.values()].map(({ info }) => info.id));
+  // Those of another code end by a flip, also where they are the same: its folder goes then.
+  const others = listPins(join(generationFolder(bpffs), "programs")).map((path) => pinnedAt(path)?.id);
   for (const [hook, fresh] of programs) {
     const old = pinned.get(hook) ?? runningTwin(bpffs, hook, fresh, tables);
     if (!old) continue;
+    if (!pinned.has(hook) && others.includes(old.info.id)) {
+      old.close();
+      continue;
+    }
     fresh.close();
     programs.set(hook, old);
   }

@@ -2,14 +2,14 @@
  * The generations that lie side by side: each version of kmesh whose tables look different has one of its own. The live
  * one is the one that the hooks' programs read.
  */
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import { listPins, unpin } from "../kernel/bpffs.ts";
 import type { CgroupLink, Hook, LinkInfo } from "../kernel/link.ts";
 import { BpfProgram } from "../kernel/object.ts";
 import { pinnedAt } from "../kernel/pinned.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownLink } from "./ownership.ts";
-import { completeFolders, generationFolder, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
+import { completeFolders, generationFolder, isLayout, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
 
 export interface FoundGeneration {
   /** Names its folder: what its tables look like. */
@@ -42,7 +42,8 @@ export const UNKNOWN = "unknown";
 export function generationsAt(bpffs: string): FoundGeneration[] {
   const running = (["connect4", "connect6"] as const).flatMap((hook) => runningProgram(bpffs, hook) ?? []);
   const orphans = new Set(running);
-  const found = completeFolders(join(bpffs, "gen")).map((abi): FoundGeneration => {
+  const layouts = completeFolders(join(bpffs, "gen")).filter(isLayout);
+  const found = layouts.map((abi): FoundGeneration => {
     const own = running.filter((program) => belongsTo(bpffs, abi, program));
     for (const program of own) orphans.delete(program);
     return { abi, live: own.length > 0 };
@@ -66,8 +67,8 @@ export function removeGeneration(bpffs: string, abi: string): void {
 /** Removes what a start that died has left half built. Only the agent that holds the locks may call it. */
 export function removeUnfinished(bpffs: string): void {
   const generations = join(bpffs, "gen");
-  for (const path of unfinishedFolders(generations)) unpin(path);
-  for (const abi of completeFolders(generations)) {
+  for (const path of unfinishedFolders(generations)) if (isLayout(basename(path))) unpin(path);
+  for (const abi of completeFolders(generations).filter(isLayout)) {
     for (const path of unfinishedFolders(join(generations, abi, "programs"))) unpin(path);
   }
 }

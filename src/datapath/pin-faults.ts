@@ -2,7 +2,7 @@
  * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: the programs
  * that run or are pinned hold their maps, a running agent holds everything.
  */
-import { lstatSync, mkdirSync, renameSync } from "node:fs";
+import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import type { Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
@@ -20,7 +20,7 @@ import {
   programFolder,
   tablePin,
 } from "./pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "./tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS } from "./tables.ts";
 
 /** What belongs at a path. */
 export type Part =
@@ -110,6 +110,17 @@ export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
   return maps;
 }
 
+/** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
+export function heldNames(bpffs: string): Set<string> {
+  const ids = new Set(holdersAt(bpffs).all.flatMap(({ maps }) => maps));
+  return new Set(
+    [...ids].map((id) => {
+      using map = BpfMap.fromId(id);
+      return map.info.name;
+    }),
+  );
+}
+
 /**
  * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
  * what was done and what could not be, a line each. Never throws.
@@ -141,6 +152,30 @@ export function readableMap(bpffs: string, name: MapName): BpfMap {
   for (const map of maps.values()) if (map !== wanted) map.close();
   if (wanted) return wanted;
   throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
+}
+
+/**
+ * Gives links of kmesh's that somebody renamed their names back, where nothing else has them: with a second link a hook
+ * would run twice. Gives a line for each. Throws what the file system says.
+ */
+export function nameLinks(bpffs: string): string[] {
+  const folder = join(bpffs, "links");
+  const done: string[] = [];
+  if (pinnedAt(folder)?.kind !== "folder") return done;
+  const rename = (name: string): boolean => {
+    const path = join(folder, name);
+    const hook = HOOK_ORDER.find((each) => {
+      using link = each === name ? undefined : ownLink(path, each);
+      return link !== undefined && isAlive(link.info());
+    });
+    if (hook === undefined || pinnedAt(linkPin(bpffs, hook))) return false;
+    renameSync(path, linkPin(bpffs, hook));
+    done.push(`the link of ${hook} was called ${path}: it has its name again`);
+    return true;
+  };
+  // One that gets its name back may clear another's.
+  while (readdirSync(folder).some(rename));
+  return done;
 }
 
 function setAside(bpffs: string, path: string): string {
@@ -185,8 +220,9 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
       using table = ownTable(path, name);
       if (table) return [];
       const found = pinnedAt(path);
-      // Before a first start is over none has to be there.
-      return found || built || all.length > 0 ? [{ path, part, ...(found ? { found } : {}) }] : [];
+      // Before a first start is over none has to be there, and other versions may do without one that is new.
+      const isDue = built || (all.length > 0 && isName(name));
+      return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
     });
   };
   const generation = generationFolder(bpffs);
@@ -194,6 +230,10 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
     ...check(KEPT_MAPS, all, (name) => keptPin(bpffs, name)),
     ...(built ? check(GENERATION_MAPS, own, (name) => tablePin(generation, name)) : []),
   ];
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
 }
 
 function programFaults(bpffs: string): PinFault[] {

@@ -63,6 +63,11 @@ export function unfinishedFolders(folder: string): string[] {
     .map((name) => join(folder, name));
 }
 
+/** Whether a folder below gen/ is named as a layout is, or was to be when it is complete: others are somebody else's. */
+export function isLayout(name: string): boolean {
+  return /^[0-9a-f]{16}(_new)?$/.test(name);
+}
+
 /** Folders alone: what somebody pinned among them is no generation and no code. */
 function namesIn(folder: string): string[] {
   if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];

@@ -1,9 +1,8 @@
 /** Which generations there are and which of them governs, as the pins tell it: of any version. */
-import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Hook } from "../kernel/link.ts";
-import { BpfProgram } from "../kernel/object.ts";
-import { generationsAt, isAlive, pinnedLink } from "./generations.ts";
+import { pinnedAt } from "../kernel/pinned.ts";
+import { generationsAt, runningProgram, UNKNOWN } from "./generations.ts";
 import { completeFolders, generationFolder, programFolder } from "./pins.ts";
 import type { GenerationName } from "./step.ts";
 
@@ -17,14 +16,16 @@ export interface Standing {
   others: GenerationName[];
 }
 
-/** What is pinned below `bpffs`. Throws KernelError. */
+/** What is pinned below `bpffs`, as far as it has a name. Throws KernelError. */
 export function standingAt(bpffs: string): Standing {
-  const found = generationsAt(bpffs).map(({ abi, live }) => ({ abi, live, codes: codesOf(bpffs, abi) }));
+  const found = generationsAt(bpffs)
+    .filter(({ abi }) => abi !== UNKNOWN)
+    .map(({ abi, live }) => ({ abi, live, codes: codesOf(bpffs, abi) }));
   const live: GenerationName[] = [];
   for (const hook of DECIDING) {
-    const id = runningAt(bpffs, hook);
-    for (const { abi, codes } of id === undefined ? [] : found.filter((each) => each.live)) {
-      const code = codes.find((each) => programId(bpffs, abi, each, hook) === id);
+    const running = runningProgram(bpffs, hook);
+    for (const { abi, codes } of running ? found.filter((each) => each.live) : []) {
+      const code = codes.find((each) => programId(bpffs, abi, each, hook) === running?.id);
       if (code === undefined || live.some((each) => each.abi === abi && each.code === code)) continue;
       live.push({ abi, code });
     }
@@ -45,14 +46,6 @@ function codesOf(bpffs: string, abi: string): string[] {
 }
 
 function programId(bpffs: string, abi: string, code: string, hook: Hook): number | undefined {
-  const path = join(programFolder(generationFolder(bpffs, abi), code), hook);
-  if (!existsSync(path)) return undefined;
-  using program = BpfProgram.fromPin(path);
-  return program.info.id;
-}
-
-function runningAt(bpffs: string, hook: Hook): number | undefined {
-  using link = pinnedLink(bpffs, hook);
-  const info = link?.info();
-  return info && isAlive(info) ? info.programId : undefined;
+  const pinned = pinnedAt(join(programFolder(generationFolder(bpffs, abi), code), hook));
+  return pinned?.kind === "program" ? pinned.id : undefined;
 }

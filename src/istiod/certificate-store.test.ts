@@ -44,6 +44,24 @@ test("what is stored is loaded, for the owner alone, and nothing older is left",
   expect(readdirSync(store.folder).length).toBe(2);
 });
 
+test("a copy on another machine is refused; one that is bound to none is anybody's", () => {
+  const at = join(folder, "identity");
+  const here = new CertificateStore(at, "this machine");
+  const certificate = issue();
+  here.save(certificate);
+  expect(here.load()).toEqual(certificate);
+  expect(statSync(join(at, "current/machine")).mode & 0o777).toBe(0o600);
+  for (const other of [new CertificateStore(at, "another machine"), new CertificateStore(at)])
+    expect(() => other.load()).toThrow(
+      new MalformedCertificate("it is another machine's (/etc/machine-id differs)"),
+    );
+  const own = issue();
+  new CertificateStore(at, "another machine").save(own);
+  expect(new CertificateStore(at, "another machine").load()).toEqual(own);
+  new CertificateStore(at).save(certificate);
+  expect(here.load()).toEqual(certificate);
+});
+
 test("a write that was cut short leaves the certificate before it, and is swept away by the next", () => {
   const store = new CertificateStore(join(folder, "identity"));
   const first = issue();

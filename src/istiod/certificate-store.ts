@@ -19,17 +19,22 @@ const CURRENT = "current";
 const KEY = "key.pem";
 const CHAIN = "cert-chain.pem";
 const ROOTS = "root-cert.pem";
+const MACHINE = "machine";
 
 /**
  * A certificate that outlives reboots: FOLDER/current/{key.pem,cert-chain.pem,root-cert.pem}, for root alone. The
  * three files belong together: `current` is a link to a folder that is complete and on the disk before the link is
- * moved to it, so whenever the machine dies, one whole certificate is found, the old or the new.
+ * moved to it, so whenever the machine dies, one whole certificate is found, the old or the new. Beside them lies `machine`,
+ * by which a copy on another machine is known.
  */
 export class CertificateStore {
   readonly folder: string;
+  readonly #machine: string | undefined;
 
-  constructor(folder: string) {
+  /** `machine` names this machine, in words that anybody may read; without it nothing is bound to it. */
+  constructor(folder: string, machine?: string) {
     this.folder = folder;
+    this.#machine = machine;
   }
 
   /** What was stored last, undefined when nothing was. Throws MalformedCertificate when it can't be used. */
@@ -46,6 +51,9 @@ export class CertificateStore {
       if (path === current && code === "ENOENT") return undefined;
       throw new MalformedCertificate(`${String(path)} can't be read (${code})`);
     }
+    const owner = readIfThere(join(current, MACHINE));
+    if (owner !== undefined && owner !== this.#machine)
+      throw new MalformedCertificate("it is another machine's (/etc/machine-id differs)");
     return readCertificate(...files);
   }
 
@@ -57,6 +65,7 @@ export class CertificateStore {
       write(join(fresh, KEY), certificate.key);
       write(join(fresh, CHAIN), certificate.chain);
       write(join(fresh, ROOTS), certificate.roots);
+      if (this.#machine !== undefined) write(join(fresh, MACHINE), this.#machine);
       sync(fresh);
       const link = `${fresh}.link`;
       symlinkSync(fresh.slice(this.folder.length + 1), link);
@@ -76,6 +85,15 @@ export class CertificateStore {
       const path = join(this.folder, name);
       if (name.startsWith("cert-") && path !== kept) rmSync(path, { recursive: true, force: true });
     }
+  }
+}
+
+/** A certificate of a version that did not bind it has no such file. */
+function readIfThere(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return undefined;
   }
 }
 

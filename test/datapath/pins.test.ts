@@ -215,6 +215,38 @@ describe.skipIf(!root)("damaged pins", () => {
     await expectGoverned();
   });
 
+  test("links that were renamed get their names back, and no hook runs twice", async () => {
+    const before = pins();
+    lab.datapath.close();
+    renameSync(linkPin(lab.bpffs, "connect4"), join(lab.bpffs, "links", "x"));
+    renameSync(linkPin(lab.bpffs, "connect6"), linkPin(lab.bpffs, "connect4"));
+    renameSync(linkPin(lab.bpffs, "sock_release"), linkPin(lab.bpffs, "connect6"));
+    await expectGoverned();
+    lab.reopen();
+    expect(pins()).toEqual(before);
+    expect(said.join("\n")).toContain(`the link of connect6 was called ${linkPin(lab.bpffs, "connect4")}`);
+    expect(lab.datapath.attached).toBe(true);
+    expect(lab.publish(mesh)).toBe(0);
+    await expectGoverned();
+  });
+
+  test("somebody's folder among the generations is none, and stays", async () => {
+    const theirs = join(lab.bpffs, "gen", "backup");
+    for (const folder of [theirs, `${theirs}_new`]) {
+      mkdirSync(folder);
+      squat(join(folder, "tables"));
+    }
+    lab.reopen();
+    expect(lab.datapath).toMatchObject({ attached: true, kept: [] });
+    expect(pinFaults(lab.bpffs)).toEqual([]);
+    expect(lab.publish(mesh)).toBe(0);
+    for (const folder of [theirs, `${theirs}_new`]) {
+      expect(pinnedAt(join(folder, "tables"))).toMatchObject({ name: "squatter" });
+      rmSync(folder, { recursive: true });
+    }
+    await expectGoverned();
+  });
+
   test("a map where a folder belongs", async () => {
     lab.datapath.close();
     const before = pins();

@@ -1,14 +1,17 @@
 /** The steps between two generations are announced before they are taken, and the pins tell at each how far it is. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdirSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import * as layout from "../../src/datapath/layout.gen.ts";
-import { generationFolder, linkPin, programFolder } from "../../src/datapath/pins.ts";
+import { generationFolder, keptPin, linkPin, programFolder, tablePin } from "../../src/datapath/pins.ts";
 import { type Standing, standingAt } from "../../src/datapath/standing.ts";
 import type { Step } from "../../src/datapath/step.ts";
-import { CgroupLink } from "../../src/kernel/link.ts";
-import { BpfProgram } from "../../src/kernel/object.ts";
+import { fetchAtomics } from "../../src/kernel/features.ts";
+import { CgroupLink, type Hook } from "../../src/kernel/link.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
+import { BpfObject, BpfProgram } from "../../src/kernel/object.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
+import { asset } from "../../src/runtime/assets.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
@@ -95,19 +98,51 @@ describe.skipIf(!root)("steps", () => {
     expect(names(hear())).toEqual(["remove", "done"]);
   });
 
+  /** Has the hooks run this version's other programs, over the tables that govern. */
+  function runOtherPrograms(code: string): void {
+    const suffix = fetchAtomics() ? ".compat.bpf.o" : ".bpf.o";
+    const folder = programFolder(generationFolder(lab.bpffs), code);
+    mkdirSync(folder);
+    for (const name of ["connect", "release"]) {
+      const object = BpfObject.open(asset(`${name}${suffix}`), name);
+      for (const map of object.mapNames) {
+        const own = tablePin(generationFolder(lab.bpffs), map);
+        object.useMap(map, BpfMap.fromPin(existsSync(own) ? own : keptPin(lab.bpffs, map)));
+      }
+      object.load();
+      for (const hook of object.programNames as Hook[]) {
+        using program = object.program(hook);
+        program.pin(join(folder, hook));
+        using link = CgroupLink.fromPin(linkPin(lab.bpffs, hook));
+        link.update(program);
+      }
+      object.close();
+    }
+  }
+
   test("other programs over the same tables; in the middle of their flip both are told", () => {
-    const programs = join(generationFolder(lab.bpffs), "programs");
     lab.datapath.close();
-    renameSync(join(programs, own().code ?? ""), join(programs, "before"));
-    lab.reopen();
+    const { code = "" } = own();
     const before = { abi: layout.ABI_ID, code: "before" };
+    runOtherPrograms(before.code);
+    {
+      using link = CgroupLink.fromPin(linkPin(lab.bpffs, "connect4"));
+      using program = BpfProgram.fromPin(join(programFolder(generationFolder(lab.bpffs), code), "connect4"));
+      link.update(program);
+    }
+    expect(standingAt(lab.bpffs)).toEqual({ live: [own(), before], others: [] });
+    rmSync(programFolder(generationFolder(lab.bpffs), code), { recursive: true });
+    runOtherPrograms("later");
+    rmSync(programFolder(generationFolder(lab.bpffs), before.code), { recursive: true });
+    const later = { ...before, code: "later" };
+    expect(standingAt(lab.bpffs)).toEqual({ live: [later], others: [] });
+    lab.reopen();
     lab.publish(mesh());
     const steps = hear();
-    expect(steps[0]?.step).toEqual({ name: "build", from: before, to: own() });
-    const flip = steps.find(({ step }) => step?.name === "flip");
-    expect(flip).toEqual({
-      step: { name: "flip", from: before, to: own() },
-      standing: { live: [before], others: [] },
+    expect(steps[0]?.step).toEqual({ name: "build", from: later, to: own() });
+    expect(steps.find(({ step }) => step?.name === "flip")).toEqual({
+      step: { name: "flip", from: later, to: own() },
+      standing: { live: [later], others: [] },
     });
     expect(steps.at(-1)?.standing).toEqual({ live: [own()], others: [] });
   });

@@ -107,6 +107,13 @@ describe.skipIf(why !== undefined)("the manifest", () => {
     expect(read().live).toMatchObject({ version });
   });
 
+  test("removed under an agent: written again", async () => {
+    const before = read();
+    rmSync(file);
+    await eventually("it is there", () => existsSync(file), 10_000);
+    expect(read()).toEqual(before);
+  });
+
   test("a newer version's: no agent starts, nothing is touched, connections are governed on", async () => {
     const whole = read();
     const text = JSON.stringify({ ...whole, version: 2, live: { ...whole.live, version: "7.0.0" } });
@@ -141,7 +148,7 @@ describe.skipIf(why !== undefined)("the manifest", () => {
     await agent.stop("SIGKILL");
     rmSync(state, { recursive: true });
     mkdirSync(state);
-    await output(["mount", "-t", "tmpfs", "-o", "ro", "none", state]);
+    await output(["mount", "-t", "tmpfs", "-o", "ro,mode=0700", "none", state]);
     try {
       agent = await lab.liveAgent();
       expect((await lab.connect(5)).errors).toEqual({});
