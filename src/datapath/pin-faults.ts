@@ -20,7 +20,7 @@ import {
   programFolder,
   tablePin,
 } from "./pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "./tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS } from "./tables.ts";
 
 /** What belongs at a path. */
 export type Part =
@@ -110,6 +110,17 @@ export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
   return maps;
 }
 
+/** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
+export function heldNames(bpffs: string): Set<string> {
+  const ids = new Set(holdersAt(bpffs).all.flatMap(({ maps }) => maps));
+  return new Set(
+    [...ids].map((id) => {
+      using map = BpfMap.fromId(id);
+      return map.info.name;
+    }),
+  );
+}
+
 /**
  * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
  * what was done and what could not be, a line each. Never throws.
@@ -132,6 +143,15 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
     }
   }
   return { done, failed };
+}
+
+/** One of those maps. Throws an Error that names it where it is lost. */
+export function readableMap(bpffs: string, name: MapName): BpfMap {
+  const maps = readableMaps(bpffs);
+  const wanted = maps.get(name);
+  for (const map of maps.values()) if (map !== wanted) map.close();
+  if (wanted) return wanted;
+  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
 }
 
 /**
@@ -200,8 +220,9 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
       using table = ownTable(path, name);
       if (table) return [];
       const found = pinnedAt(path);
-      // Before a first start is over none has to be there.
-      return found || built || all.length > 0 ? [{ path, part, ...(found ? { found } : {}) }] : [];
+      // Before a first start is over none has to be there, and other versions may do without one that is new.
+      const isDue = built || (all.length > 0 && isName(name));
+      return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
     });
   };
   const generation = generationFolder(bpffs);
@@ -209,6 +230,10 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
     ...check(KEPT_MAPS, all, (name) => keptPin(bpffs, name)),
     ...(built ? check(GENERATION_MAPS, own, (name) => tablePin(generation, name)) : []),
   ];
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
 }
 
 function programFaults(bpffs: string): PinFault[] {
