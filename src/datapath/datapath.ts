@@ -7,6 +7,7 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import { type Damage, tellFaults } from "./damage.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation, governedByOthers } from "./generation.ts";
+import { HeadStart } from "./head-start.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { isOwnNetns } from "./older.ts";
 import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./probe.ts";
@@ -42,6 +43,8 @@ export interface DatapathOptions extends Governed {
   upkeep?: number;
   /** What `Datapath.prove` gave before, so that it need not be done again. */
   proof?: Proof;
+  /** What `Datapath.headStart` gave before. */
+  headStart?: HeadStart;
   /** Hears of each step between two generations before it is taken. */
   announce?: Announce;
   log(line: string): void;
@@ -99,7 +102,7 @@ export class Datapath {
    */
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
     removeDeadProbes();
-    const generation = Generation.open(options.bpffs, options.announce, options.log, code);
+    const generation = Generation.open(options.bpffs, options.announce, options.log, code, options.headStart);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
@@ -117,6 +120,15 @@ export class Datapath {
     const proof = prove(bpffs, code, netns);
     tellProof(proof, options);
     return proof;
+  }
+
+  /**
+   * Loads this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock,
+   * and nothing is left of it but what is given, which `close` ends. Throws KernelError.
+   */
+  static headStart(bpffs: string): HeadStart | undefined {
+    const code = ownCode();
+    return governedByOthers(bpffs, code) ? HeadStart.take(bpffs, code) : undefined;
   }
 
   /** What these tables and programs are called beside those of other versions. */
