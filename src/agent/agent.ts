@@ -152,7 +152,7 @@ export class Agent {
     agent.#progress = (text) => succession.progress(text);
     agent.#controlPlane.start();
     try {
-      agent.#grip.prove();
+      agent.#grip.prepare();
       await succession.take(asCandidate(agent.#party()));
     } catch (error) {
       // Without a word in any file: they are the other agent's.

@@ -3,7 +3,8 @@
  * lets go of it while another takes over, and takes it again when that one fails.
  */
 import { type AgentStatus, readStatus } from "../admin/status.ts";
-import { Datapath, type Governed } from "../datapath/datapath.ts";
+import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
+import type { HeadStart } from "../datapath/head-start.ts";
 import type { Proof } from "../datapath/probe.ts";
 import { standingAt } from "../datapath/standing.ts";
 import { LockHeld } from "../kernel/lock.ts";
@@ -52,6 +53,7 @@ export class Grip {
   #unfinished: string | undefined;
   #before: AgentStatus | undefined;
   #proof: Proof | undefined;
+  #headStart: HeadStart | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
   /** Told once. */
@@ -89,13 +91,14 @@ export class Grip {
   }
 
   /**
-   * Proves this build's programs while another agent has the tables, if they would take hooks over: its part is not held
-   * up by that then. Throws ProbeFailed, and what governs goes on.
+   * Proves and loads this build's programs while another agent has the tables, if they would take hooks over: its part is
+   * not held up by that then. Throws ProbeFailed or KernelError, and what governs goes on.
    */
-  prove(): void {
+  prepare(): void {
     const { folders, log } = this.#options;
     const { netns } = this.#governed;
-    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, log: (line) => log.info(line) });
+    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, ...told(log) });
+    this.#headStart = Datapath.headStart(folders.bpffs);
   }
 
   /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
@@ -111,9 +114,11 @@ export class Grip {
         nodeAddresses: addresses,
         upkeep: UPKEEP,
         ...(this.#proof ? { proof: this.#proof } : {}),
+        ...(this.#headStart ? { headStart: this.#headStart } : {}),
         announce: (step) => manifest.announce(step),
-        log: (line) => log.info(line),
+        ...told(log),
       });
+      this.#headStart?.close();
       const kept = new KeptGenerations(datapath, log);
       this.#held = { locks, manifest, datapath, kept };
       this.#adopted = datapath.adopted;
@@ -199,4 +204,8 @@ export class Grip {
   #keepCurrent(): void {
     if (this.#options.isCurrent()) this.#held?.datapath.keepCurrent();
   }
+}
+
+function told(log: Log): Pick<DatapathOptions, "log" | "warn"> {
+  return { log: (line) => log.info(line), warn: (line) => log.warn(line) };
 }

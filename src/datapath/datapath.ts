@@ -7,6 +7,7 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import { type Damage, tellFaults } from "./damage.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
 import { Generation, governedByOthers } from "./generation.ts";
+import { HeadStart } from "./head-start.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
 import { isOwnNetns } from "./older.ts";
 import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./probe.ts";
@@ -42,9 +43,13 @@ export interface DatapathOptions extends Governed {
   upkeep?: number;
   /** What `Datapath.prove` gave before, so that it need not be done again. */
   proof?: Proof;
+  /** What `Datapath.headStart` gave before. */
+  headStart?: HeadStart;
   /** Hears of each step between two generations before it is taken. */
   announce?: Announce;
   log(line: string): void;
+  /** Of what should not stay so; absent: goes to `log`. */
+  warn?(line: string): void;
 }
 
 /** Between two tries of programs that failed their probe, milliseconds; each waits twice as long. */
@@ -78,7 +83,9 @@ export class Datapath {
     this.#generation = generation;
     this.#code = code;
     this.#proof = options.proof;
-    const lost = generation.others !== "live" && generation.live ? this.#relink() : [];
+    // Programs that were not proved yet wait for the first push, for all hooks.
+    const mends = generation.others !== "live" && generation.live && !generation.replaces;
+    const lost = mends ? this.#relink() : [];
     this.#attached = generation.attached;
     if (!generation.adopted) this.#publisher = this.#publish();
     if (options.upkeep === undefined) return;
@@ -95,7 +102,7 @@ export class Datapath {
    */
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
     removeDeadProbes();
-    const generation = Generation.open(options.bpffs, options.announce, options.log, code);
+    const generation = Generation.open(options.bpffs, options.announce, options.log, code, options.headStart);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
@@ -106,12 +113,22 @@ export class Datapath {
    * Proves this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock
    * and changes nothing. Throws ProbeFailed.
    */
-  static prove({ bpffs, netns, log }: Pick<DatapathOptions, "bpffs" | "netns" | "log">): Proof | undefined {
+  static prove(options: Pick<DatapathOptions, "bpffs" | "netns" | "log" | "warn">): Proof | undefined {
+    const { bpffs, netns } = options;
     const code = ownCode();
     if (!governedByOthers(bpffs, code)) return undefined;
     const proof = prove(bpffs, code, netns);
-    log(tellProof(proof));
+    tellProof(proof, options);
     return proof;
+  }
+
+  /**
+   * Loads this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock,
+   * and nothing is left of it but what is given, which `close` ends. Throws KernelError.
+   */
+  static headStart(bpffs: string): HeadStart | undefined {
+    const code = ownCode();
+    return governedByOthers(bpffs, code) ? HeadStart.take(bpffs, code) : undefined;
   }
 
   /** What these tables and programs are called beside those of other versions. */
@@ -365,7 +382,7 @@ export class Datapath {
   }
 
   #prove(): void {
-    const { bpffs, log } = this.#options;
+    const { bpffs } = this.#options;
     if (!this.#proof) {
       this.#announce("probe");
       try {
@@ -373,7 +390,7 @@ export class Datapath {
       } finally {
         this.#options.announce?.(undefined);
       }
-      log(tellProof(this.#proof));
+      tellProof(this.#proof, this.#options);
     }
     const { tags } = this.#generation;
     const wrong = [...this.#proof.tags].filter(([hook, tag]) => tags.get(hook) !== tag).map(([hook]) => hook);
@@ -428,10 +445,10 @@ function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Gov
   tables.settings.setFlags({ shadow });
 }
 
-function tellProof({ milliseconds, untried }: Proof): string {
-  return untried === undefined
-    ? `the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`
-    : `warning: the new programs take over without a trial: ${untried}`;
+function tellProof({ milliseconds, untried }: Proof, to: Pick<DatapathOptions, "log" | "warn">): void {
+  if (untried === undefined)
+    to.log(`the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`);
+  else (to.warn ?? to.log)(`the new programs take over without a trial: ${untried}`);
 }
 
 function textOf(error: unknown): string {

@@ -24,6 +24,7 @@ import {
   faultOf,
   folderFaults,
   type Held,
+  heldNames,
   nameLinks,
   type PinFault,
   pinFaults,
@@ -39,7 +40,7 @@ import {
   tablePin,
   unfinished,
 } from "./pins.ts";
-import { type Code, loadPrograms, ownCode } from "./programs.ts";
+import { type Code, type Loaded, type LoadedAhead, loadPrograms, ownCode } from "./programs.ts";
 import { standingAt } from "./standing.ts";
 import type { Announce, GenerationName } from "./step.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
@@ -86,7 +87,7 @@ export class Generation {
    * Adopts what is pinned below `bpffs`, or loads `code` and pins an empty generation, beside those of other layouts when there
    * are any; attaches nothing. What an earlier start left half built is removed, pins that somebody removed are made
    * again, and what somebody else pinned in their place is moved to aside/: `log` is told.
-   * `announce` hears of it before it builds.
+   * `announce` hears of it before it builds, which takes less with a `headStart`.
    * Throws KernelError, and an Error that names the pin which is missing for good; what was pinned before stays as it was.
    */
   static open(
@@ -94,6 +95,7 @@ export class Generation {
     announce: Announce = () => {},
     log: (line: string) => void = () => {},
     code: Code = ownCode(),
+    headStart?: LoadedAhead,
   ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
@@ -108,19 +110,20 @@ export class Generation {
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);
-    else if (others.length > 0) complete(maps, KEPT_MAPS);
+    else if (others.length > 0) complete(maps, knownBefore(bpffs));
     if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
-    const tables = () => new Tables(complete(maps));
     const pinned = pinnedPrograms(programFolder(folder, code.hash));
     if (adopted && pinned.size === HOOK_ORDER.length)
-      return new Generation(bpffs, tables(), pinned, adopted, code.hash, others, undefined);
+      return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code.hash, others, undefined);
     const [from] = standingAt(bpffs).live;
     announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code: code.hash } });
-    const programs = build(bpffs, maps, code, adopted, pinned);
+    const loaded = load(code, maps, headStart);
+    pinNew(bpffs, loaded, code, adopted, pinned);
     announce(undefined);
     const built = !adopted ? folder : pinned.size === 0 ? programFolder(folder, code.hash) : undefined;
-    return new Generation(bpffs, tables(), programs, adopted, code.hash, others, built);
+    const tables = new Tables(complete(loaded.maps));
+    return new Generation(bpffs, tables, loaded.programs, adopted, code.hash, others, built);
   }
 
   get name(): GenerationName {
@@ -374,6 +377,19 @@ export function complete(
   return Object.fromEntries(maps) as Maps;
 }
 
+/**
+ * The kept maps that versions beside this one use: those that their programs hold, and the names, which every version has
+ * had. One that a later version brings is made beside them; one that somebody else uses never is.
+ */
+function knownBefore(bpffs: string): MapName[] {
+  const held = heldNames(bpffs);
+  return KEPT_MAPS.filter((name) => isName(name) || held.has(name));
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
+}
+
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
   const map = ownTable(path, name);
   if (map) maps.set(name, map);
@@ -431,24 +447,27 @@ function seesAllMounts(): boolean {
   }
 }
 
-/**
- * Loads the programs over what is pinned, adds the maps that are not, and pins all that is new. Of programs over adopted
- * tables those that are `pinned` stay, and those that run.
- */
-function build(
+/** Loads the programs over the maps that are `pinned`, which it takes over, and adds those that are not. */
+function load(code: Code, pinned: Map<MapName, BpfMap>, headStart: LoadedAhead | undefined): Loaded {
+  const ahead = headStart?.spend(pinned);
+  if (!ahead) return { maps: pinned, programs: loadPrograms(code, pinned) };
+  for (const map of pinned.values()) map.close();
+  return ahead;
+}
+
+/** Pins all that is new. Of programs over adopted tables those that are `pinned` stay, and those that run. */
+function pinNew(
   bpffs: string,
-  maps: Map<MapName, BpfMap>,
+  { maps, programs }: Loaded,
   code: Code,
   adopted: boolean,
   pinned: Map<Hook, BpfProgram>,
-): Map<Hook, BpfProgram> {
-  const programs = loadPrograms(code, maps);
+): void {
   const generation = generationFolder(bpffs);
   pinKept(bpffs, maps);
   if (adopted) keepOld(bpffs, programs, maps, pinned);
   if (adopted) pinPrograms(programFolder(generation, code.hash), programs);
   else pinGeneration(generation, maps, programs, code.hash);
-  return programs;
 }
 
 function pinKept(bpffs: string, maps: Map<MapName, BpfMap>): void {

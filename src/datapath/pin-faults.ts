@@ -110,6 +110,17 @@ export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
   return maps;
 }
 
+/** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
+export function heldNames(bpffs: string): Set<string> {
+  const ids = new Set(holdersAt(bpffs).all.flatMap(({ maps }) => maps));
+  return new Set(
+    [...ids].map((id) => {
+      using map = BpfMap.fromId(id);
+      return map.info.name;
+    }),
+  );
+}
+
 /**
  * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
  * what was done and what could not be, a line each. Never throws.

@@ -17,6 +17,18 @@ export interface Code {
   hash: string;
 }
 
+/** Programs in the kernel, and all maps that they use. */
+export interface Loaded {
+  maps: Map<MapName, BpfMap>;
+  programs: Map<Hook, BpfProgram>;
+}
+
+/** What was loaded before anybody could know which maps are there when it is wanted. */
+export interface LoadedAhead {
+  /** It, the caller's from now on; undefined when it does not fit the maps that are pinned by now. */
+  spend(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined;
+}
+
 export function ownCode(): Code {
   const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
   const hash = createHash("sha256");

@@ -52,6 +52,16 @@ export interface Room {
   services: number;
 }
 
+/** Puts empty inner maps into tables that have none, of those that `wanted` names: each waits for the kernel. */
+export function installEmpty(maps: ReadonlyMap<MapName, BpfMap>, wanted: (name: MapName) => boolean): void {
+  const frontends = maps.get("frontends");
+  if (frontends && wanted("frontends")) new ExactTable(frontends).close();
+  for (const name of ["prefixes", "exclusions"] as const) {
+    const outer = maps.get(name);
+    if (outer && wanted(name)) new PrefixTable(outer, name).close();
+  }
+}
+
 export class Tables {
   readonly maps: Maps;
   readonly settings: Settings;

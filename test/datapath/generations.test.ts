@@ -1,6 +1,6 @@
 /** Tables of two layouts beside each other. The other version's are this one's under another name: programs read them all the same. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { ChunkedTable } from "../../src/datapath/chunked.ts";
 import { explainPinned } from "../../src/datapath/explain.ts";
@@ -185,6 +185,33 @@ describe.skipIf(!root)("generations beside each other", () => {
     expect(lab.reopen()).toMatchObject({ adopted: true, attached: false, governs: true, takesOver: true });
     expect(lab.publish(meshOf(["one", A]))).toBe(0);
     expect(lab.datapath).toMatchObject({ attached: true, takesOver: false, kept: [OTHER] });
+  });
+
+  test("a kept map that no version before had is made, and one that others use is never made anew", () => {
+    const idOf = (name: string) => {
+      using map = BpfMap.fromPin(keptPin(lab.bpffs, name));
+      return map.info.id;
+    };
+    lab.publish(meshOf(["one", A]));
+    disown();
+    const [used, shared] = [idOf("verdicts"), idOf("sockets")];
+    rmSync(keptPin(lab.bpffs, "verdicts"));
+    lab.reopen();
+    expect(idOf("verdicts")).toBe(used);
+
+    // As if the other version's connect() had never known it.
+    disown();
+    const programs = join(generationFolder(lab.bpffs, OTHER), "programs");
+    for (const hook of ["connect4", "connect6"] as const) {
+      rmSync(linkPin(lab.bpffs, hook));
+      for (const code of readdirSync(programs)) rmSync(join(programs, code, hook));
+    }
+    rmSync(keptPin(lab.bpffs, "verdicts"));
+    lab.reopen();
+    expect(idOf("verdicts")).not.toBe(used);
+    expect(idOf("sockets")).toBe(shared);
+    lab.publish(meshOf(["one", A]));
+    expect(lab.datapath.attached).toBe(true);
   });
 
   test("what an earlier start left half built is removed", () => {

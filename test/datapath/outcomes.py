@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """One way in which a connect() may go: outcomes.py WAY ADDRESS PORT ELSEWHERE OWN. Prints "done" when the socket has
-told all it will, and ends when a line comes. ELSEWHERE: a port of the loopback address that nobody governs; OWN: a
+told all it will, and ends when a line comes. WAY,WAY,... goes one after the other. ELSEWHERE: a port of the loopback address that nobody governs; OWN: a
 port of the endpoint's own address, where this script is the server of the service's connections."""
 import ctypes
 import errno
@@ -346,6 +346,7 @@ def denied():
     sock.close()
 
 
-globals()[way.replace("-", "_")]()
+for each in way.split(","):
+    globals()[each.replace("-", "_")]()
 print("done", flush=True)
 sys.stdin.readline()

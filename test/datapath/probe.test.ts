@@ -20,6 +20,7 @@ import { fetchAtomics } from "../../src/kernel/features.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
+import { run } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
@@ -233,6 +234,18 @@ describe.skipIf(!root)("a probe", () => {
     writeFileSync(limit, "max");
     expect(said.join()).toContain("on trial");
     expect(traces().cgroups).toEqual([]);
+  });
+
+  test("where no cgroup can be made it is not tried, and says so", async () => {
+    lab.publish(meshOf(A));
+    const folder = join(import.meta.dirname, "../../src/datapath");
+    const script =
+      `import { prove } from "${folder}/probe.ts"; import { ownCode } from "${folder}/programs.ts";` +
+      `console.log(prove("${lab.bpffs}", ownCode(), "own").untried);`;
+    const remount = `mount -o remount,bind,ro ${cgroup2Root()} && exec "$0" -e '${script}'`;
+    const { code, stdout, stderr } = await run(["unshare", "--mount", "sh", "-c", remount, process.execPath]);
+    expect([code, stderr]).toEqual([0, ""]);
+    expect(stdout).toMatch(/^no cgroup can be made for it \(EROFS: /);
   });
 
   test("cgroups of probes that died are removed, those of the living are not", () => {

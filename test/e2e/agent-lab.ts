@@ -14,7 +14,8 @@ import {
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { stringify } from "yaml";
-import type { AgentStatus } from "../../src/admin/status.ts";
+import { askAgent } from "../../src/admin/client.ts";
+import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Summary } from "../../src/datapath/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
 import { type ClientSpec, KMESH, RunningClient, type Tally } from "../interop/mesh-lab.ts";
@@ -176,12 +177,23 @@ export class AgentLab {
     return agent;
   }
 
-  /** `kmesh status` as soon as it fits. */
+  /** What the agent itself says of `path`, undefined when there is none: a command takes far longer to start. */
+  told(path: string): Promise<unknown> {
+    return askAgent(adminSocket(join(this.folder, "run")), path);
+  }
+
+  /** The status, from the agent itself; without one, it is not alive. */
+  async toldStatus(): Promise<StatusJson> {
+    const told = (await this.told("/status")) as { agent: AgentStatus; kernel: Summary } | undefined;
+    return told ? { alive: true, ...told.agent, kernel: told.kernel } : { alive: false, kernel: null };
+  }
+
+  /** The agent's status as soon as it fits. */
   statusOnce(what: string, agent: OwnedProcess, fits: (status: StatusJson) => boolean): Promise<StatusJson> {
     return eventually(what, async () => {
       if (agent.status !== undefined) throw new Error(`kmesh ended: ${agent.status}`);
-      const status = await this.status();
-      return fits(status) && status;
+      const status = await this.toldStatus();
+      return status.alive && fits(status) && status;
     }).catch((error: Error) => {
       throw new Error(`${error.message} (${error.cause})\n${agent.tail(30)}`);
     });

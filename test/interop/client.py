@@ -4,6 +4,7 @@
 {"mode": "count", "address": A, "port": P, "count": N}  N connections one after the other, one line each
 {"mode": "storm", ...}                                  the same without an end, until standard input closes
 {"mode": "hold", ...}                                   N connections that stay and pass a line every 20 ms, until then
+{"mode": "asked"}                                       "count" for each line of standard input, which is such a JSON
 
 Optional: "mapped" (an IPv6 socket, the IPv4 address v4-mapped), "keep" (count: leave them open until standard
 input closes, print first), "v6only", "source" (bind to this address first), "threads" and "pace" (storm: how many, and
@@ -17,14 +18,21 @@ import sys
 import threading
 import time
 
-spec = json.loads(sys.argv[1])
-target = spec["address"]
-v6 = ":" in target or spec.get("mapped")
-if spec.get("mapped"):
-    target = "::ffff:" + target
-result = {"made": 0, "by": {}, "errors": {}, "peers": {}, "cut": 0, "answers": 0}
 lock = threading.Lock()
 over = threading.Event()
+
+
+def take(text):
+    global spec, target, v6, result
+    spec = json.loads(text)
+    target = spec.get("address", "")
+    v6 = ":" in target or spec.get("mapped")
+    if spec.get("mapped"):
+        target = "::ffff:" + target
+    result = {"made": 0, "by": {}, "errors": {}, "peers": {}, "cut": 0, "answers": 0}
+
+
+take(sys.argv[1])
 
 
 def count(kind, key):
@@ -92,8 +100,7 @@ def wait_for_end():
     over.set()
 
 
-mode = spec["mode"]
-if mode == "count":
+def count_connections():
     kept = []
     for _ in range(spec.get("count", 1)):
         sock = once()
@@ -102,6 +109,15 @@ if mode == "count":
     print(json.dumps(result), flush=True)
     if spec.get("keep"):
         wait_for_end()
+
+
+mode = spec["mode"]
+if mode == "count":
+    count_connections()
+elif mode == "asked":
+    for line in sys.stdin:
+        take(line)
+        count_connections()
 elif mode == "storm":
     threads = [threading.Thread(target=storm) for _ in range(spec.get("threads", 2))]
     for thread in threads:

@@ -13,7 +13,7 @@ import { binaries, ControlPlane, type ControlPlaneOptions } from "../control-pla
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, placed, plainEnvironment, type RunResult, run } from "../lab/process.ts";
 
-export const KMESH = resolve(import.meta.dirname, "../../dist/kmesh");
+export const KMESH = process.env.KMESH ?? resolve(import.meta.dirname, "../../dist/kmesh");
 const BPFFS = "/sys/fs/bpf";
 
 /** Why these tests can't run on this machine; undefined when they can. Builds the control plane if need be. */

@@ -7,6 +7,12 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { closeSync, openSync, readFileSync } from "node:fs";
 
+/**
+ * What waits are multiplied by where everything is slow, as in a machine under emulation: KMESH_TEST_PATIENCE. Looks are
+ * as much rarer, since each takes from the time of what is waited for.
+ */
+export const PATIENCE = Number(process.env.KMESH_TEST_PATIENCE ?? 1);
+
 /** Where a process runs; what is left out is the same as the test's own. */
 export interface Place {
   /** Path of a network namespace, such as /run/netns/NAME. */
@@ -135,7 +141,7 @@ export interface RunResult {
   stderr: string;
 }
 
-/** Runs `command` at `place` to its end, at most `timeoutMs`, with `input` as its standard input. Never throws. */
+/** Runs `command` at `place` to its end, at most `timeoutMs` times PATIENCE, with `input` as its input. Never throws. */
 export function run(
   command: readonly string[],
   place: Place & { input?: string; timeoutMs?: number } = {},
@@ -149,7 +155,7 @@ export function run(
     });
     let stdout = "";
     let stderr = "";
-    const timer = setTimeout(() => child.kill("SIGKILL"), place.timeoutMs ?? 30_000);
+    const timer = setTimeout(() => child.kill("SIGKILL"), PATIENCE * (place.timeoutMs ?? 30_000));
     child.stdout.setEncoding("utf8").on("data", (text: string) => {
       stdout += text;
     });
@@ -188,7 +194,7 @@ export function sleep(ms: number): Promise<void> {
 
 /**
  * Calls `check` every `everyMs` until it gives something other than undefined or false, and gives that.
- * Throws after `timeoutMs`, quoting `what` and the last error that `check` threw.
+ * Throws after `timeoutMs` times PATIENCE, quoting `what` and the last error that `check` threw.
  */
 export async function eventually<T>(
   what: string,
@@ -196,7 +202,8 @@ export async function eventually<T>(
   timeoutMs = 15_000,
   everyMs = 50,
 ): Promise<T> {
-  const deadline = performance.now() + timeoutMs;
+  const limit = PATIENCE * timeoutMs;
+  const deadline = performance.now() + limit;
   let last: unknown;
   for (;;) {
     try {
@@ -206,8 +213,8 @@ export async function eventually<T>(
       last = error;
     }
     if (performance.now() > deadline) {
-      throw new Error(`not within ${timeoutMs / 1000} s: ${what}`, last === undefined ? {} : { cause: last });
+      throw new Error(`not within ${limit / 1000} s: ${what}`, last === undefined ? {} : { cause: last });
     }
-    await sleep(everyMs);
+    await sleep(PATIENCE * everyMs);
   }
 }

@@ -164,12 +164,20 @@ export class SystemdMachine {
     await this.output("systemctl", "enable", ...names);
   }
 
-  /** Whether such an application's connections are redirected now. */
+  /** Whether such an application's connections are redirected from now on. They are when it says so within 10 s. */
   async answered(name: string): Promise<boolean> {
     await this.output("rm", "-f", `/run/${name}.answer`);
+    return eventually(`${name} has an answer`, () => this.exists(`/run/${name}.answer`), 10_000).then(
+      async () => (await this.output("cat", `/run/${name}.answer`)) === `shop ${name}\n`,
+      () => false,
+    );
+  }
+
+  /** Whether none of its connections came through for half a second. */
+  async unanswered(name: string): Promise<boolean> {
+    await this.output("rm", "-f", `/run/${name}.answer`);
     await sleep(500);
-    const { stdout } = await this.run("cat", `/run/${name}.answer`);
-    return stdout === `shop ${name}\n`;
+    return !this.exists(`/run/${name}.answer`);
   }
 
   /** Whether any of its connections ever was outside the mesh, since it started first or since this was last asked. */

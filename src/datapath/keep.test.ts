@@ -1,0 +1,106 @@
+/** What is pinned in keep/ never changes its shape: bpf/include/keep.h against the table of what was released. */
+import { expect, test } from "bun:test";
+import { keptLayouts } from "./keep.ts";
+
+const NEVER =
+  "The maps of keep/ are used by every version of kmesh at once: programs of an older one go on writing records of this " +
+  "shape while a newer one reads them, and a rollback goes back to it. So what stands in this table is never altered or " +
+  "removed. A new field goes where `reserved` is, and zero in it means what was so before; what needs more room " +
+  "goes into another map beside these.";
+const ADDED =
+  "keep.h has what this table lacks. If it is a new map, its record, or a field in the place of `reserved`, add these " +
+  "lines. If it took the place of something else, don't.";
+
+/** Maps; then each record's size and its fields, offset and size in bytes; then what numbers mean. */
+const TABLE = `
+map sockets: sk-storage, key 4, value 96, 0 at most, flags 1
+map endpoints: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 32, 256 at most, flags 5120
+map endpoint_loads: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 32, 256 at most, flags 5120
+map cluster_loads: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 64, 256 at most, flags 5120
+map service_counts: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 192, 256 at most, flags 5120
+map agents: hash, key 4, value 8, 64 at most, flags 0
+map enrolled: hash, key 8, value 8, 1024 at most, flags 0
+map units: hash, key 128, value 8, 4096 at most, flags 1
+map enrolment: array, key 4, value 64, 1 at most, flags 1024
+map verdicts: array, key 4, value 8, 16384 at most, flags 1024
+map name_lines: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 64, 256 at most, flags 5120
+map cluster_names: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 8, 256 at most, flags 5120
+map service_names: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 8, 256 at most, flags 5120
+socket_state: 96 bytes
+socket_state.version: 2 at 0
+socket_state.flags: 2 at 2
+socket_state.service: 4 at 4
+socket_state.cluster: 4 at 8
+socket_state.endpoint: 4 at 12
+socket_state.asked: 16 at 16
+address: 16 bytes
+address.word: 4 x 4 at 0
+socket_state.asked_port: 2 at 32
+socket_state.sequence: 4 at 36
+socket_state.since_ns: 8 at 40
+unit_name: 128 bytes
+unit_name.byte: 1 x 128 at 0
+enrolment: 64 bytes
+enrolment.epoch: 8 at 0
+enrolment.root: 8 at 8
+endpoint: 32 bytes
+endpoint.address: 16 at 0
+endpoint.port: 2 at 16
+endpoint.is_v4: 1 at 18
+endpoint.used: 4 at 20
+name_ref: 8 bytes
+name_ref.first_line: 4 at 0
+name_ref.length: 4 at 4
+name_line: 64 bytes
+name_line.byte: 1 x 64 at 0
+endpoint_load: 32 bytes
+endpoint_load.live: 8 at 0
+endpoint_load.failures: 4 at 8
+endpoint_load.ejections: 4 at 12
+endpoint_load.ejected_until_ns: 8 at 16
+endpoint_load.failed: 8 at 24
+cluster_load: 64 bytes
+cluster_load.turn: 8 at 0
+cluster_load.live: 8 at 8
+cluster_load.turn_v6: 8 at 16
+cluster_load.ejected_until_ns: 8 at 24
+cluster_load.ejected: 4 at 32
+cluster_load.ejections: 8 at 40
+service_counters: 192 bytes
+service_counters.redirected: 8 at 0
+service_counters.passed: 8 at 8
+service_counters.would_redirect: 8 at 16
+service_counters.would_refuse: 8 at 24
+service_counters.refused: 8 x 12 at 32
+service_counters.failed: 8 at 128
+SOCKET_REDIRECTED = 1
+SOCKET_COUNTED = 2
+SOCKET_PROBE = 4
+REASON_NONE = 0
+REASON_NO_ENDPOINT = 1
+REASON_NO_FAMILY = 2
+REASON_MISSING_CLUSTER = 3
+REASON_TLS_REQUIRED = 4
+REASON_POLICY = 5
+REASON_NOT_IN_REGISTRY = 6
+REASON_MAX_CONNECTIONS = 7
+REASON_UNDECIDABLE = 8
+REASON_INTERNAL = 9
+REASON_COUNT = 12
+`.trim();
+
+test("nothing that was released has changed", () => {
+  const now = new Set(keptLayouts());
+  expect(
+    TABLE.split("\n").filter((line) => !now.has(line)),
+    NEVER,
+  ).toEqual([]);
+});
+
+test("all that there is stands in the table", () => {
+  const frozen = new Set(TABLE.split("\n"));
+  expect(
+    keptLayouts().filter((line) => !frozen.has(line)),
+    ADDED,
+  ).toEqual([]);
+});

@@ -1,0 +1,67 @@
+/** Programs loaded ahead: they serve only over the very maps that are pinned when they are wanted. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readdirSync, renameSync } from "node:fs";
+import { Datapath } from "../../src/datapath/datapath.ts";
+import { pinnedMaps } from "../../src/datapath/generation.ts";
+import { HeadStart } from "../../src/datapath/head-start.ts";
+import { generationFolder, HOOK_ORDER } from "../../src/datapath/pins.ts";
+import { ownCode } from "../../src/datapath/programs.ts";
+import { KEPT_MAPS } from "../../src/datapath/tables.ts";
+import { DatapathLab } from "./lab.ts";
+
+setDefaultTimeout(60_000);
+const root = process.getuid?.() === 0;
+if (!root) console.warn("the tests of programs loaded ahead are skipped: they need root");
+
+describe.skipIf(!root)("a head start", () => {
+  let lab: DatapathLab;
+  beforeAll(async () => {
+    lab = await DatapathLab.create();
+  });
+  afterAll(async () => {
+    await lab?.remove();
+  });
+
+  const pins = () => readdirSync(lab.bpffs, { recursive: true, encoding: "utf8" }).sort();
+  const idsOf = (maps: ReturnType<typeof pinnedMaps>) =>
+    [...maps].map(([name, { info }]) => `${name} ${info.id}`).sort();
+
+  test("is taken only when other programs run", () => {
+    expect(Datapath.headStart(lab.bpffs)).toBeUndefined();
+  });
+
+  test("over the maps that are pinned it is given once, and nothing of it is pinned", () => {
+    const before = pins();
+    const start = HeadStart.take(lab.bpffs, ownCode());
+    const pinned = pinnedMaps(lab.bpffs);
+    const loaded = start.spend(pinned);
+    expect([...(loaded?.programs.keys() ?? [])].sort()).toEqual([...HOOK_ORDER].sort());
+    expect(loaded && idsOf(loaded.maps)).toEqual(idsOf(pinned));
+    expect(start.spend(pinned)).toBeUndefined();
+    expect(pins()).toEqual(before);
+    for (const held of [...pinned.values(), ...(loaded ? [...loaded.maps.values()] : [])]) held.close();
+    for (const program of loaded?.programs.values() ?? []) program.close();
+  });
+
+  test("beside another layout it has tables of its own, and the kept ones are those of both", () => {
+    lab.datapath.close();
+    renameSync(generationFolder(lab.bpffs), generationFolder(lab.bpffs, "0123456789abcdef"));
+    const start = HeadStart.take(lab.bpffs, ownCode());
+    const pinned = pinnedMaps(lab.bpffs);
+    expect([...pinned.keys()].sort()).toEqual([...KEPT_MAPS].sort());
+    const loaded = start.spend(pinned);
+    for (const [name, { info }] of pinned) expect(loaded?.maps.get(name)?.info.id).toBe(info.id);
+    expect(loaded?.maps.has("targets")).toBe(true);
+    for (const map of [...pinned.values(), ...(loaded ? [...loaded.maps.values()] : [])]) map.close();
+    for (const program of loaded?.programs.values() ?? []) program.close();
+  });
+
+  test("once tables of this layout were pinned by somebody else it is of no use", () => {
+    const start = HeadStart.take(lab.bpffs, ownCode());
+    renameSync(generationFolder(lab.bpffs, "0123456789abcdef"), generationFolder(lab.bpffs));
+    const pinned = pinnedMaps(lab.bpffs);
+    expect(start.spend(pinned)).toBeUndefined();
+    start.close();
+    for (const map of pinned.values()) map.close();
+  });
+});
