@@ -156,7 +156,8 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
         }
         const { code, stderr } = await restart;
         if (code === 0) break;
-        expect([code, stderr]).toEqual([6, expect.stringContaining("no restart: the successor")]);
+        // On a busy machine it may be killed while it is still a copy of the agent, before it executes the file.
+        expect([code, stderr]).toEqual([6, expect.stringMatching(/no restart: (the successor|execve)/)]);
         expect(await agents()).toEqual([before]);
         expect(await lab.status()).toMatchObject({ alive: true, pid: before });
         expect((await lab.connect(20)).made).toBe(20);
