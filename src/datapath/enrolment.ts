@@ -2,11 +2,11 @@
 import { existsSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../kernel/cgroup.ts";
-import { BpfMap } from "../kernel/maps.ts";
+import type { BpfMap } from "../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
 import { socketInodes, taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
-import { keptPin } from "./pins.ts";
+import { readableMap } from "./pin-faults.ts";
 import type { Tables } from "./tables.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
 
@@ -175,7 +175,7 @@ export function unexempt(agents: BpfMap, pid: number): void {
 
 /** The same where another agent holds the tables that are pinned below `bpffs`. */
 export function exemptSelfPinned(bpffs: string): void {
-  const agents = BpfMap.fromPin(keptPin(bpffs, "agents"));
+  const agents = readableMap(bpffs, "agents");
   try {
     exemptSelf(agents);
   } finally {

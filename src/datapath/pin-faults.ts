@@ -20,7 +20,7 @@ import {
   programFolder,
   tablePin,
 } from "./pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "./tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS } from "./tables.ts";
 
 /** What belongs at a path. */
 export type Part =
@@ -145,6 +145,15 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
   return { done, failed };
 }
 
+/** One of those maps. Throws an Error that names it where it is lost. */
+export function readableMap(bpffs: string, name: MapName): BpfMap {
+  const maps = readableMaps(bpffs);
+  const wanted = maps.get(name);
+  for (const map of maps.values()) if (map !== wanted) map.close();
+  if (wanted) return wanted;
+  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
+}
+
 /**
  * Gives links of kmesh's that somebody renamed their names back, where nothing else has them: with a second link a hook
  * would run twice. Gives a line for each. Throws what the file system says.
@@ -211,8 +220,9 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
       using table = ownTable(path, name);
       if (table) return [];
       const found = pinnedAt(path);
-      // Before a first start is over none has to be there.
-      return found || built || all.length > 0 ? [{ path, part, ...(found ? { found } : {}) }] : [];
+      // Before a first start is over none has to be there, and other versions may do without one that is new.
+      const isDue = built || (all.length > 0 && isName(name));
+      return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
     });
   };
   const generation = generationFolder(bpffs);
@@ -220,6 +230,10 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
     ...check(KEPT_MAPS, all, (name) => keptPin(bpffs, name)),
     ...(built ? check(GENERATION_MAPS, own, (name) => tablePin(generation, name)) : []),
   ];
+}
+
+function isName(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
 }
 
 function programFaults(bpffs: string): PinFault[] {

@@ -10,7 +10,7 @@ import { join } from "node:path";
 import { cgroup2Root, cgroupId, ownCgroup } from "../kernel/cgroup.ts";
 import { ERRNO, KernelError } from "../kernel/error.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
-import { BpfMap } from "../kernel/maps.ts";
+import type { BpfMap } from "../kernel/maps.ts";
 import type { BpfProgram } from "../kernel/object.ts";
 import { type Family, LoopbackListener, ProbeChild } from "../kernel/probe.ts";
 import { formatAddress, parseAddress } from "../mesh/address.ts";
@@ -21,7 +21,7 @@ import { faultPoint } from "../runtime/fault.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import { enrolCgroup, exempt, governNetns, unexempt } from "./enrolment.ts";
 import * as layout from "./layout.gen.ts";
-import { keptPin } from "./pins.ts";
+import { readableMap } from "./pin-faults.ts";
 import { type Code, loadPrograms } from "./programs.ts";
 import { Publisher } from "./publisher.ts";
 import { type MapName, type Maps, Tables } from "./tables.ts";
@@ -107,7 +107,7 @@ function probe(
   const listeners = listen();
   let room: Room | undefined;
   const links: CgroupLink[] = [];
-  const agents = BpfMap.fromPin(keptPin(bpffs, "agents"));
+  const agents = readableMap(bpffs, "agents");
   try {
     room = Room.make();
     if (room.child === undefined) return room.trouble;

@@ -1,8 +1,7 @@
 /** The kernel's own count of connections, over all services: it goes on whichever agent and generation there is. */
-import { BpfMap } from "../kernel/maps.ts";
 import { ChunkedTable } from "./chunked.ts";
 import * as layout from "./layout.gen.ts";
-import { keptPin } from "./pins.ts";
+import { readableMap } from "./pin-faults.ts";
 
 /** Since the counters began. */
 export interface Totals {
@@ -31,7 +30,7 @@ export function totalsOf(counts: ChunkedTable): Totals {
 
 /** The same of what is pinned below `bpffs`, whichever version made it. Throws KernelError when nothing is. */
 export function pinnedTotals(bpffs: string): Totals {
-  const map = BpfMap.fromPin(keptPin(bpffs, "service_counts"));
+  const map = readableMap(bpffs, "service_counts");
   try {
     return totalsOf(new ChunkedTable(map, "svc_counts", layout.service_counters.size));
   } finally {
