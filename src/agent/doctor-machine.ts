@@ -18,6 +18,7 @@ import { type Check, type Finding, wrongOf } from "./examination.ts";
 import { exposureOf } from "./exposure.ts";
 import { identityStore } from "./identity-store.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "./machine.ts";
+import { refuseUnknown, UnknownManifest } from "./manifest.ts";
 import { Unsupported } from "./unsupported.ts";
 
 /** A clock may be a little behind a file's date: another machine may have written it. Milliseconds. */
@@ -118,6 +119,7 @@ function lookAtFiles(config: Config): Finding[] {
     ["--run-dir", runDir],
   ] as const)
     findings.push(...lookAtFolder(flag, folder));
+  findings.push(...lookAtManifest(stateDir));
   if (plaintext)
     return [...findings, { state: "well", text: "--plaintext: neither roots nor a token are used" }];
   if (ca !== undefined) findings.push(...lookAtRoots(ca));
@@ -152,6 +154,17 @@ function faultOfTokenFile(file: string, id: SpiffeId): string | undefined {
   } catch (error) {
     if (error instanceof FileError) return error.message.replace(/: (pass|write) .*/, "");
     throw error;
+  }
+}
+
+/** One of a later version: `kmesh run` refuses it. */
+function lookAtManifest(stateDir: string): Finding[] {
+  try {
+    refuseUnknown(stateDir);
+    return [];
+  } catch (error) {
+    if (!(error instanceof UnknownManifest)) throw error;
+    return [wrong(error.message, error.next)];
   }
 }
 

@@ -168,6 +168,11 @@ test("files: roots, token, folders, and who may read them", async () => {
     `wrong: ${state} may be written by others (mode 777): \`kmesh run\` refuses that => chmod go-w ${state}`,
   );
   expect(lines(await look("files", { "state-dir": join(folder, "token") }))[0]).toContain("is no folder");
+  chmodSync(state, 0o700);
+  writeFileSync(join(state, "manifest.json"), '{"version":9}');
+  expect(lines(await look("files", { "state-dir": state }))[0]).toStartWith(
+    `wrong: ${join(state, "manifest.json")} was written by another kmesh in format 9; this one `,
+  );
   expect(lines(await look("files", { plaintext: true })).at(-1)).toContain("neither roots nor a token");
 });
 

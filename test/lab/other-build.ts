@@ -25,6 +25,8 @@ const ROOT = join(import.meta.dirname, "../..");
 const CACHE = join(process.env.XDG_CACHE_HOME ?? join(homedir(), ".cache"), "kmesh/other-builds");
 /** Results that are kept of each variant: other checkouts use the same folder. */
 const KEPT = 6;
+/** Since a result was asked for: a test of another checkout may run it still, milliseconds. */
+const IN_USE = 1_800_000;
 
 /** What the executable is made of. */
 const SOURCES = [
@@ -160,5 +162,6 @@ function prune(variant: OtherBuild): void {
     .filter((name) => name.startsWith(`${variant}-`))
     .map((name) => ({ path: join(CACHE, name), used: statSync(join(CACHE, name)).mtimeMs }))
     .sort((a, b) => b.used - a.used);
-  for (const { path } of made.slice(KEPT)) rmSync(path, { recursive: true, force: true });
+  for (const { path, used } of made.slice(KEPT))
+    if (used < Date.now() - IN_USE) rmSync(path, { recursive: true, force: true });
 }
