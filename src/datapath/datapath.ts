@@ -266,6 +266,8 @@ export class Datapath {
     clearInterval(this.#upkeep);
     this.#closed = true;
     this.#publisher?.close();
+    // What was unpinned since the last look would end with this process's descriptors.
+    if (this.#options.upkeep !== undefined) this.#repinLast();
     if (this.#flaw) this.#generation.discard();
     this.#generation.close();
   }
@@ -324,6 +326,15 @@ export class Datapath {
     if (troubles.length === 0) this.#trouble = "";
     else
       this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
+  }
+
+  #repinLast(): void {
+    try {
+      const { done, failed } = this.#generation.repin();
+      for (const line of [...done, ...failed]) this.#options.log(line);
+    } catch (error) {
+      this.#options.log(`what was unpinned is not pinned again: ${textOf(error)}`);
+    }
   }
 
   #compareOnce(): void {

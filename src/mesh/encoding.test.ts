@@ -128,7 +128,8 @@ test("a mesh of several parts is that of the moment of the call, though its maps
   expect(parts.length).toBeGreaterThan(2);
   expect(Math.max(...parts.map(({ length }) => length))).toBeLessThan(100_000);
   expect(decodeMesh(Buffer.concat(parts))).toEqual(before);
-});
+  // A second where nobody else works.
+}, 30_000);
 
 test("cut anywhere, or with a byte more, it is refused", () => {
   const bytes = encoded(meshOf(new Random(7), 4));
