@@ -1,12 +1,12 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
-import { existsSync, mkdirSync, readdirSync, readlinkSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
-import { BPFFS, ensureBpffs, isOnBpffs, listPins, unpin } from "../kernel/bpffs.ts";
+import { ensureBpffs, remakeBpffs, unpin } from "../kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
-import type { BpfMap } from "../kernel/maps.ts";
 import { BpfProgram } from "../kernel/object.ts";
 import { pinnedAt } from "../kernel/pinned.ts";
 import { faultPoint } from "../runtime/fault.ts";
+import { load, pinNew } from "./build.ts";
 import {
   type FoundGeneration,
   generationsAt,
@@ -15,21 +15,20 @@ import {
   pinnedLink,
   removeGeneration,
   removeUnfinished,
-  runningProgram,
   UNKNOWN,
 } from "./generations.ts";
 import { ABI_ID } from "./layout.gen.ts";
-import { ownLink, ownProgram, ownTable } from "./ownership.ts";
+import { ownLink } from "./ownership.ts";
 import {
   faultOf,
   folderFaults,
   type Held,
-  heldNames,
   nameLinks,
   type PinFault,
   pinFaults,
   repairPins,
 } from "./pin-faults.ts";
+import { complete, knownBefore, pinnedMaps, pinnedPrograms, removeUseless } from "./pinned.ts";
 import {
   completeFolders,
   generationFolder,
@@ -38,12 +37,11 @@ import {
   linkPin,
   programFolder,
   tablePin,
-  unfinished,
 } from "./pins.ts";
-import { type Code, type Loaded, type LoadedAhead, loadPrograms, ownCode } from "./programs.ts";
+import { type Code, type LoadedAhead, ownCode } from "./programs.ts";
 import { standingAt } from "./standing.ts";
 import type { Announce, GenerationName } from "./step.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS, Tables } from "./tables.ts";
 
 export class Generation {
   readonly tables: Tables;
@@ -210,7 +208,7 @@ export class Generation {
    * where there is no bpffs.
    */
   repin(): { done: string[]; failed: string[] } {
-    requireBpffs(this.#bpffs);
+    remakeBpffs(this.#bpffs);
     // Of generations that were only kept nothing is left then.
     this.#others = this.#others.filter(
       ({ abi, live }) => live || existsSync(generationFolder(this.#bpffs, abi)),
@@ -353,48 +351,6 @@ function runOthers(bpffs: string, own: (hook: Hook) => number | undefined): bool
   });
 }
 
-/** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
-export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
-  const generation = generationFolder(bpffs);
-  const maps = new Map<MapName, BpfMap>();
-  for (const name of GENERATION_MAPS) openInto(maps, name, tablePin(generation, name));
-  for (const name of KEPT_MAPS) openInto(maps, name, keptPin(bpffs, name));
-  return maps;
-}
-
-/** All of them, or an error that names what is missing. */
-export function complete(
-  maps: Map<MapName, BpfMap>,
-  names: readonly MapName[] = [...GENERATION_MAPS, ...KEPT_MAPS],
-): Maps {
-  const missing = names.filter((name) => !maps.has(name));
-  if (missing.length > 0) {
-    throw new Error(
-      `pins are missing: ${missing.join(", ")}, and no program holds these maps. What is attached works on; ` +
-        "only `kmesh down` and a new start make them again.",
-    );
-  }
-  return Object.fromEntries(maps) as Maps;
-}
-
-/**
- * The kept maps that versions beside this one use: those that their programs hold, and the names, which every version has
- * had. One that a later version brings is made beside them; one that somebody else uses never is.
- */
-function knownBefore(bpffs: string): MapName[] {
-  const held = heldNames(bpffs);
-  return KEPT_MAPS.filter((name) => isName(name) || held.has(name));
-}
-
-function isName(name: MapName): boolean {
-  return (NAME_MAPS as readonly MapName[]).includes(name);
-}
-
-function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
-  const map = ownTable(path, name);
-  if (map) maps.set(name, map);
-}
-
 function isOurs(link: string): boolean {
   return (HOOK_ORDER as readonly string[]).includes(link);
 }
@@ -403,161 +359,4 @@ function isOurs(link: string): boolean {
 function unpinLink(path: string): void {
   using link = ownLink(path);
   if (link) unpin(path);
-}
-
-/**
- * Removes what is incomplete for good and read by nobody, so that it is built anew: a generation of this layout, and where
- * there is none at all what generations share.
- */
-function removeUseless(bpffs: string): void {
-  const found = generationsAt(bpffs);
-  const maps = pinnedMaps(bpffs);
-  const isWhole = (names: readonly MapName[]) => names.every((name) => maps.has(name));
-  for (const map of maps.values()) map.close();
-  const own = found.find(({ abi }) => abi === ABI_ID);
-  const isUseless = own !== undefined && !own.live && !isWhole(GENERATION_MAPS);
-  if (isUseless) removeWhole(generationFolder(bpffs));
-  if (found.length === (isUseless ? 1 : 0) && !isWhole(KEPT_MAPS)) removeWhole(join(bpffs, "keep"));
-}
-
-/** Never half of it. */
-function removeWhole(folder: string): void {
-  unpin(unfinished(folder));
-  if (existsSync(folder)) renameSync(folder, unfinished(folder));
-  unpin(unfinished(folder));
-}
-
-/** Mounts a bpffs where somebody has unmounted it, if all processes see it then. Throws an Error with what to do. */
-function requireBpffs(bpffs: string): void {
-  if (!isOnBpffs(bpffs) && !(isBelow(bpffs, BPFFS) && seesAllMounts()))
-    throw new Error(`no bpffs is mounted any more where ${bpffs} was. Mount it: mount -t bpf bpf FOLDER`);
-  ensureBpffs(bpffs);
-}
-
-function isBelow(path: string, folder: string): boolean {
-  return path === folder || path.startsWith(`${folder}/`);
-}
-
-/** Whether this process's mounts are the machine's, and no sandbox's. */
-function seesAllMounts(): boolean {
-  try {
-    return readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
-  } catch {
-    return false;
-  }
-}
-
-/** Loads the programs over the maps that are `pinned`, which it takes over, and adds those that are not. */
-function load(code: Code, pinned: Map<MapName, BpfMap>, headStart: LoadedAhead | undefined): Loaded {
-  const ahead = headStart?.spend(pinned);
-  if (!ahead) return { maps: pinned, programs: loadPrograms(code, pinned) };
-  for (const map of pinned.values()) map.close();
-  return ahead;
-}
-
-/** Pins all that is new. Of programs over adopted tables those that are `pinned` stay, and those that run. */
-function pinNew(
-  bpffs: string,
-  { maps, programs }: Loaded,
-  code: Code,
-  adopted: boolean,
-  pinned: Map<Hook, BpfProgram>,
-): void {
-  const generation = generationFolder(bpffs);
-  pinKept(bpffs, maps);
-  if (adopted) keepOld(bpffs, programs, maps, pinned);
-  if (adopted) pinPrograms(programFolder(generation, code.hash), programs);
-  else pinGeneration(generation, maps, programs, code.hash);
-}
-
-function pinKept(bpffs: string, maps: Map<MapName, BpfMap>): void {
-  mkdirSync(join(bpffs, "keep"), { recursive: true });
-  for (const name of KEPT_MAPS) {
-    const path = keptPin(bpffs, name);
-    if (existsSync(path)) continue;
-    maps.get(name)?.pin(path);
-    faultPoint("pin.kept");
-  }
-}
-
-function pinGeneration(
-  folder: string,
-  maps: Map<MapName, BpfMap>,
-  programs: Map<Hook, BpfProgram>,
-  code: string,
-): void {
-  const building = unfinished(folder);
-  unpin(building);
-  mkdirSync(join(building, "tables"), { recursive: true });
-  for (const name of GENERATION_MAPS) {
-    maps.get(name)?.pin(tablePin(building, name));
-    faultPoint("pin.table");
-  }
-  pinPrograms(programFolder(building, code), programs);
-  faultPoint("pin.filled");
-  renameSync(building, folder);
-  faultPoint("pin.generation");
-}
-
-/** Puts into `programs`, by hook, the same one that is pinned already or that runs without any pin. */
-function keepOld(
-  bpffs: string,
-  programs: Map<Hook, BpfProgram>,
-  maps: Map<MapName, BpfMap>,
-  pinned: Map<Hook, BpfProgram>,
-): void {
-  const tables = new Set([...maps.values()].map(({ info }) => info.id));
-  // Those of another code end by a flip, also where they are the same: its folder goes then.
-  const others = listPins(join(generationFolder(bpffs), "programs")).map((path) => pinnedAt(path)?.id);
-  for (const [hook, fresh] of programs) {
-    const old = pinned.get(hook) ?? runningTwin(bpffs, hook, fresh, tables);
-    if (!old) continue;
-    if (!pinned.has(hook) && others.includes(old.info.id)) {
-      old.close();
-      continue;
-    }
-    fresh.close();
-    programs.set(hook, old);
-  }
-}
-
-/** What runs at the hook, when it has the same instructions and the same tables. */
-function runningTwin(
-  bpffs: string,
-  hook: Hook,
-  fresh: BpfProgram,
-  tables: Set<number>,
-): BpfProgram | undefined {
-  const running = runningProgram(bpffs, hook);
-  if (!running) return undefined;
-  const program = BpfProgram.fromId(running.id);
-  const used = fresh.mapIds().filter((id) => tables.has(id));
-  if (program.info.tag === fresh.info.tag && used.every((id) => running.maps.includes(id))) return program;
-  program.close();
-  return undefined;
-}
-
-function pinPrograms(folder: string, programs: Map<Hook, BpfProgram>): void {
-  if (existsSync(folder)) {
-    for (const [hook, program] of programs)
-      if (!existsSync(join(folder, hook))) program.pin(join(folder, hook));
-    return;
-  }
-  const building = unfinished(folder);
-  unpin(building);
-  mkdirSync(building, { recursive: true });
-  for (const [hook, program] of programs) {
-    program.pin(join(building, hook));
-    faultPoint("pin.programs");
-  }
-  renameSync(building, folder);
-}
-
-function pinnedPrograms(folder: string): Map<Hook, BpfProgram> {
-  const programs = new Map<Hook, BpfProgram>();
-  for (const hook of HOOK_ORDER) {
-    const program = ownProgram(join(folder, hook), hook);
-    if (program) programs.set(hook, program);
-  }
-  return programs;
 }

@@ -5,7 +5,7 @@
 import type { Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { BpfProgram } from "../kernel/object.ts";
-import { pinnedMaps } from "./generation.ts";
+import { pinnedMaps } from "./pinned.ts";
 import { type Code, type Loaded, type LoadedAhead, loadPrograms } from "./programs.ts";
 import { installEmpty, type MapName } from "./tables.ts";
 

@@ -1,5 +1,5 @@
 /** The file system in which maps, programs and links stay when no process holds them. */
-import { existsSync, mkdirSync, readdirSync, rmSync, statfsSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readlinkSync, rmSync, statfsSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
@@ -24,7 +24,7 @@ export function isOnBpffs(path: string): boolean {
  */
 export function ensureBpffs(folder: string): void {
   const path = resolve(folder);
-  if (!isOnBpffs(path) && (path === BPFFS || path.startsWith(`${BPFFS}/`))) {
+  if (!isOnBpffs(path) && isBelow(path, BPFFS)) {
     const result = native().kmesh_mount(cString("bpf"), cString(BPFFS), cString("bpf"), 0n);
     check(result, "mount", BPFFS);
   }
@@ -40,6 +40,29 @@ export function ensureBpffs(folder: string): void {
         `(mv ${path} ${path}_other), or choose another folder with --bpffs`,
     );
   mkdirSync(path, { recursive: true, mode: 0o700 });
+}
+
+/**
+ * The same for a folder that was there: mounts a bpffs where somebody has unmounted it, if all processes see it then.
+ * Throws an Error with what to do.
+ */
+export function remakeBpffs(folder: string): void {
+  if (!isOnBpffs(folder) && !(isBelow(folder, BPFFS) && seesAllMounts()))
+    throw new Error(`no bpffs is mounted any more where ${folder} was. Mount it: mount -t bpf bpf FOLDER`);
+  ensureBpffs(folder);
+}
+
+function isBelow(path: string, folder: string): boolean {
+  return path === folder || path.startsWith(`${folder}/`);
+}
+
+/** Whether this process's mounts are the machine's, and no sandbox's. */
+function seesAllMounts(): boolean {
+  try {
+    return readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
+  } catch {
+    return false;
+  }
 }
 
 /** Removes a pin, or a folder with all that is pinned in it. Nothing there is no error. */

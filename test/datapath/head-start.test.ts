@@ -2,8 +2,8 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, renameSync } from "node:fs";
 import { Datapath } from "../../src/datapath/datapath.ts";
-import { pinnedMaps } from "../../src/datapath/generation.ts";
 import { HeadStart } from "../../src/datapath/head-start.ts";
+import { pinnedMaps } from "../../src/datapath/pinned.ts";
 import { generationFolder, HOOK_ORDER } from "../../src/datapath/pins.ts";
 import { ownCode } from "../../src/datapath/programs.ts";
 import { KEPT_MAPS } from "../../src/datapath/tables.ts";
