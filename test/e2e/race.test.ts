@@ -5,7 +5,7 @@ import { join } from "node:path";
 import type { Damage } from "../../src/datapath/damage.ts";
 import { HOOK_ORDER, linkPin } from "../../src/datapath/pins.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
-import type { OwnedProcess } from "../lab/process.ts";
+import { eventually, type OwnedProcess } from "../lab/process.ts";
 import { AgentLab, missing, SERVICE, type StatusJson, shop } from "./agent-lab.ts";
 
 const why = missing();
@@ -50,7 +50,11 @@ describe.skipIf(why !== undefined)("two agents that start at the same moment", (
     winner: OwnedProcess,
     fits: (status: StatusJson) => boolean = isLive(winner),
   ): Promise<StatusJson> {
-    const status = (await lab.statusOnce("it governs", winner, fits)) as StatusJson & { damage: Damage[] };
+    const status = await eventually("it governs", async () => {
+      const { stdout } = await lab.kmesh("status", "--output=json");
+      const status: StatusJson & { damage: Damage[] } = JSON.parse(stdout);
+      return fits(status) && status;
+    });
     expect(status.damage).toEqual([]);
     expect(status.kernel?.hooks.filter(({ attached }) => !attached)).toEqual([]);
     const tally = await lab.connect(8);
