@@ -90,8 +90,12 @@ export class BenchMesh {
     this.apps = this.#cgroup.child("apps");
   }
 
+  get stateFolder(): string {
+    return join(this.folder, "state");
+  }
+
   get folders(): string[] {
-    return [`--bpffs=${this.#bpffs}`, `--state-dir=${this.folder}/state`, `--run-dir=${this.folder}/run`];
+    return [`--bpffs=${this.#bpffs}`, `--state-dir=${this.stateFolder}`, `--run-dir=${this.folder}/run`];
   }
 
   /** The cgroup of a systemd unit that is enrolled by its name. */
@@ -130,6 +134,22 @@ export class BenchMesh {
 
   /** The same with the agent in a cgroup. */
   async upIn(place: { cgroup?: string }, istiod: string, ...more: string[]): Promise<void> {
+    const agent = this.launch(place, istiod, ...more);
+    await eventually(
+      "kmesh's tables are live",
+      async () => {
+        if (agent.status !== undefined) throw new Error(`kmesh ended: ${agent.status}`);
+        return ((await this.agentStatus())?.tables.applies ?? 0) > 0;
+      },
+      60_000,
+      20,
+    ).catch((error: Error) => {
+      throw new Error(`${error.message}\n${agent.tail()}`);
+    });
+  }
+
+  /** Starts the agent, and waits for nothing. */
+  launch(place: { cgroup?: string } = {}, istiod = "127.0.0.1:15010", ...more: string[]): OwnedProcess {
     const log = join(this.folder, `agent-${++this.#starts}.log`);
     const agent = new OwnedProcess({
       name: "kmesh",
@@ -150,21 +170,13 @@ export class BenchMesh {
       ...place,
     });
     this.#agent = agent;
-    await eventually(
-      "kmesh's tables are live",
-      async () => {
-        if (agent.status !== undefined) throw new Error(`kmesh ended: ${agent.status}`);
-        return ((await this.agentStatus())?.tables.applies ?? 0) > 0;
-      },
-      60_000,
-      20,
-    ).catch((error: Error) => {
-      throw new Error(`${error.message}\n${agent.tail()}`);
-    });
+    return agent;
   }
 
   /** The agent's own status, by its admin socket; undefined when nobody answers. */
-  async agentStatus(): Promise<Pick<AgentStatus, "startedAt" | "adopted" | "stream" | "tables"> | undefined> {
+  async agentStatus(): Promise<
+    Pick<AgentStatus, "startedAt" | "adopted" | "stream" | "tables" | "snapshot"> | undefined
+  > {
     try {
       const response = await fetch("http://localhost/agent", {
         unix: adminSocket(join(this.folder, "run")),
@@ -200,6 +212,14 @@ export class BenchMesh {
   /** Runs `kmesh ARGS` with this mesh's folders. */
   kmesh(command: string, ...args: string[]): Promise<RunResult> {
     return run([KMESH, command, ...args, ...this.folders], { netns: this.#netns });
+  }
+
+  /** As a reboot does: the agent and all that is pinned are gone, the state folder stays. */
+  async reboot(): Promise<void> {
+    await this.#agent?.stop("SIGKILL");
+    this.#agent = undefined;
+    for (const folder of [this.#bpffs, join(this.folder, "run")])
+      rmSync(folder, { recursive: true, force: true });
   }
 
   /** Ends the agent and detaches everything: the machine is as if there were no kmesh. */

@@ -2,7 +2,7 @@
  * Runs the tests stage by stage and sums them up. Run by build/test.
  *
  * A stage is a folder of bun tests; every folder of test/ that has some is one. Each runs in a process of its own, so that
- * a crash is that stage's alone.
+ * a crash is that stage's alone. Most of them wait more than they work, so two rows of them run side by side.
  */
 import { spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
@@ -20,6 +20,13 @@ const SLOW: Readonly<Record<string, string>> = {
   "test/systemd": "test/systemd/fetch",
 };
 
+/** These in one row, beside all others. */
+const BESIDE: readonly string[] = ["test/datapath", "test/interop", "test/systemd"];
+/** After all others: they need the whole machine. */
+const ALONE: readonly string[] = ["test/stress", "test/kernels"];
+
+type Print = (text: string) => void;
+
 interface Sum {
   passed: number;
   failed: number;
@@ -29,10 +36,10 @@ interface Sum {
 const quick = process.argv.includes("--quick");
 const total: Sum = { passed: 0, failed: 0, skipped: 0 };
 const scratch = mkdtempSync(join(tmpdir(), "kmesh-test-"));
-let running: ReturnType<typeof spawn> | undefined;
+const running = new Set<ReturnType<typeof spawn>>();
 for (const signal of ["SIGINT", "SIGTERM"] as const)
   process.on(signal, () => {
-    running?.kill("SIGINT");
+    for (const child of running) child.kill("SIGINT");
     process.exitCode = 130;
   });
 
@@ -56,24 +63,16 @@ async function runAll(): Promise<void> {
     ".",
   ]);
 
-  await tests("units", ["./src", "./build"]);
+  await tests("units", ["./src", "./build"], print);
   const folders = readdirSync("test", { withFileTypes: true })
     .filter((entry) => entry.isDirectory() && hasTests(join("test", entry.name)))
     .map((entry) => join("test", entry.name))
-    .sort((a, b) => Number(a in SLOW) - Number(b in SLOW) || (a < b ? -1 : 1));
-  for (const folder of folders) {
-    const prepare = SLOW[folder];
-    if (prepare !== undefined) {
-      if (quick) {
-        heading(folder);
-        console.log("left out by --quick");
-        total.skipped++;
-        continue;
-      }
-      if (existsSync(prepare) && !(await prepared(folder, prepare))) continue;
-    }
-    await tests(folder, [`./${folder}`]);
-  }
+    .sort();
+  const alone = ALONE.filter((folder) => folders.includes(folder));
+  const beside = BESIDE.filter((folder) => folders.includes(folder));
+  const others = folders.filter((folder) => !alone.includes(folder) && !beside.includes(folder));
+  await Promise.all([row(others), row(beside)]);
+  for (const folder of alone) await stage(folder, print);
 
   heading("the machine is as before");
   let left = belongings().filter((thing) => !before.includes(thing));
@@ -86,10 +85,33 @@ async function runAll(): Promise<void> {
   count(left.length === 0);
 }
 
+/** One after the other; what each prints appears when it has ended, beside another row. */
+async function row(folders: readonly string[]): Promise<void> {
+  for (const folder of folders) {
+    print(`\n${folder} begins\n`);
+    let text = "";
+    await stage(folder, (part) => {
+      text += part;
+    });
+    print(text);
+  }
+}
+
+async function stage(folder: string, print: Print): Promise<void> {
+  const prepare = SLOW[folder];
+  if (prepare !== undefined && quick) {
+    print(`\n== ${folder}\nleft out by --quick\n`);
+    total.skipped++;
+    return;
+  }
+  if (prepare !== undefined && existsSync(prepare) && !(await prepared(folder, prepare, print))) return;
+  await tests(folder, [`./${folder}`], print);
+}
+
 /** Runs the script that a stage needs; false when the stage can't run. */
-async function prepared(folder: string, script: string): Promise<boolean> {
-  heading(`${folder}: ${script}`);
-  const code = await run(script, []);
+async function prepared(folder: string, script: string, print: Print): Promise<boolean> {
+  print(`\n== ${folder}: ${script}\n`);
+  const code = await run(script, [], print);
   if (code === 0) return true;
   // The script has said why.
   if (code === 3) total.skipped++;
@@ -97,14 +119,15 @@ async function prepared(folder: string, script: string): Promise<boolean> {
   return false;
 }
 
-async function tests(name: string, paths: string[]): Promise<void> {
-  heading(name);
+async function tests(name: string, paths: string[], print: Print): Promise<void> {
+  print(`\n== ${name}\n`);
   const started = performance.now();
-  const report = join(scratch, "report.xml");
-  rmSync(report, { force: true });
-  const code = await run(process.execPath, [
-    ...["test", "--reporter=junit", `--reporter-outfile=${report}`, "--only-failures", ...paths],
-  ]);
+  const report = join(scratch, `${name.replaceAll("/", "-")}.xml`);
+  const code = await run(
+    process.execPath,
+    ["test", "--reporter=junit", `--reporter-outfile=${report}`, "--only-failures", ...paths],
+    print,
+  );
   const sum = existsSync(report) ? readReport(readFileSync(report, "utf8")) : undefined;
   const { passed, failed, skipped } = sum ?? { passed: 0, failed: 0, skipped: 0 };
   total.passed += passed;
@@ -112,8 +135,8 @@ async function tests(name: string, paths: string[]): Promise<void> {
   total.failed += code !== 0 && failed === 0 ? 1 : failed;
   total.skipped += skipped;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
-  console.log(`${name}: ${passed} passed, ${failed} failed, ${skipped} skipped in ${seconds} s`);
-  if (code !== 0 && failed === 0) console.log(`${name}: bun test ended with exit code ${code}`);
+  print(`${name}: ${passed} passed, ${failed} failed, ${skipped} skipped in ${seconds} s\n`);
+  if (code !== 0 && failed === 0) print(`${name}: bun test ended with exit code ${code}\n`);
 }
 
 /** The sums that stand in the root element of a JUnit report. */
@@ -127,7 +150,7 @@ function readReport(xml: string): Sum | undefined {
 }
 
 async function command(name: string, program: string, parameters: string[]): Promise<void> {
-  const code = await run(program, parameters);
+  const code = await run(program, parameters, print);
   console.log(`${name}: ${code === 0 ? "passed" : "failed"}`);
   count(code === 0);
 }
@@ -138,14 +161,30 @@ function count(passed: boolean): void {
 }
 
 /** The exit code; 1 when it could not be started or died of a signal. */
-function run(program: string, parameters: string[]): Promise<number> {
+function run(program: string, parameters: string[], print: Print): Promise<number> {
   return new Promise((done) => {
-    running = spawn(program, parameters, { stdio: ["ignore", "inherit", "inherit"] });
-    running.once("error", (error) => {
-      console.log(error.message);
-      done(1);
+    const child = spawn(program, parameters, { stdio: ["ignore", "pipe", "pipe"] });
+    running.add(child);
+    const end = (code: number) => {
+      running.delete(child);
+      done(code);
+    };
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.setEncoding("utf8");
+      stream.on("data", print);
+    }
+    child.once("error", (error) => {
+      print(`${error.message}\n`);
+      end(1);
     });
-    running.once("exit", (code) => done(code ?? 1));
+    child.once("exit", (code) => {
+      // A process that was left behind may hold the other end of the pipe.
+      const late = setTimeout(() => end(code ?? 1), 5_000);
+      child.once("close", () => {
+        clearTimeout(late);
+        end(code ?? 1);
+      });
+    });
   });
 }
 
@@ -171,4 +210,8 @@ function belongings(): string[] {
 
 function heading(text: string): void {
   console.log(`\n== ${text}`);
+}
+
+function print(text: string): void {
+  process.stdout.write(text);
 }

