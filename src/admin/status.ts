@@ -80,7 +80,7 @@ export interface TablesStatus {
   lastWrites?: number;
   /** The time that the last push took to become tables. */
   lastMilliseconds?: number;
-  /** A push that could not be written to its end; what it did not reach stays as it was. */
+  /** Why a push, or the snapshot, could not be written to its end; what it did not reach stays as it was. */
   lastError?: { at: string; text: string };
 }
 

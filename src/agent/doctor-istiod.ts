@@ -208,7 +208,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
     return [
       {
         state: "wrong",
-        text: `it runs (pid ${pid}), and a push could not be written: ${tables.lastError.text}`,
+        text: `it runs (pid ${pid}), and not all is live: ${tables.lastError.text}`,
         cure: "Look at its log: journalctl -u kmesh.",
       },
     ];

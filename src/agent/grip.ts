@@ -58,6 +58,8 @@ export class Grip {
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
   /** Told once. */
   #trouble = "";
+  /** Another process has a lock that somebody removed under this agent: what is pinned may be its. */
+  #lost: LockHeld | undefined;
 
   /** Holds nothing yet. */
   constructor(options: GripOptions) {
@@ -113,9 +115,12 @@ export class Grip {
         ...this.#governed,
         nodeAddresses: addresses,
         upkeep: UPKEEP,
+        isOurs: () => this.#lost === undefined && locks.taken === undefined,
         ...(this.#proof ? { proof: this.#proof } : {}),
         ...(this.#headStart ? { headStart: this.#headStart } : {}),
-        announce: (step) => manifest.announce(step),
+        announce: (step) => {
+          if (this.#lost === undefined) manifest.announce(step);
+        },
         ...told(log),
       });
       this.#headStart?.close();
@@ -158,6 +163,8 @@ export class Grip {
     this.#held?.datapath.close();
     this.#held?.locks.release();
     this.#held = undefined;
+    this.#lost = undefined;
+    this.#trouble = "";
   }
 
   /** Takes effect at once. Throws KernelError, and everything stays as it was. */
@@ -176,16 +183,24 @@ export class Grip {
     const held = this.#held;
     if (!held) throw new Error("another agent has the tables");
     const { takesOver } = held.datapath;
-    const report = held.datapath.apply(mesh, changes);
-    if (takesOver) held.kept.watch();
-    return report;
+    try {
+      return held.datapath.apply(mesh, changes);
+    } finally {
+      // Also when only what came behind the last hook failed.
+      if (takesOver && !held.datapath.takesOver) held.kept.watch();
+    }
   }
 
-  /** Folders that somebody removed are made and locked again: another agent could start with them. */
+  /**
+   * Folders that somebody removed are made and locked again: another agent could start with them. When one did, this one
+   * leaves alone what is pinned, for good: after that one's end, too, it is not this one's any more.
+   */
   #keepFolders(): void {
     const { folders, log, remade } = this.#options;
-    if (!this.#held) return;
+    if (!this.#held || this.#lost) return;
     try {
+      const { taken } = this.#held.locks;
+      if (taken) throw taken;
       makeFolders(folders);
       const paths = this.#held.locks.renew();
       for (const path of paths)
@@ -195,9 +210,18 @@ export class Grip {
       this.#trouble = "";
     } catch (error) {
       const text = error instanceof Error ? error.message : String(error);
-      const both = error instanceof LockHeld ? ", while this agent runs with it, too: stop one of them" : "";
-      if (text !== this.#trouble) log.error(text + both);
+      const again = text === this.#trouble;
       this.#trouble = text;
+      if (!(error instanceof LockHeld)) {
+        if (!again) log.error(text);
+        // A command may have it for a moment.
+      } else if (again) {
+        this.#lost = error;
+        this.#held.kept.stop();
+        log.error(
+          `This agent lost its locks, which somebody removed: ${text}. It leaves what is pinned alone from now on: stop it (pid ${process.pid})`,
+        );
+      }
     }
   }
 

@@ -3,35 +3,48 @@
  * good snapshot where istiod does not answer. While another agent has the tables, the mesh goes on in memory alone.
  */
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
+import type { Datapath } from "../datapath/datapath.ts";
 import { ProbeFailed } from "../datapath/probe.ts";
 import type { ApplyReport } from "../datapath/publisher.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Grip } from "./grip.ts";
-import type { Log } from "./log.ts";
 import { meshStatusBefore, meshStatusOf, type Reporter } from "./reporter.ts";
+import type { Snapshot } from "./snapshot.ts";
 import type { SnapshotKeeper } from "./snapshot-keeper.ts";
 import type { Urgency } from "./status-file.ts";
 
-/** After a push that could not be written, milliseconds. */
+/** After what could not be written, a push or the snapshot, milliseconds. */
 const RETRY = 5_000;
 /** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
 const ISTIOD_PATIENCE = 10_000;
 /** After istiod's first push names of DNS clusters are looked up; a successor waits for them so long at most, milliseconds. */
 const NAMES_PATIENCE = 3_000;
 
+/** What of the tables it takes. */
+export type Tables = Pick<Grip, "adopted" | "before" | "grasp" | "graspPatiently" | "letGo" | "write"> & {
+  readonly datapath: Pick<Datapath, "governs" | "takesOver" | "readBack"> | undefined;
+};
+
+/** What a complaint begins with. */
+const PUSH = "istiod's push is not wholly live, the rest of the tables stays as it is: ";
+const SNAPSHOT = "The snapshot can't be made live: ";
+
 export interface LiveTablesOptions {
-  grip: Grip;
-  snapshots: SnapshotKeeper;
-  reporter: Reporter;
-  log: Log;
+  grip: Tables;
+  snapshots: Pick<SnapshotKeeper, "load" | "changed" | "hold" | "pause">;
+  reporter: Pick<Reporter, "applied" | "restored">;
+  log: { error(line: string): void };
   /** The status is another one now. */
   changed(urgency: Urgency): void;
 }
 
 export class LiveTables {
   readonly #options: LiveTablesOptions;
-  readonly #grip: Grip;
+  readonly #grip: Tables;
+  readonly #retry: number;
   #mesh: Mesh | undefined;
+  /** What is to govern until istiod says something. */
+  #restored: Snapshot | undefined;
   /** Set while the tables come from a snapshot. */
   #snapshot: SnapshotStatus | undefined;
   #status: TablesStatus = { applies: 0, writes: 0 };
@@ -46,9 +59,11 @@ export class LiveTables {
   readonly #live = Promise.withResolvers<void>();
   readonly #synced = Promise.withResolvers<void>();
 
-  constructor(options: LiveTablesOptions) {
+  /** `retry`: after what could not be written, milliseconds. */
+  constructor(options: LiveTablesOptions, retry = RETRY) {
     this.#options = options;
     this.#grip = options.grip;
+    this.#retry = retry;
   }
 
   /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
@@ -130,7 +145,10 @@ export class LiveTables {
       this.#apply({ everything: true });
       if (this.#behind || this.#flaw)
         throw new Error(this.#status.lastError?.text ?? "the tables can't be written");
-    } else if (!datapath?.governs || datapath.takesOver) this.#restore();
+    } else if (!datapath?.governs || datapath.takesOver) {
+      this.#restore();
+      if (this.#status.lastError) throw new Error(this.#status.lastError.text);
+    }
     if (this.#grip.datapath?.takesOver)
       throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
     this.#live.resolve();
@@ -145,10 +163,12 @@ export class LiveTables {
 
   /** Whatever another agent did to them, they become what istiod wants. To be called when they are taken again. */
   takeBack(): void {
-    if (this.#mesh && !this.#snapshot) this.#apply({ everything: true });
-    // It came as far as to govern by its own tables.
-    else if (this.#grip.datapath?.takesOver) {
+    const { datapath } = this.#grip;
+    if (this.#hasPush) this.#apply({ everything: true });
+    // It came as far as to govern by its own tables; or nothing governs yet.
+    else if (datapath && (datapath.takesOver || !datapath.governs)) {
       this.#mesh = undefined;
+      this.#restored = undefined;
       this.#restore();
     }
   }
@@ -156,6 +176,7 @@ export class LiveTables {
   /** A push of istiod. Never throws: what can't be written is tried again. */
   publish(mesh: Mesh, changes: Changes): void {
     this.#mesh = mesh;
+    this.#restored = undefined;
     if (!this.#grip.datapath) {
       // Whoever takes the tables next compares everything.
       this.#behind = true;
@@ -187,26 +208,36 @@ export class LiveTables {
     else this.#namesTimer ??= setTimeout(() => this.#synced.resolve(), NAMES_PATIENCE);
   }
 
-  /** Governs by the last good snapshot until istiod answers, unless it has by now. */
+  /** Whether the mesh is istiod's. */
+  get #hasPush(): boolean {
+    return this.#mesh !== undefined && this.#mesh !== this.#restored?.mesh;
+  }
+
+  /** Governs by the last good snapshot until istiod answers, unless it has by now. Never throws: it is tried again. */
   #restore(): void {
-    if (this.#mesh || !this.#grip.datapath) return;
-    const { snapshots, reporter, log } = this.#options;
-    const found = snapshots.load();
-    if (!found) return;
-    const { mesh, writtenAt } = found;
+    if (this.#hasPush || !this.#grip.datapath) return;
+    const { snapshots, reporter, changed } = this.#options;
+    clearTimeout(this.#retryTimer);
+    this.#restored ??= snapshots.load();
+    if (!this.#restored) return;
+    const { mesh, writtenAt } = this.#restored;
     try {
-      const { writes, milliseconds } = this.#write(mesh, { everything: true });
+      const { writes, milliseconds, flaw } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
+      const first = this.#mesh === undefined;
+      const { lastError: _, ...status } = this.#status;
+      this.#status = status;
       this.#mesh = mesh;
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
-      reporter.restored(mesh, this.#snapshot);
+      if (first) reporter.restored(mesh, this.#snapshot);
       this.#live.resolve();
+      if (flaw) this.#complain(flaw, SNAPSHOT);
+      else this.#flaw = undefined;
     } catch (error) {
-      // What it left half done is not attached, and istiod's first push compares all of it.
-      log.error(
-        `The snapshot can't be made live: ${error instanceof Error ? error.message : error}. Waiting for istiod`,
-      );
+      // What it left half done is not attached, and the next write compares all of it.
+      this.#complain(error, SNAPSHOT);
     }
+    changed("news");
   }
 
   #apply(changes: Changes): void {
@@ -234,29 +265,31 @@ export class LiveTables {
       snapshots.changed(mesh);
       this.#live.resolve();
       reporter.applied(mesh, { first, writes, milliseconds });
-      if (flaw) this.#complain(flaw);
+      if (flaw) this.#complain(flaw, PUSH);
       else this.#flaw = undefined;
     } catch (error) {
       // What was not written yet stays as it was; the mesh is tried again as a whole.
       this.#behind = true;
       snapshots.hold();
-      this.#complain(error);
+      this.#complain(error, PUSH);
     }
     changed(changes.everything || changes.services.size > 0 ? "news" : "numbers");
   }
 
   /** Tells why not all is live, in log and status, and tries again later. */
-  #complain(error: unknown): void {
+  #complain(error: unknown, what: string): void {
     const flaw = error instanceof ProbeFailed ? error : undefined;
     const reason = error instanceof Error ? error.message : String(error);
-    const wait = flaw?.retryAfter ?? RETRY;
+    const wait = flaw?.retryAfter ?? this.#retry;
     this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
-    const what = flaw ? "" : "istiod's push is not wholly live, the rest of the tables stays as it is: ";
     // A flaw is the same one at each push until it is looked at again.
     if (!flaw || flaw !== this.#flaw)
-      this.#options.log.error(`${what}${reason}. Next try in ${wait / 1000} s.`);
+      this.#options.log.error(`${flaw ? "" : what}${reason}. Next try in ${wait / 1000} s.`);
     this.#flaw = flaw;
-    this.#retryTimer = setTimeout(() => this.#apply({ everything: true }), wait);
+    this.#retryTimer = setTimeout(() => {
+      if (this.#hasPush) this.#apply({ everything: true });
+      else this.#restore();
+    }, wait);
   }
 
   #write(mesh: Mesh, changes: Changes): ApplyReport & { flaw?: ProbeFailed } {

@@ -38,18 +38,42 @@ export class Locks {
    * when another agent was faster.
    */
   renew(): string[] {
-    const { runDir, stateDir, bpffs } = this.#folders;
-    const places = [...new Set([runDir, stateDir]), bpffs].filter((folder) => existsSync(folder));
-    const renewed = places.filter((folder) => {
-      const place = [folder, join(folder, NAME)];
-      const held = this.#locks.find(({ path }) => place.includes(path));
-      if (held?.holds) return false;
-      const lock = folder === bpffs ? FileLock.acquireFolder(folder) : lockIn(folder);
+    const lost = this.#lost();
+    for (const folder of lost) {
+      const held = this.#of(folder);
+      const lock = this.#lock(folder);
       this.#locks = [...this.#locks.filter((each) => each !== held), lock];
       held?.release();
-      return true;
-    });
-    return renewed;
+    }
+    return lost;
+  }
+
+  /** Which of what somebody removed and made anew another process has locked; undefined when it has none. Takes nothing. */
+  get taken(): LockHeld | undefined {
+    for (const place of this.#lost()) {
+      try {
+        this.#lock(place).release();
+      } catch (error) {
+        if (error instanceof LockHeld) return error;
+      }
+    }
+    return undefined;
+  }
+
+  /** The folders that are there and whose locks are not these any more. */
+  #lost(): string[] {
+    const { runDir, stateDir, bpffs } = this.#folders;
+    const places = [...new Set([runDir, stateDir]), bpffs].filter((folder) => existsSync(folder));
+    return places.filter((folder) => !this.#of(folder)?.holds);
+  }
+
+  #of(folder: string): FileLock | undefined {
+    const place = [folder, join(folder, NAME)];
+    return this.#locks.find(({ path }) => place.includes(path));
+  }
+
+  #lock(folder: string): FileLock {
+    return folder === this.#folders.bpffs ? FileLock.acquireFolder(folder) : lockIn(folder);
   }
 
   release(): void {

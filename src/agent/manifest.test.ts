@@ -5,6 +5,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   statSync,
   symlinkSync,
@@ -21,6 +22,7 @@ import {
   manifestFile,
   putRight,
   readManifest,
+  refuseUnknown,
   removeManifest,
   UnknownManifest,
 } from "./manifest.ts";
@@ -76,7 +78,7 @@ function upgraded(): void {
 }
 
 describe("what is written", () => {
-  test("each step is on the disk before it is taken, and what came of it afterwards", () => {
+  test("each step is in the file before it is taken, and what came of it afterwards", () => {
     const manifest = open(NOTHING);
     expect(readdirSync(folder)).toEqual([]);
     for (const name of ["build", "fill", "probe", "flip"] as const) {
@@ -264,6 +266,30 @@ describe("what is read", () => {
     rmSync(file);
     symlinkSync("/dev/null", file);
     expectSetAside("it is no file");
+  });
+
+  test("what can't be read stays as it is, with one line, and nothing is written over it", () => {
+    // A file that opens and gives EIO, and one that can't be opened.
+    for (const [target, code] of [
+      ["/proc/self/mem", "EIO"],
+      [file, "ELOOP"],
+    ] as const) {
+      rmSync(file, { force: true });
+      symlinkSync(target, file);
+      refuseUnknown(folder);
+      const manifest = open({ live: [A], others: [B] });
+      expect(manifest.account).toMatchObject({ live: A, kept: B });
+      manifest.settle(A);
+      take(manifest, { name: "remove", from: B }, undefined);
+      manifest.keep();
+      expect(warnings.splice(0)).toEqual([
+        expect.stringMatching(
+          new RegExp(`^The manifest ${file} can't be read: ${code}.*none is written until the next start`),
+        ),
+      ]);
+      expect(readlinkSync(file)).toBe(target);
+      expect(readdirSync(folder)).toEqual(["manifest.json"]);
+    }
   });
 
   test("another machine's", () => {

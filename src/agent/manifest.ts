@@ -1,6 +1,6 @@
 /**
  * The manifest: which generation governs and since when, which one is kept for the way back, and the step between two
- * that is being taken. A file in the state folder, on the disk before each step, so that the start after one that died
+ * that is being taken. A file in the state folder, written before each step, so that the start after one that died
  * knows what was meant. What is pinned is the truth: where both differ, the manifest is wrong.
  */
 import {
@@ -8,7 +8,6 @@ import {
   constants,
   existsSync,
   fstatSync,
-  fsyncSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -16,7 +15,7 @@ import {
   rmSync,
   writeSync,
 } from "node:fs";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import type { Standing } from "../datapath/standing.ts";
 import type { GenerationName, Step } from "../datapath/step.ts";
 import { faultPoint } from "../runtime/fault.ts";
@@ -116,7 +115,7 @@ export function readManifest(stateDir: string, machine: string | undefined): Acc
   return accountOf(value);
 }
 
-/** Throws UnknownManifest when that is what lies there: before anything is touched. */
+/** Throws UnknownManifest when that is what lies there, as far as it can be read: before anything is touched. */
 export function refuseUnknown(stateDir: string): void {
   try {
     readManifest(stateDir, undefined);
@@ -178,6 +177,8 @@ export class Manifest {
   /** What the file holds, as far as this one knows. */
   #written: string | undefined;
   #warned = false;
+  /** What lies there could not be read, and may well be whole, or a newer version's: nothing takes its place. */
+  #unread = false;
 
   private constructor(stateDir: string, machine: string | undefined, standing: Standing, log: Remarks) {
     this.#stateDir = stateDir;
@@ -192,6 +193,7 @@ export class Manifest {
   /**
    * Reads the manifest in `stateDir`; one that is damaged or another machine's is set aside, one that is lost is made anew
    * by what is pinned, with a line in the log. Writes nothing yet. Only for who holds the locks. Throws UnknownManifest.
+   * One that can't be read stays as it is until the next start: what is pinned is gone by, and none is written.
    * Without a machine's id (undefined) there is nothing to bind it to: none is read or written then.
    */
   static open(stateDir: string, machine: string | undefined, standing: Standing, log: Remarks): Manifest {
@@ -202,7 +204,7 @@ export class Manifest {
     return this.#account;
   }
 
-  /** On the disk when it returns, or a line says why it isn't: a disk that takes nothing is no reason not to go on. */
+  /** In the file when it returns, or a line says why it isn't: a disk that takes nothing is no reason not to go on. */
   announce(step: Step | undefined): void {
     const now = new Date().toISOString();
     this.#account = step ? begun(this.#account, step, now) : ended(this.#account, now);
@@ -241,7 +243,12 @@ export class Manifest {
       // Without an id, what lies there may well be this machine's.
       if (this.#machine === undefined) return undefined;
       const why = error instanceof Error ? error.message : String(error);
-      this.#log.warn(`The manifest ${path} is not used: ${why}. ${this.#setAside()}; ${anew}`);
+      this.#unread = !(error instanceof BadManifest);
+      this.#log.warn(
+        this.#unread
+          ? `The manifest ${path} can't be read: ${why}. It stays as it is, and none is written until the next start; what is pinned is gone by`
+          : `The manifest ${path} is not used: ${why}. ${this.#setAside()}; ${anew}`,
+      );
       return undefined;
     }
   }
@@ -257,7 +264,7 @@ export class Manifest {
   }
 
   #write(): void {
-    if (this.#machine === undefined) return;
+    if (this.#machine === undefined || this.#unread) return;
     const text = textOf(this.#account, this.#machine);
     if (text === this.#written) return;
     try {
@@ -340,6 +347,10 @@ function textOf({ live, kept, step }: Account, machine: string): string {
   return `${JSON.stringify(content, undefined, 2)}\n`;
 }
 
+/**
+ * Whole or not at all, also for who is killed meanwhile. Not synced: the disk would hold up the agent, and what it tells of
+ * lies in a bpffs, which no power loss survives; a file that one tears is set aside.
+ */
 function writeWhole(stateDir: string, text: string): void {
   const path = manifestFile(stateDir);
   const unfinished = unfinishedFile(stateDir);
@@ -354,7 +365,6 @@ function writeWhole(stateDir: string, text: string): void {
       at += writeSync(file, bytes, at, (at < half ? half : bytes.length) - at);
       if (at === half) faultPoint("manifest.part");
     }
-    fsyncSync(file);
   } catch (error) {
     rmSync(unfinished, { force: true });
     throw error;
@@ -364,12 +374,6 @@ function writeWhole(stateDir: string, text: string): void {
   faultPoint("manifest.rename");
   renameSync(unfinished, path);
   faultPoint("manifest.renamed");
-  const folder = openSync(dirname(path), "r");
-  try {
-    fsyncSync(folder);
-  } finally {
-    closeSync(folder);
-  }
 }
 
 function readText(path: string): string | undefined {

@@ -12,6 +12,7 @@ const MACHINE = "0123456789abcdef0123456789abcdef";
 const OWN = { abi: ABI_ID, code: "c" };
 const A = { abi: "aaaaaaaaaaaaaaaa", code: "a" };
 const B = { abi: "bbbbbbbbbbbbbbbb", code: "b" };
+const C = { abi: "cccccccccccccccc", code: "c" };
 
 let folder: string;
 let lines: string[];
@@ -39,7 +40,7 @@ class Pinned implements Recovered {
     this.adopted = [...live, ...others].some(({ abi }) => abi === ABI_ID);
     this.attached = live.length === 1 && live[0]?.abi === ABI_ID;
     this.takesOver = live.some(({ abi }) => abi !== ABI_ID);
-    this.kept = this.takesOver ? [] : others.map(({ abi }) => abi).filter((abi) => abi !== ABI_ID);
+    this.kept = others.map(({ abi }) => abi).filter((abi) => abi !== ABI_ID);
   }
 
   removeKept(layout: string): void {
@@ -112,6 +113,13 @@ test("a flip that broke off behind its last hook is finished, and a third genera
   ]);
 });
 
+test("a third generation goes also while another version's tables govern", () => {
+  const { manifest, pinned } = died([], { live: [A], others: [B] }, { live: [A], others: [B, C, OWN] });
+  expect(pinned.kept).toEqual([B.abi]);
+  expect(manifest.account).toMatchObject({ live: A, kept: B });
+  expect(lines).toEqual([`removed what attempts that broke off left: tables of layout ${C.abi}`]);
+});
+
 test("the same when it was killed between two steps", () => {
   const steps = [{ name: "flip", from: A, to: OWN } as const, undefined];
   const { pinned, unfinished } = died(steps, { live: [A], others: [B] }, { live: [OWN], others: [A, B] });
@@ -129,6 +137,8 @@ test("what a dead attempt of another version left is undone", () => {
   died([step], { live: [OWN], others: [A] }, { live: [OWN], others: [A] });
   expect(lines).toEqual([expect.stringMatching(/Nothing of it is left$/)]);
   died([{ ...step, from: A }], { live: [A], others: [] }, { live: [A], others: [B] });
+  expect(lines).toEqual([expect.stringMatching(/Undone: they are removed$/)]);
+  died([{ ...step, from: A }], { live: [A], others: [] }, { live: [A], others: [] });
   expect(lines).toEqual([expect.stringMatching(/These take over with the first push$/)]);
 });
 

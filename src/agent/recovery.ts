@@ -11,7 +11,7 @@ export type Recovered = Pick<
 
 /**
  * Call it when the tables are open. Finishes a flip behind its last hook, removes every generation but the one that
- * governs, this one's and the one that is kept, and says in one line what was under way. Gives that step's name.
+ * governs, whichever that is, this one's and the one that is kept, and says in one line what was under way. Gives that step's name.
  */
 export function recover(
   manifest: Manifest,

@@ -186,7 +186,7 @@ export function tellInOneLine({ adopted, stream, tables, mesh, shadow }: AgentSt
   const state = governs
     ? `${mesh.services === 0 && !mesh.current ? "Governing as the agent before did" : `Governing ${numbers}`}; ${link}`
     : `Nothing is governed yet; ${stream.connected ? "istiod's first push is coming" : link}`;
-  const error = tables.lastError ? `; a push could not be written: ${tables.lastError.text}` : "";
+  const error = tables.lastError ? `; not all is live: ${tables.lastError.text}` : "";
   return `${shadow ? "Shadow mode. " : ""}${state}${error}`;
 }
 

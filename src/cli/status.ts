@@ -315,7 +315,7 @@ function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined)
   } else if (kernel?.settings?.shadow)
     warnings.push("Shadow mode: decisions are counted, no connection is changed.");
   for (const note of agent?.mesh.notes ?? []) warnings.push(note.text);
-  if (agent?.tables.lastError) warnings.push(`A push could not be written: ${agent.tables.lastError.text}`);
+  if (agent?.tables.lastError) warnings.push(`Not all is live: ${agent.tables.lastError.text}`);
   for (const { type, resource, reason } of agent?.stream.rejected ?? []) {
     warnings.push(`Refused istiod's ${type} ${resource}: ${reason}. The one before stays.`);
   }

@@ -26,7 +26,7 @@ const WITHOUT: Partial<Record<Hook, string>> = {
 };
 
 const RELINK =
-  "`kmesh run` attaches it again, and an agent that runs within 5 s; the other hooks are not touched";
+  "`kmesh run` attaches it again, and an agent that runs within 5 s, or as soon as its programs govern; the other hooks are not touched";
 const REPIN = "`kmesh run` pins them again, and an agent that runs within 5 s; no hook is touched";
 const CLEAR =
   "`kmesh run` moves it to aside/ and puts its own there, and so does an agent that runs within 5 s";

@@ -41,6 +41,8 @@ export interface DatapathOptions extends Governed {
    * counts are put right at the start. Absent: neither.
    */
   upkeep?: number;
+  /** Asked before what is pinned is put right: whether this process still is the one to do it. Absent: it is. */
+  isOurs?(): boolean;
   /** What `Datapath.prove` gave before, so that it need not be done again. */
   proof?: Proof;
   /** What `Datapath.headStart` gave before. */
@@ -159,9 +161,9 @@ export class Datapath {
     return this.#generation.others === "live";
   }
 
-  /** Layouts of other versions' tables that are kept beside, the one that governed last first. */
+  /** Layouts of other versions' tables that lie beside and don't govern. */
   get kept(): string[] {
-    return this.takesOver ? [] : this.#generation.otherLayouts;
+    return this.#generation.keptLayouts;
   }
 
   /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
@@ -267,7 +269,7 @@ export class Datapath {
     this.#closed = true;
     this.#publisher?.close();
     // What was unpinned since the last look would end with this process's descriptors.
-    if (this.#options.upkeep !== undefined) this.#repinLast();
+    if (this.#options.upkeep !== undefined && this.#isOurs) this.#repinLast();
     if (this.#flaw) this.#generation.discard();
     this.#generation.close();
   }
@@ -307,6 +309,7 @@ export class Datapath {
 
   #lookAfter(): void {
     this.#compareOnce();
+    if (!this.#isOurs) return;
     const troubles: string[] = [];
     const attempt = (step: () => void) => {
       try {
@@ -326,6 +329,10 @@ export class Datapath {
     if (troubles.length === 0) this.#trouble = "";
     else
       this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
+  }
+
+  get #isOurs(): boolean {
+    return this.#options.isOurs?.() ?? true;
   }
 
   #repinLast(): void {

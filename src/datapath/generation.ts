@@ -139,6 +139,11 @@ export class Generation {
     return [...this.#others].sort((a, b) => Number(b.live) - Number(a.live)).map(({ abi }) => abi);
   }
 
+  /** Those of them that connect() does not read. */
+  get keptLayouts(): string[] {
+    return this.#others.filter(({ live }) => !live).map(({ abi }) => abi);
+  }
+
   /** Removes another layout's generation. Throws when hooks still read it. */
   removeOther(abi: string): void {
     if (this.#others.some((other) => other.abi === abi && other.live))
@@ -182,7 +187,7 @@ export class Generation {
     return lost.filter((hook) => this.#point(root, hook));
   }
 
-  /** What somebody has done to the pins since they were made, and to the links, where `attached` says that they were. */
+  /** What somebody has done to the pins since they were made, and to the links: those that were found, all if `attached`. */
   pinFaults(attached: boolean): PinFault[] {
     const off = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
     return [
@@ -193,7 +198,7 @@ export class Generation {
         using own = ownLink(path, hook);
         const found = own ? undefined : pinnedAt(path);
         if (found) return [{ path, part, found }];
-        return attached ? [{ path, part, detached: true }] : [];
+        return attached || this.#links.has(hook) ? [{ path, part, detached: true }] : [];
       }),
       ...this.#held().flatMap((held) => {
         const fault = faultOf(held);

@@ -163,6 +163,22 @@ describe.skipIf(!root)("damaged pins", () => {
     expect(pins()).toEqual(before);
   });
 
+  test("an agent that what is pinned belongs to no more puts nothing right, at its end neither", async () => {
+    let asked = 0;
+    lab.reopen({ upkeep: 20, isOurs: () => ++asked < 0 });
+    const before = pins();
+    rmSync(programPin("connect4"));
+    const left = pins();
+    await eventually("it looked", () => asked > 2);
+    expect(pins()).toEqual(left);
+    const looked = asked;
+    lab.datapath.close();
+    expect(asked).toBeGreaterThan(looked);
+    expect(pins()).toEqual(left);
+    lab.reopen();
+    expect(Object.keys(pins())).toEqual(Object.keys(before));
+  });
+
   test.each([
     ["a link's", () => linkPin(lab.bpffs, "connect4")],
     ["a kept map's", () => keptPin(lab.bpffs, "agents")],

@@ -171,6 +171,22 @@ describe.skipIf(!root)("a probe", () => {
     });
   }
 
+  test("a hook that somebody detached while another version governs is shown, and attached with the flip", () => {
+    lab.publish(meshOf(A));
+    disown();
+    lab.reopen();
+    expect(lab.datapath.damage()).toEqual([]);
+    {
+      using link = CgroupLink.fromPin(linkPin(lab.bpffs, "sock_release"));
+      link.detach();
+    }
+    const off = expect.stringMatching(/^sock_release is not attached: somebody detached the link/);
+    expect(lab.datapath.damage()).toMatchObject([{ what: off }]);
+    lab.publish(meshOf(A));
+    expect(lab.datapath).toMatchObject({ attached: true, takesOver: false });
+    expect(lab.datapath.damage()).toEqual([]);
+  });
+
   test("programs with a fault over the same tables: the others go on, and these tables follow", async () => {
     lab.publish(meshOf(A));
     lab.datapath.close();

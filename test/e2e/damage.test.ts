@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { listPins } from "../../src/kernel/bpffs.ts";
+import { CgroupLink } from "../../src/kernel/link.ts";
 import { eventually, type OwnedProcess, run } from "../lab/process.ts";
 import { AgentLab, missing, shop } from "./agent-lab.ts";
 
@@ -141,6 +142,36 @@ describe.skipIf(why !== undefined)("damage under the single file", () => {
     }
     agent = await lab.liveAgent();
     expect(await isWell()).toBe(true);
+  });
+
+  test("an agent whose folders another took while it was stopped leaves them alone, at its end too", async () => {
+    const old = agent;
+    process.kill(old.pid, "SIGSTOP");
+    try {
+      for (const path of [join(lab.folder, "run"), join(lab.folder, "state"), lab.bpffs])
+        rmSync(path, { recursive: true });
+      agent = await lab.liveAgent();
+    } finally {
+      process.kill(old.pid, "SIGCONT");
+    }
+    const links = () =>
+      listPins(pin("links")).map((path) => {
+        using link = CgroupLink.fromPin(path);
+        return link.info().id;
+      });
+    const before = [listPins(lab.bpffs), links()];
+    await eventually("it says so", () => old.output().includes("lost its locks"), 20_000);
+    expect(old.output()).toMatch(
+      new RegExp(
+        `lost its locks.*agent\\.lock is locked by pid ${agent.pid}\\. It leaves what is pinned alone`,
+      ),
+    );
+    expect([listPins(lab.bpffs), links()]).toEqual(before);
+    await old.stop();
+    expect([listPins(lab.bpffs), links()]).toEqual(before);
+    expect(old.output()).not.toMatch(/pinned again|attached again|which is not kmesh's/);
+    expect(agent.output()).not.toMatch(/pinned again|attached again|which is not kmesh's/);
+    expect((await lab.connect(10)).made).toBe(10);
   });
 
   test("a pin in the place of the whole folder is named", async () => {
