@@ -16,10 +16,10 @@ import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descr
 import { readEndpoint } from "./endpoints.ts";
 import { enrolledIds, enrolledUnits } from "./enrolment.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
+import { readableMaps } from "./holders.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
 import { ownLink } from "./ownership.ts";
-import { readableMaps } from "./pin-faults.ts";
 import { complete } from "./pinned.ts";
 import { ASIDE, HOOK_ORDER, linkPin } from "./pins.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";

@@ -6,9 +6,9 @@ import type { Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { BpfProgram } from "../kernel/object.ts";
 import { generationsAt } from "./generations.ts";
+import { heldNames } from "./holders.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownProgram, ownTable } from "./ownership.ts";
-import { heldNames } from "./pin-faults.ts";
 import { generationFolder, HOOK_ORDER, keptPin, tablePin, unfinished } from "./pins.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS } from "./tables.ts";
 
