@@ -104,10 +104,10 @@ function probe(
   tables: Tables,
   netns: "own" | "all",
 ): string | undefined {
-  const listeners = listen();
-  let room: Room | undefined;
   const links: CgroupLink[] = [];
+  let room: Room | undefined;
   const agents = readableMap(bpffs, "agents");
+  const listeners = listen();
   try {
     room = Room.make();
     if (room.child === undefined) return room.trouble;
