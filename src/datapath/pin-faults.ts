@@ -116,17 +116,16 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
 }
 
 /**
- * Gives links of kmesh's that somebody renamed their names back, where nothing else has them: with a second link a hook
- * would run twice. Gives a line for each. Throws what the file system says.
+ * Gives links of kmesh's that somebody renamed, or that were moved aside, their names back, where nothing else has them:
+ * with a second link a hook would run twice. Gives a line for each. Throws KernelError, and what the file system says.
  */
 export function nameLinks(bpffs: string): string[] {
-  const folder = join(bpffs, "links");
   const done: string[] = [];
-  if (pinnedAt(folder)?.kind !== "folder") return done;
-  const rename = (name: string): boolean => {
-    const path = join(folder, name);
+  const folders = [join(bpffs, "links"), join(bpffs, ASIDE)];
+  if (pinnedAt(join(bpffs, "links"))?.kind !== "folder") return done;
+  const rename = (path: string): boolean => {
     const hook = HOOK_ORDER.find((each) => {
-      using link = each === name ? undefined : ownLink(path, each);
+      using link = path === linkPin(bpffs, each) ? undefined : ownLink(path, each);
       return link !== undefined && isAlive(link.info());
     });
     if (hook === undefined || pinnedAt(linkPin(bpffs, hook))) return false;
@@ -135,8 +134,12 @@ export function nameLinks(bpffs: string): string[] {
     return true;
   };
   // One that gets its name back may clear another's.
-  while (readdirSync(folder).some(rename));
+  while (folders.flatMap(entries).some(rename));
   return done;
+}
+
+function entries(folder: string): string[] {
+  return pinnedAt(folder)?.kind === "folder" ? readdirSync(folder).map((name) => join(folder, name)) : [];
 }
 
 function setAside(bpffs: string, path: string): string {
