@@ -238,7 +238,7 @@ describe.skipIf(!root)("generations beside each other", () => {
     lab.publish(meshOf(["one", A]));
     const code = { ...ownCode(), hash: "squatted" };
     const folder = programFolder(generationFolder(lab.bpffs), code.hash);
-    mkdirSync(join(folder, "connect4"), { recursive: true });
+    for (const hook of HOOK_ORDER) mkdirSync(join(folder, hook), { recursive: true });
     expect(governedByOthers(lab.bpffs, code)).toBe(true);
     expect(governedByOthers(lab.bpffs, ownCode())).toBe(false);
     rmSync(folder, { recursive: true });
