@@ -192,7 +192,7 @@ function hasTests(folder: string): boolean {
   return readdirSync(folder, { recursive: true, encoding: "utf8" }).some((file) => file.endsWith(".test.ts"));
 }
 
-/** What tests could leave on the machine: pins, links, namespaces, cgroups of ours. */
+/** What tests could leave on the machine: pins, links, namespaces, cgroups, folders of ours. */
 function belongings(): string[] {
   const lines = (program: string, ...parameters: string[]): string[] =>
     (spawnSync(program, parameters, { encoding: "utf8" }).stdout ?? "")
@@ -205,6 +205,7 @@ function belongings(): string[] {
       .map((line) => `link ${line}`),
     ...lines("ip", "netns", "list").map((line) => `network namespace ${line}`),
     ...lines("find", "/sys/fs/cgroup", "-type", "d", "-iname", "*kmesh*").map((path) => `cgroup ${path}`),
+    ...lines("find", tmpdir(), "-maxdepth", "1", "-name", "kmesh-*").map((path) => `folder ${path}`),
   ];
 }
 

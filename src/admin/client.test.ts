@@ -1,4 +1,4 @@
-import { afterEach, expect, test } from "bun:test";
+import { afterAll, afterEach, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { tmpdir } from "node:os";
@@ -9,6 +9,7 @@ const folder = mkdtempSync(join(tmpdir(), "kmesh-client-"));
 const socket = join(folder, "admin.sock");
 let server: Server | undefined;
 
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
 afterEach(async () => {
   await new Promise((resolve) => (server ? server.close(resolve) : resolve(undefined)));
   server = undefined;

@@ -133,7 +133,7 @@ export class Agent {
   static async start(config: Config, log: Log, audience: Audience): Promise<Agent> {
     requireMachine(log);
     const agent = new Agent(config, log, audience);
-    agent.#tables.take();
+    await agent.#tables.take();
     await agent.#serve();
     agent.#started();
     agent.#controlPlane.start();

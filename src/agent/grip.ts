@@ -22,8 +22,8 @@ import { recover } from "./recovery.ts";
 const UPKEEP = 5_000;
 /** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
 const CURRENT = 1_000;
-/** Another agent's last moment with the tables, milliseconds. */
-const LOCKS_PATIENCE = 5_000;
+/** Another agent's last moment with the tables, and a command's with what is pinned, milliseconds. */
+const LOCKS_PATIENCE = { agent: 5_000, command: 500 } as const;
 
 export interface GripOptions {
   folders: Folders;
@@ -141,15 +141,19 @@ export class Grip {
     }
   }
 
-  /** The same when whoever had them last is about to be gone: a dead process's locks end a moment after its sockets. */
-  async graspPatiently(): Promise<void> {
-    const until = performance.now() + LOCKS_PATIENCE;
+  /**
+   * The same when whoever has them is about to be gone: an agent, since a dead process's locks end a moment after its
+   * sockets; or a command, which tells no pid. With `command` an agent is not waited for.
+   */
+  async graspPatiently(holder: "agent" | "command"): Promise<void> {
+    const until = performance.now() + LOCKS_PATIENCE[holder];
     for (;;) {
       try {
         this.grasp();
         return;
       } catch (error) {
         if (!(error instanceof LockHeld) || performance.now() > until) throw error;
+        if (holder === "command" && error.pid !== undefined) throw error;
         await new Promise((resolve) => setTimeout(resolve, 5));
       }
     }

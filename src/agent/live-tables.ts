@@ -103,15 +103,15 @@ export class LiveTables {
     };
   }
 
-  /** Takes the tables, and nothing is written yet. Throws as Grip.grasp. */
-  take(): void {
-    this.#grip.grasp();
+  /** Takes the tables, and nothing is written yet. Rejects with what Grip.grasp throws. */
+  async take(): Promise<void> {
+    await this.#grip.graspPatiently("command");
     this.#inherit();
   }
 
-  /** The same when whoever had them last is about to be gone. */
+  /** The same when the agent that had them last is about to be gone. */
   async takePatiently(): Promise<void> {
-    await this.#grip.graspPatiently();
+    await this.#grip.graspPatiently("agent");
     this.#inherit();
   }
 

@@ -61,6 +61,14 @@ test("of two that start at the same moment one wins, and the other learns its pi
   }
 }, 30_000);
 
+test("a command that has them briefly tells no pid", () => {
+  mkdirSync(folders.runDir, { recursive: true });
+  const locks = Locks.acquireBriefly(folders);
+  expect(() => Locks.acquire(folders)).toThrow(/another process/);
+  locks.release();
+  Locks.acquire(folders).release();
+});
+
 describe("folders that are removed under an agent", () => {
   test("are locked again when they are there again, unless another agent was faster", () => {
     for (const path of [folders.runDir, folders.stateDir]) mkdirSync(path, { recursive: true });

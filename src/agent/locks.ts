@@ -18,11 +18,20 @@ export class Locks {
 
   /** Takes the lock of each folder that exists. Throws LockHeld with the pid of the agent that has one of them. */
   static acquire(folders: Folders): Locks {
+    return Locks.#acquire(folders, true);
+  }
+
+  /** The same for a command that lets go at once: it tells no pid, and an agent that starts waits for its end. */
+  static acquireBriefly(folders: Folders): Locks {
+    return Locks.#acquire(folders, false);
+  }
+
+  static #acquire(folders: Folders, named: boolean): Locks {
     const taken: FileLock[] = [];
     try {
       // A set: both folders may be the same one.
       for (const folder of new Set([folders.runDir, folders.stateDir])) {
-        if (existsSync(folder)) taken.push(lockIn(folder));
+        if (existsSync(folder)) taken.push(lockIn(folder, named));
       }
       // The tables have one writer, whatever its other folders are.
       if (existsSync(folders.bpffs)) taken.push(FileLock.acquireFolder(folders.bpffs));
@@ -52,7 +61,7 @@ export class Locks {
   get taken(): LockHeld | undefined {
     for (const place of this.#lost()) {
       try {
-        this.#lock(place).release();
+        this.#lock(place, false).release();
       } catch (error) {
         if (error instanceof LockHeld) return error;
       }
@@ -72,8 +81,8 @@ export class Locks {
     return this.#locks.find(({ path }) => place.includes(path));
   }
 
-  #lock(folder: string): FileLock {
-    return folder === this.#folders.bpffs ? FileLock.acquireFolder(folder) : lockIn(folder);
+  #lock(folder: string, named = true): FileLock {
+    return folder === this.#folders.bpffs ? FileLock.acquireFolder(folder) : lockIn(folder, named);
   }
 
   release(): void {
@@ -82,9 +91,9 @@ export class Locks {
 }
 
 /** A disk that is full or read-only keeps no agent from starting: the folder itself is locked then, without a pid. */
-function lockIn(folder: string): FileLock {
+function lockIn(folder: string, named = true): FileLock {
   try {
-    return FileLock.acquire(join(folder, NAME));
+    return FileLock.acquire(join(folder, NAME), named);
   } catch (error) {
     const unwritable = error instanceof KernelError && ["EROFS", "ENOSPC", "EDQUOT"].includes(error.code);
     if (!unwritable) throw error;
@@ -95,7 +104,7 @@ function lockIn(folder: string): FileLock {
 /** The pid of the agent that lives with these folders; undefined when none does, 0 when it shares only the pins. */
 export function livingAgent(folders: Folders): number | undefined {
   try {
-    Locks.acquire(folders).release();
+    Locks.acquireBriefly(folders).release();
     return undefined;
   } catch (error) {
     if (error instanceof LockHeld) return error.pid ?? 0;

@@ -43,7 +43,7 @@ export function recover(
   return unfinished?.name;
 }
 
-/** `Broken off since 2026-11-23T12:00:00.000Z: ...` */
+/** `An agent ended in the middle of a step, begun 2026-11-23T12:00:00.000Z: ...` */
 function tell(step: UnderWay, datapath: Recovered, removed: readonly string[]): string {
   return `An agent ended in the middle of a step, begun ${step.at}: ${whatOf(step)}. ${outcomeOf(step, datapath, removed)}`;
 }

@@ -4,7 +4,7 @@ import { requireRoot } from "../agent/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { formatOf, print, printJson } from "./output.ts";
-import { confirmed, type Standing, standing, takeDown } from "./teardown.ts";
+import { confirmed, type Found, findAll, takeDown } from "./teardown.ts";
 
 export const down = command({
   name: "down",
@@ -14,7 +14,7 @@ export const down = command({
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
     requireRoot("kmesh down");
-    const found = await standing(folders);
+    const found = await findAll(folders);
     if (found.pins === 0 && found.agent === undefined && !found.snapshot && !found.manifest) {
       if (format === "json") printJson({ stopped: null, removed: [], snapshot: false });
       else print(`Nothing to do: nothing is pinned in ${folders.bpffs}, and no agent runs.`);
@@ -39,7 +39,7 @@ export const down = command({
   },
 });
 
-function question(folders: Folders, { pins, agent }: Standing): string {
+function question(folders: Folders, { pins, agent }: Found): string {
   const stop = agent === undefined ? "" : `The agent (pid ${agent}) will be stopped. `;
   const snapshot = `The snapshot in ${folders.stateDir} goes too.`;
   if (pins === 0) return stop + snapshot;

@@ -18,6 +18,7 @@ import { CONFIG_FILE, sourcesOf } from "../agent/sources.ts";
 import { requireRoot } from "../agent/unsupported.ts";
 import type { SettingValues } from "../agent/values.ts";
 import { NoUnit, unitName } from "../datapath/unit.ts";
+import { LockHeld } from "../kernel/lock.ts";
 import { asset } from "../runtime/assets.ts";
 import { type Arguments, UsageError } from "./arguments.ts";
 import { type AtBoot, bootOrderOf, bootRemoval, bootStep, canWait } from "./boot-order.ts";
@@ -119,7 +120,10 @@ async function changeAlone(kind: Change, { flags, positionals }: Arguments, path
     try {
       ({ effect, told } = await takeEffect(kind, names, edited, folders, only, path));
     } catch (error) {
-      if (edited.text !== before) replace(path, before);
+      if (edited.text !== before) {
+        replace(path, before);
+        await undo(folders, path);
+      }
       throw error;
     }
   }
@@ -247,8 +251,21 @@ async function takeEffect(
     const units = Array.isArray(values.unit) ? values.unit : [];
     return names.every((name) => units.includes(name) === (kind === "add"));
   };
-  const now = await follows();
-  if (now === undefined) return changeTables(kind, names, edited, folders, only);
+  const until = performance.now() + HANDOVER;
+  let now = await follows();
+  for (let waits = false; now === undefined; waits = true) {
+    try {
+      return await changeTables(kind, names, edited, folders, only);
+    } catch (error) {
+      // One with another run folder never answers here.
+      const starts = error instanceof LockHeld && error.path !== folders.bpffs;
+      if (!starts || performance.now() > until) throw error;
+    }
+    // It may have read the file before or after it was written.
+    if (!waits) remark("kmesh: waiting for the agent that is just starting");
+    await new Promise((resolve) => setTimeout(resolve, LOOK));
+    now = await follows();
+  }
   if (now && edited.changed.length === 0) return { effect: "none", told: "" };
   let told = "";
   try {
@@ -267,6 +284,19 @@ async function takeEffect(
     `nothing was changed, the agent that runs does not take its units from ${path}`,
     "It was started with another --config, or with --unit or KMESH_UNIT, which win over the file: kmesh config diff.",
   );
+}
+
+/** The file is as it was: an agent that has read it meanwhile, and could not say so, is to read it again. */
+async function undo(folders: Folders, path: string): Promise<void> {
+  try {
+    await orderAgent(adminSocket(folders.runDir), "/reload", {}, () => {}, SILENCE);
+  } catch (error) {
+    // It refused the file before, too, or can't read it anew: it has not taken anything from it.
+    if (error instanceof AdminError && error.status !== 409) return;
+    remark(
+      `kmesh: ${path} is as it was, and whether the agent read it meanwhile is not known: systemctl reload kmesh, or SIGHUP, makes sure`,
+    );
+  }
 }
 
 /** Has the agent read its configuration; the one that takes over, when a hand-over is under way. Gives what it tells. */
@@ -288,7 +318,7 @@ async function reloadAgent(socket: string): Promise<string> {
     } catch (error) {
       const later = error instanceof AdminError && error.status === 409;
       if (!later || performance.now() > until) throw error;
-      if (!waits) remark("kmesh: waiting for the end of a hand-over between agents");
+      if (!waits) remark("kmesh: waiting for the end of a hand-over between agents, or of a start");
       await new Promise((resolve) => setTimeout(resolve, LOOK));
     }
   }
@@ -309,7 +339,7 @@ async function changeTables(
     import("../datapath/enrolment.ts"),
   ]);
   // An agent that starts just now holds them; it may have read the file as it was.
-  const locks = Locks.acquire(folders);
+  const locks = Locks.acquireBriefly(folders);
   try {
     const tables = openPinned(folders.bpffs);
     try {

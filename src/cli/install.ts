@@ -15,7 +15,7 @@ import { afterLeftovers, serviceAgent, upgradeSteps } from "./service-agent.ts";
 import { activeState, enrolSteps, runStep, startStep } from "./service-steps.ts";
 import { perform, type Step, tell } from "./steps.ts";
 import { GATE, SERVICE, systemdRuns } from "./systemd.ts";
-import { confirmed, standing, takeDown } from "./teardown.ts";
+import { confirmed, findAll, takeDown } from "./teardown.ts";
 
 /** The service's own. */
 const FOLDERS: Folders = {
@@ -145,7 +145,7 @@ async function serviceEnd(
   const service = systemdRuns() && existsSync(paths.unit);
   const steps: Step[] = [];
   if (service) steps.push(runStep("disable", "--now", SERVICE));
-  const { pins, agent } = await standing(folders);
+  const { pins, agent } = await findAll(folders);
   if (pins > 0 || agent !== undefined) {
     steps.push({
       action: "detach",

@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import type { AgentStatus } from "../admin/status.ts";
 import type { Agent } from "../agent/agent.ts";
 import { type Config, readConfig } from "../agent/config.ts";
@@ -48,7 +49,9 @@ export const run = command({
 
 /** The agent's life. With a `succession` it takes over from one that runs. */
 async function begin(flags: Flags, succession: Succession | undefined): Promise<number> {
-  const config = readConfig(sourcesOf(flags, process.env));
+  const sources = sourcesOf(flags, process.env);
+  const text = textAt(sources.file.path);
+  const config = readConfig(sources);
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
@@ -74,6 +77,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
   // The service manager listens to the one that it takes for the agent, and complains of others.
   let known = succession === undefined;
+  const readAgain = (agent: Agent) => reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
   let reloadNow = (): string => {
     throw new Conflict("the agent is only about to start");
   };
@@ -96,13 +100,21 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       known = true;
     } else {
       agent = await Agent.start(config, log, audience);
+      // From here on who writes the file asks this agent to read it; until here nobody could.
+      if (textAt(sources.file.path) !== text) {
+        try {
+          readAgain(agent);
+        } catch {
+          // Told in the log.
+        }
+      }
       await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
     }
     service.ready(tellInOneLine(agent.status()));
     reloadNow = () => {
       service.reloading();
       try {
-        return reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
+        return readAgain(agent);
       } finally {
         service.ready(tellInOneLine(agent.status()));
       }
@@ -153,6 +165,15 @@ function reload(agent: Agent, read: () => Config, log: Log): string {
     const next = error instanceof ConfigError ? ` ${error.next}` : "";
     log.error(`Not reloaded, all stays as it was: ${error instanceof Error ? error.message : error}.${next}`);
     throw error;
+  }
+}
+
+/** Undefined when there is none. */
+function textAt(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return undefined;
   }
 }
 

@@ -11,7 +11,7 @@ import { serviceOf, systemctl } from "./systemd.ts";
 const STOP_PATIENCE = 10_000;
 
 /** What there is to take down. */
-export interface Standing {
+export interface Found {
   /** The agent's pid; 0 is one with another run folder. */
   agent: number | undefined;
   pins: number;
@@ -21,7 +21,7 @@ export interface Standing {
   manifest: boolean;
 }
 
-export async function standing(folders: Folders): Promise<Standing> {
+export async function findAll(folders: Folders): Promise<Found> {
   const [{ livingAgent }, { ownPins }, { hasSnapshot }, { hasManifest }] = await Promise.all([
     import("../agent/locks.ts"),
     import("../datapath/inspect.ts"),

@@ -6,7 +6,7 @@ import type { BpfMap } from "../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../kernel/netns.ts";
 import { socketInodes, taskIdentity } from "../kernel/process.ts";
 import type { Match } from "../mesh/model.ts";
-import { readableMap } from "./pin-faults.ts";
+import { readableMap } from "./holders.ts";
 import type { Tables } from "./tables.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
 

@@ -3,7 +3,7 @@ import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { ensureBpffs, remakeBpffs, unpin } from "../kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../kernel/link.ts";
-import { BpfProgram } from "../kernel/object.ts";
+import type { BpfProgram } from "../kernel/object.ts";
 import { pinnedAt } from "../kernel/pinned.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { load, pinNew } from "./build.ts";
@@ -18,7 +18,7 @@ import {
   UNKNOWN,
 } from "./generations.ts";
 import { ABI_ID } from "./layout.gen.ts";
-import { ownLink } from "./ownership.ts";
+import { ownLink, ownProgram } from "./ownership.ts";
 import {
   faultOf,
   folderFaults,
@@ -101,6 +101,8 @@ export class Generation {
     const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
     for (const line of done) log(line);
     if (failed.length > 0) throw new Error(failed.join("; "));
+    // A link that lay where another's belongs.
+    for (const line of nameLinks(bpffs)) log(line);
     removeUseless(bpffs);
     const found = generationsAt(bpffs);
     const folder = generationFolder(bpffs);
@@ -187,7 +189,10 @@ export class Generation {
     return lost.filter((hook) => this.#point(root, hook));
   }
 
-  /** What somebody has done to the pins since they were made, and to the links: those that were found, all if `attached`. */
+  /**
+   * What somebody has done to the pins since they were made, and to the links: those that were found, all if `attached`.
+   * Throws KernelError when that can't be told of one of them.
+   */
   pinFaults(attached: boolean): PinFault[] {
     const off = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
     return [
@@ -210,7 +215,7 @@ export class Generation {
   /**
    * Pins again what somebody unpinned, up to the bpffs itself, from what this process holds; nothing was ever detached by
    * that. What was pinned in its place is moved to aside/. Gives what was done and what could not be, a line each. Throws
-   * where there is no bpffs.
+   * where there is no bpffs, and KernelError, before it changes anything, when it can't be told what lies at a path.
    */
   repin(): { done: string[]; failed: string[] } {
     remakeBpffs(this.#bpffs);
@@ -337,14 +342,12 @@ export class Generation {
   }
 }
 
-/** Whether hooks run programs that are not `code`'s: those of another version. */
+/** Whether hooks run programs that are not `code`'s: those of another version. Throws KernelError. */
 export function governedByOthers(bpffs: string, code: Code): boolean {
   const folder = programFolder(generationFolder(bpffs), code.hash);
   return runOthers(bpffs, (hook) => {
-    const pin = join(folder, hook);
-    if (!existsSync(pin)) return undefined;
-    using program = BpfProgram.fromPin(pin);
-    return program.info.id;
+    using program = ownProgram(join(folder, hook), hook);
+    return program?.info.id;
   });
 }
 

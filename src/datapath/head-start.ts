@@ -26,13 +26,14 @@ export class HeadStart implements LoadedAhead {
   static take(bpffs: string, code: Code): HeadStart {
     const maps = pinnedMaps(bpffs);
     const pinned = new Set(maps.keys());
+    let programs = new Map<Hook, BpfProgram>();
     try {
-      const programs = loadPrograms(code, maps);
+      programs = loadPrograms(code, maps);
       const start = new HeadStart({ maps, programs }, pinned);
       installEmpty(maps, (name) => !pinned.has(name));
       return start;
     } catch (error) {
-      for (const map of maps.values()) map.close();
+      for (const held of [...maps.values(), ...programs.values()]) held.close();
       throw error;
     }
   }

@@ -16,10 +16,10 @@ import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "./descr
 import { readEndpoint } from "./endpoints.ts";
 import { enrolledIds, enrolledUnits } from "./enrolment.ts";
 import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "./generations.ts";
+import { readableMaps } from "./holders.ts";
 import * as layout from "./layout.gen.ts";
 import { readNames } from "./names.ts";
 import { ownLink } from "./ownership.ts";
-import { readableMaps } from "./pin-faults.ts";
 import { complete } from "./pinned.ts";
 import { ASIDE, HOOK_ORDER, linkPin } from "./pins.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "./tables.ts";
@@ -233,26 +233,39 @@ function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T
 }
 
 /**
- * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/,
- * which is somebody else's: the decision of `kmesh down`. Links go first, those that decide before those that read.
+ * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/
+ * and is no link of kmesh's: the decision of `kmesh down`. Links go first, those that decide before those that read.
+ * Throws KernelError, before it changes anything, when it can't be told whose a link is.
  */
 export function removePinned(bpffs: string): { removed: string[] } {
   if (!existsSync(bpffs)) return { removed: [] };
   const removed = ownPins(bpffs);
-  for (const path of linkPins(bpffs)) {
-    // Somebody pinned something else there: it goes with its pin.
-    using link = ownLink(path);
-    link?.detach();
+  // What somebody else pinned among them goes with its pin.
+  const aside = linksAside(bpffs);
+  const links = [...linkPins(bpffs), ...aside].flatMap((path) => ownLink(path) ?? []);
+  for (const link of links) {
+    link.detach();
+    link.close();
   }
+  for (const path of aside) unpin(path);
   for (const name of readdirSync(bpffs)) if (name !== ASIDE) unpin(join(bpffs, name));
   if (listPins(bpffs).length === 0) unpin(bpffs);
   return { removed };
 }
 
-/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. */
+/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. Throws KernelError. */
 export function ownPins(bpffs: string): string[] {
-  const others = listPins(join(bpffs, ASIDE));
+  const own = linksAside(bpffs);
+  const others = listPins(join(bpffs, ASIDE)).filter((path) => !own.includes(path));
   return listPins(bpffs).filter((path) => !others.includes(path));
+}
+
+/** Links of kmesh's that were moved aside, as those that somebody renamed are where another belongs. */
+function linksAside(bpffs: string): string[] {
+  return listPins(join(bpffs, ASIDE)).filter((path) => {
+    using link = ownLink(path);
+    return link !== undefined;
+  });
 }
 
 /** Pinned links of whatever version, those of hooks that this one does not know first. */

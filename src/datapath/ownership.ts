@@ -6,36 +6,42 @@ import { pinnedAt } from "../kernel/pinned.ts";
 import { maps as LAYOUTS } from "./layout.gen.ts";
 import type { MapName } from "./tables.ts";
 
-/** The link, when it runs a program of kmesh's, of whatever version, at `hook`, or at any. The caller closes it. */
+/**
+ * The link, when it runs a program of kmesh's, of whatever version, at `hook`, or at any. The caller closes it. Throws
+ * KernelError, as the others here do, when that can't be told.
+ */
 export function ownLink(path: string, hook?: Hook): CgroupLink | undefined {
   if (pinnedAt(path)?.kind !== "link") return undefined;
-  const link = CgroupLink.fromPin(path);
-  const { type, programId, attachType } = link.info();
-  if (type === CGROUP_LINK && (hook === undefined || attachType === HOOKS[hook])) {
+  return keepIf(CgroupLink.fromPin(path), (link) => {
+    const { type, programId, attachType } = link.info();
+    if (type !== CGROUP_LINK || (hook !== undefined && attachType !== HOOKS[hook])) return false;
     using program = BpfProgram.fromId(programId);
-    if (isOwnProgram(program, hook)) return link;
-  }
-  link.close();
-  return undefined;
+    return isOwnProgram(program, hook);
+  });
 }
 
 /** The program, when it is kmesh's for `hook`. The caller closes it. */
 export function ownProgram(path: string, hook: Hook): BpfProgram | undefined {
   if (pinnedAt(path)?.kind !== "program") return undefined;
-  const program = BpfProgram.fromPin(path);
-  if (isOwnProgram(program, hook)) return program;
-  program.close();
-  return undefined;
+  return keepIf(BpfProgram.fromPin(path), (program) => isOwnProgram(program, hook));
 }
 
 /** The map, when it looks like the table `name`. The caller closes it. */
 export function ownTable(path: string, name: MapName): BpfMap | undefined {
   const pinned = pinnedAt(path);
   if (pinned?.kind !== "map" || pinned.name !== name) return undefined;
-  const map = BpfMap.fromPin(path);
-  if (looksLike(map, name)) return map;
-  map.close();
-  return undefined;
+  return keepIf(BpfMap.fromPin(path), (map) => looksLike(map, name));
+}
+
+/** Closes it otherwise, also when that throws. */
+function keepIf<T extends { close(): void }>(held: T, isOwn: (held: T) => boolean): T | undefined {
+  let own = false;
+  try {
+    own = isOwn(held);
+  } finally {
+    if (!own) held.close();
+  }
+  return own ? held : undefined;
 }
 
 export function looksLike({ info }: BpfMap, name: MapName): boolean {

@@ -1,15 +1,15 @@
 /**
- * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: the programs
- * that run or are pinned hold their maps, a running agent holds everything.
+ * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: programs
+ * (holders.ts), and a running agent, which holds everything.
  */
 import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import type { Hook } from "../kernel/link.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { type Pinned, pinnedAt, tellPinned } from "../kernel/pinned.ts";
-import { belongsTo, generationsAt, isAlive, type ProgramIds, runningProgram } from "./generations.ts";
-import { ABI_ID } from "./layout.gen.ts";
-import { looksLike, ownLink, ownProgram, ownTable } from "./ownership.ts";
+import { isAlive, type ProgramIds } from "./generations.ts";
+import { type Holders, holdersAt, mapsOf } from "./holders.ts";
+import { ownLink, ownProgram, ownTable } from "./ownership.ts";
 import {
   ASIDE,
   completeFolders,
@@ -92,36 +92,6 @@ export function pinFaults(bpffs: string, filled = false): PinFault[] {
 }
 
 /**
- * The maps below `bpffs` for who only reads: as the programs have them, though pins be missing, else as they are pinned.
- * The caller closes them. Throws KernelError.
- */
-export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
-  const { all, own } = holdersAt(bpffs);
-  const maps = new Map<MapName, BpfMap>();
-  for (const [name, id] of [...mapsOf(all, KEPT_MAPS), ...mapsOf(own, GENERATION_MAPS)])
-    maps.set(name, BpfMap.fromId(id));
-  const generation = generationFolder(bpffs);
-  for (const name of [...KEPT_MAPS, ...GENERATION_MAPS]) {
-    if (maps.has(name)) continue;
-    const isKept = (KEPT_MAPS as readonly string[]).includes(name);
-    const map = ownTable(isKept ? keptPin(bpffs, name) : tablePin(generation, name), name);
-    if (map) maps.set(name, map);
-  }
-  return maps;
-}
-
-/** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
-export function heldNames(bpffs: string): Set<string> {
-  const ids = new Set(holdersAt(bpffs).all.flatMap(({ maps }) => maps));
-  return new Set(
-    [...ids].map((id) => {
-      using map = BpfMap.fromId(id);
-      return map.info.name;
-    }),
-  );
-}
-
-/**
  * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
  * what was done and what could not be, a line each. Never throws.
  */
@@ -145,27 +115,17 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
   return { done, failed };
 }
 
-/** One of those maps. Throws an Error that names it where it is lost. */
-export function readableMap(bpffs: string, name: MapName): BpfMap {
-  const maps = readableMaps(bpffs);
-  const wanted = maps.get(name);
-  for (const map of maps.values()) if (map !== wanted) map.close();
-  if (wanted) return wanted;
-  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
-}
-
 /**
- * Gives links of kmesh's that somebody renamed their names back, where nothing else has them: with a second link a hook
- * would run twice. Gives a line for each. Throws what the file system says.
+ * Gives links of kmesh's that somebody renamed, or that were moved aside, their names back, where nothing else has them:
+ * with a second link a hook would run twice. Gives a line for each. Throws KernelError, and what the file system says.
  */
 export function nameLinks(bpffs: string): string[] {
-  const folder = join(bpffs, "links");
   const done: string[] = [];
-  if (pinnedAt(folder)?.kind !== "folder") return done;
-  const rename = (name: string): boolean => {
-    const path = join(folder, name);
+  const folders = [join(bpffs, "links"), join(bpffs, ASIDE)];
+  if (pinnedAt(join(bpffs, "links"))?.kind !== "folder") return done;
+  const rename = (path: string): boolean => {
     const hook = HOOK_ORDER.find((each) => {
-      using link = each === name ? undefined : ownLink(path, each);
+      using link = path === linkPin(bpffs, each) ? undefined : ownLink(path, each);
       return link !== undefined && isAlive(link.info());
     });
     if (hook === undefined || pinnedAt(linkPin(bpffs, hook))) return false;
@@ -174,8 +134,12 @@ export function nameLinks(bpffs: string): string[] {
     return true;
   };
   // One that gets its name back may clear another's.
-  while (readdirSync(folder).some(rename));
+  while (folders.flatMap(entries).some(rename));
   return done;
+}
+
+function entries(folder: string): string[] {
+  return pinnedAt(folder)?.kind === "folder" ? readdirSync(folder).map((name) => join(folder, name)) : [];
 }
 
 function setAside(bpffs: string, path: string): string {
@@ -247,48 +211,6 @@ function programFaults(bpffs: string): PinFault[] {
       return [{ path, part: { kind: "program", hook }, ...(found ? { found } : {}) }];
     }),
   );
-}
-
-/** Programs, those that run first. */
-interface Holders {
-  /** Of every layout: they hold what is kept. */
-  all: ProgramIds[];
-  /** Over the tables of this one. */
-  own: ProgramIds[];
-  /** There is a generation of this layout. */
-  built: boolean;
-}
-
-function holdersAt(bpffs: string): Holders {
-  const running = HOOK_ORDER.flatMap((hook) => runningProgram(bpffs, hook) ?? []);
-  const all = [...running];
-  for (const { abi } of generationsAt(bpffs)) all.push(...pinnedPrograms(bpffs, abi));
-  const built = completeFolders(join(bpffs, "gen")).includes(ABI_ID);
-  return { all, own: built ? all.filter((program) => belongsTo(bpffs, ABI_ID, program)) : [], built };
-}
-
-function pinnedPrograms(bpffs: string, abi: string): ProgramIds[] {
-  const generation = generationFolder(bpffs, abi);
-  return completeFolders(join(generation, "programs")).flatMap((code) =>
-    HOOK_ORDER.flatMap((hook) => {
-      using program = ownProgram(join(programFolder(generation, code), hook), hook);
-      return program ? [{ id: program.info.id, maps: program.mapIds() }] : [];
-    }),
-  );
-}
-
-/** The ids of the maps that programs hold, by name; the first program's word counts. */
-function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[]): Map<MapName, number> {
-  const found = new Map<MapName, number>();
-  const seen = new Set<number>();
-  for (const id of programs.flatMap(({ maps }) => maps)) {
-    if (seen.has(id)) continue;
-    seen.add(id);
-    using map = BpfMap.fromId(id);
-    const name = names.find((each) => each === map.info.name);
-    if (name !== undefined && !found.has(name) && looksLike(map, name)) found.set(name, id);
-  }
-  return found;
 }
 
 function toList<T>(item: T | undefined): T[] {

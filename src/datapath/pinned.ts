@@ -6,19 +6,24 @@ import type { Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { BpfProgram } from "../kernel/object.ts";
 import { generationsAt } from "./generations.ts";
+import { heldNames } from "./holders.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownProgram, ownTable } from "./ownership.ts";
-import { heldNames } from "./pin-faults.ts";
 import { generationFolder, HOOK_ORDER, keptPin, tablePin, unfinished } from "./pins.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS } from "./tables.ts";
 
-/** The maps that are pinned below `bpffs`, of this layout. The caller closes them. */
+/** The maps that are pinned below `bpffs`, of this layout. The caller closes them. Throws KernelError. */
 export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
   const generation = generationFolder(bpffs);
   const maps = new Map<MapName, BpfMap>();
-  for (const name of GENERATION_MAPS) openInto(maps, name, tablePin(generation, name));
-  for (const name of KEPT_MAPS) openInto(maps, name, keptPin(bpffs, name));
-  return maps;
+  try {
+    for (const name of GENERATION_MAPS) openInto(maps, name, tablePin(generation, name));
+    for (const name of KEPT_MAPS) openInto(maps, name, keptPin(bpffs, name));
+    return maps;
+  } catch (error) {
+    for (const map of maps.values()) map.close();
+    throw error;
+  }
 }
 
 /** All of them, or an error that names what is missing. */

@@ -20,8 +20,8 @@ import { type Frontend, type Mesh, NO_EJECTION, type Target } from "../mesh/mode
 import { faultPoint } from "../runtime/fault.ts";
 import type { ChunkedTable } from "./chunked.ts";
 import { enrolCgroup, exempt, governNetns, unexempt } from "./enrolment.ts";
+import { readableMap } from "./holders.ts";
 import * as layout from "./layout.gen.ts";
-import { readableMap } from "./pin-faults.ts";
 import { type Code, loadPrograms } from "./programs.ts";
 import { Publisher } from "./publisher.ts";
 import { type MapName, type Maps, Tables } from "./tables.ts";
@@ -104,10 +104,10 @@ function probe(
   tables: Tables,
   netns: "own" | "all",
 ): string | undefined {
-  const listeners = listen();
-  let room: Room | undefined;
   const links: CgroupLink[] = [];
+  let room: Room | undefined;
   const agents = readableMap(bpffs, "agents");
+  const listeners = listen();
   try {
     room = Room.make();
     if (room.child === undefined) return room.trouble;

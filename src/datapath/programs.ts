@@ -37,20 +37,35 @@ export function ownCode(): Code {
 }
 
 /**
- * Loads the programs over `maps`, to which the maps are added that it lacks. The caller closes all of them.
+ * Loads the programs over `maps`, to which the maps are added that it lacks. The caller closes all of them,
+ * and the maps also after an error.
  * Throws KernelError with the verifier's words.
  */
 export function loadPrograms({ images }: Code, maps: Map<MapName, BpfMap>): Map<Hook, BpfProgram> {
   const programs = new Map<Hook, BpfProgram>();
-  OBJECTS.forEach((name, i) => {
-    using object = BpfObject.open(images[i] ?? new Uint8Array(), name);
-    for (const map of object.mapNames as MapName[]) {
-      const held = maps.get(map);
-      if (held) object.useMap(map, held);
-    }
-    object.load();
-    for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
-    for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
-  });
-  return programs;
+  try {
+    OBJECTS.forEach((name, i) => {
+      loadObject(images[i] ?? new Uint8Array(), name, maps, programs);
+    });
+    return programs;
+  } catch (error) {
+    for (const program of programs.values()) program.close();
+    throw error;
+  }
+}
+
+function loadObject(
+  image: Uint8Array,
+  name: string,
+  maps: Map<MapName, BpfMap>,
+  programs: Map<Hook, BpfProgram>,
+): void {
+  using object = BpfObject.open(image, name);
+  for (const map of object.mapNames as MapName[]) {
+    const held = maps.get(map);
+    if (held) object.useMap(map, held);
+  }
+  object.load();
+  for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
+  for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
 }

@@ -1,7 +1,7 @@
 /** The kernel's own count of connections, over all services: it goes on whichever agent and generation there is. */
 import { ChunkedTable } from "./chunked.ts";
+import { readableMap } from "./holders.ts";
 import * as layout from "./layout.gen.ts";
-import { readableMap } from "./pin-faults.ts";
 
 /** Since the counters began. */
 export interface Totals {

@@ -8,7 +8,7 @@ import { native } from "./native.ts";
 export class LockHeld extends Error {
   override readonly name = "LockHeld";
   readonly path: string;
-  /** As the holder wrote it; undefined when it had no time to. */
+  /** As the holder wrote it; undefined when it had no time to, or is no agent. */
   readonly pid: number | undefined;
 
   constructor(path: string, pid: number | undefined) {
@@ -29,15 +29,16 @@ export class FileLock {
   }
 
   /**
-   * Takes the lock without waiting and writes this pid into the file, which is made if missing (mode 0600).
+   * Takes the lock without waiting and writes this pid into the file, which is made if missing (mode 0600); with `named`
+   * false it leaves the file empty.
    * Throws LockHeld, or KernelError when the file can't be opened.
    */
-  static acquire(path: string): FileLock {
+  static acquire(path: string, named = true): FileLock {
     const lib = native();
     const fd = openAndLock(path, constants.O_RDWR | constants.O_CREAT | constants.O_NOFOLLOW);
     const text = Buffer.from(`${process.pid}\n`);
     lib.kmesh_truncate(fd, 0n);
-    lib.kmesh_write(fd, text, BigInt(text.length));
+    if (named) lib.kmesh_write(fd, text, BigInt(text.length));
     return new FileLock(path, fd);
   }
 

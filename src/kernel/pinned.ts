@@ -1,12 +1,13 @@
 /** What lies at a path of a bpffs, whoever pinned it there. */
 import { lstatSync, readlinkSync, type Stats } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
+import { ERRNO, KernelError } from "./error.ts";
 import { fixedText, infoOf } from "./info.ts";
 import { native } from "./native.ts";
 import { BpfProgram } from "./object.ts";
 
 export interface Pinned {
-  /** "other": a symbolic link, or what the kernel doesn't open for this process. */
+  /** "other": nothing that can be pinned, a symbolic link for one. What can't be looked at is none: it may be ours. */
   kind: "map" | "program" | "link" | "folder" | "other";
   /** The kernel's number of it among its kind; 0 of a folder and of others. */
   id: number;
@@ -14,28 +15,59 @@ export interface Pinned {
   name: string;
 }
 
-/** Undefined when nothing is there. Never throws: what can't be looked at is "other". */
+const OTHER: Pinned = { kind: "other", id: 0, name: "" };
+
+/** Undefined when nothing is there. Throws KernelError when it can't be told what is. */
 export function pinnedAt(path: string): Pinned | undefined {
-  const other: Pinned = { kind: "other", id: 0, name: "" };
-  let stat: Stats | undefined;
-  try {
-    stat = lstatSync(path, { throwIfNoEntry: false });
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "ENOTDIR" ? undefined : other;
-  }
+  const stat = statOf(path);
   if (!stat) return undefined;
   if (stat.isDirectory()) return { kind: "folder", id: 0, name: "" };
   // A symbolic link would be followed.
-  if (!stat.isFile()) return other;
+  if (!stat.isFile()) return OTHER;
   const fd = native().bpf_obj_get(cString(path));
-  if (fd < 0) return other;
+  // Removed since.
+  if (fd === -ERRNO.ENOENT) return undefined;
+  if (fd < 0) throw unknown("bpf_obj_get", -fd, path);
   try {
-    return identify(fd) ?? other;
-  } catch {
-    return other;
+    return identify(fd) ?? OTHER;
+  } catch (error) {
+    if (error instanceof KernelError) throw unknown(error.call, error.errno, path);
+    throw unknown("readlink", errnoOf(error), path);
   } finally {
     native().kmesh_close(fd);
   }
+}
+
+function statOf(path: string): Stats | undefined {
+  try {
+    return lstatSync(path, { throwIfNoEntry: false });
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno === ERRNO.ENOTDIR) return undefined;
+    throw unknown("lstat", errno, path);
+  }
+}
+
+function errnoOf(error: unknown): number {
+  return ERRNO[(error as NodeJS.ErrnoException).code as keyof typeof ERRNO] ?? ERRNO.EIO;
+}
+
+function unknown(call: string, errno: number, path: string): KernelError {
+  return new KernelError(
+    call,
+    errno,
+    path,
+    `what is pinned there can't be looked at, so nothing is changed. ${cureOf(errno, path)}`,
+  );
+}
+
+function cureOf(errno: number, path: string): string {
+  if (errno === ERRNO.EACCES || errno === ERRNO.EPERM)
+    return `Find out what forbids it: the mode of the path (ls -ld ${path}), a lost capability (root needs CAP_SYS_ADMIN, CAP_BPF and CAP_DAC_OVERRIDE), or a security module (dmesg)`;
+  if (errno === ERRNO.EMFILE || errno === ERRNO.ENFILE)
+    return "Raise the limit of open files (ulimit -n, LimitNOFILE=)";
+  if (errno === ERRNO.ENOMEM) return "Free some memory, then try again";
+  return `Try again; when it stays, look at it: bpftool map show pinned ${path}, or prog, or link`;
 }
 
 /** In words, as an object: "the map t". */
@@ -60,8 +92,18 @@ function identify(fd: number): Pinned | undefined {
   }
   if (type !== "link") return undefined;
   const info = infoOf(fd, 32, "link");
-  using program = BpfProgram.fromId(new Uint32Array(info)[2] ?? 0);
-  return { kind: "link", id: idIn(info), name: program.info.name };
+  return { kind: "link", id: idIn(info), name: programName(new Uint32Array(info)[2] ?? 0) };
+}
+
+/** "" when it has ended: the link got another meanwhile, or has none. */
+function programName(id: number): string {
+  try {
+    using program = BpfProgram.fromId(id);
+    return program.info.name;
+  } catch (error) {
+    if (error instanceof KernelError && error.errno === ERRNO.ENOENT) return "";
+    throw error;
+  }
 }
 
 /** All three structs begin with a type, and then have the id. */

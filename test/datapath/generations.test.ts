@@ -4,10 +4,19 @@ import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs"
 import { join } from "node:path";
 import { ChunkedTable } from "../../src/datapath/chunked.ts";
 import { explainPinned } from "../../src/datapath/explain.ts";
+import { governedByOthers } from "../../src/datapath/generation.ts";
 import { inspectPinned, removePinned, summarizePinned } from "../../src/datapath/inspect.ts";
 import * as layout from "../../src/datapath/layout.gen.ts";
 import { readNames } from "../../src/datapath/names.ts";
-import { generationFolder, HOOK_ORDER, keptPin, linkPin, unfinished } from "../../src/datapath/pins.ts";
+import {
+  generationFolder,
+  HOOK_ORDER,
+  keptPin,
+  linkPin,
+  programFolder,
+  unfinished,
+} from "../../src/datapath/pins.ts";
+import { ownCode } from "../../src/datapath/programs.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { BpfProgram } from "../../src/kernel/object.ts";
@@ -223,6 +232,16 @@ describe.skipIf(!root)("generations beside each other", () => {
     for (const folder of folders) mkdirSync(folder, { recursive: true });
     lab.reopen();
     expect(folders.filter((folder) => existsSync(folder))).toEqual([]);
+  });
+
+  test("somebody's folder in the place of a program is none of ours: others govern", () => {
+    lab.publish(meshOf(["one", A]));
+    const code = { ...ownCode(), hash: "squatted" };
+    const folder = programFolder(generationFolder(lab.bpffs), code.hash);
+    for (const hook of HOOK_ORDER) mkdirSync(join(folder, hook), { recursive: true });
+    expect(governedByOthers(lab.bpffs, code)).toBe(true);
+    expect(governedByOthers(lab.bpffs, ownCode())).toBe(false);
+    rmSync(folder, { recursive: true });
   });
 
   test("down detaches and removes every version's part", () => {

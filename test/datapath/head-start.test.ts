@@ -1,6 +1,6 @@
 /** Programs loaded ahead: they serve only over the very maps that are pinned when they are wanted. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readdirSync, renameSync } from "node:fs";
+import { readdirSync, readlinkSync, renameSync } from "node:fs";
 import { Datapath } from "../../src/datapath/datapath.ts";
 import { HeadStart } from "../../src/datapath/head-start.ts";
 import { pinnedMaps } from "../../src/datapath/pinned.ts";
@@ -23,6 +23,15 @@ describe.skipIf(!root)("a head start", () => {
   });
 
   const pins = () => readdirSync(lab.bpffs, { recursive: true, encoding: "utf8" }).sort();
+  /** Those of the kernel's programs, maps and links that this process has. */
+  const descriptors = () =>
+    readdirSync("/proc/self/fd").filter((fd) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${fd}`).includes("bpf");
+      } catch {
+        return false;
+      }
+    }).length;
   const idsOf = (maps: ReturnType<typeof pinnedMaps>) =>
     [...maps].map(([name, { info }]) => `${name} ${info.id}`).sort();
 
@@ -41,6 +50,14 @@ describe.skipIf(!root)("a head start", () => {
     expect(pins()).toEqual(before);
     for (const held of [...pinned.values(), ...(loaded ? [...loaded.maps.values()] : [])]) held.close();
     for (const program of loaded?.programs.values() ?? []) program.close();
+  });
+
+  test("when the second object can't be loaded, no program of the first stays open", () => {
+    const { images, hash } = ownCode();
+    const broken = { images: [...images.slice(0, 1), new Uint8Array(64)], hash };
+    const before = descriptors();
+    expect(() => HeadStart.take(lab.bpffs, broken)).toThrow("bpf_object__open_mem");
+    expect(descriptors()).toBe(before);
   });
 
   test("beside another layout it has tables of its own, and the kept ones are those of both", () => {

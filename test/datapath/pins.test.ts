@@ -1,11 +1,21 @@
 /** Pins that somebody removed, or pinned something else over. Connections never notice, and nobody's pin is deleted. */
 import { afterAll, beforeAll, beforeEach, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { lstatSync, mkdirSync, mkdtempSync, readdirSync, renameSync, rmSync, symlinkSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { Datapath } from "../../src/datapath/datapath.ts";
-import { inspectPinned, removePinned } from "../../src/datapath/inspect.ts";
+import { inspectPinned, ownPins, removePinned } from "../../src/datapath/inspect.ts";
 import { pinFaults } from "../../src/datapath/pin-faults.ts";
 import {
   completeFolders,
@@ -54,7 +64,8 @@ describe.skipIf(!root)("damaged pins", () => {
   const generation = () => generationFolder(lab.bpffs);
   const code = () => completeFolders(join(generation(), "programs"))[0] ?? "";
   const programPin = (hook: Hook) => join(generation(), "programs", code(), hook);
-  const aside = () => readdirSync(join(lab.bpffs, "aside")).sort();
+  const aside = () =>
+    existsSync(join(lab.bpffs, "aside")) ? readdirSync(join(lab.bpffs, "aside")).sort() : [];
 
   /** What lies at each path below the lab's folder, but in aside/: its kind and the kernel's number. */
   function pins(): Record<string, string> {
@@ -73,6 +84,11 @@ describe.skipIf(!root)("damaged pins", () => {
     using other = BpfMap.create({ name: "squatter", type: "array", keySize: 4, valueSize: 4, maxEntries: 1 });
     other.pin(path);
     return other.info.id;
+  }
+
+  function linkId(hook: Hook): number {
+    using link = CgroupLink.fromPin(linkPin(lab.bpffs, hook));
+    return link.info().id;
   }
 
   async function expectGoverned(): Promise<void> {
@@ -215,18 +231,18 @@ describe.skipIf(!root)("damaged pins", () => {
   test("a link of the right hook with somebody else's program, a folder, a symbolic link", async () => {
     lab.datapath.close();
     const place = linkPin(lab.bpffs, "getpeername4");
+    const id = linkId("connect6");
     renameSync(linkPin(lab.bpffs, "connect6"), place);
     mkdirSync(linkPin(lab.bpffs, "connect6"));
     rmSync(keptPin(lab.bpffs, "units"));
     symlinkSync(keptPin(lab.bpffs, "enrolled"), keptPin(lab.bpffs, "units"));
     lab.reopen();
-    expect(aside()).toEqual(["keep_units", "links_connect6", "links_getpeername4"]);
+    // Ours, under a wrong name, has its own again.
+    expect(aside()).toEqual(["keep_units", "links_connect6"]);
+    expect(linkId("connect6")).toBe(id);
     expect(lstatSync(join(lab.bpffs, "aside", "keep_units")).isSymbolicLink()).toBe(true);
     expect(lab.datapath.attached).toBe(true);
     expect(pinFaults(lab.bpffs)).toEqual([]);
-    // Ours, under a wrong name: somebody has to decide.
-    using moved = CgroupLink.fromPin(join(lab.bpffs, "aside", "links_getpeername4"));
-    moved.detach();
     rmSync(join(lab.bpffs, "aside"), { recursive: true });
     await expectGoverned();
   });
@@ -245,6 +261,74 @@ describe.skipIf(!root)("damaged pins", () => {
     expect(lab.publish(mesh)).toBe(0);
     await expectGoverned();
   });
+
+  test("a link that lies aside gets its name back, where that is free; down detaches it in any case", async () => {
+    const before = pins();
+    lab.datapath.close();
+    const aside = join(lab.bpffs, "aside");
+    mkdirSync(aside);
+    renameSync(linkPin(lab.bpffs, "connect4"), join(aside, "links_connect4"));
+    lab.reopen();
+    expect(pins()).toEqual(before);
+    expect(said.join("\n")).toContain(`the link of connect4 was called ${join(aside, "links_connect4")}`);
+    await expectGoverned();
+    // A second one of the hook.
+    lab.datapath.close();
+    renameSync(linkPin(lab.bpffs, "connect4"), join(lab.bpffs, "x"));
+    lab.reopen();
+    renameSync(join(lab.bpffs, "x"), join(aside, "x"));
+    squat(join(aside, "theirs"));
+    using second = CgroupLink.fromPin(join(aside, "x"));
+    lab.datapath.close();
+    expect(ownPins(lab.bpffs)).toContain(join(aside, "x"));
+    const { removed } = removePinned(lab.bpffs);
+    expect(removed).toContain(join(aside, "x"));
+    expect(second.info().cgroupId).toBe(0n);
+    expect(listPins(lab.bpffs)).toEqual([join(aside, "theirs")]);
+    rmSync(lab.bpffs, { recursive: true });
+    lab.reopen();
+    lab.publish(mesh);
+    await expectGoverned();
+  });
+
+  test.each([
+    ["a link", () => linkPin(lab.bpffs, "connect4")],
+    ["a kept map", () => keptPin(lab.bpffs, "agents")],
+    ["a table", () => tablePin(generation(), "settings")],
+    ["a program", () => programPin("connect6")],
+  ] as const)(
+    "%s that can't be opened stays where it is: a start fails, an agent tells it",
+    async (_, pathOf) => {
+      lab.datapath.close();
+      const before = pins();
+      const path = pathOf();
+      // Without these capabilities root is refused by the mode, too.
+      const { status, stdout, stderr } = spawnSync(
+        "setpriv",
+        [
+          ...["--bounding-set", "-dac_override,-dac_read_search"],
+          ...[process.execPath, join(import.meta.dirname, "unreadable.ts"), path],
+          JSON.stringify({ ...lab.options, log: undefined }),
+        ],
+        { encoding: "utf8" },
+      );
+      chmodSync(path, 0o600);
+      expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
+      const { told, damage, cleared, start, down } = JSON.parse(stdout);
+      const error = `bpf_obj_get(${path}): EACCES: what is pinned there can't be looked at, so nothing is changed`;
+      expect(told.join("\n")).toContain(error);
+      expect(told.join("\n")).not.toContain("is not kmesh's");
+      expect(damage).toContain(error);
+      expect(cleared).toBe(true);
+      expect(start).toContain(error);
+      if (path.includes("/links/")) expect(down).toContain(error);
+      expect(pins()).toEqual(before);
+      lab.reopen();
+      expect(lab.datapath.attached).toBe(true);
+      expect(aside()).toEqual([]);
+      await expectGoverned();
+    },
+  );
 
   test("somebody's folder among the generations is none, and stays", async () => {
     const theirs = join(lab.bpffs, "gen", "backup");

@@ -13,7 +13,7 @@ import {
 import { join } from "node:path";
 import { summarizePinned } from "../../src/datapath/inspect.ts";
 import { generationFolder, HOOK_ORDER, keptPin, linkPin } from "../../src/datapath/pins.ts";
-import { ProbeFailed } from "../../src/datapath/probe.ts";
+import { ProbeFailed, prove } from "../../src/datapath/probe.ts";
 import { type Code, ownCode } from "../../src/datapath/programs.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { fetchAtomics } from "../../src/kernel/features.ts";
@@ -213,6 +213,13 @@ describe.skipIf(!root)("a probe", () => {
     expect(said.join()).toContain("on trial");
     expect(hooks().filter((id) => running.includes(id))).toEqual([]);
     expect({ ...traces(), pins: [] }).toEqual({ ...before, pins: [] });
+  });
+
+  test("that finds no table of agents leaves nothing open", () => {
+    const open = () => readdirSync("/proc/self/fd").length;
+    const before = open();
+    expect(() => prove(join(lab.bpffs, "none"), ownCode(), "own")).toThrow("has the map agents");
+    expect(open()).toBe(before);
   });
 
   test("a probe that failed is not tried again with each push", () => {

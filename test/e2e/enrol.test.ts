@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { appendFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parse } from "yaml";
+import { Locks } from "../../src/agent/locks.ts";
 import { Authority } from "../lab/authority.ts";
 import { eventually, type RunResult, run, sleep } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
@@ -19,6 +20,11 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
     const folders = lab.folders.filter((flag) => !flag.startsWith("--config"));
     return run([KMESH, ...args, ...folders, `--config=${file}`], { netns: lab.namespace.path });
   };
+  const folders = () => ({
+    runDir: join(lab.folder, "run"),
+    stateDir: join(lab.folder, "state"),
+    bpffs: lab.bpffs,
+  });
   const enrolled = async () => (await lab.status()).kernel?.settings?.units.map(({ unit }) => unit);
 
   beforeAll(async () => {
@@ -131,6 +137,40 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
     expect(readFileSync(file, "utf8")).toContain("# mine\nunit:");
     expect(await kmesh("enrol", "kmesh-five")).toMatchObject({ code: 0 });
     expect(await enrolled()).toEqual(["kmesh-five.service"]);
+  });
+
+  describe("beside an agent that is just starting", () => {
+    const unitsInFile = () => parse(readFileSync(file, "utf8")).unit;
+
+    test("whenever enrol comes, agent and file agree", async () => {
+      const unit = "kmesh-early.service";
+      for (const [round, lead] of [-150, -75, 0, 75, 150, 225].entries()) {
+        const order = round % 2 === 0 ? "enrol" : "unenrol";
+        const enrolling = lead < 0 ? kmesh(order, unit) : undefined;
+        if (enrolling) await sleep(-lead);
+        const agent = lab.startAgent(`--config=${file}`);
+        if (!enrolling) await sleep(lead);
+        const { code, stderr } = await (enrolling ?? kmesh(order, unit));
+        expect([lead, code, code === 0 ? "" : stderr]).toEqual([lead, 0, ""]);
+        expect([lead, unitsInFile().includes(unit)]).toEqual([lead, order === "enrol"]);
+        await lab.statusOnce("it serves", agent, ({ pid }) => pid === agent.pid);
+        await eventually(
+          "they agree",
+          async () => String((await enrolled())?.sort()) === String(unitsInFile().sort()),
+        );
+        await agent.stop("SIGKILL");
+      }
+    });
+
+    test("a command that has the locks for a moment does not keep it from starting", async () => {
+      const locks = Locks.acquireBriefly(folders());
+      const agent = lab.startAgent(`--config=${file}`);
+      await eventually("it waits", async () => (await lab.agents()).includes(agent.pid));
+      await sleep(400);
+      locks.release();
+      await lab.statusOnce("it serves", agent, ({ pid }) => pid === agent.pid);
+      await agent.stop("SIGKILL");
+    });
   });
 
   test("several at once, and a join among them: each finds what the others wrote", async () => {

@@ -71,8 +71,25 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     expect(await machine.answered("shop")).toBe(true);
   });
 
-  test("an upgrade hands over: the unit stays active, no connection is outside the mesh", async () => {
+  test("an upgrade whose successor refuses the configuration leaves the agent before alone", async () => {
     const file = await pack("new", await otherBuild("wide-layout"), "2");
+    const config = "/etc/kmesh/config.yaml";
+    const running = async () => [await version(), await machine.property("MainPID")];
+    const before = await running();
+    await machine.output(
+      "bash",
+      "-c",
+      `cp -p ${config} /root/good.yaml && echo 'shadow: perhaps' >> ${config}`,
+    );
+    const { code, stdout, stderr } = await machine.run("dpkg", "--install", file);
+    expect(stdout + stderr).toContain("the version before runs on; mend what is said above");
+    expect(code).toBe(0);
+    expect(await running()).toEqual(before);
+    expect(await machine.property("NRestarts")).toBe("0");
+    await machine.output("cp", "-p", "/root/good.yaml", config);
+  });
+
+  test("an upgrade hands over: the unit stays active, no connection is outside the mesh", async () => {
     const before = {
       pid: await machine.property("MainPID"),
       active: await machine.property("ActiveEnterTimestampMonotonic"),
@@ -80,7 +97,7 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     };
     const links = await machine.links();
     await machine.wasOutside("shop");
-    const text = await machine.output("dpkg", "--install", file);
+    const text = await machine.output("dpkg", "--install", "/root/new.deb");
     expect(text).toMatch(/nobody was in control for +\d/);
     expect(await version()).toBe(OTHER_VERSION["wide-layout"]);
     await machine.until("MainPID", (pid) => pid !== before.pid && pid !== "0");

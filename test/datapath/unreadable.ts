@@ -1,0 +1,40 @@
+/**
+ * An agent's data path and a start while one pin can't be opened. Run as root without CAP_DAC_OVERRIDE, with the pin's path
+ * and the options as JSON; writes what it saw as JSON.
+ */
+import { chmodSync } from "node:fs";
+import { damageOf } from "../../src/agent/damage.ts";
+import { Datapath } from "../../src/datapath/datapath.ts";
+import { removePinned } from "../../src/datapath/inspect.ts";
+import { eventually } from "../lab/process.ts";
+
+const [path = "", text = ""] = process.argv.slice(2);
+const options = JSON.parse(text);
+const folders = { bpffs: options.bpffs, stateDir: "/", runDir: "/" };
+const told: string[] = [];
+
+const open = () => Datapath.open({ ...options, upkeep: 20, log: (line: string) => told.push(line) });
+const message = (step: () => unknown): string => {
+  try {
+    step();
+    return "";
+  } catch (error) {
+    return String(error);
+  }
+};
+
+const agent = open();
+chmodSync(path, 0);
+await eventually("it is told", () => told.join().includes("EACCES"));
+const damage = damageOf(folders, undefined, () => agent.damage());
+chmodSync(path, 0o600);
+await eventually(
+  "it is well again",
+  () => message(() => agent.damage()) === "" && agent.damage().length === 0,
+);
+chmodSync(path, 0);
+agent.close();
+const start = message(open);
+const down = path.includes("/links/") ? message(() => removePinned(options.bpffs)) : "";
+console.log(JSON.stringify({ told, damage: JSON.stringify(damage), cleared: true, start, down }));
+process.exit(0);
