@@ -8,6 +8,7 @@ import { join } from "node:path";
 import { Datapath, type DatapathOptions } from "../../src/datapath/datapath.ts";
 import { removePinned } from "../../src/datapath/inspect.ts";
 import type { Code } from "../../src/datapath/programs.ts";
+import { unpin } from "../../src/kernel/bpffs.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { type ClientSpec, RunningClient, type Tally } from "../interop/mesh-lab.ts";
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
@@ -115,6 +116,8 @@ export class DatapathLab {
   async remove(): Promise<void> {
     this.#datapath.close();
     removePinned(this.bpffs);
+    // What tests have put in the way lies in aside/, and is nobody else's here.
+    unpin(this.bpffs);
     for (const server of this.#servers) await server.stop("SIGKILL");
     await this.#cgroup.remove();
     await this.namespace.remove();
