@@ -3,31 +3,21 @@
  * that is being taken. A file in the state folder, written before each step, so that the start after one that died
  * knows what was meant. What is pinned is the truth: where both differ, the manifest is wrong.
  */
-import {
-  closeSync,
-  constants,
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import type { Standing } from "../datapath/standing.ts";
 import type { GenerationName, Step } from "../datapath/step.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { version as kmesh } from "../runtime/version.ts";
 import { sealOf } from "./machine-id.ts";
+import { readWhole } from "./state-file.ts";
 
 /**
  * Raised only when versions before must keep their hands off: they refuse it. New members need no new number. A version
  * that raises it has to write the one before until its predecessor has ended, or that one could not take its tables back.
  */
 const VERSION = 1;
-const MAX_BYTES = 64 << 10;
+const LARGEST = { bytes: 64 << 10, told: "64 kB" };
 const STEPS = ["build", "fill", "probe", "flip", "remove"] as const satisfies readonly Step["name"][];
 
 /** A generation, and which kmesh made it, as far as that is known. */
@@ -100,9 +90,9 @@ function badFile(stateDir: string): string {
  */
 export function readManifest(stateDir: string, machine: string | undefined): Account | undefined {
   const path = manifestFile(stateDir);
-  const text = readText(path);
-  if (text === undefined) return undefined;
-  const value = parse(text);
+  const file = readWhole(path, LARGEST, BadManifest);
+  if (file === undefined) return undefined;
+  const value = parse(file.toString());
   if (!Number.isInteger(value.version) || Number(value.version) < 1)
     throw new BadManifest("it has no format's number");
   if (value.version !== VERSION) {
@@ -374,25 +364,6 @@ function writeWhole(stateDir: string, text: string): void {
   faultPoint("manifest.rename");
   renameSync(unfinished, path);
   faultPoint("manifest.renamed");
-}
-
-function readText(path: string): string | undefined {
-  let file: number;
-  try {
-    // A pipe at this place must not keep the agent waiting.
-    file = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-  } catch (error) {
-    if (error instanceof Error && "code" in error && error.code === "ENOENT") return undefined;
-    throw error;
-  }
-  try {
-    const stat = fstatSync(file);
-    if (!stat.isFile()) throw new BadManifest("it is no file");
-    if (stat.size > MAX_BYTES) throw new BadManifest(`it is larger than ${MAX_BYTES >> 10} kB`);
-    return readFileSync(file, "utf8");
-  } finally {
-    closeSync(file);
-  }
 }
 
 function parse(text: string): Record<string, unknown> {

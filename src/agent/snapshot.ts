@@ -12,30 +12,20 @@
  *     96      settings as JSON, then the mesh (mesh/encoding.ts)
  */
 import { createHash } from "node:crypto";
-import {
-  closeSync,
-  constants,
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { decodeMesh, encodeMesh, MalformedMesh, MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { sealOf } from "./machine-id.ts";
+import { isMissing, readWhole } from "./state-file.ts";
 
 const MAGIC = "kmeshsnp";
 const VERSION = MESH_ENCODING;
 const HEAD = 96;
 const CHECKSUM_AT = 64;
 /** A mesh of 10,000 services and 100,000 endpoints takes about 5 MB. */
-const MAX_BYTES = 256 << 20;
+const LARGEST = { bytes: 256 << 20, told: "256 MB" };
 
 /** To what a snapshot is bound: on another machine, or with other settings, the mesh would be another. */
 export interface Bond {
@@ -83,7 +73,7 @@ export function readSnapshot(
   stateDir: string,
   bond: { machine: string; settings?: Bond["settings"] },
 ): Snapshot | undefined {
-  const file = readWhole(snapshotFile(stateDir));
+  const file = readWhole(snapshotFile(stateDir), LARGEST, BadSnapshot);
   if (file === undefined) return undefined;
   const view = new DataView(file.buffer, file.byteOffset, file.byteLength);
   if (file.length < HEAD) throw new BadSnapshot("it is cut off");
@@ -113,7 +103,7 @@ export function readSnapshot(
 /** The settings that the snapshot in `stateDir` was made with; undefined when there is none that could be read. */
 export function readSnapshotSettings(stateDir: string): Bond["settings"] | undefined {
   try {
-    const file = readWhole(snapshotFile(stateDir));
+    const file = readWhole(snapshotFile(stateDir), LARGEST, BadSnapshot);
     if (file === undefined || file.length < HEAD || file.readUInt32LE(8) !== VERSION) return undefined;
     return JSON.parse(file.subarray(HEAD, HEAD + file.readUInt32LE(12)).toString());
   } catch {
@@ -213,7 +203,7 @@ function* write(
   let length = text.length;
   for (const part of parts) {
     length += part.length;
-    if (HEAD + length > MAX_BYTES) throw new RangeError(`it would take more than ${MAX_BYTES >> 20} MB`);
+    if (HEAD + length > LARGEST.bytes) throw new RangeError(`it would take more than ${LARGEST.told}`);
     hash.update(part);
     writeWhole(fd, part);
     faultPoint("snapshot.part");
@@ -237,25 +227,6 @@ function writeWhole(fd: number, bytes: Uint8Array): void {
   while (at < bytes.length) at += writeSync(fd, bytes, at, bytes.length - at);
 }
 
-function readWhole(path: string): Buffer | undefined {
-  let fd: number;
-  try {
-    // A pipe at this place must not keep the agent waiting.
-    fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-  } catch (error) {
-    if (isMissing(error)) return undefined;
-    throw error;
-  }
-  try {
-    const stat = fstatSync(fd);
-    if (!stat.isFile()) throw new BadSnapshot("it is no file");
-    if (stat.size > MAX_BYTES) throw new BadSnapshot(`it is larger than ${MAX_BYTES >> 20} MB`);
-    return readFileSync(fd);
-  } finally {
-    closeSync(fd);
-  }
-}
-
 function compareSettings(text: string, now: Bond["settings"]): void {
   let then: Bond["settings"];
   try {
@@ -267,8 +238,4 @@ function compareSettings(text: string, now: Bond["settings"]): void {
   if (names.length === 0) return;
   const told = names.map((name) => `${name} was ${then[name] ?? "not set"}, now ${now[name] ?? "not set"}`);
   throw new BadSnapshot(`it was made with other settings: ${told.join(", ")}`);
-}
-
-function isMissing(error: unknown): boolean {
-  return error instanceof Error && "code" in error && error.code === "ENOENT";
 }
