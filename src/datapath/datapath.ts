@@ -318,11 +318,7 @@ export class Datapath {
         troubles.push(textOf(error));
       }
     };
-    attempt(() => {
-      const { done, failed } = this.#generation.repin();
-      for (const line of done) this.#options.log(line);
-      troubles.push(...failed);
-    });
+    attempt(() => troubles.push(...this.#repin()));
     attempt(() => {
       if (this.#attached && this.#relink().includes("sock_release")) void this.#reconcile(true);
     });
@@ -335,10 +331,16 @@ export class Datapath {
     return this.#options.isOurs?.() ?? true;
   }
 
+  /** Gives what could not be pinned again, a line each. */
+  #repin(): string[] {
+    const { done, failed } = this.#generation.repin();
+    for (const line of done) this.#options.log(line);
+    return failed;
+  }
+
   #repinLast(): void {
     try {
-      const { done, failed } = this.#generation.repin();
-      for (const line of [...done, ...failed]) this.#options.log(line);
+      for (const line of this.#repin()) this.#options.log(line);
     } catch (error) {
       this.#options.log(`what was unpinned is not pinned again: ${textOf(error)}`);
     }

@@ -28,7 +28,7 @@ import {
   pinFaults,
   repairPins,
 } from "./pin-faults.ts";
-import { complete, knownBefore, pinnedMaps, pinnedPrograms, removeUseless } from "./pinned.ts";
+import { complete, findUseful, knownBefore, pinnedPrograms } from "./pinned.ts";
 import {
   completeFolders,
   generationFolder,
@@ -103,10 +103,8 @@ export class Generation {
     if (failed.length > 0) throw new Error(failed.join("; "));
     // A link that lay where another's belongs.
     for (const line of nameLinks(bpffs)) log(line);
-    removeUseless(bpffs);
-    const found = generationsAt(bpffs);
+    const { found, maps } = findUseful(bpffs);
     const folder = generationFolder(bpffs);
-    const maps = pinnedMaps(bpffs);
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
     if (adopted) complete(maps);

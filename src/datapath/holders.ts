@@ -60,7 +60,7 @@ export interface Holders {
 export function holdersAt(bpffs: string): Holders {
   const running = HOOK_ORDER.flatMap((hook) => runningProgram(bpffs, hook) ?? []);
   const all = [...running];
-  for (const { abi } of generationsAt(bpffs)) all.push(...pinnedPrograms(bpffs, abi));
+  for (const { abi } of generationsAt(bpffs)) all.push(...programsOf(bpffs, abi));
   const built = completeFolders(join(bpffs, "gen")).includes(ABI_ID);
   return { all, own: built ? all.filter((program) => belongsTo(bpffs, ABI_ID, program)) : [], built };
 }
@@ -79,7 +79,7 @@ export function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[
   return found;
 }
 
-function pinnedPrograms(bpffs: string, abi: string): ProgramIds[] {
+function programsOf(bpffs: string, abi: string): ProgramIds[] {
   const generation = generationFolder(bpffs, abi);
   return completeFolders(join(generation, "programs")).flatMap((code) =>
     HOOK_ORDER.flatMap((hook) => {

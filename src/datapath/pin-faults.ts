@@ -20,7 +20,7 @@ import {
   programFolder,
   tablePin,
 } from "./pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS } from "./tables.ts";
+import { GENERATION_MAPS, isNameMap, KEPT_MAPS, type MapName } from "./tables.ts";
 
 /** What belongs at a path. */
 export type Part =
@@ -185,7 +185,7 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
       if (table) return [];
       const found = pinnedAt(path);
       // Before a first start is over none has to be there, and other versions may do without one that is new.
-      const isDue = built || (all.length > 0 && isName(name));
+      const isDue = built || (all.length > 0 && isNameMap(name));
       return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
     });
   };
@@ -194,10 +194,6 @@ function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
     ...check(KEPT_MAPS, all, (name) => keptPin(bpffs, name)),
     ...(built ? check(GENERATION_MAPS, own, (name) => tablePin(generation, name)) : []),
   ];
-}
-
-function isName(name: MapName): boolean {
-  return (NAME_MAPS as readonly MapName[]).includes(name);
 }
 
 function programFaults(bpffs: string): PinFault[] {

@@ -5,12 +5,12 @@ import { unpin } from "../kernel/bpffs.ts";
 import type { Hook } from "../kernel/link.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { BpfProgram } from "../kernel/object.ts";
-import { generationsAt } from "./generations.ts";
+import { type FoundGeneration, generationsAt } from "./generations.ts";
 import { heldNames } from "./holders.ts";
 import { ABI_ID } from "./layout.gen.ts";
 import { ownProgram, ownTable } from "./ownership.ts";
 import { generationFolder, HOOK_ORDER, keptPin, tablePin, unfinished } from "./pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS } from "./tables.ts";
+import { GENERATION_MAPS, isNameMap, KEPT_MAPS, type MapName, type Maps } from "./tables.ts";
 
 /** The maps that are pinned below `bpffs`, of this layout. The caller closes them. Throws KernelError. */
 export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
@@ -47,11 +47,7 @@ export function complete(
  */
 export function knownBefore(bpffs: string): MapName[] {
   const held = heldNames(bpffs);
-  return KEPT_MAPS.filter((name) => isName(name) || held.has(name));
-}
-
-function isName(name: MapName): boolean {
-  return (NAME_MAPS as readonly MapName[]).includes(name);
+  return KEPT_MAPS.filter((name) => isNameMap(name) || held.has(name));
 }
 
 function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void {
@@ -60,18 +56,26 @@ function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void
 }
 
 /**
- * Removes what is incomplete for good and read by nobody, so that it is built anew: a generation of this layout, and where
- * there is none at all what generations share.
+ * The generations below `bpffs`, and the maps that are pinned there of this layout, which the caller closes. What is
+ * incomplete for good and read by nobody is removed first, so that it is built anew: a generation of this layout, and
+ * where there is none at all what generations share. Throws KernelError.
  */
-export function removeUseless(bpffs: string): void {
+export function findUseful(bpffs: string): { found: FoundGeneration[]; maps: Map<MapName, BpfMap> } {
   const found = generationsAt(bpffs);
   const maps = pinnedMaps(bpffs);
   const isWhole = (names: readonly MapName[]) => names.every((name) => maps.has(name));
-  for (const map of maps.values()) map.close();
-  const own = found.find(({ abi }) => abi === ABI_ID);
-  const isUseless = own !== undefined && !own.live && !isWhole(GENERATION_MAPS);
-  if (isUseless) removeWhole(generationFolder(bpffs));
-  if (found.length === (isUseless ? 1 : 0) && !isWhole(KEPT_MAPS)) removeWhole(join(bpffs, "keep"));
+  const remove = (folder: string, names: readonly MapName[]) => {
+    for (const name of names) maps.get(name)?.close();
+    for (const name of names) maps.delete(name);
+    removeWhole(folder);
+  };
+  const own = found.findIndex(({ abi }) => abi === ABI_ID);
+  if (found[own]?.live === false && !isWhole(GENERATION_MAPS)) {
+    remove(generationFolder(bpffs), GENERATION_MAPS);
+    found.splice(own, 1);
+  }
+  if (found.length === 0 && !isWhole(KEPT_MAPS)) remove(join(bpffs, "keep"), KEPT_MAPS);
+  return { found, maps };
 }
 
 /** Never half of it. */

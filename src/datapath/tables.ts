@@ -41,6 +41,11 @@ export const NAME_MAPS = ["name_lines", "cluster_names", "service_names"] as con
 export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];
 export type Maps = Record<MapName, BpfMap>;
 
+/** Whether it is one of NAME_MAPS. */
+export function isNameMap(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
+}
+
 /** Ids that a mesh needs, by kind. */
 export interface Room {
   targets: number;
