@@ -18,7 +18,7 @@ import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { adminSocket } from "../src/admin/status.ts";
-import { snapshotFile } from "../src/agent/snapshot.ts";
+import { snapshotFile } from "../src/state/snapshot.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, output, sleep } from "../test/lab/process.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";

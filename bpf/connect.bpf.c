@@ -133,7 +133,7 @@ static __always_inline bool is_excluded(const struct settings *set, const struct
 	return matches_exclusion(trie, &key, req->port) || matches_exclusion(trie, &key, 0);
 }
 
-/* src/datapath/frontend-key.ts computes the same. */
+/* src/datapath/tables/frontend-key.ts computes the same. */
 static __always_inline __u32 fingerprint(const struct frontend_key *key)
 {
 	const __u32 *word = (const __u32 *)key;

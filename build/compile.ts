@@ -85,7 +85,7 @@ function compileObjects(source: string, out: string, more: string[] = []): strin
 }
 
 function writeLayout(built: string[]): void {
-  const out = "src/datapath/layout.gen.ts";
+  const out = "src/datapath/tables/layout.gen.ts";
   // The compatible variants use the same maps.
   const primary = built.filter((object) => !object.endsWith(".compat.bpf.o"));
   if (primary.length === 0 || isFresh(out, [...built, "build/btf.ts", "build/layout.ts"])) return;

@@ -1,4 +1,4 @@
-/** Generates src/datapath/layout.gen.ts from the BTF of the built BPF objects: no offset is ever written by hand. */
+/** Generates src/datapath/tables/layout.gen.ts from the BTF of the built BPF objects: no offset is ever written by hand. */
 import { createHash } from "node:crypto";
 import type { MapLayout, ObjectLayout } from "./btf.ts";
 

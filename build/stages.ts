@@ -204,7 +204,7 @@ function belongings(): string[] {
       .filter((line) => /^\d+:/.test(line))
       .map((line) => `link ${line}`),
     ...lines("ip", "netns", "list").map((line) => `network namespace ${line}`),
-    ...lines("find", "/sys/fs/cgroup", "-type", "d", "-iname", "*kmesh*").map((path) => `cgroup ${path}`),
+    ...lines("find", "/sys/fs/cgroup", "-maxdepth", "2", "-type", "d").map((path) => `cgroup ${path}`),
     ...lines("find", tmpdir(), "-maxdepth", "1", "-name", "kmesh-*").map((path) => `folder ${path}`),
   ];
 }

@@ -2,11 +2,12 @@
  * What the kernel counted, from the pinned maps that every generation shares: no agent is asked, and no generation's
  * tables are looked at.
  */
-import { ChunkedTable } from "../../src/datapath/chunked.ts";
-import { readEndpoint } from "../../src/datapath/endpoints.ts";
-import * as layout from "../../src/datapath/layout.gen.ts";
-import { readNames } from "../../src/datapath/names.ts";
-import { keptPin } from "../../src/datapath/pins.ts";
+
+import { keptPin } from "../../src/datapath/generation/pins.ts";
+import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
+import { readEndpoint } from "../../src/datapath/tables/endpoint-table.ts";
+import * as layout from "../../src/datapath/tables/layout.gen.ts";
+import { readNames } from "../../src/datapath/tables/names.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 
 const SERVICE = layout.service_counters;

@@ -5,7 +5,7 @@
  * What outlives every generation of tables and programs: who is who (names, endpoints and their ids), what a socket
  * carries, and what is counted. All generations use these maps at once, so none of these layouts ever changes: a record
  * has room to grow, what is reserved is zero, and what needs more gets another map beside it. The table of them all is
- * in src/datapath/keep.test.ts.
+ * in src/datapath/generation/keep.test.ts.
  */
 #include "address.h"
 #include "chunked.h"

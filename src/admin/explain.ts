@@ -1,7 +1,7 @@
 /** Where connections to a host or an address would go, by the tables that are live. */
 import { lookup } from "node:dns/promises";
-import { type Explanation, explainPinned } from "../datapath/explain.ts";
-import { openPinned, TableView } from "../datapath/inspect.ts";
+import { type Explanation, explainPinned } from "../datapath/inspect/explain.ts";
+import { openPinned, TableView } from "../datapath/inspect/inspect.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { type Destination, parseDestination } from "./destination.ts";
 import { BadRequest } from "./server.ts";

@@ -6,7 +6,7 @@
  *     GET  /dump/model        the mesh that they became
  *     GET  /dump/tables       what the kernel holds
  *     GET  /explain?target=   where a connection would go
- *     POST /restart           another process takes the agent's place; answered line by line (agent/handover.ts)
+ *     POST /restart           another process takes the agent's place; answered line by line (handover/predecessor.ts)
  *     POST /reload            the configuration is read anew, as at SIGHUP
  */
 

@@ -5,8 +5,8 @@
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { HealthStatus } from "../health/watch.ts";
-import type { IdentityStatus } from "../istiod/identity.ts";
-import type { StreamStatus } from "../istiod/status.ts";
+import type { IdentityStatus } from "../istiod/identity/identity.ts";
+import type { StreamStatus } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Note } from "../mesh/model.ts";
 

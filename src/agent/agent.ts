@@ -5,38 +5,44 @@
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
-import { damageAt } from "../datapath/damage.ts";
-import { exemptSelfPinned } from "../datapath/enrolment.ts";
-import { inspectPinned, summarizePinned } from "../datapath/inspect.ts";
-import type { StreamEvent } from "../istiod/status.ts";
+import type { Config } from "../config/config.ts";
+import { ConfigError } from "../config/config-error.ts";
+import { formatExclude } from "../config/exclude.ts";
+import type { Log } from "../config/log.ts";
+import { settingValues } from "../config/values.ts";
+import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
+import { damageAt } from "../datapath/inspect/damage.ts";
+import { inspectPinned, summarizePinned } from "../datapath/inspect/inspect.ts";
+import { type End, executedAnew, Restart } from "../handover/restart.ts";
+import { readOrder } from "../handover/restart-request.ts";
+import type { Succession } from "../handover/successor.ts";
+import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
+import { mainFirst } from "../machine/address-watch.ts";
+import { machineAddresses } from "../machine/addresses.ts";
+import { damageOf } from "../machine/damage.ts";
+import {
+  enrolledCgroups,
+  makeFolders,
+  requireMachine,
+  requirePrivate,
+  warnOfUnits,
+} from "../machine/machine.ts";
+import { machineId } from "../machine/machine-id.ts";
 import { isEmbedded } from "../runtime/assets.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
-import { mainFirst } from "./address-watch.ts";
-import { shapeOf } from "./bond.ts";
-import type { Config } from "./config.ts";
-import { ConfigError } from "./config-error.ts";
+import { causeOfStart, type Entry, historyFile, readHistory, remember } from "../state/history.ts";
+import { refuseUnknown } from "../state/manifest.ts";
+import { SnapshotKeeper } from "../state/snapshot-writer.ts";
+import { StatusFile } from "../state/status-file.ts";
 import { ControlPlane } from "./control-plane.ts";
-import { damageOf } from "./damage.ts";
-import { formatExclude } from "./exclusion.ts";
-import { Grip } from "./grip.ts";
-import { asCandidate, asPredecessor, type Party } from "./handover-parties.ts";
-import { causeOfStart, type Entry, historyFile, readHistory, remember } from "./history.ts";
+import { asCandidate, asPredecessor, type Party } from "./handover-roles.ts";
 import { LiveTables } from "./live-tables.ts";
-import type { Log } from "./log.ts";
-import { enrolledCgroups, makeFolders, requireMachine, requirePrivate, warnOfUnits } from "./machine.ts";
-import { machineAddresses } from "./machine-addresses.ts";
-import { machineId } from "./machine-id.ts";
-import { refuseUnknown } from "./manifest.ts";
-import { readOrder } from "./order.ts";
+import { Grip } from "./ownership.ts";
 import { type Differences, differences } from "./reload.ts";
 import { Reporter, tell } from "./reporter.ts";
-import { type End, executedAnew, Restart } from "./restart.ts";
-import { SnapshotKeeper } from "./snapshot-keeper.ts";
-import { StatusFile } from "./status-file.ts";
-import type { Succession } from "./succession.ts";
-import { settingValues } from "./values.ts";
+import { shapeOf } from "./snapshot-key.ts";
 
 /** Who hears of the agent. */
 export interface Audience {

@@ -4,24 +4,24 @@
  */
 
 import type { AgentStatus, RegistrationStatus } from "../admin/status.ts";
+import { type Config, requireReadable } from "../config/config.ts";
+import type { Log } from "../config/log.ts";
 import { parseProbe } from "../health/probe.ts";
 import { HealthWatch } from "../health/watch.ts";
-import type { Security } from "../istiod/credentials.ts";
-import { WorkloadIdentity } from "../istiod/identity.ts";
+import type { Security } from "../istiod/identity/credentials.ts";
+import { WorkloadIdentity } from "../istiod/identity/identity.ts";
 import type { Identity } from "../istiod/node.ts";
-import type { ResourceSink } from "../istiod/sink.ts";
-import type { StreamEvent } from "../istiod/status.ts";
-import { IstiodStream } from "../istiod/stream.ts";
+import type { ResourceSink } from "../istiod/stream/sink.ts";
+import type { StreamEvent } from "../istiod/stream/status.ts";
+import { IstiodStream } from "../istiod/stream/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
 import { Reflection } from "../kernel-native/reflection.ts";
+import { AddressWatch } from "../machine/address-watch.ts";
+import { machineAddresses } from "../machine/addresses.ts";
+import { identityStore } from "../machine/identity-store.ts";
+import { nodeIdentity, registrationOf } from "../machine/node.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { AddressWatch } from "./address-watch.ts";
-import { type Config, requireReadable } from "./config.ts";
-import { identityStore } from "./identity-store.ts";
-import type { Log } from "./log.ts";
-import { machineAddresses } from "./machine-addresses.ts";
-import { nodeIdentity, registrationOf } from "./node.ts";
 import type { Reporter } from "./reporter.ts";
 
 /** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */

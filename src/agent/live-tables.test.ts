@@ -1,6 +1,6 @@
 import { afterEach, expect, test } from "bun:test";
 import { emptyMesh } from "../../test/datapath/mesh.ts";
-import { ProbeFailed } from "../datapath/probe.ts";
+import { ProbeFailed } from "../datapath/generation/self-test.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { LiveTables, type Tables } from "./live-tables.ts";
 

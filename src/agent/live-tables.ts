@@ -4,14 +4,14 @@
  */
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
 import type { Datapath } from "../datapath/datapath.ts";
-import { ProbeFailed } from "../datapath/probe.ts";
-import type { ApplyReport } from "../datapath/publisher.ts";
+import { ProbeFailed } from "../datapath/generation/self-test.ts";
+import type { ApplyReport } from "../datapath/tables/publisher.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import type { Grip } from "./grip.ts";
+import type { Snapshot } from "../state/snapshot.ts";
+import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
+import type { Urgency } from "../state/status-file.ts";
+import type { Grip } from "./ownership.ts";
 import { meshStatusBefore, meshStatusOf, type Reporter } from "./reporter.ts";
-import type { Snapshot } from "./snapshot.ts";
-import type { SnapshotKeeper } from "./snapshot-keeper.ts";
-import type { Urgency } from "./status-file.ts";
 
 /** After what could not be written, a push or the snapshot, milliseconds. */
 const RETRY = 5_000;

@@ -1,9 +1,9 @@
 /** One agent for each set of folders. The kernel lets go of the locks when the agent ends, however it ends. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import type { Folders } from "../config/config.ts";
 import { KernelError } from "../kernel/error.ts";
 import { FileLock, LockHeld } from "../kernel/lock.ts";
-import type { Folders } from "./config.ts";
 
 const NAME = "agent.lock";
 

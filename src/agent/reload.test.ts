@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { type Config, readConfig } from "./config.ts";
+import { type Config, readConfig } from "../config/config.ts";
 import { differences, tellReload } from "./reload.ts";
 
 function config(flags: Record<string, string | boolean | string[]>): Config {

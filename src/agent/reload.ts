@@ -1,8 +1,8 @@
 /** What a changed configuration means for an agent that runs. */
 import { isDeepStrictEqual } from "node:util";
-import type { Config } from "./config.ts";
-import { SETTINGS, type SettingName } from "./settings.ts";
-import { type SettingValues, settingValues } from "./values.ts";
+import type { Config } from "../config/config.ts";
+import { SETTINGS, type SettingName } from "../config/settings.ts";
+import { type SettingValues, settingValues } from "../config/values.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
 export type LiveSettings = Pick<Config, "cgroups" | "units" | "excludes" | "netns" | "shadow">;

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
+import type { Log } from "../config/log.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
-import type { Log } from "./log.ts";
 import { meshStatusBefore, meshStatusOf, Reporter, tell, tellInOneLine } from "./reporter.ts";
 
 function recorder(): { lines: string[]; log: Log } {

@@ -1,13 +1,13 @@
 /** What the agent says about itself: the log's lines, each once, and the notes of the status. */
 import type { AgentStatus, MeshStatus, RegistrationStatus, SnapshotStatus } from "../admin/status.ts";
+import type { Config } from "../config/config.ts";
+import type { Log } from "../config/log.ts";
 import type { Verdict } from "../health/watch.ts";
-import type { IdentityEvent } from "../istiod/identity.ts";
-import type { StreamEvent } from "../istiod/status.ts";
-import { time } from "../istiod/token.ts";
+import type { IdentityEvent } from "../istiod/identity/identity.ts";
+import { time } from "../istiod/identity/token.ts";
+import type { StreamEvent } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
-import type { Config } from "./config.ts";
-import type { Log } from "./log.ts";
 
 /** How the kinds of notes are told, in the order in which they matter. */
 export const NOTE_KINDS: readonly { kind: Note["kind"]; title: string }[] = [

@@ -4,20 +4,20 @@ import { monotonic } from "../kernel/clock.ts";
 import type { Hook } from "../kernel/link.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { type Damage, tellFaults } from "./damage.ts";
-import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./enrolment.ts";
-import { Generation, governedByOthers } from "./generation.ts";
-import { HeadStart } from "./head-start.ts";
-import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect.ts";
-import { isOwnNetns } from "./older.ts";
-import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./probe.ts";
-import { type Code, ownCode } from "./programs.ts";
-import { type ApplyReport, Publisher } from "./publisher.ts";
-import { reconcileLive, tellReconciliation } from "./reconcile.ts";
-import { standingAt } from "./standing.ts";
-import type { Announce, GenerationName, Step } from "./step.ts";
-import type { Tables } from "./tables.ts";
-import { type Totals, totalsOf } from "./totals.ts";
+import { Generation, governedByOthers } from "./generation/generation.ts";
+import { standingAt } from "./generation/generation-state.ts";
+import { HeadStart } from "./generation/preload.ts";
+import { type Code, ownCode } from "./generation/programs.ts";
+import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./generation/self-test.ts";
+import type { Announce, GenerationName, Step } from "./generation/step.ts";
+import { type Damage, tellFaults } from "./inspect/damage.ts";
+import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect/inspect.ts";
+import { isOwnNetns } from "./inspect/preexisting-connections.ts";
+import { reconcileLive, tellReconciliation } from "./inspect/reconcile.ts";
+import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./tables/enrolment.ts";
+import { type ApplyReport, Publisher } from "./tables/publisher.ts";
+import type { Tables } from "./tables/tables.ts";
+import { type Totals, totalsOf } from "./tables/totals.ts";
 
 /** Who is governed, and whether in earnest. */
 export interface Governed {

@@ -6,8 +6,8 @@
 import { readFileSync } from "node:fs";
 import { Server, ServerCredentials, type ServerDuplexStream, status } from "@grpc/grpc-js";
 import { discovery } from "../istiod/discovery.gen.js";
-import type { ResourceType } from "../istiod/sink.ts";
-import { isWildcard, TYPES, typeOfUrl } from "../istiod/types.ts";
+import type { ResourceType } from "../istiod/stream/sink.ts";
+import { isWildcard, TYPES, typeOfUrl } from "../istiod/stream/types.ts";
 import { type Encoded, encodeEntry, encodeResponse } from "./encoding.ts";
 import { noEndpoints, type Resources, resourcesOf } from "./resources.ts";
 import { type DemoMesh, parseDemoMesh } from "./services.ts";

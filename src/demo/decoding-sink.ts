@@ -1,5 +1,5 @@
 /** For tests: keeps what a control plane sends as decoded messages, and says what a mesh of them lacks. */
-import type { ResourceSink, ResourceType } from "../istiod/sink.ts";
+import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/envoy.gen.js";
 
 const EDS = 3;

@@ -1,7 +1,7 @@
 /** Protobuf bytes put together from parts that are encoded already: ten thousand services change one at a time. */
 import { Writer } from "protobufjs/minimal.js";
-import type { ResourceType } from "../istiod/sink.ts";
-import { TYPE_URL } from "../istiod/types.ts";
+import type { ResourceType } from "../istiod/stream/sink.ts";
+import { TYPE_URL } from "../istiod/stream/types.ts";
 import type { envoy } from "../kernel-native/envoy.gen.js";
 
 const WIRE_BYTES = 2;

@@ -3,7 +3,7 @@
  * listener for each TCP address, a shared listener and route table for each HTTP port, one table of names.
  */
 import { parseLocality } from "../istiod/node.ts";
-import type { ResourceType } from "../istiod/sink.ts";
+import type { ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/envoy.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";

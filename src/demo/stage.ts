@@ -18,7 +18,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import { removePinned } from "../datapath/inspect.ts";
+import { removePinned } from "../datapath/inspect/inspect.ts";
 import { BPFFS } from "../kernel/bpffs.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { Child } from "./child.ts";

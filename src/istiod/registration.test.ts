@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { explainRefusal } from "./credentials.ts";
+import { explainRefusal } from "./identity/credentials.ts";
 import {
   commandsForAnother,
   commandsForEntry,

@@ -1,6 +1,6 @@
 /** CDS: one cluster, flattened to how its endpoints are found and chosen, and what of it can't be honoured. */
 import protobuf, { type Reader } from "protobufjs/minimal.js";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { type Balance, type Ejection, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
 import {

@@ -1,6 +1,6 @@
 /** From resources to the mesh, in cases that the recordings lack, and what a change publishes. */
 import { describe, expect, test } from "bun:test";
-import type { ResourceType } from "../istiod/sink.ts";
+import type { ResourceType } from "../istiod/stream/sink.ts";
 import type { Mesh } from "../mesh/model.ts";
 import type { Answer } from "./resolver.ts";
 import { observed } from "./testdata/recorded.ts";

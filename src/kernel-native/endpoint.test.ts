@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { Random } from "../../test/lab/random.ts";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { flattenEndpoints, readAssignment } from "./endpoint.ts";
 import { envoy } from "./envoy.gen.js";
 import { endpoints, type GivenLocality, loadAssignment } from "./testdata/resources.ts";

@@ -3,7 +3,7 @@
  * thousand of them, so no message tree is built: one pass with a reader, strings of localities shared.
  */
 import protobuf, { type Reader } from "protobufjs/minimal.js";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress, formatV4, parseV4Bytes } from "../mesh/address.ts";
 import { EndpointBuffer } from "../mesh/endpoint-list.ts";
 import type { Locality, Note } from "../mesh/model.ts";

@@ -1,5 +1,5 @@
 /** Kernel-native mode: istiod's listeners, routes, clusters and endpoints become the mesh that the data path holds. */
-import type { ResourceSink, ResourceType } from "../istiod/sink.ts";
+import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { Compiler } from "./compile.ts";
 import { type Lookup, Resolver } from "./resolver.ts";

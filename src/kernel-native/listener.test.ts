@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { envoy } from "./envoy.gen.js";
 import { flattenListener, type ListenerRecord } from "./listener.ts";
 import { any, catchAll, chain, type GivenChain, listener, tlsSocket } from "./testdata/resources.ts";

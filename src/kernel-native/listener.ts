@@ -1,5 +1,5 @@
 /** LDS: one listener, flattened to its addresses and, chain by chain, where connections go. */
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress, type Prefix, parsePrefix } from "../mesh/address.ts";
 import type { Note, Reason } from "../mesh/model.ts";
 import { envoy } from "./envoy.gen.js";

@@ -1,7 +1,7 @@
 /** Generated configurations: any order and any batches give the same mesh, and changes name what differs. */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { Random } from "../../test/lab/random.ts";
-import { MalformedResource, type ResourceType } from "../istiod/sink.ts";
+import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { frontendKey } from "../mesh/frontend.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";

@@ -1,5 +1,5 @@
 /** What peers are told of this machine: istiod sends us the same endpoints as them. */
-import type { ResourceSink, ResourceType } from "../istiod/sink.ts";
+import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { envoy } from "./envoy.gen.js";
 

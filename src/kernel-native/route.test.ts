@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { envoy } from "./envoy.gen.js";
 import { flattenRoutes, type VirtualHostRecord } from "./route.ts";
 import { any, type GivenHost, routes, toCluster, toShares } from "./testdata/resources.ts";

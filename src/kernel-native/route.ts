@@ -3,7 +3,7 @@
  * goes when no request has been seen yet.
  */
 import protobuf from "protobufjs/minimal.js";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress, type Prefix, parsePrefix } from "../mesh/address.ts";
 import type { Note } from "../mesh/model.ts";
 import { envoy } from "./envoy.gen.js";

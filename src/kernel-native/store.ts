@@ -1,5 +1,5 @@
 /** What istiod sent, flattened, and what changed since it was last compiled. */
-import { MalformedResource, type ResourceType } from "../istiod/sink.ts";
+import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
 import { ClusterReader, type ClusterRecord } from "./cluster.ts";
 import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";

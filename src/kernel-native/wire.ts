@@ -1,6 +1,6 @@
 /** What all resources share on their way from the wire: decoding that names the culprit, and typed configuration. */
 import type { Reader } from "protobufjs/minimal.js";
-import { MalformedResource } from "../istiod/sink.ts";
+import { MalformedResource } from "../istiod/stream/sink.ts";
 import type { envoy } from "./envoy.gen.js";
 
 /** Longest name of a resource, in characters. istiod's come from Kubernetes and stay below a thousand. */

@@ -1,7 +1,7 @@
 /** Steps in the middle of which a test has the agent killed: what is left then, the next start has to put right. */
 
 export const FAULT_POINTS = [
-  // Pins, by datapath/generation.ts.
+  // Pins, by datapath/generation/generation.ts.
   "pin.kept",
   "pin.table",
   "pin.programs",

@@ -7,12 +7,12 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { join } from "node:path";
 import { orderAgent } from "../../src/admin/client.ts";
 import { adminSocket } from "../../src/admin/status.ts";
-import { manifestFile } from "../../src/agent/manifest.ts";
-import type { Order } from "../../src/agent/order.ts";
-import type { Inspection } from "../../src/datapath/inspect.ts";
+import type { Inspection } from "../../src/datapath/inspect/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
+import type { Order } from "../../src/handover/restart-request.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { FAULT_POINTS, FAULT_VARIABLE, type FaultPoint } from "../../src/runtime/fault.ts";
+import { manifestFile } from "../../src/state/manifest.ts";
 import { AgentLab, KMESH, missing, type RunningClient, type StatusJson, shop } from "../e2e/agent-lab.ts";
 import { otherBuild } from "../lab/other-build.ts";
 import { eventually, type OwnedProcess, PATIENCE, sleep } from "../lab/process.ts";

@@ -1,7 +1,7 @@
 /** Real connections of a real app through the tables. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { explainPinned } from "../../src/datapath/explain.ts";
-import { HOOK_ORDER, linkPin } from "../../src/datapath/pins.ts";
+import { HOOK_ORDER, linkPin } from "../../src/datapath/generation/pins.ts";
+import { explainPinned } from "../../src/datapath/inspect/explain.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";

@@ -2,9 +2,9 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { damageAt } from "../../src/datapath/damage.ts";
-import { summarizePinned } from "../../src/datapath/inspect.ts";
-import { generationFolder, keptPin, linkPin, tablePin } from "../../src/datapath/pins.ts";
+import { generationFolder, keptPin, linkPin, tablePin } from "../../src/datapath/generation/pins.ts";
+import { damageAt } from "../../src/datapath/inspect/damage.ts";
+import { summarizePinned } from "../../src/datapath/inspect/inspect.ts";
 import { listPins, unpin } from "../../src/kernel/bpffs.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";

@@ -1,7 +1,7 @@
 /** Endpoints whose connects fail in a row get no connections for a while, and nothing is ever refused because of it. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { openPinned } from "../../src/datapath/inspect.ts";
-import type { Tables } from "../../src/datapath/tables.ts";
+import { openPinned } from "../../src/datapath/inspect/inspect.ts";
+import type { Tables } from "../../src/datapath/tables/tables.ts";
 import type { Balance, Ejection } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";

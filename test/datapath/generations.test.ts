@@ -2,12 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { ChunkedTable } from "../../src/datapath/chunked.ts";
-import { explainPinned } from "../../src/datapath/explain.ts";
-import { governedByOthers } from "../../src/datapath/generation.ts";
-import { inspectPinned, removePinned, summarizePinned } from "../../src/datapath/inspect.ts";
-import * as layout from "../../src/datapath/layout.gen.ts";
-import { readNames } from "../../src/datapath/names.ts";
+import { governedByOthers } from "../../src/datapath/generation/generation.ts";
 import {
   generationFolder,
   HOOK_ORDER,
@@ -15,8 +10,13 @@ import {
   linkPin,
   programFolder,
   unfinished,
-} from "../../src/datapath/pins.ts";
-import { ownCode } from "../../src/datapath/programs.ts";
+} from "../../src/datapath/generation/pins.ts";
+import { ownCode } from "../../src/datapath/generation/programs.ts";
+import { explainPinned } from "../../src/datapath/inspect/explain.ts";
+import { inspectPinned, removePinned, summarizePinned } from "../../src/datapath/inspect/inspect.ts";
+import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
+import * as layout from "../../src/datapath/tables/layout.gen.ts";
+import { readNames } from "../../src/datapath/tables/names.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { BpfProgram } from "../../src/kernel/object.ts";

@@ -2,11 +2,11 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, readlinkSync, renameSync } from "node:fs";
 import { Datapath } from "../../src/datapath/datapath.ts";
-import { HeadStart } from "../../src/datapath/head-start.ts";
-import { pinnedMaps } from "../../src/datapath/pinned.ts";
-import { generationFolder, HOOK_ORDER } from "../../src/datapath/pins.ts";
-import { ownCode } from "../../src/datapath/programs.ts";
-import { KEPT_MAPS } from "../../src/datapath/tables.ts";
+import { pinnedMaps } from "../../src/datapath/generation/pinned.ts";
+import { generationFolder, HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
+import { HeadStart } from "../../src/datapath/generation/preload.ts";
+import { ownCode } from "../../src/datapath/generation/programs.ts";
+import { KEPT_MAPS } from "../../src/datapath/tables/tables.ts";
 import { DatapathLab } from "./lab.ts";
 
 setDefaultTimeout(60_000);

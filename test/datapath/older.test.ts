@@ -1,7 +1,7 @@
 /** Connections that began before they were governed are found, and no others. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { basename, join } from "node:path";
-import type { OlderConnections } from "../../src/datapath/older.ts";
+import type { OlderConnections } from "../../src/datapath/inspect/preexisting-connections.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
@@ -28,7 +28,7 @@ describe.skipIf(!root)("connections older than the attach", () => {
   });
 
   async function older(): Promise<OlderConnections | undefined> {
-    const module = join(import.meta.dirname, "../../src/datapath/older.ts");
+    const module = join(import.meta.dirname, "../../src/datapath/inspect/preexisting-connections.ts");
     const text = await output(
       placed(
         [

@@ -1,10 +1,10 @@
 /** How a connect() went is read from the socket when it ends or connects again. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { readEndpoint } from "../../src/datapath/endpoints.ts";
-import { openPinned } from "../../src/datapath/inspect.ts";
-import * as layout from "../../src/datapath/layout.gen.ts";
-import type { Tables } from "../../src/datapath/tables.ts";
+import { openPinned } from "../../src/datapath/inspect/inspect.ts";
+import { readEndpoint } from "../../src/datapath/tables/endpoint-table.ts";
+import * as layout from "../../src/datapath/tables/layout.gen.ts";
+import type { Tables } from "../../src/datapath/tables/tables.ts";
 import { monotonic } from "../../src/kernel/clock.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";

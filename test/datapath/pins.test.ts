@@ -15,8 +15,7 @@ import {
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { Datapath } from "../../src/datapath/datapath.ts";
-import { inspectPinned, ownPins, removePinned } from "../../src/datapath/inspect.ts";
-import { pinFaults } from "../../src/datapath/pin-faults.ts";
+import { pinFaults } from "../../src/datapath/generation/pin-repair.ts";
 import {
   completeFolders,
   generationFolder,
@@ -24,8 +23,9 @@ import {
   keptPin,
   linkPin,
   tablePin,
-} from "../../src/datapath/pins.ts";
-import { GENERATION_MAPS, KEPT_MAPS } from "../../src/datapath/tables.ts";
+} from "../../src/datapath/generation/pins.ts";
+import { inspectPinned, ownPins, removePinned } from "../../src/datapath/inspect/inspect.ts";
+import { GENERATION_MAPS, KEPT_MAPS } from "../../src/datapath/tables/tables.ts";
 import { listPins } from "../../src/kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";

@@ -11,10 +11,10 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
-import { summarizePinned } from "../../src/datapath/inspect.ts";
-import { generationFolder, HOOK_ORDER, keptPin, linkPin } from "../../src/datapath/pins.ts";
-import { ProbeFailed, prove } from "../../src/datapath/probe.ts";
-import { type Code, ownCode } from "../../src/datapath/programs.ts";
+import { generationFolder, HOOK_ORDER, keptPin, linkPin } from "../../src/datapath/generation/pins.ts";
+import { type Code, ownCode } from "../../src/datapath/generation/programs.ts";
+import { ProbeFailed, prove } from "../../src/datapath/generation/self-test.ts";
+import { summarizePinned } from "../../src/datapath/inspect/inspect.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { fetchAtomics } from "../../src/kernel/features.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
@@ -259,9 +259,9 @@ describe.skipIf(!root)("a probe", () => {
 
   test("where no cgroup can be made it is not tried, and says so", async () => {
     lab.publish(meshOf(A));
-    const folder = join(import.meta.dirname, "../../src/datapath");
+    const folder = join(import.meta.dirname, "../../src/datapath/generation");
     const script =
-      `import { prove } from "${folder}/probe.ts"; import { ownCode } from "${folder}/programs.ts";` +
+      `import { prove } from "${folder}/self-test.ts"; import { ownCode } from "${folder}/programs.ts";` +
       `console.log(prove("${lab.bpffs}", ownCode(), "own").untried);`;
     const remount = `mount -o remount,bind,ro ${cgroup2Root()} && exec "$0" -e '${script}'`;
     const { code, stdout, stderr } = await run(["unshare", "--mount", "sh", "-c", remount, process.execPath]);

@@ -1,10 +1,10 @@
 /** Live counts that damage made wrong are put right, and those that are right stay, whatever goes on meanwhile. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
-import { ChunkedTable } from "../../src/datapath/chunked.ts";
-import * as layout from "../../src/datapath/layout.gen.ts";
-import { keptPin, linkPin } from "../../src/datapath/pins.ts";
-import type { Reconciliation } from "../../src/datapath/reconcile.ts";
+import { keptPin, linkPin } from "../../src/datapath/generation/pins.ts";
+import type { Reconciliation } from "../../src/datapath/inspect/reconcile.ts";
+import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
+import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
@@ -55,7 +55,8 @@ describe.skipIf(!root)("live counts against the sockets", () => {
 
   /** In the namespace of the sockets. */
   async function reconcile(lower: boolean): Promise<Reconciliation> {
-    const source = (path: string) => JSON.stringify(join(import.meta.dirname, "../../src/datapath", path));
+    const source = (path: string) =>
+      JSON.stringify(join(import.meta.dirname, "../../src/datapath/inspect", path));
     const text = await output(
       placed(
         [

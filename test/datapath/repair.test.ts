@@ -1,6 +1,6 @@
 /** Hooks that somebody detached or unpinned are attached again, at a start and under a running agent. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { linkPin } from "../../src/datapath/pins.ts";
+import { linkPin } from "../../src/datapath/generation/pins.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../../src/kernel/link.ts";
 import { eventually } from "../lab/process.ts";

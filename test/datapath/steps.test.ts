@@ -2,10 +2,16 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import * as layout from "../../src/datapath/layout.gen.ts";
-import { generationFolder, keptPin, linkPin, programFolder, tablePin } from "../../src/datapath/pins.ts";
-import { type Standing, standingAt } from "../../src/datapath/standing.ts";
-import type { Step } from "../../src/datapath/step.ts";
+import { type Standing, standingAt } from "../../src/datapath/generation/generation-state.ts";
+import {
+  generationFolder,
+  keptPin,
+  linkPin,
+  programFolder,
+  tablePin,
+} from "../../src/datapath/generation/pins.ts";
+import type { Step } from "../../src/datapath/generation/step.ts";
+import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { fetchAtomics } from "../../src/kernel/features.ts";
 import { CgroupLink, type Hook } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";

@@ -2,8 +2,8 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, rmdirSync } from "node:fs";
 import { basename, dirname } from "node:path";
-import { keptPin } from "../../src/datapath/pins.ts";
-import { findUnits, LONGEST_UNIT } from "../../src/datapath/unit.ts";
+import { keptPin } from "../../src/datapath/generation/pins.ts";
+import { findUnits, LONGEST_UNIT } from "../../src/datapath/tables/unit.ts";
 import { cgroupId } from "../../src/kernel/cgroup.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { cgroup2Mount, ownName, removeCgroup } from "../lab/namespace.ts";

@@ -3,9 +3,9 @@
  * and the options as JSON; writes what it saw as JSON.
  */
 import { chmodSync } from "node:fs";
-import { damageOf } from "../../src/agent/damage.ts";
 import { Datapath } from "../../src/datapath/datapath.ts";
-import { removePinned } from "../../src/datapath/inspect.ts";
+import { removePinned } from "../../src/datapath/inspect/inspect.ts";
+import { damageOf } from "../../src/machine/damage.ts";
 import { eventually } from "../lab/process.ts";
 
 const [path = "", text = ""] = process.argv.slice(2);

@@ -2,9 +2,9 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import type { Entry } from "../../src/agent/history.ts";
-import { type Account, manifestFile } from "../../src/agent/manifest.ts";
 import { FAULT_VARIABLE } from "../../src/runtime/fault.ts";
+import type { Entry } from "../../src/state/history.ts";
+import { type Account, manifestFile } from "../../src/state/manifest.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually, type OwnedProcess, output, run } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, type StatusJson, shop } from "./agent-lab.ts";

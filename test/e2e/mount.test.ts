@@ -1,7 +1,7 @@
 /** A bpffs that somebody mounts over or takes away under the single file: its hooks and their connections stay. */
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, rmSync } from "node:fs";
-import { HOOK_ORDER, linkPin } from "../../src/datapath/pins.ts";
+import { HOOK_ORDER, linkPin } from "../../src/datapath/generation/pins.ts";
 import { listPins } from "../../src/kernel/bpffs.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { eventually, type OwnedProcess, run } from "../lab/process.ts";

@@ -2,8 +2,8 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { rmSync } from "node:fs";
 import { join } from "node:path";
-import type { Damage } from "../../src/datapath/damage.ts";
-import { HOOK_ORDER, linkPin } from "../../src/datapath/pins.ts";
+import { HOOK_ORDER, linkPin } from "../../src/datapath/generation/pins.ts";
+import type { Damage } from "../../src/datapath/inspect/damage.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { eventually, type OwnedProcess } from "../lab/process.ts";
 import { AgentLab, missing, SERVICE, type StatusJson, shop } from "./agent-lab.ts";

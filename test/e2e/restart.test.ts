@@ -3,9 +3,9 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Proof } from "../../src/agent/handover.ts";
-import type { Entry } from "../../src/agent/history.ts";
-import { checksum } from "../../src/cli/executable.ts";
+import { checksum } from "../../src/cli/service/executable.ts";
+import type { Proof } from "../../src/handover/predecessor.ts";
+import type { Entry } from "../../src/state/history.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually, OwnedProcess, sleep } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, programsOf, SERVICE, type StatusJson, shop } from "./agent-lab.ts";

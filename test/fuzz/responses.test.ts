@@ -7,10 +7,10 @@
 import { describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import type { ResourceType } from "../../src/istiod/sink.ts";
-import type { StreamEvent } from "../../src/istiod/status.ts";
-import { IstiodStream } from "../../src/istiod/stream.ts";
-import { isWildcard } from "../../src/istiod/types.ts";
+import type { ResourceType } from "../../src/istiod/stream/sink.ts";
+import type { StreamEvent } from "../../src/istiod/stream/status.ts";
+import { IstiodStream } from "../../src/istiod/stream/stream.ts";
+import { isWildcard } from "../../src/istiod/stream/types.ts";
 import { KernelNative } from "../../src/kernel-native/kernel-native.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { encodeResponse, ScriptedIstiod, until } from "../lab/scripted-istiod.ts";

@@ -3,16 +3,20 @@ import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, te
 import { chmodSync, mkdirSync, readdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { stringify } from "yaml";
-import { readConfig } from "../../src/agent/config.ts";
-import { settingsOf } from "../../src/agent/member.ts";
-import { nodeIdentity } from "../../src/agent/node.ts";
+import { readConfig } from "../../src/config/config.ts";
+import { settingsOf } from "../../src/config/from-istioctl.ts";
 import { DecodingSink } from "../../src/demo/decoding-sink.ts";
-import { CertificateStore } from "../../src/istiod/certificate-store.ts";
-import { type IdentityEvent, type IdentityOptions, WorkloadIdentity } from "../../src/istiod/identity.ts";
-import { formatProblem, MEMBERSHIP_FILES, readMembership } from "../../src/istiod/membership.ts";
+import { CertificateStore } from "../../src/istiod/identity/certificate-store.ts";
+import {
+  type IdentityEvent,
+  type IdentityOptions,
+  WorkloadIdentity,
+} from "../../src/istiod/identity/identity.ts";
+import { formatProblem, MEMBERSHIP_FILES, readMembership } from "../../src/istiod/join/membership.ts";
 import type { Identity } from "../../src/istiod/node.ts";
-import type { StreamEvent } from "../../src/istiod/status.ts";
-import { IstiodStream } from "../../src/istiod/stream.ts";
+import type { StreamEvent } from "../../src/istiod/stream/status.ts";
+import { IstiodStream } from "../../src/istiod/stream/stream.ts";
+import { nodeIdentity } from "../../src/machine/node.ts";
 import { binaries, ControlPlane, istioctl } from "../control-plane/control-plane.ts";
 import { eventually, output } from "../lab/process.ts";
 import { serviceEntry } from "./objects.ts";

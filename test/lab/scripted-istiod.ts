@@ -8,8 +8,8 @@ import {
   type status,
 } from "@grpc/grpc-js";
 import { discovery } from "../../src/istiod/discovery.gen.js";
-import { MalformedResource, type ResourceSink, type ResourceType } from "../../src/istiod/sink.ts";
-import { TYPE_URL, typeOfUrl } from "../../src/istiod/types.ts";
+import { MalformedResource, type ResourceSink, type ResourceType } from "../../src/istiod/stream/sink.ts";
+import { TYPE_URL, typeOfUrl } from "../../src/istiod/stream/types.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 

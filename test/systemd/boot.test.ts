@@ -1,23 +1,17 @@
 /** kmesh.service at boot, on a machine that was made with it. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { spawnSync } from "node:child_process";
-import { join } from "node:path";
-import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
 import { eventually } from "../lab/process.ts";
-import { SystemdMachine } from "./machine.ts";
+import { fetchRoot, SystemdMachine } from "./machine.ts";
 
 setDefaultTimeout(120_000);
 
-const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
-const why =
-  missingForKmesh() ??
-  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+const { root, missing: why } = fetchRoot();
 if (why !== undefined) console.warn(`skipped: boot: ${why}`);
 
 describe.skipIf(why !== undefined)("at boot", () => {
   let machine: SystemdMachine;
   beforeAll(async () => {
-    machine = await SystemdMachine.boot(fetched.stdout.trim(), true);
+    machine = await SystemdMachine.boot(root, true);
   }, 120_000);
   afterAll(async () => {
     if (machine) expect(await machine.remove()).toEqual([]);

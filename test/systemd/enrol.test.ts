@@ -1,24 +1,18 @@
 /** Units that are enrolled by name, without an agent and at boot. The tests are one life, in order. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { spawnSync } from "node:child_process";
-import { join } from "node:path";
-import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
 import { eventually } from "../lab/process.ts";
-import { SystemdMachine } from "./machine.ts";
+import { fetchRoot, SystemdMachine } from "./machine.ts";
 
 setDefaultTimeout(120_000);
 
-const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
-const why =
-  missingForKmesh() ??
-  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+const { root, missing: why } = fetchRoot();
 if (why !== undefined) console.warn(`skipped: units: ${why}`);
 
 describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
   let machine: SystemdMachine;
 
   beforeAll(async () => {
-    machine = await SystemdMachine.boot(fetched.stdout.trim(), true);
+    machine = await SystemdMachine.boot(root, true);
     await machine.addApplications("early", "shut");
     await eventually("the machine is governed", () => machine.governs(), 30_000);
   }, 180_000);

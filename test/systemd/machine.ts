@@ -2,6 +2,7 @@
  * A machine with a systemd of its own: a container that is booted on an overlay over a small Debian. It has a network of
  * its own and its own view of cgroups, so the programs hang below the container, not on this machine's root.
  */
+import { spawnSync } from "node:child_process";
 import {
   copyFileSync,
   existsSync,
@@ -14,9 +15,10 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { stringify } from "yaml";
+import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
 import { KMESH } from "../interop/mesh-lab.ts";
-import { ownName } from "../lab/namespace.ts";
-import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../lab/process.ts";
+import { ownName, TestCgroup } from "../lab/namespace.ts";
+import { eventually, OwnedProcess, output, type Place, type RunResult, run, sleep } from "../lab/process.ts";
 
 export const SERVICE = "10.96.0.10";
 const UPSTREAM = "127.1.0.1";
@@ -39,10 +41,19 @@ while true; do
 done
 `;
 
+/** The small Debian, fetched where it is not there yet. `missing` says why no machine can be booted here. */
+export function fetchRoot(): { root: string; missing: string | undefined } {
+  const { status, stdout, stderr } = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
+  const failure = status === 0 ? undefined : (stderr.trim().split("\n").at(-1) ?? "fetch failed");
+  return { root: stdout.trim(), missing: missingForKmesh() ?? failure };
+}
+
 export class SystemdMachine {
   readonly bpffs: string;
   readonly #root: string;
   readonly #folder: string;
+  /** What the container makes for itself lies below it. */
+  #cgroup: TestCgroup | undefined;
   #processes: OwnedProcess[] = [];
   #init = 0;
 
@@ -210,6 +221,8 @@ export class SystemdMachine {
   async #halt(): Promise<void> {
     for (const each of this.#processes.reverse()) await each.stop("SIGTERM", 20_000);
     this.#processes = [];
+    await this.#cgroup?.remove();
+    this.#cgroup = undefined;
     // Pins belong to this machine's bpffs, and outlive the container.
     rmSync(this.bpffs, { recursive: true, force: true });
   }
@@ -222,7 +235,8 @@ export class SystemdMachine {
   async #boot(until?: "starting"): Promise<void> {
     const [upper, work, root] = ["upper", "work", "root"].map((part) => join(this.#folder, part));
     const overlay = `mount -t overlay overlay -o lowerdir=${this.#root},upperdir=${upper},workdir=${work} ${root}`;
-    const container = this.#start("systemd", [
+    this.#cgroup = TestCgroup.create("sd");
+    const command = [
       // In a mount namespace of its own: the overlay goes when the container does.
       ...["unshare", "--mount", "sh", "-c", `${overlay} && exec "$@"`, "sh"],
       ...["systemd-nspawn", "--quiet", `--directory=${root}`, "--boot"],
@@ -230,7 +244,8 @@ export class SystemdMachine {
       // A whole machine may do these; by default a container may not.
       ...["--capability=all", "--system-call-filter=bpf open_by_handle_at"],
       ...["--bind=/sys/fs/bpf", `--bind-ro=${dirname(KMESH)}:/mnt`],
-    ]);
+    ];
+    const container = this.#start("systemd", command, { cgroup: this.#cgroup.path });
     this.#init = await eventually("systemd is the first process", () => {
       if (container.status !== undefined) throw new Error(container.tail());
       return childOf(container.pid);
@@ -267,16 +282,15 @@ export class SystemdMachine {
   /** A script of this machine in the network of the other. */
   async #helper(name: string, script: string, ...args: string[]): Promise<void> {
     const command = [process.execPath, join(import.meta.dirname, script), ...args];
-    const started = this.#start(name, command, `/proc/${this.#init}/ns/net`);
+    const started = this.#start(name, command, { netns: `/proc/${this.#init}/ns/net` });
     await eventually(`${name} is ready`, () => {
       if (started.status !== undefined) throw new Error(started.tail());
       return started.output().includes("ready");
     });
   }
 
-  #start(name: string, command: string[], netns?: string): OwnedProcess {
-    const log = join(this.#folder, `${name}.log`);
-    const started = new OwnedProcess({ name, log, command, ...(netns === undefined ? {} : { netns }) });
+  #start(name: string, command: string[], place: Place): OwnedProcess {
+    const started = new OwnedProcess({ name, log: join(this.#folder, `${name}.log`), command, ...place });
     this.#processes.push(started);
     return started;
   }

@@ -1,22 +1,18 @@
 /** kmesh as a package: upgraded and removed by dpkg with the scripts of systemd/package. The tests are one life, in order. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { spawnSync } from "node:child_process";
 import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { HOOK_ORDER } from "../../src/datapath/pins.ts";
-import { KMESH, missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
+import { KMESH } from "../e2e/agent-lab.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually, output } from "../lab/process.ts";
-import { SystemdMachine } from "./machine.ts";
+import { fetchRoot, SystemdMachine } from "./machine.ts";
 
 setDefaultTimeout(120_000);
 
-const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
-const why =
-  missingForKmesh() ??
-  (existsSync("/usr/bin/dpkg-deb") ? undefined : "needs /usr/bin/dpkg-deb") ??
-  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+const { root, missing } = fetchRoot();
+const why = missing ?? (existsSync("/usr/bin/dpkg-deb") ? undefined : "needs /usr/bin/dpkg-deb");
 if (why !== undefined) console.warn(`skipped: package: ${why}`);
 
 describe.skipIf(why !== undefined)("kmesh as a package", () => {
@@ -50,7 +46,7 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
   const version = async () => JSON.parse(await machine.output("kmesh", "status", "--output=json")).version;
 
   beforeAll(async () => {
-    machine = await SystemdMachine.boot(fetched.stdout.trim());
+    machine = await SystemdMachine.boot(root);
     await machine.addApplications("shop");
   }, 120_000);
   afterAll(async () => {

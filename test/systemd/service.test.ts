@@ -1,22 +1,17 @@
 /** kmesh.service under a real systemd. The tests are one life, in order. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { spawnSync } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { HOOK_ORDER } from "../../src/datapath/pins.ts";
-import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
+import { HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
 import { Authority } from "../lab/authority.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually } from "../lab/process.ts";
-import { SERVICE, SystemdMachine } from "./machine.ts";
+import { fetchRoot, SERVICE, SystemdMachine } from "./machine.ts";
 
 setDefaultTimeout(60_000);
 
-const fetched = spawnSync(join(import.meta.dirname, "fetch"), { encoding: "utf8" });
-const why =
-  missingForKmesh() ??
-  (fetched.status === 0 ? undefined : (fetched.stderr.trim().split("\n").at(-1) ?? "fetch failed"));
+const { root, missing: why } = fetchRoot();
 if (why !== undefined) console.warn(`skipped: systemd: ${why}`);
 
 const HOOKS = [...HOOK_ORDER].sort();
@@ -28,7 +23,7 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     eventually(`the journal has: ${text}`, async () => (await machine.journal()).includes(text));
 
   beforeAll(async () => {
-    machine = await SystemdMachine.boot(fetched.stdout.trim());
+    machine = await SystemdMachine.boot(root);
   }, 120_000);
   afterAll(async () => {
     if (machine) expect(await machine.remove()).toEqual([]);

@@ -2,7 +2,7 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { gunzipSync } from "node:zlib";
-import type { ResourceType } from "../../istiod/sink.ts";
+import type { ResourceType } from "../../istiod/stream/sink.ts";
 import { KernelNative } from "../kernel-native.ts";
 import type { Lookup } from "../resolver.ts";
 

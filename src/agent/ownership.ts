@@ -1,0 +1,239 @@
+/**
+ * What one agent alone has at a time: the locks, the kernel's tables, and those that the version before left. An agent
+ * lets go of it while another takes over, and takes it again when that one fails.
+ */
+import { type AgentStatus, readStatus } from "../admin/status.ts";
+import type { Folders } from "../config/config.ts";
+import type { Log } from "../config/log.ts";
+import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
+import { standingAt } from "../datapath/generation/generation-state.ts";
+import type { HeadStart } from "../datapath/generation/preload.ts";
+import type { Proof } from "../datapath/generation/self-test.ts";
+import { LockHeld } from "../kernel/lock.ts";
+import { makeFolders } from "../machine/machine.ts";
+import { machineId } from "../machine/machine-id.ts";
+import type { Changes, Mesh } from "../mesh/model.ts";
+import { Manifest } from "../state/manifest.ts";
+import { recover } from "../state/recovery.ts";
+import { KeptGenerations } from "../state/retention.ts";
+import { Locks } from "./locks.ts";
+
+/** Between two looks at whether the hooks are still attached, milliseconds. */
+const UPKEEP = 5_000;
+/** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
+const CURRENT = 1_000;
+/** Another agent's last moment with the tables, and a command's with what is pinned, milliseconds. */
+const LOCKS_PATIENCE = { agent: 5_000, command: 500 } as const;
+
+export interface GripOptions {
+  folders: Folders;
+  governed: Governed;
+  /** The machine's own. */
+  addresses: string[];
+  log: Log;
+  /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
+  isCurrent(): boolean;
+  /** These folders were lost, with all that was in them. */
+  remade(paths: string[]): void;
+}
+
+interface Held {
+  locks: Locks;
+  manifest: Manifest;
+  datapath: Datapath;
+  kept: KeptGenerations;
+}
+
+export class Grip {
+  readonly #options: GripOptions;
+  #governed: Governed;
+  /** Absent before an agent takes over from another, and while another takes over from it. */
+  #held: Held | undefined;
+  #adopted = false;
+  #unfinished: string | undefined;
+  #before: AgentStatus | undefined;
+  #proof: Proof | undefined;
+  #headStart: HeadStart | undefined;
+  #currentTimer: ReturnType<typeof setInterval> | undefined;
+  #foldersTimer: ReturnType<typeof setInterval> | undefined;
+  /** Told once. */
+  #trouble = "";
+  /** Another process has a lock that somebody removed under this agent: what is pinned may be its. */
+  #lost: LockHeld | undefined;
+
+  /** Holds nothing yet. */
+  constructor(options: GripOptions) {
+    this.#options = options;
+    this.#governed = options.governed;
+  }
+
+  /** The tables; undefined while another agent has them, or may have. */
+  get datapath(): Datapath | undefined {
+    return this.#held?.datapath;
+  }
+
+  /** Whether the tables were those of an earlier start when they were taken last. */
+  get adopted(): boolean {
+    return this.#adopted;
+  }
+
+  /** The step in whose middle the agent ended that had them before. */
+  get unfinished(): string | undefined {
+    return this.#unfinished;
+  }
+
+  /** What the agent that had them before left in the status file. */
+  get before(): AgentStatus | undefined {
+    return this.#before;
+  }
+
+  /** Who is enrolled and what is left alone, now and whenever the tables are taken again. */
+  get governed(): Governed {
+    return this.#governed;
+  }
+
+  /**
+   * Proves and loads this build's programs while another agent has the tables, if they would take hooks over: its part is
+   * not held up by that then. Throws ProbeFailed or KernelError, and what governs goes on.
+   */
+  prepare(): void {
+    const { folders, log } = this.#options;
+    const { netns } = this.#governed;
+    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, ...told(log) });
+    this.#headStart = Datapath.headStart(folders.bpffs);
+  }
+
+  /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
+  grasp(): void {
+    const { folders, addresses, log } = this.#options;
+    const locks = Locks.acquire(folders);
+    try {
+      this.#before = readStatus(folders.runDir);
+      const manifest = Manifest.open(folders.stateDir, machineId(), standingAt(folders.bpffs), log);
+      const datapath = Datapath.open({
+        bpffs: folders.bpffs,
+        ...this.#governed,
+        nodeAddresses: addresses,
+        upkeep: UPKEEP,
+        isOurs: () => this.#lost === undefined && locks.taken === undefined,
+        ...(this.#proof ? { proof: this.#proof } : {}),
+        ...(this.#headStart ? { headStart: this.#headStart } : {}),
+        announce: (step) => {
+          if (this.#lost === undefined) manifest.announce(step);
+        },
+        ...told(log),
+      });
+      this.#headStart?.close();
+      const kept = new KeptGenerations(datapath, log);
+      this.#held = { locks, manifest, datapath, kept };
+      this.#adopted = datapath.adopted;
+      // Before the first connection, or we would be sent through our own mesh.
+      datapath.exemptSelf();
+      this.#unfinished = recover(manifest, datapath, log);
+      const since = manifest.account.kept?.since;
+      kept.watch(since === undefined ? undefined : Date.parse(since));
+      this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
+      this.#foldersTimer = setInterval(() => this.#keepFolders(), UPKEEP);
+    } catch (error) {
+      if (this.#held) this.letGo();
+      else locks.release();
+      throw error;
+    }
+  }
+
+  /**
+   * The same when whoever has them is about to be gone: an agent, since a dead process's locks end a moment after its
+   * sockets; or a command, which tells no pid. With `command` an agent is not waited for.
+   */
+  async graspPatiently(holder: "agent" | "command"): Promise<void> {
+    const until = performance.now() + LOCKS_PATIENCE[holder];
+    for (;;) {
+      try {
+        this.grasp();
+        return;
+      } catch (error) {
+        if (!(error instanceof LockHeld) || performance.now() > until) throw error;
+        if (holder === "command" && error.pid !== undefined) throw error;
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      }
+    }
+  }
+
+  /** Programs, tables and links stay pinned: connections go on as they are. */
+  letGo(): void {
+    clearInterval(this.#currentTimer);
+    clearInterval(this.#foldersTimer);
+    this.#held?.kept.stop();
+    this.#held?.datapath.close();
+    this.#held?.locks.release();
+    this.#held = undefined;
+    this.#lost = undefined;
+    this.#trouble = "";
+  }
+
+  /** Takes effect at once. Throws KernelError, and everything stays as it was. */
+  govern(governed: Governed): void {
+    try {
+      this.datapath?.govern(governed);
+    } catch (error) {
+      this.datapath?.govern(this.#governed);
+      throw error;
+    }
+    this.#governed = governed;
+  }
+
+  /** Makes `mesh` what connections see; see Datapath.apply. Throws also when another agent has the tables. */
+  write(mesh: Mesh, changes: Changes): ReturnType<Datapath["apply"]> {
+    const held = this.#held;
+    if (!held) throw new Error("another agent has the tables");
+    const { takesOver } = held.datapath;
+    try {
+      return held.datapath.apply(mesh, changes);
+    } finally {
+      // Also when only what came behind the last hook failed.
+      if (takesOver && !held.datapath.takesOver) held.kept.watch();
+    }
+  }
+
+  /**
+   * Folders that somebody removed are made and locked again: another agent could start with them. When one did, this one
+   * leaves alone what is pinned, for good: after that one's end, too, it is not this one's any more.
+   */
+  #keepFolders(): void {
+    const { folders, log, remade } = this.#options;
+    if (!this.#held || this.#lost) return;
+    try {
+      const { taken } = this.#held.locks;
+      if (taken) throw taken;
+      makeFolders(folders);
+      const paths = this.#held.locks.renew();
+      for (const path of paths)
+        log.warn(`${path} was removed under this agent; it is there and locked again`);
+      if (paths.length > 0) remade(paths);
+      this.#held.manifest.keep();
+      this.#trouble = "";
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      const again = text === this.#trouble;
+      this.#trouble = text;
+      if (!(error instanceof LockHeld)) {
+        if (!again) log.error(text);
+        // A command may have it for a moment.
+      } else if (again) {
+        this.#lost = error;
+        this.#held.kept.stop();
+        log.error(
+          `This agent lost its locks, which somebody removed: ${text}. It leaves what is pinned alone from now on: stop it (pid ${process.pid})`,
+        );
+      }
+    }
+  }
+
+  #keepCurrent(): void {
+    if (this.#options.isCurrent()) this.#held?.datapath.keepCurrent();
+  }
+}
+
+function told(log: Log): Pick<DatapathOptions, "log" | "warn"> {
+  return { log: (line) => log.info(line), warn: (line) => log.warn(line) };
+}

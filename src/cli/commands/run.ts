@@ -1,0 +1,207 @@
+import { readFileSync } from "node:fs";
+import type { AgentStatus } from "../../admin/status.ts";
+import type { Agent } from "../../agent/agent.ts";
+import { tellReload } from "../../agent/reload.ts";
+import { type Config, readConfig } from "../../config/config.ts";
+import { ConfigError } from "../../config/config-error.ts";
+import type { Log } from "../../config/log.ts";
+import { SETTINGS, unknownVariables } from "../../config/settings.ts";
+import { type Flags, sourcesOf } from "../../config/sources.ts";
+import { INVITATION } from "../../handover/protocol.ts";
+import type { Succession } from "../../handover/successor.ts";
+import { execSelf } from "../../kernel/process.ts";
+import { version } from "../../runtime/version.ts";
+import { CONFIG_FLAG, command } from "../framework/command.ts";
+import { EXIT, Failure } from "../framework/exit.ts";
+import { remark } from "../framework/output.ts";
+
+/**
+ * How long a service manager waits for a first push when nothing was taken over, milliseconds. Not longer: at boot the
+ * network comes after the agent.
+ */
+const READY_PATIENCE = 3_000;
+
+export const run = command({
+  name: "run",
+  about: "Run the agent: keep the kernel's tables as istiod wants them",
+  flags: { ...SETTINGS, ...CONFIG_FLAG },
+  notes: [
+    "Each flag is also a variable and a key of the configuration file: --service-account is KMESH_SERVICE_ACCOUNT",
+    "and service-account. A flag wins over a variable, a variable over the file. Lists are written with commas.",
+    "",
+    "SIGTERM and SIGINT end the agent and leave the kernel as it is; so does SIGKILL. SIGHUP reads the configuration",
+    "again: cgroup, unit, exclude, netns and shadow change at once, for the rest the log says what needs a restart.",
+  ].join("\n"),
+  async run({ flags }) {
+    const invitation = process.env[INVITATION];
+    if (invitation === undefined) return begin(flags, undefined);
+    delete process.env[INVITATION];
+    const { Succession } = await import("../../handover/successor.ts");
+    const succession = await Succession.answer(invitation);
+    try {
+      return await begin(flags, succession);
+    } catch (error) {
+      succession?.failed(error);
+      throw error;
+    }
+  },
+});
+
+/** The agent's life. With a `succession` it takes over from one that runs. */
+async function begin(flags: Flags, succession: Succession | undefined): Promise<number> {
+  const sources = sourcesOf(flags, process.env);
+  const text = textAt(sources.file.path);
+  const config = readConfig(sources);
+  for (const name of unknownVariables(process.env))
+    remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
+  // Loaded here: other commands need no gRPC.
+  const [
+    { Agent },
+    { Conflict },
+    { openLog },
+    { LockHeld },
+    { ServiceNotifier },
+    { tellInOneLine },
+    { UnknownManifest },
+  ] = await Promise.all([
+    import("../../agent/agent.ts"),
+    import("../../admin/server.ts"),
+    import("../../config/log.ts"),
+    import("../../kernel/lock.ts"),
+    import("../../agent/sd-notify.ts"),
+    import("../../agent/reporter.ts"),
+    import("../../state/manifest.ts"),
+  ]);
+  const log = openLog(config.logLevel);
+  const service = new ServiceNotifier(process.env, (line) => log.warn(line));
+  const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
+  // The service manager listens to the one that it takes for the agent, and complains of others.
+  let known = succession === undefined;
+  const readAgain = (agent: Agent) => reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
+  let reloadNow = (): string => {
+    throw new Conflict("the agent is only about to start");
+  };
+  const audience = {
+    status: (status: AgentStatus) => {
+      if (known) service.status(tellInOneLine(status));
+    },
+    reload: () => reloadNow(),
+    succeeded: (pid: number) => service.succeeded(pid),
+  };
+  try {
+    let agent: Agent;
+    if (succession) {
+      const taken = Agent.succeed(config, log, audience, succession);
+      const early = await Promise.race([taken, stopped]);
+      if (typeof early === "string") return EXIT.done;
+      agent = early;
+      log.info(`kmesh ${version} runs (pid ${process.pid}): took over from the agent before`);
+      await Promise.race([succession.acknowledged(), stopped]);
+      known = true;
+    } else {
+      agent = await Agent.start(config, log, audience);
+      // From here on who writes the file asks this agent to read it; until here nobody could.
+      if (textAt(sources.file.path) !== text) {
+        try {
+          readAgain(agent);
+        } catch {
+          // Told in the log.
+        }
+      }
+      await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
+    }
+    service.ready(tellInOneLine(agent.status()));
+    reloadNow = () => {
+      service.reloading();
+      try {
+        return readAgain(agent);
+      } finally {
+        service.ready(tellInOneLine(agent.status()));
+      }
+    };
+    reloads(() => {
+      if (agent.postponeReload()) {
+        log.info("The configuration is read again when the hand-over that is under way has ended");
+        return;
+      }
+      try {
+        reloadNow();
+      } catch {
+        // Told in the log.
+      }
+    });
+    const end = await Promise.race([stopped, agent.ended]);
+    if (typeof end === "string") {
+      service.stopping();
+      agent.stop();
+      log.info(`${end}: the agent ends, what the kernel holds stays. kmesh down would remove it`);
+    } else if (end.kind === "succeeded") {
+      await agent.leave();
+    } else {
+      await agent.leave();
+      agent.stop();
+      log.info("Executing the agent anew; what the kernel holds stays");
+      execSelf(end.command, process.env, end.command[0]);
+    }
+    return EXIT.done;
+  } catch (error) {
+    if (error instanceof UnknownManifest) throw new Failure(EXIT.unknownState, error.message, error.next);
+    if (!(error instanceof LockHeld)) throw error;
+    throw new Failure(
+      EXIT.alreadyRunning,
+      `an agent runs already${error.pid === undefined ? "" : `: pid ${error.pid}`} (it holds ${error.path})`,
+      "Stop it first, or choose other folders with --bpffs, --state-dir and --run-dir.",
+    );
+  }
+}
+
+/** A configuration that is wrong, or that the kernel refuses, is told and thrown; the one before stays. Gives what is told. */
+function reload(agent: Agent, read: () => Config, log: Log): string {
+  try {
+    const told = tellReload(agent.reload(read()));
+    log.info(told);
+    return told;
+  } catch (error) {
+    const next = error instanceof ConfigError ? ` ${error.next}` : "";
+    log.error(`Not reloaded, all stays as it was: ${error instanceof Error ? error.message : error}.${next}`);
+    throw error;
+  }
+}
+
+/** Undefined when there is none. */
+function textAt(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return undefined;
+  }
+}
+
+interface Signals {
+  /** The signal that ends the agent. */
+  stopped: Promise<NodeJS.Signals>;
+  /** Has `reload` called at every SIGHUP, also for one that came before. */
+  reloads(reload: () => void): void;
+}
+
+/** Listens from now on. `serving` false: this is somebody's terminal, and SIGHUP says that it is gone. */
+function signals(serving: boolean): Signals {
+  const { promise: stopped, resolve } = Promise.withResolvers<NodeJS.Signals>();
+  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => resolve(signal));
+  let early = false;
+  let reload = () => {
+    early = true;
+  };
+  process.on("SIGHUP", () => (serving ? reload() : resolve("SIGHUP")));
+  return {
+    stopped,
+    reloads(given) {
+      reload = given;
+      if (early) given();
+    },
+  };
+}
+
+function patience(milliseconds: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, milliseconds).unref());
+}

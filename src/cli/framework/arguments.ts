@@ -1,0 +1,124 @@
+/**
+ * A strict reading of a command's arguments. citty takes unknown flags in silence and forgets all but the last of
+ * a repeated one, so this runs before it.
+ */
+import { closest } from "../../config/did-you-mean.ts";
+import type { Setting } from "../../config/settings.ts";
+import type { Flags } from "../../config/sources.ts";
+
+/** What a command takes besides flags. */
+export interface Positional {
+  name: string;
+  about: string;
+  required: boolean;
+  choices?: readonly string[];
+  /** The last one, said once or more often. */
+  many?: boolean;
+}
+
+export interface Shape {
+  flags: Record<string, Setting>;
+  positionals: readonly Positional[];
+}
+
+/** A command line that can't be meant. `next` is what to type instead. */
+export class UsageError extends Error {
+  readonly next: string;
+  constructor(message: string, next: string) {
+    super(message);
+    this.name = "UsageError";
+    this.next = next;
+  }
+}
+
+export interface Arguments {
+  flags: Flags;
+  /** One per declared positional, undefined where it was left out; then the others of one that is `many`. */
+  positionals: (string | undefined)[];
+}
+
+/**
+ * Reads `--flag VALUE`, `--flag=VALUE`, `--switch`, `--no-switch` and positionals; `--` ends the flags.
+ * Throws UsageError at the first argument that fits nothing.
+ */
+export function parseArguments(args: readonly string[], shape: Shape): Arguments {
+  const flags: Flags = {};
+  const rest: string[] = [];
+  for (let i = 0; i < args.length; i++) {
+    const arg = args[i] ?? "";
+    if (arg === "--") {
+      rest.push(...args.slice(i + 1));
+      break;
+    }
+    if (!arg.startsWith("-") || arg === "-") {
+      rest.push(arg);
+      continue;
+    }
+    const equals = arg.indexOf("=");
+    const name = equals < 0 ? arg : arg.slice(0, equals);
+    const inline = equals < 0 ? undefined : arg.slice(equals + 1);
+    const key = name.replace(/^--/, "");
+    const negated = shape.flags[key] === undefined && key.startsWith("no-") ? key.slice(3) : undefined;
+    const setting = flagOf(shape, negated ?? key);
+    if (!name.startsWith("--") || !setting || (negated !== undefined && setting.kind !== "switch"))
+      throw unknownFlag(name, shape);
+    if (setting.kind === "switch") {
+      if (inline !== undefined && !["true", "false"].includes(inline)) {
+        throw new UsageError(`${name} takes no value`, `Write ${name}, or --no-${key}.`);
+      }
+      flags[negated ?? key] = negated === undefined && inline !== "false";
+      continue;
+    }
+    const value = inline ?? args[++i];
+    if (value === undefined || (inline === undefined && value.startsWith("--"))) {
+      throw new UsageError(`${name} needs a value`, `Write ${name} ${setting.hint ?? "VALUE"}.`);
+    }
+    const before = flags[key];
+    if (setting.kind === "list" || setting.kind === "map")
+      flags[key] = [...(Array.isArray(before) ? before : []), value];
+    else if (before !== undefined) throw new UsageError(`${name} is given twice`, "Say it once.");
+    else flags[key] = value;
+  }
+  return { flags, positionals: positionalsOf(rest, shape.positionals) };
+}
+
+function flagOf(shape: Shape, key: string): Setting | undefined {
+  return Object.hasOwn(shape.flags, key) ? shape.flags[key] : undefined;
+}
+
+function unknownFlag(name: string, shape: Shape): UsageError {
+  const near = closest(name.replace(/^-+/, "").replace(/^no-/, ""), Object.keys(shape.flags));
+  return new UsageError(
+    `there is no flag ${name}`,
+    near ? `Did you mean --${near}?` : "--help lists the flags.",
+  );
+}
+
+function positionalsOf(given: string[], declared: readonly Positional[]): (string | undefined)[] {
+  const many = declared.at(-1)?.many === true;
+  const surplus = many ? undefined : given[declared.length];
+  if (surplus !== undefined)
+    throw new UsageError(`"${surplus}" is one argument too many`, "--help shows what is taken.");
+  const found = declared.map((positional, i) => {
+    const value = given[i];
+    if (value === undefined) {
+      if (!positional.required) return undefined;
+      throw new UsageError(`${positional.name} is missing`, `Say ${wordsOf(positional)}.`);
+    }
+    if (positional.choices && !positional.choices.includes(value)) {
+      const near = closest(value, positional.choices);
+      throw new UsageError(
+        `"${value}" is no ${positional.name}`,
+        near ? `Did you mean "${near}"?` : `Say ${wordsOf(positional)}.`,
+      );
+    }
+    return value;
+  });
+  return [...found, ...given.slice(declared.length)];
+}
+
+function wordsOf(positional: Positional): string {
+  return positional.choices
+    ? positional.choices.join(", ").replace(/, ([^,]*)$/, " or $1")
+    : positional.about;
+}

@@ -1,0 +1,109 @@
+/** What an enrolled unit gets at boot: a drop-in of systemd's says it, and nothing else does. */
+import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { EXIT, Failure } from "../framework/exit.ts";
+import { fileStep, type Step } from "../framework/plan.ts";
+import { GATE, SERVICE } from "./systemd.ts";
+
+/** `open`: after kmesh, and outside the mesh rather than not at all. `closed`: not before connections are governed. */
+export type AtBoot = "open" | "closed";
+
+/** What stands in a unit's drop-in; `edited` is one that is not, or no longer, as kmesh writes it. */
+export type BootOrder = AtBoot | "edited";
+
+const NAME = "50-kmesh.conf";
+
+const TEXTS: Readonly<Record<AtBoot, string>> = {
+  open: dropInText("open", "It starts after kmesh, and outside the mesh rather than not at all.", [
+    `Wants=${SERVICE}`,
+    `After=${SERVICE}`,
+  ]),
+  // Not on kmesh.service itself, whose stop would stop it, nor by a command in this unit's sandbox, time and memory.
+  closed: dropInText(
+    "closed",
+    "It does not start before connections are governed. Nothing that ends kmesh ends it.",
+    [`Requires=${GATE}`, `After=${GATE}`],
+  ),
+};
+
+function dropInText(atBoot: AtBoot, about: string, lines: readonly string[]): string {
+  return [
+    `# Written by \`kmesh enrol --at-boot ${atBoot}\`; \`kmesh unenrol\` removes it. Put changes into a drop-in of your own.`,
+    `# ${about}`,
+    "[Unit]",
+    ...lines,
+    "",
+  ].join("\n");
+}
+
+/** The drop-in of `unit` (its whole name) in systemd's folder of units. */
+export function dropInOf(folder: string, unit: string): string {
+  return join(folder, `${unit}.d`, NAME);
+}
+
+/** What a unit gets; undefined when nobody said it. */
+export function bootOrderOf(folder: string, unit: string): BootOrder | undefined {
+  const path = dropInOf(folder, unit);
+  if (!existsSync(path)) return undefined;
+  const text = readFileSync(path, "utf8");
+  return text === TEXTS.open ? "open" : text === TEXTS.closed ? "closed" : "edited";
+}
+
+/** Every unit that has such a drop-in, by name. */
+export function bootOrders(folder: string): Record<string, BootOrder> {
+  const units = namesIn(folder)
+    .filter((name) => name.endsWith(".d"))
+    .map((name) => name.slice(0, -".d".length));
+  return Object.fromEntries(
+    units.flatMap((unit) => {
+      const order = bootOrderOf(folder, unit);
+      return order === undefined ? [] : [[unit, order] as const];
+    }),
+  );
+}
+
+/** Whether a unit can have one: the others have no start that could wait. */
+export function canWait(unit: string): boolean {
+  return unit.endsWith(".service");
+}
+
+/** Makes `atBoot` what a unit gets. Throws Failure for a drop-in that somebody edited. */
+export function bootStep(folder: string, unit: string, atBoot: AtBoot): Step {
+  const path = dropInOf(folder, unit);
+  if (bootOrderOf(folder, unit) === "edited")
+    throw new Failure(
+      EXIT.failed,
+      `${path} is not as kmesh writes it, so it stays; nothing was changed`,
+      "Give it another name if it is yours, or remove it.",
+    );
+  return { ...fileStep(path, TEXTS[atBoot], 0o644), note: `at boot: ${atBoot}` };
+}
+
+/** Takes the drop-in of a unit away; [] when it has none. What somebody edited stays. */
+export function bootRemoval(folder: string, unit: string): Step[] {
+  const order = bootOrderOf(folder, unit);
+  const target = dropInOf(folder, unit);
+  if (order === undefined) return [];
+  if (order === "edited") return [{ action: "keep", target, note: "edited since kmesh wrote it" }];
+  return [
+    {
+      action: "remove",
+      target,
+      note: `at boot: ${order}`,
+      act() {
+        rmSync(target, { force: true });
+        const folder = dirname(target);
+        if (existsSync(folder) && namesIn(folder).length === 0) rmdirSync(folder);
+      },
+    },
+  ];
+}
+
+/** The same for every unit that has one. */
+export function bootRemovals(folder: string): Step[] {
+  return Object.keys(bootOrders(folder)).flatMap((unit) => bootRemoval(folder, unit));
+}
+
+function namesIn(folder: string): string[] {
+  return existsSync(folder) ? readdirSync(folder).sort() : [];
+}

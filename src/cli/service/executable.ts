@@ -1,0 +1,124 @@
+/** Whether a file is a kmesh that runs here, found out before anything is asked of the agent. */
+import { spawnSync } from "node:child_process";
+import { createHash } from "node:crypto";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  existsSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+} from "node:fs";
+import { arch } from "node:os";
+import { PROTOCOL } from "../../handover/protocol.ts";
+import { EXIT, Failure } from "../framework/exit.ts";
+
+export interface Executable {
+  version: string;
+  /** The layout of its tables. */
+  abi: string;
+}
+
+/** e_machine of an ELF header. */
+const MACHINES: Readonly<Record<string, number>> = { x64: 62, arm64: 183 };
+/** A first start may have to read 100 MB from a slow disk, milliseconds. */
+const PATIENCE = 30_000;
+
+/**
+ * What `path` says of itself. `sha256` is the checksum that it must have, else that of `path`.sha256 counts where there is
+ * one. Throws Failure with what is wrong: not a file, a damaged one, another machine's, none that runs, none of kmesh.
+ */
+export function examine(path: string, sha256?: string): Executable {
+  const file = statSync(path, { throwIfNoEntry: false });
+  if (!file) throw wrong(path, "does not exist");
+  if (!file.isFile()) throw wrong(path, "is not a file");
+  const wanted = sha256 ?? checksumBeside(path);
+  if (wanted !== undefined) requireChecksum(path, wanted);
+  requireElf(path);
+  try {
+    accessSync(path, constants.X_OK);
+  } catch {
+    throw wrong(path, "may not be executed", `chmod +x ${path}`);
+  }
+  const { status, stdout, stderr, error, signal } = spawnSync(path, ["version", "--output", "json"], {
+    encoding: "utf8",
+    timeout: PATIENCE,
+    killSignal: "SIGKILL",
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  if (error || status === null)
+    throw wrong(path, `does not run here: ${error?.message ?? `it ended by ${signal}`}`);
+  const about = parsed(stdout);
+  if (about?.program !== "kmesh" && typeof about?.kernel !== "string") {
+    const words = status === 0 ? "" : ` (exit code ${status}: ${stderr.trim().split("\n")[0] ?? ""})`;
+    throw wrong(path, `is no kmesh${words}`);
+  }
+  if (typeof about.abi !== "string" || typeof about.version !== "string" || about.handover !== PROTOCOL)
+    throw wrong(
+      path,
+      `is kmesh ${about.version}, which can't take over from a running agent`,
+      "Install it with its own `kmesh install --start`: connections go on meanwhile.",
+    );
+  return { version: about.version, abi: about.abi };
+}
+
+function requireElf(path: string): void {
+  const head = Buffer.alloc(20);
+  const fd = openSync(path, "r");
+  try {
+    readSync(fd, head);
+  } finally {
+    closeSync(fd);
+  }
+  if (head.readUInt32BE(0) !== 0x7f454c46) throw wrong(path, "is no executable (not an ELF file)");
+  const machine = MACHINES[arch()];
+  if (head[4] !== 2 || (machine !== undefined && head.readUInt16LE(18) !== machine))
+    throw wrong(path, `is not for this machine (${arch()})`);
+}
+
+function checksumBeside(path: string): string | undefined {
+  return existsSync(`${path}.sha256`)
+    ? readFileSync(`${path}.sha256`, "utf8").trim().split(/\s/)[0]
+    : undefined;
+}
+
+function requireChecksum(path: string, wanted: string): void {
+  if (!/^[0-9a-f]{64}$/i.test(wanted))
+    throw new Failure(
+      EXIT.usage,
+      `"${wanted}" is no SHA-256`,
+      "It has 64 hexadecimal digits; sha256sum prints it.",
+    );
+  const found = checksum(path);
+  if (found !== wanted.toLowerCase())
+    throw wrong(path, `is damaged or another one: its SHA-256 is ${found}, not ${wanted.toLowerCase()}`);
+}
+
+/** SHA-256 in hexadecimal; a piece at a time, since an executable is large. */
+export function checksum(path: string): string {
+  const hash = createHash("sha256");
+  const piece = Buffer.alloc(1 << 20);
+  const fd = openSync(path, "r");
+  try {
+    for (let count = readSync(fd, piece); count > 0; count = readSync(fd, piece))
+      hash.update(piece.subarray(0, count));
+  } finally {
+    closeSync(fd);
+  }
+  return hash.digest("hex");
+}
+
+function parsed(text: string): Partial<Record<string, unknown>> | undefined {
+  try {
+    const value: unknown = JSON.parse(text);
+    return typeof value === "object" && value !== null ? { ...value } : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function wrong(path: string, what: string, next = "Nothing was changed."): Failure {
+  return new Failure(EXIT.failed, `${path} ${what}`, next);
+}

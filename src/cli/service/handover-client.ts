@@ -1,0 +1,181 @@
+/** Has the agent hand over to a successor and tells how it goes: what `restart`, `upgrade` and `rollback` share. */
+import { AdminError, askAgent, orderAgent } from "../../admin/client.ts";
+import { type AgentStatus, adminSocket } from "../../admin/status.ts";
+import type { Folders } from "../../config/config.ts";
+import type { Setting } from "../../config/settings.ts";
+import type { Proof } from "../../handover/predecessor.ts";
+import type { Order } from "../../handover/restart-request.ts";
+import { type Arguments, UsageError } from "../framework/arguments.ts";
+import { textFlag } from "../framework/command.ts";
+import { EXIT, Failure } from "../framework/exit.ts";
+import { type Format, print, printJson, remark, table } from "../framework/output.ts";
+import { SERVICE, systemctl, systemdRuns } from "./systemd.ts";
+
+/** An agent that says nothing for so long hangs, milliseconds: it sends a sign of life each second. */
+const SILENCE = 10_000;
+const LONGEST = 3600;
+
+export const TIMEOUT_FLAG: Record<string, Setting> = {
+  timeout: {
+    kind: "text",
+    hint: "SECONDS",
+    about: "how long the successor may take until it is stopped and the agent before goes on",
+    fallback: "60",
+  },
+};
+
+/** The agent is from before there were hand-overs. */
+export class CannotHandOver extends Failure {
+  constructor() {
+    super(
+      EXIT.failed,
+      "the agent that runs is of a version that can't hand over",
+      "Restart it once without --graceful: connections go on meanwhile.",
+    );
+  }
+}
+
+/** Milliseconds. Throws UsageError. */
+export function timeoutOf(flags: Arguments["flags"]): number {
+  const text = textFlag(flags, "timeout") ?? "60";
+  const seconds = Number(text.replace(/s$/, ""));
+  if (text !== "" && seconds > 0 && seconds <= LONGEST) return seconds * 1000;
+  throw new UsageError(
+    `--timeout: "${text}" is no number of seconds`,
+    `Write --timeout 60 (at most ${LONGEST}).`,
+  );
+}
+
+/** The agent that answers. Throws Failure when none does. */
+export async function runningAgent(folders: Folders): Promise<AgentStatus> {
+  let agent: AgentStatus | undefined;
+  try {
+    agent = (await askAgent(adminSocket(folders.runDir), "/agent", SILENCE)) as AgentStatus | undefined;
+  } catch (error) {
+    throw hangs(error instanceof Error ? error.message : String(error));
+  }
+  if (agent) return agent;
+  throw new Failure(
+    EXIT.agentNotRunning,
+    `no agent runs with ${folders.runDir}; what the kernel holds stays as it is`,
+    systemdRuns() && isInstalled() ? `Start it: systemctl start ${SERVICE}` : "Start it with kmesh run.",
+  );
+}
+
+/**
+ * Has the agent hand over. Progress goes to standard error. Gives the proof; throws Failure with the code that says
+ * whether the agent before goes on.
+ */
+export async function handOverBy(folders: Folders, order: Omit<Order, "asked" | "graceful">): Promise<Proof> {
+  let proof: Proof | undefined;
+  let failure: string | undefined;
+  const hear = (line: unknown) => {
+    const {
+      progress,
+      proof: given,
+      failure: reason,
+    } = line as {
+      progress?: string;
+      proof?: Proof;
+      failure?: string;
+    };
+    if (progress !== undefined) remark(progress);
+    proof = given ?? proof;
+    failure = reason ?? failure;
+  };
+  const restore = ignoreSignals(`The ${order.kind} goes on; its end will be told here and by kmesh history`);
+  try {
+    const there = await orderAgent(
+      adminSocket(folders.runDir),
+      "/restart",
+      { ...order, graceful: true, asked: Date.now() } satisfies Order,
+      hear,
+      SILENCE,
+    );
+    if (!there) await runningAgent(folders);
+  } catch (error) {
+    throw explain(error, order.kind);
+  } finally {
+    restore();
+  }
+  if (proof) return proof;
+  if (failure !== undefined)
+    throw new Failure(
+      EXIT.notHandedOver,
+      `no ${order.kind}: ${failure}`,
+      "The agent before goes on, and all connections with it.",
+    );
+  throw new Failure(
+    EXIT.failed,
+    `the agent hung up before the end of the ${order.kind}`,
+    "kmesh status shows who runs; what the kernel holds stays.",
+  );
+}
+
+/** Prints what the operator wants to see afterwards. */
+export function printProof(title: string, proof: Proof, format: Format, more: object = {}): void {
+  if (format === "json") {
+    printJson({ ...proof, ...more });
+    return;
+  }
+  const { from_version: from, to_version: to } = proof;
+  print(
+    `${title} in ${proof.seconds} s; pid ${proof.pid} runs now.\n\n${table(
+      ["", ""],
+      [
+        ["version", from === to ? from : `${from} -> ${to}`],
+        ["nobody was in control for", `${proof.gap_ms} ms`],
+        ["connections governed meanwhile", `${proof.connections}`],
+        ["failed", `${proof.failed}`],
+        ["refused on purpose", `${proof.refused}`],
+        ["map writes", `${proof.map_writes}`],
+        ["hooks linked anew", `${proof.relinked}`],
+      ],
+    ).trim()}`,
+  );
+  if (!proof.synced) print("istiod does not answer: it governs by what the kernel held before.");
+}
+
+function explain(error: unknown, kind: string): unknown {
+  if (error instanceof Failure) return error;
+  if (error instanceof AdminError) {
+    // A word for an agent from before there were hand-overs.
+    if (error.status === 404) return new CannotHandOver();
+    return new Failure(
+      error.status === 409 ? EXIT.busy : EXIT.failed,
+      `no ${kind}: ${error.message}`,
+      error.status === 409 ? "The agent goes on; try again afterwards." : "",
+    );
+  }
+  return hangs(error instanceof Error ? error.message : String(error));
+}
+
+function hangs(reason: string): Failure {
+  return new Failure(
+    EXIT.failed,
+    `the agent hangs: ${reason}`,
+    "Connections go on. A start anew without its help: systemctl restart kmesh, or kill -9 and kmesh run.",
+  );
+}
+
+function isInstalled(): boolean {
+  try {
+    return systemctl("show", "--property=LoadState", "--value", SERVICE) === "loaded";
+  } catch {
+    return false;
+  }
+}
+
+/** A terminal that goes must not leave half of it: the agent would go on anyway. Gives what ends that. */
+export function ignoreSignals(text: string): () => void {
+  let told = false;
+  const listener = () => {
+    if (!told) remark(text);
+    told = true;
+  };
+  const signals = ["SIGINT", "SIGHUP", "SIGTERM"] as const;
+  for (const signal of signals) process.on(signal, listener);
+  return () => {
+    for (const signal of signals) process.off(signal, listener);
+  };
+}

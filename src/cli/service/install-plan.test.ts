@@ -1,0 +1,208 @@
+import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import {
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
+import { parse } from "yaml";
+import { readConfig } from "../../config/config.ts";
+import { asset } from "../../runtime/assets.ts";
+import { configTemplate } from "../config-file/config-file.ts";
+import type { Step } from "../framework/plan.ts";
+import { bootStep, dropInOf } from "./boot-order.ts";
+import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./install-plan.ts";
+
+let folder: string;
+let paths: Paths;
+beforeEach(() => {
+  folder = mkdtempSync(join(tmpdir(), "kmesh-install-"));
+  paths = installedPaths(join(folder, "root"));
+});
+afterEach(() => rmSync(folder, { recursive: true, force: true }));
+
+/** An executable that somebody brings. */
+function download(text: string): string {
+  const path = join(folder, "download");
+  writeFileSync(path, text);
+  return path;
+}
+
+function plan(executable: string, unit = "[Unit]\n"): Step[] {
+  return [...installSteps(paths, { executable, unit, gate: "[Unit]\n" }), enableStep(paths)];
+}
+
+async function perform(steps: readonly Step[]): Promise<string[]> {
+  for (const { act } of steps) await act?.();
+  return steps.map(({ action }) => action);
+}
+
+describe("install", () => {
+  test("puts everything into place, and then has nothing to do", async () => {
+    const source = download("one");
+    const first = plan(source);
+    expect(existsSync(paths.executable)).toBe(false);
+    expect(await perform(first)).toEqual(["write", "write", "write", "write", "link"]);
+    expect(readFileSync(paths.executable, "utf8")).toBe("one");
+    expect(statSync(paths.executable).mode & 0o777).toBe(0o755);
+    expect(readFileSync(paths.unit, "utf8")).toBe("[Unit]\n");
+    expect(statSync(paths.config).mode & 0o777).toBe(0o600);
+    expect(readlinkSync(paths.wanted)).toBe("../kmesh.service");
+    expect(existsSync(paths.previous)).toBe(false);
+    expect(await perform(plan(source))).toEqual(["keep", "keep", "keep", "keep", "keep"]);
+    // From its own place, too.
+    expect(await perform(plan(paths.executable))).toEqual(["keep", "keep", "keep", "keep", "keep"]);
+  });
+
+  test("an upgrade keeps the executable before it, and what the operator wrote", async () => {
+    await perform(plan(download("one")));
+    writeFileSync(paths.config, "istiod: a:1\n");
+    expect(await perform(plan(download("two"), "[Unit]\nDescription=x\n"))).toEqual([
+      "replace",
+      "replace",
+      "keep",
+      "keep",
+      "keep",
+    ]);
+    expect(readFileSync(paths.executable, "utf8")).toBe("two");
+    expect(readFileSync(paths.previous, "utf8")).toBe("one");
+    await perform(plan(download("three")));
+    expect(readFileSync(paths.previous, "utf8")).toBe("two");
+    expect(statSync(paths.previous).mode & 0o777).toBe(0o755);
+    expect(readFileSync(paths.config, "utf8")).toBe("istiod: a:1\n");
+  });
+
+  test("goes on where one before was interrupted", async () => {
+    mkdirSync(dirname(paths.executable), { recursive: true });
+    writeFileSync(paths.executable, "one");
+    writeFileSync(`${paths.executable}.new`, "half of tw");
+    writeFileSync(`${paths.previous}.new`, "zero");
+    await perform(plan(download("two")));
+    expect(readFileSync(paths.executable, "utf8")).toBe("two");
+    expect(readFileSync(paths.previous, "utf8")).toBe("one");
+    expect(existsSync(`${paths.executable}.new`)).toBe(false);
+    expect(existsSync(`${paths.previous}.new`)).toBe(false);
+  });
+
+  test("leaves a masked service alone", () => {
+    mkdirSync(dirname(paths.unit), { recursive: true });
+    symlinkSync("/dev/null", paths.unit);
+    expect(() => plan(download("one"))).toThrow("masked");
+  });
+});
+
+describe("uninstall", () => {
+  test("removes what install wrote, and then has nothing to do", async () => {
+    await perform(plan(download("one")));
+    await perform(plan(download("two")));
+    mkdirSync(paths.state, { recursive: true });
+    writeFileSync(join(paths.state, "snapshot"), "x");
+    await perform(uninstallSteps(paths, false));
+    for (const path of Object.values(paths))
+      expect(lstatSync(path, { throwIfNoEntry: false })).toBeUndefined();
+    expect(existsSync(dirname(paths.config))).toBe(false);
+    expect(uninstallSteps(paths, false)).toEqual([]);
+  });
+
+  test("leaves a configuration that was edited, and what lies beside it", async () => {
+    await perform(plan(download("one")));
+    writeFileSync(join(dirname(paths.config), "token"), "x");
+    await perform(uninstallSteps(paths, false));
+    expect(existsSync(join(dirname(paths.config), "token"))).toBe(true);
+
+    await perform(plan(download("one")));
+    writeFileSync(paths.config, "istiod: a:1\n");
+    await perform(uninstallSteps(paths, false));
+    expect(readFileSync(paths.config, "utf8")).toBe("istiod: a:1\n");
+    expect(existsSync(paths.executable)).toBe(false);
+  });
+
+  test("takes the units' drop-ins away first, but not one that was edited", async () => {
+    await perform(plan(download("one")));
+    const units = dirname(paths.unit);
+    for (const unit of ["a.service", "b.service", "c.service"])
+      await perform([bootStep(units, unit, unit === "a.service" ? "open" : "closed")]);
+    writeFileSync(dropInOf(units, "c.service"), "[Unit]\n");
+    const steps = uninstallSteps(paths, true);
+    expect(steps.slice(0, 3).map(({ action, target }) => [action, target])).toEqual([
+      ["remove", dropInOf(units, "a.service")],
+      ["remove", dropInOf(units, "b.service")],
+      ["keep", dropInOf(units, "c.service")],
+    ]);
+    await perform(steps);
+    expect(readdirSync(units).sort()).toEqual(["c.service.d", "multi-user.target.wants"]);
+  });
+
+  test("--keep-state leaves state and configuration", async () => {
+    await perform(plan(download("one")));
+    mkdirSync(paths.state, { recursive: true });
+    await perform(uninstallSteps(paths, true));
+    expect(existsSync(paths.state)).toBe(true);
+    expect(existsSync(paths.config)).toBe(true);
+    expect(existsSync(paths.unit)).toBe(false);
+  });
+});
+
+test("the configuration that is written says nothing yet, and each of its examples is right", () => {
+  expect(parse(configTemplate())).toBeNull();
+  const path = join(folder, "config.yaml");
+  const existing = { "/etc/kmesh/root-cert.pem": path, "/etc/kmesh/istio-token": path };
+  let text = configTemplate().replace(/^#(?=\S)/gm, "");
+  text = text.replace(/^workload-entry: .*$/m, "");
+  for (const [from, to] of Object.entries(existing)) text = text.replace(from, to);
+  writeFileSync(path, text);
+  const config = readConfig({ flags: {}, env: {}, file: { path, required: true } });
+  expect(config).toMatchObject({
+    istiod: { host: "istiod.istio-system.svc", port: 15012 },
+    hosts: { "istiod.istio-system.svc": "192.0.2.1" },
+    labels: { app: "shop" },
+    ports: [{ name: "http", containerPort: 8080 }],
+    readinessProbe: { httpGet: { path: "/ready", port: 8080 } },
+    locality: { region: "region", zone: "zone" },
+    cgroups: ["/system.slice/shop.service"],
+    units: ["nginx.service", "shop.service"],
+    shadow: true,
+  });
+  expect(config.excludes).toHaveLength(2);
+});
+
+describe("the unit", () => {
+  const unit = new TextDecoder().decode(asset("kmesh.service"));
+
+  test("runs what install puts into place", () => {
+    expect(unit).toContain(`ExecStart=${installedPaths().executable} run\n`);
+    expect(unit).toContain("RuntimeDirectory=kmesh\n");
+    expect(unit).toContain("StateDirectory=kmesh\n");
+  });
+
+  test("has nothing that detaches, or that takes away what the agent needs", () => {
+    expect(unit).not.toMatch(
+      /^(ExecStop|ExecStopPost|ProtectKernelTunables|MemoryDenyWriteExecute|PrivateTmp|MemoryMax)=/m,
+    );
+  });
+});
+
+describe("the unit that others wait for", () => {
+  const gate = new TextDecoder().decode(asset("kmesh-wait.service"));
+
+  test("asks anew each time, for as long as it takes, and nobody stops others by it", () => {
+    expect(gate).toContain(`ExecStart=${installedPaths().executable} wait --timeout infinity\n`);
+    for (const line of [
+      "Type=oneshot",
+      "TimeoutStartSec=infinity",
+      "RefuseManualStop=yes",
+      "StartLimitIntervalSec=0",
+    ])
+      expect(gate).toContain(`\n${line}\n`);
+    expect(gate).not.toMatch(/^(RemainAfterExit|BindsTo|PartOf|Requires|ExecStop)=/m);
+  });
+});

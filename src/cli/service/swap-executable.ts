@@ -1,0 +1,103 @@
+/** Puts another executable in the running agent's place: what `upgrade` and `rollback` share. */
+import { chmodSync, copyFileSync, existsSync, linkSync, renameSync, rmSync } from "node:fs";
+import type { Folders } from "../../config/config.ts";
+import { ABI_ID } from "../../datapath/tables/layout.gen.ts";
+import type { Proof } from "../../handover/predecessor.ts";
+import { EXIT, Failure } from "../framework/exit.ts";
+import { remark } from "../framework/output.ts";
+import { sync } from "../framework/plan.ts";
+import { checksum } from "./executable.ts";
+import { handOverBy, ignoreSignals, runningAgent } from "./handover-client.ts";
+
+/** An executable's three names: the one that is started, the one before it, the one that is to follow. */
+export interface Names {
+  installed: string;
+  previous: string;
+  next: string;
+}
+
+export function namesOf(installed: string): Names {
+  return { installed, previous: `${installed}.previous`, next: `${installed}.next` };
+}
+
+/** The names of what the agent runs from. Finishes first what an upgrade whose terminal was lost left to be done. */
+export async function runningNames(folders: Folders): Promise<Names> {
+  const { executable } = await runningAgent(folders);
+  if (executable === undefined || !existsSync(executable) || executable.startsWith("/proc/"))
+    throw new Failure(
+      EXIT.failed,
+      "the agent that runs is not the single file, or that file is gone",
+      "kmesh restart --graceful starts it anew from what it runs from.",
+    );
+  if (!executable.endsWith(".next")) return namesOf(executable);
+  const names = namesOf(executable.slice(0, -".next".length));
+  remark(`Finishing what was left: the agent runs from ${names.next}, which takes its place now`);
+  settle(names);
+  return names;
+}
+
+/** Has the agent hand over to `source`, which was examined, and gives it the name of the one before if that worked. */
+export async function replace(
+  kind: "upgrade" | "rollback",
+  folders: Folders,
+  names: Names,
+  source: string,
+  timeout: number,
+): Promise<Proof> {
+  const restore = ignoreSignals(`The ${kind} goes on; wait for its end`);
+  try {
+    stage(names, source);
+    let proof: Proof;
+    try {
+      proof = await handOverBy(folders, { kind, executable: names.next, timeout });
+    } catch (error) {
+      // Whoever hung up before its end may run from it.
+      if (error instanceof Failure && error.code !== EXIT.failed) rmSync(names.next, { force: true });
+      throw error;
+    }
+    settle(names);
+    return proof;
+  } finally {
+    restore();
+  }
+}
+
+/** Says what the tables have before them. */
+export function tellLayout(abi: string): void {
+  remark(
+    abi === ABI_ID
+      ? "Its tables have the layout of this version: they are taken over as they are"
+      : `Its tables have another layout (${abi}): they are filled beside those that govern, then take over`,
+  );
+}
+
+/** Whether both are the same file, or hold the same. */
+export function same(one: string, other: string): boolean {
+  return existsSync(one) && existsSync(other) && checksum(one) === checksum(other);
+}
+
+function stage({ next }: Names, source: string): void {
+  rmSync(next, { force: true });
+  try {
+    copyFileSync(source, next);
+    chmodSync(next, 0o755);
+    sync(next);
+  } catch (error) {
+    rmSync(next, { force: true });
+    throw new Failure(
+      EXIT.failed,
+      `${source} can't be copied to ${next}: ${error instanceof Error ? error.message : error}`,
+      "Nothing was changed.",
+    );
+  }
+}
+
+/** The next becomes the installed, that one the previous; there is one under the installed name at every moment. */
+function settle({ installed, previous, next }: Names): void {
+  if (existsSync(installed)) {
+    rmSync(`${previous}.new`, { force: true });
+    linkSync(installed, `${previous}.new`);
+    renameSync(`${previous}.new`, previous);
+  }
+  renameSync(next, installed);
+}

@@ -1,0 +1,52 @@
+/** What systemd is told about the service, as steps. */
+import { existsSync } from "node:fs";
+import { EXIT, Failure } from "../framework/exit.ts";
+import type { Step } from "../framework/plan.ts";
+import { installedPaths, type Paths } from "./install-plan.ts";
+import { needsReload, SERVICE, systemctl } from "./systemd.ts";
+
+/** What a running service needs to take up what is new. */
+export type Need = "nothing" | "reload" | "restart";
+
+/** Has the service take up new files, and enabled at boot. */
+export function enrolSteps(paths: Paths, changed: boolean): Step[] {
+  const steps: Step[] = [];
+  if (changed || needsReload(SERVICE)) steps.push(runStep("daemon-reload"));
+  if (existsSync(paths.wanted)) steps.push({ action: "keep", target: SERVICE, note: "enabled at boot" });
+  else steps.push(runStep("enable", SERVICE));
+  return steps;
+}
+
+/** Starts the service, or has it take up what is new. */
+export function startStep(need: Need): Step {
+  if (activeState() !== "active") return beginStep("start");
+  if (need === "nothing") return { action: "keep", target: SERVICE, note: "runs" };
+  return { ...beginStep(need), note: "connections go on meanwhile" };
+}
+
+export function runStep(...args: string[]): Step {
+  return { action: "run", target: `systemctl ${args.join(" ")}`, act: () => void systemctl(...args) };
+}
+
+export function activeState(): string {
+  return systemctl("show", "--property=ActiveState", "--value", SERVICE);
+}
+
+/** A start that fails is told with the agent's own words. */
+export function beginStep(verb: "start" | "restart" | "reload"): Step {
+  return {
+    action: "run",
+    target: `systemctl ${verb} ${SERVICE}`,
+    act() {
+      try {
+        systemctl(verb, SERVICE);
+      } catch {
+        throw new Failure(
+          EXIT.failed,
+          `${SERVICE} is installed but did not ${verb}; systemd goes on trying`,
+          `Its own words: journalctl -u ${SERVICE} -n 20. Most often the configuration lacks something: ${installedPaths().config}`,
+        );
+      }
+    },
+  };
+}

@@ -1,0 +1,189 @@
+/** What the operator decides, read from all the places of sources.ts and checked as a whole. */
+import { resolve } from "node:path";
+import type { Json } from "../istiod/node.ts";
+import { ConfigError } from "./config-error.ts";
+import { type Exclude, parseExclude } from "./exclude.ts";
+import { readFile, refuseUnknown, type Sources, Values } from "./sources.ts";
+import {
+  Invalid,
+  parseCgroup,
+  parseDirectory,
+  parseIp,
+  parseIstiod,
+  parseLife,
+  parseLocality,
+  parseMetadata,
+  parseName,
+  parseNodeName,
+  parseObjectName,
+  parsePorts,
+  parseProbe,
+  parseTrustDomain,
+  parseUnit,
+  plain,
+  readable,
+  textOf,
+} from "./syntax.ts";
+
+export interface Folders {
+  bpffs: string;
+  stateDir: string;
+  runDir: string;
+}
+
+export interface Config extends Folders {
+  istiod: { host: string; port: number };
+  /** Names to canonical addresses. */
+  hosts: Record<string, string>;
+  /** Absent when istiod is. */
+  caServer: { host: string; port: number } | undefined;
+  plaintext: boolean;
+  ca: string | undefined;
+  token: string | undefined;
+  mode: "kernel-native";
+  namespace: string;
+  serviceAccount: string;
+  trustDomain: string;
+  /** Seconds. */
+  certificateLife: number;
+  name: string | undefined;
+  /** Canonical; empty when they are to be found out. */
+  ips: string[];
+  /** Canonical. */
+  serviceIp: string | undefined;
+  locality: { region: string; zone: string; subzone: string };
+  clusterId: string;
+  network: string;
+  meshId: string;
+  labels: Record<string, string>;
+  workloadName: string | undefined;
+  /** At most one of the two. */
+  workloadGroup: string | undefined;
+  workloadEntry: string | undefined;
+  ports: readonly Json[] | undefined;
+  /** As in a WorkloadGroup. */
+  readinessProbe: { readonly [key: string]: Json } | undefined;
+  probeLocalhost: boolean;
+  metadata: Record<string, Json>;
+  /** As given: a path below the cgroup2 root, or the whole path of the directory. */
+  cgroups: string[];
+  /** Whole names. */
+  units: string[];
+  excludes: Exclude[];
+  netns: "own" | "all";
+  shadow: boolean;
+  allowPlaintext: boolean;
+  logLevel: "error" | "warn" | "info" | "debug";
+}
+
+/** All of it, for `run`. Throws ConfigError at the first thing that is wrong. */
+export function readConfig(sources: Sources): Config {
+  const { config, problems } = examineConfig(sources);
+  const [first] = problems;
+  if (first) throw first;
+  return config;
+}
+
+/**
+ * The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent.
+ * Throws ConfigError when the file can't be read as one.
+ */
+export function examineConfig(sources: Sources): { config: Config; problems: ConfigError[] } {
+  const problems: ConfigError[] = [];
+  const file = readFile(sources.file);
+  refuseUnknown(file, sources.file.path, problems);
+  const given = new Values(sources, file, problems);
+  const plaintext = given.switch("plaintext");
+  const port = plaintext ? 15010 : 15012;
+  const istiod = given.text("istiod", (text) => parseIstiod(text, port));
+  if (!istiod && !given.has("istiod")) {
+    problems.push(
+      new ConfigError(
+        "istiod's address is missing",
+        `Say --istiod HOST:PORT, or set KMESH_ISTIOD, or write "istiod: HOST:PORT" into ${sources.file.path}.`,
+      ),
+    );
+  }
+  const ca = given.text("ca", readable);
+  if (!plaintext && !given.has("ca")) {
+    problems.push(
+      new ConfigError(
+        "istiod's root certificate is missing",
+        "Say --ca FILE (istioctl x workload entry configure writes it as root-cert.pem), or --plaintext for port 15010.",
+      ),
+    );
+  }
+  const config: Config = {
+    ...folders(given),
+    istiod: istiod ?? { host: "", port },
+    hosts: given.map("hosts", (name, value) => parseIp(textOf(value, name))),
+    caServer: given.text("ca-server", (text) => parseIstiod(text, port)),
+    plaintext,
+    ca,
+    // Not read here: who has a certificate already can do without.
+    token: given.text("token", (path) => resolve(path)),
+    mode: given.choice("mode", ["kernel-native"]),
+    namespace: given.always("namespace", parseName),
+    serviceAccount: given.always("service-account", parseObjectName),
+    trustDomain: given.always("trust-domain", parseTrustDomain),
+    certificateLife: given.always("certificate-life", parseLife),
+    name: given.text("name", parseNodeName),
+    ips: given.list("ip", parseIp),
+    serviceIp: given.text("service-ip", parseIp),
+    locality: given.text("locality", parseLocality) ?? { region: "", zone: "", subzone: "" },
+    clusterId: given.always("cluster-id", plain),
+    network: given.always("network", plain),
+    meshId: given.always("mesh-id", plain),
+    labels: given.map("labels", (key, value) => textOf(value, key)),
+    workloadName: given.text("workload-name", parseObjectName),
+    workloadGroup: given.text("workload-group", parseObjectName),
+    workloadEntry: given.text("workload-entry", parseObjectName),
+    ports: given.json("ports", parsePorts),
+    readinessProbe: given.json("readiness-probe", parseProbe),
+    probeLocalhost: given.switch("probe-localhost"),
+    metadata: given.map("metadata", parseMetadata),
+    // Everything, unless somebody said what. No unit, said in so many words, is nothing.
+    cgroups: given.has("unit") && !given.has("cgroup") ? [] : given.list("cgroup", parseCgroup),
+    units: [...new Set(given.list("unit", parseUnit))],
+    excludes: given.list("exclude", parseExclude),
+    netns: given.choice("netns", ["own", "all"]),
+    shadow: given.switch("shadow"),
+    allowPlaintext: given.switch("allow-plaintext"),
+    logLevel: given.choice("log-level", ["error", "warn", "info", "debug"]),
+  };
+  if (config.workloadGroup !== undefined && config.workloadEntry !== undefined) {
+    problems.push(
+      new ConfigError(
+        `workload-group (${config.workloadGroup}) and workload-entry (${config.workloadEntry}) are both set`,
+        "Keep workload-entry for a WorkloadEntry that exists already, workload-group for one that istiod is to make.",
+      ),
+    );
+  }
+  return { config, problems };
+}
+
+/** The folders alone, for the commands that look at a mesh which may have been started otherwise. */
+export function readFolders(sources: Sources): Folders {
+  const problems: ConfigError[] = [];
+  const found = folders(new Values(sources, readFile(sources.file), problems));
+  if (problems[0]) throw problems[0];
+  return found;
+}
+
+function folders(given: Values): Folders {
+  return {
+    bpffs: given.always("bpffs", parseDirectory),
+    stateDir: given.always("state-dir", parseDirectory),
+    runDir: given.always("run-dir", parseDirectory),
+  };
+}
+
+/** Throws ConfigError when the file that `from` names can't be read. */
+export function requireReadable(from: string, path: string): void {
+  try {
+    readable(path);
+  } catch (error) {
+    if (!(error instanceof Invalid)) throw error;
+    throw new ConfigError(`${from}: ${error.message}`, error.example);
+  }
+}

@@ -1,0 +1,48 @@
+/** What istioctl's files decide, as settings. */
+import type { Membership } from "../istiod/join/membership.ts";
+import type { Json } from "../istiod/node.ts";
+import { formatTarget } from "../istiod/target.ts";
+import type { SettingName } from "./settings.ts";
+
+/** The settings that the files decide; undefined means that there is to be none. */
+export type DecidedSettings = Partial<Record<SettingName, Json | undefined>>;
+
+/** `ca` and `token` are the files that the roots and the token are kept in. */
+export function settingsOf(member: Membership, kept: { ca: string; token: string }): DecidedSettings {
+  const { id, istiod, ca } = member;
+  const sameServer = formatTarget(ca) === formatTarget(istiod);
+  return {
+    istiod: formatTarget(istiod),
+    ...stated("hosts", filled(Object.fromEntries(member.hosts))),
+    "ca-server": sameServer ? undefined : formatTarget(ca),
+    plaintext: undefined,
+    ca: kept.ca,
+    token: kept.token,
+    namespace: id.namespace,
+    "service-account": id.serviceAccount,
+    "trust-domain": id.trustDomain,
+    // What the machine's own administrator may know better stays where the files are silent.
+    ...stated("name", member.name),
+    ...stated("service-ip", member.serviceIp),
+    "cluster-id": member.clusterId,
+    network: member.network || undefined,
+    "mesh-id": member.meshId || undefined,
+    labels: filled(member.labels),
+    "workload-name": member.workloadName,
+    "workload-group": member.autoRegisterGroup,
+    // An entry that stands already is named by the operator, and only where nothing registers one.
+    ...(member.autoRegisterGroup === undefined ? {} : { "workload-entry": undefined }),
+    ports: member.ports,
+    "readiness-probe": member.readinessProbe,
+    ...stated("probe-localhost", member.probeLocalhost || undefined),
+    ...stated("metadata", filled(member.metadata)),
+  };
+}
+
+function stated(name: SettingName, value: Json | undefined): DecidedSettings {
+  return value === undefined ? {} : { [name]: value };
+}
+
+function filled<T>(map: Readonly<Record<string, T>>): Readonly<Record<string, T>> | undefined {
+  return Object.keys(map).length > 0 ? map : undefined;
+}

@@ -1,0 +1,210 @@
+/** Where a setting is looked up: flag, then environment, then file, then default. */
+import { readFileSync } from "node:fs";
+import { parse as parseYaml } from "yaml";
+import type { Json } from "../istiod/node.ts";
+import { ConfigError } from "./config-error.ts";
+import { closest } from "./did-you-mean.ts";
+import { SETTINGS, type Setting, type SettingName, variableOf } from "./settings.ts";
+import { codeOf, Invalid, isObject, parseJson } from "./syntax.ts";
+
+/** Where the file lies unless `--config` says otherwise. It need not exist. */
+export const CONFIG_FILE = "/etc/kmesh/config.yaml";
+
+/** What the command line held: text as typed, true and false for switches, all values of a list. */
+export type Flags = Partial<Record<string, string | boolean | string[]>>;
+
+export interface Sources {
+  flags: Flags;
+  env: Record<string, string | undefined>;
+  /** The file's path; `required` when the operator named it; `text` when it is not written yet. */
+  file: { path: string; required: boolean; text?: string };
+}
+
+/** The sources of one invocation: `--config` or KMESH_CONFIG name the file. */
+export function sourcesOf(flags: Flags, env: Record<string, string | undefined>): Sources {
+  const named = typeof flags.config === "string" ? flags.config : env.KMESH_CONFIG;
+  return { flags, env, file: { path: named ?? CONFIG_FILE, required: named !== undefined } };
+}
+
+export function readFile(file: Sources["file"]): Record<string, unknown> {
+  let text: string;
+  try {
+    text = file.text ?? readFileSync(file.path, "utf8");
+  } catch (error) {
+    const code = codeOf(error);
+    if (code === "ENOENT" && !file.required) return {};
+    throw new ConfigError(
+      `${file.path} can't be read (${code})`,
+      "Check --config, KMESH_CONFIG and the file's mode.",
+    );
+  }
+  let content: unknown;
+  try {
+    content = parseYaml(text);
+  } catch (error) {
+    const [line = "not YAML"] = (error instanceof Error ? error.message : String(error)).split("\n");
+    throw new ConfigError(`${file.path} is not valid YAML: ${line.replace(/:$/, "")}`, "Mend that line.");
+  }
+  if (content === null || content === undefined) return {};
+  if (typeof content !== "object" || Array.isArray(content)) {
+    throw new ConfigError(`${file.path} holds no settings`, 'Write one "key: value" a line.');
+  }
+  return content as Record<string, unknown>;
+}
+
+export function refuseUnknown(file: Record<string, unknown>, path: string, problems: ConfigError[]): void {
+  const names = Object.keys(SETTINGS);
+  for (const key of Object.keys(file)) {
+    if (names.includes(key)) continue;
+    const near = closest(key, names);
+    problems.push(
+      new ConfigError(
+        `${path}: there is no setting "${key}"`,
+        near ? `Did you mean "${near}"?` : `The settings are ${names.join(", ")}.`,
+      ),
+    );
+  }
+}
+
+/** Looks a setting up in the four places, and remembers the place for the error. What is wrong is noted, and counts as not said. */
+export class Values {
+  readonly #sources: Sources;
+  readonly #file: Record<string, unknown>;
+  readonly #problems: ConfigError[];
+
+  constructor(sources: Sources, file: Record<string, unknown>, problems: ConfigError[]) {
+    this.#sources = sources;
+    this.#file = file;
+    this.#problems = problems;
+  }
+
+  /** Whether anybody said anything. */
+  has(name: SettingName): boolean {
+    return this.#find(name) !== undefined;
+  }
+
+  text<T>(name: SettingName, parse: (text: string) => T): T | undefined {
+    const found = this.#find(name);
+    if (found === undefined) return undefined;
+    if (typeof found.value !== "string" && typeof found.value !== "number")
+      return this.#wrong(`${found.from}: one value is expected`, `${hintOf(name)}.`);
+    return this.#parsed(found.from, String(found.value), parse);
+  }
+
+  /** For settings whose fallback parses. */
+  always<T>(name: SettingName, parse: (text: string) => T): T {
+    return this.text(name, parse) ?? parse(fallbackOf(name));
+  }
+
+  choice<T extends string>(name: SettingName, choices: readonly T[]): T {
+    return this.always(name, (text) => {
+      const choice = choices.find((each) => each === text);
+      if (choice === undefined)
+        throw new Invalid(`"${text}" is none of ${choices.join(", ")}`, choices[0] ?? "");
+      return choice;
+    });
+  }
+
+  switch(name: SettingName): boolean {
+    const found = this.#find(name);
+    if (found === undefined) return false;
+    const word = String(found.value).toLowerCase();
+    if (["true", "1", "yes", "on"].includes(word)) return true;
+    if (!["false", "0", "no", "off", ""].includes(word))
+      this.#wrong(`${found.from}: "${word}" is neither true nor false`, "Write true or false.");
+    return false;
+  }
+
+  list<T>(name: SettingName, parse: (text: string) => T): T[] {
+    const found = this.#find(name);
+    if (found === undefined) return fallbackOf(name) === "" ? [] : [parse(fallbackOf(name))];
+    return partsOf(found.value).flatMap((part) => {
+      const value = this.#parsed(found.from, part, parse);
+      return value === undefined ? [] : [value];
+    });
+  }
+
+  /** A map of the file, a JSON object, or KEY=VALUE like a list. */
+  map<T>(name: SettingName, parse: (key: string, value: Json) => T): Record<string, T> {
+    const found = this.#find(name);
+    if (found === undefined) return {};
+    const value = this.#parsed(found.from, found.value, (given) => keysAndValues(given, hintOf(name)));
+    const entries = Object.entries(value ?? {}).flatMap(([key, each]): [string, T][] => {
+      const parsed = this.#parsed(found.from, each, (given) => parse(key, given));
+      return parsed === undefined ? [] : [[key, parsed]];
+    });
+    return Object.fromEntries(entries);
+  }
+
+  /** What stands in the file as YAML, and elsewhere as JSON. */
+  json<T>(name: SettingName, parse: (value: Json) => T): T | undefined {
+    const found = this.#find(name);
+    if (found === undefined) return undefined;
+    return this.#parsed(found.from, found.value, (value) =>
+      parse(typeof value === "string" ? parseJson(value) : (value as Json)),
+    );
+  }
+
+  #find(name: SettingName): { value: unknown; from: string } | undefined {
+    const flag = this.#sources.flags[name];
+    if (flag !== undefined) return { value: flag, from: `--${name}` };
+    const variable = this.#sources.env[variableOf(name)];
+    // An empty variable is how a unit file says "not set", except for switches, where it is false.
+    if (variable !== undefined && variable !== "") return { value: variable, from: variableOf(name) };
+    const key = this.#file[name];
+    if (key !== undefined && key !== null)
+      return { value: key, from: `${this.#sources.file.path}, key ${name}` };
+    return undefined;
+  }
+
+  #parsed<V, T>(from: string, value: V, parse: (value: V) => T): T | undefined {
+    try {
+      return parse(value);
+    } catch (error) {
+      if (!(error instanceof Invalid)) throw error;
+      return this.#wrong(`${from}: ${error.message}`, error.example);
+    }
+  }
+
+  #wrong(message: string, next: string): undefined {
+    this.#problems.push(new ConfigError(message, next));
+    return undefined;
+  }
+}
+
+/** A variable holds a list with commas; a flag and a key are repeated, or hold commas just as well. */
+function partsOf(value: unknown): string[] {
+  return (Array.isArray(value) ? value : [value])
+    .flatMap((part) => String(part).split(","))
+    .map((part) => part.trim())
+    .filter((part) => part !== "");
+}
+
+function keysAndValues(value: unknown, hint: string): Record<string, Json> {
+  if (typeof value === "object" && value !== null && !Array.isArray(value))
+    return value as Record<string, Json>;
+  const next = `${hint}, or in the file a key and a value a line.`;
+  const [first] = Array.isArray(value) ? value : [value];
+  if (typeof first === "string" && first.startsWith("{")) {
+    const json = parseJson(first);
+    if (isObject(json)) return { ...json };
+    throw new Invalid("it is no JSON object", next);
+  }
+  return Object.fromEntries(
+    partsOf(value).map((part) => {
+      const equals = part.indexOf("=");
+      if (equals < 1) throw new Invalid(`"${part}" is not KEY=VALUE`, next);
+      return [part.slice(0, equals), part.slice(equals + 1)];
+    }),
+  );
+}
+
+function hintOf(name: SettingName): string {
+  const setting: Setting = SETTINGS[name];
+  return `Write ${setting.hint ?? "true or false"}`;
+}
+
+function fallbackOf(name: SettingName): string {
+  const setting: Setting = SETTINGS[name];
+  return setting.fallback ?? "";
+}

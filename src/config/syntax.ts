@@ -1,0 +1,169 @@
+/** How a single value is written. Each function gives what the text means, or throws Invalid. */
+import { accessSync, constants } from "node:fs";
+import { isAbsolute, resolve } from "node:path";
+import { NoUnit, unitName } from "../datapath/tables/unit.ts";
+import { isNamespace, isObjectName, isTrustDomain } from "../istiod/join/object-name.ts";
+import { faultOfProbe } from "../istiod/join/readiness-probe.ts";
+import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
+import { canonicalAddress } from "../mesh/address.ts";
+
+/** Says why a text is no value, and what one looks like. Values turns it into a ConfigError. */
+export class Invalid extends Error {
+  readonly example: string;
+  constructor(reason: string, example: string) {
+    super(reason);
+    this.example = example;
+  }
+}
+
+/** HOST, HOST:PORT, IPv4, [IPv6]:PORT or a bare IPv6 address. */
+export function parseIstiod(text: string, port: number): { host: string; port: number } {
+  const example = "Write HOST:PORT, for example istiod.istio-system.svc:15012.";
+  const bare = canonicalAddress(text);
+  if (bare !== undefined) return { host: bare, port };
+  const found = /^(\[[^\]]+\]|[^:[\]/\s]+)(?::(\d+))?$/.exec(text);
+  if (!found?.[1]) throw new Invalid(`"${text}" is not HOST:PORT`, example);
+  const host = found[1].startsWith("[") ? canonicalAddress(found[1]) : found[1];
+  if (host === undefined) throw new Invalid(`"${found[1]}" is no IPv6 address`, example);
+  return { host, port: found[2] === undefined ? port : parsePort(found[2], example) };
+}
+
+export function parsePort(digits: string, example: string): number {
+  const port = Number(digits);
+  if (!/^\d+$/.test(digits) || port < 1 || port > 65535) throw new Invalid(`"${digits}" is no port`, example);
+  return port;
+}
+
+export function parseIp(text: string): string {
+  const address = canonicalAddress(text);
+  if (address === undefined)
+    throw new Invalid(`"${text}" is no IP address`, "Write an IPv4 or IPv6 address.");
+  return address;
+}
+
+export function parseLocality(text: string): { region: string; zone: string; subzone: string } {
+  const parts = text.split("/");
+  if (parts.length > 3 || parts[0] === "") {
+    throw new Invalid(`"${text}" is no locality`, "Write REGION, REGION/ZONE or REGION/ZONE/SUBZONE.");
+  }
+  const [region = "", zone = "", subzone = ""] = parts;
+  return { region, zone, subzone };
+}
+
+export function parseName(text: string): string {
+  if (isNamespace(text)) return text;
+  throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
+}
+
+/** In seconds. A shorter one than two minutes would be renewed all the time: istiod dates it back by as much. */
+export function parseLife(text: string): number {
+  const [, digits, unit = ""] = /^(\d{1,9})([smh])$/.exec(text) ?? [];
+  const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
+  const example = "Write a whole number and s, m or h, for example 24h.";
+  if (digits === undefined) throw new Invalid(`"${text}" is no length of time`, example);
+  if (seconds < 120) throw new Invalid(`${text} is too short for a certificate: 2m is the least`, example);
+  return seconds;
+}
+
+export function parseNodeName(text: string): string {
+  if (/^[-A-Za-z0-9._]{1,253}$/.test(text)) return text;
+  throw new Invalid(
+    `"${text}" can't be the name of a machine`,
+    "Use letters, digits, dashes, dots and underscores.",
+  );
+}
+
+/** Of an object in Kubernetes. */
+export function parseObjectName(text: string): string {
+  if (isObjectName(text)) return text;
+  throw new Invalid(
+    `"${text}" is no Kubernetes name`,
+    "Use small letters, digits, dashes and dots, at most 253.",
+  );
+}
+
+export function parsePorts(value: Json): readonly Json[] {
+  if (Array.isArray(value)) return value;
+  throw new Invalid("it is no list", 'Write a list, for example [{"name": "http", "containerPort": 8080}].');
+}
+
+export function parseProbe(value: Json): { readonly [key: string]: Json } {
+  const fault = faultOfProbe(value);
+  if (fault === undefined && isObject(value)) return value;
+  throw new Invalid(
+    `it ${fault}`,
+    'Write a probe, for example {"httpGet": {"path": "/ready", "port": 8080}}.',
+  );
+}
+
+/** Lone values are texts to istiod; a bare boolean would make it close the stream. */
+export function parseMetadata(key: string, value: Json): Json {
+  if (DECIDED_METADATA.has(key))
+    throw new Invalid(`${key} has a setting of its own, or is decided by kmesh`, "Take it out.");
+  return typeof value === "object" ? value : String(value);
+}
+
+/** A number that YAML made of a text may have lost digits: 1.10 is 1.1. */
+export function textOf(value: Json, key: string): string {
+  if (typeof value === "string") return value;
+  throw new Invalid(`${key} is no text`, `Write ${key}: "..." with quotes.`);
+}
+
+export function parseJson(text: string): Json {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new Invalid("it is no JSON", "Quote keys and texts, and the whole of it for the shell.");
+  }
+}
+
+export function isObject(value: unknown): value is { readonly [key: string]: Json } {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+export function parseTrustDomain(text: string): string {
+  if (isTrustDomain(text)) return text;
+  throw new Invalid(
+    `"${text}" is no trust domain`,
+    "Use small letters, digits, dots, dashes and underscores, for example cluster.local.",
+  );
+}
+
+export function parseDirectory(text: string): string {
+  if (text === "") throw new Invalid("the folder's name is empty", "Write a path.");
+  return resolve(text);
+}
+
+export function parseUnit(text: string): string {
+  try {
+    return unitName(text);
+  } catch (error) {
+    if (!(error instanceof NoUnit)) throw error;
+    throw new Invalid(error.message, "Write a unit as systemctl shows it, for example nginx.service.");
+  }
+}
+
+export function parseCgroup(text: string): string {
+  if (isAbsolute(text)) return text;
+  throw new Invalid(
+    `"${text}" does not start with /`,
+    "Write a path, for example /system.slice/nginx.service.",
+  );
+}
+
+export function readable(path: string): string {
+  try {
+    accessSync(path, constants.R_OK);
+    return resolve(path);
+  } catch (error) {
+    throw new Invalid(`${path} can't be read (${codeOf(error)})`, "Check the path and the file's mode.");
+  }
+}
+
+export function plain(text: string): string {
+  return text;
+}
+
+export function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : String(error);
+}

@@ -1,0 +1,51 @@
+/** A configuration by the names of its settings, each value as the file would have it. */
+import type { Json } from "../istiod/node.ts";
+import { formatTarget } from "../istiod/target.ts";
+import type { Config } from "./config.ts";
+import { formatExclude } from "./exclude.ts";
+import type { SettingName } from "./settings.ts";
+
+export type SettingValues = Record<SettingName, Json>;
+
+/** Null stands for a setting that nobody set and that has no fallback. */
+export function settingValues(config: Config): SettingValues {
+  const { locality } = config;
+  return {
+    istiod: formatTarget(config.istiod),
+    hosts: config.hosts,
+    "ca-server": config.caServer === undefined ? null : formatTarget(config.caServer),
+    plaintext: config.plaintext,
+    ca: config.ca ?? null,
+    token: config.token ?? null,
+    mode: config.mode,
+    namespace: config.namespace,
+    "service-account": config.serviceAccount,
+    "trust-domain": config.trustDomain,
+    "certificate-life": `${config.certificateLife}s`,
+    name: config.name ?? null,
+    ip: config.ips,
+    "service-ip": config.serviceIp ?? null,
+    locality: [locality.region, locality.zone, locality.subzone].join("/").replace(/\/+$/, ""),
+    "cluster-id": config.clusterId,
+    network: config.network,
+    "mesh-id": config.meshId,
+    labels: config.labels,
+    "workload-name": config.workloadName ?? null,
+    "workload-group": config.workloadGroup ?? null,
+    "workload-entry": config.workloadEntry ?? null,
+    ports: config.ports ?? null,
+    "readiness-probe": config.readinessProbe ?? null,
+    "probe-localhost": config.probeLocalhost,
+    metadata: config.metadata,
+    unit: config.units,
+    cgroup: config.cgroups,
+    exclude: config.excludes.map(formatExclude),
+    netns: config.netns,
+    shadow: config.shadow,
+    "allow-plaintext": config.allowPlaintext,
+    "log-level": config.logLevel,
+    bpffs: config.bpffs,
+    "state-dir": config.stateDir,
+    "run-dir": config.runDir,
+  };
+}

@@ -1,0 +1,119 @@
+/** Builds what is not pinned yet: programs over the maps that are there, and their pins, each folder by one rename. */
+import { existsSync, mkdirSync, renameSync } from "node:fs";
+import { join } from "node:path";
+import { listPins, unpin } from "../../kernel/bpffs.ts";
+import type { Hook } from "../../kernel/link.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
+import { BpfProgram } from "../../kernel/object.ts";
+import { pinnedAt } from "../../kernel/pinned.ts";
+import { faultPoint } from "../../runtime/fault.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "../tables/tables.ts";
+import { runningProgram } from "./generations.ts";
+import { generationFolder, keptPin, programFolder, tablePin, unfinished } from "./pins.ts";
+import { type Code, type Loaded, type LoadedAhead, loadPrograms } from "./programs.ts";
+
+/** Loads the programs over the maps that are `pinned`, which it takes over, and adds those that are not. */
+export function load(code: Code, pinned: Map<MapName, BpfMap>, headStart: LoadedAhead | undefined): Loaded {
+  const ahead = headStart?.spend(pinned);
+  if (!ahead) return { maps: pinned, programs: loadPrograms(code, pinned) };
+  for (const map of pinned.values()) map.close();
+  return ahead;
+}
+
+/** Pins all that is new. Of programs over adopted tables those that are `pinned` stay, and those that run. */
+export function pinNew(
+  bpffs: string,
+  { maps, programs }: Loaded,
+  code: Code,
+  adopted: boolean,
+  pinned: Map<Hook, BpfProgram>,
+): void {
+  const generation = generationFolder(bpffs);
+  pinKept(bpffs, maps);
+  if (adopted) keepOld(bpffs, programs, maps, pinned);
+  if (adopted) pinPrograms(programFolder(generation, code.hash), programs);
+  else pinGeneration(generation, maps, programs, code.hash);
+}
+
+function pinKept(bpffs: string, maps: Map<MapName, BpfMap>): void {
+  mkdirSync(join(bpffs, "keep"), { recursive: true });
+  for (const name of KEPT_MAPS) {
+    const path = keptPin(bpffs, name);
+    if (existsSync(path)) continue;
+    maps.get(name)?.pin(path);
+    faultPoint("pin.kept");
+  }
+}
+
+function pinGeneration(
+  folder: string,
+  maps: Map<MapName, BpfMap>,
+  programs: Map<Hook, BpfProgram>,
+  code: string,
+): void {
+  const building = unfinished(folder);
+  unpin(building);
+  mkdirSync(join(building, "tables"), { recursive: true });
+  for (const name of GENERATION_MAPS) {
+    maps.get(name)?.pin(tablePin(building, name));
+    faultPoint("pin.table");
+  }
+  pinPrograms(programFolder(building, code), programs);
+  faultPoint("pin.filled");
+  renameSync(building, folder);
+  faultPoint("pin.generation");
+}
+
+/** Puts into `programs`, by hook, the same one that is pinned already or that runs without any pin. */
+function keepOld(
+  bpffs: string,
+  programs: Map<Hook, BpfProgram>,
+  maps: Map<MapName, BpfMap>,
+  pinned: Map<Hook, BpfProgram>,
+): void {
+  const tables = new Set([...maps.values()].map(({ info }) => info.id));
+  // Those of another code end by a flip, also where they are the same: its folder goes then.
+  const others = listPins(join(generationFolder(bpffs), "programs")).map((path) => pinnedAt(path)?.id);
+  for (const [hook, fresh] of programs) {
+    const old = pinned.get(hook) ?? runningTwin(bpffs, hook, fresh, tables);
+    if (!old) continue;
+    if (!pinned.has(hook) && others.includes(old.info.id)) {
+      old.close();
+      continue;
+    }
+    fresh.close();
+    programs.set(hook, old);
+  }
+}
+
+/** What runs at the hook, when it has the same instructions and the same tables. */
+function runningTwin(
+  bpffs: string,
+  hook: Hook,
+  fresh: BpfProgram,
+  tables: Set<number>,
+): BpfProgram | undefined {
+  const running = runningProgram(bpffs, hook);
+  if (!running) return undefined;
+  const program = BpfProgram.fromId(running.id);
+  const used = fresh.mapIds().filter((id) => tables.has(id));
+  if (program.info.tag === fresh.info.tag && used.every((id) => running.maps.includes(id))) return program;
+  program.close();
+  return undefined;
+}
+
+function pinPrograms(folder: string, programs: Map<Hook, BpfProgram>): void {
+  if (existsSync(folder)) {
+    for (const [hook, program] of programs)
+      if (!existsSync(join(folder, hook))) program.pin(join(folder, hook));
+    return;
+  }
+  const building = unfinished(folder);
+  unpin(building);
+  mkdirSync(building, { recursive: true });
+  for (const [hook, program] of programs) {
+    program.pin(join(building, hook));
+    faultPoint("pin.programs");
+  }
+  renameSync(building, folder);
+}

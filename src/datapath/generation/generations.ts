@@ -1,0 +1,112 @@
+/**
+ * The generations that lie side by side: each version of kmesh whose tables look different has one of its own. The live
+ * one is the one that the hooks' programs read.
+ */
+import { basename, join } from "node:path";
+import { listPins, unpin } from "../../kernel/bpffs.ts";
+import type { CgroupLink, Hook, LinkInfo } from "../../kernel/link.ts";
+import { BpfProgram } from "../../kernel/object.ts";
+import { pinnedAt } from "../../kernel/pinned.ts";
+import { ABI_ID } from "../tables/layout.gen.ts";
+import { ownLink } from "./pin-ownership.ts";
+import { completeFolders, generationFolder, isLayout, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
+
+export interface FoundGeneration {
+  /** Names its folder: what its tables look like. */
+  abi: string;
+  /** Whether connect() is decided by its tables. In the middle of a flip this is so of two. */
+  live: boolean;
+}
+
+/** What governs was made by a kmesh whose tables look different. */
+export class ForeignGeneration extends Error {
+  constructor(bpffs: string, abi: string) {
+    super(
+      `connections are governed by the tables of another kmesh version (layout ${abi} in ${bpffs}; this one reads ` +
+        `${ABI_ID}). Ask that version's executable; \`kmesh run\` of this one takes over from it.`,
+    );
+    this.name = "ForeignGeneration";
+  }
+}
+
+/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
+export const UNKNOWN = "unknown";
+
+/**
+ * The complete generations below `bpffs`, and UNKNOWN if connections are decided by tables of which no pin is left.
+ * Throws KernelError.
+ */
+export function generationsAt(bpffs: string): FoundGeneration[] {
+  const running = (["connect4", "connect6"] as const).flatMap((hook) => runningProgram(bpffs, hook) ?? []);
+  const orphans = new Set(running);
+  const layouts = completeFolders(join(bpffs, "gen")).filter(isLayout);
+  const found = layouts.map((abi): FoundGeneration => {
+    const own = running.filter((program) => belongsTo(bpffs, abi, program));
+    for (const program of own) orphans.delete(program);
+    return { abi, live: own.length > 0 };
+  });
+  return orphans.size > 0 ? [...found, { abi: UNKNOWN, live: true }] : found;
+}
+
+/** The layout of the tables that decide, when it is another than this build's. */
+export function foreignGovernor(bpffs: string): string | undefined {
+  const all = generationsAt(bpffs);
+  const live = all.filter((generation) => generation.live);
+  const candidates = live.length > 0 ? live : all;
+  return candidates.some(({ abi }) => abi === ABI_ID) ? undefined : candidates[0]?.abi;
+}
+
+/** Removes a generation that no hook reads any more. */
+export function removeGeneration(bpffs: string, abi: string): void {
+  unpin(generationFolder(bpffs, abi));
+}
+
+/** Removes what a start that died has left half built. Only the agent that holds the locks may call it. */
+export function removeUnfinished(bpffs: string): void {
+  const generations = join(bpffs, "gen");
+  for (const path of unfinishedFolders(generations)) if (isLayout(basename(path))) unpin(path);
+  for (const abi of completeFolders(generations).filter(isLayout)) {
+    for (const path of unfinishedFolders(join(generations, abi, "programs"))) unpin(path);
+  }
+}
+
+/** Whether a link still runs its program: one that was detached stays pinned and does nothing. */
+export function isAlive(link: LinkInfo): boolean {
+  return link.cgroupId !== 0n;
+}
+
+/** The link of a hook, of whatever version; undefined when there is none, or none of kmesh's. The caller closes it. */
+export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
+  return ownLink(linkPin(bpffs, hook), hook);
+}
+
+/** A loaded program, by the kernel's numbers. */
+export interface ProgramIds {
+  id: number;
+  /** Of the maps that it uses. */
+  maps: number[];
+}
+
+/** Undefined when nothing of kmesh's runs at the hook. */
+export function runningProgram(bpffs: string, hook: Hook): ProgramIds | undefined {
+  using link = pinnedLink(bpffs, hook);
+  const info = link?.info();
+  if (!info || !isAlive(info)) return undefined;
+  using program = BpfProgram.fromId(info.programId);
+  return { id: program.info.id, maps: program.mapIds() };
+}
+
+/** Whether a program reads the tables of that layout: known by any of their pins, or by its own. */
+export function belongsTo(bpffs: string, abi: string, { id, maps }: ProgramIds): boolean {
+  const folder = generationFolder(bpffs, abi);
+  // Every layout has the first.
+  return [
+    tablePin(folder, "settings"),
+    ...listPins(join(folder, "tables")),
+    ...listPins(join(folder, "programs")),
+  ].some((path) => {
+    const pinned = pinnedAt(path);
+    if (pinned?.kind === "map") return maps.includes(pinned.id);
+    return pinned?.kind === "program" && pinned.id === id;
+  });
+}

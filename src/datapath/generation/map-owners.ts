@@ -1,0 +1,90 @@
+/** The tables by who holds them: programs that run or are pinned hold their maps, though no pin of these is left. */
+import { join } from "node:path";
+import { BpfMap } from "../../kernel/maps.ts";
+import { ABI_ID } from "../tables/layout.gen.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "../tables/tables.ts";
+import { belongsTo, generationsAt, type ProgramIds, runningProgram } from "./generations.ts";
+import { looksLike, ownProgram, ownTable } from "./pin-ownership.ts";
+import { completeFolders, generationFolder, HOOK_ORDER, keptPin, programFolder, tablePin } from "./pins.ts";
+
+/**
+ * The maps below `bpffs` for who only reads: as the programs have them, though pins be missing, else as they are pinned.
+ * The caller closes them. Throws KernelError.
+ */
+export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
+  const { all, own } = holdersAt(bpffs);
+  const maps = new Map<MapName, BpfMap>();
+  for (const [name, id] of [...mapsOf(all, KEPT_MAPS), ...mapsOf(own, GENERATION_MAPS)])
+    maps.set(name, BpfMap.fromId(id));
+  const generation = generationFolder(bpffs);
+  for (const name of [...KEPT_MAPS, ...GENERATION_MAPS]) {
+    if (maps.has(name)) continue;
+    const isKept = (KEPT_MAPS as readonly string[]).includes(name);
+    const map = ownTable(isKept ? keptPin(bpffs, name) : tablePin(generation, name), name);
+    if (map) maps.set(name, map);
+  }
+  return maps;
+}
+
+/** One of those maps. Throws an Error that names it where it is lost. */
+export function readableMap(bpffs: string, name: MapName): BpfMap {
+  const maps = readableMaps(bpffs);
+  const wanted = maps.get(name);
+  for (const map of maps.values()) if (map !== wanted) map.close();
+  if (wanted) return wanted;
+  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
+}
+
+/** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
+export function heldNames(bpffs: string): Set<string> {
+  const ids = new Set(holdersAt(bpffs).all.flatMap(({ maps }) => maps));
+  return new Set(
+    [...ids].map((id) => {
+      using map = BpfMap.fromId(id);
+      return map.info.name;
+    }),
+  );
+}
+
+/** Programs, those that run first. */
+export interface Holders {
+  /** Of every layout: they hold what is kept. */
+  all: ProgramIds[];
+  /** Over the tables of this one. */
+  own: ProgramIds[];
+  /** There is a generation of this layout. */
+  built: boolean;
+}
+
+/** Throws KernelError. */
+export function holdersAt(bpffs: string): Holders {
+  const running = HOOK_ORDER.flatMap((hook) => runningProgram(bpffs, hook) ?? []);
+  const all = [...running];
+  for (const { abi } of generationsAt(bpffs)) all.push(...programsOf(bpffs, abi));
+  const built = completeFolders(join(bpffs, "gen")).includes(ABI_ID);
+  return { all, own: built ? all.filter((program) => belongsTo(bpffs, ABI_ID, program)) : [], built };
+}
+
+/** The ids of the maps that programs hold, by name; the first program's word counts. */
+export function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[]): Map<MapName, number> {
+  const found = new Map<MapName, number>();
+  const seen = new Set<number>();
+  for (const id of programs.flatMap(({ maps }) => maps)) {
+    if (seen.has(id)) continue;
+    seen.add(id);
+    using map = BpfMap.fromId(id);
+    const name = names.find((each) => each === map.info.name);
+    if (name !== undefined && !found.has(name) && looksLike(map, name)) found.set(name, id);
+  }
+  return found;
+}
+
+function programsOf(bpffs: string, abi: string): ProgramIds[] {
+  const generation = generationFolder(bpffs, abi);
+  return completeFolders(join(generation, "programs")).flatMap((code) =>
+    HOOK_ORDER.flatMap((hook) => {
+      using program = ownProgram(join(programFolder(generation, code), hook), hook);
+      return program ? [{ id: program.info.id, maps: program.mapIds() }] : [];
+    }),
+  );
+}

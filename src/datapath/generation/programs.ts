@@ -1,0 +1,71 @@
+/** This build's BPF programs: what they are made of, and how they get into the kernel. */
+import { createHash } from "node:crypto";
+import { fetchAtomics } from "../../kernel/features.ts";
+import type { Hook } from "../../kernel/link.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
+import { BpfObject, type BpfProgram } from "../../kernel/object.ts";
+import { asset } from "../../runtime/assets.ts";
+import type { MapName } from "../tables/tables.ts";
+
+/** The BPF objects, in the order in which they are loaded: the first has every map. */
+const OBJECTS = ["connect", "release"] as const;
+
+/** What this build loads on this kernel. */
+export interface Code {
+  images: readonly Uint8Array[];
+  /** Names the folder of these programs among those that were pinned over the same tables. */
+  hash: string;
+}
+
+/** Programs in the kernel, and all maps that they use. */
+export interface Loaded {
+  maps: Map<MapName, BpfMap>;
+  programs: Map<Hook, BpfProgram>;
+}
+
+/** What was loaded before anybody could know which maps are there when it is wanted. */
+export interface LoadedAhead {
+  /** It, the caller's from now on; undefined when it does not fit the maps that are pinned by now. */
+  spend(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined;
+}
+
+export function ownCode(): Code {
+  const images = OBJECTS.map((name) => asset(fetchAtomics() ? `${name}.bpf.o` : `${name}.compat.bpf.o`));
+  const hash = createHash("sha256");
+  for (const image of images) hash.update(image);
+  return { images, hash: hash.digest("hex").slice(0, 12) };
+}
+
+/**
+ * Loads the programs over `maps`, to which the maps are added that it lacks. The caller closes all of them,
+ * and the maps also after an error.
+ * Throws KernelError with the verifier's words.
+ */
+export function loadPrograms({ images }: Code, maps: Map<MapName, BpfMap>): Map<Hook, BpfProgram> {
+  const programs = new Map<Hook, BpfProgram>();
+  try {
+    OBJECTS.forEach((name, i) => {
+      loadObject(images[i] ?? new Uint8Array(), name, maps, programs);
+    });
+    return programs;
+  } catch (error) {
+    for (const program of programs.values()) program.close();
+    throw error;
+  }
+}
+
+function loadObject(
+  image: Uint8Array,
+  name: string,
+  maps: Map<MapName, BpfMap>,
+  programs: Map<Hook, BpfProgram>,
+): void {
+  using object = BpfObject.open(image, name);
+  for (const map of object.mapNames as MapName[]) {
+    const held = maps.get(map);
+    if (held) object.useMap(map, held);
+  }
+  object.load();
+  for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
+  for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
+}

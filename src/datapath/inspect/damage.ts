@@ -1,0 +1,121 @@
+/** What somebody has done to what kmesh pinned, in words: what is wrong, what follows from it, and what mends it. */
+import { join } from "node:path";
+import type { Hook } from "../../kernel/link.ts";
+import { pinnedAt, tellPinned } from "../../kernel/pinned.ts";
+import { generationsAt, UNKNOWN } from "../generation/generations.ts";
+import { ownTable } from "../generation/pin-ownership.ts";
+import { type PinFault, pinFaults } from "../generation/pin-repair.ts";
+import { keptPin } from "../generation/pins.ts";
+import { ChunkedTable } from "../tables/chunked-table.ts";
+import * as layout from "../tables/layout.gen.ts";
+
+export interface Damage {
+  /** Names the thing. */
+  what: string;
+  consequence: string;
+  cure: string;
+}
+
+/** What it costs that a hook is not attached. */
+const WITHOUT: Partial<Record<Hook, string>> = {
+  sock_release: "ends of connections are not counted, so live counts only grow until it is back",
+  getpeername4: "apps see the endpoint's IPv4 address instead of the service's",
+  getpeername6: "apps see the endpoint's IPv6 address instead of the service's",
+  connect4: "new IPv4 connections go where apps send them, past the mesh",
+  connect6: "new IPv6 connections go where apps send them, past the mesh",
+};
+
+const RELINK =
+  "`kmesh run` attaches it again, and an agent that runs within 5 s, or as soon as its programs govern; the other hooks are not touched";
+const REPIN = "`kmesh run` pins them again, and an agent that runs within 5 s; no hook is touched";
+const CLEAR =
+  "`kmesh run` moves it to aside/ and puts its own there, and so does an agent that runs within 5 s";
+const ANEW =
+  "`kmesh down --yes`, then start the agent: all is made anew; meanwhile new connections go past the mesh";
+
+/** The damage to what is pinned below `bpffs`; [] also when nothing is. Changes nothing. Throws KernelError. */
+export function damageAt(bpffs: string): Damage[] {
+  return tellFaults(bpffs, pinFaults(bpffs, wasAttached(bpffs)));
+}
+
+/** The same of what was found already. Throws KernelError. */
+export function tellFaults(bpffs: string, faults: readonly PinFault[]): Damage[] {
+  const missing = faults.filter(({ part, found }) => part.kind !== "link" && !found);
+  const isLost = ({ part, pin }: PinFault) => part.kind === "table" && !pin;
+  const lost = missing.filter(isLost);
+  const left = missing.filter((fault) => !isLost(fault));
+  return [
+    ...tellUnknown(bpffs),
+    ...faults.flatMap((fault) => tellLink(fault) ?? []),
+    ...faults.flatMap(({ path, part, found }) =>
+      found && part.kind !== "link"
+        ? [
+            {
+              what: `${path} is ${tellPinned(found)}, which is not kmesh's`,
+              consequence: "connections are governed on; what belongs there is not pinned",
+              cure: CLEAR,
+            },
+          ]
+        : [],
+    ),
+    ...(left.length > 0
+      ? [
+          {
+            what: `somebody removed ${left.map(({ path }) => path).join(", ")}`,
+            consequence: "connections are governed on, until nothing else holds what was pinned there",
+            cure: REPIN,
+          },
+        ]
+      : []),
+    ...(lost.length > 0
+      ? [
+          {
+            what: `somebody removed ${lost.map(({ path }) => path).join(", ")}, and no program holds these maps`,
+            consequence: "what is attached works on; but no agent can take it over",
+            cure: ANEW,
+          },
+        ]
+      : []),
+  ];
+}
+
+function tellUnknown(bpffs: string): Damage[] {
+  if (!generationsAt(bpffs).some(({ abi }) => abi === UNKNOWN)) return [];
+  return [
+    {
+      what: `of the tables that connect() reads no pin is left in ${join(bpffs, "gen")}`,
+      consequence: "connections are governed on as they are; nothing can change or show these tables",
+      cure: "`kmesh run` makes new ones beside them, which take over when they are complete",
+    },
+  ];
+}
+
+function tellLink({ path, part, found, detached, pin }: PinFault): Damage[] | undefined {
+  if (part.kind !== "link") return undefined;
+  // An agent holds it: the hook runs.
+  if (pin)
+    return [
+      {
+        what: found
+          ? `${path} is ${tellPinned(found)}, which is not kmesh's`
+          : `somebody removed the link ${path}`,
+        consequence: `connections are governed on; but ${part.hook} is detached when the agent ends`,
+        cure: found ? CLEAR : REPIN,
+      },
+    ];
+  const trouble = detached
+    ? `somebody detached the link ${path}`
+    : found
+      ? `${path} is ${tellPinned(found)}, which is not kmesh's`
+      : `somebody removed the link ${path}`;
+  return [
+    { what: `${part.hook} is not attached: ${trouble}`, consequence: WITHOUT[part.hook] ?? "", cure: RELINK },
+  ];
+}
+
+/** Hooks are attached when the tables hold a mesh for the first time, and then they have a folder. */
+function wasAttached(bpffs: string): boolean {
+  if (pinnedAt(join(bpffs, "links"))) return true;
+  using map = ownTable(keptPin(bpffs, "cluster_names"), "cluster_names");
+  return map !== undefined && new ChunkedTable(map, "cl_names", layout.name_ref.size).capacity > 0;
+}

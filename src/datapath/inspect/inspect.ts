@@ -1,0 +1,524 @@
+/** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { listPins, unpin } from "../../kernel/bpffs.ts";
+
+import { cgroup2Root, cgroupPath } from "../../kernel/cgroup.ts";
+import { monotonic } from "../../kernel/clock.ts";
+import type { Hook } from "../../kernel/link.ts";
+import { BpfMap, FLAG } from "../../kernel/maps.ts";
+
+import { formatMatch } from "../../mesh/frontend.ts";
+import { REASONS, type Reason } from "../../mesh/model.ts";
+import { ForeignGeneration, foreignGovernor, isAlive, pinnedLink } from "../generation/generations.ts";
+import { readableMaps } from "../generation/map-owners.ts";
+import { ownLink } from "../generation/pin-ownership.ts";
+import { complete } from "../generation/pinned.ts";
+import { ASIDE, HOOK_ORDER, linkPin } from "../generation/pins.ts";
+import { ChunkedTable } from "../tables/chunked-table.ts";
+import { splitOf } from "../tables/cluster-table.ts";
+import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "../tables/descriptor.ts";
+import { readEndpoint } from "../tables/endpoint-table.ts";
+import { enrolledIds, enrolledUnits } from "../tables/enrolment.ts";
+import * as layout from "../tables/layout.gen.ts";
+import { readNames } from "../tables/names.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "../tables/tables.ts";
+import { decodeTarget, reasonName } from "../tables/target.ts";
+import { findUnits, type UnitState } from "../tables/unit.ts";
+
+export interface HookState {
+  hook: Hook;
+  attached: boolean;
+  programId?: number;
+}
+
+export interface ServiceCounters {
+  service: string;
+  redirected: number;
+  passed: number;
+  wouldRedirect: number;
+  wouldRefuse: number;
+  /** Only reasons that occurred. */
+  refused: Partial<Record<Reason, number>>;
+  /** Redirected ones whose endpoint refused or did not answer. */
+  failed: number;
+}
+
+export interface FrontendState {
+  /** `10.0.0.1:80`, `10.1.0.0/16:80`, `*:80` */
+  match: string;
+  service: string;
+  action: "cluster" | "split" | "pass" | "refuse";
+  /** Name of a cluster or split, or the reason. */
+  target: string;
+}
+
+export interface EndpointState {
+  address: string;
+  port: number;
+  /** Of the connections that its cluster gets, 0 to 1. */
+  share: number;
+  live: number;
+  /** Connects that failed: ever, and in the present row. */
+  failed: number;
+  failures: number;
+  /** Milliseconds until it gets connections of this cluster again; 0 when it is not left out. */
+  ejectedFor: number;
+}
+
+export interface EjectedEndpoint {
+  cluster: string;
+  address: string;
+  port: number;
+  /** Milliseconds until it gets connections again. */
+  forMs: number;
+}
+
+export interface ClusterState {
+  name: string;
+  kind: Descriptor["kind"];
+  policy: Descriptor["policy"];
+  reason?: Reason;
+  maxConnections: number;
+  live: number;
+  endpoints: EndpointState[];
+  /** Of a split: clusters and their share, 0 to 1. */
+  shares: { cluster: string; share: number }[];
+}
+
+export interface TableState {
+  name: string;
+  /** Records there is room for. */
+  capacity: number;
+  bytes: number;
+}
+
+/** What the kernel holds, without the long lists. */
+export interface Summary {
+  bpffs: string;
+  /** What the tables look like that this version reads. */
+  abi: string;
+  /** What those look like that govern, when another version made them: settings and tables are not theirs then. */
+  foreign?: string;
+  hooks: HookState[];
+  /** Absent when this version has no tables. */
+  settings?: {
+    shadow: boolean;
+    netns: "all" | "initial" | string;
+    cgroups: string[];
+    /** Enrolled by name, and where each is now. */
+    units: UnitState[];
+    exclusions: string[];
+    fallback: string;
+  };
+  services: ServiceCounters[];
+  /** Endpoints that get no connections, since their connects failed in a row. Absent as the settings. */
+  ejections?: {
+    now: EjectedEndpoint[];
+    /** How often that came about. */
+    ever: number;
+    /** Nobody keeps the tables up to date: clusters without outlier detection eject, too. */
+    stale: boolean;
+  };
+  tables: TableState[];
+}
+
+export interface Inspection extends Summary {
+  frontends: FrontendState[];
+  clusters: ClusterState[];
+}
+
+/** Nothing is pinned there. */
+export class NothingPinned extends Error {
+  constructor(bpffs: string) {
+    super(
+      `no kmesh tables are pinned at ${bpffs}. Start one with \`kmesh run\`, or name its folder with --bpffs.`,
+    );
+    this.name = "NothingPinned";
+  }
+}
+
+/** Opens what is pinned below `bpffs`, for reading. The caller closes it. Throws NothingPinned and ForeignGeneration. */
+export function openPinned(bpffs: string): Tables {
+  const foreign = foreignGovernor(bpffs);
+  if (foreign !== undefined) throw new ForeignGeneration(bpffs, foreign);
+  const maps = readableMaps(bpffs);
+  if (maps.size === 0) throw new NothingPinned(bpffs);
+  return new Tables(complete(maps));
+}
+
+/** Reads all that is pinned below `bpffs`. Throws NothingPinned, ForeignGeneration and KernelError. */
+export function inspectPinned(bpffs: string): Inspection {
+  return readPinned(bpffs, inspectTables);
+}
+
+/**
+ * The same without the long lists; of another version's tables what all versions share, and of damaged ones what is left.
+ * Throws NothingPinned and KernelError.
+ */
+export function summarizePinned(bpffs: string): Summary {
+  const foreign = foreignGovernor(bpffs);
+  const maps = readableMaps(bpffs);
+  if (maps.size === 0) throw new NothingPinned(bpffs);
+  const nameless = NAME_MAPS.filter((name) => !maps.has(name));
+  for (const name of nameless) maps.set(name, standIn(name));
+  if (foreign !== undefined) return summarizeKept(bpffs, foreign, maps);
+  const missing = [...GENERATION_MAPS, ...KEPT_MAPS].some((name) => !maps.has(name));
+  if (missing) return summarizeKept(bpffs, undefined, maps);
+  const tables = new Tables(complete(maps));
+  try {
+    const summary = summarizeTables(bpffs, tables);
+    return nameless.length > 0 ? { ...summary, services: namelessCounters(tables.serviceCounts) } : summary;
+  } finally {
+    tables.close();
+  }
+}
+
+/** Takes the maps over. */
+function summarizeKept(bpffs: string, foreign: string | undefined, maps: Map<MapName, BpfMap>): Summary {
+  const base: Summary = {
+    bpffs,
+    abi: layout.ABI_ID,
+    ...(foreign === undefined ? {} : { foreign }),
+    hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
+    services: [],
+    tables: [],
+  };
+  const { service_names, name_lines, service_counts } = Object.fromEntries(maps) as Partial<Maps>;
+  try {
+    if (!service_names || !name_lines || !service_counts) return base;
+    const names = readNames(
+      new ChunkedTable(service_names, "svc_names", layout.name_ref.size),
+      new ChunkedTable(name_lines, "name_lines", layout.name_line.size),
+    );
+    const counts = new ChunkedTable(service_counts, "svc_counts", layout.service_counters.size);
+    return { ...base, services: countersOf(counts, byId(names)) };
+  } finally {
+    for (const map of maps.values()) map.close();
+  }
+}
+
+/** An empty table of names in the place of one that is lost, for who only reads. */
+function standIn(name: MapName): BpfMap {
+  const { type, keySize, valueSize, maxEntries } = layout.maps[name];
+  const flags = FLAG.mmapable | FLAG.innerMap;
+  using inner = BpfMap.create({
+    name: "empty",
+    type: "array",
+    keySize: 4,
+    valueSize: 8,
+    maxEntries: 1,
+    flags,
+  });
+  return BpfMap.create({ name, type, keySize, valueSize, maxEntries, inner });
+}
+
+/** Services whose names are lost, as far as they were connected to. */
+function namelessCounters(counts: ChunkedTable): ServiceCounters[] {
+  const names = new Map<number, string>();
+  for (let id = 1; id < counts.capacity; id++) names.set(id, `service ${id}, whose name is lost`);
+  return countersOf(counts, names).filter(
+    ({ service, refused, ...numbers }) =>
+      service === "" || Object.keys(refused).length > 0 || Object.values(numbers).some((count) => count > 0),
+  );
+}
+
+function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T): T {
+  const tables = openPinned(bpffs);
+  try {
+    return read(bpffs, tables);
+  } finally {
+    tables.close();
+  }
+}
+
+/**
+ * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/
+ * and is no link of kmesh's: the decision of `kmesh down`. Links go first, those that decide before those that read.
+ * Throws KernelError, before it changes anything, when it can't be told whose a link is.
+ */
+export function removePinned(bpffs: string): { removed: string[] } {
+  if (!existsSync(bpffs)) return { removed: [] };
+  const removed = ownPins(bpffs);
+  // What somebody else pinned among them goes with its pin.
+  const aside = linksAside(bpffs);
+  const links = [...linkPins(bpffs), ...aside].flatMap((path) => ownLink(path) ?? []);
+  for (const link of links) {
+    link.detach();
+    link.close();
+  }
+  for (const path of aside) unpin(path);
+  for (const name of readdirSync(bpffs)) if (name !== ASIDE) unpin(join(bpffs, name));
+  if (listPins(bpffs).length === 0) unpin(bpffs);
+  return { removed };
+}
+
+/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. Throws KernelError. */
+export function ownPins(bpffs: string): string[] {
+  const own = linksAside(bpffs);
+  const others = listPins(join(bpffs, ASIDE)).filter((path) => !own.includes(path));
+  return listPins(bpffs).filter((path) => !others.includes(path));
+}
+
+/** Links of kmesh's that were moved aside, as those that somebody renamed are where another belongs. */
+function linksAside(bpffs: string): string[] {
+  return listPins(join(bpffs, ASIDE)).filter((path) => {
+    using link = ownLink(path);
+    return link !== undefined;
+  });
+}
+
+/** Pinned links of whatever version, those of hooks that this one does not know first. */
+function linkPins(bpffs: string): string[] {
+  const known = [...HOOK_ORDER].reverse().map((hook) => linkPin(bpffs, hook));
+  const all = listPins(join(bpffs, "links"));
+  return [...all.filter((path) => !known.includes(path)), ...known.filter((path) => all.includes(path))];
+}
+
+export function inspectTables(bpffs: string, tables: Tables): Inspection {
+  const view = new TableView(tables);
+  return { ...summaryOf(bpffs, tables, view), frontends: view.frontends(), clusters: view.clusters() };
+}
+
+export function summarizeTables(bpffs: string, tables: Tables): Summary {
+  return summaryOf(bpffs, tables, new TableView(tables));
+}
+
+function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
+  const foreign = foreignGovernor(bpffs);
+  return {
+    bpffs,
+    abi: layout.ABI_ID,
+    ...(foreign === undefined ? {} : { foreign }),
+    hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
+    settings: settingsOf(tables, view),
+    services: view.services(),
+    ejections: view.ejections(),
+    tables: sizes(tables),
+  };
+}
+
+/** The tables with ids turned into names. */
+export class TableView {
+  readonly tables: Tables;
+  readonly #clusterNames: Map<number, string>;
+  readonly #serviceNames: Map<number, string>;
+  readonly #now = monotonic();
+
+  constructor(tables: Tables) {
+    this.tables = tables;
+    this.#clusterNames = byId(readNames(tables.clusterNames, tables.nameLines));
+    this.#serviceNames = byId(readNames(tables.serviceNames, tables.nameLines));
+  }
+
+  clusterName(id: number): string {
+    return this.#clusterNames.get(id) ?? `cluster ${id}`;
+  }
+
+  serviceName(id: number): string {
+    return this.#serviceNames.get(id) ?? "";
+  }
+
+  /** Counters by service; the first are those of connections to no service. */
+  services(): ServiceCounters[] {
+    return countersOf(this.tables.serviceCounts, this.#serviceNames);
+  }
+
+  frontends(): FrontendState[] {
+    const { exact, prefixes, targets } = this.tables;
+    return [...exact.list(), ...prefixes.list()].map(({ match, id }) =>
+      this.frontend(formatMatch(match), targets.long(id)),
+    );
+  }
+
+  /** What a target word says. */
+  frontend(match: string, word: bigint): FrontendState {
+    const { action, service, value } = decodeTarget(word);
+    const base = { match, service: this.serviceName(service) };
+    if (action === "refuse") return { ...base, action, target: reasonName(value) };
+    if (action !== "cluster") return { ...base, action: "pass", target: "" };
+    const name = this.clusterName(value);
+    const split = splitOf(name);
+    return split === undefined
+      ? { ...base, action: "cluster", target: name }
+      : { ...base, action: "split", target: split };
+  }
+
+  clusters(): ClusterState[] {
+    return [...this.#clusterNames.keys()]
+      .map((id) => this.cluster(id))
+      .filter((state) => state !== undefined);
+  }
+
+  /** The cluster as it is walked now; undefined when nothing is published under the id. */
+  cluster(id: number): ClusterState | undefined {
+    const { clusters, clusterLoads } = this.tables;
+    const descriptor = this.descriptor(id);
+    if (!descriptor || !clusters.has(id)) return undefined;
+    const name = this.clusterName(id);
+    return {
+      name: splitOf(name) ?? name,
+      kind: descriptor.kind,
+      policy: descriptor.policy,
+      ...(descriptor.kind === "refuse" ? { reason: reasonName(descriptor.reason) } : {}),
+      maxConnections: descriptor.maxConnections,
+      live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
+      endpoints: descriptor.kind === "endpoints" ? this.#endpoints(id, descriptor) : [],
+      shares: descriptor.kind === "split" ? this.#shares(descriptor) : [],
+    };
+  }
+
+  ejections(): NonNullable<Summary["ejections"]> {
+    const { clusterLoads, settings } = this.tables;
+    const { fields } = layout.cluster_load;
+    const state: ReturnType<TableView["ejections"]> = {
+      now: [],
+      ever: 0,
+      stale: settings.isStale(this.#now),
+    };
+    for (const [id, cluster] of this.#clusterNames) {
+      if (!clusterLoads.has(id)) continue;
+      state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
+      const descriptor = this.descriptor(id);
+      if (descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor)) continue;
+      for (const { address, port, ejectedFor: forMs } of this.#endpoints(id, descriptor)) {
+        if (forMs > 0) state.now.push({ cluster, address, port, forMs });
+      }
+    }
+    return state;
+  }
+
+  descriptor(cluster: number): Descriptor | undefined {
+    const { clusters, descriptors } = this.tables;
+    const id = clusters.has(cluster) ? Number(clusters.long(cluster)) : 0;
+    return id ? readDescriptor(descriptors, id) : undefined;
+  }
+
+  /** The same as leaves_out() in connect.bpf.c: a cluster without outlier detection does so only while the tables are stale. */
+  #leavesOut(id: number, { ejection }: Descriptor): boolean {
+    const { clusterLoads, settings } = this.tables;
+    if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;
+    return this.#left(clusterLoads.long(id, layout.cluster_load.fields.ejected_until_ns.offset)) > 0;
+  }
+
+  #endpoints(id: number, descriptor: Descriptor): EndpointState[] {
+    const leavesOut = this.#leavesOut(id, descriptor);
+    return [descriptor.v4, descriptor.v6].flatMap((run) => {
+      const times = occurrences(readSlots(this.tables.slots, run));
+      const states = [...times].map(([endpoint, count]) => ({
+        ...readEndpoint(this.tables.endpoints, endpoint),
+        share: count / run.count,
+        ...this.#load(endpoint, leavesOut),
+      }));
+      return states.sort((a, b) =>
+        a.address < b.address ? -1 : a.address > b.address ? 1 : a.port - b.port,
+      );
+    });
+  }
+
+  #load(endpoint: number, leavesOut: boolean): Omit<EndpointState, "address" | "port" | "share"> {
+    const { endpointLoads } = this.tables;
+    const { fields } = layout.endpoint_load;
+    return {
+      live: endpointLoads.count(endpoint, fields.live.offset),
+      failed: Number(endpointLoads.long(endpoint, fields.failed.offset)),
+      failures: endpointLoads.word(endpoint, fields.failures.offset),
+      ejectedFor: leavesOut ? this.#left(endpointLoads.long(endpoint, fields.ejected_until_ns.offset)) : 0,
+    };
+  }
+
+  /** Milliseconds until then, 0 when it is over. */
+  #left(until: bigint): number {
+    return Math.max(0, Number((until - this.#now) / 1_000_000n));
+  }
+
+  #shares(descriptor: Descriptor): { cluster: string; share: number }[] {
+    const times = occurrences(readSlots(this.tables.slots, descriptor.v4));
+    return [...times].map(([id, count]) => ({
+      cluster: id >= SLOT_REFUSE ? reasonName(id - SLOT_REFUSE) : this.clusterName(id),
+      share: count / descriptor.v4.count,
+    }));
+  }
+}
+
+/** Counters by service; the first are those of connections to no service. */
+function countersOf(counts: ChunkedTable, names: Map<number, string>): ServiceCounters[] {
+  return [[0, ""] as const, ...names].map(([id, name]) => counters(counts, id, name));
+}
+
+function counters(counts: ChunkedTable, id: number, service: string): ServiceCounters {
+  const { fields } = layout.service_counters;
+  const at = (offset: number) => (counts.has(id) ? Number(counts.long(id, offset)) : 0);
+  const refused: Partial<Record<Reason, number>> = {};
+  REASONS.forEach((reason, i) => {
+    const count = at(fields.refused.offset + i * 8);
+    if (count > 0) refused[reason] = count;
+  });
+  return {
+    service,
+    redirected: at(fields.redirected.offset),
+    passed: at(fields.passed.offset),
+    wouldRedirect: at(fields.would_redirect.offset),
+    wouldRefuse: at(fields.would_refuse.offset),
+    refused,
+    failed: at(fields.failed.offset),
+  };
+}
+
+/** Whether programs of whatever version decide connections: hooks are attached last, over tables that hold a mesh. */
+export function governsPinned(bpffs: string): boolean {
+  return HOOK_ORDER.every((hook) => hookState(bpffs, hook).attached);
+}
+
+function hookState(bpffs: string, hook: Hook): HookState {
+  const link = pinnedLink(bpffs, hook);
+  if (!link) return { hook, attached: false };
+  const info = link.info();
+  link.close();
+  return { hook, attached: isAlive(info), programId: info.programId };
+}
+
+function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["settings"]> {
+  const { flags } = tables.settings;
+  const cookie = tables.settings.get("netns");
+  const fallback = view.frontend("", tables.settings.get("fallback"));
+  return {
+    shadow: flags.shadow,
+    netns: flags.everyNetns ? "all" : cookie === 0n ? "initial" : `cookie ${cookie}`,
+    cgroups: enrolledCgroups(tables),
+    units: findUnits(cgroup2Root(), enrolledUnits(tables)),
+    exclusions: tables.exclusions.list().map(({ match }) => formatMatch(match)),
+    fallback: fallback.action === "pass" ? "pass" : `${fallback.action} ${fallback.target}`,
+  };
+}
+
+function enrolledCgroups(tables: Tables): string[] {
+  return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
+}
+
+function sizes(tables: Tables): TableState[] {
+  const chunked = {
+    targets: tables.targets,
+    clusters: tables.clusters,
+    descriptors: tables.descriptors,
+    slots: tables.slots,
+    endpoints: tables.endpoints,
+    name_lines: tables.nameLines,
+    cluster_names: tables.clusterNames,
+    service_names: tables.serviceNames,
+    endpoint_loads: tables.endpointLoads,
+    cluster_loads: tables.clusterLoads,
+    service_counts: tables.serviceCounts,
+  };
+  return Object.entries(chunked).map(([name, { capacity, bytes }]) => ({ name, capacity, bytes }));
+}
+
+function occurrences(slots: Uint32Array): Map<number, number> {
+  const times = new Map<number, number>();
+  for (const slot of slots) times.set(slot, (times.get(slot) ?? 0) + 1);
+  return times;
+}
+
+function byId(names: Map<string, number>): Map<number, string> {
+  return new Map([...names].map(([name, id]) => [id, name]));
+}

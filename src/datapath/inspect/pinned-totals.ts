@@ -1,0 +1,15 @@
+/** The connection counts of what is pinned, read without an agent. */
+import { readableMap } from "../generation/map-owners.ts";
+import { ChunkedTable } from "../tables/chunked-table.ts";
+import * as layout from "../tables/layout.gen.ts";
+import { type Totals, totalsOf } from "../tables/totals.ts";
+
+/** The same of what is pinned below `bpffs`, whichever version made it. Throws KernelError when nothing is. */
+export function pinnedTotals(bpffs: string): Totals {
+  const map = readableMap(bpffs, "service_counts");
+  try {
+    return totalsOf(new ChunkedTable(map, "svc_counts", layout.service_counters.size));
+  } finally {
+    map.close();
+  }
+}

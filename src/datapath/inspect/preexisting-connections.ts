@@ -1,0 +1,117 @@
+/**
+ * Connections that go directly although their address is governed: they began before the hooks were attached, before
+ * their cgroup was enrolled, or before the service was there. Found by asking the kernel for its sockets.
+ */
+import { cgroupPath } from "../../kernel/cgroup.ts";
+import { netnsCookie } from "../../kernel/netns.ts";
+import { CONNECTED, listSockets, type SocketBatch, TCP } from "../../kernel/sockets.ts";
+import { formatAddress } from "../../mesh/address.ts";
+import { readDescriptor } from "../tables/descriptor.ts";
+import { agentSockets, enrolmentTest } from "../tables/enrolment.ts";
+import type { Tables } from "../tables/tables.ts";
+import { decodeTarget } from "../tables/target.ts";
+import { exemption, findFrontend } from "./explain.ts";
+import { openPinned } from "./inspect.ts";
+
+export interface OlderConnections {
+  connections: number;
+  /** False when there was no time to look at every socket: there may be more. */
+  complete: boolean;
+  /** By the cgroup in which the socket was made, most first. */
+  cgroups: { cgroup: string; connections: number }[];
+}
+
+/** Looking takes no longer, milliseconds. 100,000 sockets take a fifth of it. */
+const PATIENCE = 1_000;
+
+/** A socket that may be one, until the list of listeners and agents is whole. */
+interface Candidate {
+  localPort: number;
+  inode: number;
+  cgroup: bigint;
+}
+
+/**
+ * Counts them in this process's network namespace, which must be the governed one: undefined when it is not, in shadow
+ * mode, where every connection goes directly, and when nobody is enrolled.
+ * Throws NothingPinned and KernelError.
+ */
+export function olderConnections(bpffs: string): OlderConnections | undefined {
+  const tables = openPinned(bpffs);
+  try {
+    return governsHere(tables) ? count(tables) : undefined;
+  } finally {
+    tables.close();
+  }
+}
+
+function governsHere(tables: Tables): boolean {
+  const { shadow, everyNetns } = tables.settings.flags;
+  return !shadow && (everyNetns || isOwnNetns(tables));
+}
+
+/** Whether the governed network namespace is the one of this process. */
+export function isOwnNetns(tables: Tables): boolean {
+  const governed = tables.settings.get("netns");
+  const own = netnsCookie();
+  // Before 5.14 only the first one can be governed, and one without a cookie is taken for it.
+  return own === undefined ? governed === 0n : governed === own;
+}
+
+function count(tables: Tables): OlderConnections {
+  const end = performance.now() + PATIENCE;
+  const isEnrolled = enrolmentTest(tables);
+  const isGoverned = governedTest(tables);
+  const listening = new Uint8Array(65536);
+  const candidates: Candidate[] = [];
+  let complete = true;
+  for (const batch of listSockets([TCP.listen, ...CONNECTED], tables.maps.sockets)) {
+    for (let i = 0; i < batch.count; i++) {
+      const socket = batch.at(i);
+      if (socket.state === TCP.listen) listening[socket.localPort] = 1;
+      // With a value, connect() of this socket was decided by us.
+      else if (!socket.hasValue && isEnrolled(socket.cgroup) && isGoverned(socket))
+        candidates.push({ localPort: socket.localPort, inode: socket.inode, cgroup: socket.cgroup });
+    }
+    complete = performance.now() < end;
+    if (!complete) break;
+  }
+  const agents = candidates.length > 0 ? agentSockets(tables) : new Set<number>();
+  const older = candidates.filter(
+    // Who came in by a port that is listened on has not called connect().
+    ({ localPort, inode }) => listening[localPort] === 0 && !agents.has(inode),
+  );
+  return { connections: older.length, complete, cgroups: byCgroup(older) };
+}
+
+function byCgroup(sockets: readonly Candidate[]): OlderConnections["cgroups"] {
+  const counts = new Map<bigint, number>();
+  for (const { cgroup } of sockets) counts.set(cgroup, (counts.get(cgroup) ?? 0) + 1);
+  return [...counts]
+    .map(([id, connections]) => ({ cgroup: cgroupPath(id) ?? `cgroup ${id}`, connections }))
+    .sort((a, b) => b.connections - a.connections);
+}
+
+/** Says of a socket whether a connect() to its address would be redirected or refused now. */
+function governedTest(tables: Tables): (socket: SocketBatch) => boolean {
+  const known = new Map<string, boolean>();
+  return (socket) => {
+    const at = `${Buffer.from(socket.remote).toString("latin1")}${socket.remotePort}`;
+    const before = known.get(at);
+    if (before !== undefined) return before;
+    const answer = isGoverned(tables, formatAddress(socket.remote), socket.remotePort);
+    known.set(at, answer);
+    return answer;
+  };
+}
+
+function isGoverned(tables: Tables, address: string, port: number): boolean {
+  if (exemption(tables, address, port) !== undefined) return false;
+  const { action, value } = decodeTarget(findFrontend(tables, address, port).word);
+  return action === "refuse" || (action === "cluster" && !isPassing(tables, value));
+}
+
+function isPassing(tables: Tables, cluster: number): boolean {
+  const id = tables.clusters.has(cluster) ? Number(tables.clusters.long(cluster)) : 0;
+  return id !== 0 && readDescriptor(tables.descriptors, id).kind === "pass";
+}

@@ -1,0 +1,287 @@
+/**
+ * Clusters and splits in the kernel. A name has one id as long as it lives; what it stands for is an immutable
+ * descriptor with its slots, and one store replaces it.
+ */
+import type { Cluster, Split } from "../../mesh/model.ts";
+import { faultPoint } from "../../runtime/fault.ts";
+import type { ChunkedTable } from "./chunked-table.ts";
+import { type Compiled, compileCluster, compileMissing, compileSplit } from "./cluster-compiler.ts";
+import type { Grace } from "./deferred-free.ts";
+import {
+  hasDigest,
+  linesOf,
+  type Run,
+  readDescriptor,
+  readRuns,
+  readSlots,
+  runsOf,
+  SLOTS_PER_LINE,
+  writeDescriptor,
+} from "./descriptor.ts";
+import { EndpointTable } from "./endpoint-table.ts";
+import { Runs } from "./extent-allocator.ts";
+import { Ids } from "./ids.ts";
+import * as layout from "./layout.gen.ts";
+import { type NameLines, NameSpace } from "./names.ts";
+import { Resting, SOCKET_REST_MS } from "./quarantine.ts";
+import type { Members } from "./slots.ts";
+import type { Tables } from "./tables.ts";
+import { reasonNumber } from "./target.ts";
+import type { Selection } from "./weights.ts";
+
+const LIVE = layout.cluster_load.fields.live.offset;
+const NO_RUN: Run = { firstLine: 0, count: 0 };
+/** Splits have names of their own beside the clusters'. */
+const SPLIT_PREFIX = "split:";
+
+export class ClusterTable {
+  readonly #clusters: ChunkedTable;
+  readonly #descriptors: ChunkedTable;
+  readonly #slots: ChunkedTable;
+  readonly #loads: ChunkedTable;
+  readonly #names: NameSpace;
+  readonly #endpoints: EndpointTable;
+  readonly #grace: Grace;
+  readonly #descriptorIds: Ids;
+  readonly #lines: Runs;
+  readonly #resting: Resting;
+  /** Unpublished by name, waiting for readers to leave. */
+  readonly #leaving = new Set<string>();
+  readonly #alone: () => boolean;
+
+  /** `alone`: no other generation's tables are kept, so that ids which it may use can be given again. */
+  constructor(tables: Tables, lines: NameLines, grace: Grace, alone: () => boolean) {
+    this.#clusters = tables.clusters;
+    this.#descriptors = tables.descriptors;
+    this.#slots = tables.slots;
+    this.#loads = tables.clusterLoads;
+    this.#grace = grace;
+    const counted = countedOn(tables.clusterLoads, LIVE);
+    this.#names = new NameSpace(tables.clusterNames, lines, 0, counted);
+    this.#alone = alone;
+    this.#unpublishNameless();
+    const used = usedRecords(tables);
+    this.#descriptorIds = new Ids(1, used.descriptors);
+    this.#lines = new Runs(used.lines);
+    this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
+    for (const id of this.#names.ids()) counted[id] = 0;
+    for (let id = 0; id < counted.length; id++) if (counted[id] !== 0) this.#resting.add(id);
+  }
+
+  /** Makes `cluster` what its name stands for. Gives the records written: 0 when it was that already. */
+  putCluster(cluster: Cluster): number {
+    if (cluster.pending && this.#isPublished(cluster.name)) {
+      this.#leaving.delete(cluster.name);
+      return 0;
+    }
+    return this.#put(cluster.name, compileCluster(cluster));
+  }
+
+  /** The clusters that it names may follow later; until then their share is refused. */
+  putSplit(split: Split): number {
+    const named = split.shares.reduce((written, { cluster }) => written + this.ensure(cluster), 0);
+    return named + this.#put(splitName(split.name), compileSplit(split));
+  }
+
+  /** A target names a cluster that the mesh lacks. */
+  putMissing(name: string): number {
+    return this.#put(name, compileMissing());
+  }
+
+  /** The id of a name that was put before, or of one that is missing from now on. */
+  id(name: string): number | undefined {
+    return this.#names.id(name);
+  }
+
+  /** Every name that has an id and is not on its way out. */
+  names(): string[] {
+    return [...this.#names.names()].filter((name) => !this.#leaving.has(name));
+  }
+
+  live(id: number): number {
+    return this.#loads.count(id, LIVE);
+  }
+
+  /** Nothing leads to the name any more. Takes effect after a grace period, unless the name is put again. */
+  remove(name: string): number {
+    if (this.#names.id(name) === undefined || this.#leaving.has(name)) return 0;
+    // Its name stays for the sake of another generation.
+    if (!this.#alone() && !this.#isPublished(name)) return 0;
+    this.#leaving.add(name);
+    this.#grace.after(() => this.#forget(name));
+    return 1;
+  }
+
+  #forget(name: string): void {
+    if (!this.#leaving.delete(name)) return;
+    const id = this.#names.id(name);
+    if (id === undefined) return;
+    if (this.#isPublished(name)) {
+      const old = Number(this.#clusters.long(id));
+      this.#clusters.publish(id, 0n);
+      this.#retire(old);
+    }
+    // Splits of another generation know the cluster by this id.
+    if (!this.#alone()) return;
+    this.#names.remove(name);
+    this.#resting.add(id);
+  }
+
+  /** What a generation that was kept, and that nobody reads, has published for clusters that ended since. */
+  #unpublishNameless(): void {
+    const named = new Uint8Array(this.#clusters.capacity);
+    for (const id of this.#names.ids()) named[id] = 1;
+    for (let id = 0; id < named.length; id++) {
+      if (named[id] === 0 && this.#clusters.long(id) !== 0n) this.#clusters.publish(id, 0n);
+    }
+  }
+
+  /** Something leads to the name: when it was never put, it is a missing one. */
+  ensure(name: string): number {
+    this.#leaving.delete(name);
+    return this.#isPublished(name) ? 0 : this.putMissing(name);
+  }
+
+  #isPublished(name: string): boolean {
+    const id = this.#names.id(name);
+    return id !== undefined && this.#clusters.has(id) && this.#clusters.long(id) !== 0n;
+  }
+
+  #put(name: string, compiled: Compiled): number {
+    this.#leaving.delete(name);
+    const id = this.#names.id(name) ?? this.#add(name);
+    // The name may be older than these tables.
+    this.#clusters.reserve(id + 1);
+    const old = Number(this.#clusters.long(id));
+    if (old && hasDigest(this.#descriptors, old, compiled.digest)) return 0;
+    const { descriptor, written } = this.#write(compiled);
+    faultPoint("publish.descriptor");
+    this.#clusters.publish(id, BigInt(descriptor));
+    if (old) this.#retire(old);
+    return written + 1;
+  }
+
+  #add(name: string): number {
+    for (const id of this.#resting.rested()) this.#names.recycle(id);
+    // Room first: a name without a record would fail for ever.
+    this.#clusters.reserve(this.#names.bound + 1);
+    this.#loads.reserve(this.#names.bound + 1);
+    return this.#names.add(name);
+  }
+
+  /** Writes slots and descriptor where no reader looks yet. */
+  #write(compiled: Compiled): { descriptor: number; written: number } {
+    let written = 1;
+    const run = (members: Members) => {
+      const slots = compiled.order(members);
+      const placed = this.#writeRun(slots);
+      if (compiled.kind === "endpoints") {
+        for (const endpoint of slots) this.#endpoints.hold(endpoint);
+        // A hash table has no slot for some, when their weight is small.
+        for (const endpoint of members.ids) this.#endpoints.restUnheld(endpoint);
+      }
+      written += linesOf(placed);
+      return placed;
+    };
+    const endpoints = ({ lists, places, weights }: Selection): Members => {
+      const ids = new Uint32Array(places.length);
+      lists.forEach((list, i) => {
+        const placed = this.#endpoints.place(list, places[i] ?? 0);
+        if (placed.written) written++;
+        ids[i] = placed.id;
+      });
+      return {
+        ids,
+        weights,
+        nameOf: (i) => `${lists[i]?.address(places[i] ?? 0)}:${lists[i]?.port(places[i] ?? 0)}`,
+      };
+    };
+    const shares = ({ shares: parts }: Compiled): Members => ({
+      ids: Uint32Array.from(parts, ({ cluster }) => this.#names.id(cluster) ?? this.#add(cluster)),
+      weights: parts.map(({ weight }) => weight),
+      nameOf: (i) => parts[i]?.cluster ?? "",
+    });
+    const v4 = run(compiled.kind === "split" ? shares(compiled) : endpoints(compiled.v4));
+    const v6 = run(endpoints(compiled.v6));
+    const id = this.#descriptorIds.take();
+    this.#descriptors.reserve(this.#descriptorIds.bound);
+    const reason = reasonNumber(compiled.reason);
+    writeDescriptor(this.#descriptors, id, { ...compiled, reason, v4, v6 });
+    return { descriptor: id, written };
+  }
+
+  #writeRun(slots: Uint32Array): Run {
+    if (slots.length === 0) return NO_RUN;
+    const run = { firstLine: 0, count: slots.length };
+    run.firstLine = this.#lines.take(linesOf(run));
+    this.#slots.reserve(this.#lines.bound);
+    for (let i = 0; i < slots.length; i++) {
+      this.#slots.setWord(
+        run.firstLine + Math.floor(i / SLOTS_PER_LINE),
+        (i % SLOTS_PER_LINE) * 4,
+        slots[i] ?? 0,
+      );
+    }
+    return run;
+  }
+
+  /** The descriptor is published no more: what it owned is free after a grace period. */
+  #retire(id: number): void {
+    const descriptor = readDescriptor(this.#descriptors, id);
+    this.#grace.after(() => {
+      const runs = runsOf(descriptor);
+      if (descriptor.kind === "endpoints") this.#eachSlot(runs, (endpoint) => this.#endpoints.drop(endpoint));
+      for (const run of runs) this.#lines.give(run.firstLine, linesOf(run));
+      this.#descriptorIds.give(id);
+    });
+  }
+
+  #eachSlot(runs: Run[], visit: (id: number) => void): void {
+    for (const run of runs) for (const slot of readSlots(this.#slots, run)) visit(slot);
+  }
+}
+
+export function splitName(split: string): string {
+  return SPLIT_PREFIX + split;
+}
+
+/** The name of the split, or undefined when `name` is a cluster's. */
+export function splitOf(name: string): string | undefined {
+  return name.startsWith(SPLIT_PREFIX) ? name.slice(SPLIT_PREFIX.length) : undefined;
+}
+
+/** What published clusters occupy, found by walking them: marks by id, and how many slots hold an endpoint. */
+function usedRecords(tables: Tables): { descriptors: Uint8Array; lines: Uint8Array; endpoints: Uint32Array } {
+  const descriptors = new Uint8Array(tables.descriptors.capacity);
+  const lines = new Uint8Array(tables.slots.capacity);
+  const endpoints = new Uint32Array(tables.endpoints.capacity);
+  for (let cluster = 0; cluster < tables.clusters.capacity; cluster++) {
+    const id = Number(tables.clusters.long(cluster));
+    if (!id) continue;
+    descriptors[id] = 1;
+    const { kind, runs } = readRuns(tables.descriptors, id);
+    for (const run of runs) {
+      lines.fill(1, run.firstLine, run.firstLine + linesOf(run));
+      if (kind !== "endpoints") continue;
+      const slots = readSlots(tables.slots, run);
+      for (let i = 0; i < slots.length; i++) {
+        const endpoint = slots[i] ?? 0;
+        endpoints[endpoint] = (endpoints[endpoint] ?? 0) + 1;
+      }
+    }
+  }
+  return { descriptors, lines, endpoints };
+}
+
+/** Marks the ids that live connections count on; `live` is the count's place in the record. */
+function countedOn(loads: ChunkedTable, live: number): Uint8Array {
+  const marks = new Uint8Array(loads.capacity);
+  for (const { first, count, words, step } of loads.spans()) {
+    for (let i = 0; i < count; i++) {
+      const at = i * step + (live >> 2);
+      if (words[at] !== 0 || words[at + 1] !== 0) marks[first + i] = 1;
+    }
+  }
+  return marks;
+}

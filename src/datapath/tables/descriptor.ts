@@ -1,0 +1,149 @@
+/** A cluster as the kernel walks it (struct descriptor of bpf/include/tables.h). Immutable once published. */
+import type { Ejection } from "../../mesh/model.ts";
+import type { ChunkedTable } from "./chunked-table.ts";
+import * as layout from "./layout.gen.ts";
+
+export type Kind = "endpoints" | "split" | "pass" | "refuse";
+export type SlotPolicy = "round-robin" | "random" | "least-request" | "hash";
+
+export interface Run {
+  firstLine: number;
+  count: number;
+}
+
+export interface Descriptor {
+  kind: Kind;
+  policy: SlotPolicy;
+  /** Number of a reason. */
+  reason: number;
+  maxConnections: number;
+  v4: Run;
+  v6: Run;
+  ejection: Ejection;
+  /** 16 bytes over what this was compiled from. */
+  digest: Uint8Array;
+}
+
+const { fields } = layout.descriptor;
+const run = layout.run.fields;
+const ejection = layout.ejection.fields;
+const { cluster_kind: KIND, balance: BALANCE } = layout.enums;
+
+const KINDS: Record<Kind, number> = {
+  endpoints: KIND.CLUSTER_ENDPOINTS,
+  split: KIND.CLUSTER_SPLIT,
+  pass: KIND.CLUSTER_PASS,
+  refuse: KIND.CLUSTER_REFUSE,
+};
+
+const POLICIES: Record<SlotPolicy, number> = {
+  "round-robin": BALANCE.BALANCE_ROUND_ROBIN,
+  random: BALANCE.BALANCE_RANDOM,
+  "least-request": BALANCE.BALANCE_LEAST_REQUEST,
+  hash: BALANCE.BALANCE_HASH,
+};
+
+export const SLOTS_PER_LINE = layout.slot_line.size / 4;
+/** In a slot instead of an id: refuse, with the reason's number in the low bits. */
+export const SLOT_REFUSE = 0x80000000;
+
+/** One record, put together here and copied as a whole. */
+const draft = new Uint8Array(new ArrayBuffer(layout.descriptor.size));
+const draftWords = new Uint32Array(draft.buffer);
+
+export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Descriptor): void {
+  draft[fields.kind.offset] = KINDS[descriptor.kind];
+  draft[fields.balance.offset] = POLICIES[descriptor.policy];
+  draft[fields.reason.offset] = descriptor.reason;
+  draftWords[fields.max_connections.offset >> 2] = descriptor.maxConnections;
+  draftRun(fields.v4.offset, descriptor.v4);
+  draftRun(fields.v6.offset, descriptor.v6);
+  draftEjection(descriptor.ejection);
+  draft.set(descriptor.digest, fields.digest.offset);
+  table.write(id, draft);
+}
+
+function draftRun(at: number, { firstLine, count }: Run): void {
+  draftWords[(at + run.first_line.offset) >> 2] = firstLine;
+  draftWords[(at + run.count.offset) >> 2] = count;
+}
+
+function draftEjection({ after, base, longest, percent }: Ejection): void {
+  const at = fields.ejection.offset;
+  draftWords[(at + ejection.after.offset) >> 2] = after;
+  draftWords[(at + ejection.base_ms.offset) >> 2] = base;
+  draftWords[(at + ejection.longest_ms.offset) >> 2] = longest;
+  draftWords[(at + ejection.percent.offset) >> 2] = percent;
+}
+
+export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
+  const record = table.record(id);
+  return {
+    kind: nameOf(KINDS, record[fields.kind.offset], "refuse"),
+    policy: nameOf(POLICIES, record[fields.balance.offset], "round-robin"),
+    reason: record[fields.reason.offset] ?? 0,
+    maxConnections: table.word(id, fields.max_connections.offset),
+    v4: readRun(table, id, fields.v4.offset),
+    v6: readRun(table, id, fields.v6.offset),
+    ejection: readEjection(table, id),
+    digest: record.slice(fields.digest.offset, fields.digest.offset + 16),
+  };
+}
+
+/** Whether the record was compiled from the same. */
+export function hasDigest(table: ChunkedTable, id: number, digest: Uint8Array): boolean {
+  const words = new Uint32Array(digest.buffer, digest.byteOffset, digest.length / 4);
+  for (let i = 0; i < words.length; i++) {
+    if (words[i] !== table.word(id, fields.digest.offset + i * 4)) return false;
+  }
+  return true;
+}
+
+/** The kind alone, and the runs that own slot lines. */
+export function readRuns(table: ChunkedTable, id: number): { kind: Kind; runs: Run[] } {
+  const kind = nameOf(KINDS, table.record(id)[fields.kind.offset], "refuse");
+  return {
+    kind,
+    runs: runsOf({ v4: readRun(table, id, fields.v4.offset), v6: readRun(table, id, fields.v6.offset) }),
+  };
+}
+
+/** The two runs that own slot lines; one run that serves both families counts once. */
+export function runsOf({ v4, v6 }: Pick<Descriptor, "v4" | "v6">): Run[] {
+  const runs = v4.count > 0 ? [v4] : [];
+  if (v6.count > 0 && (v4.count === 0 || v6.firstLine !== v4.firstLine)) runs.push(v6);
+  return runs;
+}
+
+export function linesOf(run: Run): number {
+  return Math.ceil(run.count / SLOTS_PER_LINE);
+}
+
+/** Reads the slots of a run; what is given may be live. */
+export function readSlots(table: ChunkedTable, run: Run): Uint32Array {
+  if (run.count === 0) return new Uint32Array();
+  const { buffer, byteOffset } = table.bytesOf(run.firstLine, linesOf(run));
+  return new Uint32Array(buffer, byteOffset, run.count);
+}
+
+function readRun(table: ChunkedTable, id: number, at: number): Run {
+  return {
+    firstLine: table.word(id, at + run.first_line.offset),
+    count: table.word(id, at + run.count.offset),
+  };
+}
+
+function readEjection(table: ChunkedTable, id: number): Ejection {
+  const at = fields.ejection.offset;
+  return {
+    after: table.word(id, at + ejection.after.offset),
+    base: table.word(id, at + ejection.base_ms.offset),
+    longest: table.word(id, at + ejection.longest_ms.offset),
+    percent: table.word(id, at + ejection.percent.offset),
+  };
+}
+
+function nameOf<T extends string>(numbers: Record<T, number>, number: number | undefined, otherwise: T): T {
+  for (const name of Object.keys(numbers) as T[]) if (numbers[name] === number) return name;
+  return otherwise;
+}

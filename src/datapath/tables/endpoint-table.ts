@@ -1,0 +1,146 @@
+/**
+ * Endpoints in the kernel: one id for each address and port, however many clusters and generations use it. Which ids
+ * are given away stands in the records themselves.
+ */
+import { formatAddress } from "../../mesh/address.ts";
+import { ENDPOINT_WORDS, type EndpointList } from "../../mesh/endpoint-list.ts";
+import type { ChunkedTable } from "./chunked-table.ts";
+import { EndpointIndex } from "./endpoint-index.ts";
+import { Ids } from "./ids.ts";
+import * as layout from "./layout.gen.ts";
+import { Resting, SOCKET_REST_MS } from "./quarantine.ts";
+
+const { fields } = layout.endpoint;
+const USED = fields.used.offset;
+const LIVE = layout.endpoint_load.fields.live.offset;
+
+export interface EndpointAddress {
+  address: string;
+  port: number;
+}
+
+export class EndpointTable {
+  readonly #table: ChunkedTable;
+  readonly #loads: ChunkedTable;
+  readonly #ids: Ids;
+  /** Absent until an endpoint has to be found: a start that changes nothing asks for none. */
+  #index: EndpointIndex | undefined;
+  /** How many published slots hold the id. */
+  #uses: Uint32Array;
+  readonly #resting: Resting;
+  readonly #alone: () => boolean;
+
+  /**
+   * `uses` counts, by id, the slots that hold an endpoint already; it is taken over. `alone` says that no other
+   * generation's slots can hold an id either.
+   */
+  constructor(table: ChunkedTable, loads: ChunkedTable, uses: Uint32Array, alone: () => boolean) {
+    this.#table = table;
+    this.#loads = loads;
+    this.#alone = alone;
+    this.#uses = uses;
+    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
+    const given = new Uint8Array(table.capacity);
+    eachUsed(table, (id) => {
+      given[id] = 1;
+      if (!uses[id]) this.#resting.add(id);
+    });
+    this.#ids = new Ids(0, given);
+  }
+
+  /** The id of an endpoint of `list`, new or not. Its record is in place when this returns. */
+  place(list: EndpointList, index: number): { id: number; written: boolean } {
+    this.#index ??= indexOf(this.#table);
+    const known = this.#index.find(list, index);
+    if (known !== undefined) {
+      this.#resting.wake(known);
+      return { id: known, written: false };
+    }
+    this.#recycle();
+    const id = this.#ids.take();
+    this.#table.reserve(this.#ids.bound);
+    this.#loads.reserve(this.#ids.bound);
+    writeEndpoint(this.#table, id, list, index);
+    this.#index.add(id);
+    this.#setUses(id, 0);
+    return { id, written: true };
+  }
+
+  /** A slot that holds `id` is about to be published. */
+  hold(id: number): void {
+    this.#setUses(id, (this.#uses[id] ?? 0) + 1);
+  }
+
+  /** A slot that held `id` is read by nobody any more. */
+  drop(id: number): void {
+    const uses = (this.#uses[id] ?? 1) - 1;
+    this.#uses[id] = uses;
+    if (uses === 0) this.#resting.add(id);
+  }
+
+  /** An endpoint that was placed and got no slot: its id may be given to another. */
+  restUnheld(id: number): void {
+    if (this.#uses[id] === 0) this.#resting.add(id);
+  }
+
+  /** Connections to it: sockets, from connect() to their close. */
+  live(id: number): number {
+    return this.#loads.count(id, LIVE);
+  }
+
+  #recycle(): void {
+    if (!this.#alone()) return;
+    for (const id of this.#resting.rested()) {
+      this.#index?.remove(id);
+      this.#table.setWord(id, USED, 0);
+      this.#ids.give(id);
+    }
+  }
+
+  #setUses(id: number, count: number): void {
+    if (id >= this.#uses.length) {
+      const larger = new Uint32Array(Math.max(this.#uses.length * 2, id + 1));
+      larger.set(this.#uses);
+      this.#uses = larger;
+    }
+    this.#uses[id] = count;
+  }
+}
+
+/** Every id that is given away. */
+function eachUsed(table: ChunkedTable, visit: (id: number) => void): void {
+  for (const { first, count, words, step } of table.spans()) {
+    for (let i = 0; i < count; i++) if (words[i * step + (USED >> 2)] !== 0) visit(first + i);
+  }
+}
+
+function indexOf(table: ChunkedTable): EndpointIndex {
+  const index = new EndpointIndex(table, table.capacity);
+  eachUsed(table, (id) => index.add(id));
+  return index;
+}
+
+export function readEndpoint(table: ChunkedTable, id: number): EndpointAddress {
+  const record = table.record(id);
+  const port = fields.port.offset;
+  return {
+    address: formatAddress(record.subarray(fields.address.offset, fields.address.offset + 16)),
+    port: ((record[port] ?? 0) << 8) | (record[port + 1] ?? 0),
+  };
+}
+
+/** One record, put together here and copied as a whole: a start writes 100,000. */
+const draft = new DataView(new ArrayBuffer(layout.endpoint.size));
+const draftBytes = new Uint8Array(draft.buffer);
+const draftWords = new Uint32Array(draft.buffer);
+
+function writeEndpoint(table: ChunkedTable, id: number, list: EndpointList, index: number): void {
+  const first = index * ENDPOINT_WORDS;
+  for (let word = 0; word < 4; word++) {
+    draftWords[(fields.address.offset >> 2) + word] = list.words[first + word] ?? 0;
+  }
+  draft.setUint16(fields.port.offset, list.port(index));
+  draft.setUint8(fields.is_v4.offset, list.isV4(index) ? 1 : 0);
+  draftWords[USED >> 2] = 1;
+  table.write(id, draftBytes);
+}

@@ -1,0 +1,51 @@
+/** What the programs remember of who is governed (`enrolment` and `verdicts` of bpf/include/keep.h). */
+
+import { type BpfMap, unmap } from "../../kernel/maps.ts";
+import { membarrier } from "../../kernel/memory.ts";
+import * as layout from "./layout.gen.ts";
+
+/** Bits of the epoch that stand in a verdict. */
+const EPOCH_BITS = 15n;
+
+export class Verdicts {
+  readonly #enrolment: BigUint64Array;
+  readonly #verdicts: BigUint64Array;
+
+  constructor(enrolment: BpfMap, verdicts: BpfMap) {
+    this.#enrolment = new BigUint64Array(enrolment.mmap());
+    this.#verdicts = new BigUint64Array(verdicts.mmap());
+  }
+
+  /** Lets go of the memory: nobody may use this any more. */
+  unmap(): void {
+    unmap(this.#enrolment.buffer);
+    unmap(this.#verdicts.buffer);
+  }
+
+  get root(): bigint {
+    return this.#at("root");
+  }
+
+  /** The id of the cgroup that units are looked for below. Gives 1 when it was another. */
+  setRoot(id: bigint): number {
+    if (this.root === id) return 0;
+    Atomics.store(this.#enrolment, layout.enrolment.fields.root.offset >> 3, id);
+    return 1;
+  }
+
+  /**
+   * Makes all of them void, once no program runs that read the maps as they were before: nothing is found by the old
+   * ones and kept as if by the new. Takes a grace period, 6 to 32 ms.
+   */
+  forget(): void {
+    membarrier();
+    const epoch = this.#at("epoch") + 1n;
+    // Those of a whole round ago would count again.
+    if (epoch % (1n << EPOCH_BITS) === 0n) this.#verdicts.fill(0n);
+    Atomics.store(this.#enrolment, layout.enrolment.fields.epoch.offset >> 3, epoch);
+  }
+
+  #at(field: keyof typeof layout.enrolment.fields): bigint {
+    return this.#enrolment[layout.enrolment.fields[field].offset >> 3] ?? 0n;
+  }
+}

@@ -1,0 +1,187 @@
+/** Who is governed: cgroups, systemd units, network namespace, exclusions; and who never is: agents. */
+import { existsSync } from "node:fs";
+import { basename, dirname } from "node:path";
+import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../../kernel/cgroup.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
+import { isInitialNetns, netnsCookie } from "../../kernel/netns.ts";
+import { socketInodes, taskIdentity } from "../../kernel/process.ts";
+import type { Match } from "../../mesh/model.ts";
+import type { Tables } from "./tables.ts";
+import { unitKey, unitOfKey } from "./unit.ts";
+
+/** An address block that is never governed; port 0 is every port. */
+export interface Exclusion {
+  address: string;
+  length: number;
+  port: number;
+}
+
+/** Who is governed. */
+export interface Enrolled {
+  /** These cgroup2 folders and what is below them. */
+  cgroups: readonly string[];
+  /** These systemd units, by their whole names: whichever cgroup they have, now or later. */
+  units: readonly string[];
+}
+
+/**
+ * Enrols exactly these. Gives the records written; when there were any, a grace period passes.
+ * Throws for a folder that is missing or no cgroup, and KernelError when there are more than the maps hold.
+ */
+export function enrol(tables: Tables, { cgroups, units }: Enrolled): number {
+  const root = cgroup2Root();
+  // cgroupLevel refuses what is no cgroup.
+  const ids = new Map(cgroups.map((path) => [cgroupId(path), cgroupLevel(path)]));
+  const everywhere = [...ids.values()].includes(0);
+  const changed =
+    setKeys(tables.maps.enrolled, [...ids.keys()].map(bytesOf)) +
+    setKeys(tables.maps.units, units.map(unitKey)) +
+    tables.verdicts.setRoot(cgroupId(root));
+  if (changed > 0) tables.verdicts.forget();
+  return changed + tables.settings.setFlags({ everyCgroup: everywhere });
+}
+
+/** Enrols one cgroup in tables that no program reads yet. */
+export function enrolCgroup(tables: Tables, id: bigint): void {
+  tables.maps.enrolled.update(bytesOf(id), bytesOf(1n));
+  tables.verdicts.setRoot(cgroupId(cgroup2Root()));
+}
+
+/** Enrols these units besides, or no longer, and nothing else. Gives the records written. Throws KernelError when there are too many. */
+export function changeUnits(tables: Tables, change: "add" | "remove", units: readonly string[]): number {
+  const held = new Set(enrolledUnits(tables));
+  const wanted = units.filter((unit) => held.has(unit) === (change === "remove"));
+  for (const unit of wanted) {
+    if (change === "add") tables.maps.units.update(unitKey(unit), bytesOf(1n));
+    else tables.maps.units.delete(unitKey(unit));
+  }
+  if (wanted.length > 0) tables.verdicts.forget();
+  return wanted.length;
+}
+
+/** The units that are enrolled by name, in the order of the alphabet. */
+export function enrolledUnits(tables: Pick<Tables, "maps">): string[] {
+  return keysOf(tables.maps.units).map(unitOfKey).sort();
+}
+
+/** The ids of the enrolled cgroups. */
+export function enrolledIds(tables: Pick<Tables, "maps">): bigint[] {
+  return keysOf(tables.maps.enrolled).map((key) => new BigUint64Array(key.buffer)[0] ?? 0n);
+}
+
+/** Makes `wanted` the keys of a map whose values are all 1; new ones come before old ones go. Gives the writes. */
+function setKeys(map: BpfMap, wanted: readonly Uint8Array[]): number {
+  const text = (key: Uint8Array) => Buffer.from(key).toString("hex");
+  const held = new Map(keysOf(map).map((key) => [text(key), key]));
+  const value = bytesOf(1n);
+  let writes = 0;
+  for (const key of wanted) {
+    if (held.delete(text(key))) continue;
+    map.update(key, value);
+    writes++;
+  }
+  for (const key of held.values()) if (map.delete(key)) writes++;
+  return writes;
+}
+
+function keysOf(map: BpfMap): Uint8Array[] {
+  const { keys, count } = map.entries();
+  const size = map.info.keySize;
+  return Array.from({ length: count }, (_, i) => keys.slice(i * size, (i + 1) * size));
+}
+
+/** Says of a cgroup's id whether what is made in that cgroup is enrolled now. Remembers what it was asked. */
+export function enrolmentTest(tables: Tables): (cgroup: bigint) => boolean {
+  if (tables.settings.flags.everyCgroup) return () => true;
+  const ids = new Set(enrolledIds(tables));
+  const units = new Set(enrolledUnits(tables));
+  const known = new Map<bigint, boolean>();
+  return (cgroup) => {
+    const before = known.get(cgroup);
+    if (before !== undefined) return before;
+    const path = ids.size + units.size > 0 ? cgroupPath(cgroup) : undefined;
+    const answer = path !== undefined && existsSync(path) && isEnrolled(path, ids, units);
+    known.set(cgroup, answer);
+    return answer;
+  };
+}
+
+/** The same walk upwards as find_enrolment() in bpf/include/enrolment.h. */
+function isEnrolled(path: string, ids: ReadonlySet<bigint>, units: ReadonlySet<string>): boolean {
+  const root = cgroup2Root();
+  let byName = false;
+  for (let at = path; at.startsWith(root); at = dirname(at)) {
+    if (ids.has(cgroupId(at))) return true;
+    if (at === root) return byName;
+    const name = basename(at).replace(/^_/, "");
+    if (!name.endsWith(".slice")) byName = false;
+    if (units.has(name)) byName = true;
+  }
+  return false;
+}
+
+/** Inodes of the sockets that exempt agents hold: theirs are never governed. */
+export function agentSockets(tables: Tables): Set<number> {
+  const pids = keysOf(tables.maps.agents).map((key) => new Uint32Array(key.buffer)[0] ?? 0);
+  return new Set(pids.flatMap(socketInodes));
+}
+
+/** Governs the network namespace of this process, or every one. Throws where a kernel before 5.14 can't tell. */
+export function governNetns(tables: Tables, which: "own" | "all"): number {
+  if (which === "all") return tables.settings.setFlags({ everyNetns: true });
+  return tables.settings.set("netns", ownNetns()) + tables.settings.setFlags({ everyNetns: false });
+}
+
+/** Never governs connections to these destinations. */
+export function exclude(tables: Tables, exclusions: readonly Exclusion[]): number {
+  const wanted = exclusions.map(
+    ({ address, length, port }): Match => ({ kind: "prefix", address, length, port }),
+  );
+  const texts = new Set(wanted.map((match) => JSON.stringify(match)));
+  const held = tables.exclusions.list();
+  const heldTexts = new Set(held.map(({ match }) => JSON.stringify(match)));
+  const added = wanted.filter((match) => !heldTexts.has(JSON.stringify(match)));
+  const removed = held.filter(({ match }) => !texts.has(JSON.stringify(match)));
+  tables.exclusions.add(added.map((match) => ({ match, id: 0 })));
+  const flag = tables.settings.setFlags({ exclusions: wanted.length > 0 });
+  tables.exclusions.remove(removed.map(({ match }) => match));
+  return added.length + removed.length + flag;
+}
+
+/** From now on this process's own connections are never governed. Entries of dead processes are taken out. */
+export function exemptSelf(agents: BpfMap): void {
+  const { keys, values, count } = agents.entries();
+  const pids = new Uint32Array(keys.slice().buffer);
+  const starts = new BigUint64Array(values.slice().buffer);
+  for (let i = 0; i < count; i++) {
+    const pid = pids[i] ?? 0;
+    if (taskIdentity(pid)?.startTicks !== starts[i])
+      agents.delete(new Uint8Array(Uint32Array.of(pid).buffer));
+  }
+  exempt(agents, "self");
+}
+
+/** From now on connections of this process are never governed. Throws when it is gone, and KernelError. */
+export function exempt(agents: BpfMap, pid: number | "self"): void {
+  const task = taskIdentity(pid);
+  if (!task) throw new Error(`/proc/${pid}/stat can't be read: is /proc mounted?`);
+  agents.update(new Uint8Array(Uint32Array.of(task.tgid).buffer), bytesOf(task.startTicks));
+}
+
+export function unexempt(agents: BpfMap, pid: number): void {
+  agents.delete(new Uint8Array(Uint32Array.of(pid).buffer));
+}
+
+function ownNetns(): bigint {
+  const cookie = netnsCookie();
+  if (cookie !== undefined) return cookie;
+  if (isInitialNetns()) return 0n;
+  throw new Error(
+    "this kernel (before 5.14) can't govern the network namespace of a process alone: " +
+      "run kmesh in the initial one, or with --netns all",
+  );
+}
+
+function bytesOf(value: bigint): Uint8Array {
+  return new Uint8Array(BigUint64Array.of(value).buffer);
+}

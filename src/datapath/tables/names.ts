@@ -1,0 +1,135 @@
+/** Names of clusters and services in the kernel: ids to text, and back when an agent starts. */
+import type { ChunkedTable } from "./chunked-table.ts";
+import { Runs } from "./extent-allocator.ts";
+import { Ids } from "./ids.ts";
+import * as layout from "./layout.gen.ts";
+
+const LINE = layout.name_line.size;
+const { first_line: FIRST_LINE, length: LENGTH } = layout.name_ref.fields;
+
+/** One line on its way into the table. */
+const line = new Uint8Array(LINE);
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** The bytes of all names, shared by the name spaces. */
+export class NameLines {
+  readonly table: ChunkedTable;
+  readonly #runs: Runs;
+
+  /** `spaces` are the tables whose names lie here already. */
+  constructor(table: ChunkedTable, spaces: readonly ChunkedTable[]) {
+    this.table = table;
+    const taken = new Uint8Array(table.capacity);
+    for (const refs of spaces)
+      eachName(refs, (_, first, length) => taken.fill(1, first, first + linesOf(length)));
+    this.#runs = new Runs(taken);
+  }
+
+  write(bytes: Uint8Array): number {
+    const lines = linesOf(bytes.length);
+    const first = this.#runs.take(lines);
+    this.table.reserve(this.#runs.bound);
+    for (let i = 0; i < lines; i++) {
+      line.fill(0);
+      line.set(lines === 1 ? bytes : bytes.subarray(i * LINE, (i + 1) * LINE));
+      this.table.write(first + i, line);
+    }
+    return first;
+  }
+
+  free(first: number, length: number): void {
+    this.#runs.give(first, linesOf(length));
+  }
+}
+
+/** Name -> id of one kind of thing. */
+export class NameSpace {
+  readonly #refs: ChunkedTable;
+  readonly #lines: NameLines;
+  readonly #ids: Ids;
+  readonly #byName: Map<string, number>;
+
+  /** `first` is the smallest id to give; those that are not 0 in `occupied` must not be given yet, with a name or without. */
+  constructor(refs: ChunkedTable, lines: NameLines, first: number, occupied: Uint8Array = new Uint8Array()) {
+    this.#refs = refs;
+    this.#lines = lines;
+    this.#byName = readNames(refs, lines.table);
+    const taken = new Uint8Array(Math.max(refs.capacity, occupied.length));
+    taken.set(occupied);
+    for (const id of this.#byName.values()) taken[id] = 1;
+    this.#ids = new Ids(first, taken);
+  }
+
+  id(name: string): number | undefined {
+    return this.#byName.get(name);
+  }
+
+  names(): IterableIterator<string> {
+    return this.#byName.keys();
+  }
+
+  ids(): IterableIterator<number> {
+    return this.#byName.values();
+  }
+
+  /** How many ids a table beside this one must have room for. */
+  get bound(): number {
+    return this.#ids.bound;
+  }
+
+  /** Gives a new name its id. */
+  add(name: string): number {
+    const bytes = encoder.encode(name);
+    const id = this.#ids.take();
+    const first = this.#lines.write(bytes);
+    this.#refs.reserve(this.#ids.bound);
+    this.#refs.publish(id, BigInt(first) | (BigInt(bytes.length) << 32n));
+    this.#byName.set(name, id);
+    return id;
+  }
+
+  /** Takes the name back; the id stays out of use until `recycle`. */
+  remove(name: string): void {
+    const id = this.#byName.get(name);
+    if (id === undefined) return;
+    this.#byName.delete(name);
+    this.#lines.free(this.#refs.word(id, FIRST_LINE.offset), this.#refs.word(id, LENGTH.offset));
+    this.#refs.publish(id, 0n);
+  }
+
+  /** No table, program or socket knows the id any more. */
+  recycle(id: number): void {
+    this.#ids.give(id);
+  }
+}
+
+/** All names that `refs` holds, with their ids. */
+export function readNames(refs: ChunkedTable, lines: ChunkedTable): Map<string, number> {
+  const names = new Map<string, number>();
+  eachName(refs, (id, first, length) => {
+    names.set(decoder.decode(lines.bytesOf(first, linesOf(length)).subarray(0, length)), id);
+  });
+  return names;
+}
+
+/** Every id with a name: the name's first line, and its length in bytes. */
+function eachName(refs: ChunkedTable, visit: (id: number, line: number, length: number) => void): void {
+  for (const { first, count, words, step } of refs.spans()) {
+    for (let i = 0; i < count; i++) {
+      const length = words[i * step + (LENGTH.offset >> 2)] ?? 0;
+      if (length > 0) visit(first + i, words[i * step + (FIRST_LINE.offset >> 2)] ?? 0, length);
+    }
+  }
+}
+
+/** Lines that names of these lengths take, were they all new. */
+export function linesOfNames(names: Iterable<string>): number {
+  let lines = 0;
+  for (const name of names) lines += linesOf(name.length);
+  return lines;
+}
+
+function linesOf(length: number): number {
+  return Math.ceil(length / LINE);
+}

@@ -1,0 +1,327 @@
+/**
+ * Writes a mesh into the tables, by difference against what the kernel holds: first what is new where nobody looks,
+ * then one store a cluster and one a frontend, last what is gone. What did not change is not touched.
+ */
+
+import { frontendKey } from "../../mesh/frontend.ts";
+import type { Changes, Frontend, Mesh, Service, Target } from "../../mesh/model.ts";
+import { faultPoint } from "../../runtime/fault.ts";
+import { ClusterTable, splitName, splitOf } from "./cluster-table.ts";
+import { Grace } from "./deferred-free.ts";
+import { SLOTS_PER_LINE } from "./descriptor.ts";
+import type { PlacedFrontend } from "./frontends.ts";
+import { Ids } from "./ids.ts";
+import { linesOfNames, NameLines, NameSpace } from "./names.ts";
+import type { Others } from "./others.ts";
+import { Resting } from "./quarantine.ts";
+import type { Tables } from "./tables.ts";
+import { encodeTarget, reasonNumber } from "./target.ts";
+
+/** The id of a service that went is given to no other for that long: sockets carry it. */
+const SERVICE_REST_MS = 600_000;
+
+export interface ApplyReport {
+  /** Records and words written; 0 when the kernel held all of it already. */
+  writes: number;
+  milliseconds: number;
+  frontends: number;
+  clusters: number;
+}
+
+export class Publisher {
+  readonly #tables: Tables;
+  readonly #others: () => Others;
+  readonly #grace = new Grace();
+  readonly #clusters: ClusterTable;
+  readonly #services: NameSpace;
+  readonly #restingServices = new Resting(SERVICE_REST_MS, () => true);
+  readonly #frontendIds: Ids;
+  readonly #frontends = new Map<string, PlacedFrontend>();
+  /** How many targets (frontends, splits, fallback) lead to a cluster name. */
+  readonly #references = new Map<string, number>();
+  #splits = new Map<string, string[]>();
+  #targets = new Map<string, string>();
+
+  /** `others` says what other generations there are at the time. */
+  constructor(tables: Tables, others: () => Others = () => "none") {
+    this.#tables = tables;
+    this.#others = others;
+    const lines = new NameLines(tables.nameLines, [tables.clusterNames, tables.serviceNames]);
+    this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none");
+    this.#services = new NameSpace(tables.serviceNames, lines, 1);
+    const given = new Uint8Array(tables.targets.capacity);
+    for (const placed of [...tables.exact.list(), ...tables.prefixes.list()]) {
+      this.#frontends.set(frontendKey({ match: placed.match, protocol: "tcp" }), placed);
+      given[placed.id] = 1;
+    }
+    this.#frontendIds = new Ids(0, given);
+    tables.serviceCounts.reserve(1);
+  }
+
+  apply(mesh: Mesh, changes: Changes): ApplyReport {
+    const start = performance.now();
+    const change = changes.everything ? this.#difference(mesh) : changes;
+    if (changes.everything) this.#reserve(mesh);
+    const unreferenced = new Set<string>();
+    const writes =
+      this.#putClusters(mesh, change.clusters) +
+      this.#putSplits(mesh, change.splits, unreferenced) +
+      this.#putServices(mesh, change.services) +
+      this.#putFrontends(mesh, change.frontends, unreferenced) +
+      this.#putFallback(mesh, unreferenced) +
+      this.#removeClusters(mesh, [...change.clusters, ...unreferenced]);
+    return {
+      writes,
+      milliseconds: performance.now() - start,
+      frontends: this.#frontends.size,
+      clusters: mesh.clusters.size,
+    };
+  }
+
+  /** Takes back what still waits for its grace period, so that the next start finds nothing to do. */
+  close(): void {
+    this.#grace.close();
+  }
+
+  /** Leaves what waits for its grace period to the publisher that reads the tables next. */
+  abandon(): void {
+    this.#grace.abandon();
+  }
+
+  /** All that the mesh has and all that only the kernel has. */
+  #difference(mesh: Mesh) {
+    const clusters: string[] = [];
+    const splits: string[] = [];
+    for (const name of this.#clusters.names()) {
+      const split = splitOf(name);
+      if (split === undefined) clusters.push(name);
+      else splits.push(split);
+    }
+    return {
+      services: union(mesh.services, this.#services.names()),
+      frontends: union(mesh.frontends, this.#frontends.keys()),
+      splits: union(mesh.splits, splits),
+      clusters: union(mesh.clusters, clusters),
+    };
+  }
+
+  /** Every table grows once, to what this mesh needs, instead of chunk by chunk: each growth waits for the kernel. */
+  #reserve(mesh: Mesh): void {
+    let endpoints = 0;
+    let slotLines = 0;
+    for (const { localities } of mesh.clusters.values()) {
+      let own = 0;
+      for (const locality of localities) own += locality.endpoints.length;
+      endpoints += own;
+      slotLines += Math.ceil(own / SLOTS_PER_LINE);
+    }
+    const clusters = mesh.clusters.size + mesh.splits.size;
+    this.#tables.reserve({
+      targets: mesh.frontends.size,
+      clusters,
+      descriptors: clusters + 1,
+      slots: slotLines + mesh.splits.size,
+      endpoints,
+      nameLines: linesOfNames(mesh.clusters.keys()) + linesOfNames(mesh.services.keys()) + mesh.splits.size,
+      services: mesh.services.size + 1,
+    });
+  }
+
+  #putClusters(mesh: Mesh, names: Iterable<string>): number {
+    let writes = 0;
+    for (const name of names) {
+      const cluster = mesh.clusters.get(name);
+      if (cluster) writes += this.#clusters.putCluster(cluster);
+      faultPoint("publish.cluster");
+    }
+    return writes;
+  }
+
+  #putSplits(mesh: Mesh, names: Iterable<string>, unreferenced: Set<string>): number {
+    let writes = 0;
+    faultPoint("publish.splits");
+    for (const name of names) {
+      const split = mesh.splits.get(name);
+      const shares = split?.shares.map(({ cluster }) => cluster) ?? [];
+      for (const cluster of shares) this.#refer(cluster);
+      for (const cluster of this.#splits.get(name) ?? []) this.#unrefer(cluster, unreferenced);
+      if (split) {
+        this.#splits.set(name, shares);
+        writes += this.#clusters.putSplit(split);
+      } else {
+        this.#splits.delete(name);
+        unreferenced.add(splitName(name));
+      }
+    }
+    return writes;
+  }
+
+  #putServices(mesh: Mesh, names: Iterable<string>): number {
+    let writes = 0;
+    for (const name of names) {
+      const service: Service | undefined = mesh.services.get(name);
+      const id = this.#services.id(name);
+      if (service && id === undefined) {
+        this.#addService(name);
+        writes++;
+      }
+      // Another generation that is live counts for the service by this id.
+      if (!service && id !== undefined && this.#others() !== "live") {
+        this.#services.remove(name);
+        this.#restingServices.add(id);
+        writes++;
+      }
+      faultPoint("publish.service");
+    }
+    return writes;
+  }
+
+  #addService(name: string): number {
+    for (const id of this.#restingServices.rested()) this.#services.recycle(id);
+    this.#tables.serviceCounts.reserve(this.#services.bound + 1);
+    const id = this.#services.add(name);
+    // Another service may have had it, also under an agent before this one.
+    this.#tables.serviceCounts.record(id).fill(0);
+    return id;
+  }
+
+  #putFrontends(mesh: Mesh, keys: Iterable<string>, unreferenced: Set<string>): number {
+    const added = new Map<string, PlacedFrontend>();
+    const removed: PlacedFrontend[] = [];
+    let writes = 0;
+    for (const key of keys) {
+      const frontend = mesh.frontends.get(key);
+      const placed = this.#frontends.get(key);
+      if (frontend) {
+        const word = this.#point(key, frontend, unreferenced);
+        writes += word.written;
+        if (placed) writes += this.#store(placed.id, word.value);
+        else added.set(key, this.#place(frontend, word.value));
+      } else if (placed) {
+        this.#repoint(key, undefined, unreferenced);
+        this.#frontends.delete(key);
+        removed.push(placed);
+      }
+      faultPoint("publish.target");
+    }
+    faultPoint("publish.exact");
+    this.#addToTables([...added.values()]);
+    faultPoint("publish.frontends");
+    for (const [key, placed] of added) this.#frontends.set(key, placed);
+    this.#removeFromTables(removed);
+    return writes + added.size * 2 + removed.length;
+  }
+
+  /** The frontend's target word, with what it leads to in place. */
+  #point(key: string, frontend: Frontend, unreferenced: Set<string>): { value: bigint; written: number } {
+    this.#repoint(key, frontend.target, unreferenced);
+    const known = this.#services.id(frontend.service);
+    const service = known ?? this.#addService(frontend.service);
+    const { value, written } = this.#encode(frontend.target, service);
+    return { value, written: written + (known === undefined ? 1 : 0) };
+  }
+
+  #encode(target: Target, service: number): { value: bigint; written: number } {
+    if (target.kind === "passthrough") return { value: encodeTarget("pass", service, 0), written: 0 };
+    if (target.kind === "refuse") {
+      return { value: encodeTarget("refuse", service, reasonNumber(target.reason)), written: 0 };
+    }
+    const name = nameOf(target) ?? "";
+    const written = this.#clusters.ensure(name);
+    return { value: encodeTarget("cluster", service, this.#clusters.id(name) ?? 0), written };
+  }
+
+  #store(id: number, word: bigint): number {
+    if (this.#tables.targets.has(id) && this.#tables.targets.long(id) === word) return 0;
+    this.#tables.targets.reserve(id + 1);
+    this.#tables.targets.publish(id, word);
+    return 1;
+  }
+
+  /** Gives a new frontend its id and its target; `#addToTables` then makes it reachable. */
+  #place({ match }: Frontend, word: bigint): PlacedFrontend {
+    const placed = { match, id: this.#frontendIds.take() };
+    this.#store(placed.id, word);
+    return placed;
+  }
+
+  #addToTables(added: PlacedFrontend[]): void {
+    const blocks = added.filter(({ match }) => match.kind !== "address");
+    this.#tables.exact.add(added.filter(({ match }) => match.kind === "address"));
+    // First, or an agent killed in between leaves blocks that nobody looks at, and the next one finds no difference.
+    if (blocks.length > 0) this.#tables.settings.setFlags({ prefixes: true });
+    this.#tables.prefixes.add(blocks);
+  }
+
+  #removeFromTables(removed: PlacedFrontend[]): void {
+    if (removed.length === 0) return;
+    const matches = removed.map(({ match }) => match);
+    this.#tables.exact.remove(matches.filter(({ kind }) => kind === "address"));
+    this.#tables.prefixes.remove(matches.filter(({ kind }) => kind !== "address"));
+    if (this.#tables.prefixes.size === 0) this.#tables.settings.setFlags({ prefixes: false });
+    this.#grace.after(() => {
+      for (const { id } of removed) {
+        this.#tables.targets.publish(id, 0n);
+        this.#frontendIds.give(id);
+      }
+    });
+  }
+
+  #putFallback(mesh: Mesh, unreferenced: Set<string>): number {
+    faultPoint("publish.fallback");
+    this.#repoint("", mesh.fallback, unreferenced);
+    const { value, written } = this.#encode(mesh.fallback, 0);
+    return written + this.#tables.settings.set("fallback", value);
+  }
+
+  /** Clusters that the mesh lacks: refused where something still leads to them, else gone. */
+  #removeClusters(mesh: Mesh, candidates: string[]): number {
+    let writes = 0;
+    for (const name of candidates) {
+      const split = splitOf(name);
+      if (split === undefined ? mesh.clusters.has(name) : mesh.splits.has(split)) continue;
+      writes += this.#references.has(name) ? this.#clusters.putMissing(name) : this.#clusters.remove(name);
+      faultPoint("publish.removal");
+    }
+    return writes;
+  }
+
+  /** Notes that the frontend `key` (or the fallback, "") now leads to `target`. */
+  #repoint(key: string, target: Target | undefined, unreferenced: Set<string>): void {
+    const name = target && nameOf(target);
+    const old = this.#targets.get(key);
+    if (name === old) return;
+    if (name !== undefined) {
+      this.#refer(name);
+      this.#targets.set(key, name);
+    } else this.#targets.delete(key);
+    if (old !== undefined) this.#unrefer(old, unreferenced);
+  }
+
+  #refer(name: string): void {
+    this.#references.set(name, (this.#references.get(name) ?? 0) + 1);
+  }
+
+  #unrefer(name: string, unreferenced: Set<string>): void {
+    const left = (this.#references.get(name) ?? 1) - 1;
+    if (left > 0) {
+      this.#references.set(name, left);
+      return;
+    }
+    this.#references.delete(name);
+    unreferenced.add(name);
+  }
+}
+
+/** The keys of `now`, and those of `before` that it lacks. */
+function union(now: ReadonlyMap<string, unknown>, before: Iterable<string>): string[] {
+  const all = [...now.keys()];
+  for (const name of before) if (!now.has(name)) all.push(name);
+  return all;
+}
+
+/** The name in the cluster table that a target leads to. */
+function nameOf(target: Target): string | undefined {
+  if (target.kind === "cluster") return target.cluster;
+  return target.kind === "split" ? splitName(target.split) : undefined;
+}

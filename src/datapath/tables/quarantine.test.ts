@@ -1,0 +1,34 @@
+import { expect, jest, test } from "bun:test";
+import { Resting } from "./quarantine.ts";
+
+test("an id is ready after its rest, when nobody carries it; a carried one is looked at once a rest", () => {
+  let now = 1_000;
+  const clock = jest.spyOn(performance, "now").mockImplementation(() => now);
+  try {
+    const carried = new Set([1, 2]);
+    let looks = 0;
+    const resting = new Resting(100, (id) => {
+      looks++;
+      return !carried.has(id);
+    });
+    for (const id of [1, 2, 3]) resting.add(id);
+    resting.add(4);
+    resting.wake(4);
+    now += 99;
+    expect(resting.rested()).toEqual([]);
+    now += 1;
+    expect(resting.rested()).toEqual([3]);
+    expect(looks).toBe(3);
+    carried.delete(1);
+    expect(resting.rested()).toEqual([]);
+    expect(looks).toBe(3);
+    now += 100;
+    expect(resting.rested()).toEqual([1]);
+    now += 100;
+    carried.clear();
+    expect(resting.rested()).toEqual([2]);
+    expect(resting.rested()).toEqual([]);
+  } finally {
+    clock.mockRestore();
+  }
+});

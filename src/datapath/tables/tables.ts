@@ -1,0 +1,150 @@
+/** All tables of the data path, opened: one generation's and those that every generation keeps. */
+import type { BpfMap } from "../../kernel/maps.ts";
+import { ChunkedTable, reserveAll } from "./chunked-table.ts";
+import { Verdicts } from "./enrolment-cache.ts";
+import { ExactTable, PrefixTable } from "./frontends.ts";
+import * as layout from "./layout.gen.ts";
+import { Settings } from "./settings.ts";
+
+/** Names of the maps in bpf/include/tables.h: one set a generation. */
+export const GENERATION_MAPS = [
+  "settings",
+  "frontends",
+  "prefixes",
+  "exclusions",
+  "targets",
+  "clusters",
+  "descriptors",
+  "slots",
+] as const;
+
+/** Names of the maps in bpf/include/keep.h: one set for ever. */
+export const KEPT_MAPS = [
+  "sockets",
+  "endpoints",
+  "endpoint_loads",
+  "cluster_loads",
+  "service_counts",
+  "agents",
+  "enrolled",
+  "units",
+  "enrolment",
+  "verdicts",
+  "name_lines",
+  "cluster_names",
+  "service_names",
+] as const;
+
+/** Of these, the ones that no program uses: who is who, for agents alone. */
+export const NAME_MAPS = ["name_lines", "cluster_names", "service_names"] as const;
+
+export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];
+export type Maps = Record<MapName, BpfMap>;
+
+/** Whether it is one of NAME_MAPS. */
+export function isNameMap(name: MapName): boolean {
+  return (NAME_MAPS as readonly MapName[]).includes(name);
+}
+
+/** Ids that a mesh needs, by kind. */
+export interface Room {
+  targets: number;
+  clusters: number;
+  descriptors: number;
+  slots: number;
+  endpoints: number;
+  nameLines: number;
+  services: number;
+}
+
+/** Puts empty inner maps into tables that have none, of those that `wanted` names: each waits for the kernel. */
+export function installEmpty(maps: ReadonlyMap<MapName, BpfMap>, wanted: (name: MapName) => boolean): void {
+  const frontends = maps.get("frontends");
+  if (frontends && wanted("frontends")) new ExactTable(frontends).close();
+  for (const name of ["prefixes", "exclusions"] as const) {
+    const outer = maps.get(name);
+    if (outer && wanted(name)) new PrefixTable(outer, name).close();
+  }
+}
+
+export class Tables {
+  readonly maps: Maps;
+  readonly settings: Settings;
+  readonly verdicts: Verdicts;
+  readonly exact: ExactTable;
+  readonly prefixes: PrefixTable;
+  readonly exclusions: PrefixTable;
+  /** Frontend id -> target word. */
+  readonly targets: ChunkedTable;
+  /** Cluster id -> descriptor id. */
+  readonly clusters: ChunkedTable;
+  readonly descriptors: ChunkedTable;
+  readonly slots: ChunkedTable;
+  readonly endpoints: ChunkedTable;
+  readonly nameLines: ChunkedTable;
+  readonly clusterNames: ChunkedTable;
+  readonly serviceNames: ChunkedTable;
+  readonly endpointLoads: ChunkedTable;
+  readonly clusterLoads: ChunkedTable;
+  readonly serviceCounts: ChunkedTable;
+
+  /** Takes the maps over: `close` closes them. */
+  constructor(maps: Maps) {
+    this.maps = maps;
+    this.settings = new Settings(maps.settings);
+    this.verdicts = new Verdicts(maps.enrolment, maps.verdicts);
+    this.exact = new ExactTable(maps.frontends);
+    this.prefixes = new PrefixTable(maps.prefixes, "prefixes");
+    this.exclusions = new PrefixTable(maps.exclusions, "exclusions");
+    this.targets = new ChunkedTable(maps.targets, "targets", 8);
+    this.clusters = new ChunkedTable(maps.clusters, "clusters", 8);
+    this.descriptors = new ChunkedTable(maps.descriptors, "descriptors", layout.descriptor.size);
+    this.slots = new ChunkedTable(maps.slots, "slots", layout.slot_line.size);
+    this.endpoints = new ChunkedTable(maps.endpoints, "endpoints", layout.endpoint.size);
+    this.nameLines = new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size);
+    this.clusterNames = new ChunkedTable(maps.cluster_names, "cl_names", layout.name_ref.size);
+    this.serviceNames = new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size);
+    this.endpointLoads = new ChunkedTable(maps.endpoint_loads, "ep_loads", layout.endpoint_load.size);
+    this.clusterLoads = new ChunkedTable(maps.cluster_loads, "cl_loads", layout.cluster_load.size);
+    this.serviceCounts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+  }
+
+  /** Makes room for that many ids of each kind. */
+  reserve(room: Room): void {
+    reserveAll([
+      [this.targets, room.targets],
+      [this.clusters, room.clusters],
+      [this.clusterNames, room.clusters],
+      [this.clusterLoads, room.clusters],
+      [this.descriptors, room.descriptors],
+      [this.slots, room.slots],
+      [this.endpoints, room.endpoints],
+      [this.endpointLoads, room.endpoints],
+      [this.nameLines, room.nameLines],
+      [this.serviceNames, room.services],
+      [this.serviceCounts, room.services],
+    ]);
+  }
+
+  /** Forgets what is known of the frontends' tables: a write that failed left them otherwise. */
+  reread(): void {
+    for (const table of [this.exact, this.prefixes, this.exclusions]) table.reread();
+  }
+
+  /** Closes them and gives back the memory: without pins the kernel forgets them with that. Nobody may use them afterwards. */
+  discard(): void {
+    this.close();
+    this.settings.unmap();
+    this.verdicts.unmap();
+    const chunked = [
+      ...[this.targets, this.clusters, this.descriptors, this.slots, this.endpoints, this.nameLines],
+      ...[this.clusterNames, this.serviceNames, this.endpointLoads, this.clusterLoads, this.serviceCounts],
+    ];
+    for (const table of chunked) table.unmap();
+  }
+
+  close(): void {
+    for (const table of [this.exact, this.prefixes, this.exclusions]) table.close();
+    for (const map of Object.values(this.maps)) map.close();
+  }
+}

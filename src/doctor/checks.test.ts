@@ -1,0 +1,250 @@
+import { afterAll, beforeAll, expect, test } from "bun:test";
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { createServer, type Server } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { createServer as createTlsServer } from "node:tls";
+import { Authority } from "../../test/lab/authority.ts";
+import { type Config, examineConfig } from "../config/config.ts";
+import { type Check, examine, type Finding, firstWrong } from "./check-runner.ts";
+import { checksOf } from "./checks.ts";
+
+let folder = "";
+let authority: Authority;
+const cleanups: (() => void)[] = [];
+beforeAll(() => {
+  folder = mkdtempSync(join(tmpdir(), "kmesh-doctor-"));
+  authority = new Authority(folder);
+  writeFileSync(join(folder, "root.pem"), authority.root);
+  writeFileSync(join(folder, "token"), tokenOf("default", 3600), { mode: 0o600 });
+});
+afterAll(() => {
+  for (const cleanup of cleanups) cleanup();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+/** One as the API server writes it, good for so many seconds. */
+function tokenOf(account: string, seconds: number): string {
+  const exp = Math.floor(Date.now() / 1000) + seconds;
+  const claims = { aud: ["istio-ca"], exp, sub: `system:serviceaccount:default:${account}` };
+  return `e30.${Buffer.from(JSON.stringify(claims)).toString("base64url")}.sig`;
+}
+
+function configOf(settings: Record<string, unknown> = {}): { config: Config; checks: Check[] } {
+  const { config, problems } = examineConfig({
+    flags: {
+      istiod: "127.0.0.1:1",
+      ca: join(folder, "root.pem"),
+      token: join(folder, "token"),
+      bpffs: "/sys/fs/bpf/kmesh-doctor",
+      "state-dir": join(folder, "state"),
+      "run-dir": join(folder, "run"),
+      ...settings,
+    } as Record<string, string | boolean>,
+    env: {},
+    file: { path: join(folder, "none.yaml"), required: false },
+  });
+  return { config, checks: checksOf(config, problems, "none.yaml") };
+}
+
+/** What one check finds, all that it needs given. */
+async function look(name: string, settings: Record<string, unknown> = {}): Promise<Finding[]> {
+  const { checks } = configOf(settings);
+  // The name is what the connection's check works with.
+  for (const before of ["name", name]) {
+    const check = checks.find((each) => each.name === before);
+    const findings = (await check?.look()) ?? [];
+    if (before === name) return findings;
+  }
+  return [];
+}
+const lines = (findings: Finding[]) =>
+  findings.map((each) => `${each.state}: ${each.text}${"cure" in each ? ` => ${each.cure}` : ""}`);
+
+async function listen(server: Server): Promise<number> {
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+  cleanups.push(() => server.close());
+  const address = server.address();
+  return typeof address === "object" && address !== null ? address.port : 0;
+}
+
+test("checks whose ground is wrong are not looked at, the others are; the first wrong thing is named", async () => {
+  const looked: string[] = [];
+  const check = (name: string, needs: string[], ...found: Finding[]): Check => ({
+    name,
+    needs,
+    look: () => {
+      looked.push(name);
+      return found.length > 0 ? found : [{ state: "well", text: "well" }];
+    },
+  });
+  const broken = { state: "wrong", text: "broken", cure: "mend it" } as const;
+  const told: string[] = [];
+  const results = await examine(
+    [
+      check("a", []),
+      check("b", [], { state: "remark", text: "so so" }),
+      check("c", ["a", "b"], broken, { state: "remark", text: "and" }),
+      check("d", ["c"]),
+      check("e", ["d"]),
+      check("f", ["a"], { ...broken, text: "too" }),
+      { name: "g", needs: [], look: () => Promise.reject(new Error("thrown")) },
+    ],
+    ({ check, state }) => told.push(`${check} ${state}`),
+  );
+  expect(told).toEqual(["a well", "b remark", "c wrong", "d skipped", "e skipped", "f wrong", "g wrong"]);
+  expect(looked).toEqual(["a", "b", "c", "f"]);
+  expect(firstWrong(results)).toEqual({ check: "c", text: "broken", cure: "mend it" });
+  expect(firstWrong(results.slice(0, 2))).toBeUndefined();
+});
+
+test("the configuration comes first, with each thing that is wrong", async () => {
+  const { checks } = configOf({ istiod: "nowhere:x:y", mode: "both" });
+  const results = await examine(checks);
+  expect(results[0]).toMatchObject({ check: "configuration", state: "wrong" });
+  expect(results[0]?.findings.length).toBe(2);
+  expect(results.map(({ check }) => check)).toEqual([
+    "configuration",
+    "kernel",
+    "cgroup2",
+    "bpffs",
+    "clock",
+    "files",
+    "name",
+    "connection",
+    "TLS",
+    "identity",
+    "agent",
+  ]);
+  for (const result of results.slice(6, 10)) expect(result.state).toBe("skipped");
+});
+
+test("a configuration that others can write", async () => {
+  const file = join(folder, "open.yaml");
+  writeFileSync(file, "");
+  chmodSync(file, 0o666);
+  const { config } = configOf();
+  const look = async () => lines((await checksOf(config, [], file)[0]?.look()) ?? []);
+  expect((await look())[1]).toBe(
+    `remark: others can write ${file}, and so what runs here as root => chmod go-w ${file}`,
+  );
+  chmodSync(file, 0o644);
+  expect((await look()).length).toBe(1);
+});
+
+test("files: roots, token, folders, and who may read them", async () => {
+  expect((await look("files")).map(({ state }) => state)).toEqual(["well", "well"]);
+  const open = join(folder, "open-token");
+  writeFileSync(open, tokenOf("default", 60));
+  chmodSync(open, 0o644);
+  expect(lines(await look("files", { token: open }))).toContain(
+    `remark: others can read the token in ${open}, and be this machine with it => chmod 0600 ${open}`,
+  );
+  const gone = join(folder, "gone");
+  const fresh = (file: string) =>
+    `Write a fresh one with kubectl create token default --namespace default --audience istio-ca > ${file}`;
+  expect(lines(await look("files", { token: gone })).at(-1)).toBe(
+    `wrong: can't read the token ${gone} (ENOENT) => ${fresh(gone)}`,
+  );
+  const expired = join(folder, "expired-token");
+  writeFileSync(expired, tokenOf("default", -60), { mode: 0o600 });
+  expect(lines(await look("files", { token: expired })).at(-1)).toMatch(
+    /^wrong: .* it expired at \S+Z => Write a/,
+  );
+  writeFileSync(expired, tokenOf("other", 60), { mode: 0o600 });
+  expect(lines(await look("files", { token: expired })).at(-1)).toContain(
+    "it is system:serviceaccount:default:other's, not system:serviceaccount:default:default's",
+  );
+  writeFileSync(join(folder, "no.pem"), "none");
+  expect(lines(await look("files", { ca: join(folder, "no.pem") }))[0]).toContain("holds no PEM certificate");
+  const state = join(folder, "loose");
+  mkdirSync(state);
+  chmodSync(state, 0o755);
+  expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
+    `remark: others can look into ${state} (mode 755) => chmod 0700 ${state}`,
+  );
+  chmodSync(state, 0o777);
+  expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
+    `wrong: ${state} may be written by others (mode 777): \`kmesh run\` refuses that => chmod go-w ${state}`,
+  );
+  expect(lines(await look("files", { "state-dir": join(folder, "token") }))[0]).toContain("is no folder");
+  chmodSync(state, 0o700);
+  writeFileSync(join(state, "manifest.json"), '{"version":9}');
+  expect(lines(await look("files", { "state-dir": state }))[0]).toStartWith(
+    `wrong: ${join(state, "manifest.json")} was written by another kmesh in format 9; this one `,
+  );
+  expect(lines(await look("files", { plaintext: true })).at(-1)).toContain("neither roots nor a token");
+});
+
+test("a clock that is behind what lies on this machine", async () => {
+  const ahead = join(folder, "ahead.pem");
+  writeFileSync(ahead, authority.root);
+  const future = new Date(Date.now() + 86_400_000);
+  utimesSync(ahead, future, future);
+  const [finding] = await look("clock", { ca: ahead });
+  expect(finding).toMatchObject({ state: "wrong" });
+  expect(finding?.text).toContain(`but ${ahead} is from ${future.toISOString().slice(0, 10)}`);
+  expect((await look("clock"))[0]?.state).toBeOneOf(["well", "remark"]);
+});
+
+test("a pin folder that can't be one", async () => {
+  expect(lines(await look("bpffs", { bpffs: folder }))[0]).toStartWith(`wrong: ${folder} is not on a bpffs`);
+});
+
+test("istiod's name: by --hosts, as it is, looked up, unknown", async () => {
+  expect(lines(await look("name"))).toEqual(["well: 127.0.0.1 is an address"]);
+  expect(lines(await look("name", { istiod: "istiod.x:1", hosts: ["istiod.x=10.0.0.9"] }))).toEqual([
+    "well: istiod.x is 10.0.0.9, by --hosts",
+  ]);
+  expect(lines(await look("name", { istiod: "localhost:1" }))[0]).toContain("127.0.0.1");
+  const [unknown = ""] = lines(await look("name", { istiod: "no-such-name.invalid:1" }));
+  expect(unknown).toMatch(
+    /^wrong: no-such-name.invalid is not known \(E\w+\) => Give its address with --hosts no-such/,
+  );
+});
+
+test("a connection that is refused, and one that is made", async () => {
+  const port = await listen(createServer((socket) => socket.end()));
+  expect(lines(await look("connection", { istiod: `127.0.0.1:${port}` }))[0]).toContain(
+    "accepts connections",
+  );
+  const closed = createServer();
+  const free = await listen(closed);
+  closed.close();
+  const [refused = ""] = lines(await look("connection", { istiod: `127.0.0.1:${free}` }));
+  expect(refused).toContain("ECONNREFUSED");
+  expect(refused).toContain("see that istiod runs");
+});
+
+test("TLS: the right name and root, another name, another root, no TLS at all", async () => {
+  const serve = async (names: string) => {
+    const { key, chain } = authority.issue(names);
+    return listen(createTlsServer({ key, cert: chain, ALPNProtocols: ["h2"] }));
+  };
+  const good = await serve("DNS:istiod.istio-system.svc");
+  const [well = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${good}` }));
+  expect(well).toMatch(/^well: TLSv1.3; istiod proves that it is istiod.istio-system.svc, until \S+Z$/);
+  const other = await serve("DNS:something.else");
+  const [name = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${other}` }));
+  expect(name).toStartWith(
+    `wrong: the certificate of istiod at 127.0.0.1:${other} is not for istiod.istio-system.svc => Reach it by a name in it`,
+  );
+  const stranger = join(folder, "stranger");
+  mkdirSync(stranger);
+  writeFileSync(join(stranger, "root.pem"), new Authority(stranger).root);
+  const ca = join(stranger, "root.pem");
+  const [root = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${good}`, ca }));
+  expect(root).toStartWith(
+    `wrong: the certificate of istiod at 127.0.0.1:${good} is not signed by ${ca} => Pass the mesh's root there`,
+  );
+  const plain = await listen(createServer((socket) => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")));
+  const [none = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${plain}` }));
+  expect(none).toContain("speaks no TLS there => Use its TLS port");
+  expect((await look("TLS", { plaintext: true }))[0]?.state).toBe("remark");
+});
+
+test("no agent is worth a remark, not a fault", async () => {
+  expect(lines(await look("agent"))).toEqual([
+    "remark: no agent runs; what is pinned works on => systemctl start kmesh",
+  ]);
+});

@@ -1,0 +1,254 @@
+/** The checks that ask nobody else: kernel, cgroup2, bpffs, clock, files. */
+
+import { X509Certificate } from "node:crypto";
+import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
+import { dirname, join } from "node:path";
+import type { Config } from "../config/config.ts";
+import { ConfigError } from "../config/config-error.ts";
+import { damageAt } from "../datapath/inspect/damage.ts";
+import { FileError } from "../istiod/file-error.ts";
+import { pemBlocks } from "../istiod/identity/certificate.ts";
+import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/identity/token.ts";
+import type { SpiffeId } from "../istiod/spiffe.ts";
+import { BPFFS, isOnBpffs, listPins } from "../kernel/bpffs.ts";
+import { cgroup2Root } from "../kernel/cgroup.ts";
+import { isClockSynchronized } from "../kernel/clock.ts";
+import { kernelRelease } from "../kernel/features.ts";
+import { exposureOf } from "../machine/folder-permissions.ts";
+import { identityStore } from "../machine/identity-store.ts";
+import { enrolledCgroups, requireCgroup2, requireKernel } from "../machine/machine.ts";
+import { Unsupported } from "../machine/unsupported.ts";
+import { refuseUnknown, UnknownManifest } from "../state/manifest.ts";
+import { type Check, type Finding, wrongOf } from "./check-runner.ts";
+
+/** A clock may be a little behind a file's date: another machine may have written it. Milliseconds. */
+const TOLERANCE = 300_000;
+
+export function machineChecks(config: Config): Check[] {
+  return [
+    { name: "kernel", needs: [], look: lookAtKernel },
+    { name: "cgroup2", needs: [], look: () => lookAtCgroups(config) },
+    { name: "bpffs", needs: [], look: () => lookAtBpffs(config) },
+    { name: "clock", needs: [], look: () => lookAtClock(config) },
+    { name: "files", needs: [], look: () => lookAtFiles(config) },
+  ];
+}
+
+function lookAtKernel(): Finding[] {
+  const findings: Finding[] = [];
+  try {
+    requireKernel({ warn: (text) => void findings.push({ state: "remark", text }) });
+    findings.unshift({ state: "well", text: `Linux ${kernelRelease().text} has all that is needed` });
+  } catch (error) {
+    findings.push(told(error));
+  }
+  return findings;
+}
+
+function lookAtCgroups(config: Config): Finding[] {
+  try {
+    requireCgroup2();
+    const enrolled = enrolledCgroups(config.cgroups);
+    return [{ state: "well", text: `mounted at ${cgroup2Root()}; enrolled: ${enrolled.join(", ")}` }];
+  } catch (error) {
+    return [told(error)];
+  }
+}
+
+function lookAtBpffs({ bpffs }: Config): Finding[] {
+  const below = bpffs === BPFFS || bpffs.startsWith(`${BPFFS}/`);
+  if (!isOnBpffs(bpffs)) {
+    if (!below)
+      return [wrong(`${bpffs} is not on a bpffs`, `Choose a folder below ${BPFFS}: --bpffs ${BPFFS}/kmesh.`)];
+    return [
+      remark(
+        `no bpffs is mounted on ${BPFFS}; kmesh run mounts it, the service can't`,
+        `mount -t bpf bpf ${BPFFS}`,
+      ),
+    ];
+  }
+  const folder = nearest(bpffs);
+  try {
+    accessSync(folder, constants.W_OK);
+  } catch (error) {
+    return [wrong(`${folder} can't be written to (${codeOf(error)})`, `mount -o remount,rw ${BPFFS}`)];
+  }
+  const exposure = exposureOf(bpffs);
+  if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
+  try {
+    const damage = damageAt(bpffs).map(({ what, cure }) => remark(what, cure));
+    if (damage.length > 0) return damage;
+  } catch (error) {
+    return [told(error)];
+  }
+  const pins = listPins(bpffs).length;
+  return [
+    { state: "well", text: pins === 0 ? `nothing is pinned in ${bpffs} yet` : `${pins} pins in ${bpffs}` },
+  ];
+}
+
+/** Only from what this machine has itself; how it differs from istiod's is found with the certificate. */
+function lookAtClock(config: Config): Finding[] {
+  const now = Date.now();
+  const cure = "timedatectl set-ntp true, or set it by hand: timedatectl set-time";
+  for (const { what, at } of datedThings(config)) {
+    if (at > now + TOLERANCE)
+      return [wrong(`it is ${time(now)} by this machine's clock, but ${what} is from ${time(at)}`, cure)];
+  }
+  if (isClockSynchronized() === false)
+    return [remark(`${time(now)}; no time service keeps this clock: certificates hang on it`, cure)];
+  return [{ state: "well", text: time(now) }];
+}
+
+/** Things that can't be younger than now. */
+function datedThings({ ca, stateDir }: Config): { what: string; at: number }[] {
+  const things = [ca, join(stateDir, "snapshot"), process.execPath].flatMap((path) => {
+    const at = path === undefined ? undefined : statSync(path, { throwIfNoEntry: false })?.mtimeMs;
+    return at === undefined ? [] : [{ what: String(path), at }];
+  });
+  const kept = keptCertificate(stateDir);
+  if (typeof kept === "object") things.push({ what: "the kept certificate", at: kept.notBefore });
+  return things;
+}
+
+function lookAtFiles(config: Config): Finding[] {
+  const findings: Finding[] = [];
+  const { ca, token, stateDir, runDir, plaintext, namespace, serviceAccount, trustDomain } = config;
+  for (const [flag, folder] of [
+    ["--state-dir", stateDir],
+    ["--run-dir", runDir],
+  ] as const)
+    findings.push(...lookAtFolder(flag, folder));
+  findings.push(...lookAtManifest(stateDir));
+  if (plaintext)
+    return [...findings, { state: "well", text: "--plaintext: neither roots nor a token are used" }];
+  if (ca !== undefined) findings.push(...lookAtRoots(ca));
+  const kept = keptCertificate(stateDir);
+  if (typeof kept === "string")
+    findings.push(remark(`the kept certificate can't be used (${kept}); another is asked for`));
+  const needed = typeof kept !== "object" || kept.notAfter <= Date.now();
+  if (token === undefined) {
+    if (needed)
+      findings.push(
+        wrong("there is neither a certificate nor a token", "Name the token's file with --token FILE."),
+      );
+    return findings;
+  }
+  const fresh = freshTokenCommand({ namespace, serviceAccount, trustDomain }, token);
+  if (isExposed(token))
+    findings.push(
+      remark(`others can read the token in ${token}, and be this machine with it`, `chmod 0600 ${token}`),
+    );
+  const fault = faultOfTokenFile(token, { namespace, serviceAccount, trustDomain });
+  // Who has a certificate needs none until that has run out.
+  if (fault === undefined) findings.push({ state: "well", text: `${token}: a token for this machine` });
+  else if (needed) findings.push(wrong(fault, `Write a fresh one with ${fresh}`));
+  else findings.push(remark(`${fault}; it is not needed while there is a certificate`));
+  return findings;
+}
+
+function faultOfTokenFile(file: string, id: SpiffeId): string | undefined {
+  try {
+    const fault = faultOfToken(readToken(file), id, Date.now());
+    return fault === undefined ? undefined : `the token in ${file} can't be used, for ${fault}`;
+  } catch (error) {
+    if (error instanceof FileError) return error.message.replace(/: (pass|write) .*/, "");
+    throw error;
+  }
+}
+
+/** One of a later version: `kmesh run` refuses it. */
+function lookAtManifest(stateDir: string): Finding[] {
+  try {
+    refuseUnknown(stateDir);
+    return [];
+  } catch (error) {
+    if (!(error instanceof UnknownManifest)) throw error;
+    return [wrong(error.message, error.next)];
+  }
+}
+
+function lookAtFolder(flag: string, folder: string): Finding[] {
+  const stat = statSync(folder, { throwIfNoEntry: false });
+  const at = nearest(folder);
+  if (stat && !stat.isDirectory())
+    return [wrong(`${folder} is no folder`, `Move it away, or name another with ${flag}.`)];
+  try {
+    accessSync(at, constants.W_OK);
+  } catch (error) {
+    return [
+      wrong(
+        `${at} can't be written to (${codeOf(error)})`,
+        `Mount it writable, or name another with ${flag}.`,
+      ),
+    ];
+  }
+  const exposure = exposureOf(folder);
+  if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
+  // Keys lie in one, the socket that obeys in the other.
+  if (stat && (stat.mode & 0o077) !== 0)
+    return [
+      remark(
+        `others can look into ${folder} (mode ${(stat.mode & 0o777).toString(8)})`,
+        `chmod 0700 ${folder}`,
+      ),
+    ];
+  return [];
+}
+
+function lookAtRoots(ca: string): Finding[] {
+  const cure = "Write the mesh's root there anew: root-cert.pem of config map istio-ca-root-cert.";
+  let blocks: string[];
+  try {
+    blocks = pemBlocks(readFileSync(ca, "latin1"));
+  } catch (error) {
+    return [wrong(`the roots ${ca} can't be read (${codeOf(error)})`, cure)];
+  }
+  if (blocks.length === 0) return [wrong(`${ca} holds no PEM certificate`, cure)];
+  try {
+    const roots = blocks.map((block) => new X509Certificate(block));
+    const valid = roots.filter(({ validToDate }) => validToDate.getTime() > Date.now());
+    const [last] = roots.map(({ validToDate }) => validToDate.getTime()).sort((a, b) => b - a);
+    if (valid.length === 0) return [wrong(`the roots in ${ca} expired at ${time(last ?? 0)}`, cure)];
+    return [
+      {
+        state: "well",
+        text: `${ca}: ${roots.length === 1 ? "a root" : `${roots.length} roots`} until ${time(last ?? 0)}`,
+      },
+    ];
+  } catch {
+    return [wrong(`${ca} holds a certificate that can't be read`, cure)];
+  }
+}
+
+/** The certificate's life, undefined where there is none, or why it can't be used. */
+function keptCertificate(stateDir: string): { notBefore: number; notAfter: number } | string | undefined {
+  try {
+    return identityStore(stateDir).load();
+  } catch (error) {
+    return error instanceof Error ? error.message : String(error);
+  }
+}
+
+function nearest(path: string): string {
+  let at = path;
+  while (!existsSync(at)) at = dirname(at);
+  return at;
+}
+
+function told(error: unknown): Finding {
+  if (error instanceof Unsupported || error instanceof ConfigError) return wrongOf(error, error.next);
+  return wrongOf(error, "See whether this process is let at it: it needs root, and no container's filter.");
+}
+
+function wrong(text: string, cure: string): Finding {
+  return { state: "wrong", text, cure };
+}
+
+function remark(text: string, cure?: string): Finding {
+  return cure === undefined ? { state: "remark", text } : { state: "remark", text, cure };
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : String(error);
+}

@@ -1,0 +1,148 @@
+/**
+ * How an agent ends by order of `kmesh restart`, `upgrade` and `rollback`: it is executed anew under its pid, or starts a
+ * successor and hands over to it. handover.ts has the order of things between the two.
+ */
+import { existsSync } from "node:fs";
+import { Conflict } from "../admin/server.ts";
+import type { Log } from "../config/log.ts";
+import { signalTask, spawnOrphan, type TaskIdentity } from "../kernel/process.ts";
+import { selfCommand } from "../runtime/self.ts";
+import { version } from "../runtime/version.ts";
+import type { Entry } from "../state/history.ts";
+import { handOver, type Predecessor } from "./predecessor.ts";
+import { INVITATION } from "./protocol.ts";
+import type { Order } from "./restart-request.ts";
+
+/** A sign of life for who waits for a hand-over, milliseconds. */
+const BEAT = 1_000;
+
+/** Why the agent has to end though nobody sent a signal. */
+export type End =
+  /** To be executed anew, under this pid. */
+  | { kind: "restart"; command: string[] }
+  /** Another has all that this one had. */
+  | { kind: "succeeded"; pid: number };
+
+/** This process once more. */
+export function executedAnew(): End {
+  return { kind: "restart", command: [...selfCommand(), ...process.argv.slice(2)] };
+}
+
+export interface RestartOptions {
+  log: Log;
+  /** Whether this agent has the tables. */
+  holds(): boolean;
+  /** This agent as it is now, for a successor. */
+  predecessor(): Predecessor;
+  /** For `kmesh history`. */
+  record(entry: Omit<Entry, "at" | "boot" | "pid"> & { pid?: number }): void;
+  /** What SIGHUP asks for. Throws when all stays as it was, which is told in the log by then. */
+  reload(): void;
+  /** This process has to end. */
+  end(why: End): void;
+}
+
+/** Carries out one order at a time. */
+export class Restart {
+  readonly #options: RestartOptions;
+  #current: { kind: Order["kind"]; since: Date; task?: TaskIdentity } | undefined;
+  /** Who took over; this process is about to end. */
+  #successor: TaskIdentity | undefined;
+  #reloadsLater = false;
+
+  constructor(options: RestartOptions) {
+    this.#options = options;
+  }
+
+  /** Whether another process is about to take over. */
+  get isUnderWay(): boolean {
+    return this.#current !== undefined;
+  }
+
+  /**
+   * Takes a SIGHUP that comes while another process is about to take over: whoever is the agent afterwards reloads then,
+   * since a successor may have read the configuration before it was changed. Gives false when nobody is.
+   */
+  postponeReload(): boolean {
+    if (this.#successor) signalTask(this.#successor, "SIGHUP");
+    else if (this.#current) this.#reloadsLater = true;
+    return this.#current !== undefined;
+  }
+
+  /** Kills who is about to take over: it would be an agent that nobody asked for. */
+  abandon(): void {
+    if (this.#current?.task) signalTask(this.#current.task, "SIGKILL");
+  }
+
+  /** Answers line by line, the last one with the proof or the reason why there is none. Throws Conflict when it can't be now. */
+  async carryOut(order: Order, answer: (line: unknown) => void): Promise<void> {
+    if (this.#current) {
+      const { kind, since, task } = this.#current;
+      const whom = task ? ` (pid ${task.tgid})` : "";
+      throw new Conflict(`a ${kind} is under way since ${since.toISOString()}${whom}`);
+    }
+    if (!this.#options.holds()) throw new Conflict("this agent is only about to take over itself");
+    const [executable = "", ...rest] = order.executable ? [order.executable] : selfCommand();
+    const args = [...rest, ...process.argv.slice(2)];
+    if (!existsSync(executable)) throw new Conflict(`there is no ${executable} to be started`);
+    if (!order.graceful) {
+      answer({ restarts: process.pid });
+      this.#options.end({ kind: "restart", command: [executable, ...args] });
+      return;
+    }
+    if (process.pid === 1)
+      throw new Conflict("the agent is the first process of its container, which would end with it");
+    await this.#handOver(order, [executable, ...args], answer);
+  }
+
+  async #handOver(
+    { kind, timeout }: Order,
+    command: [string, ...string[]],
+    answer: (line: unknown) => void,
+  ): Promise<void> {
+    const { log, record, end } = this.#options;
+    const [executable] = command;
+    this.#current = { kind, since: new Date() };
+    log.info(`A ${kind} was asked for: ${executable} is to take over`);
+    const beat = setInterval(() => answer({ beat: true }), BEAT);
+    const progress = (text: string) => {
+      log.debug(text);
+      answer({ progress: text });
+    };
+    try {
+      const spawn = (socket: string) => {
+        const env = { ...process.env, [INVITATION]: socket, WATCHDOG_PID: undefined };
+        const task = spawnOrphan(executable, command, env);
+        if (this.#current) this.#current.task = task;
+        return task;
+      };
+      const proof = await handOver(this.#options.predecessor(), { timeout, spawn, progress }, version);
+      const { from_version: from, to_version: to, pid, synced: _, seconds: __, ...figures } = proof;
+      record({ kind, from, to, result: "done", pid, ...figures });
+      log.info(`pid ${pid} (${to}) took over after ${figures.gap_ms} ms; this agent ends`);
+      answer({ proof });
+      this.#successor = this.#current?.task;
+      if (this.#reloadsLater) this.postponeReload();
+      end({ kind: "succeeded", pid });
+    } catch (error) {
+      const reason = error instanceof Error ? error.message : String(error);
+      this.#current = undefined;
+      log.error(`No ${kind}, this agent goes on: ${reason}`);
+      record({ kind, from: version, result: "failed", reason });
+      answer({ failure: reason });
+      this.#reloadNow();
+    } finally {
+      clearInterval(beat);
+    }
+  }
+  /** What was asked for meanwhile. */
+  #reloadNow(): void {
+    if (!this.#reloadsLater) return;
+    this.#reloadsLater = false;
+    try {
+      this.#options.reload();
+    } catch {
+      // Told in the log.
+    }
+  }
+}

@@ -1,0 +1,374 @@
+/**
+ * What `istioctl x workload entry configure` gives a VM: cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts,
+ * read as a whole. Touches no file and no network.
+ */
+import { X509Certificate } from "node:crypto";
+import { parse as parseYaml } from "yaml";
+import { canonicalAddress } from "../../mesh/address.ts";
+import { pemBlocks } from "../identity/certificate.ts";
+import { faultOfToken, freshTokenCommand, isExpired } from "../identity/token.ts";
+import { DECIDED_METADATA, type Json } from "../node.ts";
+import type { SpiffeId } from "../spiffe.ts";
+import { parseTarget, type Target } from "../target.ts";
+import { type Problem, parseClusterEnv } from "./cluster-env.ts";
+import { isNamespace, isObjectName, isTrustDomain } from "./object-name.ts";
+import { faultOfProbe } from "./readiness-probe.ts";
+
+/** The files by istioctl's names. */
+export const MEMBERSHIP_FILES = [
+  "cluster.env",
+  "mesh.yaml",
+  "root-cert.pem",
+  "istio-token",
+  "hosts",
+] as const;
+export type MembershipFile = (typeof MEMBERSHIP_FILES)[number];
+
+export interface Membership {
+  id: SpiffeId;
+  /** Where istiod's xDS is, and its CA. */
+  istiod: Target;
+  ca: Target;
+  /** Names to addresses, as the file `hosts` would have them in /etc/hosts; may be empty. */
+  hosts: ReadonlyMap<string, string>;
+  /** PEM. */
+  roots: string;
+  /** Empty when there is none that could be used, and none is needed. */
+  token: string;
+  clusterId: string;
+  network: string;
+  meshId: string;
+  labels: Readonly<Record<string, string>>;
+  workloadName?: string;
+  /** The WorkloadGroup to register with; without one a WorkloadEntry must be there already. */
+  autoRegisterGroup?: string;
+  /** The address that peers are to use (ISTIO_SVC_IP), canonical: with NAT it is none of the machine's own. */
+  serviceIp?: string;
+  /** The ports that the group names. */
+  ports?: readonly Json[];
+  /** As in the WorkloadGroup: httpGet, tcpSocket or exec, and thresholds. */
+  readinessProbe?: { readonly [key: string]: Json };
+  /** The probe goes to localhost, not to the machine's first address. */
+  probeLocalhost: boolean;
+  /** POD_NAME, which nobody but the machine's administrator sets. */
+  name?: string;
+  /** Further metadata, by the names that istiod knows. */
+  metadata: Readonly<Record<string, Json>>;
+}
+
+const META = "ISTIO_META_";
+/** What istio-agent makes of ISTIO_METAJSON_KEY: the members of the object become metadata. LABELS alone is not such a one. */
+const META_JSON = "ISTIO_METAJSON_";
+const LABELS = `${META_JSON}LABELS`;
+
+export interface MembershipOptions {
+  /** What the token's expiry is held against, milliseconds since the epoch. */
+  now: number;
+  /** Whom the machine has a valid certificate for: with that, a token that is missing or has expired is no problem. */
+  certified?: SpiffeId | undefined;
+  /** What the files are called in problems, where it is not as istioctl calls them. */
+  paths?: Readonly<Partial<Record<MembershipFile, string>>>;
+}
+
+/**
+ * Reads the texts by file name; one that is missing is undefined. Gives the membership, or every problem that was
+ * found, in the order of the files.
+ */
+export function readMembership(
+  texts: Partial<Record<MembershipFile, string | undefined>>,
+  { now, certified, paths = {} }: MembershipOptions,
+): { membership: Membership } | { problems: Problem[] } {
+  const problems: Problem[] = [];
+  const nameOf = (file: MembershipFile) => paths[file] ?? file;
+  for (const file of MEMBERSHIP_FILES) {
+    if (texts[file] === undefined && file !== "istio-token")
+      problems.push({ file: nameOf(file), reason: "is missing: copy it from where istioctl wrote it" });
+  }
+  const env = parseClusterEnv(texts["cluster.env"] ?? "", nameOf("cluster.env"), problems);
+  const mesh = readMesh(texts["mesh.yaml"], nameOf("mesh.yaml"), problems);
+  // Where both say something, cluster.env is what the machine's administrator edits.
+  const values = new Fields(
+    new Map([...mesh.metadata, ...env]),
+    nameOf("cluster.env"),
+    problems,
+    texts["cluster.env"] !== undefined,
+  );
+
+  const namespace = values.name("ISTIO_NAMESPACE", isNamespace, env.get("POD_NAMESPACE"));
+  const podNamespace = env.get("POD_NAMESPACE");
+  if (podNamespace !== undefined && namespace !== "" && podNamespace !== namespace)
+    values.wrong("POD_NAMESPACE", `is ${podNamespace}, but ISTIO_NAMESPACE is ${namespace}`);
+  const id: SpiffeId = {
+    trustDomain: values.trustDomain("TRUST_DOMAIN"),
+    namespace,
+    serviceAccount: values.name("SERVICE_ACCOUNT", isObjectName),
+  };
+  const labels = values.labels(LABELS);
+  const clusterId = values.required("ISTIO_META_CLUSTER_ID");
+  const serviceIp = values.address("ISTIO_SVC_IP");
+  const ports = values.list("ISTIO_META_POD_PORTS");
+  const workloadName = values.optional("ISTIO_META_WORKLOAD_NAME");
+  const group = values.optional("ISTIO_META_AUTO_REGISTER_GROUP");
+  const metadata = values.metadata();
+  const ca = values.target("CA_ADDR") ?? mesh.istiod;
+  const roots = readRoots(texts["root-cert.pem"], nameOf("root-cert.pem"), problems);
+  const proven = certified?.namespace === id.namespace && certified.serviceAccount === id.serviceAccount;
+  const token = readTokenText(texts["istio-token"], id, {
+    now,
+    proven,
+    file: nameOf("istio-token"),
+    problems,
+  });
+  const hosts = readHosts(texts.hosts ?? "", nameOf("hosts"), problems);
+  if (problems.length > 0 || !mesh.istiod || !ca) return { problems };
+
+  const name = values.get("POD_NAME");
+  return {
+    membership: {
+      id,
+      istiod: mesh.istiod,
+      ca,
+      hosts,
+      roots,
+      token,
+      clusterId,
+      network: values.get(`${META}NETWORK`),
+      meshId: values.get(`${META}MESH_ID`),
+      labels,
+      ...(workloadName ? { workloadName } : {}),
+      ...(group ? { autoRegisterGroup: group } : {}),
+      ...(serviceIp === undefined ? {} : { serviceIp }),
+      ...(ports === undefined ? {} : { ports }),
+      ...(mesh.probe === undefined ? {} : { readinessProbe: mesh.probe }),
+      probeLocalhost: values.get("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION") === "true",
+      ...(name ? { name } : {}),
+      metadata,
+    },
+  };
+}
+
+/** One problem as a line. */
+export function formatProblem({ file, field, reason }: Problem): string {
+  return field === undefined ? `${file} ${reason}` : `${file}: ${field} ${reason}`;
+}
+
+/** The values of cluster.env, and what is wrong with them. */
+class Fields {
+  readonly #values: ReadonlyMap<string, string>;
+  readonly #file: string;
+  readonly #problems: Problem[];
+  /** A file that is missing is one problem, not one a field. */
+  readonly #present: boolean;
+
+  constructor(values: ReadonlyMap<string, string>, file: string, problems: Problem[], present: boolean) {
+    this.#values = values;
+    this.#file = file;
+    this.#problems = problems;
+    this.#present = present;
+  }
+
+  wrong(field: string, reason: string): void {
+    if (this.#present) this.#problems.push({ file: this.#file, field, reason });
+  }
+
+  get(field: string): string {
+    return this.#values.get(field) ?? "";
+  }
+
+  required(field: string): string {
+    const value = this.get(field);
+    if (value === "") this.wrong(field, this.#values.has(field) ? "is empty" : "is missing");
+    return value;
+  }
+
+  name(field: string, fits: (name: string) => boolean, otherwise?: string): string {
+    const value = this.get(field) || (otherwise ?? this.required(field));
+    if (value !== "" && !fits(value)) this.wrong(field, `is no Kubernetes name: "${value}"`);
+    return value;
+  }
+
+  /** An object's name, or an empty text. */
+  optional(field: string): string {
+    return this.name(field, isObjectName, "");
+  }
+
+  trustDomain(field: string): string {
+    const value = this.get(field) || "cluster.local";
+    if (!isTrustDomain(value)) this.wrong(field, `is no trust domain: "${value}"`);
+    return value;
+  }
+
+  address(field: string): string | undefined {
+    const value = this.get(field);
+    if (value === "") return undefined;
+    const address = canonicalAddress(value);
+    if (address === undefined) this.wrong(field, `is no IP address: "${value}"`);
+    return address;
+  }
+
+  target(field: string): Target | undefined {
+    const value = this.get(field);
+    return value === ""
+      ? undefined
+      : targetOf(value, () => this.wrong(field, `is not HOST:PORT: "${value}"`));
+  }
+
+  labels(field: string): Record<string, string> {
+    const value = this.get(field);
+    if (value === "") return {};
+    const labels = jsonOf(value);
+    if (isObject(labels) && Object.values(labels).every((each) => typeof each === "string"))
+      return Object.fromEntries(Object.entries(labels).map(([key, each]) => [key, String(each)]));
+    this.wrong(field, "is no JSON object of texts");
+    return {};
+  }
+
+  list(field: string): readonly Json[] | undefined {
+    const value = this.get(field);
+    if (value === "") return undefined;
+    const list = jsonOf(value);
+    if (Array.isArray(list)) return list;
+    this.wrong(field, "is no JSON list");
+    return undefined;
+  }
+
+  metadata(): Record<string, Json> {
+    const found: [string, Json][] = [];
+    for (const [field, value] of this.#values) {
+      if (field.startsWith(META)) found.push([field.slice(META.length), value]);
+      else if (field.startsWith(META_JSON) && field !== LABELS) {
+        const members = jsonOf(value);
+        if (isObject(members)) found.push(...(Object.entries(members) as [string, Json][]));
+        else this.wrong(field, "is no JSON object");
+      }
+    }
+    return Object.fromEntries(found.filter(([key]) => !DECIDED_METADATA.has(key)));
+  }
+}
+
+interface MeshFile {
+  istiod?: Target;
+  metadata: Map<string, string>;
+  probe?: { readonly [key: string]: Json };
+}
+
+function readMesh(text: string | undefined, file: string, problems: Problem[]): MeshFile {
+  const result: MeshFile = { metadata: new Map() };
+  if (text === undefined) return result;
+  let content: unknown;
+  try {
+    content = parseYaml(text);
+  } catch (error) {
+    const [line = ""] = (error instanceof Error ? error.message : String(error)).split("\n");
+    problems.push({ file, reason: `is no YAML: ${line.replace(/:$/, "")}` });
+    return result;
+  }
+  const config = isObject(content) ? content.defaultConfig : undefined;
+  if (!isObject(config)) {
+    problems.push({ file, field: "defaultConfig", reason: "is missing" });
+    return result;
+  }
+  const { discoveryAddress: address, proxyMetadata: metadata, readinessProbe: probe } = config;
+  const field = "defaultConfig.discoveryAddress";
+  if (typeof address !== "string") problems.push({ file, field, reason: "is missing" });
+  else {
+    const istiod = targetOf(address, () =>
+      problems.push({ file, field, reason: `is not HOST:PORT: "${address}"` }),
+    );
+    if (istiod) result.istiod = istiod;
+  }
+  if (isObject(metadata)) {
+    for (const [key, value] of Object.entries(metadata)) {
+      if (typeof value === "string") result.metadata.set(key, value);
+      else
+        problems.push({ file, field: `defaultConfig.proxyMetadata.${key}`, reason: "is no text: quote it" });
+    }
+  } else if (metadata !== undefined && metadata !== null)
+    problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "holds no keys and values" });
+  if (probe !== undefined && probe !== null) {
+    const reason = faultOfProbe(probe);
+    if (reason === undefined) result.probe = probe as { readonly [key: string]: Json };
+    else problems.push({ file, field: "defaultConfig.readinessProbe", reason });
+  }
+  return result;
+}
+
+function readRoots(text: string | undefined, file: string, problems: Problem[]): string {
+  if (text === undefined) return "";
+  const reason = faultOfRoots(text);
+  if (reason !== undefined) problems.push({ file, reason });
+  return text;
+}
+
+/** Why a text is no list of root certificates, for a sentence that begins with its file; undefined when it is one. */
+export function faultOfRoots(text: string): string | undefined {
+  const blocks = pemBlocks(text);
+  if (blocks.length === 0) return "holds no PEM certificate";
+  for (const [i, block] of blocks.entries()) {
+    try {
+      new X509Certificate(block);
+    } catch {
+      return `holds a certificate that can't be read (number ${i + 1})`;
+    }
+  }
+  return undefined;
+}
+
+/** The token, or an empty text. */
+function readTokenText(
+  text: string | undefined,
+  id: SpiffeId,
+  at: { now: number; proven: boolean; file: string; problems: Problem[] },
+): string {
+  const { now, proven, file, problems } = at;
+  const known = id.namespace !== "" && id.serviceAccount !== "";
+  const next = known ? `: ${freshTokenCommand(id, file)} writes a fresh one` : "";
+  if (text === undefined) {
+    if (!proven)
+      problems.push({ file, reason: `is missing${next || ": copy it from where istioctl wrote it"}` });
+    return "";
+  }
+  const token = text.trim();
+  if (proven && (token === "" || isExpired(token, now))) return "";
+  // Whose it should be is unknown then, and told already.
+  const fault = token === "" ? "it is empty" : known ? faultOfToken(token, id, now) : undefined;
+  if (fault !== undefined) problems.push({ file, reason: `can't be used, for ${fault}${next}` });
+  return token;
+}
+
+function readHosts(text: string, file: string, problems: Problem[]): Map<string, string> {
+  const hosts = new Map<string, string>();
+  for (const [i, line] of text.split(/\r?\n/).entries()) {
+    const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
+    if (address === "") continue;
+    const canonical = canonicalAddress(address);
+    if (canonical === undefined || names.length === 0) {
+      problems.push({ file, field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
+      continue;
+    }
+    // As in /etc/hosts, the first line of a name counts.
+    for (const name of names) if (!hosts.has(name)) hosts.set(name, canonical);
+  }
+  return hosts;
+}
+
+function targetOf(text: string, wrong: () => void): Target | undefined {
+  try {
+    return parseTarget(text);
+  } catch {
+    wrong();
+    return undefined;
+  }
+}
+
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}

@@ -1,0 +1,13 @@
+/** A WorkloadGroup's probe, as mesh.yaml and the configuration have it. */
+import { MalformedProbe, parseProbe } from "../../health/probe.ts";
+
+/** Why a value is no probe, for a sentence that begins with its name; undefined when it is one. */
+export function faultOfProbe(value: unknown): string | undefined {
+  try {
+    parseProbe(value);
+    return undefined;
+  } catch (error) {
+    if (error instanceof MalformedProbe) return `can't be used: ${error.message}`;
+    throw error;
+  }
+}

@@ -1,0 +1,83 @@
+/** All that is damaged around one kmesh: its pins, and the folders that it writes to. */
+import { accessSync, constants, statfsSync, statSync } from "node:fs";
+import type { Folders } from "../config/config.ts";
+import { type Damage, damageAt } from "../datapath/inspect/damage.ts";
+import { exposureOf } from "./folder-permissions.ts";
+
+/**
+ * Looks at everything; changes nothing, and never throws. `snapshot` is what an agent that runs says of the last one that it
+ * could not write, `pins` what it finds of the pins. Needs root.
+ */
+export function damageOf(
+  folders: Folders,
+  snapshot?: string,
+  pins = () => damageAt(folders.bpffs),
+): Damage[] {
+  const state = damagedState(folders.stateDir);
+  return [
+    ...damagedPins(folders.bpffs, pins),
+    ...exposed(folders),
+    ...state,
+    ...(snapshot === undefined || state.length > 0
+      ? []
+      : [{ what: snapshot, consequence: STALE, cure: "mend what it says; it is tried again each minute" }]),
+  ];
+}
+
+const STALE =
+  "traffic does not need it; but after a reboot without istiod an older snapshot governs, or none, and a new certificate is lost with the agent";
+
+const EXPOSED =
+  "connections are governed on; but whoever writes there could have them go elsewhere, so no agent starts";
+
+function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
+  try {
+    return pins();
+  } catch (error) {
+    return [
+      {
+        what: `what is pinned in ${bpffs} can't be looked at: ${textOf(error)}`,
+        consequence: "whether it is damaged is not known",
+        cure: "look again; when it stays, `bpftool link` and `bpftool cgroup tree` tell what is attached",
+      },
+    ];
+  }
+}
+
+function exposed({ runDir, stateDir, bpffs }: Folders): Damage[] {
+  return [runDir, stateDir, bpffs].flatMap((path) => {
+    const exposure = exposureOf(path);
+    return exposure ? [{ ...exposure, consequence: EXPOSED }] : [];
+  });
+}
+
+/** Only its being unwritable: that it is missing is mended by the next start. */
+function damagedState(path: string): Damage[] {
+  const trouble = unwritable(path);
+  if (trouble === undefined) return [];
+  return [{ what: `nothing can be written to ${path}: ${trouble[0]}`, consequence: STALE, cure: trouble[1] }];
+}
+
+/** Why root can't write there, and the cure. */
+function unwritable(path: string): [string, string] | undefined {
+  const entry = statSync(path, { throwIfNoEntry: false });
+  if (!entry) return undefined;
+  if (!entry.isDirectory()) return ["it is no folder", `move it away: mv ${path} ${path}.old`];
+  try {
+    accessSync(path, constants.W_OK | constants.X_OK);
+  } catch (error) {
+    return [textOf(error), `make it writable: mount -o remount,rw its file system (findmnt -T ${path})`];
+  }
+  const { bavail, files, ffree } = statfsSync(path);
+  // Some file systems have no fixed number of files, and say 0 of 0.
+  if (bavail === 0 || (files > 0 && ffree === 0))
+    return [
+      `its disk is full (no ${bavail === 0 ? "block" : "inode"} is left)`,
+      `make room: df -h -i ${path}`,
+    ];
+  return undefined;
+}
+
+function textOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,105 @@
+/** What the agent needs of the machine, and says before it begins. */
+import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { join } from "node:path";
+import type { Folders } from "../config/config.ts";
+import { ConfigError } from "../config/config-error.ts";
+import type { Log } from "../config/log.ts";
+import { cgroup2Root } from "../kernel/cgroup.ts";
+import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
+import { exposureOf } from "./folder-permissions.ts";
+import { requireRoot, Unsupported } from "./unsupported.ts";
+
+/** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
+export function requireMachine(log: Pick<Log, "warn">): void {
+  requireRoot("kmesh run");
+  requireKernel(log);
+  requireCgroup2();
+}
+
+/** The same of the kernel alone. */
+export function requireKernel(log: { warn(line: string): void }): void {
+  const absent = probed().filter((feature) => !feature.present);
+  const fatal = absent.filter((feature) => feature.required);
+  if (fatal.length > 0) {
+    const list = fatal.map(({ feature, since }) => `${feature} (from Linux ${since} on)`).join(", ");
+    throw new Unsupported(
+      `this kernel (${kernelRelease().text}) lacks ${list}`,
+      "Boot a newer kernel; kmesh runs from 5.10 on.",
+    );
+  }
+  for (const { feature, since, without } of absent)
+    log.warn(`This kernel has no ${feature} (from Linux ${since} on): ${without}.`);
+}
+
+/** Throws Unsupported unless a cgroup2 is mounted. */
+export function requireCgroup2(): void {
+  try {
+    cgroup2Root();
+  } catch (error) {
+    throw new Unsupported(error instanceof Error ? error.message : String(error), "Mount cgroup2.");
+  }
+}
+
+function probed(): Feature[] {
+  try {
+    return probe();
+  } catch (error) {
+    throw new Unsupported(
+      `bpf(2) is refused to this process: ${error instanceof Error ? error.message : error}`,
+      "It needs CAP_BPF and CAP_SYS_ADMIN, and a seccomp filter (of a container, say) that lets bpf pass.",
+    );
+  }
+}
+
+/** Makes the folders that only root may look into. Throws Unsupported with the path. */
+export function makeFolders(folders: Folders): void {
+  for (const path of [folders.runDir, folders.stateDir]) {
+    try {
+      mkdirSync(path, { recursive: true, mode: 0o700 });
+    } catch (error) {
+      throw new Unsupported(
+        `${path} can't be made: ${error instanceof Error ? error.message : error}`,
+        "Choose others with --run-dir and --state-dir.",
+      );
+    }
+  }
+}
+
+/** Throws Unsupported for a folder that others could write to: who writes there decides where connections go. */
+export function requirePrivate(folders: Folders): void {
+  for (const path of [folders.runDir, folders.stateDir, folders.bpffs]) {
+    const exposure = exposureOf(path);
+    if (!exposure) continue;
+    throw new Unsupported(
+      `${exposure.what}: whoever writes there could have connections go elsewhere. What governs goes on`,
+      `Look at what lies there, then: ${exposure.cure}`,
+    );
+  }
+}
+
+/** Units are told by their cgroup2 folders: says so where they have none, since none of them is governed then. */
+export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): void {
+  if (units.length === 0) return;
+  // systemd's own place, as 0::/init.scope.
+  if (/^0::\/./m.test(readFileSync("/proc/1/cgroup", "utf8"))) return;
+  log.warn(
+    `No systemd keeps its units in cgroup2 on this machine, so none of ${units.join(", ")} is governed by its name. ` +
+      "Name cgroups with --cgroup, or boot with systemd.unified_cgroup_hierarchy=1.",
+  );
+}
+
+/**
+ * The folders of the cgroups to enrol: paths below the cgroup2 root as systemd writes them, or whole paths.
+ * Throws ConfigError for one that does not exist.
+ */
+export function enrolledCgroups(paths: readonly string[]): string[] {
+  const root = cgroup2Root();
+  return paths.map((path) => {
+    const folder = path === root || path.startsWith(`${root}/`) ? path : join(root, path);
+    if (existsSync(folder) && statSync(folder).isDirectory()) return folder.replace(/(.)\/+$/, "$1");
+    throw new ConfigError(
+      `there is no cgroup ${path} (no folder ${folder})`,
+      "Name one that exists; systemctl show -p ControlGroup UNIT tells a unit's.",
+    );
+  });
+}

@@ -1,0 +1,64 @@
+/** Who this machine says it is to istiod, by its configuration and what only the machine knows. */
+import { hostname } from "node:os";
+import type { RegistrationStatus } from "../admin/status.ts";
+import type { Config } from "../config/config.ts";
+import { type Identity, type Locality, usableAddresses } from "../istiod/node.ts";
+import {
+  commandsForAnother,
+  commandsForEntry,
+  commandsForHealth,
+  registeredName,
+} from "../istiod/registration.ts";
+import { version } from "../runtime/version.ts";
+
+/** The label that carries a locality where nothing else says one; dots stand for the slashes that labels can't hold. */
+const LOCALITY_LABEL = "istio-locality";
+
+/** `addresses` are the machine's own; the one that peers use comes first. */
+export function nodeIdentity(config: Config, addresses: readonly string[]): Identity {
+  const { serviceIp, workloadName, workloadGroup, workloadEntry, ports, readinessProbe } = config;
+  const locality = localityOf(config);
+  return {
+    ips: usableAddresses(serviceIp === undefined ? addresses : [serviceIp, ...addresses]),
+    name: config.name ?? (hostname().split(".")[0] || "vm"),
+    namespace: config.namespace,
+    serviceAccount: config.serviceAccount,
+    clusterId: config.clusterId,
+    network: config.network,
+    meshId: config.meshId,
+    ...(Object.keys(config.labels).length > 0 ? { labels: config.labels } : {}),
+    ...(workloadName === undefined ? {} : { workloadName }),
+    ...(workloadGroup === undefined ? {} : { autoRegisterGroup: workloadGroup }),
+    ...(workloadEntry === undefined ? {} : { workloadEntry }),
+    ...(ports === undefined ? {} : { podPorts: JSON.stringify(ports) }),
+    ...(readinessProbe === undefined ? {} : { proxyConfig: { readinessProbe } }),
+    ...(locality ? { locality } : {}),
+    metadata: config.metadata,
+    version,
+  };
+}
+
+/** What istiod is asked to do with this machine; undefined when it is neither in a group nor has an entry. */
+export function registrationOf(node: Identity): RegistrationStatus | undefined {
+  const { namespace, autoRegisterGroup: group, workloadEntry, proxyConfig, ips } = node;
+  const entry = group === undefined ? workloadEntry : registeredName(node);
+  if (entry === undefined) return undefined;
+  return {
+    namespace,
+    entry,
+    address: ips[0] ?? "",
+    ...(group === undefined ? {} : { group }),
+    needs: group === undefined ? commandsForEntry(namespace, entry) : commandsForAnother(namespace, entry),
+    ...(group === undefined && proxyConfig !== undefined
+      ? { healthNeeds: commandsForHealth(namespace, entry) }
+      : {}),
+  };
+}
+
+/** As configured, else as its label says; undefined when nobody says. */
+export function localityOf({ locality, labels }: Pick<Config, "locality" | "labels">): Locality | undefined {
+  if (locality.region !== "") return locality;
+  const label = labels[LOCALITY_LABEL] ?? "";
+  const [region = "", zone = "", subzone = ""] = label.split(label.includes("/") ? "/" : ".");
+  return region === "" ? undefined : { region, zone, subzone };
+}

@@ -1,0 +1,52 @@
+/** The tables of the version before, kept for a while so that the way back is short, then removed. */
+
+import type { Log } from "../config/log.ts";
+import type { Datapath } from "../datapath/datapath.ts";
+
+/** How long they are kept, milliseconds. */
+export const KEEP = 3_600_000;
+
+export class KeptGenerations {
+  readonly #datapath: Pick<Datapath, "kept" | "removeKept">;
+  readonly #log: Pick<Log, "info" | "warn">;
+  readonly #keep: number;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+
+  constructor(
+    datapath: Pick<Datapath, "kept" | "removeKept">,
+    log: Pick<Log, "info" | "warn">,
+    keep: number = KEEP,
+  ) {
+    this.#datapath = datapath;
+    this.#log = log;
+    this.#keep = keep;
+  }
+
+  /** Call it at a start, and when these tables have taken over. `since` is when they did, milliseconds since the epoch. */
+  watch(since: number = Date.now()): void {
+    clearTimeout(this.#timer);
+    if (this.#datapath.kept.length === 0) return;
+    const now = Date.now();
+    // A clock that was set back must not keep them for ever.
+    const left = since > now ? this.#keep : since + this.#keep - now;
+    this.#timer = setTimeout(() => this.#remove(), Math.max(left, 0));
+    this.#timer.unref?.();
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+  }
+
+  #remove(): void {
+    for (const layout of this.#datapath.kept) {
+      try {
+        this.#datapath.removeKept(layout);
+        this.#log.info(`removed the tables that another version left (layout ${layout})`);
+      } catch (error) {
+        this.#log.warn(
+          `the tables of layout ${layout} stay: ${error instanceof Error ? error.message : String(error)}`,
+        );
+      }
+    }
+  }
+}
