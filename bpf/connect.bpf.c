@@ -320,7 +320,7 @@ static __always_inline bool leaves_out(const struct settings *set, const struct 
  * The slot itself, or another one whose endpoint is not ejected: any, but by hash always the same one. When none is
  * found the slot stays: nothing is refused because of ejections.
  */
-SEPARATE __u32 usable_slot(__u32 first_line, __u32 count, __u32 slot, __u32 seed, __u64 now)
+__noinline __u32 usable_slot(__u32 first_line, __u32 count, __u32 slot, __u32 seed, __u64 now)
 {
 	__u32 step, index;
 

@@ -21,7 +21,7 @@ import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Inspection, Summary } from "../../src/datapath/inspect/inspect.ts";
 import type { Proof } from "../../src/handover/predecessor.ts";
-import type { Order } from "../../src/handover/restart-request.ts";
+import type { RestartRequest } from "../../src/handover/restart-request.ts";
 import { machineId } from "../../src/machine/machine-id.ts";
 import { hasManifest, readManifest } from "../../src/state/manifest.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
@@ -265,7 +265,7 @@ export class Stage {
     writeFileSync(file, `#!/bin/sh\n${how === "ends" ? "exit 1" : "exec sleep 60"}\n`, { mode: 0o755 });
     if ((await this.kmesh("upgrade", file)).code === 0)
       throw new Error("kmesh upgrade took what is no kmesh");
-    const order: Order = {
+    const order: RestartRequest = {
       kind: "upgrade",
       graceful: true,
       executable: file,

@@ -22,7 +22,6 @@
  * Global functions of numbers alone are verified once each, by themselves; their bodies would otherwise be walked at
  * every turn of the loops around them, and the programs be too large.
  */
-#define SEPARATE __attribute__((noinline))
 
 static __always_inline bool is_stale(const struct settings *set, __u64 now)
 {
@@ -44,14 +43,14 @@ static __always_inline struct ejection ejection_of(const struct descriptor *desc
 	return ejection;
 }
 
-SEPARATE int is_ejected(__u32 endpoint, __u64 now)
+__noinline int is_ejected(__u32 endpoint, __u64 now)
 {
 	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
 
 	return load && *(volatile __u64 *)&load->ejected_until_ns > now;
 }
 
-SEPARATE __u32 slot_of(__u32 first_line, __u32 index)
+__noinline __u32 slot_of(__u32 first_line, __u32 index)
 {
 	struct run run = { .first_line = first_line };
 
@@ -61,7 +60,7 @@ SEPARATE __u32 slot_of(__u32 first_line, __u32 index)
 #define OTHERS 65536
 
 /* A slot of a run as a number to be summed up: one for `endpoint`, OTHERS for another one that is ejected. */
-SEPARATE __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64 now)
+__noinline __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64 now)
 {
 	__u32 slot = slot_of(first_line, index);
 
@@ -71,7 +70,7 @@ SEPARATE __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64 n
 }
 
 /* Whether the share of a run that is ejected, with this endpoint, would not be too large. */
-SEPARATE int has_share(__u32 first_line, __u32 count, __u32 endpoint, __u32 percent, __u64 now)
+__noinline int has_share(__u32 first_line, __u32 count, __u32 endpoint, __u32 percent, __u64 now)
 {
 	__u32 step = (count + SHARE_SLOTS - 1) / SHARE_SLOTS;
 	__u32 sum = 0, seen = 0, others;
@@ -107,7 +106,7 @@ static __always_inline void note_ejection(struct cluster_load *cluster, __u64 un
 }
 
 /* One more connect to the endpoint failed; it began at `since`. */
-SEPARATE int blame(__u32 service, __u32 cluster_id, __u32 endpoint_id, __u64 since)
+__noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 endpoint_id, __u64 since)
 {
 	struct service_counters *counters = chunked_lookup(&service_counts, service);
 	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint_id);
@@ -165,7 +164,7 @@ SEPARATE int blame(__u32 service, __u32 cluster_id, __u32 endpoint_id, __u64 sin
 }
 
 /* A connect that began in the present row, or after the last ejection, succeeded. */
-static __always_inline void forgive(const struct socket_state *state, struct endpoint_load *load)
+static __always_inline void outlier_record_success(const struct socket_state *state, struct endpoint_load *load)
 {
 	if (!load->failures && !load->ejections)
 		return;
@@ -175,10 +174,10 @@ static __always_inline void forgive(const struct socket_state *state, struct end
 	load->ejections = 0;
 }
 
-static __always_inline void learn(const struct socket_state *state, struct endpoint_load *load, enum outcome outcome)
+static __always_inline void outlier_update(const struct socket_state *state, struct endpoint_load *load, enum outcome outcome)
 {
 	if (outcome == OUTCOME_FAILED)
-		blame(state->service, state->cluster, state->endpoint, state->since_ns);
+		outlier_record_failure(state->service, state->cluster, state->endpoint, state->since_ns);
 	else if (outcome == OUTCOME_CONNECTED)
-		forgive(state, load);
+		outlier_record_success(state, load);
 }

@@ -37,5 +37,5 @@ static __always_inline void end_connection(struct socket_state *state, const str
 	if (cluster)
 		__sync_fetch_and_add(&cluster->live, -1);
 	if (endpoint)
-		learn(state, endpoint, outcome_of(sk, tcp_state, state->sequence));
+		outlier_update(state, endpoint, outcome_of(sk, tcp_state, state->sequence));
 }

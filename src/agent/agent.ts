@@ -14,7 +14,7 @@ import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
 import { damageAt } from "../datapath/inspect/damage.ts";
 import { inspectPinned, summarizePinned } from "../datapath/inspect/inspect.ts";
 import { type End, executedAnew, Restart } from "../handover/restart.ts";
-import { readOrder } from "../handover/restart-request.ts";
+import { readRestartRequest } from "../handover/restart-request.ts";
 import type { Succession } from "../handover/successor.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
@@ -37,15 +37,15 @@ import { refuseUnknown } from "../state/manifest.ts";
 import { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import { StatusFile } from "../state/status-file.ts";
 import { ControlPlane } from "./control-plane.ts";
-import { asCandidate, asPredecessor, type Party } from "./handover-roles.ts";
+import { asPredecessor, asSuccessor, type HandoverContext } from "./handover-roles.ts";
 import { LiveTables } from "./live-tables.ts";
-import { Grip } from "./ownership.ts";
+import { Ownership } from "./ownership.ts";
 import { type Differences, differences } from "./reload.ts";
 import { Reporter, tell } from "./reporter.ts";
-import { shapeOf } from "./snapshot-key.ts";
+import { snapshotSettings } from "./snapshot-key.ts";
 
 /** Who hears of the agent. */
-export interface Audience {
+export interface AgentListener {
   /** Each new status, half a second after the news at the earliest. */
   status(status: AgentStatus): void;
   /** Somebody asks for what SIGHUP asks for. Gives the line that tells of it; throws when all stays as it was. */
@@ -57,12 +57,12 @@ export interface Audience {
 export class Agent {
   #config: Config;
   readonly #log: Log;
-  readonly #audience: Audience;
+  readonly #audience: AgentListener;
   readonly #addresses: string[];
   readonly #startedAt = new Date();
   readonly #reporter: Reporter;
   readonly #controlPlane: ControlPlane;
-  readonly #grip: Grip;
+  readonly #ownership: Ownership;
   readonly #snapshots: SnapshotKeeper;
   readonly #tables: LiveTables;
   readonly #statusFile: StatusFile;
@@ -73,7 +73,7 @@ export class Agent {
   readonly #end = Promise.withResolvers<End>();
 
   /** All that can be wrong with the settings is found before the machine is touched. */
-  private constructor(config: Config, log: Log, audience: Audience) {
+  private constructor(config: Config, log: Log, audience: AgentListener) {
     this.#config = config;
     this.#log = log;
     this.#audience = audience;
@@ -82,13 +82,13 @@ export class Agent {
         ? config.ips
         : mainFirst(machineAddresses(), readStatus(config.runDir)?.node.addresses[0]);
     const { units, excludes, netns, shadow } = config;
-    this.#grip = new Grip({
+    this.#ownership = new Ownership({
       folders: config,
       governed: { cgroups: enrolledCgroups(config.cgroups), units, excludes, netns, shadow },
       addresses: this.#addresses,
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
-      remade: (paths) => this.#refill(paths),
+      onFoldersRecreated: (paths) => this.#refill(paths),
     });
     warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
@@ -96,7 +96,7 @@ export class Agent {
       runDir: config.runDir,
       log,
       status: () => this.status(),
-      isOurs: () => this.#grip.datapath !== undefined,
+      ownsPins: () => this.#ownership.datapath !== undefined,
       heard: (status) => audience.status(status),
     });
     this.#controlPlane = new ControlPlane({
@@ -113,9 +113,9 @@ export class Agent {
     refuseUnknown(config.stateDir);
     ensureBpffs(config.bpffs);
     requirePrivate(config);
-    this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), shapeOf(config), log);
+    this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), snapshotSettings(config), log);
     this.#tables = new LiveTables({
-      grip: this.#grip,
+      ownership: this.#ownership,
       snapshots: this.#snapshots,
       reporter: this.#reporter,
       log,
@@ -123,7 +123,7 @@ export class Agent {
     });
     this.#restart = new Restart({
       log,
-      holds: () => this.#grip.datapath !== undefined,
+      holds: () => this.#ownership.datapath !== undefined,
       predecessor: () => asPredecessor(this.#party()),
       record: (entry) => this.#record(entry),
       reload: () => void this.#audience.reload(),
@@ -136,7 +136,7 @@ export class Agent {
    * Rejects with Unsupported, ConfigError, LockHeld, KernelError or an Error of one line: this process has to end
    * then, and what was pinned before works on.
    */
-  static async start(config: Config, log: Log, audience: Audience): Promise<Agent> {
+  static async start(config: Config, log: Log, audience: AgentListener): Promise<Agent> {
     requireMachine(log);
     const agent = new Agent(config, log, audience);
     await agent.#tables.take();
@@ -150,7 +150,12 @@ export class Agent {
    * Takes over from an agent that runs. Rejects as `start`, and with an Error when the other one goes on: this process has
    * to end then.
    */
-  static async succeed(config: Config, log: Log, audience: Audience, succession: Succession): Promise<Agent> {
+  static async succeed(
+    config: Config,
+    log: Log,
+    audience: AgentListener,
+    succession: Succession,
+  ): Promise<Agent> {
     requireMachine(log);
     const agent = new Agent(config, log, audience);
     // Before the first connection, and without a lock: it is one entry of our own.
@@ -158,13 +163,13 @@ export class Agent {
     agent.#progress = (text) => succession.progress(text);
     agent.#controlPlane.start();
     try {
-      agent.#grip.prepare();
-      await succession.take(asCandidate(agent.#party()));
+      agent.#ownership.prepare();
+      await succession.take(asSuccessor(agent.#party()));
     } catch (error) {
       // Without a word in any file: they are the other agent's.
       agent.#quit();
       agent.#admin?.close();
-      agent.#tables.letGo();
+      agent.#tables.release();
       throw error;
     }
     agent.#progress = undefined;
@@ -187,13 +192,13 @@ export class Agent {
    * Throws ConfigError, KernelError or Conflict, and all stays as it was.
    */
   reload(config: Config): Differences {
-    if (this.#restart.isUnderWay || !this.#grip.datapath)
+    if (this.#restart.isUnderWay || !this.#ownership.datapath)
       throw new Conflict("another agent is about to take over: ask again when that has ended");
     const found = differences(this.#config, config);
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
     const { units, excludes, netns, shadow } = config;
-    this.#grip.govern({ cgroups, units, excludes, netns, shadow });
+    this.#ownership.govern({ cgroups, units, excludes, netns, shadow });
     this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
     this.#statusFile.write();
     return found;
@@ -209,11 +214,11 @@ export class Agent {
     this.#restart.abandon();
     this.#quit();
     this.#admin?.close();
-    if (!this.#grip.datapath) return;
+    if (!this.#ownership.datapath) return;
     this.#snapshots.close();
     this.#statusFile.write();
     this.#record({ kind: "stop", from: version, result: "done" });
-    this.#tables.letGo();
+    this.#tables.release();
   }
 
   /** Ends the process's part after another took over: everything is that one's. */
@@ -236,11 +241,11 @@ export class Agent {
         addresses: this.#addresses,
       },
       shadow: config.shadow,
-      cgroups: this.#grip.governed.cgroups,
+      cgroups: this.#ownership.governed.cgroups,
       units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
-      adopted: this.#grip.adopted,
+      adopted: this.#ownership.adopted,
       ...(isEmbedded() ? { executable: selfCommand()[0] } : {}),
       ...this.#controlPlane.status(),
       ...this.#tables.status(),
@@ -257,20 +262,20 @@ export class Agent {
         "/config": () => settingValues(this.#config),
         "/status": () => ({
           agent: this.status(),
-          kernel: this.#grip.datapath?.summarize() ?? summarizePinned(bpffs),
+          kernel: this.#ownership.datapath?.summarize() ?? summarizePinned(bpffs),
           damage: damageOf(
             this.#config,
             this.#snapshots.trouble,
-            () => this.#grip.datapath?.damage() ?? damageAt(bpffs),
+            () => this.#ownership.datapath?.damage() ?? damageAt(bpffs),
           ),
         }),
         "/dump/received": () => this.#controlPlane.received(),
         "/dump/model": () => this.#tables.mesh ?? null,
-        "/dump/tables": () => this.#grip.datapath?.inspect() ?? inspectPinned(bpffs),
+        "/dump/tables": () => this.#ownership.datapath?.inspect() ?? inspectPinned(bpffs),
         "/explain": (query) => explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
       },
       {
-        "/restart": (body, answer) => this.#restart.carryOut(readOrder(body), answer),
+        "/restart": (body, answer) => this.#restart.carryOut(readRestartRequest(body), answer),
         "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
       },
     );
@@ -299,7 +304,7 @@ export class Agent {
 
   #started(): void {
     const { cause, from } = causeOfStart(readHistory(this.#config.stateDir));
-    const { unfinished } = this.#grip;
+    const { unfinished } = this.#ownership;
     this.#record({
       kind: "start",
       ...(from ? { from } : {}),
@@ -308,17 +313,21 @@ export class Agent {
       cause,
       ...(unfinished ? { unfinished } : {}),
     });
-    const found = this.#grip.datapath?.takesOver ? "foreign" : this.#grip.adopted ? "own" : "nothing";
+    const found = this.#ownership.datapath?.takesOver
+      ? "foreign"
+      : this.#ownership.adopted
+        ? "own"
+        : "nothing";
     this.#reporter.started(found, this.#config);
     this.#tables.begin();
     this.#statusFile.write();
   }
 
-  #party(): Party {
+  #party(): HandoverContext {
     return {
       folders: this.#config,
       controlPlane: this.#controlPlane,
-      grip: this.#grip,
+      ownership: this.#ownership,
       tables: this.#tables,
       snapshots: this.#snapshots,
       statusFile: this.#statusFile,

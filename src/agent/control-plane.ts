@@ -173,7 +173,7 @@ export class ControlPlane {
       validity: config.certificateLife,
       store: identityStore(config.stateDir),
       on: (event) => {
-        reporter.heardOfIdentity(event);
+        reporter.onIdentity(event);
         changed();
       },
       renewed: () => this.#stream.renew(),
@@ -188,7 +188,7 @@ export class ControlPlane {
     if (!this.#registration || address === undefined) return this.#compiler;
     return new Reflection(this.#compiler, address, (peers) => {
       if (this.#registration) this.#registration = { ...this.#registration, peers };
-      this.#options.reporter.heardOfPeers(peers, this.#registration);
+      this.#options.reporter.onPeers(peers, this.#registration);
       this.#options.changed();
     });
   }
@@ -201,7 +201,7 @@ export class ControlPlane {
       probe: parseProbe(config.readinessProbe),
       address: config.probeLocalhost ? "localhost" : (addresses[0] ?? "localhost"),
       on: (verdict) => {
-        reporter.heardOfHealth(verdict);
+        reporter.onHealth(verdict);
         if (this.#registration) this.#stream.report(verdict);
         changed();
       },

@@ -4,19 +4,19 @@ import type { Folders } from "../config/config.ts";
 import { pinnedTotals } from "../datapath/inspect/pinned-totals.ts";
 import type { Predecessor } from "../handover/predecessor.ts";
 import { type End, executedAnew } from "../handover/restart.ts";
-import type { Candidate } from "../handover/successor.ts";
+import type { Successor } from "../handover/successor.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import type { StatusFile } from "../state/status-file.ts";
 import type { ControlPlane } from "./control-plane.ts";
 import type { LiveTables } from "./live-tables.ts";
-import type { Grip } from "./ownership.ts";
+import type { Ownership } from "./ownership.ts";
 
 /** An agent as a hand-over needs it. */
-export interface Party {
+export interface HandoverContext {
   folders: Folders;
   controlPlane: ControlPlane;
-  grip: Grip;
+  ownership: Ownership;
   tables: LiveTables;
   snapshots: SnapshotKeeper;
   statusFile: StatusFile;
@@ -30,13 +30,13 @@ export interface Party {
   end(why: End): void;
 }
 
-export function asPredecessor(agent: Party): Predecessor {
-  const { controlPlane, grip, tables, snapshots, statusFile } = agent;
+export function asPredecessor(agent: HandoverContext): Predecessor {
+  const { controlPlane, ownership, tables, snapshots, statusFile } = agent;
   const { bpffs, runDir } = agent.folders;
   return {
     runDir,
     synced: controlPlane.synced && controlPlane.connected,
-    totals: () => grip.datapath?.totals() ?? pinnedTotals(bpffs),
+    totals: () => ownership.datapath?.totals() ?? pinnedTotals(bpffs),
     flush: () => snapshots.flush(),
     pause: () => {
       statusFile.write();
@@ -44,7 +44,7 @@ export function asPredecessor(agent: Party): Predecessor {
     },
     resume: async () => {
       try {
-        await tables.takePatiently();
+        await tables.acquireWithin();
       } catch (error) {
         // A start like any other, with its patience and its words.
         agent.end(executedAnew());
@@ -60,7 +60,7 @@ export function asPredecessor(agent: Party): Predecessor {
   };
 }
 
-export function asCandidate(agent: Party): Candidate {
+export function asSuccessor(agent: HandoverContext): Successor {
   const { tables } = agent;
   return {
     synced: tables.synced,
@@ -69,7 +69,7 @@ export function asCandidate(agent: Party): Candidate {
       return { services, endpoints };
     },
     take: async () => {
-      await tables.takePatiently();
+      await tables.acquireWithin();
       faultPoint("successor.locks");
       tables.takeOver();
       faultPoint("successor.written");

@@ -14,13 +14,13 @@ function tables(answers: (() => ReturnType<Tables["write"]>)[]) {
   const lines: string[] = [];
   const snapshot = { mesh: emptyMesh(), writtenAt: new Date(0) };
   const datapath = { governs: false, takesOver: false, readBack: () => {} };
-  const grip: Tables = {
+  const ownership: Tables = {
     datapath,
     adopted: false,
     before: undefined,
-    grasp: () => {},
-    graspPatiently: async () => {},
-    letGo: () => {},
+    acquire: () => {},
+    acquireWithin: async () => {},
+    release: () => {},
     write(mesh) {
       written.push(mesh);
       const answer = answers.length > 1 ? answers.shift() : answers[0];
@@ -29,7 +29,7 @@ function tables(answers: (() => ReturnType<Tables["write"]>)[]) {
   };
   const live = new LiveTables(
     {
-      grip,
+      ownership,
       snapshots: { load: () => snapshot, changed: () => {}, hold: () => {}, pause: () => {} },
       reporter: { applied: () => void told.push("applied"), restored: () => void told.push("restored") },
       log: { error: (line) => void lines.push(line) },

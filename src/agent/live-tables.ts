@@ -10,7 +10,7 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Snapshot } from "../state/snapshot.ts";
 import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import type { Urgency } from "../state/status-file.ts";
-import type { Grip } from "./ownership.ts";
+import type { Ownership } from "./ownership.ts";
 import { meshStatusBefore, meshStatusOf, type Reporter } from "./reporter.ts";
 
 /** After what could not be written, a push or the snapshot, milliseconds. */
@@ -21,7 +21,10 @@ const ISTIOD_PATIENCE = 10_000;
 const NAMES_PATIENCE = 3_000;
 
 /** What of the tables it takes. */
-export type Tables = Pick<Grip, "adopted" | "before" | "grasp" | "graspPatiently" | "letGo" | "write"> & {
+export type Tables = Pick<
+  Ownership,
+  "adopted" | "before" | "acquire" | "acquireWithin" | "release" | "write"
+> & {
   readonly datapath: Pick<Datapath, "governs" | "takesOver" | "readBack"> | undefined;
 };
 
@@ -30,7 +33,7 @@ const PUSH = "istiod's push is not wholly live, the rest of the tables stays as 
 const SNAPSHOT = "The snapshot can't be made live: ";
 
 export interface LiveTablesOptions {
-  grip: Tables;
+  ownership: Tables;
   snapshots: Pick<SnapshotKeeper, "load" | "changed" | "hold" | "pause">;
   reporter: Pick<Reporter, "applied" | "restored">;
   log: { error(line: string): void };
@@ -40,7 +43,7 @@ export interface LiveTablesOptions {
 
 export class LiveTables {
   readonly #options: LiveTablesOptions;
-  readonly #grip: Tables;
+  readonly #ownership: Tables;
   readonly #retry: number;
   #mesh: Mesh | undefined;
   /** What is to govern until istiod says something. */
@@ -62,7 +65,7 @@ export class LiveTables {
   /** `retry`: after what could not be written, milliseconds. */
   constructor(options: LiveTablesOptions, retry = RETRY) {
     this.#options = options;
-    this.#grip = options.grip;
+    this.#ownership = options.ownership;
     this.#retry = retry;
   }
 
@@ -93,7 +96,7 @@ export class LiveTables {
 
   /** As the agent's status has it. */
   status(): { snapshot?: SnapshotStatus; tables: TablesStatus; mesh: MeshStatus } {
-    const { adopted, before } = this.#grip;
+    const { adopted, before } = this.#ownership;
     return {
       ...(this.#snapshot ? { snapshot: this.#snapshot } : {}),
       tables: this.#status,
@@ -103,22 +106,22 @@ export class LiveTables {
     };
   }
 
-  /** Takes the tables, and nothing is written yet. Rejects with what Grip.grasp throws. */
+  /** Takes the tables, and nothing is written yet. Rejects with what Ownership.acquire throws. */
   async take(): Promise<void> {
-    await this.#grip.graspPatiently("command");
+    await this.#ownership.acquireWithin("command");
     this.#inherit();
   }
 
   /** The same when the agent that had them last is about to be gone. */
-  async takePatiently(): Promise<void> {
-    await this.#grip.graspPatiently("agent");
+  async acquireWithin(): Promise<void> {
+    await this.#ownership.acquireWithin("agent");
     this.#inherit();
   }
 
   /** From here on pushes only change the mesh in memory. */
-  letGo(): void {
+  release(): void {
     clearTimeout(this.#patienceTimer);
-    this.#grip.letGo();
+    this.#ownership.release();
   }
 
   /** Nothing is tried again, and nobody is waited for any more. */
@@ -130,7 +133,7 @@ export class LiveTables {
 
   /** At a start, before istiod says anything: what governs goes on, else the snapshot governs. */
   begin(): void {
-    const { governs = false, takesOver = false } = this.#grip.datapath ?? {};
+    const { governs = false, takesOver = false } = this.#ownership.datapath ?? {};
     if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
     if (governs) {
       this.#live.resolve();
@@ -140,7 +143,7 @@ export class LiveTables {
 
   /** What a successor does with the tables. Throws when they can't become what istiod wants. */
   takeOver(): void {
-    const { datapath } = this.#grip;
+    const { datapath } = this.#ownership;
     if (this.#mesh) {
       this.#apply({ everything: true });
       if (this.#behind || this.#flaw)
@@ -149,7 +152,7 @@ export class LiveTables {
       this.#restore();
       if (this.#status.lastError) throw new Error(this.#status.lastError.text);
     }
-    if (this.#grip.datapath?.takesOver)
+    if (this.#ownership.datapath?.takesOver)
       throw new Error("istiod does not answer, and no snapshot is there to fill this version's tables");
     this.#live.resolve();
   }
@@ -158,12 +161,12 @@ export class LiveTables {
   pause(): void {
     clearTimeout(this.#retryTimer);
     this.#options.snapshots.pause();
-    this.letGo();
+    this.release();
   }
 
   /** Whatever another agent did to them, they become what istiod wants. To be called when they are taken again. */
   takeBack(): void {
-    const { datapath } = this.#grip;
+    const { datapath } = this.#ownership;
     if (this.#hasPush) this.#apply({ everything: true });
     // It came as far as to govern by its own tables; or nothing governs yet.
     else if (datapath && (datapath.takesOver || !datapath.governs)) {
@@ -177,7 +180,7 @@ export class LiveTables {
   publish(mesh: Mesh, changes: Changes): void {
     this.#mesh = mesh;
     this.#restored = undefined;
-    if (!this.#grip.datapath) {
+    if (!this.#ownership.datapath) {
       // Whoever takes the tables next compares everything.
       this.#behind = true;
       this.#noteSync(mesh);
@@ -189,7 +192,7 @@ export class LiveTables {
   /** While istiod thinks about its first answer. */
   #readBack(): void {
     try {
-      this.#grip.datapath?.readBack();
+      this.#ownership.datapath?.readBack();
     } catch {
       // The first push finds the same, and tells.
     }
@@ -198,7 +201,7 @@ export class LiveTables {
   /** Who fills them from a snapshot says so until istiod answers, over as many agents as that takes. */
   #inherit(): void {
     this.#status = { ...this.#status, openedAt: new Date().toISOString() };
-    if (this.#grip.datapath?.governs) this.#snapshot = this.#grip.before?.snapshot;
+    if (this.#ownership.datapath?.governs) this.#snapshot = this.#ownership.before?.snapshot;
   }
 
   /** A successor is in sync when it knows the addresses of names, too, or nobody says them in time. */
@@ -215,7 +218,7 @@ export class LiveTables {
 
   /** Governs by the last good snapshot until istiod answers, unless it has by now. Never throws: it is tried again. */
   #restore(): void {
-    if (this.#hasPush || !this.#grip.datapath) return;
+    if (this.#hasPush || !this.#ownership.datapath) return;
     const { snapshots, reporter, changed } = this.#options;
     clearTimeout(this.#retryTimer);
     this.#restored ??= snapshots.load();
@@ -242,7 +245,7 @@ export class LiveTables {
 
   #apply(changes: Changes): void {
     const mesh = this.#mesh;
-    if (!mesh || !this.#grip.datapath) return;
+    if (!mesh || !this.#ownership.datapath) return;
     const { snapshots, reporter, changed } = this.#options;
     clearTimeout(this.#retryTimer);
     try {
@@ -293,7 +296,7 @@ export class LiveTables {
   }
 
   #write(mesh: Mesh, changes: Changes): ApplyReport & { flaw?: ProbeFailed } {
-    const { relinked, ...report } = this.#grip.write(mesh, changes);
+    const { relinked, ...report } = this.#ownership.write(mesh, changes);
     this.#relinked += relinked;
     return report;
   }

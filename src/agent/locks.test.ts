@@ -85,10 +85,10 @@ describe("folders that are removed under an agent", () => {
     rmSync(folders.runDir, { recursive: true });
     mkdirSync(folders.runDir);
     const other = Locks.acquire({ ...folders, stateDir: folders.bpffs });
-    expect(locks.taken).toBeInstanceOf(LockHeld);
+    expect(locks.lockedElsewhere()).toBeInstanceOf(LockHeld);
     expect(() => locks.renew()).toThrow(LockHeld);
     other.release();
-    expect(locks.taken).toBeUndefined();
+    expect(locks.lockedElsewhere()).toBeUndefined();
     expect(locks.renew()).toEqual([folders.runDir]);
     locks.release();
     Locks.acquire(folders).release();

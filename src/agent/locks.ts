@@ -58,7 +58,7 @@ export class Locks {
   }
 
   /** Which of what somebody removed and made anew another process has locked; undefined when it has none. Takes nothing. */
-  get taken(): LockHeld | undefined {
+  lockedElsewhere(): LockHeld | undefined {
     for (const place of this.#lost()) {
       try {
         this.#lock(place, false).release();

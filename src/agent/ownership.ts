@@ -6,8 +6,8 @@ import { type AgentStatus, readStatus } from "../admin/status.ts";
 import type { Folders } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
 import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
-import { standingAt } from "../datapath/generation/generation-state.ts";
-import type { HeadStart } from "../datapath/generation/preload.ts";
+import { generationStateAt } from "../datapath/generation/generation-state.ts";
+import type { PreloadedPrograms } from "../datapath/generation/preload.ts";
 import type { Proof } from "../datapath/generation/self-test.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
@@ -25,7 +25,7 @@ const CURRENT = 1_000;
 /** Another agent's last moment with the tables, and a command's with what is pinned, milliseconds. */
 const LOCKS_PATIENCE = { agent: 5_000, command: 500 } as const;
 
-export interface GripOptions {
+export interface OwnershipOptions {
   folders: Folders;
   governed: Governed;
   /** The machine's own. */
@@ -34,7 +34,7 @@ export interface GripOptions {
   /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
   isCurrent(): boolean;
   /** These folders were lost, with all that was in them. */
-  remade(paths: string[]): void;
+  onFoldersRecreated(paths: string[]): void;
 }
 
 interface Held {
@@ -44,8 +44,8 @@ interface Held {
   kept: KeptGenerations;
 }
 
-export class Grip {
-  readonly #options: GripOptions;
+export class Ownership {
+  readonly #options: OwnershipOptions;
   #governed: Governed;
   /** Absent before an agent takes over from another, and while another takes over from it. */
   #held: Held | undefined;
@@ -53,7 +53,7 @@ export class Grip {
   #unfinished: string | undefined;
   #before: AgentStatus | undefined;
   #proof: Proof | undefined;
-  #headStart: HeadStart | undefined;
+  #preloaded: PreloadedPrograms | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
   /** Told once. */
@@ -62,7 +62,7 @@ export class Grip {
   #lost: LockHeld | undefined;
 
   /** Holds nothing yet. */
-  constructor(options: GripOptions) {
+  constructor(options: OwnershipOptions) {
     this.#options = options;
     this.#governed = options.governed;
   }
@@ -100,30 +100,30 @@ export class Grip {
     const { folders, log } = this.#options;
     const { netns } = this.#governed;
     this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, ...told(log) });
-    this.#headStart = Datapath.headStart(folders.bpffs);
+    this.#preloaded = Datapath.preloaded(folders.bpffs);
   }
 
   /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
-  grasp(): void {
+  acquire(): void {
     const { folders, addresses, log } = this.#options;
     const locks = Locks.acquire(folders);
     try {
       this.#before = readStatus(folders.runDir);
-      const manifest = Manifest.open(folders.stateDir, machineId(), standingAt(folders.bpffs), log);
+      const manifest = Manifest.open(folders.stateDir, machineId(), generationStateAt(folders.bpffs), log);
       const datapath = Datapath.open({
         bpffs: folders.bpffs,
         ...this.#governed,
         nodeAddresses: addresses,
         upkeep: UPKEEP,
-        isOurs: () => this.#lost === undefined && locks.taken === undefined,
+        ownsPins: () => this.#lost === undefined && locks.lockedElsewhere() === undefined,
         ...(this.#proof ? { proof: this.#proof } : {}),
-        ...(this.#headStart ? { headStart: this.#headStart } : {}),
+        ...(this.#preloaded ? { preloaded: this.#preloaded } : {}),
         announce: (step) => {
           if (this.#lost === undefined) manifest.announce(step);
         },
         ...told(log),
       });
-      this.#headStart?.close();
+      this.#preloaded?.close();
       const kept = new KeptGenerations(datapath, log);
       this.#held = { locks, manifest, datapath, kept };
       this.#adopted = datapath.adopted;
@@ -135,7 +135,7 @@ export class Grip {
       this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
       this.#foldersTimer = setInterval(() => this.#keepFolders(), UPKEEP);
     } catch (error) {
-      if (this.#held) this.letGo();
+      if (this.#held) this.release();
       else locks.release();
       throw error;
     }
@@ -145,11 +145,11 @@ export class Grip {
    * The same when whoever has them is about to be gone: an agent, since a dead process's locks end a moment after its
    * sockets; or a command, which tells no pid. With `command` an agent is not waited for.
    */
-  async graspPatiently(holder: "agent" | "command"): Promise<void> {
+  async acquireWithin(holder: "agent" | "command"): Promise<void> {
     const until = performance.now() + LOCKS_PATIENCE[holder];
     for (;;) {
       try {
-        this.grasp();
+        this.acquire();
         return;
       } catch (error) {
         if (!(error instanceof LockHeld) || performance.now() > until) throw error;
@@ -160,7 +160,7 @@ export class Grip {
   }
 
   /** Programs, tables and links stay pinned: connections go on as they are. */
-  letGo(): void {
+  release(): void {
     clearInterval(this.#currentTimer);
     clearInterval(this.#foldersTimer);
     this.#held?.kept.stop();
@@ -200,16 +200,16 @@ export class Grip {
    * leaves alone what is pinned, for good: after that one's end, too, it is not this one's any more.
    */
   #keepFolders(): void {
-    const { folders, log, remade } = this.#options;
+    const { folders, log, onFoldersRecreated } = this.#options;
     if (!this.#held || this.#lost) return;
     try {
-      const { taken } = this.#held.locks;
+      const taken = this.#held.locks.lockedElsewhere();
       if (taken) throw taken;
       makeFolders(folders);
       const paths = this.#held.locks.renew();
       for (const path of paths)
         log.warn(`${path} was removed under this agent; it is there and locked again`);
-      if (paths.length > 0) remade(paths);
+      if (paths.length > 0) onFoldersRecreated(paths);
       this.#held.manifest.keep();
       this.#trouble = "";
     } catch (error) {

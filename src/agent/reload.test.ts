@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import { type Config, readConfig } from "../config/config.ts";
-import { differences, tellReload } from "./reload.ts";
+import { differences, formatReload } from "./reload.ts";
 
 function config(flags: Record<string, string | boolean | string[]>): Config {
   const base = { istiod: "a:1", plaintext: true };
@@ -10,7 +10,7 @@ function config(flags: Record<string, string | boolean | string[]>): Config {
 test("nothing changed", () => {
   const found = differences(config({}), config({}));
   expect(found).toEqual({ live: [], later: [] });
-  expect(tellReload(found)).toBe("Reloaded: nothing that can change without a restart did");
+  expect(formatReload(found)).toBe("Reloaded: nothing that can change without a restart did");
 });
 
 test("what is decided in the kernel changes at once, the rest is named", () => {
@@ -29,7 +29,7 @@ test("what is decided in the kernel changes at once, the rest is named", () => {
     live: ["unit", "cgroup", "exclude", "netns", "shadow"],
     later: ["istiod", "service-account", "ip"],
   });
-  expect(tellReload(found)).toBe(
+  expect(formatReload(found)).toBe(
     "Reloaded unit, cgroup, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
   );
 });

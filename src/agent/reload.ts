@@ -33,7 +33,7 @@ export function differencesOf(before: Partial<SettingValues>, after: Partial<Set
 }
 
 /** One line for the log and for `systemctl status`. */
-export function tellReload({ live, later }: Differences): string {
+export function formatReload({ live, later }: Differences): string {
   const done =
     live.length > 0
       ? `Reloaded ${live.join(", ")}`

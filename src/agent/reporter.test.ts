@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import type { Log } from "../config/log.ts";
 import type { Mesh, Note } from "../mesh/model.ts";
-import { meshStatusBefore, meshStatusOf, Reporter, tell, tellInOneLine } from "./reporter.ts";
+import { formatOneLine, meshStatusBefore, meshStatusOf, Reporter, tell } from "./reporter.ts";
 
 function recorder(): { lines: string[]; log: Log } {
   const lines: string[] = [];
@@ -111,8 +111,8 @@ test("a certificate that can't be had is told once, and again after one was had"
     renewal: 43_200_000,
     proof: "token",
   } as const;
-  for (const event of [failed, failed, obtained, failed]) reporter.heardOfIdentity(event);
-  reporter.heardOfIdentity({ kind: "remark", reason: "others can read it" });
+  for (const event of [failed, failed, obtained, failed]) reporter.onIdentity(event);
+  reporter.onIdentity({ kind: "remark", reason: "others can read it" });
   const failure = "No new certificate: no token. Traffic goes on; trying again";
   expect(lines).toEqual([
     `error ${failure}`,
@@ -132,8 +132,8 @@ test("one line for a service manager", () => {
     tables: { applies: 0, writes: 0 },
     mesh: meshStatusBefore(undefined),
   };
-  type Known = Parameters<typeof tellInOneLine>[0];
-  const line = (more: object) => tellInOneLine({ ...agent, ...more } as unknown as Known);
+  type Known = Parameters<typeof formatOneLine>[0];
+  const line = (more: object) => formatOneLine({ ...agent, ...more } as unknown as Known);
   const off = "istiod at istiod:15012 is not connected (connection refused)";
   expect(line({})).toBe(`Nothing is governed yet; ${off}`);
   expect(line({ adopted: true })).toBe(`Governing as the agent before did; ${off}`);
@@ -150,9 +150,9 @@ test("what keeps the certificate away is told once, not again as the stream's", 
   const { lines, log } = recorder();
   const reporter = new Reporter(log);
   const reason = "the certificate expired, and istiod refuses the token: write a fresh one";
-  reporter.heardOfIdentity({ kind: "failed", reason, expired: true, retry: 100 });
+  reporter.onIdentity({ kind: "failed", reason, expired: true, retry: 100 });
   reporter.heard({ kind: "disconnected", reason, held: 0, retry: 100 });
-  reporter.heardOfIdentity({ kind: "failed", reason, expired: true, retry: 100 });
+  reporter.onIdentity({ kind: "failed", reason, expired: true, retry: 100 });
   expect(lines.filter((line) => !line.startsWith("debug"))).toEqual([
     `error No new certificate: ${reason}. Traffic goes on; trying again`,
   ]);
@@ -161,8 +161,8 @@ test("what keeps the certificate away is told once, not again as the stream's", 
 test("an application's health is news when it changes", () => {
   const { lines, log } = recorder();
   const reporter = new Reporter(log);
-  reporter.heardOfHealth({ healthy: false, message: "HTTP status 503" });
-  reporter.heardOfHealth({ healthy: true, message: "" });
+  reporter.onHealth({ healthy: false, message: "HTTP status 503" });
+  reporter.onHealth({ healthy: true, message: "" });
   expect(lines).toEqual([
     "warn The application is not healthy: HTTP status 503",
     "info The application is healthy",

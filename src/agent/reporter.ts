@@ -51,19 +51,19 @@ export class Reporter {
     this.#log[again ? "debug" : level](line);
   }
 
-  heardOfIdentity(event: IdentityEvent): void {
+  onIdentity(event: IdentityEvent): void {
     const again = event.kind === "failed" && event.reason === this.#lastRefusal;
     if (event.kind !== "remark") this.#lastRefusal = event.kind === "failed" ? event.reason : "";
-    const [level, line] = tellOfIdentity(event);
+    const [level, line] = logIdentity(event);
     this.#log[again ? "debug" : level](line);
   }
 
-  heardOfHealth({ healthy, message }: Verdict): void {
+  onHealth({ healthy, message }: Verdict): void {
     if (healthy) this.#log.info("The application is healthy");
     else this.#log.warn(`The application is not healthy: ${message}`);
   }
 
-  heardOfPeers({ mtls }: Reflected, registration: RegistrationStatus | undefined): void {
+  onPeers({ mtls }: Reflected, registration: RegistrationStatus | undefined): void {
     if (mtls.length === 0) return;
     this.#log.warn(
       `Peers are told to send mTLS to this machine (${list(mtls)}), which kmesh does not end: ${registration?.needs[0] ?? "kmesh status"}`,
@@ -144,7 +144,7 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
 }
 
 /** What happened to the machine's certificate as a line of the log, and how much it matters. */
-export function tellOfIdentity(event: IdentityEvent): ["error" | "warn" | "info", string] {
+export function logIdentity(event: IdentityEvent): ["error" | "warn" | "info", string] {
   switch (event.kind) {
     case "reused":
       return [
@@ -177,7 +177,7 @@ function list(names: readonly string[]): string {
 }
 
 /** The agent in one line, for a service manager. */
-export function tellInOneLine({ adopted, stream, tables, mesh, shadow }: AgentStatus): string {
+export function formatOneLine({ adopted, stream, tables, mesh, shadow }: AgentStatus): string {
   const governs = tables.applies > 0 || adopted;
   const numbers = `${mesh.services} services, ${mesh.endpoints} endpoints`;
   const link = stream.connected

@@ -1,10 +1,10 @@
 /** To which settings a snapshot is bound. */
 import type { Config } from "../config/config.ts";
 import { localityOf } from "../machine/node.ts";
-import type { Bond } from "../state/snapshot.ts";
+import type { SnapshotKey } from "../state/snapshot.ts";
 
 /** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
-export function shapeOf(config: Config): Bond["settings"] {
+export function snapshotSettings(config: Config): SnapshotKey["settings"] {
   const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
   const locality = localityOf(config);
   return {

@@ -5,15 +5,15 @@ import type { Hook } from "../kernel/link.ts";
 import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { Generation, governedByOthers } from "./generation/generation.ts";
-import { standingAt } from "./generation/generation-state.ts";
-import { HeadStart } from "./generation/preload.ts";
+import { generationStateAt } from "./generation/generation-state.ts";
+import { PreloadedPrograms } from "./generation/preload.ts";
 import { type Code, ownCode } from "./generation/programs.ts";
 import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./generation/self-test.ts";
 import type { Announce, GenerationName, Step } from "./generation/step.ts";
-import { type Damage, tellFaults } from "./inspect/damage.ts";
+import { type Damage, formatFaults } from "./inspect/damage.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect/inspect.ts";
 import { isOwnNetns } from "./inspect/preexisting-connections.ts";
-import { reconcileLive, tellReconciliation } from "./inspect/reconcile.ts";
+import { formatReconciliation, reconcileLive } from "./inspect/reconcile.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./tables/enrolment.ts";
 import { type ApplyReport, Publisher } from "./tables/publisher.ts";
 import type { Tables } from "./tables/tables.ts";
@@ -42,11 +42,11 @@ export interface DatapathOptions extends Governed {
    */
   upkeep?: number;
   /** Asked before what is pinned is put right: whether this process still is the one to do it. Absent: it is. */
-  isOurs?(): boolean;
+  ownsPins?(): boolean;
   /** What `Datapath.prove` gave before, so that it need not be done again. */
   proof?: Proof;
-  /** What `Datapath.headStart` gave before. */
-  headStart?: HeadStart;
+  /** What `Datapath.preloaded` gave before. */
+  preloaded?: PreloadedPrograms;
   /** Hears of each step between two generations before it is taken. */
   announce?: Announce;
   log(line: string): void;
@@ -104,7 +104,7 @@ export class Datapath {
    */
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
     removeDeadProbes();
-    const generation = Generation.open(options.bpffs, options.announce, options.log, code, options.headStart);
+    const generation = Generation.open(options.bpffs, options.announce, options.log, code, options.preloaded);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
     tables.settings.setNodeAddresses(options.nodeAddresses);
@@ -120,7 +120,7 @@ export class Datapath {
     const code = ownCode();
     if (!governedByOthers(bpffs, code)) return undefined;
     const proof = prove(bpffs, code, netns);
-    tellProof(proof, options);
+    formatProof(proof, options);
     return proof;
   }
 
@@ -128,9 +128,9 @@ export class Datapath {
    * Loads this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock,
    * and nothing is left of it but what is given, which `close` ends. Throws KernelError.
    */
-  static headStart(bpffs: string): HeadStart | undefined {
+  static preloaded(bpffs: string): PreloadedPrograms | undefined {
     const code = ownCode();
-    return governedByOthers(bpffs, code) ? HeadStart.take(bpffs, code) : undefined;
+    return governedByOthers(bpffs, code) ? PreloadedPrograms.load(bpffs, code) : undefined;
   }
 
   /** What these tables and programs are called beside those of other versions. */
@@ -257,7 +257,7 @@ export class Datapath {
               cure: "what it says; the agent tries again every 5 s",
             },
           ];
-    return [...tellFaults(bpffs, faults), ...trouble];
+    return [...formatFaults(bpffs, faults), ...trouble];
   }
 
   /**
@@ -269,7 +269,7 @@ export class Datapath {
     this.#closed = true;
     this.#publisher?.close();
     // What was unpinned since the last look would end with this process's descriptors.
-    if (this.#options.upkeep !== undefined && this.#isOurs) this.#repinLast();
+    if (this.#options.upkeep !== undefined && this.#ownsPins) this.#repinLast();
     if (this.#flaw) this.#generation.discard();
     this.#generation.close();
   }
@@ -309,7 +309,7 @@ export class Datapath {
 
   #lookAfter(): void {
     this.#compareOnce();
-    if (!this.#isOurs) return;
+    if (!this.#ownsPins) return;
     const troubles: string[] = [];
     const attempt = (step: () => void) => {
       try {
@@ -327,8 +327,8 @@ export class Datapath {
       this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
   }
 
-  get #isOurs(): boolean {
-    return this.#options.isOurs?.() ?? true;
+  get #ownsPins(): boolean {
+    return this.#options.ownsPins?.() ?? true;
   }
 
   /** Gives what could not be pinned again, a line each. */
@@ -357,7 +357,7 @@ export class Datapath {
     const { tables } = this.#generation;
     try {
       const { everyNetns } = tables.settings.flags;
-      const told = tellReconciliation(
+      const told = formatReconciliation(
         await reconcileLive(tables, damaged && !everyNetns && isOwnNetns(tables)),
       );
       if (told !== undefined) this.#options.log(told);
@@ -399,7 +399,7 @@ export class Datapath {
       } finally {
         this.#options.announce?.(undefined);
       }
-      tellProof(this.#proof, this.#options);
+      formatProof(this.#proof, this.#options);
     }
     const { tags } = this.#generation;
     const wrong = [...this.#proof.tags].filter(([hook, tag]) => tags.get(hook) !== tag).map(([hook]) => hook);
@@ -442,7 +442,7 @@ export class Datapath {
     if (!announce) return;
     // In the middle of a flip that is taken up again, what governed before it.
     const { abi, code } = this.#generation.name;
-    const from = standingAt(bpffs).live.find((each) => each.abi !== abi || each.code !== code);
+    const from = generationStateAt(bpffs).live.find((each) => each.abi !== abi || each.code !== code);
     announce({ name, ...(from ? { from } : {}), to: this.#generation.name });
   }
 }
@@ -454,7 +454,7 @@ function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Gov
   tables.settings.setFlags({ shadow });
 }
 
-function tellProof({ milliseconds, untried }: Proof, to: Pick<DatapathOptions, "log" | "warn">): void {
+function formatProof({ milliseconds, untried }: Proof, to: Pick<DatapathOptions, "log" | "warn">): void {
   if (untried === undefined)
     to.log(`the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`);
   else (to.warn ?? to.log)(`the new programs take over without a trial: ${untried}`);

@@ -24,7 +24,7 @@ export interface Result {
 }
 
 /** Looks at one after the other; each result is told as soon as it is there. */
-export async function examine(
+export async function runChecks(
   checks: readonly Check[],
   told: (result: Result) => void = () => {},
 ): Promise<Result[]> {

@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { Authority } from "../../test/lab/authority.ts";
 import { type Config, examineConfig } from "../config/config.ts";
-import { type Check, examine, type Finding, firstWrong } from "./check-runner.ts";
+import { type Check, type Finding, firstWrong, runChecks } from "./check-runner.ts";
 import { checksOf } from "./checks.ts";
 
 let folder = "";
@@ -80,7 +80,7 @@ test("checks whose ground is wrong are not looked at, the others are; the first 
   });
   const broken = { state: "wrong", text: "broken", cure: "mend it" } as const;
   const told: string[] = [];
-  const results = await examine(
+  const results = await runChecks(
     [
       check("a", []),
       check("b", [], { state: "remark", text: "so so" }),
@@ -100,7 +100,7 @@ test("checks whose ground is wrong are not looked at, the others are; the first 
 
 test("the configuration comes first, with each thing that is wrong", async () => {
   const { checks } = configOf({ istiod: "nowhere:x:y", mode: "both" });
-  const results = await examine(checks);
+  const results = await runChecks(checks);
   expect(results[0]).toMatchObject({ check: "configuration", state: "wrong" });
   expect(results[0]?.findings.length).toBe(2);
   expect(results.map(({ check }) => check)).toEqual([

@@ -8,7 +8,7 @@ import { type AgentStatus, adminSocket } from "../admin/status.ts";
 import type { Config } from "../config/config.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { explainRefusal, readRoots, type Security } from "../istiod/identity/credentials.ts";
-import { tellSkew, WorkloadIdentity } from "../istiod/identity/identity.ts";
+import { formatSkew, WorkloadIdentity } from "../istiod/identity/identity.ts";
 import { time } from "../istiod/identity/token.ts";
 import { describeTarget, formatTarget, parseTarget, serverName, type Target } from "../istiod/target.ts";
 import { identityStore } from "../machine/identity-store.ts";
@@ -166,7 +166,7 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
     const { proof, skew } = await identity.tryOut();
     const well: Finding = { state: "well", text: `${id}: ${kept}; istiod signs another for the ${proof}` };
     if (skew === 0) return [well];
-    const [text = "", cure = ""] = tellSkew(skew, Date.now()).split(/: (?=set it)/);
+    const [text = "", cure = ""] = formatSkew(skew, Date.now()).split(/: (?=set it)/);
     return [well, { state: "wrong", text, cure: capital(cure) }];
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);

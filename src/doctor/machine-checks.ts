@@ -14,7 +14,7 @@ import { BPFFS, isOnBpffs, listPins } from "../kernel/bpffs.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { isClockSynchronized } from "../kernel/clock.ts";
 import { kernelRelease } from "../kernel/features.ts";
-import { exposureOf } from "../machine/folder-permissions.ts";
+import { unsafeModeOf } from "../machine/folder-permissions.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "../machine/machine.ts";
 import { Unsupported } from "../machine/unsupported.ts";
@@ -73,7 +73,7 @@ function lookAtBpffs({ bpffs }: Config): Finding[] {
   } catch (error) {
     return [wrong(`${folder} can't be written to (${codeOf(error)})`, `mount -o remount,rw ${BPFFS}`)];
   }
-  const exposure = exposureOf(bpffs);
+  const exposure = unsafeModeOf(bpffs);
   if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
   try {
     const damage = damageAt(bpffs).map(({ what, cure }) => remark(what, cure));
@@ -183,7 +183,7 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
       ),
     ];
   }
-  const exposure = exposureOf(folder);
+  const exposure = unsafeModeOf(folder);
   if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
   // Keys lie in one, the socket that obeys in the other.
   if (stat && (stat.mode & 0o077) !== 0)

@@ -7,7 +7,7 @@ import { eventually, sleep } from "../../test/lab/process.ts";
 import { isLiving, spawnOrphan, type TaskIdentity } from "../kernel/process.ts";
 import { Channel } from "./json-lines.ts";
 import { type FromPredecessor, type FromSuccessor, handOver, type Predecessor } from "./predecessor.ts";
-import { type Candidate, Succession } from "./successor.ts";
+import { Succession, type Successor } from "./successor.ts";
 
 let folder: string;
 let done: string[];
@@ -204,7 +204,7 @@ test("counters that can't be read at the end don't undo what is done", async () 
 
 describe("a successor", () => {
   /** A predecessor that says what it is told to. */
-  async function answered(candidate: Partial<Candidate>) {
+  async function answered(candidate: Partial<Successor>) {
     const path = join(folder, "p.sock");
     const { createServer } = await import("node:net");
     const opened = Promise.withResolvers<Channel<FromSuccessor, FromPredecessor>>();

@@ -119,7 +119,7 @@ export async function handOver(
   try {
     listener = await Listener.open(path);
     task = options.spawn(path);
-    const successor = new Successor(task, listener, deadline, options.progress);
+    const successor = new SuccessorProcess(task, listener, deadline, options.progress);
     options.progress(`Successor started (pid ${task.tgid})`);
     const hello = await successor.hear("hello");
     if (hello.pid !== task.tgid) throw new NotHandedOver(`pid ${hello.pid} answered in its place`);
@@ -248,7 +248,7 @@ class Deadline {
 }
 
 /** The successor as its predecessor sees it. */
-class Successor {
+class SuccessorProcess {
   readonly #task: TaskIdentity;
   readonly #listener: Listener;
   readonly #deadline: Deadline;

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import { BadRequest, Conflict } from "../admin/server.ts";
-import { readOrder } from "./restart-request.ts";
+import { readRestartRequest } from "./restart-request.ts";
 
 const GOOD = {
   kind: "upgrade",
@@ -11,7 +11,7 @@ const GOOD = {
 };
 
 test("an order is taken as it is, without what it has beyond", () => {
-  expect(readOrder({ ...GOOD, more: 1 }, 1_000_500)).toEqual({ ...GOOD, kind: "upgrade" });
+  expect(readRestartRequest({ ...GOOD, more: 1 }, 1_000_500)).toEqual({ ...GOOD, kind: "upgrade" });
 });
 
 test("what is no order is refused, with what is wrong", () => {
@@ -25,12 +25,12 @@ test("what is no order is refused, with what is wrong", () => {
     [{ ...GOOD, timeout: Number.NaN }, "timeout"],
   ];
   for (const [body, text] of wrong) {
-    expect(() => readOrder(body, GOOD.asked)).toThrow(BadRequest);
-    expect(() => readOrder(body, GOOD.asked)).toThrow(text);
+    expect(() => readRestartRequest(body, GOOD.asked)).toThrow(BadRequest);
+    expect(() => readRestartRequest(body, GOOD.asked)).toThrow(text);
   }
 });
 
 test("what was asked of an agent that hung is not done later", () => {
-  expect(() => readOrder(GOOD, GOOD.asked + 60_000)).toThrow(Conflict);
-  expect(() => readOrder({ ...GOOD, asked: undefined }, GOOD.asked)).toThrow(Conflict);
+  expect(() => readRestartRequest(GOOD, GOOD.asked + 60_000)).toThrow(Conflict);
+  expect(() => readRestartRequest({ ...GOOD, asked: undefined }, GOOD.asked)).toThrow(Conflict);
 });

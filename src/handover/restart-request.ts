@@ -1,7 +1,7 @@
 /** What `kmesh restart`, `upgrade` and `rollback` ask of the agent. */
 import { BadRequest, Conflict } from "../admin/server.ts";
 
-export interface Order {
+export interface RestartRequest {
   kind: "restart" | "upgrade" | "rollback";
   /** By a successor that takes over when it is ready; otherwise the agent executes itself anew. */
   graceful: boolean;
@@ -18,9 +18,11 @@ const STALE = 10_000;
 const LONGEST = 3_600_000;
 
 /** Throws BadRequest for what is no order, and Conflict for one that is too old. */
-export function readOrder(body: unknown, now = Date.now()): Order {
+export function readRestartRequest(body: unknown, now = Date.now()): RestartRequest {
   if (typeof body !== "object" || body === null) throw new BadRequest("an order is an object");
-  const { kind, graceful, executable, timeout, asked } = body as Partial<Record<keyof Order, unknown>>;
+  const { kind, graceful, executable, timeout, asked } = body as Partial<
+    Record<keyof RestartRequest, unknown>
+  >;
   if (kind !== "restart" && kind !== "upgrade" && kind !== "rollback")
     throw new BadRequest(`"${kind}" is neither restart nor upgrade nor rollback`);
   if (typeof graceful !== "boolean") throw new BadRequest("graceful is missing");

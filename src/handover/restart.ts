@@ -11,7 +11,7 @@ import { version } from "../runtime/version.ts";
 import type { Entry } from "../state/history.ts";
 import { handOver, type Predecessor } from "./predecessor.ts";
 import { INVITATION } from "./protocol.ts";
-import type { Order } from "./restart-request.ts";
+import type { RestartRequest } from "./restart-request.ts";
 
 /** A sign of life for who waits for a hand-over, milliseconds. */
 const BEAT = 1_000;
@@ -45,7 +45,7 @@ export interface RestartOptions {
 /** Carries out one order at a time. */
 export class Restart {
   readonly #options: RestartOptions;
-  #current: { kind: Order["kind"]; since: Date; task?: TaskIdentity } | undefined;
+  #current: { kind: RestartRequest["kind"]; since: Date; task?: TaskIdentity } | undefined;
   /** Who took over; this process is about to end. */
   #successor: TaskIdentity | undefined;
   #reloadsLater = false;
@@ -75,7 +75,7 @@ export class Restart {
   }
 
   /** Answers line by line, the last one with the proof or the reason why there is none. Throws Conflict when it can't be now. */
-  async carryOut(order: Order, answer: (line: unknown) => void): Promise<void> {
+  async carryOut(order: RestartRequest, answer: (line: unknown) => void): Promise<void> {
     if (this.#current) {
       const { kind, since, task } = this.#current;
       const whom = task ? ` (pid ${task.tgid})` : "";
@@ -96,7 +96,7 @@ export class Restart {
   }
 
   async #handOver(
-    { kind, timeout }: Order,
+    { kind, timeout }: RestartRequest,
     command: [string, ...string[]],
     answer: (line: unknown) => void,
   ): Promise<void> {

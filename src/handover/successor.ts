@@ -8,7 +8,7 @@ import type { FromPredecessor, FromSuccessor } from "./predecessor.ts";
 import { PROTOCOL } from "./protocol.ts";
 
 /** The agent that is to take over. */
-export interface Candidate {
+export interface Successor {
   /** Resolves as soon as the first complete push of istiod is in memory. */
   readonly synced: Promise<void>;
   /** How much istiod sent. */
@@ -49,7 +49,7 @@ export class Succession {
   }
 
   /** Takes over. Resolves when `candidate` is the agent; rejects when it can't be, or when the predecessor hangs. */
-  async take(candidate: Candidate): Promise<void> {
+  async take(candidate: Successor): Promise<void> {
     const welcome = await this.#hear("welcome", SILENCE);
     if (welcome) {
       const synced = await this.#wait(candidate, welcome);
@@ -80,7 +80,7 @@ export class Succession {
   }
 
   /** Gives whether istiod's configuration is known. */
-  async #wait(candidate: Candidate, welcome: FromPredecessor & { say: "welcome" }): Promise<boolean> {
+  async #wait(candidate: Successor, welcome: FromPredecessor & { say: "welcome" }): Promise<boolean> {
     const synced = candidate.synced.then(() => true);
     const ended = this.#channel.ended.then(() => false);
     // A predecessor that is in sync is the better agent until we are, too.

@@ -71,7 +71,7 @@ function cureOf(errno: number, path: string): string {
 }
 
 /** In words, as an object: "the map t". */
-export function tellPinned({ kind, name }: Pinned): string {
+export function formatPinned({ kind, name }: Pinned): string {
   if (kind === "folder") return "a folder";
   if (kind === "other") return "something that is neither map nor program nor link";
   const named = name === "" ? "without a name" : name;

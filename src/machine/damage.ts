@@ -2,7 +2,7 @@
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import type { Folders } from "../config/config.ts";
 import { type Damage, damageAt } from "../datapath/inspect/damage.ts";
-import { exposureOf } from "./folder-permissions.ts";
+import { unsafeModeOf } from "./folder-permissions.ts";
 
 /**
  * Looks at everything; changes nothing, and never throws. `snapshot` is what an agent that runs says of the last one that it
@@ -46,7 +46,7 @@ function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
 
 function exposed({ runDir, stateDir, bpffs }: Folders): Damage[] {
   return [runDir, stateDir, bpffs].flatMap((path) => {
-    const exposure = exposureOf(path);
+    const exposure = unsafeModeOf(path);
     return exposure ? [{ ...exposure, consequence: EXPOSED }] : [];
   });
 }

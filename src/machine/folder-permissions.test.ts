@@ -3,7 +3,7 @@ import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } f
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { damageOf } from "./damage.ts";
-import { exposureOf, judge } from "./folder-permissions.ts";
+import { unsafeMode, unsafeModeOf } from "./folder-permissions.ts";
 import { requirePrivate } from "./machine.ts";
 import { Unsupported } from "./unsupported.ts";
 
@@ -11,18 +11,18 @@ const root = process.getuid?.() === 0;
 
 test("owner and mode, each with its command", () => {
   const own = process.geteuid?.() ?? 0;
-  expect(judge("/f", { uid: own, mode: 0o40755 })).toBeUndefined();
-  expect(judge("/f", { uid: 0, mode: 0o40700 })).toBeUndefined();
-  expect(judge("/f", { uid: own, mode: 0o41777 })).toEqual({
+  expect(unsafeMode("/f", { uid: own, mode: 0o40755 })).toBeUndefined();
+  expect(unsafeMode("/f", { uid: 0, mode: 0o40700 })).toBeUndefined();
+  expect(unsafeMode("/f", { uid: own, mode: 0o41777 })).toEqual({
     what: "/f may be written by others (mode 1777)",
     cure: "chmod go-w /f",
   });
-  expect(judge("/f", { uid: own, mode: 0o40770 })?.cure).toBe("chmod go-w /f");
-  expect(judge("/f", { uid: 65_534, mode: 0o40700 })).toEqual({
+  expect(unsafeMode("/f", { uid: own, mode: 0o40770 })?.cure).toBe("chmod go-w /f");
+  expect(unsafeMode("/f", { uid: 65_534, mode: 0o40700 })).toEqual({
     what: "/f belongs to user 65534",
     cure: "chown root: /f",
   });
-  expect(judge("/f", { uid: 65_534, mode: 0o40777 })).toEqual({
+  expect(unsafeMode("/f", { uid: 65_534, mode: 0o40777 })).toEqual({
     what: "/f belongs to user 65534 and may be written by others (mode 777)",
     cure: "chown root: /f && chmod go-w /f",
   });
@@ -68,7 +68,7 @@ describe("folders that others may write to", () => {
 
   test("what is missing, or a file, is not judged here", () => {
     writeFileSync(join(folder, "file"), "", { mode: 0o666 });
-    expect(exposureOf(join(folder, "file"))).toBeUndefined();
-    expect(exposureOf(join(folder, "none"))).toBeUndefined();
+    expect(unsafeModeOf(join(folder, "file"))).toBeUndefined();
+    expect(unsafeModeOf(join(folder, "none"))).toBeUndefined();
   });
 });

@@ -3,7 +3,7 @@ import { type Stats, statSync } from "node:fs";
 
 const WRITABLE_BY_OTHERS = 0o022;
 
-export interface Exposure {
+export interface UnsafeMode {
   /** A main clause that names the folder. */
   what: string;
   /** A command. */
@@ -11,13 +11,13 @@ export interface Exposure {
 }
 
 /** Undefined when only root, or who runs this, can write there, and for what is missing or no folder. */
-export function exposureOf(path: string): Exposure | undefined {
+export function unsafeModeOf(path: string): UnsafeMode | undefined {
   const stat = statSync(path, { throwIfNoEntry: false });
-  return stat?.isDirectory() ? judge(path, stat) : undefined;
+  return stat?.isDirectory() ? unsafeMode(path, stat) : undefined;
 }
 
 /** The same of what stat says. */
-export function judge(path: string, { uid, mode }: Pick<Stats, "uid" | "mode">): Exposure | undefined {
+export function unsafeMode(path: string, { uid, mode }: Pick<Stats, "uid" | "mode">): UnsafeMode | undefined {
   const owned = uid === 0 || uid === process.geteuid?.();
   const open = (mode & WRITABLE_BY_OTHERS) !== 0;
   if (owned && !open) return undefined;

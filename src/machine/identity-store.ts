@@ -1,9 +1,9 @@
 import { join } from "node:path";
 import { CertificateStore } from "../istiod/identity/certificate-store.ts";
-import { machineId, sealOf } from "./machine-id.ts";
+import { machineFingerprint, machineId } from "./machine-id.ts";
 
 /** The machine's certificate in the state folder, bound to the machine: in a cloned image it is of no use. */
 export function identityStore(stateDir: string, machine = machineId()): CertificateStore {
-  const seal = machine === undefined ? undefined : sealOf("identity", machine).toString("hex");
+  const seal = machine === undefined ? undefined : machineFingerprint("identity", machine).toString("hex");
   return new CertificateStore(join(stateDir, "identity"), seal);
 }

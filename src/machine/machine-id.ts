@@ -12,6 +12,6 @@ export function machineId(): string | undefined {
 }
 
 /** The id is not for others to read, so only this of it is written: 32 bytes. */
-export function sealOf(what: "snapshot" | "manifest" | "identity", machine: string): Buffer {
+export function machineFingerprint(what: "snapshot" | "manifest" | "identity", machine: string): Buffer {
   return createHash("sha256").update(`kmesh ${what} ${machine}`).digest();
 }

@@ -6,7 +6,7 @@ import { ConfigError } from "../config/config-error.ts";
 import type { Log } from "../config/log.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
-import { exposureOf } from "./folder-permissions.ts";
+import { unsafeModeOf } from "./folder-permissions.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
 
 /** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
@@ -68,7 +68,7 @@ export function makeFolders(folders: Folders): void {
 /** Throws Unsupported for a folder that others could write to: who writes there decides where connections go. */
 export function requirePrivate(folders: Folders): void {
   for (const path of [folders.runDir, folders.stateDir, folders.bpffs]) {
-    const exposure = exposureOf(path);
+    const exposure = unsafeModeOf(path);
     if (!exposure) continue;
     throw new Unsupported(
       `${exposure.what}: whoever writes there could have connections go elsewhere. What governs goes on`,

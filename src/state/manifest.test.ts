@@ -13,7 +13,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Standing } from "../datapath/generation/generation-state.ts";
+import type { GenerationState } from "../datapath/generation/generation-state.ts";
 import type { Step } from "../datapath/generation/step.ts";
 import { version as kmesh } from "../runtime/version.ts";
 import {
@@ -32,7 +32,7 @@ const OTHER_MACHINE = "f".repeat(32);
 const A = { abi: "aaaaaaaaaaaaaaaa", code: "a1" };
 const B = { abi: "bbbbbbbbbbbbbbbb", code: "b1" };
 const C = { abi: "cccccccccccccccc", code: "c1" };
-const NOTHING: Standing = { live: [], others: [] };
+const NOTHING: GenerationState = { live: [], others: [] };
 const THEN = "2026-01-02T03:04:05.000Z";
 const NOW = new Date("2026-02-03T04:05:06.000Z");
 
@@ -54,7 +54,7 @@ const log = {
   debug: () => {},
 };
 
-function open(standing: Standing, { machine = MACHINE, at = folder } = {}): Manifest {
+function open(standing: GenerationState, { machine = MACHINE, at = folder } = {}): Manifest {
   return Manifest.open(at, machine, standing, log);
 }
 
@@ -356,8 +356,11 @@ describe("put right by what is pinned", () => {
   const live = { ...A, version: "1", since: THEN };
   const kept = { ...B, version: "2", since: THEN };
   const since = NOW.toISOString();
-  const put = (account: Parameters<typeof putRight>[0], live: Standing["live"], others: Standing["others"]) =>
-    putRight(account, { live, others }, NOW);
+  const put = (
+    account: Parameters<typeof putRight>[0],
+    live: GenerationState["live"],
+    others: GenerationState["others"],
+  ) => putRight(account, { live, others }, NOW);
 
   test("what agrees stays", () => {
     expect(put({ live, kept }, [A], [B])).toEqual({ live, kept });

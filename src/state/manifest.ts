@@ -5,9 +5,9 @@
  */
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import type { Standing } from "../datapath/generation/generation-state.ts";
+import type { GenerationState } from "../datapath/generation/generation-state.ts";
 import type { GenerationName, Step } from "../datapath/generation/step.ts";
-import { sealOf } from "../machine/machine-id.ts";
+import { machineFingerprint } from "../machine/machine-id.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { version as kmesh } from "../runtime/version.ts";
 import { readWhole } from "./state-file.ts";
@@ -25,7 +25,7 @@ export interface Named extends GenerationName {
   version?: string;
 }
 
-export interface Standpoint extends Named {
+export interface ManifestEntry extends Named {
   /** Since when it governs or is kept; ISO 8601. */
   since: string;
 }
@@ -38,10 +38,10 @@ export interface UnderWay extends Step {
 }
 
 /** What the manifest says. */
-export interface Account {
-  live?: Standpoint;
+export interface ManifestContent {
+  live?: ManifestEntry;
   /** The one that governed before, kept for the way back. */
-  kept?: Standpoint;
+  kept?: ManifestEntry;
   step?: UnderWay;
 }
 
@@ -88,7 +88,7 @@ function badFile(stateDir: string): string {
  * What the manifest in `stateDir` says; undefined when there is none. Changes nothing.
  * Throws UnknownManifest, BadManifest (damaged, another machine's), and what the file system says.
  */
-export function readManifest(stateDir: string, machine: string | undefined): Account | undefined {
+export function readManifest(stateDir: string, machine: string | undefined): ManifestContent | undefined {
   const path = manifestFile(stateDir);
   const file = readWhole(path, LARGEST, BadManifest);
   if (file === undefined) return undefined;
@@ -100,7 +100,7 @@ export function readManifest(stateDir: string, machine: string | undefined): Acc
     throw new UnknownManifest(path, value.version, typeof writer === "string" ? writer : undefined);
   }
   if (typeof value.machine !== "string") throw new BadManifest("it names no machine");
-  if (machine === undefined || value.machine !== sealOf("manifest", machine).toString("hex"))
+  if (machine === undefined || value.machine !== machineFingerprint("manifest", machine).toString("hex"))
     throw new BadManifest("it was written on another machine (/etc/machine-id differs)");
   return accountOf(value);
 }
@@ -130,12 +130,12 @@ export function removeManifest(stateDir: string): void {
  * which it was nobody knows, and the way back to any of them is but longer.
  */
 export function putRight(
-  account: Account | undefined,
-  { live, others }: Standing,
+  account: ManifestContent | undefined,
+  { live, others }: GenerationState,
   now = new Date(),
-): Account {
+): ManifestContent {
   const since = now.toISOString();
-  const there = (each: Standpoint | undefined) =>
+  const there = (each: ManifestEntry | undefined) =>
     each && others.some(({ abi }) => abi === each.abi) ? each : undefined;
   const governs = live.find((each) => isSame(each, account?.live)) ?? live[0];
   if (!governs) {
@@ -161,7 +161,7 @@ export class Manifest {
   readonly #stateDir: string;
   readonly #machine: string | undefined;
   readonly #log: Remarks;
-  #account: Account = {};
+  #account: ManifestContent = {};
   /** The step in whose middle the agent before ended. */
   readonly unfinished: UnderWay | undefined;
   /** What the file holds, as far as this one knows. */
@@ -170,7 +170,12 @@ export class Manifest {
   /** What lies there could not be read, and may well be whole, or a newer version's: nothing takes its place. */
   #unread = false;
 
-  private constructor(stateDir: string, machine: string | undefined, standing: Standing, log: Remarks) {
+  private constructor(
+    stateDir: string,
+    machine: string | undefined,
+    standing: GenerationState,
+    log: Remarks,
+  ) {
     this.#stateDir = stateDir;
     this.#machine = machine;
     this.#log = log;
@@ -186,11 +191,16 @@ export class Manifest {
    * One that can't be read stays as it is until the next start: what is pinned is gone by, and none is written.
    * Without a machine's id (undefined) there is nothing to bind it to: none is read or written then.
    */
-  static open(stateDir: string, machine: string | undefined, standing: Standing, log: Remarks): Manifest {
+  static open(
+    stateDir: string,
+    machine: string | undefined,
+    standing: GenerationState,
+    log: Remarks,
+  ): Manifest {
     return new Manifest(stateDir, machine, standing, log);
   }
 
-  get account(): Account {
+  get account(): ManifestContent {
     return this.#account;
   }
 
@@ -216,7 +226,7 @@ export class Manifest {
     this.#write();
   }
 
-  #read(standing: Standing): Account | undefined {
+  #read(standing: GenerationState): ManifestContent | undefined {
     const path = manifestFile(this.#stateDir);
     const anew =
       standing.live.length > 0
@@ -281,7 +291,7 @@ function dropUnfinished(stateDir: string): void {
   }
 }
 
-function begun(account: Account, { name, from, to }: Step, now: string): Account {
+function begun(account: ManifestContent, { name, from, to }: Step, now: string): ManifestContent {
   const { step } = account;
   // Tried once more, it is under way since its first try.
   const again = step?.name === name && isSame(step.from, from) && isSame(step.to, to);
@@ -296,14 +306,14 @@ function begun(account: Account, { name, from, to }: Step, now: string): Account
   };
 }
 
-function ended({ step, ...account }: Account, now: string): Account {
+function ended({ step, ...account }: ManifestContent, now: string): ManifestContent {
   if (step?.name === "flip") return afterFlip(account, step, now);
   if (step?.name !== "remove" || step.from?.abi !== account.kept?.abi) return account;
   const { kept: _, ...rest } = account;
   return rest;
 }
 
-function afterFlip({ live, kept }: Account, { from, to }: UnderWay, since: string): Account {
+function afterFlip({ live, kept }: ManifestContent, { from, to }: UnderWay, since: string): ManifestContent {
   const next = from && from.abi !== to?.abi ? { ...from, since } : kept;
   return {
     ...(to ? { live: { ...to, since } } : live ? { live } : {}),
@@ -313,7 +323,7 @@ function afterFlip({ live, kept }: Account, { from, to }: UnderWay, since: strin
 }
 
 /** With what is known of it. */
-function named(generation: GenerationName, { live, kept }: Account): Named {
+function named(generation: GenerationName, { live, kept }: ManifestContent): Named {
   const known = [live, kept].find((each) => isSame(each, generation));
   if (!known) return generation;
   const { since: _, ...name } = known;
@@ -326,10 +336,10 @@ function isSame(one: GenerationName | undefined, other: GenerationName | undefin
   return one.abi === other.abi && (one.code ?? other.code) === (other.code ?? one.code);
 }
 
-function textOf({ live, kept, step }: Account, machine: string): string {
+function textOf({ live, kept, step }: ManifestContent, machine: string): string {
   const content = {
     version: VERSION,
-    machine: sealOf("manifest", machine).toString("hex"),
+    machine: machineFingerprint("manifest", machine).toString("hex"),
     live,
     kept,
     step,
@@ -377,7 +387,7 @@ function parse(text: string): Record<string, unknown> {
   return value;
 }
 
-function accountOf({ live, kept, step }: Record<string, unknown>): Account {
+function accountOf({ live, kept, step }: Record<string, unknown>): ManifestContent {
   const broken = Object.entries({
     live: live === undefined || isStandpoint(live),
     kept: kept === undefined || isStandpoint(kept),
@@ -391,7 +401,7 @@ function accountOf({ live, kept, step }: Record<string, unknown>): Account {
   };
 }
 
-function isStandpoint(value: unknown): value is Standpoint {
+function isStandpoint(value: unknown): value is ManifestEntry {
   return isNamed(value) && "since" in value && isTime(value.since);
 }
 

@@ -2,7 +2,7 @@ import { afterEach, beforeEach, expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import type { Standing } from "../datapath/generation/generation-state.ts";
+import type { GenerationState } from "../datapath/generation/generation-state.ts";
 import type { Announce, Step } from "../datapath/generation/step.ts";
 import { ABI_ID } from "../datapath/tables/layout.gen.ts";
 import { Manifest, readManifest } from "./manifest.ts";
@@ -35,7 +35,7 @@ class Pinned implements Recovered {
   finished = 0;
   readonly #announce: Announce;
 
-  constructor({ live, others }: Standing, announce: Announce) {
+  constructor({ live, others }: GenerationState, announce: Announce) {
     this.#announce = announce;
     this.adopted = [...live, ...others].some(({ abi }) => abi === ABI_ID);
     this.attached = live.length === 1 && live[0]?.abi === ABI_ID;
@@ -56,7 +56,7 @@ class Pinned implements Recovered {
 }
 
 /** An agent announces `steps` while `before` is pinned and dies; the next finds `after`. */
-function died(steps: readonly (Step | undefined)[], before: Standing, after: Standing) {
+function died(steps: readonly (Step | undefined)[], before: GenerationState, after: GenerationState) {
   const dead = Manifest.open(folder, MACHINE, before, log);
   dead.settle(OWN);
   for (const step of steps) dead.announce(step);
@@ -81,7 +81,7 @@ test("a start that finds nothing left over says nothing and removes nothing", ()
 });
 
 test("what a dead attempt of this version left is taken up again", () => {
-  const outcome = (name: "build" | "fill" | "probe" | "flip", after: Standing) => {
+  const outcome = (name: "build" | "fill" | "probe" | "flip", after: GenerationState) => {
     died([{ name, from: A, to: OWN }], { live: [A], others: [] }, after);
     expect(lines.length).toBe(1);
     return lines[0]?.slice(BEGUN.length);

@@ -4,10 +4,10 @@ import { promisify } from "node:util";
 import type { Mesh } from "../mesh/model.ts";
 import {
   BadSnapshot,
-  type Bond,
   readSnapshot,
   type Snapshot,
   SnapshotDraft,
+  type SnapshotKey,
   setSnapshotAside,
   snapshotFile,
 } from "./snapshot.ts";
@@ -35,7 +35,7 @@ const PACE: Pace = { quiet: 1_000, patience: 10_000, pause: 5_000, rate: 256, re
 
 export class SnapshotKeeper {
   readonly #stateDir: string;
-  readonly #bond: Bond | undefined;
+  readonly #bond: SnapshotKey | undefined;
   readonly #log: Remarks;
   readonly #pace: Pace;
   #mesh: Mesh | undefined;
@@ -53,7 +53,7 @@ export class SnapshotKeeper {
   constructor(
     stateDir: string,
     machine: string | undefined,
-    settings: Bond["settings"],
+    settings: SnapshotKey["settings"],
     log: Remarks,
     pace = PACE,
   ) {

@@ -18,16 +18,16 @@ import { MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
 import {
   BadSnapshot,
-  type Bond,
   hasSnapshot,
   readSnapshot,
   removeSnapshot,
   SnapshotDraft,
+  type SnapshotKey,
   setSnapshotAside,
   snapshotFile,
 } from "./snapshot.ts";
 
-const BOND: Bond = {
+const BOND: SnapshotKey = {
   machine: "0123456789abcdef0123456789abcdef",
   settings: { namespace: "shop", "allow-plaintext": false },
 };
@@ -62,7 +62,7 @@ function withHead(change: (head: Buffer) => void): void {
   writeFileSync(file, bytes);
 }
 
-const refusal = (bond: { machine: string; settings?: Bond["settings"] } = BOND): string => {
+const refusal = (bond: { machine: string; settings?: SnapshotKey["settings"] } = BOND): string => {
   try {
     readSnapshot(folder, bond);
   } catch (error) {

@@ -14,7 +14,7 @@
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { sealOf } from "../machine/machine-id.ts";
+import { machineFingerprint } from "../machine/machine-id.ts";
 import { decodeMesh, encodeMesh, MalformedMesh, MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { faultPoint } from "../runtime/fault.ts";
@@ -28,7 +28,7 @@ const CHECKSUM_AT = 64;
 const LARGEST = { bytes: 256 << 20, told: "256 MB" };
 
 /** To what a snapshot is bound: on another machine, or with other settings, the mesh would be another. */
-export interface Bond {
+export interface SnapshotKey {
   /** As /etc/machine-id has it. */
   machine: string;
   /** Settings that shape the mesh, by their names. */
@@ -71,7 +71,7 @@ function filesOf(stateDir: string): string[] {
  */
 export function readSnapshot(
   stateDir: string,
-  bond: { machine: string; settings?: Bond["settings"] },
+  bond: { machine: string; settings?: SnapshotKey["settings"] },
 ): Snapshot | undefined {
   const file = readWhole(snapshotFile(stateDir), LARGEST, BadSnapshot);
   if (file === undefined) return undefined;
@@ -88,7 +88,7 @@ export function readSnapshot(
   const checksum = createHash("sha256").update(content).update(file.subarray(0, CHECKSUM_AT)).digest();
   if (content.length !== length || !checksum.equals(file.subarray(CHECKSUM_AT, HEAD)))
     throw new BadSnapshot("its checksum is wrong");
-  if (!sealOf("snapshot", bond.machine).equals(file.subarray(32, CHECKSUM_AT)))
+  if (!machineFingerprint("snapshot", bond.machine).equals(file.subarray(32, CHECKSUM_AT)))
     throw new BadSnapshot("it was written on another machine (/etc/machine-id differs)");
   const settingsLength = view.getUint32(12, true);
   const writtenAt = new Date(Number(view.getBigUint64(24, true)));
@@ -101,7 +101,7 @@ export function readSnapshot(
 }
 
 /** The settings that the snapshot in `stateDir` was made with; undefined when there is none that could be read. */
-export function readSnapshotSettings(stateDir: string): Bond["settings"] | undefined {
+export function readSnapshotSettings(stateDir: string): SnapshotKey["settings"] | undefined {
   try {
     const file = readWhole(snapshotFile(stateDir), LARGEST, BadSnapshot);
     if (file === undefined || file.length < HEAD || file.readUInt32LE(8) !== VERSION) return undefined;
@@ -148,7 +148,7 @@ export class SnapshotDraft {
   #size = 0;
 
   /** Throws what the file system says. */
-  constructor(stateDir: string, mesh: Mesh, bond: Bond) {
+  constructor(stateDir: string, mesh: Mesh, bond: SnapshotKey) {
     this.#stateDir = stateDir;
     const path = unfinishedFile(stateDir);
     mkdirSync(stateDir, { recursive: true, mode: 0o700 });
@@ -193,7 +193,7 @@ export class SnapshotDraft {
 function* write(
   fd: number,
   parts: Iterable<Uint8Array>,
-  { machine, settings }: Bond,
+  { machine, settings }: SnapshotKey,
 ): Generator<void, number> {
   const text = Buffer.from(JSON.stringify(settings));
   const head = Buffer.alloc(HEAD);
@@ -214,7 +214,7 @@ function* write(
   head.writeUInt32LE(text.length, 12);
   head.writeBigUInt64LE(BigInt(length), 16);
   head.writeBigUInt64LE(BigInt(Date.now()), 24);
-  sealOf("snapshot", machine).copy(head, 32);
+  machineFingerprint("snapshot", machine).copy(head, 32);
   hash.update(head.subarray(0, CHECKSUM_AT)).digest().copy(head, CHECKSUM_AT);
   faultPoint("snapshot.head");
   // Last: a file without its head is nothing.
@@ -227,8 +227,8 @@ function writeWhole(fd: number, bytes: Uint8Array): void {
   while (at < bytes.length) at += writeSync(fd, bytes, at, bytes.length - at);
 }
 
-function compareSettings(text: string, now: Bond["settings"]): void {
-  let then: Bond["settings"];
+function compareSettings(text: string, now: SnapshotKey["settings"]): void {
+  let then: SnapshotKey["settings"];
   try {
     then = JSON.parse(text);
   } catch {

@@ -16,7 +16,7 @@ export interface StatusFileOptions {
   /** What there is to be told now. */
   status(): AgentStatus;
   /** The file is whose the tables are. */
-  isOurs(): boolean;
+  ownsPins(): boolean;
   /** Hears of each status, also while the file is another's. */
   heard(status: AgentStatus): void;
 }
@@ -50,7 +50,7 @@ export class StatusFile {
     const { runDir, log } = this.#options;
     const status = this.#options.status();
     this.#options.heard(status);
-    if (!this.#options.isOurs()) return;
+    if (!this.#options.ownsPins()) return;
     try {
       writeStatus(runDir, status);
       this.#warned = false;

@@ -9,7 +9,7 @@ import { orderAgent } from "../../src/admin/client.ts";
 import { adminSocket } from "../../src/admin/status.ts";
 import type { Inspection } from "../../src/datapath/inspect/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
-import type { Order } from "../../src/handover/restart-request.ts";
+import type { RestartRequest } from "../../src/handover/restart-request.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { FAULT_POINTS, FAULT_VARIABLE, type FaultPoint } from "../../src/runtime/fault.ts";
 import { manifestFile } from "../../src/state/manifest.ts";
@@ -335,7 +335,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       // The agent before must not die there, too, when it takes its hooks back.
       const script = `#!/bin/sh\n${FAULT_VARIABLE}=${point}${times} exec ${wide} "$@"\n`;
       writeFileSync(successor, script, { mode: 0o755 });
-      const order: Order = {
+      const order: RestartRequest = {
         kind: "upgrade",
         graceful: true,
         executable: successor,

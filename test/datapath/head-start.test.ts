@@ -4,7 +4,7 @@ import { readdirSync, readlinkSync, renameSync } from "node:fs";
 import { Datapath } from "../../src/datapath/datapath.ts";
 import { pinnedMaps } from "../../src/datapath/generation/pinned.ts";
 import { generationFolder, HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
-import { HeadStart } from "../../src/datapath/generation/preload.ts";
+import { PreloadedPrograms } from "../../src/datapath/generation/preload.ts";
 import { ownCode } from "../../src/datapath/generation/programs.ts";
 import { KEPT_MAPS } from "../../src/datapath/tables/tables.ts";
 import { DatapathLab } from "./lab.ts";
@@ -36,17 +36,17 @@ describe.skipIf(!root)("a head start", () => {
     [...maps].map(([name, { info }]) => `${name} ${info.id}`).sort();
 
   test("is taken only when other programs run", () => {
-    expect(Datapath.headStart(lab.bpffs)).toBeUndefined();
+    expect(Datapath.preloaded(lab.bpffs)).toBeUndefined();
   });
 
   test("over the maps that are pinned it is given once, and nothing of it is pinned", () => {
     const before = pins();
-    const start = HeadStart.take(lab.bpffs, ownCode());
+    const start = PreloadedPrograms.load(lab.bpffs, ownCode());
     const pinned = pinnedMaps(lab.bpffs);
-    const loaded = start.spend(pinned);
+    const loaded = start.take(pinned);
     expect([...(loaded?.programs.keys() ?? [])].sort()).toEqual([...HOOK_ORDER].sort());
     expect(loaded && idsOf(loaded.maps)).toEqual(idsOf(pinned));
-    expect(start.spend(pinned)).toBeUndefined();
+    expect(start.take(pinned)).toBeUndefined();
     expect(pins()).toEqual(before);
     for (const held of [...pinned.values(), ...(loaded ? [...loaded.maps.values()] : [])]) held.close();
     for (const program of loaded?.programs.values() ?? []) program.close();
@@ -56,17 +56,17 @@ describe.skipIf(!root)("a head start", () => {
     const { images, hash } = ownCode();
     const broken = { images: [...images.slice(0, 1), new Uint8Array(64)], hash };
     const before = descriptors();
-    expect(() => HeadStart.take(lab.bpffs, broken)).toThrow("bpf_object__open_mem");
+    expect(() => PreloadedPrograms.load(lab.bpffs, broken)).toThrow("bpf_object__open_mem");
     expect(descriptors()).toBe(before);
   });
 
   test("beside another layout it has tables of its own, and the kept ones are those of both", () => {
     lab.datapath.close();
     renameSync(generationFolder(lab.bpffs), generationFolder(lab.bpffs, "0123456789abcdef"));
-    const start = HeadStart.take(lab.bpffs, ownCode());
+    const start = PreloadedPrograms.load(lab.bpffs, ownCode());
     const pinned = pinnedMaps(lab.bpffs);
     expect([...pinned.keys()].sort()).toEqual([...KEPT_MAPS].sort());
-    const loaded = start.spend(pinned);
+    const loaded = start.take(pinned);
     for (const [name, { info }] of pinned) expect(loaded?.maps.get(name)?.info.id).toBe(info.id);
     expect(loaded?.maps.has("targets")).toBe(true);
     for (const map of [...pinned.values(), ...(loaded ? [...loaded.maps.values()] : [])]) map.close();
@@ -74,10 +74,10 @@ describe.skipIf(!root)("a head start", () => {
   });
 
   test("once tables of this layout were pinned by somebody else it is of no use", () => {
-    const start = HeadStart.take(lab.bpffs, ownCode());
+    const start = PreloadedPrograms.load(lab.bpffs, ownCode());
     renameSync(generationFolder(lab.bpffs, "0123456789abcdef"), generationFolder(lab.bpffs));
     const pinned = pinnedMaps(lab.bpffs);
-    expect(start.spend(pinned)).toBeUndefined();
+    expect(start.take(pinned)).toBeUndefined();
     start.close();
     for (const map of pinned.values()) map.close();
   });

@@ -181,7 +181,7 @@ describe.skipIf(!root)("damaged pins", () => {
 
   test("an agent that what is pinned belongs to no more puts nothing right, at its end neither", async () => {
     let asked = 0;
-    lab.reopen({ upkeep: 20, isOurs: () => ++asked < 0 });
+    lab.reopen({ upkeep: 20, ownsPins: () => ++asked < 0 });
     const before = pins();
     rmSync(programPin("connect4"));
     const left = pins();

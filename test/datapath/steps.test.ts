@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { type Standing, standingAt } from "../../src/datapath/generation/generation-state.ts";
+import { type GenerationState, generationStateAt } from "../../src/datapath/generation/generation-state.ts";
 import {
   generationFolder,
   keptPin,
@@ -38,17 +38,18 @@ function mesh(): Mesh {
 describe.skipIf(!root)("steps", () => {
   let lab: DatapathLab;
   /** What was announced, and what the pins said then. */
-  const heard: { step: Step | undefined; standing: Standing }[] = [];
+  const heard: { step: Step | undefined; standing: GenerationState }[] = [];
   beforeAll(async () => {
     lab = await DatapathLab.create({
-      announce: (step) => void heard.push({ step, standing: standingAt(lab?.bpffs ?? "/sys/fs/bpf/none") }),
+      announce: (step) =>
+        void heard.push({ step, standing: generationStateAt(lab?.bpffs ?? "/sys/fs/bpf/none") }),
     });
   });
   afterAll(async () => {
     await lab?.remove();
   });
 
-  function hear(): { step: Step | undefined; standing: Standing }[] {
+  function hear(): { step: Step | undefined; standing: GenerationState }[] {
     return heard.splice(0);
   }
   const own = () => lab.datapath.name;
@@ -87,7 +88,7 @@ describe.skipIf(!root)("steps", () => {
     const older = { abi: THIRD };
     lab.reopen();
     expect(hear().map(({ step }) => step)).toEqual([{ name: "build", from: other, to: own() }, undefined]);
-    expect(standingAt(lab.bpffs)).toEqual({ live: [other], others: [own(), older] });
+    expect(generationStateAt(lab.bpffs)).toEqual({ live: [other], others: [own(), older] });
     lab.publish(mesh());
     const steps = hear();
     expect(steps.find(({ step }) => step?.name === "flip")).toEqual({
@@ -136,12 +137,12 @@ describe.skipIf(!root)("steps", () => {
       using program = BpfProgram.fromPin(join(programFolder(generationFolder(lab.bpffs), code), "connect4"));
       link.update(program);
     }
-    expect(standingAt(lab.bpffs)).toEqual({ live: [own(), before], others: [] });
+    expect(generationStateAt(lab.bpffs)).toEqual({ live: [own(), before], others: [] });
     rmSync(programFolder(generationFolder(lab.bpffs), code), { recursive: true });
     runOtherPrograms("later");
     rmSync(programFolder(generationFolder(lab.bpffs), before.code), { recursive: true });
     const later = { ...before, code: "later" };
-    expect(standingAt(lab.bpffs)).toEqual({ live: [later], others: [] });
+    expect(generationStateAt(lab.bpffs)).toEqual({ live: [later], others: [] });
     lab.reopen();
     lab.publish(mesh());
     const steps = hear();

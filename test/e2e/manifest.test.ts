@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, wri
 import { join } from "node:path";
 import { FAULT_VARIABLE } from "../../src/runtime/fault.ts";
 import type { Entry } from "../../src/state/history.ts";
-import { type Account, manifestFile } from "../../src/state/manifest.ts";
+import { type ManifestContent, manifestFile } from "../../src/state/manifest.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
 import { eventually, type OwnedProcess, output, run } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, type StatusJson, shop } from "./agent-lab.ts";
@@ -14,7 +14,7 @@ if (why) console.warn(`skipped: the manifest: ${why}`);
 
 setDefaultTimeout(60_000);
 
-type Status = StatusJson & { manifest: Account };
+type Status = StatusJson & { manifest: ManifestContent };
 
 describe.skipIf(why !== undefined)("the manifest", () => {
   let lab: AgentLab;

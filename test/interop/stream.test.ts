@@ -7,7 +7,7 @@ import { DecodingSink } from "../../src/demo/decoding-sink.ts";
 import { openCredentials } from "../../src/istiod/identity/credentials.ts";
 import { nodeOf } from "../../src/istiod/node.ts";
 import { Connection } from "../../src/istiod/stream/connection.ts";
-import { askAll, tellHealth } from "../../src/istiod/stream/request.ts";
+import { askAll, formatHealth } from "../../src/istiod/stream/request.ts";
 import type { StreamEvent } from "../../src/istiod/stream/status.ts";
 import { IstiodStream, type StreamOptions } from "../../src/istiod/stream/stream.ts";
 import { binaries, ControlPlane } from "../control-plane/control-plane.ts";
@@ -234,7 +234,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
     const open = openCredentials({ kind: "plaintext" }, target);
     const bold = new Connection(target, open, { message: () => {}, ended: () => {} });
     bold.send(askAll("cluster", nodeOf(node), new Map()));
-    bold.send(tellHealth({ healthy: true, message: "" }));
+    bold.send(formatHealth({ healthy: true, message: "" }));
     await eventually("istiod's end", () => plane.istiod?.status !== undefined);
     bold.close();
   });

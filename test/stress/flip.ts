@@ -121,7 +121,7 @@ async function flipFor(lab: DatapathLab, milliseconds: number): Promise<number> 
   let flips = 0;
   while (performance.now() < end) {
     lab.publish(meshAt(++flips));
-    // Grace periods end on a timer: what was freed must come into use again while connections go on.
+    // DeferredFree periods end on a timer: what was freed must come into use again while connections go on.
     await new Promise((resolve) => setTimeout(resolve, flips % 20 === 0 ? 1 : 0));
   }
   return flips;

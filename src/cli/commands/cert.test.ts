@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { Authority } from "../../../test/lab/authority.ts";
 import { readCertificate } from "../../istiod/identity/certificate.ts";
 import { takeApart } from "../../istiod/identity/certificate-chain.ts";
-import { tellChain } from "./cert.ts";
+import { formatChain } from "./cert.ts";
 
 const DAY = 86_400_000;
 let folder = "";
@@ -21,7 +21,7 @@ function page(ahead: number) {
   const certificate = readCertificate(key, chain, authority.root);
   const now = Date.now() + ahead;
   const apart = takeApart(certificate, now);
-  return { ...apart, lines: tellChain("/state/identity", certificate, apart, now).split("\n") };
+  return { ...apart, lines: formatChain("/state/identity", certificate, apart, now).split("\n") };
 }
 
 test("the chain, link by link", () => {

@@ -24,7 +24,7 @@ export const cert = command({
     const now = Date.now();
     const chain = takeApart(certificate, now);
     if (format === "json") printJson(asJson(store.folder, certificate, chain));
-    else print(tellChain(store.folder, certificate, chain, now));
+    else print(formatChain(store.folder, certificate, chain, now));
     return chain.valid ? EXIT.done : EXIT.failed;
   },
 });
@@ -50,7 +50,7 @@ function load(store: CertificateStore): Certificate {
 }
 
 /** The page, a paragraph each certificate. */
-export function tellChain(
+export function formatChain(
   folder: string,
   certificate: Pick<Certificate, "id">,
   { chain, roots }: Chain,
@@ -59,14 +59,14 @@ export function tellChain(
   const [own, ...between] = chain;
   const parts = [
     `identity   ${formatSpiffe(certificate.id)}\nkept in    ${folder}`,
-    ...(own ? [tellLink("certificate", own, now)] : []),
-    ...between.map((link) => tellLink("signed by", link, now)),
-    ...roots.map((link) => tellLink("root", link, now)),
+    ...(own ? [formatLink("certificate", own, now)] : []),
+    ...between.map((link) => formatLink("signed by", link, now)),
+    ...roots.map((link) => formatLink("root", link, now)),
   ];
   return parts.join("\n\n");
 }
 
-function tellLink(what: string, link: Link, now: number): string {
+function formatLink(what: string, link: Link, now: number): string {
   const { subject, names, issuer, serial, notBefore, notAfter, key, fingerprint } = link;
   const facts: [string, string][] = [
     ...(subject === "" ? [] : [["subject", subject] as [string, string]]),

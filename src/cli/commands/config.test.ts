@@ -1,10 +1,10 @@
 import { expect, test } from "bun:test";
-import { tellDifferences } from "./config.ts";
+import { formatDifferences } from "./config.ts";
 
 const ABOUT = { path: "/etc/kmesh/config.yaml", running: {}, snapshot: {} };
 
 test("differences are a column a place, with what takes the file over", () => {
-  const text = tellDifferences(
+  const text = formatDifferences(
     [
       { setting: "network", files: "net1", file: "net2", agent: "net1", snapshot: null },
       { setting: "labels", file: { app: "x" }, agent: {} },
@@ -24,13 +24,13 @@ test("differences are a column a place, with what takes the file over", () => {
 
 test("what could not be compared is said", () => {
   const nothing = { live: [], later: [] };
-  expect(tellDifferences([], nothing, ABOUT)).toBe(
+  expect(formatDifferences([], nothing, ABOUT)).toBe(
     "/etc/kmesh/config.yaml, the agent, the snapshot: no difference.",
   );
-  expect(tellDifferences([], nothing, { ...ABOUT, running: undefined, snapshot: undefined })).toBe(
+  expect(formatDifferences([], nothing, { ...ABOUT, running: undefined, snapshot: undefined })).toBe(
     "No agent runs.\nThere is no snapshot.\nThere is nothing to compare.",
   );
-  expect(tellDifferences([], { live: ["shadow"], later: [] }, ABOUT)).toEndWith(
+  expect(formatDifferences([], { live: ["shadow"], later: [] }, ABOUT)).toEndWith(
     "systemctl reload kmesh takes the file over: shadow",
   );
 });

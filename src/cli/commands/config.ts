@@ -2,7 +2,7 @@ import { isDeepStrictEqual } from "node:util";
 import { askAgent } from "../../admin/client.ts";
 import { adminSocket } from "../../admin/status.ts";
 import { differencesOf } from "../../agent/reload.ts";
-import { shapeOf } from "../../agent/snapshot-key.ts";
+import { snapshotSettings } from "../../agent/snapshot-key.ts";
 import { type Config, examineConfig, readConfig } from "../../config/config.ts";
 import { ConfigError } from "../../config/config-error.ts";
 import { type DecidedSettings, settingsOf } from "../../config/from-istioctl.ts";
@@ -147,7 +147,7 @@ async function diff(sources: Sources, from: string | undefined, format: Format):
   const running = (await askAgent(adminSocket(config.runDir), "/config")) as SettingValues | undefined;
   const snapshot = readSnapshotSettings(config.stateDir);
   const files = from === undefined ? {} : valuesOfFiles(from, config);
-  const shape = shapeOf(config);
+  const shape = snapshotSettings(config);
   const found: Difference[] = [];
   for (const setting of Object.keys(SETTINGS) as SettingName[]) {
     const row: Difference = { setting, file: values[setting] };
@@ -175,7 +175,7 @@ async function diff(sources: Sources, from: string | undefined, format: Format):
       reload: needs.live,
       restart: needs.later,
     });
-  } else print(tellDifferences(found, needs, { path: sources.file.path, running, snapshot }));
+  } else print(formatDifferences(found, needs, { path: sources.file.path, running, snapshot }));
   return running === undefined ? EXIT.agentNotRunning : EXIT.done;
 }
 
@@ -192,7 +192,7 @@ function valuesOfFiles(from: string, config: Config): Partial<SettingValues> {
 }
 
 /** The table and what to do about it. */
-export function tellDifferences(
+export function formatDifferences(
   found: readonly Difference[],
   needs: { live: readonly string[]; later: readonly string[] },
   about: { path: string; running: object | undefined; snapshot: object | undefined },

@@ -54,19 +54,19 @@ export const demoStage = command({
       rate: RATE,
       longLived: LONG_LIVED,
       on: (event: DemoEvent) => {
-        const line = tellEvent(event);
+        const line = formatEvent(event);
         if (text && line !== "") print(line);
       },
     };
     try {
       const { report, left } = await playDemo(options, ended.signal, async (stage, result) => {
         if (flags.keep !== true) return;
-        if (text) print(tellReport(result));
+        if (text) print(formatReport(result));
         remark(howToPlay(stage));
         await new Promise(() => {});
       });
       if (!text) printJson({ ...report, left });
-      else if (flags.keep !== true) print(tellReport(report));
+      else if (flags.keep !== true) print(formatReport(report));
       if (left.length > 0) throw new Failure(EXIT.failed, `the demo could not clean up ${left.join(", ")}`);
       return report.ok ? EXIT.done : EXIT.failed;
     } catch (error) {
@@ -106,7 +106,7 @@ function opening(): string {
 }
 
 /** What just happened, as text; "" for what needs no line. */
-export function tellEvent(event: DemoEvent): string {
+export function formatEvent(event: DemoEvent): string {
   switch (event.kind) {
     case "built":
       return `The agent runs (pid ${event.agentPid}): istiod's configuration is in the kernel's tables.`;
@@ -121,11 +121,11 @@ export function tellEvent(event: DemoEvent): string {
     case "restarted":
       return `Started the agent again (pid ${event.pid}): it ${event.adopted ? "took over what was pinned" : "built new tables"}, ${event.writes} map writes.`;
     case "watched":
-      return `${indent(tellStep(event.step))}\n`;
+      return `${indent(formatStep(event.step))}\n`;
   }
 }
 
-function tellStep(step: Step): string {
+function formatStep(step: Step): string {
   const { v1, v2 } = step.configured;
   const head = `${step.name}: ${step.connections} new connections, v1/v2 = ${v1}/${v2}`;
   const bars = step.spread.map(({ upstream, share, connections, expected }) => {
@@ -135,7 +135,7 @@ function tellStep(step: Step): string {
   return [head, ...bars].join("\n");
 }
 
-export function tellReport(report: DemoReport): string {
+export function formatReport(report: DemoReport): string {
   const { connections, longLived, restart } = report;
   const reasons = Object.entries(report.reasons).map(([reason, count]) => `${reason}: ${count}`);
   const rows: [string, string][] = [

@@ -1,7 +1,7 @@
 import { examineConfig } from "../../config/config.ts";
 import { SETTINGS } from "../../config/settings.ts";
 import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
-import { examine, type Finding, firstWrong, type Result } from "../../doctor/check-runner.ts";
+import { type Finding, firstWrong, type Result, runChecks } from "../../doctor/check-runner.ts";
 import { checksOf } from "../../doctor/checks.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "../framework/command.ts";
@@ -25,8 +25,8 @@ export const doctor = command({
     await exemptFromMesh(config.bpffs);
     const checks = checksOf(config, problems, sources.file.path || CONFIG_FILE);
     const width = Math.max(...checks.map(({ name }) => name.length));
-    const results = await examine(checks, (result) => {
-      if (format === "text") print(tellResult(result, width));
+    const results = await runChecks(checks, (result) => {
+      if (format === "text") print(formatResult(result, width));
     });
     const first = firstWrong(results);
     if (format === "json") printJson({ well: first === undefined, first: first ?? null, checks: results });
@@ -38,7 +38,7 @@ export const doctor = command({
 const MARKS: Readonly<Record<Finding["state"], string>> = { well: "ok", remark: "note", wrong: "WRONG" };
 
 /** A line for each finding; what mends it stands below. */
-export function tellResult({ check, findings }: Result, width: number): string {
+export function formatResult({ check, findings }: Result, width: number): string {
   if (findings.length === 0)
     return `${check.padEnd(width)}  -      not looked at: it needs what is wrong above`;
   return findings

@@ -26,7 +26,7 @@ import { type Arguments, UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../framework/output.ts";
-import { fileStep, type Step, sync, tell as tellSteps } from "../framework/plan.ts";
+import { fileStep, tell as formatSteps, type Step, sync } from "../framework/plan.ts";
 import { type AtBoot, bootOrderOf, bootRemoval, bootStep, canWait } from "../service/boot-order.ts";
 import { installedPaths, type Paths } from "../service/install-plan.ts";
 import { GATE, needsReload, SERVICE, systemctl, systemdRuns } from "../service/systemd.ts";
@@ -133,7 +133,7 @@ async function changeAlone(kind: Change, { flags, positionals }: Arguments, path
     if (dry && steps.length > 0) print("Dry run, nothing is changed:");
   }
   for (const step of steps) {
-    if (format === "text") print(tellSteps([step]));
+    if (format === "text") print(formatSteps([step]));
     if (!dry) await step.act?.();
   }
   if (format === "json") {

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { Explained } from "../../admin/explain.ts";
-import { tellExplanation } from "./explain.ts";
+import { formatExplanation } from "./explain.ts";
 
 const cluster = (
   name: string,
@@ -26,7 +26,7 @@ const cluster = (
 });
 
 test("a split shows each endpoint's share of all connections", () => {
-  const text = tellExplanation({
+  const text = formatExplanation({
     asked: { address: "10.0.0.1", port: 80 },
     verdict: "redirect",
     shadow: false,
@@ -57,14 +57,14 @@ test("a refusal says why, and shadow mode that nothing is changed", () => {
     clusters: [],
     why: [],
   } as const;
-  expect(tellExplanation({ ...refused, clusters: [], why: [], shadow: false })).toBe(
+  expect(formatExplanation({ ...refused, clusters: [], why: [], shadow: false })).toBe(
     "A connection to [fd00::9]:443 is refused: tls-required",
   );
-  expect(tellExplanation({ ...refused, clusters: [], why: [], shadow: true })).toContain("only counted");
+  expect(formatExplanation({ ...refused, clusters: [], why: [], shadow: true })).toContain("only counted");
 });
 
 test("a living agent adds weights and health, also of endpoints that get nothing", () => {
-  const text = tellExplanation({
+  const text = formatExplanation({
     asked: { address: "10.0.0.1", port: 80 },
     verdict: "redirect",
     shadow: false,

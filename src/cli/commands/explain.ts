@@ -25,7 +25,7 @@ export const explain = command({
       });
       if (!alive) remark(`${lastWords(folders).sentence} The tables that it left decide.`);
       if (format === "json") printJson(value);
-      else print(value.map(tellExplanation).join("\n\n"));
+      else print(value.map(formatExplanation).join("\n\n"));
       return EXIT.done;
     } catch (error) {
       // By name: the class is only loaded where the tables were looked at.
@@ -47,7 +47,7 @@ const VERDICTS: Record<Explained["verdict"], string> = {
 };
 
 /** One explanation as text. */
-export function tellExplanation(explanation: Explained): string {
+export function formatExplanation(explanation: Explained): string {
   const { asked, verdict, reason, shadow, service, clusters, why } = explanation;
   const to = formatMatch({ kind: "address", ...asked });
   const counted = shadow ? " (shadow mode: that is only counted, nothing is changed)" : "";

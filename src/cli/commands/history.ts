@@ -18,13 +18,13 @@ export const history = command({
     const entries = readHistory(folders.stateDir);
     if (format === "json") printJson(entries);
     else if (entries.length === 0) print(`Nothing is noted in ${folders.stateDir}.`);
-    else print(tellHistory(entries));
+    else print(formatHistory(entries));
     return EXIT.done;
   },
 });
 
 /** A line an entry. */
-export function tellHistory(entries: readonly Entry[]): string {
+export function formatHistory(entries: readonly Entry[]): string {
   return table(
     ["WHEN", "WHAT", "VERSION", "RESULT", "PID", ""],
     entries.map((entry) => [

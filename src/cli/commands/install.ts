@@ -19,7 +19,7 @@ import {
 } from "../service/install-plan.ts";
 import { arrival, type Joining, joinSteps, needOf } from "../service/join-plan.ts";
 import { GATE, SERVICE, systemdRuns } from "../service/systemd.ts";
-import { activeState, enrolSteps, runStep, startStep } from "../service/systemd-plan.ts";
+import { activeState, enableSteps, runStep, startStep } from "../service/systemd-plan.ts";
 import { confirmed, findAll, takeDown } from "../service/teardown.ts";
 import { afterLeftovers, serviceAgent, upgradeSteps } from "../service/upgrade-plan.ts";
 
@@ -90,7 +90,7 @@ export const install = command({
       if (root !== undefined) steps.unshift(copy);
       else if (agent === undefined) steps.unshift(afterLeftovers(copy, FOLDERS));
       if (root !== undefined) steps.push(enableStep(paths));
-      else steps.push(...enrolSteps(paths, changed));
+      else steps.push(...enableSteps(paths, changed));
       if (agent) {
         const proved = (proof: Proof) => {
           more.proof = proof;
@@ -105,7 +105,7 @@ export const install = command({
       return { joining, fresh, changed };
     });
     if (format === "text" && !dry) {
-      if (more.proof) print(tellProof(more.proof));
+      if (more.proof) print(formatProof(more.proof));
       print(done.joining && start ? await arrival(FOLDERS) : nextStep(root, done.fresh, done.changed, start));
     }
     return EXIT.done;
@@ -181,7 +181,7 @@ function requireSystemd(): void {
   );
 }
 
-function tellProof({ from_version, to_version, pid, gap_ms, connections, failed }: Proof): string {
+function formatProof({ from_version, to_version, pid, gap_ms, connections, failed }: Proof): string {
   return (
     `Handed over from ${from_version} to ${to_version} (pid ${pid}): nobody was in control for ${gap_ms} ms, ` +
     `${connections} connections governed meanwhile, ${failed} failed.`

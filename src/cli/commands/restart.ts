@@ -2,7 +2,7 @@ import { askAgent, orderAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../admin/status.ts";
 import { type Folders, readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
-import type { Order } from "../../handover/restart-request.ts";
+import type { RestartRequest } from "../../handover/restart-request.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -67,7 +67,7 @@ async function restartAnew(folders: Folders, timeout: number): Promise<Anew> {
   const deadline = performance.now() + timeout;
   if (service !== undefined) systemctl("restart", service);
   else {
-    const order: Order = { kind: "restart", graceful: false, timeout, asked: Date.now() };
+    const order: RestartRequest = { kind: "restart", graceful: false, timeout, asked: Date.now() };
     try {
       await orderAgent(adminSocket(folders.runDir), "/restart", order, () => {}, SILENCE);
     } catch (error) {

@@ -7,7 +7,7 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, remark } from "../framework/output.ts";
 import { examine } from "../service/executable.ts";
 import { printProof, TIMEOUT_FLAG, timeoutOf } from "../service/handover-client.ts";
-import { replace, runningNames, tellLayout } from "../service/swap-executable.ts";
+import { formatLayout, replace, runningNames } from "../service/swap-executable.ts";
 
 export const rollback = command({
   name: "rollback",
@@ -31,7 +31,7 @@ export const rollback = command({
       );
     const { version, abi } = examine(names.previous);
     remark(`${names.previous} is kmesh ${version}`);
-    tellLayout(abi);
+    formatLayout(abi);
     const proof = await replace("rollback", folders, names, names.previous, timeout);
     printProof("Rolled back", proof, format, { executable: names.installed, previous: names.previous });
     return EXIT.done;

@@ -1,7 +1,7 @@
 import { readFileSync } from "node:fs";
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Agent } from "../../agent/agent.ts";
-import { tellReload } from "../../agent/reload.ts";
+import { formatReload } from "../../agent/reload.ts";
 import { type Config, readConfig } from "../../config/config.ts";
 import { ConfigError } from "../../config/config-error.ts";
 import type { Log } from "../../config/log.ts";
@@ -61,7 +61,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
     { openLog },
     { LockHeld },
     { ServiceNotifier },
-    { tellInOneLine },
+    { formatOneLine },
     { UnknownManifest },
   ] = await Promise.all([
     import("../../agent/agent.ts"),
@@ -83,7 +83,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
   };
   const audience = {
     status: (status: AgentStatus) => {
-      if (known) service.status(tellInOneLine(status));
+      if (known) service.status(formatOneLine(status));
     },
     reload: () => reloadNow(),
     succeeded: (pid: number) => service.succeeded(pid),
@@ -110,13 +110,13 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       }
       await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
     }
-    service.ready(tellInOneLine(agent.status()));
+    service.ready(formatOneLine(agent.status()));
     reloadNow = () => {
       service.reloading();
       try {
         return readAgain(agent);
       } finally {
-        service.ready(tellInOneLine(agent.status()));
+        service.ready(formatOneLine(agent.status()));
       }
     };
     reloads(() => {
@@ -158,7 +158,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
 /** A configuration that is wrong, or that the kernel refuses, is told and thrown; the one before stays. Gives what is told. */
 function reload(agent: Agent, read: () => Config, log: Log): string {
   try {
-    const told = tellReload(agent.reload(read()));
+    const told = formatReload(agent.reload(read()));
     log.info(told);
     return told;
   } catch (error) {

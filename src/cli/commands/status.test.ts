@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { UnitState } from "../../datapath/tables/unit.ts";
-import { tellStatus } from "./status.ts";
+import { formatStatus } from "./status.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
 
@@ -104,7 +104,7 @@ function kernel(change: Partial<Summary> = {}): Summary {
 }
 
 const tell = (a: AgentStatus | undefined, k: Summary | undefined, dead?: string) =>
-  tellStatus({ agent: a, kernel: k }, dead, "/sys/fs/bpf/kmesh", false, NOW);
+  formatStatus({ agent: a, kernel: k }, dead, "/sys/fs/bpf/kmesh", false, NOW);
 
 test("a healthy mesh", () => {
   const text = tell(agent(), kernel());
@@ -212,7 +212,7 @@ test("what is not as it should be is told before the services", () => {
 
 test("tables of another version: what is known of them, and who can tell the rest", () => {
   const { settings: _, ...rest } = kernel({ foreign: "def", tables: [] });
-  const text = tellStatus({ agent: agent(), kernel: rest }, undefined, "/sys/fs/bpf/kmesh", false);
+  const text = formatStatus({ agent: agent(), kernel: rest }, undefined, "/sys/fs/bpf/kmesh", false);
   expect(text).toContain("tables of another kmesh version govern (layout def, this one reads abc)");
   expect(text).toContain("attached: connect4, connect6");
   expect(text).not.toContain("other addresses");
@@ -238,7 +238,13 @@ test("a screen's worth of services, and how many more there are", () => {
 test("the machine's certificate is told with its life, and what keeps it from a new one", () => {
   const id = "spiffe://cluster.local/ns/demo/sa/default";
   const lines = (identity: AgentStatus["identity"]) =>
-    tellStatus({ agent: agent(identity ? { identity } : {}), kernel: undefined }, undefined, "/b", false, NOW)
+    formatStatus(
+      { agent: agent(identity ? { identity } : {}), kernel: undefined },
+      undefined,
+      "/b",
+      false,
+      NOW,
+    )
       .split("\n")
       .map((line) => line.replace(/ +/g, " "));
   const life = (offset: number) => ({ serial: "1", notBefore: 0, notAfter: NOW + offset, valid: offset > 0 });
@@ -254,8 +260,8 @@ test("the machine's certificate is told with its life, and what keeps it from a 
 });
 
 test("connections older than the attach are told with their cgroups, and what to do", () => {
-  const told = (older: Parameters<typeof tellStatus>[0]["older"]) =>
-    tellStatus({ agent: agent(), kernel: undefined, older }, undefined, "/sys/fs/bpf/kmesh", false, NOW);
+  const told = (older: Parameters<typeof formatStatus>[0]["older"]) =>
+    formatStatus({ agent: agent(), kernel: undefined, older }, undefined, "/sys/fs/bpf/kmesh", false, NOW);
   const cgroups = [{ cgroup: "/sys/fs/cgroup/app", connections: 3 }];
   expect(told({ connections: 0, complete: true, cgroups: [] })).not.toContain("older");
   const text = told({ connections: 3, complete: true, cgroups });
@@ -268,7 +274,7 @@ test("connections older than the attach are told with their cgroups, and what to
 
 /** The lines of a page about an agent, blanks joined. */
 function linesOf(change: Partial<AgentStatus>): string[] {
-  return tellStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)
+  return formatStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)
     .split("\n")
     .map((line) => line.replace(/ +/g, " "));
 }
@@ -345,18 +351,18 @@ test("health: the verdict, what speaks against it, and whether istiod is told", 
 
 test("damage: what, what follows, what mends it; before anything else", () => {
   const damage = [{ what: "connect4 is not attached", consequence: "past the mesh", cure: "kmesh run" }];
-  const text = tellStatus({ agent: agent(), kernel: undefined, damage }, undefined, "/bpffs", false, NOW);
+  const text = formatStatus({ agent: agent(), kernel: undefined, damage }, undefined, "/bpffs", false, NOW);
   expect(text).toContain(
     "\n\nDAMAGED\n  connect4 is not attached\n    so: past the mesh\n    cure: kmesh run",
   );
   expect(
-    tellStatus({ agent: agent(), kernel: undefined, damage: [] }, undefined, "/bpffs", false, NOW),
+    formatStatus({ agent: agent(), kernel: undefined, damage: [] }, undefined, "/bpffs", false, NOW),
   ).not.toContain("DAMAGED");
 });
 
 test("a clock that was set back since is told, one that is a moment behind is not", () => {
   const told = (now: number) =>
-    tellStatus({ agent: agent(), kernel: undefined }, undefined, "/bpffs", false, now);
+    formatStatus({ agent: agent(), kernel: undefined }, undefined, "/bpffs", false, now);
   expect(told(NOW - 20_000)).not.toContain("set back");
   expect(told(NOW - 3 * 3_600_000)).toContain(
     "clock was set back: something above was written 3 h from now, so ages are too small",

@@ -11,7 +11,7 @@ import type { Note } from "../../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "../framework/output.ts";
-import { readStanding, tellStanding } from "../framework/version-rows.ts";
+import { formatStanding, readStanding } from "../framework/version-rows.ts";
 import {
   damageNow,
   kernelState,
@@ -63,7 +63,7 @@ export const status = command({
       printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest, damage });
     } else
       print(
-        tellStatus(
+        formatStatus(
           { ...value, older, atBoot, standing, damage },
           alive ? undefined : lastWords(folders).sentence,
           folders.bpffs,
@@ -76,7 +76,7 @@ export const status = command({
 });
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
-export function tellStatus(
+export function formatStatus(
   { agent, kernel, older, atBoot, standing, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
@@ -93,20 +93,20 @@ export function tellStatus(
     ],
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
-    ...tellBoot(atBoot),
-    ...tellStanding(standing, dead === undefined, now),
+    ...formatBoot(atBoot),
+    ...formatStanding(standing, dead === undefined, now),
   ];
   const width = Math.max(...facts.map(([name]) => name.length));
   const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
-  if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(tellDamage).join("\n"))}`);
-  const warnings = [...warningsOf(agent, kernel), ...tellOlder(older), ...tellClock(agent, now)];
+  if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
+  const warnings = [...warningsOf(agent, kernel), ...formatOlder(older), ...formatClock(agent, now)];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
-  if (kernel) parts.push(tellServices(kernel, all));
-  if (agent) parts.push(...tellRemarks(agent, all));
+  if (kernel) parts.push(formatServices(kernel, all));
+  if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");
 }
 
-function tellDamage({ what, consequence, cure }: Damage): string {
+function formatDamage({ what, consequence, cure }: Damage): string {
   return [what, indent(`so: ${consequence}`), indent(`cure: ${cure}`)].join("\n");
 }
 
@@ -127,17 +127,17 @@ function agentFacts(agent: AgentStatus, alive: boolean, now: number): [string, s
   return [
     ["istiod", `${link}, ${state}${push}`],
     ...error,
-    ...(agent.identity ? tellIdentity(agent.identity, error[0]?.[1], now) : []),
-    ...tellRegistration(agent.registration, alive && stream.connected),
-    ...tellHealth(agent, now),
-    ["mesh", tellMesh(mesh, agent.snapshot !== undefined)],
+    ...(agent.identity ? formatIdentity(agent.identity, error[0]?.[1], now) : []),
+    ...formatRegistration(agent.registration, alive && stream.connected),
+    ...formatHealth(agent, now),
+    ["mesh", formatMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
-    ...tellSnapshot(agent.snapshot, now),
+    ...formatSnapshot(agent.snapshot, now),
   ];
 }
 
 /** `told` stands there already. */
-function tellIdentity(identity: IdentityStatus, told: string | undefined, now: number): [string, string][] {
+function formatIdentity(identity: IdentityStatus, told: string | undefined, now: number): [string, string][] {
   const { id, certificate, renewal, lastError } = identity;
   const life = !certificate
     ? "no certificate yet"
@@ -148,20 +148,23 @@ function tellIdentity(identity: IdentityStatus, told: string | undefined, now: n
   return [["identity", `${id}, ${life}`], ...error];
 }
 
-function tellRegistration(registration: AgentStatus["registration"], connected: boolean): [string, string][] {
+function formatRegistration(
+  registration: AgentStatus["registration"],
+  connected: boolean,
+): [string, string][] {
   if (!registration) return [];
   const { namespace, entry, group } = registration;
   const where = `WorkloadEntry ${entry} of namespace ${namespace}`;
-  if (group === undefined) return [["registered", `by hand, as ${where}`], ...tellPeers(registration)];
+  if (group === undefined) return [["registered", `by hand, as ${where}`], ...formatPeers(registration)];
   if (!connected)
     return [
       ["registered", `not for long: istiod takes away ${where} (group ${group}) 10 s after a connection`],
     ];
-  return [["registered", `while connected, as ${where} by group ${group}`], ...tellPeers(registration)];
+  return [["registered", `while connected, as ${where} by group ${group}`], ...formatPeers(registration)];
 }
 
 /** What istiod tells others to send to this machine, and what to do when that is mTLS. */
-function tellPeers({
+function formatPeers({
   address,
   group,
   needs,
@@ -175,7 +178,7 @@ function tellPeers({
         "",
         `peers are told to send mTLS to ${address} for ${mtls.join(", ")}, WHICH KMESH DOES NOT END: ${why}`,
       ],
-      ...tellCommands(needs),
+      ...formatCommands(needs),
     ];
   }
   if (plaintext.length > 0)
@@ -187,14 +190,14 @@ function tellPeers({
         `peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has ${address} now`,
       ],
     ];
-  return [["", `no service has ${address} now; kmesh ends no mTLS, so it needs`], ...tellCommands(needs)];
+  return [["", `no service has ${address} now; kmesh ends no mTLS, so it needs`], ...formatCommands(needs)];
 }
 
-function tellCommands(commands: readonly string[]): [string, string][] {
+function formatCommands(commands: readonly string[]): [string, string][] {
   return commands.map((command) => ["", `  ${command}`]);
 }
 
-function tellHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
+function formatHealth({ health, stream, registration }: AgentStatus, now: number): [string, string][] {
   if (!health) return [];
   const { healthy, since: from = now, message, streak, checks, probe } = health;
   const state =
@@ -211,11 +214,11 @@ function tellHealth({ health, stream, registration }: AgentStatus, now: number):
     ...(registration?.healthNeeds
       ? [["", "the entry was made by hand: istiod heeds it only after"] as [string, string]]
       : []),
-    ...tellCommands(registration?.healthNeeds ?? []),
+    ...formatCommands(registration?.healthNeeds ?? []),
   ];
 }
 
-function tellSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, string][] {
+function formatSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, string][] {
   if (!snapshot) return [];
   const { writtenAt, appliedAt, writes, milliseconds } = snapshot;
   const took = `${plural(writes, "map write")}, ${milliseconds.toFixed(1)} ms`;
@@ -227,7 +230,7 @@ function tellSnapshot(snapshot: AgentStatus["snapshot"], now: number): [string, 
   ];
 }
 
-function tellMesh(mesh: AgentStatus["mesh"], fromSnapshot: boolean): string {
+function formatMesh(mesh: AgentStatus["mesh"], fromSnapshot: boolean): string {
   const { services, frontends, clusters, endpoints } = mesh;
   const numbers = [
     plural(services, "service"),
@@ -259,23 +262,23 @@ function kernelFacts(kernel: Summary | undefined, bpffs: string): [string, strin
         ? "none attached: no connection is governed"
         : `attached: ${on.join(", ")}${off.length > 0 ? `; NOT attached: ${off.join(", ")}` : ""}`,
     ],
-    ...tellSettings(kernel.foreign === undefined ? settings : undefined),
-    ...tellEjections(kernel.foreign === undefined ? kernel.ejections : undefined),
+    ...formatSettings(kernel.foreign === undefined ? settings : undefined),
+    ...formatEjections(kernel.foreign === undefined ? kernel.ejections : undefined),
     ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
 }
 
-function tellSettings(settings: Summary["settings"]): [string, string][] {
+function formatSettings(settings: Summary["settings"]): [string, string][] {
   if (!settings) return [];
   return [
-    ["governs", `${tellEnrolled(settings)}; network namespace: ${settings.netns}`],
+    ["governs", `${formatEnrolled(settings)}; network namespace: ${settings.netns}`],
     ["excluded", settings.exclusions.join(", ") || "nothing but loopback, link-local and agents"],
     ["other addresses", settings.fallback],
   ];
 }
 
 /** What units get at boot when kmesh can't come up. */
-function tellBoot(atBoot: Answer["atBoot"] = {}): [string, string][] {
+function formatBoot(atBoot: Answer["atBoot"] = {}): [string, string][] {
   const orders = Object.entries(atBoot);
   const of = (order: BootOrder) =>
     orders.flatMap(([unit, each]) => (each === order ? [unit] : [])).join(", ");
@@ -290,7 +293,7 @@ function tellBoot(atBoot: Answer["atBoot"] = {}): [string, string][] {
 /** Endpoints that are told; --output json has all. */
 const EJECTED = 5;
 
-function tellEjections(ejections: Summary["ejections"]): [string, string][] {
+function formatEjections(ejections: Summary["ejections"]): [string, string][] {
   if (!ejections) return [];
   const { now, ever, stale } = ejections;
   const shown = now.slice(0, EJECTED).map(({ cluster, address, port, forMs }) => {
@@ -305,7 +308,7 @@ function tellEjections(ejections: Summary["ejections"]): [string, string][] {
   return [["ejected", `${shown.join(", ") || "no endpoint"}${times}${why}`]];
 }
 
-function tellEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
+function formatEnrolled({ cgroups, units }: NonNullable<Summary["settings"]>): string {
   const running = ({ cgroup, populated }: (typeof units)[number]) =>
     populated ? "runs" : cgroup === undefined ? "is not there now" : "has no process now";
   const named = units.map((each) => `${each.unit} (${running(each)})`);
@@ -332,7 +335,7 @@ function warningsOf(agent: AgentStatus | undefined, kernel: Summary | undefined)
 /** Cgroups that are named one by one. */
 const CGROUPS = 5;
 
-function tellOlder(older: Answer["older"]): string[] {
+function formatOlder(older: Answer["older"]): string[] {
   if (!older) return [];
   if ("error" in older) return [`Whether connections are older than the attach is not known: ${older.error}`];
   const { connections, complete, cgroups } = older;
@@ -351,7 +354,7 @@ function tellOlder(older: Answer["older"]): string[] {
 const AHEAD = 60_000;
 
 /** Every time in the status has passed: one that has not says that the clock was set back since. */
-function tellClock(agent: AgentStatus | undefined, now: number): string[] {
+function formatClock(agent: AgentStatus | undefined, now: number): string[] {
   if (!agent) return [];
   const { startedAt, writtenAt, snapshot, tables, stream } = agent;
   const times = [
@@ -367,7 +370,7 @@ function tellClock(agent: AgentStatus | undefined, now: number): string[] {
   ];
 }
 
-function tellServices(kernel: Summary, all: boolean): string {
+function formatServices(kernel: Summary, all: boolean): string {
   const shadow = kernel.settings?.shadow ?? true;
   const rows = kernel.services
     .map((each) => ({ ...each, refusals: Object.entries(each.refused) }))
@@ -406,7 +409,7 @@ const KINDS: readonly { kind: Note["kind"]; title: string }[] = [
   { kind: "not-enforced", title: "ACCEPTED, WITHOUT EFFECT" },
 ];
 
-function tellRemarks(agent: AgentStatus, all: boolean): string[] {
+function formatRemarks(agent: AgentStatus, all: boolean): string[] {
   return KINDS.flatMap(({ kind, title }) => {
     const lines = agent.mesh.serviceNotes.flatMap(({ service, notes }) =>
       notes.filter((note) => note.kind === kind).map((note) => `${service}: ${note.text}`),

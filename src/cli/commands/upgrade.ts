@@ -7,7 +7,7 @@ import { EXIT } from "../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../framework/output.ts";
 import { examine } from "../service/executable.ts";
 import { printProof, TIMEOUT_FLAG, timeoutOf } from "../service/handover-client.ts";
-import { replace, runningNames, same, tellLayout } from "../service/swap-executable.ts";
+import { formatLayout, replace, runningNames, same } from "../service/swap-executable.ts";
 
 export const upgrade = command({
   name: "upgrade",
@@ -44,7 +44,7 @@ export const upgrade = command({
       return EXIT.done;
     }
     remark(`${file} is kmesh ${version}`);
-    tellLayout(abi);
+    formatLayout(abi);
     const proof = await replace("upgrade", folders, names, file, timeout);
     printProof("Upgraded", proof, format, { executable: names.installed, previous: names.previous });
     return EXIT.done;

@@ -1,14 +1,14 @@
 /** Which version's tables govern, which are kept, and what is under way, as the manifest has it. */
 
 import { machineId } from "../../machine/machine-id.ts";
-import { type Account, readManifest } from "../../state/manifest.ts";
+import { type ManifestContent, readManifest } from "../../state/manifest.ts";
 import { nameOf, whatOf } from "../../state/recovery.ts";
 import { KEEP } from "../../state/retention.ts";
 import { formatSpan } from "./output.ts";
 import type { NotKnown } from "./view.ts";
 
 /** Needs no agent. undefined when there is none; what is wrong with it otherwise. */
-export function readStanding(stateDir: string): Account | NotKnown | undefined {
+export function readStanding(stateDir: string): ManifestContent | NotKnown | undefined {
   try {
     return readManifest(stateDir, machineId());
   } catch (error) {
@@ -17,8 +17,8 @@ export function readStanding(stateDir: string): Account | NotKnown | undefined {
 }
 
 /** Rows for `kmesh status`; `alive`: an agent runs. */
-export function tellStanding(
-  standing: Account | NotKnown | undefined,
+export function formatStanding(
+  standing: ManifestContent | NotKnown | undefined,
   alive: boolean,
   now: number,
 ): [string, string][] {

@@ -4,7 +4,7 @@ import { type AgentStatus, adminSocket } from "../../admin/status.ts";
 import type { Folders } from "../../config/config.ts";
 import type { Setting } from "../../config/settings.ts";
 import type { Proof } from "../../handover/predecessor.ts";
-import type { Order } from "../../handover/restart-request.ts";
+import type { RestartRequest } from "../../handover/restart-request.ts";
 import { type Arguments, UsageError } from "../framework/arguments.ts";
 import { textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -66,7 +66,10 @@ export async function runningAgent(folders: Folders): Promise<AgentStatus> {
  * Has the agent hand over. Progress goes to standard error. Gives the proof; throws Failure with the code that says
  * whether the agent before goes on.
  */
-export async function handOverBy(folders: Folders, order: Omit<Order, "asked" | "graceful">): Promise<Proof> {
+export async function handOverBy(
+  folders: Folders,
+  order: Omit<RestartRequest, "asked" | "graceful">,
+): Promise<Proof> {
   let proof: Proof | undefined;
   let failure: string | undefined;
   const hear = (line: unknown) => {
@@ -88,7 +91,7 @@ export async function handOverBy(folders: Folders, order: Omit<Order, "asked" | 
     const there = await orderAgent(
       adminSocket(folders.runDir),
       "/restart",
-      { ...order, graceful: true, asked: Date.now() } satisfies Order,
+      { ...order, graceful: true, asked: Date.now() } satisfies RestartRequest,
       hear,
       SILENCE,
     );

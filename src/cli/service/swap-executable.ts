@@ -63,7 +63,7 @@ export async function replace(
 }
 
 /** Says what the tables have before them. */
-export function tellLayout(abi: string): void {
+export function formatLayout(abi: string): void {
   remark(
     abi === ABI_ID
       ? "Its tables have the layout of this version: they are taken over as they are"

@@ -9,7 +9,7 @@ import { needsReload, SERVICE, systemctl } from "./systemd.ts";
 export type Need = "nothing" | "reload" | "restart";
 
 /** Has the service take up new files, and enabled at boot. */
-export function enrolSteps(paths: Paths, changed: boolean): Step[] {
+export function enableSteps(paths: Paths, changed: boolean): Step[] {
   const steps: Step[] = [];
   if (changed || needsReload(SERVICE)) steps.push(runStep("daemon-reload"));
   if (existsSync(paths.wanted)) steps.push({ action: "keep", target: SERVICE, note: "enabled at boot" });

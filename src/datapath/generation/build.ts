@@ -13,8 +13,8 @@ import { generationFolder, keptPin, programFolder, tablePin, unfinished } from "
 import { type Code, type Loaded, type LoadedAhead, loadPrograms } from "./programs.ts";
 
 /** Loads the programs over the maps that are `pinned`, which it takes over, and adds those that are not. */
-export function load(code: Code, pinned: Map<MapName, BpfMap>, headStart: LoadedAhead | undefined): Loaded {
-  const ahead = headStart?.spend(pinned);
+export function load(code: Code, pinned: Map<MapName, BpfMap>, preloaded: LoadedAhead | undefined): Loaded {
+  const ahead = preloaded?.take(pinned);
   if (!ahead) return { maps: pinned, programs: loadPrograms(code, pinned) };
   for (const map of pinned.values()) map.close();
   return ahead;

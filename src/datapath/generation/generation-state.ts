@@ -9,7 +9,7 @@ import type { GenerationName } from "./step.ts";
 /** They decide where connections go. */
 const DECIDING = ["connect4", "connect6"] as const satisfies readonly Hook[];
 
-export interface Standing {
+export interface GenerationState {
   /** What connect4 and connect6 run: none, one, or two in the middle of a flip, the first is connect4's. */
   live: GenerationName[];
   /** The other complete ones. */
@@ -17,7 +17,7 @@ export interface Standing {
 }
 
 /** What is pinned below `bpffs`, as far as it has a name. Throws KernelError. */
-export function standingAt(bpffs: string): Standing {
+export function generationStateAt(bpffs: string): GenerationState {
   const found = generationsAt(bpffs)
     .filter(({ abi }) => abi !== UNKNOWN)
     .map(({ abi, live }) => ({ abi, live, codes: codesOf(bpffs, abi) }));

@@ -10,7 +10,7 @@ import { ABI_ID } from "../tables/layout.gen.ts";
 import type { Others } from "../tables/others.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS, Tables } from "../tables/tables.ts";
 import { load, pinNew } from "./build.ts";
-import { standingAt } from "./generation-state.ts";
+import { generationStateAt } from "./generation-state.ts";
 import {
   type FoundGeneration,
   generationsAt,
@@ -85,7 +85,7 @@ export class Generation {
    * Adopts what is pinned below `bpffs`, or loads `code` and pins an empty generation, beside those of other layouts when there
    * are any; attaches nothing. What an earlier start left half built is removed, pins that somebody removed are made
    * again, and what somebody else pinned in their place is moved to aside/: `log` is told.
-   * `announce` hears of it before it builds, which takes less with a `headStart`.
+   * `announce` hears of it before it builds, which takes less with a `preloaded`.
    * Throws KernelError, and an Error that names the pin which is missing for good; what was pinned before stays as it was.
    */
   static open(
@@ -93,7 +93,7 @@ export class Generation {
     announce: Announce = () => {},
     log: (line: string) => void = () => {},
     code: Code = ownCode(),
-    headStart?: LoadedAhead,
+    preloaded?: LoadedAhead,
   ): Generation {
     ensureBpffs(bpffs);
     removeUnfinished(bpffs);
@@ -114,9 +114,9 @@ export class Generation {
     const pinned = pinnedPrograms(programFolder(folder, code.hash));
     if (adopted && pinned.size === HOOK_ORDER.length)
       return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code.hash, others, undefined);
-    const [from] = standingAt(bpffs).live;
+    const [from] = generationStateAt(bpffs).live;
     announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code: code.hash } });
-    const loaded = load(code, maps, headStart);
+    const loaded = load(code, maps, preloaded);
     pinNew(bpffs, loaded, code, adopted, pinned);
     announce(undefined);
     const built = !adopted ? folder : pinned.size === 0 ? programFolder(folder, code.hash) : undefined;
@@ -320,7 +320,7 @@ export class Generation {
   /** Hooks that only another version has end; programs over the same tables that no hook runs any more are unpinned. */
   #removeRest(): void {
     const links = join(this.#bpffs, "links");
-    for (const name of readdirSync(links)) if (!isOurs(name)) unpinLink(join(links, name));
+    for (const name of readdirSync(links)) if (!ownsPins(name)) unpinLink(join(links, name));
     faultPoint("remove.programs");
     const programs = join(generationFolder(this.#bpffs), "programs");
     for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
@@ -357,7 +357,7 @@ function runOthers(bpffs: string, own: (hook: Hook) => number | undefined): bool
   });
 }
 
-function isOurs(link: string): boolean {
+function ownsPins(link: string): boolean {
   return (HOOK_ORDER as readonly string[]).includes(link);
 }
 

@@ -33,9 +33,9 @@ export function keptLayouts(): string[] {
   const lines = KEPT_MAPS.flatMap((name) => {
     const map = maps[name];
     if (!map) return [];
-    const inner = map.inner ? `, of ${shapeOf(map.inner)}` : "";
+    const inner = map.inner ? `, of ${snapshotSettings(map.inner)}` : "";
     const records = [map.key, map.value].flatMap((record) => (record ? recordLines(record) : []));
-    return [`map ${name}: ${shapeOf(map)}${inner}`, ...records];
+    return [`map ${name}: ${snapshotSettings(map)}${inner}`, ...records];
   });
   const more = [...Object.keys(layout.keep_records.fields), "reason"];
   return [...new Set([...lines, ...more.flatMap(recordLines)])];
@@ -65,7 +65,7 @@ export function keptConflict(own: readonly string[], other: readonly string[]): 
   return undefined;
 }
 
-function shapeOf({ type, keySize, valueSize, maxEntries, flags }: Shape): string {
+function snapshotSettings({ type, keySize, valueSize, maxEntries, flags }: Shape): string {
   return `${type}, key ${keySize}, value ${valueSize}, ${maxEntries} at most, flags ${flags}`;
 }
 

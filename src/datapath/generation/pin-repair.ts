@@ -6,7 +6,7 @@ import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import type { Hook } from "../../kernel/link.ts";
 import { BpfMap } from "../../kernel/maps.ts";
-import { type Pinned, pinnedAt, tellPinned } from "../../kernel/pinned.ts";
+import { formatPinned, type Pinned, pinnedAt } from "../../kernel/pinned.ts";
 import { GENERATION_MAPS, isNameMap, KEPT_MAPS, type MapName } from "../tables/tables.ts";
 import { isAlive, type ProgramIds } from "./generations.ts";
 import { type Holders, holdersAt, mapsOf } from "./map-owners.ts";
@@ -102,7 +102,7 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
     try {
       if (found)
         done.push(
-          `${path} was ${tellPinned(found)}, which is not kmesh's: it lies in ${setAside(bpffs, path)} now`,
+          `${path} was ${formatPinned(found)}, which is not kmesh's: it lies in ${setAside(bpffs, path)} now`,
         );
       if (!pin) continue;
       mkdirSync(dirname(path), { recursive: true });

@@ -9,12 +9,12 @@ import { installEmpty, type MapName } from "../tables/tables.ts";
 import { pinnedMaps } from "./pinned.ts";
 import { type Code, type Loaded, type LoadedAhead, loadPrograms } from "./programs.ts";
 
-export class HeadStart implements LoadedAhead {
+export class PreloadedPrograms implements LoadedAhead {
   readonly #maps: Map<MapName, BpfMap>;
   readonly #programs: Map<Hook, BpfProgram>;
   /** The maps that were there already. */
   readonly #pinned: ReadonlySet<MapName>;
-  #spent = false;
+  #taken = false;
 
   private constructor({ maps, programs }: Loaded, pinned: ReadonlySet<MapName>) {
     this.#maps = maps;
@@ -23,13 +23,13 @@ export class HeadStart implements LoadedAhead {
   }
 
   /** Needs no lock. Throws KernelError, and an Error that names a pin which is none of ours. */
-  static take(bpffs: string, code: Code): HeadStart {
+  static load(bpffs: string, code: Code): PreloadedPrograms {
     const maps = pinnedMaps(bpffs);
     const pinned = new Set(maps.keys());
     let programs = new Map<Hook, BpfProgram>();
     try {
       programs = loadPrograms(code, maps);
-      const start = new HeadStart({ maps, programs }, pinned);
+      const start = new PreloadedPrograms({ maps, programs }, pinned);
       installEmpty(maps, (name) => !pinned.has(name));
       return start;
     } catch (error) {
@@ -42,19 +42,19 @@ export class HeadStart implements LoadedAhead {
    * Programs and maps, which are the caller's from now on; undefined when `pinned`, what is there by now, are not the maps
    * over which they were loaded, or when they were given before.
    */
-  spend(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined {
+  take(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined {
     const same = [...pinned].every(
       ([name, { info }]) => this.#pinned.has(name) && this.#maps.get(name)?.info.id === info.id,
     );
-    if (this.#spent || !same || pinned.size !== this.#pinned.size) return undefined;
-    this.#spent = true;
+    if (this.#taken || !same || pinned.size !== this.#pinned.size) return undefined;
+    this.#taken = true;
     return { maps: this.#maps, programs: this.#programs };
   }
 
-  /** Lets go of what was not spent. */
+  /** Lets go of what was not taken. */
   close(): void {
-    if (this.#spent) return;
-    this.#spent = true;
+    if (this.#taken) return;
+    this.#taken = true;
     for (const held of [...this.#maps.values(), ...this.#programs.values()]) held.close();
   }
 }

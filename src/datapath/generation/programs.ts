@@ -26,7 +26,7 @@ export interface Loaded {
 /** What was loaded before anybody could know which maps are there when it is wanted. */
 export interface LoadedAhead {
   /** It, the caller's from now on; undefined when it does not fit the maps that are pinned by now. */
-  spend(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined;
+  take(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined;
 }
 
 export function ownCode(): Code {

@@ -1,7 +1,7 @@
 /** What somebody has done to what kmesh pinned, in words: what is wrong, what follows from it, and what mends it. */
 import { join } from "node:path";
 import type { Hook } from "../../kernel/link.ts";
-import { pinnedAt, tellPinned } from "../../kernel/pinned.ts";
+import { formatPinned, pinnedAt } from "../../kernel/pinned.ts";
 import { generationsAt, UNKNOWN } from "../generation/generations.ts";
 import { ownTable } from "../generation/pin-ownership.ts";
 import { type PinFault, pinFaults } from "../generation/pin-repair.ts";
@@ -35,23 +35,23 @@ const ANEW =
 
 /** The damage to what is pinned below `bpffs`; [] also when nothing is. Changes nothing. Throws KernelError. */
 export function damageAt(bpffs: string): Damage[] {
-  return tellFaults(bpffs, pinFaults(bpffs, wasAttached(bpffs)));
+  return formatFaults(bpffs, pinFaults(bpffs, wasAttached(bpffs)));
 }
 
 /** The same of what was found already. Throws KernelError. */
-export function tellFaults(bpffs: string, faults: readonly PinFault[]): Damage[] {
+export function formatFaults(bpffs: string, faults: readonly PinFault[]): Damage[] {
   const missing = faults.filter(({ part, found }) => part.kind !== "link" && !found);
   const isLost = ({ part, pin }: PinFault) => part.kind === "table" && !pin;
   const lost = missing.filter(isLost);
   const left = missing.filter((fault) => !isLost(fault));
   return [
-    ...tellUnknown(bpffs),
-    ...faults.flatMap((fault) => tellLink(fault) ?? []),
+    ...formatUnknown(bpffs),
+    ...faults.flatMap((fault) => formatLink(fault) ?? []),
     ...faults.flatMap(({ path, part, found }) =>
       found && part.kind !== "link"
         ? [
             {
-              what: `${path} is ${tellPinned(found)}, which is not kmesh's`,
+              what: `${path} is ${formatPinned(found)}, which is not kmesh's`,
               consequence: "connections are governed on; what belongs there is not pinned",
               cure: CLEAR,
             },
@@ -79,7 +79,7 @@ export function tellFaults(bpffs: string, faults: readonly PinFault[]): Damage[]
   ];
 }
 
-function tellUnknown(bpffs: string): Damage[] {
+function formatUnknown(bpffs: string): Damage[] {
   if (!generationsAt(bpffs).some(({ abi }) => abi === UNKNOWN)) return [];
   return [
     {
@@ -90,14 +90,14 @@ function tellUnknown(bpffs: string): Damage[] {
   ];
 }
 
-function tellLink({ path, part, found, detached, pin }: PinFault): Damage[] | undefined {
+function formatLink({ path, part, found, detached, pin }: PinFault): Damage[] | undefined {
   if (part.kind !== "link") return undefined;
   // An agent holds it: the hook runs.
   if (pin)
     return [
       {
         what: found
-          ? `${path} is ${tellPinned(found)}, which is not kmesh's`
+          ? `${path} is ${formatPinned(found)}, which is not kmesh's`
           : `somebody removed the link ${path}`,
         consequence: `connections are governed on; but ${part.hook} is detached when the agent ends`,
         cure: found ? CLEAR : REPIN,
@@ -106,7 +106,7 @@ function tellLink({ path, part, found, detached, pin }: PinFault): Damage[] | un
   const trouble = detached
     ? `somebody detached the link ${path}`
     : found
-      ? `${path} is ${tellPinned(found)}, which is not kmesh's`
+      ? `${path} is ${formatPinned(found)}, which is not kmesh's`
       : `somebody removed the link ${path}`;
   return [
     { what: `${part.hook} is not attached: ${trouble}`, consequence: WITHOUT[part.hook] ?? "", cure: RELINK },

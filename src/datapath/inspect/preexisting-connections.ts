@@ -25,7 +25,7 @@ export interface OlderConnections {
 const PATIENCE = 1_000;
 
 /** A socket that may be one, until the list of listeners and agents is whole. */
-interface Candidate {
+interface Successor {
   localPort: number;
   inode: number;
   cgroup: bigint;
@@ -63,7 +63,7 @@ function count(tables: Tables): OlderConnections {
   const isEnrolled = enrolmentTest(tables);
   const isGoverned = governedTest(tables);
   const listening = new Uint8Array(65536);
-  const candidates: Candidate[] = [];
+  const candidates: Successor[] = [];
   let complete = true;
   for (const batch of listSockets([TCP.listen, ...CONNECTED], tables.maps.sockets)) {
     for (let i = 0; i < batch.count; i++) {
@@ -84,7 +84,7 @@ function count(tables: Tables): OlderConnections {
   return { connections: older.length, complete, cgroups: byCgroup(older) };
 }
 
-function byCgroup(sockets: readonly Candidate[]): OlderConnections["cgroups"] {
+function byCgroup(sockets: readonly Successor[]): OlderConnections["cgroups"] {
   const counts = new Map<bigint, number>();
   for (const { cgroup } of sockets) counts.set(cgroup, (counts.get(cgroup) ?? 0) + 1);
   return [...counts]

@@ -62,7 +62,7 @@ export async function reconcileLive(tables: Tables, lower: boolean): Promise<Rec
 }
 
 /** One in words; undefined when nothing was wrong. */
-export function tellReconciliation({ raised, lowered, sockets }: Reconciliation): string | undefined {
+export function formatReconciliation({ raised, lowered, sockets }: Reconciliation): string | undefined {
   const parts = [
     ...(raised.endpoints + raised.clusters > 0 ? [`${largest(raised)} were not counted`] : []),
     ...(lowered.endpoints + lowered.clusters > 0 ? [`${largest(lowered)} were counted and are gone`] : []),

@@ -6,7 +6,7 @@ import type { Cluster, Split } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
 import type { ChunkedTable } from "./chunked-table.ts";
 import { type Compiled, compileCluster, compileMissing, compileSplit } from "./cluster-compiler.ts";
-import type { Grace } from "./deferred-free.ts";
+import type { DeferredFree } from "./deferred-free.ts";
 import {
   hasDigest,
   linesOf,
@@ -19,11 +19,11 @@ import {
   writeDescriptor,
 } from "./descriptor.ts";
 import { EndpointTable } from "./endpoint-table.ts";
-import { Runs } from "./extent-allocator.ts";
+import { ExtentAllocator } from "./extent-allocator.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
 import { type NameLines, NameSpace } from "./names.ts";
-import { Resting, SOCKET_REST_MS } from "./quarantine.ts";
+import { Quarantine, SOCKET_REST_MS } from "./quarantine.ts";
 import type { Members } from "./slots.ts";
 import type { Tables } from "./tables.ts";
 import { reasonNumber } from "./target.ts";
@@ -41,16 +41,16 @@ export class ClusterTable {
   readonly #loads: ChunkedTable;
   readonly #names: NameSpace;
   readonly #endpoints: EndpointTable;
-  readonly #grace: Grace;
+  readonly #grace: DeferredFree;
   readonly #descriptorIds: Ids;
-  readonly #lines: Runs;
-  readonly #resting: Resting;
+  readonly #lines: ExtentAllocator;
+  readonly #resting: Quarantine;
   /** Unpublished by name, waiting for readers to leave. */
   readonly #leaving = new Set<string>();
   readonly #alone: () => boolean;
 
   /** `alone`: no other generation's tables are kept, so that ids which it may use can be given again. */
-  constructor(tables: Tables, lines: NameLines, grace: Grace, alone: () => boolean) {
+  constructor(tables: Tables, lines: NameLines, grace: DeferredFree, alone: () => boolean) {
     this.#clusters = tables.clusters;
     this.#descriptors = tables.descriptors;
     this.#slots = tables.slots;
@@ -62,9 +62,9 @@ export class ClusterTable {
     this.#unpublishNameless();
     const used = usedRecords(tables);
     this.#descriptorIds = new Ids(1, used.descriptors);
-    this.#lines = new Runs(used.lines);
+    this.#lines = new ExtentAllocator(used.lines);
     this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
+    this.#resting = new Quarantine(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     for (const id of this.#names.ids()) counted[id] = 0;
     for (let id = 0; id < counted.length; id++) if (counted[id] !== 0) this.#resting.add(id);
   }
@@ -109,7 +109,7 @@ export class ClusterTable {
     // Its name stays for the sake of another generation.
     if (!this.#alone() && !this.#isPublished(name)) return 0;
     this.#leaving.add(name);
-    this.#grace.after(() => this.#forget(name));
+    this.#grace.defer(() => this.#forget(name));
     return 1;
   }
 
@@ -163,7 +163,7 @@ export class ClusterTable {
   }
 
   #add(name: string): number {
-    for (const id of this.#resting.rested()) this.#names.recycle(id);
+    for (const id of this.#resting.expired()) this.#names.recycle(id);
     // Room first: a name without a record would fail for ever.
     this.#clusters.reserve(this.#names.bound + 1);
     this.#loads.reserve(this.#names.bound + 1);
@@ -229,7 +229,7 @@ export class ClusterTable {
   /** The descriptor is published no more: what it owned is free after a grace period. */
   #retire(id: number): void {
     const descriptor = readDescriptor(this.#descriptors, id);
-    this.#grace.after(() => {
+    this.#grace.defer(() => {
       const runs = runsOf(descriptor);
       if (descriptor.kind === "endpoints") this.#eachSlot(runs, (endpoint) => this.#endpoints.drop(endpoint));
       for (const run of runs) this.#lines.give(run.firstLine, linesOf(run));

@@ -7,12 +7,12 @@ import { membarrier } from "../../kernel/memory.ts";
 /** Records unpublished within this time share one grace period, off the path of an update. */
 const DELAY_MS = 200;
 
-export class Grace {
+export class DeferredFree {
   #waiting: (() => void)[] = [];
   #timer: ReturnType<typeof setTimeout> | undefined;
 
-  /** Runs `release` when no program can hold what was unpublished before this call. */
-  after(release: () => void): void {
+  /** ExtentAllocator `release` when no program can hold what was unpublished before this call. */
+  defer(release: () => void): void {
     this.#waiting.push(release);
     if (this.#timer) return;
     this.#timer = setTimeout(() => this.flush(), DELAY_MS);

@@ -8,7 +8,7 @@ import type { ChunkedTable } from "./chunked-table.ts";
 import { EndpointIndex } from "./endpoint-index.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
-import { Resting, SOCKET_REST_MS } from "./quarantine.ts";
+import { Quarantine, SOCKET_REST_MS } from "./quarantine.ts";
 
 const { fields } = layout.endpoint;
 const USED = fields.used.offset;
@@ -27,7 +27,7 @@ export class EndpointTable {
   #index: EndpointIndex | undefined;
   /** How many published slots hold the id. */
   #uses: Uint32Array;
-  readonly #resting: Resting;
+  readonly #resting: Quarantine;
   readonly #alone: () => boolean;
 
   /**
@@ -39,7 +39,7 @@ export class EndpointTable {
     this.#loads = loads;
     this.#alone = alone;
     this.#uses = uses;
-    this.#resting = new Resting(SOCKET_REST_MS, (id) => this.live(id) <= 0);
+    this.#resting = new Quarantine(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const given = new Uint8Array(table.capacity);
     eachUsed(table, (id) => {
       given[id] = 1;
@@ -53,7 +53,7 @@ export class EndpointTable {
     this.#index ??= indexOf(this.#table);
     const known = this.#index.find(list, index);
     if (known !== undefined) {
-      this.#resting.wake(known);
+      this.#resting.remove(known);
       return { id: known, written: false };
     }
     this.#recycle();
@@ -90,7 +90,7 @@ export class EndpointTable {
 
   #recycle(): void {
     if (!this.#alone()) return;
-    for (const id of this.#resting.rested()) {
+    for (const id of this.#resting.expired()) {
       this.#index?.remove(id);
       this.#table.setWord(id, USED, 0);
       this.#ids.give(id);

@@ -1,5 +1,5 @@
-/** Runs of consecutive ids, for records of variable length (slot lines, name lines). First fit by exact size. */
-export class Runs {
+/** ExtentAllocator of consecutive ids, for records of variable length (slot lines, name lines). First fit by exact size. */
+export class ExtentAllocator {
   #next: number;
   /** Free runs by their length. */
   #free = new Map<number, number[]>();

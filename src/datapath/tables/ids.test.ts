@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { Runs } from "./extent-allocator.ts";
+import { ExtentAllocator } from "./extent-allocator.ts";
 import { Ids } from "./ids.ts";
 
 describe("ids", () => {
@@ -20,7 +20,7 @@ describe("ids", () => {
 
 describe("runs", () => {
   test("never overlap, whatever is taken and given back", () => {
-    const runs = new Runs([0, 0, 0, 1, 1, 0, 0, 0, 1, 0]);
+    const runs = new ExtentAllocator([0, 0, 0, 1, 1, 0, 0, 0, 1, 0]);
     const taken = new Map<number, number>([
       [3, 2],
       [8, 1],
@@ -46,7 +46,7 @@ describe("runs", () => {
   });
 
   test("a free run of another length is split before the table grows", () => {
-    const runs = new Runs();
+    const runs = new ExtentAllocator();
     const long = runs.take(4);
     runs.take(1);
     runs.give(long, 4);

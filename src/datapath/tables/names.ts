@@ -1,6 +1,6 @@
 /** Names of clusters and services in the kernel: ids to text, and back when an agent starts. */
 import type { ChunkedTable } from "./chunked-table.ts";
-import { Runs } from "./extent-allocator.ts";
+import { ExtentAllocator } from "./extent-allocator.ts";
 import { Ids } from "./ids.ts";
 import * as layout from "./layout.gen.ts";
 
@@ -15,7 +15,7 @@ const decoder = new TextDecoder();
 /** The bytes of all names, shared by the name spaces. */
 export class NameLines {
   readonly table: ChunkedTable;
-  readonly #runs: Runs;
+  readonly #runs: ExtentAllocator;
 
   /** `spaces` are the tables whose names lie here already. */
   constructor(table: ChunkedTable, spaces: readonly ChunkedTable[]) {
@@ -23,7 +23,7 @@ export class NameLines {
     const taken = new Uint8Array(table.capacity);
     for (const refs of spaces)
       eachName(refs, (_, first, length) => taken.fill(1, first, first + linesOf(length)));
-    this.#runs = new Runs(taken);
+    this.#runs = new ExtentAllocator(taken);
   }
 
   write(bytes: Uint8Array): number {

@@ -7,13 +7,13 @@ import { frontendKey } from "../../mesh/frontend.ts";
 import type { Changes, Frontend, Mesh, Service, Target } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
 import { ClusterTable, splitName, splitOf } from "./cluster-table.ts";
-import { Grace } from "./deferred-free.ts";
+import { DeferredFree } from "./deferred-free.ts";
 import { SLOTS_PER_LINE } from "./descriptor.ts";
 import type { PlacedFrontend } from "./frontends.ts";
 import { Ids } from "./ids.ts";
 import { linesOfNames, NameLines, NameSpace } from "./names.ts";
 import type { Others } from "./others.ts";
-import { Resting } from "./quarantine.ts";
+import { Quarantine } from "./quarantine.ts";
 import type { Tables } from "./tables.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
 
@@ -31,10 +31,10 @@ export interface ApplyReport {
 export class Publisher {
   readonly #tables: Tables;
   readonly #others: () => Others;
-  readonly #grace = new Grace();
+  readonly #grace = new DeferredFree();
   readonly #clusters: ClusterTable;
   readonly #services: NameSpace;
-  readonly #restingServices = new Resting(SERVICE_REST_MS, () => true);
+  readonly #restingServices = new Quarantine(SERVICE_REST_MS, () => true);
   readonly #frontendIds: Ids;
   readonly #frontends = new Map<string, PlacedFrontend>();
   /** How many targets (frontends, splits, fallback) lead to a cluster name. */
@@ -177,7 +177,7 @@ export class Publisher {
   }
 
   #addService(name: string): number {
-    for (const id of this.#restingServices.rested()) this.#services.recycle(id);
+    for (const id of this.#restingServices.expired()) this.#services.recycle(id);
     this.#tables.serviceCounts.reserve(this.#services.bound + 1);
     const id = this.#services.add(name);
     // Another service may have had it, also under an agent before this one.
@@ -259,7 +259,7 @@ export class Publisher {
     this.#tables.exact.remove(matches.filter(({ kind }) => kind === "address"));
     this.#tables.prefixes.remove(matches.filter(({ kind }) => kind !== "address"));
     if (this.#tables.prefixes.size === 0) this.#tables.settings.setFlags({ prefixes: false });
-    this.#grace.after(() => {
+    this.#grace.defer(() => {
       for (const { id } of removed) {
         this.#tables.targets.publish(id, 0n);
         this.#frontendIds.give(id);

@@ -1,5 +1,5 @@
 import { expect, jest, test } from "bun:test";
-import { Resting } from "./quarantine.ts";
+import { Quarantine } from "./quarantine.ts";
 
 test("an id is ready after its rest, when nobody carries it; a carried one is looked at once a rest", () => {
   let now = 1_000;
@@ -7,27 +7,27 @@ test("an id is ready after its rest, when nobody carries it; a carried one is lo
   try {
     const carried = new Set([1, 2]);
     let looks = 0;
-    const resting = new Resting(100, (id) => {
+    const resting = new Quarantine(100, (id) => {
       looks++;
       return !carried.has(id);
     });
     for (const id of [1, 2, 3]) resting.add(id);
     resting.add(4);
-    resting.wake(4);
+    resting.remove(4);
     now += 99;
-    expect(resting.rested()).toEqual([]);
+    expect(resting.expired()).toEqual([]);
     now += 1;
-    expect(resting.rested()).toEqual([3]);
+    expect(resting.expired()).toEqual([3]);
     expect(looks).toBe(3);
     carried.delete(1);
-    expect(resting.rested()).toEqual([]);
+    expect(resting.expired()).toEqual([]);
     expect(looks).toBe(3);
     now += 100;
-    expect(resting.rested()).toEqual([1]);
+    expect(resting.expired()).toEqual([1]);
     now += 100;
     carried.clear();
-    expect(resting.rested()).toEqual([2]);
-    expect(resting.rested()).toEqual([]);
+    expect(resting.expired()).toEqual([2]);
+    expect(resting.expired()).toEqual([]);
   } finally {
     clock.mockRestore();
   }

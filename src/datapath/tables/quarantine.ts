@@ -2,7 +2,7 @@
  * Ids that nothing leads to any more but that a socket may still carry: they are used again only when they have
  * rested for a while and nobody counts on them.
  */
-export class Resting {
+export class Quarantine {
   readonly #ms: number;
   readonly #idle: (id: number) => boolean;
   /** Id -> since when, in milliseconds of the monotonic clock. */
@@ -20,7 +20,7 @@ export class Resting {
   }
 
   /** Something leads to the id again. */
-  wake(id: number): void {
+  remove(id: number): void {
     this.#ids.delete(id);
   }
 
@@ -28,7 +28,7 @@ export class Resting {
    * Takes out the ids that may be used again. One that is still carried rests anew: however many there are, each is
    * looked at once in that time.
    */
-  rested(): number[] {
+  expired(): number[] {
     const ready: number[] = [];
     if (this.#ids.size === 0) return ready;
     const now = performance.now();

@@ -293,7 +293,7 @@ export class WorkloadIdentity implements CertificateSource {
     const now = this.#clock();
     const skew = skewOf(certificate, now);
     if (skew !== 0) {
-      const text = tellSkew(skew, now);
+      const text = formatSkew(skew, now);
       if (!isValidAt(certificate, now))
         throw new Error(`the certificate that istiod just signed is not valid now, since ${text}`);
       this.#on({ kind: "remark", reason: text });
@@ -360,7 +360,7 @@ export class WorkloadIdentity implements CertificateSource {
 }
 
 /** A clock that is off, with the next step. `skew` as skewOf gives it, `now` the wrong time. */
-export function tellSkew(skew: number, now: number): string {
+export function formatSkew(skew: number, now: number): string {
   const way = skew > 0 ? "ahead of" : "behind";
   return `this machine's clock (${time(now)}) is about ${span(skew)} ${way} istiod's: set it (timedatectl set-ntp true)`;
 }

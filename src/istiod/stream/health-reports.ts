@@ -1,6 +1,6 @@
 import type { discovery } from "../discovery.gen.js";
 import type { Connection } from "./connection.ts";
-import { askAll, tellHealth } from "./request.ts";
+import { askAll, formatHealth } from "./request.ts";
 
 /** The application's health: `message` says why not, "" when it is healthy. */
 export interface Health {
@@ -100,7 +100,7 @@ export class HealthReports {
 
   #send(): void {
     if (!this.#health) return;
-    this.#connection?.send(tellHealth(this.#health));
+    this.#connection?.send(formatHealth(this.#health));
     this.#reported = { healthy: this.#health.healthy, at: Date.now() };
   }
 }

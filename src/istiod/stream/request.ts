@@ -62,7 +62,7 @@ export function acknowledge(type: ResourceType, nonce: string, refused: readonly
  * How the application is. Never the first message of a stream, and only for an istiod that can take it: others die of it
  * (see health-reports.ts).
  */
-export function tellHealth(verdict: { healthy: boolean; message: string }): Uint8Array {
+export function formatHealth(verdict: { healthy: boolean; message: string }): Uint8Array {
   const request: discovery.DeltaDiscoveryRequest.$Properties = { typeUrl: HEALTH_URL };
   if (!verdict.healthy) request.errorDetail = { code: INTERNAL, message: shorten(verdict.message) };
   return encode(request);
