@@ -47,6 +47,7 @@ struct decision {
 	__u32 endpoint_id;
 	__u64 now; /* CLOCK_MONOTONIC */
 	struct endpoint *endpoint;
+	__be16 port; /* not 0: the address stays, the port is this one */
 	struct cluster_load *load; /* of the cluster that serves */
 };
 
@@ -437,6 +438,17 @@ static __always_inline struct descriptor *serving_descriptor(struct decision *ma
 	return descriptor_of(slot);
 }
 
+/* The address that the app asked for, at the cluster's port. */
+static __always_inline void override_port(const struct descriptor *desc, struct decision *made)
+{
+	made->load = chunked_lookup(&cluster_loads, made->cluster);
+	if (is_full(desc, made->load))
+		return refuse(made, REASON_MAX_CONNECTIONS);
+	made->now = bpf_ktime_get_ns();
+	made->endpoint_id = NO_ENDPOINT;
+	made->port = desc->port;
+}
+
 static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const struct settings *set,
 					    const struct request *req, struct decision *made)
 {
@@ -454,6 +466,8 @@ static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const str
 		return;
 	case CLUSTER_REFUSE:
 		return refuse(made, desc->reason);
+	case CLUSTER_PORT:
+		return override_port(desc, made);
 	default:
 		return refuse(made, REASON_INTERNAL);
 	}
@@ -575,8 +589,8 @@ static __always_inline int deny(enum reason reason)
 }
 
 /*
- * Decides, counts and remembers. Gives PROCEED or DENY; `made->endpoint` is where to go, NULL for where the app
- * wanted to go.
+ * Decides, counts and remembers. Gives PROCEED or DENY. `made->endpoint` is where to go; when it is NULL the address stays,
+ * and so does the port unless `made->port` names another one.
  */
 static __always_inline int govern(struct bpf_sock_addr *ctx, const struct request *req, struct decision *made)
 {
@@ -592,6 +606,7 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 		return PROCEED;
 	}
 	made->endpoint = NULL;
+	made->port = 0;
 	forget(ctx);
 	if (made->action == ACTION_REFUSE && !(set->flags & SETTING_SHADOW))
 		return deny(made->reason);
@@ -620,6 +635,8 @@ int connect4(struct bpf_sock_addr *ctx)
 	if (made.endpoint) {
 		ctx->user_ip4 = made.endpoint->address.word[3];
 		ctx->user_port = made.endpoint->port;
+	} else if (made.port) {
+		ctx->user_port = made.port;
 	}
 	return verdict;
 }
@@ -644,6 +661,8 @@ int connect6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[2] = made.endpoint->address.word[2];
 		ctx->user_ip6[3] = made.endpoint->address.word[3];
 		ctx->user_port = made.endpoint->port;
+	} else if (made.port) {
+		ctx->user_port = made.port;
 	}
 	return verdict;
 }

@@ -17,12 +17,15 @@ enum socket_flag {
 	SOCKET_PROBE = 4, /* of a generation that is being proved: programs of the others leave it alone */
 };
 
+/* An id that no table has a record for. */
+#define NO_ENDPOINT 0xffffffffu
+
 struct socket_state {
 	__u16 version;
 	__u16 flags;
 	__u32 service;
 	__u32 cluster;
-	__u32 endpoint;
+	__u32 endpoint; /* NO_ENDPOINT: it went to the address that it asked for, at another port */
 	struct address asked; /* where the app wanted to go */
 	__be16 asked_port;
 	__u16 zero;

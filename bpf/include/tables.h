@@ -44,6 +44,7 @@ enum cluster_kind {
 	CLUSTER_SPLIT = 2, /* slots hold cluster ids, taken in turn */
 	CLUSTER_PASS = 3,
 	CLUSTER_REFUSE = 4,
+	CLUSTER_PORT = 5, /* the address that the app asked for, at `port` */
 };
 
 enum balance {
@@ -77,7 +78,9 @@ struct descriptor {
 	struct run v4;
 	struct run v6;
 	struct ejection ejection;
-	__u32 reserved[2];
+	__be16 port; /* CLUSTER_PORT */
+	__u16 zero2;
+	__u32 reserved;
 	__u8 digest[16]; /* of what the agent compiled this from; it knows by it what needs no write */
 };
 

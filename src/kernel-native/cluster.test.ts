@@ -47,14 +47,33 @@ describe("discovery", () => {
     expect(read({ type: 0 }).discovery).toMatchObject({ kind: "static", endpoints: { localities: [] } });
   });
 
-  test("ORIGINAL_DST passes through; an overridden port can't be honoured", () => {
+  test("ORIGINAL_DST passes through, or keeps the address with another port", () => {
     expect(read({ type: 4, lbPolicy: 6 }).discovery).toEqual({ kind: "passthrough" });
     const overridden = read({
       type: 4,
       lbPolicy: 6,
       originalDstLbConfig: { upstreamPortOverride: { value: 1 } },
     });
-    expect(overridden.discovery).toEqual({ kind: "refuse", reason: "undecidable" });
+    expect(overridden.discovery).toEqual({ kind: "port-override", port: 1 });
+    for (const value of [0, 65536]) {
+      const bad = () =>
+        read({ type: 4, lbPolicy: 6, originalDstLbConfig: { upstreamPortOverride: { value } } });
+      expect(bad).toThrow(`upstream_port_override has the port ${value}`);
+    }
+    const header = read({ type: 4, lbPolicy: 6, originalDstLbConfig: { useHttpHeader: true } });
+    expect(header.policy.notes.map(({ text }) => text)).toEqual([
+      "its endpoint is named by a header of each request: it can't be chosen at connect time",
+    ]);
+    const limited = read({
+      type: 4,
+      lbPolicy: 6,
+      circuitBreakers: { thresholds: [{ maxConnections: { value: 5 } }] },
+      outlierDetection: { consecutive_5xx: { value: 3 }, enforcingSuccessRate: { value: 0 } },
+    });
+    expect(limited.policy.notes.map(({ text }) => text)).toEqual([
+      "circuit breaker max_connections 5: connections that keep their address are not counted",
+      "outlier detection: it has no endpoints to choose from",
+    ]);
   });
 
   test("2b.13 dynamic forward proxy", () => {
@@ -63,7 +82,14 @@ describe("discovery", () => {
       clusterType: { name: "envoy.clusters.dynamic_forward_proxy" },
       lbPolicy: 6,
     });
-    expect(record.discovery).toEqual({ kind: "refuse", reason: "undecidable" });
+    expect(record.discovery).toMatchObject({ kind: "refuse", reason: "undecidable" });
+    expect(record.policy.notes.map(({ text }) => text)).toEqual([
+      "its endpoint is named by each request (dynamic DNS): it can't be chosen at connect time",
+    ]);
+    const other = read({ type: 0, clusterType: { name: "envoy.clusters.redis" }, lbPolicy: 6 });
+    expect(other.policy.notes.map(({ text }) => text)).toEqual([
+      "its cluster type envoy.clusters.redis is not known to kmesh: connections are refused",
+    ]);
   });
 
   test("2b.12 DNS: names in lower case and without the last dot, literals, families, refresh", () => {

@@ -61,8 +61,10 @@ export type Discovery =
     }
   /** Goes to the address that the app asked for. */
   | { kind: "passthrough" }
-  /** Every connection is refused. */
-  | { kind: "refuse"; reason: Reason };
+  /** Goes to the address that the app asked for, at this port. */
+  | { kind: "port-override"; port: number }
+  /** Every connection is refused. `why` is the remark beside the service, unless another one says it. */
+  | { kind: "refuse"; reason: Reason; why?: string };
 
 /** What many clusters have in common; equal ones are one object. */
 export interface ClusterPolicy {
@@ -292,15 +294,20 @@ function flattenCluster(
       discovery = { kind: "refuse", reason: "tls-required" };
     }
   }
-  if (discovery.kind === "refuse" && discovery.reason === "undecidable") {
-    notes.push(
-      note("refused", "its endpoint is named by the request (dynamic DNS): can't be chosen at connect time"),
-    );
-  }
+  if (discovery.kind === "refuse" && discovery.why !== undefined) notes.push(note("refused", discovery.why));
   const maxConnections = limit(cluster, notes);
   if (maxConnections === undefined && discovery.kind !== "refuse") {
     notes.push(note("refused", "max_connections is 0"));
     discovery = { kind: "refuse", reason: "max-connections" };
+  }
+  const ejection = ejectionOf(cluster);
+  const isOriginal = discovery.kind === "passthrough" || discovery.kind === "port-override";
+  if (isOriginal && cluster.outlierDetection) {
+    notes.push(note("not-enforced", "outlier detection: it has no endpoints to choose from"));
+  }
+  if (discovery.kind === "passthrough" && maxConnections !== undefined && maxConnections > 0) {
+    const text = `circuit breaker max_connections ${maxConnections}: connections that keep their address are not counted`;
+    notes.push(note("not-enforced", text));
   }
   const balance = balanceOf(resource, cluster, notes);
   // istiod's own clusters out of the mesh say nothing of a service.
@@ -314,7 +321,7 @@ function flattenCluster(
       localityWeighted: Boolean(cluster.commonLbConfig?.localityWeightedLbConfig),
       panicThreshold: panicThreshold(cluster),
       maxConnections: maxConnections ?? 0,
-      ejection: ejectionOf(cluster),
+      ejection,
       autoTls: tls === true,
       notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
     }),
@@ -335,14 +342,12 @@ function sharedPolicy(policy: ClusterPolicy): ClusterPolicy {
 function discover(resource: string, cluster: envoy.Cluster, allowPlaintext: boolean): Discovery {
   const name = cluster.name;
   if (name === BLACK_HOLE) return { kind: "refuse", reason: "policy" };
-  if (cluster.clusterType) return { kind: "refuse", reason: "undecidable" };
+  if (cluster.clusterType) return { kind: "refuse", reason: "undecidable", why: extensionRefusal(cluster) };
   switch (cluster.type ?? STATIC) {
     case EDS:
       return edsDiscovery(name, cluster.edsClusterConfig?.serviceName ?? "");
     case ORIGINAL_DST:
-      return cluster.originalDstLbConfig?.upstreamPortOverride || cluster.originalDstLbConfig?.useHttpHeader
-        ? { kind: "refuse", reason: "undecidable" }
-        : TO_ORIGINAL;
+      return discoverOriginal(resource, cluster.originalDstLbConfig);
     case STRICT_DNS:
       return discoverByName(resource, cluster, false);
     case LOGICAL_DNS:
@@ -353,6 +358,31 @@ function discover(resource: string, cluster: envoy.Cluster, allowPlaintext: bool
         endpoints: arrange(readInline(resource, cluster.loadAssignment), allowPlaintext),
       };
   }
+}
+
+/** Why a cluster of an extension's type is refused. */
+function extensionRefusal({ clusterType }: envoy.Cluster): string {
+  const type = messageName(clusterType?.typedConfig) || clusterType?.name || "";
+  if (clusterType?.name === "envoy.clusters.dynamic_forward_proxy" || type === "ClusterConfig") {
+    return "its endpoint is named by each request (dynamic DNS): it can't be chosen at connect time";
+  }
+  return `its cluster type ${shortName(type)} is not known to kmesh: connections are refused`;
+}
+
+/** ORIGINAL_DST: the address that the app asked for, at its port or at another one. */
+function discoverOriginal(
+  resource: string,
+  config: envoy.OriginalDstLbConfig.$Properties | null | undefined,
+): Discovery {
+  if (config?.useHttpHeader) {
+    const why = "its endpoint is named by a header of each request: it can't be chosen at connect time";
+    return { kind: "refuse", reason: "undecidable", why };
+  }
+  if (!config?.upstreamPortOverride) return TO_ORIGINAL;
+  const port = config.upstreamPortOverride.value ?? 0;
+  if (port === 0 || port > 65535)
+    throw new MalformedResource(resource, `upstream_port_override has the port ${port}`);
+  return { kind: "port-override", port };
 }
 
 /** The assignment inside a cluster, in the form in which one from EDS is read. */
@@ -613,7 +643,8 @@ function unenforced(cluster: envoy.Cluster, notes: Note[]): void {
   const slowStart =
     cluster.roundRobinLbConfig?.slowStartConfig ?? cluster.leastRequestLbConfig?.slowStartConfig;
   if (slowStart) lost(`slow start ${seconds(slowStart.slowStartWindow)} s`);
-  if (cluster.outlierDetection) lostDetection(cluster.outlierDetection, lost);
+  if (cluster.outlierDetection && cluster.type !== ORIGINAL_DST)
+    lostDetection(cluster.outlierDetection, lost);
   if (cluster.healthChecks.length > 0) lost("active health checks");
   if (cluster.lbSubsetConfig) lost("subset load balancing");
   if (cluster.commonLbConfig?.zoneAwareLbConfig) lost("zone-aware routing");

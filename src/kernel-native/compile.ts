@@ -161,6 +161,7 @@ export class Compiler {
       service,
       kind: "endpoints",
       reason: "none",
+      port: 0,
       balance: hashing && !hashes ? { policy: "random" } : policy.balance,
       localities: NO_LOCALITIES,
       localityWeighted: policy.localityWeighted,
@@ -171,7 +172,10 @@ export class Compiler {
       pending: false,
     };
     if (discovery.kind === "passthrough") cluster.kind = "passthrough";
-    else if (discovery.kind === "refuse") {
+    else if (discovery.kind === "port-override") {
+      cluster.kind = "port-override";
+      cluster.port = discovery.port;
+    } else if (discovery.kind === "refuse") {
       cluster.kind = "refuse";
       cluster.reason = discovery.reason;
     } else if (discovery.kind === "dns") this.#resolve(cluster, discovery, notes);

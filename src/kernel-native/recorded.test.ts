@@ -205,7 +205,7 @@ describe("frontends", () => {
       expect(at(`240.240.0.4:${port}`).target).toEqual(to(cluster));
       expect(clusterOf(cluster)).toMatchObject({ kind: "refuse", reason: "undecidable" });
       expect(notesOf(`*.dyn.internal:${port}`).at(-1)).toStartWith(
-        "refused: its endpoint is named by the request",
+        "refused: its endpoint is named by each request (dynamic DNS)",
       );
     }
     expect(at("240.240.0.4:7301", "egress-proxy").target).toEqual(to("outbound|7301||*.dyn.internal"));

@@ -72,7 +72,12 @@ function meshOf(random: Random, size: number): Mesh {
   const cluster = (): Cluster => ({
     name: name(),
     service: name(),
-    kind: random.pick(["endpoints", "passthrough", "refuse"]),
+    ...random.pick<Pick<Cluster, "kind" | "port">>([
+      { kind: "endpoints", port: 0 },
+      { kind: "passthrough", port: 0 },
+      { kind: "refuse", port: 0 },
+      { kind: "port-override", port: random.below(65536) },
+    ]),
     reason: random.pick(REASONS),
     balance: balance(),
     localities: some(locality, 3),

@@ -32,7 +32,7 @@ const PART = 64 << 10;
 const NOTE_KINDS = ["layer7", "plaintext", "not-enforced", "refused", "conflict"] as const;
 const TARGET_KINDS = ["cluster", "split", "passthrough", "refuse"] as const;
 const MATCH_KINDS = ["address", "prefix", "port"] as const;
-const CLUSTER_KINDS = ["endpoints", "passthrough", "refuse"] as const;
+const CLUSTER_KINDS = ["endpoints", "passthrough", "refuse", "port-override"] as const;
 const POLICIES = ["round-robin", "random", "least-request", "ring-hash", "maglev"] as const;
 
 /** Bytes that are no mesh. */
@@ -192,6 +192,7 @@ function putCluster(writer: Writer, cluster: Cluster): void {
   writer.name(cluster.service);
   writer.choice(CLUSTER_KINDS, cluster.kind);
   writer.choice(REASONS, cluster.reason);
+  if (cluster.kind === "port-override") writer.number(cluster.port);
   putBalance(writer, cluster.balance);
   writer.list(cluster.localities, putLocality);
   writer.number((cluster.localityWeighted ? 1 : 0) + (cluster.pending ? 2 : 0));
@@ -206,6 +207,7 @@ function takeCluster(reader: Reader): Cluster {
   const service = reader.name();
   const kind = reader.choice(CLUSTER_KINDS);
   const reason = takeReason(reader);
+  const port = kind === "port-override" ? reader.number() : 0;
   const balance = takeBalance(reader);
   const localities = reader.list(takeLocality);
   const flags = reader.number();
@@ -215,6 +217,7 @@ function takeCluster(reader: Reader): Cluster {
     service,
     kind,
     reason,
+    port,
     balance,
     localities,
     localityWeighted: (flags & 1) !== 0,

@@ -117,9 +117,13 @@ export interface Cluster {
     | "endpoints"
     /** ORIGINAL_DST: goes to the address that the app asked for. */
     | "passthrough"
+    /** ORIGINAL_DST with a port override: the address that the app asked for, at `port`. */
+    | "port-override"
     /** Every connection is refused with `reason`. */
     | "refuse";
   reason: Reason;
+  /** Of the kind port-override; 0 for all others. */
+  port: number;
   balance: Balance;
   /** Localities in a stable order (sorted by priority, region, zone, subzone). */
   localities: Locality[];

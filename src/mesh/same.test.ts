@@ -9,6 +9,7 @@ function cluster(): Cluster {
     service: "s:80",
     kind: "endpoints",
     reason: "none",
+    port: 0,
     balance: { policy: "maglev", tableSize: 1021 },
     localities: [
       {

@@ -58,6 +58,7 @@ export function sameCluster(a: Cluster, b: Cluster): boolean {
     a.service === b.service &&
     a.kind === b.kind &&
     a.reason === b.reason &&
+    a.port === b.port &&
     a.localityWeighted === b.localityWeighted &&
     a.overprovisioning === b.overprovisioning &&
     a.panicThreshold === b.panicThreshold &&

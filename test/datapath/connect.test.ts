@@ -279,6 +279,41 @@ describe.skipIf(!root)("connections through the tables", () => {
     await eventually("the connections are taken back", () => live("c") === 0);
   });
 
+  test("a cluster with a port override keeps the address, shows the port that the app asked for, and counts", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "port", [], { kind: "port-override", port: 8080, maxConnections: 3 });
+    addFrontend(mesh, "172.31.1.1:7111", { kind: "cluster", cluster: "port" });
+    addFrontend(
+      mesh,
+      { kind: "prefix", address: "fd00:31::", length: 64, port: 7111 },
+      { kind: "cluster", cluster: "port" },
+    );
+    lab.publish(mesh);
+    const before = counters("svc:80").redirected;
+    const tally = await lab.connect("172.31.1.1:7111", { count: 5 });
+    expect(tally).toMatchObject({ made: 5, by: { a: 5 }, peers: { "172.31.1.1 7111": 5 }, errors: {} });
+    expect(await lab.connect("172.31.1.1:7111", { mapped: true })).toMatchObject({
+      by: { a: 1 },
+      peers: { "::ffff:172.31.1.1 7111": 1 },
+    });
+    expect(await lab.connect("[fd00:31::3]:7111")).toMatchObject({
+      by: { c6: 1 },
+      peers: { "fd00:31::3 7111": 1 },
+    });
+    expect(counters("svc:80").redirected).toBe(before + 7);
+    expect(explainPinned(lab.bpffs, "172.31.1.1", 7111)).toMatchObject({ verdict: "redirect" });
+    await eventually("the connections are taken back", () => live("port") === 0);
+    const { client, tally: kept } = await lab.keep("172.31.1.1:7111", 5);
+    expect(kept).toMatchObject({ made: 3, errors: { ECONNREFUSED: 2 } });
+    expect(explainPinned(lab.bpffs, "172.31.1.1", 7111)).toMatchObject({ reason: "max-connections" });
+    await client.close();
+    await eventually("the connections are taken back", () => live("port") === 0);
+    // The override's own write goes with the cluster's digest: another port is another descriptor.
+    addCluster(mesh, "port", [], { kind: "port-override", port: 8081, maxConnections: 3 });
+    expect(lab.publish(mesh)).toBeGreaterThan(0);
+    expect((await lab.connect("172.31.1.1:7111")).errors).toEqual({ ECONNREFUSED: 1 });
+  });
+
   test("a pending cluster keeps what its name stood for", async () => {
     lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A)])));
     expect(lab.publish(meshOf((mesh) => addCluster(mesh, "c", [], { pending: true })))).toBe(0);

@@ -46,6 +46,7 @@ export function cluster(name: string, endpoints: Endpoint[], more: Partial<Clust
     service: name,
     kind: "endpoints",
     reason: "none",
+    port: 0,
     balance: { policy: "round-robin" },
     localities: [locality(endpoints)],
     localityWeighted: false,

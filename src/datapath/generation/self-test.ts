@@ -307,6 +307,7 @@ function probeMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
           service,
           kind: "endpoints",
           reason: "none",
+          port: 0,
           balance: { policy: "round-robin" },
           localities: [
             {

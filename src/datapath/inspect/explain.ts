@@ -105,17 +105,24 @@ function fateOf(cluster: ClusterState, family: "IPv4" | "IPv6"): Fate {
     const reason = cluster.reason ?? "internal";
     return { verdict: "refuse", reason, text: `refused: ${reason}` };
   }
-  if (cluster.endpoints.length === 0)
+  const isFull = cluster.maxConnections > 0 && cluster.live >= cluster.maxConnections;
+  if (cluster.kind === "port" && !isFull) {
+    return {
+      verdict: "redirect",
+      text: `goes to the address that the app asked for, at port ${cluster.port}`,
+    };
+  }
+  if (cluster.kind !== "port" && cluster.endpoints.length === 0)
     return { verdict: "refuse", reason: "no-endpoint", text: "no endpoint" };
   const usable = cluster.endpoints.filter((endpoint) => family === "IPv6" || isV4(endpoint.address));
-  if (usable.length === 0) {
+  if (cluster.kind !== "port" && usable.length === 0) {
     return {
       verdict: "refuse",
       reason: "no-family",
       text: `no ${family} endpoint among ${cluster.endpoints.length}`,
     };
   }
-  if (cluster.maxConnections > 0 && cluster.live >= cluster.maxConnections) {
+  if (isFull) {
     return {
       verdict: "refuse",
       reason: "max-connections",

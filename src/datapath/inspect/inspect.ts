@@ -79,6 +79,8 @@ export interface ClusterState {
   kind: Descriptor["kind"];
   policy: Descriptor["policy"];
   reason?: Reason;
+  /** Where connections go at the address that the app asked for; present for the kind port. */
+  port?: number;
   maxConnections: number;
   live: number;
   endpoints: EndpointState[];
@@ -361,6 +363,7 @@ export class TableView {
       kind: descriptor.kind,
       policy: descriptor.policy,
       ...(descriptor.kind === "refuse" ? { reason: reasonName(descriptor.reason) } : {}),
+      ...(descriptor.kind === "port" ? { port: descriptor.port } : {}),
       maxConnections: descriptor.maxConnections,
       live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
       endpoints: descriptor.kind === "endpoints" ? this.#endpoints(id, descriptor) : [],

@@ -22,6 +22,8 @@ export interface Compiled {
   policy: SlotPolicy;
   reason: Reason;
   maxConnections: number;
+  /** Of the kind port; 0 for all others. */
+  port: number;
   ejection: Ejection;
   v4: Selection;
   v6: Selection;
@@ -30,6 +32,13 @@ export interface Compiled {
   order: (members: Members) => Uint32Array;
   digest: Uint8Array;
 }
+
+const KIND_OF: Record<Cluster["kind"], Kind> = {
+  endpoints: "endpoints",
+  passthrough: "pass",
+  "port-override": "port",
+  refuse: "refuse",
+};
 
 export function compileCluster(cluster: Cluster): Compiled {
   const { balance } = cluster;
@@ -40,12 +49,13 @@ export function compileCluster(cluster: Cluster): Compiled {
   const { after, base, longest, percent } = ejection;
   const head =
     `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}\n` +
-    `${after}\n${base}\n${longest}\n${percent}`;
+    `${after}\n${base}\n${longest}\n${percent}${cluster.port > 0 ? `\n${cluster.port}` : ""}`;
   return {
-    kind: cluster.kind === "passthrough" ? "pass" : cluster.kind,
+    kind: KIND_OF[cluster.kind],
     policy: policyOf(balance),
     reason: cluster.reason,
     maxConnections: Math.min(cluster.maxConnections, MAX_UINT32),
+    port: cluster.port,
     ejection,
     v4,
     v6,
@@ -87,6 +97,7 @@ const NOTHING: Omit<Compiled, "digest"> = {
   policy: "round-robin",
   reason: "none",
   maxConnections: 0,
+  port: 0,
   ejection: NO_EJECTION,
   v4: NOBODY,
   v6: NOBODY,

@@ -3,7 +3,7 @@ import type { Ejection } from "../../mesh/model.ts";
 import type { ChunkedTable } from "./chunked-table.ts";
 import * as layout from "./layout.gen.ts";
 
-export type Kind = "endpoints" | "split" | "pass" | "refuse";
+export type Kind = "endpoints" | "split" | "pass" | "refuse" | "port";
 export type SlotPolicy = "round-robin" | "random" | "least-request" | "hash";
 
 export interface Run {
@@ -17,6 +17,8 @@ export interface Descriptor {
   /** Number of a reason. */
   reason: number;
   maxConnections: number;
+  /** Of the kind port; 0 for all others. */
+  port: number;
   v4: Run;
   v6: Run;
   ejection: Ejection;
@@ -34,6 +36,7 @@ const KINDS: Record<Kind, number> = {
   split: KIND.CLUSTER_SPLIT,
   pass: KIND.CLUSTER_PASS,
   refuse: KIND.CLUSTER_REFUSE,
+  port: KIND.CLUSTER_PORT,
 };
 
 const POLICIES: Record<SlotPolicy, number> = {
@@ -59,6 +62,9 @@ export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Des
   draftRun(fields.v4.offset, descriptor.v4);
   draftRun(fields.v6.offset, descriptor.v6);
   draftEjection(descriptor.ejection);
+  // In network byte order.
+  draft[fields.port.offset] = descriptor.port >> 8;
+  draft[fields.port.offset + 1] = descriptor.port & 0xff;
   draft.set(descriptor.digest, fields.digest.offset);
   table.write(id, draft);
 }
@@ -83,6 +89,7 @@ export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
     policy: nameOf(POLICIES, record[fields.balance.offset], "round-robin"),
     reason: record[fields.reason.offset] ?? 0,
     maxConnections: table.word(id, fields.max_connections.offset),
+    port: ((record[fields.port.offset] ?? 0) << 8) | (record[fields.port.offset + 1] ?? 0),
     v4: readRun(table, id, fields.v4.offset),
     v6: readRun(table, id, fields.v6.offset),
     ejection: readEjection(table, id),
