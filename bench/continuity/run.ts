@@ -1,5 +1,7 @@
 /** One run of the bench: quiet, then event after event, each followed by a check of everything. */
+
 import { readFileSync, truncateSync } from "node:fs";
+import { reasonOf } from "../../src/errors/reason.ts";
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
 import { Book, type Sums } from "./book.ts";
@@ -210,7 +212,7 @@ class Run {
       }
     } catch (error) {
       this.#stuck++;
-      this.#book.complain(`${event.kind}: ${error instanceof Error ? error.message : error}`);
+      this.#book.complain(`${event.kind}: ${reasonOf(error)}`);
     }
     const to = monotonic();
     await sleep(pace.after);

@@ -2,6 +2,7 @@
  * Where the bench plays: this process's own network and mount namespaces, a cgroup on the machine's cgroup2 root, a
  * folder of pins, a small disk for the agent's state. The agent is the single file, the control plane the embedded one.
  */
+
 import {
   copyFileSync,
   existsSync,
@@ -20,6 +21,7 @@ import { join } from "node:path";
 import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Inspection, Summary } from "../../src/datapath/inspect/inspect.ts";
+import { codeOf } from "../../src/errors/reason.ts";
 import type { Proof } from "../../src/handover/predecessor.ts";
 import type { RestartRequest } from "../../src/handover/restart-request.ts";
 import { machineId } from "../../src/machine/machine-id.ts";
@@ -344,7 +346,7 @@ export class Stage {
     try {
       writeFileSync(this.#filler, new Uint8Array(bavail * bsize + bsize));
     } catch (error) {
-      if (!(error instanceof Error && "code" in error && error.code === "ENOSPC")) throw error;
+      if (!(codeOf(error) === "ENOSPC")) throw error;
     }
   }
 

@@ -1,4 +1,5 @@
 import { request } from "node:http";
+import { codeOf } from "../errors/reason.ts";
 
 /** The agent answered, and the answer is an error. */
 export class AdminError extends Error {
@@ -111,15 +112,15 @@ export function orderAgent(
 
 /** Nobody listens: no socket, or a dead agent's. */
 function isAbsence(error: Error): boolean {
-  const code = "code" in error ? error.code : undefined;
-  return ["ENOENT", "ECONNREFUSED", "FailedToOpenSocket", "ConnectionRefused"].includes(String(code));
+  return ["ENOENT", "ECONNREFUSED", "FailedToOpenSocket", "ConnectionRefused"].includes(
+    String(codeOf(error)),
+  );
 }
 
 /** Somebody listened, and is gone. */
 function isLoss(error: Error): boolean {
-  const code = "code" in error ? error.code : undefined;
   return ["ECONNRESET", "ECONNABORTED", "EPIPE", "ConnectionClosed", "ERR_STREAM_PREMATURE_CLOSE"].includes(
-    String(code),
+    String(codeOf(error)),
   );
 }
 

@@ -11,9 +11,10 @@
  */
 
 import { once } from "node:events";
-import { lstatSync, mkdirSync, renameSync, rmSync } from "node:fs";
+import { lstatSync, rmSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { dirname } from "node:path";
+import { reasonOf } from "../errors/reason.ts";
+import { listenPrivately } from "../files/private-socket.ts";
 import { jsonParts } from "./json.ts";
 
 /** Gives what is sent as JSON. What it throws is sent as status 400 when it is a `BadRequest`, else as 500. */
@@ -57,9 +58,6 @@ export class AdminServer {
     answers: Record<string, Answer>,
     actions: Record<string, Action> = {},
   ): Promise<AdminServer> {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-    const fresh = `${path}.${process.pid}`;
-    rmSync(fresh, { force: true });
     const answering = new Set<ServerResponse>();
     const server = createServer((request, response) => {
       answering.add(response);
@@ -72,18 +70,8 @@ export class AdminServer {
         void send(response, reply(request.method, url, answer, action !== undefined));
       }
     });
-    const before = process.umask(0o077);
-    try {
-      await new Promise<void>((resolve, reject) => {
-        server.once("error", reject);
-        server.listen(fresh, resolve);
-      });
-    } finally {
-      process.umask(before);
-    }
-    const { ino } = lstatSync(fresh, { bigint: true });
-    renameSync(fresh, path);
-    return new AdminServer(server, path, ino, answering);
+    const inode = await listenPrivately(server, path);
+    return new AdminServer(server, path, inode, answering);
   }
 
   /** Whether the path still leads here. */
@@ -169,7 +157,7 @@ async function reply(
 }
 
 function failure(error: unknown): [number, Uint8Array[]] {
-  const message = error instanceof Error ? error.message : String(error);
+  const message = reasonOf(error);
   const code = error instanceof BadRequest ? 400 : error instanceof Conflict ? 409 : 500;
   return [code, jsonParts({ error: message })];
 }

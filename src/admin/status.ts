@@ -2,8 +2,10 @@
  * What the agent knows and the kernel does not: its stream to istiod, what it could not take over, what it warns
  * of. It answers by the admin socket while it lives, and lies in a file for when it does not.
  */
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
-import { dirname, join } from "node:path";
+
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { replaceFile } from "../files/replace-file.ts";
 import type { HealthStatus } from "../health/watch.ts";
 import type { IdentityStatus } from "../istiod/identity/identity.ts";
 import type { StreamStatus } from "../istiod/stream/status.ts";
@@ -109,10 +111,7 @@ export function adminSocket(runDir: string): string {
 
 /** Replaces the file by rename, so that a reader sees the old text or the new one. Throws what the file system says. */
 export function writeStatus(runDir: string, status: AgentStatus): void {
-  const path = statusFile(runDir);
-  mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
-  writeFileSync(`${path}.new`, JSON.stringify(status), { mode: 0o600 });
-  renameSync(`${path}.new`, path);
+  replaceFile(statusFile(runDir), JSON.stringify(status), { mode: 0o600, folderMode: 0o700 });
 }
 
 /** What the last agent left; undefined when there is none, or when it can't be read as such. */

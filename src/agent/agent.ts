@@ -2,6 +2,7 @@
  * The daemon's life. It wires the rooms below: istiod's stream feeds the compiler, the compiler's mesh goes to the
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
+
 import { explainDestination } from "../admin/explain.ts";
 import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
@@ -13,6 +14,7 @@ import { settingValues } from "../config/values.ts";
 import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
 import { damageAt } from "../datapath/inspect/damage.ts";
 import { inspectPinned, summarizePinned } from "../datapath/inspect/inspect.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { type End, executedAnew, Restart } from "../handover/restart.ts";
 import { readRestartRequest } from "../handover/restart-request.ts";
 import type { Succession } from "../handover/successor.ts";
@@ -355,9 +357,7 @@ export class Agent {
     try {
       remember(this.#config.stateDir, { pid: process.pid, ...entry });
     } catch (error) {
-      this.#log.warn(
-        `${historyFile(this.#config.stateDir)} can't be written: ${error instanceof Error ? error.message : error}`,
-      );
+      this.#log.warn(`${historyFile(this.#config.stateDir)} can't be written: ${reasonOf(error)}`);
     }
   }
 }

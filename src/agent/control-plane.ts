@@ -6,6 +6,7 @@
 import type { AgentStatus, RegistrationStatus } from "../admin/status.ts";
 import { type Config, requireReadable } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { parseProbe } from "../health/probe.ts";
 import { HealthWatch } from "../health/watch.ts";
 import type { Security } from "../istiod/identity/credentials.ts";
@@ -129,9 +130,7 @@ export class ControlPlane {
     try {
       await this.#identity?.begin();
     } catch (error) {
-      log.error(
-        `A fault of kmesh, no certificate is asked for: ${error instanceof Error ? error.message : error}`,
-      );
+      log.error(`A fault of kmesh, no certificate is asked for: ${reasonOf(error)}`);
     }
     if (!this.#stopped) this.#stream.start();
   }

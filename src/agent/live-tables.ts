@@ -2,10 +2,12 @@
  * Has the kernel's tables follow the mesh: each push as it comes, all of it again when one could not be written, the last
  * good snapshot where istiod does not answer. While another agent has the tables, the mesh goes on in memory alone.
  */
+
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
 import type { Datapath } from "../datapath/datapath.ts";
 import { ProbeFailed } from "../datapath/generation/self-test.ts";
 import type { ApplyReport } from "../datapath/tables/publisher.ts";
+import { reasonOf } from "../errors/reason.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Snapshot } from "../state/snapshot.ts";
 import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
@@ -282,7 +284,7 @@ export class LiveTables {
   /** Tells why not all is live, in log and status, and tries again later. */
   #complain(error: unknown, what: string): void {
     const flaw = error instanceof ProbeFailed ? error : undefined;
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     const wait = flaw?.retryAfter ?? this.#retry;
     this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
     // A flaw is the same one at each push until it is looked at again.

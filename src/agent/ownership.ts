@@ -2,6 +2,7 @@
  * What one agent alone has at a time: the locks, the kernel's tables, and those that the version before left. An agent
  * lets go of it while another takes over, and takes it again when that one fails.
  */
+
 import { type AgentStatus, readStatus } from "../admin/status.ts";
 import type { Folders } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
@@ -9,6 +10,7 @@ import { Datapath, type DatapathOptions, type Governed } from "../datapath/datap
 import { generationStateAt } from "../datapath/generation/generation-state.ts";
 import type { PreloadedPrograms } from "../datapath/generation/preload.ts";
 import type { Proof } from "../datapath/generation/self-test.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
@@ -213,7 +215,7 @@ export class Ownership {
       this.#held.manifest.keep();
       this.#trouble = "";
     } catch (error) {
-      const text = error instanceof Error ? error.message : String(error);
+      const text = reasonOf(error);
       const again = text === this.#trouble;
       this.#trouble = text;
       if (!(error instanceof LockHeld)) {

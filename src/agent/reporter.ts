@@ -7,16 +7,7 @@ import type { IdentityEvent } from "../istiod/identity/identity.ts";
 import { time } from "../istiod/identity/token.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
-import type { Mesh, Note } from "../mesh/model.ts";
-
-/** How the kinds of notes are told, in the order in which they matter. */
-export const NOTE_KINDS: readonly { kind: Note["kind"]; title: string }[] = [
-  { kind: "refused", title: "refused" },
-  { kind: "plaintext", title: "mTLS preferred, plaintext used" },
-  { kind: "layer7", title: "layer 7, not enforced yet" },
-  { kind: "conflict", title: "contradictory" },
-  { kind: "not-enforced", title: "accepted, without effect" },
-];
+import { type Mesh, NOTE_TITLES, type NoteKind } from "../mesh/model.ts";
 
 export class Reporter {
   readonly #log: Log;
@@ -93,12 +84,12 @@ export class Reporter {
 
   /** One line for all services, when the numbers change. */
   #countNotes(mesh: Mesh): void {
-    const counts = new Map<Note["kind"], number>();
+    const counts = new Map<NoteKind, number>();
     for (const { notes } of mesh.services.values()) {
       for (const kind of new Set(notes.map((note) => note.kind)))
         counts.set(kind, (counts.get(kind) ?? 0) + 1);
     }
-    const parts = NOTE_KINDS.filter(({ kind }) => counts.has(kind)).map(
+    const parts = NOTE_TITLES.filter(({ kind }) => counts.has(kind)).map(
       ({ kind, title }) => `${counts.get(kind)} ${title}`,
     );
     const line = parts.join(", ");

@@ -2,6 +2,7 @@
  * What a service manager wants to hear (sd_notify(3)): ready, reloading, stopping, a line of status, and a sign of life
  * in time. Says nothing where none asked. A message that gets lost is logged, it never stops the agent.
  */
+import { reasonOf } from "../errors/reason.ts";
 import { sendDatagram } from "../kernel/datagram.ts";
 
 export class ServiceNotifier {
@@ -78,10 +79,7 @@ export class ServiceNotifier {
       sendDatagram(this.#socket, lines.join("\n"));
       this.#complained = false;
     } catch (error) {
-      if (!this.#complained)
-        this.#warn(
-          `The service manager can't be told ${lines[0]}: ${error instanceof Error ? error.message : error}`,
-        );
+      if (!this.#complained) this.#warn(`The service manager can't be told ${lines[0]}: ${reasonOf(error)}`);
       this.#complained = true;
     }
   }

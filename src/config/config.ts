@@ -184,6 +184,6 @@ export function requireReadable(from: string, path: string): void {
     readable(path);
   } catch (error) {
     if (!(error instanceof Invalid)) throw error;
-    throw new ConfigError(`${from}: ${error.message}`, error.example);
+    throw new ConfigError(`${from}: ${error.message}`, error.next);
   }
 }

@@ -1,5 +1,6 @@
 import { styleText } from "node:util";
 import { type ConsolaInstance, createConsola, type LogObject } from "consola";
+import { reasonOf } from "../errors/reason.ts";
 import type { Config } from "./config.ts";
 
 /** The agent's log. */
@@ -17,7 +18,7 @@ export function openLog(level: Config["logLevel"]): Log {
 
 /** The level in five letters, then the text. */
 function format(entry: LogObject): string {
-  const text = entry.args.map((arg) => (arg instanceof Error ? arg.message : String(arg))).join(" ");
+  const text = entry.args.map((arg) => reasonOf(arg)).join(" ");
   const level = entry.type.padEnd(5);
   if (!process.stderr.isTTY) return `${level} ${text}`;
   const colour = entry.type === "error" ? "red" : entry.type === "warn" ? "yellow" : "gray";

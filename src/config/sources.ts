@@ -1,11 +1,13 @@
 /** Where a setting is looked up: flag, then environment, then file, then default. */
+
 import { readFileSync } from "node:fs";
 import { parse as parseYaml } from "yaml";
+import { codeOrReason, reasonOf } from "../errors/reason.ts";
 import type { Json } from "../istiod/node.ts";
 import { ConfigError } from "./config-error.ts";
 import { closest } from "./did-you-mean.ts";
 import { SETTINGS, type Setting, type SettingName, variableOf } from "./settings.ts";
-import { codeOf, Invalid, isObject, parseJson } from "./syntax.ts";
+import { Invalid, isObject, parseJson } from "./syntax.ts";
 
 /** Where the file lies unless `--config` says otherwise. It need not exist. */
 export const CONFIG_FILE = "/etc/kmesh/config.yaml";
@@ -31,7 +33,7 @@ export function readFile(file: Sources["file"]): Record<string, unknown> {
   try {
     text = file.text ?? readFileSync(file.path, "utf8");
   } catch (error) {
-    const code = codeOf(error);
+    const code = codeOrReason(error);
     if (code === "ENOENT" && !file.required) return {};
     throw new ConfigError(
       `${file.path} can't be read (${code})`,
@@ -42,7 +44,7 @@ export function readFile(file: Sources["file"]): Record<string, unknown> {
   try {
     content = parseYaml(text);
   } catch (error) {
-    const [line = "not YAML"] = (error instanceof Error ? error.message : String(error)).split("\n");
+    const [line = "not YAML"] = reasonOf(error).split("\n");
     throw new ConfigError(`${file.path} is not valid YAML: ${line.replace(/:$/, "")}`, "Mend that line.");
   }
   if (content === null || content === undefined) return {};
@@ -162,7 +164,7 @@ export class Values {
       return parse(value);
     } catch (error) {
       if (!(error instanceof Invalid)) throw error;
-      return this.#wrong(`${from}: ${error.message}`, error.example);
+      return this.#wrong(`${from}: ${error.message}`, error.next);
     }
   }
 

@@ -1,20 +1,17 @@
 /** How a single value is written. Each function gives what the text means, or throws Invalid. */
+
 import { accessSync, constants } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { NoUnit, unitName } from "../datapath/tables/unit.ts";
+import { ActionableError } from "../errors/actionable-error.ts";
+import { codeOrReason } from "../errors/reason.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/join/object-name.ts";
 import { faultOfProbe } from "../istiod/join/readiness-probe.ts";
 import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 
 /** Says why a text is no value, and what one looks like. Values turns it into a ConfigError. */
-export class Invalid extends Error {
-  readonly example: string;
-  constructor(reason: string, example: string) {
-    super(reason);
-    this.example = example;
-  }
-}
+export class Invalid extends ActionableError {}
 
 /** HOST, HOST:PORT, IPv4, [IPv6]:PORT or a bare IPv6 address. */
 export function parseIstiod(text: string, port: number): { host: string; port: number } {
@@ -156,14 +153,13 @@ export function readable(path: string): string {
     accessSync(path, constants.R_OK);
     return resolve(path);
   } catch (error) {
-    throw new Invalid(`${path} can't be read (${codeOf(error)})`, "Check the path and the file's mode.");
+    throw new Invalid(
+      `${path} can't be read (${codeOrReason(error)})`,
+      "Check the path and the file's mode.",
+    );
   }
 }
 
 export function plain(text: string): string {
   return text;
-}
-
-export function codeOf(error: unknown): string {
-  return error instanceof Error && "code" in error ? String(error.code) : String(error);
 }

@@ -1,4 +1,5 @@
 /** The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic. */
+import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
 import type { Hook } from "../kernel/link.ts";
@@ -315,7 +316,7 @@ export class Datapath {
       try {
         step();
       } catch (error) {
-        troubles.push(textOf(error));
+        troubles.push(reasonOf(error));
       }
     };
     attempt(() => troubles.push(...this.#repin()));
@@ -342,7 +343,7 @@ export class Datapath {
     try {
       for (const line of this.#repin()) this.#options.log(line);
     } catch (error) {
-      this.#options.log(`what was unpinned is not pinned again: ${textOf(error)}`);
+      this.#options.log(`what was unpinned is not pinned again: ${reasonOf(error)}`);
     }
   }
 
@@ -362,7 +363,7 @@ export class Datapath {
       );
       if (told !== undefined) this.#options.log(told);
     } catch (error) {
-      if (!this.#closed) this.#complain(`live counts are not compared with the sockets: ${textOf(error)}`);
+      if (!this.#closed) this.#complain(`live counts are not compared with the sockets: ${reasonOf(error)}`);
     }
   }
 
@@ -458,8 +459,4 @@ function formatProof({ milliseconds, untried }: Proof, to: Pick<DatapathOptions,
   if (untried === undefined)
     to.log(`the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`);
   else (to.warn ?? to.log)(`the new programs take over without a trial: ${untried}`);
-}
-
-function textOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

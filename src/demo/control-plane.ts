@@ -3,8 +3,10 @@
  * sidecar as istiod does: whole types at once, endpoints and routes by name, empty resource versions, a push in
  * the order clusters, endpoints, listeners, routes, names under one version, no patience for acknowledgements.
  */
+
 import { readFileSync } from "node:fs";
 import { Server, ServerCredentials, type ServerDuplexStream, status } from "@grpc/grpc-js";
+import { reasonOf } from "../errors/reason.ts";
 import { discovery } from "../istiod/discovery.gen.js";
 import type { ResourceType } from "../istiod/stream/sink.ts";
 import { isWildcard, TYPES, typeOfUrl } from "../istiod/stream/types.ts";
@@ -142,7 +144,7 @@ export async function serveFile(file: string, port: number, host?: string): Prom
       plane.set(parseDemoMesh(text));
       complaint = "";
     } catch (error) {
-      const told = `${file} is not taken over: ${error instanceof Error ? error.message : error}`;
+      const told = `${file} is not taken over: ${reasonOf(error)}`;
       if (told !== complaint) console.error(told);
       complaint = told;
     }
@@ -232,10 +234,7 @@ class ClientStream {
     try {
       request = discovery.DeltaDiscoveryRequest.decode(bytes);
     } catch (error) {
-      this.#refuse(
-        status.INVALID_ARGUMENT,
-        `not a request: ${error instanceof Error ? error.message : error}`,
-      );
+      this.#refuse(status.INVALID_ARGUMENT, `not a request: ${reasonOf(error)}`);
       return;
     }
     if (this.#node === "") {

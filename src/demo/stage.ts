@@ -2,6 +2,7 @@
  * Where the demo plays: a network namespace (this process is in it already), a cgroup, a folder of pins and a folder
  * of files, all named after this process's pid and all gone when it ends.
  */
+
 import {
   accessSync,
   constants,
@@ -9,7 +10,6 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
-  renameSync,
   rmdirSync,
   rmSync,
   writeFileSync,
@@ -19,6 +19,8 @@ import { join } from "node:path";
 import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
 import { removePinned } from "../datapath/inspect/inspect.ts";
+import { codeOf, reasonOf } from "../errors/reason.ts";
+import { replaceFile } from "../files/replace-file.ts";
 import { BPFFS } from "../kernel/bpffs.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { Child } from "./child.ts";
@@ -64,8 +66,7 @@ export class Stage {
   /** Writes what the control plane serves; it notices. */
   configure(shares: Shares): void {
     // By rename: the control plane must not read half of it.
-    writeFileSync(`${this.meshFile}.new`, meshYaml(shares));
-    renameSync(`${this.meshFile}.new`, this.meshFile);
+    replaceFile(this.meshFile, meshYaml(shares), { mode: 0o644 });
   }
 
   /** Starts an agent. Resolves once its first tables are live; gives its status. */
@@ -185,7 +186,7 @@ function removeStage(folder: string, cgroup: string, bpffs: string): string[] {
     try {
       remove();
     } catch (error) {
-      left.push(`${what} (${error instanceof Error ? error.message : error})`);
+      left.push(`${what} (${reasonOf(error)})`);
     }
   };
   if (existsSync(bpffs)) attempt(bpffs, () => removePinned(bpffs));
@@ -218,7 +219,7 @@ function rmdirPatiently(path: string): void {
       rmdirSync(path);
       return;
     } catch (error) {
-      if (tries === 50 || !(error instanceof Error && "code" in error && error.code === "EBUSY")) throw error;
+      if (tries === 50 || !(codeOf(error) === "EBUSY")) throw error;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 20);
     }
   }

@@ -1,3 +1,4 @@
+import { reasonOf } from "../errors/reason.ts";
 /** Looks at one thing after the other, and tells what was found. */
 
 /** One thing that was found. */
@@ -54,7 +55,7 @@ export function firstWrong(
 
 /** A finding that is wrong, from whatever was thrown. */
 export function wrongOf(error: unknown, cure: string): Finding {
-  return { state: "wrong", text: error instanceof Error ? error.message : String(error), cure };
+  return { state: "wrong", text: reasonOf(error), cure };
 }
 
 async function attempt(look: Check["look"]): Promise<Finding[]> {

@@ -6,6 +6,7 @@ import { connect as connectTls, type TLSSocket } from "node:tls";
 import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
 import type { Config } from "../config/config.ts";
+import { codeOf, codeOrReason, reasonOf } from "../errors/reason.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { explainRefusal, readRoots, type Security } from "../istiod/identity/credentials.ts";
 import { formatSkew, WorkloadIdentity } from "../istiod/identity/identity.ts";
@@ -50,7 +51,7 @@ async function lookUp({ host, address }: Target, addresses: string[]): Promise<F
   try {
     addresses.push(...(await lookup(host, { all: true })).map((each) => each.address));
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+    const code = codeOrReason(error);
     return [
       {
         state: "wrong",
@@ -169,7 +170,7 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
     const [text = "", cure = ""] = formatSkew(skew, Date.now()).split(/: (?=set it)/);
     return [well, { state: "wrong", text, cure: capital(cure) }];
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     const [what = reason, ...next] = reason.split(/: (?=write a fresh|pass |set |--namespace|nor )/);
     return [
       {
@@ -234,7 +235,7 @@ function connected(
     };
     socket.once(event, () => finish());
     socket.on("error", (error: Error) => {
-      const code = "code" in error ? String(error.code) : "";
+      const code = codeOf(error) ?? "";
       finish(error.message.includes(code) ? error.message : `${code} ${error.message}`);
     });
     socket.once("close", () => finish("it closed the connection"));

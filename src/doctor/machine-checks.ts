@@ -6,6 +6,7 @@ import { dirname, join } from "node:path";
 import type { Config } from "../config/config.ts";
 import { ConfigError } from "../config/config-error.ts";
 import { damageAt } from "../datapath/inspect/damage.ts";
+import { codeOrReason, reasonOf } from "../errors/reason.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { pemBlocks } from "../istiod/identity/certificate.ts";
 import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/identity/token.ts";
@@ -71,7 +72,7 @@ function lookAtBpffs({ bpffs }: Config): Finding[] {
   try {
     accessSync(folder, constants.W_OK);
   } catch (error) {
-    return [wrong(`${folder} can't be written to (${codeOf(error)})`, `mount -o remount,rw ${BPFFS}`)];
+    return [wrong(`${folder} can't be written to (${codeOrReason(error)})`, `mount -o remount,rw ${BPFFS}`)];
   }
   const exposure = unsafeModeOf(bpffs);
   if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
@@ -178,7 +179,7 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
   } catch (error) {
     return [
       wrong(
-        `${at} can't be written to (${codeOf(error)})`,
+        `${at} can't be written to (${codeOrReason(error)})`,
         `Mount it writable, or name another with ${flag}.`,
       ),
     ];
@@ -202,7 +203,7 @@ function lookAtRoots(ca: string): Finding[] {
   try {
     blocks = pemBlocks(readFileSync(ca, "latin1"));
   } catch (error) {
-    return [wrong(`the roots ${ca} can't be read (${codeOf(error)})`, cure)];
+    return [wrong(`the roots ${ca} can't be read (${codeOrReason(error)})`, cure)];
   }
   if (blocks.length === 0) return [wrong(`${ca} holds no PEM certificate`, cure)];
   try {
@@ -226,7 +227,7 @@ function keptCertificate(stateDir: string): { notBefore: number; notAfter: numbe
   try {
     return identityStore(stateDir).load();
   } catch (error) {
-    return error instanceof Error ? error.message : String(error);
+    return reasonOf(error);
   }
 }
 
@@ -247,8 +248,4 @@ function wrong(text: string, cure: string): Finding {
 
 function remark(text: string, cure?: string): Finding {
   return cure === undefined ? { state: "remark", text } : { state: "remark", text, cure };
-}
-
-function codeOf(error: unknown): string {
-  return error instanceof Error && "code" in error ? String(error.code) : String(error);
 }

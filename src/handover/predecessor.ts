@@ -20,11 +20,14 @@
  * Until `done` the predecessor takes everything back if the successor fails, goes or is too late. If the predecessor goes,
  * the successor carries on as after any start.
  */
+
 import { rmSync } from "node:fs";
 import { createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { keptConflict, keptLayouts } from "../datapath/generation/keep.ts";
 import { since, type Totals } from "../datapath/tables/totals.ts";
+import { reasonOf } from "../errors/reason.ts";
+import { listenPrivately } from "../files/private-socket.ts";
 import { isLiving, signalTask, type TaskIdentity } from "../kernel/process.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { Channel } from "./json-lines.ts";
@@ -168,14 +171,14 @@ export async function handOver(
       seconds: Math.round((performance.now() - began) / 100) / 10,
     };
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     const rest = task ? await end(task) : "";
     let after = "";
     if (paused) {
       try {
         await predecessor.resume();
       } catch (fault) {
-        after = `. The tables could not be taken back: ${fault instanceof Error ? fault.message : fault}`;
+        after = `. The tables could not be taken back: ${reasonOf(fault)}`;
       }
     }
     throw new NotHandedOver(`${reason}${rest}${after}`);
@@ -189,7 +192,7 @@ function countedSince(before: Totals, predecessor: Predecessor, progress: (text:
   try {
     return since(before, predecessor.pinnedTotals());
   } catch (error) {
-    progress(`The counters can't be read: ${error instanceof Error ? error.message : error}`);
+    progress(`The counters can't be read: ${reasonOf(error)}`);
     return since(before, before);
   }
 }
@@ -324,17 +327,8 @@ class Listener {
   }
 
   static async open(path: string): Promise<Listener> {
-    rmSync(path, { force: true });
     const listener = new Listener(path);
-    const before = process.umask(0o077);
-    try {
-      await new Promise<void>((resolve, reject) => {
-        listener.#server.once("error", reject);
-        listener.#server.listen(path, resolve);
-      });
-    } finally {
-      process.umask(before);
-    }
+    await listenPrivately(listener.#server, path);
     return listener;
   }
 

@@ -2,9 +2,11 @@
  * How an agent ends by order of `kmesh restart`, `upgrade` and `rollback`: it is executed anew under its pid, or starts a
  * successor and hands over to it. handover.ts has the order of things between the two.
  */
+
 import { existsSync } from "node:fs";
 import { Conflict } from "../admin/server.ts";
 import type { Log } from "../config/log.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { signalTask, spawnOrphan, type TaskIdentity } from "../kernel/process.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
@@ -125,7 +127,7 @@ export class Restart {
       if (this.#reloadsLater) this.postponeReload();
       end({ kind: "succeeded", pid });
     } catch (error) {
-      const reason = error instanceof Error ? error.message : String(error);
+      const reason = reasonOf(error);
       this.#current = undefined;
       log.error(`No ${kind}, this agent goes on: ${reason}`);
       record({ kind, from: version, result: "failed", reason });

@@ -1,6 +1,8 @@
 /** One agent takes over from another that runs: the successor's side of handover.ts, which tells the order of things. */
+
 import { keptLayouts } from "../datapath/generation/keep.ts";
 import { ABI_ID } from "../datapath/tables/layout.gen.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { version } from "../runtime/version.ts";
 import { Channel } from "./json-lines.ts";
@@ -76,7 +78,7 @@ export class Succession {
   }
 
   failed(error: unknown): void {
-    this.#channel.send({ say: "failed", reason: error instanceof Error ? error.message : String(error) });
+    this.#channel.send({ say: "failed", reason: reasonOf(error) });
   }
 
   /** Gives whether istiod's configuration is known. */

@@ -1,3 +1,4 @@
+import { codeOrReason } from "../errors/reason.ts";
 /** A file of ours can't be used; the message names it and the next step. */
 export class FileError extends Error {
   constructor(message: string) {
@@ -6,7 +7,7 @@ export class FileError extends Error {
   }
 
   static unreadable(file: string, what: string, next: string, error: unknown): FileError {
-    const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+    const code = codeOrReason(error);
     return new FileError(`can't read the ${what} ${file} (${code}): ${next}`);
   }
 }

@@ -2,7 +2,9 @@
  * The addresses of DNS clusters. Names are asked of the machine's name servers, never of the mesh's own names (a
  * cluster's target tends to be called like its service). A name that was known once keeps its last good answer.
  */
+
 import dns from "node:dns";
+import { codeOf } from "../errors/reason.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 
 export type Family = 4 | 6;
@@ -215,7 +217,7 @@ export function systemLookup(servers?: readonly string[]): Lookup {
         };
       }
     } catch (error) {
-      if (!NO_SUCH.has(codeOf(error))) failure = error;
+      if (!NO_SUCH.has(codeOf(error) ?? "")) failure = error;
     }
     try {
       const found = await dns.promises.lookup(host, { family, all: true });
@@ -226,9 +228,4 @@ export function systemLookup(servers?: readonly string[]): Lookup {
     if (failure !== undefined) throw failure;
     return { addresses: [], ttl: UNSAID_TTL };
   };
-}
-
-function codeOf(error: unknown): string {
-  if (typeof error !== "object" || error === null || !("code" in error)) return "";
-  return typeof error.code === "string" ? error.code : "";
 }

@@ -1,5 +1,7 @@
 /** What all resources share on their way from the wire: decoding that names the culprit, and typed configuration. */
+
 import type { Reader } from "protobufjs/minimal.js";
+import { reasonOf } from "../errors/reason.ts";
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import type { envoy } from "./envoy.gen.js";
 
@@ -21,7 +23,7 @@ export function guarded<T>(resource: string, work: () => T): T {
     return work();
   } catch (error) {
     if (error instanceof MalformedResource) throw error;
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     throw new MalformedResource(shortName(resource), `not a valid message: ${reason}`);
   }
 }

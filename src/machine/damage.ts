@@ -1,7 +1,9 @@
 /** All that is damaged around one kmesh: its pins, and the folders that it writes to. */
+
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import type { Folders } from "../config/config.ts";
 import { type Damage, damageAt } from "../datapath/inspect/damage.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
 
 /**
@@ -36,7 +38,7 @@ function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
   } catch (error) {
     return [
       {
-        what: `what is pinned in ${bpffs} can't be looked at: ${textOf(error)}`,
+        what: `what is pinned in ${bpffs} can't be looked at: ${reasonOf(error)}`,
         consequence: "whether it is damaged is not known",
         cure: "look again; when it stays, `bpftool link` and `bpftool cgroup tree` tell what is attached",
       },
@@ -66,7 +68,7 @@ function unwritable(path: string): [string, string] | undefined {
   try {
     accessSync(path, constants.W_OK | constants.X_OK);
   } catch (error) {
-    return [textOf(error), `make it writable: mount -o remount,rw its file system (findmnt -T ${path})`];
+    return [reasonOf(error), `make it writable: mount -o remount,rw its file system (findmnt -T ${path})`];
   }
   const { bavail, files, ffree } = statfsSync(path);
   // Some file systems have no fixed number of files, and say 0 of 0.
@@ -76,8 +78,4 @@ function unwritable(path: string): [string, string] | undefined {
       `make room: df -h -i ${path}`,
     ];
   return undefined;
-}
-
-function textOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -1,9 +1,11 @@
 /** What the agent needs of the machine, and says before it begins. */
+
 import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Folders } from "../config/config.ts";
 import { ConfigError } from "../config/config-error.ts";
 import type { Log } from "../config/log.ts";
+import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
@@ -36,7 +38,7 @@ export function requireCgroup2(): void {
   try {
     cgroup2Root();
   } catch (error) {
-    throw new Unsupported(error instanceof Error ? error.message : String(error), "Mount cgroup2.");
+    throw new Unsupported(reasonOf(error), "Mount cgroup2.");
   }
 }
 
@@ -45,7 +47,7 @@ function probed(): Feature[] {
     return probe();
   } catch (error) {
     throw new Unsupported(
-      `bpf(2) is refused to this process: ${error instanceof Error ? error.message : error}`,
+      `bpf(2) is refused to this process: ${reasonOf(error)}`,
       "It needs CAP_BPF and CAP_SYS_ADMIN, and a seccomp filter (of a container, say) that lets bpf pass.",
     );
   }
@@ -58,7 +60,7 @@ export function makeFolders(folders: Folders): void {
       mkdirSync(path, { recursive: true, mode: 0o700 });
     } catch (error) {
       throw new Unsupported(
-        `${path} can't be made: ${error instanceof Error ? error.message : error}`,
+        `${path} can't be made: ${reasonOf(error)}`,
         "Choose others with --run-dir and --state-dir.",
       );
     }

@@ -1,12 +1,6 @@
 /** This machine, or this user, can't. `next` is what would help. */
-export class Unsupported extends Error {
-  readonly next: string;
-  constructor(message: string, next: string) {
-    super(message);
-    this.name = "Unsupported";
-    this.next = next;
-  }
-}
+import { ActionableError } from "../errors/actionable-error.ts";
+export class Unsupported extends ActionableError {}
 
 /** Throws Unsupported unless this is root. `what` is what root is needed for. */
 export function requireRoot(what: string): void {

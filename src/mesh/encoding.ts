@@ -14,6 +14,7 @@ import {
   type Match,
   type Mesh,
   NO_EJECTION,
+  NOTE_KINDS,
   type Note,
   REASONS,
   type Reason,
@@ -29,7 +30,6 @@ export const MESH_ENCODING = 2;
 const PART = 64 << 10;
 
 // The order of each list is the encoding's: append only.
-const NOTE_KINDS = ["layer7", "plaintext", "not-enforced", "refused", "conflict"] as const;
 const TARGET_KINDS = ["cluster", "split", "passthrough", "refuse"] as const;
 const MATCH_KINDS = ["address", "prefix", "port"] as const;
 const CLUSTER_KINDS = ["endpoints", "passthrough", "refuse", "port-override"] as const;

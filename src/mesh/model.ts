@@ -65,19 +65,35 @@ export interface Service {
   notes: Note[];
 }
 
+/** What is valid in the configuration and is not, or not entirely, done. The order is the encoding's: append only. */
+export const NOTE_KINDS = [
+  /** A route needs the request; connect time took `text` instead. */
+  "layer7",
+  /** mTLS is preferred by the peer, plaintext is used. */
+  "plaintext",
+  /** Valid, accepted, without effect here: slow start, timeouts, ... */
+  "not-enforced",
+  /** The reason why connections are refused. */
+  "refused",
+  /** Two resources contradict each other; `text` names the winner. */
+  "conflict",
+] as const;
+
+export type NoteKind = (typeof NOTE_KINDS)[number];
+
 export interface Note {
-  kind: /** A route needs the request; connect time took `text` instead. */
-    | "layer7"
-    /** mTLS preferred by the peer, plaintext used. */
-    | "plaintext"
-    /** Valid, accepted, without effect here: slow start, timeouts, ... */
-    | "not-enforced"
-    /** The reason why connections are refused. */
-    | "refused"
-    /** Two resources contradict each other; `text` names the winner. */
-    | "conflict";
+  kind: NoteKind;
   text: string;
 }
+
+/** How log and status call the kinds, the most important first. */
+export const NOTE_TITLES: readonly { kind: NoteKind; title: string }[] = [
+  { kind: "refused", title: "refused" },
+  { kind: "layer7", title: "layer 7, not enforced yet" },
+  { kind: "plaintext", title: "in plaintext, though mTLS is preferred" },
+  { kind: "conflict", title: "contradictory" },
+  { kind: "not-enforced", title: "accepted, without effect" },
+];
 
 /** Exact shares over clusters: in any 1,000 connections 80/20 is 800/200. */
 export interface Split {

@@ -1,6 +1,8 @@
 /** What became of this machine's agents: starts, restarts, upgrades, rollbacks. A file in the state folder, for people. */
-import { readFileSync, renameSync, writeFileSync } from "node:fs";
+
+import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { replaceFile } from "../files/replace-file.ts";
 import { faultPoint } from "../runtime/fault.ts";
 
 /** Entries that are kept. */
@@ -62,9 +64,7 @@ export function remember(stateDir: string, entry: Omit<Entry, "at" | "boot">): v
   entries.push({ at: new Date().toISOString(), boot: bootId(), ...entry, ...times });
   const path = historyFile(stateDir);
   const text = JSON.stringify({ version: VERSION, entries: entries.slice(-KEPT) });
-  writeFileSync(`${path}.new`, text, { mode: 0o600 });
-  faultPoint("history.rename");
-  renameSync(`${path}.new`, path);
+  replaceFile(path, text, { mode: 0o600, onWritten: () => faultPoint("history.rename") });
 }
 
 /** Why an agent that starts now does, and which version ran before it. */

@@ -3,14 +3,18 @@
  * that is being taken. A file in the state folder, written before each step, so that the start after one that died
  * knows what was meant. What is pinned is the truth: where both differ, the manifest is wrong.
  */
-import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
+
+import { existsSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { GenerationState } from "../datapath/generation/generation-state.ts";
 import type { GenerationName, Step } from "../datapath/generation/step.ts";
+import { ActionableError } from "../errors/actionable-error.ts";
+import { reasonOf } from "../errors/reason.ts";
+import { readWhole } from "../files/read-whole.ts";
+import { replaceFile } from "../files/replace-file.ts";
 import { machineFingerprint } from "../machine/machine-id.ts";
 import { faultPoint } from "../runtime/fault.ts";
 import { version as kmesh } from "../runtime/version.ts";
-import { readWhole } from "./state-file.ts";
 
 /**
  * Raised only when versions before must keep their hands off: they refuse it. New members need no new number. A version
@@ -58,17 +62,14 @@ export class BadManifest extends Error {
 }
 
 /** Another kmesh wrote it in a way that this one does not know: who does not understand the state must not change it. */
-export class UnknownManifest extends Error {
-  override readonly name = "UnknownManifest";
-  readonly next: string;
-
+export class UnknownManifest extends ActionableError {
   constructor(path: string, version: unknown, writer: string | undefined) {
     const who = writer === undefined ? "another kmesh" : `kmesh ${writer}`;
     super(
       `${path} was written by ${who} in format ${version}; this one (${kmesh}) knows format ${VERSION}. ` +
         "Nothing was touched: what is pinned governs on",
+      `Start ${writer === undefined ? "the version that wrote it" : `kmesh ${writer} or a later one`}; or have \`kmesh down\` remove tables and manifest, and start anew.`,
     );
-    this.next = `Start ${writer === undefined ? "the version that wrote it" : `kmesh ${writer} or a later one`}; or have \`kmesh down\` remove tables and manifest, and start anew.`;
   }
 }
 
@@ -242,7 +243,7 @@ export class Manifest {
       if (error instanceof UnknownManifest) throw error;
       // Without an id, what lies there may well be this machine's.
       if (this.#machine === undefined) return undefined;
-      const why = error instanceof Error ? error.message : String(error);
+      const why = reasonOf(error);
       this.#unread = !(error instanceof BadManifest);
       this.#log.warn(
         this.#unread
@@ -259,7 +260,7 @@ export class Manifest {
       renameSync(manifestFile(this.#stateDir), badFile(this.#stateDir));
       return `It lies in ${badFile(this.#stateDir)} now`;
     } catch (error) {
-      return `It can't be set aside (${error instanceof Error ? error.message : error})`;
+      return `It can't be set aside (${reasonOf(error)})`;
     }
   }
 
@@ -274,7 +275,7 @@ export class Manifest {
     } catch (error) {
       this.#written = undefined;
       this.#log[this.#warned ? "debug" : "warn"](
-        `${manifestFile(this.#stateDir)} can't be written: ${error instanceof Error ? error.message : error}. ` +
+        `${manifestFile(this.#stateDir)} can't be written: ${reasonOf(error)}. ` +
           "Traffic does not need it; the next start goes by what is pinned",
       );
       this.#warned = true;
@@ -348,32 +349,17 @@ function textOf({ live, kept, step }: ManifestContent, machine: string): string 
 }
 
 /**
- * Whole or not at all, also for who is killed meanwhile. Not synced: the disk would hold up the agent, and what it tells of
- * lies in a bpffs, which no power loss survives; a file that one tears is set aside.
+ * Not durable: a wait for the disk would hold up the agent. The manifest describes a bpffs, which no power loss survives, and
+ * a file that one tears is set aside.
  */
 function writeWhole(stateDir: string, text: string): void {
-  const path = manifestFile(stateDir);
-  const unfinished = unfinishedFile(stateDir);
-  mkdirSync(stateDir, { recursive: true, mode: 0o700 });
-  rmSync(unfinished, { recursive: true, force: true });
-  const file = openSync(unfinished, "wx", 0o600);
-  try {
-    const bytes = Buffer.from(text);
-    const half = bytes.length >> 1;
-    for (let at = 0; at < bytes.length; ) {
-      // A disk that is full takes less, and says so only at the next.
-      at += writeSync(file, bytes, at, (at < half ? half : bytes.length) - at);
-      if (at === half) faultPoint("manifest.part");
-    }
-  } catch (error) {
-    rmSync(unfinished, { force: true });
-    throw error;
-  } finally {
-    closeSync(file);
-  }
-  faultPoint("manifest.rename");
-  renameSync(unfinished, path);
-  faultPoint("manifest.renamed");
+  replaceFile(manifestFile(stateDir), text, {
+    mode: 0o600,
+    folderMode: 0o700,
+    onHalf: () => faultPoint("manifest.part"),
+    onWritten: () => faultPoint("manifest.rename"),
+    onRenamed: () => faultPoint("manifest.renamed"),
+  });
 }
 
 function parse(text: string): Record<string, unknown> {

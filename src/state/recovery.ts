@@ -1,6 +1,8 @@
 /** What a start does about the step in whose middle the agent before ended, and about what dead attempts left. */
+
 import type { Datapath } from "../datapath/datapath.ts";
 import { ABI_ID } from "../datapath/tables/layout.gen.ts";
+import { reasonOf } from "../errors/reason.ts";
 import type { Manifest, Named, Remarks, UnderWay } from "./manifest.ts";
 
 /** What of the data path it takes. */
@@ -28,9 +30,7 @@ export function recover(
       datapath.removeKept(layout);
       removed.push(layout);
     } catch (error) {
-      log.warn(
-        `the tables of layout ${layout} stay: ${error instanceof Error ? error.message : String(error)}`,
-      );
+      log.warn(`the tables of layout ${layout} stay: ${reasonOf(error)}`);
     }
   }
   manifest.settle(datapath.name);

@@ -2,6 +2,7 @@
 
 import type { Log } from "../config/log.ts";
 import type { Datapath } from "../datapath/datapath.ts";
+import { reasonOf } from "../errors/reason.ts";
 
 /** How long they are kept, milliseconds. */
 export const KEEP = 3_600_000;
@@ -43,9 +44,7 @@ export class KeptGenerations {
         this.#datapath.removeKept(layout);
         this.#log.info(`removed the tables that another version left (layout ${layout})`);
       } catch (error) {
-        this.#log.warn(
-          `the tables of layout ${layout} stay: ${error instanceof Error ? error.message : String(error)}`,
-        );
+        this.#log.warn(`the tables of layout ${layout} stay: ${reasonOf(error)}`);
       }
     }
   }

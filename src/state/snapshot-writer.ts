@@ -1,6 +1,8 @@
 /** Keeps the snapshot up to date, off the path from a push to live tables, and reads it at the start. */
+
 import { fsync, fsyncSync } from "node:fs";
 import { promisify } from "node:util";
+import { reasonOf } from "../errors/reason.ts";
 import type { Mesh } from "../mesh/model.ts";
 import {
   BadSnapshot,
@@ -83,7 +85,7 @@ export class SnapshotKeeper {
       this.#log.warn(
         error instanceof BadSnapshot
           ? `The snapshot ${path} is not used: ${error.message}. ${this.#setAside()}`
-          : `The snapshot ${path} can't be read: ${textOf(error)}. Nothing is governed until istiod answers`,
+          : `The snapshot ${path} can't be read: ${reasonOf(error)}. Nothing is governed until istiod answers`,
       );
       return undefined;
     }
@@ -186,7 +188,7 @@ export class SnapshotKeeper {
   /** A disk that stays full is told of once. */
   #failed(error: unknown): void {
     this.#drop(this.#draft);
-    const text = `The snapshot ${snapshotFile(this.#stateDir)} can't be written: ${textOf(error)}`;
+    const text = `The snapshot ${snapshotFile(this.#stateDir)} can't be written: ${reasonOf(error)}`;
     if (this.#trouble !== undefined) this.#log.debug(text);
     else
       this.#log.warn(
@@ -208,11 +210,7 @@ export class SnapshotKeeper {
     try {
       return `It lies in ${setSnapshotAside(this.#stateDir)} now; nothing is governed until istiod answers`;
     } catch (error) {
-      return `It can't be set aside (${textOf(error)}); nothing is governed until istiod answers`;
+      return `It can't be set aside (${reasonOf(error)}); nothing is governed until istiod answers`;
     }
   }
-}
-
-function textOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -11,14 +11,16 @@
  *     64  32  SHA-256 of the settings, the mesh, and the head before this
  *     96      settings as JSON, then the mesh (mesh/encoding.ts)
  */
+
 import { createHash } from "node:crypto";
 import { closeSync, existsSync, mkdirSync, openSync, renameSync, rmSync, writeSync } from "node:fs";
 import { join } from "node:path";
+import { isMissing } from "../errors/reason.ts";
+import { readWhole } from "../files/read-whole.ts";
 import { machineFingerprint } from "../machine/machine-id.ts";
 import { decodeMesh, encodeMesh, MalformedMesh, MESH_ENCODING } from "../mesh/encoding.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { faultPoint } from "../runtime/fault.ts";
-import { isMissing, readWhole } from "./state-file.ts";
 
 const MAGIC = "kmeshsnp";
 const VERSION = MESH_ENCODING;

@@ -1,5 +1,7 @@
 /** Writes what the agent knows to the file that outlives it, off the path from a push to live tables. */
+
 import { type AgentStatus, writeStatus } from "../admin/status.ts";
+import { reasonOf } from "../errors/reason.ts";
 
 /**
  * From a change to the file, milliseconds: many changes become one write. The numbers of a push that only moved endpoints
@@ -56,9 +58,7 @@ export class StatusFile {
       this.#warned = false;
     } catch (error) {
       // A full disk is no reason to stop serving, nor to say so at every write.
-      log[this.#warned ? "debug" : "warn"](
-        `the status can't be written to ${runDir}: ${error instanceof Error ? error.message : error}`,
-      );
+      log[this.#warned ? "debug" : "warn"](`the status can't be written to ${runDir}: ${reasonOf(error)}`);
       this.#warned = true;
     }
   }

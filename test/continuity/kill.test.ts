@@ -2,6 +2,7 @@
  * The real single file, killed with SIGKILL at every step that changes state, under connections: the next start puts it
  * right, and no connection notices. Which steps there are, src/runtime/fault.ts says.
  */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -9,6 +10,7 @@ import { orderAgent } from "../../src/admin/client.ts";
 import { adminSocket } from "../../src/admin/status.ts";
 import type { Inspection } from "../../src/datapath/inspect/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
+import { reasonOf } from "../../src/errors/reason.ts";
 import type { RestartRequest } from "../../src/handover/restart-request.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { FAULT_POINTS, FAULT_VARIABLE, type FaultPoint } from "../../src/runtime/fault.ts";
@@ -222,7 +224,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
       } catch (error) {
         // The next step counts its own.
         storm?.kill();
-        failures.push(`${phase} at ${point}${times}: ${error instanceof Error ? error.message : error}`);
+        failures.push(`${phase} at ${point}${times}: ${reasonOf(error)}`);
       }
     }
     expect(failures).toEqual([]);

@@ -1,5 +1,7 @@
 /** Network namespaces and cgroups that a test makes and removes. */
+
 import { mkdirSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
+import { isMissing } from "../../src/errors/reason.ts";
 import { output, run, sleep } from "./process.ts";
 
 let serial = 0;
@@ -130,7 +132,7 @@ export async function removeCgroup(path: string): Promise<void> {
       rmdirSync(path);
       return;
     } catch (error) {
-      if (error instanceof Error && "code" in error && error.code === "ENOENT") return;
+      if (isMissing(error)) return;
       await sleep(20);
     }
   }

@@ -1,15 +1,6 @@
 /** `kmesh enrol` and `unenrol`: the list of units in the configuration file, and at once in what governs. */
-import {
-  chmodSync,
-  chownSync,
-  existsSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
+
+import { existsSync, readFileSync, realpathSync, statSync } from "node:fs";
 import { dirname } from "node:path";
 import { AdminError, askAgent, orderAgent } from "../../admin/client.ts";
 import { adminSocket } from "../../admin/status.ts";
@@ -17,6 +8,8 @@ import { type Folders, readFolders } from "../../config/config.ts";
 import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
 import type { SettingValues } from "../../config/values.ts";
 import { NoUnit, unitName } from "../../datapath/tables/unit.ts";
+import { codeOrReason, reasonOf } from "../../errors/reason.ts";
+import { replaceFile } from "../../files/replace-file.ts";
 import { LockHeld } from "../../kernel/lock.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { asset } from "../../runtime/assets.ts";
@@ -26,7 +19,7 @@ import { type Arguments, UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../framework/output.ts";
-import { fileStep, tell as formatSteps, type Step, sync } from "../framework/plan.ts";
+import { fileStep, tell as formatSteps, type Step } from "../framework/plan.ts";
 import { type AtBoot, bootOrderOf, bootRemoval, bootStep, canWait } from "../service/boot-order.ts";
 import { installedPaths, type Paths } from "../service/install-plan.ts";
 import { GATE, needsReload, SERVICE, systemctl, systemdRuns } from "../service/systemd.ts";
@@ -274,7 +267,7 @@ async function takeEffect(
     const old = error instanceof AdminError && error.status === 404;
     throw new Failure(
       EXIT.failed,
-      `nothing was changed, the agent did not take it over: ${error instanceof Error ? error.message : error}`,
+      `nothing was changed, the agent did not take it over: ${reasonOf(error)}`,
       old ? "It is of a version that can't: kmesh restart --graceful with this one first." : "",
     );
   }
@@ -378,7 +371,7 @@ function textOf(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch (error) {
-    const code = error instanceof Error && "code" in error ? error.code : error;
+    const code = codeOrReason(error);
     throw new Failure(
       EXIT.usage,
       `${path} can't be read (${code})`,
@@ -391,13 +384,7 @@ function textOf(path: string): string {
 function replace(path: string, text: string): void {
   const real = realpathSync(path);
   const { mode, uid, gid } = statSync(real);
-  const fresh = `${real}.new`;
-  rmSync(fresh, { force: true });
-  writeFileSync(fresh, text, { mode: 0o600 });
-  chownSync(fresh, uid, gid);
-  chmodSync(fresh, mode & 0o7777);
-  sync(fresh);
-  renameSync(fresh, real);
+  replaceFile(real, text, { mode: mode & 0o7777, owner: { uid, gid }, durable: true });
 }
 
 /** It may be installed later. */

@@ -2,6 +2,7 @@ import { askAgent, orderAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../admin/status.ts";
 import { type Folders, readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import type { RestartRequest } from "../../handover/restart-request.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
@@ -71,7 +72,7 @@ async function restartAnew(folders: Folders, timeout: number): Promise<Anew> {
     try {
       await orderAgent(adminSocket(folders.runDir), "/restart", order, () => {}, SILENCE);
     } catch (error) {
-      throw new Failure(EXIT.failed, `no restart: ${error instanceof Error ? error.message : error}`);
+      throw new Failure(EXIT.failed, `no restart: ${reasonOf(error)}`);
     }
   }
   while (performance.now() < deadline) {

@@ -7,6 +7,7 @@ import { ConfigError } from "../../config/config-error.ts";
 import type { Log } from "../../config/log.ts";
 import { SETTINGS, unknownVariables } from "../../config/settings.ts";
 import { type Flags, sourcesOf } from "../../config/sources.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import { INVITATION } from "../../handover/protocol.ts";
 import type { Succession } from "../../handover/successor.ts";
 import { execSelf } from "../../kernel/process.ts";
@@ -163,7 +164,7 @@ function reload(agent: Agent, read: () => Config, log: Log): string {
     return told;
   } catch (error) {
     const next = error instanceof ConfigError ? ` ${error.next}` : "";
-    log.error(`Not reloaded, all stays as it was: ${error instanceof Error ? error.message : error}.${next}`);
+    log.error(`Not reloaded, all stays as it was: ${reasonOf(error)}.${next}`);
     throw error;
   }
 }

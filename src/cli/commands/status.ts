@@ -7,7 +7,7 @@ import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { OlderConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import type { IdentityStatus } from "../../istiod/identity/identity.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
-import type { Note } from "../../mesh/model.ts";
+import { NOTE_TITLES } from "../../mesh/model.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
 import { formatOf, formatSpan, indent, print, printJson, table } from "../framework/output.ts";
@@ -400,17 +400,8 @@ function formatServices(kernel: Summary, all: boolean): string {
   return table(head, body) + more;
 }
 
-/** How the kinds of notes are told, in the order in which they matter. */
-const KINDS: readonly { kind: Note["kind"]; title: string }[] = [
-  { kind: "refused", title: "REFUSED" },
-  { kind: "layer7", title: "LAYER 7, NOT ENFORCED YET" },
-  { kind: "plaintext", title: "IN PLAINTEXT, THOUGH mTLS IS PREFERRED" },
-  { kind: "conflict", title: "CONTRADICTORY" },
-  { kind: "not-enforced", title: "ACCEPTED, WITHOUT EFFECT" },
-];
-
 function formatRemarks(agent: AgentStatus, all: boolean): string[] {
-  return KINDS.flatMap(({ kind, title }) => {
+  return NOTE_TITLES.flatMap(({ kind, title }) => {
     const lines = agent.mesh.serviceNotes.flatMap(({ service, notes }) =>
       notes.filter((note) => note.kind === kind).map((note) => `${service}: ${note.text}`),
     );
@@ -418,8 +409,13 @@ function formatRemarks(agent: AgentStatus, all: boolean): string[] {
     const shown = all ? lines : lines.slice(0, ROWS);
     const more =
       lines.length > shown.length ? [`... and ${lines.length - shown.length} more: --all lists them`] : [];
-    return [`${title}\n${indent([...shown, ...more].join("\n"))}`];
+    return [`${heading(title)}\n${indent([...shown, ...more].join("\n"))}`];
   });
+}
+
+/** The abbreviation keeps its spelling. */
+function heading(title: string): string {
+  return title.toUpperCase().replace("MTLS", "mTLS");
 }
 
 function since(time: string, now: number): string {

@@ -1,5 +1,6 @@
 import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
@@ -49,7 +50,7 @@ export const wait = command({
       } catch (error) {
         // Whoever waits for as long as it takes waits until it is mended, too.
         if (seconds !== Number.POSITIVE_INFINITY) throw error;
-        const text = error instanceof Error ? error.message : String(error);
+        const text = reasonOf(error);
         if (text !== trouble) remark(`kmesh: waiting, since ${text}`);
         trouble = text;
       }

@@ -1,6 +1,8 @@
 /** istioctl's five files, where the operator has them. */
+
 import { readFileSync, statSync } from "node:fs";
 import { join, resolve } from "node:path";
+import { codeOrReason } from "../../errors/reason.ts";
 import { isExposed } from "../../istiod/identity/token.ts";
 import {
   formatProblem,
@@ -36,7 +38,7 @@ export function readMembers(from: string, certified: SpiffeId | undefined, root 
     try {
       texts[file] = readFileSync(paths[file], "utf8");
     } catch (error) {
-      const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+      const code = codeOrReason(error);
       if (code === "ENOENT" || code === "ENOTDIR") continue;
       // Told once: its content is not to be missed as well.
       unreadable.set(paths[file], `${paths[file]} can't be read (${code})`);

@@ -2,9 +2,11 @@
  * A strict reading of a command's arguments. citty takes unknown flags in silence and forgets all but the last of
  * a repeated one, so this runs before it.
  */
+
 import { closest } from "../../config/did-you-mean.ts";
 import type { Setting } from "../../config/settings.ts";
 import type { Flags } from "../../config/sources.ts";
+import { ActionableError } from "../../errors/actionable-error.ts";
 
 /** What a command takes besides flags. */
 export interface Positional {
@@ -22,14 +24,7 @@ export interface Shape {
 }
 
 /** A command line that can't be meant. `next` is what to type instead. */
-export class UsageError extends Error {
-  readonly next: string;
-  constructor(message: string, next: string) {
-    super(message);
-    this.name = "UsageError";
-    this.next = next;
-  }
-}
+export class UsageError extends ActionableError {}
 
 export interface Arguments {
   flags: Flags;

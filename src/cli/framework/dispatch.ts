@@ -1,8 +1,11 @@
 /** From the words of the command line to the command, and from what it throws to one clear line and an exit code. */
+
 import { stripVTControlCharacters } from "node:util";
 import { type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
 import { ConfigError } from "../../config/config-error.ts";
 import { closest } from "../../config/did-you-mean.ts";
+import { withNextStep } from "../../errors/actionable-error.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import { Unsupported } from "../../machine/unsupported.ts";
 import { parseArguments, UsageError } from "./arguments.ts";
 import { asCitty, type Command } from "./command.ts";
@@ -46,18 +49,18 @@ export async function dispatch(args: readonly string[], commands: Commands, abou
 /** Prints an error as one line and the next step. Gives the exit code that belongs to it. */
 export function complain(error: unknown): number {
   if (error instanceof UsageError || error instanceof ConfigError) {
-    remark(`kmesh: ${error.message}\n  ${error.next}`);
+    remark(`kmesh: ${withNextStep(error)}`);
     return EXIT.usage;
   }
   if (error instanceof Failure) {
-    remark(`kmesh: ${error.message}${error.next ? `\n  ${error.next}` : ""}`);
+    remark(`kmesh: ${withNextStep(error)}`);
     return error.code;
   }
   if (error instanceof Unsupported) {
-    remark(`kmesh: ${error.message}\n  ${error.next}`);
+    remark(`kmesh: ${withNextStep(error)}`);
     return EXIT.unsupported;
   }
-  remark(`kmesh: ${error instanceof Error ? error.message : String(error)}`);
+  remark(`kmesh: ${reasonOf(error)}`);
   if (process.env.KMESH_LOG_LEVEL === "debug" && error instanceof Error) remark(error.stack ?? "");
   return EXIT.failed;
 }

@@ -1,4 +1,5 @@
 /** What the process ends with. Scripts lean on these: never renumber. */
+import { ActionableError } from "../../errors/actionable-error.ts";
 export const EXIT = {
   done: 0,
   failed: 1,
@@ -38,13 +39,10 @@ export const EXIT_CODES: readonly [number, string][] = [
 ];
 
 /** Ends a command with `code` and one clear line; `next` is what to do about it. */
-export class Failure extends Error {
+export class Failure extends ActionableError {
   readonly code: number;
-  readonly next: string;
   constructor(code: number, message: string, next = "") {
-    super(message);
-    this.name = "Failure";
+    super(message, next);
     this.code = code;
-    this.next = next;
   }
 }

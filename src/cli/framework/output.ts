@@ -1,7 +1,9 @@
 /** What commands print: text for people, JSON for programs. */
+
 import { writeSync } from "node:fs";
 import { toJson } from "../../admin/json.ts";
 import type { Flags } from "../../config/sources.ts";
+import { codeOf } from "../../errors/reason.ts";
 import { UsageError } from "./arguments.ts";
 
 export type Format = "text" | "json";
@@ -39,7 +41,7 @@ function write(fd: number, text: string): void {
     try {
       at += writeSync(fd, bytes, at);
     } catch (error) {
-      const code = error instanceof Error && "code" in error ? error.code : undefined;
+      const code = codeOf(error);
       if (code === "EPIPE") process.exit(0);
       if (code !== "EAGAIN") throw error;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);

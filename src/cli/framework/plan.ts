@@ -1,17 +1,7 @@
 /** What a command does to a machine, step by step, each told before it is done. */
-import {
-  closeSync,
-  existsSync,
-  fsyncSync,
-  mkdirSync,
-  openSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-} from "node:fs";
-import { dirname } from "node:path";
+
+import { existsSync, readFileSync, statSync } from "node:fs";
+import { replaceFile } from "../../files/replace-file.ts";
 import { type Format, print, printJson } from "./output.ts";
 
 /** One thing to do, told before it is done. A step without `act` tells why there is nothing to do. */
@@ -57,21 +47,7 @@ export function fileStep(path: string, text: string, mode: number, folderMode = 
     action: before === undefined ? "write" : "replace",
     target: path,
     act() {
-      mkdirSync(dirname(path), { recursive: true, mode: folderMode });
-      rmSync(`${path}.new`, { force: true });
-      writeFileSync(`${path}.new`, text, { mode });
-      sync(`${path}.new`);
-      renameSync(`${path}.new`, path);
+      replaceFile(path, text, { mode, folderMode, durable: true });
     },
   };
-}
-
-/** On the disk before it gets its name. */
-export function sync(path: string): void {
-  const fd = openSync(path, "r");
-  try {
-    fsyncSync(fd);
-  } finally {
-    closeSync(fd);
-  }
 }

@@ -1,5 +1,6 @@
 /** Which version's tables govern, which are kept, and what is under way, as the manifest has it. */
 
+import { reasonOf } from "../../errors/reason.ts";
 import { machineId } from "../../machine/machine-id.ts";
 import { type ManifestContent, readManifest } from "../../state/manifest.ts";
 import { nameOf, whatOf } from "../../state/recovery.ts";
@@ -12,7 +13,7 @@ export function readStanding(stateDir: string): ManifestContent | NotKnown | und
   try {
     return readManifest(stateDir, machineId());
   } catch (error) {
-    return { error: `${error instanceof Error ? error.message : error}` };
+    return { error: `${reasonOf(error)}` };
   }
 }
 

@@ -1,10 +1,12 @@
 /** Where state comes from: the agent when it lives, else what it left in the kernel and in its status file. */
+
 import { askAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../../admin/status.ts";
 import type { Folders } from "../../config/config.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Inspection, Summary } from "../../datapath/inspect/inspect.ts";
 import type { OlderConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { formatSpan } from "./output.ts";
 
@@ -41,7 +43,7 @@ export async function olderThanAttach(bpffs: string): Promise<OlderConnections |
     return olderConnections(bpffs);
   } catch (error) {
     if (error instanceof NothingPinned) return undefined;
-    return { error: error instanceof Error ? error.message : String(error) };
+    return { error: reasonOf(error) };
   }
 }
 

@@ -1,8 +1,10 @@
 /** Has the agent hand over to a successor and tells how it goes: what `restart`, `upgrade` and `rollback` share. */
+
 import { AdminError, askAgent, orderAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../admin/status.ts";
 import type { Folders } from "../../config/config.ts";
 import type { Setting } from "../../config/settings.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import type { Proof } from "../../handover/predecessor.ts";
 import type { RestartRequest } from "../../handover/restart-request.ts";
 import { type Arguments, UsageError } from "../framework/arguments.ts";
@@ -52,7 +54,7 @@ export async function runningAgent(folders: Folders): Promise<AgentStatus> {
   try {
     agent = (await askAgent(adminSocket(folders.runDir), "/agent", SILENCE)) as AgentStatus | undefined;
   } catch (error) {
-    throw hangs(error instanceof Error ? error.message : String(error));
+    throw hangs(reasonOf(error));
   }
   if (agent) return agent;
   throw new Failure(
@@ -150,7 +152,7 @@ function explain(error: unknown, kind: string): unknown {
       error.status === 409 ? "The agent goes on; try again afterwards." : "",
     );
   }
-  return hangs(error instanceof Error ? error.message : String(error));
+  return hangs(reasonOf(error));
 }
 
 function hangs(reason: string): Failure {

@@ -1,4 +1,5 @@
 /** The files of an installation: what `install` writes, `uninstall` removes, and when there is nothing to do. */
+
 import {
   chmodSync,
   closeSync,
@@ -19,9 +20,10 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { CONFIG_FILE } from "../../config/sources.ts";
+import { syncPath } from "../../files/replace-file.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
-import { fileStep, type Step, sync } from "../framework/plan.ts";
+import { fileStep, type Step } from "../framework/plan.ts";
 import { bootRemovals } from "./boot-order.ts";
 import { GATE, SERVICE } from "./systemd.ts";
 
@@ -146,7 +148,7 @@ function executableStep(paths: Paths, source: string): Step {
       rmSync(fresh, { force: true });
       copyFileSync(source, fresh);
       chmodSync(fresh, 0o755);
-      sync(fresh);
+      syncPath(fresh);
       if (replaces) {
         rmSync(`${previous}.new`, { force: true });
         linkSync(executable, `${previous}.new`);

@@ -1,11 +1,13 @@
 /** Puts another executable in the running agent's place: what `upgrade` and `rollback` share. */
+
 import { chmodSync, copyFileSync, existsSync, linkSync, renameSync, rmSync } from "node:fs";
 import type { Folders } from "../../config/config.ts";
 import { ABI_ID } from "../../datapath/tables/layout.gen.ts";
+import { reasonOf } from "../../errors/reason.ts";
+import { syncPath } from "../../files/replace-file.ts";
 import type { Proof } from "../../handover/predecessor.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
-import { sync } from "../framework/plan.ts";
 import { checksum } from "./executable.ts";
 import { handOverBy, ignoreSignals, runningAgent } from "./handover-client.ts";
 
@@ -81,12 +83,12 @@ function stage({ next }: Names, source: string): void {
   try {
     copyFileSync(source, next);
     chmodSync(next, 0o755);
-    sync(next);
+    syncPath(next);
   } catch (error) {
     rmSync(next, { force: true });
     throw new Failure(
       EXIT.failed,
-      `${source} can't be copied to ${next}: ${error instanceof Error ? error.message : error}`,
+      `${source} can't be copied to ${next}: ${reasonOf(error)}`,
       "Nothing was changed.",
     );
   }

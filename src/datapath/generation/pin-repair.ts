@@ -2,8 +2,10 @@
  * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: programs
  * (holders.ts), and a running agent, which holds everything.
  */
+
 import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
+import { reasonOf } from "../../errors/reason.ts";
 import type { Hook } from "../../kernel/link.ts";
 import { BpfMap } from "../../kernel/maps.ts";
 import { formatPinned, type Pinned, pinnedAt } from "../../kernel/pinned.ts";
@@ -109,7 +111,7 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
       pin();
       done.push(`pinned again: ${path}`);
     } catch (error) {
-      failed.push(error instanceof Error ? error.message : String(error));
+      failed.push(reasonOf(error));
     }
   }
   return { done, failed };

@@ -5,8 +5,10 @@
  * there, and whenever anybody dies, nothing of it is left, and it can be done while other programs govern, over the same
  * tables even. Those hang above: what they see is a process that is exempt.
  */
+
 import { existsSync, mkdirSync, readdirSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
+import { codeOf, reasonOf } from "../../errors/reason.ts";
 import { cgroup2Root, cgroupId, ownCgroup } from "../../kernel/cgroup.ts";
 import { ERRNO, KernelError } from "../../kernel/error.ts";
 import { CgroupLink, type Hook } from "../../kernel/link.ts";
@@ -71,7 +73,7 @@ export function prove(bpffs: string, code: Code, netns: "own" | "all"): Proof {
     return untried === undefined ? { tags, milliseconds } : { tags, milliseconds, untried };
   } catch (error) {
     throw new ProbeFailed(
-      `the new programs failed their probe: ${error instanceof Error ? error.message : error}. ` +
+      `the new programs failed their probe: ${reasonOf(error)}. ` +
         "They were attached nowhere: what governed before governs on",
       { cause: error },
     );
@@ -160,7 +162,7 @@ class Room {
       try {
         mkdirSync(cgroup);
       } catch (error) {
-        reasons.push(error instanceof Error ? error.message : String(error));
+        reasons.push(reasonOf(error));
         continue;
       }
       faultPoint("probe.cgroup");
@@ -193,7 +195,7 @@ function removeCgroup(path: string): void {
       rmdirSync(path);
       return;
     } catch (error) {
-      const busy = error instanceof Error && "code" in error && error.code === "EBUSY";
+      const busy = codeOf(error) === "EBUSY";
       // It is empty and does nothing; the next start removes it.
       if (!busy || performance.now() > until) return;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);

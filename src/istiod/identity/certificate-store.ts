@@ -13,6 +13,8 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { codeOrReason } from "../../errors/reason.ts";
+import { syncPath } from "../../files/replace-file.ts";
 import { type Certificate, MalformedCertificate, readCertificate } from "./certificate.ts";
 
 const CURRENT = "current";
@@ -47,7 +49,7 @@ export class CertificateStore {
       files = [read(KEY), read(CHAIN), read(ROOTS)];
     } catch (error) {
       const path = error instanceof Error && "path" in error ? error.path : current;
-      const code = error instanceof Error && "code" in error ? String(error.code) : String(error);
+      const code = codeOrReason(error);
       if (path === current && code === "ENOENT") return undefined;
       throw new MalformedCertificate(`${String(path)} can't be read (${code})`);
     }
@@ -66,11 +68,11 @@ export class CertificateStore {
       write(join(fresh, CHAIN), certificate.chain);
       write(join(fresh, ROOTS), certificate.roots);
       if (this.#machine !== undefined) write(join(fresh, MACHINE), this.#machine);
-      sync(fresh);
+      syncPath(fresh);
       const link = `${fresh}.link`;
       symlinkSync(fresh.slice(this.folder.length + 1), link);
       renameSync(link, join(this.folder, CURRENT));
-      sync(this.folder);
+      syncPath(this.folder);
     } catch (error) {
       rmSync(fresh, { recursive: true, force: true });
       rmSync(`${fresh}.link`, { force: true });
@@ -104,14 +106,5 @@ function write(path: string, text: string): void {
     fsyncSync(file);
   } finally {
     closeSync(file);
-  }
-}
-
-function sync(folder: string): void {
-  const directory = openSync(folder, "r");
-  try {
-    fsyncSync(directory);
-  } finally {
-    closeSync(directory);
   }
 }

@@ -1,4 +1,5 @@
 import { statSync } from "node:fs";
+import { reasonOf } from "../../errors/reason.ts";
 import { Backoff, type BackoffLimits } from "../backoff.ts";
 import { FileError } from "../file-error.ts";
 import { formatSpiffe, type SpiffeId } from "../spiffe.ts";
@@ -238,7 +239,7 @@ export class WorkloadIdentity implements CertificateSource {
       this.#take(certificate, proof);
     } catch (error) {
       if (!this.#running) return;
-      this.#fail(error instanceof Error ? error.message : String(error));
+      this.#fail(reasonOf(error));
     } finally {
       this.#busy = false;
     }
@@ -255,7 +256,7 @@ export class WorkloadIdentity implements CertificateSource {
       try {
         return { certificate: await this.#ask("token"), proof: "token" };
       } catch (second) {
-        const reason = second instanceof Error ? second.message : String(second);
+        const reason = reasonOf(second);
         throw new Error(`${reason}; nor does it take our certificate (${error.status.details})`);
       }
     }
@@ -316,7 +317,7 @@ export class WorkloadIdentity implements CertificateSource {
     } catch (error) {
       this.#on({
         kind: "remark",
-        reason: `the new certificate can't be kept in ${store.folder}, a restart will need the token: ${error instanceof Error ? error.message : error}`,
+        reason: `the new certificate can't be kept in ${store.folder}, a restart will need the token: ${reasonOf(error)}`,
       });
     }
     const { notAfter } = certificate;

@@ -2,8 +2,10 @@
  * What `istioctl x workload entry configure` gives a VM: cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts,
  * read as a whole. Touches no file and no network.
  */
+
 import { X509Certificate } from "node:crypto";
 import { parse as parseYaml } from "yaml";
+import { reasonOf } from "../../errors/reason.ts";
 import { canonicalAddress } from "../../mesh/address.ts";
 import { pemBlocks } from "../identity/certificate.ts";
 import { faultOfToken, freshTokenCommand, isExpired } from "../identity/token.ts";
@@ -259,7 +261,7 @@ function readMesh(text: string | undefined, file: string, problems: Problem[]): 
   try {
     content = parseYaml(text);
   } catch (error) {
-    const [line = ""] = (error instanceof Error ? error.message : String(error)).split("\n");
+    const [line = ""] = reasonOf(error).split("\n");
     problems.push({ file, reason: `is no YAML: ${line.replace(/:$/, "")}` });
     return result;
   }

@@ -3,7 +3,9 @@
  * thousand resources, and most of them are unchanged. Hand-written, since generated code would keep every
  * resource alive at once.
  */
+
 import { Reader } from "protobufjs/minimal.js";
+import { reasonOf } from "../../errors/reason.ts";
 
 /** All of a response but its resources. */
 export interface Envelope {
@@ -107,7 +109,7 @@ function readResource(
     }
     return reader.pos === end ? undefined : "a field runs over the resource's end";
   } catch (error) {
-    return error instanceof Error ? error.message : String(error);
+    return reasonOf(error);
   }
 }
 

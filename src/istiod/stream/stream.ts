@@ -1,3 +1,4 @@
+import { reasonOf } from "../../errors/reason.ts";
 import { hash64 } from "../../runtime/hash.ts";
 import { BACKOFF, Backoff, type BackoffLimits } from "../backoff.ts";
 import { FileError } from "../file-error.ts";
@@ -545,8 +546,4 @@ function typeStatus(subscription: Subscription): TypeStatus {
     rejected: subscription.rejected.size,
     ...subscription.counts,
   };
-}
-
-function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

@@ -1,5 +1,7 @@
 /** A file of the state folder, as an agent before this one left it. */
+
 import { closeSync, constants, fstatSync, openSync, readFileSync } from "node:fs";
+import { isMissing } from "../errors/reason.ts";
 
 /**
  * All that the file holds; undefined when there is none. `largest` is told as it stands: `{ bytes: 65536, told: "64 kB" }`.
@@ -26,9 +28,4 @@ export function readWhole(
   } finally {
     closeSync(fd);
   }
-}
-
-/** Whether the file system says that there is nothing. */
-export function isMissing(error: unknown): boolean {
-  return error instanceof Error && "code" in error && error.code === "ENOENT";
 }
