@@ -11,6 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "include/exempt.h"
 #include "include/kernel.h"
 #include "include/keep.h"
 #include "include/live.h"
@@ -50,31 +51,6 @@ struct decision {
 	__be16 port; /* not 0: the address stays, the port is this one */
 	struct cluster_load *load; /* of the cluster that serves */
 };
-
-static __always_inline bool is_mapped(const struct address *address)
-{
-	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
-}
-
-/* Loopback, link-local, unspecified and multicast destinations are nobody's service. */
-static __always_inline bool is_exempt_v4(__be32 address)
-{
-	__u32 host = bpf_ntohl(address);
-	__u32 net = host >> 24;
-
-	return net == 127 || net == 0 || net >= 224 || host >> 16 == 0xa9fe;
-}
-
-static __always_inline bool is_exempt_address(const struct address *address)
-{
-	__u32 head = bpf_ntohl(address->word[0]);
-
-	if (is_mapped(address))
-		return is_exempt_v4(address->word[3]);
-	if (head >> 24 == 0xff || head >> 22 == 0x3fa)
-		return true;
-	return !address->word[0] && !address->word[1] && !address->word[2] && bpf_ntohl(address->word[3]) <= 1;
-}
 
 static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const struct settings *set)
 {

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { HOOK_ORDER, linkPin } from "../../src/datapath/generation/pins.ts";
 import { explainPinned } from "../../src/datapath/inspect/explain.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
+import { EXEMPT } from "../../src/mesh/exempt.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
@@ -333,6 +334,33 @@ describe.skipIf(!root)("connections through the tables", () => {
     ]);
     expect(explainPinned(lab.bpffs, "127.0.0.1", 80)).toMatchObject({ verdict: "pass" });
     expect(explainPinned(lab.bpffs, "10.9.9.9", 80).why[0]).toContain("no frontend matches");
+  });
+
+  test("240.0.0.0/4 is governed like any other address; what is exempt is so for the program and for explain", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    for (const at of ["240.1.2.3:80", "240.240.0.9:80", "255.255.255.254:80"])
+      addFrontend(mesh, at, { kind: "cluster", cluster: "a" });
+    mesh.fallback = { kind: "refuse", reason: "not-in-registry" };
+    lab.publish(mesh);
+    const before = counters("").refused["not-in-registry"] ?? 0;
+    for (const address of ["240.1.2.3", "240.240.0.9", "255.255.255.254"]) {
+      const tally = await lab.connect(`${address}:80`);
+      expect(tally).toMatchObject({ by: { a: 1 }, peers: { [`${address} 80`]: 1 } });
+      expect(explainPinned(lab.bpffs, address, 80).verdict).toBe("redirect");
+    }
+    expect((await lab.connect("240.9.9.9:80")).errors).toEqual({ EPERM: 1 });
+    expect(counters("").refused["not-in-registry"]).toBe(before + 1);
+    // No EPERM: the kernel itself has the last word about them.
+    for (const { address } of EXEMPT) {
+      const at = address.includes(":") ? `[${address}]:9` : `${address}:9`;
+      expect([address, Object.keys((await lab.connect(at, { timeout: 1 })).errors)]).not.toEqual([
+        address,
+        ["EPERM"],
+      ]);
+      expect(explainPinned(lab.bpffs, address, 9).why[0]).toContain("always exempt");
+    }
+    expect(counters("").refused["not-in-registry"]).toBe(before + 1);
   });
 
   test("excluded destinations pass; shadow mode decides and counts, and changes nothing", async () => {

@@ -1,5 +1,6 @@
 /** A dry run of connect() through the live tables: the same steps as bpf/connect.bpf.c, with a reason at each. */
-import { contains, isV4, parseAddress } from "../../mesh/address.ts";
+import { isV4, parseAddress } from "../../mesh/address.ts";
+import { exemptBlockOf, formatExemptBlock } from "../../mesh/exempt.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import type { Reason } from "../../mesh/model.ts";
 import type { Tables } from "../tables/tables.ts";
@@ -150,25 +151,12 @@ export function findFrontend(tables: Tables, address: string, port: number) {
 
 /** Why the destination is never governed; undefined when it is. */
 export function exemption(tables: Tables, address: string, port: number): string | undefined {
-  const bytes = parseAddress(address);
-  if (!bytes) throw new TypeError(`"${address}" is no IP address`);
-  const block = EXEMPT.find((prefix) => contains(prefix, address));
-  if (block)
-    return `${block.address}/${block.length} is always exempt: loopback, link-local, multicast or unspecified`;
+  if (!parseAddress(address)) throw new TypeError(`"${address}" is no IP address`);
+  const block = exemptBlockOf(address);
+  if (block) return `always exempt: ${formatExemptBlock(block)}`;
   const excluded = tables.exclusions.find(address, port) ?? tables.exclusions.find(address, 0);
   return excluded && `excluded by configuration: ${formatMatch(excluded.match)}`;
 }
-
-/** The same as is_exempt_address() in connect.bpf.c. */
-const EXEMPT = [
-  { address: "0.0.0.0", length: 8 },
-  { address: "127.0.0.0", length: 8 },
-  { address: "169.254.0.0", length: 16 },
-  { address: "224.0.0.0", length: 3 },
-  { address: "::", length: 127 },
-  { address: "fe80::", length: 10 },
-  { address: "ff00::", length: 8 },
-];
 
 function percent(share: number): string {
   return `${Math.round(share * 1000) / 10} %`;

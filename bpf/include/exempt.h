@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * Destinations that are never governed, whoever connects: they belong to this host or link, or to no single host.
+ * src/mesh/exempt.ts has the same list for the compiler and for `kmesh explain`; its test reads this file. 240.0.0.0/4 is
+ * not exempt: istiod gives services without an address one of 240.240.0.0/16.
+ */
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+
+#include "address.h"
+
+/* block(address in host byte order, length) */
+#define EXEMPT_V4(block)        \
+	block(0x00000000u, 8)   \
+	block(0x7f000000u, 8)   \
+	block(0xa9fe0000u, 16)  \
+	block(0xe0000000u, 4)   \
+	block(0xffffffffu, 32)
+
+/* block(the first 32 bits in host byte order, length up to 32) */
+#define EXEMPT_V6(block)        \
+	block(0xfe800000u, 10)  \
+	block(0xff000000u, 8)
+
+/* ::/EXEMPT_V6_ZERO: the unspecified address and loopback. */
+#define EXEMPT_V6_ZERO 127
+
+#define LIES_IN(network, length) || (head & (~0u << (32 - (length)))) == (network)
+
+static __always_inline bool is_mapped(const struct address *address)
+{
+	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_exempt_v4(__be32 address)
+{
+	__u32 head = bpf_ntohl(address);
+
+	return false EXEMPT_V4(LIES_IN);
+}
+
+static __always_inline bool is_exempt_v6(const struct address *address)
+{
+	__u32 head = bpf_ntohl(address->word[0]);
+
+	if (!head && !address->word[1] && !address->word[2])
+		return bpf_ntohl(address->word[3]) >> (128 - EXEMPT_V6_ZERO) == 0;
+	return false EXEMPT_V6(LIES_IN);
+}
+
+static __always_inline bool is_exempt_address(const struct address *address)
+{
+	return is_mapped(address) ? is_exempt_v4(address->word[3]) : is_exempt_v6(address);
+}
