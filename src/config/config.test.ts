@@ -128,6 +128,63 @@ describe("values", () => {
     });
   });
 
+  test("texts are as written, whatever YAML would make of them", () => {
+    const texts = ["5e9", "0x10", "010", "1.10", "1e3", "12e4567", "0o17", "1_000", ".5", "+1", "0b1"];
+    texts.push("yes", "no", "on", "true", "False", "2020-01-01", "12:30:45", ".inf", ".NaN", "1.0");
+    for (const text of texts) {
+      const key = `t${text}`;
+      const yaml = [
+        `network: ${text}`,
+        `mesh-id: ${text}`,
+        `cluster-id: ${text}`,
+        `cgroup: [/${text}]`,
+        `labels: {${text}: ${text}}`,
+        `metadata: {${text}: ${text}, inner: {${text}: x}}`,
+        `readiness-probe: {exec: {command: [test, ${text}]}}`,
+        `ports: [{name: ${text}, containerPort: 8080}]`,
+      ].join("\n");
+      for (const head of ["", "%YAML 1.1\n---\n"]) {
+        const config = readConfig(withFile(head + yaml, base));
+        expect([key, config.network, config.meshId, config.clusterId]).toEqual([key, text, text, text]);
+        expect(config.cgroups).toEqual([`/${text}`]);
+        expect(config.labels).toEqual({ [text]: text });
+        expect(config.metadata).toEqual({ [text]: text, inner: { [text]: "x" } });
+        expect(config.readinessProbe).toEqual({ exec: { command: ["test", text] } });
+        expect(config.ports).toEqual([{ name: text, containerPort: 8080 }]);
+      }
+    }
+    expect(
+      readConfig(withFile("name: 5e9\nservice-account: 0x10\nunit: [010]\nhosts: {1.10: 10.0.0.1}", base)),
+    ).toMatchObject({
+      name: "5e9",
+      serviceAccount: "0x10",
+      units: ["010.service"],
+      hosts: { "1.10": "10.0.0.1" },
+    });
+    // Numbers stay numbers where a setting has some, in JSON too.
+    const probe =
+      '{"httpGet": {"port": 8080, "httpHeaders": [{"name": "v", "value": 1.10}]}, "timeoutSeconds": 2}';
+    expect(readConfig(withFile(`readiness-probe: ${probe}`, base)).readinessProbe).toEqual(
+      readConfig(withFile("", base, { KMESH_READINESS_PROBE: probe })).readinessProbe,
+    );
+    expect(readConfig(withFile("", base, { KMESH_READINESS_PROBE: probe })).readinessProbe).toEqual({
+      httpGet: { port: 8080, httpHeaders: [{ name: "v", value: "1.10" }] },
+      timeoutSeconds: 2,
+    });
+    expect(readConfig(withFile("", base, { KMESH_LABELS: '{"v": 1.10, "n": 1}' })).labels).toEqual({
+      v: "1.10",
+      n: "1",
+    });
+  });
+
+  test("a value that is empty, ~ or null says nothing", () => {
+    for (const empty of ["", "~", "null"]) {
+      const config = readConfig(withFile(`network: ${empty}\nunit: ${empty}\nlabels: ${empty}`, base));
+      expect([config.network, config.cgroups, config.labels]).toEqual(["", ["/"], {}]);
+    }
+    expect(readConfig(withFile("network: 'null'", base)).network).toBe("null");
+  });
+
   test("the folders are read without the rest", () => {
     expect(readFolders(withFile("istiod: [broken]\nrun-dir: /run/other\n"))).toEqual({
       bpffs: "/sys/fs/bpf/kmesh",
@@ -214,8 +271,33 @@ describe("what is wrong is named, with its place and the next step", () => {
     ],
     [
       "label",
-      () => readConfig(withFile("labels: {version: 1.10}", base)),
+      () => readConfig(withFile("labels: {version: [1]}", base)),
       /key labels: version is no text. Write version: "..." with quotes/,
+    ],
+    [
+      "a port for istiod",
+      () => readConfig(withFile("istiod: 15012", { plaintext: true })),
+      /key istiod: "15012" is a port without a host. Write HOST:PORT/,
+    ],
+    [
+      "no address",
+      () => readConfig(withFile("istiod: 300.1.1.1:15012", { plaintext: true })),
+      /key istiod: "300.1.1.1" is neither a host name nor an address/,
+    ],
+    [
+      "a URL for the CA",
+      () => readConfig(withFile("ca-server: https://ca.example", base)),
+      /key ca-server: "https:\/\/ca.example" is not HOST:PORT/,
+    ],
+    [
+      "a device for the roots",
+      () => readConfig(withFile("", { istiod: "a", ca: "/dev/zero" })),
+      /--ca: \/dev\/zero can't be read \(.*it is a device, not a regular file\)/,
+    ],
+    [
+      "a device for the file",
+      () => readConfig(sourcesOf({ ...base, config: "/dev/zero" }, {})),
+      /\/dev\/zero can't be read \(.*it is a device/,
     ],
     [
       "address",
@@ -256,7 +338,7 @@ describe("what is wrong is named, with its place and the next step", () => {
 
   test("all of it at once, each once", () => {
     const { problems } = examineConfig(
-      withFile("istiod: a:0\nnamspace: x\nlabels: {a: 1, b: 2}\nexclude: [10.0.0.0/8, y]\n"),
+      withFile("istiod: a:0\nnamspace: x\nlabels: {a: [1], b: null}\nexclude: [10.0.0.0/8, y]\n"),
     );
     expect(problems.map(({ message }) => message.replace(/^.*yaml[:,] /, ""))).toEqual([
       'there is no setting "namspace"',

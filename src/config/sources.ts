@@ -1,13 +1,12 @@
 /** Where a setting is looked up: flag, then environment, then file, then default. */
-
-import { readFileSync } from "node:fs";
-import { parse as parseYaml } from "yaml";
 import { codeOrReason, reasonOf } from "../errors/reason.ts";
+import { readTextFile } from "../files/read-file.ts";
 import type { Json } from "../istiod/node.ts";
 import { ConfigError } from "./config-error.ts";
 import { closest } from "./did-you-mean.ts";
 import { SETTINGS, type Setting, type SettingName, variableOf } from "./settings.ts";
-import { Invalid, isObject, parseJson } from "./syntax.ts";
+import { Invalid, isObject, parseJson, TEXT_FIELDS } from "./syntax.ts";
+import { entriesOf, jsonOf, readYaml, textsOf, type Written } from "./yaml.ts";
 
 /** Where the file lies unless `--config` says otherwise. It need not exist. */
 export const CONFIG_FILE = "/etc/kmesh/config.yaml";
@@ -28,35 +27,38 @@ export function sourcesOf(flags: Flags, env: Record<string, string | undefined>)
   return { flags, env, file: { path: named ?? CONFIG_FILE, required: named !== undefined } };
 }
 
-export function readFile(file: Sources["file"]): Record<string, unknown> {
+/** What the file says, by key; a key whose value is empty, ~ or null says nothing. */
+export type FileSettings = ReadonlyMap<string, Written>;
+
+/** Throws ConfigError when the file can't be read or holds no settings. */
+export function readFile(file: Sources["file"]): FileSettings {
   let text: string;
   try {
-    text = file.text ?? readFileSync(file.path, "utf8");
+    text = file.text ?? readTextFile(file.path);
   } catch (error) {
     const code = codeOrReason(error);
-    if (code === "ENOENT" && !file.required) return {};
+    if (code === "ENOENT" && !file.required) return new Map();
     throw new ConfigError(
       `${file.path} can't be read (${code})`,
       "Check --config, KMESH_CONFIG and the file's mode.",
     );
   }
-  let content: unknown;
+  let content: Written;
   try {
-    content = parseYaml(text);
+    content = readYaml(text);
   } catch (error) {
     const [line = "not YAML"] = reasonOf(error).split("\n");
     throw new ConfigError(`${file.path} is not valid YAML: ${line.replace(/:$/, "")}`, "Mend that line.");
   }
-  if (content === null || content === undefined) return {};
-  if (typeof content !== "object" || Array.isArray(content)) {
-    throw new ConfigError(`${file.path} holds no settings`, 'Write one "key: value" a line.');
-  }
-  return content as Record<string, unknown>;
+  if (content.typed === null || content.typed === undefined) return new Map();
+  const entries = entriesOf(content);
+  if (!entries) throw new ConfigError(`${file.path} holds no settings`, 'Write one "key: value" a line.');
+  return new Map(entries);
 }
 
-export function refuseUnknown(file: Record<string, unknown>, path: string, problems: ConfigError[]): void {
+export function refuseUnknown(file: FileSettings, path: string, problems: ConfigError[]): void {
   const names = Object.keys(SETTINGS);
-  for (const key of Object.keys(file)) {
+  for (const key of file.keys()) {
     if (names.includes(key)) continue;
     const near = closest(key, names);
     problems.push(
@@ -68,13 +70,41 @@ export function refuseUnknown(file: Record<string, unknown>, path: string, probl
   }
 }
 
+/** The same as plain values, as they may be written again. Keys that are no setting are texts. */
+export function fileValues(file: FileSettings): Record<string, Json> {
+  const isSetting = (key: string): key is SettingName => Object.hasOwn(SETTINGS, key);
+  return Object.fromEntries(
+    [...file].map(([key, each]): [string, Json] => {
+      if (each.typed === null || each.typed === undefined) return [key, null];
+      return [key, isSetting(key) ? settingOf(key, each) : textsOf(each)];
+    }),
+  );
+}
+
+/** A setting's value in the file: texts are as written, numbers are numbers only where the setting has some. */
+function settingOf(name: SettingName, written: Written): Json {
+  const { kind }: Setting = SETTINGS[name];
+  if (kind === "json") return jsonOf(written, TEXT_FIELDS);
+  if (kind === "switch") return jsonOf(written);
+  return (kind === "map" ? mapOf(written) : undefined) ?? textsOf(written);
+}
+
+/** Keys and texts; a value that is a map or a list itself stays one. Undefined for what is no map. */
+function mapOf(written: Written): { readonly [key: string]: Json } | undefined {
+  const entries = entriesOf(written)?.map(([key, each]): [string, Json] => {
+    const inner = each.typed === null || typeof each.typed === "object";
+    return [key, inner ? jsonOf(each) : textsOf(each)];
+  });
+  return entries && Object.fromEntries(entries);
+}
+
 /** Looks a setting up in the four places, and remembers the place for the error. What is wrong is noted, and counts as not said. */
 export class Values {
   readonly #sources: Sources;
-  readonly #file: Record<string, unknown>;
+  readonly #file: FileSettings;
   readonly #problems: ConfigError[];
 
-  constructor(sources: Sources, file: Record<string, unknown>, problems: ConfigError[]) {
+  constructor(sources: Sources, file: FileSettings, problems: ConfigError[]) {
     this.#sources = sources;
     this.#file = file;
     this.#problems = problems;
@@ -88,9 +118,9 @@ export class Values {
   text<T>(name: SettingName, parse: (text: string) => T): T | undefined {
     const found = this.#find(name);
     if (found === undefined) return undefined;
-    if (typeof found.value !== "string" && typeof found.value !== "number")
+    if (typeof found.value !== "string")
       return this.#wrong(`${found.from}: one value is expected`, `${hintOf(name)}.`);
-    return this.#parsed(found.from, String(found.value), parse);
+    return this.#parsed(found.from, found.value, parse);
   }
 
   /** For settings whose fallback parses. */
@@ -153,10 +183,9 @@ export class Values {
     const variable = this.#sources.env[variableOf(name)];
     // An empty variable is how a unit file says "not set", except for switches, where it is false.
     if (variable !== undefined && variable !== "") return { value: variable, from: variableOf(name) };
-    const key = this.#file[name];
-    if (key !== undefined && key !== null)
-      return { value: key, from: `${this.#sources.file.path}, key ${name}` };
-    return undefined;
+    const key = this.#file.get(name);
+    if (key === undefined || key.typed === null || key.typed === undefined) return undefined;
+    return { value: settingOf(name, key), from: `${this.#sources.file.path}, key ${name}` };
   }
 
   #parsed<V, T>(from: string, value: V, parse: (value: V) => T): T | undefined {
@@ -188,8 +217,7 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
   const next = `${hint}, or in the file a key and a value a line.`;
   const [first] = Array.isArray(value) ? value : [value];
   if (typeof first === "string" && first.startsWith("{")) {
-    const json = parseJson(first);
-    if (isObject(json)) return { ...json };
+    if (isObject(parseJson(first))) return mapOf(readYaml(first)) ?? {};
     throw new Invalid("it is no JSON object", next);
   }
   return Object.fromEntries(

@@ -5,10 +5,24 @@ import { isAbsolute, resolve } from "node:path";
 import { NoUnit, unitName } from "../datapath/tables/unit.ts";
 import { ActionableError } from "../errors/actionable-error.ts";
 import { codeOrReason } from "../errors/reason.ts";
+import { requireRegularFile } from "../files/read-file.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/join/object-name.ts";
 import { faultOfProbe } from "../istiod/join/readiness-probe.ts";
 import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
 import { canonicalAddress } from "../mesh/address.ts";
+import { jsonOf, readYaml } from "./yaml.ts";
+
+/** The fields of `ports` and `readiness-probe` that are texts, whatever they look like. */
+export const TEXT_FIELDS: ReadonlySet<string> = new Set([
+  "name",
+  "protocol",
+  "path",
+  "host",
+  "scheme",
+  "value",
+  "service",
+  "command",
+]);
 
 /** Says why a text is no value, and what one looks like. Values turns it into a ConfigError. */
 export class Invalid extends ActionableError {}
@@ -22,7 +36,17 @@ export function parseIstiod(text: string, port: number): { host: string; port: n
   if (!found?.[1]) throw new Invalid(`"${text}" is not HOST:PORT`, example);
   const host = found[1].startsWith("[") ? canonicalAddress(found[1]) : found[1];
   if (host === undefined) throw new Invalid(`"${found[1]}" is no IPv6 address`, example);
+  if (/^\d+$/.test(host)) throw new Invalid(`"${text}" is a port without a host`, example);
+  if (!isHost(host)) throw new Invalid(`"${host}" is neither a host name nor an address`, example);
   return { host, port: found[2] === undefined ? port : parsePort(found[2], example) };
+}
+
+/** A name of DNS (RFC 1123, underscores too) or a canonical address; four numbers that are no address are no name either. */
+function isHost(text: string): boolean {
+  if (canonicalAddress(text) === text) return true;
+  const label = /^[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?$/;
+  const labels = text.replace(/\.$/, "").split(".");
+  return text.length <= 254 && labels.every((each) => label.test(each)) && !/^\d+$/.test(labels.at(-1) ?? "");
 }
 
 export function parsePort(digits: string, example: string): number {
@@ -100,15 +124,16 @@ export function parseMetadata(key: string, value: Json): Json {
   return typeof value === "object" ? value : String(value);
 }
 
-/** A number that YAML made of a text may have lost digits: 1.10 is 1.1. */
 export function textOf(value: Json, key: string): string {
   if (typeof value === "string") return value;
   throw new Invalid(`${key} is no text`, `Write ${key}: "..." with quotes.`);
 }
 
+/** JSON, with its numbers read as in the file. */
 export function parseJson(text: string): Json {
   try {
-    return JSON.parse(text);
+    JSON.parse(text);
+    return jsonOf(readYaml(text), TEXT_FIELDS);
   } catch {
     throw new Invalid("it is no JSON", "Quote keys and texts, and the whole of it for the shell.");
   }
@@ -151,6 +176,7 @@ export function parseCgroup(text: string): string {
 export function readable(path: string): string {
   try {
     accessSync(path, constants.R_OK);
+    requireRegularFile(path);
     return resolve(path);
   } catch (error) {
     throw new Invalid(

@@ -1,12 +1,13 @@
 /** The checks that ask nobody else: kernel, cgroup2, bpffs, clock, files. */
 
 import { X509Certificate } from "node:crypto";
-import { accessSync, constants, existsSync, readFileSync, statSync } from "node:fs";
+import { accessSync, constants, existsSync, statSync } from "node:fs";
 import { dirname, join } from "node:path";
 import type { Config } from "../config/config.ts";
 import { ConfigError } from "../config/config-error.ts";
 import { damageAt } from "../datapath/inspect/damage.ts";
 import { codeOrReason, reasonOf } from "../errors/reason.ts";
+import { readRegularFile } from "../files/read-file.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { pemBlocks } from "../istiod/identity/certificate.ts";
 import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "../istiod/identity/token.ts";
@@ -201,7 +202,7 @@ function lookAtRoots(ca: string): Finding[] {
   const cure = "Write the mesh's root there anew: root-cert.pem of config map istio-ca-root-cert.";
   let blocks: string[];
   try {
-    blocks = pemBlocks(readFileSync(ca, "latin1"));
+    blocks = pemBlocks(readRegularFile(ca).toString("latin1"));
   } catch (error) {
     return [wrong(`the roots ${ca} can't be read (${codeOrReason(error)})`, cure)];
   }

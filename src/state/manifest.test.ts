@@ -260,12 +260,12 @@ describe("what is read", () => {
   test("what is no file, or far too large", () => {
     mkdirSync(file);
     writeFileSync(join(file, "x"), "");
-    expectSetAside("it is no file");
+    expectSetAside("it is a folder, not a regular file");
     writeFileSync(file, Buffer.alloc(70_000, " "));
-    expectSetAside("it is larger than 64 kB");
+    expectSetAside("it is larger than 64 KiB");
     rmSync(file);
-    symlinkSync("/dev/null", file);
-    expectSetAside("it is no file");
+    symlinkSync("/dev/zero", file);
+    expectSetAside("it is a device, not a regular file");
   });
 
   test("what can't be read stays as it is, with one line, and nothing is written over it", () => {

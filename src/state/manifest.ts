@@ -21,7 +21,7 @@ import { version as kmesh } from "../runtime/version.ts";
  * that raises it has to write the one before until its predecessor has ended, or that one could not take its tables back.
  */
 const VERSION = 1;
-const LARGEST = { bytes: 64 << 10, told: "64 kB" };
+const LARGEST = 64 << 10;
 const STEPS = ["build", "fill", "probe", "flip", "remove"] as const satisfies readonly Step["name"][];
 
 /** A generation, and which kmesh made it, as far as that is known. */

@@ -171,7 +171,7 @@ describe("what it is refused for", () => {
     expect(refusal()).toBe("it is no snapshot of kmesh");
     rmSync(file);
     mkdirSync(file);
-    expect(refusal()).toBe("it is no file");
+    expect(refusal()).toBe("it is a folder, not a regular file");
   });
 });
 

@@ -27,7 +27,7 @@ const VERSION = MESH_ENCODING;
 const HEAD = 96;
 const CHECKSUM_AT = 64;
 /** A mesh of 10,000 services and 100,000 endpoints takes about 5 MB. */
-const LARGEST = { bytes: 256 << 20, told: "256 MB" };
+const LARGEST = 256 << 20;
 
 /** To what a snapshot is bound: on another machine, or with other settings, the mesh would be another. */
 export interface SnapshotKey {
@@ -205,7 +205,7 @@ function* write(
   let length = text.length;
   for (const part of parts) {
     length += part.length;
-    if (HEAD + length > LARGEST.bytes) throw new RangeError(`it would take more than ${LARGEST.told}`);
+    if (HEAD + length > LARGEST) throw new RangeError(`it would take more than ${LARGEST >> 20} MiB`);
     hash.update(part);
     writeWhole(fd, part);
     faultPoint("snapshot.part");

@@ -9,6 +9,7 @@ import { type DecidedSettings, settingsOf } from "../../config/from-istioctl.ts"
 import { SETTINGS, type SettingName } from "../../config/settings.ts";
 import { type Sources, sourcesOf } from "../../config/sources.ts";
 import { type SettingValues, settingValues } from "../../config/values.ts";
+import { readTextFile } from "../../files/read-file.ts";
 import { isExposed } from "../../istiod/identity/token.ts";
 import { faultOfRoots } from "../../istiod/join/membership.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
@@ -101,11 +102,11 @@ async function examine(sources: Sources): Promise<{ problems: ConfigError[]; rem
 
 /** What the agent would find out at its start: files that are no certificates, cgroups that are not there. */
 async function furtherProblems(config: Config): Promise<ConfigError[]> {
-  const { accessSync, constants, readFileSync } = await import("node:fs");
+  const { accessSync, constants } = await import("node:fs");
   const { enrolledCgroups } = await import("../../machine/machine.ts");
   const problems: ConfigError[] = [];
   if (config.ca !== undefined) {
-    const fault = faultOfRoots(readFileSync(config.ca, "utf8"));
+    const fault = faultOfRoots(readTextFile(config.ca));
     if (fault !== undefined)
       problems.push(new ConfigError(`${config.ca} ${fault}`, "Write the mesh's root-cert.pem there anew."));
   }

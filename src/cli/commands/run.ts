@@ -1,4 +1,3 @@
-import { readFileSync } from "node:fs";
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Agent } from "../../agent/agent.ts";
 import { formatReload } from "../../agent/reload.ts";
@@ -8,6 +7,7 @@ import type { Log } from "../../config/log.ts";
 import { SETTINGS, unknownVariables } from "../../config/settings.ts";
 import { type Flags, sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
+import { readTextFile } from "../../files/read-file.ts";
 import { INVITATION } from "../../handover/protocol.ts";
 import type { Succession } from "../../handover/successor.ts";
 import { execSelf } from "../../kernel/process.ts";
@@ -172,7 +172,7 @@ function reload(agent: Agent, read: () => Config, log: Log): string {
 /** Undefined when there is none. */
 function textAt(path: string): string | undefined {
   try {
-    return readFileSync(path, "utf8");
+    return readTextFile(path);
   } catch {
     return undefined;
   }

@@ -4,6 +4,7 @@ import { type Document, isMap, isScalar, parseDocument, stringify } from "yaml";
 import { ConfigError } from "../../config/config-error.ts";
 import type { DecidedSettings } from "../../config/from-istioctl.ts";
 import { FOLDERS, SETTINGS, type Setting, type SettingName } from "../../config/settings.ts";
+import { fileValues, readFile } from "../../config/sources.ts";
 
 /** What a setting might be, where its fallback or hint is no value. */
 const EXAMPLES: Partial<Record<string, string>> = {
@@ -64,9 +65,7 @@ export function decidedConfig(
   if (before === undefined)
     return { text: configTemplate(decided), changed: names.filter((name) => decided[name] !== undefined) };
   const document = parseDocument(before);
-  const content: unknown = document.errors.length > 0 ? undefined : (document.toJS() ?? {});
-  if (typeof content !== "object" || content === null || Array.isArray(content))
-    throw new ConfigError(`${path} holds no settings`, `Mend it, or move it away: mv ${path} ${path}.old`);
+  const content = contentOf(path, before);
   const values = new Map<string, unknown>(Object.entries(content));
   const changed = names.filter((name) => !isDeepStrictEqual(values.get(name) ?? undefined, decided[name]));
   if (changed.length === 0) return { text: before, changed };
@@ -83,6 +82,16 @@ export function decidedConfig(
     }
   }
   return { text: document.toString({ lineWidth: 0 }), changed };
+}
+
+/** Texts as they are written, so that they can be written again. */
+function contentOf(path: string, text: string): Record<string, unknown> {
+  try {
+    return fileValues(readFile({ path, required: true, text }));
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    throw new ConfigError(error.message, `Mend it, or move it away: mv ${path} ${path}.old`);
+  }
 }
 
 /** Whether nobody wrote a comment of their own: then the file may as well be made anew. */

@@ -1,8 +1,9 @@
 /** istioctl's five files, where the operator has them. */
 
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { codeOrReason } from "../../errors/reason.ts";
+import { readTextFile } from "../../files/read-file.ts";
 import { isExposed } from "../../istiod/identity/token.ts";
 import {
   formatProblem,
@@ -36,7 +37,7 @@ export function readMembers(from: string, certified: SpiffeId | undefined, root 
   const texts: Partial<Record<MembershipFile, string>> = {};
   for (const file of MEMBERSHIP_FILES) {
     try {
-      texts[file] = readFileSync(paths[file], "utf8");
+      texts[file] = readTextFile(paths[file]);
     } catch (error) {
       const code = codeOrReason(error);
       if (code === "ENOENT" || code === "ENOTDIR") continue;

@@ -74,6 +74,6 @@ describe("no longer enrolling", () => {
 });
 
 test("what is no configuration is not touched", () => {
-  for (const text of ["- a\n", "unit: [\n", "text"])
-    expect(() => add(text, ["a.service"])).toThrow("holds no settings");
+  for (const text of ["- a\n", "text"]) expect(() => add(text, ["a.service"])).toThrow("holds no settings");
+  expect(() => add("unit: [\n", ["a.service"])).toThrow("c.yaml is not valid YAML");
 });

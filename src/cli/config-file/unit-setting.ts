@@ -2,6 +2,7 @@
 import { type Document, isMap, isScalar, isSeq, parseDocument } from "yaml";
 import { ConfigError } from "../../config/config-error.ts";
 import { SETTINGS } from "../../config/settings.ts";
+import { fileValues, readFile } from "../../config/sources.ts";
 import { unitName } from "../../datapath/tables/unit.ts";
 
 export type Change = "add" | "remove";
@@ -31,10 +32,7 @@ export function editUnits(
   only = false,
 ): Edited {
   const document = parseDocument(text);
-  const content: unknown = document.errors.length > 0 ? undefined : (document.toJS() ?? {});
-  if (typeof content !== "object" || content === null || Array.isArray(content))
-    throw new ConfigError(`${path} holds no settings`, "kmesh config check tells what is wrong.");
-  const { unit, cgroup } = content as Record<string, unknown>;
+  const { unit, cgroup } = contentOf(path, text);
   const listed = unit === undefined || unit === null ? undefined : partsOf(unit).map(wholeName);
   const cgroups = cgroup === undefined || cgroup === null ? undefined : partsOf(cgroup);
   const everything = cgroups === undefined ? listed === undefined : cgroups.includes("/");
@@ -47,6 +45,16 @@ export function editUnits(
   if (everything && document.has("cgroup")) document.delete("cgroup");
   write(document, change, changed, units, everything);
   return { text: document.toString({ lineWidth: 0 }), changed, already, units, everything: false };
+}
+
+/** Names as they are written: 010 is a name, too. */
+function contentOf(path: string, text: string): Record<string, unknown> {
+  try {
+    return fileValues(readFile({ path, required: true, text }));
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    throw new ConfigError(error.message, "kmesh config check tells what is wrong.");
+  }
 }
 
 function write(
@@ -65,7 +73,7 @@ function write(
   else if (change === "add") for (const name of changed) list.add(document.createNode(name));
   else {
     list.items = list.items.filter(
-      (item) => !(isScalar(item) && changed.includes(wholeName(String(item.value)))),
+      (item) => !(isScalar(item) && changed.includes(wholeName(item.source ?? String(item.value)))),
     );
     // What is left of a block would be no list.
     if (list.items.length === 0) list.flow = true;

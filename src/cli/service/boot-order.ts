@@ -1,6 +1,7 @@
 /** What an enrolled unit gets at boot: a drop-in of systemd's says it, and nothing else does. */
-import { existsSync, readdirSync, readFileSync, rmdirSync, rmSync } from "node:fs";
+import { existsSync, readdirSync, rmdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
+import { readTextFile } from "../../files/read-file.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { GATE, SERVICE } from "./systemd.ts";
@@ -45,7 +46,7 @@ export function dropInOf(folder: string, unit: string): string {
 export function bootOrderOf(folder: string, unit: string): BootOrder | undefined {
   const path = dropInOf(folder, unit);
   if (!existsSync(path)) return undefined;
-  const text = readFileSync(path, "utf8");
+  const text = readTextFile(path);
   return text === TEXTS.open ? "open" : text === TEXTS.closed ? "closed" : "edited";
 }
 

@@ -1,17 +1,9 @@
 /** Whether a file is a kmesh that runs here, found out before anything is asked of the agent. */
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import {
-  accessSync,
-  closeSync,
-  constants,
-  existsSync,
-  openSync,
-  readFileSync,
-  readSync,
-  statSync,
-} from "node:fs";
+import { accessSync, closeSync, constants, existsSync, openSync, readSync, statSync } from "node:fs";
 import { arch } from "node:os";
+import { readTextFile } from "../../files/read-file.ts";
 import { PROTOCOL } from "../../handover/protocol.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 
@@ -79,9 +71,7 @@ function requireElf(path: string): void {
 }
 
 function checksumBeside(path: string): string | undefined {
-  return existsSync(`${path}.sha256`)
-    ? readFileSync(`${path}.sha256`, "utf8").trim().split(/\s/)[0]
-    : undefined;
+  return existsSync(`${path}.sha256`) ? readTextFile(`${path}.sha256`).trim().split(/\s/)[0] : undefined;
 }
 
 function requireChecksum(path: string, wanted: string): void {

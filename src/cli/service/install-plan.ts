@@ -10,7 +10,6 @@ import {
   mkdirSync,
   openSync,
   readdirSync,
-  readFileSync,
   readSync,
   renameSync,
   rmdirSync,
@@ -20,6 +19,7 @@ import {
 } from "node:fs";
 import { dirname, join } from "node:path";
 import { CONFIG_FILE } from "../../config/sources.ts";
+import { readTextFile } from "../../files/read-file.ts";
 import { syncPath } from "../../files/replace-file.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -107,7 +107,7 @@ export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
   }
   if (existsSync(paths.config)) {
     if (keepState) steps.push({ action: "keep", target: paths.config });
-    else if (readFileSync(paths.config, "utf8") !== configTemplate())
+    else if (readTextFile(paths.config) !== configTemplate())
       steps.push({ action: "keep", target: paths.config, note: "edited since install wrote it" });
     else {
       const folder = dirname(paths.config);

@@ -205,7 +205,7 @@ describe("join", () => {
     expect(refusal()).toBe(
       [
         `the files in ${from} can't be used, nothing was changed:`,
-        `  ${from}/hosts can't be read (EISDIR)`,
+        `  ${from}/hosts can't be read (it is a folder, not a regular file)`,
         `  ${from}/root-cert.pem is missing: copy it from where istioctl wrote it`,
         `  ${from}/mesh.yaml: defaultConfig.discoveryAddress is missing`,
         `  ${from}/cluster.env: ISTIO_NAMESPACE is no Kubernetes name: "Shop!"`,
@@ -244,7 +244,7 @@ describe("join", () => {
     expect(refusal()).toContain('there is no setting "namspace". Did you mean "namespace"?');
     expect(refusal()).toContain('key exclude: "nowhere" is no address block');
     writeFileSync(below(CONFIG), "a: [\n");
-    expect(refusal()).toContain(`${below(CONFIG)} holds no settings\nMend it, or move it away: mv`);
+    expect(refusal()).toContain(`${below(CONFIG)} is not valid YAML: Flow sequence`);
     writeFileSync(below(CONFIG), "- a\n");
     expect(refusal()).toContain("holds no settings");
   });

@@ -1,5 +1,5 @@
 /** From istioctl's files to a machine that needs them no more: what `join` and `install --from` share. */
-import { chmodSync, existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { askAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../admin/status.ts";
@@ -8,6 +8,7 @@ import { type Config, examineConfig, type Folders } from "../../config/config.ts
 import type { ConfigError } from "../../config/config-error.ts";
 import { settingsOf } from "../../config/from-istioctl.ts";
 import { type SettingValues, settingValues } from "../../config/values.ts";
+import { readTextFile } from "../../files/read-file.ts";
 import { isValidAt, MalformedCertificate } from "../../istiod/identity/certificate.ts";
 import { time } from "../../istiod/identity/token.ts";
 import { formatSpiffe, type SpiffeId } from "../../istiod/spiffe.ts";
@@ -49,7 +50,7 @@ export function joinSteps(options: {
   const { membership, paths, remarks } = readMembers(from, certified?.id);
   const kept = keptFiles(stateDir);
   const file = join(root, configFile);
-  const before = existsSync(file) ? readFileSync(file, "utf8") : undefined;
+  const before = existsSync(file) ? readTextFile(file) : undefined;
   const { text, changed } = decidedConfig(file, before, settingsOf(membership, kept));
 
   // Before the copy is there the original stands for it.

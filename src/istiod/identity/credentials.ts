@@ -1,7 +1,7 @@
 import { X509Certificate } from "node:crypto";
-import { readFileSync } from "node:fs";
 import { isIP } from "node:net";
 import { type ChannelCredentials, type ChannelOptions, credentials, Metadata } from "@grpc/grpc-js";
+import { readRegularFile } from "../../files/read-file.ts";
 import { FileError } from "../file-error.ts";
 import { explainRegistration, type Registrant } from "../registration.ts";
 import { describeTarget, serverName, type Target } from "../target.ts";
@@ -192,7 +192,7 @@ export function readRoots(file: string, more: string): Buffer {
   const next = "pass the mesh's root certificate with --ca";
   let pem: string;
   try {
-    pem = readFileSync(file, "latin1");
+    pem = readRegularFile(file).toString("latin1");
   } catch (error) {
     if (more !== "") return Buffer.from(more);
     throw FileError.unreadable(file, "root certificate", next, error);

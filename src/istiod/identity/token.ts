@@ -1,5 +1,6 @@
 /** A service account's token: what can be told about it without asking anybody. */
-import { readFileSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
+import { readTextFile } from "../../files/read-file.ts";
 import { FileError } from "../file-error.ts";
 import type { SpiffeId } from "../spiffe.ts";
 
@@ -10,7 +11,7 @@ const AUDIENCE = "istio-ca";
 export function readToken(file: string): string {
   let text: string;
   try {
-    text = readFileSync(file, "utf8").trim();
+    text = readTextFile(file).trim();
   } catch (error) {
     throw FileError.unreadable(file, "token", "pass the file of a service account token with --token", error);
   }
