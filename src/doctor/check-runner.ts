@@ -1,12 +1,12 @@
-import { reasonOf } from "../errors/reason.ts";
 /** Looks at one thing after the other, and tells what was found. */
+import { reasonOf } from "../errors/reason.ts";
 
 /** One thing that was found. */
 export type Finding =
-  | { state: "well"; text: string }
+  | { state: "ok"; text: string }
   /** It works, and could be better. */
-  | { state: "remark"; text: string; cure?: string }
-  | { state: "wrong"; text: string; cure: string };
+  | { state: "warning"; text: string; cure?: string }
+  | { state: "error"; text: string; cure: string };
 
 /** Something to look at; nothing that it finds is thrown. */
 export interface Check {
@@ -34,7 +34,7 @@ export async function runChecks(
   for (const { name, needs, look } of checks) {
     const findings = needs.some((each) => bad.has(each)) ? [] : await attempt(look);
     const state = stateOf(findings);
-    if (state === "wrong" || state === "skipped") bad.add(name);
+    if (state === "error" || state === "skipped") bad.add(name);
     const result = { check: name, state, findings };
     results.push(result);
     told(result);
@@ -43,32 +43,32 @@ export async function runChecks(
 }
 
 /** The first thing that is wrong, which the others may follow from; undefined when all is well. */
-export function firstWrong(
+export function firstError(
   results: readonly Result[],
 ): { check: string; text: string; cure: string } | undefined {
   for (const { check, findings } of results) {
     for (const finding of findings)
-      if (finding.state === "wrong") return { check, text: finding.text, cure: finding.cure };
+      if (finding.state === "error") return { check, text: finding.text, cure: finding.cure };
   }
   return undefined;
 }
 
 /** A finding that is wrong, from whatever was thrown. */
-export function wrongOf(error: unknown, cure: string): Finding {
-  return { state: "wrong", text: reasonOf(error), cure };
+export function errorFinding(error: unknown, cure: string): Finding {
+  return { state: "error", text: reasonOf(error), cure };
 }
 
 async function attempt(look: Check["look"]): Promise<Finding[]> {
   try {
     return await look();
   } catch (error) {
-    return [wrongOf(error, "A fault of kmesh: please report it.")];
+    return [errorFinding(error, "A fault of kmesh: please report it.")];
   }
 }
 
 function stateOf(findings: readonly Finding[]): Result["state"] {
   if (findings.length === 0) return "skipped";
-  for (const state of ["wrong", "remark"] as const)
+  for (const state of ["error", "warning"] as const)
     if (findings.some((finding) => finding.state === state)) return state;
-  return "well";
+  return "ok";
 }

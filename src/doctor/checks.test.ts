@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { Authority } from "../../test/lab/authority.ts";
 import { type Config, examineConfig } from "../config/config.ts";
-import { type Check, type Finding, firstWrong, runChecks } from "./check-runner.ts";
+import { type Check, type Finding, firstError, runChecks } from "./check-runner.ts";
 import { checksOf } from "./checks.ts";
 
 let folder = "";
@@ -75,16 +75,16 @@ test("checks whose ground is wrong are not looked at, the others are; the first 
     needs,
     look: () => {
       looked.push(name);
-      return found.length > 0 ? found : [{ state: "well", text: "well" }];
+      return found.length > 0 ? found : [{ state: "ok", text: "fine" }];
     },
   });
-  const broken = { state: "wrong", text: "broken", cure: "mend it" } as const;
+  const broken = { state: "error", text: "broken", cure: "mend it" } as const;
   const told: string[] = [];
   const results = await runChecks(
     [
       check("a", []),
-      check("b", [], { state: "remark", text: "so so" }),
-      check("c", ["a", "b"], broken, { state: "remark", text: "and" }),
+      check("b", [], { state: "warning", text: "so so" }),
+      check("c", ["a", "b"], broken, { state: "warning", text: "and" }),
       check("d", ["c"]),
       check("e", ["d"]),
       check("f", ["a"], { ...broken, text: "too" }),
@@ -92,16 +92,16 @@ test("checks whose ground is wrong are not looked at, the others are; the first 
     ],
     ({ check, state }) => told.push(`${check} ${state}`),
   );
-  expect(told).toEqual(["a well", "b remark", "c wrong", "d skipped", "e skipped", "f wrong", "g wrong"]);
+  expect(told).toEqual(["a ok", "b warning", "c error", "d skipped", "e skipped", "f error", "g error"]);
   expect(looked).toEqual(["a", "b", "c", "f"]);
-  expect(firstWrong(results)).toEqual({ check: "c", text: "broken", cure: "mend it" });
-  expect(firstWrong(results.slice(0, 2))).toBeUndefined();
+  expect(firstError(results)).toEqual({ check: "c", text: "broken", cure: "mend it" });
+  expect(firstError(results.slice(0, 2))).toBeUndefined();
 });
 
 test("the configuration comes first, with each thing that is wrong", async () => {
   const { checks } = configOf({ istiod: "nowhere:x:y", mode: "both" });
   const results = await runChecks(checks);
-  expect(results[0]).toMatchObject({ check: "configuration", state: "wrong" });
+  expect(results[0]).toMatchObject({ check: "configuration", state: "error" });
   expect(results[0]?.findings.length).toBe(2);
   expect(results.map(({ check }) => check)).toEqual([
     "configuration",
@@ -126,30 +126,30 @@ test("a configuration that others can write", async () => {
   const { config } = configOf();
   const look = async () => lines((await checksOf(config, [], file)[0]?.look()) ?? []);
   expect((await look())[1]).toBe(
-    `remark: others can write ${file}, and so what runs here as root => chmod go-w ${file}`,
+    `warning: others can write ${file}, and so what runs here as root => chmod go-w ${file}`,
   );
   chmodSync(file, 0o644);
   expect((await look()).length).toBe(1);
 });
 
 test("files: roots, token, folders, and who may read them", async () => {
-  expect((await look("files")).map(({ state }) => state)).toEqual(["well", "well"]);
+  expect((await look("files")).map(({ state }) => state)).toEqual(["ok", "ok"]);
   const open = join(folder, "open-token");
   writeFileSync(open, tokenOf("default", 60));
   chmodSync(open, 0o644);
   expect(lines(await look("files", { token: open }))).toContain(
-    `remark: others can read the token in ${open}, and be this machine with it => chmod 0600 ${open}`,
+    `warning: others can read the token in ${open}, and be this machine with it => chmod 0600 ${open}`,
   );
   const gone = join(folder, "gone");
   const fresh = (file: string) =>
     `Write a fresh one with kubectl create token default --namespace default --audience istio-ca > ${file}`;
   expect(lines(await look("files", { token: gone })).at(-1)).toBe(
-    `wrong: can't read the token ${gone} (ENOENT) => ${fresh(gone)}`,
+    `error: can't read the token ${gone} (ENOENT) => ${fresh(gone)}`,
   );
   const expired = join(folder, "expired-token");
   writeFileSync(expired, tokenOf("default", -60), { mode: 0o600 });
   expect(lines(await look("files", { token: expired })).at(-1)).toMatch(
-    /^wrong: .* it expired at \S+Z => Write a/,
+    /^error: .* it expired at \S+Z => Write a/,
   );
   writeFileSync(expired, tokenOf("other", 60), { mode: 0o600 });
   expect(lines(await look("files", { token: expired })).at(-1)).toContain(
@@ -161,17 +161,17 @@ test("files: roots, token, folders, and who may read them", async () => {
   mkdirSync(state);
   chmodSync(state, 0o755);
   expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
-    `remark: others can look into ${state} (mode 755) => chmod 0700 ${state}`,
+    `warning: others can look into ${state} (mode 755) => chmod 0700 ${state}`,
   );
   chmodSync(state, 0o777);
   expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
-    `wrong: ${state} may be written by others (mode 777): \`kmesh run\` refuses that => chmod go-w ${state}`,
+    `error: ${state} may be written by others (mode 777): \`kmesh run\` refuses that => chmod go-w ${state}`,
   );
   expect(lines(await look("files", { "state-dir": join(folder, "token") }))[0]).toContain("is no folder");
   chmodSync(state, 0o700);
   writeFileSync(join(state, "manifest.json"), '{"version":9}');
   expect(lines(await look("files", { "state-dir": state }))[0]).toStartWith(
-    `wrong: ${join(state, "manifest.json")} was written by another kmesh in format 9; this one `,
+    `error: ${join(state, "manifest.json")} was written by another kmesh in format 9; this one `,
   );
   expect(lines(await look("files", { plaintext: true })).at(-1)).toContain("neither roots nor a token");
 });
@@ -182,24 +182,24 @@ test("a clock that is behind what lies on this machine", async () => {
   const future = new Date(Date.now() + 86_400_000);
   utimesSync(ahead, future, future);
   const [finding] = await look("clock", { ca: ahead });
-  expect(finding).toMatchObject({ state: "wrong" });
+  expect(finding).toMatchObject({ state: "error" });
   expect(finding?.text).toContain(`but ${ahead} is from ${future.toISOString().slice(0, 10)}`);
-  expect((await look("clock"))[0]?.state).toBeOneOf(["well", "remark"]);
+  expect((await look("clock"))[0]?.state).toBeOneOf(["ok", "warning"]);
 });
 
 test("a pin folder that can't be one", async () => {
-  expect(lines(await look("bpffs", { bpffs: folder }))[0]).toStartWith(`wrong: ${folder} is not on a bpffs`);
+  expect(lines(await look("bpffs", { bpffs: folder }))[0]).toStartWith(`error: ${folder} is not on a bpffs`);
 });
 
 test("istiod's name: by --hosts, as it is, looked up, unknown", async () => {
-  expect(lines(await look("name"))).toEqual(["well: 127.0.0.1 is an address"]);
+  expect(lines(await look("name"))).toEqual(["ok: 127.0.0.1 is an address"]);
   expect(lines(await look("name", { istiod: "istiod.x:1", hosts: ["istiod.x=10.0.0.9"] }))).toEqual([
-    "well: istiod.x is 10.0.0.9, by --hosts",
+    "ok: istiod.x is 10.0.0.9, by --hosts",
   ]);
   expect(lines(await look("name", { istiod: "localhost:1" }))[0]).toContain("127.0.0.1");
   const [unknown = ""] = lines(await look("name", { istiod: "no-such-name.invalid:1" }));
   expect(unknown).toMatch(
-    /^wrong: no-such-name.invalid is not known \(E\w+\) => Give its address with --hosts no-such/,
+    /^error: no-such-name.invalid is not known \(E\w+\) => Give its address with --hosts no-such/,
   );
 });
 
@@ -223,11 +223,11 @@ test("TLS: the right name and root, another name, another root, no TLS at all", 
   };
   const good = await serve("DNS:istiod.istio-system.svc");
   const [well = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${good}` }));
-  expect(well).toMatch(/^well: TLSv1.3; istiod proves that it is istiod.istio-system.svc, until \S+Z$/);
+  expect(well).toMatch(/^ok: TLSv1.3; istiod proves that it is istiod.istio-system.svc, until \S+Z$/);
   const other = await serve("DNS:something.else");
   const [name = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${other}` }));
   expect(name).toStartWith(
-    `wrong: the certificate of istiod at 127.0.0.1:${other} is not for istiod.istio-system.svc => Reach it by a name in it`,
+    `error: the certificate of istiod at 127.0.0.1:${other} is not for istiod.istio-system.svc => Reach it by a name in it`,
   );
   const stranger = join(folder, "stranger");
   mkdirSync(stranger);
@@ -235,16 +235,16 @@ test("TLS: the right name and root, another name, another root, no TLS at all", 
   const ca = join(stranger, "root.pem");
   const [root = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${good}`, ca }));
   expect(root).toStartWith(
-    `wrong: the certificate of istiod at 127.0.0.1:${good} is not signed by ${ca} => Pass the mesh's root there`,
+    `error: the certificate of istiod at 127.0.0.1:${good} is not signed by ${ca} => Pass the mesh's root there`,
   );
   const plain = await listen(createServer((socket) => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")));
   const [none = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${plain}` }));
   expect(none).toContain("speaks no TLS there => Use its TLS port");
-  expect((await look("TLS", { plaintext: true }))[0]?.state).toBe("remark");
+  expect((await look("TLS", { plaintext: true }))[0]?.state).toBe("warning");
 });
 
 test("no agent is worth a remark, not a fault", async () => {
   expect(lines(await look("agent"))).toEqual([
-    "remark: no agent runs; what is pinned works on => systemctl start kmesh",
+    "warning: no agent runs; what is pinned works on => systemctl start kmesh",
   ]);
 });

@@ -13,8 +13,8 @@ export function checksOf(config: Config, problems: readonly ConfigError[], file:
     needs: [],
     look: () => [
       ...(problems.length === 0
-        ? [{ state: "well", text: `read (flags, environment, ${file})` } as const]
-        : problems.map(({ message, next }) => ({ state: "wrong", text: message, cure: next }) as const)),
+        ? [{ state: "ok", text: `read (flags, environment, ${file})` } as const]
+        : problems.map(({ message, next }) => ({ state: "error", text: message, cure: next }) as const)),
       ...lookAtMode(file),
     ],
   };
@@ -27,7 +27,7 @@ function lookAtMode(file: string): Finding[] {
   if ((mode & 0o022) === 0) return [];
   return [
     {
-      state: "remark",
+      state: "warning",
       text: `others can write ${file}, and so what runs here as root`,
       cure: `chmod go-w ${file}`,
     },

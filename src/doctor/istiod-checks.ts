@@ -13,7 +13,7 @@ import { formatSkew, WorkloadIdentity } from "../istiod/identity/identity.ts";
 import { time } from "../istiod/identity/token.ts";
 import { describeTarget, formatTarget, parseTarget, serverName, type Target } from "../istiod/target.ts";
 import { identityStore } from "../machine/identity-store.ts";
-import { type Check, type Finding, wrongOf } from "./check-runner.ts";
+import { type Check, errorFinding, type Finding } from "./check-runner.ts";
 
 /** For an answer of the network, milliseconds. */
 const PATIENCE = 5_000;
@@ -46,7 +46,7 @@ async function lookUp({ host, address }: Target, addresses: string[]): Promise<F
   if (address !== undefined || isIP(host) !== 0) {
     addresses.push(address ?? host);
     const text = address === undefined ? `${host} is an address` : `${host} is ${address}, by --hosts`;
-    return [{ state: "well", text }];
+    return [{ state: "ok", text }];
   }
   try {
     addresses.push(...(await lookup(host, { all: true })).map((each) => each.address));
@@ -54,13 +54,13 @@ async function lookUp({ host, address }: Target, addresses: string[]): Promise<F
     const code = codeOrReason(error);
     return [
       {
-        state: "wrong",
+        state: "error",
         text: `${host} is not known (${code})`,
         cure: `Give its address with --hosts ${host}=ADDRESS (the file hosts of istioctl has it), or in /etc/hosts.`,
       },
     ];
   }
-  return [{ state: "well", text: `${host} is ${addresses.join(", ")}` }];
+  return [{ state: "ok", text: `${host} is ${addresses.join(", ")}` }];
 }
 
 async function lookAtConnection(target: Target, addresses: readonly string[]): Promise<Finding[]> {
@@ -72,14 +72,14 @@ async function lookAtConnection(target: Target, addresses: readonly string[]): P
     const fault = await connected(connectTcp({ host: address, port }), "connect");
     if (fault === undefined) {
       const took = Math.max(1, Math.round(performance.now() - began));
-      return [{ state: "well", text: `${place} accepts connections (${took} ms)` }];
+      return [{ state: "ok", text: `${place} accepts connections (${took} ms)` }];
     }
     failures.push(`${place}: ${fault}`);
   }
   const refused = failures.every((failure) => failure.includes("ECONNREFUSED"));
   return [
     {
-      state: "wrong",
+      state: "error",
       text: `no connection to istiod: ${failures.join("; ")}`,
       cure: refused
         ? "The machine is there, and nothing listens: see that istiod runs, and that the port is its (15012, with --plaintext 15010)."
@@ -96,7 +96,7 @@ async function lookAtTls(
   if (security.kind === "plaintext")
     return [
       {
-        state: "remark",
+        state: "warning",
         text: "not used (--plaintext): istiod and this machine take each other at their word",
       },
     ];
@@ -105,7 +105,7 @@ async function lookAtTls(
     ca = readRoots(security.ca, "");
   } catch (error) {
     if (!(error instanceof FileError)) throw error;
-    return [wrongOf(error, "Write the mesh's root there anew.")];
+    return [errorFinding(error, "Write the mesh's root there anew.")];
   }
   const name = serverName(target);
   const socket = connectTls({
@@ -121,10 +121,10 @@ async function lookAtTls(
   if (fault !== undefined) {
     const text = explainRefusal({ code: UNAVAILABLE, details: fault }, target, security);
     const [what = text, ...next] = text.split(": ");
-    return [{ state: "wrong", text: what, cure: capital(next.join(": ")) }];
+    return [{ state: "error", text: what, cure: capital(next.join(": ")) }];
   }
   const until = seen.until === undefined ? "" : `, until ${time(seen.until)}`;
-  return [{ state: "well", text: `${seen.version ?? "TLS"}; istiod proves that it is ${name}${until}` }];
+  return [{ state: "ok", text: `${seen.version ?? "TLS"}; istiod proves that it is ${name}${until}` }];
 }
 
 function describe(socket: TLSSocket): { until?: number; version?: string } {
@@ -136,12 +136,12 @@ function describe(socket: TLSSocket): { until?: number; version?: string } {
 /** Has a certificate signed, of which nothing is kept: that proves token or certificate, and tells istiod's time. */
 async function lookAtIdentity(config: Config, security: Security): Promise<Finding[]> {
   if (security.kind === "plaintext" || config.ca === undefined)
-    return [{ state: "remark", text: "not proven (--plaintext)" }];
+    return [{ state: "warning", text: "not proven (--plaintext)" }];
   const { namespace, serviceAccount, trustDomain, clusterId, token, hosts } = config;
   if (token === undefined)
     return [
       {
-        state: "wrong",
+        state: "error",
         text: "without a token no certificate can be asked for",
         cure: "Name one with --token FILE.",
       },
@@ -165,16 +165,16 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
     : "no certificate yet";
   try {
     const { proof, skew } = await identity.tryOut();
-    const well: Finding = { state: "well", text: `${id}: ${kept}; istiod signs another for the ${proof}` };
+    const well: Finding = { state: "ok", text: `${id}: ${kept}; istiod signs another for the ${proof}` };
     if (skew === 0) return [well];
     const [text = "", cure = ""] = formatSkew(skew, Date.now()).split(/: (?=set it)/);
-    return [well, { state: "wrong", text, cure: capital(cure) }];
+    return [well, { state: "error", text, cure: capital(cure) }];
   } catch (error) {
     const reason = reasonOf(error);
     const [what = reason, ...next] = reason.split(/: (?=write a fresh|pass |set |--namespace|nor )/);
     return [
       {
-        state: "wrong",
+        state: "error",
         text: `${kept}, and there is no new one: ${what}`,
         cure: capital(next.join(": ")) || "See istiod's log.",
       },
@@ -187,11 +187,11 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
   try {
     status = (await askAgent(adminSocket(config.runDir), "/agent")) as AgentStatus | undefined;
   } catch (error) {
-    return [wrongOf(error, "Look at its log: journalctl -u kmesh.")];
+    return [errorFinding(error, "Look at its log: journalctl -u kmesh.")];
   }
   if (!status) {
     return [
-      { state: "remark", text: "no agent runs; what is pinned works on", cure: "systemctl start kmesh" },
+      { state: "warning", text: "no agent runs; what is pinned works on", cure: "systemctl start kmesh" },
     ];
   }
   const { pid, stream, tables } = status;
@@ -199,7 +199,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
     const said = stream.lastError?.text ?? "it has not tried yet";
     return [
       {
-        state: "wrong",
+        state: "error",
         text: `it runs (pid ${pid}), and is not connected to istiod: ${said}`,
         cure: "All above is well, so it should be soon: kmesh status, and journalctl -u kmesh.",
       },
@@ -208,14 +208,14 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
   if (tables.lastError)
     return [
       {
-        state: "wrong",
+        state: "error",
         text: `it runs (pid ${pid}), and not all is live: ${tables.lastError.text}`,
         cure: "Look at its log: journalctl -u kmesh.",
       },
     ];
   return [
     {
-      state: "well",
+      state: "ok",
       text: `runs (pid ${pid}), connected to istiod at ${describeTarget(parseTarget(stream.target))}`,
     },
   ];

@@ -21,7 +21,7 @@ import { identityStore } from "../machine/identity-store.ts";
 import { enrolledCgroups, requireCgroup2, requireKernel } from "../machine/machine.ts";
 import { Unsupported } from "../machine/unsupported.ts";
 import { refuseUnknown, UnknownManifest } from "../state/manifest.ts";
-import { type Check, type Finding, wrongOf } from "./check-runner.ts";
+import { type Check, errorFinding, type Finding } from "./check-runner.ts";
 
 /** A clock may be a little behind a file's date: another machine may have written it. Milliseconds. */
 const TOLERANCE = 300_000;
@@ -39,8 +39,8 @@ export function machineChecks(config: Config): Check[] {
 function lookAtKernel(): Finding[] {
   const findings: Finding[] = [];
   try {
-    requireKernel({ warn: (text) => void findings.push({ state: "remark", text }) });
-    findings.unshift({ state: "well", text: `Linux ${kernelRelease().text} has all that is needed` });
+    requireKernel({ warn: (text) => void findings.push({ state: "warning", text }) });
+    findings.unshift({ state: "ok", text: `Linux ${kernelRelease().text} has all that is needed` });
   } catch (error) {
     findings.push(told(error));
   }
@@ -51,7 +51,7 @@ function lookAtCgroups(config: Config): Finding[] {
   try {
     requireCgroup2();
     const enrolled = enrolledCgroups(config.cgroups);
-    return [{ state: "well", text: `mounted at ${cgroup2Root()}; enrolled: ${enrolled.join(", ")}` }];
+    return [{ state: "ok", text: `mounted at ${cgroup2Root()}; enrolled: ${enrolled.join(", ")}` }];
   } catch (error) {
     return [told(error)];
   }
@@ -61,9 +61,11 @@ function lookAtBpffs({ bpffs }: Config): Finding[] {
   const below = bpffs === BPFFS || bpffs.startsWith(`${BPFFS}/`);
   if (!isOnBpffs(bpffs)) {
     if (!below)
-      return [wrong(`${bpffs} is not on a bpffs`, `Choose a folder below ${BPFFS}: --bpffs ${BPFFS}/kmesh.`)];
+      return [
+        faulty(`${bpffs} is not on a bpffs`, `Choose a folder below ${BPFFS}: --bpffs ${BPFFS}/kmesh.`),
+      ];
     return [
-      remark(
+      doubtful(
         `no bpffs is mounted on ${BPFFS}; kmesh run mounts it, the service can't`,
         `mount -t bpf bpf ${BPFFS}`,
       ),
@@ -73,19 +75,19 @@ function lookAtBpffs({ bpffs }: Config): Finding[] {
   try {
     accessSync(folder, constants.W_OK);
   } catch (error) {
-    return [wrong(`${folder} can't be written to (${codeOrReason(error)})`, `mount -o remount,rw ${BPFFS}`)];
+    return [faulty(`${folder} can't be written to (${codeOrReason(error)})`, `mount -o remount,rw ${BPFFS}`)];
   }
   const exposure = unsafeModeOf(bpffs);
-  if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
+  if (exposure) return [faulty(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
   try {
-    const damage = damageAt(bpffs).map(({ what, cure }) => remark(what, cure));
+    const damage = damageAt(bpffs).map(({ what, cure }) => doubtful(what, cure));
     if (damage.length > 0) return damage;
   } catch (error) {
     return [told(error)];
   }
   const pins = listPins(bpffs).length;
   return [
-    { state: "well", text: pins === 0 ? `nothing is pinned in ${bpffs} yet` : `${pins} pins in ${bpffs}` },
+    { state: "ok", text: pins === 0 ? `nothing is pinned in ${bpffs} yet` : `${pins} pins in ${bpffs}` },
   ];
 }
 
@@ -95,11 +97,11 @@ function lookAtClock(config: Config): Finding[] {
   const cure = "timedatectl set-ntp true, or set it by hand: timedatectl set-time";
   for (const { what, at } of datedThings(config)) {
     if (at > now + TOLERANCE)
-      return [wrong(`it is ${time(now)} by this machine's clock, but ${what} is from ${time(at)}`, cure)];
+      return [faulty(`it is ${time(now)} by this machine's clock, but ${what} is from ${time(at)}`, cure)];
   }
   if (isClockSynchronized() === false)
-    return [remark(`${time(now)}; no time service keeps this clock: certificates hang on it`, cure)];
-  return [{ state: "well", text: time(now) }];
+    return [doubtful(`${time(now)}; no time service keeps this clock: certificates hang on it`, cure)];
+  return [{ state: "ok", text: time(now) }];
 }
 
 /** Things that can't be younger than now. */
@@ -123,29 +125,29 @@ function lookAtFiles(config: Config): Finding[] {
     findings.push(...lookAtFolder(flag, folder));
   findings.push(...lookAtManifest(stateDir));
   if (plaintext)
-    return [...findings, { state: "well", text: "--plaintext: neither roots nor a token are used" }];
+    return [...findings, { state: "ok", text: "--plaintext: neither roots nor a token are used" }];
   if (ca !== undefined) findings.push(...lookAtRoots(ca));
   const kept = keptCertificate(stateDir);
   if (typeof kept === "string")
-    findings.push(remark(`the kept certificate can't be used (${kept}); another is asked for`));
+    findings.push(doubtful(`the kept certificate can't be used (${kept}); another is asked for`));
   const needed = typeof kept !== "object" || kept.notAfter <= Date.now();
   if (token === undefined) {
     if (needed)
       findings.push(
-        wrong("there is neither a certificate nor a token", "Name the token's file with --token FILE."),
+        faulty("there is neither a certificate nor a token", "Name the token's file with --token FILE."),
       );
     return findings;
   }
   const fresh = freshTokenCommand({ namespace, serviceAccount, trustDomain }, token);
   if (isExposed(token))
     findings.push(
-      remark(`others can read the token in ${token}, and be this machine with it`, `chmod 0600 ${token}`),
+      doubtful(`others can read the token in ${token}, and be this machine with it`, `chmod 0600 ${token}`),
     );
   const fault = faultOfTokenFile(token, { namespace, serviceAccount, trustDomain });
   // Who has a certificate needs none until that has run out.
-  if (fault === undefined) findings.push({ state: "well", text: `${token}: a token for this machine` });
-  else if (needed) findings.push(wrong(fault, `Write a fresh one with ${fresh}`));
-  else findings.push(remark(`${fault}; it is not needed while there is a certificate`));
+  if (fault === undefined) findings.push({ state: "ok", text: `${token}: a token for this machine` });
+  else if (needed) findings.push(faulty(fault, `Write a fresh one with ${fresh}`));
+  else findings.push(doubtful(`${fault}; it is not needed while there is a certificate`));
   return findings;
 }
 
@@ -166,7 +168,7 @@ function lookAtManifest(stateDir: string): Finding[] {
     return [];
   } catch (error) {
     if (!(error instanceof UnknownManifest)) throw error;
-    return [wrong(error.message, error.next)];
+    return [faulty(error.message, error.next)];
   }
 }
 
@@ -174,23 +176,23 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
   const stat = statSync(folder, { throwIfNoEntry: false });
   const at = nearest(folder);
   if (stat && !stat.isDirectory())
-    return [wrong(`${folder} is no folder`, `Move it away, or name another with ${flag}.`)];
+    return [faulty(`${folder} is no folder`, `Move it away, or name another with ${flag}.`)];
   try {
     accessSync(at, constants.W_OK);
   } catch (error) {
     return [
-      wrong(
+      faulty(
         `${at} can't be written to (${codeOrReason(error)})`,
         `Mount it writable, or name another with ${flag}.`,
       ),
     ];
   }
   const exposure = unsafeModeOf(folder);
-  if (exposure) return [wrong(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
+  if (exposure) return [faulty(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
   // Keys lie in one, the socket that obeys in the other.
   if (stat && (stat.mode & 0o077) !== 0)
     return [
-      remark(
+      doubtful(
         `others can look into ${folder} (mode ${(stat.mode & 0o777).toString(8)})`,
         `chmod 0700 ${folder}`,
       ),
@@ -204,22 +206,22 @@ function lookAtRoots(ca: string): Finding[] {
   try {
     blocks = pemBlocks(readRegularFile(ca).toString("latin1"));
   } catch (error) {
-    return [wrong(`the roots ${ca} can't be read (${codeOrReason(error)})`, cure)];
+    return [faulty(`the roots ${ca} can't be read (${codeOrReason(error)})`, cure)];
   }
-  if (blocks.length === 0) return [wrong(`${ca} holds no PEM certificate`, cure)];
+  if (blocks.length === 0) return [faulty(`${ca} holds no PEM certificate`, cure)];
   try {
     const roots = blocks.map((block) => new X509Certificate(block));
     const valid = roots.filter(({ validToDate }) => validToDate.getTime() > Date.now());
     const [last] = roots.map(({ validToDate }) => validToDate.getTime()).sort((a, b) => b - a);
-    if (valid.length === 0) return [wrong(`the roots in ${ca} expired at ${time(last ?? 0)}`, cure)];
+    if (valid.length === 0) return [faulty(`the roots in ${ca} expired at ${time(last ?? 0)}`, cure)];
     return [
       {
-        state: "well",
+        state: "ok",
         text: `${ca}: ${roots.length === 1 ? "a root" : `${roots.length} roots`} until ${time(last ?? 0)}`,
       },
     ];
   } catch {
-    return [wrong(`${ca} holds a certificate that can't be read`, cure)];
+    return [faulty(`${ca} holds a certificate that can't be read`, cure)];
   }
 }
 
@@ -239,14 +241,17 @@ function nearest(path: string): string {
 }
 
 function told(error: unknown): Finding {
-  if (error instanceof Unsupported || error instanceof ConfigError) return wrongOf(error, error.next);
-  return wrongOf(error, "See whether this process is let at it: it needs root, and no container's filter.");
+  if (error instanceof Unsupported || error instanceof ConfigError) return errorFinding(error, error.next);
+  return errorFinding(
+    error,
+    "See whether this process is let at it: it needs root, and no container's filter.",
+  );
 }
 
-function wrong(text: string, cure: string): Finding {
-  return { state: "wrong", text, cure };
+function faulty(text: string, cure: string): Finding {
+  return { state: "error", text, cure };
 }
 
-function remark(text: string, cure?: string): Finding {
-  return cure === undefined ? { state: "remark", text } : { state: "remark", text, cure };
+function doubtful(text: string, cure?: string): Finding {
+  return cure === undefined ? { state: "warning", text } : { state: "warning", text, cure };
 }

@@ -126,7 +126,7 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     };
     const well = await doctor();
     expect([well.code, well.first]).toEqual([0, null]);
-    expect(well.states).toMatchObject({ TLS: "well", identity: "well", agent: "well" });
+    expect(well.states).toMatchObject({ TLS: "ok", identity: "ok", agent: "ok" });
     // A dead token is nothing while there is a certificate, and what is wrong without one.
     const dead = join(lab.folder, "dead-token");
     const [head, claims, signature = ""] = readFileSync(token, "utf8").split(".");
@@ -137,7 +137,7 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     expect([refused.code, refused.first?.check]).toEqual([1, "identity"]);
     expect(refused.first?.text).toContain(`refuses the token in ${dead}`);
     expect(refused.first?.cure).toStartWith("Write a fresh one with kubectl create token vm");
-    expect(refused.states).toMatchObject({ TLS: "well", agent: "skipped" });
+    expect(refused.states).toMatchObject({ TLS: "ok", agent: "skipped" });
     const another = await doctor(none, ["--namespace=shop", "--service-account=other"]);
     expect(another.first?.check).toBe("files");
     expect(another.first?.text).toContain(

@@ -1,7 +1,7 @@
 import { examineConfig } from "../../config/config.ts";
 import { SETTINGS } from "../../config/settings.ts";
 import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
-import { type Finding, firstWrong, type Result, runChecks } from "../../doctor/check-runner.ts";
+import { type Finding, firstError, type Result, runChecks } from "../../doctor/check-runner.ts";
 import { checksOf } from "../../doctor/checks.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "../framework/command.ts";
@@ -28,14 +28,14 @@ export const doctor = command({
     const results = await runChecks(checks, (result) => {
       if (format === "text") print(formatResult(result, width));
     });
-    const first = firstWrong(results);
-    if (format === "json") printJson({ well: first === undefined, first: first ?? null, checks: results });
+    const first = firstError(results);
+    if (format === "json") printJson({ ok: first === undefined, first: first ?? null, checks: results });
     else print(`\n${first ? `First: ${first.text}\n  ${first.cure}` : "Nothing is wrong."}`);
     return first ? EXIT.failed : EXIT.done;
   },
 });
 
-const MARKS: Readonly<Record<Finding["state"], string>> = { well: "ok", remark: "note", wrong: "WRONG" };
+const MARKS: Readonly<Record<Finding["state"], string>> = { ok: "ok", warning: "note", error: "WRONG" };
 
 /** A line for each finding; what mends it stands below. */
 export function formatResult({ check, findings }: Result, width: number): string {

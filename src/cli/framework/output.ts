@@ -80,3 +80,13 @@ export function formatSpan(milliseconds: number): string {
   if (seconds < 172_800) return `${Math.round(seconds / 3600)} h`;
   return `${Math.round(seconds / 86_400)} days`;
 }
+
+/** `1 service`, `2 services`. */
+export function plural(count: number, one: string, many = `${one}s`): string {
+  return `${count} ${count === 1 ? one : many}`;
+}
+
+/** The span since an ISO 8601 time. */
+export function since(time: string, now: number): string {
+  return formatSpan(now - Date.parse(time));
+}

@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { UnitState } from "../../datapath/tables/unit.ts";
-import { formatStatus } from "./status.ts";
+import { formatStatus } from "./page.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
 
