@@ -2,8 +2,8 @@
 import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
+import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import type { Hook } from "../kernel/link.ts";
-import { membarrier } from "../kernel/memory.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { Generation, governedByOthers } from "./generation/generation.ts";
 import { generationStateAt } from "./generation/generation-state.ts";
@@ -291,13 +291,17 @@ export class Datapath {
   /** Takes over what a publisher before wrote, this agent's or another's. */
   #readBack(): Publisher {
     // What it unpublished last may still be read.
-    membarrier();
+    waitForGracePeriod();
     this.#generation.tables.reread();
     return this.#publish();
   }
 
   #publish(): Publisher {
-    return new Publisher(this.#generation.tables, () => this.#generation.others);
+    const report = (error: unknown) =>
+      this.#complain(
+        `records that nothing leads to any more stay in use until the next start: ${reasonOf(error)}`,
+      );
+    return new Publisher(this.#generation.tables, () => this.#generation.others, report);
   }
 
   /** Attaches what somebody detached or unpinned. */

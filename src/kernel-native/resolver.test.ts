@@ -46,6 +46,15 @@ describe("what is known", () => {
     resolver.close();
   });
 
+  test("both families of one host, answered in the same turn, are announced once", async () => {
+    const { resolver, changed } = scripted(["10.0.0.1"], ["fd00::1"]);
+    resolver.keep([question("a"), question("a", { family: 6 })]);
+    await until(() => resolver.known("a", 4).tried && resolver.known("a", 6).tried);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    expect(changed).toEqual([["a"]]);
+    resolver.close();
+  });
+
   test("the last good answer is kept through failures and through a name that vanished", async () => {
     const { resolver, asked, changed } = scripted(["10.0.0.1"], new Error("timeout"), [], ["10.0.0.2"]);
     resolver.keep([question("a")]);

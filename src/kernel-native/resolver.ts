@@ -171,8 +171,10 @@ export class Resolver {
   }
 
   #announce(host: string): void {
+    const scheduled = this.#announced.size > 0;
     this.#announced.add(host);
-    if (this.#announced.size > 1) return;
+    // The same host again (its other family) leaves the size as it is.
+    if (scheduled) return;
     setImmediate(() => {
       const hosts = this.#announced;
       this.#announced = new Set();

@@ -3,7 +3,6 @@ import { mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { FileLock, LockHeld, lockHolder } from "./lock.ts";
-import { membarrier } from "./memory.ts";
 import { netnsCookie } from "./netns.ts";
 import { taskIdentity } from "./process.ts";
 
@@ -140,8 +139,4 @@ describe.skipIf(!isRoot)("network namespaces", () => {
     expect(initial).toBe("false");
     expect(rest).toEqual(["hello", "hello"]);
   });
-});
-
-test("membarrier returns", () => {
-  expect(membarrier()).toBeUndefined();
 });

@@ -234,9 +234,14 @@ function fill(
 ): void {
   enrolCgroup(tables, cgroupId(cgroup));
   governNetns(tables, netns);
-  const publisher = new Publisher(tables);
+  const publisher = new Publisher(tables, () => "none", raise);
   publisher.apply(probeMesh(families), { everything: true });
   publisher.abandon();
+}
+
+/** Nothing is released here: these tables are filled once. */
+function raise(error: unknown): never {
+  throw error;
 }
 
 function checkRedirect(tables: Tables, child: ProbeChild, family: Family, listener: LoopbackListener): void {

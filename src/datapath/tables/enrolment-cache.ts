@@ -1,7 +1,7 @@
 /** What the programs remember of who is governed (`enrolment` and `verdicts` of bpf/include/keep.h). */
 
+import { waitForGracePeriod } from "../../kernel/grace-period.ts";
 import { type BpfMap, unmap } from "../../kernel/maps.ts";
-import { membarrier } from "../../kernel/memory.ts";
 import * as layout from "./layout.gen.ts";
 
 /** Bits of the epoch that stand in a verdict. */
@@ -38,7 +38,7 @@ export class Verdicts {
    * ones and kept as if by the new. Takes a grace period, 6 to 32 ms.
    */
   forget(): void {
-    membarrier();
+    waitForGracePeriod();
     const epoch = this.#at("epoch") + 1n;
     // Those of a whole round ago would count again.
     if (epoch % (1n << EPOCH_BITS) === 0n) this.#verdicts.fill(0n);

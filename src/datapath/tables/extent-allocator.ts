@@ -1,44 +1,86 @@
-/** ExtentAllocator of consecutive ids, for records of variable length (slot lines, name lines). First fit by exact size. */
+/**
+ * Allocates extents of consecutive ids, for records of variable length (slot lines, name lines). Free neighbours merge, so
+ * what many short extents left can hold a long one, and what is free at the end shortens the table.
+ */
 export class ExtentAllocator {
-  #next: number;
-  /** Free runs by their length. */
-  #free = new Map<number, number[]>();
+  #next = 0;
+  /** Free extents: length by first id, and first id by the id behind the last. No two of them touch. */
+  readonly #lengths = new Map<number, number>();
+  readonly #firsts = new Map<number, number>();
+  /** First ids by length. */
+  readonly #bySize = new Map<number, Set<number>>();
 
   /** `taken` has a number other than 0 for each id in use already. */
   constructor(taken: ArrayLike<number> = []) {
-    this.#next = 0;
-    for (let id = 0; id < taken.length; id++) {
+    let used = taken.length;
+    while (used > 0 && !taken[used - 1]) used--;
+    this.#next = used;
+    for (let id = 0, free = 0; id < used; id++) {
       if (!taken[id]) continue;
-      this.give(this.#next, id - this.#next);
-      this.#next = id + 1;
+      if (id > free) this.#add(free, id - free);
+      free = id + 1;
     }
   }
 
-  /** The first id of `length` consecutive ones. */
+  /** The first id of `length` consecutive ones: the shortest free extent that is long enough, or new ids. */
   take(length: number): number {
-    const first = this.#free.get(length)?.pop();
-    if (first !== undefined) return first;
-    for (const [size, runs] of this.#free) {
-      if (size <= length) continue;
-      const whole = runs.pop();
-      if (whole === undefined) continue;
-      this.give(whole + length, size - length);
-      return whole;
+    const size = this.#bySize.has(length) ? length : this.#shortestAbove(length);
+    const [first] = (size !== undefined && this.#bySize.get(size)) || [];
+    if (first === undefined || size === undefined) {
+      const fresh = this.#next;
+      this.#next += length;
+      return fresh;
     }
-    const fresh = this.#next;
-    this.#next += length;
-    return fresh;
+    this.#remove(first, size);
+    if (size > length) this.#add(first + length, size - length);
+    return first;
   }
 
+  /** The ids may be taken again. */
   give(first: number, length: number): void {
     if (length === 0) return;
-    const runs = this.#free.get(length);
-    if (runs) runs.push(first);
-    else this.#free.set(length, [first]);
+    let from = first;
+    let to = first + length;
+    const before = this.#firsts.get(from);
+    if (before !== undefined) {
+      this.#remove(before, from - before);
+      from = before;
+    }
+    const after = this.#lengths.get(to);
+    if (after !== undefined) {
+      this.#remove(to, after);
+      to += after;
+    }
+    if (to === this.#next) this.#next = from;
+    else this.#add(from, to - from);
   }
 
   /** How many ids a table must have room for. */
   get bound(): number {
     return this.#next;
+  }
+
+  /** Lengths are few: a mesh's clusters come in some dozens of sizes. */
+  #shortestAbove(length: number): number | undefined {
+    let best: number | undefined;
+    for (const size of this.#bySize.keys())
+      if (size > length && (best === undefined || size < best)) best = size;
+    return best;
+  }
+
+  #add(first: number, length: number): void {
+    this.#lengths.set(first, length);
+    this.#firsts.set(first + length, first);
+    const extents = this.#bySize.get(length);
+    if (extents) extents.add(first);
+    else this.#bySize.set(length, new Set([first]));
+  }
+
+  #remove(first: number, length: number): void {
+    this.#lengths.delete(first);
+    this.#firsts.delete(first + length);
+    const extents = this.#bySize.get(length);
+    extents?.delete(first);
+    if (extents?.size === 0) this.#bySize.delete(length);
   }
 }

@@ -31,7 +31,7 @@ export interface ApplyReport {
 export class Publisher {
   readonly #tables: Tables;
   readonly #others: () => Others;
-  readonly #grace = new DeferredFree();
+  readonly #grace: DeferredFree;
   readonly #clusters: ClusterTable;
   readonly #services: NameSpace;
   readonly #restingServices = new Quarantine(SERVICE_REST_MS, () => true);
@@ -42,9 +42,13 @@ export class Publisher {
   #splits = new Map<string, string[]>();
   #targets = new Map<string, string>();
 
-  /** `others` says what other generations there are at the time. */
-  constructor(tables: Tables, others: () => Others = () => "none") {
+  /**
+   * `others` says what other generations there are at the time. `report` gets what fails after a grace period, off the path
+   * of a push; it may throw.
+   */
+  constructor(tables: Tables, others: () => Others, report: (error: unknown) => void) {
     this.#tables = tables;
+    this.#grace = new DeferredFree(report);
     this.#others = others;
     const lines = new NameLines(tables.nameLines, [tables.clusterNames, tables.serviceNames]);
     this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none");

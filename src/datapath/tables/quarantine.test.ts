@@ -32,3 +32,25 @@ test("an id is ready after its rest, when nobody carries it; a carried one is lo
     clock.mockRestore();
   }
 });
+
+test("a call looks at a bounded number of ids, however many wait, and each once a term", () => {
+  let now = 1_000;
+  const clock = jest.spyOn(performance, "now").mockImplementation(() => now);
+  try {
+    let looks = 0;
+    const resting = new Quarantine(100, (id) => {
+      looks++;
+      return id % 2 === 1;
+    });
+    for (let id = 0; id < 100_000; id++) resting.add(id);
+    now += 100;
+    expect(resting.expired().length).toBe(32);
+    expect(looks).toBe(64);
+    let ready = 32;
+    for (let calls = 0; calls < 100_000 / 64; calls++) ready += resting.expired().length;
+    expect([ready, looks]).toEqual([50_000, 100_000]);
+    expect(resting.expired()).toEqual([]);
+  } finally {
+    clock.mockRestore();
+  }
+});

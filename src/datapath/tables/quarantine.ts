@@ -1,7 +1,10 @@
 /**
- * Ids that nothing leads to any more but that a socket may still carry: they are used again only when they have
- * rested for a while and nobody counts on them.
+ * Ids that nothing leads to any more but that a socket may still carry. An id may be used again after a term in quarantine,
+ * once no socket carries it.
  */
+/** Ids that one call looks at. */
+const LOOKS = 64;
+
 export class Quarantine {
   readonly #ms: number;
   readonly #idle: (id: number) => boolean;
@@ -25,8 +28,8 @@ export class Quarantine {
   }
 
   /**
-   * Takes out the ids that may be used again. One that is still carried rests anew: however many there are, each is
-   * looked at once in that time.
+   * Takes out ids that may be used again. One that a socket still carries stays for another term. At most `LOOKS` ids are
+   * looked at, oldest first: the caller needs one id, and asks again when it needs the next.
    */
   expired(): number[] {
     const ready: number[] = [];
@@ -34,7 +37,7 @@ export class Quarantine {
     const now = performance.now();
     const busy: number[] = [];
     for (const [id, since] of this.#ids) {
-      if (since > now - this.#ms) break;
+      if (since > now - this.#ms || ready.length + busy.length === LOOKS) break;
       this.#ids.delete(id);
       (this.#idle(id) ? ready : busy).push(id);
     }
