@@ -202,6 +202,7 @@ export class Agent {
     const { units, excludes, netns, shadow } = config;
     this.#ownership.govern({ cgroups, units, excludes, netns, shadow });
     this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
+    this.#controlPlane.exclude(excludes);
     this.#statusFile.write();
     return found;
   }

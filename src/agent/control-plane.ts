@@ -60,6 +60,7 @@ export class ControlPlane {
     this.#options = options;
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
+      excluded: config.excludes,
       publish: (mesh, changes) => options.publish(mesh, changes),
     });
     this.#identity = this.#openIdentity();
@@ -99,6 +100,11 @@ export class ControlPlane {
   /** What istiod sent, resource by resource. */
   received(): Record<string, unknown> {
     return this.#compiler.describe();
+  }
+
+  /** Frontends within these blocks are listed as never reached. */
+  exclude(excludes: Config["excludes"]): void {
+    this.#compiler.exclude(excludes);
   }
 
   /** The application is asked for its health, and istiod for the mesh, as soon as there is an address to be told of. */

@@ -159,12 +159,114 @@ describe("frontends", () => {
     native.close();
   });
 
-  test("2b.5 a listener on loopback is exempt, and listed", () => {
-    const mesh = compiled(exact("127.0.0.1", 8702, { cluster: "outbound|8702||a" }));
-    expect(mesh.frontends.size).toBe(0);
-    expect(mesh.notes.map(({ text }) => text)).toEqual([
-      "listener 127.0.0.1_8702 is not taken over: loopback is exempt",
+  test.each([
+    ["127.0.0.1", "127.0.0.0/8 (loopback)"],
+    ["169.254.169.254", "169.254.0.0/16 (link-local)"],
+    ["224.0.0.9", "224.0.0.0/4 (multicast)"],
+    ["::1", "::/127 (unspecified or loopback)"],
+    ["fe80::1", "fe80::/10 (link-local)"],
+  ])("2b.5 a frontend at %s is listed: no connection ever reaches it", (address, block) => {
+    const mesh = compiled(exact(address, 8702, { cluster: "outbound|8702||a" }));
+    const match = address.includes(":") ? `[${address}]:8702` : `${address}:8702`;
+    expect(notes(mesh, "a:8702")).toContain(
+      `no connection to ${match} is governed: ${block} is always exempt`,
+    );
+  });
+
+  test("240.0.0.0/4 is governed, and nothing is listed", () => {
+    const mesh = compiled(exact("240.1.2.3", 7100, { cluster: "outbound|7100||a" }));
+    expect(notes(mesh, "a:7100").filter((text) => text.includes("is governed"))).toEqual([]);
+  });
+
+  test("frontends within what the operator excludes are listed, for as long as they are", () => {
+    const excluded = [
+      { address: "10.0.0.0", length: 8, port: 0 },
+      { address: "fd00:1::", length: 32, port: 81 },
+    ];
+    const { native, published } = observed({ excluded });
+    native.upsert(...exact("10.9.9.9", 80, { cluster: "outbound|80||a" }));
+    native.upsert(...exact("fd00:1::1", 81, { cluster: "outbound|81||a" }));
+    native.upsert(...exact("fd00:1::1", 82, { cluster: "outbound|82||a" }));
+    native.upsert(
+      ...exact(
+        "0.0.0.0",
+        83,
+        { cluster: "outbound|83||wide", prefixes: ["10.0.0.0/7"] },
+        { cluster: "outbound|83||narrow", prefixes: ["10.5.0.0/16"] },
+      ),
+    );
+    native.commit();
+    const listed = (service: string) =>
+      notes(native.mesh, service).filter((text) => text.startsWith("no connection"));
+    expect(listed("a:80")).toEqual([
+      "no connection to 10.9.9.9:80 is governed: 10.0.0.0/8 is excluded by the configuration (exclude)",
     ]);
+    expect(listed("a:81")).toEqual([
+      "no connection to [fd00:1::1]:81 is governed: [fd00:1::/32]:81 is excluded by the configuration (exclude)",
+    ]);
+    expect(listed("narrow:83").length).toBe(1);
+    expect([...listed("a:82"), ...listed("wide:83")]).toEqual([]);
+    native.exclude([]);
+    expect(listed("a:80")).toEqual([]);
+    expect(published[1]).toEqual({
+      everything: false,
+      services: ["a:80", "a:81", "narrow:83"],
+      frontends: [],
+      splits: [],
+      clusters: [],
+    });
+    native.close();
+  });
+
+  test("server names are not looked at: what happens instead stands beside the service", () => {
+    const named = (cluster: string, ...serverNames: string[]) => ({ cluster, serverNames });
+    const mesh = compiled(
+      // The one name of a TLS service.
+      exact("10.0.0.1", 443, named("outbound|443||one", "one")),
+      // Its names and a way for all others.
+      exact("10.0.0.2", 443, named("outbound|443|v1|two", "a", "b", "c", "d"), {
+        cluster: "outbound|443||two",
+      }),
+      // A block: of one for two names, and of one for a name and for all others, in whichever order.
+      exact(
+        "0.0.0.0",
+        444,
+        { cluster: "outbound|444|v1|three", serverNames: ["x"], prefixes: ["10.1.0.0/16"] },
+        { cluster: "outbound|444|v2|three", serverNames: ["y"], prefixes: ["10.1.0.0/16"] },
+        { cluster: "outbound|444||four", serverNames: ["z"], prefixes: ["10.2.0.0/16"] },
+        { cluster: "outbound|444||five", prefixes: ["10.2.0.0/16"] },
+      ),
+    );
+    expect(target(mesh, "10.0.0.1:443")).toEqual(to("outbound|443||one"));
+    expect(notes(mesh, "one:443")[0]).toBe(
+      "taken for the TLS server name one alone: the name is not looked at, connections with another one, or without TLS, go the same way",
+    );
+    expect(target(mesh, "10.0.0.2:443")).toEqual(to("outbound|443||two"));
+    expect(notes(mesh, "two:443")[0]).toBe(
+      "routes by TLS server name (a, b, c and 1 more): the name is not looked at, these connections go where those with any other name do",
+    );
+    expect(target(mesh, "10.1.0.0/16:444")).toEqual(to("outbound|444||three"));
+    expect(notes(mesh, "three:444")).toContain(
+      "routes by TLS server name (x, y) lead to different clusters: the name is not looked at, all connections go to outbound|444||three",
+    );
+    expect(target(mesh, "10.2.0.0/16:444")).toEqual(to("outbound|444||five"));
+  });
+
+  test("a wildcard listener of one family takes the other one along, and says so", () => {
+    const port = (more: string[]) =>
+      lds(
+        listener("0.0.0.0", 85, [{ cluster: "outbound|85||a" }], {
+          additionalAddresses: more.map((address) => ({
+            address: { socketAddress: { address, portValue: 85 } },
+          })),
+        }),
+      );
+    const along = (mesh: Mesh) => notes(mesh, "a:85").filter((text) => text.includes("taken along"));
+    expect(along(compiled(port([])))).toEqual([
+      "istiod's listener takes IPv4 connections to every address of port 85: those of the other family are taken along",
+    ]);
+    expect(along(compiled(port(["::"])))).toEqual([]);
+    expect(target(compiled(port([])), "*:85")).toEqual(to("outbound|85||a"));
   });
 
   test("the default chain of a port leads to a cluster that is not the mesh's fallback", () => {
@@ -197,6 +299,60 @@ describe("frontends", () => {
       expect(mesh.notes.map(({ text }) => text)).toEqual([
         "port 80 is open to every address that is no service: vs.only can't be told apart at connect time",
       ]);
+    });
+
+    test("hosts whose only address istiod allocated open their port too, and keep that address", () => {
+      const mesh = compiled(
+        lds(catchAll("BlackHoleCluster")),
+        http(80),
+        rds("80", [
+          { name: "auto:80", domains: ["240.240.0.7"] },
+          { name: "named:80" },
+          { name: "own:80", domains: ["10.0.0.1"] },
+        ]),
+        http(81),
+        rds("81", [{ name: "own:81", domains: ["10.0.0.1"] }]),
+        // TCP and TLS; the last one has an address of its own beside.
+        exact("240.240.0.7", 7100, { cluster: "outbound|7100||auto" }),
+        exact("2001:2::7", 7100, { cluster: "outbound|7100||auto" }),
+        exact("240.240.0.7", 443, { cluster: "outbound|443||auto", serverNames: ["auto"] }),
+        exact("240.240.0.8", 7200, { cluster: "outbound|7200||both" }),
+        exact("10.0.0.2", 7200, { cluster: "outbound|7200||both" }),
+        nds({
+          auto: ["240.240.0.7", "2001:2::7"],
+          named: ["240.240.0.9"],
+          own: ["10.0.0.1"],
+          both: ["10.0.0.2", "240.240.0.8"],
+        }),
+      );
+      for (const port of [80, 443, 7100]) expect(target(mesh, `*:${port}`)).toEqual({ kind: "passthrough" });
+      for (const port of [81, 7200]) expect(target(mesh, `*:${port}`)).toBeUndefined();
+      for (const at of ["240.240.0.7:7100", "[2001:2::7]:7100"])
+        expect(target(mesh, at)).toEqual(to("outbound|7100||auto"));
+      expect(target(mesh, "240.240.0.7:80")).toEqual(to("outbound|80||auto"));
+      expect(target(mesh, "240.240.0.9:80")).toEqual(to("outbound|80||named"));
+      const allocated = (service: string) =>
+        notes(mesh, service).filter((text) => text.startsWith("istiod allocated its only address"));
+      for (const service of ["auto:80", "named:80", "auto:7100", "auto:443"])
+        expect(allocated(service).length).toBe(1);
+      for (const service of ["own:80", "own:81", "both:7200"]) expect(allocated(service)).toEqual([]);
+      expect(mesh.notes.map(({ text }) => text)).toEqual([
+        "port 443 is open to every address that is no service: auto can't be told apart at connect time",
+        "port 7100 is open to every address that is no service: auto can't be told apart at connect time",
+        "port 80 is open to every address that is no service: auto, named can't be told apart at connect time",
+      ]);
+    });
+
+    test("in an open mesh the same hosts only say so", () => {
+      const mesh = compiled(
+        lds(catchAll("PassthroughCluster")),
+        exact("240.240.0.7", 7100, { cluster: "outbound|7100||auto" }),
+        nds({ auto: ["240.240.0.7"] }),
+      );
+      expect([...mesh.frontends.keys()]).toEqual(["tcp 240.240.0.7:7100"]);
+      expect(notes(mesh, "auto:7100")).toContain(
+        "istiod allocated its only address: connections to a real address of it go there as they are, without balancing or failover",
+      );
     });
 
     test("a port that leads to one cluster as a whole stays so", () => {

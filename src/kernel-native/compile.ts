@@ -9,6 +9,7 @@ import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
 import { type ServiceId, serviceOfCluster } from "./service.ts";
 import type { Dirty, Store } from "./store.ts";
+import type { Excluded } from "./unreachable.ts";
 
 /** What a compilation changed. */
 export interface Difference {
@@ -38,6 +39,7 @@ export class Compiler {
   };
   readonly #store: Store;
   readonly #resolver: Pick<Resolver, "known" | "keep">;
+  #excluded: readonly Excluded[] = [];
   /** What was compiled last, without what the mesh holds itself. */
   #compiled: Omit<CompiledFrontends, "frontends" | "splits"> | undefined;
   /** Notes of clusters that have any. */
@@ -54,6 +56,11 @@ export class Compiler {
   constructor(store: Store, resolver: Pick<Resolver, "known" | "keep">) {
     this.#store = store;
     this.#resolver = resolver;
+  }
+
+  /** Other destinations are excluded: the next compilation looks at every frontend. */
+  exclude(excluded: readonly Excluded[]): void {
+    this.#excluded = excluded;
   }
 
   /** The clusters with an endpoint of one of these names. */
@@ -97,7 +104,7 @@ export class Compiler {
 
   #compileFrontends(changes: Difference["changes"], services: Set<string>, clusters: Set<string>): boolean {
     const before = this.#compiled;
-    const { frontends, splits, ...now } = compileFrontends(this.#store);
+    const { frontends, splits, ...now } = compileFrontends(this.#store, this.#excluded);
     this.#compiled = now;
     const { mesh } = this;
     update(mesh.frontends, frontends, sameFrontend, changes.frontends);

@@ -2,9 +2,10 @@
  * Listeners, routes and names -> what apps connect to. All of it is compiled at once, since one table of routes
  * holds thousands of services; what differs from before is found by comparing.
  */
-import { contains } from "../mesh/address.ts";
+import { contains, type Prefix } from "../mesh/address.ts";
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
 import type { Frontend, Match, Note, Split, Target } from "../mesh/model.ts";
+import { isAutomatic } from "./automatic.ts";
 import type { Action, Chain, ListenerRecord } from "./listener.ts";
 import { hostsOf } from "./names.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
@@ -19,6 +20,7 @@ import {
   serviceOfCluster,
 } from "./service.ts";
 import type { Store } from "./store.ts";
+import { type Excluded, unreachable } from "./unreachable.ts";
 
 export interface CompiledFrontends {
   frontends: Map<string, Frontend>;
@@ -56,13 +58,14 @@ interface Decision {
   host: string | undefined;
 }
 
-/** Compiles everything that listeners, routes and names say. */
-export function compileFrontends(store: Store): CompiledFrontends {
-  return new Builder(store).build();
+/** Compiles everything that listeners, routes and names say. Frontends within `excluded` are listed as never reached. */
+export function compileFrontends(store: Store, excluded: readonly Excluded[] = []): CompiledFrontends {
+  return new Builder(store, excluded).build();
 }
 
 class Builder {
   readonly #store: Store;
+  readonly #excluded: readonly Excluded[];
   readonly #claims = new Map<string, Claim | Claim[]>();
   readonly #splits = new Map<string, Split>();
   readonly #services = new Map<string, ServiceId>();
@@ -70,14 +73,15 @@ class Builder {
   readonly #meshNotes: Note[] = [];
   readonly #sourceHashed = new Set<string>();
   readonly #headless = new Set<string>();
-  /** Hosts that can't be told apart at connect time, by port. */
+  /** Hosts whose connections can't be told from others at connect time, by port. */
   readonly #undecidable = new Map<number, Set<string>>();
   /** Ports with a frontend for every address. */
   readonly #portWide = new Set<number>();
   #fallback: Target = { kind: "passthrough" };
 
-  constructor(store: Store) {
+  constructor(store: Store, excluded: readonly Excluded[]) {
     this.#store = store;
+    this.#excluded = excluded;
   }
 
   build(): CompiledFrontends {
@@ -90,6 +94,10 @@ class Builder {
     for (const listener of listeners) if (listener.kind === "outbound") this.#addListener(listener);
     this.#passUndecidable();
     const frontends = this.#resolveClaims();
+    for (const { match, service } of frontends.values()) {
+      const why = unreachable(match, this.#excluded);
+      if (why !== undefined) this.#note(service, note("not-enforced", why));
+    }
     const serviceNotes = new Map<string, Notes>();
     for (const [service, notes] of this.#notes) serviceNotes.set(service, sortedNotes(notes));
     return {
@@ -123,16 +131,14 @@ class Builder {
   #addListener(listener: ListenerRecord): void {
     for (const { address, port } of listener.addresses) {
       if (address === "0.0.0.0" || address === "::") this.#addWildcard(listener, port);
-      else if (isLoopback(address)) {
-        const text = `listener ${listener.name} is not taken over: loopback is exempt`;
-        this.#meshNotes.push(note("not-enforced", text));
-      } else this.#addExact(listener, address, port);
+      else this.#addExact(listener, address, port);
     }
   }
 
   /** A listener for every address of a port: HTTP services, address blocks, and what has no address at all. */
   #addWildcard(listener: ListenerRecord, port: number): void {
     let everything: Action | undefined;
+    const blocks: Chain[] = [];
     for (const chain of listener.chains) {
       if (chain.port !== 0 && chain.port !== port) continue;
       const { action } = chain;
@@ -140,15 +146,22 @@ class Builder {
       if (routes !== undefined)
         for (const host of routes.hosts) this.#addHost(host, port, routesName(listener, action));
       if (routes !== undefined || isRouted(action)) continue;
-      if (chain.prefixes.length > 0) this.#addPrefixes(listener, chain, port);
+      if (chain.prefixes.length > 0) blocks.push(chain);
       else if (chain.serverNames.length > 0) {
-        for (const name of chain.serverNames) this.#addUndecidable(port, name, serviceOfAction(action));
+        for (const name of chain.serverNames)
+          this.#addUndecidable(port, name, serviceOfAction(action), NO_ADDRESS);
       } else everything ??= action;
     }
+    this.#addBlocks(listener, blocks, port);
     everything ??= this.#otherwise(listener);
     if (everything === undefined || this.#portWide.has(port)) return;
     this.#portWide.add(port);
     const decision = this.#decisionOf(everything, listener.name);
+    const only = familyOf(listener, port);
+    if (only !== undefined) {
+      const text = `istiod's listener takes ${only} connections to every address of port ${port}: those of the other family are taken along`;
+      decision.notes = [...decision.notes, note("not-enforced", text)];
+    }
     this.#claim({ kind: "port", port }, RANK.listener, decision, this.#identify(undefined, port, decision));
   }
 
@@ -167,12 +180,27 @@ class Builder {
     return action;
   }
 
-  #addPrefixes(listener: ListenerRecord, chain: Chain, port: number): void {
-    for (const { address, length } of chain.prefixes) {
-      const decision = this.#decisionOf(chain.action, `${listener.name} ${address}/${length}`);
-      if (chain.serverNames.length > 0) decision.notes = [...decision.notes, SERVER_NAMES];
+  /** Chains for address blocks: those for the same block are told apart by what is seen after connect(). */
+  #addBlocks(listener: ListenerRecord, chains: readonly Chain[], port: number): void {
+    const blocks = new Map<string, { block: Prefix; chains: Chain[] }>();
+    for (const chain of chains) {
+      for (const block of chain.prefixes) {
+        const key = `${block.address}/${block.length}`;
+        const known = blocks.get(key);
+        if (known === undefined) blocks.set(key, { block, chains: [chain] });
+        else known.chains.push(chain);
+      }
+    }
+    for (const [key, { block, chains: fitting }] of blocks) {
+      const splitName = `${listener.name} ${key}`;
+      const plain = fitting.find(({ serverNames }) => serverNames.length === 0)?.action;
+      const named = fitting.filter(({ serverNames }) => serverNames.length > 0);
+      const decision =
+        plain === undefined
+          ? this.#decideNamed(named, splitName, undefined, port)
+          : this.#decidePlain(plain, named, splitName);
       const service = this.#identify(undefined, port, decision);
-      this.#claim(matchOf(address, length, port), RANK.listener, decision, service);
+      this.#claim(matchOf(block.address, block.length, port), RANK.listener, decision, service);
     }
   }
 
@@ -195,14 +223,20 @@ class Builder {
     }
     for (const { address, length } of host.prefixes) {
       this.#claim(matchOf(address, length, port), RANK.address, decision, service);
+      this.#note(service.name, ONE_BLOCK);
     }
     for (const address of known) {
       if (host.addresses.includes(address)) continue;
       this.#claim({ kind: "address", address, port }, RANK.address, decision, service);
     }
-    if (host.addresses.length + host.prefixes.length + known.length > 0) return;
+    if (host.addresses.length + host.prefixes.length + known.length > 0) {
+      if (host.prefixes.length === 0 && [...host.addresses, ...known].every(isAutomatic)) {
+        this.#addUndecidable(port, host.host, service, AUTOMATIC_ADDRESS);
+      }
+      return;
+    }
     if (host.headless && this.#addHeadless(host, port, decision, service)) return;
-    this.#addUndecidable(port, host.host, service);
+    this.#addUndecidable(port, host.host, service, NO_ADDRESS);
     for (const one of host.notes) this.#note(service.name, one);
   }
 
@@ -226,6 +260,9 @@ class Builder {
     const decision = this.#decideExact(listener, chains, address, port);
     const service = this.#identify(address, port, decision);
     this.#claim({ kind: "address", address, port }, RANK.listener, decision, service);
+    if (isAutomatic(address) && (this.#store.names.addresses.get(service.host) ?? []).every(isAutomatic)) {
+      this.#addUndecidable(port, service.host, service, AUTOMATIC_ADDRESS);
+    }
     // Of services with the same address istiod makes a listener for the first one alone.
     for (const host of hostsOf(this.#store.names, address)) {
       if (host === service.host || host.endsWith(`.${service.host}`)) continue;
@@ -249,29 +286,52 @@ class Builder {
         return plain === undefined ? routed : this.#decideSniffed(listener, plain, routed, port);
       }
     }
-    if (plain !== undefined) {
-      const decision = this.#decisionOf(plain, listener.name);
-      if (named.length > 0) decision.notes = [...decision.notes, SERVER_NAMES];
-      return decision;
-    }
-    const [first] = named;
-    if (first !== undefined) {
-      const decision = this.#decisionOf(first.action, listener.name);
-      const same = named.every(({ action }) => sameDestination(destinationOf(action), decision.destination));
-      decision.notes = [...decision.notes, SERVER_NAMES];
-      if (same) return decision;
-      const service = this.#identify(address, port, decision);
-      const destination: Destination = { kind: "cluster", cluster: ownCluster(service.host, service.port) };
-      return {
-        ...decision,
-        destination,
-        target: this.#target(destination, listener.name),
-        hashesSource: false,
-      };
-    }
+    if (plain !== undefined) return this.#decidePlain(plain, named, listener.name);
+    if (named.length > 0) return this.#decideNamed(named, listener.name, address, port);
     if (otherwise !== undefined && !isRouted(otherwise)) return this.#decisionOf(otherwise, listener.name);
     // Envoy closes what no chain takes.
     return this.#decision(undefined, { kind: "refuse", reason: "policy" }, []);
+  }
+
+  /** The chain that asks for no server name takes those that do along. */
+  #decidePlain(plain: Action, named: readonly Chain[], splitName: string): Decision {
+    const decision = this.#decisionOf(plain, splitName);
+    const others = named.filter(
+      ({ action }) => !sameDestination(destinationOf(action), decision.destination),
+    );
+    if (others.length > 0) {
+      const text = `routes by TLS server name (${namesOf(others)}): the name is not looked at, these connections go where those with any other name do`;
+      decision.notes = [...decision.notes, note("layer7", text)];
+    }
+    return decision;
+  }
+
+  /** Only TLS with certain server names is taken, and connect() sees no name: one way for all, the service's own cluster at best. */
+  #decideNamed(
+    named: readonly Chain[],
+    splitName: string,
+    address: string | undefined,
+    port: number,
+  ): Decision {
+    const [first] = named;
+    if (first === undefined) return this.#decision(undefined, undefined, []);
+    const decision = this.#decisionOf(first.action, splitName);
+    const names = namesOf(named);
+    if (named.every(({ action }) => sameDestination(destinationOf(action), decision.destination))) {
+      const text = `taken for the TLS server name ${names} alone: the name is not looked at, connections with another one, or without TLS, go the same way`;
+      decision.notes = [...decision.notes, note("layer7", text)];
+      return decision;
+    }
+    const service = this.#identify(address, port, decision);
+    const destination: Destination = { kind: "cluster", cluster: ownCluster(service.host, service.port) };
+    const text = `routes by TLS server name (${names}) lead to different clusters: the name is not looked at, all connections go to ${destination.cluster}`;
+    return {
+      ...decision,
+      destination,
+      target: this.#target(destination, splitName),
+      hashesSource: false,
+      notes: [...decision.notes, note("layer7", text)],
+    };
   }
 
   /** The virtual host of an address; undefined when its routes are not known (yet). */
@@ -426,11 +486,12 @@ class Builder {
     return used;
   }
 
-  #addUndecidable(port: number, host: string, service: ServiceId): void {
+  /** `why` is the remark beside the service. */
+  #addUndecidable(port: number, host: string, service: ServiceId, why: Note): void {
     const hosts = this.#undecidable.get(port);
     if (hosts === undefined) this.#undecidable.set(port, new Set([host]));
     else hosts.add(host);
-    this.#note(service.name, NO_ADDRESS);
+    this.#note(service.name, why);
   }
 
   /** In a closed mesh, a port with such hosts stays open: refusing them would cut what the mesh allows. */
@@ -455,14 +516,27 @@ class Builder {
   }
 }
 
-const SERVER_NAMES = note(
-  "layer7",
-  "routes by TLS server name: not looked at, all connections go the same way",
-);
 const NO_ADDRESS = note(
   "layer7",
   "it has no address of its own: its connections can't be told from others at connect time",
 );
+
+/** Seen: the first of several, another one after a restart of istiod; the table of names leaves blocks out. */
+const ONE_BLOCK = note(
+  "not-enforced",
+  "istiod names one address block of an HTTP service: if it has more, connections to the others are not governed",
+);
+const AUTOMATIC_ADDRESS = note(
+  "layer7",
+  "istiod allocated its only address: connections to a real address of it go there as they are, without balancing or failover",
+);
+
+/** The server names of chains, the first three of them. */
+function namesOf(chains: readonly Chain[]): string {
+  const names = [...new Set(chains.flatMap(({ serverNames }) => serverNames))].sort();
+  const some = names.slice(0, 3).join(", ");
+  return names.length > 3 ? `${some} and ${names.length - 3} more` : some;
+}
 
 function takenBy(match: string, service: string): Note {
   return note("conflict", `${match} belongs to ${service}`);
@@ -493,6 +567,13 @@ function specificity(chain: Chain, address: string): number {
     if (contains(prefix, address)) best = Math.max(best, prefix.length + 1);
   }
   return best;
+}
+
+/** The one family whose addresses a wildcard listener takes on a port; undefined when it takes both. */
+function familyOf(listener: ListenerRecord, port: number): "IPv4" | "IPv6" | undefined {
+  const addresses = listener.addresses.filter((one) => one.port === port).map(({ address }) => address);
+  if (addresses.includes("0.0.0.0") && addresses.includes("::")) return undefined;
+  return addresses.includes("::") ? "IPv6" : "IPv4";
 }
 
 function isRouted(action: Action): boolean {
@@ -541,10 +622,6 @@ function sameDestination(a: Destination | undefined, b: Destination | undefined)
       return share.cluster === other?.cluster && share.weight === other.weight;
     })
   );
-}
-
-function isLoopback(address: string): boolean {
-  return address.startsWith("127.") || address === "::1";
 }
 
 function compareClaims(a: Claim, b: Claim): number {

@@ -4,6 +4,7 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import { Compiler } from "./compile.ts";
 import { type Lookup, Resolver } from "./resolver.ts";
 import { Store } from "./store.ts";
+import type { Excluded } from "./unreachable.ts";
 
 export interface KernelNativeOptions {
   /** Send plaintext where the configuration demands TLS, instead of refusing. */
@@ -13,6 +14,8 @@ export interface KernelNativeOptions {
    * place: what has to outlive the call must be copied.
    */
   publish(mesh: Mesh, changes: Changes): void;
+  /** Destinations that are never governed by the operator's will: frontends there are listed. */
+  excluded?: readonly Excluded[];
   /** How names of DNS clusters are looked up; the machine's way by default. */
   lookup?: Lookup;
 }
@@ -32,6 +35,7 @@ export class KernelNative implements ResourceSink {
       changed: (hosts) => this.#resolved(hosts),
     });
     this.#compiler = new Compiler(this.#store, this.#resolver);
+    this.#compiler.exclude(options.excluded ?? []);
   }
 
   upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
@@ -66,6 +70,15 @@ export class KernelNative implements ResourceSink {
       endpoints: Object.fromEntries(endpoints),
       names: Object.fromEntries(names.addresses),
     };
+  }
+
+  /** Other destinations are excluded from now on: publishes what differs by it, remarks alone. */
+  exclude(excluded: readonly Excluded[]): void {
+    this.#compiler.exclude(excluded);
+    // Half a push must not be seen: it goes live with the rest.
+    const isReceiving = this.#store.isDirty;
+    this.#store.touchFrontends();
+    if (this.#published && !isReceiving) this.#compile();
   }
 
   /** Stops looking up names. */

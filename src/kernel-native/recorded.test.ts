@@ -139,8 +139,13 @@ describe("frontends", () => {
     expect(at("*:7310", "registry-only").target).toEqual({ kind: "passthrough" });
     expect(at("*:7311", "registry-only").target).toEqual({ kind: "passthrough" });
     const open = meshNotes("registry-only").filter((text) => text.includes("open to every address"));
-    expect(open.map((text) => text.slice(0, 9))).toEqual(["port 7310", "port 7311"]);
-    expect(open[0]).toContain("*.wild.internal");
+    expect(open.map((text) => /^port \d+/.exec(text)?.[0])).toEqual(
+      [7200, 7201, 7202, 7300, 7301, 7310, 7311, 8500, 8600].map((port) => `port ${port}`),
+    );
+    expect(open[5]).toContain("*.wild.internal");
+    // Their only address is one that istiod allocated: TCP, HTTP, DNS and dynamic DNS hosts.
+    for (const port of [7200, 7300, 7301, 8500, 8600])
+      expect(at(`*:${port}`, "registry-only").target).toEqual({ kind: "passthrough" });
     expect(mesh("v4").frontends.has("tcp *:7310")).toBe(false);
   });
 
@@ -187,7 +192,9 @@ describe("frontends", () => {
       service: "tlssvc.shop.internal:443",
       target: to("outbound|7500||simple.shop.internal"),
     });
-    expect(notesOf("tlssvc.shop.internal:443")[0]).toStartWith("layer7: routes by TLS server name");
+    expect(notesOf("tlssvc.shop.internal:443")[0]).toStartWith(
+      "layer7: taken for the TLS server name tlssvc.shop.internal alone",
+    );
   });
 
   test("a duplicate address belongs to the first service, the other one says so", () => {

@@ -107,6 +107,11 @@ export class Store {
     for (const cluster of clusters) this.#dirty.clusters.add(cluster);
   }
 
+  /** Lets the next compilation look at all frontends. */
+  touchFrontends(): void {
+    this.#dirty.frontends = true;
+  }
+
   /** What changed since this was called last. */
   takeDirty(): Dirty {
     const dirty = this.#dirty;

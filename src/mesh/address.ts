@@ -94,7 +94,14 @@ export function prefixBits(prefix: Prefix): number {
 
 /** Whether `address` (canonical text) lies in `prefix`. Families never mix. */
 export function contains(prefix: Prefix, address: string): boolean {
-  if (isV4(prefix.address) !== isV4(address)) return false;
+  const block = parseV4(prefix.address);
+  const bits = parseV4(address);
+  if (block !== undefined && bits !== undefined) {
+    const shift = 32 - prefix.length;
+    return shift >= 32 || block >>> shift === bits >>> shift;
+  }
+  // Every frontend of a mesh is compared with a list of blocks: most are of one family, the blocks of two.
+  if (block !== undefined || bits !== undefined) return false;
   return maskPrefix({ address, length: prefix.length }).address === maskPrefix(prefix).address;
 }
 

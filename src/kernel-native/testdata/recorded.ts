@@ -5,6 +5,7 @@ import { gunzipSync } from "node:zlib";
 import type { ResourceType } from "../../istiod/stream/sink.ts";
 import { KernelNative } from "../kernel-native.ts";
 import type { Lookup } from "../resolver.ts";
+import type { Excluded } from "../unreachable.ts";
 
 /** v4: the node has one IPv4 address. restarted: the same after a restart of istiod. */
 export type Recording =
@@ -52,13 +53,16 @@ export interface Published {
 }
 
 /** A KernelNative without a network, and what it published, oldest first. */
-export function observed(options: { allowPlaintext?: boolean; lookup?: Lookup } = {}): {
+export function observed(
+  options: { allowPlaintext?: boolean; lookup?: Lookup; excluded?: readonly Excluded[] } = {},
+): {
   native: KernelNative;
   published: Published[];
 } {
   const published: Published[] = [];
   const native = new KernelNative({
     allowPlaintext: options.allowPlaintext ?? false,
+    excluded: options.excluded ?? [],
     lookup: options.lookup ?? (() => Promise.resolve({ addresses: [], ttl: 60 })),
     publish: (_, changes) => {
       published.push(
