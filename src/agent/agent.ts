@@ -270,6 +270,7 @@ export class Agent {
             this.#config,
             this.#snapshots.trouble,
             () => this.#ownership.datapath?.damage() ?? damageAt(bpffs),
+            this.#config,
           ),
         }),
         "/dump/received": () => this.#controlPlane.received(),

@@ -230,7 +230,11 @@ describe("what is wrong is named, with its place and the next step", () => {
     ["list for one", () => readConfig(withFile("namespace: [a, b]", base)), /key namespace: one value/],
     ["switch", () => readConfig(withFile("shadow: maybe", base)), /"maybe" is neither true nor false/],
     ["file missing", () => readConfig(withFile("", { ...base, ca: "/does/not/exist" })), /--ca: .*ENOENT/],
-    ["token missing", () => requireReadable("--token", "/does/not/exist"), /--token: .*ENOENT.*mode/],
+    [
+      "token missing",
+      () => requireReadable("--token", "/does/not/exist"),
+      /--token: .*ENOENT.*Check the path/,
+    ],
     [
       "trust domain",
       () => readConfig(withFile("trust-domain: a/b", base)),

@@ -1,11 +1,14 @@
 /** What the operator decides, read from all the places of sources.ts and checked as a whole. */
 import { resolve } from "node:path";
 import type { Json } from "../istiod/node.ts";
-import { ConfigError } from "./config-error.ts";
+import { ConfigError, NotThereYet } from "./config-error.ts";
 import { type Exclude, parseExclude } from "./exclude.ts";
+import { type FOLDERS, SETTINGS } from "./settings.ts";
 import { readFile, refuseUnknown, type Sources, Values } from "./sources.ts";
 import {
   Invalid,
+  isObject,
+  MissingFile,
   parseCgroup,
   parseDirectory,
   parseIp,
@@ -32,6 +35,8 @@ export interface Folders {
 }
 
 export interface Config extends Folders {
+  /** The whole path of the file, whether or not it is there. */
+  file: string;
   istiod: { host: string; port: number };
   /** Names to canonical addresses. */
   hosts: Record<string, string>;
@@ -76,6 +81,12 @@ export interface Config extends Folders {
   logLevel: "error" | "warn" | "info" | "debug";
 }
 
+/** What the process that is to use the configuration can reach: a service's sandbox. */
+export interface FileAccess {
+  /** Why a file can't be read, or a folder not be written to, and what helps; undefined when it can. */
+  blocked(path: string, access: "read" | "write"): { reason: string; next: string } | undefined;
+}
+
 /** All of it, for `run`. Throws ConfigError at the first thing that is wrong. */
 export function readConfig(sources: Sources): Config {
   const { config, problems } = examineConfig(sources);
@@ -85,26 +96,31 @@ export function readConfig(sources: Sources): Config {
 }
 
 /**
- * The same, with everything that is wrong; the configuration then has fallbacks in its place and is for no agent.
+ * The same, with everything that is wrong; with a `sandbox`, also what it keeps from a file that is named; the configuration then has fallbacks in its place and is for no agent.
  * Throws ConfigError when the file can't be read as one.
  */
-export function examineConfig(sources: Sources): { config: Config; problems: ConfigError[] } {
+export function examineConfig(
+  sources: Sources,
+  sandbox?: FileAccess,
+): { config: Config; problems: ConfigError[] } {
   const problems: ConfigError[] = [];
   const file = readFile(sources.file);
   refuseUnknown(file, sources.file.path, problems);
   const given = new Values(sources, file, problems);
+  const visible = visibleIn(sandbox);
   const plaintext = given.switch("plaintext");
   const port = plaintext ? 15010 : 15012;
   const istiod = given.text("istiod", (text) => parseIstiod(text, port));
   if (!istiod && !given.has("istiod")) {
     problems.push(
-      new ConfigError(
+      new NotThereYet(
         "istiod's address is missing",
         `Say --istiod HOST:PORT, or set KMESH_ISTIOD, or write "istiod: HOST:PORT" into ${sources.file.path}.`,
+        sources.file.path,
       ),
     );
   }
-  const ca = given.text("ca", readable);
+  const ca = given.text("ca", (path) => readable(visible(path, "read")));
   if (!plaintext && !given.has("ca")) {
     problems.push(
       new ConfigError(
@@ -114,14 +130,15 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     );
   }
   const config: Config = {
-    ...folders(given),
+    file: resolve(sources.file.path),
+    ...folders(given, visible),
     istiod: istiod ?? { host: "", port },
     hosts: given.map("hosts", (name, value) => parseIp(textOf(value, name))),
     caServer: given.text("ca-server", (text) => parseIstiod(text, port)),
     plaintext,
     ca,
     // Not read here: who has a certificate already can do without.
-    token: given.text("token", (path) => resolve(path)),
+    token: given.text("token", (path) => resolve(visible(path, "read"))),
     mode: given.choice("mode", ["kernel-native"]),
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseObjectName),
@@ -139,7 +156,7 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
     workloadGroup: given.text("workload-group", parseObjectName),
     workloadEntry: given.text("workload-entry", parseObjectName),
     ports: given.json("ports", parsePorts),
-    readinessProbe: given.json("readiness-probe", parseProbe),
+    readinessProbe: given.json("readiness-probe", (value) => visibleProbe(parseProbe(value), visible)),
     probeLocalhost: given.switch("probe-localhost"),
     metadata: given.map("metadata", parseMetadata),
     // Everything, unless somebody said what. No unit, said in so many words, is nothing.
@@ -165,17 +182,37 @@ export function examineConfig(sources: Sources): { config: Config; problems: Con
 /** The folders alone, for the commands that look at a mesh which may have been started otherwise. */
 export function readFolders(sources: Sources): Folders {
   const problems: ConfigError[] = [];
-  const found = folders(new Values(sources, readFile(sources.file), problems));
+  const found = folders(new Values(sources, readFile(sources.file), problems), visibleIn(undefined));
   if (problems[0]) throw problems[0];
   return found;
 }
 
-function folders(given: Values): Folders {
-  return {
-    bpffs: given.always("bpffs", parseDirectory),
-    stateDir: given.always("state-dir", parseDirectory),
-    runDir: given.always("run-dir", parseDirectory),
+function folders(given: Values, visible: Visible): Folders {
+  const folder = (name: (typeof FOLDERS)[number]) =>
+    given.text(name, (text) => parseDirectory(visible(text, "write"))) ?? SETTINGS[name].fallback;
+  return { bpffs: folder("bpffs"), stateDir: folder("state-dir"), runDir: folder("run-dir") };
+}
+
+/** Gives the path back. Throws Invalid when the sandbox does not let it. */
+type Visible = (path: string, access: "read" | "write") => string;
+
+function visibleIn(sandbox: FileAccess | undefined): Visible {
+  return (path, access) => {
+    const blocked = sandbox?.blocked(path, access);
+    if (blocked) throw new Invalid(blocked.reason, blocked.next);
+    return path;
   };
+}
+
+/** The program of an exec probe, and whatever it is given that looks like a whole path. */
+function visibleProbe<P extends { readonly [key: string]: Json }>(probe: P, visible: Visible): P {
+  const { exec } = probe;
+  const command = isObject(exec) && Array.isArray(exec.command) ? exec.command : [];
+  for (const [i, word] of command.entries()) {
+    const isPath = typeof word === "string" && (i === 0 ? word.includes("/") : word.startsWith("/"));
+    if (isPath) visible(word, "read");
+  }
+  return probe;
 }
 
 /** Throws ConfigError when the file that `from` names can't be read. */
@@ -184,6 +221,9 @@ export function requireReadable(from: string, path: string): void {
     readable(path);
   } catch (error) {
     if (!(error instanceof Invalid)) throw error;
-    throw new ConfigError(`${from}: ${error.message}`, error.next);
+    const message = `${from}: ${error.message}`;
+    throw error instanceof MissingFile
+      ? new NotThereYet(message, error.next, error.path)
+      : new ConfigError(message, error.next);
   }
 }

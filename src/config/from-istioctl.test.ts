@@ -89,11 +89,11 @@ test("so can flags and variables, where maps and JSON are texts", () => {
       SETTINGS[name as SettingName].kind === "map" ? [text(value)] : text(value),
     ]),
   );
-  expect(readConfig({ flags, env: {}, file })).toEqual(fromFile);
+  expect(readConfig({ flags, env: {}, file })).toEqual({ ...fromFile, file: file.path });
   const env = Object.fromEntries(
     given.map(([name, value]) => [`KMESH_${name.toUpperCase().replaceAll("-", "_")}`, text(value)]),
   );
-  expect(readConfig({ flags: {}, env, file })).toEqual(fromFile);
+  expect(readConfig({ flags: {}, env, file })).toEqual({ ...fromFile, file: file.path });
 });
 
 test("the node is what the files and the machine say; the address for NAT comes first", () => {

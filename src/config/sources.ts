@@ -2,10 +2,10 @@
 import { codeOrReason, reasonOf } from "../errors/reason.ts";
 import { readTextFile } from "../files/read-file.ts";
 import type { Json } from "../istiod/node.ts";
-import { ConfigError } from "./config-error.ts";
+import { ConfigError, NotThereYet } from "./config-error.ts";
 import { closest } from "./did-you-mean.ts";
 import { SETTINGS, type Setting, type SettingName, variableOf } from "./settings.ts";
-import { Invalid, isObject, parseJson, TEXT_FIELDS } from "./syntax.ts";
+import { Invalid, isObject, MissingFile, parseJson, TEXT_FIELDS } from "./syntax.ts";
 import { entriesOf, jsonOf, readYaml, textsOf, type Written } from "./yaml.ts";
 
 /** Where the file lies unless `--config` says otherwise. It need not exist. */
@@ -193,7 +193,10 @@ export class Values {
       return parse(value);
     } catch (error) {
       if (!(error instanceof Invalid)) throw error;
-      return this.#wrong(`${from}: ${error.message}`, error.next);
+      const message = `${from}: ${error.message}`;
+      if (error instanceof MissingFile) this.#problems.push(new NotThereYet(message, error.next, error.path));
+      else this.#wrong(message, error.next);
+      return undefined;
     }
   }
 

@@ -4,7 +4,7 @@ import { accessSync, constants } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { NoUnit, unitName } from "../datapath/tables/unit.ts";
 import { ActionableError } from "../errors/actionable-error.ts";
-import { codeOrReason } from "../errors/reason.ts";
+import { codeOrReason, isMissing } from "../errors/reason.ts";
 import { requireRegularFile } from "../files/read-file.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/join/object-name.ts";
 import { faultOfProbe } from "../istiod/join/readiness-probe.ts";
@@ -26,6 +26,15 @@ export const TEXT_FIELDS: ReadonlySet<string> = new Set([
 
 /** Says why a text is no value, and what one looks like. Values turns it into a ConfigError. */
 export class Invalid extends ActionableError {}
+
+/** The value names a file that is not there. */
+export class MissingFile extends Invalid {
+  readonly path: string;
+  constructor(reason: string, next: string, path: string) {
+    super(reason, next);
+    this.path = path;
+  }
+}
 
 /** HOST, HOST:PORT, IPv4, [IPv6]:PORT or a bare IPv6 address. */
 export function parseIstiod(text: string, port: number): { host: string; port: number } {
@@ -179,10 +188,9 @@ export function readable(path: string): string {
     requireRegularFile(path);
     return resolve(path);
   } catch (error) {
-    throw new Invalid(
-      `${path} can't be read (${codeOrReason(error)})`,
-      "Check the path and the file's mode.",
-    );
+    const reason = `${path} can't be read (${codeOrReason(error)})`;
+    if (isMissing(error)) throw new MissingFile(reason, "Check the path.", path);
+    throw new Invalid(reason, "Check the path and the file's mode.");
   }
 }
 

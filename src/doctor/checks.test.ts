@@ -6,6 +6,8 @@ import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { Authority } from "../../test/lab/authority.ts";
 import { type Config, examineConfig } from "../config/config.ts";
+import { sourcesOf } from "../config/sources.ts";
+import { examineFiles } from "../machine/config-files.ts";
 import { type Check, type Finding, firstError, runChecks } from "./check-runner.ts";
 import { checksOf } from "./checks.ts";
 
@@ -44,7 +46,7 @@ function configOf(settings: Record<string, unknown> = {}): { config: Config; che
     env: {},
     file: { path: join(folder, "none.yaml"), required: false },
   });
-  return { config, checks: checksOf(config, problems, "none.yaml") };
+  return { config, checks: checksOf({ config, problems, remarks: [] }, "none.yaml") };
 }
 
 /** What one check finds, all that it needs given. */
@@ -123,10 +125,10 @@ test("a configuration that others can write", async () => {
   const file = join(folder, "open.yaml");
   writeFileSync(file, "");
   chmodSync(file, 0o666);
-  const { config } = configOf();
-  const look = async () => lines((await checksOf(config, [], file)[0]?.look()) ?? []);
+  const sources = sourcesOf({ config: file, istiod: "a:1", plaintext: true }, {});
+  const look = async () => lines((await checksOf(examineFiles(sources, "ignored"), file)[0]?.look()) ?? []);
   expect((await look())[1]).toBe(
-    `warning: others can write ${file}, and so what runs here as root => chmod go-w ${file}`,
+    `warning: ${file} may be written by others (mode 666): whoever writes there decides where this machine's connections go => chmod go-w ${file}`,
   );
   chmodSync(file, 0o644);
   expect((await look()).length).toBe(1);

@@ -1,24 +1,27 @@
 /** All that is damaged around one kmesh: its pins, and the folders that it writes to. */
 
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
-import type { Folders } from "../config/config.ts";
+import type { Config, Folders } from "../config/config.ts";
 import { type Damage, damageAt } from "../datapath/inspect/damage.ts";
 import { reasonOf } from "../errors/reason.ts";
+import { unsafeConfig } from "./config-files.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
 
 /**
  * Looks at everything; changes nothing, and never throws. `snapshot` is what an agent that runs says of the last one that it
- * could not write, `pins` what it finds of the pins. Needs root.
+ * could not write, `pins` what it finds of the pins; of `config` the files are looked at. Needs root.
  */
 export function damageOf(
   folders: Folders,
   snapshot?: string,
   pins = () => damageAt(folders.bpffs),
+  config?: Config,
 ): Damage[] {
   const state = damagedState(folders.stateDir);
   return [
     ...damagedPins(folders.bpffs, pins),
     ...exposed(folders),
+    ...(config ? unsafeConfig(config) : []),
     ...state,
     ...(snapshot === undefined || state.length > 0
       ? []

@@ -3,7 +3,7 @@
 import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Folders } from "../config/config.ts";
-import { ConfigError } from "../config/config-error.ts";
+import { NotThereYet } from "../config/config-error.ts";
 import type { Log } from "../config/log.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
@@ -92,16 +92,17 @@ export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): v
 
 /**
  * The folders of the cgroups to enrol: paths below the cgroup2 root as systemd writes them, or whole paths.
- * Throws ConfigError for one that does not exist.
+ * Throws NotThereYet for one that does not exist.
  */
 export function enrolledCgroups(paths: readonly string[]): string[] {
   const root = cgroup2Root();
   return paths.map((path) => {
     const folder = path === root || path.startsWith(`${root}/`) ? path : join(root, path);
     if (existsSync(folder) && statSync(folder).isDirectory()) return folder.replace(/(.)\/+$/, "$1");
-    throw new ConfigError(
+    throw new NotThereYet(
       `there is no cgroup ${path} (no folder ${folder})`,
       "Name one that exists; systemctl show -p ControlGroup UNIT tells a unit's.",
+      folder,
     );
   });
 }

@@ -9,9 +9,11 @@ import { type DecidedSettings, settingsOf } from "../../config/from-istioctl.ts"
 import { SETTINGS, type SettingName } from "../../config/settings.ts";
 import { type Sources, sourcesOf } from "../../config/sources.ts";
 import { type SettingValues, settingValues } from "../../config/values.ts";
+import { codeOrReason } from "../../errors/reason.ts";
 import { readTextFile } from "../../files/read-file.ts";
 import { isExposed } from "../../istiod/identity/token.ts";
 import { faultOfRoots } from "../../istiod/join/membership.ts";
+import { examineFiles } from "../../machine/config-files.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { readSnapshotSettings } from "../../state/snapshot.ts";
 import { readMembers } from "../config-file/membership-files.ts";
@@ -87,12 +89,15 @@ async function check(sources: Sources, format: Format): Promise<number> {
 
 async function examine(sources: Sources): Promise<{ problems: ConfigError[]; remarks: string[] }> {
   try {
-    const { config, problems } = examineConfig(sources);
+    const { config, problems, remarks } = examineFiles(sources);
     const { token } = config;
     const exposed = token !== undefined && isExposed(token);
     return {
       problems: [...problems, ...(await furtherProblems(config))],
-      remarks: exposed ? [`others can read the token in ${token}: chmod 0600 ${token}`] : [],
+      remarks: [
+        ...remarks.map(({ text, cure }) => `${text}: ${cure}`),
+        ...(exposed ? [`others can read the token in ${token}: chmod 0600 ${token}`] : []),
+      ],
     };
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
@@ -102,7 +107,6 @@ async function examine(sources: Sources): Promise<{ problems: ConfigError[]; rem
 
 /** What the agent would find out at its start: files that are no certificates, cgroups that are not there. */
 async function furtherProblems(config: Config): Promise<ConfigError[]> {
-  const { accessSync, constants } = await import("node:fs");
   const { enrolledCgroups } = await import("../../machine/machine.ts");
   const problems: ConfigError[] = [];
   if (config.ca !== undefined) {
@@ -112,11 +116,11 @@ async function furtherProblems(config: Config): Promise<ConfigError[]> {
   }
   if (config.token !== undefined && !config.plaintext && certifiedId(config.stateDir) === undefined) {
     try {
-      accessSync(config.token, constants.R_OK);
-    } catch {
+      readTextFile(config.token);
+    } catch (error) {
       problems.push(
         new ConfigError(
-          `the token ${config.token} can't be read, and there is no certificate yet`,
+          `the token ${config.token} can't be read (${codeOrReason(error)}), and there is no certificate yet`,
           "Have istioctl or kubectl create token write one there.",
         ),
       );

@@ -1,8 +1,8 @@
-import { examineConfig } from "../../config/config.ts";
 import { SETTINGS } from "../../config/settings.ts";
 import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
 import { type Finding, firstError, type Result, runChecks } from "../../doctor/check-runner.ts";
 import { checksOf } from "../../doctor/checks.ts";
+import { examineFiles } from "../../machine/config-files.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
@@ -21,9 +21,9 @@ export const doctor = command({
     const format = formatOf(flags);
     requireRoot("kmesh doctor");
     const sources = sourcesOf(flags, process.env);
-    const { config, problems } = examineConfig(sources);
-    await exemptFromMesh(config.bpffs);
-    const checks = checksOf(config, problems, sources.file.path || CONFIG_FILE);
+    const examined = examineFiles(sources);
+    await exemptFromMesh(examined.config.bpffs);
+    const checks = checksOf(examined, sources.file.path || CONFIG_FILE);
     const width = Math.max(...checks.map(({ name }) => name.length));
     const results = await runChecks(checks, (result) => {
       if (format === "text") print(formatResult(result, width));

@@ -1,16 +1,17 @@
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Agent } from "../../agent/agent.ts";
 import { formatReload } from "../../agent/reload.ts";
-import { type Config, readConfig } from "../../config/config.ts";
+import type { Config } from "../../config/config.ts";
 import { ConfigError } from "../../config/config-error.ts";
 import type { Log } from "../../config/log.ts";
 import { SETTINGS, unknownVariables } from "../../config/settings.ts";
-import { type Flags, sourcesOf } from "../../config/sources.ts";
+import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { readTextFile } from "../../files/read-file.ts";
 import { INVITATION } from "../../handover/protocol.ts";
 import type { Succession } from "../../handover/successor.ts";
 import { execSelf } from "../../kernel/process.ts";
+import { examineFiles, hiddenForAgent } from "../../machine/config-files.ts";
 import { version } from "../../runtime/version.ts";
 import { CONFIG_FLAG, command } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -52,7 +53,7 @@ export const run = command({
 async function begin(flags: Flags, succession: Succession | undefined): Promise<number> {
   const sources = sourcesOf(flags, process.env);
   const text = textAt(sources.file.path);
-  const config = readConfig(sources);
+  const config = acceptConfig(sources, (text) => remark(`kmesh: ${text}`));
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
@@ -78,7 +79,8 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
   // The service manager listens to the one that it takes for the agent, and complains of others.
   let known = succession === undefined;
-  const readAgain = (agent: Agent) => reload(agent, () => readConfig(sourcesOf(flags, process.env)), log);
+  const readAgain = (agent: Agent) =>
+    reload(agent, () => acceptConfig(sourcesOf(flags, process.env), (text) => log.warn(text)), log);
   let reloadNow = (): string => {
     throw new Conflict("the agent is only about to start");
   };
@@ -154,6 +156,15 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       "Stop it first, or choose other folders with --bpffs, --state-dir and --run-dir.",
     );
   }
+}
+
+/** The configuration as `config check` judges it. Throws the first ConfigError; the rest is told by `warn`. */
+function acceptConfig(sources: Sources, warn: (text: string) => void): Config {
+  const { config, problems, remarks } = examineFiles(sources, hiddenForAgent(sources.file.path));
+  const [first] = problems;
+  if (first) throw first;
+  for (const { text, cure } of remarks) warn(`${text}. ${cure}`);
+  return config;
 }
 
 /** A configuration that is wrong, or that the kernel refuses, is told and thrown; the one before stays. Gives what is told. */

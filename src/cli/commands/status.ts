@@ -20,13 +20,14 @@ export const status = command({
   },
   async run({ flags }) {
     const format = formatOf(flags);
-    const folders = readFolders(sourcesOf(flags, process.env));
+    const sources = sourcesOf(flags, process.env);
+    const folders = readFolders(sources);
     const { alive, value } = await view<Answer>(folders, "/status", async () => ({
       agent: lastWords(folders).status,
       kernel: await kernelState(folders.bpffs, false),
     }));
     // An agent of an earlier version does not look for it.
-    const damage = value.damage ?? (await damageNow(folders));
+    const damage = value.damage ?? (await damageNow(folders, sources));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
     const atBoot = bootOrders(dirname(installedPaths().unit));
     const standing = readStanding(folders.stateDir);

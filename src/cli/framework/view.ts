@@ -2,7 +2,8 @@
 
 import { askAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket, readStatus } from "../../admin/status.ts";
-import type { Folders } from "../../config/config.ts";
+import { examineConfig, type Folders } from "../../config/config.ts";
+import type { Sources } from "../../config/sources.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Inspection, Summary } from "../../datapath/inspect/inspect.ts";
 import type { OlderConnections } from "../../datapath/inspect/preexisting-connections.ts";
@@ -60,9 +61,9 @@ export function lastWords(folders: Folders): { status: AgentStatus | undefined; 
 }
 
 /** What this command finds damaged, without an agent's help. */
-export async function damageNow(folders: Folders): Promise<Damage[]> {
+export async function damageNow(folders: Folders, sources: Sources): Promise<Damage[]> {
   const { damageOf } = await import("../../machine/damage.ts");
-  return damageOf(folders);
+  return damageOf(folders, undefined, undefined, examineConfig(sources).config);
 }
 
 /** Reads the pinned tables, the `whole` of them or their summary; undefined when nothing is pinned there. */

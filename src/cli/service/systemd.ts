@@ -1,10 +1,10 @@
 /** systemd as the commands need it: is it there, ask it, and which of its services an agent is. */
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
+import { SERVICE } from "../../machine/service-sandbox.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 
-/** The name of our own service. */
-export const SERVICE = "kmesh.service";
+export { SERVICE };
 
 /** Ends when connections are governed; units that are closed at boot require it. */
 export const GATE = "kmesh-wait.service";

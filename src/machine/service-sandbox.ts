@@ -1,0 +1,216 @@
+/**
+ * Which files kmesh.service can see and write, read from the unit itself and its drop-ins (systemd.exec(5), "Sandboxing").
+ * `kmesh run`, `config check` and `doctor` all ask here, so that no file passes one and fails the other.
+ */
+import { existsSync, readdirSync } from "node:fs";
+import { basename, isAbsolute, join } from "node:path";
+import { pathSteps } from "../files/path-steps.ts";
+import { readTextFile } from "../files/read-file.ts";
+import { asset } from "../runtime/assets.ts";
+
+/** The name of our own service. */
+export const SERVICE = "kmesh.service";
+
+/** Where units and their drop-ins lie, what counts most last: systemd.unit(5). */
+const UNIT_FOLDERS = [
+  "/lib/systemd/system",
+  "/usr/lib/systemd/system",
+  "/run/systemd/system",
+  "/etc/systemd/system",
+];
+
+export type Access = "read" | "write";
+
+/** Why the service can't do it, without a subject, and what helps. */
+export interface Blocked {
+  reason: string;
+  next: string;
+}
+
+/** What a path and all below it is to the service; the longest path that fits counts. */
+interface Rule {
+  path: string;
+  access: "none" | Access;
+  /** As the unit has it: ProtectHome=yes. */
+  directive: string;
+}
+
+export class ServiceSandbox {
+  readonly #rules: readonly Rule[];
+
+  /** From the texts of the unit and its drop-ins, in systemd's order. */
+  constructor(...texts: string[]) {
+    this.#rules = rulesOf(settingsOf(texts));
+  }
+
+  /** Why the service can't read, or write to, the path; undefined when the sandbox lets it. Follows links. */
+  blocked(path: string, access: Access): Blocked | undefined {
+    if (!isAbsolute(path))
+      return {
+        reason: `${path} is no whole path, and ${SERVICE} would look for it in /`,
+        next: "Write the path from / on.",
+      };
+    const steps = pathSteps(path);
+    const last = steps.at(-1)?.path ?? path;
+    // Each link has to be seen, and what is at the end; a folder on the way may be hidden around what is bound into it.
+    for (const at of [...steps.filter(({ stat }) => stat?.isSymbolicLink()).map((step) => step.path), last]) {
+      const rule = this.#ruleOf(at);
+      if (rule?.access !== "none") continue;
+      const through = path.startsWith(`${rule.path}/`) ? "" : `, which leads to ${at},`;
+      return {
+        reason: `${path}${through} can't be seen by ${SERVICE} (${rule.directive} hides ${rule.path})`,
+        next: `Move it to where the service can see it, such as ${join("/etc/kmesh", basename(path))}, and name it there.`,
+      };
+    }
+    if (access === "read") return undefined;
+    const rule = this.#ruleOf(last);
+    if (rule?.access !== "read") return undefined;
+    return {
+      reason: `${path} can't be written to by ${SERVICE} (${rule.directive})`,
+      next: `Leave it at its default, or allow it: systemctl edit ${SERVICE}, with the lines [Service] and ReadWritePaths=${path}`,
+    };
+  }
+
+  #ruleOf(path: string): Rule | undefined {
+    let found: Rule | undefined;
+    for (const rule of this.#rules) {
+      const within = rule.path === "/" || path === rule.path || path.startsWith(`${rule.path}/`);
+      if (within && rule.path.length >= (found?.path.length ?? 0)) found = rule;
+    }
+    return found;
+  }
+}
+
+/** The sandbox of the service as it is installed with its drop-ins, else of the unit that this executable would install. */
+export function serviceSandbox(): ServiceSandbox {
+  const unit = unitFile();
+  const text = unit === undefined ? new TextDecoder().decode(asset(SERVICE)) : textOf(unit);
+  return new ServiceSandbox(text, ...dropIns().map(textOf));
+}
+
+/** Whether systemd has a unit of that name on this machine. */
+export function isServiceInstalled(): boolean {
+  return unitFile() !== undefined;
+}
+
+/** Whether this process is the service's: it runs in the unit's cgroup, and so in its sandbox. */
+export function runsAsService(): boolean {
+  return textOf("/proc/self/cgroup")
+    .split("\n")
+    .some((line) => line.endsWith(`/${SERVICE}`));
+}
+
+function unitFile(): string | undefined {
+  return UNIT_FOLDERS.map((folder) => join(folder, SERVICE)).findLast((path) => existsSync(path));
+}
+
+/** By name; of two with the same name, the one that counts more. */
+function dropIns(): string[] {
+  const found = new Map<string, string>();
+  for (const folder of UNIT_FOLDERS) {
+    for (const kind of ["service.d", `${SERVICE}.d`]) {
+      const path = join(folder, kind);
+      if (!existsSync(path)) continue;
+      for (const name of readdirSync(path)) if (name.endsWith(".conf")) found.set(name, join(path, name));
+    }
+  }
+  return [...found].sort(([one], [other]) => (one < other ? -1 : 1)).map(([, path]) => path);
+}
+
+function textOf(path: string): string {
+  try {
+    return readTextFile(path);
+  } catch {
+    return "";
+  }
+}
+
+/** The values of each key of [Service]; an empty one takes back those before. */
+function settingsOf(texts: readonly string[]): Map<string, string[]> {
+  const settings = new Map<string, string[]>();
+  for (const text of texts) {
+    let section = "";
+    for (const line of text
+      .replace(/\\\n/g, " ")
+      .split("\n")
+      .map((each) => each.trim())) {
+      if (line === "" || /^[#;]/.test(line)) continue;
+      section = /^\[(.+)\]$/.exec(line)?.[1] ?? section;
+      const [, key, value = ""] = /^([A-Za-z]+)\s*=\s*(.*)$/.exec(line) ?? [];
+      if (section !== "Service" || key === undefined) continue;
+      if (value === "") settings.delete(key);
+      else settings.set(key, [...(settings.get(key) ?? []), value]);
+    }
+  }
+  return settings;
+}
+
+function rulesOf(settings: ReadonlyMap<string, string[]>): Rule[] {
+  const rules: Rule[] = [];
+  const word = (key: string) => settings.get(key)?.at(-1) ?? "no";
+  const isYes = (text: string) => ["yes", "true", "on", "1"].includes(text.toLowerCase());
+  const add = (access: Rule["access"], directive: string, ...paths: string[]) => {
+    for (const path of paths) rules.push({ path, access, directive });
+  };
+
+  const system = word("ProtectSystem");
+  const systemIs = `ProtectSystem=${system}`;
+  if (system === "strict") {
+    add("read", systemIs, "/");
+    add("write", systemIs, "/dev", "/proc", "/sys");
+  } else if (system === "full") add("read", systemIs, "/usr", "/boot", "/efi", "/etc");
+  else if (isYes(system)) add("read", systemIs, "/usr", "/boot", "/efi");
+
+  const home = word("ProtectHome");
+  const homes = ["/home", "/root", "/run/user"];
+  if (isYes(home) || home === "tmpfs") add("none", `ProtectHome=${home}`, ...homes);
+  else if (home === "read-only") add("read", `ProtectHome=${home}`, ...homes);
+
+  if (isYes(word("PrivateTmp"))) add("none", `PrivateTmp=${word("PrivateTmp")}`, "/tmp", "/var/tmp");
+  if (isYes(word("PrivateDevices"))) {
+    add("none", `PrivateDevices=${word("PrivateDevices")}`, "/dev");
+    const kept = [
+      "null",
+      "zero",
+      "full",
+      "random",
+      "urandom",
+      "tty",
+      "fd",
+      "stdin",
+      "stdout",
+      "stderr",
+      "shm",
+    ];
+    add("write", "PrivateDevices", ...kept.map((name) => `/dev/${name}`));
+  }
+  if (isYes(word("ProtectControlGroups"))) add("read", "ProtectControlGroups=yes", "/sys/fs/cgroup");
+  if (isYes(word("ProtectKernelTunables"))) add("read", "ProtectKernelTunables=yes", "/sys", "/proc/sys");
+
+  for (const [key, access] of [
+    ["InaccessiblePaths", "none"],
+    ["TemporaryFileSystem", "none"],
+    ["ReadOnlyPaths", "read"],
+    ["ReadWritePaths", "write"],
+    ["BindReadOnlyPaths", "read"],
+    ["BindPaths", "write"],
+  ] as const) {
+    for (const entry of (settings.get(key) ?? []).flatMap((each) => each.split(/\s+/))) {
+      const [source = "", target] = entry.replace(/^[-+]+/, "").split(":");
+      const path = key.startsWith("Bind") ? (target ?? source) : source;
+      // What holds a specifier is the unit's own cgroup.
+      if (path.startsWith("/") && !path.includes("%"))
+        add(access, `${key}=${entry}`, path.replace(/(.)\/+$/, "$1"));
+    }
+  }
+  for (const [key, parent] of [
+    ["StateDirectory", "/var/lib"],
+    ["RuntimeDirectory", "/run"],
+    ["CacheDirectory", "/var/cache"],
+    ["LogsDirectory", "/var/log"],
+  ] as const) {
+    for (const name of (settings.get(key) ?? []).flatMap((each) => each.split(/\s+/)))
+      add("write", `${key}=${name}`, join(parent, name.split(":")[0] ?? name));
+  }
+  return rules;
+}
