@@ -15,14 +15,11 @@
 #include "include/kernel.h"
 #include "include/keep.h"
 #include "include/live.h"
+#include "include/socket.h"
 #include "include/tables.h"
 #include "include/enrolment.h"
 #include "include/verdict.h"
 #include "include/walk.h"
-
-#ifndef IPPROTO_MPTCP
-#define IPPROTO_MPTCP 262
-#endif
 
 #define NSEC_PER_TICK 10000000 /* USER_HZ is 100 on every architecture */
 #define FINGERPRINT_RETRIES 4
@@ -124,13 +121,17 @@ static __always_inline __u32 fingerprint(const struct frontend_key *key)
 	return hash;
 }
 
+/* What a table that contradicts itself says: refused and counted, never passed by accident. */
+#define CONTRADICTION target_word(ACTION_REFUSE, 0, REASON_INTERNAL)
+
 static __always_inline __u64 target_of(__u32 frontend)
 {
 	__u64 *word = chunked_lookup(&targets, frontend);
 
-	return word ? *(volatile __u64 *)word : 0;
+	return word ? *(volatile __u64 *)word : CONTRADICTION;
 }
 
+/* 0 when no frontend has this address and port. */
 static __always_inline __u64 exact_target(const struct request *req)
 {
 	struct frontend_key key = {
@@ -143,7 +144,7 @@ static __always_inline __u64 exact_target(const struct request *req)
 	void *table = bpf_map_lookup_elem(&frontends, &zero);
 
 	if (!table)
-		return 0;
+		return CONTRADICTION;
 	for (int i = 0; i < FINGERPRINT_RETRIES; i++) {
 		__u64 *value = bpf_map_lookup_elem(table, &key);
 		__u64 ref;
@@ -154,7 +155,7 @@ static __always_inline __u64 exact_target(const struct request *req)
 		if (ref >> 32 == expected)
 			return target_of(ref);
 	}
-	return 0;
+	return CONTRADICTION;
 }
 
 /* Longest prefix of this port, else the port alone. */
@@ -169,7 +170,7 @@ static __always_inline __u64 prefix_target(const struct settings *set, const str
 		return 0;
 	trie = bpf_map_lookup_elem(&prefixes, &zero);
 	if (!trie)
-		return 0;
+		return CONTRADICTION;
 	value = bpf_map_lookup_elem(trie, &key);
 	return value ? target_of(*(volatile __u64 *)value) : 0;
 }
@@ -316,26 +317,6 @@ __noinline __u32 usable_slot(__u32 first_line, __u32 count, __u32 slot, __u32 se
 }
 
 /*
- * The socket as the kernel knows it, to be read by CO-RE beyond what struct bpf_sock shows. It is the context's first
- * member, read as a number.
- */
-static __always_inline struct sock *kernel_socket(struct bpf_sock_addr *ctx)
-{
-	struct sock *sk = NULL;
-
-	bpf_probe_read_kernel(&sk, sizeof(sk), ctx);
-	return sk;
-}
-
-/* An IPv6 socket with V6ONLY can't reach a v4-mapped address. */
-static __always_inline bool is_v6_only(struct bpf_sock_addr *ctx)
-{
-	struct sock_common *common = (struct sock_common *)kernel_socket(ctx);
-
-	return BPF_CORE_READ_BITFIELD_PROBED(common, skc_ipv6only);
-}
-
-/*
  * The run of slots that this socket can reach: the family that it asked for first, then the other one where the
  * socket allows it. An empty run means that there is none.
  */
@@ -350,7 +331,7 @@ static __always_inline struct run reachable_run(struct bpf_sock_addr *ctx, const
 		return desc->v4.count ? desc->v4 : none;
 	if (desc->v6.count)
 		return desc->v6;
-	return desc->v4.count && !is_v6_only(ctx) ? desc->v4 : none;
+	return desc->v4.count && !is_v6_only(ctx->sk) ? desc->v4 : none;
 }
 
 static __always_inline bool is_full(const struct descriptor *desc, const struct cluster_load *load)
@@ -454,12 +435,13 @@ static __always_inline void decide(struct bpf_sock_addr *ctx, const struct setti
 {
 	__u64 word;
 
-	if (is_exempt_address(&req->address) || !in_governed_netns(ctx, set) || !is_enrolled(set))
+	/* The cheapest and the most frequent reasons to leave a connection alone come first. */
+	if (is_exempt_address(&req->address) || !is_enrolled(set) || !in_governed_netns(ctx, set))
 		return;
 	word = find_target(set, req);
 	if (target_action(word) != ACTION_CLUSTER && target_action(word) != ACTION_REFUSE && !target_service(word))
 		return;
-	if (is_excluded(set, req) || is_agent())
+	if (is_excluded(set, req) || is_agent() || adds_path(ctx->sk))
 		return;
 	made->action = target_action(word);
 	made->service = target_service(word);
@@ -503,52 +485,56 @@ static __always_inline void count(const struct settings *set, const struct decis
 	__sync_fetch_and_add(&counters->redirected, 1);
 }
 
-/*
- * A socket may connect again: what an earlier connect() left behind must not speak for this one. The kernel calls us
- * only when it is closed.
- */
+/* Drops the state that an earlier connect() left on this socket. The kernel calls us only when it is closed. */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);
+	struct mptcp_sock *mptcp;
 	struct socket_state *state;
 
-	if (!ctx->sk)
+	if (!tcp || !may_have_storage(tcp))
 		return;
-	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+	mptcp = mptcp_of(ctx->sk, tcp);
+	if (is_later_subflow(mptcp, tcp))
+		return;
+	state = mptcp ? bpf_sk_storage_get(&sockets, mptcp, NULL, 0) : bpf_sk_storage_get(&sockets, tcp, NULL, 0);
 	if (!state)
 		return;
-	end_connection(state, kernel_socket(ctx), BPF_TCP_CLOSE);
+	end_connection(state, (struct sock *)tcp, BPF_TCP_CLOSE);
 	state->flags = 0;
-}
-
-/* A socket of the kernel itself (NFS, CIFS) ends without sock_release: it could never be uncounted. */
-static __always_inline bool is_kernel_owned(const struct sock *sk)
-{
-	return BPF_CORE_READ_BITFIELD_PROBED(sk, sk_kern_sock);
 }
 
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req,
 				     const struct decision *made)
 {
+	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);
+	struct mptcp_sock *mptcp;
 	struct socket_state *state;
-	struct sock *sk;
+	bool is_kernel_owned;
 
-	if (!ctx->sk)
+	if (!tcp)
 		return;
-	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	mptcp = mptcp_of(ctx->sk, tcp);
+	if (mptcp) {
+		state = bpf_sk_storage_get(&sockets, mptcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		is_kernel_owned = is_kernel_socket((struct sock *)mptcp);
+	} else {
+		state = bpf_sk_storage_get(&sockets, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		is_kernel_owned = is_kernel_socket((struct sock *)tcp);
+	}
 	if (!state)
 		return;
-	sk = kernel_socket(ctx);
-	end_connection(state, sk, BPF_TCP_CLOSE);
+	end_connection(state, (struct sock *)tcp, BPF_TCP_CLOSE);
 	state->version = 1;
 	state->service = made->service;
 	state->cluster = made->cluster;
 	state->endpoint = made->endpoint_id;
 	state->asked = req->address;
 	state->asked_port = req->port;
-	state->sequence = BPF_CORE_READ((struct tcp_sock *)sk, write_seq);
+	state->sequence = tcp->write_seq;
 	state->since_ns = made->now;
-	state->flags = SOCKET_REDIRECTED;
-	if (!is_kernel_owned(sk))
+	state->flags = mptcp ? SOCKET_REDIRECTED | SOCKET_MPTCP : SOCKET_REDIRECTED;
+	if (!is_kernel_owned)
 		begin_connection(state, made->load);
 }
 
@@ -589,9 +575,10 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 	return PROCEED;
 }
 
+/* An MPTCP socket connects by a subflow, which is a TCP socket: see include/socket.h. */
 static __always_inline bool is_tcp(struct bpf_sock_addr *ctx)
 {
-	return ctx->protocol == IPPROTO_TCP || ctx->protocol == IPPROTO_MPTCP;
+	return ctx->protocol == IPPROTO_TCP;
 }
 
 SEC("cgroup/connect4")

@@ -15,6 +15,7 @@ enum socket_flag {
 	SOCKET_REDIRECTED = 1,
 	SOCKET_COUNTED = 2, /* it stands in the live counts */
 	SOCKET_PROBE = 4, /* of a generation that is being proved: programs of the others leave it alone */
+	SOCKET_MPTCP = 8, /* an MPTCP socket: how its connect() went is known by its first subflow */
 };
 
 /* An id that no table has a record for. */

@@ -33,12 +33,15 @@ struct task_struct {
 };
 
 struct sock_common {
+	unsigned char skc_state;
 	unsigned char skc_ipv6only : 1;
 };
 
 struct sock {
+	struct sock_common __sk_common;
 	unsigned int sk_kern_sock : 1;
 	int sk_err;
+	void *sk_bpf_storage; /* NULL when no program ever gave it storage */
 };
 
 struct tcp_sock {
@@ -46,6 +49,10 @@ struct tcp_sock {
 	__u32 max_window;
 	__u32 total_retrans;
 	__u32 write_seq;
+};
+
+struct mptcp_sock {
+	struct sock *first; /* the subflow that connect() makes */
 };
 
 #pragma clang attribute pop
@@ -59,12 +66,27 @@ static __always_inline struct kernfs_node *kernfs_parent(struct kernfs_node *nod
 	return BPF_CORE_READ(node, parent);
 }
 
-/* bpf_set_retval came with 5.18. */
-enum bpf_func_id___set_retval {
+/*
+ * Helpers that not every kernel has. Their presence is known when the program is relocated, so the verifier of a kernel
+ * without one never sees the call.
+ */
+enum bpf_func_id___set_retval { /* 5.18 */
 	BPF_FUNC_set_retval___set_retval = 187,
+};
+
+enum bpf_func_id___skc_to_mptcp_sock { /* 5.19 */
+	BPF_FUNC_skc_to_mptcp_sock___skc_to_mptcp_sock = 196,
 };
 
 static __always_inline bool can_set_retval(void)
 {
 	return bpf_core_enum_value_exists(enum bpf_func_id___set_retval, BPF_FUNC_set_retval___set_retval);
+}
+
+/* False also where the kernel was built without MPTCP: it has the helper and lacks the type. */
+static __always_inline bool can_find_mptcp_socket(void)
+{
+	return bpf_core_enum_value_exists(enum bpf_func_id___skc_to_mptcp_sock,
+					  BPF_FUNC_skc_to_mptcp_sock___skc_to_mptcp_sock) &&
+	       bpf_core_type_exists(struct mptcp_sock);
 }

@@ -21,7 +21,7 @@ static __always_inline void begin_connection(struct socket_state *state, struct 
 	state->flags |= SOCKET_COUNTED;
 }
 
-/* `tcp_state` is the socket's now. */
+/* `sk` is the TCP socket, or the first subflow of an MPTCP socket, and `tcp_state` its state now. */
 static __always_inline void end_connection(struct socket_state *state, const struct sock *sk, __u32 tcp_state)
 {
 	struct endpoint_load *endpoint;

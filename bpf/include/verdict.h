@@ -30,6 +30,11 @@ enum action {
  * A target word: action in bits 56-63, service id in bits 32-55, and in bits 0-31 a cluster id (ACTION_CLUSTER)
  * or a reason (ACTION_REFUSE). It is the unit of publication: always read and written whole.
  */
+static __always_inline __u64 target_word(enum action action, __u32 service, __u32 value)
+{
+	return (__u64)action << 56 | (__u64)service << 32 | value;
+}
+
 static __always_inline enum action target_action(__u64 word)
 {
 	return word >> 56;

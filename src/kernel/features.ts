@@ -29,7 +29,13 @@ export interface Feature {
 /** enum bpf_prog_type. */
 const PROGRAM = { socketFilter: 1, sockOps: 13, cgroupSockAddr: 18 } as const;
 /** enum bpf_func_id. */
-const HELPER = { skStorageGet: 107, getNetnsCookie: 122, ktimeGetCoarse: 160, setRetval: 187 } as const;
+const HELPER = {
+  skStorageGet: 107,
+  getNetnsCookie: 122,
+  ktimeGetCoarse: 160,
+  setRetval: 187,
+  skcToMptcpSock: 196,
+} as const;
 
 /** The kernel's version, from a text as uname -r gives it. */
 export function parseRelease(text: string): KernelRelease {
@@ -101,6 +107,15 @@ export function probe(): Feature[] {
       since: "5.18",
       required: false,
       without: "every refused connection fails with EPERM",
+    },
+    {
+      feature: "MPTCP sockets found by connect programs",
+      // A kernel without MPTCP has none to find.
+      present: !existsSync("/proc/sys/net/mptcp") || helper(PROGRAM.cgroupSockAddr, HELPER.skcToMptcpSock),
+      since: "5.19",
+      required: false,
+      without:
+        "connections of MPTCP sockets are redirected, but getpeername shows the endpoint, and neither maxConnections nor ejection counts them",
     },
   ];
 }

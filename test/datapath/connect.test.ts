@@ -2,7 +2,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { HOOK_ORDER, linkPin } from "../../src/datapath/generation/pins.ts";
 import { explainPinned } from "../../src/datapath/inspect/explain.ts";
+import { openPinned } from "../../src/datapath/inspect/inspect.ts";
+import { exactKey } from "../../src/datapath/tables/frontend-key.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
 import { EXEMPT } from "../../src/mesh/exempt.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
@@ -334,6 +337,34 @@ describe.skipIf(!root)("connections through the tables", () => {
     ]);
     expect(explainPinned(lab.bpffs, "127.0.0.1", 80)).toMatchObject({ verdict: "pass" });
     expect(explainPinned(lab.bpffs, "10.9.9.9", 80).why[0]).toContain("no frontend matches");
+  });
+
+  test("a frontend whose record never fits its key is refused and counted, not passed", async () => {
+    const mesh = meshOf((made) => addCluster(made, "c", [endpoint(A)]));
+    // What would pass, were the frontend taken for missing.
+    addFrontend(mesh, { kind: "port", port: 80 }, { kind: "cluster", cluster: "c" });
+    lab.publish(mesh);
+    const before = counters("").refused.internal ?? 0;
+    const tables = openPinned(lab.bpffs);
+    const id = new Uint32Array(1);
+    tables.maps.frontends.lookup(new Uint8Array(4), new Uint8Array(id.buffer));
+    const hash = BpfMap.fromId(id[0] ?? 0);
+    const key = exactKey("10.96.0.1", 80);
+    const right = new Uint8Array(8);
+    try {
+      expect(hash.lookup(key, right)).toBe(true);
+      hash.update(
+        key,
+        Uint8Array.from(right, (byte, i) => (i < 4 ? byte : ~byte)),
+      );
+      expect((await lab.connect("10.96.0.1:80")).errors).toEqual({ EPERM: 1 });
+      expect(counters("").refused.internal).toBe(before + 1);
+      hash.update(key, right);
+      expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
+    } finally {
+      hash.close();
+      tables.close();
+    }
   });
 
   test("240.0.0.0/4 is governed like any other address; what is exempt is so for the program and for explain", async () => {

@@ -101,8 +101,12 @@ export class DatapathLab {
   }
 
   /** Connections that stay open until the client's `close`, and what they met. */
-  async keep(at: string, count: number): Promise<{ client: RunningClient; tally: Tally }> {
-    const client = this.#client(at, { mode: "count", keep: true, count }, this.cgroup);
+  async keep(
+    at: string,
+    count: number,
+    more: Partial<ClientSpec> = {},
+  ): Promise<{ client: RunningClient; tally: Tally }> {
+    const client = this.#client(at, { mode: "count", keep: true, count, ...more }, this.cgroup);
     return { client, tally: JSON.parse(await client.line()) };
   }
 

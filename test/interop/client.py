@@ -8,7 +8,7 @@
 
 Optional: "mapped" (an IPv6 socket, the IPv4 address v4-mapped), "keep" (count: leave them open until standard
 input closes, print first), "v6only", "source" (bind to this address first), "timeout" (5 s), "threads" and "pace" (storm: how many, and
-the seconds that each rests between two connections).
+the seconds that each rests between two connections), "mptcp" (IPPROTO_MPTCP sockets).
 """
 import errno
 import json
@@ -17,6 +17,8 @@ import socket
 import sys
 import threading
 import time
+
+IPPROTO_MPTCP = 262  # linux/in.h
 
 lock = threading.Lock()
 over = threading.Event()
@@ -41,7 +43,8 @@ def count(kind, key):
 
 
 def dial():
-    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM)
+    protocol = IPPROTO_MPTCP if spec.get("mptcp") else 0
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_STREAM, protocol)
     try:
         sock.settimeout(spec.get("timeout", 5))
         if v6:

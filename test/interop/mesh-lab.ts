@@ -50,6 +50,8 @@ export interface ClientSpec {
   pace?: number;
   /** Seconds that the other end may take. */
   timeout?: number;
+  /** IPPROTO_MPTCP sockets. */
+  mptcp?: boolean;
 }
 
 /** A client that runs until `end` and then tells what it saw. */
