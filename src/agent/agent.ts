@@ -91,6 +91,7 @@ export class Agent {
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
       onFoldersRecreated: (paths) => this.#refill(paths),
+      onLost: (holder) => this.#end.resolve({ kind: "lost", holder }),
     });
     warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);
@@ -98,7 +99,7 @@ export class Agent {
       runDir: config.runDir,
       log,
       status: () => this.status(),
-      ownsPins: () => this.#ownership.datapath !== undefined,
+      owns: () => this.#ownership.owns,
       heard: (status) => audience.status(status),
     });
     this.#controlPlane = new ControlPlane({
@@ -115,7 +116,9 @@ export class Agent {
     refuseUnknown(config.stateDir);
     ensureBpffs(config.bpffs);
     requirePrivate(config);
-    this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), snapshotSettings(config), log);
+    this.#snapshots = new SnapshotKeeper(config.stateDir, machineId(), snapshotSettings(config), log, {
+      owns: () => this.#ownership.owns,
+    });
     this.#tables = new LiveTables({
       ownership: this.#ownership,
       snapshots: this.#snapshots,
@@ -224,9 +227,10 @@ export class Agent {
     this.#tables.release();
   }
 
-  /** Ends the process's part after another took over: everything is that one's. */
+  /** Ends the process's part after another took over, or took the locks: everything is that one's. */
   async leave(): Promise<void> {
     this.#quit();
+    this.#snapshots.pause();
     await this.#admin?.finish();
   }
 

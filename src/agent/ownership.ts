@@ -37,6 +37,8 @@ export interface OwnershipOptions {
   isCurrent(): boolean;
   /** These folders were lost, with all that was in them. */
   onFoldersRecreated(paths: string[]): void;
+  /** Another process holds the locks, after somebody removed what they lay on: this one has to end. */
+  onLost(holder: LockHeld): void;
 }
 
 interface Held {
@@ -60,8 +62,6 @@ export class Ownership {
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
   /** Told once. */
   #trouble = "";
-  /** Another process has a lock that somebody removed under this agent: what is pinned may be its. */
-  #lost: LockHeld | undefined;
 
   /** Holds nothing yet. */
   constructor(options: OwnershipOptions) {
@@ -72,6 +72,14 @@ export class Ownership {
   /** The tables; undefined while another agent has them, or may have. */
   get datapath(): Datapath | undefined {
     return this.#held?.datapath;
+  }
+
+  /**
+   * Whether this agent holds the locks, and with them all that is pinned and all files in its folders. False also while
+   * another process holds a lock that somebody removed under this agent.
+   */
+  get owns(): boolean {
+    return this.#held !== undefined && this.#held.locks.lockedElsewhere() === undefined;
   }
 
   /** Whether the tables were those of an earlier start when they were taken last. */
@@ -117,11 +125,11 @@ export class Ownership {
         ...this.#governed,
         nodeAddresses: addresses,
         upkeep: UPKEEP,
-        ownsPins: () => this.#lost === undefined && locks.lockedElsewhere() === undefined,
+        ownsPins: () => locks.lockedElsewhere() === undefined,
         ...(this.#proof ? { proof: this.#proof } : {}),
         ...(this.#preloaded ? { preloaded: this.#preloaded } : {}),
         announce: (step) => {
-          if (this.#lost === undefined) manifest.announce(step);
+          if (locks.lockedElsewhere() === undefined) manifest.announce(step);
         },
         ...told(log),
       });
@@ -169,7 +177,6 @@ export class Ownership {
     this.#held?.datapath.close();
     this.#held?.locks.release();
     this.#held = undefined;
-    this.#lost = undefined;
     this.#trouble = "";
   }
 
@@ -187,7 +194,7 @@ export class Ownership {
   /** Makes `mesh` what connections see; see Datapath.apply. Throws also when another agent has the tables. */
   write(mesh: Mesh, changes: Changes): ReturnType<Datapath["apply"]> {
     const held = this.#held;
-    if (!held) throw new Error("another agent has the tables");
+    if (!held || !this.owns) throw new Error("another agent has the tables");
     const { takesOver } = held.datapath;
     try {
       return held.datapath.apply(mesh, changes);
@@ -199,11 +206,11 @@ export class Ownership {
 
   /**
    * Folders that somebody removed are made and locked again: another agent could start with them. When one did, this one
-   * leaves alone what is pinned, for good: after that one's end, too, it is not this one's any more.
+   * gives up all that it held and has to end: what is pinned, and every file, is the other's from then on.
    */
   #keepFolders(): void {
-    const { folders, log, onFoldersRecreated } = this.#options;
-    if (!this.#held || this.#lost) return;
+    const { folders, log, onFoldersRecreated, onLost } = this.#options;
+    if (!this.#held) return;
     try {
       const taken = this.#held.locks.lockedElsewhere();
       if (taken) throw taken;
@@ -222,11 +229,11 @@ export class Ownership {
         if (!again) log.error(text);
         // A command may have it for a moment.
       } else if (again) {
-        this.#lost = error;
-        this.#held.kept.stop();
         log.error(
-          `This agent lost its locks, which somebody removed: ${text}. It leaves what is pinned alone from now on: stop it (pid ${process.pid})`,
+          `This agent lost its locks, which somebody removed: ${text}. It ends and leaves everything as it is: the other agent goes on`,
         );
+        this.release();
+        onLost(error);
       }
     }
   }

@@ -42,7 +42,7 @@ export interface DatapathOptions extends Governed {
    * counts are put right at the start. Absent: neither.
    */
   upkeep?: number;
-  /** Asked before what is pinned is put right: whether this process still is the one to do it. Absent: it is. */
+  /** Asked before pins are repaired and before the last writes: whether this process still owns them. Absent: it does. */
   ownsPins?(): boolean;
   /** What `Datapath.prove` gave before, so that it need not be done again. */
   proof?: Proof;
@@ -262,16 +262,18 @@ export class Datapath {
   }
 
   /**
-   * Lets go of descriptors. Programs, tables and links stay pinned: connections go on as they are. But of programs that
-   * failed their probe nothing stays.
+   * Closes descriptors. Programs, tables and links stay pinned: connections go on as they are. Programs that failed their
+   * self-test are unpinned. When the pins are another process's, nothing is written.
    */
   close(): void {
     clearInterval(this.#upkeep);
     this.#closed = true;
-    this.#publisher?.close();
-    // What was unpinned since the last look would end with this process's descriptors.
-    if (this.#options.upkeep !== undefined && this.#ownsPins) this.#repinLast();
-    if (this.#flaw) this.#generation.discard();
+    if (this.#ownsPins) {
+      this.#publisher?.close();
+      // What was unpinned since the last look would end with this process's descriptors.
+      if (this.#options.upkeep !== undefined) this.#repinLast();
+      if (this.#flaw) this.#generation.discard();
+    } else this.#publisher?.abandon();
     this.#generation.close();
   }
 

@@ -7,6 +7,7 @@ import { existsSync } from "node:fs";
 import { Conflict } from "../admin/server.ts";
 import type { Log } from "../config/log.ts";
 import { reasonOf } from "../errors/reason.ts";
+import type { LockHeld } from "../kernel/lock.ts";
 import { signalTask, spawnOrphan, type TaskIdentity } from "../kernel/process.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
@@ -23,7 +24,9 @@ export type End =
   /** To be executed anew, under this pid. */
   | { kind: "restart"; command: string[] }
   /** Another has all that this one had. */
-  | { kind: "succeeded"; pid: number };
+  | { kind: "succeeded"; pid: number }
+  /** Another agent holds the locks that this one held, after somebody removed their folders. */
+  | { kind: "lost"; holder: LockHeld };
 
 /** This process once more. */
 export function executedAnew(): End {

@@ -23,7 +23,7 @@ afterEach(() => rmSync(folder, { recursive: true, force: true }));
 const remarks = { warn: (text: string) => void warnings.push(text), debug: () => {} };
 
 function keeper({ pace = PACE, at = folder } = {}): SnapshotKeeper {
-  return new SnapshotKeeper(at, MACHINE, { namespace: "a" }, remarks, pace);
+  return new SnapshotKeeper(at, MACHINE, { namespace: "a" }, remarks, { pace });
 }
 
 function meshOf(clusters: number): Mesh {
@@ -146,7 +146,7 @@ test("one that can't be used is set aside with one line", () => {
 });
 
 test("without a machine id nothing is read or written, and it is said", async () => {
-  const one = new SnapshotKeeper(folder, undefined, {}, remarks, PACE);
+  const one = new SnapshotKeeper(folder, undefined, {}, remarks, { pace: PACE });
   one.changed(meshOf(2));
   await sleep(100);
   one.close();
@@ -208,4 +208,21 @@ describe("a disk that does not take it", () => {
       }
     },
   );
+});
+
+test("nothing is written, not at the end either, while another agent owns the file", async () => {
+  let owned = true;
+  const one = new SnapshotKeeper(folder, MACHINE, { namespace: "a" }, remarks, {
+    pace: PACE,
+    owns: () => owned,
+  });
+  one.changed(meshOf(1));
+  await eventually("it is written", () => clusters() === 1);
+  owned = false;
+  one.changed(meshOf(2));
+  await sleep(150);
+  await one.flush();
+  one.close();
+  expect(clusters()).toBe(1);
+  expect(readdirSync(folder).filter((name) => name.endsWith(".new"))).toEqual([]);
 });

@@ -40,6 +40,7 @@ export class SnapshotKeeper {
   readonly #bond: SnapshotKey | undefined;
   readonly #log: Remarks;
   readonly #pace: Pace;
+  readonly #owns: () => boolean;
   #mesh: Mesh | undefined;
   /** Since when the file lags behind the mesh. */
   #behindSince: number | undefined;
@@ -51,17 +52,21 @@ export class SnapshotKeeper {
   #trouble: string | undefined;
   #closed = false;
 
-  /** Without a machine id there is nothing to bind a snapshot to: none is read or written, and one line says so. */
+  /**
+   * Without a machine id there is nothing to bind a snapshot to: none is read or written, and one line says so. `owns` is
+   * asked before each write: false when the file is another agent's by now.
+   */
   constructor(
     stateDir: string,
     machine: string | undefined,
     settings: SnapshotKey["settings"],
     log: Remarks,
-    pace = PACE,
+    { pace = PACE, owns = () => true }: { pace?: Pace; owns?(): boolean } = {},
   ) {
     this.#stateDir = stateDir;
     this.#log = log;
     this.#pace = pace;
+    this.#owns = owns;
     this.#bond = machine === undefined ? undefined : { machine, settings };
     if (this.#bond) return;
     log.warn(
@@ -130,7 +135,7 @@ export class SnapshotKeeper {
     const mesh = this.#draft || this.#behindSince !== undefined ? this.#mesh : undefined;
     this.#mesh = undefined;
     this.#drop(this.#draft);
-    if (!mesh || !this.#bond) return;
+    if (!mesh || !this.#bond || !this.#owns()) return;
     try {
       this.#draft = new SnapshotDraft(this.#stateDir, mesh, this.#bond);
       while (this.#draft.step());
@@ -156,7 +161,7 @@ export class SnapshotKeeper {
   }
 
   async #write(): Promise<void> {
-    if (!this.#mesh || !this.#bond) return;
+    if (!this.#mesh || !this.#bond || !this.#owns()) return;
     const since = this.#behindSince;
     // What changes from here on is not in this snapshot.
     this.#behindSince = undefined;
@@ -172,6 +177,10 @@ export class SnapshotKeeper {
       // Takes as long as the disk does, on another thread.
       await promisify(fsync)(draft.fd);
       if (this.#draft !== draft) return;
+      if (!this.#owns()) {
+        this.#drop(draft);
+        return;
+      }
       draft.publish();
       this.#draft = undefined;
       this.#trouble = undefined;

@@ -28,7 +28,7 @@ function open(runDir = join(folder, `${folders++}`)) {
         debug: (text: string) => lines.push(`debug ${text}`),
       },
       status: () => ({ pid: ++writes, writtenAt: "now" }) as AgentStatus,
-      ownsPins: () => ours,
+      owns: () => ours,
       heard: ({ pid }) => lines.push(`heard ${pid}`),
     },
     { news: 20, numbers: 60_000 },

@@ -17,8 +17,8 @@ export interface StatusFileOptions {
   log: { warn(text: string): void; debug(text: string): void };
   /** What there is to be told now. */
   status(): AgentStatus;
-  /** The file is whose the tables are. */
-  ownsPins(): boolean;
+  /** Whether this agent holds the locks: the file belongs to the agent that does. */
+  owns(): boolean;
   /** Hears of each status, also while the file is another's. */
   heard(status: AgentStatus): void;
 }
@@ -52,7 +52,7 @@ export class StatusFile {
     const { runDir, log } = this.#options;
     const status = this.#options.status();
     this.#options.heard(status);
-    if (!this.#options.ownsPins()) return;
+    if (!this.#options.owns()) return;
     try {
       writeStatus(runDir, status);
       this.#warned = false;

@@ -140,6 +140,10 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       log.info(`${end}: the agent ends, what the kernel holds stays. kmesh down would remove it`);
     } else if (end.kind === "succeeded") {
       await agent.leave();
+    } else if (end.kind === "lost") {
+      service.stopping();
+      await agent.leave();
+      throw end.holder;
     } else {
       await agent.leave();
       agent.stop();
