@@ -4,8 +4,8 @@
  */
 
 import { keptPin } from "../../src/datapath/generation/pins.ts";
+import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
 import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
-import { readEndpoint } from "../../src/datapath/tables/endpoint-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";

@@ -1,6 +1,6 @@
 import { afterEach, expect, test } from "bun:test";
 import { emptyMesh } from "../../test/datapath/mesh.ts";
-import { ProbeFailed } from "../datapath/generation/self-test.ts";
+import { SelfTestFailed } from "../datapath/generation/self-test.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { LiveTables, type Tables } from "./live-tables.ts";
 
@@ -80,7 +80,7 @@ test("istiod's push ends that, also when it can't be written itself at first", a
 });
 
 test("programs that failed their probe are tried again, and the snapshot goes on being one", async () => {
-  const flaw = new ProbeFailed("connect4 leads nowhere");
+  const flaw = new SelfTestFailed("connect4 leads nowhere");
   flaw.retryAfter = RETRY;
   const { live, written, told, lines } = tables([() => ({ ...report, flaw }), works]);
   live.begin();

@@ -5,8 +5,8 @@
 
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
 import type { Datapath } from "../datapath/datapath.ts";
-import { ProbeFailed } from "../datapath/generation/self-test.ts";
-import type { ApplyReport } from "../datapath/tables/publisher.ts";
+import { SelfTestFailed } from "../datapath/generation/self-test.ts";
+import type { ApplyReport } from "../datapath/mesh-tables/publisher.ts";
 import { reasonOf } from "../errors/reason.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Snapshot } from "../state/snapshot.ts";
@@ -55,7 +55,7 @@ export class LiveTables {
   #status: TablesStatus = { applies: 0, writes: 0 };
   #relinked = 0;
   /** Of the programs, as it was told last. */
-  #flaw: ProbeFailed | undefined;
+  #flaw: SelfTestFailed | undefined;
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
@@ -283,7 +283,7 @@ export class LiveTables {
 
   /** Tells why not all is live, in log and status, and tries again later. */
   #complain(error: unknown, what: string): void {
-    const flaw = error instanceof ProbeFailed ? error : undefined;
+    const flaw = error instanceof SelfTestFailed ? error : undefined;
     const reason = reasonOf(error);
     const wait = flaw?.retryAfter ?? this.#retry;
     this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
@@ -297,7 +297,7 @@ export class LiveTables {
     }, wait);
   }
 
-  #write(mesh: Mesh, changes: Changes): ApplyReport & { flaw?: ProbeFailed } {
+  #write(mesh: Mesh, changes: Changes): ApplyReport & { flaw?: SelfTestFailed } {
     const { relinked, ...report } = this.#ownership.write(mesh, changes);
     this.#relinked += relinked;
     return report;

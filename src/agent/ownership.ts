@@ -9,7 +9,7 @@ import type { Log } from "../config/log.ts";
 import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
 import { generationStateAt } from "../datapath/generation/generation-state.ts";
 import type { PreloadedPrograms } from "../datapath/generation/preload.ts";
-import type { Proof } from "../datapath/generation/self-test.ts";
+import type { SelfTestResult } from "../datapath/generation/self-test.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
@@ -56,7 +56,7 @@ export class Ownership {
   #adopted = false;
   #unfinished: string | undefined;
   #before: AgentStatus | undefined;
-  #proof: Proof | undefined;
+  #tested: SelfTestResult | undefined;
   #preloaded: PreloadedPrograms | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
@@ -104,12 +104,12 @@ export class Ownership {
 
   /**
    * Proves and loads this build's programs while another agent has the tables, if they would take hooks over: its part is
-   * not held up by that then. Throws ProbeFailed or KernelError, and what governs goes on.
+   * not held up by that then. Throws SelfTestFailed or KernelError, and what governs goes on.
    */
   prepare(): void {
     const { folders, log } = this.#options;
     const { netns } = this.#governed;
-    this.#proof = Datapath.prove({ bpffs: folders.bpffs, netns, ...told(log) });
+    this.#tested = Datapath.selfTest({ bpffs: folders.bpffs, netns, ...told(log) });
     this.#preloaded = Datapath.preloaded(folders.bpffs);
   }
 
@@ -126,7 +126,7 @@ export class Ownership {
         nodeAddresses: addresses,
         upkeep: UPKEEP,
         ownsPins: () => locks.lockedElsewhere() === undefined,
-        ...(this.#proof ? { proof: this.#proof } : {}),
+        ...(this.#tested ? { tested: this.#tested } : {}),
         ...(this.#preloaded ? { preloaded: this.#preloaded } : {}),
         announce: (step) => {
           if (locks.lockedElsewhere() === undefined) manifest.announce(step);

@@ -9,14 +9,19 @@ import { Generation, governedByOthers } from "./generation/generation.ts";
 import { generationStateAt } from "./generation/generation-state.ts";
 import { PreloadedPrograms } from "./generation/preload.ts";
 import { type Code, ownCode } from "./generation/programs.ts";
-import { ProbeFailed, type Proof, prove, removeDeadProbes } from "./generation/self-test.ts";
+import {
+  removeDeadSelfTests,
+  SelfTestFailed,
+  type SelfTestResult,
+  selfTest,
+} from "./generation/self-test.ts";
 import type { Announce, GenerationName, Step } from "./generation/step.ts";
 import { type Damage, formatFaults } from "./inspect/damage.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect/inspect.ts";
 import { isOwnNetns } from "./inspect/preexisting-connections.ts";
 import { formatReconciliation, reconcileLive } from "./inspect/reconcile.ts";
+import { type ApplyReport, Publisher } from "./mesh-tables/publisher.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./tables/enrolment.ts";
-import { type ApplyReport, Publisher } from "./tables/publisher.ts";
 import type { Tables } from "./tables/tables.ts";
 import { type Totals, totalsOf } from "./tables/totals.ts";
 
@@ -44,8 +49,8 @@ export interface DatapathOptions extends Governed {
   upkeep?: number;
   /** Asked before pins are repaired and before the last writes: whether this process still owns them. Absent: it does. */
   ownsPins?(): boolean;
-  /** What `Datapath.prove` gave before, so that it need not be done again. */
-  proof?: Proof;
+  /** What `Datapath.selfTest` gave before, so that it need not be done again. */
+  tested?: SelfTestResult;
   /** What `Datapath.preloaded` gave before. */
   preloaded?: PreloadedPrograms;
   /** Hears of each step between two generations before it is taken. */
@@ -76,16 +81,16 @@ export class Datapath {
   #trouble = "";
   readonly #code: Code;
   /** That these programs may take the hooks over. */
-  #proof: Proof | undefined;
+  #tested: SelfTestResult | undefined;
   /** They may not, and when to try again: by performance.now(). */
-  #flaw: { error: ProbeFailed; until: number; wait: number } | undefined;
+  #flaw: { error: SelfTestFailed; until: number; wait: number } | undefined;
 
   private constructor(options: DatapathOptions, generation: Generation, code: Code) {
     this.#options = options;
     this.#governed = options;
     this.#generation = generation;
     this.#code = code;
-    this.#proof = options.proof;
+    this.#tested = options.tested;
     // Programs that were not proved yet wait for the first push, for all hooks.
     const mends = generation.others !== "live" && generation.live && !generation.replaces;
     const lost = mends ? this.#relink() : [];
@@ -104,7 +109,7 @@ export class Datapath {
    * what was pinned before keeps working. `code` is what runs, this build's own but in tests.
    */
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
-    removeDeadProbes();
+    removeDeadSelfTests();
     const generation = Generation.open(options.bpffs, options.announce, options.log, code, options.preloaded);
     const { tables } = generation;
     if (generation.others !== "live") govern(tables, options);
@@ -114,15 +119,17 @@ export class Datapath {
 
   /**
    * Proves this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock
-   * and changes nothing. Throws ProbeFailed.
+   * and changes nothing. Throws SelfTestFailed.
    */
-  static prove(options: Pick<DatapathOptions, "bpffs" | "netns" | "log" | "warn">): Proof | undefined {
+  static selfTest(
+    options: Pick<DatapathOptions, "bpffs" | "netns" | "log" | "warn">,
+  ): SelfTestResult | undefined {
     const { bpffs, netns } = options;
     const code = ownCode();
     if (!governedByOthers(bpffs, code)) return undefined;
-    const proof = prove(bpffs, code, netns);
-    formatProof(proof, options);
-    return proof;
+    const tested = selfTest(bpffs, code, netns);
+    formatSelfTest(tested, options);
+    return tested;
   }
 
   /**
@@ -204,12 +211,12 @@ export class Datapath {
    * Makes `mesh` what connections see, then, the first time, attaches the hooks or takes them over from another version,
    * whose tables govern unchanged until then. `changes` names what may differ from the mesh before.
    *
-   * Programs that take hooks over are proved first. When they don't work the hooks stay as they are: throws ProbeFailed if
+   * Programs that take hooks over are proved first. When they don't work the hooks stay as they are: throws SelfTestFailed if
    * another version's tables govern, and gives it as `flaw` if it is these tables, which are written then. Throws
    * KernelError (out of memory, say): what was not written yet stays as it was, and the next call, which compares
    * everything whatever its `changes` say, mends the rest.
    */
-  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: ProbeFailed } {
+  apply(mesh: Mesh, changes: Changes): ApplyReport & { relinked: number; flaw?: SelfTestFailed } {
     const flaw = this.#attached ? undefined : this.#findFlaw();
     if (flaw && this.takesOver) throw flaw;
     if (!this.#attached && !flaw) this.#announce("fill");
@@ -379,16 +386,16 @@ export class Datapath {
   }
 
   /** Why these programs must not take the hooks over, as far as they would. */
-  #findFlaw(): ProbeFailed | undefined {
+  #findFlaw(): SelfTestFailed | undefined {
     if (!this.#generation.replaces) return undefined;
     const now = performance.now();
     if (this.#flaw && now < this.#flaw.until) return this.#flaw.error;
     try {
-      this.#prove();
+      this.#selfTest();
       this.#flaw = undefined;
       return undefined;
     } catch (error) {
-      if (!(error instanceof ProbeFailed)) throw error;
+      if (!(error instanceof SelfTestFailed)) throw error;
       const { first, longest } = PROBE_RETRY;
       const wait = this.#flaw ? Math.min(this.#flaw.wait * 2, longest) : first;
       error.retryAfter = wait;
@@ -397,21 +404,23 @@ export class Datapath {
     }
   }
 
-  #prove(): void {
+  #selfTest(): void {
     const { bpffs } = this.#options;
-    if (!this.#proof) {
+    if (!this.#tested) {
       this.#announce("probe");
       try {
-        this.#proof = prove(bpffs, this.#code, this.#governed.netns);
+        this.#tested = selfTest(bpffs, this.#code, this.#governed.netns);
       } finally {
         this.#options.announce?.(undefined);
       }
-      formatProof(this.#proof, this.#options);
+      formatSelfTest(this.#tested, this.#options);
     }
     const { tags } = this.#generation;
-    const wrong = [...this.#proof.tags].filter(([hook, tag]) => tags.get(hook) !== tag).map(([hook]) => hook);
+    const wrong = [...this.#tested.tags]
+      .filter(([hook, tag]) => tags.get(hook) !== tag)
+      .map(([hook]) => hook);
     if (wrong.length > 0)
-      throw new ProbeFailed(
+      throw new SelfTestFailed(
         `the programs pinned for ${wrong.join(", ")} are not those of this executable, which were proved. ` +
           "They are not attached: what governed before governs on",
       );
@@ -461,7 +470,10 @@ function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Gov
   tables.settings.setFlags({ shadow });
 }
 
-function formatProof({ milliseconds, untried }: Proof, to: Pick<DatapathOptions, "log" | "warn">): void {
+function formatSelfTest(
+  { milliseconds, untried }: SelfTestResult,
+  to: Pick<DatapathOptions, "log" | "warn">,
+): void {
   if (untried === undefined)
     to.log(`the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`);
   else (to.warn ?? to.log)(`the new programs take over without a trial: ${untried}`);

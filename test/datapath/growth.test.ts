@@ -2,9 +2,9 @@
 import { describe, expect, test } from "bun:test";
 import { complete } from "../../src/datapath/generation/pinned.ts";
 import { loadPrograms, ownCode } from "../../src/datapath/generation/programs.ts";
-import { ClusterTable } from "../../src/datapath/tables/cluster-table.ts";
+import { ClusterTable } from "../../src/datapath/mesh-tables/cluster-table.ts";
+import { SLOTS_PER_LINE } from "../../src/datapath/mesh-tables/descriptor.ts";
 import { DeferredFree } from "../../src/datapath/tables/deferred-free.ts";
-import { SLOTS_PER_LINE } from "../../src/datapath/tables/descriptor.ts";
 import { NameLines } from "../../src/datapath/tables/names.ts";
 import { type MapName, Tables } from "../../src/datapath/tables/tables.ts";
 import type { BpfMap } from "../../src/kernel/maps.ts";

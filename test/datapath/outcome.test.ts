@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { openPinned } from "../../src/datapath/inspect/inspect.ts";
-import { readEndpoint } from "../../src/datapath/tables/endpoint-table.ts";
+import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Tables } from "../../src/datapath/tables/tables.ts";
 import { monotonic } from "../../src/kernel/clock.ts";

@@ -34,7 +34,15 @@ export const status = command({
     if (format === "json") {
       const kernel = value.kernel ?? null;
       const manifest = standing ?? null;
-      printJson({ alive, ...value.agent, kernel, olderConnections: older ?? null, atBoot, manifest, damage });
+      printJson({
+        alive,
+        ...value.agent,
+        kernel,
+        preexistingConnections: older ?? null,
+        atBoot,
+        manifest,
+        damage,
+      });
     } else
       print(
         formatStatus(

@@ -6,7 +6,7 @@ import { examineConfig, type Folders } from "../../config/config.ts";
 import type { Sources } from "../../config/sources.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Inspection, Summary } from "../../datapath/inspect/inspect.ts";
-import type { OlderConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { requireRoot } from "../../machine/unsupported.ts";
 import { formatSpan } from "./output.ts";
@@ -35,13 +35,13 @@ export interface NotKnown {
 }
 
 /** Connections older than what governs them; undefined when nothing is pinned or this process can't see them. */
-export async function olderThanAttach(bpffs: string): Promise<OlderConnections | NotKnown | undefined> {
-  const [{ olderConnections }, { NothingPinned }] = await Promise.all([
+export async function olderThanAttach(bpffs: string): Promise<PreexistingConnections | NotKnown | undefined> {
+  const [{ preexistingConnections }, { NothingPinned }] = await Promise.all([
     import("../../datapath/inspect/preexisting-connections.ts"),
     import("../../datapath/inspect/inspect.ts"),
   ]);
   try {
-    return olderConnections(bpffs);
+    return preexistingConnections(bpffs);
   } catch (error) {
     if (error instanceof NothingPinned) return undefined;
     return { error: reasonOf(error) };

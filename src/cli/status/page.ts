@@ -2,7 +2,7 @@
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
-import type { OlderConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import { indent, since } from "../framework/output.ts";
 import { formatStanding, type readStanding } from "../framework/version-rows.ts";
 import type { NotKnown } from "../framework/view.ts";
@@ -16,7 +16,7 @@ export interface Answer {
   agent: AgentStatus | undefined;
   kernel: Summary | undefined;
   /** What this command counts itself, so that no agent waits for it. */
-  older?: OlderConnections | NotKnown | undefined;
+  older?: PreexistingConnections | NotKnown | undefined;
   standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;

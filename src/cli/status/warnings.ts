@@ -2,7 +2,7 @@
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
-import type { OlderConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import { formatSpan, indent, plural } from "../framework/output.ts";
 import type { NotKnown } from "../framework/view.ts";
 
@@ -30,7 +30,7 @@ export function warningsOf(agent: AgentStatus | undefined, kernel: Summary | und
 /** Cgroups that are named one by one. */
 const CGROUPS = 5;
 
-export function formatOlder(older: OlderConnections | NotKnown | undefined): string[] {
+export function formatOlder(older: PreexistingConnections | NotKnown | undefined): string[] {
   if (!older) return [];
   if ("error" in older) return [`Whether connections are older than the attach is not known: ${older.error}`];
   const { connections, complete, cgroups } = older;

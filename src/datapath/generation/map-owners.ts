@@ -12,7 +12,7 @@ import { completeFolders, generationFolder, HOOK_ORDER, keptPin, programFolder, 
  * The caller closes them. Throws KernelError.
  */
 export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
-  const { all, own } = holdersAt(bpffs);
+  const { all, own } = mapOwnersAt(bpffs);
   const maps = new Map<MapName, BpfMap>();
   for (const [name, id] of [...mapsOf(all, KEPT_MAPS), ...mapsOf(own, GENERATION_MAPS)])
     maps.set(name, BpfMap.fromId(id));
@@ -37,7 +37,7 @@ export function readableMap(bpffs: string, name: MapName): BpfMap {
 
 /** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
 export function heldNames(bpffs: string): Set<string> {
-  const ids = new Set(holdersAt(bpffs).all.flatMap(({ maps }) => maps));
+  const ids = new Set(mapOwnersAt(bpffs).all.flatMap(({ maps }) => maps));
   return new Set(
     [...ids].map((id) => {
       using map = BpfMap.fromId(id);
@@ -47,7 +47,7 @@ export function heldNames(bpffs: string): Set<string> {
 }
 
 /** Programs, those that run first. */
-export interface Holders {
+export interface MapOwners {
   /** Of every layout: they hold what is kept. */
   all: ProgramIds[];
   /** Over the tables of this one. */
@@ -57,7 +57,7 @@ export interface Holders {
 }
 
 /** Throws KernelError. */
-export function holdersAt(bpffs: string): Holders {
+export function mapOwnersAt(bpffs: string): MapOwners {
   const running = HOOK_ORDER.flatMap((hook) => runningProgram(bpffs, hook) ?? []);
   const all = [...running];
   for (const { abi } of generationsAt(bpffs)) all.push(...programsOf(bpffs, abi));

@@ -1,6 +1,6 @@
 /**
  * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: programs
- * (holders.ts), and a running agent, which holds everything.
+ * (owners.ts), and a running agent, which holds everything.
  */
 
 import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
@@ -11,7 +11,7 @@ import { BpfMap } from "../../kernel/maps.ts";
 import { formatPinned, type Pinned, pinnedAt } from "../../kernel/pinned.ts";
 import { GENERATION_MAPS, isNameMap, KEPT_MAPS, type MapName } from "../tables/tables.ts";
 import { isAlive, type ProgramIds } from "./generations.ts";
-import { type Holders, holdersAt, mapsOf } from "./map-owners.ts";
+import { type MapOwners, mapOwnersAt, mapsOf } from "./map-owners.ts";
 import { ownLink, ownProgram, ownTable } from "./pin-ownership.ts";
 import {
   ASIDE,
@@ -84,11 +84,11 @@ export function folderFaults(bpffs: string): PinFault[] {
  * one is there, or if `filled` says that the tables hold a mesh. Throws KernelError.
  */
 export function pinFaults(bpffs: string, filled = false): PinFault[] {
-  const holders = holdersAt(bpffs);
+  const owners = mapOwnersAt(bpffs);
   return [
     ...folderFaults(bpffs),
     ...linkFaults(bpffs, filled),
-    ...tableFaults(bpffs, holders),
+    ...tableFaults(bpffs, owners),
     ...programFaults(bpffs),
   ];
 }
@@ -175,7 +175,7 @@ function linkFaults(bpffs: string, filled: boolean): PinFault[] {
   return none && !filled ? faults.filter(({ found }) => found) : faults;
 }
 
-function tableFaults(bpffs: string, { all, own, built }: Holders): PinFault[] {
+function tableFaults(bpffs: string, { all, own, built }: MapOwners): PinFault[] {
   const check = (names: readonly MapName[], programs: ProgramIds[], pathOf: (name: MapName) => string) => {
     const ids = mapsOf(programs, names);
     return names.flatMap((name): PinFault[] => {

@@ -14,16 +14,16 @@ import { ERRNO, KernelError } from "../../kernel/error.ts";
 import { CgroupLink, type Hook } from "../../kernel/link.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
 import type { BpfProgram } from "../../kernel/object.ts";
-import { type Family, LoopbackListener, ProbeChild } from "../../kernel/probe.ts";
+import { type Family, LoopbackListener, SelfTestChild } from "../../kernel/self-test-child.ts";
 import { formatAddress, parseAddress } from "../../mesh/address.ts";
 import { EndpointList } from "../../mesh/endpoint-list.ts";
 import { frontendKey } from "../../mesh/frontend.ts";
 import { type Frontend, type Mesh, NO_EJECTION, type Target } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
+import { Publisher } from "../mesh-tables/publisher.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
 import { enrolCgroup, exempt, governNetns, unexempt } from "../tables/enrolment.ts";
 import * as layout from "../tables/layout.gen.ts";
-import { Publisher } from "../tables/publisher.ts";
 import { type MapName, type Maps, Tables } from "../tables/tables.ts";
 import { totalsOf } from "../tables/totals.ts";
 import { readableMap } from "./map-owners.ts";
@@ -40,14 +40,14 @@ const FAMILIES = {
 const RELEASE_PATIENCE = 200;
 
 /** Nothing changed hands: the programs do not do what they have to. */
-export class ProbeFailed extends Error {
-  override readonly name = "ProbeFailed";
+export class SelfTestFailed extends Error {
+  override readonly name = "SelfTestFailed";
   /** Until they are worth another try, milliseconds. */
   retryAfter = 0;
 }
 
 /** That programs work, or that nobody could tell. */
-export interface Proof {
+export interface SelfTestResult {
   /** Equal tags mean equal instructions, whatever maps they use. */
   tags: ReadonlyMap<Hook, string>;
   /** Why no connection could be tried; the programs loaded all the same. */
@@ -57,9 +57,9 @@ export interface Proof {
 
 /**
  * Proves programs while others, pinned below `bpffs`, govern. Nothing of it is left when this returns or throws.
- * Throws ProbeFailed, which says what went wrong.
+ * Throws SelfTestFailed, which says what went wrong.
  */
-export function prove(bpffs: string, code: Code, netns: "own" | "all"): Proof {
+export function selfTest(bpffs: string, code: Code, netns: "own" | "all"): SelfTestResult {
   const began = performance.now();
   const maps = new Map<MapName, BpfMap>();
   let programs = new Map<Hook, BpfProgram>();
@@ -72,7 +72,7 @@ export function prove(bpffs: string, code: Code, netns: "own" | "all"): Proof {
     const milliseconds = performance.now() - began;
     return untried === undefined ? { tags, milliseconds } : { tags, milliseconds, untried };
   } catch (error) {
-    throw new ProbeFailed(
+    throw new SelfTestFailed(
       `the new programs failed their probe: ${reasonOf(error)}. ` +
         "They were attached nowhere: what governed before governs on",
       { cause: error },
@@ -85,7 +85,7 @@ export function prove(bpffs: string, code: Code, netns: "own" | "all"): Proof {
 }
 
 /** Removes the cgroups of probes whose agents were killed. */
-export function removeDeadProbes(): void {
+export function removeDeadSelfTests(): void {
   for (const parent of parents()) {
     for (const name of readdirSync(parent)) {
       const [, pid] = /^kmesh-probe-(\d+)$/.exec(name) ?? [];
@@ -145,10 +145,10 @@ function probe(
 /** A cgroup with a process in it, or why there is none. */
 class Room {
   readonly cgroup: string;
-  readonly child: ProbeChild | undefined;
+  readonly child: SelfTestChild | undefined;
   readonly trouble: string;
 
-  private constructor(cgroup: string, child: ProbeChild | undefined, trouble: string) {
+  private constructor(cgroup: string, child: SelfTestChild | undefined, trouble: string) {
     this.cgroup = cgroup;
     this.child = child;
     this.trouble = trouble;
@@ -167,7 +167,7 @@ class Room {
       }
       faultPoint("probe.cgroup");
       try {
-        return new Room(cgroup, ProbeChild.start(cgroup), "");
+        return new Room(cgroup, SelfTestChild.start(cgroup), "");
       } catch (error) {
         if (!(error instanceof KernelError)) throw error;
         reasons.push(error.message);
@@ -218,7 +218,7 @@ function listen(): Map<Family, LoopbackListener> {
 
 /** Those that can be reached without the programs: a firewall may forbid it. */
 function answering(
-  child: ProbeChild,
+  child: SelfTestChild,
   listeners: ReadonlyMap<Family, LoopbackListener>,
 ): Map<Family, LoopbackListener> {
   const direct = (family: Family, listener: LoopbackListener) =>
@@ -235,7 +235,7 @@ function fill(
   enrolCgroup(tables, cgroupId(cgroup));
   governNetns(tables, netns);
   const publisher = new Publisher(tables, () => "none", raise);
-  publisher.apply(probeMesh(families), { everything: true });
+  publisher.apply(selfTestMesh(families), { everything: true });
   publisher.abandon();
 }
 
@@ -244,7 +244,12 @@ function raise(error: unknown): never {
   throw error;
 }
 
-function checkRedirect(tables: Tables, child: ProbeChild, family: Family, listener: LoopbackListener): void {
+function checkRedirect(
+  tables: Tables,
+  child: SelfTestChild,
+  family: Family,
+  listener: LoopbackListener,
+): void {
   const { asked, loopback } = FAMILIES[family];
   const way = `a connection to ${asked} port ${PORT}, which they were to lead to ${loopback}`;
   const before = totalsOf(tables.serviceCounts).connections;
@@ -262,7 +267,12 @@ function checkRedirect(tables: Tables, child: ProbeChild, family: Family, listen
   if (left !== 0) throw new Error(`${way}: ${left} live connections are counted after its end`);
 }
 
-function checkRefusal(tables: Tables, child: ProbeChild, family: Family, listener: LoopbackListener): void {
+function checkRefusal(
+  tables: Tables,
+  child: SelfTestChild,
+  family: Family,
+  listener: LoopbackListener,
+): void {
   const { refused } = FAMILIES[family];
   const way = `a connection to ${refused} port ${PORT}, which they were to refuse`;
   const before = totalsOf(tables.serviceCounts).refused;
@@ -284,7 +294,7 @@ function live(tables: Tables): number {
   return endpoints === clusters ? endpoints : Number.NaN;
 }
 
-function probeMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
+function selfTestMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
   const service = `${NAME}:${PORT}`;
   const frontend = (address: string, target: Target): Frontend => ({
     match: { kind: "address", address, port: PORT },

@@ -3,8 +3,8 @@ import { isV4, parseAddress } from "../../mesh/address.ts";
 import { exemptBlockOf, formatExemptBlock } from "../../mesh/exempt.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import type { Reason } from "../../mesh/model.ts";
+import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
 import type { Tables } from "../tables/tables.ts";
-import { decodeTarget, reasonName } from "../tables/target.ts";
 import { type ClusterState, openPinned, TableView } from "./inspect.ts";
 
 export interface Explanation {

@@ -15,15 +15,15 @@ import { readableMaps } from "../generation/map-owners.ts";
 import { ownLink } from "../generation/pin-ownership.ts";
 import { complete } from "../generation/pinned.ts";
 import { ASIDE, HOOK_ORDER, linkPin } from "../generation/pins.ts";
+import { splitOf } from "../mesh-tables/cluster-table.ts";
+import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "../mesh-tables/descriptor.ts";
+import { readEndpoint } from "../mesh-tables/endpoint-table.ts";
+import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
 import { ChunkedTable } from "../tables/chunked-table.ts";
-import { splitOf } from "../tables/cluster-table.ts";
-import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "../tables/descriptor.ts";
-import { readEndpoint } from "../tables/endpoint-table.ts";
 import { enrolledIds, enrolledUnits } from "../tables/enrolment.ts";
 import * as layout from "../tables/layout.gen.ts";
 import { readNames } from "../tables/names.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "../tables/tables.ts";
-import { decodeTarget, reasonName } from "../tables/target.ts";
 import { findUnits, type UnitState } from "../tables/unit.ts";
 
 export interface HookState {

@@ -6,14 +6,14 @@ import { cgroupPath } from "../../kernel/cgroup.ts";
 import { netnsCookie } from "../../kernel/netns.ts";
 import { CONNECTED, listSockets, type SocketBatch, TCP } from "../../kernel/sockets.ts";
 import { formatAddress } from "../../mesh/address.ts";
-import { readDescriptor } from "../tables/descriptor.ts";
+import { readDescriptor } from "../mesh-tables/descriptor.ts";
+import { decodeTarget } from "../mesh-tables/target.ts";
 import { agentSockets, enrolmentTest } from "../tables/enrolment.ts";
 import type { Tables } from "../tables/tables.ts";
-import { decodeTarget } from "../tables/target.ts";
 import { exemption, findFrontend } from "./explain.ts";
 import { openPinned } from "./inspect.ts";
 
-export interface OlderConnections {
+export interface PreexistingConnections {
   connections: number;
   /** False when there was no time to look at every socket: there may be more. */
   complete: boolean;
@@ -36,7 +36,7 @@ interface Successor {
  * mode, where every connection goes directly, and when nobody is enrolled.
  * Throws NothingPinned and KernelError.
  */
-export function olderConnections(bpffs: string): OlderConnections | undefined {
+export function preexistingConnections(bpffs: string): PreexistingConnections | undefined {
   const tables = openPinned(bpffs);
   try {
     return governsHere(tables) ? count(tables) : undefined;
@@ -58,7 +58,7 @@ export function isOwnNetns(tables: Tables): boolean {
   return own === undefined ? governed === 0n : governed === own;
 }
 
-function count(tables: Tables): OlderConnections {
+function count(tables: Tables): PreexistingConnections {
   const end = performance.now() + PATIENCE;
   const isEnrolled = enrolmentTest(tables);
   const isGoverned = governedTest(tables);
@@ -84,7 +84,7 @@ function count(tables: Tables): OlderConnections {
   return { connections: older.length, complete, cgroups: byCgroup(older) };
 }
 
-function byCgroup(sockets: readonly Successor[]): OlderConnections["cgroups"] {
+function byCgroup(sockets: readonly Successor[]): PreexistingConnections["cgroups"] {
   const counts = new Map<bigint, number>();
   for (const { cgroup } of sockets) counts.set(cgroup, (counts.get(cgroup) ?? 0) + 1);
   return [...counts]

@@ -7,19 +7,19 @@ import * as layout from "./layout.gen.ts";
 /** Bits of the epoch that stand in a verdict. */
 const EPOCH_BITS = 15n;
 
-export class Verdicts {
+export class EnrolmentCache {
   readonly #enrolment: BigUint64Array;
-  readonly #verdicts: BigUint64Array;
+  readonly #cache: BigUint64Array;
 
-  constructor(enrolment: BpfMap, verdicts: BpfMap) {
+  constructor(enrolment: BpfMap, cache: BpfMap) {
     this.#enrolment = new BigUint64Array(enrolment.mmap());
-    this.#verdicts = new BigUint64Array(verdicts.mmap());
+    this.#cache = new BigUint64Array(cache.mmap());
   }
 
   /** Lets go of the memory: nobody may use this any more. */
   unmap(): void {
     unmap(this.#enrolment.buffer);
-    unmap(this.#verdicts.buffer);
+    unmap(this.#cache.buffer);
   }
 
   get root(): bigint {
@@ -41,7 +41,7 @@ export class Verdicts {
     waitForGracePeriod();
     const epoch = this.#at("epoch") + 1n;
     // Those of a whole round ago would count again.
-    if (epoch % (1n << EPOCH_BITS) === 0n) this.#verdicts.fill(0n);
+    if (epoch % (1n << EPOCH_BITS) === 0n) this.#cache.fill(0n);
     Atomics.store(this.#enrolment, layout.enrolment.fields.epoch.offset >> 3, epoch);
   }
 

@@ -36,15 +36,15 @@ export function enrol(tables: Tables, { cgroups, units }: Enrolled): number {
   const changed =
     setKeys(tables.maps.enrolled, [...ids.keys()].map(bytesOf)) +
     setKeys(tables.maps.units, units.map(unitKey)) +
-    tables.verdicts.setRoot(cgroupId(root));
-  if (changed > 0) tables.verdicts.forget();
+    tables.enrolmentCache.setRoot(cgroupId(root));
+  if (changed > 0) tables.enrolmentCache.forget();
   return changed + tables.settings.setFlags({ everyCgroup: everywhere });
 }
 
 /** Enrols one cgroup in tables that no program reads yet. */
 export function enrolCgroup(tables: Tables, id: bigint): void {
   tables.maps.enrolled.update(bytesOf(id), bytesOf(1n));
-  tables.verdicts.setRoot(cgroupId(cgroup2Root()));
+  tables.enrolmentCache.setRoot(cgroupId(cgroup2Root()));
 }
 
 /** Enrols these units besides, or no longer, and nothing else. Gives the records written. Throws KernelError when there are too many. */
@@ -55,7 +55,7 @@ export function changeUnits(tables: Tables, change: "add" | "remove", units: rea
     if (change === "add") tables.maps.units.update(unitKey(unit), bytesOf(1n));
     else tables.maps.units.delete(unitKey(unit));
   }
-  if (wanted.length > 0) tables.verdicts.forget();
+  if (wanted.length > 0) tables.enrolmentCache.forget();
   return wanted.length;
 }
 

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import type { Match } from "../../mesh/model.ts";
+import { decodeTarget, encodeTarget, reasonName, reasonNumber } from "../mesh-tables/target.ts";
 import { exactKey, fingerprint, matchOfExactKey, matchOfPrefixKey, prefixKey } from "./frontend-key.ts";
-import { decodeTarget, encodeTarget, reasonName, reasonNumber } from "./target.ts";
 
 describe("frontend keys", () => {
   test("an exact key is the address, v4-mapped, and the port in network order", () => {

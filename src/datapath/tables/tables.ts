@@ -1,7 +1,7 @@
 /** All tables of the data path, opened: one generation's and those that every generation keeps. */
 import type { BpfMap } from "../../kernel/maps.ts";
 import { ChunkedTable, reserveAll } from "./chunked-table.ts";
-import { Verdicts } from "./enrolment-cache.ts";
+import { EnrolmentCache } from "./enrolment-cache.ts";
 import { ExactTable, PrefixTable } from "./frontends.ts";
 import * as layout from "./layout.gen.ts";
 import { Settings } from "./settings.ts";
@@ -70,7 +70,7 @@ export function installEmpty(maps: ReadonlyMap<MapName, BpfMap>, wanted: (name: 
 export class Tables {
   readonly maps: Maps;
   readonly settings: Settings;
-  readonly verdicts: Verdicts;
+  readonly enrolmentCache: EnrolmentCache;
   readonly exact: ExactTable;
   readonly prefixes: PrefixTable;
   readonly exclusions: PrefixTable;
@@ -92,7 +92,7 @@ export class Tables {
   constructor(maps: Maps) {
     this.maps = maps;
     this.settings = new Settings(maps.settings);
-    this.verdicts = new Verdicts(maps.enrolment, maps.verdicts);
+    this.enrolmentCache = new EnrolmentCache(maps.enrolment, maps.verdicts);
     this.exact = new ExactTable(maps.frontends);
     this.prefixes = new PrefixTable(maps.prefixes, "prefixes");
     this.exclusions = new PrefixTable(maps.exclusions, "exclusions");
@@ -135,7 +135,7 @@ export class Tables {
   discard(): void {
     this.close();
     this.settings.unmap();
-    this.verdicts.unmap();
+    this.enrolmentCache.unmap();
     const chunked = [
       ...[this.targets, this.clusters, this.descriptors, this.slots, this.endpoints, this.nameLines],
       ...[this.clusterNames, this.serviceNames, this.endpointLoads, this.clusterLoads, this.serviceCounts],

@@ -3,8 +3,8 @@
  * that a hundred thousand endpoints cost one word each instead of a map of keys.
  */
 import { ENDPOINT_WORDS, type EndpointList } from "../../mesh/endpoint-list.ts";
-import type { ChunkedTable } from "./chunked-table.ts";
-import * as layout from "./layout.gen.ts";
+import type { ChunkedTable } from "../tables/chunked-table.ts";
+import * as layout from "../tables/layout.gen.ts";
 
 const { address: ADDRESS, port: PORT } = layout.endpoint.fields;
 /** Where the port's two bytes lie in the 32-bit word around them. */

@@ -6,15 +6,15 @@
 import { frontendKey } from "../../mesh/frontend.ts";
 import type { Changes, Frontend, Mesh, Service, Target } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
+import { DeferredFree } from "../tables/deferred-free.ts";
+import type { PlacedFrontend } from "../tables/frontends.ts";
+import { Ids } from "../tables/ids.ts";
+import { linesOfNames, NameLines, NameSpace } from "../tables/names.ts";
+import { Quarantine } from "../tables/quarantine.ts";
+import type { Tables } from "../tables/tables.ts";
 import { ClusterTable, splitName, splitOf } from "./cluster-table.ts";
-import { DeferredFree } from "./deferred-free.ts";
 import { SLOTS_PER_LINE } from "./descriptor.ts";
-import type { PlacedFrontend } from "./frontends.ts";
-import { Ids } from "./ids.ts";
-import { linesOfNames, NameLines, NameSpace } from "./names.ts";
 import type { Others } from "./others.ts";
-import { Quarantine } from "./quarantine.ts";
-import type { Tables } from "./tables.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
 
 /** The id of a service that went is given to no other for that long: sockets carry it. */

@@ -4,9 +4,15 @@
  */
 import type { Cluster, Split } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
-import type { ChunkedTable } from "./chunked-table.ts";
+import type { ChunkedTable } from "../tables/chunked-table.ts";
+import type { DeferredFree } from "../tables/deferred-free.ts";
+import { ExtentAllocator } from "../tables/extent-allocator.ts";
+import { Ids } from "../tables/ids.ts";
+import * as layout from "../tables/layout.gen.ts";
+import { type NameLines, NameSpace } from "../tables/names.ts";
+import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
+import type { Tables } from "../tables/tables.ts";
 import { type Compiled, compileCluster, compileMissing, compileSplit } from "./cluster-compiler.ts";
-import type { DeferredFree } from "./deferred-free.ts";
 import {
   hasDigest,
   linesOf,
@@ -19,13 +25,7 @@ import {
   writeDescriptor,
 } from "./descriptor.ts";
 import { EndpointTable } from "./endpoint-table.ts";
-import { ExtentAllocator } from "./extent-allocator.ts";
-import { Ids } from "./ids.ts";
-import * as layout from "./layout.gen.ts";
-import { type NameLines, NameSpace } from "./names.ts";
-import { Quarantine, SOCKET_REST_MS } from "./quarantine.ts";
 import type { Members } from "./slots.ts";
-import type { Tables } from "./tables.ts";
 import { reasonNumber } from "./target.ts";
 import type { Selection } from "./weights.ts";
 

@@ -4,11 +4,11 @@
  */
 import { formatAddress } from "../../mesh/address.ts";
 import { ENDPOINT_WORDS, type EndpointList } from "../../mesh/endpoint-list.ts";
-import type { ChunkedTable } from "./chunked-table.ts";
+import type { ChunkedTable } from "../tables/chunked-table.ts";
+import { Ids } from "../tables/ids.ts";
+import * as layout from "../tables/layout.gen.ts";
+import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
 import { EndpointIndex } from "./endpoint-index.ts";
-import { Ids } from "./ids.ts";
-import * as layout from "./layout.gen.ts";
-import { Quarantine, SOCKET_REST_MS } from "./quarantine.ts";
 
 const { fields } = layout.endpoint;
 const USED = fields.used.offset;

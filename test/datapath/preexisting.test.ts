@@ -1,7 +1,7 @@
 /** Connections that began before they were governed are found, and no others. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { basename, join } from "node:path";
-import type { OlderConnections } from "../../src/datapath/inspect/preexisting-connections.ts";
+import type { PreexistingConnections } from "../../src/datapath/inspect/preexisting-connections.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
@@ -27,15 +27,15 @@ describe.skipIf(!root)("connections older than the attach", () => {
     await lab?.remove();
   });
 
-  async function older(): Promise<OlderConnections | undefined> {
+  async function older(): Promise<PreexistingConnections | undefined> {
     const module = join(import.meta.dirname, "../../src/datapath/inspect/preexisting-connections.ts");
     const text = await output(
       placed(
         [
           process.execPath,
           "-e",
-          `const { olderConnections } = await import(${JSON.stringify(module)});
-           console.log(JSON.stringify(olderConnections(${JSON.stringify(lab.bpffs)}) ?? null));`,
+          `const { preexistingConnections } = await import(${JSON.stringify(module)});
+           console.log(JSON.stringify(preexistingConnections(${JSON.stringify(lab.bpffs)}) ?? null));`,
         ],
         { netns: lab.namespace.path },
       ),

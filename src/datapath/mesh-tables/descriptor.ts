@@ -1,7 +1,7 @@
 /** A cluster as the kernel walks it (struct descriptor of bpf/include/tables.h). Immutable once published. */
 import type { Ejection } from "../../mesh/model.ts";
-import type { ChunkedTable } from "./chunked-table.ts";
-import * as layout from "./layout.gen.ts";
+import type { ChunkedTable } from "../tables/chunked-table.ts";
+import * as layout from "../tables/layout.gen.ts";
 
 export type Kind = "endpoints" | "split" | "pass" | "refuse" | "port";
 export type SlotPolicy = "round-robin" | "random" | "least-request" | "hash";

@@ -13,7 +13,7 @@ import {
 import { join } from "node:path";
 import { generationFolder, HOOK_ORDER, keptPin, linkPin } from "../../src/datapath/generation/pins.ts";
 import { type Code, ownCode } from "../../src/datapath/generation/programs.ts";
-import { ProbeFailed, prove } from "../../src/datapath/generation/self-test.ts";
+import { SelfTestFailed, selfTest } from "../../src/datapath/generation/self-test.ts";
 import { summarizePinned } from "../../src/datapath/inspect/inspect.ts";
 import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { fetchAtomics } from "../../src/kernel/features.ts";
@@ -155,7 +155,7 @@ describe.skipIf(!root)("a probe", () => {
       const storm = await lab.storm("10.96.0.1:80");
       const running = hooks();
       const publish = () => lab.publish(meshOf(B));
-      expect(publish).toThrow(ProbeFailed);
+      expect(publish).toThrow(SelfTestFailed);
       expect(publish).toThrow(what);
       expect(publish).toThrow("what governed before governs on");
       const { made, errors } = await storm.end();
@@ -193,7 +193,7 @@ describe.skipIf(!root)("a probe", () => {
     const { pins } = traces();
     const running = hooks();
     lab.reopen({}, variant("astray"));
-    expect(lab.datapath.apply(meshOf(B), { everything: true }).flaw).toBeInstanceOf(ProbeFailed);
+    expect(lab.datapath.apply(meshOf(B), { everything: true }).flaw).toBeInstanceOf(SelfTestFailed);
     expect((await lab.connect("10.96.0.1:80")).by).toEqual({ b: 1 });
     expect(hooks()).toEqual(running);
     expect(lab.datapath.attached).toBe(false);
@@ -218,7 +218,7 @@ describe.skipIf(!root)("a probe", () => {
   test("that finds no table of agents leaves nothing open", () => {
     const open = () => readdirSync("/proc/self/fd").length;
     const before = open();
-    expect(() => prove(join(lab.bpffs, "none"), ownCode(), "own")).toThrow("has the map agents");
+    expect(() => selfTest(join(lab.bpffs, "none"), ownCode(), "own")).toThrow("has the map agents");
     expect(open()).toBe(before);
   });
 
@@ -261,8 +261,8 @@ describe.skipIf(!root)("a probe", () => {
     lab.publish(meshOf(A));
     const folder = join(import.meta.dirname, "../../src/datapath/generation");
     const script =
-      `import { prove } from "${folder}/self-test.ts"; import { ownCode } from "${folder}/programs.ts";` +
-      `console.log(prove("${lab.bpffs}", ownCode(), "own").untried);`;
+      `import { selfTest } from "${folder}/self-test.ts"; import { ownCode } from "${folder}/programs.ts";` +
+      `console.log(selfTest("${lab.bpffs}", ownCode(), "own").untried);`;
     const remount = `mount -o remount,bind,ro ${cgroup2Root()} && exec "$0" -e '${script}'`;
     const { code, stdout, stderr } = await run(["unshare", "--mount", "sh", "-c", remount, process.execPath]);
     expect([code, stderr]).toEqual([0, ""]);

@@ -17,7 +17,7 @@ const FAMILIES = { v4: 2, v6: 10 } as const;
 export type Family = keyof typeof FAMILIES;
 
 /** What became of a connection. */
-export type ProbeOutcome =
+export type SelfTestOutcome =
   | {
       ok: true;
       /** What getpeername() said: 16 bytes, IPv4 as v4-mapped. */
@@ -56,7 +56,7 @@ export class LoopbackListener {
 }
 
 /** Its owner ends it; it also ends with this process, however that goes. It holds this process's descriptors. */
-export class ProbeChild {
+export class SelfTestChild {
   readonly pid: number;
   readonly #control: number;
   #ended = false;
@@ -67,7 +67,7 @@ export class ProbeChild {
   }
 
   /** Starts it in the cgroup2 folder `cgroup`. Throws KernelError. Listeners are to be opened before. */
-  static start(cgroup: string): ProbeChild {
+  static start(cgroup: string): SelfTestChild {
     const lib = native();
     const control = new Int32Array(new ArrayBuffer(4));
     const folder = check(
@@ -77,7 +77,7 @@ export class ProbeChild {
     );
     try {
       const pid = check(lib.kmesh_probe_start(folder, control), "clone", "probe");
-      const child = new ProbeChild(pid, control[0] ?? -1);
+      const child = new SelfTestChild(pid, control[0] ?? -1);
       try {
         const [stage, errno = 0] = child.#order(undefined);
         if (stage !== 0) throw new KernelError("write", errno, `${cgroup}/cgroup.procs`);
@@ -96,7 +96,7 @@ export class ProbeChild {
    * `listener`, from where bytes are sent through. The connection stays until the next order. At most 4 s.
    * Throws KernelError when the child does not answer.
    */
-  connect(family: Family, address: Uint8Array, port: number, listener: LoopbackListener): ProbeOutcome {
+  connect(family: Family, address: Uint8Array, port: number, listener: LoopbackListener): SelfTestOutcome {
     const order = new Uint8Array(new ArrayBuffer(32));
     new Int32Array(order.buffer).set([FAMILIES[family], port, listener.fd]);
     order.set(address, 16);
