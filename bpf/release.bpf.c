@@ -24,7 +24,7 @@ int sock_release(struct bpf_sock *ctx)
 
 	if (!state)
 		return 1;
-	if (state->flags & SOCKET_MPTCP)
+	if (can_find_mptcp_socket() && state->flags & SOCKET_MPTCP)
 		end_mptcp(state, (const struct mptcp_sock *)ctx, ctx->state);
 	else
 		end_connection(state, (const struct sock *)ctx, ctx->state);
