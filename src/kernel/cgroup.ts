@@ -29,8 +29,7 @@ export function findCgroup2(mountinfo: string): string | undefined {
 /** Throws when no cgroup2 is mounted. */
 export function cgroup2Root(): string {
   const root = findCgroup2(readFileSync("/proc/self/mountinfo", "utf8"));
-  if (root === undefined)
-    throw new Error("no cgroup2 is mounted: mount one (mount -t cgroup2 none /sys/fs/cgroup) and try again");
+  if (root === undefined) throw new Error("no cgroup2 is mounted");
   return root;
 }
 

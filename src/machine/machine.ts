@@ -33,12 +33,16 @@ export function requireKernel(log: { warn(line: string): void }): void {
     log.warn(`This kernel has no ${feature} (from Linux ${since} on): ${without}.`);
 }
 
+/** A place where it hides nothing: mounted over /sys/fs/cgroup it would hide every cgroup v1 controller. */
+const CGROUP2_CURE =
+  "Mount one where it hides nothing: mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2 (not over /sys/fs/cgroup, where the cgroup v1 controllers are).";
+
 /** Throws Unsupported unless a cgroup2 is mounted. */
 export function requireCgroup2(): void {
   try {
     cgroup2Root();
   } catch (error) {
-    throw new Unsupported(reasonOf(error), "Mount cgroup2.");
+    throw new Unsupported(reasonOf(error), CGROUP2_CURE);
   }
 }
 
@@ -86,7 +90,8 @@ export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): v
   if (/^0::\/./m.test(readFileSync("/proc/1/cgroup", "utf8"))) return;
   log.warn(
     `No systemd keeps its units in cgroup2 on this machine, so none of ${units.join(", ")} is governed by its name. ` +
-      "Name cgroups with --cgroup, or boot with systemd.unified_cgroup_hierarchy=1.",
+      "Name cgroups with --cgroup; or boot with systemd.legacy_systemd_cgroup_controller=0, by which systemd keeps its units " +
+      "in cgroup2, too, and the cgroup v1 controllers stay where they are.",
   );
 }
 

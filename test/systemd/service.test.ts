@@ -44,13 +44,47 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect(machine.exists("/etc/kmesh")).toBe(false);
   });
 
-  test("installed without a configuration, the start fails with the way out", async () => {
+  test("installed without a configuration, it is not started, and says what is missing", async () => {
     const result = await machine.run(machine.download, "install", "--start");
-    expect(result.code).toBe(1);
+    expect(result.code).toBe(2);
+    expect(result.stderr).toContain(
+      "is installed and enabled, and was not started: istiod's address is missing",
+    );
     expect(result.stderr).toContain("/etc/kmesh/config.yaml");
-    expect(await machine.journal()).toContain("istiod's address is missing");
-    await machine.output("systemctl", "stop", "kmesh");
+    expect(await machine.property("ActiveState")).toBe("inactive");
+    expect(await machine.output(machine.download, "install")).toContain(
+      "can't start yet, at boot neither: istiod's",
+    );
+  });
+
+  test("started unconfigured it waits longer each time, until the file changes; one that is wrong is not tried again", async () => {
+    expect((await machine.run("systemctl", "start", "kmesh")).code).toBe(1);
+    expect(await machine.property("ExecMainStatus")).toBe("11");
+    await says("The last 2 starts failed: this one waits 2 s, or until /etc/kmesh/config.yaml changes");
+    await says("The last 3 starts failed: this one waits 6 s");
+    const restarts = Number(await machine.property("NRestarts"));
+    const changed = performance.now();
+    // A root that the operator can read, and the service can't: check, doctor and the service say the same.
+    await machine.output("install", "-m", "600", "/dev/null", "/root/ca.pem");
+    machine.configure({ ca: "/root/ca.pem" });
+    await machine.until("ActiveState", (state) => state === "failed");
+    expect(performance.now() - changed).toBeLessThan(5_000);
+    expect(await machine.property("ExecMainStatus")).toBe("2");
+    const words = "key ca: /root/ca.pem can't be seen by kmesh.service (ProtectHome=yes hides /root)";
+    expect(await machine.journal()).toContain(words);
+    const check = await machine.run("kmesh", "config", "check");
+    expect([check.code, check.stdout.includes(words)]).toEqual([2, true]);
+    expect((await machine.run("kmesh", "doctor")).stdout).toContain(words);
+    await Bun.sleep(2_500);
+    expect(Number(await machine.property("NRestarts"))).toBe(restarts);
     expect(await machine.governs()).toBe(false);
+
+    // The sandbox is that of the unit with its drop-ins.
+    const dropIn = "/run/systemd/system/kmesh.service.d";
+    await machine.output("mkdir", "-p", dropIn);
+    machine.write(`${dropIn}/home.conf`, "[Service]\nProtectHome=read-only\n");
+    expect((await machine.run("kmesh", "config", "check")).stdout).not.toContain("can't be seen");
+    await machine.output("rm", "-r", dropIn);
   });
 
   test("configured, it starts, is ready once it governs, and says so in its status", async () => {
@@ -98,6 +132,23 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     const dead = await machine.run("kmesh", "status");
     expect(dead.code).toBe(3);
     expect(dead.stdout).toContain("The last one");
+
+    // A manifest of a later version is refused once, not every 2 s.
+    const manifest = "/var/lib/kmesh/manifest.json";
+    await machine.output(
+      "bash",
+      "-c",
+      `cp -p ${manifest} /root/ && sed -i 's/"version": 1,/"version": 99,/' ${manifest}`,
+    );
+    expect((await machine.run("systemctl", "start", "kmesh")).code).toBe(1);
+    expect(await machine.property("ExecMainStatus")).toBe("9");
+    await Bun.sleep(2_500);
+    expect([await machine.property("NRestarts"), await machine.property("ActiveState")]).toEqual([
+      "0",
+      "failed",
+    ]);
+    expect(await machine.links()).toEqual(links);
+    await machine.output("cp", "-p", "/root/manifest.json", manifest);
 
     await machine.output("systemctl", "start", "kmesh");
     expect(await adopted(machine)).toEqual({ adopted: true, writes: 0 });

@@ -1,10 +1,13 @@
 import { existsSync } from "node:fs";
 import { type Folders, readFolders } from "../../config/config.ts";
+import { ConfigError } from "../../config/config-error.ts";
 import { SETTINGS, type Setting } from "../../config/settings.ts";
 import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
 import type { Proof } from "../../handover/predecessor.ts";
+import { examineFiles } from "../../machine/config-files.ts";
 import { requireRoot, Unsupported } from "../../machine/unsupported.ts";
 import { asset, isEmbedded } from "../../runtime/assets.ts";
+import { configTemplate } from "../config-file/config-file.ts";
 import { lockedUnless } from "../config-file/config-lock.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -86,6 +89,8 @@ export const install = command({
       const fresh = others.some(({ act, target }) => act && target === paths.config);
       const changed = newUnit || copy.act !== undefined;
       const agent = start && !joining ? await serviceAgent(FOLDERS) : undefined;
+      // What runs judges its own configuration, and joining has judged it.
+      const problems = root !== undefined || joining || agent ? [] : configProblems(paths, fresh);
       const steps = [...others, ...(joining?.steps ?? [])];
       if (root !== undefined) steps.unshift(copy);
       else if (agent === undefined) steps.unshift(afterLeftovers(copy, FOLDERS));
@@ -96,17 +101,24 @@ export const install = command({
           more.proof = proof;
         };
         steps.push(...upgradeSteps(agent, paths, FOLDERS, copy, newUnit, proved).map(written));
-      } else if (start) {
+      } else if (start && problems.length === 0) {
         const need = changed ? "restart" : joining ? await needOf(FOLDERS, joining.config) : "nothing";
         steps.push(written(startStep(need)));
       }
       for (const text of joining?.remarks ?? []) remark(`kmesh: ${text}`);
       await perform(steps, dry, format, more);
-      return { joining, fresh, changed };
+      return { joining, problems, changed };
     });
+    const [problem] = done.problems;
+    if (problem && start && !dry)
+      throw new Failure(
+        EXIT.usage,
+        `${SERVICE} is installed and enabled, and was not started: ${problem.message}`,
+        `${problem.next}\n  Then: systemctl start kmesh`,
+      );
     if (format === "text" && !dry) {
       if (more.proof) print(formatProof(more.proof));
-      print(done.joining && start ? await arrival(FOLDERS) : nextStep(root, done.fresh, done.changed, start));
+      print(done.joining && start ? await arrival(FOLDERS) : nextStep(root, problem, done.changed, start));
     }
     return EXIT.done;
   },
@@ -188,11 +200,32 @@ function formatProof({ from_version, to_version, pid, gap_ms, connections, faile
   );
 }
 
-function nextStep(root: string | undefined, fresh: boolean, changed: boolean, started: boolean): string {
+/** What keeps the service from starting: asked of the file as it will be. */
+function configProblems(paths: Paths, fresh: boolean): ConfigError[] {
+  const file = { path: paths.config, required: true, ...(fresh ? { text: configTemplate() } : {}) };
+  try {
+    return examineFiles({ flags: {}, env: {}, file }, "problem").problems;
+  } catch (error) {
+    if (error instanceof ConfigError) return [error];
+    throw error;
+  }
+}
+
+function nextStep(
+  root: string | undefined,
+  problem: ConfigError | undefined,
+  changed: boolean,
+  started: boolean,
+): string {
   if (root !== undefined)
     return `Done below ${root}. A running machine takes it up with: systemctl daemon-reload`;
   if (started) return "kmesh status shows what it governs.";
-  if (fresh) return `Next: say where istiod is in ${installedPaths().config}, then systemctl start kmesh`;
+  if (problem)
+    return [
+      `${SERVICE} is enabled, and can't start yet, at boot neither: ${problem.message}`,
+      `  ${problem.next}`,
+      `Next: mend ${installedPaths().config} (kmesh join --from DIR writes it from istioctl's files), then systemctl start kmesh`,
+    ].join("\n");
   if (activeState() === "active")
     return changed
       ? "Next: kmesh restart --graceful takes the new one into use; connections go on."

@@ -1,8 +1,10 @@
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Agent } from "../../agent/agent.ts";
 import { formatReload } from "../../agent/reload.ts";
+import { ServiceNotifier } from "../../agent/sd-notify.ts";
+import { StartBackoff } from "../../agent/start-backoff.ts";
 import type { Config } from "../../config/config.ts";
-import { ConfigError } from "../../config/config-error.ts";
+import { ConfigError, NotThereYet } from "../../config/config-error.ts";
 import type { Log } from "../../config/log.ts";
 import { SETTINGS, unknownVariables } from "../../config/settings.ts";
 import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
@@ -36,7 +38,7 @@ export const run = command({
   ].join("\n"),
   async run({ flags }) {
     const invitation = process.env[INVITATION];
-    if (invitation === undefined) return begin(flags, undefined);
+    if (invitation === undefined) return await beginPatiently(flags);
     delete process.env[INVITATION];
     const { Succession } = await import("../../handover/successor.ts");
     const succession = await Succession.answer(invitation);
@@ -49,31 +51,46 @@ export const run = command({
   },
 });
 
-/** The agent's life. With a `succession` it takes over from one that runs. */
-async function begin(flags: Flags, succession: Succession | undefined): Promise<number> {
+/** The agent's life where systemd starts it: after starts that failed it waits, and says what the next one waits for. */
+async function beginPatiently(flags: Flags): Promise<number> {
+  const backoff = StartBackoff.of(process.env);
+  if (!backoff) return begin(flags, undefined);
+  const stop = new AbortController();
+  const listener = () => stop.abort();
+  for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, listener);
+  await backoff.wait((text) => {
+    remark(`kmesh: ${text}`);
+    new ServiceNotifier(process.env, remark).status(text);
+  }, stop.signal);
+  if (stop.signal.aborted) return EXIT.done;
+  for (const signal of ["SIGTERM", "SIGINT"] as const) process.off(signal, listener);
+  try {
+    return await begin(flags, undefined, () => backoff.succeeded());
+  } catch (error) {
+    const { path } = sourcesOf(flags, process.env).file;
+    backoff.failed(error instanceof NotThereYet ? [path, error.path] : [path]);
+    if (error instanceof NotThereYet) throw new Failure(EXIT.notThereYet, error.message, error.next);
+    throw error;
+  }
+}
+
+/** The agent's life. With a `succession` it takes over from one that runs. `ready` is called when it is the agent. */
+async function begin(flags: Flags, succession: Succession | undefined, ready = () => {}): Promise<number> {
   const sources = sourcesOf(flags, process.env);
   const text = textAt(sources.file.path);
   const config = acceptConfig(sources, (text) => remark(`kmesh: ${text}`));
   for (const name of unknownVariables(process.env))
     remark(`kmesh: ${name} means nothing to kmesh and is ignored`);
   // Loaded here: other commands need no gRPC.
-  const [
-    { Agent },
-    { Conflict },
-    { openLog },
-    { LockHeld },
-    { ServiceNotifier },
-    { formatOneLine },
-    { UnknownManifest },
-  ] = await Promise.all([
-    import("../../agent/agent.ts"),
-    import("../../admin/server.ts"),
-    import("../../config/log.ts"),
-    import("../../kernel/lock.ts"),
-    import("../../agent/sd-notify.ts"),
-    import("../../agent/reporter.ts"),
-    import("../../state/manifest.ts"),
-  ]);
+  const [{ Agent }, { Conflict }, { openLog }, { LockHeld }, { formatOneLine }, { UnknownManifest }] =
+    await Promise.all([
+      import("../../agent/agent.ts"),
+      import("../../admin/server.ts"),
+      import("../../config/log.ts"),
+      import("../../kernel/lock.ts"),
+      import("../../agent/reporter.ts"),
+      import("../../state/manifest.ts"),
+    ]);
   const log = openLog(config.logLevel);
   const service = new ServiceNotifier(process.env, (line) => log.warn(line));
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
@@ -114,6 +131,7 @@ async function begin(flags: Flags, succession: Succession | undefined): Promise<
       await Promise.race([agent.live, stopped, patience(READY_PATIENCE)]);
     }
     service.ready(formatOneLine(agent.status()));
+    ready();
     reloadNow = () => {
       service.reloading();
       try {

@@ -21,6 +21,8 @@ export const EXIT = {
   unknownState: 9,
   /** `kmesh status`: something is damaged, which it tells with the cure; whether or not an agent runs. */
   damaged: 10,
+  /** `kmesh run` as a service: what the configuration needs is not there yet, so systemd is to try again. */
+  notThereYet: 11,
 } as const;
 
 /** For --help and the README. */
@@ -36,6 +38,7 @@ export const EXIT_CODES: readonly [number, string][] = [
   [EXIT.notGoverned, "kmesh wait: nothing is governed yet"],
   [EXIT.unknownState, "a later version's state lies there: nothing was touched"],
   [EXIT.damaged, "kmesh status: something is damaged, and it says what mends it"],
+  [EXIT.notThereYet, "kmesh run as a service: something is not there yet, and it is tried again"],
 ];
 
 /** Ends a command with `code` and one clear line; `next` is what to do about it. */

@@ -32,6 +32,11 @@ export function activeState(): string {
   return systemctl("show", "--property=ActiveState", "--value", SERVICE);
 }
 
+/** Whether systemd starts the service again by itself: not when only an operator can mend what is wrong. */
+function isTriedAgain(): boolean {
+  return systemctl("show", "--property=ActiveState", "--value", SERVICE) !== "failed";
+}
+
 /** A start that fails is told with the agent's own words. */
 export function beginStep(verb: "start" | "restart" | "reload"): Step {
   return {
@@ -43,7 +48,7 @@ export function beginStep(verb: "start" | "restart" | "reload"): Step {
       } catch {
         throw new Failure(
           EXIT.failed,
-          `${SERVICE} is installed but did not ${verb}; systemd goes on trying`,
+          `${SERVICE} is installed but did not ${verb}${isTriedAgain() ? "; systemd goes on trying" : ""}`,
           `Its own words: journalctl -u ${SERVICE} -n 20. Most often the configuration lacks something: ${installedPaths().config}`,
         );
       }
