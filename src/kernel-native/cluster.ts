@@ -63,6 +63,8 @@ export type Discovery =
   | { kind: "passthrough" }
   /** Goes to the address that the app asked for, at this port. */
   | { kind: "port-override"; port: number }
+  /** Malformed from the start: what an earlier agent left in the kernel stays. */
+  | { kind: "unknown" }
   /** Every connection is refused. `why` is the remark beside the service, unless another one says it. */
   | { kind: "refuse"; reason: Reason; why?: string };
 
@@ -324,6 +326,25 @@ function flattenCluster(
       ejection,
       autoTls: tls === true,
       notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
+    }),
+  };
+}
+
+/** What stands for a cluster whose only form is malformed; undefined for those that concern no outgoing connection. */
+export function unknownCluster(name: string): ClusterRecord | undefined {
+  if (!isOutgoing(name)) return undefined;
+  return {
+    name,
+    service: serviceOfCluster(name).name,
+    discovery: { kind: "unknown" },
+    policy: sharedPolicy({
+      balance: { policy: "round-robin" },
+      localityWeighted: false,
+      panicThreshold: PANIC_THRESHOLD,
+      maxConnections: 0,
+      ejection: NO_EJECTION,
+      autoTls: false,
+      notes: [note("conflict", "istiod's cluster is malformed: what was known of it before stays")],
     }),
   };
 }

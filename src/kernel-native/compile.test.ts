@@ -474,6 +474,90 @@ describe("clusters", () => {
   });
 });
 
+describe("what is not known yet", () => {
+  const given = (...more: Given[]) => {
+    const { native, published } = observed();
+    for (const one of more) native.upsert(...one);
+    native.commit();
+    native.close();
+    return { native, published, pending: native.mesh.pending };
+  };
+
+  test("routes that did not come: their port, and the exact listeners that wait for them", () => {
+    const sniffed = lds(
+      listener("10.0.0.2", 82, [{ cluster: "outbound|82||b" }, { routes: "b:82", transport: "raw_buffer" }]),
+    );
+    const { native, published, pending } = given(
+      http(80),
+      exact("10.0.0.1", 81, { routes: "a:81" }),
+      sniffed,
+      exact("10.0.0.3", 83, { cluster: "outbound|83||c" }),
+    );
+    expect(pending).toEqual({ ports: new Set([80, 81, 82]), fallback: false });
+    expect([...native.mesh.frontends.values()].map(({ match, pending }) => [match.port, pending])).toEqual([
+      [82, true],
+      [83, undefined],
+    ]);
+    expect(native.mesh.notes.map(({ text }) => text)).toEqual([
+      "istiod's configuration for port 80, 81, 82 has not come, or is malformed: what the kernel had before stays",
+    ]);
+    for (const name of ["80", "a:81", "b:82"])
+      native.upsert(...rds(name, [{ name: `${name}-host:80`, domains: ["10.0.0.9"] }]));
+    native.commit();
+    expect(native.mesh.pending).toBeUndefined();
+    // The kernel's tables are compared as a whole: what only they had goes now.
+    expect(published.map(({ everything }) => everything)).toEqual([true, true]);
+    expect(native.mesh.frontends.get("tcp 10.0.0.2:82")?.pending).toBeUndefined();
+  });
+
+  test.each([
+    ["listener", "10.0.0.1_9000", { ports: new Set([9000]), fallback: false }],
+    ["listener", "virtualOutbound", { ports: new Set(), fallback: true }],
+    ["listener", "virtualInbound", undefined],
+    ["listener", "custom", { ports: "all", fallback: false }],
+    ["names", "", { ports: "all", fallback: false }],
+    ["endpoints", "e", undefined],
+  ] as const)("a malformed %s %s without an earlier form", (type, name, pending) => {
+    const { native } = observed();
+    expect(() => native.upsert(type, name, new Uint8Array([0xff]))).toThrow();
+    native.commit();
+    expect(native.mesh.pending).toEqual(pending as never);
+    native.remove(type, name);
+    native.commit();
+    expect(native.mesh.pending).toBeUndefined();
+    native.close();
+  });
+
+  test("a malformed cluster without an earlier form is pending; one with keeps it", () => {
+    const { native } = observed();
+    const name = "outbound|80||a";
+    const bad = new Uint8Array([0xff]);
+    expect(() => native.upsert("cluster", name, bad)).toThrow();
+    native.commit();
+    expect(native.mesh.clusters.get(name)).toMatchObject({ kind: "endpoints", pending: true });
+    expect(notes(native.mesh, "a:80")).toEqual([
+      "istiod's cluster is malformed: what was known of it before stays",
+    ]);
+    native.upsert(...eds(name));
+    native.upsert(...at(name, "10.0.0.1"));
+    native.commit();
+    expect(native.mesh.clusters.get(name)).toMatchObject({ pending: false });
+    expect(() => native.upsert("cluster", name, bad)).toThrow();
+    native.commit();
+    expect(native.mesh.clusters.get(name)).toMatchObject({ pending: false });
+    native.close();
+  });
+
+  test("of one that is malformed later the earlier form stays, and nothing is pending", () => {
+    const { native, pending } = given(exact("10.0.0.1", 80, { cluster: "outbound|80||a" }));
+    expect(pending).toBeUndefined();
+    expect(() => native.upsert("listener", "10.0.0.1_80", new Uint8Array([0xff]))).toThrow();
+    native.commit();
+    expect(native.mesh.pending).toBeUndefined();
+    expect(native.mesh.frontends.has("tcp 10.0.0.1:80")).toBe(true);
+  });
+});
+
 describe("what is published", () => {
   test("the first mesh is everything, even an empty one; a push without a difference is nothing", () => {
     const { native, published } = observed();

@@ -1,7 +1,15 @@
 /** The store -> the mesh, and what of it differs from what was published before. */
 import { type Endpoint, EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/model.ts";
-import { sameCluster, sameFrontend, sameNotes, sameService, sameSplit, sameTarget } from "../mesh/same.ts";
+import {
+  sameCluster,
+  sameFrontend,
+  sameNotes,
+  samePending,
+  sameService,
+  sameSplit,
+  sameTarget,
+} from "../mesh/same.ts";
 import type { ClusterRecord, Discovery, DnsTarget } from "./cluster.ts";
 import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./endpoint.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
@@ -16,6 +24,8 @@ export interface Difference {
   changes: Extract<Changes, { everything: false }>;
   /** Something outside of `changes` differs, too: the fallback or the notes of the mesh. */
   whole: boolean;
+  /** What is not known yet is another: what the kernel has has to be compared with all of the mesh. */
+  pending: boolean;
 }
 
 const NO_LOCALITIES: Locality[] = [];
@@ -88,6 +98,7 @@ export class Compiler {
       if (this.#compiled?.headless.has(name)) frontends = true;
     }
     let whole = false;
+    const before = this.mesh.pending;
     if (frontends) whole = this.#compileFrontends(changes, services, clusters);
     let comings = false;
     let asked = false;
@@ -99,7 +110,7 @@ export class Compiler {
     if (asked) this.#resolver.keep([...this.#questions.values()].flat());
     if (frontends || comings) this.#findMissing(services);
     for (const name of services) this.#compileService(name, changes);
-    return { changes, whole };
+    return { changes, whole, pending: !samePending(before, this.mesh.pending) };
   }
 
   #compileFrontends(changes: Difference["changes"], services: Set<string>, clusters: Set<string>): boolean {
@@ -121,6 +132,8 @@ export class Compiler {
     const same = sameTarget(mesh.fallback, now.fallback) && sameNotes(mesh.notes, now.notes);
     mesh.fallback = now.fallback;
     mesh.notes = now.notes;
+    if (now.pending) mesh.pending = now.pending;
+    else delete mesh.pending;
     return !same;
   }
 
@@ -182,7 +195,8 @@ export class Compiler {
     else if (discovery.kind === "port-override") {
       cluster.kind = "port-override";
       cluster.port = discovery.port;
-    } else if (discovery.kind === "refuse") {
+    } else if (discovery.kind === "unknown") cluster.pending = true;
+    else if (discovery.kind === "refuse") {
       cluster.kind = "refuse";
       cluster.reason = discovery.reason;
     } else if (discovery.kind === "dns") this.#resolve(cluster, discovery, notes);

@@ -4,7 +4,7 @@
  */
 import { contains, type Prefix } from "../mesh/address.ts";
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
-import type { Frontend, Match, Note, Split, Target } from "../mesh/model.ts";
+import type { Frontend, Match, Note, Pending, Split, Target } from "../mesh/model.ts";
 import { isAutomatic } from "./automatic.ts";
 import type { Action, Chain, ListenerRecord } from "./listener.ts";
 import { hostsOf } from "./names.ts";
@@ -35,6 +35,8 @@ export interface CompiledFrontends {
   headless: Set<string>;
   fallback: Target;
   notes: Notes;
+  /** Absent when all is known. */
+  pending?: Pending;
 }
 
 /**
@@ -56,6 +58,8 @@ interface Decision {
   notes: Notes;
   /** The host that the configuration itself names. */
   host: string | undefined;
+  /** Only until the routes come. */
+  pending?: true;
 }
 
 /** Compiles everything that listeners, routes and names say. Frontends within `excluded` are listed as never reached. */
@@ -77,6 +81,8 @@ class Builder {
   readonly #undecidable = new Map<number, Set<string>>();
   /** Ports with a frontend for every address. */
   readonly #portWide = new Set<number>();
+  /** Ports whose frontends are not all known. */
+  readonly #unknownPorts = new Set<number>();
   #fallback: Target = { kind: "passthrough" };
 
   constructor(store: Store, excluded: readonly Excluded[]) {
@@ -92,6 +98,7 @@ class Builder {
       this.#meshNotes.push(...listener.notes);
     }
     for (const listener of listeners) if (listener.kind === "outbound") this.#addListener(listener);
+    const pending = this.#findUnknown();
     this.#passUndecidable();
     const frontends = this.#resolveClaims();
     for (const { match, service } of frontends.values()) {
@@ -109,7 +116,38 @@ class Builder {
       headless: this.#headless,
       fallback: this.#fallback,
       notes: sortedNotes([...this.#meshNotes, ...this.#store.names.notes]),
+      ...(pending ? { pending } : {}),
     };
+  }
+
+  /** What routes that did not come, and malformed resources without an earlier form, would say. */
+  #findUnknown(): Pending | undefined {
+    const { lost } = this.#store;
+    let all = lost.names.size > 0;
+    let fallback = false;
+    for (const name of lost.listener) {
+      const port = /_(\d{1,5})$/.exec(name)?.[1];
+      if (name === "virtualOutbound") fallback = true;
+      else if (port !== undefined) this.#unknownPorts.add(Number(port));
+      else if (name !== "virtualInbound") all = true;
+    }
+    if (!all && !fallback && this.#unknownPorts.size === 0) return undefined;
+    const ports = [...this.#unknownPorts].sort((a, b) => a - b);
+    const what = all
+      ? "all ports"
+      : ports.length > 0
+        ? `port ${ports.join(", ")}`
+        : "connections to no service";
+    const text = `istiod's configuration for ${what} has not come, or is malformed: what the kernel had before stays`;
+    this.#meshNotes.push(note("not-enforced", text));
+    return { ports: all ? "all" : this.#unknownPorts, fallback };
+  }
+
+  /** Whether an action leads to routes that istiod has not sent yet. Notes the port. */
+  #isUnknown(action: Action, port: number): boolean {
+    if (action.kind !== "routes" || !this.#store.awaits(action.routes)) return false;
+    this.#unknownPorts.add(port);
+    return true;
   }
 
   /** The chain of virtualOutbound that takes everything; the other one guards Envoy's own port. */
@@ -142,6 +180,7 @@ class Builder {
     for (const chain of listener.chains) {
       if (chain.port !== 0 && chain.port !== port) continue;
       const { action } = chain;
+      if (this.#isUnknown(action, port)) continue;
       const routes = this.#routesOf(action);
       if (routes !== undefined)
         for (const host of routes.hosts) this.#addHost(host, port, routesName(listener, action));
@@ -258,6 +297,7 @@ class Builder {
   #addExact(listener: ListenerRecord, address: string, port: number): void {
     const chains = fittingChains(listener, address, port);
     const decision = this.#decideExact(listener, chains, address, port);
+    if (decision === undefined) return;
     const service = this.#identify(address, port, decision);
     this.#claim({ kind: "address", address, port }, RANK.listener, decision, service);
     if (isAutomatic(address) && (this.#store.names.addresses.get(service.host) ?? []).every(isAutomatic)) {
@@ -273,13 +313,24 @@ class Builder {
     }
   }
 
-  #decideExact(listener: ListenerRecord, chains: readonly Chain[], address: string, port: number): Decision {
+  /** Gives undefined when that is not known yet. */
+  #decideExact(
+    listener: ListenerRecord,
+    chains: readonly Chain[],
+    address: string,
+    port: number,
+  ): Decision | undefined {
     const isPlain = ({ action, serverNames }: Chain) => !isRouted(action) && serverNames.length === 0;
     const otherwise = listener.otherwise;
     const beyond = this.#otherwise(listener);
     const plain = chains.find(isPlain)?.action ?? (leadsOn(beyond) ? beyond : undefined);
     const http = chains.find(({ action }) => isRouted(action))?.action;
     const named = chains.filter(({ action, serverNames }) => !isRouted(action) && serverNames.length > 0);
+    const isUnknown = http !== undefined && this.#isUnknown(http, port);
+    if (isUnknown && plain === undefined) return undefined;
+    if (isUnknown && plain !== undefined) {
+      return { ...this.#decidePlain(plain, named, listener.name), pending: true };
+    }
     if (http !== undefined) {
       const routed = this.#decideRouted(listener, http, address, port);
       if (routed !== undefined) {
@@ -446,7 +497,13 @@ class Builder {
       for (const cluster of clustersOf(decision.destination)) this.#sourceHashed.add(cluster);
     }
     for (const one of decision.notes) this.#note(service.name, one);
-    const frontend: Frontend = { match, protocol: "tcp", service: service.name, target: decision.target };
+    const frontend: Frontend = {
+      match,
+      protocol: "tcp",
+      service: service.name,
+      target: decision.target,
+      ...(decision.pending ? { pending: true } : {}),
+    };
     const key = frontendKey(frontend);
     const claim = { rank, frontend };
     const known = this.#claims.get(key);

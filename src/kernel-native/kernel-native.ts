@@ -98,11 +98,12 @@ export class KernelNative implements ResourceSink {
   #compile(resolved: ReadonlySet<string> = new Set()): void {
     const dirty = this.#store.takeDirty();
     for (const cluster of resolved) dirty.clusters.add(cluster);
-    const { changes, whole } = this.#compiler.compile(dirty);
+    const { changes, whole, pending } = this.#compiler.compile(dirty);
     const first = !this.#published;
     this.#published = true;
     const { services, frontends, splits, clusters } = changes;
-    if (!first && !whole && services.size + frontends.size + splits.size + clusters.size === 0) return;
-    this.#publish(this.#compiler.mesh, first ? { everything: true } : changes);
+    if (!first && !whole && !pending && services.size + frontends.size + splits.size + clusters.size === 0)
+      return;
+    this.#publish(this.#compiler.mesh, first || pending ? { everything: true } : changes);
   }
 }

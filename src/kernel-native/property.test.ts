@@ -228,6 +228,7 @@ class Mirror {
 
   apply(mesh: Mesh, changes: Changes): void {
     for (const part of ["services", "frontends", "splits", "clusters"] as const) {
+      if (changes.everything) this.parts[part]?.clear();
       const mine = this.parts[part] as Map<string, string>;
       const named = changes.everything ? [...mesh[part].keys()] : [...changes[part]];
       for (const name of named) {

@@ -1,7 +1,7 @@
 /** What istiod sent, flattened, and what changed since it was last compiled. */
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
-import { ClusterReader, type ClusterRecord } from "./cluster.ts";
+import { ClusterReader, type ClusterRecord, unknownCluster } from "./cluster.ts";
 import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";
 import { flattenListener, type ListenerRecord } from "./listener.ts";
 import { flattenNames, type NamesRecord, NO_NAMES } from "./names.ts";
@@ -24,6 +24,14 @@ export class Store {
   readonly listeners = new Map<string, ListenerRecord>();
   readonly routes = new Map<string, RoutesRecord>();
   names: NamesRecord = NO_NAMES;
+  /** Malformed, and no earlier form is held: what they say is not known. Names by type. */
+  readonly lost: Readonly<Record<ResourceType, Set<string>>> = {
+    cluster: new Set(),
+    endpoints: new Set(),
+    listener: new Set(),
+    route: new Set(),
+    names: new Set(),
+  };
   readonly #allowPlaintext: boolean;
   readonly #clusterReader: ClusterReader;
   /** Clusters by the name of their endpoints: nearly always one. */
@@ -41,6 +49,21 @@ export class Store {
 
   /** Flattens and keeps one resource. Throws MalformedResource; what was there then stays. */
   upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
+    try {
+      this.#put(type, name, bytes);
+    } catch (error) {
+      if (!this.#holds(type, name)) this.#lose(type, name);
+      throw error;
+    }
+    this.lost[type].delete(name);
+  }
+
+  /** Whether listeners want routes of this name and there are none. */
+  awaits(route: string): boolean {
+    return this.#wantedRoutes.has(route) && !this.routes.has(route);
+  }
+
+  #put(type: ResourceType, name: string, bytes: Uint8Array): void {
     switch (type) {
       case "cluster":
         this.#putCluster(name, this.#clusterReader.read(name, bytes));
@@ -66,6 +89,7 @@ export class Store {
 
   /** Forgets one resource; does nothing when there is none. */
   remove(type: ResourceType, name: string): void {
+    if (this.lost[type].delete(name)) this.#dirty.frontends = true;
     switch (type) {
       case "cluster":
         this.#putCluster(name, undefined);
@@ -117,6 +141,27 @@ export class Store {
     const dirty = this.#dirty;
     this.#dirty = clean();
     return dirty;
+  }
+
+  #holds(type: ResourceType, name: string): boolean {
+    switch (type) {
+      case "cluster":
+        return this.clusters.has(name) && !this.lost.cluster.has(name);
+      case "endpoints":
+        return this.endpoints.has(name);
+      case "listener":
+        return this.listeners.has(name);
+      case "route":
+        return this.routes.has(name);
+      default:
+        return this.names !== NO_NAMES;
+    }
+  }
+
+  #lose(type: ResourceType, name: string): void {
+    this.lost[type].add(name);
+    if (type === "cluster") this.#putCluster(name, unknownCluster(name));
+    else if (type !== "endpoints") this.#dirty.frontends = true;
   }
 
   #putCluster(name: string, record: ClusterRecord | undefined): void {

@@ -54,6 +54,8 @@ export interface Frontend {
   /** Name of the service that counts this frontend's connections. */
   service: string;
   target: Target;
+  /** Its routes are not known yet: what the kernel holds under this key stays, `target` is for where it holds nothing. */
+  pending?: true;
 }
 
 /** What users count, list and explain: one host and port. Its name is `host:port`. */
@@ -168,6 +170,17 @@ export interface Locality {
 }
 
 /**
+ * Where the mesh can't say yet which frontends there are: routes that did not come, a listener that is malformed. What an
+ * earlier agent left in the kernel stays there, as a cluster does that is `pending`.
+ */
+export interface Pending {
+  /** Ports with frontends that are not known. */
+  ports: ReadonlySet<number> | "all";
+  /** The fallback is not known. */
+  fallback: boolean;
+}
+
+/**
  * The whole configuration of the data path at one moment. The maps may change in place, what they hold is only ever
  * replaced: copies of the maps are enough to keep a moment.
  */
@@ -179,6 +192,8 @@ export interface Mesh {
   clusters: Map<string, Cluster>;
   /** For connections that match no frontend. */
   fallback: Target;
+  /** Absent when all is known. */
+  pending?: Pending;
   /** What concerns no single service: inbound STRICT, RBAC, undecidable ports. */
   notes: Note[];
 }

@@ -7,6 +7,7 @@ import type {
   Locality,
   Match,
   Note,
+  Pending,
   Service,
   Split,
   Target,
@@ -17,6 +18,14 @@ export function sameTarget(a: Target, b: Target): boolean {
   if (a.kind === "split") return b.kind === "split" && a.split === b.split;
   if (a.kind === "refuse") return b.kind === "refuse" && a.reason === b.reason;
   return b.kind === "passthrough";
+}
+
+export function samePending(a: Pending | undefined, b: Pending | undefined): boolean {
+  if (a === undefined || b === undefined) return a === b;
+  if (a.fallback !== b.fallback) return false;
+  if (a.ports === "all" || b.ports === "all") return a.ports === b.ports;
+  const { ports } = b;
+  return a.ports.size === ports.size && [...a.ports].every((port) => ports.has(port));
 }
 
 export function sameMatch(a: Match, b: Match): boolean {
@@ -30,6 +39,7 @@ export function sameFrontend(a: Frontend, b: Frontend): boolean {
   return (
     a.service === b.service &&
     a.protocol === b.protocol &&
+    a.pending === b.pending &&
     sameMatch(a.match, b.match) &&
     sameTarget(a.target, b.target)
   );

@@ -324,6 +324,48 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect((await lab.connect("10.96.0.1:80")).by).toEqual({ a: 1 });
   });
 
+  test("what an earlier start left stays where the mesh does not know yet, and goes when it does", async () => {
+    const known = emptyMesh();
+    addCluster(known, "a", [endpoint(A)]);
+    addCluster(known, "b", [endpoint(B)]);
+    known.splits.set("s", { name: "s", shares: [{ cluster: "a", weight: 1 }] });
+    addFrontend(known, "10.96.4.1:80", { kind: "split", split: "s" }, "routed:80");
+    addFrontend(known, "10.96.4.2:80", { kind: "cluster", cluster: "b" }, "gone:80");
+    addFrontend(known, "10.96.4.3:81", { kind: "cluster", cluster: "b" }, "other:81");
+    known.fallback = { kind: "refuse", reason: "not-in-registry" };
+    lab.publish(known);
+    expect((await lab.connect("10.96.4.1:80", { count: 2 })).by).toEqual({ a: 2 });
+    const counted = counters("routed:80").redirected;
+    lab.reopen();
+    // The routes of port 80 are late, and the clusters are here.
+    const late = emptyMesh();
+    for (const [name, one] of known.clusters) late.clusters.set(name, one);
+    late.pending = { ports: new Set([80]), fallback: true };
+    lab.publish(late);
+    expect((await lab.connect("10.96.4.1:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.96.4.2:80")).by).toEqual({ b: 1 });
+    // Port 81 is known to have none; the fallback is not known.
+    expect((await lab.connect("10.96.4.3:81")).errors).toEqual({ EPERM: 1 });
+    expect(counters("routed:80").redirected).toBe(counted + 1);
+    // A frontend that is itself waiting for its routes leaves the kernel's as it is.
+    addFrontend(late, "10.96.4.1:80", { kind: "cluster", cluster: "b" }, "routed:80");
+    const waiting = late.frontends.get("tcp 10.96.4.1:80");
+    if (waiting) late.frontends.set("tcp 10.96.4.1:80", { ...waiting, pending: true });
+    lab.publish(late);
+    expect((await lab.connect("10.96.4.1:80")).by).toEqual({ a: 1 });
+    // They come: one service of the two, and nothing is written for it.
+    const whole = emptyMesh();
+    for (const [name, one] of known.clusters) whole.clusters.set(name, one);
+    whole.splits.set("s", { name: "s", shares: [{ cluster: "a", weight: 1 }] });
+    addFrontend(whole, "10.96.4.1:80", { kind: "split", split: "s" }, "routed:80");
+    whole.fallback = { kind: "refuse", reason: "not-in-registry" };
+    lab.publish(whole);
+    expect((await lab.connect("10.96.4.1:80")).by).toEqual({ a: 1 });
+    expect((await lab.connect("10.96.4.2:80")).errors).toEqual({ EPERM: 1 });
+    expect(counters("routed:80").redirected).toBe(counted + 3);
+    expect(lab.publish(whole)).toBe(0);
+  });
+
   test("explain walks the same way", async () => {
     const mesh = emptyMesh();
     addCluster(mesh, "a", [endpoint(A), endpoint(B, { weight: 3 })]);

@@ -12,6 +12,7 @@ import { Ids } from "../tables/ids.ts";
 import { linesOfNames, NameLines, NameSpace } from "../tables/names.ts";
 import { Quarantine } from "../tables/quarantine.ts";
 import type { Tables } from "../tables/tables.ts";
+import { AdoptedFrontends } from "./adopted-frontends.ts";
 import { ClusterTable, splitName, splitOf } from "./cluster-table.ts";
 import { SLOTS_PER_LINE } from "./descriptor.ts";
 import type { Others } from "./others.ts";
@@ -39,6 +40,8 @@ export class Publisher {
   readonly #frontends = new Map<string, PlacedFrontend>();
   /** How many targets (frontends, splits, fallback) lead to a cluster name. */
   readonly #references = new Map<string, number>();
+  /** Those that the kernel had at the start and no mesh since. */
+  readonly #adopted: AdoptedFrontends;
   #splits = new Map<string, string[]>();
   #targets = new Map<string, string>();
 
@@ -59,13 +62,18 @@ export class Publisher {
       given[placed.id] = 1;
     }
     this.#frontendIds = new Ids(0, given);
+    this.#adopted = new AdoptedFrontends(this.#frontends);
     tables.serviceCounts.reserve(1);
   }
 
   apply(mesh: Mesh, changes: Changes): ApplyReport {
     const start = performance.now();
+    const tables = this.#tables;
     const change = changes.everything ? this.#difference(mesh) : changes;
-    if (changes.everything) this.#reserve(mesh);
+    if (changes.everything) {
+      this.#reserve(mesh);
+      this.#adopted.look(mesh, (id) => tables.targets.long(id));
+    }
     const unreferenced = new Set<string>();
     const writes =
       this.#putClusters(mesh, change.clusters) +
@@ -170,7 +178,8 @@ export class Publisher {
         writes++;
       }
       // Another generation that is live counts for the service by this id.
-      if (!service && id !== undefined && this.#others() !== "live") {
+      const isKept = id !== undefined && this.#adopted.kept.services.has(id);
+      if (!service && id !== undefined && !isKept && this.#others() !== "live") {
         this.#services.remove(name);
         this.#restingServices.add(id);
         writes++;
@@ -196,6 +205,7 @@ export class Publisher {
     for (const key of keys) {
       const frontend = mesh.frontends.get(key);
       const placed = this.#frontends.get(key);
+      if ((!frontend || frontend.pending) && this.#adopted.kept.frontends.has(key)) continue;
       if (frontend) {
         const word = this.#point(key, frontend, unreferenced);
         writes += word.written;
@@ -273,6 +283,7 @@ export class Publisher {
 
   #putFallback(mesh: Mesh, unreferenced: Set<string>): number {
     faultPoint("publish.fallback");
+    if (mesh.pending?.fallback) return 0;
     this.#repoint("", mesh.fallback, unreferenced);
     const { value, written } = this.#encode(mesh.fallback, 0);
     return written + this.#tables.settings.set("fallback", value);
@@ -284,6 +295,8 @@ export class Publisher {
     for (const name of candidates) {
       const split = splitOf(name);
       if (split === undefined ? mesh.clusters.has(name) : mesh.splits.has(split)) continue;
+      const id = this.#clusters.id(name);
+      if (id !== undefined && this.#adopted.kept.clusters.has(id)) continue;
       writes += this.#references.has(name) ? this.#clusters.putMissing(name) : this.#clusters.remove(name);
       faultPoint("publish.removal");
     }
