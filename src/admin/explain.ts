@@ -31,7 +31,11 @@ export async function explainDestination(bpffs: string, text: string, mesh?: Mes
   const destination = parseDestination(text);
   if (!destination) throw new BadRequest(`"${text}" is neither HOST[:PORT] nor IP:PORT`);
   const places = await placesOf(bpffs, destination);
-  return places.map(({ address, port }) => configured(explainPinned(bpffs, address, port), mesh));
+  return places.map(({ address, port }) => {
+    const explanation = explainPinned(bpffs, address, port);
+    const other = explanation.service ? undefined : portsAt(bpffs, address);
+    return configured(other ? { ...explanation, why: [...explanation.why, other] } : explanation, mesh);
+  });
 }
 
 function configured(explanation: Explanation, mesh: Mesh | undefined): Explained {
@@ -55,12 +59,13 @@ interface Place {
 async function placesOf(bpffs: string, destination: Destination): Promise<Place[]> {
   const { host, address, port } = destination;
   if (address !== undefined && port !== undefined) return [{ address, port }];
-  const known = frontendsOf(bpffs).filter(
-    (each) =>
-      (port === undefined || each.port === port) &&
-      (address === undefined ? isHost(each.host, host) : each.address === address),
-  );
+  const all = frontendsOf(bpffs);
+  const sameHost = (each: Frontend) =>
+    address === undefined ? isHost(each.host, host) : each.address === address;
+  const known = all.filter((each) => (port === undefined || each.port === port) && sameHost(each));
   if (known.length > 0) return known;
+  const ports = all.filter(sameHost).map((each) => each.port);
+  if (ports.length > 0) throw new BadRequest(noSuchPort(host, port, ports));
   if (port === undefined)
     throw new BadRequest(`the mesh knows no service ${host}: add the port, as in ${host}:80`);
   const found = await lookup(host, { all: true }).catch(() => []);
@@ -69,7 +74,24 @@ async function placesOf(bpffs: string, destination: Destination): Promise<Place[
   return [...new Set(found.map((each) => each.address))].map((each) => ({ address: each, port }));
 }
 
-function frontendsOf(bpffs: string): (Place & { host: string })[] {
+type Frontend = Place & { host: string };
+
+/** Which ports services have at an address that has none at the one that was asked for. */
+function portsAt(bpffs: string, address: string): string | undefined {
+  const there = frontendsOf(bpffs).filter((each) => each.address === address);
+  if (there.length === 0) return undefined;
+  const ports = [...new Set(there.map((each) => each.port))].sort((a, b) => a - b);
+  const hosts = [...new Set(there.map((each) => each.host))];
+  return `${address} is an address of ${hosts.join(", ")}, which has no such port; it has ${ports.join(", ")}`;
+}
+
+/** The service is there, but not at that port. */
+function noSuchPort(host: string, port: number | undefined, ports: readonly number[]): string {
+  const has = [...new Set(ports)].sort((a, b) => a - b);
+  return `${host} has no port ${port}; it has ${has.join(", ")}`;
+}
+
+function frontendsOf(bpffs: string): Frontend[] {
   const tables = openPinned(bpffs);
   try {
     return new TableView(tables).frontends().flatMap(({ match, service }) => {

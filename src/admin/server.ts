@@ -1,5 +1,5 @@
 /**
- * The admin API: HTTP on a unix socket that only root may open.
+ * The admin API: HTTP on a unix socket that only root may open. Every answer is JSON, also to what is no request.
  *
  *     GET  /status            what the agent knows, and what the kernel holds
  *     GET  /dump/received     istiod's resources as the agent keeps them
@@ -8,12 +8,16 @@
  *     GET  /explain?target=   where a connection would go
  *     POST /restart           another process takes the agent's place; answered line by line (handover/predecessor.ts)
  *     POST /reload            the configuration is read anew, as at SIGHUP
+ *     GET  /log-level         how much the agent logs; POST changes it until the next start
+ *
+ * A second socket gives the same answers, and takes no POST, to the group that the setting admin-group names.
  */
 
 import { once } from "node:events";
 import { lstatSync, rmSync } from "node:fs";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { reasonOf } from "../errors/reason.ts";
+import type { Duplex } from "node:stream";
+import { codeOf, reasonOf } from "../errors/reason.ts";
 import { listenPrivately } from "../files/private-socket.ts";
 import { jsonParts } from "./json.ts";
 
@@ -50,27 +54,29 @@ export class AdminServer {
   }
 
   /**
-   * Listens on the unix socket `path`, mode 0700. What lies there is replaced by rename, so there is a socket at every
+   * Listens on the unix socket `path`, mode 0700; 0770 and of `group` where that is given. What lies there is replaced by rename, so there is a socket at every
    * moment: only call this while holding the lock. Rejects with what the file system says.
    */
   static async listen(
     path: string,
     answers: Record<string, Answer>,
     actions: Record<string, Action> = {},
+    group?: number,
   ): Promise<AdminServer> {
     const answering = new Set<ServerResponse>();
-    const server = createServer((request, response) => {
+    // A request without a Host is answered as any other.
+    const server = createServer({ requireHostHeader: false }, (request, response) => {
       answering.add(response);
       for (const event of ["finish", "close"] as const) response.on(event, () => answering.delete(response));
-      const url = new URL(request.url ?? "/", "http://kmesh");
+      const url = urlOf(request);
+      if (!url) return void send(response, refusal(400, "the request's target is no path"));
       const action = Object.hasOwn(actions, url.pathname) ? actions[url.pathname] : undefined;
+      const answer = Object.hasOwn(answers, url.pathname) ? answers[url.pathname] : undefined;
       if (action && request.method === "POST") void act(request, response, action);
-      else {
-        const answer = Object.hasOwn(answers, url.pathname) ? answers[url.pathname] : undefined;
-        void send(response, reply(request.method, url, answer, action !== undefined));
-      }
+      else void send(response, reply(request.method, url, answer, action !== undefined));
     });
-    const inode = await listenPrivately(server, path);
+    refuseWhatIsNoRequest(server);
+    const inode = await listenPrivately(server, path, group);
     return new AdminServer(server, path, inode, answering);
   }
 
@@ -92,6 +98,40 @@ export class AdminServer {
     this.#server.close();
     this.#server.closeAllConnections();
   }
+}
+
+/**
+ * The path and the query that are asked for; undefined for a target that is no path. It is joined, not resolved: `//x`
+ * would name a host.
+ */
+function urlOf({ url = "/" }: IncomingMessage): URL | undefined {
+  return url.startsWith("/") ? (URL.parse(`http://kmesh${url}`) ?? undefined) : undefined;
+}
+
+/** What the parser can't read, and what asks for more than an answer, gets a 4xx with JSON and the end. */
+function refuseWhatIsNoRequest(server: Server): void {
+  server.on("clientError", (error, socket) => {
+    const code = codeOf(error) ?? "";
+    if (code === "HPE_HEADER_OVERFLOW") end(socket, 431, "Request Header Fields Too Large");
+    else if (code.endsWith("TIMEOUT")) end(socket, 408, "Request Timeout");
+    else end(socket, 400, "Bad Request");
+  });
+  server.on("connect", (_, socket) => end(socket, 405, "Method Not Allowed"));
+  server.on("upgrade", (_, socket) => end(socket, 400, "Bad Request"));
+  server.on(
+    "checkExpectation",
+    (_, response) => void send(response, refusal(417, "nothing is expected here")),
+  );
+}
+
+function end(socket: Duplex, status: number, reason: string): void {
+  // A client that went away already, or a second fault on the same connection.
+  socket.on("error", () => {});
+  if (socket.destroyed || !socket.writable) return;
+  const body = JSON.stringify({ error: `this is no request that is answered here: ${reason}` });
+  socket.end(
+    `HTTP/1.1 ${status} ${reason}\r\nContent-Type: application/json\r\nContent-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+  );
 }
 
 /** Runs an action, with its lines as they come. */
@@ -118,10 +158,14 @@ async function act(request: IncomingMessage, response: ServerResponse, action: A
 async function bodyOf(request: IncomingMessage): Promise<unknown> {
   const parts: Buffer[] = [];
   let size = 0;
-  for await (const part of request) {
-    size += part.length;
-    if (size > BODY) throw new BadRequest("the body is too long");
-    parts.push(part);
+  try {
+    for await (const part of request) {
+      size += part.length;
+      if (size > BODY) throw new BadRequest("the body is too long");
+      parts.push(part);
+    }
+  } catch (error) {
+    throw error instanceof BadRequest ? error : new BadRequest("the body does not arrive whole");
   }
   try {
     return JSON.parse(Buffer.concat(parts).toString("utf8"));
@@ -130,8 +174,11 @@ async function bodyOf(request: IncomingMessage): Promise<unknown> {
   }
 }
 
-async function send(response: ServerResponse, answer: Promise<[number, Uint8Array[]]>): Promise<void> {
+type Reply = [status: number, body: Uint8Array[]];
+
+async function send(response: ServerResponse, answer: Reply | Promise<Reply>): Promise<void> {
   const [code, body] = await answer;
+  if (response.destroyed) return;
   response.writeHead(code, { "content-type": "application/json" });
   for (const part of body) {
     if (!response.write(part)) await once(response, "drain").catch(() => {});
@@ -145,10 +192,10 @@ async function reply(
   url: URL,
   answer: Answer | undefined,
   takesPost: boolean,
-): Promise<[number, Uint8Array[]]> {
-  if (takesPost) return [405, jsonParts({ error: "only POST is answered" })];
-  if (!answer) return [404, jsonParts({ error: `there is no ${url.pathname}` })];
-  if (method !== "GET") return [405, jsonParts({ error: "only GET is answered" })];
+): Promise<Reply> {
+  if (!answer)
+    return takesPost ? refusal(405, "only POST is answered") : refusal(404, `there is no ${url.pathname}`);
+  if (method !== "GET") return refusal(405, `only ${takesPost ? "GET and POST are" : "GET is"} answered`);
   try {
     return [200, jsonParts(await answer(url.searchParams))];
   } catch (error) {
@@ -156,8 +203,10 @@ async function reply(
   }
 }
 
-function failure(error: unknown): [number, Uint8Array[]] {
-  const message = reasonOf(error);
-  const code = error instanceof BadRequest ? 400 : error instanceof Conflict ? 409 : 500;
-  return [code, jsonParts({ error: message })];
+function refusal(status: number, error: string): Reply {
+  return [status, jsonParts({ error })];
+}
+
+function failure(error: unknown): Reply {
+  return refusal(error instanceof BadRequest ? 400 : error instanceof Conflict ? 409 : 500, reasonOf(error));
 }

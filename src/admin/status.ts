@@ -104,6 +104,11 @@ export function statusFile(runDir: string): string {
   return join(runDir, "status.json");
 }
 
+/** The socket in `runDir` that reads only, for the group that the setting admin-group names. */
+export function readerSocket(runDir: string): string {
+  return join(runDir, "status.sock");
+}
+
 /** The admin socket in `runDir`. */
 export function adminSocket(runDir: string): string {
   return join(runDir, "admin.sock");

@@ -4,12 +4,12 @@
  */
 
 import { explainDestination } from "../admin/explain.ts";
-import { AdminServer, BadRequest, Conflict } from "../admin/server.ts";
-import { type AgentStatus, adminSocket, readStatus } from "../admin/status.ts";
-import type { Config } from "../config/config.ts";
+import { type Action, AdminServer, type Answer, BadRequest, Conflict } from "../admin/server.ts";
+import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../admin/status.ts";
+import { type Config, LOG_LEVELS, type LogLevel } from "../config/config.ts";
 import { ConfigError } from "../config/config-error.ts";
 import { formatExclude } from "../config/exclude.ts";
-import type { Log } from "../config/log.ts";
+import type { LevelledLog } from "../config/log.ts";
 import { settingValues } from "../config/values.ts";
 import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
 import { damageAt } from "../datapath/inspect/damage.ts";
@@ -22,6 +22,7 @@ import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
 import { mainFirst } from "../machine/address-watch.ts";
 import { machineAddresses } from "../machine/addresses.ts";
+import { groupNumber, keepGroupsOut, letGroupEnter } from "../machine/admin-group.ts";
 import { damageOf } from "../machine/damage.ts";
 import {
   enrolledCgroups,
@@ -31,6 +32,7 @@ import {
   warnOfUnits,
 } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
+import { Unsupported } from "../machine/unsupported.ts";
 import { isEmbedded } from "../runtime/assets.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
@@ -58,7 +60,7 @@ export interface AgentListener {
 
 export class Agent {
   #config: Config;
-  readonly #log: Log;
+  readonly #log: LevelledLog;
   readonly #audience: AgentListener;
   readonly #addresses: string[];
   readonly #startedAt = new Date();
@@ -70,12 +72,14 @@ export class Agent {
   readonly #statusFile: StatusFile;
   readonly #restart: Restart;
   #admin: AdminServer | undefined;
+  /** For the group that may look; absent without admin-group. */
+  #reader: AdminServer | undefined;
   /** Where an agent that is to take over tells how far it is. */
   #progress: ((text: string) => void) | undefined;
   readonly #end = Promise.withResolvers<End>();
 
   /** All that can be wrong with the settings is found before the machine is touched. */
-  private constructor(config: Config, log: Log, audience: AgentListener) {
+  private constructor(config: Config, log: LevelledLog, audience: AgentListener) {
     this.#config = config;
     this.#log = log;
     this.#audience = audience;
@@ -141,7 +145,7 @@ export class Agent {
    * Rejects with Unsupported, ConfigError, LockHeld, KernelError or an Error of one line: this process has to end
    * then, and what was pinned before works on.
    */
-  static async start(config: Config, log: Log, audience: AgentListener): Promise<Agent> {
+  static async start(config: Config, log: LevelledLog, audience: AgentListener): Promise<Agent> {
     requireMachine(log);
     const agent = new Agent(config, log, audience);
     await agent.#tables.take();
@@ -157,7 +161,7 @@ export class Agent {
    */
   static async succeed(
     config: Config,
-    log: Log,
+    log: LevelledLog,
     audience: AgentListener,
     succession: Succession,
   ): Promise<Agent> {
@@ -173,7 +177,7 @@ export class Agent {
     } catch (error) {
       // Without a word in any file: they are the other agent's.
       agent.#quit();
-      agent.#admin?.close();
+      agent.#closeSockets();
       agent.#tables.release();
       throw error;
     }
@@ -219,7 +223,7 @@ export class Agent {
   stop(): void {
     this.#restart.abandon();
     this.#quit();
-    this.#admin?.close();
+    this.#closeSockets();
     if (!this.#ownership.datapath) return;
     this.#snapshots.close();
     this.#statusFile.write();
@@ -231,7 +235,7 @@ export class Agent {
   async leave(): Promise<void> {
     this.#quit();
     this.#snapshots.pause();
-    await this.#admin?.finish();
+    await Promise.all([this.#admin?.finish(), this.#reader?.finish()]);
   }
 
   status(): AgentStatus {
@@ -262,31 +266,67 @@ export class Agent {
   /** Answers on the admin socket. */
   async #serve(): Promise<void> {
     const { bpffs, runDir } = this.#config;
-    this.#admin = await AdminServer.listen(
-      adminSocket(runDir),
-      {
-        "/agent": () => this.status(),
-        "/config": () => settingValues(this.#config),
-        "/status": () => ({
-          agent: this.status(),
-          kernel: this.#ownership.datapath?.summarize() ?? summarizePinned(bpffs),
-          damage: damageOf(
-            this.#config,
-            this.#snapshots.trouble,
-            () => this.#ownership.datapath?.damage() ?? damageAt(bpffs),
-            this.#config,
-          ),
-        }),
-        "/dump/received": () => this.#controlPlane.received(),
-        "/dump/model": () => this.#tables.mesh ?? null,
-        "/dump/tables": () => this.#ownership.datapath?.inspect() ?? inspectPinned(bpffs),
-        "/explain": (query) => explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
-      },
-      {
-        "/restart": (body, answer) => this.#restart.carryOut(readRestartRequest(body), answer),
-        "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
-      },
-    );
+    const answers = {
+      "/agent": () => this.status(),
+      "/config": () => settingValues(this.#config),
+      "/status": () => ({
+        agent: this.status(),
+        kernel: this.#ownership.datapath?.summarize() ?? summarizePinned(bpffs),
+        damage: damageOf(
+          this.#config,
+          this.#snapshots.trouble,
+          () => this.#ownership.datapath?.damage() ?? damageAt(bpffs),
+          this.#config,
+        ),
+      }),
+      "/dump/received": () => this.#controlPlane.received(),
+      "/dump/model": () => this.#tables.mesh ?? null,
+      "/dump/tables": () => this.#ownership.datapath?.inspect() ?? inspectPinned(bpffs),
+      "/explain": (query: URLSearchParams) =>
+        explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
+      "/log-level": () => ({ level: this.#log.logLevel, configured: this.#config.logLevel }),
+    };
+    const actions: Record<string, Action> = {
+      "/restart": (body, answer) => this.#restart.carryOut(readRestartRequest(body), answer),
+      "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
+      "/log-level": async (body, answer) => answer({ level: this.#setLogLevel(body) }),
+    };
+    this.#admin = await AdminServer.listen(adminSocket(runDir), answers, actions);
+    await this.#serveReaders(answers);
+  }
+
+  /** Answers the group that may look. A group that is not there is no reason to stop anything. */
+  async #serveReaders(answers: Record<string, Answer>): Promise<void> {
+    const { runDir, adminGroup } = this.#config;
+    this.#reader?.close();
+    this.#reader = undefined;
+    try {
+      if (adminGroup === undefined) return keepGroupsOut(runDir, readerSocket(runDir));
+      const group = groupNumber(adminGroup);
+      this.#reader = await AdminServer.listen(readerSocket(runDir), answers, {}, group);
+      letGroupEnter(runDir, group);
+    } catch (error) {
+      const next = error instanceof Unsupported ? `. ${error.next}` : "";
+      this.#log.warn(`Only root can look at this agent: ${reasonOf(error)}${next}`);
+    }
+  }
+
+  #closeSockets(): void {
+    this.#admin?.close();
+    this.#reader?.close();
+  }
+
+  /** Until the next start. Gives the level; throws BadRequest. */
+  #setLogLevel(body: unknown): LogLevel {
+    const asked = typeof body === "object" && body !== null && "level" in body ? body.level : undefined;
+    const level = LOG_LEVELS.find((each) => each === asked);
+    if (level === undefined) throw new BadRequest(`a level is one of ${LOG_LEVELS.join(", ")}`);
+    const before = this.#log.logLevel;
+    // Said at the more talkative of the two, so that the journal shows where the detail begins and ends.
+    if (LOG_LEVELS.indexOf(level) > LOG_LEVELS.indexOf(before)) this.#log.logLevel = level;
+    this.#log.info(`The log level is ${level} now, instead of ${before}; a restart takes the configured one`);
+    this.#log.logLevel = level;
+    return level;
   }
 
   /** Folders of this agent were emptied. */
@@ -296,7 +336,7 @@ export class Agent {
     if (!paths.includes(this.#config.runDir)) return;
     this.#statusFile.write();
     if (this.#admin?.reachable) return;
-    this.#admin?.close();
+    this.#closeSockets();
     this.#serve().catch((error) => this.#log.error(`the agent can't be asked: ${error.message}`));
   }
 

@@ -11,6 +11,7 @@ import {
   MissingFile,
   parseCgroup,
   parseDirectory,
+  parseGroup,
   parseIp,
   parseIstiod,
   parseLife,
@@ -78,7 +79,9 @@ export interface Config extends Folders {
   netns: "own" | "all";
   shadow: boolean;
   allowPlaintext: boolean;
-  logLevel: "error" | "warn" | "info" | "debug";
+  logLevel: LogLevel;
+  /** A group's name or number. */
+  adminGroup: string | undefined;
 }
 
 /** What the process that is to use the configuration can reach: a service's sandbox. */
@@ -86,6 +89,9 @@ export interface FileAccess {
   /** Why a file can't be read, or a folder not be written to, and what helps; undefined when it can. */
   blocked(path: string, access: "read" | "write"): { reason: string; next: string } | undefined;
 }
+export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
+
+export type LogLevel = (typeof LOG_LEVELS)[number];
 
 /** All of it, for `run`. Throws ConfigError at the first thing that is wrong. */
 export function readConfig(sources: Sources): Config {
@@ -166,7 +172,8 @@ export function examineConfig(
     netns: given.choice("netns", ["own", "all"]),
     shadow: given.switch("shadow"),
     allowPlaintext: given.switch("allow-plaintext"),
-    logLevel: given.choice("log-level", ["error", "warn", "info", "debug"]),
+    logLevel: given.choice("log-level", LOG_LEVELS),
+    adminGroup: given.text("admin-group", parseGroup),
   };
   if (config.workloadGroup !== undefined && config.workloadEntry !== undefined) {
     problems.push(

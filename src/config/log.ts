@@ -1,19 +1,39 @@
 import { styleText } from "node:util";
 import { type ConsolaInstance, createConsola, type LogObject } from "consola";
 import { reasonOf } from "../errors/reason.ts";
-import type { Config } from "./config.ts";
+import type { LogLevel } from "./config.ts";
 
 /** The agent's log. */
 export type Log = Pick<ConsolaInstance, "error" | "warn" | "info" | "debug">;
 
-const LEVELS: Record<Config["logLevel"], number> = { error: 0, warn: 1, info: 3, debug: 4 };
+/** A log whose level can change while it is written. */
+export interface LevelledLog extends Log {
+  /** Messages below it are left out. */
+  logLevel: LogLevel;
+}
+
+const LEVELS: Record<LogLevel, number> = { error: 0, warn: 1, info: 3, debug: 4 };
 
 /** Lines on standard error. Without times of its own: the journal has them, and a terminal needs none. */
-export function openLog(level: Config["logLevel"]): Log {
-  return createConsola({
+export function openLog(level: LogLevel): LevelledLog {
+  const log = createConsola({
     level: LEVELS[level],
     reporters: [{ log: (entry) => process.stderr.write(`${format(entry)}\n`) }],
   });
+  let current = level;
+  return {
+    error: (...words: Parameters<Log["error"]>) => log.error(...words),
+    warn: (...words: Parameters<Log["warn"]>) => log.warn(...words),
+    info: (...words: Parameters<Log["info"]>) => log.info(...words),
+    debug: (...words: Parameters<Log["debug"]>) => log.debug(...words),
+    get logLevel() {
+      return current;
+    },
+    set logLevel(next) {
+      current = next;
+      log.level = LEVELS[next];
+    },
+  } as LevelledLog;
 }
 
 /** The level in five letters, then the text. */

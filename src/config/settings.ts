@@ -11,6 +11,10 @@ export interface Setting {
   /** What the value looks like; switches have none. */
   hint?: string;
   about: string;
+  /** A letter that stands for the flag. */
+  short?: string;
+  /** Values that are offered for completion. */
+  choices?: readonly string[];
   /** The text that stands for "nobody said anything". */
   fallback?: string;
 }
@@ -140,7 +144,12 @@ export const SETTINGS = {
   },
   shadow: { kind: "switch", about: "decide and count, change nothing" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
-  "log-level": { kind: "text", hint: "error|warn|info|debug", about: "how much to say", fallback: "info" },
+  "log-level": { kind: "text", hint: "error|warn|info|debug", about: "how much to log", fallback: "info" },
+  "admin-group": {
+    kind: "text",
+    hint: "GROUP",
+    about: "the group whose members may look (status, explain, dump), and change nothing",
+  },
   bpffs: {
     kind: "text",
     hint: "DIR",

@@ -40,7 +40,9 @@ export function readFile(file: Sources["file"]): FileSettings {
     if (code === "ENOENT" && !file.required) return new Map();
     throw new ConfigError(
       `${file.path} can't be read (${code})`,
-      "Check --config, KMESH_CONFIG and the file's mode.",
+      code === "EACCES" && process.geteuid?.() !== 0
+        ? "Run it as root, or with sudo."
+        : "Check --config, KMESH_CONFIG and the file's mode.",
     );
   }
   let content: Written;

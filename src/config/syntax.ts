@@ -112,6 +112,12 @@ export function parseObjectName(text: string): string {
   );
 }
 
+/** A group's name as groupadd(8) takes it, or its number. */
+export function parseGroup(text: string): string {
+  if (/^([a-z_][a-z0-9_-]{0,31}\$?|\d{1,9})$/i.test(text)) return text;
+  throw new Invalid(`"${text}" is no group's name`, "Name a group of this machine, for example adm.");
+}
+
 export function parsePorts(value: Json): readonly Json[] {
   if (Array.isArray(value)) return value;
   throw new Invalid("it is no list", 'Write a list, for example [{"name": "http", "containerPort": 8080}].');

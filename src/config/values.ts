@@ -44,6 +44,7 @@ export function settingValues(config: Config): SettingValues {
     shadow: config.shadow,
     "allow-plaintext": config.allowPlaintext,
     "log-level": config.logLevel,
+    "admin-group": config.adminGroup ?? null,
     bpffs: config.bpffs,
     "state-dir": config.stateDir,
     "run-dir": config.runDir,

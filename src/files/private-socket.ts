@@ -1,5 +1,5 @@
-/** Unix sockets that only their owner can ever open. */
-import { chmodSync, lstatSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
+/** Unix sockets that only their owner, or also a group, can ever open. */
+import { chmodSync, chownSync, lstatSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import type { Server } from "node:net";
 import { dirname, join } from "node:path";
 
@@ -10,9 +10,9 @@ import { dirname, join } from "node:path";
  *
  * bind(2) creates the socket with the mode that the umask leaves, and listening is asynchronous: a umask changed meanwhile
  * would hold for every file that the process creates. So the socket is made in a folder that only the owner can enter, gets
- * its mode there, and only then its name.
+ * its mode there, and only then its name. Members of the group `group` may open it, too: mode 0770.
  */
-export async function listenPrivately(server: Server, path: string): Promise<bigint> {
+export async function listenPrivately(server: Server, path: string, group?: number): Promise<bigint> {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
   const folder = mkdtempSync(`${path}.`);
   try {
@@ -24,7 +24,8 @@ export async function listenPrivately(server: Server, path: string): Promise<big
         resolve();
       });
     });
-    chmodSync(fresh, 0o700);
+    if (group !== undefined) chownSync(fresh, process.geteuid?.() ?? 0, group);
+    chmodSync(fresh, group === undefined ? 0o700 : 0o770);
     const { ino } = lstatSync(fresh, { bigint: true });
     renameSync(fresh, path);
     return ino;

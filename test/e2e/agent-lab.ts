@@ -229,8 +229,9 @@ export class AgentLab {
 
   async json<T>(...args: string[]): Promise<T> {
     const { stdout, stderr } = await this.kmesh(...args, "--output=json");
-    if (stdout === "") throw new Error(`kmesh ${args.join(" ")}: ${stderr}`);
-    return JSON.parse(stdout);
+    const value = stdout === "" ? { error: stderr } : JSON.parse(stdout);
+    if ("error" in value) throw new Error(`kmesh ${args.join(" ")}: ${stderr}`);
+    return value;
   }
 
   status(): Promise<StatusJson> {

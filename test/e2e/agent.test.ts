@@ -51,7 +51,8 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
 
   test("explain walks the live tables, for a host and for an address", async () => {
     for (const target of ["shop.demo.svc.cluster.local:80", "shop.demo", `${SERVICE}:80`]) {
-      const [only, ...others] = await lab.json<Explained[]>("explain", target);
+      const [only, ...others] = (await lab.json<{ explanations: Explained[] }>("explain", target))
+        .explanations;
       expect(others).toEqual([]);
       expect(only).toMatchObject({ verdict: "redirect", asked: { address: SERVICE, port: 80 } });
       const shares = only?.clusters.flatMap((cluster) =>
@@ -66,7 +67,9 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
         "127.1.0.3": 0.1,
       });
     }
-    expect(await lab.json<Explained[]>("explain", "192.0.2.1:80")).toMatchObject([{ verdict: "pass" }]);
+    expect(
+      (await lab.json<{ explanations: Explained[] }>("explain", "192.0.2.1:80")).explanations,
+    ).toMatchObject([{ verdict: "pass" }]);
     expect((await lab.kmesh("explain", "nothing.invalid")).code).toBe(2);
   });
 

@@ -213,7 +213,7 @@ describe.skipIf(why !== undefined)("the manifest", () => {
         ),
       ),
     ]);
-    const history = await lab.json<Entry[]>("history");
+    const history = (await lab.json<{ entries: Entry[] }>("history")).entries;
     expect(history.at(-1)).toMatchObject({ kind: "start", cause: "crash", unfinished: "fill" });
     expect((await lab.kmesh("history")).stdout).toContain(
       "the one before was killed or crashed, in the middle of a step (fill)",

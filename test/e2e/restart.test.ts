@@ -219,7 +219,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
   });
 
   test("history has all of them, starts after a crash too", async () => {
-    const entries = await lab.json<Entry[]>("history");
+    const entries = (await lab.json<{ entries: Entry[] }>("history")).entries;
     expect(entries[0]).toMatchObject({ kind: "start", cause: "first start", result: "done" });
     const results = new Set(entries.map(({ kind, result }) => `${kind} ${result}`));
     for (const each of ["start done", "stop done", "restart done", "restart failed"])
@@ -230,7 +230,10 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
 
     process.kill(await pid(), "SIGKILL");
     await lab.liveAgent();
-    expect((await lab.json<Entry[]>("history")).at(-1)).toMatchObject({ kind: "start", cause: "crash" });
+    expect((await lab.json<{ entries: Entry[] }>("history")).entries.at(-1)).toMatchObject({
+      kind: "start",
+      cause: "crash",
+    });
   });
 
   test("with no agent each says so", async () => {
@@ -252,7 +255,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     await Bun.$`rmdir ${file}`.quiet();
     writeFileSync(join(lab.folder, "state/history.json"), "{");
     expect((await lab.kmesh("restart", "--graceful")).code).toBe(0);
-    expect((await lab.json<Entry[]>("history")).length).toBe(1);
+    expect((await lab.json<{ entries: Entry[] }>("history")).entries.length).toBe(1);
   });
 });
 
@@ -294,7 +297,7 @@ describe.skipIf(why !== undefined)("an upgrade", () => {
     const [made, held] = await Promise.all([storm.end(), hold.end()]);
     expect(made.errors).toEqual({});
     expect(held).toMatchObject({ cut: 0, errors: {} });
-    expect((await lab.json<Entry[]>("history")).map(({ kind }) => kind)).toEqual([
+    expect((await lab.json<{ entries: Entry[] }>("history")).entries.map(({ kind }) => kind)).toEqual([
       "start",
       "upgrade",
       "rollback",
@@ -325,7 +328,10 @@ describe.skipIf(why !== undefined)("an upgrade", () => {
     expect(made.errors).toEqual({});
     expect(held).toMatchObject({ cut: 0, errors: {} });
     expect(governed(await lab.status()) - before).toBe(made.made + 5);
-    expect((await lab.json<Entry[]>("history")).at(-1)).toMatchObject({ kind: "upgrade", result: "failed" });
+    expect((await lab.json<{ entries: Entry[] }>("history")).entries.at(-1)).toMatchObject({
+      kind: "upgrade",
+      result: "failed",
+    });
     // The agent follows istiod as before.
     lab.configure(shop({ v1: 50, v2: 50 }));
     await eventually("the change is live", async () => (await lab.connect(20)).by.c === 10);

@@ -26,6 +26,7 @@ import { certifiedId, keptFiles } from "../service/join-plan.ts";
 export const config = command({
   name: "config",
   about: "Check the configuration file, or compare it with what is in use",
+  access: "anyone",
   flags: {
     from: {
       kind: "text",

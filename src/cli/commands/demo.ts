@@ -1,7 +1,6 @@
 import type { Setting } from "../../config/settings.ts";
 import type { DemoEvent, DemoReport, Step } from "../../demo/script.ts";
 import type { Stage } from "../../demo/stage.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -23,7 +22,6 @@ export const demo = command({
   async run({ flags }) {
     formatOf(flags);
     const seconds = secondsOf(textFlag(flags, "seconds"));
-    requireRoot("kmesh demo");
     const { enterStage } = await import("../../demo/demo.ts");
     const output = textFlag(flags, "output") ?? "text";
     return enterStage([

@@ -3,7 +3,6 @@ import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
 import { type Finding, firstError, type Result, runChecks } from "../../doctor/check-runner.ts";
 import { checksOf } from "../../doctor/checks.ts";
 import { examineFiles } from "../../machine/config-files.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
 import { formatOf, print, printJson } from "../framework/output.ts";
@@ -19,7 +18,6 @@ export const doctor = command({
   ].join("\n"),
   async run({ flags }) {
     const format = formatOf(flags);
-    requireRoot("kmesh doctor");
     const sources = sourcesOf(flags, process.env);
     const examined = examineFiles(sources);
     await exemptFromMesh(examined.config.bpffs);

@@ -1,6 +1,5 @@
 import { type Folders, readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, print, printJson } from "../framework/output.ts";
@@ -9,11 +8,11 @@ import { confirmed, type Found, findAll, takeDown } from "../service/teardown.ts
 export const down = command({
   name: "down",
   about: "Stop the agent, then detach and remove all that kmesh put into the kernel",
+  changes: true,
   flags: { yes: { kind: "switch", about: "do not ask" }, ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
-    requireRoot("kmesh down");
     const found = await findAll(folders);
     if (found.pins === 0 && found.agent === undefined && !found.snapshot && !found.manifest) {
       if (format === "json") printJson({ stopped: null, removed: [], snapshot: false });

@@ -1,23 +1,22 @@
 import { stringify } from "yaml";
 import { toJson } from "../../admin/json.ts";
-import { readFolders } from "../../config/config.ts";
-import { sourcesOf } from "../../config/sources.ts";
 import type { Snapshot } from "../../state/snapshot.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, formatSpan, print, printJson, remark } from "../framework/output.ts";
-import { kernelState, lastWords, view } from "../framework/view.ts";
+import { foldersOf, kernelState, lastWords, view } from "../framework/view.ts";
 
 const PARTS = ["received", "model", "tables"] as const;
 
 export const dump = command({
   name: "dump",
   about: "Print the configuration as received, the model made of it, or the kernel's tables",
+  access: "reader",
   positionals: [{ name: "part", about: "received, model or tables", required: true, choices: PARTS }],
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   async run({ flags, positionals: [part = ""] }) {
     const format = formatOf(flags);
-    const folders = readFolders(sourcesOf(flags, process.env));
+    const folders = foldersOf(flags);
     const { alive, value } = await view<unknown>(folders, `/dump/${part}`, async () => {
       const { sentence } = lastWords(folders);
       const snapshot = part === "model" ? await lastSnapshot(folders.stateDir) : undefined;
@@ -39,7 +38,7 @@ export const dump = command({
     if (!alive && part === "tables")
       remark(`${lastWords(folders).sentence} These are the tables that it left.`);
     if (format === "json") {
-      printJson(value);
+      printJson(value as object);
     } else {
       // The agent's answer was JSON; what is read here becomes the same by it.
       const same: unknown = alive ? value : JSON.parse(toJson(value));

@@ -5,7 +5,6 @@ import { sourcesOf } from "../../config/sources.ts";
 import { NoUnit, unitName } from "../../datapath/tables/unit.ts";
 import { codeOrReason } from "../../errors/reason.ts";
 import { replaceFile } from "../../files/replace-file.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { lockedUnless } from "../config-file/config-lock.ts";
 import { type Change, type Edited, editUnits } from "../config-file/unit-setting.ts";
 import { atBootOf, bootSteps } from "../enrolment/boot-plan.ts";
@@ -37,6 +36,7 @@ const BOOT_NOTES = [
 export const enrol = command({
   name: "enrol",
   about: "Govern these systemd units from now on",
+  changes: true,
   flags: {
     only: {
       kind: "switch",
@@ -59,6 +59,7 @@ export const enrol = command({
 export const unenrol = command({
   name: "unenrol",
   about: "No longer govern these systemd units",
+  changes: true,
   flags: { ...DRY_FLAG, ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   positionals: [UNITS],
   notes: [...NOTES, "The last one leaves an empty list, by which nothing is governed."].join("\n"),
@@ -67,7 +68,6 @@ export const unenrol = command({
 
 async function change(kind: Change, input: Arguments): Promise<number> {
   const { path } = sourcesOf(input.flags, process.env).file;
-  requireRoot(kind === "add" ? "kmesh enrol" : "kmesh unenrol");
   return lockedUnless(input.flags["dry-run"] === true, path, () => changeAlone(kind, input, path));
 }
 

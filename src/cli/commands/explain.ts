@@ -1,22 +1,21 @@
 import { AdminError } from "../../admin/client.ts";
 import type { ConfiguredEndpoint, Explained } from "../../admin/explain.ts";
 import { BadRequest } from "../../admin/server.ts";
-import { readFolders } from "../../config/config.ts";
-import { sourcesOf } from "../../config/sources.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, indent, print, printJson, remark, table } from "../framework/output.ts";
-import { lastWords, view } from "../framework/view.ts";
+import { foldersOf, lastWords, view } from "../framework/view.ts";
 
 export const explain = command({
   name: "explain",
   about: "Show where a connection would go now, and why: a dry run through the live tables",
+  access: "reader",
   positionals: [{ name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: true }],
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   async run({ flags, positionals: [destination = ""] }) {
     const format = formatOf(flags);
-    const folders = readFolders(sourcesOf(flags, process.env));
+    const folders = foldersOf(flags);
     const path = `/explain?target=${encodeURIComponent(destination)}`;
     try {
       const { alive, value } = await view<Explained[]>(folders, path, async () => {
@@ -24,7 +23,7 @@ export const explain = command({
         return explainDestination(folders.bpffs, destination);
       });
       if (!alive) remark(`${lastWords(folders).sentence} The tables that it left decide.`);
-      if (format === "json") printJson(value);
+      if (format === "json") printJson({ explanations: value });
       else print(value.map(formatExplanation).join("\n\n"));
       return EXIT.done;
     } catch (error) {

@@ -1,6 +1,5 @@
 import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { type Entry, readHistory } from "../../state/history.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
@@ -14,9 +13,8 @@ export const history = command({
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
-    requireRoot("kmesh history");
     const entries = readHistory(folders.stateDir);
-    if (format === "json") printJson(entries);
+    if (format === "json") printJson({ entries });
     else if (entries.length === 0) print(`Nothing is noted in ${folders.stateDir}.`);
     else print(formatHistory(entries));
     return EXIT.done;

@@ -42,6 +42,9 @@ const FLAGS: Record<string, Setting> = {
 export const install = command({
   name: "install",
   about: "Put this executable, its systemd service and an empty configuration into place",
+  // --root writes files below a folder, which anyone may.
+  access: "anyone",
+  changes: true,
   flags: {
     start: {
       kind: "switch",
@@ -127,6 +130,9 @@ export const install = command({
 export const uninstall = command({
   name: "uninstall",
   about: "Stop the service, detach everything as down does, and remove what install wrote",
+  // --root writes files below a folder, which anyone may.
+  access: "anyone",
+  changes: true,
   flags: {
     yes: { kind: "switch", about: "do not ask" },
     "keep-state": { kind: "switch", about: "leave /var/lib/kmesh and the configuration" },

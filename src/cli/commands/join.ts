@@ -1,7 +1,6 @@
 import { existsSync } from "node:fs";
 import { readFolders } from "../../config/config.ts";
 import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { lockedUnless } from "../config-file/config-lock.ts";
 import { ISTIO } from "../config-file/membership-files.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
@@ -16,6 +15,7 @@ import { startStep } from "../service/systemd-plan.ts";
 export const join = command({
   name: "join",
   about: "Join a mesh with the files of istioctl x workload entry configure",
+  changes: true,
   flags: {
     from: {
       kind: "text",
@@ -38,7 +38,6 @@ export const join = command({
   ].join("\n"),
   async run({ flags }) {
     const format = formatOf(flags);
-    requireRoot("kmesh join");
     const dry = flags["dry-run"] === true;
     const sources = sourcesOf(flags, process.env);
     // Not there yet is no fault here.

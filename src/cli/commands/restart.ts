@@ -4,7 +4,6 @@ import { type Folders, readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import type { RestartRequest } from "../../handover/restart-request.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, print, printJson } from "../framework/output.ts";
@@ -17,6 +16,7 @@ const SILENCE = 10_000;
 export const restart = command({
   name: "restart",
   about: "Start the agent anew; no connection notices",
+  changes: true,
   flags: {
     graceful: {
       kind: "switch",
@@ -38,7 +38,6 @@ export const restart = command({
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
-    requireRoot("kmesh restart");
     if (flags.graceful === true) {
       const proof = await handOverBy(folders, { kind: "restart", timeout });
       printProof("Restarted", proof, format);

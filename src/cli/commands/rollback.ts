@@ -1,7 +1,6 @@
 import { existsSync } from "node:fs";
 import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, remark } from "../framework/output.ts";
@@ -12,6 +11,7 @@ import { formatLayout, replace, runningNames } from "../service/swap-executable.
 export const rollback = command({
   name: "rollback",
   about: "Put the version before back in the running agent's place; no connection notices",
+  changes: true,
   flags: { ...TIMEOUT_FLAG, ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   notes: [
     "The same as `kmesh upgrade` with NAME.previous, which the last upgrade or install left. What runs now becomes the",
@@ -21,7 +21,6 @@ export const rollback = command({
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
-    requireRoot("kmesh rollback");
     const names = await runningNames(folders);
     if (!existsSync(names.previous))
       throw new Failure(

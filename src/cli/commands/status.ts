@@ -1,11 +1,10 @@
 import { dirname } from "node:path";
-import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
 import { formatOf, print, printJson } from "../framework/output.ts";
 import { readStanding } from "../framework/version-rows.ts";
-import { damageNow, kernelState, lastWords, olderThanAttach, view } from "../framework/view.ts";
+import { damageNow, foldersOf, kernelState, lastWords, olderThanAttach, view } from "../framework/view.ts";
 import { bootOrders } from "../service/boot-order.ts";
 import { installedPaths } from "../service/install-plan.ts";
 import { type Answer, formatStatus } from "../status/page.ts";
@@ -13,6 +12,7 @@ import { type Answer, formatStatus } from "../status/page.ts";
 export const status = command({
   name: "status",
   about: "Show the agent, its stream to istiod, the services and what is not enforced",
+  access: "reader",
   flags: {
     all: { kind: "switch", about: "list every service, also those without a connection" },
     ...FOLDER_FLAGS,
@@ -21,7 +21,7 @@ export const status = command({
   async run({ flags }) {
     const format = formatOf(flags);
     const sources = sourcesOf(flags, process.env);
-    const folders = readFolders(sources);
+    const folders = foldersOf(flags);
     const { alive, value } = await view<Answer>(folders, "/status", async () => ({
       agent: lastWords(folders).status,
       kernel: await kernelState(folders.bpffs, false),

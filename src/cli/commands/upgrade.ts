@@ -1,7 +1,6 @@
 import { resolve } from "node:path";
 import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../framework/output.ts";
@@ -12,6 +11,7 @@ import { formatLayout, replace, runningNames, same } from "../service/swap-execu
 export const upgrade = command({
   name: "upgrade",
   about: "Put another version in the running agent's place; no connection notices",
+  changes: true,
   positionals: [{ name: "FILE", about: "a kmesh executable, newer or older", required: true }],
   flags: {
     sha256: {
@@ -33,7 +33,6 @@ export const upgrade = command({
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
-    requireRoot("kmesh upgrade");
     const file = resolve(positionals[0] ?? "");
     const { version, abi } = examine(file, textFlag(flags, "sha256"));
     const names = await runningNames(folders);

@@ -9,6 +9,7 @@ import { formatOf, print, printJson } from "../framework/output.ts";
 export const version = command({
   name: "version",
   about: "Print the version",
+  access: "anyone",
   flags: OUTPUT_FLAG,
   async run({ flags }) {
     const { keepId } = await import("../../datapath/generation/keep.ts");

@@ -1,7 +1,6 @@
 import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -34,7 +33,6 @@ export const wait = command({
   async run({ flags }) {
     const format = formatOf(flags);
     const seconds = secondsOf(textFlag(flags, "timeout") ?? "30");
-    requireRoot("kmesh wait");
     const { governsPinned } = await import("../../datapath/inspect/inspect.ts");
     const begin = performance.now();
     const until = begin + seconds * 1000;

@@ -1,7 +1,4 @@
-/**
- * A strict reading of a command's arguments. citty takes unknown flags in silence and forgets all but the last of
- * a repeated one, so this runs before it.
- */
+/** The arguments of a command: each is read, or refused with what to type instead. */
 
 import { closest } from "../../config/did-you-mean.ts";
 import type { Setting } from "../../config/settings.ts";
@@ -14,6 +11,8 @@ export interface Positional {
   about: string;
   required: boolean;
   choices?: readonly string[];
+  /** What the shell completes where there are no choices. */
+  completes?: "service" | "unit" | "file" | "command";
   /** The last one, said once or more often. */
   many?: boolean;
 }
@@ -33,14 +32,15 @@ export interface Arguments {
 }
 
 /**
- * Reads `--flag VALUE`, `--flag=VALUE`, `--switch`, `--no-switch` and positionals; `--` ends the flags.
+ * Reads `--flag VALUE`, `--flag=VALUE`, `--switch`, `--no-switch`, the short `-f VALUE` and `-s`, and positionals; `--`
+ * ends the flags.
  * Throws UsageError at the first argument that fits nothing.
  */
 export function parseArguments(args: readonly string[], shape: Shape): Arguments {
   const flags: Flags = {};
   const rest: string[] = [];
   for (let i = 0; i < args.length; i++) {
-    const arg = args[i] ?? "";
+    const arg = longForm(args[i] ?? "", shape);
     if (arg === "--") {
       rest.push(...args.slice(i + 1));
       break;
@@ -75,6 +75,18 @@ export function parseArguments(args: readonly string[], shape: Shape): Arguments
     else flags[key] = value;
   }
   return { flags, positionals: positionalsOf(rest, shape.positionals) };
+}
+
+/** `--output` for `-o`, `--output=json` for `-ojson` and `-o=json`; anything else as it is. */
+function longForm(arg: string, shape: Shape): string {
+  const found = /^-([a-zA-Z])(=?)(.*)$/s.exec(arg);
+  if (!found) return arg;
+  const [, letter, equals, value] = found;
+  const name = Object.keys(shape.flags).find((key) => shape.flags[key]?.short === letter);
+  if (name === undefined) return arg;
+  if (value === "" && equals === "") return `--${name}`;
+  // A switch takes no value: a word behind it is a mistyped flag.
+  return shape.flags[name]?.kind === "switch" ? arg : `--${name}=${value}`;
 }
 
 function flagOf(shape: Shape, key: string): Setting | undefined {

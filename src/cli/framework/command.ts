@@ -1,5 +1,4 @@
-/** One command: its words for citty's help, its strict arguments, its run. */
-import { type ArgsDef, type CommandDef, defineCommand } from "citty";
+/** One command: its words for help, manual and completion, its arguments, its run. */
 import { FOLDERS, SETTINGS, type Setting } from "../../config/settings.ts";
 import type { Flags } from "../../config/sources.ts";
 import type { Arguments, Positional, Shape } from "./arguments.ts";
@@ -7,27 +6,43 @@ import type { Arguments, Positional, Shape } from "./arguments.ts";
 export interface Command extends Shape {
   name: string;
   about: string;
-  /** Not listed by help: the demo's own processes. */
+  /** Not listed by help: what kmesh itself, a package or a shell calls. */
   hidden: boolean;
-  /** What its help says below the flags. */
+  /**
+   * Who may run it. root: nobody else, which is checked before anything is read. reader: also members of the group that
+   * `admin-group` names; the command finds out whether the agent lets it. anyone: it finds out itself what it may do.
+   */
+  access: "root" | "reader" | "anyone";
+  /** It changes the machine: a terminal that goes away does not end it half way. */
+  changes: boolean;
+  /** What help says below the flags: paragraphs, parted by an empty line; lines that begin with a blank stay as they are. */
   notes: string;
+  /** Command lines without the program's name, each with what it does. */
+  examples: readonly (readonly [string, string])[];
   /** Gives the exit code. Throws UsageError, ConfigError, Failure, or anything else for a fault. */
   run(input: Arguments): Promise<number>;
 }
 
-interface Definition {
-  name: string;
-  about: string;
-  flags?: Record<string, Setting>;
-  positionals?: readonly Positional[];
-  hidden?: boolean;
-  notes?: string;
-  run: Command["run"];
-}
+type Definition = Pick<Command, "name" | "about" | "run"> & Partial<Command>;
 
 export function command(definition: Definition): Command {
-  return { flags: {}, positionals: [], hidden: false, notes: "", ...definition };
+  const { flags = {}, ...rest } = definition;
+  return {
+    positionals: [],
+    hidden: false,
+    access: "root",
+    changes: false,
+    notes: "",
+    examples: [],
+    ...rest,
+    flags: { ...flags, ...VERBOSE_FLAG },
+  };
 }
+
+/** `--verbose`, which every command takes. */
+const VERBOSE_FLAG: Record<string, Setting> = {
+  verbose: { kind: "switch", short: "v", about: "say how the answer was found, and where an error arose" },
+};
 
 /** `--config FILE`. */
 export const CONFIG_FLAG: Record<string, Setting> = {
@@ -36,7 +51,14 @@ export const CONFIG_FLAG: Record<string, Setting> = {
 
 /** `--output text|json`, for all that print state. */
 export const OUTPUT_FLAG: Record<string, Setting> = {
-  output: { kind: "text", hint: "text|json", about: "how to print", fallback: "text" },
+  output: {
+    kind: "text",
+    short: "o",
+    hint: "text|json",
+    choices: ["text", "json"],
+    about: "how to print",
+    fallback: "text",
+  },
 };
 
 /** The folders by which commands find the mesh they are about. */
@@ -45,34 +67,26 @@ export const FOLDER_FLAGS: Record<string, Setting> = {
   ...CONFIG_FLAG,
 };
 
-/** The same command in citty's words, which renders its help and runs it. */
-export function asCitty(spec: Command, input?: Arguments, done?: (code: number) => void): CommandDef {
-  const args: ArgsDef = {};
-  for (const { name, about, required } of spec.positionals)
-    args[name] = { type: "positional", description: about, required };
-  for (const [name, setting] of Object.entries(spec.flags)) args[name] = argumentOf(setting);
-  return defineCommand({
-    meta: { name: spec.name, description: spec.about, hidden: spec.hidden },
-    args,
-    async run() {
-      if (input) done?.(await spec.run(input));
-    },
-  });
-}
-
-function argumentOf(setting: Setting): ArgsDef[string] {
-  if (setting.kind === "switch") return { type: "boolean", description: setting.about };
-  const fallback = setting.fallback ? ` (default: ${setting.fallback})` : "";
-  const repeatable = setting.kind === "list" || setting.kind === "map" ? ", repeatable" : "";
-  return {
-    type: "string",
-    valueHint: setting.hint ?? "VALUE",
-    description: `${setting.about}${repeatable}${fallback}`,
-  };
-}
-
 /** A flag's text where it was given. */
 export function textFlag(flags: Flags, name: string): string | undefined {
   const value = flags[name];
   return typeof value === "string" ? value : undefined;
+}
+
+/** A flag as help shows it: `-o, --output text|json`. */
+export function formatFlag(name: string, { kind, short, hint }: Setting): string {
+  const letter = short === undefined ? "" : `-${short}, `;
+  return `${letter}--${name}${kind === "switch" ? "" : ` ${hint ?? "VALUE"}`}`;
+}
+
+/** What a flag means, with its default and whether it may be repeated. */
+export function describeFlag({ kind, about, fallback }: Setting): string {
+  const repeatable = kind === "list" || kind === "map" ? ", repeatable" : "";
+  return `${about}${repeatable}${fallback ? ` (default: ${fallback})` : ""}`;
+}
+
+/** The positionals in a usage line: `DESTINATION`, `[FILE]`, `UNIT...`. */
+export function formatPositional({ name, required, many, choices }: Positional): string {
+  const word = `${choices ? choices.join("|") : name.toUpperCase()}${many ? "..." : ""}`;
+  return required ? word : `[${word}]`;
 }

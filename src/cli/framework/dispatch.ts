@@ -1,16 +1,16 @@
 /** From the words of the command line to the command, and from what it throws to one clear line and an exit code. */
-
-import { stripVTControlCharacters } from "node:util";
-import { type CommandDef, defineCommand, renderUsage, runCommand } from "citty";
 import { ConfigError } from "../../config/config-error.ts";
 import { closest } from "../../config/did-you-mean.ts";
-import { withNextStep } from "../../errors/actionable-error.ts";
+import { ActionableError } from "../../errors/actionable-error.ts";
 import { reasonOf } from "../../errors/reason.ts";
-import { Unsupported } from "../../machine/unsupported.ts";
+import { requireRoot, Unsupported } from "../../machine/unsupported.ts";
 import { parseArguments, UsageError } from "./arguments.ts";
-import { asCitty, type Command } from "./command.ts";
-import { EXIT, EXIT_CODES, Failure } from "./exit.ts";
-import { print, remark } from "./output.ts";
+import type { Command } from "./command.ts";
+import { EXIT, Failure } from "./exit.ts";
+import { formatHelp, formatOverview } from "./help.ts";
+import { nextStepOf } from "./next-step.ts";
+import { beVerbose, hasPrintedJson, print, printJson, remark } from "./output.ts";
+import { terminalWidth } from "./wrap.ts";
 
 /** What loads each command, by its name. */
 export type Commands = Readonly<Record<string, () => Promise<Command>>>;
@@ -23,45 +23,44 @@ interface About {
 /** Runs the command that `args` (without the program's name) ask for. Gives the exit code; never throws. */
 export async function dispatch(args: readonly string[], commands: Commands, about: About): Promise<number> {
   const [first, ...rest] = args;
+  // Who writes to a pipe without a reader is told by an error event; unheard, it would end the process.
+  for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
   try {
     if (first === undefined) {
-      remark(await help(await rootOf(commands, about)));
+      remark(formatOverview(about, await all(commands), terminalWidth()));
       return EXIT.usage;
     }
-    if (first === "--version") return await dispatch(["version", ...rest], commands, about);
+    if (first === "--version" || first === "-V") return await dispatch(["version", ...rest], commands, about);
     if (isHelp(first) || first === "help") return await showHelp(rest[0], commands, about);
     const spec = await find(first, commands);
-    if (untilDashes(rest).some(isHelp)) return await showHelp(spec.name, commands, about);
-    let code: number = EXIT.failed;
+    if (!spec.hidden && untilDashes(rest).some(isHelp)) return await showHelp(spec.name, commands, about);
     const input = parseArguments(rest, spec);
-    await runCommand(
-      asCitty(spec, input, (given) => {
-        code = given;
-      }),
-      { rawArgs: rest },
-    );
-    return code;
+    if (input.flags.verbose === true) beVerbose();
+    if (spec.access === "root") requireRoot(`kmesh ${spec.name}`);
+    // A handler keeps the signal from ending the process; the work is done, whoever can still see it.
+    if (spec.changes) process.on("SIGHUP", () => {});
+    return await spec.run(input);
   } catch (error) {
-    return complain(error);
+    return complain(error, wantsJson(rest), untilDashes(rest).some(isVerbose));
   }
 }
 
-/** Prints an error as one line and the next step. Gives the exit code that belongs to it. */
-export function complain(error: unknown): number {
-  if (error instanceof UsageError || error instanceof ConfigError) {
-    remark(`kmesh: ${withNextStep(error)}`);
-    return EXIT.usage;
-  }
-  if (error instanceof Failure) {
-    remark(`kmesh: ${withNextStep(error)}`);
-    return error.code;
-  }
-  if (error instanceof Unsupported) {
-    remark(`kmesh: ${withNextStep(error)}`);
-    return EXIT.unsupported;
-  }
-  remark(`kmesh: ${reasonOf(error)}`);
-  if (process.env.KMESH_LOG_LEVEL === "debug" && error instanceof Error) remark(error.stack ?? "");
+/** Prints an error as one line and the next step, and as JSON where that was asked for. Gives the exit code that belongs to it. */
+export function complain(error: unknown, json = false, verbose = false): number {
+  const exit = codeFor(error);
+  const message = reasonOf(error);
+  const next = error instanceof ActionableError ? error.next : nextStepOf(error);
+  if (json && !hasPrintedJson()) printJson({ error: { message, next, exit } });
+  remark(`kmesh: ${message}${next === "" ? "" : `\n  ${next}`}`);
+  if ((verbose || process.env.KMESH_LOG_LEVEL === "debug") && error instanceof Error)
+    remark(error.stack ?? "");
+  return exit;
+}
+
+function codeFor(error: unknown): number {
+  if (error instanceof UsageError || error instanceof ConfigError) return EXIT.usage;
+  if (error instanceof Failure) return error.code;
+  if (error instanceof Unsupported) return EXIT.unsupported;
   return EXIT.failed;
 }
 
@@ -81,39 +80,32 @@ async function find(name: string, commands: Commands): Promise<Command> {
   );
 }
 
-function all(commands: Commands): Promise<Command[]> {
+/** All commands, loaded. */
+export function all(commands: Commands): Promise<Command[]> {
   return Promise.all(Object.values(commands).map((load) => load()));
 }
 
-async function rootOf(commands: Commands, about: About): Promise<CommandDef> {
-  const specs = await all(commands);
-  return defineCommand({
-    meta: { name: "kmesh", version: about.version, description: about.description },
-    subCommands: Object.fromEntries(specs.map((each) => [each.name, asCitty(each)])),
-  });
-}
-
 async function showHelp(name: string | undefined, commands: Commands, about: About): Promise<number> {
-  const root = await rootOf(commands, about);
-  if (name === undefined || isHelp(name)) {
-    const codes = EXIT_CODES.map(([code, meaning]) => `  ${code}  ${meaning}`).join("\n");
-    print(`${await help(root)}\n\nExit codes\n\n${codes}`);
-    return EXIT.done;
-  }
-  const spec = await find(name, commands);
-  print([await help(asCitty(spec), root), spec.notes].filter((part) => part !== "").join("\n\n"));
+  if (name === undefined || isHelp(name)) print(formatOverview(about, await all(commands), terminalWidth()));
+  else print(formatHelp(await find(name, commands), terminalWidth()));
   return EXIT.done;
-}
-
-/** citty's help; it colours even into a pipe, so the colours are taken out there. */
-async function help(spec: CommandDef, parent?: CommandDef): Promise<string> {
-  const text = await renderUsage(spec, parent);
-  const coloured = process.stdout.isTTY && !process.env.NO_COLOR;
-  return (coloured ? text : stripVTControlCharacters(text)).replace(/ +$/gm, "").trimEnd();
 }
 
 function isHelp(arg: string): boolean {
   return arg === "--help" || arg === "-h";
+}
+
+function isVerbose(arg: string): boolean {
+  return arg === "--verbose" || arg === "-v";
+}
+
+/** Whether `--output json` is among the arguments: also those that can't be read as a whole get their error so. */
+function wantsJson(args: readonly string[]): boolean {
+  return untilDashes(args).some(
+    (arg, i) =>
+      ["--output=json", "-ojson", "-o=json"].includes(arg) ||
+      (arg === "json" && ["--output", "-o"].includes(args[i - 1] ?? "")),
+  );
 }
 
 function untilDashes(args: readonly string[]): readonly string[] {

@@ -23,9 +23,20 @@ export function print(text: string): void {
   write(1, `${text}\n`);
 }
 
-/** Writes JSON to standard output. */
-export function printJson(value: unknown): void {
-  print(toJson(value, 2));
+/** Of the JSON that commands print: counts up when a field goes away or changes its meaning, not when one is added. */
+export const SCHEMA = 1;
+
+/** Writes a JSON object to standard output, with the version of its schema. */
+export function printJson(value: object): void {
+  jsonPrinted = true;
+  print(toJson({ schema: SCHEMA, ...value }, 2));
+}
+
+let jsonPrinted = false;
+
+/** Whether standard output holds a JSON object already: a second one would spoil it. */
+export function hasPrintedJson(): boolean {
+  return jsonPrinted;
 }
 
 /** Writes what is not the answer itself to standard error, so that pipes hold the answer alone. */
@@ -33,17 +44,39 @@ export function remark(text: string): void {
   write(2, `${text}\n`);
 }
 
-/** Synchronous, whole, and quiet when the reader went away, as `kmesh dump tables | head` does. */
+let verbose = false;
+
+/** `--verbose`: from now on `detail` writes. */
+export function beVerbose(): void {
+  verbose = true;
+}
+
+/** Writes to standard error how the command found its answer, with --verbose alone. */
+export function detail(text: string): void {
+  if (verbose) remark(`kmesh: ${text}`);
+}
+
+/** Descriptors that take no more: the reader went away, the disk is full, the terminal is gone. */
+const broken = new Set<number>();
+
+/** Whether nobody can read what is printed any more. What a command does and its exit code don't depend on it. */
+export function outputIsLost(): boolean {
+  return broken.has(1);
+}
+
+/** Synchronous and whole. What can't be written is dropped: the work goes on, and its verdict stands. */
 function write(fd: number, text: string): void {
+  if (broken.has(fd)) return;
   const bytes = Buffer.from(text);
   let at = 0;
   while (at < bytes.length) {
     try {
       at += writeSync(fd, bytes, at);
     } catch (error) {
-      const code = codeOf(error);
-      if (code === "EPIPE") process.exit(0);
-      if (code !== "EAGAIN") throw error;
+      if (codeOf(error) !== "EAGAIN") {
+        broken.add(fd);
+        return;
+      }
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 5);
     }
   }

@@ -1,15 +1,16 @@
 /** Where state comes from: the agent when it lives, else what it left in the kernel and in its status file. */
 
+import { accessSync, constants } from "node:fs";
 import { askAgent } from "../../admin/client.ts";
-import { type AgentStatus, adminSocket, readStatus } from "../../admin/status.ts";
-import { examineConfig, type Folders } from "../../config/config.ts";
-import type { Sources } from "../../config/sources.ts";
+import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../../admin/status.ts";
+import { examineConfig, type Folders, readFolders } from "../../config/config.ts";
+import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Inspection, Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
-import { reasonOf } from "../../errors/reason.ts";
-import { requireRoot } from "../../machine/unsupported.ts";
-import { formatSpan } from "./output.ts";
+import { codeOf, isMissing, reasonOf } from "../../errors/reason.ts";
+import { Unsupported } from "../../machine/unsupported.ts";
+import { detail, formatSpan } from "./output.ts";
 
 export interface View<T> {
   /** The agent answered. */
@@ -17,16 +18,54 @@ export interface View<T> {
   value: T;
 }
 
-/** The agent's answer to `path`, or what `otherwise` finds without it. Needs root. */
+/** The folders of the mesh that a command is about; for who can't read the configuration, as flags and variables have them. */
+export function foldersOf(flags: Flags): Folders {
+  const sources = sourcesOf(flags, process.env);
+  if (process.geteuid?.() === 0 || sources.file.required) return readFolders(sources);
+  try {
+    accessSync(sources.file.path, constants.R_OK);
+  } catch (error) {
+    if (codeOf(error) === "EACCES") return readFolders({ ...sources, file: { ...sources.file, text: "" } });
+  }
+  return readFolders(sources);
+}
+
+/**
+ * The agent's answer to `path`, or what `otherwise` finds without it, which root alone can. Throws Unsupported for others
+ * than root and members of admin-group.
+ */
 export async function view<T>(
   folders: Folders,
   path: string,
   otherwise: () => T | Promise<T>,
 ): Promise<View<T>> {
-  requireRoot("looking at a mesh");
-  const answer = await askAgent(adminSocket(folders.runDir), path);
+  const root = process.geteuid?.() === 0;
+  const socket = root ? adminSocket(folders.runDir) : readerSocket(folders.runDir);
+  if (!root) requireReader(socket);
+  const began = performance.now();
+  const answer = await askAgent(socket, path);
+  const took = `${(performance.now() - began).toFixed(1)} ms`;
+  detail(answer === undefined ? `no agent listens at ${socket}` : `${socket} answered ${path} in ${took}`);
   if (answer !== undefined) return { alive: true, value: answer as T };
+  if (!root)
+    throw new Unsupported("no agent runs, and only root can look into the kernel", "Run it with sudo.");
   return { alive: false, value: await otherwise() };
+}
+
+/** Throws Unsupported unless this user may open the socket that reads only. */
+function requireReader(socket: string): void {
+  try {
+    accessSync(socket, constants.W_OK);
+  } catch (error) {
+    throw new Unsupported(
+      isMissing(error)
+        ? "looking at a mesh needs root here"
+        : "looking at a mesh needs root, or the group admin-group",
+      isMissing(error)
+        ? "Run it as root, or with sudo. Members of a group may look where admin-group names one and an agent runs."
+        : "Run it as root, or with sudo; or become a member of the group that the setting admin-group names.",
+    );
+  }
 }
 
 /** Why something that is worth knowing can't be told. */
