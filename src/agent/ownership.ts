@@ -8,6 +8,7 @@ import type { Folders } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
 import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
 import { generationStateAt } from "../datapath/generation/generation-state.ts";
+import { pinHiddenLinks } from "../datapath/generation/hidden-links.ts";
 import type { PreloadedPrograms } from "../datapath/generation/preload.ts";
 import type { SelfTestResult } from "../datapath/generation/self-test.ts";
 import { reasonOf } from "../errors/reason.ts";
@@ -15,7 +16,8 @@ import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { Manifest } from "../state/manifest.ts";
+import { bootId } from "../state/history.ts";
+import { linksInManifest, Manifest } from "../state/manifest.ts";
 import { recover } from "../state/recovery.ts";
 import { KeptGenerations } from "../state/retention.ts";
 import { Locks } from "./locks.ts";
@@ -119,6 +121,11 @@ export class Ownership {
     const locks = Locks.acquire(folders);
     try {
       this.#before = readStatus(folders.runDir);
+      for (const line of pinHiddenLinks(
+        folders.bpffs,
+        linksInManifest(folders.stateDir, machineId(), bootId()),
+      ))
+        log.warn(line);
       const manifest = Manifest.open(folders.stateDir, machineId(), generationStateAt(folders.bpffs), log);
       const datapath = Datapath.open({
         bpffs: folders.bpffs,
@@ -142,6 +149,7 @@ export class Ownership {
       this.#unfinished = recover(manifest, datapath, log);
       const since = manifest.account.kept?.since;
       kept.watch(since === undefined ? undefined : Date.parse(since));
+      this.#recordLinks();
       this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
       this.#foldersTimer = setInterval(() => this.#keepFolders(), UPKEEP);
     } catch (error) {
@@ -195,12 +203,13 @@ export class Ownership {
   write(mesh: Mesh, changes: Changes): ReturnType<Datapath["apply"]> {
     const held = this.#held;
     if (!held || !this.owns) throw new Error("another agent has the tables");
-    const { takesOver } = held.datapath;
+    const { takesOver, attached: wasAttached } = held.datapath;
     try {
       return held.datapath.apply(mesh, changes);
     } finally {
       // Also when only what came behind the last hook failed.
       if (takesOver && !held.datapath.takesOver) held.kept.watch();
+      if (wasAttached !== held.datapath.attached) this.#recordLinks();
     }
   }
 
@@ -219,6 +228,7 @@ export class Ownership {
       for (const path of paths)
         log.warn(`${path} was removed under this agent; it is there and locked again`);
       if (paths.length > 0) onFoldersRecreated(paths);
+      this.#recordLinks();
       this.#held.manifest.keep();
       this.#trouble = "";
     } catch (error) {
@@ -236,6 +246,11 @@ export class Ownership {
         onLost(error);
       }
     }
+  }
+
+  /** So that the next start finds them even where somebody mounts a bpffs over their pins. */
+  #recordLinks(): void {
+    if (this.#held) this.#held.manifest.recordLinks(this.#held.datapath.linkIds, bootId());
   }
 
   #keepCurrent(): void {

@@ -1,4 +1,5 @@
 /** The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic. */
+
 import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { monotonic } from "../kernel/clock.ts";
@@ -7,6 +8,7 @@ import type { Hook } from "../kernel/link.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { Generation, governedByOthers } from "./generation/generation.ts";
 import { generationStateAt } from "./generation/generation-state.ts";
+import type { LinkIds } from "./generation/hidden-links.ts";
 import { PreloadedPrograms } from "./generation/preload.ts";
 import { type Code, ownCode } from "./generation/programs.ts";
 import {
@@ -111,10 +113,15 @@ export class Datapath {
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
     removeDeadSelfTests();
     const generation = Generation.open(options.bpffs, options.announce, options.log, code, options.preloaded);
-    const { tables } = generation;
-    if (generation.others !== "live") govern(tables, options);
-    tables.settings.setNodeAddresses(options.nodeAddresses);
-    return new Datapath(options, generation, code);
+    try {
+      const { tables } = generation;
+      if (generation.others !== "live") govern(tables, options);
+      tables.settings.setNodeAddresses(options.nodeAddresses);
+      return new Datapath(options, generation, code);
+    } catch (error) {
+      generation.close();
+      throw error;
+    }
   }
 
   /**
@@ -149,6 +156,11 @@ export class Datapath {
   /** True when tables from an earlier start were found and are in use. */
   get adopted(): boolean {
     return this.#generation.adopted;
+  }
+
+  /** The kernel's numbers of the links that run, whichever generation's programs they run. */
+  get linkIds(): LinkIds {
+    return this.#generation.linkIds;
   }
 
   /** Whether connections are being governed by this generation. */

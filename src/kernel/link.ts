@@ -73,6 +73,11 @@ export class CgroupLink {
     return new CgroupLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
   }
 
+  /** Opens a link by the kernel's number. Throws KernelError: ENOENT when it has ended, EPERM without CAP_SYS_ADMIN. */
+  static fromId(id: number): CgroupLink {
+    return new CgroupLink(check(native().bpf_link_get_fd_by_id(id), "bpf_link_get_fd_by_id", String(id)));
+  }
+
   /** Throws after `close()`. */
   get fd(): number {
     if (this.#fd < 0) throw new Error("the link is closed");

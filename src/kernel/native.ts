@@ -51,6 +51,7 @@ const TABLE = {
   libbpf_probe_bpf_helper: ["i32", "i32", "i32", "buffer"],
   bpf_map_get_fd_by_id: ["i32", "u32"],
   bpf_prog_get_fd_by_id: ["i32", "u32"],
+  bpf_link_get_fd_by_id: ["i32", "u32"],
   bpf_obj_get_info_by_fd: ["i32", "i32", "buffer", "buffer"],
   bpf_prog_bind_map: ["i32", "i32", "i32", "buffer"],
   bpf_obj_pin: ["i32", "i32", "buffer"],

@@ -7,6 +7,7 @@
 import { existsSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { GenerationState } from "../datapath/generation/generation-state.ts";
+import type { LinkIds } from "../datapath/generation/hidden-links.ts";
 import type { GenerationName, Step } from "../datapath/generation/step.ts";
 import { ActionableError } from "../errors/actionable-error.ts";
 import { reasonOf } from "../errors/reason.ts";
@@ -47,6 +48,14 @@ export interface ManifestContent {
   /** The one that governed before, kept for the way back. */
   kept?: ManifestEntry;
   step?: UnderWay;
+  links?: AttachedLinks;
+}
+
+/** The links that were attached last, so that a start finds them also where their pins are hidden. */
+export interface AttachedLinks {
+  /** The kernel's boot id: the numbers mean nothing in another boot. */
+  boot: string;
+  ids: LinkIds;
 }
 
 /** Where it says what is wrong. */
@@ -112,6 +121,17 @@ export function refuseUnknown(stateDir: string): void {
     readManifest(stateDir, undefined);
   } catch (error) {
     if (error instanceof UnknownManifest) throw error;
+  }
+}
+
+/** The links that the manifest names, as far as it can be read and is of this boot; {} otherwise. */
+export function linksInManifest(stateDir: string, machine: string | undefined, boot: string): LinkIds {
+  try {
+    const links = readManifest(stateDir, machine)?.links;
+    return links && boot !== "" && links.boot === boot ? links.ids : {};
+  } catch {
+    // The start that follows reads it too, and says what is wrong with it.
+    return {};
   }
 }
 
@@ -183,7 +203,8 @@ export class Manifest {
     const account = this.#read(standing);
     this.#written = account && machine !== undefined ? textOf(account, machine) : undefined;
     this.unfinished = account?.step;
-    this.#account = putRight(account, standing);
+    const { links } = account ?? {};
+    this.#account = { ...putRight(account, standing), ...(links ? { links } : {}) };
   }
 
   /**
@@ -208,7 +229,15 @@ export class Manifest {
   /** In the file when it returns, or a line says why it isn't: a disk that takes nothing is no reason not to go on. */
   announce(step: Step | undefined): void {
     const now = new Date().toISOString();
-    this.#account = step ? begun(this.#account, step, now) : ended(this.#account, now);
+    const { links } = this.#account;
+    const next = step ? begun(this.#account, step, now) : ended(this.#account, now);
+    this.#account = { ...next, ...(links ? { links } : {}) };
+    this.#write();
+  }
+
+  /** Names the links that are attached now; `boot` is the kernel's boot id. Writes when they are other ones. */
+  recordLinks(ids: LinkIds, boot: string): void {
+    this.#account = { ...this.#account, links: { boot, ids } };
     this.#write();
   }
 
@@ -337,13 +366,14 @@ function isSame(one: GenerationName | undefined, other: GenerationName | undefin
   return one.abi === other.abi && (one.code ?? other.code) === (other.code ?? one.code);
 }
 
-function textOf({ live, kept, step }: ManifestContent, machine: string): string {
+function textOf({ live, kept, step, links }: ManifestContent, machine: string): string {
   const content = {
     version: VERSION,
     machine: machineFingerprint("manifest", machine).toString("hex"),
     live,
     kept,
     step,
+    links,
   };
   return `${JSON.stringify(content, undefined, 2)}\n`;
 }
@@ -373,7 +403,7 @@ function parse(text: string): Record<string, unknown> {
   return value;
 }
 
-function accountOf({ live, kept, step }: Record<string, unknown>): ManifestContent {
+function accountOf({ live, kept, step, links }: Record<string, unknown>): ManifestContent {
   const broken = Object.entries({
     live: live === undefined || isStandpoint(live),
     kept: kept === undefined || isStandpoint(kept),
@@ -384,7 +414,14 @@ function accountOf({ live, kept, step }: Record<string, unknown>): ManifestConte
     ...(isStandpoint(live) ? { live } : {}),
     ...(isStandpoint(kept) ? { kept } : {}),
     ...(isUnderWay(step) ? { step } : {}),
+    // What they name is looked at before it is believed: damaged, they are but left out.
+    ...(isLinks(links) ? { links } : {}),
   };
+}
+
+function isLinks(value: unknown): value is AttachedLinks {
+  if (!isObject(value) || typeof value.boot !== "string" || !isObject(value.ids)) return false;
+  return Object.values(value.ids).every((id) => Number.isInteger(id) && Number(id) > 0);
 }
 
 function isStandpoint(value: unknown): value is ManifestEntry {

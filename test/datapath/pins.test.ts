@@ -22,8 +22,10 @@ import {
   HOOK_ORDER,
   keptPin,
   linkPin,
+  programFolder,
   tablePin,
 } from "../../src/datapath/generation/pins.ts";
+import { ownCode } from "../../src/datapath/generation/programs.ts";
 import { inspectPinned, ownPins, removePinned } from "../../src/datapath/inspect/inspect.ts";
 import { GENERATION_MAPS, KEPT_MAPS } from "../../src/datapath/tables/tables.ts";
 import { listPins } from "../../src/kernel/bpffs.ts";
@@ -314,11 +316,12 @@ describe.skipIf(!root)("damaged pins", () => {
       );
       chmodSync(path, 0o600);
       expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
-      const { told, damage, cleared, start, down } = JSON.parse(stdout);
+      const { told, damage, repaired, cleared, start, down } = JSON.parse(stdout);
       const error = `bpf_obj_get(${path}): EACCES: what is pinned there can't be looked at, so nothing is changed`;
       expect(told.join("\n")).toContain(error);
       expect(told.join("\n")).not.toContain("is not kmesh's");
       expect(damage).toContain(error);
+      expect(repaired).toBe(true);
       expect(cleared).toBe(true);
       expect(start).toContain(error);
       if (path.includes("/links/")) expect(down).toContain(error);
@@ -329,6 +332,25 @@ describe.skipIf(!root)("damaged pins", () => {
       await expectGoverned();
     },
   );
+
+  test.each([
+    ["a cgroup that does not exist", { cgroups: ["/sys/fs/cgroup/kmesh-none"] }],
+    ["a manifest that can't be written", undefined],
+  ])("a start that fails late leaves no descriptor: %s", (_, more) => {
+    const descriptors = () => readdirSync("/proc/self/fd").length;
+    lab.datapath.close();
+    const announce = (step: unknown) => {
+      if (step === undefined) throw new Error("no space");
+    };
+    const before = descriptors();
+    for (let i = 0; i < 3; i++) {
+      // Programs to be built, so that the announcement comes.
+      if (!more) rmSync(programFolder(generation(), ownCode().hash), { recursive: true });
+      expect(() => Datapath.open({ ...lab.options, ...(more ?? { announce }) })).toThrow();
+    }
+    expect(descriptors()).toBe(before);
+    lab.reopen();
+  });
 
   test("somebody's folder among the generations is none, and stays", async () => {
     const theirs = join(lab.bpffs, "gen", "backup");

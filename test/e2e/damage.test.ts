@@ -173,6 +173,38 @@ describe.skipIf(why !== undefined)("damage under the single file", () => {
     expect((await lab.connect(10)).made).toBe(10);
   });
 
+  test("a bpffs mounted over the pins without an agent: a start pins the same links, no hook runs twice", async () => {
+    const links = () =>
+      listPins(pin("links")).map((path) => {
+        using link = CgroupLink.fromPin(path);
+        return link.info().id;
+      });
+    const shell = async (...command: string[]) => expect(await run(command)).toMatchObject({ code: 0 });
+    await agent.stop("SIGKILL");
+    const before = links();
+    expect(before.length).toBe(5);
+    await shell("mount", "-t", "bpf", "-o", "mode=0700", "bpf", lab.bpffs);
+    try {
+      expect(links()).toEqual([]);
+      const storm = await lab.client("storm", { threads: 1 });
+      agent = await lab.liveAgent();
+      expect(links()).toEqual(before);
+      expect(agent.output()).toContain("connect4 was attached and its link had no pin: pinned again");
+      expect((await storm.end()).errors).toEqual({});
+      const counted = async () =>
+        ((await lab.status()).kernel?.services ?? []).reduce((sum, { redirected }) => sum + redirected, 0);
+      const start = await counted();
+      expect(await lab.connect(10)).toMatchObject({ made: 10, errors: {} });
+      expect((await counted()) - start).toBe(10);
+      await agent.stop();
+    } finally {
+      await shell("umount", "-l", lab.bpffs);
+    }
+    expect(links()).toEqual(before);
+    agent = await lab.liveAgent();
+    expect(await isWell()).toBe(true);
+  });
+
   test("a pin in the place of the whole folder is named", async () => {
     const path = `/sys/fs/bpf/kmesh-squat-${process.pid}`;
     await squat(path);

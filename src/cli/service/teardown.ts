@@ -45,18 +45,33 @@ export async function takeDown(
   folders: Folders,
   state: "remove snapshot" | "keep state" = "remove snapshot",
 ): Promise<{ removed: string[]; snapshot: boolean; service: string | undefined }> {
-  const [{ removePinned }, { livingAgent, Locks }, { removeSnapshot }, { removeManifest }] =
-    await Promise.all([
-      import("../../datapath/inspect/inspect.ts"),
-      import("../../agent/locks.ts"),
-      import("../../state/snapshot.ts"),
-      import("../../state/manifest.ts"),
-    ]);
+  const [
+    { removePinned },
+    { livingAgent, Locks },
+    { removeSnapshot },
+    { linksInManifest, removeManifest },
+    { pinHiddenLinks },
+    { machineId },
+    { bootId },
+    { isOnBpffs },
+  ] = await Promise.all([
+    import("../../datapath/inspect/inspect.ts"),
+    import("../../agent/locks.ts"),
+    import("../../state/snapshot.ts"),
+    import("../../state/manifest.ts"),
+    import("../../datapath/generation/hidden-links.ts"),
+    import("../../machine/machine-id.ts"),
+    import("../../state/history.ts"),
+    import("../../kernel/bpffs.ts"),
+  ]);
   const agent = livingAgent(folders);
   const service = agent === undefined ? undefined : await stop(agent, () => livingAgent(folders));
   // Held until the end, so that no agent starts into half of it.
   const locks = Locks.acquire(folders);
   try {
+    // Also what a bpffs that was mounted over hides.
+    if (isOnBpffs(folders.bpffs))
+      pinHiddenLinks(folders.bpffs, linksInManifest(folders.stateDir, machineId(), bootId()));
     const { removed } = removePinned(folders.bpffs);
     rmSync(statusFile(folders.runDir), { force: true });
     const snapshot = state === "remove snapshot" && removeSnapshot(folders.stateDir);

@@ -1,4 +1,5 @@
 /** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
+
 import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { ensureBpffs, remakeBpffs, unpin } from "../../kernel/bpffs.ts";
@@ -20,9 +21,11 @@ import {
   removeUnfinished,
   UNKNOWN,
 } from "./generations.ts";
+import type { LinkIds } from "./hidden-links.ts";
 import { ownLink, ownProgram } from "./pin-ownership.ts";
 import {
-  faultOf,
+  faultsAt,
+  faultsOf,
   folderFaults,
   type Held,
   nameLinks,
@@ -67,12 +70,17 @@ export class Generation {
     built: string | undefined,
   ) {
     this.#built = built;
-    for (const hook of HOOK_ORDER) {
-      const link = pinnedLink(bpffs, hook);
-      if (link) this.#links.set(hook, link);
+    try {
+      for (const hook of HOOK_ORDER) {
+        const link = pinnedLink(bpffs, hook);
+        if (link) this.#links.set(hook, link);
+      }
+      // No program uses them. Whatever holds a program holds the names, too, and a start finds them by it.
+      for (const program of programs.values()) for (const name of NAME_MAPS) program.bind(tables.maps[name]);
+    } catch (error) {
+      for (const link of this.#links.values()) link.close();
+      throw error;
     }
-    // No program uses them. Whatever holds a program holds the names, too, and a start finds them by it.
-    for (const program of programs.values()) for (const name of NAME_MAPS) program.bind(tables.maps[name]);
     this.#bpffs = bpffs;
     this.tables = tables;
     this.#programs = programs;
@@ -103,7 +111,26 @@ export class Generation {
     if (failed.length > 0) throw new Error(failed.join("; "));
     // A link that lay where another's belongs.
     for (const line of nameLinks(bpffs)) log(line);
+    const opened = new OpenHandles();
+    try {
+      return Generation.#openWhole(bpffs, announce, log, code, preloaded, opened);
+    } catch (error) {
+      opened.closeAll();
+      throw error;
+    }
+  }
+
+  /** Adds to `opened` each descriptor that a later step may leave behind. */
+  static #openWhole(
+    bpffs: string,
+    announce: Announce,
+    log: (line: string) => void,
+    code: Code,
+    preloaded: LoadedAhead | undefined,
+    opened: OpenHandles,
+  ): Generation {
     const { found, maps } = findUseful(bpffs);
+    opened.add(maps);
     const folder = generationFolder(bpffs);
     const adopted = found.some(({ abi }) => abi === ABI_ID);
     const others = found.filter(({ abi }) => abi !== ABI_ID);
@@ -112,15 +139,20 @@ export class Generation {
     if (others.some(({ abi }) => abi === UNKNOWN))
       log("the tables that govern have lost all of their pins: they govern on until new ones are filled");
     const pinned = pinnedPrograms(programFolder(folder, code.hash));
-    if (adopted && pinned.size === HOOK_ORDER.length)
-      return new Generation(bpffs, new Tables(complete(maps)), pinned, adopted, code.hash, others, undefined);
+    opened.add(pinned);
+    if (adopted && pinned.size === HOOK_ORDER.length) {
+      const tables = opened.addTables(new Tables(complete(maps)));
+      return new Generation(bpffs, tables, pinned, adopted, code.hash, others, undefined);
+    }
     const [from] = generationStateAt(bpffs).live;
     announce({ name: "build", ...(from ? { from } : {}), to: { abi: ABI_ID, code: code.hash } });
     const loaded = load(code, maps, preloaded);
+    opened.add(loaded.maps);
+    opened.add(loaded.programs);
     pinNew(bpffs, loaded, code, adopted, pinned);
     announce(undefined);
     const built = !adopted ? folder : pinned.size === 0 ? programFolder(folder, code.hash) : undefined;
-    const tables = new Tables(complete(loaded.maps));
+    const tables = opened.addTables(new Tables(complete(loaded.maps)));
     return new Generation(bpffs, tables, loaded.programs, adopted, code.hash, others, built);
   }
 
@@ -189,7 +221,7 @@ export class Generation {
 
   /**
    * What somebody has done to the pins since they were made, and to the links: those that were found, all if `attached`.
-   * Throws KernelError when that can't be told of one of them.
+   * A path that can't be looked at is a fault of its own.
    */
   pinFaults(attached: boolean): PinFault[] {
     const off = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
@@ -198,22 +230,21 @@ export class Generation {
       ...off.flatMap((hook): PinFault[] => {
         const path = linkPin(this.#bpffs, hook);
         const part = { kind: "link", hook } as const;
-        using own = ownLink(path, hook);
-        const found = own ? undefined : pinnedAt(path);
-        if (found) return [{ path, part, found }];
-        return attached || this.#links.has(hook) ? [{ path, part, detached: true }] : [];
+        return faultsAt(path, part, () => {
+          using own = ownLink(path, hook);
+          const found = own ? undefined : pinnedAt(path);
+          if (found) return [{ path, part, found }];
+          return attached || this.#links.has(hook) ? [{ path, part, detached: true }] : [];
+        });
       }),
-      ...this.#held().flatMap((held) => {
-        const fault = faultOf(held);
-        return fault ? [fault] : [];
-      }),
+      ...this.#held().flatMap(faultsOf),
     ];
   }
 
   /**
    * Pins again what somebody unpinned, up to the bpffs itself, from what this process holds; nothing was ever detached by
-   * that. What was pinned in its place is moved to aside/. Gives what was done and what could not be, a line each. Throws
-   * where there is no bpffs, and KernelError, before it changes anything, when it can't be told what lies at a path.
+   * that. What was pinned in its place is moved to aside/; what can't be looked at stays. Gives what was done and what could
+   * not be, a line each. Throws where there is no bpffs.
    */
   repin(): { done: string[]; failed: string[] } {
     remakeBpffs(this.#bpffs);
@@ -222,6 +253,16 @@ export class Generation {
       ({ abi, live }) => live || existsSync(generationFolder(this.#bpffs, abi)),
     );
     return repairPins(this.#bpffs, this.pinFaults(false));
+  }
+
+  /** The kernel's numbers of the links that run. */
+  get linkIds(): LinkIds {
+    const ids: LinkIds = {};
+    for (const [hook, link] of this.#links) {
+      const info = link.info();
+      if (isAlive(info)) ids[hook] = info.id;
+    }
+    return ids;
   }
 
   #isLinked(hook: Hook): boolean {
@@ -337,6 +378,27 @@ export class Generation {
     for (const link of this.#links.values()) link.close();
     for (const program of this.#programs.values()) program.close();
     this.tables.close();
+  }
+}
+
+/** Descriptors of a generation that is being opened: closed when that fails. Closing one twice is no fault. */
+class OpenHandles {
+  readonly #maps: ReadonlyMap<string, { close(): void }>[] = [];
+  #tables: Tables | undefined;
+
+  /** The map may grow and change until `closeAll`. */
+  add(handles: ReadonlyMap<string, { close(): void }>): void {
+    this.#maps.push(handles);
+  }
+
+  addTables(tables: Tables): Tables {
+    this.#tables = tables;
+    return tables;
+  }
+
+  closeAll(): void {
+    this.#tables?.discard();
+    for (const handles of this.#maps) for (const handle of handles.values()) handle.close();
   }
 }
 

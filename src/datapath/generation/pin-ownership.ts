@@ -12,12 +12,15 @@ import type { MapName } from "../tables/tables.ts";
  */
 export function ownLink(path: string, hook?: Hook): CgroupLink | undefined {
   if (pinnedAt(path)?.kind !== "link") return undefined;
-  return keepIf(CgroupLink.fromPin(path), (link) => {
-    const { type, programId, attachType } = link.info();
-    if (type !== CGROUP_LINK || (hook !== undefined && attachType !== HOOKS[hook])) return false;
-    using program = BpfProgram.fromId(programId);
-    return isOwnProgram(program, hook);
-  });
+  return keepIf(CgroupLink.fromPin(path), (link) => isOwnLink(link, hook));
+}
+
+/** Whether the link, of whatever kind it is, runs a program of kmesh's at `hook`, or at any. Throws KernelError. */
+export function isOwnLink(link: CgroupLink, hook?: Hook): boolean {
+  const { type, programId, attachType } = link.info();
+  if (type !== CGROUP_LINK || (hook !== undefined && attachType !== HOOKS[hook])) return false;
+  using program = BpfProgram.fromId(programId);
+  return isOwnProgram(program, hook);
 }
 
 /** The program, when it is kmesh's for `hook`. The caller closes it. */

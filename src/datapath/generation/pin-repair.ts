@@ -6,6 +6,7 @@
 import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { reasonOf } from "../../errors/reason.ts";
+import { KernelError } from "../../kernel/error.ts";
 import type { Hook } from "../../kernel/link.ts";
 import { BpfMap } from "../../kernel/maps.ts";
 import { formatPinned, type Pinned, pinnedAt } from "../../kernel/pinned.ts";
@@ -38,6 +39,8 @@ export interface PinFault {
   found?: Pinned;
   /** The link is ours and runs nothing any more. */
   detached?: true;
+  /** Why the path can't be looked at: what lies there may be ours and stays. */
+  unreadable?: string;
   /** Pins what belongs there; absent when that is lost, or made by other means. */
   pin?(): void;
 }
@@ -57,11 +60,26 @@ const KINDS = { folder: "folder", link: "link", program: "program", table: "map"
 /** How often the same path is cleared for ours before something else has to be done about it. */
 const ASIDES = 8;
 
-/** Whether `held` lies where it belongs. */
-export function faultOf({ path, part, id, pin }: Held): PinFault | undefined {
-  const found = pinnedAt(path);
-  if (found?.kind === KINDS[part.kind] && found.id === id) return undefined;
-  return { path, part, ...(found ? { found } : {}), pin: () => pin(path) };
+/** Whether `held` lies where it belongs: [] when it does. Throws nothing: see `faultsAt`. */
+export function faultsOf({ path, part, id, pin }: Held): PinFault[] {
+  return faultsAt(path, part, () => {
+    const found = pinnedAt(path);
+    if (found?.kind === KINDS[part.kind] && found.id === id) return [];
+    return [{ path, part, ...(found ? { found } : {}), pin: () => pin(path) }];
+  });
+}
+
+/**
+ * What `look` finds at one path. A path that the kernel does not let us look at becomes a fault of its own, so that it
+ * holds up no other.
+ */
+export function faultsAt(path: string, part: Part, look: () => PinFault[]): PinFault[] {
+  try {
+    return look();
+  } catch (error) {
+    if (!(error instanceof KernelError)) throw error;
+    return [{ path, part, unreadable: error.message }];
+  }
 }
 
 /** The faults of folders: what is below them has to be looked at when they are there. */
@@ -73,10 +91,13 @@ export function folderFaults(bpffs: string): PinFault[] {
     ...[generation, join(generation, "tables"), programs],
     ...completeFolders(programs).map((code) => join(programs, code)),
   ];
-  return folders.flatMap((path) => {
-    const found = pinnedAt(path);
-    return found && found.kind !== "folder" ? [{ path, part: { kind: "folder" }, found }] : [];
-  });
+  const part: Part = { kind: "folder" };
+  return folders.flatMap((path) =>
+    faultsAt(path, part, () => {
+      const found = pinnedAt(path);
+      return found && found.kind !== "folder" ? [{ path, part, found }] : [];
+    }),
+  );
 }
 
 /**
@@ -100,8 +121,12 @@ export function pinFaults(bpffs: string, filled = false): PinFault[] {
 export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: string[]; failed: string[] } {
   const done: string[] = [];
   const failed: string[] = [];
-  for (const { path, found, pin } of faults) {
+  for (const { path, found, pin, unreadable } of faults) {
     try {
+      if (unreadable !== undefined) {
+        failed.push(unreadable);
+        continue;
+      }
       if (found)
         done.push(
           `${path} was ${formatPinned(found)}, which is not kmesh's: it lies in ${setAside(bpffs, path)} now`,
@@ -166,12 +191,16 @@ function linkFaults(bpffs: string, filled: boolean): PinFault[] {
   const faults = HOOK_ORDER.flatMap((hook): PinFault[] => {
     const path = linkPin(bpffs, hook);
     const part: Part = { kind: "link", hook };
-    using link = ownLink(path, hook);
-    if (link) return isAlive(link.info()) ? [] : [{ path, part, detached: true }];
-    const found = pinnedAt(path);
-    return [{ path, part, ...(found ? { found } : {}) }];
+    return faultsAt(path, part, () => {
+      using link = ownLink(path, hook);
+      if (link) return isAlive(link.info()) ? [] : [{ path, part, detached: true }];
+      const found = pinnedAt(path);
+      return [{ path, part, ...(found ? { found } : {}) }];
+    });
   });
-  const none = faults.length === HOOK_ORDER.length && faults.every(({ detached }) => !detached);
+  const none =
+    faults.length === HOOK_ORDER.length &&
+    faults.every(({ detached, unreadable }) => !detached && unreadable === undefined);
   return none && !filled ? faults.filter(({ found }) => found) : faults;
 }
 
@@ -182,13 +211,15 @@ function tableFaults(bpffs: string, { all, own, built }: MapOwners): PinFault[] 
       const path = pathOf(name);
       const part: Part = { kind: "table", name };
       const id = ids.get(name);
-      if (id !== undefined) return toList(faultOf({ path, part, id, pin: (at) => pinMap(id, at) }));
-      using table = ownTable(path, name);
-      if (table) return [];
-      const found = pinnedAt(path);
-      // Before a first start is over none has to be there, and other versions may do without one that is new.
-      const isDue = built || (all.length > 0 && isNameMap(name));
-      return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
+      if (id !== undefined) return faultsOf({ path, part, id, pin: (at) => pinMap(id, at) });
+      return faultsAt(path, part, () => {
+        using table = ownTable(path, name);
+        if (table) return [];
+        const found = pinnedAt(path);
+        // Before a first start is over none has to be there, and other versions may do without one that is new.
+        const isDue = built || (all.length > 0 && isNameMap(name));
+        return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
+      });
     });
   };
   const generation = generationFolder(bpffs);
@@ -203,16 +234,15 @@ function programFaults(bpffs: string): PinFault[] {
   return completeFolders(join(generation, "programs")).flatMap((code) =>
     HOOK_ORDER.flatMap((hook): PinFault[] => {
       const path = join(programFolder(generation, code), hook);
-      using program = ownProgram(path, hook);
-      if (program) return [];
-      const found = pinnedAt(path);
-      return [{ path, part: { kind: "program", hook }, ...(found ? { found } : {}) }];
+      const part: Part = { kind: "program", hook };
+      return faultsAt(path, part, () => {
+        using program = ownProgram(path, hook);
+        if (program) return [];
+        const found = pinnedAt(path);
+        return [{ path, part, ...(found ? { found } : {}) }];
+      });
     }),
   );
-}
-
-function toList<T>(item: T | undefined): T[] {
-  return item === undefined ? [] : [item];
 }
 
 function pinMap(id: number, path: string): void {

@@ -63,6 +63,17 @@ function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void
 export function findUseful(bpffs: string): { found: FoundGeneration[]; maps: Map<MapName, BpfMap> } {
   const found = generationsAt(bpffs);
   const maps = pinnedMaps(bpffs);
+  try {
+    removeUseless(bpffs, found, maps);
+  } catch (error) {
+    for (const map of maps.values()) map.close();
+    throw error;
+  }
+  return { found, maps };
+}
+
+/** Takes out of `found` and `maps` what it removes. */
+function removeUseless(bpffs: string, found: FoundGeneration[], maps: Map<MapName, BpfMap>): void {
   const isWhole = (names: readonly MapName[]) => names.every((name) => maps.has(name));
   const remove = (folder: string, names: readonly MapName[]) => {
     for (const name of names) maps.get(name)?.close();
@@ -75,7 +86,6 @@ export function findUseful(bpffs: string): { found: FoundGeneration[]; maps: Map
     found.splice(own, 1);
   }
   if (found.length === 0 && !isWhole(KEPT_MAPS)) remove(join(bpffs, "keep"), KEPT_MAPS);
-  return { found, maps };
 }
 
 /** Never half of it. */
@@ -88,9 +98,14 @@ function removeWhole(folder: string): void {
 /** The programs of one code that are pinned in `folder`, by hook. The caller closes them. */
 export function pinnedPrograms(folder: string): Map<Hook, BpfProgram> {
   const programs = new Map<Hook, BpfProgram>();
-  for (const hook of HOOK_ORDER) {
-    const program = ownProgram(join(folder, hook), hook);
-    if (program) programs.set(hook, program);
+  try {
+    for (const hook of HOOK_ORDER) {
+      const program = ownProgram(join(folder, hook), hook);
+      if (program) programs.set(hook, program);
+    }
+    return programs;
+  } catch (error) {
+    for (const program of programs.values()) program.close();
+    throw error;
   }
-  return programs;
 }

@@ -40,12 +40,15 @@ export function damageAt(bpffs: string): Damage[] {
 
 /** The same of what was found already. Throws KernelError. */
 export function formatFaults(bpffs: string, faults: readonly PinFault[]): Damage[] {
-  const missing = faults.filter(({ part, found }) => part.kind !== "link" && !found);
+  const missing = faults.filter(
+    ({ part, found, unreadable }) => part.kind !== "link" && !found && unreadable === undefined,
+  );
   const isLost = ({ part, pin }: PinFault) => part.kind === "table" && !pin;
   const lost = missing.filter(isLost);
   const left = missing.filter((fault) => !isLost(fault));
   return [
     ...formatUnknown(bpffs),
+    ...faults.flatMap(formatUnreadable),
     ...faults.flatMap((fault) => formatLink(fault) ?? []),
     ...faults.flatMap(({ path, part, found }) =>
       found && part.kind !== "link"
@@ -90,8 +93,19 @@ function formatUnknown(bpffs: string): Damage[] {
   ];
 }
 
-function formatLink({ path, part, found, detached, pin }: PinFault): Damage[] | undefined {
-  if (part.kind !== "link") return undefined;
+function formatUnreadable({ path, unreadable }: PinFault): Damage[] {
+  if (unreadable === undefined) return [];
+  return [
+    {
+      what: `what is pinned at ${path} can't be looked at: ${unreadable}`,
+      consequence: "whether it is damaged is not known, and it stays as it is; other pins are repaired",
+      cure: "mend what forbids it; an agent that runs looks again within 5 s",
+    },
+  ];
+}
+
+function formatLink({ path, part, found, detached, pin, unreadable }: PinFault): Damage[] | undefined {
+  if (part.kind !== "link" || unreadable !== undefined) return undefined;
   // An agent holds it: the hook runs.
   if (pin)
     return [

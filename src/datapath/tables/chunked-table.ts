@@ -50,10 +50,12 @@ export class ChunkedTable {
     const id = new Uint32Array(new ArrayBuffer(4));
     for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
       const inner = BpfMap.fromId(id[0] ?? 0);
-      if (inner.info.valueSize !== size)
+      if (inner.info.valueSize !== size) {
+        inner.close();
         throw new Error(
           `the table ${outer.info.name} is not kmesh's: its records have ${inner.info.valueSize} bytes, not ${size}`,
         );
+      }
       this.take(inner);
     }
   }
@@ -198,8 +200,12 @@ export function reserveAll(rooms: readonly (readonly [table: ChunkedTable, count
 
 /** Takes the map over: its mapping outlives the descriptor. */
 function map(inner: BpfMap): Chunk {
-  const memory = inner.mmap();
-  inner.close();
+  let memory: ArrayBuffer;
+  try {
+    memory = inner.mmap();
+  } finally {
+    inner.close();
+  }
   return {
     bytes: new Uint8Array(memory),
     words: new Uint32Array(memory),

@@ -96,17 +96,22 @@ export class Tables {
     this.exact = new ExactTable(maps.frontends);
     this.prefixes = new PrefixTable(maps.prefixes, "prefixes");
     this.exclusions = new PrefixTable(maps.exclusions, "exclusions");
-    this.targets = new ChunkedTable(maps.targets, "targets", 8);
-    this.clusters = new ChunkedTable(maps.clusters, "clusters", 8);
-    this.descriptors = new ChunkedTable(maps.descriptors, "descriptors", layout.descriptor.size);
-    this.slots = new ChunkedTable(maps.slots, "slots", layout.slot_line.size);
-    this.endpoints = new ChunkedTable(maps.endpoints, "endpoints", layout.endpoint.size);
-    this.nameLines = new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size);
-    this.clusterNames = new ChunkedTable(maps.cluster_names, "cl_names", layout.name_ref.size);
-    this.serviceNames = new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size);
-    this.endpointLoads = new ChunkedTable(maps.endpoint_loads, "ep_loads", layout.endpoint_load.size);
-    this.clusterLoads = new ChunkedTable(maps.cluster_loads, "cl_loads", layout.cluster_load.size);
-    this.serviceCounts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+    try {
+      this.targets = new ChunkedTable(maps.targets, "targets", 8);
+      this.clusters = new ChunkedTable(maps.clusters, "clusters", 8);
+      this.descriptors = new ChunkedTable(maps.descriptors, "descriptors", layout.descriptor.size);
+      this.slots = new ChunkedTable(maps.slots, "slots", layout.slot_line.size);
+      this.endpoints = new ChunkedTable(maps.endpoints, "endpoints", layout.endpoint.size);
+      this.nameLines = new ChunkedTable(maps.name_lines, "name_lines", layout.name_line.size);
+      this.clusterNames = new ChunkedTable(maps.cluster_names, "cl_names", layout.name_ref.size);
+      this.serviceNames = new ChunkedTable(maps.service_names, "svc_names", layout.name_ref.size);
+      this.endpointLoads = new ChunkedTable(maps.endpoint_loads, "ep_loads", layout.endpoint_load.size);
+      this.clusterLoads = new ChunkedTable(maps.cluster_loads, "cl_loads", layout.cluster_load.size);
+      this.serviceCounts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+    } catch (error) {
+      for (const table of [this.exact, this.prefixes, this.exclusions]) table.close();
+      throw error;
+    }
   }
 
   /** Makes room for that many ids of each kind. */
