@@ -13,7 +13,6 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
-import { arch } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { readLayout } from "./btf.ts";
@@ -24,6 +23,9 @@ const BUN = process.execPath;
 const LIBBPF = required("LIBBPF");
 /** build/compile --generate: stop before the single file. */
 const generateOnly = process.argv.includes("--generate");
+/** Another architecture's runtime, when the single file is for that one; then everything lies in a folder of its own. */
+const RUNTIME = process.env.RUNTIME;
+const OUT = required("OUT");
 
 /** The two ways each object is compiled: kernels before 5.12 have no fetching atomics. */
 const VARIANTS = [
@@ -73,8 +75,9 @@ function compileObjects(source: string, out: string, more: string[] = []): strin
           "-Wno-unused-parameter",
           "-fdebug-compilation-dir=.",
         ],
-        ...[`-D__TARGET_ARCH_${arch() === "arm64" ? "arm64" : "x86"}`, ...flags, "-I", source],
-        ...["-isystem", `${LIBBPF}/include`, "-isystem", `/usr/include/${required("MULTIARCH")}`],
+        // No __TARGET_ARCH: one set of objects serves every architecture, and what would not does not compile.
+        ...[...flags, "-I", source],
+        ...["-isystem", `${LIBBPF}/include`, "-isystem", required("INCLUDE")],
         ...["-c", file, "-o", part],
       ]);
       // Without DWARF; the BTF stays.
@@ -134,31 +137,24 @@ function compileExecutable(built: string[]): void {
     say(`${main} is missing: no single file`);
     return;
   }
-  const out = "dist/kmesh";
+  const out = join(OUT, "kmesh");
   const version = versionText();
   const versionFile = "dist/version";
   if (!existsSync(versionFile) || readFileSync(versionFile, "utf8") !== version)
     writeFileSync(versionFile, version);
+  const assets = [join(OUT, "libbpf.so"), ...built, ...UNITS];
   const sources = [
-    ...filesBelow("src"),
-    ...built,
-    "dist/libbpf.so",
-    ...UNITS,
+    ...filesBelow("src").filter((file) => !file.endsWith(".test.ts")),
+    ...assets,
+    ...(RUNTIME === undefined ? [] : [RUNTIME]),
     "package.json",
     "package-lock.json",
     "build/compile.ts",
     versionFile,
   ];
-  if (
-    isFresh(
-      out,
-      sources.filter((file) => !file.endsWith(".test.ts")),
-    )
-  )
-    return;
+  if (isFresh(out, sources)) return;
 
-  say("compiling dist/kmesh");
-  const assets = ["dist/libbpf.so", ...built, ...UNITS];
+  say(`compiling ${out}`);
   const lines = [
     'import { embed } from "../src/runtime/assets.ts";',
     ...assets.map(
@@ -166,27 +162,21 @@ function compileExecutable(built: string[]): void {
     ),
     `embed({ ${assets.map((file, index) => `${JSON.stringify(basename(file))}: a${index}`).join(", ")} });`,
   ];
-  mkdirSync("dist/build", { recursive: true });
+  const build = join(OUT, "build");
+  mkdirSync(build, { recursive: true });
   writeFileSync("dist/embedded.gen.ts", `${lines.join("\n")}\n`);
   writeFileSync("dist/entry.gen.ts", 'import "./embedded.gen.ts";\nimport "../src/main.ts";\n');
   // The name is part of the bytes, so it is built under its own and moved: a running one is never half written.
   run(BUN, [
-    ...[
-      "build",
-      "--compile",
-      "--target=bun",
-      "--minify-whitespace",
-      "--minify-syntax",
-      "--bytecode",
-      "--format=esm",
-      "--splitting",
-    ],
+    ...["build", "--compile", `--target=bun-linux-${required("TARGET")}`],
+    ...(RUNTIME === undefined ? [] : [`--compile-executable-path=${RUNTIME}`]),
+    ...["--minify-whitespace", "--minify-syntax", "--bytecode", "--format=esm", "--splitting"],
     ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
     ...["--define", `KMESH_VERSION=${JSON.stringify(version)}`],
-    ...["--outfile", "dist/build/kmesh", "dist/entry.gen.ts"],
+    ...["--outfile", join(build, "kmesh"), "dist/entry.gen.ts"],
   ]);
-  renameSync("dist/build/kmesh", out);
-  rmSync("dist/build", { recursive: true });
+  renameSync(join(build, "kmesh"), out);
+  rmSync(build, { recursive: true });
   say(`${out} is ${Math.round(statSync(out).size / 2 ** 20)} MB, version ${version}`);
 }
 

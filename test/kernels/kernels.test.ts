@@ -1,6 +1,7 @@
 /**
  * dist/kmesh on Debian's other kernels: each is booted and runs `smoke` and the flip stress test; one of them is booted
- * twice more, for `reboot`. With KMESH_TEST_WALK=1, two of them `walk`: that takes more than ten minutes.
+ * twice more, for `reboot`. With KMESH_TEST_WALK=1, two of them `walk`: that takes more than ten minutes. With
+ * KMESH_TEST_ARM64=1 the cross-compiled executable runs `smoke` on an arm64 kernel: three minutes.
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { spawnSync } from "node:child_process";
@@ -111,3 +112,19 @@ describe.skipIf("missing" in found)("other kernels", () => {
     WALK_LIMIT + 20_000,
   );
 });
+
+if (process.env.KMESH_TEST_ARM64 !== undefined)
+  test("arm64: the smoke test of the cross-compiled executable", async () => {
+    const steps: [command: string[], env: Record<string, string>][] = [
+      [["build/setup", "--release=try"], {}],
+      [["build/compile"], { TARGET: "arm64" }],
+      [[join(HERE, "arm64")], {}],
+    ];
+    let text = "";
+    for (const [command, env] of steps) {
+      const { code, stdout, stderr } = await run(command, { cwd: ROOT, timeoutMs: LIMIT, env });
+      text = `${stdout}${stderr}`;
+      expect([command, code, text]).toEqual([command, 0, text]);
+    }
+    expect(text).toMatch(/^ *\d+ s {2}smoke: passed on \S+-arm64$/m);
+  });
