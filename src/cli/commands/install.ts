@@ -6,19 +6,23 @@ import { CONFIG_FILE, sourcesOf } from "../../config/sources.ts";
 import type { Proof } from "../../handover/predecessor.ts";
 import { examineFiles } from "../../machine/config-files.ts";
 import { requireRoot, Unsupported } from "../../machine/unsupported.ts";
-import { asset, isEmbedded } from "../../runtime/assets.ts";
+import { isEmbedded } from "../../runtime/assets.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import { lockedUnless } from "../config-file/config-lock.ts";
+import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
-import { formatOf, print, printJson, remark } from "../framework/output.ts";
+import { type Format, formatOf, print, printJson, remark } from "../framework/output.ts";
 import { perform, type Step, tell } from "../framework/plan.ts";
 import {
   enableStep,
   installedPaths,
   installSteps,
+  type Parts,
   type Paths,
+  packageSteps,
   uninstallSteps,
+  unitText,
 } from "../service/install-plan.ts";
 import { arrival, type Joining, joinSteps, needOf } from "../service/join-plan.ts";
 import { GATE, SERVICE, systemdRuns } from "../service/systemd.ts";
@@ -55,6 +59,10 @@ export const install = command({
       hint: "DIR|istio",
       about: "join the mesh with istioctl's files, as kmesh join does, and start the service",
     },
+    package: {
+      kind: "switch",
+      about: "with --root, what a Debian package ships: in /usr/bin, without configuration, not enabled",
+    },
     ...FLAGS,
   },
   notes: [
@@ -79,11 +87,17 @@ export const install = command({
         "this is kmesh's source, no executable",
         "Run ./build/compile, then dist/kmesh install.",
       );
+    if (flags.package === true) return await writePackage(root, dry, format);
     const paths = installedPaths(root);
+    if (paths.origin === "package")
+      throw new Failure(
+        EXIT.failed,
+        `kmesh is installed here as a package: ${paths.executable} and ${paths.unit} belong to it`,
+        "Install the other version's package; kmesh join --from DIR joins a mesh.",
+      );
     const more: { remarks?: string[]; proof?: Proof } = {};
     const done = await lockedUnless(dry || root !== undefined, paths.config, async (written) => {
-      const [unit = "", gate = ""] = [SERVICE, GATE].map((name) => new TextDecoder().decode(asset(name)));
-      const [copy, ...files] = installSteps(paths, { executable: process.execPath, unit, gate });
+      const [copy, ...files] = installSteps(paths, partsFor(paths));
       const joining = from === undefined ? undefined : joiningOf(from, root);
       if (joining) more.remarks = joining.remarks;
       // With files to join by, the configuration is theirs to write.
@@ -127,6 +141,22 @@ export const install = command({
   },
 });
 
+async function writePackage(root: string | undefined, dry: boolean, format: Format): Promise<number> {
+  if (root === undefined)
+    throw new UsageError("--package is about the files of a package, below a folder", "Add --root DIR.");
+  const paths = installedPaths(root, "package");
+  await perform(packageSteps(paths, partsFor(paths)), dry, format);
+  return EXIT.done;
+}
+
+function partsFor({ origin }: Paths): Parts {
+  return {
+    executable: process.execPath,
+    unit: unitText(SERVICE, origin),
+    gate: unitText(GATE, origin),
+  };
+}
+
 export const uninstall = command({
   name: "uninstall",
   about: "Stop the service, detach everything as down does, and remove what install wrote",
@@ -168,7 +198,9 @@ async function serviceEnd(
   const folders = readFolders(sourcesOf(flags, process.env));
   const service = systemdRuns() && existsSync(paths.unit);
   const steps: Step[] = [];
-  if (service) steps.push(runStep("disable", "--now", SERVICE));
+  // Whether a package's service is enabled outlives the removal, as for every package.
+  const end = paths.origin === "package" ? ["stop"] : ["disable", "--now"];
+  if (service) steps.push(runStep(...end, SERVICE));
   const { pins, agent } = await findAll(folders);
   if (pins > 0 || agent !== undefined) {
     steps.push({

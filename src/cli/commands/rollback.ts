@@ -6,7 +6,7 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { formatOf, remark } from "../framework/output.ts";
 import { examine } from "../service/executable.ts";
 import { printProof, TIMEOUT_FLAG, timeoutOf } from "../service/handover-client.ts";
-import { formatLayout, replace, runningNames } from "../service/swap-executable.ts";
+import { formatLayout, replace, requireOwnExecutable, runningNames } from "../service/swap-executable.ts";
 
 export const rollback = command({
   name: "rollback",
@@ -22,6 +22,7 @@ export const rollback = command({
     const timeout = timeoutOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
     const names = await runningNames(folders);
+    requireOwnExecutable(names);
     if (!existsSync(names.previous))
       throw new Failure(
         EXIT.failed,

@@ -1,4 +1,3 @@
-import { dirname } from "node:path";
 import { sourcesOf } from "../../config/sources.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
@@ -29,7 +28,7 @@ export const status = command({
     // An agent of an earlier version does not look for it.
     const damage = value.damage ?? (await damageNow(folders, sources));
     const older = value.kernel && (await olderThanAttach(folders.bpffs));
-    const atBoot = bootOrders(dirname(installedPaths().unit));
+    const atBoot = bootOrders(installedPaths().units);
     const standing = readStanding(folders.stateDir);
     if (format === "json") {
       const kernel = value.kernel ?? null;

@@ -6,7 +6,13 @@ import { EXIT } from "../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../framework/output.ts";
 import { examine } from "../service/executable.ts";
 import { printProof, TIMEOUT_FLAG, timeoutOf } from "../service/handover-client.ts";
-import { formatLayout, replace, runningNames, same } from "../service/swap-executable.ts";
+import {
+  formatLayout,
+  replace,
+  requireOwnExecutable,
+  runningNames,
+  same,
+} from "../service/swap-executable.ts";
 
 export const upgrade = command({
   name: "upgrade",
@@ -17,7 +23,7 @@ export const upgrade = command({
     sha256: {
       kind: "text",
       hint: "SUM",
-      about: "the checksum FILE must have (default: FILE.sha256 if it is there)",
+      about: "the checksum FILE must have (default: as FILE.sha256 or SHA256SUMS beside it says)",
     },
     ...TIMEOUT_FLAG,
     ...OUTPUT_FLAG,
@@ -34,15 +40,18 @@ export const upgrade = command({
     const timeout = timeoutOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
     const file = resolve(positionals[0] ?? "");
-    const { version, abi } = examine(file, textFlag(flags, "sha256"));
+    const { version, abi, checksumFrom } = examine(file, textFlag(flags, "sha256"));
     const names = await runningNames(folders);
+    requireOwnExecutable(names);
     if (same(file, names.installed)) {
       const text = `Nothing to do: ${names.installed} is that very file. kmesh restart --graceful starts it anew.`;
       if (format === "json") printJson({ nothing: text });
       else print(text);
       return EXIT.done;
     }
-    remark(`${file} is kmesh ${version}`);
+    remark(
+      `${file} is kmesh ${version}${checksumFrom === undefined ? "" : `, with the checksum of ${checksumFrom}`}`,
+    );
     formatLayout(abi);
     const proof = await replace("upgrade", folders, names, file, timeout);
     printProof("Upgraded", proof, format, { executable: names.installed, previous: names.previous });

@@ -1,6 +1,5 @@
 /** What a unit gets at boot when kmesh can't come up: the drop-ins that `kmesh enrol` writes and `unenrol` removes. */
 import { existsSync } from "node:fs";
-import { dirname } from "node:path";
 import { CONFIG_FILE } from "../../config/sources.ts";
 import { asset } from "../../runtime/assets.ts";
 import type { Change } from "../config-file/unit-setting.ts";
@@ -31,7 +30,7 @@ export function bootSteps(
   config: string,
 ): Step[] {
   const paths = installedPaths();
-  const folder = dirname(paths.unit);
+  const folder = paths.units;
   const steps: Step[] = [];
   if (kind === "remove") {
     // Another configuration is another kmesh's, not the service's.
@@ -39,7 +38,7 @@ export function bootSteps(
   } else if (asked !== undefined) {
     requireService(paths, config);
     requireServices(names);
-    if (asked === "closed") steps.push(gateStep(paths));
+    if (asked === "closed" && paths.origin === "install") steps.push(gateStep(paths));
     steps.push(...names.map((name) => bootStep(folder, name, asked)));
   } else if (config === CONFIG_FILE && existsSync(paths.unit)) {
     const fresh = names.filter((name) => canWait(name) && bootOrderOf(folder, name) === undefined);

@@ -3,6 +3,7 @@ import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { accessSync, closeSync, constants, existsSync, openSync, readSync, statSync } from "node:fs";
 import { arch } from "node:os";
+import { basename, dirname, join } from "node:path";
 import { readTextFile } from "../../files/read-file.ts";
 import { PROTOCOL } from "../../handover/protocol.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -11,6 +12,8 @@ export interface Executable {
   version: string;
   /** The layout of its tables. */
   abi: string;
+  /** What said the checksum that the file has; undefined when nothing did. */
+  checksumFrom?: string;
 }
 
 /** e_machine of an ELF header. */
@@ -19,15 +22,15 @@ const MACHINES: Readonly<Record<string, number>> = { x64: 62, arm64: 183 };
 const PATIENCE = 30_000;
 
 /**
- * What `path` says of itself. `sha256` is the checksum that it must have, else that of `path`.sha256 counts where there is
- * one. Throws Failure with what is wrong: not a file, a damaged one, another machine's, none that runs, none of kmesh.
+ * What `path` says of itself. `sha256` is the checksum that it must have; without it the one counts that `path`.sha256 or
+ * SHA256SUMS in the same folder gives for it. Throws Failure with what is wrong: not a file, a damaged one, another machine's, none that runs, none of kmesh.
  */
 export function examine(path: string, sha256?: string): Executable {
   const file = statSync(path, { throwIfNoEntry: false });
   if (!file) throw wrong(path, "does not exist");
   if (!file.isFile()) throw wrong(path, "is not a file");
-  const wanted = sha256 ?? checksumBeside(path);
-  if (wanted !== undefined) requireChecksum(path, wanted);
+  const wanted = sha256 === undefined ? checksumBeside(path) : { sum: sha256, from: "--sha256" };
+  if (wanted !== undefined) requireChecksum(path, wanted.sum);
   requireElf(path);
   try {
     accessSync(path, constants.X_OK);
@@ -53,7 +56,8 @@ export function examine(path: string, sha256?: string): Executable {
       `is kmesh ${about.version}, which can't take over from a running agent`,
       "Install it with its own `kmesh install --start`: connections go on meanwhile.",
     );
-  return { version: about.version, abi: about.abi };
+  const { version, abi } = about;
+  return wanted === undefined ? { version, abi } : { version, abi, checksumFrom: wanted.from };
 }
 
 function requireElf(path: string): void {
@@ -70,8 +74,17 @@ function requireElf(path: string): void {
     throw wrong(path, `is not for this machine (${arch()})`);
 }
 
-function checksumBeside(path: string): string | undefined {
-  return existsSync(`${path}.sha256`) ? readTextFile(`${path}.sha256`).trim().split(/\s/)[0] : undefined;
+/** The checksum that a file beside `path` gives for it, in the format of sha256sum(1), whose lines may also be of other files. */
+function checksumBeside(path: string): { sum: string; from: string } | undefined {
+  const own = `${path}.sha256`;
+  if (existsSync(own)) return { sum: readTextFile(own).trim().split(/\s/)[0] ?? "", from: own };
+  const all = join(dirname(path), "SHA256SUMS");
+  if (!existsSync(all)) return undefined;
+  for (const line of readTextFile(all).split("\n")) {
+    const [, sum, name] = /^(\S+) [ *](.+)$/.exec(line) ?? [];
+    if (sum !== undefined && name === basename(path)) return { sum, from: all };
+  }
+  return undefined;
 }
 
 function requireChecksum(path: string, wanted: string): void {

@@ -13,14 +13,22 @@ import {
   writeFileSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, relative } from "node:path";
 import { parse } from "yaml";
 import { readConfig } from "../../config/config.ts";
 import { asset } from "../../runtime/assets.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import type { Step } from "../framework/plan.ts";
 import { bootStep, dropInOf } from "./boot-order.ts";
-import { enableStep, installedPaths, installSteps, type Paths, uninstallSteps } from "./install-plan.ts";
+import {
+  enableStep,
+  installedPaths,
+  installSteps,
+  type Paths,
+  packageSteps,
+  uninstallSteps,
+  unitText,
+} from "./install-plan.ts";
 
 let folder: string;
 let paths: Paths;
@@ -100,6 +108,56 @@ describe("install", () => {
   });
 });
 
+describe("a package", () => {
+  /** What its files are, below the root of this test. */
+  async function unpack(): Promise<Paths> {
+    const packaged = installedPaths(join(folder, "root"), "package");
+    const parts = {
+      executable: download("one"),
+      unit: unitText("kmesh.service", "package"),
+      gate: unitText("kmesh-wait.service", "package"),
+    };
+    expect(await perform(packageSteps(packaged, parts))).toEqual(["write", "write", "write"]);
+    return packaged;
+  }
+
+  test("has nothing in /usr/local and /etc, and is found by its unit", async () => {
+    expect(installedPaths(join(folder, "root")).origin).toBe("install");
+    const packaged = await unpack();
+    expect(installedPaths(join(folder, "root"))).toEqual(packaged);
+    const files = readdirSync(join(folder, "root"), { recursive: true, withFileTypes: true });
+    expect(
+      files.filter((file) => file.isFile()).map((file) => relative(folder, join(file.parentPath, file.name))),
+    ).toEqual([
+      "root/usr/bin/kmesh",
+      "root/usr/lib/systemd/system/kmesh-wait.service",
+      "root/usr/lib/systemd/system/kmesh.service",
+    ]);
+    for (const unit of [packaged.unit, packaged.gate]) {
+      const text = readFileSync(unit, "utf8");
+      expect(text).toMatch(/^ExecStart=\/usr\/bin\/kmesh (run|wait .*)$/m);
+      expect(text).not.toContain("/usr/local");
+    }
+  });
+
+  test("keeps its files when kmesh is uninstalled; drop-ins and state go", async () => {
+    const packaged = await unpack();
+    await perform([bootStep(packaged.units, "a.service", "open")]);
+    mkdirSync(packaged.state, { recursive: true });
+    const steps = uninstallSteps(packaged, false);
+    expect(steps.map(({ action, target }) => [action, target])).toEqual([
+      ["remove", dropInOf(packaged.units, "a.service")],
+      ["keep", packaged.unit],
+      ["keep", packaged.gate],
+      ["keep", packaged.executable],
+      ["remove", packaged.state],
+    ]);
+    await perform(steps);
+    expect(existsSync(packaged.executable)).toBe(true);
+    expect(readdirSync(packaged.units)).toEqual([]);
+  });
+});
+
 describe("uninstall", () => {
   test("removes what install wrote, and then has nothing to do", async () => {
     await perform(plan(download("one")));
@@ -107,7 +165,9 @@ describe("uninstall", () => {
     mkdirSync(paths.state, { recursive: true });
     writeFileSync(join(paths.state, "snapshot"), "x");
     await perform(uninstallSteps(paths, false));
-    for (const path of Object.values(paths))
+    const { origin: _, units, ...files } = paths;
+    expect(readdirSync(units)).toEqual(["multi-user.target.wants"]);
+    for (const path of Object.values(files))
       expect(lstatSync(path, { throwIfNoEntry: false })).toBeUndefined();
     expect(existsSync(dirname(paths.config))).toBe(false);
     expect(uninstallSteps(paths, false)).toEqual([]);

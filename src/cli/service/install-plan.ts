@@ -21,19 +21,26 @@ import { dirname, join } from "node:path";
 import { CONFIG_FILE } from "../../config/sources.ts";
 import { readTextFile } from "../../files/read-file.ts";
 import { syncPath } from "../../files/replace-file.ts";
+import { asset } from "../../runtime/assets.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { bootRemovals } from "./boot-order.ts";
 import { GATE, SERVICE } from "./systemd.ts";
 
+/** Who put kmesh's files there: `kmesh install`, or the machine's package manager, to which they belong then. */
+export type Origin = "install" | "package";
+
 export interface Paths {
+  origin: Origin;
   executable: string;
   /** The executable before this one, for a way back. */
   previous: string;
   unit: string;
   /** What units that are closed at boot wait for. */
   gate: string;
+  /** systemd's folder for the machine's own units and drop-ins. */
+  units: string;
   /** What `systemctl enable` makes. */
   wanted: string;
   config: string;
@@ -41,18 +48,39 @@ export interface Paths {
   run: string;
 }
 
-/** Where everything lies below `root`, which is / but for tests and packages. */
-export function installedPaths(root = "/"): Paths {
+/** Where everything lies below `root`, which is / but for tests, packages and images. */
+export function installedPaths(root = "/", origin: Origin = originBelow(root)): Paths {
+  const units = join(root, "etc/systemd/system");
+  const shipped = origin === "package" ? join(root, PACKAGE_UNITS) : units;
+  const executable = join(root, binFolder(origin), "kmesh");
   return {
-    executable: join(root, "usr/local/bin/kmesh"),
-    previous: join(root, "usr/local/bin/kmesh.previous"),
-    unit: join(root, "etc/systemd/system", SERVICE),
-    gate: join(root, "etc/systemd/system", GATE),
-    wanted: join(root, "etc/systemd/system/multi-user.target.wants", SERVICE),
+    origin,
+    executable,
+    previous: `${executable}.previous`,
+    unit: join(shipped, SERVICE),
+    gate: join(shipped, GATE),
+    units,
+    wanted: join(units, "multi-user.target.wants", SERVICE),
     config: join(root, CONFIG_FILE),
     state: join(root, "var/lib/kmesh"),
     run: join(root, "run/kmesh"),
   };
+}
+
+const PACKAGE_UNITS = "usr/lib/systemd/system";
+
+function originBelow(root: string): Origin {
+  return existsSync(join(root, PACKAGE_UNITS, SERVICE)) ? "package" : "install";
+}
+
+/** /usr/local is the machine's own: no package may put files there. */
+function binFolder(origin: Origin): string {
+  return origin === "package" ? "/usr/bin" : "/usr/local/bin";
+}
+
+/** The text of a unit that travels inside the executable, with the folder of the executable as it is for `origin`. */
+export function unitText(name: typeof SERVICE | typeof GATE, origin: Origin): string {
+  return new TextDecoder().decode(asset(name)).replaceAll(binFolder("install"), binFolder(origin));
 }
 
 /** What is put into place: a file to copy, and the text of the units. */
@@ -60,6 +88,15 @@ export interface Parts {
   executable: string;
   unit: string;
   gate: string;
+}
+
+/** What a package ships. It has no configuration: that is the operator's, and no file of the package's. */
+export function packageSteps(paths: Paths, parts: Parts): Step[] {
+  return [
+    executableStep(paths, parts.executable),
+    fileStep(paths.unit, parts.unit, 0o644),
+    fileStep(paths.gate, parts.gate, 0o644),
+  ];
 }
 
 /** The files, the executable first. Every one appears whole or not at all; the executable's name never lacks a file. Throws Failure for a masked unit. */
@@ -99,11 +136,16 @@ export function enableStep(paths: Paths): Step {
 /** The files that install wrote, as far as they are there. What the operator changed or put beside them stays. */
 export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
   // First the drop-ins: a unit that is closed would not start without what it waits for.
-  const steps: Step[] = bootRemovals(dirname(paths.unit));
+  const steps: Step[] = bootRemovals(paths.units);
   const { executable, previous } = paths;
   const leftovers = [`${executable}.new`, `${executable}.next`, `${previous}.new`];
-  for (const path of [paths.wanted, paths.unit, paths.gate, executable, previous, ...leftovers]) {
-    if (lstatSync(path, { throwIfNoEntry: false })) steps.push(removal(path));
+  const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
+  if (paths.origin === "package") {
+    const owned = [paths.unit, paths.gate, executable].filter(isThere);
+    steps.push(...owned.map((target): Step => ({ action: "keep", target, note: "the package's" })));
+  } else {
+    const written = [paths.wanted, paths.unit, paths.gate, executable, previous, ...leftovers];
+    steps.push(...written.filter(isThere).map(removal));
   }
   if (existsSync(paths.config)) {
     if (keepState) steps.push({ action: "keep", target: paths.config });

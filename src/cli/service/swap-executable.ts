@@ -10,6 +10,7 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
 import { checksum } from "./executable.ts";
 import { handOverBy, ignoreSignals, runningAgent } from "./handover-client.ts";
+import { installedPaths } from "./install-plan.ts";
 
 /** An executable's three names: the one that is started, the one before it, the one that is to follow. */
 export interface Names {
@@ -36,6 +37,17 @@ export async function runningNames(folders: Folders): Promise<Names> {
   remark(`Finishing what was left: the agent runs from ${names.next}, which takes its place now`);
   settle(names);
   return names;
+}
+
+/** Throws Failure when a package put the running executable there: its files change with the package alone. */
+export function requireOwnExecutable({ installed }: Names): void {
+  const paths = installedPaths();
+  if (paths.origin === "package" && installed === paths.executable)
+    throw new Failure(
+      EXIT.failed,
+      `${installed} belongs to the package kmesh`,
+      "Install the other version's package: the agent that runs hands over to it in the same way.",
+    );
 }
 
 /** Has the agent hand over to `source`, which was examined, and gives it the name of the one before if that worked. */
