@@ -8,7 +8,6 @@ import type { BpfProgram } from "./object.ts";
 
 /** enum bpf_attach_type, as far as it is used. */
 export const HOOKS = {
-  sock_ops: 3,
   connect4: 10,
   connect6: 11,
   getpeername4: 29,
