@@ -249,7 +249,7 @@ describe.skipIf(!root)("generations beside each other", () => {
     disown();
     lab.reopen();
     using foreign = BpfMap.create({ name: "other", type: "array", keySize: 4, valueSize: 4, maxEntries: 1 });
-    foreign.pin(linkPin(lab.bpffs, "sock_ops"));
+    foreign.pin(join(lab.bpffs, "links/foreign"));
     const links = HOOK_ORDER.map((hook) => CgroupLink.fromPin(linkPin(lab.bpffs, hook)));
     lab.datapath.close();
     const { removed } = removePinned(lab.bpffs);

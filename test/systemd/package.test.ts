@@ -1,8 +1,9 @@
 /** kmesh as a package: upgraded and removed by dpkg with the scripts of systemd/package. The tests are one life, in order. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { buildDeb } from "../../build/deb.ts";
 import { HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
 import { KMESH } from "../e2e/agent-lab.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
@@ -19,27 +20,20 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
   const folder = mkdtempSync(join(tmpdir(), "kmesh-package-"));
   let machine: SystemdMachine;
 
-  /** Packs what an executable installs, without the configuration, into /root/NAME.deb inside. */
+  /** Makes the package of an executable as build/release does, /root/NAME.deb inside. */
   async function pack(name: string, executable: string, version: string): Promise<string> {
-    const root = join(folder, name);
-    await output([executable, "install", `--root=${root}`], { timeoutMs: 60_000 });
-    rmSync(join(root, "etc/kmesh"), { recursive: true });
-    mkdirSync(join(root, "DEBIAN"));
-    cpSync(join(import.meta.dirname, "../../systemd/package"), join(root, "DEBIAN"), { recursive: true });
-    const fields = {
-      Package: "kmesh",
-      Version: version,
-      Architecture: "all",
-      Maintainer: "nobody <nobody@localhost>",
-      Description: "kmesh",
-    };
-    const lines = Object.entries(fields).map(([key, value]) => `${key}: ${value}\n`);
-    writeFileSync(join(root, "DEBIAN/control"), lines.join(""));
-    await output(["dpkg-deb", "--build", "-Znone", "--root-owner-group", root, `${root}.deb`], {
-      timeoutMs: 60_000,
-    });
-    machine.put(`/root/${name}.deb`, `${root}.deb`);
-    rmSync(root, { recursive: true });
+    const file = join(folder, `${name}.deb`);
+    const work = join(folder, name);
+    const architecture = (await output(["dpkg", "--print-architecture"])).trim();
+    buildDeb(
+      {
+        ...{ executable, runnable: executable, architecture, version, glibc: "2.34", time: 1_700_000_000 },
+        ...{ thirdParty: "none\n", compression: ["-Znone"] },
+      },
+      file,
+      work,
+    );
+    machine.put(`/root/${name}.deb`, file);
     return `/root/${name}.deb`;
   }
 
@@ -58,6 +52,7 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     await machine.output("dpkg", "--install", await pack("old", KMESH, "1"));
     expect((await machine.output("systemctl", "is-enabled", "kmesh")).trim()).toBe("enabled");
     expect(await machine.property("ActiveState")).toBe("inactive");
+    expect(machine.exists("/etc/systemd/system/kmesh.service")).toBe(false);
     await machine.output("mkdir", "-p", "/etc/kmesh");
     machine.configure();
     await machine.output("systemctl", "start", "kmesh");
@@ -105,6 +100,19 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     expect(await machine.wasOutside("shop")).toBe(false);
   });
 
+  test("its files change with the package alone", async () => {
+    await machine.output("cp", "/usr/bin/kmesh", "/root/other");
+    for (const [command, text] of [
+      [["kmesh", "upgrade", "/root/other"], "/usr/bin/kmesh belongs to the package kmesh"],
+      [["kmesh", "rollback"], "/usr/bin/kmesh belongs to the package kmesh"],
+      [["/root/other", "install"], "kmesh is installed here as a package"],
+    ] as const) {
+      const { code, stderr } = await machine.run(...command);
+      expect([command, code, stderr]).toEqual([command, 1, expect.stringContaining(text)]);
+    }
+    await machine.output("rm", "/root/other");
+  });
+
   test("where the agent is stuck, systemd starts the new one", async () => {
     const before = await version();
     await machine.output("bash", "-c", `kill -STOP ${await machine.property("MainPID")}`);
@@ -121,8 +129,9 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     expect(await machine.links()).toEqual({});
     expect(await machine.property("LoadState")).toBe("not-found");
     for (const path of [
-      "/usr/local/bin/kmesh",
-      "/etc/systemd/system/kmesh-wait.service",
+      "/usr/bin/kmesh",
+      "/usr/lib/systemd/system/kmesh.service",
+      "/usr/lib/systemd/system/kmesh-wait.service",
       "/etc/systemd/system/shop.service.d",
     ])
       expect(machine.exists(path)).toBe(false);
@@ -131,6 +140,22 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     expect(await machine.property("ActiveState", "shop.service")).toBe("active");
     expect((await machine.run("systemctl", "restart", "shop")).code).toBe(0);
     await machine.output("dpkg", "--purge", "kmesh");
-    for (const path of ["/etc/kmesh", "/var/lib/kmesh"]) expect(machine.exists(path)).toBe(false);
+    for (const path of [
+      "/etc/kmesh",
+      "/var/lib/kmesh",
+      "/etc/systemd/system/multi-user.target.wants/kmesh.service",
+    ])
+      expect(machine.exists(path)).toBe(false);
+  });
+
+  test("it does not unpack over what kmesh install wrote, whose unit would win", async () => {
+    machine.put("/root/kmesh", KMESH);
+    await machine.output("/root/kmesh", "install");
+    const { code, stderr } = await machine.run("dpkg", "--install", "/root/old.deb");
+    expect([code, stderr]).toEqual([1, expect.stringContaining("has put kmesh here already")]);
+    const next = /^ {2}(rm .*)$/m.exec(stderr)?.[1] ?? "";
+    await machine.output("bash", "-c", next);
+    await machine.output("dpkg", "--install", "/root/old.deb");
+    expect(await machine.property("FragmentPath")).toBe("/usr/lib/systemd/system/kmesh.service");
   });
 });
