@@ -24,8 +24,8 @@ const LIBBPF = required("LIBBPF");
 /** build/compile --generate: stop before the single file. */
 const generateOnly = process.argv.includes("--generate");
 /** Another architecture's runtime, when the single file is for that one; then everything lies in a folder of its own. */
-const RUNTIME = process.env.RUNTIME;
-const OUT = required("OUT");
+const RUNTIME = process.env.RUNTIME || undefined;
+const OUT = relative(ROOT, required("OUT"));
 
 /** The two ways each object is compiled: kernels before 5.12 have no fetching atomics. */
 const VARIANTS = [

@@ -112,9 +112,7 @@ async function make(variant: OtherBuild, folder: string): Promise<void> {
     cpSync(join(ROOT, "dist/libbpf.so"), join(work, "dist/libbpf.so"), { preserveTimestamps: true });
     symlinkSync(join(ROOT, "node_modules"), join(work, "node_modules"));
     // build/compile without build/setup: what this installs is there, and is not the copy's to change.
-    const script =
-      '. build/env.sh; export LIBBPF MULTIARCH; MULTIARCH=$(clang -print-multiarch 2>/dev/null || echo "$(uname -m)-linux-gnu"); ' +
-      'exec "$BUN" build/compile.ts';
+    const script = '. build/env.sh; export LIBBPF INCLUDE OUT TARGET; exec "$BUN" build/compile.ts';
     const result = await run(["bash", "-c", script, join(work, "build/compile")], { cwd: work });
     if (result.code !== 0) throw new Error(`${variant} does not compile: ${result.stdout}${result.stderr}`);
     mkdirSync(CACHE, { recursive: true });
