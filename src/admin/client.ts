@@ -117,8 +117,8 @@ function isAbsence(error: Error): boolean {
   );
 }
 
-/** Somebody listened, and is gone. */
-function isLoss(error: Error): boolean {
+/** Whether an order's error says that the agent went away while it answered. */
+export function isLoss(error: unknown): boolean {
   return ["ECONNRESET", "ECONNABORTED", "EPIPE", "ConnectionClosed", "ERR_STREAM_PREMATURE_CLOSE"].includes(
     String(codeOf(error)),
   );
