@@ -159,7 +159,7 @@ describe("values", () => {
       name: "5e9",
       serviceAccount: "0x10",
       units: ["010.service"],
-      hosts: { "1.10": "10.0.0.1" },
+      hosts: { "1.10": ["10.0.0.1"] },
     });
     // Numbers stay numbers where a setting has some, in JSON too.
     const probe =

@@ -9,6 +9,7 @@ import {
   Invalid,
   isObject,
   MissingFile,
+  parseAddresses,
   parseCgroup,
   parseDirectory,
   parseGroup,
@@ -39,8 +40,8 @@ export interface Config extends Folders {
   /** The whole path of the file, whether or not it is there. */
   file: string;
   istiod: { host: string; port: number };
-  /** Names to canonical addresses. */
-  hosts: Record<string, string>;
+  /** Names to canonical addresses, in the order in which they are tried. */
+  hosts: Record<string, string[]>;
   /** Absent when istiod is. */
   caServer: { host: string; port: number } | undefined;
   plaintext: boolean;
@@ -139,7 +140,7 @@ export function examineConfig(
     file: resolve(sources.file.path),
     ...folders(given, visible),
     istiod: istiod ?? { host: "", port },
-    hosts: given.map("hosts", (name, value) => parseIp(textOf(value, name))),
+    hosts: given.map("hosts", parseAddresses),
     caServer: given.text("ca-server", (text) => parseIstiod(text, port)),
     plaintext,
     ca,

@@ -22,7 +22,7 @@ const MEMBER: Membership = {
   id: { trustDomain: "mesh.example", namespace: "shop", serviceAccount: "vm.one" },
   istiod: { host: "istiod-v2.istio-system.svc", port: 15012 },
   ca: { host: "ca.example", port: 443 },
-  hosts: new Map([["istiod-v2.istio-system.svc", "fd00::1"]]),
+  hosts: new Map([["istiod-v2.istio-system.svc", ["fd00::1", "10.0.0.1"]]]),
   roots: "",
   token: "",
   clusterId: "cluster1",
@@ -54,7 +54,7 @@ test("the configuration file can say all that istioctl's files say", () => {
   expect(configOf(MEMBER)).toMatchObject({
     istiod: MEMBER.istiod,
     caServer: MEMBER.ca,
-    hosts: { "istiod-v2.istio-system.svc": "fd00::1" },
+    hosts: { "istiod-v2.istio-system.svc": ["fd00::1", "10.0.0.1"] },
     plaintext: false,
     ca: join(folder, "root-cert.pem"),
     token: "/state/istio-token",

@@ -3,6 +3,7 @@ import type { Membership } from "../istiod/join/membership.ts";
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
 import type { SettingName } from "./settings.ts";
+import { oneOrAll } from "./values.ts";
 
 /** The settings that the files decide; undefined means that there is to be none. */
 export type DecidedSettings = Partial<Record<SettingName, Json | undefined>>;
@@ -13,7 +14,10 @@ export function settingsOf(member: Membership, kept: { ca: string; token: string
   const sameServer = formatTarget(ca) === formatTarget(istiod);
   return {
     istiod: formatTarget(istiod),
-    ...stated("hosts", filled(Object.fromEntries(member.hosts))),
+    ...stated(
+      "hosts",
+      filled(Object.fromEntries([...member.hosts].map(([name, all]) => [name, oneOrAll(all)]))),
+    ),
     "ca-server": sameServer ? undefined : formatTarget(ca),
     plaintext: undefined,
     ca: kept.ca,

@@ -28,7 +28,8 @@ export const SETTINGS = {
   hosts: {
     kind: "map",
     hint: "NAME=ADDRESS",
-    about: "where istiod and its CA are dialled; their certificates must still be for the name",
+    about:
+      "where istiod and its CA are dialled, one address after the other; their certificates must still be for the name",
   },
   "ca-server": {
     kind: "text",

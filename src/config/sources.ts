@@ -225,13 +225,15 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
     if (isObject(parseJson(first))) return mapOf(readYaml(first)) ?? {};
     throw new Invalid("it is no JSON object", next);
   }
-  return Object.fromEntries(
-    partsOf(value).map((part) => {
-      const equals = part.indexOf("=");
-      if (equals < 1) throw new Invalid(`"${part}" is not KEY=VALUE`, next);
-      return [part.slice(0, equals), part.slice(equals + 1)];
-    }),
-  );
+  const found = new Map<string, string[]>();
+  for (const part of partsOf(value)) {
+    const equals = part.indexOf("=");
+    if (equals < 1) throw new Invalid(`"${part}" is not KEY=VALUE`, next);
+    const key = part.slice(0, equals);
+    found.set(key, [...(found.get(key) ?? []), part.slice(equals + 1)]);
+  }
+  // A key that is said twice has a list.
+  return Object.fromEntries([...found].map(([key, all]) => [key, all.length === 1 ? (all[0] ?? "") : all]));
 }
 
 function hintOf(name: SettingName): string {

@@ -71,6 +71,13 @@ export function parseIp(text: string): string {
   return address;
 }
 
+/** One address or a list of them. */
+export function parseAddresses(name: string, value: Json): string[] {
+  const list = Array.isArray(value) ? value : [value];
+  if (list.length > 0) return [...new Set(list.map((each) => parseIp(textOf(each, name))))];
+  throw new Invalid(`${name} has no address`, `Write ${name}: ADDRESS.`);
+}
+
 export function parseLocality(text: string): { region: string; zone: string; subzone: string } {
   const parts = text.split("/");
   if (parts.length > 3 || parts[0] === "") {

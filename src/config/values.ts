@@ -7,12 +7,18 @@ import type { SettingName } from "./settings.ts";
 
 export type SettingValues = Record<SettingName, Json>;
 
+/** A list of one is written as that one. */
+export function oneOrAll(addresses: readonly string[]): Json {
+  const [first = ""] = addresses;
+  return addresses.length === 1 ? first : addresses;
+}
+
 /** Null stands for a setting that nobody set and that has no fallback. */
 export function settingValues(config: Config): SettingValues {
   const { locality } = config;
   return {
     istiod: formatTarget(config.istiod),
-    hosts: config.hosts,
+    hosts: Object.fromEntries(Object.entries(config.hosts).map(([name, all]) => [name, oneOrAll(all)])),
     "ca-server": config.caServer === undefined ? null : formatTarget(config.caServer),
     plaintext: config.plaintext,
     ca: config.ca ?? null,

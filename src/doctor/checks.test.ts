@@ -193,6 +193,14 @@ test("a pin folder that can't be one", async () => {
   expect(lines(await look("bpffs", { bpffs: folder }))[0]).toStartWith(`error: ${folder} is not on a bpffs`);
 });
 
+test("of several addresses the one that answers is used, the others are named", async () => {
+  const port = await listen(createServer());
+  const hosts = ["istiod.x=127.0.0.9", "istiod.x=127.0.0.1"];
+  const found = lines(await look("connection", { istiod: `istiod.x:${port}`, hosts }));
+  expect(found[0]).toMatch(new RegExp(`^ok: 127.0.0.1:${port} accepts connections`));
+  expect(found[1]).toMatch(new RegExp(`^warning: but not 127.0.0.9:${port}: .*ECONNREFUSED`));
+});
+
 test("istiod's name: by --hosts, as it is, looked up, unknown", async () => {
   expect(lines(await look("name"))).toEqual(["ok: 127.0.0.1 is an address"]);
   expect(lines(await look("name", { istiod: "istiod.x:1", hosts: ["istiod.x=10.0.0.9"] }))).toEqual([

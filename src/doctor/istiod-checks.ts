@@ -21,7 +21,7 @@ const PATIENCE = 5_000;
 const UNAVAILABLE = 14;
 
 export function istiodChecks(config: Config): Check[] {
-  const target: Target = { ...config.istiod, ...addressOf(config) };
+  const target: Target = { ...config.istiod, ...addressesOf(config) };
   const security: Security =
     config.plaintext || config.ca === undefined
       ? { kind: "plaintext" }
@@ -37,15 +37,15 @@ export function istiodChecks(config: Config): Check[] {
   ];
 }
 
-function addressOf({ istiod, hosts }: Config): { address?: string } {
-  const address = Object.hasOwn(hosts, istiod.host) ? hosts[istiod.host] : undefined;
-  return address === undefined ? {} : { address };
+function addressesOf({ istiod, hosts }: Config): { addresses?: readonly string[] } {
+  const addresses = Object.hasOwn(hosts, istiod.host) ? hosts[istiod.host] : undefined;
+  return addresses === undefined ? {} : { addresses };
 }
 
-async function lookUp({ host, address }: Target, addresses: string[]): Promise<Finding[]> {
-  if (address !== undefined || isIP(host) !== 0) {
-    addresses.push(address ?? host);
-    const text = address === undefined ? `${host} is an address` : `${host} is ${address}, by --hosts`;
+async function lookUp({ host, addresses: given }: Target, addresses: string[]): Promise<Finding[]> {
+  if (given !== undefined || isIP(host) !== 0) {
+    addresses.push(...(given ?? [host]));
+    const text = given === undefined ? `${host} is an address` : `${host} is ${given.join(", ")}, by --hosts`;
     return [{ state: "ok", text }];
   }
   try {
@@ -63,16 +63,22 @@ async function lookUp({ host, address }: Target, addresses: string[]): Promise<F
   return [{ state: "ok", text: `${host} is ${addresses.join(", ")}` }];
 }
 
-async function lookAtConnection(target: Target, addresses: readonly string[]): Promise<Finding[]> {
+/** The address that answers is the first one afterwards: the checks that follow speak to it. */
+async function lookAtConnection(target: Target, addresses: string[]): Promise<Finding[]> {
   const { port } = target;
   const failures: string[] = [];
-  for (const address of addresses) {
+  for (const [i, address] of addresses.entries()) {
     const place = formatTarget({ host: address, port });
     const began = performance.now();
     const fault = await connected(connectTcp({ host: address, port }), "connect");
     if (fault === undefined) {
       const took = Math.max(1, Math.round(performance.now() - began));
-      return [{ state: "ok", text: `${place} accepts connections (${took} ms)` }];
+      addresses.unshift(...addresses.splice(i, 1));
+      const ok: Finding = { state: "ok", text: `${place} accepts connections (${took} ms)` };
+      if (failures.length === 0) return [ok];
+      const cure =
+        "The next one is tried each time: see that it is istiod's, routed, and that no firewall drops it.";
+      return [ok, { state: "warning", text: `but not ${failures.join("; ")}`, cure }];
     }
     failures.push(`${place}: ${fault}`);
   }

@@ -23,11 +23,23 @@ test("through this machine istiod is known by its name in the cluster", () => {
 });
 
 test("an address is dialled in place of the name, which the certificate must still be for", () => {
-  const target = parseTarget("istiod.example:15012", { "istiod.example": "fd00::1", other: "10.0.0.1" });
+  const target = parseTarget("istiod.example:15012", {
+    "istiod.example": ["fd00::1"],
+    other: ["10.0.0.1"],
+  });
   expect(dialled(target)).toBe("dns:[fd00::1]:15012");
   expect(serverName(target)).toBe("istiod.example");
   expect(formatTarget(target)).toBe("istiod.example:15012");
   expect(describeTarget(target)).toBe("istiod.example:15012 (fd00::1)");
   expect(dialled(parseTarget("istiod.example:15012"))).toBe("dns:istiod.example:15012");
-  expect(parseTarget("toString:1", {}).address).toBeUndefined();
+  expect(parseTarget("toString:1", {}).addresses).toBeUndefined();
+});
+
+test("several addresses are all dialled, in their order", () => {
+  const target = (...addresses: string[]) =>
+    parseTarget("istiod.example:15012", { "istiod.example": addresses });
+  expect(dialled(target("10.0.0.2", "10.0.0.1"))).toBe("ipv4:10.0.0.2:15012,10.0.0.1:15012");
+  expect(dialled(target("fd00::1", "fd00::2"))).toBe("ipv6:[fd00::1]:15012,[fd00::2]:15012");
+  expect(dialled(target("10.0.0.1", "fd00::1"))).toBe("ipv6:[::ffff:10.0.0.1]:15012,[fd00::1]:15012");
+  expect(describeTarget(target("10.0.0.2", "10.0.0.1"))).toBe("istiod.example:15012 (10.0.0.2, 10.0.0.1)");
 });

@@ -1,13 +1,17 @@
 import { isIP } from "node:net";
+import { isV4 } from "../mesh/address.ts";
 
 /** Where istiod listens. */
 export interface Target {
   /** A name, or an IP address without brackets. */
   host: string;
   port: number;
-  /** What is dialled in place of the name; the certificate must still be for the name. */
-  address?: string;
+  /** IP addresses that are dialled in place of the name, in this order; the certificate must still be for the name. */
+  addresses?: readonly string[];
 }
+
+/** Canonical IP addresses by name, at least one each. */
+export type Hosts = Readonly<Record<string, readonly string[]>>;
 
 /** The name in istiod's certificate when it is reached through this machine (a tunnel, a port-forward). */
 const IN_CLUSTER_NAME = "istiod.istio-system.svc";
@@ -16,7 +20,7 @@ const IN_CLUSTER_NAME = "istiod.istio-system.svc";
  * Parses `HOST:PORT` (IPv6 in brackets); `hosts` has addresses of names that are not to be looked up. Throws an Error
  * that says what is expected.
  */
-export function parseTarget(text: string, hosts: Readonly<Record<string, string>> = {}): Target {
+export function parseTarget(text: string, hosts: Hosts = {}): Target {
   const match = /^(?:\[([^\]]+)\]|([^:[\]]+)):(\d{1,5})$/.exec(text.trim());
   const host = match?.[1] ?? match?.[2];
   const port = Number(match?.[3]);
@@ -28,8 +32,8 @@ export function parseTarget(text: string, hosts: Readonly<Record<string, string>
   if (match?.[1] !== undefined && isIP(host) !== 6) {
     throw new Error(`"${text}" is no address of istiod: what stands in [ ] must be an IPv6 address`);
   }
-  const address = Object.hasOwn(hosts, host) ? hosts[host] : undefined;
-  return address === undefined ? { host, port } : { host, port, address };
+  const addresses = Object.hasOwn(hosts, host) ? hosts[host] : undefined;
+  return addresses === undefined ? { host, port } : { host, port, addresses };
 }
 
 /** The text of a target, as parseTarget reads it. */
@@ -37,14 +41,22 @@ export function formatTarget(target: Target): string {
   return target.host.includes(":") ? `[${target.host}]:${target.port}` : `${target.host}:${target.port}`;
 }
 
-/** The target for gRPC: the name is looked up unless there is an address for it. */
-export function dialled({ host, port, address }: Target): string {
-  return `dns:${formatTarget({ host: address ?? host, port })}`;
+/**
+ * The target for gRPC: the name is looked up unless there are addresses for it, which are tried in their order. gRPC takes
+ * several of one family only (https://github.com/grpc/grpc/blob/master/doc/naming.md), so IPv4 is mapped among IPv6.
+ */
+export function dialled({ host, port, addresses = [] }: Target): string {
+  if (addresses.length < 2) return `dns:${formatTarget({ host: addresses[0] ?? host, port })}`;
+  const v4 = addresses.every(isV4);
+  const places = addresses.map((each) =>
+    formatTarget({ host: v4 || !isV4(each) ? each : `::ffff:${each}`, port }),
+  );
+  return `${v4 ? "ipv4" : "ipv6"}:${places.join(",")}`;
 }
 
-/** The target for people, with the address that was dialled. */
+/** The target for people, with the addresses that are dialled. */
 export function describeTarget(target: Target): string {
-  return `${formatTarget(target)}${target.address === undefined ? "" : ` (${target.address})`}`;
+  return `${formatTarget(target)}${target.addresses === undefined ? "" : ` (${target.addresses.join(", ")})`}`;
 }
 
 /** The name that istiod's certificate must carry: the host, or istiod's name in the cluster for this machine. */

@@ -226,7 +226,7 @@ describe.skipIf("missing" in built)("a VM's identity and the real istiod", () =>
     expect(await refused({ istiod: `127.0.0.2:${plane.ports.secureGrpc}` })).toContain("nothing listens at");
     const elsewhere = {
       istiod: `istiod.example:${plane.ports.secureGrpc}`,
-      hosts: { "istiod.example": "127.0.0.1" },
+      hosts: { "istiod.example": ["127.0.0.1"] },
     };
     expect(await refused(elsewhere)).toContain("is not for istiod.example: reach it by a name in it");
     const token = join(plane.folder, "odd-token");

@@ -223,7 +223,7 @@ test("the configuration that is written says nothing yet, and each of its exampl
   const config = readConfig({ flags: {}, env: {}, file: { path, required: true } });
   expect(config).toMatchObject({
     istiod: { host: "istiod.istio-system.svc", port: 15012 },
-    hosts: { "istiod.istio-system.svc": "192.0.2.1" },
+    hosts: { "istiod.istio-system.svc": ["192.0.2.1"] },
     labels: { app: "shop" },
     ports: [{ name: "http", containerPort: 8080 }],
     readinessProbe: { httpGet: { path: "/ready", port: 8080 } },

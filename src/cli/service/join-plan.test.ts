@@ -32,7 +32,7 @@ const MESH_YAML = `defaultConfig:
 `;
 const DECIDED = {
   istiod: { host: "istiod.istio-system.svc", port: 15012 },
-  hosts: { "istiod.istio-system.svc": "172.30.0.1" },
+  hosts: { "istiod.istio-system.svc": ["172.30.0.1"] },
   namespace: "shop",
   serviceAccount: "vm",
   workloadGroup: "vms",

@@ -3,7 +3,7 @@ import { reasonOf } from "../../errors/reason.ts";
 import { Backoff, type BackoffLimits } from "../backoff.ts";
 import { FileError } from "../file-error.ts";
 import { formatSpiffe, type SpiffeId } from "../spiffe.ts";
-import { parseTarget, type Target } from "../target.ts";
+import { type Hosts, parseTarget, type Target } from "../target.ts";
 import { type Certificate, isValidAt, MalformedCertificate, readCertificate } from "./certificate.ts";
 import { createCertificate, SigningRefused } from "./certificate-authority.ts";
 import type { CertificateStore } from "./certificate-store.ts";
@@ -58,7 +58,7 @@ export interface IdentityOptions {
   /** `HOST:PORT` of istiod's CA. */
   istiod: string;
   /** Addresses of names that are not to be looked up. */
-  hosts?: Readonly<Record<string, string>>;
+  hosts?: Hosts;
   id: SpiffeId;
   /** The root certificates' file, and the token's. */
   ca: string;

@@ -80,7 +80,7 @@ test("istioctl's files say all that there is to know", () => {
     id: { trustDomain: "cluster.local", namespace: "shop", serviceAccount: "vm" },
     istiod: { host: "istiod.istio-system.svc", port: 15012 },
     ca: { host: "istiod.istio-system.svc", port: 15012 },
-    hosts: new Map([["istiod.istio-system.svc", "172.30.0.1"]]),
+    hosts: new Map([["istiod.istio-system.svc", ["172.30.0.1"]]]),
     roots: root,
     token: token(),
     clusterId: "Kubernetes",
@@ -182,6 +182,19 @@ test.each([
   ],
 ])("mesh.yaml as %j", (text, problem) => {
   expect(problems({ "mesh.yaml": text })[0]).toStartWith(problem);
+});
+
+test("all addresses of a name, and the certificates alone of the roots", () => {
+  const hosts =
+    "172.30.0.1 istiod.istio-system.svc a\nfd00::1 istiod.istio-system.svc # second\n172.30.0.1 a\n";
+  expect(member({ hosts }).hosts).toEqual(
+    new Map([
+      ["istiod.istio-system.svc", ["172.30.0.1", "fd00::1"]],
+      ["a", ["172.30.0.1"]],
+    ]),
+  );
+  const key = "-----BEGIN PRIVATE KEY-----\nMIGH\n-----END PRIVATE KEY-----\n";
+  expect(member({ "root-cert.pem": `# the mesh's\n${root}${key}` }).roots).toBe(root);
 });
 
 test("wrong roots, tokens and hosts", () => {

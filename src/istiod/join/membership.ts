@@ -31,9 +31,9 @@ export interface Membership {
   /** Where istiod's xDS is, and its CA. */
   istiod: Target;
   ca: Target;
-  /** Names to addresses, as the file `hosts` would have them in /etc/hosts; may be empty. */
-  hosts: ReadonlyMap<string, string>;
-  /** PEM. */
+  /** Names to all their addresses, as the file `hosts` would have them in /etc/hosts; may be empty. */
+  hosts: ReadonlyMap<string, readonly string[]>;
+  /** PEM, the certificates alone. */
   roots: string;
   /** Empty when there is none that could be used, and none is needed. */
   token: string;
@@ -299,7 +299,10 @@ function readRoots(text: string | undefined, file: string, problems: Problem[]):
   if (text === undefined) return "";
   const reason = faultOfRoots(text);
   if (reason !== undefined) problems.push({ file, reason });
-  return text;
+  // Nothing else of the file is kept: there may be a private key in it, too.
+  return pemBlocks(text)
+    .map((block) => `${block}\n`)
+    .join("");
 }
 
 /** Why a text is no list of root certificates, for a sentence that begins with its file; undefined when it is one. */
@@ -338,8 +341,8 @@ function readTokenText(
   return token;
 }
 
-function readHosts(text: string, file: string, problems: Problem[]): Map<string, string> {
-  const hosts = new Map<string, string>();
+function readHosts(text: string, file: string, problems: Problem[]): Map<string, string[]> {
+  const hosts = new Map<string, string[]>();
   for (const [i, line] of text.split(/\r?\n/).entries()) {
     const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
     if (address === "") continue;
@@ -348,8 +351,7 @@ function readHosts(text: string, file: string, problems: Problem[]): Map<string,
       problems.push({ file, field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
       continue;
     }
-    // As in /etc/hosts, the first line of a name counts.
-    for (const name of names) if (!hosts.has(name)) hosts.set(name, canonical);
+    for (const name of names) hosts.set(name, [...new Set([...(hosts.get(name) ?? []), canonical])]);
   }
   return hosts;
 }

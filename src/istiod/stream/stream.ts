@@ -12,7 +12,7 @@ import {
   UNAUTHENTICATED,
 } from "../identity/credentials.ts";
 import { type Identity, nodeOf } from "../node.ts";
-import { formatTarget, parseTarget, type Target } from "../target.ts";
+import { formatTarget, type Hosts, parseTarget, type Target } from "../target.ts";
 import { CONNECTION_TIMES, Connection, type ConnectionTimes } from "./connection.ts";
 import { type Health, HealthReports } from "./health-reports.ts";
 import { PUSH_TIMES, Push, type PushTimes } from "./push.ts";
@@ -35,7 +35,7 @@ export interface StreamOptions {
   /** `HOST:PORT` */
   istiod: string;
   /** Addresses of names that are not to be looked up. */
-  hosts?: Readonly<Record<string, string>>;
+  hosts?: Hosts;
   security: Security;
   identity: Identity;
   sink: ResourceSink;
