@@ -12,7 +12,9 @@
 #include <bpf/bpf_helpers.h>
 
 #include "include/exempt.h"
+#define FLOW_AT_CONNECT
 #include "include/kernel.h"
+#include "include/decided.h"
 #include "include/keep.h"
 #include "include/live.h"
 #include "include/socket.h"
@@ -500,6 +502,8 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	state = mptcp ? bpf_sk_storage_get(&sockets, mptcp, NULL, 0) : bpf_sk_storage_get(&sockets, tcp, NULL, 0);
 	if (!state)
 		return;
+	if (state->flow)
+		end_flow(ctx, BPF_TCP_CLOSE);
 	end_connection(state, (struct sock *)tcp, BPF_TCP_CLOSE);
 	state->flags = 0;
 }
@@ -524,6 +528,8 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	}
 	if (!state)
 		return;
+	if (state->flow)
+		end_flow(ctx, BPF_TCP_CLOSE);
 	end_connection(state, (struct sock *)tcp, BPF_TCP_CLOSE);
 	state->version = 1;
 	state->service = made->service;
@@ -534,8 +540,11 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	state->sequence = tcp->write_seq;
 	state->since_ns = made->now;
 	state->flags = mptcp ? SOCKET_REDIRECTED | SOCKET_MPTCP : SOCKET_REDIRECTED;
-	if (!is_kernel_owned)
-		begin_connection(state, made->load);
+	if (is_kernel_owned)
+		return;
+	begin_connection(state, made->load);
+	if (!mptcp && ctx->protocol == IPPROTO_TCP)
+		begin_flow(state);
 }
 
 /* EPERM unless the kernel lets us say more. */
@@ -548,6 +557,15 @@ static __always_inline int deny(enum reason reason)
 	if (reason == REASON_NO_ENDPOINT || reason == REASON_MISSING_CLUSTER || reason == REASON_MAX_CONNECTIONS)
 		bpf_set_retval(-ECONNREFUSED);
 	return DENY;
+}
+
+/* What goes to no endpoint, by who asked for it. */
+static __always_inline void count_undirected(const struct decision *made)
+{
+	if (made->action == ACTION_REFUSE)
+		count_decided(FLOW_REFUSED, made->service, made->reason);
+	else if (made->action == ACTION_PASS)
+		count_decided(FLOW_PASSED, made->service, 0);
 }
 
 /*
@@ -569,6 +587,8 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 	}
 	made->endpoint = NULL;
 	made->port = 0;
+	if (!(set->flags & SETTING_SHADOW))
+		count_undirected(made);
 	forget(ctx);
 	if (made->action == ACTION_REFUSE && !(set->flags & SETTING_SHADOW))
 		return deny(made->reason);

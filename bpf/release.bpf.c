@@ -4,6 +4,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "include/accepted.h"
 #include "include/live.h"
 
 /* An MPTCP socket that is closed says less than its first subflow, which tells a failed connect() from an ended one. */
@@ -21,13 +22,20 @@ SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
 	struct socket_state *state = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
+	struct traffic *set;
 
-	if (!state)
+	if (state) {
+		if (state->flow)
+			end_flow(ctx, ctx->state);
+		if (can_find_mptcp_socket() && state->flags & SOCKET_MPTCP)
+			end_mptcp(state, (const struct mptcp_sock *)ctx, ctx->state);
+		else
+			end_connection(state, (const struct sock *)ctx, ctx->state);
 		return 1;
-	if (can_find_mptcp_socket() && state->flags & SOCKET_MPTCP)
-		end_mptcp(state, (const struct mptcp_sock *)ctx, ctx->state);
-	else
-		end_connection(state, (const struct sock *)ctx, ctx->state);
+	}
+	set = traffic_settings();
+	if (set && set->flags & TRAFFIC_SERVED && ctx->protocol == IPPROTO_TCP)
+		count_accepted(ctx, ctx->state);
 	return 1;
 }
 

@@ -21,6 +21,14 @@ enum socket_flag {
 /* An id that no table has a record for. */
 #define NO_ENDPOINT 0xffffffffu
 
+/* Whether the connection stands in a row of traffic.h. */
+enum flow_state {
+	FLOW_NONE = 0,
+	FLOW_BEGUN = 1, /* it will: the next flush, or its end, adds it */
+	FLOW_OPENED = 2,
+	FLOW_OTHER = 3, /* the same, in traffic_other */
+};
+
 struct socket_state {
 	__u16 version;
 	__u16 flags;
@@ -32,7 +40,15 @@ struct socket_state {
 	__u16 zero;
 	__u32 sequence; /* write_seq at connect(): another one later tells that a SYN was sent */
 	__u64 since_ns; /* CLOCK_MONOTONIC at connect() */
-	__u64 reserved[6];
+	/* What is counted of it so far (flow.h); all of it says something only while `flow` is not FLOW_NONE. */
+	__u64 source; /* who connected */
+	__u64 flushed_sent; /* bytes that stand in the row already */
+	__u64 flushed_received;
+	__u32 flushed_retransmits;
+	__u32 flow; /* enum flow_state */
+	__u32 pid; /* thread group that connected */
+	__u32 zero2;
+	__u64 reserved;
 };
 
 /* Socket -> what was decided for it. Written by connect4/6 and sock_release, read by getpeername; ends with the socket. */
@@ -198,4 +214,5 @@ union keep_records {
 	struct cluster_load cluster_load;
 	struct service_counters service_counters;
 	enum socket_flag socket_flag;
+	enum flow_state flow_state;
 } keep_records SEC(".layout");

@@ -32,9 +32,17 @@ struct task_struct {
 	struct css_set *cgroups;
 };
 
+struct in6_addr___kernel {
+	__be32 words[4];
+};
+
 struct sock_common {
 	unsigned char skc_state;
+	unsigned short skc_family;
 	unsigned char skc_ipv6only : 1;
+	unsigned long skc_flags;
+	__be32 skc_daddr;
+	struct in6_addr___kernel skc_v6_daddr;
 };
 
 struct sock {
@@ -42,13 +50,35 @@ struct sock {
 	unsigned int sk_kern_sock : 1;
 	int sk_err;
 	void *sk_bpf_storage; /* NULL when no program ever gave it storage */
+	unsigned long sk_lingertime;
+};
+
+struct inet_sock {
+	__be16 inet_sport;
+};
+
+struct minmax_sample {
+	__u32 v;
+};
+
+struct minmax {
+	struct minmax_sample s[3];
 };
 
 struct tcp_sock {
 	__u64 bytes_acked;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u64 bytes_received;
+	__u64 tcp_mstamp;
+	__u32 copied_seq;
 	__u32 max_window;
+	__u32 rcv_nxt;
+	__u32 segs_in;
+	__u32 snd_nxt;
 	__u32 total_retrans;
 	__u32 write_seq;
+	struct minmax rtt_min;
 };
 
 struct mptcp_sock {

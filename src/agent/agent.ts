@@ -33,6 +33,7 @@ import {
 } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
 import { Unsupported } from "../machine/unsupported.ts";
+import { WorkloadIndex } from "../mesh/workload.ts";
 import { isEmbedded } from "../runtime/assets.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
@@ -65,6 +66,7 @@ export class Agent {
   readonly #addresses: string[];
   readonly #startedAt = new Date();
   readonly #reporter: Reporter;
+  readonly #workloads = new WorkloadIndex();
   readonly #controlPlane: ControlPlane;
   readonly #ownership: Ownership;
   readonly #snapshots: SnapshotKeeper;
@@ -108,6 +110,7 @@ export class Agent {
     });
     this.#controlPlane = new ControlPlane({
       config,
+      workloads: this.#workloads,
       addresses: this.#addresses,
       log,
       reporter: this.#reporter,

@@ -23,12 +23,15 @@ import { machineAddresses } from "../machine/addresses.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { nodeIdentity, registrationOf } from "../machine/node.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
 import type { Reporter } from "./reporter.ts";
 
 /** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */
 const UNSPOKEN = "192.0.2.0";
 
 export interface ControlPlaneOptions {
+  /** Is told which workload each endpoint is one of. */
+  workloads: WorkloadIndex;
   config: Config;
   /** The machine's own, the main one first; none yet, maybe. */
   addresses: string[];
@@ -61,6 +64,7 @@ export class ControlPlane {
     this.#compiler = new KernelNative({
       allowPlaintext: config.allowPlaintext,
       excluded: config.excludes,
+      workloads: options.workloads,
       publish: (mesh, changes) => options.publish(mesh, changes),
     });
     this.#identity = this.#openIdentity();

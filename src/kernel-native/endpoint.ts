@@ -7,6 +7,7 @@ import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress, formatV4, parseV4Bytes } from "../mesh/address.ts";
 import { EndpointBuffer } from "../mesh/endpoint-list.ts";
 import type { Locality, Note } from "../mesh/model.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
 import { checkEnum, checkName, guarded, openMessage } from "./wire.ts";
 
@@ -44,6 +45,8 @@ export interface ReadAssignment {
   /** Endpoints without an IP address and port: pipes, and listeners inside Envoy. */
   unreachable: number;
   drops: boolean;
+  /** Is told the workloads of endpoints. */
+  workloads?: WorkloadIndex | undefined;
 }
 
 const buffer = new EndpointBuffer();
@@ -71,16 +74,17 @@ const HEALTH_STATUS_MAX = 5;
 const TAKES_TRAFFIC: readonly boolean[] = [true, true, false, false, false, true];
 
 /**
- * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints. Throws
- * MalformedResource.
+ * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints; `workloads` is told which
+ * workload each endpoint is one of. Throws MalformedResource.
  */
 export function flattenEndpoints(
   resource: string,
   bytes: Uint8Array,
   allowPlaintext: boolean,
+  workloads?: WorkloadIndex,
 ): EndpointsRecord {
   checkName(resource, resource);
-  const read = guarded(resource, () => readAssignment(resource, bytes));
+  const read = guarded(resource, () => readAssignment(resource, bytes, workloads));
   checkName(resource, read.name);
   return arrange(read, allowPlaintext);
 }
@@ -215,9 +219,14 @@ function share(text: string): string {
 }
 
 /** Reads a ClusterLoadAssignment. Throws what the reader throws, or MalformedResource. */
-export function readAssignment(resource: string, bytes: Uint8Array): ReadAssignment {
+export function readAssignment(
+  resource: string,
+  bytes: Uint8Array,
+  workloads?: WorkloadIndex,
+): ReadAssignment {
   const reader = protobuf.Reader.create(bytes);
   const read = emptyAssignment("");
+  read.workloads = workloads;
   while (reader.pos < reader.len) {
     const tag = reader.uint32();
     if (tag === 10) read.name = reader.string();
@@ -284,6 +293,7 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   let weight = 1;
   let health = 0;
   let metadata = 0;
+  endpointWorkload.length = 0;
   while (reader.pos < end) {
     const tag = reader.uint32();
     if (tag === 10) {
@@ -321,7 +331,7 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
       while (reader.pos < metadataEnd) {
         const field = reader.uint32();
         if (field !== 10) reader.skipType(field & 7);
-        else metadata |= readMetadata(reader);
+        else metadata |= readMetadata(reader, endpointWorkload);
       }
     } else if (tag === 34) weight = readWrapped(reader);
     else reader.skipType(tag & 7);
@@ -345,6 +355,10 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   if (gateway) read.gateways++;
   else if (metadata & TLS) read.prefersTls = true;
   const healthy = TAKES_TRAFFIC[health] ?? false;
+  if (read.workloads && endpointWorkload.length > 0) {
+    const key = typeof literal === "number" ? literal * 65536 + port : `${literal} ${port}`;
+    read.workloads.set(key, read.workloads.intern(endpointWorkload.text(reader.buf)));
+  }
   if (typeof literal === "number") read.buffer.pushV4(literal, port, weight || 1, healthy, gateway);
   else read.buffer.push(literal, port, weight || 1, healthy, gateway);
 }
@@ -378,7 +392,7 @@ const NO_WORKLOAD = 2;
  * Reads one entry of filter_metadata: gives TLS for envoy.transport_socket_match {tlsMode: istio}, NO_WORKLOAD for
  * istio {workload: ";;;;"}, 0 for all else. Compares bytes: a hundred thousand endpoints need no strings for that.
  */
-function readMetadata(reader: Reader): number {
+function readMetadata(reader: Reader, workload: Span): number {
   const end = openMessage(reader);
   let key: Uint8Array | undefined;
   let found = 0;
@@ -388,13 +402,32 @@ function readMetadata(reader: Reader): number {
     else if (tag !== 18 || key === undefined) reader.skipType(tag & 7);
     else if (key === SOCKET_MATCH) {
       if (readStructIs(reader, TLS_MODE, ISTIO)) found |= TLS;
-    } else if (readStructIs(reader, WORKLOAD, GATEWAY_WORKLOAD)) found |= NO_WORKLOAD;
+    } else if (readStructIs(reader, WORKLOAD, GATEWAY_WORKLOAD, workload)) found |= NO_WORKLOAD;
   }
   return found;
 }
 
-/** Reads a Struct and gives whether its text field `name` is `text`. */
-function readStructIs(reader: Reader, name: Uint8Array, text: Uint8Array): boolean {
+/** Where a text lies in what is read; texts of neighbours are mostly the same, and made once. */
+class Span {
+  start = 0;
+  length = 0;
+  #last = "";
+  #lastBytes: Uint8Array = new Uint8Array();
+
+  text(bytes: Uint8Array): string {
+    if (!isAt(bytes, this.start, this.start + this.length, this.#lastBytes)) {
+      this.#lastBytes = bytes.slice(this.start, this.start + this.length);
+      this.#last = new TextDecoder().decode(this.#lastBytes);
+    }
+    return this.#last;
+  }
+}
+
+/** Of the endpoint that is being read. */
+const endpointWorkload = new Span();
+
+/** Reads a Struct and gives whether its text field `name` is `text`; `found` gets the place of the text. */
+function readStructIs(reader: Reader, name: Uint8Array, text: Uint8Array, found?: Span): boolean {
   const end = openMessage(reader);
   let is = false;
   while (reader.pos < end) {
@@ -412,7 +445,7 @@ function readStructIs(reader: Reader, name: Uint8Array, text: Uint8Array): boole
         const valueEnd = openMessage(reader);
         while (reader.pos < valueEnd) {
           const kind = reader.uint32();
-          if (kind === 26) is = readKey(reader, text) !== undefined;
+          if (kind === 26) is = readKey(reader, text, undefined, found) !== undefined;
           else reader.skipType(kind & 7);
         }
       } else reader.skipType(part & 7);
@@ -422,10 +455,14 @@ function readStructIs(reader: Reader, name: Uint8Array, text: Uint8Array): boole
 }
 
 /** Reads a text and gives that of the candidates which it is. */
-function readKey(reader: Reader, one: Uint8Array, other?: Uint8Array): Uint8Array | undefined {
+function readKey(reader: Reader, one: Uint8Array, other?: Uint8Array, found?: Span): Uint8Array | undefined {
   const end = openMessage(reader);
   const start = reader.pos;
   reader.pos = end;
+  if (found) {
+    found.start = start;
+    found.length = end - start;
+  }
   if (isAt(reader.buf, start, end, one)) return one;
   return other !== undefined && isAt(reader.buf, start, end, other) ? other : undefined;
 }

@@ -1,6 +1,7 @@
 /** Kernel-native mode: istiod's listeners, routes, clusters and endpoints become the mesh that the data path holds. */
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
 import { Compiler } from "./compile.ts";
 import { type Lookup, Resolver } from "./resolver.ts";
 import { Store } from "./store.ts";
@@ -16,6 +17,8 @@ export interface KernelNativeOptions {
   publish(mesh: Mesh, changes: Changes): void;
   /** Destinations that are never governed by the operator's will: frontends there are listed. */
   excluded?: readonly Excluded[];
+  /** Is told which workload each endpoint is one of. */
+  workloads?: WorkloadIndex;
   /** How names of DNS clusters are looked up; the machine's way by default. */
   lookup?: Lookup;
 }
@@ -29,7 +32,10 @@ export class KernelNative implements ResourceSink {
 
   constructor(options: KernelNativeOptions) {
     this.#publish = options.publish;
-    this.#store = new Store({ allowPlaintext: options.allowPlaintext });
+    this.#store = new Store({
+      allowPlaintext: options.allowPlaintext,
+      ...(options.workloads ? { workloads: options.workloads } : {}),
+    });
     this.#resolver = new Resolver({
       ...(options.lookup ? { lookup: options.lookup } : {}),
       changed: (hosts) => this.#resolved(hosts),

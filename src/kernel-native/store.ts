@@ -1,6 +1,7 @@
 /** What istiod sent, flattened, and what changed since it was last compiled. */
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
 import { ClusterReader, type ClusterRecord, unknownCluster } from "./cluster.ts";
 import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";
 import { flattenListener, type ListenerRecord } from "./listener.ts";
@@ -42,7 +43,10 @@ export class Store {
   readonly #routeUsers = new Map<string, number>();
   #dirty: Dirty = clean();
 
-  constructor(options: { allowPlaintext: boolean }) {
+  readonly #workloads: WorkloadIndex | undefined;
+
+  constructor(options: { allowPlaintext: boolean; workloads?: WorkloadIndex }) {
+    this.#workloads = options.workloads;
     this.#allowPlaintext = options.allowPlaintext;
     this.#clusterReader = new ClusterReader(options);
   }
@@ -69,7 +73,7 @@ export class Store {
         this.#putCluster(name, this.#clusterReader.read(name, bytes));
         break;
       case "endpoints":
-        this.#putEndpoints(name, flattenEndpoints(name, bytes, this.#allowPlaintext));
+        this.#putEndpoints(name, flattenEndpoints(name, bytes, this.#allowPlaintext, this.#workloads));
         break;
       case "listener":
         this.#putListener(name, flattenListener(name, bytes));

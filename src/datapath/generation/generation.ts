@@ -9,7 +9,7 @@ import { pinnedAt } from "../../kernel/pinned.ts";
 import { faultPoint } from "../../runtime/fault.ts";
 import type { Others } from "../mesh-tables/others.ts";
 import { ABI_ID } from "../tables/layout.gen.ts";
-import { GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS, Tables } from "../tables/tables.ts";
+import { AGENT_MAPS, GENERATION_MAPS, KEPT_MAPS, type MapName, NAME_MAPS, Tables } from "../tables/tables.ts";
 import { load, pinNew } from "./build.ts";
 import { generationStateAt } from "./generation-state.ts";
 import {
@@ -76,7 +76,8 @@ export class Generation {
         if (link) this.#links.set(hook, link);
       }
       // No program uses them. Whatever holds a program holds the names, too, and a start finds them by it.
-      for (const program of programs.values()) for (const name of NAME_MAPS) program.bind(tables.maps[name]);
+      for (const program of programs.values())
+        for (const name of [...NAME_MAPS, ...AGENT_MAPS]) program.bind(tables.maps[name]);
     } catch (error) {
       for (const link of this.#links.values()) link.close();
       throw error;

@@ -88,6 +88,115 @@ REASON_MAX_CONNECTIONS = 7
 REASON_UNDECIDABLE = 8
 REASON_INTERNAL = 9
 REASON_COUNT = 12
+socket_state.source: 8 at 48
+socket_state.flushed_sent: 8 at 56
+socket_state.flushed_received: 8 at 64
+socket_state.flushed_retransmits: 4 at 72
+socket_state.flow: 4 at 76
+socket_state.pid: 4 at 80
+map traffic: array, key 4, value 64, 1 at most, flags 1024
+traffic: 64 bytes
+traffic.flags: 8 at 0
+traffic.unlogged: 8 at 8
+traffic.interval_ns: 8 at 16
+traffic.flushed_ns: 8 at 24
+traffic.flush_ns: 8 at 32
+traffic.unnamed: 8 at 40
+map served_ports: array, key 4, value 8, 1024 at most, flags 1024
+map flow_rows: hash, key 32, value 160, 65536 at most, flags 1
+flow_key: 32 bytes
+flow_key.source: 8 at 0
+flow_key.direction: 1 at 8
+flow_key.protocol: 1 at 9
+flow_key.port: 2 at 10
+flow_key.service: 4 at 16
+flow_key.cluster: 4 at 20
+flow_key.endpoint: 4 at 24
+flow_key.remote: 16 at 16
+flow_row: 160 bytes
+flow_row.version: 4 at 0
+flow_row.opened: 8 at 8
+flow_row.ends: 8 x 8 at 16
+flow_row.sent: 8 at 80
+flow_row.received: 8 at 88
+flow_row.retransmits: 8 at 96
+flow_row.failed_ns: 8 at 104
+flow_row.duration_ns: 8 at 112
+flow_row.rtt_us: 8 at 120
+flow_row.rtts: 8 at 128
+flow_row.used_ns: 8 at 136
+map caller_rows: hash, key 32, value 160, 4096 at most, flags 1
+map traffic_other: array, key 4, value 160, 4 at most, flags 0
+map latency_rows: hash, key 16, value 384, 8192 at most, flags 1
+latency_key: 16 bytes
+latency_key.source: 8 at 0
+latency_key.service: 4 at 8
+latency_key.direction: 4 at 12
+latency_row: 384 bytes
+latency_row.rtt: 8 x 24 at 0
+latency_row.duration: 8 x 24 at 192
+map latency_blank: array, key 4, value 384, 1 at most, flags 0
+map traffic_log: ringbuf, key 0, value 0, 1048576 at most, flags 0
+map source_cache: array, key 4, value 8, 16384 at most, flags 1024
+map source_names: hash, key 8, value 128, 4096 at most, flags 1
+map flow_labels: hash, key 8, value 344, 65536 at most, flags 1
+label_key: 8 bytes
+label_key.kind: 4 at 0
+label_key.id: 4 at 4
+label: 344 bytes
+label.byte: 1 x 344 at 0
+map retired_rows: hash, key 24, value 504, 8192 at most, flags 1
+retired_key: 24 bytes
+retired_key.source: 8 at 0
+retired_key.label: 8 at 8
+retired_key.direction: 1 at 16
+retired_row: 504 bytes
+retired_row.sum: 160 at 0
+retired_row.label: 344 at 160
+map retirement: array, key 4, value 568, 1 at most, flags 1024
+retirement: 568 bytes
+retirement.pending: 8 at 0
+retirement.from: 32 at 8
+retirement.to: 24 at 40
+retirement.sum: 504 at 64
+FLOW_NONE = 0
+FLOW_BEGUN = 1
+FLOW_OPENED = 2
+FLOW_OTHER = 3
+flow_record: 112 bytes
+flow_record.at_ns: 8 at 0
+flow_record.since_ns: 8 at 8
+flow_record.sent: 8 at 16
+flow_record.received: 8 at 24
+flow_record.key: 32 at 32
+flow_record.asked: 16 at 64
+flow_record.asked_port: 2 at 80
+flow_record.end: 1 at 82
+flow_record.is_live: 1 at 83
+flow_record.pid: 4 at 84
+flow_record.retransmits: 4 at 88
+flow_record.rtt_us: 4 at 92
+LABEL_SERVICE = 1
+LABEL_ENDPOINT = 2
+TRAFFIC_COUNT = 1
+TRAFFIC_SERVED = 2
+TRAFFIC_LOG = 4
+FLOW_OUT = 1
+FLOW_IN = 2
+FLOW_REFUSED = 3
+FLOW_PASSED = 4
+FLOW_CLOSED = 0
+FLOW_CONNECT_REFUSED = 1
+FLOW_CONNECT_TIMED_OUT = 2
+FLOW_UNREACHABLE = 3
+FLOW_RESET = 4
+FLOW_ABORTED = 5
+FLOW_REUSED = 6
+FLOW_ENDS = 8
+OTHER_OUT = 0
+OTHER_IN = 1
+OTHER_BLANK = 2
+OTHER_COUNT = 4
 `.trim();
 
 test("nothing that was released has changed", () => {

@@ -11,7 +11,7 @@ import { Ids } from "../tables/ids.ts";
 import * as layout from "../tables/layout.gen.ts";
 import { type NameLines, NameSpace } from "../tables/names.ts";
 import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
-import type { Tables } from "../tables/tables.ts";
+import type { MayReuse, Tables } from "../tables/tables.ts";
 import { type Compiled, compileCluster, compileMissing, compileSplit } from "./cluster-compiler.ts";
 import {
   hasDigest,
@@ -50,20 +50,32 @@ export class ClusterTable {
   readonly #alone: () => boolean;
 
   /** `alone`: no other generation's tables are kept, so that ids which it may use can be given again. */
-  constructor(tables: Tables, lines: NameLines, grace: DeferredFree, alone: () => boolean) {
+  constructor(
+    tables: Tables,
+    lines: NameLines,
+    grace: DeferredFree,
+    alone: () => boolean,
+    mayReuse: MayReuse = () => true,
+  ) {
     this.#clusters = tables.clusters;
     this.#descriptors = tables.descriptors;
     this.#slots = tables.slots;
     this.#loads = tables.clusterLoads;
     this.#grace = grace;
     const counted = countedOn(tables.clusterLoads, LIVE);
-    this.#names = new NameSpace(tables.clusterNames, lines, 0, counted);
+    this.#names = new NameSpace(tables.clusterNames, lines, 0, counted, (id) => mayReuse("cluster", id));
     this.#alone = alone;
     this.#unpublishNameless();
     const used = usedRecords(tables);
     this.#descriptorIds = new Ids(1, used.descriptors);
     this.#lines = new ExtentAllocator(used.lines);
-    this.#endpoints = new EndpointTable(tables.endpoints, tables.endpointLoads, used.endpoints, alone);
+    this.#endpoints = new EndpointTable(
+      tables.endpoints,
+      tables.endpointLoads,
+      used.endpoints,
+      alone,
+      mayReuse,
+    );
     this.#resting = new Quarantine(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     for (const id of this.#names.ids()) counted[id] = 0;
     for (let id = 0; id < counted.length; id++) if (counted[id] !== 0) this.#resting.add(id);

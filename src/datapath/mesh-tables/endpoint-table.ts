@@ -8,6 +8,7 @@ import type { ChunkedTable } from "../tables/chunked-table.ts";
 import { Ids } from "../tables/ids.ts";
 import * as layout from "../tables/layout.gen.ts";
 import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
+import type { MayReuse } from "../tables/tables.ts";
 import { EndpointIndex } from "./endpoint-index.ts";
 
 const { fields } = layout.endpoint;
@@ -29,15 +30,23 @@ export class EndpointTable {
   #uses: Uint32Array;
   readonly #resting: Quarantine;
   readonly #alone: () => boolean;
+  readonly #mayReuse: MayReuse;
 
   /**
    * `uses` counts, by id, the slots that hold an endpoint already; it is taken over. `alone` says that no other
-   * generation's slots can hold an id either.
+   * generation's slots can hold an id either, and `mayReuse` that nothing else is called by one.
    */
-  constructor(table: ChunkedTable, loads: ChunkedTable, uses: Uint32Array, alone: () => boolean) {
+  constructor(
+    table: ChunkedTable,
+    loads: ChunkedTable,
+    uses: Uint32Array,
+    alone: () => boolean,
+    mayReuse: MayReuse = () => true,
+  ) {
     this.#table = table;
     this.#loads = loads;
     this.#alone = alone;
+    this.#mayReuse = mayReuse;
     this.#uses = uses;
     this.#resting = new Quarantine(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const given = new Uint8Array(table.capacity);
@@ -57,7 +66,7 @@ export class EndpointTable {
       return { id: known, written: false };
     }
     this.#recycle();
-    const id = this.#ids.take();
+    const id = this.#ids.take((each) => this.#mayReuse("endpoint", each));
     this.#table.reserve(this.#ids.bound);
     this.#loads.reserve(this.#ids.bound);
     writeEndpoint(this.#table, id, list, index);

@@ -11,7 +11,7 @@ import type { PlacedFrontend } from "../tables/frontends.ts";
 import { Ids } from "../tables/ids.ts";
 import { linesOfNames, NameLines, NameSpace } from "../tables/names.ts";
 import { Quarantine } from "../tables/quarantine.ts";
-import type { Tables } from "../tables/tables.ts";
+import type { MayReuse, Tables } from "../tables/tables.ts";
 import { AdoptedFrontends } from "./adopted-frontends.ts";
 import { ClusterTable, splitName, splitOf } from "./cluster-table.ts";
 import { SLOTS_PER_LINE } from "./descriptor.ts";
@@ -53,9 +53,10 @@ export class Publisher {
     this.#tables = tables;
     this.#grace = new DeferredFree(report);
     this.#others = others;
+    const mayReuse: MayReuse = (kind, id) => tables.mayReuse?.(kind, id) ?? true;
     const lines = new NameLines(tables.nameLines, [tables.clusterNames, tables.serviceNames]);
-    this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none");
-    this.#services = new NameSpace(tables.serviceNames, lines, 1);
+    this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none", mayReuse);
+    this.#services = new NameSpace(tables.serviceNames, lines, 1, undefined, (id) => mayReuse("service", id));
     const given = new Uint8Array(tables.targets.capacity);
     for (const placed of [...tables.exact.list(), ...tables.prefixes.list()]) {
       this.#frontends.set(frontendKey({ match: placed.match, protocol: "tcp" }), placed);

@@ -12,8 +12,18 @@ export class Ids {
     for (let id = this.#next - 1; id >= first; id--) if (!taken[id]) this.#free.push(id);
   }
 
-  take(): number {
-    return this.#free.pop() ?? this.#next++;
+  /** The next one for which `may` says yes; those for which it does not stay free. */
+  take(may: (id: number) => boolean = () => true): number {
+    const refused: number[] = [];
+    for (;;) {
+      const id = this.#free.pop() ?? this.#next++;
+      if (!may(id)) {
+        refused.push(id);
+        continue;
+      }
+      this.#free.push(...refused.reverse());
+      return id;
+    }
   }
 
   /** The id may be taken again. Giving one back that some reader still uses is the caller's fault. */

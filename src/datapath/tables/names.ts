@@ -50,8 +50,20 @@ export class NameSpace {
   readonly #ids: Ids;
   readonly #byName: Map<string, number>;
 
-  /** `first` is the smallest id to give; those that are not 0 in `occupied` must not be given yet, with a name or without. */
-  constructor(refs: ChunkedTable, lines: NameLines, first: number, occupied: Uint8Array = new Uint8Array()) {
+  readonly #mayGive: (id: number) => boolean;
+
+  /**
+   * `first` is the smallest id to give; those that are not 0 in `occupied` must not be given yet, with a name or without,
+   * and those that `mayGive` refuses not now.
+   */
+  constructor(
+    refs: ChunkedTable,
+    lines: NameLines,
+    first: number,
+    occupied: Uint8Array = new Uint8Array(),
+    mayGive: (id: number) => boolean = () => true,
+  ) {
+    this.#mayGive = mayGive;
     this.#refs = refs;
     this.#lines = lines;
     this.#byName = readNames(refs, lines.table);
@@ -81,7 +93,7 @@ export class NameSpace {
   /** Gives a new name its id. */
   add(name: string): number {
     const bytes = encoder.encode(name);
-    const id = this.#ids.take();
+    const id = this.#ids.take(this.#mayGive);
     const first = this.#lines.write(bytes);
     this.#refs.reserve(this.#ids.bound);
     this.#refs.publish(id, BigInt(first) | (BigInt(bytes.length) << 32n));
@@ -111,6 +123,14 @@ export function readNames(refs: ChunkedTable, lines: ChunkedTable): Map<string, 
     names.set(decoder.decode(lines.bytesOf(first, linesOf(length)).subarray(0, length)), id);
   });
   return names;
+}
+
+/** The name of one id; undefined when it has none. */
+export function nameOf(refs: ChunkedTable, lines: ChunkedTable, id: number): string | undefined {
+  const length = refs.has(id) ? refs.word(id, LENGTH.offset) : 0;
+  if (length === 0) return undefined;
+  const first = refs.word(id, FIRST_LINE.offset);
+  return decoder.decode(lines.bytesOf(first, linesOf(length)).subarray(0, length));
 }
 
 /** Every id with a name: the name's first line, and its length in bytes. */

@@ -18,6 +18,26 @@ export const GENERATION_MAPS = [
   "slots",
 ] as const;
 
+/** Names of the maps in bpf/include/traffic.h: one set for ever, too. */
+export const TRAFFIC_MAPS = [
+  "traffic",
+  "served_ports",
+  "flow_rows",
+  "caller_rows",
+  "traffic_other",
+  "latency_rows",
+  "latency_blank",
+  "traffic_log",
+  "source_cache",
+  "source_names",
+  "flow_labels",
+  "retired_rows",
+  "retirement",
+] as const;
+
+/** Of these, the ones that no program uses: for agents alone. */
+export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement"] as const;
+
 /** Names of the maps in bpf/include/keep.h: one set for ever. */
 export const KEPT_MAPS = [
   "sockets",
@@ -33,6 +53,7 @@ export const KEPT_MAPS = [
   "name_lines",
   "cluster_names",
   "service_names",
+  ...TRAFFIC_MAPS,
 ] as const;
 
 /** Of these, the ones that no program uses: who is who, for agents alone. */
@@ -67,7 +88,12 @@ export function installEmpty(maps: ReadonlyMap<MapName, BpfMap>, wanted: (name: 
   }
 }
 
+/** Asked before an id is given to another: false when something that carries it is still to be counted. */
+export type MayReuse = (kind: "service" | "cluster" | "endpoint", id: number) => boolean;
+
 export class Tables {
+  /** Set by who keeps records by these ids; absent: nobody does. */
+  mayReuse: MayReuse | undefined;
   readonly maps: Maps;
   readonly settings: Settings;
   readonly enrolmentCache: EnrolmentCache;

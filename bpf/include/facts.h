@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * What the kernel's own socket says when a connection ends. Which fields can be trusted in which state was tried on 5.10,
+ * 6.1 and 6.18 against what the apps at both ends counted.
+ */
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/errno.h>
+#include <bpf/bpf_helpers.h>
+
+#include "kernel.h"
+#include "traffic.h"
+
+/* Of skc_flags. */
+#define SOCK_DONE 1 /* the peer's FIN came */
+#define SOCK_LINGER 4
+
+#define NO_RTT 0xffffffff
+/* A SYN is sent again after so long. */
+#define SYN_TIMEOUT_NS 1000000000ull
+/* From 6.2 on: its fields are then read without a helper call each. */
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
+
+/* What the kernel's socket says at its end. */
+struct facts {
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u64 bytes_received;
+	__u32 write_seq;
+	__u32 snd_nxt;
+	__u32 rcv_nxt;
+	__u32 copied_seq;
+	__u32 max_window;
+	__u32 total_retrans;
+	__u32 rtt_us;
+	__u32 flags;
+};
+
+/* How much, and how it ended. */
+struct flow_sum {
+	__u64 sent;
+	__u64 received;
+	__u64 failed_ns;
+	__u32 retransmits;
+	__u32 rtt_us; /* 0 = none was measured */
+	__u32 end; /* enum flow_end */
+};
+
+static __always_inline void read_facts(const struct sock *sk, struct facts *facts)
+{
+#define FACTS(get_tcp, get_flags)                            \
+	facts->bytes_sent = get_tcp(bytes_sent);             \
+	facts->bytes_retrans = get_tcp(bytes_retrans);       \
+	facts->bytes_received = get_tcp(bytes_received);     \
+	facts->write_seq = get_tcp(write_seq);               \
+	facts->snd_nxt = get_tcp(snd_nxt);                   \
+	facts->rcv_nxt = get_tcp(rcv_nxt);                   \
+	facts->copied_seq = get_tcp(copied_seq);             \
+	facts->max_window = get_tcp(max_window);             \
+	facts->total_retrans = get_tcp(total_retrans);       \
+	facts->rtt_us = get_tcp(rtt_min.s[0].v);             \
+	facts->flags = get_flags
+
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		const struct tcp_sock *tcp = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct tcp_sock));
+		const struct sock *plain = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct sock));
+
+#define LOADED(field) tcp->field
+		FACTS(LOADED, plain->__sk_common.skc_flags);
+#undef LOADED
+	} else {
+		const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
+
+#define PROBED(field) BPF_CORE_READ(tcp, field)
+		FACTS(PROBED, BPF_CORE_READ(sk, __sk_common.skc_flags));
+#undef PROBED
+	}
+#undef FACTS
+}
+
+static __always_inline bool has_flag(const struct facts *facts, int bit)
+{
+	return facts->flags >> bit & 1;
+}
+
+/*
+ * The programs of an object get their sockets in the same way: those of release.bpf.c are called with it, those of
+ * connect.bpf.c (FLOW_AT_CONNECT) with a context that begins with a pointer to it.
+ */
+#ifdef FLOW_AT_CONNECT
+#define FLOW_CONTEXT struct bpf_sock_addr
+#define STORAGE_OWNER(ctx) ((ctx)->sk)
+
+static __always_inline const struct sock *socket_of(FLOW_CONTEXT *ctx)
+{
+	struct sock *sk = NULL;
+
+	bpf_probe_read_kernel(&sk, sizeof(sk), ctx);
+	return sk;
+}
+#else
+#define FLOW_CONTEXT struct bpf_sock
+#define STORAGE_OWNER(ctx) (ctx)
+
+static __always_inline const struct sock *socket_of(FLOW_CONTEXT *ctx)
+{
+	return (const struct sock *)ctx;
+}
+#endif
+
+/* Nanoseconds from `since_ns` to when the socket was last busy: an app may close it much later. */
+static __always_inline __u64 busy_ns(const struct sock *sk, __u64 since_ns)
+{
+	__u64 last_ns = BPF_CORE_READ((const struct tcp_sock *)sk, tcp_mstamp) * 1000;
+
+	return last_ns > since_ns ? last_ns - since_ns : 0;
+}
+
+/* Why a connect() failed whose SYN was sent. The error is gone when the app has read it: then time and answers tell. */
+static __always_inline enum flow_end failure_of(const struct sock *sk, __u64 since_ns)
+{
+	switch (BPF_CORE_READ(sk, sk_err)) {
+	case ECONNREFUSED:
+		return FLOW_CONNECT_REFUSED;
+	case ETIMEDOUT:
+		return FLOW_CONNECT_TIMED_OUT;
+	case ECONNRESET:
+	case ECONNABORTED:
+		return FLOW_ABORTED;
+	case 0:
+		break;
+	default:
+		return FLOW_UNREACHABLE;
+	}
+	if (BPF_CORE_READ((const struct tcp_sock *)sk, segs_in) || busy_ns(sk, since_ns) < SYN_TIMEOUT_NS)
+		return FLOW_CONNECT_REFUSED;
+	return FLOW_CONNECT_TIMED_OUT;
+}
+
+/* `end_of` adds it where the connection had been established. */
+#define WAS_ESTABLISHED 0x100
+
+/*
+ * How the connection ended: an enum flow_end. `sequence` is that of outcome.h; for an accepted socket it and `since_ns` are 0.
+ */
+__noinline int end_of(FLOW_CONTEXT *ctx, __u32 tcp_state, __u32 sequence, __u64 since_ns)
+{
+	const struct sock *sk = socket_of(ctx);
+	struct facts facts;
+
+	read_facts(sk, &facts);
+	if (tcp_state == BPF_TCP_SYN_SENT)
+		return facts.total_retrans ? FLOW_CONNECT_TIMED_OUT : FLOW_ABORTED;
+	if (tcp_state != BPF_TCP_CLOSE) {
+		if (has_flag(&facts, SOCK_LINGER) && !BPF_CORE_READ(sk, sk_lingertime))
+			return WAS_ESTABLISHED | FLOW_ABORTED;
+		return WAS_ESTABLISHED | FLOW_CLOSED;
+	}
+	if (facts.max_window) {
+		if (since_ns && !BPF_CORE_READ((const struct tcp_sock *)sk, bytes_acked))
+			return WAS_ESTABLISHED | FLOW_REUSED;
+		return WAS_ESTABLISHED | (has_flag(&facts, SOCK_DONE) ? FLOW_CLOSED : FLOW_RESET);
+	}
+	if (!facts.write_seq || facts.write_seq == sequence)
+		return FLOW_UNREACHABLE;
+	return failure_of(sk, since_ns);
+}
+
+/*
+ * Payload: no SYN or FIN is in `sent` and `received`. What was written and not sent yet is still delivered after a close,
+ * unless that close sends a reset.
+ */
+static __always_inline void find_bytes(__u32 tcp_state, const struct facts *facts, struct flow_sum *sum)
+{
+	__u32 done = has_flag(facts, SOCK_DONE);
+	__u32 unsent = 0;
+
+	if (facts->max_window && tcp_state != BPF_TCP_CLOSE && sum->end != FLOW_ABORTED &&
+	    (__s32)(facts->rcv_nxt - facts->copied_seq) <= (__s32)done) {
+		unsent = facts->write_seq - facts->snd_nxt;
+		if (unsent && (tcp_state == BPF_TCP_FIN_WAIT1 || tcp_state == BPF_TCP_LAST_ACK ||
+			       tcp_state == BPF_TCP_CLOSING))
+			unsent--;
+	}
+	sum->sent = facts->bytes_sent - facts->bytes_retrans + unsent;
+	sum->received = facts->bytes_received - (facts->bytes_received ? done : 0);
+	sum->retransmits = facts->total_retrans;
+	sum->rtt_us = facts->rtt_us == NO_RTT ? 0 : facts->rtt_us;
+}

@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+#pragma once
+
+/*
+ * Who connects: the systemd unit of the current task, read from its cgroup's path, or where there is none the cgroup, or
+ * the user. A source is a number of 48 bits that says the same at every boot: the hash of the name, which stands in
+ * `source_names`, or SOURCE_USER and a user's id.
+ */
+#include "enrolment.h"
+#include "traffic.h"
+
+#define SOURCE_BITS 48
+#define SOURCE_USER (1ull << 47)
+/* In `source_cache`: the tasks of this cgroup are told apart by their users. */
+#define SOURCE_BY_USER 1
+
+static __always_inline __u64 user_source(void)
+{
+	return SOURCE_USER | (__u32)bpf_get_current_uid_gid();
+}
+
+/* Sessions and user managers are as many as there were logins: their user is who connects. */
+static __always_inline bool is_login(const struct unit_name *unit)
+{
+	const union {
+		char text[8];
+		__u64 word;
+	} session = { .text = { 's', 'e', 's', 's', 'i', 'o', 'n', '-' } };
+	const char *name = unit->byte;
+
+	if (*(const __u64 *)name == session.word)
+		return true;
+	return name[0] == 'u' && name[1] == 's' && name[2] == 'e' && name[3] == 'r' && name[4] == '@';
+}
+
+static __always_inline __u64 hash_name(const struct unit_name *unit)
+{
+	const __u64 *word = (const __u64 *)unit;
+	__u64 hash = 0x9e3779b97f4a7c15;
+
+	for (int i = 0; i < (int)(sizeof(*unit) / sizeof(*word)); i++) {
+		hash ^= word[i];
+		hash *= 0xbf58476d1ce4e5b9;
+		hash ^= hash >> 29;
+	}
+	hash &= SOURCE_USER - 1;
+	return hash > SOURCE_BY_USER ? hash : SOURCE_BY_USER + 1;
+}
+
+/*
+ * Of the folders from the task's cgroup up to the root, the outermost that is no slice: units lie in slices. Gives its
+ * source, SOURCE_BY_USER, or 0 when there is no room for its name.
+ */
+static __noinline __u64 find_source(__u64 root)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct kernfs_node *node = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
+	struct unit_name unit __attribute__((aligned(8)));
+	const char *outermost = NULL;
+	__u64 source;
+
+	for (int i = 0; node && i < MAX_CGROUP_LEVELS; i++) {
+		const char *name;
+		__u32 length;
+
+		if (BPF_CORE_READ(node, id) == root)
+			break;
+		name = BPF_CORE_READ(node, name);
+		length = read_unit_name(&unit, &name);
+		if (!is_slice(name, length))
+			outermost = name;
+		node = kernfs_parent(node);
+	}
+	if (!outermost)
+		return SOURCE_BY_USER;
+	__builtin_memset(&unit, 0, sizeof(unit));
+	/* One byte less: a name that was cut off ends in a zero as well. */
+	bpf_probe_read_kernel_str(&unit, sizeof(unit), outermost);
+	if (!unit.byte[0] || is_login(&unit))
+		return SOURCE_BY_USER;
+	source = hash_name(&unit);
+	if (!bpf_map_lookup_elem(&source_names, &source) && bpf_map_update_elem(&source_names, &source, &unit, BPF_NOEXIST))
+		/* Unless another CPU was faster. */
+		return bpf_map_lookup_elem(&source_names, &source) ? source : 0;
+	return source;
+}
+
+/* The source of the current task; 0 when it can't be named. Global, as all that follows of that kind: verified once. */
+__noinline __u64 current_source(void)
+{
+	__u64 id = bpf_get_current_cgroup_id();
+	__u32 at = id % SOURCE_CACHE;
+	__u64 *cached = bpf_map_lookup_elem(&source_cache, &at);
+	__u64 tag = id / SOURCE_CACHE << SOURCE_BITS;
+	__u64 word, source;
+
+	if (!cached)
+		return 0;
+	word = *(volatile __u64 *)cached;
+	source = word & ((1ull << SOURCE_BITS) - 1);
+	if (!source || word - source != tag) {
+		struct enrolment *current;
+		struct traffic *set;
+		__u32 zero = 0;
+
+		current = bpf_map_lookup_elem(&enrolment, &zero);
+		source = find_source(current ? current->root : 0);
+		if (!source) {
+			set = bpf_map_lookup_elem(&traffic, &zero);
+			if (set)
+				__sync_fetch_and_add(&set->unnamed, 1);
+			return 0;
+		}
+		*(volatile __u64 *)cached = tag | source;
+	}
+	return source == SOURCE_BY_USER ? user_source() : source;
+}

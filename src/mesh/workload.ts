@@ -1,0 +1,84 @@
+/**
+ * Which workload an endpoint is one of, as istiod says it in EDS metadata: "workload;namespace;canonical service;revision;
+ * cluster". Kept beside the mesh: the data path needs none of it, and a hundred thousand endpoints share few of these texts.
+ */
+import type { EndpointList } from "./endpoint-list.ts";
+
+/** Endpoints that are remembered at most; the oldest go first. */
+const ROOM = 262_144;
+
+export class WorkloadIndex {
+  readonly #texts: string[] = [];
+  readonly #ids = new Map<string, number>();
+  readonly #byEndpoint = new Map<number | string, number>();
+  readonly #byAddress = new Map<string, number>();
+
+  /** The text's number, for `set`. */
+  intern(text: string): number {
+    let id = this.#ids.get(text);
+    if (id === undefined) {
+      id = this.#texts.length;
+      this.#texts.push(text);
+      this.#ids.set(text, id);
+    }
+    return id;
+  }
+
+  /** Says what workload the endpoint is one of. `key` as EndpointBuffer.key gives it. */
+  set(key: number | string, text: number): void {
+    this.#byEndpoint.delete(key);
+    this.#byEndpoint.set(key, text);
+    if (this.#byEndpoint.size > ROOM) {
+      const oldest = this.#byEndpoint.keys().next().value;
+      if (oldest !== undefined) this.#byEndpoint.delete(oldest);
+    }
+    this.#stale = true;
+  }
+
+  /** Undefined when istiod named none, or never that endpoint. Canonical address. */
+  find(address: string, port: number): string | undefined {
+    const id = this.#byEndpoint.get(keyOf(address, port));
+    return id === undefined ? undefined : this.#texts[id];
+  }
+
+  /** The same for a host, whichever port: of a caller no more is known. */
+  findHost(address: string): string | undefined {
+    this.#index();
+    const id = this.#byAddress.get(address);
+    return id === undefined ? undefined : this.#texts[id];
+  }
+
+  get size(): number {
+    return this.#byEndpoint.size;
+  }
+
+  #stale = false;
+
+  #index(): void {
+    if (!this.#stale) return;
+    this.#stale = false;
+    this.#byAddress.clear();
+    for (const [key, id] of this.#byEndpoint) this.#byAddress.set(addressOf(key), id);
+  }
+}
+
+/** As EndpointBuffer.key: a number for IPv4, else the words of the address and the port. */
+export function keyOf(address: string, port: number): number | string {
+  const v4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(address);
+  if (v4) {
+    const [, a = 0, b = 0, c = 0, d = 0] = v4.map(Number);
+    return (((a * 256 + b) * 256 + c) * 256 + d) * 65536 + port;
+  }
+  return `${address} ${port}`;
+}
+
+function addressOf(key: number | string): string {
+  if (typeof key === "string") return key.slice(0, key.lastIndexOf(" "));
+  const host = Math.floor(key / 65536);
+  return [host >>> 24, (host >>> 16) & 255, (host >>> 8) & 255, host & 255].join(".");
+}
+
+/** The key of one of a list's endpoints. */
+export function keyAt(list: EndpointList, i: number): number | string {
+  return list.v4Key(i) ?? `${list.address(i)} ${list.port(i)}`;
+}

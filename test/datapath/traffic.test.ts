@@ -1,0 +1,178 @@
+/** What the kernel counts of a connection is what the apps at both ends saw, however it goes. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { join } from "node:path";
+import { Counting } from "../../src/telemetry/counting.ts";
+import { Flusher } from "../../src/telemetry/flush.ts";
+import {
+  addCounters,
+  type Counters,
+  closedOf,
+  type Direction,
+  ENDS,
+  type FlowRow,
+  noCounters,
+  readRows,
+  subtractCounters,
+} from "../../src/telemetry/rows.ts";
+import { RunningClient } from "../interop/mesh-lab.ts";
+import { output, placed } from "../lab/process.ts";
+import { DatapathLab } from "./lab.ts";
+import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+
+setDefaultTimeout(30_000);
+const root = process.getuid?.() === 0;
+if (!root) console.warn("traffic tests are skipped: they need root");
+
+describe.skipIf(!root)("traffic", () => {
+  let lab: DatapathLab;
+  let counting: Counting;
+  let flusher: Flusher | undefined;
+  beforeAll(async () => {
+    lab = await DatapathLab.create();
+    await lab.namespace.addLoopback("172.31.1.1");
+    // SYNs to it go out on loopback and come back to nobody.
+    await output(["ip", "-n", lab.namespace.name, "route", "add", "172.31.9.0/24", "dev", "lo"]);
+    await output([
+      ...["nsenter", `--net=${lab.namespace.path}`, "sysctl", "-q"],
+      "net.ipv4.tcp_syn_retries=1",
+    ]);
+    const mesh = emptyMesh();
+    const endpoints = {
+      open: "172.31.1.1:8090",
+      closed: "172.31.1.1:9",
+      silent: "172.31.9.9:80",
+      away: "198.51.100.1:80",
+    };
+    Object.entries(endpoints).forEach(([name, at], i) => {
+      addCluster(mesh, name, [endpoint(at)]);
+      addFrontend(mesh, `10.96.8.${i + 1}:80`, { kind: "cluster", cluster: name });
+    });
+    addFrontend(mesh, "10.96.8.9:80", { kind: "refuse", reason: "policy" }, "denied:80");
+    lab.publish(mesh);
+    const { maps } = lab.datapath;
+    counting = new Counting(maps.traffic, maps.served_ports);
+    counting.count(true);
+    counting.serve([8090]);
+    flusher = Flusher.open(maps, counting.words);
+  });
+  afterAll(async () => {
+    flusher?.close();
+    counting?.close();
+    await lab?.remove();
+  });
+
+  const rows = (): FlowRow[] => [
+    ...readRows(lab.datapath.maps.flow_rows),
+    ...readRows(lab.datapath.maps.caller_rows),
+  ];
+  const sum = (direction: Direction): Counters => {
+    const all = noCounters();
+    for (const { key, counters } of rows()) if (key.direction === direction) addCounters(all, counters);
+    return all;
+  };
+  const FRONTENDS = { open: 1, closed: 2, silent: 3, away: 4, denied: 9 };
+  const script = (way: string, to: keyof typeof FRONTENDS) => {
+    const path = join(import.meta.dirname, "flows.py");
+    return placed(["/usr/bin/python3", path, way, `10.96.8.${FRONTENDS[to]}`, "80", "172.31.1.1", "8090"], {
+      netns: lab.namespace.path,
+      cgroup: lab.cgroup,
+    });
+  };
+  const run = async (way: string, to: keyof typeof FRONTENDS) => {
+    const text = await output(script(way, to));
+    return JSON.parse(text) as { sent: number; received: number };
+  };
+  const named = (counters: Counters) =>
+    Object.fromEntries(ENDS.flatMap((end, i) => (counters.ends[i] ? [[end, counters.ends[i]]] : [])));
+
+  // The way, where to, how the client's connections end, and those that were accepted.
+  test.each([
+    ["normal", "open", { closed: 1 }, { closed: 1 }],
+    ["server_first", "open", { closed: 1 }, { closed: 1 }],
+    ["pending", "open", { closed: 1 }, { closed: 1 }],
+    ["pending_reset", "open", { aborted: 1 }, { reset: 1 }],
+    ["unread", "open", { closed: 1 }, { reset: 1 }],
+    ["reset_by_peer", "open", { reset: 1 }, { aborted: 1 }],
+    ["reset_read", "open", { reset: 1 }, { aborted: 1 }],
+    ["half_close", "open", { closed: 1 }, { closed: 1 }],
+    ["forked", "open", { closed: 1 }, { closed: 1 }],
+    ["killed", "open", { closed: 1 }, { closed: 1 }],
+    ["refused", "closed", { refused: 1 }, {}],
+    ["refused_later", "closed", { refused: 1 }, {}],
+    ["refused_and_read", "closed", { refused: 1 }, {}],
+    ["refused_again", "closed", { refused: 2 }, {}],
+    ["timed_out", "silent", { "timed-out": 1 }, {}],
+    ["gave_up", "silent", { "timed-out": 1 }, {}],
+    ["changed_mind", "silent", { aborted: 1 }, {}],
+    ["refused", "away", { unreachable: 1 }, {}],
+    ["elsewhere", "open", { reused: 1, closed: 1 }, { reset: 1, closed: 1 }],
+  ] as const)("%s (%s)", async (way, to, client, server) => {
+    const before = { out: sum("out"), in: sum("in") };
+    const apps = await run(way, to);
+    const out = subtractCounters(sum("out"), before.out);
+    const accepted = subtractCounters(sum("in"), before.in);
+    expect({ ...apps, ends: named(out), opened: out.opened }).toEqual({
+      sent: out.sent,
+      received: out.received,
+      ends: client,
+      opened: Object.values(client).reduce((all: number, one) => all + one, 0),
+    });
+    expect(named(accepted)).toEqual(server);
+    if (to !== "open" || way === "elsewhere") return;
+    // Both ends of a connection say the same.
+    expect([accepted.received, accepted.sent]).toEqual([out.sent, way === "unread" ? 50_000 : out.received]);
+  });
+
+  test("each byte once, while others flush without pause", async () => {
+    const before = sum("out");
+    let busy = true;
+    let flushes = 0;
+    const work = run("many", "open").finally(() => {
+      busy = false;
+    });
+    while (busy && flusher) {
+      flusher.flush();
+      flushes++;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    const apps = await work;
+    const out = subtractCounters(sum("out"), before);
+    if (flusher) expect(flushes).toBeGreaterThan(20);
+    expect({ sent: out.sent, received: out.received, opened: out.opened }).toEqual({ ...apps, opened: 300 });
+    expect(named(out)).toEqual({ closed: 200, reset: 100 });
+  });
+
+  test("a live connection is in the row after a flush", async () => {
+    const before = sum("out");
+    const client = new RunningClient(script("alive", "open"));
+    try {
+      expect(await client.line()).toBe("alive");
+      flusher?.flush();
+      const live = subtractCounters(sum("out"), before);
+      expect([live.opened, closedOf(live)]).toEqual([1, 0]);
+      // A SYN and a FIN may be in what was acknowledged: two bytes at most wait for the end.
+      if (flusher) expect([live.sent, live.received]).toEqual([6999, 2999]);
+      client.go();
+      await client.line();
+      const over = subtractCounters(sum("out"), before);
+      expect([over.sent, over.received, closedOf(over)]).toEqual([7000, 3000, 1]);
+    } finally {
+      client.kill();
+    }
+  });
+
+  test("the source is named, and its rows say when they were used", () => {
+    const names = lab.datapath.maps.source_names.entries();
+    expect(names.count).toBeGreaterThan(0);
+    const [row] = rows().filter(({ key }) => key.direction === "out");
+    expect(row?.key.source).toBeGreaterThan(1);
+    expect(row?.usedNs).toBeGreaterThan(0);
+  });
+
+  test("refused on purpose", async () => {
+    const before = sum("refused");
+    await run("refused", "denied");
+    const after = subtractCounters(sum("refused"), before);
+    expect(after.opened).toBe(1);
+  });
+});
