@@ -242,6 +242,59 @@ describe("frontends", () => {
   });
 });
 
+describe("shapes that were once got wrong (test/interop/shapes.yaml)", () => {
+  const shape = (key: string) => at(key, "shapes");
+
+  test("resolution NONE with targetPort: the same address, that port, also for a block", () => {
+    for (const [key, name] of [
+      ["10.66.0.3:7111", "outbound|7111||none.shop.internal"],
+      ["10.67.0.0/24:7112", "outbound|7112||noneblock.shop.internal"],
+    ] as const) {
+      expect(shape(key).target).toEqual(to(name));
+      expect(clusterOf(name, "shapes")).toMatchObject({ kind: "port-override", port: 7001 });
+    }
+    expect(clusterOf("outbound|7001||none.shop.internal", "shapes").kind).toBe("passthrough");
+    expect(notesOf("none.shop.internal:7111", "shapes")).toEqual([]);
+  });
+
+  test("a frontend that no connection reaches is listed, one at 240.0.0.0/4 is none", () => {
+    expect(shape("240.1.2.3:7100").target).toEqual(to("outbound|7100||classe.shop.internal"));
+    expect(notesOf("classe.shop.internal:7100", "shapes")).toEqual([]);
+    expect(notesOf("meta.shop.internal:7101", "shapes")).toEqual([
+      "not-enforced: no connection to 169.254.169.254:7101 is governed: 169.254.0.0/16 (link-local) is always exempt",
+    ]);
+  });
+
+  test("hosts with an allocated address alone open their ports, and keep the address", () => {
+    const ports = { ext: [8180, 8443, 8190], extdns: [8181, 8445, 8191] };
+    for (const [host, list] of Object.entries(ports)) {
+      for (const port of list) {
+        expect(shape(`*:${port}`).target).toEqual({ kind: "passthrough" });
+        const own = [...mesh("shapes").frontends.values()].filter(
+          ({ service }) => service === `${host}.shop.internal:${port}`,
+        );
+        expect(own.map(({ target }) => target)).toEqual([to(`outbound|${port}||${host}.shop.internal`)]);
+        expect(notesOf(`${host}.shop.internal:${port}`, "shapes").join()).toContain(
+          "istiod allocated its only address",
+        );
+      }
+    }
+    const open = [...mesh("shapes").frontends.keys()].filter((key) => key.startsWith("tcp *:"));
+    expect(open.length).toBe(6);
+  });
+
+  test("routes by TLS server name to two subsets go to the service's own cluster", () => {
+    expect(shape("10.200.4.1:8444").target).toEqual(to("outbound|8444||sni.shop.internal"));
+    expect(clusterOf("outbound|8444||sni.shop.internal", "shapes").localities[0]?.endpoints.length).toBe(2);
+    expect(notesOf("sni.shop.internal:8444", "shapes")[0]).toContain("lead to different clusters");
+  });
+
+  test("maxConnections", () => {
+    expect(clusterOf("outbound|7103||vipa.shop.internal", "shapes").maxConnections).toBe(2);
+    expect(clusterOf("outbound|7103||vipb.shop.internal", "shapes").maxConnections).toBe(0);
+  });
+});
+
 describe("clusters", () => {
   test("2b.1 nothing needs a listener inside Envoy when DISABLE_HBONE_SEND is sent", () => {
     const empty = [...mesh("v4").clusters.values()].filter(

@@ -1,7 +1,7 @@
 /**
  * Shows what the real istiod sends to a sidecar node for some objects:
  *
- *     bun test/control-plane/dump.ts OUT [OBJECTS.yaml]
+ *     bun test/control-plane/dump.ts OUT [OBJECTS.yaml] [MESHCONFIG as JSON]
  *
  * Writes into the folder OUT:
  *   config_dump.json   istiod's own view, readable (all clusters, listeners, routes, endpoints)
@@ -16,9 +16,9 @@ import { output } from "../lab/process.ts";
 import { binaries, ControlPlane } from "./control-plane.ts";
 import type { KubeObject } from "./kube.ts";
 
-const [out, objects = join(import.meta.dirname, "sample.yaml")] = process.argv.slice(2);
+const [out, objects = join(import.meta.dirname, "sample.yaml"), meshConfig = "{}"] = process.argv.slice(2);
 if (out === undefined) {
-  console.error("usage: bun test/control-plane/dump.ts OUT [OBJECTS.yaml]");
+  console.error("usage: bun test/control-plane/dump.ts OUT [OBJECTS.yaml] [MESHCONFIG]");
   process.exit(2);
 }
 mkdirSync(out, { recursive: true });
@@ -33,6 +33,7 @@ try {
     binaries: built.folder,
     netns: namespace.path,
     namespaces: ["shop"],
+    meshConfig: JSON.parse(meshConfig) as Record<string, unknown>,
   });
   try {
     const documents = parseAllDocuments(readFileSync(objects, "utf8"));

@@ -16,6 +16,8 @@ export type Recording =
   | "registry-only"
   | "egress-proxy"
   | "restarted"
+  /** Of test/interop/shapes.yaml under REGISTRY_ONLY. */
+  | "shapes"
   | "changes";
 
 export interface Response {
