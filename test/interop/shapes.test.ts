@@ -126,6 +126,23 @@ describe.skipIf(why !== undefined)("shapes under a real istiod", () => {
     );
   });
 
+  test("status says how each type is answered, and dump shows the part that is asked for", async () => {
+    const { stream } = await lab.status();
+    for (const type of ["cluster", "endpoints", "listener", "route", "names"] as const) {
+      expect({ type, ...stream.types[type].answered }).toMatchObject({ type, nacks: 0 });
+      expect(stream.types[type].answered?.acks).toBeGreaterThan(0);
+    }
+    expect((await lab.kmesh("status")).stdout).toMatch(/CDS +SYNCED +\d+ +\d+ ACK, 0 NACK +20\d\d-/);
+    for (const part of ["model", "tables"]) {
+      const dumped = await lab.kmesh("dump", part, "--port", "7111", "--type", "frontends", "-o", "json");
+      expect(Object.keys(JSON.parse(dumped.stdout))).toEqual(["schema", "frontends"]);
+      expect(dumped.stdout).toContain("none.shop.internal:7111");
+      expect(dumped.stdout).not.toContain("7101");
+    }
+    expect(await lab.kmesh("dump", "received", "--fqdn", "nobody.invalid")).toMatchObject({ code: 1 });
+    expect(await lab.kmesh("dump", "model", "--type", "frontend")).toMatchObject({ code: 2 });
+  });
+
   test("in an open mesh the same connections pass, and the remarks stay", async () => {
     await lab.plane.setMeshConfig({ outboundTrafficPolicy: { mode: "ALLOW_ANY" } });
     await lab.connectUntil("all ports are open", REAL, UNDECLARED, ({ made }) => made === 1);

@@ -10,6 +10,7 @@ import type { BootOrder } from "../service/boot-order.ts";
 import { agentFacts } from "./agent-rows.ts";
 import { formatBoot, kernelFacts } from "./kernel-rows.ts";
 import { formatRemarks, formatServices } from "./services.ts";
+import { formatSync } from "./sync.ts";
 import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.ts";
 
 export interface Answer {
@@ -49,6 +50,8 @@ export function formatStatus(
   if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
   const warnings = [...warningsOf(agent, kernel), ...formatOlder(older), ...formatClock(agent, now)];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
+  const sync = agent && formatSync(agent, now);
+  if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");

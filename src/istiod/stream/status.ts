@@ -22,7 +22,7 @@ export type StreamEvent =
   /** The receiver of the resources failed: a fault of kmesh. */
   | { kind: "failed"; reason: string };
 
-/** One type's numbers. The last six count since the start of the process. */
+/** One type's numbers. `responses` to `refused` count since the start of the process. */
 export interface TypeStatus {
   /** Resources held. */
   resources: number;
@@ -36,6 +36,19 @@ export interface TypeStatus {
   changed: number;
   removed: number;
   refused: number;
+  /** How its responses were answered; absent before the first one of this process. */
+  answered?: Answered;
+}
+
+/** Acknowledgements of one type. Times are milliseconds since the epoch. */
+export interface Answered {
+  /** `system_version_info` of the last response, and when that came. */
+  version: string;
+  at: number;
+  acks: number;
+  nacks: number;
+  /** The last response that was not acknowledged; what of it is still refused stands in `rejected`. */
+  lastNack?: { version: string; at: number };
 }
 
 /** The stream as `kmesh status` shows it. Times are milliseconds since the epoch. */

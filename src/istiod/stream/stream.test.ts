@@ -190,6 +190,9 @@ test("a malformed resource is refused by name, the rest of its push applies, and
   istiod.last.send("listener", { version: "v4", resources: { "10.0.0.1_80": "tcp b" } });
   await until(() => sink.commits.length === 3, "the commit");
   expect(stream.status().rejected).toEqual([]);
+  const { answered } = stream.status().types.listener;
+  expect(answered).toMatchObject({ version: "v4", acks: 2, nacks: 2, lastNack: { version: "v3" } });
+  expect(stream.status().types.cluster.answered).toMatchObject({ acks: 1, nacks: 0 });
 });
 
 test("renaming a subset is one transaction, from the clusters to the new subset's endpoints", async () => {

@@ -396,6 +396,7 @@ export class IstiodStream {
 
     counts.refused += refused.length;
     this.#send(acknowledge(type, envelope.nonce, refused));
+    subscription.answer(envelope.version, refused.length === 0);
     if (counts.changed + counts.removed === before) return;
     if (type === "cluster") this.#follow("endpoints", now);
     if (type === "listener") this.#follow("route", now);
@@ -545,5 +546,6 @@ function typeStatus(subscription: Subscription): TypeStatus {
     unanswered: subscription.unanswered.size,
     rejected: subscription.rejected.size,
     ...subscription.counts,
+    ...(subscription.answered ? { answered: subscription.answered } : {}),
   };
 }

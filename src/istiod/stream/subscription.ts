@@ -1,4 +1,5 @@
 import type { ResourceType } from "./sink.ts";
+import type { Answered } from "./status.ts";
 
 /** Bytes that the sink refused. */
 export interface Rejection {
@@ -28,6 +29,9 @@ export class Subscription {
   askedAt = 0;
   answeredAt = 0;
 
+  /** How responses were answered; absent before the first. */
+  answered: Answered | undefined;
+
   /** Since the start of the process. */
   readonly counts = { responses: 0, bytes: 0, unchanged: 0, changed: 0, removed: 0, refused: 0 };
 
@@ -42,6 +46,18 @@ export class Subscription {
     this.answeredAt = 0;
     this.unanswered.clear();
     for (const name of this.asked) if (!this.held.has(name)) this.unanswered.add(name);
+  }
+
+  /** A response of this version was acknowledged, or not. */
+  answer(version: string, acknowledged: boolean, now = Date.now()): void {
+    const { acks = 0, nacks = 0, lastNack } = this.answered ?? {};
+    this.answered = {
+      version,
+      at: now,
+      acks: acks + (acknowledged ? 1 : 0),
+      nacks: nacks + (acknowledged ? 0 : 1),
+      ...(acknowledged ? (lastNack ? { lastNack } : {}) : { lastNack: { version, at: now } }),
+    };
   }
 
   /** Names to the versions held, as a reconnecting client tells them. */

@@ -1,0 +1,39 @@
+/** What `kmesh status` says of each type of istiod's resources, as `istioctl proxy-status` does from the other side. */
+import type { AgentStatus } from "../../admin/status.ts";
+import type { ResourceType } from "../../istiod/stream/sink.ts";
+import type { TypeStatus } from "../../istiod/stream/status.ts";
+import { formatSpan, table } from "../framework/output.ts";
+
+/** In istioctl's order, with its names. */
+const TYPES: readonly [ResourceType, string][] = [
+  ["cluster", "CDS"],
+  ["listener", "LDS"],
+  ["endpoints", "EDS"],
+  ["route", "RDS"],
+  ["names", "NDS"],
+];
+
+/** A table of types; undefined when nothing was ever received (the line of the stream says why). */
+export function formatSync({ stream }: AgentStatus, now: number): string | undefined {
+  if (TYPES.every(([type]) => stream.types[type].answered === undefined)) return undefined;
+  const rows = TYPES.map(([type, name]) => {
+    const one = stream.types[type];
+    const { answered } = one;
+    return [
+      name,
+      stateOf(one),
+      String(one.resources),
+      answered ? `${answered.acks} ACK, ${answered.nacks} NACK` : "-",
+      answered?.version || "-",
+      answered ? `${formatSpan(now - answered.at)} ago` : "-",
+    ];
+  });
+  return table(["ISTIOD", "STATE", "HELD", "ANSWERED", "LAST VERSION", "RECEIVED"], rows);
+}
+
+/** One word first: SYNCED, REJECTED (part of what istiod sends is refused), WAITING or NOT SENT. */
+function stateOf({ answered, rejected, unanswered }: TypeStatus): string {
+  if (rejected > 0) return `REJECTED ${rejected}`;
+  if (unanswered > 0) return `WAITING for ${unanswered}`;
+  return answered ? "SYNCED" : "NOT SENT";
+}
