@@ -7,30 +7,18 @@
 #include "include/accepted.h"
 #include "include/live.h"
 
-/* An MPTCP socket that is closed says less than its first subflow, which tells a failed connect() from an ended one. */
-static __always_inline void end_mptcp(struct socket_state *state, const struct mptcp_sock *mptcp, __u32 tcp_state)
-{
-	const struct sock *first = BPF_CORE_READ(mptcp, first);
-
-	if (tcp_state == BPF_TCP_CLOSE && first)
-		tcp_state = BPF_CORE_READ(first, __sk_common.skc_state);
-	end_connection(state, first, tcp_state);
-}
-
 /* The context of this hook is the kernel's socket itself. */
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
 	struct socket_state *state = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
+	const struct sock *sk = (const struct sock *)ctx;
 	struct traffic *set;
 
 	if (state) {
 		if (state->flow)
 			end_flow(ctx, ctx->state);
-		if (can_find_mptcp_socket() && state->flags & SOCKET_MPTCP)
-			end_mptcp(state, (const struct mptcp_sock *)ctx, ctx->state);
-		else
-			end_connection(state, (const struct sock *)ctx, ctx->state);
+		end_socket(state, sk, ctx->state);
 		return 1;
 	}
 	set = traffic_settings();

@@ -21,15 +21,31 @@ static __always_inline void begin_connection(struct socket_state *state, struct 
 	state->flags |= SOCKET_COUNTED;
 }
 
+/* Takes the mark from a socket that it is counted; false when it has none. Of several that end it, one gets the mark. */
+static __always_inline bool take_count(struct socket_state *state)
+{
+	/* The flags with the version before them: the smallest word that can be changed at once. */
+	__u32 *word = (__u32 *)state;
+	const __u32 mark = (__u32)SOCKET_COUNTED << 16;
+
+#ifdef KMESH_NO_FETCH_ATOMICS
+	__u32 old = *(volatile __u32 *)word;
+
+	*(volatile __u32 *)word = old & ~mark;
+	return old & mark;
+#else
+	return __sync_fetch_and_and(word, ~mark) & mark;
+#endif
+}
+
 /* `sk` is the TCP socket, or the first subflow of an MPTCP socket, and `tcp_state` its state now. */
 static __always_inline void end_connection(struct socket_state *state, const struct sock *sk, __u32 tcp_state)
 {
 	struct endpoint_load *endpoint;
 	struct cluster_load *cluster;
 
-	if (!(state->flags & SOCKET_COUNTED))
+	if (!(state->flags & SOCKET_COUNTED) || !take_count(state))
 		return;
-	state->flags &= ~SOCKET_COUNTED;
 	endpoint = chunked_lookup(&endpoint_loads, state->endpoint);
 	cluster = chunked_lookup(&cluster_loads, state->cluster);
 	if (endpoint)
@@ -38,4 +54,28 @@ static __always_inline void end_connection(struct socket_state *state, const str
 		__sync_fetch_and_add(&cluster->live, -1);
 	if (endpoint)
 		outlier_update(state, endpoint, outcome_of(sk, tcp_state, state->sequence));
+}
+
+/*
+ * The TCP socket by which this one connected: itself, or an MPTCP socket's first subflow. May be NULL, and only be read by
+ * BPF_CORE_READ.
+ */
+static __always_inline const struct sock *connecting_socket(const struct socket_state *state, const struct sock *sk)
+{
+	if (can_find_mptcp_socket() && state->flags & SOCKET_MPTCP)
+		return BPF_CORE_READ((const struct mptcp_sock *)sk, first);
+	return sk;
+}
+
+/*
+ * The end of a socket that has the state `tcp_state` now. An MPTCP socket that is closed says less than its subflow, which
+ * tells a failed connect() from one that ended.
+ */
+static __always_inline void end_socket(struct socket_state *state, const struct sock *sk, __u32 tcp_state)
+{
+	const struct sock *tcp = connecting_socket(state, sk);
+
+	if (tcp != sk && tcp_state == BPF_TCP_CLOSE)
+		tcp_state = BPF_CORE_READ(tcp, __sk_common.skc_state);
+	end_connection(state, tcp, tcp_state);
 }

@@ -6,6 +6,7 @@ import { monotonic } from "../kernel/clock.ts";
 import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import type { Hook } from "../kernel/link.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import { ClosedSockets } from "./generation/closed-sockets.ts";
 import { Generation, governedByOthers } from "./generation/generation.ts";
 import { generationStateAt } from "./generation/generation-state.ts";
 import type { LinkIds } from "./generation/hidden-links.ts";
@@ -62,6 +63,10 @@ export interface DatapathOptions extends Governed {
   warn?(line: string): void;
 }
 
+/** Between two looks for sockets whose connections have ended, milliseconds; and what a look may take of that, a share. */
+const CLOSED_EVERY = 1_000;
+const CLOSED_SHARE = 0.02;
+
 /** Between two tries of programs that failed their probe, milliseconds; each waits twice as long. */
 const PROBE_RETRY = { first: 5_000, longest: 300_000 };
 
@@ -76,6 +81,9 @@ export class Datapath {
   /** There is more to be removed than a push will say. */
   #untidy = false;
   #upkeep: ReturnType<typeof setInterval> | undefined;
+  #closedTimer: ReturnType<typeof setTimeout> | undefined;
+  /** Loaded when it is first wanted; null when this kernel does not take it. */
+  #closedSockets: ClosedSockets | null | undefined;
   /** Set until live counts are compared with the sockets: whether sock_release had been gone. */
   #uncompared: boolean | undefined;
   #closed = false;
@@ -101,6 +109,7 @@ export class Datapath {
     if (options.upkeep === undefined) return;
     this.#upkeep = setInterval(() => this.#lookAfter(), options.upkeep);
     this.#upkeep.unref?.();
+    this.#lookForClosed(CLOSED_EVERY);
     if (generation.adopted) this.#uncompared = lost.includes("sock_release");
   }
 
@@ -259,6 +268,12 @@ export class Datapath {
     return this.#generation.tables.maps;
   }
 
+  /** Takes connections that have ended out of the live counts, though apps still hold their sockets. Throws KernelError. */
+  uncountClosed(): void {
+    this.#closedSockets ??= ClosedSockets.open(this.#generation.tables);
+    this.#closedSockets.uncount();
+  }
+
   inspect(): Inspection {
     return inspectTables(this.#options.bpffs, this.#generation.tables);
   }
@@ -291,6 +306,8 @@ export class Datapath {
    */
   close(): void {
     clearInterval(this.#upkeep);
+    clearTimeout(this.#closedTimer);
+    this.#closedSockets?.close();
     this.#closed = true;
     if (this.#ownsPins) {
       this.#publisher?.close();
@@ -356,6 +373,23 @@ export class Datapath {
     if (troubles.length === 0) this.#trouble = "";
     else
       this.#complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
+  }
+
+  /** In `wait` milliseconds, and on from there: many sockets take longer, and are looked at less often. */
+  #lookForClosed(wait: number): void {
+    this.#closedTimer = setTimeout(() => {
+      const began = performance.now();
+      try {
+        if (this.#attached && this.#closedSockets !== null) this.uncountClosed();
+      } catch (error) {
+        this.#closedSockets = null;
+        this.#options.log(
+          `connections that have ended stay counted until their sockets are closed: ${reasonOf(error)}`,
+        );
+      }
+      this.#lookForClosed(Math.max(CLOSED_EVERY, (performance.now() - began) / CLOSED_SHARE));
+    }, wait);
+    this.#closedTimer.unref?.();
   }
 
   get #ownsPins(): boolean {

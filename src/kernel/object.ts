@@ -207,6 +207,14 @@ export class BpfProgram {
   }
 
   /**
+   * Runs an iterator program once over all that `map` holds, and returns when it is through. What it prints is thrown away.
+   * Throws KernelError: EINVAL when it is no iterator of such maps.
+   */
+  walk(map: BpfMap): void {
+    check(native().kmesh_walk_map(this.fd, map.fd), "bpf_iter_create", this.info.name);
+  }
+
+  /**
    * Runs a packet program (socket filter, tc) without a hook, `repeat` times over the same bytes. Other types, such as
    * those of cgroup hooks, have no such run (ENOTSUPP).
    * @param packet at least an Ethernet header

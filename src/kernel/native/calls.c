@@ -409,3 +409,27 @@ API int kmesh_program_maps(int program, unsigned int *ids, unsigned int room)
 
 	return error ? error : (int)info.nr_map_ids;
 }
+
+/* Runs an iterator program over all that a map holds (BPF_TRACE_ITER); what it prints is thrown away. */
+API int kmesh_walk_map(int program, int map)
+{
+	union bpf_iter_link_info info = { .map = { .map_fd = map } };
+	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
+	int link = bpf_link_create(program, 0, BPF_TRACE_ITER, &options), walk, error = 0;
+	char printed[64];
+	long length;
+
+	if (link < 0)
+		return link;
+	walk = bpf_iter_create(link);
+	close(link);
+	if (walk < 0)
+		return walk;
+	do
+		length = read(walk, printed, sizeof(printed));
+	while (length > 0 || (length < 0 && (errno == EINTR || errno == EAGAIN)));
+	if (length < 0)
+		error = -errno;
+	close(walk);
+	return error;
+}
