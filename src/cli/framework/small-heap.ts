@@ -1,5 +1,4 @@
 import { writeFileSync } from "node:fs";
-import { execSelf } from "../../kernel/process.ts";
 import { smallHeapEnvironment } from "../../runtime/heap.ts";
 import { selfCommand } from "../../runtime/self.ts";
 
@@ -9,7 +8,12 @@ import { selfCommand } from "../../runtime/self.ts";
  */
 export function keepHeapSmall(): void {
   const env = smallHeapEnvironment(process.env);
-  if (env) execSelf([...selfCommand(), ...process.argv.slice(2)], env);
+  if (env) {
+    const [path = "", ...rest] = selfCommand();
+    const given = Object.entries(env).filter((each): each is [string, string] => each[1] !== undefined);
+    // Not kernel/process.ts: loading libbpf for this one call takes a quarter of a start.
+    process.execve?.(path, [path, ...rest, ...process.argv.slice(2)], Object.fromEntries(given));
+  }
   try {
     // Started by way of /proc/self/exe it is called "exe".
     writeFileSync("/proc/self/comm", "kmesh");
