@@ -28,6 +28,9 @@
 /* Slots that are tried to find an endpoint that is not ejected. Runs no longer than that are searched whole. */
 #define EJECTION_RETRIES 32
 
+#define REACHES_V4 1
+#define REACHES_V6 2
+
 #define PROCEED 1
 #define DENY 0
 
@@ -319,6 +322,33 @@ __noinline __u32 usable_slot(__u32 first_line, __u32 count, __u32 slot, __u32 se
 }
 
 /*
+ * The first endpoint of the next priorities that is not ejected, found as usable_slot() does; `slot` when there is none.
+ * `families` has a bit for each that the socket can reach.
+ */
+__noinline __u32 fallback_slot(__u32 fallback, __u32 families, __u32 slot, __u32 seed, __u64 now)
+{
+	for (int i = 0; i < MAX_FALLBACKS && fallback; i++) {
+		struct descriptor *desc = chunked_lookup(&descriptors, fallback);
+		struct run run = {};
+		__u32 other;
+
+		if (!desc)
+			break;
+		if (families & REACHES_V6)
+			run = desc->v6;
+		if (!run.count && families & REACHES_V4)
+			run = desc->v4;
+		fallback = desc->fallback;
+		if (!run.count)
+			continue;
+		other = usable_slot(run.first_line, run.count, slot_of(run.first_line, seed % run.count), seed, now);
+		if (!is_ejected(other, now))
+			return other;
+	}
+	return slot;
+}
+
+/*
  * The run of slots that this socket can reach: the family that it asked for first, then the other one where the
  * socket allows it. An empty run means that there is none.
  */
@@ -334,6 +364,14 @@ static __always_inline struct run reachable_run(struct bpf_sock_addr *ctx, const
 	if (desc->v6.count)
 		return desc->v6;
 	return desc->v4.count && !is_v6_only(ctx->sk) ? desc->v4 : none;
+}
+
+/* The same families as bits. */
+static __always_inline __u32 reachable_families(struct bpf_sock_addr *ctx, const struct request *req)
+{
+	if (!req->v6_socket || is_mapped(&req->address))
+		return REACHES_V4;
+	return is_v6_only(ctx->sk) ? REACHES_V6 : REACHES_V6 | REACHES_V4;
 }
 
 static __always_inline bool is_full(const struct descriptor *desc, const struct cluster_load *load)
@@ -367,6 +405,8 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 		__u32 seed = desc->balance == BALANCE_HASH ? source_hash(ctx, set, req) : bpf_get_prandom_u32();
 
 		slot = usable_slot(run.first_line, run.count, slot, seed, made->now);
+		if (desc->fallback && is_ejected(slot, made->now))
+			slot = fallback_slot(desc->fallback, reachable_families(ctx, req), slot, seed, made->now);
 	}
 	if (slot & SLOT_REFUSE)
 		return refuse(made, slot & ~SLOT_REFUSE);

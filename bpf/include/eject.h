@@ -39,6 +39,7 @@ static __always_inline struct ejection ejection_of(const struct descriptor *desc
 		ejection.base_ms = 30000;
 		ejection.longest_ms = 300000;
 		ejection.percent = 50;
+		ejection.enforcing = 100;
 	}
 	return ejection;
 }
@@ -69,17 +70,36 @@ __noinline __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64
 	return is_ejected(slot, now) ? OTHERS : 0;
 }
 
-/* Whether the share of a run that is ejected, with this endpoint, would not be too large. */
-__noinline int has_share(__u32 first_line, __u32 count, __u32 endpoint, __u32 percent, __u64 now)
+/* Of a run's slots, or a sample: how many are this endpoint's, other ejected ones', and looked at; 16 bits each. */
+__noinline __u64 run_share(__u32 first_line, __u32 count, __u32 endpoint, __u64 now)
 {
 	__u32 step = (count + SHARE_SLOTS - 1) / SHARE_SLOTS;
-	__u32 sum = 0, seen = 0, others;
+	__u32 sum = 0, at = 0;
+	__u64 seen = 0;
 
-	for (__u32 i = 0; i < SHARE_SLOTS && seen < count; i++, seen += step)
-		sum += slot_share(first_line, seen, endpoint, now);
-	others = sum / OTHERS;
-	seen = step ? (count + step - 1) / step : 0;
-	return percent && (!others || (others + sum % OTHERS) * 100 <= percent * seen);
+	for (__u32 i = 0; i < SHARE_SLOTS && at < count; i++, at += step, seen++)
+		sum += slot_share(first_line, at, endpoint, now);
+	return seen << 32 | sum;
+}
+
+/* Whether the share of a cluster, with its further priorities, that is ejected with this endpoint would not be too large. */
+__noinline int has_share(__u32 cluster, __u32 endpoint, __u32 is_v4, __u32 percent, __u64 now)
+{
+	struct descriptor *desc = descriptor_of(cluster);
+	__u64 ejected = 0, seen = 0;
+	__u32 others = 0;
+
+	for (int i = 0; i <= MAX_FALLBACKS && desc; i++) {
+		struct run run = is_v4 ? desc->v4 : desc->v6;
+		__u64 share = run_share(run.first_line, run.count, endpoint, now);
+		__u32 step = (run.count + SHARE_SLOTS - 1) / SHARE_SLOTS;
+
+		others |= (__u32)share / OTHERS;
+		ejected += (__u64)((__u32)share / OTHERS + (__u32)share % OTHERS) * step;
+		seen += (share >> 32) * step;
+		desc = desc->fallback ? chunked_lookup(&descriptors, desc->fallback) : NULL;
+	}
+	return percent && (!others || ejected * 100 <= percent * seen);
 }
 
 /* False when another CPU was faster. */
@@ -115,7 +135,6 @@ __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 end
 	struct descriptor *desc = descriptor_of(cluster_id);
 	__u64 now = bpf_ktime_get_ns();
 	struct ejection ejection;
-	struct run run;
 	__u64 until, end;
 
 	if (!load || !cluster || !endpoint)
@@ -126,12 +145,11 @@ __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 end
 	if (!desc || desc->kind != CLUSTER_ENDPOINTS)
 		return 0;
 	ejection = ejection_of(desc, now);
-	run = endpoint->is_v4 ? desc->v4 : desc->v6;
 	until = *(volatile __u64 *)&load->ejected_until_ns;
 	if (until > now) {
 		/* Ejected for another cluster: this one saw the same. */
 		if (ejection.after && cluster->ejected_until_ns < until &&
-		    has_share(run.first_line, run.count, endpoint_id, ejection.percent, now))
+		    has_share(cluster_id, endpoint_id, endpoint->is_v4, ejection.percent, now))
 			note_ejection(cluster, until, now);
 		return 0;
 	}
@@ -147,7 +165,8 @@ __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 end
 	__sync_fetch_and_add(&load->failures, 1);
 	if (!ejection.after || *(volatile __u32 *)&load->failures < ejection.after)
 		return 0;
-	if (!has_share(run.first_line, run.count, endpoint_id, ejection.percent, now)) {
+	if (bpf_get_prandom_u32() % 100 >= ejection.enforcing ||
+	    !has_share(cluster_id, endpoint_id, endpoint->is_v4, ejection.percent, now)) {
 		load->failures = 0;
 		return 0;
 	}

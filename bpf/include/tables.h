@@ -65,7 +65,8 @@ struct ejection {
 	__u32 after; /* that many in a row; 0 = never */
 	__u32 base_ms; /* the first lasts that long, the second in a row twice as long, ... */
 	__u32 longest_ms;
-	__u32 percent; /* of the slots at most; one endpoint always may */
+	__u16 percent; /* of the slots at most; one endpoint always may */
+	__u16 enforcing; /* out of a hundred rows of failures so many eject */
 };
 
 /* Immutable once published. */
@@ -80,9 +81,12 @@ struct descriptor {
 	struct ejection ejection;
 	__be16 port; /* CLUSTER_PORT */
 	__u16 zero2;
-	__u32 reserved;
+	__u32 fallback; /* descriptor of the next priority, for when every endpoint here is ejected; 0 = none */
 	__u8 digest[16]; /* of what the agent compiled this from; it knows by it what needs no write */
 };
+
+/* Descriptors in a chain of fallbacks at most; the last one has all further priorities. */
+#define MAX_FALLBACKS 8
 
 #define SLOTS_PER_LINE 16
 /* In a slot instead of an id: refuse with the reason in the low bits. */

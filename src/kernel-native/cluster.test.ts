@@ -248,10 +248,10 @@ describe("balancing", () => {
 
 describe("outlier detection", () => {
   const ejection = (outlierDetection: object) => read({ outlierDetection }).policy.ejection;
-  const DEFAULTS = { after: 5, base: 30_000, longest: 300_000, percent: 10 };
+  const DEFAULTS = { after: 5, base: 30_000, longest: 300_000, percent: 10, enforcing: 100 };
 
   test("none ejects nobody; an empty one has Envoy's defaults", () => {
-    expect(read().policy.ejection).toEqual({ after: 0, base: 0, longest: 0, percent: 0 });
+    expect(read().policy.ejection).toEqual({ after: 0, base: 0, longest: 0, percent: 0, enforcing: 0 });
     expect(ejection({})).toEqual(DEFAULTS);
   });
 
@@ -277,9 +277,30 @@ describe("outlier detection", () => {
     expect(ejection({ ...split, enforcingConsecutiveLocalOriginFailure: { value: 0 } }).after).toBe(0);
   });
 
+  test("a part of the rows of failures ejects where the enforcing percentage says so", () => {
+    expect(ejection({ enforcingConsecutive_5xx: { value: 30 } })).toMatchObject({ after: 5, enforcing: 30 });
+    expect(ejection({ enforcingConsecutive_5xx: { value: 300 } }).enforcing).toBe(100);
+    const both = {
+      enforcingConsecutive_5xx: { value: 30 },
+      consecutiveGatewayFailure: { value: 3 },
+      enforcingConsecutiveGatewayFailure: { value: 60 },
+    };
+    expect(ejection(both)).toMatchObject({ after: 3, enforcing: 60 });
+    expect(ejection({ ...both, consecutiveGatewayFailure: { value: 5 } })).toMatchObject({
+      after: 5,
+      enforcing: 60,
+    });
+  });
+
   test("time and share", () => {
     const times = { baseEjectionTime: { seconds: 400 }, maxEjectionPercent: { value: 50 } };
-    expect(ejection(times)).toEqual({ after: 5, base: 400_000, longest: 400_000, percent: 50 });
+    expect(ejection(times)).toEqual({
+      after: 5,
+      base: 400_000,
+      longest: 400_000,
+      percent: 50,
+      enforcing: 100,
+    });
     expect(ejection({ ...times, maxEjectionTime: { seconds: 500 } }).longest).toBe(500_000);
     expect(ejection({ maxEjectionPercent: { value: 0 } }).after).toBe(0);
     expect(ejection({ maxEjectionPercent: { value: 300 } }).percent).toBe(100);

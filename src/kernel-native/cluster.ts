@@ -579,14 +579,17 @@ function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejection {
         failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100),
         failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0),
       ];
-  const counts = enforced.filter((count) => count > 0);
+  // Of two kinds of errors that a failed connect counts as, the one that ejects first.
+  const [first] = enforced
+    .filter(({ count }) => count > 0)
+    .sort((a, b) => a.count - b.count || b.enforcing - a.enforcing);
   const percent = Math.min(100, wrapped(outlier.maxEjectionPercent, OUTLIER.percent));
-  if (counts.length === 0 || percent === 0) return NO_EJECTION;
+  if (!first || percent === 0) return NO_EJECTION;
   const base = outlier.baseEjectionTime ? seconds(outlier.baseEjectionTime) * 1_000 : OUTLIER.base;
   const longest = outlier.maxEjectionTime
     ? seconds(outlier.maxEjectionTime) * 1_000
     : Math.max(base, OUTLIER.longest);
-  return { after: Math.min(...counts), base, longest, percent };
+  return { after: first.count, base, longest, percent, enforcing: Math.min(100, first.enforcing) };
 }
 
 type Wrapped = { value?: number | null } | null | undefined;
@@ -596,15 +599,20 @@ function wrapped(given: Wrapped, otherwise: number): number {
   return given ? (given.value ?? 0) : otherwise;
 }
 
-/** Failures in a row that eject; 0 = they don't. */
-function failuresOf(count: Wrapped, enforcing: Wrapped, enforcedByDefault: number): number {
-  return wrapped(enforcing, enforcedByDefault) > 0 ? wrapped(count, OUTLIER.failures) : 0;
+/** Failures in a row that eject, 0 = they don't, and out of a hundred such rows how many do. */
+function failuresOf(
+  given: Wrapped,
+  enforced: Wrapped,
+  enforcedByDefault: number,
+): { count: number; enforcing: number } {
+  const enforcing = wrapped(enforced, enforcedByDefault);
+  return { count: enforcing > 0 ? wrapped(given, OUTLIER.failures) : 0, enforcing };
 }
 
 function lostDetection(outlier: envoy.OutlierDetection.$Properties, lost: (text: string) => void): void {
   const errors =
-    failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100) > 0 ||
-    failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0) > 0;
+    failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100).count > 0 ||
+    failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0).count > 0;
   if (errors) lost("outlier detection by HTTP errors: connects that fail count");
   if (wrapped(outlier.enforcingSuccessRate, 100) > 0) lost("outlier detection by success rate");
 }

@@ -87,7 +87,7 @@ function meshOf(random: Random, size: number): Mesh {
     maxConnections: whole(),
     ejection: random.pick([
       NO_EJECTION,
-      { after: random.below(99) + 1, base: whole(), longest: whole(), percent: whole() },
+      { after: random.below(99) + 1, base: whole(), longest: whole(), percent: whole(), enforcing: whole() },
     ]),
     pending: random.chance(0.5),
   });

@@ -24,7 +24,7 @@ import {
 } from "./model.ts";
 
 /** The version of this encoding. */
-export const MESH_ENCODING = 2;
+export const MESH_ENCODING = 3;
 
 /** Bytes of a part, about: an element is never cut. */
 const PART = 64 << 10;
@@ -229,16 +229,22 @@ function takeCluster(reader: Reader): Cluster {
   };
 }
 
-function putEjection(writer: Writer, { after, base, longest, percent }: Ejection): void {
+function putEjection(writer: Writer, { after, base, longest, percent, enforcing }: Ejection): void {
   writer.number(after);
   // Most clusters eject nobody.
-  if (after > 0) for (const value of [base, longest, percent]) writer.number(value);
+  if (after > 0) for (const value of [base, longest, percent, enforcing]) writer.number(value);
 }
 
 function takeEjection(reader: Reader): Ejection {
   const after = reader.number();
   return after > 0
-    ? { after, base: reader.number(), longest: reader.number(), percent: reader.number() }
+    ? {
+        after,
+        base: reader.number(),
+        longest: reader.number(),
+        percent: reader.number(),
+        enforcing: reader.number(),
+      }
     : NO_EJECTION;
 }
 

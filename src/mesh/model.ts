@@ -123,9 +123,11 @@ export interface Ejection {
   longest: number;
   /** Of the endpoints that may be ejected at a time, in percent; one always may, unless this is 0. */
   percent: number;
+  /** How many out of a hundred such rows of failures eject: Envoy's enforcing percentage, 1 to 100; 0 = never. */
+  enforcing: number;
 }
 
-export const NO_EJECTION: Ejection = { after: 0, base: 0, longest: 0, percent: 0 };
+export const NO_EJECTION: Ejection = { after: 0, base: 0, longest: 0, percent: 0, enforcing: 0 };
 
 export interface Cluster {
   name: string;

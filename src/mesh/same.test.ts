@@ -25,7 +25,7 @@ function cluster(): Cluster {
     overprovisioning: 140,
     panicThreshold: 0,
     maxConnections: 0,
-    ejection: { after: 5, base: 30_000, longest: 300_000, percent: 10 },
+    ejection: { after: 5, base: 30_000, longest: 300_000, percent: 10, enforcing: 100 },
     pending: false,
   };
 }

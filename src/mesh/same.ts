@@ -81,7 +81,13 @@ export function sameCluster(a: Cluster, b: Cluster): boolean {
 }
 
 function sameEjection(a: Ejection, b: Ejection): boolean {
-  return a.after === b.after && a.base === b.base && a.longest === b.longest && a.percent === b.percent;
+  return (
+    a.after === b.after &&
+    a.base === b.base &&
+    a.longest === b.longest &&
+    a.percent === b.percent &&
+    a.enforcing === b.enforcing
+  );
 }
 
 function sameBalance(a: Balance, b: Balance): boolean {

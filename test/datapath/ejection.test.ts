@@ -2,10 +2,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { openPinned } from "../../src/datapath/inspect/inspect.ts";
 import type { Tables } from "../../src/datapath/tables/tables.ts";
-import type { Balance, Ejection } from "../../src/mesh/model.ts";
+import type { Balance, Cluster, Ejection } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, emptyMesh, endpoint, locality } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;
@@ -13,12 +13,13 @@ if (!root) console.warn("ejection tests are skipped: they need root");
 
 const LIVE = "172.31.1.1:8080";
 const LIVE6 = "[fd00:31::1]:8080";
-const RULE: Ejection = { after: 3, base: 60_000, longest: 300_000, percent: 50 };
+const RULE: Ejection = { after: 3, base: 60_000, longest: 300_000, percent: 50, enforcing: 100 };
 let serial = 0;
 
 describe.skipIf(!root)("ejection", () => {
   let lab: DatapathLab;
   let tables: Tables;
+  let lastMesh = emptyMesh();
   beforeAll(async () => {
     lab = await DatapathLab.create();
     await lab.serve({ live: LIVE, six: LIVE6 });
@@ -35,11 +36,7 @@ describe.skipIf(!root)("ejection", () => {
     Array.from({ length: count }, () => `${host}:${++serial}`);
 
   /** A service of its own over these endpoints; gives its address. */
-  function serve(
-    name: string,
-    ends: readonly string[],
-    more: { ejection?: Ejection; balance?: Balance } = {},
-  ): string {
+  function serve(name: string, ends: readonly string[], more: Partial<Cluster> = {}): string {
     const mesh = emptyMesh();
     addCluster(
       mesh,
@@ -52,6 +49,7 @@ describe.skipIf(!root)("ejection", () => {
       : `10.96.9.${++serial}:80`;
     addFrontend(mesh, address, { kind: "cluster", cluster: name });
     lab.publish(mesh);
+    lastMesh = mesh;
     lab.datapath.keepCurrent();
     return address;
   }
@@ -113,6 +111,55 @@ describe.skipIf(!root)("ejection", () => {
     await eventually("the first is over", () => ejected("longer").length === 0);
     expect((await lab.connect(at, { count: 4 })).errors).toEqual({ ECONNREFUSED: 1 });
     expect(ejected("longer")[0]?.ejectedFor).toBeGreaterThan(1_000);
+  });
+
+  test.each(BALANCES.map((balance) => [balance.policy, balance] as const))(
+    "%s: with a whole locality ejected connections go to the next priority, and come back",
+    async (policy, balance) => {
+      const [late = "", ...gone] = dead(2, "127.0.0.1");
+      const [second = ""] = dead(1);
+      const localities = [[late, ...gone], [second], [LIVE]].map((ends, priority) =>
+        locality(
+          ends.map((at) => endpoint(at)),
+          { priority },
+        ),
+      );
+      const name = `failover-${policy}`;
+      const ejection = { ...RULE, base: 2_500, percent: 75 };
+      const at = serve(name, [late], { balance, ejection, localities });
+      const before = await lab.connect(at, { count: 40 });
+      // Three failures an endpoint; all three dead ones of four may be ejected, which is 75 percent.
+      expect(before.errors.ECONNREFUSED ?? 0).toBeLessThanOrEqual(9);
+      expect(before.by).toEqual({ live: before.made });
+      expect(await lab.connect(at, { count: 20 })).toMatchObject({ made: 20, by: { live: 20 }, errors: {} });
+      expect(ejected(name).length).toBeGreaterThanOrEqual(1);
+      await lab.serve({ [policy]: late });
+      expect(lab.datapath.inspect().clusters.find((each) => each.name === name)?.fallbacks).toMatchObject([
+        [{ port: Number(second.split(":")[1]) }],
+        [{ address: "172.31.1.1", port: 8080 }],
+      ]);
+      // What an earlier start wrote is found again, with its fallbacks.
+      lab.reopen();
+      expect(lab.datapath.apply(lastMesh, { everything: true }).writes).toBe(0);
+      lab.datapath.keepCurrent();
+      await eventually("the time is over", () => ejected(name).length === 0);
+      expect((await lab.connect(at, { count: 20 })).by[policy]).toBeGreaterThan(0);
+    },
+  );
+
+  test("an enforcing percentage ejects after so many out of a hundred rows of failures", async () => {
+    const rule = { ...RULE, after: 1, percent: 100 };
+    let rows = 0;
+    for (let i = 0; i < 12; i++) {
+      const name = `enforcing-${i}`;
+      const at = serve(name, [LIVE, ...dead(1)], { ejection: { ...rule, enforcing: 20 } });
+      rows += (await lab.connect(at, { count: 40 })).errors.ECONNREFUSED ?? 0;
+    }
+    // Each failure is a row: five in the mean until one ejects, twenty where none does.
+    expect(rows).toBeGreaterThan(12);
+    expect(rows).toBeLessThan(12 * 12);
+    const always = serve("always", [LIVE, ...dead(1)], { ejection: { ...rule, enforcing: 100 } });
+    expect((await lab.connect(always, { count: 40 })).errors).toEqual({ ECONNREFUSED: 1 });
   });
 
   test("no more than the share, but one", async () => {

@@ -18,7 +18,7 @@ if (!root || !able)
 
 const SPOKEN = "172.31.1.1:8090";
 const PLAIN = "172.31.1.2:8080";
-const RULE: Ejection = { after: 3, base: 60_000, longest: 300_000, percent: 50 };
+const RULE: Ejection = { after: 3, base: 60_000, longest: 300_000, percent: 50, enforcing: 100 };
 
 describe.skipIf(!root || !able)("MPTCP", () => {
   let lab: DatapathLab;

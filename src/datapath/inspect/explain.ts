@@ -130,7 +130,9 @@ function fateOf(cluster: ClusterState, family: "IPv4" | "IPv6"): Fate {
       text: `${cluster.live} of ${cluster.maxConnections} connections in use`,
     };
   }
-  return { verdict: "redirect", text: `${cluster.policy} over ${usable.length} endpoint(s)` };
+  const further = (cluster.fallbacks ?? []).flat().length;
+  const then = further > 0 ? `, and to ${further} of further priorities when all of these are ejected` : "";
+  return { verdict: "redirect", text: `${cluster.policy} over ${usable.length} endpoint(s)${then}` };
 }
 
 /** The target word for an address that is governed, and how it was found. */

@@ -16,7 +16,13 @@ import { ownLink } from "../generation/pin-ownership.ts";
 import { complete } from "../generation/pinned.ts";
 import { ASIDE, HOOK_ORDER, linkPin } from "../generation/pins.ts";
 import { splitOf } from "../mesh-tables/cluster-table.ts";
-import { type Descriptor, readDescriptor, readSlots, SLOT_REFUSE } from "../mesh-tables/descriptor.ts";
+import {
+  chainOf,
+  type Descriptor,
+  readDescriptor,
+  readSlots,
+  SLOT_REFUSE,
+} from "../mesh-tables/descriptor.ts";
 import { readEndpoint } from "../mesh-tables/endpoint-table.ts";
 import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
 import { ChunkedTable } from "../tables/chunked-table.ts";
@@ -84,6 +90,8 @@ export interface ClusterState {
   maxConnections: number;
   live: number;
   endpoints: EndpointState[];
+  /** Those of further priorities, which get connections when every one before is ejected. Absent when there are none. */
+  fallbacks?: EndpointState[][];
   /** Of a split: clusters and their share, 0 to 1. */
   shares: { cluster: string; share: number }[];
 }
@@ -358,6 +366,7 @@ export class TableView {
     const descriptor = this.descriptor(id);
     if (!descriptor || !clusters.has(id)) return undefined;
     const name = this.clusterName(id);
+    const fallbacks = this.#fallbacks(id, descriptor);
     return {
       name: splitOf(name) ?? name,
       kind: descriptor.kind,
@@ -367,6 +376,7 @@ export class TableView {
       maxConnections: descriptor.maxConnections,
       live: clusterLoads.count(id, layout.cluster_load.fields.live.offset),
       endpoints: descriptor.kind === "endpoints" ? this.#endpoints(id, descriptor) : [],
+      ...(fallbacks.length > 0 ? { fallbacks } : {}),
       shares: descriptor.kind === "split" ? this.#shares(descriptor) : [],
     };
   }
@@ -384,7 +394,8 @@ export class TableView {
       state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
       const descriptor = this.descriptor(id);
       if (descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor)) continue;
-      for (const { address, port, ejectedFor: forMs } of this.#endpoints(id, descriptor)) {
+      const all = [this.#endpoints(id, descriptor), ...this.#fallbacks(id, descriptor)].flat();
+      for (const { address, port, ejectedFor: forMs } of all) {
         if (forMs > 0) state.now.push({ cluster, address, port, forMs });
       }
     }
@@ -402,6 +413,13 @@ export class TableView {
     const { clusterLoads, settings } = this.tables;
     if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;
     return this.#left(clusterLoads.long(id, layout.cluster_load.fields.ejected_until_ns.offset)) > 0;
+  }
+
+  #fallbacks(id: number, descriptor: Descriptor): EndpointState[][] {
+    const { descriptors } = this.tables;
+    return chainOf(descriptors, descriptor.fallback).map((each) =>
+      this.#endpoints(id, readDescriptor(descriptors, each)),
+    );
   }
 
   #endpoints(id: number, descriptor: Descriptor): EndpointState[] {

@@ -9,9 +9,9 @@ import {
   type Reason,
   type Split,
 } from "../../mesh/model.ts";
-import type { Kind, SlotPolicy } from "./descriptor.ts";
+import { type Kind, MAX_FALLBACKS, type SlotPolicy } from "./descriptor.ts";
 import { type Members, maglevTable, ringTable, smoothOrder } from "./slots.ts";
-import { type Selection, weighEndpoints } from "./weights.ts";
+import { type Selection, weighEndpoints, weighFallbacks } from "./weights.ts";
 
 export const DIGEST_SIZE = 16;
 const MAX_UINT32 = 0xffff_ffff;
@@ -27,6 +27,8 @@ export interface Compiled {
   ejection: Ejection;
   v4: Selection;
   v6: Selection;
+  /** By further priorities, for when every endpoint before is ejected. */
+  fallbacks: { v4: Selection; v6: Selection }[];
   /** Of a split: cluster names and weights. */
   shares: { cluster: string; weight: number }[];
   order: (members: Members) => Uint32Array;
@@ -46,10 +48,14 @@ export function compileCluster(cluster: Cluster): Compiled {
   const members = cluster.kind === "endpoints";
   const v4 = members ? weighEndpoints(cluster, "v4") : NOBODY;
   const v6 = members ? weighEndpoints(cluster, "v6") : NOBODY;
-  const { after, base, longest, percent } = ejection;
+  const fallbacks = members ? fallbacksOf(cluster) : [];
+  const { after, base, longest, percent, enforcing } = ejection;
+  // As it was before there were any, where there are none.
+  const part = after > 0 && enforcing < 100 ? `\nenforcing ${enforcing}` : "";
+  const more = fallbacks.length > 0 ? `\nfallbacks ${fallbacks.length}` : "";
   const head =
     `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}\n` +
-    `${after}\n${base}\n${longest}\n${percent}${cluster.port > 0 ? `\n${cluster.port}` : ""}`;
+    `${after}\n${base}\n${longest}\n${percent}${cluster.port > 0 ? `\n${cluster.port}` : ""}${part}${more}`;
   return {
     kind: KIND_OF[cluster.kind],
     policy: policyOf(balance),
@@ -59,10 +65,20 @@ export function compileCluster(cluster: Cluster): Compiled {
     ejection,
     v4,
     v6,
+    fallbacks,
     shares: [],
     order: orderOf(balance),
-    digest: digest(head, v4, v6),
+    digest: digest(head, v4, v6, ...fallbacks.flatMap((each) => [each.v4, each.v6])),
   };
+}
+
+function fallbacksOf(cluster: Cluster): Compiled["fallbacks"] {
+  const v4 = weighFallbacks(cluster, "v4", MAX_FALLBACKS);
+  const v6 = weighFallbacks(cluster, "v6", MAX_FALLBACKS);
+  return Array.from({ length: Math.max(v4.length, v6.length) }, (_, i) => ({
+    v4: v4[i] ?? NOBODY,
+    v6: v6[i] ?? NOBODY,
+  }));
 }
 
 export function compileSplit(split: Split): Compiled {
@@ -81,12 +97,13 @@ export function compileMissing(): Compiled {
 }
 
 /** As the kernel takes it. */
-function boundedEjection({ after, base, longest, percent }: Ejection): Ejection {
+function boundedEjection({ after, base, longest, percent, enforcing }: Ejection): Ejection {
   return {
     after: Math.min(after, MAX_UINT32),
     base: Math.min(base, MAX_UINT32),
     longest: Math.min(longest, MAX_UINT32),
     percent: Math.min(percent, 100),
+    enforcing: Math.min(enforcing, 100),
   };
 }
 
@@ -101,6 +118,7 @@ const NOTHING: Omit<Compiled, "digest"> = {
   ejection: NO_EJECTION,
   v4: NOBODY,
   v6: NOBODY,
+  fallbacks: [],
   shares: [],
   order: smoothOrder,
 };
@@ -125,13 +143,22 @@ const encoder = new TextEncoder();
 let draft = new DataView(new ArrayBuffer(4096));
 
 /** Compared with what an earlier start, or an earlier version, wrote: never change how it is made. */
-function digest(head: string, v4 = NOBODY, v6 = NOBODY): Uint8Array {
-  // Three bytes of UTF-8 a unit of UTF-16 at most.
-  const size = head.length * 3 + 1 + (v4.places.length + v6.places.length) * MEMBER_BYTES;
+function digest(head: string, ...selections: Selection[]): Uint8Array {
+  const members = selections.reduce((sum, { places }) => sum + places.length, 0);
+  // Three bytes of UTF-8 a unit of UTF-16 at most; between two fallbacks a word.
+  const size = head.length * 3 + 1 + members * MEMBER_BYTES + selections.length * 4;
   if (draft.byteLength < size) draft = new DataView(new ArrayBuffer(size * 2));
   const { written } = encoder.encodeInto(head, new Uint8Array(draft.buffer));
   draft.setUint8(written, 0);
-  const end = pack(v6, pack(v4, written + 1));
+  let end = written + 1;
+  selections.forEach((selection, i) => {
+    // Which priority a member belongs to; the first two selections had no such mark, and must not get one.
+    if (i >= 2) {
+      draft.setUint32(end, selection.places.length);
+      end += 4;
+    }
+    end = pack(selection, end);
+  });
   const result = new Uint8Array(new ArrayBuffer(DIGEST_SIZE));
   result.set(hash("sha1", new Uint8Array(draft.buffer, 0, end), "buffer").subarray(0, DIGEST_SIZE));
   return result;

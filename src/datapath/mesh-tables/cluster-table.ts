@@ -14,10 +14,12 @@ import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
 import type { MayReuse, Tables } from "../tables/tables.ts";
 import { type Compiled, compileCluster, compileMissing, compileSplit } from "./cluster-compiler.ts";
 import {
+  chainOf,
   hasDigest,
   linesOf,
   type Run,
   readDescriptor,
+  readFallback,
   readRuns,
   readSlots,
   runsOf,
@@ -216,11 +218,20 @@ export class ClusterTable {
     });
     const v4 = run(compiled.kind === "split" ? shares(compiled) : endpoints(compiled.v4));
     const v6 = run(endpoints(compiled.v6));
-    const id = this.#descriptorIds.take();
-    this.#descriptors.reserve(this.#descriptorIds.bound);
     const reason = reasonNumber(compiled.reason);
-    writeDescriptor(this.#descriptors, id, { ...compiled, reason, v4, v6 });
-    return { descriptor: id, written };
+    const describe = (runs: { v4: Run; v6: Run }, fallback: number) => {
+      const id = this.#descriptorIds.take();
+      this.#descriptors.reserve(this.#descriptorIds.bound);
+      writeDescriptor(this.#descriptors, id, { ...compiled, reason, ...runs, fallback });
+      return id;
+    };
+    // The last one first: each names the one behind it.
+    let fallback = 0;
+    for (const each of compiled.fallbacks.toReversed()) {
+      fallback = describe({ v4: run(endpoints(each.v4)), v6: run(endpoints(each.v6)) }, fallback);
+      written++;
+    }
+    return { descriptor: describe({ v4, v6 }, fallback), written };
   }
 
   #writeRun(slots: Uint32Array): Run {
@@ -239,13 +250,19 @@ export class ClusterTable {
   }
 
   /** The descriptor is published no more: what it owned is free after a grace period. */
-  #retire(id: number): void {
-    const descriptor = readDescriptor(this.#descriptors, id);
+  #retire(first: number): void {
+    const chain = chainOf(this.#descriptors, first).map((id) => ({
+      id,
+      descriptor: readDescriptor(this.#descriptors, id),
+    }));
     this.#grace.defer(() => {
-      const runs = runsOf(descriptor);
-      if (descriptor.kind === "endpoints") this.#eachSlot(runs, (endpoint) => this.#endpoints.drop(endpoint));
-      for (const run of runs) this.#lines.give(run.firstLine, linesOf(run));
-      this.#descriptorIds.give(id);
+      for (const { id, descriptor } of chain) {
+        const runs = runsOf(descriptor);
+        if (descriptor.kind === "endpoints")
+          this.#eachSlot(runs, (endpoint) => this.#endpoints.drop(endpoint));
+        for (const run of runs) this.#lines.give(run.firstLine, linesOf(run));
+        this.#descriptorIds.give(id);
+      }
     });
   }
 
@@ -269,17 +286,19 @@ function usedRecords(tables: Tables): { descriptors: Uint8Array; lines: Uint8Arr
   const lines = new Uint8Array(tables.slots.capacity);
   const endpoints = new Uint32Array(tables.endpoints.capacity);
   for (let cluster = 0; cluster < tables.clusters.capacity; cluster++) {
-    const id = Number(tables.clusters.long(cluster));
-    if (!id) continue;
-    descriptors[id] = 1;
-    const { kind, runs } = readRuns(tables.descriptors, id);
-    for (const run of runs) {
-      lines.fill(1, run.firstLine, run.firstLine + linesOf(run));
-      if (kind !== "endpoints") continue;
-      const slots = readSlots(tables.slots, run);
-      for (let i = 0; i < slots.length; i++) {
-        const endpoint = slots[i] ?? 0;
-        endpoints[endpoint] = (endpoints[endpoint] ?? 0) + 1;
+    const first = Number(tables.clusters.long(cluster));
+    if (!first) continue;
+    for (let id = first; id !== 0 && !descriptors[id]; id = readFallback(tables.descriptors, id)) {
+      descriptors[id] = 1;
+      const { kind, runs } = readRuns(tables.descriptors, id);
+      for (const run of runs) {
+        lines.fill(1, run.firstLine, run.firstLine + linesOf(run));
+        if (kind !== "endpoints") continue;
+        const slots = readSlots(tables.slots, run);
+        for (let i = 0; i < slots.length; i++) {
+          const endpoint = slots[i] ?? 0;
+          endpoints[endpoint] = (endpoints[endpoint] ?? 0) + 1;
+        }
       }
     }
   }

@@ -22,6 +22,8 @@ export interface Descriptor {
   v4: Run;
   v6: Run;
   ejection: Ejection;
+  /** The descriptor of the next priority, for when every endpoint of this one is ejected; 0 = none. */
+  fallback: number;
   /** 16 bytes over what this was compiled from. */
   digest: Uint8Array;
 }
@@ -46,13 +48,19 @@ const POLICIES: Record<SlotPolicy, number> = {
   hash: BALANCE.BALANCE_HASH,
 };
 
+/** Descriptors behind the first in a chain at most (MAX_FALLBACKS of bpf/include/tables.h). */
+export const MAX_FALLBACKS = 8;
+
 export const SLOTS_PER_LINE = layout.slot_line.size / 4;
 /** In a slot instead of an id: refuse, with the reason's number in the low bits. */
 export const SLOT_REFUSE = 0x80000000;
 
+const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
+
 /** One record, put together here and copied as a whole. */
 const draft = new Uint8Array(new ArrayBuffer(layout.descriptor.size));
 const draftWords = new Uint32Array(draft.buffer);
+const draftHalves = new Uint16Array(draft.buffer);
 
 export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Descriptor): void {
   draft[fields.kind.offset] = KINDS[descriptor.kind];
@@ -65,6 +73,7 @@ export function writeDescriptor(table: ChunkedTable, id: number, descriptor: Des
   // In network byte order.
   draft[fields.port.offset] = descriptor.port >> 8;
   draft[fields.port.offset + 1] = descriptor.port & 0xff;
+  draftWords[fields.fallback.offset >> 2] = descriptor.fallback;
   draft.set(descriptor.digest, fields.digest.offset);
   table.write(id, draft);
 }
@@ -74,12 +83,13 @@ function draftRun(at: number, { firstLine, count }: Run): void {
   draftWords[(at + run.count.offset) >> 2] = count;
 }
 
-function draftEjection({ after, base, longest, percent }: Ejection): void {
+function draftEjection({ after, base, longest, percent, enforcing }: Ejection): void {
   const at = fields.ejection.offset;
   draftWords[(at + ejection.after.offset) >> 2] = after;
   draftWords[(at + ejection.base_ms.offset) >> 2] = base;
   draftWords[(at + ejection.longest_ms.offset) >> 2] = longest;
-  draftWords[(at + ejection.percent.offset) >> 2] = percent;
+  draftHalves[(at + ejection.percent.offset) >> 1] = percent;
+  draftHalves[(at + ejection.enforcing.offset) >> 1] = enforcing;
 }
 
 export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
@@ -93,6 +103,7 @@ export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
     v4: readRun(table, id, fields.v4.offset),
     v6: readRun(table, id, fields.v6.offset),
     ejection: readEjection(table, id),
+    fallback: readFallback(table, id),
     digest: record.slice(fields.digest.offset, fields.digest.offset + 16),
   };
 }
@@ -104,6 +115,19 @@ export function hasDigest(table: ChunkedTable, id: number, digest: Uint8Array): 
     if (words[i] !== table.word(id, fields.digest.offset + i * 4)) return false;
   }
   return true;
+}
+
+/** The descriptor's own fallback; 0 = none. */
+export function readFallback(table: ChunkedTable, id: number): number {
+  return table.word(id, fields.fallback.offset);
+}
+
+/** The ids of a descriptor and of its fallbacks, in their order. */
+export function chainOf(table: ChunkedTable, id: number): number[] {
+  const chain: number[] = [];
+  for (let at = id; at !== 0 && table.has(at) && chain.length <= MAX_FALLBACKS; at = readFallback(table, at))
+    chain.push(at);
+  return chain;
 }
 
 /** The kind alone, and the runs that own slot lines. */
@@ -146,8 +170,15 @@ function readEjection(table: ChunkedTable, id: number): Ejection {
     after: table.word(id, at + ejection.after.offset),
     base: table.word(id, at + ejection.base_ms.offset),
     longest: table.word(id, at + ejection.longest_ms.offset),
-    percent: table.word(id, at + ejection.percent.offset),
+    percent: half(table, id, at + ejection.percent.offset),
+    enforcing: half(table, id, at + ejection.enforcing.offset),
   };
+}
+
+/** The 16-bit number `at` bytes into the record. */
+function half(table: ChunkedTable, id: number, at: number): number {
+  const record = table.record(id);
+  return new DataView(record.buffer, record.byteOffset).getUint16(at, LITTLE_ENDIAN);
 }
 
 function nameOf<T extends string>(numbers: Record<T, number>, number: number | undefined, otherwise: T): T {

@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { cluster, endpoint, locality } from "../../../test/datapath/mesh.ts";
 import type { Cluster } from "../../mesh/model.ts";
-import { weighEndpoints } from "./weights.ts";
+import { weighEndpoints, weighFallbacks } from "./weights.ts";
 
 /** Endpoint port -> share of all connections, in percent. */
 function shares(of: Cluster): Record<number, number> {
@@ -80,5 +80,26 @@ describe("weights", () => {
   test("only endpoints of the family count, also for health", () => {
     const { places } = weighEndpoints(cluster("c", [endpoint("10.0.0.1:1"), endpoint("[fd00::1]:2")]), "v6");
     expect(places).toEqual([1]);
+  });
+});
+
+describe("fallbacks", () => {
+  const ports = (of: Cluster, most = 8) =>
+    weighFallbacks(of, "v4", most).map(({ lists, places }) =>
+      places.map((place, i) => lists[i]?.port(place)),
+    );
+
+  test("are the priorities without load that have a healthy endpoint, in their order", () => {
+    const all = levels([up(1)], [down(2)], [up(3), down(4)], [up(5)]);
+    expect(ports(cluster("c", [], all))).toEqual([[3], [5]]);
+    // A priority that shares the load is none.
+    expect(ports(cluster("c", [], levels([up(1), down(2)], [up(3)], [up(5)])))).toEqual([[5]]);
+    expect(ports(cluster("c", [up(1), up(2)]))).toEqual([]);
+    expect(ports(cluster("c", [], levels([up(1)], [down(2)])))).toEqual([]);
+  });
+
+  test("that are more than a chain has room for share its last place", () => {
+    const all = levels([up(1)], [up(2)], [up(3)], [up(4)], [up(5)]);
+    expect(ports(cluster("c", [], all), 2)).toEqual([[2], [3, 4, 5]]);
   });
 });

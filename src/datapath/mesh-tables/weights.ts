@@ -37,8 +37,36 @@ interface Level {
  * the panic threshold doesn't say to use them all the same.
  */
 export function weighEndpoints(cluster: Cluster, family: Family): Selection {
-  const selection: Selection = { lists: [], places: [], weights: [] };
+  return weighLevels(prioritiesOf(cluster, family), cluster, family);
+}
+
+/**
+ * The endpoints of one family by further priorities, those that get connections when all before are ejected: one selection
+ * a priority with a healthy endpoint, `most` at most, the last one over all that are left. [] for a cluster without any.
+ */
+export function weighFallbacks(cluster: Cluster, family: Family, most: number): Selection[] {
+  if (cluster.localities.length < 2) return [];
   const levels = prioritiesOf(cluster, family);
+  if (levels.length < 2) return [];
+  const used = new Set(loads(levels, cluster).flatMap(({ level, load }) => (load > 0 ? [level] : [])));
+  const left = levels.filter((level) => level.healthy > 0 && !used.has(level));
+  const levelled = left.slice(0, most - 1);
+  if (left.length >= most) levelled.push(merged(left.slice(most - 1)));
+  return levelled.map((level) => weighLevels([level], cluster, family));
+}
+
+/** Levels as one. */
+function merged(levels: Level[]): Level {
+  return levels.reduce((all, { groups, healthy, total }) => ({
+    priority: all.priority,
+    groups: [...all.groups, ...groups],
+    healthy: all.healthy + healthy,
+    total: all.total + total,
+  }));
+}
+
+function weighLevels(levels: Level[], cluster: Cluster, family: Family): Selection {
+  const selection: Selection = { lists: [], places: [], weights: [] };
   if (levels.length === 0) return selection;
   const used = loads(levels, cluster).filter(({ load }) => load > 0);
   const whole = used.length === 1 && !cluster.localityWeighted;
