@@ -1,5 +1,5 @@
 /** The commands, in the order of help and manual. Each is loaded when it is asked for. */
-import type { Commands } from "./framework/dispatch.ts";
+import type { Commands } from "./framework/command.ts";
 
 export const DESCRIPTION = "A service mesh that lives in the kernel";
 
@@ -24,7 +24,10 @@ export const COMMANDS: Commands = {
   join: async () => (await import("./commands/join.ts")).join,
   config: async () => (await import("./commands/config.ts")).config,
   demo: async () => (await import("./commands/demo.ts")).demo,
+  completion: async () => (await import("./commands/completion.ts")).completion,
   version: async () => (await import("./commands/version.ts")).version,
+  "complete-words": async () => (await import("./commands/completion.ts")).completeWords,
+  documents: async () => (await import("./commands/documents.ts")).documents,
   "demo-stage": async () => (await import("./commands/demo.ts")).demoStage,
   "demo-part": async () => (await import("./commands/demo.ts")).demoPart,
 };

@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { adminSocket, readerSocket } from "../../src/admin/status.ts";
 import { COMMANDS } from "../../src/cli/commands.ts";
-import { all } from "../../src/cli/framework/dispatch.ts";
+import { loadAll } from "../../src/cli/framework/command.ts";
 import { type OwnedProcess, type RunResult, run } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
 
@@ -45,7 +45,7 @@ describe.skipIf(why !== undefined)("an agent that is looked at", () => {
     const status = await asUser(GROUP, "status", "-o", "json");
     expect([status.code, status.stderr]).toEqual([0, ""]);
     expect(JSON.parse(status.stdout)).toMatchObject({ schema: 1, alive: true, pid: agent.pid, damage: [] });
-    expect((await asUser(GROUP, "status")).stdout).toContain("shop.demo.svc.cluster.local:80");
+    expect((await asUser(GROUP, "status", "shop.demo")).stdout).toContain("shop.demo.svc.cluster.local:80");
     expect((await asUser(GROUP, "explain", "shop.demo:80")).stdout).toContain("127.1.0.3:8080");
     expect((await asUser(GROUP, "dump", "tables")).stdout).toContain("10.96.0.10:80");
     expect((await asUser(GROUP, "log-level", "debug")).code).toBe(4);
@@ -73,7 +73,7 @@ describe.skipIf(why !== undefined)("an agent that is looked at", () => {
       config: ["diff"],
       completion: ["bash"],
     };
-    const commands = (await all(COMMANDS)).filter(({ hidden }) => !hidden);
+    const commands = (await loadAll(COMMANDS)).filter(({ hidden }) => !hidden);
     for (const { name } of commands) {
       const { code, stderr } = await asUser(65_534, name, ...(words[name] ?? []));
       if (["version", "completion"].includes(name)) expect([name, code, stderr]).toEqual([name, 0, ""]);

@@ -5,7 +5,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { COMMANDS } from "../../src/cli/commands.ts";
-import { all } from "../../src/cli/framework/dispatch.ts";
+import { loadAll } from "../../src/cli/framework/command.ts";
 import { run } from "../lab/process.ts";
 import { KMESH, missing } from "./agent-lab.ts";
 
@@ -50,6 +50,7 @@ const WAYS: Record<string, [args: string[], code: number][]> = {
   join: [[["join", "--from", folder, "--config", config, ...folders], 1]],
   config: [[["config", "check", wrong], 2]],
   demo: [[["demo", "--seconds=never"], 2]],
+  completion: [[["completion", "bash"], 0]],
   version: [[["version"], 0]],
 };
 
@@ -74,7 +75,7 @@ function files(root: string): string[] {
 describe.skipIf(why !== undefined)("a reader that goes away", () => {
   let names: string[] = [];
   beforeAll(async () => {
-    names = (await all(COMMANDS)).filter(({ hidden }) => !hidden).map(({ name }) => name);
+    names = (await loadAll(COMMANDS)).filter(({ hidden }) => !hidden).map(({ name }) => name);
   });
 
   test("every command has a way to be tried", () => {

@@ -18,7 +18,13 @@ import { systemctl, systemdRuns } from "../service/systemd.ts";
 
 const DRY_FLAG = { "dry-run": { kind: "switch", about: "show what would be done" } } as const;
 
-const UNITS = { name: "UNIT", about: "a systemd unit; nginx is nginx.service", required: true, many: true };
+const UNITS = {
+  name: "UNIT",
+  about: "a systemd unit; nginx is nginx.service",
+  required: true,
+  many: true,
+  completes: "unit",
+} as const;
 
 const NOTES = [
   "The units are kept in the key unit of the configuration file, whose comments stay. An agent that runs takes the file",

@@ -11,7 +11,9 @@ export const explain = command({
   name: "explain",
   about: "Show where a connection would go now, and why: a dry run through the live tables",
   access: "reader",
-  positionals: [{ name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: true }],
+  positionals: [
+    { name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: true, completes: "service" },
+  ],
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   async run({ flags, positionals: [destination = ""] }) {
     const format = formatOf(flags);

@@ -9,8 +9,9 @@ import { requireRoot, Unsupported } from "../../machine/unsupported.ts";
 import { isEmbedded } from "../../runtime/assets.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import { lockedUnless } from "../config-file/config-lock.ts";
+import { documents } from "../documents/documents.ts";
 import { UsageError } from "../framework/arguments.ts";
-import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
+import { command, FOLDER_FLAGS, loadAll, OUTPUT_FLAG, type Program, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { type Format, formatOf, print, printJson, remark } from "../framework/output.ts";
 import { perform, type Step, tell } from "../framework/plan.ts";
@@ -21,6 +22,7 @@ import {
   type Parts,
   type Paths,
   packageSteps,
+  prefixOf,
   uninstallSteps,
   unitText,
 } from "../service/install-plan.ts";
@@ -70,7 +72,7 @@ export const install = command({
     "configuration stays as it is, and what the kernel holds is not touched. With --start an agent that runs hands over as",
     `with kmesh upgrade; when that fails the executable before stays, too (exit code ${EXIT.notHandedOver}).`,
   ].join("\n"),
-  async run({ flags }) {
+  async run({ flags }, program) {
     const format = formatOf(flags);
     const root = textFlag(flags, "root");
     const from = textFlag(flags, "from");
@@ -87,7 +89,7 @@ export const install = command({
         "this is kmesh's source, no executable",
         "Run ./build/compile, then dist/kmesh install.",
       );
-    if (flags.package === true) return await writePackage(root, dry, format);
+    if (flags.package === true) return await writePackage(root, dry, format, program);
     const paths = installedPaths(root);
     if (paths.origin === "package")
       throw new Failure(
@@ -97,12 +99,12 @@ export const install = command({
       );
     const more: { remarks?: string[]; proof?: Proof } = {};
     const done = await lockedUnless(dry || root !== undefined, paths.config, async (written) => {
-      const [copy, ...files] = installSteps(paths, partsFor(paths));
+      const [copy, ...files] = installSteps(paths, await partsFor(paths, program));
       const joining = from === undefined ? undefined : joiningOf(from, root);
       if (joining) more.remarks = joining.remarks;
       // With files to join by, the configuration is theirs to write.
       const others = joining ? files.filter(({ target }) => target !== paths.config) : files;
-      const newUnit = others.some(({ act, target }) => act && target !== paths.config);
+      const newUnit = others.some(({ act, target }) => act && [paths.unit, paths.gate].includes(target));
       const fresh = others.some(({ act, target }) => act && target === paths.config);
       const changed = newUnit || copy.act !== undefined;
       const agent = start && !joining ? await serviceAgent(FOLDERS) : undefined;
@@ -141,16 +143,23 @@ export const install = command({
   },
 });
 
-async function writePackage(root: string | undefined, dry: boolean, format: Format): Promise<number> {
+async function writePackage(
+  root: string | undefined,
+  dry: boolean,
+  format: Format,
+  program: Program,
+): Promise<number> {
   if (root === undefined)
     throw new UsageError("--package is about the files of a package, below a folder", "Add --root DIR.");
   const paths = installedPaths(root, "package");
-  await perform(packageSteps(paths, partsFor(paths)), dry, format);
+  await perform(packageSteps(paths, await partsFor(paths, program)), dry, format);
   return EXIT.done;
 }
 
-function partsFor({ origin }: Paths): Parts {
+async function partsFor(paths: Paths, { commands, about }: Program): Promise<Parts> {
+  const { origin } = paths;
   return {
+    documents: documents(prefixOf(paths), await loadAll(commands), about),
     executable: process.execPath,
     unit: unitText(SERVICE, origin),
     gate: unitText(GATE, origin),

@@ -20,7 +20,21 @@ export interface Command extends Shape {
   /** Command lines without the program's name, each with what it does. */
   examples: readonly (readonly [string, string])[];
   /** Gives the exit code. Throws UsageError, ConfigError, Failure, or anything else for a fault. */
-  run(input: Arguments): Promise<number>;
+  run(input: Arguments, program: Program): Promise<number>;
+}
+
+/** What loads each command, by its name. */
+export type Commands = Readonly<Record<string, () => Promise<Command>>>;
+
+/** The program whose command runs: for help, manual and completion. */
+export interface Program {
+  commands: Commands;
+  about: { version: string; description: string };
+}
+
+/** All commands, loaded. */
+export function loadAll(commands: Commands): Promise<Command[]> {
+  return Promise.all(Object.values(commands).map((load) => load()));
 }
 
 type Definition = Pick<Command, "name" | "about" | "run"> & Partial<Command>;

@@ -5,29 +5,25 @@ import { ActionableError } from "../../errors/actionable-error.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { requireRoot, Unsupported } from "../../machine/unsupported.ts";
 import { parseArguments, UsageError } from "./arguments.ts";
-import type { Command } from "./command.ts";
+import { type Command, type Commands, loadAll, type Program } from "./command.ts";
 import { EXIT, Failure } from "./exit.ts";
 import { formatHelp, formatOverview } from "./help.ts";
 import { nextStepOf } from "./next-step.ts";
 import { beVerbose, hasPrintedJson, print, printJson, remark } from "./output.ts";
 import { terminalWidth } from "./wrap.ts";
 
-/** What loads each command, by its name. */
-export type Commands = Readonly<Record<string, () => Promise<Command>>>;
-
-interface About {
-  version: string;
-  description: string;
-}
-
 /** Runs the command that `args` (without the program's name) ask for. Gives the exit code; never throws. */
-export async function dispatch(args: readonly string[], commands: Commands, about: About): Promise<number> {
+export async function dispatch(
+  args: readonly string[],
+  commands: Commands,
+  about: Program["about"],
+): Promise<number> {
   const [first, ...rest] = args;
   // Who writes to a pipe without a reader is told by an error event; unheard, it would end the process.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
   try {
     if (first === undefined) {
-      remark(formatOverview(about, await all(commands), terminalWidth()));
+      remark(formatOverview(about, await loadAll(commands), terminalWidth()));
       return EXIT.usage;
     }
     if (first === "--version" || first === "-V") return await dispatch(["version", ...rest], commands, about);
@@ -39,7 +35,7 @@ export async function dispatch(args: readonly string[], commands: Commands, abou
     if (spec.access === "root") requireRoot(`kmesh ${spec.name}`);
     // A handler keeps the signal from ending the process; the work is done, whoever can still see it.
     if (spec.changes) process.on("SIGHUP", () => {});
-    return await spec.run(input);
+    return await spec.run(input, { commands, about });
   } catch (error) {
     return complain(error, wantsJson(rest), untilDashes(rest).some(isVerbose));
   }
@@ -67,7 +63,7 @@ function codeFor(error: unknown): number {
 async function find(name: string, commands: Commands): Promise<Command> {
   const load = Object.hasOwn(commands, name) ? commands[name] : undefined;
   if (load) return load();
-  const names = (await all(commands)).filter((each) => !each.hidden).map((each) => each.name);
+  const names = (await loadAll(commands)).filter((each) => !each.hidden).map((each) => each.name);
   if (name.startsWith("-"))
     throw new UsageError(
       `there is no flag ${name} before the command`,
@@ -80,13 +76,13 @@ async function find(name: string, commands: Commands): Promise<Command> {
   );
 }
 
-/** All commands, loaded. */
-export function all(commands: Commands): Promise<Command[]> {
-  return Promise.all(Object.values(commands).map((load) => load()));
-}
-
-async function showHelp(name: string | undefined, commands: Commands, about: About): Promise<number> {
-  if (name === undefined || isHelp(name)) print(formatOverview(about, await all(commands), terminalWidth()));
+async function showHelp(
+  name: string | undefined,
+  commands: Commands,
+  about: Program["about"],
+): Promise<number> {
+  if (name === undefined || isHelp(name))
+    print(formatOverview(about, await loadAll(commands), terminalWidth()));
   else print(formatHelp(await find(name, commands), terminalWidth()));
   return EXIT.done;
 }

@@ -26,6 +26,7 @@ import {
   installSteps,
   type Paths,
   packageSteps,
+  prefixOf,
   uninstallSteps,
   unitText,
 } from "./install-plan.ts";
@@ -45,8 +46,12 @@ function download(text: string): string {
   return path;
 }
 
-function plan(executable: string, unit = "[Unit]\n"): Step[] {
-  return [...installSteps(paths, { executable, unit, gate: "[Unit]\n" }), enableStep(paths)];
+function plan(
+  executable: string,
+  unit = "[Unit]\n",
+  documents: { path: string; text: string }[] = [],
+): Step[] {
+  return [...installSteps(paths, { executable, unit, gate: "[Unit]\n", documents }), enableStep(paths)];
 }
 
 async function perform(steps: readonly Step[]): Promise<string[]> {
@@ -55,6 +60,17 @@ async function perform(steps: readonly Step[]): Promise<string[]> {
 }
 
 describe("install", () => {
+  test("manual pages and completion come with it, and go with it", async () => {
+    const path = join(prefixOf(paths), "share/man/man8/kmesh.8");
+    const documents = [{ path, text: ".TH KMESH 8\n" }];
+    await perform(plan(download("one"), undefined, documents));
+    expect([readFileSync(path, "utf8"), statSync(path).mode & 0o777]).toEqual([".TH KMESH 8\n", 0o644]);
+    const again = plan(download("one"), undefined, documents);
+    expect(again.find(({ target }) => target === path)?.action).toBe("keep");
+    await perform(uninstallSteps(paths, false));
+    expect(existsSync(path)).toBe(false);
+  });
+
   test("puts everything into place, and then has nothing to do", async () => {
     const source = download("one");
     const first = plan(source);
@@ -115,7 +131,7 @@ describe("a package", () => {
     const parts = {
       executable: download("one"),
       unit: unitText("kmesh.service", "package"),
-      gate: unitText("kmesh-wait.service", "package"),
+      gate: unitText("kmesh-wait.service", "package"), documents: [],
     };
     expect(await perform(packageSteps(packaged, parts))).toEqual(["write", "write", "write"]);
     return packaged;

@@ -23,6 +23,7 @@ import { readTextFile } from "../../files/read-file.ts";
 import { syncPath } from "../../files/replace-file.ts";
 import { asset } from "../../runtime/assets.ts";
 import { configTemplate } from "../config-file/config-file.ts";
+import { type Document, documentPaths } from "../documents/documents.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { bootRemovals } from "./boot-order.ts";
@@ -83,11 +84,18 @@ export function unitText(name: typeof SERVICE | typeof GATE, origin: Origin): st
   return new TextDecoder().decode(asset(name)).replaceAll(binFolder("install"), binFolder(origin));
 }
 
+/** Manual pages and completion lie below it, as the executable does. */
+export function prefixOf({ executable }: Paths): string {
+  return dirname(dirname(executable));
+}
+
 /** What is put into place: a file to copy, and the text of the units. */
 export interface Parts {
   executable: string;
   unit: string;
   gate: string;
+  /** Manual pages and completion. */
+  documents: readonly Document[];
 }
 
 /** What a package ships. It has no configuration: that is the operator's, and no file of the package's. */
@@ -96,6 +104,7 @@ export function packageSteps(paths: Paths, parts: Parts): Step[] {
     executableStep(paths, parts.executable),
     fileStep(paths.unit, parts.unit, 0o644),
     fileStep(paths.gate, parts.gate, 0o644),
+    ...parts.documents.map(({ path, text }) => fileStep(path, text, 0o644)),
   ];
 }
 
@@ -112,6 +121,7 @@ export function installSteps(paths: Paths, parts: Parts): [executable: Step, ...
     executableStep(paths, parts.executable),
     fileStep(paths.unit, parts.unit, 0o644),
     fileStep(paths.gate, parts.gate, 0o644),
+    ...parts.documents.map(({ path, text }) => fileStep(path, text, 0o644)),
     existsSync(paths.config)
       ? { action: "keep", target: paths.config, note: "yours" }
       : fileStep(paths.config, configTemplate(), 0o600),
@@ -144,7 +154,15 @@ export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
     const owned = [paths.unit, paths.gate, executable].filter(isThere);
     steps.push(...owned.map((target): Step => ({ action: "keep", target, note: "the package's" })));
   } else {
-    const written = [paths.wanted, paths.unit, paths.gate, executable, previous, ...leftovers];
+    const written = [
+      paths.wanted,
+      paths.unit,
+      paths.gate,
+      executable,
+      previous,
+      ...leftovers,
+      ...documentPaths(prefixOf(paths)),
+    ];
     steps.push(...written.filter(isThere).map(removal));
   }
   if (existsSync(paths.config)) {

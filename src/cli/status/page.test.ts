@@ -2,7 +2,8 @@ import { expect, test } from "bun:test";
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { UnitState } from "../../datapath/tables/unit.ts";
-import { formatStatus } from "./page.ts";
+import { formatBrief, formatProblems, formatStatus } from "./page.ts";
+import { narrow } from "./services.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
 
@@ -232,7 +233,9 @@ test("a screen's worth of services, and how many more there are", () => {
   const text = tell(agent(), kernel({ services: many }));
   expect(text).toContain("s99:80");
   expect(text).not.toContain("s59:80");
-  expect(text).toContain("... and 60 more: --all lists them");
+  expect(text).toContain(
+    "... and 59 more with connections; 1 service without a connection: --all lists them",
+  );
 });
 
 test("the machine's certificate is told with its life, and what keeps it from a new one", () => {
@@ -368,4 +371,57 @@ test("a clock that was set back since is told, one that is a moment behind is no
     "clock was set back: something above was written 3 h from now, so ages are too small",
   );
   expect(told(NOW + 365 * 86_400_000)).not.toContain("set back");
+});
+
+test("trouble comes first, idle services are summed up, and the head names who was refused", () => {
+  const one = (service: string, change: Partial<Summary["services"][number]> = {}) => ({
+    service,
+    redirected: 0,
+    passed: 0,
+    wouldRedirect: 0,
+    wouldRefuse: 0,
+    refused: {},
+    failed: 0,
+    ...change,
+  });
+  const services = [
+    one("", { passed: 3 }),
+    ...Array.from({ length: 60 }, (_, i) => one(`idle${i}:80`)),
+    one("busy:80", { redirected: 900 }),
+    one("refused:80", { refused: { "no-endpoint": 50 } }),
+    one("flaky:80", { redirected: 10, failed: 2 }),
+  ];
+  const answer = { agent: agent(), kernel: kernel({ services }) };
+  const page = tell(answer.agent, answer.kernel);
+  expect(page.split("\n").slice(0, 2)).toEqual([
+    "REFUSED          50 connections: 50 of refused:80 (no-endpoint)",
+    "FAILED           2 connections: 2 of flaky:80",
+  ]);
+  const rows = page.slice(page.indexOf("SERVICE ")).split("\n");
+  expect(rows.slice(1, 6).map((row) => row.split(/ {2,}/)[0])).toEqual([
+    "refused:80",
+    "flaky:80",
+    "busy:80",
+    "(no service)",
+    "60 services without a connection: --all lists them",
+  ]);
+  const problems = formatProblems(narrow(answer, { problems: true }), undefined, NOW);
+  expect(problems).toContain("refused:80");
+  expect(problems).not.toMatch(/busy:80|idle/);
+  expect(
+    formatProblems({ agent: agent(), kernel: kernel({ services: [one("a:80")] }) }, undefined, NOW),
+  ).toBe("No problems.");
+  const found = narrow(answer, { pattern: "idle1?:*", problems: false }).kernel;
+  expect(found?.services.map(({ service }) => service)).toEqual(
+    Array.from({ length: 10 }, (_, i) => `idle1${i}:80`),
+  );
+  expect(narrow(answer, { pattern: "usy", problems: false }).kernel?.services.length).toBe(1);
+  expect(formatBrief(answer, undefined).split("\n")).toEqual([
+    "REFUSED   50 connections: 50 of refused:80 (no-endpoint)",
+    "FAILED    2 connections: 2 of flaky:80",
+    "agent     runs: pid 77, version 1.2.3",
+    "istiod    connected",
+    "hooks     all attached",
+    "services  63, 2 with refused or failed connections",
+  ]);
 });

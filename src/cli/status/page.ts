@@ -9,7 +9,7 @@ import type { NotKnown } from "../framework/view.ts";
 import type { BootOrder } from "../service/boot-order.ts";
 import { agentFacts } from "./agent-rows.ts";
 import { formatBoot, kernelFacts } from "./kernel-rows.ts";
-import { formatRemarks, formatServices } from "./services.ts";
+import { formatRemarks, formatServices, isInTrouble, troubleFacts } from "./services.ts";
 import { formatSync } from "./sync.ts";
 import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.ts";
 
@@ -33,6 +33,7 @@ export function formatStatus(
   now = Date.now(),
 ): string {
   const facts: [string, string][] = [
+    ...troubleFacts(kernel),
     [
       "agent",
       dead ??
@@ -45,14 +46,73 @@ export function formatStatus(
     ...formatBoot(atBoot),
     ...formatStanding(standing, dead === undefined, now),
   ];
-  const width = Math.max(...facts.map(([name]) => name.length));
-  const parts = [facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n")];
-  if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
-  const warnings = [...warningsOf(agent, kernel), ...formatOlder(older), ...formatClock(agent, now)];
-  if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
+  const parts = [formatFacts(facts)];
+  parts.push(...formatTrouble({ agent, kernel, older, damage }, now));
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");
+}
+
+/** What is damaged, and what is worth knowing. */
+function formatTrouble({ agent, kernel, older, damage = [] }: Answer, now: number): string[] {
+  const parts: string[] = [];
+  if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
+  const warnings = [...warningsOf(agent, kernel), ...formatOlder(older), ...formatClock(agent, now)];
+  if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
+  return parts;
+}
+
+/** `--problems`: what is wrong, and nothing else. */
+export function formatProblems(answer: Answer, dead: string | undefined, now = Date.now()): string {
+  const { agent, kernel, damage = [] } = answer;
+  const parts: string[] = [];
+  const facts = [
+    ...troubleFacts(kernel),
+    ...(dead === undefined ? [] : [["agent", dead] as [string, string]]),
+  ];
+  const off = kernel?.hooks.filter(({ attached }) => !attached).map(({ hook }) => hook) ?? [];
+  if (off.length > 0) facts.push(["hooks", `NOT attached: ${off.join(", ")}`]);
+  const stream = agent?.stream;
+  if (dead === undefined && stream && !stream.connected)
+    facts.push(["istiod", stream.lastError?.text ?? "not connected; the tables stay as they are"]);
+  if (facts.length > 0) parts.push(formatFacts(facts));
+  parts.push(...formatTrouble(answer, now));
+  const concerned = kernel?.services.filter(isInTrouble) ?? [];
+  if (kernel && concerned.length > 0) parts.push(formatServices({ ...kernel, services: concerned }, true));
+  if (agent) parts.push(...formatRemarks(agent, true));
+  if (damage.length === 0 && parts.length === 0) return "No problems.";
+  return parts.join("\n\n");
+}
+
+/** `--brief`: a few lines. */
+export function formatBrief({ agent, kernel, damage = [] }: Answer, dead: string | undefined): string {
+  const services = kernel?.services.filter(({ service }) => service !== "") ?? [];
+  const off = kernel?.hooks.filter(({ attached }) => !attached).map(({ hook }) => hook) ?? [];
+  const hooks = kernel
+    ? off.length === 0
+      ? "all attached"
+      : `NOT attached: ${off.join(", ")}`
+    : "none: nothing is pinned";
+  return formatFacts([
+    ...troubleFacts(kernel),
+    ...(damage.length > 0
+      ? [["DAMAGED", `${damage.map(({ what }) => what).join("; ")}`] as [string, string]]
+      : []),
+    ["agent", dead ?? (agent ? `runs: pid ${agent.pid}, version ${agent.version}` : "runs")],
+    ...(agent && dead === undefined
+      ? [["istiod", agent.stream.connected ? "connected" : "NOT connected"] as [string, string]]
+      : []),
+    ["hooks", hooks],
+    [
+      "services",
+      `${services.length}, ${services.filter(isInTrouble).length} with refused or failed connections`,
+    ],
+  ]);
+}
+
+function formatFacts(facts: readonly (readonly [string, string])[]): string {
+  const width = Math.max(...facts.map(([name]) => name.length));
+  return facts.map(([name, text]) => `${name.padEnd(width)}  ${text}`).join("\n");
 }
