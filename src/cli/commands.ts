@@ -24,6 +24,7 @@ export const COMMANDS: Commands = {
   join: async () => (await import("./commands/join.ts")).join,
   config: async () => (await import("./commands/config.ts")).config,
   demo: async () => (await import("./commands/demo.ts")).demo,
+  "bug-report": async () => (await import("./commands/bug-report.ts")).bugReport,
   completion: async () => (await import("./commands/completion.ts")).completion,
   version: async () => (await import("./commands/version.ts")).version,
   "complete-words": async () => (await import("./commands/completion.ts")).completeWords,

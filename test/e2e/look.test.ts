@@ -1,12 +1,12 @@
 /** Who may look at an agent, who may not, and what they are told; the agent's log level while it runs. */
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { chmodSync, statSync } from "node:fs";
+import { chmodSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { adminSocket, readerSocket } from "../../src/admin/status.ts";
 import { COMMANDS } from "../../src/cli/commands.ts";
 import { loadAll } from "../../src/cli/framework/command.ts";
-import { type OwnedProcess, type RunResult, run } from "../lab/process.ts";
+import { eventually, type OwnedProcess, type RunResult, run } from "../lab/process.ts";
 import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
 
 const why = missing();
@@ -101,6 +101,73 @@ describe.skipIf(why !== undefined)("an agent that is looked at", () => {
       "10.96.0.10 is an address of shop.demo.svc.cluster.local, which has no such port; it has 80",
     );
   });
+
+  test("doctor HOST:PORT tries each endpoint, and names the one that fails", async () => {
+    const well = await lab.kmesh("doctor", "shop.demo:80");
+    expect([well.code, well.stdout]).toEqual([0, expect.stringContaining("3 endpoints: all answer.")]);
+    const mesh = shop({ v1: 90, v2: 10 });
+    // Nothing listens at port 8081.
+    const dead = { address: "127.1.0.3", port: 8081, subset: "v2" };
+    const services = mesh.services.map((each) => ({ ...each, endpoints: [...each.endpoints, dead] }));
+    lab.configure({ ...mesh, services });
+    const found = await eventually("the fourth endpoint", async () => {
+      const { code, stdout } = await lab.kmesh("doctor", "shop.demo:80", "-o", "json");
+      return code === 1 && JSON.parse(stdout);
+    });
+    expect(found).toMatchObject({ schema: 1, ok: false, destinations: [{ verdict: "redirect" }] });
+    const failing = found.destinations[0].endpoints.filter(({ state }: { state: string }) => state !== "ok");
+    expect(failing).toEqual([
+      expect.objectContaining({
+        address: "127.1.0.3",
+        port: 8081,
+        error: expect.objectContaining({ code: "ECONNREFUSED", text: "nothing listens there" }),
+      }),
+    ]);
+    expect((await lab.kmesh("doctor", "shop.demo:80")).stdout).toContain("1 of 4 endpoints fails.");
+    expect((await lab.kmesh("doctor", "shop.demo:81")).stderr).toContain(
+      "shop.demo has no port 81; it has 80",
+    );
+  }, 30_000);
+
+  test("bug-report writes one archive, without the secrets that lie around", async () => {
+    const secrets = ["hunter-probe", "hunter-metadata", "hunter-comment", "PRIVATE-hunter-key"];
+    const config = join(lab.folder, "secret.yaml");
+    writeFileSync(
+      config,
+      [
+        `istiod: 127.0.0.1:15010 # ${secrets[2]}`,
+        "plaintext: true",
+        `metadata: {APP_PASSWORD: ${secrets[1]}}`,
+        `readiness-probe: {httpGet: {port: 8080, httpHeaders: [{name: Authorization, value: ${secrets[0]}}]}}`,
+        `bpffs: ${lab.bpffs}`,
+        `state-dir: ${lab.folder}/state`,
+        `run-dir: ${runDir}`,
+      ].join("\n"),
+    );
+    writeFileSync(
+      join(lab.folder, "state", "key.pem"),
+      `-----BEGIN PRIVATE KEY-----\n${secrets[3]}\n-----END PRIVATE KEY-----\n`,
+    );
+    const path = join(lab.folder, "report.tar.gz");
+    const { code, stdout } = await run([KMESH, "bug-report", path, "--config", config], {
+      netns: lab.namespace.path,
+    });
+    expect([code, stdout]).toEqual([0, expect.stringMatching(/report\.tar\.gz \(\d+ files, \d+ KB\)/)]);
+    expect(statSync(path).mode & 0o777).toBe(0o600);
+    const all = await run(["tar", "-xzOf", path]);
+    for (const secret of [...secrets, "PRIVATE KEY"])
+      expect([secret, all.stdout.includes(secret)]).toEqual([secret, false]);
+    for (const kept of [
+      "shop.demo.svc.cluster.local",
+      "127.1.0.3",
+      '"schema": 1',
+      'APP_PASSWORD: "[left out]"',
+    ])
+      expect([kept, all.stdout.includes(kept)]).toEqual([kept, true]);
+    const names = (await run(["tar", "-tzf", path])).stdout;
+    for (const name of ["status.json", "doctor.json", "dump/tables.json", "journal.txt", "kernel/uname.txt"])
+      expect(names).toContain(`/${name}\n`);
+  }, 60_000);
 
   test("the log level changes while the agent runs, which nobody's log reader ends", async () => {
     const said = await lab.kmesh("log-level", "debug", "--output=json");

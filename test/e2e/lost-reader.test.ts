@@ -50,6 +50,7 @@ const WAYS: Record<string, [args: string[], code: number][]> = {
   join: [[["join", "--from", folder, "--config", config, ...folders], 1]],
   config: [[["config", "check", wrong], 2]],
   demo: [[["demo", "--seconds=never"], 2]],
+  "bug-report": [[["bug-report", join(folder, "report.tar.gz"), ...folders], 0]],
   completion: [[["completion", "bash"], 0]],
   version: [[["version"], 0]],
 };

@@ -21,7 +21,7 @@ const words = async (...line: string[]) => (await candidates(line, commands, nam
 
 test("commands, flags, values, services, units and files are completed", async () => {
   expect(await words("sta")).toEqual(["status"]);
-  expect(await words("")).toContain("history");
+  expect(await words("")).toContain("bug-report");
   expect(await words("")).not.toContain("demo-stage");
   expect(await words("help", "expl")).toEqual(["explain"]);
   expect(await words("status", "--pro")).toEqual(["--problems"]);

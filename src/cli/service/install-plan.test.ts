@@ -131,7 +131,8 @@ describe("a package", () => {
     const parts = {
       executable: download("one"),
       unit: unitText("kmesh.service", "package"),
-      gate: unitText("kmesh-wait.service", "package"), documents: [],
+      gate: unitText("kmesh-wait.service", "package"),
+      documents: [],
     };
     expect(await perform(packageSteps(packaged, parts))).toEqual(["write", "write", "write"]);
     return packaged;
