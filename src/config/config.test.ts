@@ -306,7 +306,7 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "address",
       () => readConfig(withFile("", { ...base, hosts: ["istiod=nowhere"] })),
-      /--hosts: "nowhere" is no IP address/,
+      /--hosts: "nowhere" is neither an IP address nor a full DNS name/,
     ],
     ["JSON", () => readConfig(withFile("", base, { KMESH_PORTS: "[" })), /^KMESH_PORTS: it is no JSON/],
     ["ports", () => readConfig(withFile("ports: 80", base)), /key ports: it is no list.*containerPort/],

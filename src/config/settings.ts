@@ -29,7 +29,7 @@ export const SETTINGS = {
     kind: "map",
     hint: "NAME=ADDRESS",
     about:
-      "where istiod and its CA are dialled, one address after the other; their certificates must still be for the name",
+      "where istiod and its CA are dialled: addresses, one after the other, or a DNS name; their certificates must still be for NAME",
   },
   "ca-server": {
     kind: "text",

@@ -9,6 +9,7 @@ import { requireRegularFile } from "../files/read-file.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/join/object-name.ts";
 import { faultOfProbe } from "../istiod/join/readiness-probe.ts";
 import { DECIDED_METADATA, type Json } from "../istiod/node.ts";
+import { isDialledList, parseDialled } from "../istiod/target.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { jsonOf, readYaml } from "./yaml.ts";
 
@@ -71,11 +72,26 @@ export function parseIp(text: string): string {
   return address;
 }
 
-/** One address or a list of them. */
+/** What is dialled for a name: one address or a list of them, or the DNS name of a load balancer. */
 export function parseAddresses(name: string, value: Json): string[] {
-  const list = Array.isArray(value) ? value : [value];
-  if (list.length > 0) return [...new Set(list.map((each) => parseIp(textOf(each, name))))];
-  throw new Invalid(`${name} has no address`, `Write ${name}: ADDRESS.`);
+  const next = `Write ${name}: ADDRESS, a list of addresses, or the DNS name of a gateway.`;
+  const list = [
+    ...new Set(
+      (Array.isArray(value) ? value : [value]).map((each) => {
+        const text = textOf(each, name);
+        const dialled = parseDialled(text);
+        if (dialled === undefined)
+          throw new Invalid(`"${text}" is neither an IP address nor a full DNS name`, next);
+        if (dialled === name.toLowerCase()) throw new Invalid(`${name} stands for itself`, next);
+        return dialled;
+      }),
+    ),
+  ];
+  if (list.length === 0) throw new Invalid(`${name} has no address`, next);
+  if (!isDialledList(list)) {
+    throw new Invalid(`${name} has a DNS name among others (${list.join(", ")})`, next);
+  }
+  return list;
 }
 
 export function parseLocality(text: string): { region: string; zone: string; subzone: string } {

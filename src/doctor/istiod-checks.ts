@@ -43,11 +43,19 @@ function addressesOf({ istiod, hosts }: Config): { addresses?: readonly string[]
 }
 
 async function lookUp({ host, addresses: given }: Target, addresses: string[]): Promise<Finding[]> {
+  const [alias] = given ?? [];
+  if (alias !== undefined && isIP(alias) === 0)
+    return lookUpName(alias, `${host} is ${alias}, by --hosts: `, addresses);
   if (given !== undefined || isIP(host) !== 0) {
     addresses.push(...(given ?? [host]));
     const text = given === undefined ? `${host} is an address` : `${host} is ${given.join(", ")}, by --hosts`;
     return [{ state: "ok", text }];
   }
+  return lookUpName(host, "", addresses);
+}
+
+/** `before` begins each finding's text. */
+async function lookUpName(host: string, before: string, addresses: string[]): Promise<Finding[]> {
   try {
     addresses.push(...(await lookup(host, { all: true })).map((each) => each.address));
   } catch (error) {
@@ -55,12 +63,15 @@ async function lookUp({ host, addresses: given }: Target, addresses: string[]): 
     return [
       {
         state: "error",
-        text: `${host} is not known (${code})`,
-        cure: `Give its address with --hosts ${host}=ADDRESS (the file hosts of istioctl has it), or in /etc/hosts.`,
+        text: `${before}${host} is not known (${code})`,
+        cure:
+          before === ""
+            ? `Give its address with --hosts ${host}=ADDRESS (the file hosts of istioctl has it), or in /etc/hosts.`
+            : "Check the name and this machine's DNS, or give --hosts an address.",
       },
     ];
   }
-  return [{ state: "ok", text: `${host} is ${addresses.join(", ")}` }];
+  return [{ state: "ok", text: `${before}${host} is ${addresses.join(", ")}` }];
 }
 
 /** The address that answers is the first one afterwards: the checks that follow speak to it. */

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { describeTarget, dialled, formatTarget, parseTarget, serverName } from "./target.ts";
+import { describeTarget, dialled, formatTarget, parseDialled, parseTarget, serverName } from "./target.ts";
 
 test.each([
   ["istiod.istio-system.svc:15012", "istiod.istio-system.svc", 15012],
@@ -34,6 +34,26 @@ test("an address is dialled in place of the name, which the certificate must sti
   expect(dialled(parseTarget("istiod.example:15012"))).toBe("dns:istiod.example:15012");
   expect(parseTarget("toString:1", {}).addresses).toBeUndefined();
 });
+
+test("a DNS name is dialled in place of the name, looked up for each connection", () => {
+  const target = parseTarget("istiod.example:15012", { "istiod.example": ["lb.cloud.example"] });
+  expect(dialled(target)).toBe("dns:lb.cloud.example:15012");
+  expect(serverName(target)).toBe("istiod.example");
+  expect(describeTarget(target)).toBe("istiod.example:15012 (lb.cloud.example)");
+});
+
+test.each([
+  ["10.0.0.1", "10.0.0.1"],
+  ["FD00:0::1", "fd00::1"],
+  ["LB-1.eu.elb.example.", "lb-1.eu.elb.example"],
+  ["10.0.0.300", undefined],
+  ["10.0.0", undefined],
+  ["istiod", undefined],
+  ["a..b", undefined],
+  ["-a.b", undefined],
+  ["a b.c", undefined],
+  ["", undefined],
+])("%j may be dialled as %j", (text, dialled) => expect(parseDialled(text)).toBe(dialled));
 
 test("several addresses are all dialled, in their order", () => {
   const target = (...addresses: string[]) =>

@@ -1,17 +1,39 @@
 import { isIP } from "node:net";
-import { isV4 } from "../mesh/address.ts";
+import { canonicalAddress, isV4 } from "../mesh/address.ts";
 
 /** Where istiod listens. */
 export interface Target {
   /** A name, or an IP address without brackets. */
   host: string;
   port: number;
-  /** IP addresses that are dialled in place of the name, in this order; the certificate must still be for the name. */
+  /**
+   * What is dialled in place of the name: IP addresses, in this order, or one DNS name (a load balancer's), which is looked
+   * up anew for each connection. The certificate must still be for the name.
+   */
   addresses?: readonly string[];
 }
 
-/** Canonical IP addresses by name, at least one each. */
+/** By name what is dialled for it: canonical IP addresses, at least one, or a single DNS name. See `parseDialled`. */
 export type Hosts = Readonly<Record<string, readonly string[]>>;
+
+/**
+ * What may be dialled in place of a name: gives the canonical IP address or the DNS name in lower case; undefined for all
+ * else. A DNS name has a dot (RFC 1123 labels, underscores too), so that a mistyped address or word is none.
+ */
+export function parseDialled(text: string): string | undefined {
+  const address = canonicalAddress(text);
+  if (address !== undefined) return address;
+  const labels = text.toLowerCase().replace(/\.$/, "").split(".");
+  const label = /^[a-z0-9_]([-a-z0-9_]{0,61}[a-z0-9_])?$/;
+  const isName = labels.length > 1 && text.length <= 254 && labels.every((each) => label.test(each));
+  // Four numbers that are no address are no name either.
+  return isName && !/^\d+$/.test(labels.at(-1) ?? "") ? labels.join(".") : undefined;
+}
+
+/** Whether these can be dialled together: addresses, or a single name. */
+export function isDialledList(list: readonly string[]): boolean {
+  return list.length === 1 || (list.length > 1 && list.every((each) => isIP(each) !== 0));
+}
 
 /** The name in istiod's certificate when it is reached through this machine (a tunnel, a port-forward). */
 const IN_CLUSTER_NAME = "istiod.istio-system.svc";
@@ -42,8 +64,8 @@ export function formatTarget(target: Target): string {
 }
 
 /**
- * The target for gRPC: the name is looked up unless there are addresses for it, which are tried in their order. gRPC takes
- * several of one family only (https://github.com/grpc/grpc/blob/master/doc/naming.md), so IPv4 is mapped among IPv6.
+ * The target for gRPC: the name is looked up (all its addresses are tried, at each connection anew) unless there are addresses
+ * for it, which are tried in their order, or another name, which is looked up in its place. gRPC takes several of one family only (https://github.com/grpc/grpc/blob/master/doc/naming.md), so IPv4 is mapped among IPv6.
  */
 export function dialled({ host, port, addresses = [] }: Target): string {
   if (addresses.length < 2) return `dns:${formatTarget({ host: addresses[0] ?? host, port })}`;

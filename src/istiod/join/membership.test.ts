@@ -197,6 +197,14 @@ test("all addresses of a name, and the certificates alone of the roots", () => {
   expect(member({ "root-cert.pem": `# the mesh's\n${root}${key}` }).roots).toBe(root);
 });
 
+test("a gateway that is known by a DNS name alone", () => {
+  const found = member({ hosts: "LB.cloud.example istiod.istio-system.svc\n" });
+  expect(found.hosts).toEqual(new Map([["istiod.istio-system.svc", ["lb.cloud.example"]]]));
+  expect(problems({ hosts: "lb.cloud.example istiod\n10.0.0.1 istiod\n" })).toEqual([
+    "hosts: line 2 gives istiod a DNS name beside others",
+  ]);
+});
+
 test("wrong roots, tokens and hosts", () => {
   expect(problems({ "root-cert.pem": "x" })).toEqual(["root-cert.pem holds no PEM certificate"]);
   const broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";

@@ -11,7 +11,7 @@ import { pemBlocks } from "../identity/certificate.ts";
 import { faultOfToken, freshTokenCommand, isExpired } from "../identity/token.ts";
 import { DECIDED_METADATA, type Json } from "../node.ts";
 import type { SpiffeId } from "../spiffe.ts";
-import { parseTarget, type Target } from "../target.ts";
+import { isDialledList, parseDialled, parseTarget, type Target } from "../target.ts";
 import { type Problem, parseClusterEnv } from "./cluster-env.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "./object-name.ts";
 import { faultOfProbe } from "./readiness-probe.ts";
@@ -346,12 +346,17 @@ function readHosts(text: string, file: string, problems: Problem[]): Map<string,
   for (const [i, line] of text.split(/\r?\n/).entries()) {
     const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
     if (address === "") continue;
-    const canonical = canonicalAddress(address);
+    // istioctl writes a gateway's DNS name where its load balancer has no address.
+    const canonical = parseDialled(address);
     if (canonical === undefined || names.length === 0) {
       problems.push({ file, field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });
       continue;
     }
-    for (const name of names) hosts.set(name, [...new Set([...(hosts.get(name) ?? []), canonical])]);
+    for (const name of names) {
+      const list = [...new Set([...(hosts.get(name) ?? []), canonical])];
+      if (isDialledList(list)) hosts.set(name, list);
+      else problems.push({ file, field: `line ${i + 1}`, reason: `gives ${name} a DNS name beside others` });
+    }
   }
   return hosts;
 }
