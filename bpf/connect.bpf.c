@@ -11,6 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "include/agent.h"
 #include "include/exempt.h"
 #define FLOW_AT_CONNECT
 #include "include/kernel.h"
@@ -23,7 +24,6 @@
 #include "include/verdict.h"
 #include "include/walk.h"
 
-#define NSEC_PER_TICK 10000000 /* USER_HZ is 100 on every architecture */
 #define FINGERPRINT_RETRIES 4
 /* Slots that are tried to find an endpoint that is not ejected. Runs no longer than that are searched whole. */
 #define EJECTION_RETRIES 32
@@ -70,12 +70,8 @@ static __always_inline bool is_agent(void)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	__u64 *start = bpf_map_lookup_elem(&agents, &tgid);
-	struct task_struct *task;
 
-	if (!start)
-		return false;
-	task = (struct task_struct *)bpf_get_current_task();
-	return BPF_CORE_READ(task, group_leader, start_boottime) / NSEC_PER_TICK == *start;
+	return start && start_ticks((struct task_struct *)bpf_get_current_task()) == *start;
 }
 
 /* What the longest matching block of a trie is looked up by. */

@@ -31,11 +31,14 @@ __noinline int count_latency(__u64 source, __u32 service, __u32 direction, __u32
 	}
 	if (rtt_us) {
 		at = bucket_of(rtt_us);
+		/* One register for the check and the use: 5.10 forgets the bound else. */
+		barrier_var(at);
 		if (at < LATENCY_BUCKETS)
 			__sync_fetch_and_add(&row->rtt[at], 1);
 	}
 	if (duration_ns) {
 		at = bucket_of(duration_ns / DURATION_UNIT_NS);
+		barrier_var(at);
 		if (at < LATENCY_BUCKETS)
 			__sync_fetch_and_add(&row->duration[at], 1);
 	}

@@ -21,6 +21,7 @@ const TABLE = {
   kmesh_loopback_up: ["i32"],
   kmesh_netns_cookie: ["i32", "buffer"],
   kmesh_walk_map: ["i32", "i32", "i32"],
+  kmesh_ask: ["i32", "i32", "u32", "u32", "buffer"],
   kmesh_send_datagram: ["i32", "buffer", "u32", "buffer", "u64"],
   kmesh_prctl: ["i32", "i32", "u64"],
   kmesh_membarrier: ["i32"],

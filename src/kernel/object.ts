@@ -215,6 +215,16 @@ export class BpfProgram {
   }
 
   /**
+   * Runs a raw tracepoint program as the calling thread, without a tracepoint. Gives what it returns, as 32 bits without a
+   * sign. Throws KernelError.
+   */
+  ask(first: number, second: number): number {
+    const result = new Uint32Array(new ArrayBuffer(4));
+    check(native().kmesh_ask(this.fd, first, second, result), "bpf_prog_test_run", this.info.name);
+    return result[0] ?? 0;
+  }
+
+  /**
    * Runs a packet program (socket filter, tc) without a hook, `repeat` times over the same bytes. Other types, such as
    * those of cgroup hooks, have no such run (ENOTSUPP).
    * @param packet at least an Ethernet header

@@ -14,6 +14,7 @@ import { ERRNO, KernelError } from "../../kernel/error.ts";
 import { CgroupLink, type Hook } from "../../kernel/link.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
 import type { BpfProgram } from "../../kernel/object.ts";
+import type { TaskIdentity } from "../../kernel/process.ts";
 import { type Family, LoopbackListener, SelfTestChild } from "../../kernel/self-test-child.ts";
 import { formatAddress, parseAddress } from "../../mesh/address.ts";
 import { EndpointList } from "../../mesh/endpoint-list.ts";
@@ -108,13 +109,14 @@ function probe(
 ): string | undefined {
   const links: CgroupLink[] = [];
   let room: Room | undefined;
+  let exempted: TaskIdentity | undefined;
   const agents = readableMap(bpffs, "agents");
   const listeners = listen();
   try {
     room = Room.make();
     if (room.child === undefined) return room.trouble;
     const { child, cgroup } = room;
-    exempt(agents, child.pid);
+    exempted = exempt(agents, child.pid);
     const families = answering(child, listeners);
     if (families.size === 0)
       return "connections on loopback do not arrive here, with or without these programs";
@@ -131,7 +133,7 @@ function probe(
       return error.message;
     throw error;
   } finally {
-    if (room?.child) unexempt(agents, room.child.pid);
+    if (exempted) unexempt(agents, exempted);
     agents.close();
     // Its sockets end before the links: under the programs that counted them.
     room?.child?.end();

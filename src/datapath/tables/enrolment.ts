@@ -2,11 +2,13 @@
 import { existsSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../../kernel/cgroup.ts";
+import { ERRNO, KernelError } from "../../kernel/error.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../../kernel/netns.ts";
-import { socketInodes, taskIdentity } from "../../kernel/process.ts";
+import { socketInodes, type TaskIdentity, taskIdentity } from "../../kernel/process.ts";
 import type { Match } from "../../mesh/model.ts";
 import type { Tables } from "./tables.ts";
+import { inInitialNamespaces, kernelIdentity } from "./task-identity.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
 
 /** An address block that is never governed; port 0 is every port. */
@@ -120,10 +122,10 @@ function isEnrolled(path: string, ids: ReadonlySet<bigint>, units: ReadonlySet<s
   return false;
 }
 
-/** Inodes of the sockets that exempt agents hold: theirs are never governed. */
+/** Inodes of the sockets that this process and exempt agents hold: theirs are never governed. Of a pid namespace it sees only its own. */
 export function agentSockets(tables: Tables): Set<number> {
-  const pids = keysOf(tables.maps.agents).map((key) => new Uint32Array(key.buffer)[0] ?? 0);
-  return new Set(pids.flatMap(socketInodes));
+  const pids = inInitialNamespaces() ? exemptTasks(tables.maps.agents).map(({ tgid }) => tgid) : [];
+  return new Set([process.pid, ...pids].flatMap(socketInodes));
 }
 
 /** Governs the network namespace of this process, or every one. Throws where a kernel before 5.14 can't tell. */
@@ -148,28 +150,51 @@ export function exclude(tables: Tables, exclusions: readonly Exclusion[]): numbe
   return added.length + removed.length + flag;
 }
 
-/** From now on this process's own connections are never governed. Entries of dead processes are taken out. */
+/**
+ * From now on this process's own connections are never governed. Entries of dead processes are taken out, unless a pid
+ * namespace hides who lives; then the oldest makes room when there is none left. Throws KernelError.
+ */
 export function exemptSelf(agents: BpfMap): void {
+  if (inInitialNamespaces()) removeDead(agents);
+  try {
+    exempt(agents, "self");
+  } catch (error) {
+    if (!(error instanceof KernelError) || error.errno !== ERRNO.E2BIG) throw error;
+    const [oldest] = exemptTasks(agents).sort((a, b) => Number(a.startTicks - b.startTicks));
+    if (oldest) unexempt(agents, oldest);
+    exempt(agents, "self");
+  }
+}
+
+/**
+ * From now on connections of this process, or of a child that this thread made, are never governed. Gives what `unexempt`
+ * takes. Throws when it is gone, and KernelError.
+ */
+export function exempt(agents: BpfMap, pid: number | "self"): TaskIdentity {
+  const task = kernelIdentity(pid);
+  if (!task) throw new Error(`/proc/${pid}/stat can't be read: is /proc mounted?`);
+  agents.update(tgidKey(task), bytesOf(task.startTicks));
+  return task;
+}
+
+export function unexempt(agents: BpfMap, task: TaskIdentity): void {
+  agents.delete(tgidKey(task));
+}
+
+function exemptTasks(agents: BpfMap): TaskIdentity[] {
   const { keys, values, count } = agents.entries();
   const pids = new Uint32Array(keys.slice().buffer);
   const starts = new BigUint64Array(values.slice().buffer);
-  for (let i = 0; i < count; i++) {
-    const pid = pids[i] ?? 0;
-    if (taskIdentity(pid)?.startTicks !== starts[i])
-      agents.delete(new Uint8Array(Uint32Array.of(pid).buffer));
-  }
-  exempt(agents, "self");
+  return Array.from({ length: count }, (_, i) => ({ tgid: pids[i] ?? 0, startTicks: starts[i] ?? 0n }));
 }
 
-/** From now on connections of this process are never governed. Throws when it is gone, and KernelError. */
-export function exempt(agents: BpfMap, pid: number | "self"): void {
-  const task = taskIdentity(pid);
-  if (!task) throw new Error(`/proc/${pid}/stat can't be read: is /proc mounted?`);
-  agents.update(new Uint8Array(Uint32Array.of(task.tgid).buffer), bytesOf(task.startTicks));
+function removeDead(agents: BpfMap): void {
+  for (const task of exemptTasks(agents))
+    if (taskIdentity(task.tgid)?.startTicks !== task.startTicks) unexempt(agents, task);
 }
 
-export function unexempt(agents: BpfMap, pid: number): void {
-  agents.delete(new Uint8Array(Uint32Array.of(pid).buffer));
+function tgidKey({ tgid }: TaskIdentity): Uint8Array {
+  return new Uint8Array(Uint32Array.of(tgid).buffer);
 }
 
 function ownNetns(): bigint {

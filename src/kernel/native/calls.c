@@ -433,3 +433,14 @@ API int kmesh_walk_map(int program, int map)
 	close(walk);
 	return error;
 }
+
+/* Runs a raw tracepoint program as the calling thread, with two arguments; gives 0 and its return value in `result`. */
+API int kmesh_ask(int program, unsigned int first, unsigned int second, unsigned int *result)
+{
+	unsigned long long arguments[2] = { first, second };
+	LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = arguments, .ctx_size_in = sizeof(arguments));
+	int error = bpf_prog_test_run_opts(program, &options);
+
+	*result = options.retval;
+	return error;
+}
