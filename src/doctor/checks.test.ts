@@ -1,5 +1,7 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
+import { spawnSync } from "node:child_process";
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { createServer as createHttp2Server } from "node:http2";
 import { createServer, type Server } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,6 +12,7 @@ import { sourcesOf } from "../config/sources.ts";
 import { examineFiles } from "../machine/config-files.ts";
 import { type Check, type Finding, firstError, runChecks } from "./check-runner.ts";
 import { checksOf } from "./checks.ts";
+import { isLockedDown } from "./machine-checks.ts";
 
 let folder = "";
 let authority: Authority;
@@ -237,20 +240,61 @@ test("TLS: the right name and root, another name, another root, no TLS at all", 
   const other = await serve("DNS:something.else");
   const [name = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${other}` }));
   expect(name).toStartWith(
-    `error: the certificate of istiod at 127.0.0.1:${other} is not for istiod.istio-system.svc => Reach it by a name in it`,
+    `error: the certificate of istiod at 127.0.0.1:${other} is not for istiod.istio-system.svc (ERR_TLS_CERT_ALTNAME_INVALID`,
   );
+  expect(name).toEndWith(" => Reach it by a name in it");
   const stranger = join(folder, "stranger");
   mkdirSync(stranger);
   writeFileSync(join(stranger, "root.pem"), new Authority(stranger).root);
   const ca = join(stranger, "root.pem");
   const [root = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${good}`, ca }));
-  expect(root).toStartWith(
-    `error: the certificate of istiod at 127.0.0.1:${good} is not signed by ${ca} => Pass the mesh's root there`,
-  );
+  expect(root).toStartWith(`error: the certificate of istiod at 127.0.0.1:${good} is not signed by ${ca} (`);
+  expect(root).toEndWith(" => Pass the mesh's root there (root-cert.pem of config map istio-ca-root-cert)");
   const plain = await listen(createServer((socket) => socket.end("HTTP/1.1 400 Bad Request\r\n\r\n")));
   const [none = ""] = lines(await look("TLS", { istiod: `127.0.0.1:${plain}` }));
-  expect(none).toContain("speaks no TLS there => Use its TLS port");
-  expect((await look("TLS", { plaintext: true }))[0]?.state).toBe("warning");
+  expect(none).toContain("speaks no TLS there (");
+  expect(none).toEndWith(" => Use its TLS port (15012), or --plaintext");
+});
+
+test("without TLS: gRPC, a TLS port, an HTTP/1 server, one that hangs up", async () => {
+  const { key, chain } = authority.issue("DNS:istiod.istio-system.svc");
+  const http2 = createHttp2Server();
+  const ask = async (server: Server) => {
+    const istiod = `127.0.0.1:${await listen(server)}`;
+    const [line = ""] = lines(await look("TLS", { istiod, plaintext: true }));
+    return line.replace(istiod, "ISTIOD");
+  };
+  expect(await ask(http2 as Server)).toStartWith("warning: not used (--plaintext)");
+  const wrong = (what: string) =>
+    new RegExp(`^error: ISTIOD does not speak gRPC without TLS: ${what} => istiod's`);
+  expect(await ask(createTlsServer({ key, cert: chain }))).toMatch(
+    wrong("it (speaks TLS|closed the connection)"),
+  );
+  expect(await ask(createServer((socket) => socket.end("HTTP/1.1 400 Bad\r\n\r\n")))).toMatch(
+    wrong("it is an HTTP/1 server"),
+  );
+  expect(await ask(createServer((socket) => socket.end()))).toMatch(wrong("it closed the connection"));
+});
+
+test.skipIf(process.getuid?.() !== 0)("an address to which no route leads is not called refused", () => {
+  const flags = ["--istiod=203.0.113.1:15010", "--plaintext", "--output=json", `--state-dir=${folder}/none`];
+  const main = join(import.meta.dirname, "../main.ts");
+  const command = ["-n", process.execPath, main, "doctor", `--config=/dev/null`, ...flags];
+  const { stdout } = spawnSync("unshare", command, { encoding: "utf8", timeout: 20_000 });
+  const { checks } = JSON.parse(stdout) as {
+    checks: { check: string; findings: { text: string; cure: string }[] }[];
+  };
+  const [finding] = checks.find(({ check }) => check === "connection")?.findings ?? [];
+  expect(finding?.text).toBe(
+    "no connection to istiod: 203.0.113.1:15010: no route leads there (ENETUNREACH)",
+  );
+  expect(finding?.cure).toContain("ip route get 203.0.113.1");
+});
+
+test("a kernel that is locked down for confidentiality", () => {
+  expect(isLockedDown("none integrity [confidentiality]\n")).toBe(true);
+  for (const text of ["none [integrity] confidentiality\n", "[none] integrity confidentiality\n", ""])
+    expect(isLockedDown(text)).toBe(false);
 });
 
 test("no agent is worth a remark, not a fault", async () => {

@@ -1,5 +1,6 @@
 /** The checks on the way to istiod: its name, a connection, TLS, the certificate; and what the agent makes of it. */
 
+import { createSocket } from "node:dgram";
 import { lookup } from "node:dns/promises";
 import { connect as connectTcp, isIP } from "node:net";
 import { connect as connectTls, type TLSSocket } from "node:tls";
@@ -10,7 +11,8 @@ import { codeOf, codeOrReason, reasonOf } from "../errors/reason.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { explainRefusal, readRoots, type Security } from "../istiod/identity/credentials.ts";
 import { formatSkew, WorkloadIdentity } from "../istiod/identity/identity.ts";
-import { time } from "../istiod/identity/token.ts";
+import { faultOfToken, freshTokenCommand, readToken, time } from "../istiod/identity/token.ts";
+import type { SpiffeId } from "../istiod/spiffe.ts";
 import { describeTarget, formatTarget, parseTarget, serverName, type Target } from "../istiod/target.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { type Check, errorFinding, type Finding } from "./check-runner.ts";
@@ -91,18 +93,41 @@ async function lookAtConnection(target: Target, addresses: string[]): Promise<Fi
         "The next one is tried each time: see that it is istiod's, routed, and that no firewall drops it.";
       return [ok, { state: "warning", text: `but not ${failures.join("; ")}`, cure }];
     }
-    failures.push(`${place}: ${fault}`);
+    const routed = !fault.includes("ECONNREFUSED") || (await isRouted(address, port));
+    failures.push(`${place}: ${routed ? fault : "no route leads there (ENETUNREACH)"}`);
   }
-  const refused = failures.every((failure) => failure.includes("ECONNREFUSED"));
-  return [
-    {
-      state: "error",
-      text: `no connection to istiod: ${failures.join("; ")}`,
-      cure: refused
-        ? "The machine is there, and nothing listens: see that istiod runs, and that the port is its (15012, with --plaintext 15010)."
-        : "See that the address is istiod's (or its gateway's), that it is routed, and that no firewall drops it.",
-    },
-  ];
+  const text = `no connection to istiod: ${failures.join("; ")}`;
+  return [{ state: "error", text, cure: cureOf(failures, addresses[0] ?? target.host, port) }];
+}
+
+/** Whether a route leads there. A runtime may call that, too, a refused connection; a UDP socket sends nothing to find out. */
+async function isRouted(address: string, port: number): Promise<boolean> {
+  const socket = createSocket(isIP(address) === 6 ? "udp6" : "udp4");
+  try {
+    return await new Promise<boolean>((resolve) => {
+      socket.once("error", () => resolve(false));
+      socket.once("connect", () => resolve(true));
+      socket.connect(port, address, (error?: unknown) => resolve(error === undefined || error === null));
+    });
+  } catch {
+    return false;
+  } finally {
+    socket.close();
+  }
+}
+
+/** What helps, by what the kernel said of every attempt. */
+function cureOf(failures: readonly string[], address: string, port: number): string {
+  const all = (...codes: string[]) => failures.every((text) => codes.some((code) => text.includes(code)));
+  if (all("ECONNREFUSED"))
+    return "The machine is there, and nothing listens: see that istiod runs, and that the port is its (15012, with --plaintext 15010).";
+  if (all("EPERM", "EACCES"))
+    return "This machine's own firewall or another BPF program rejects it: nft list ruleset, bpftool cgroup tree.";
+  if (all("ENETUNREACH", "EHOSTUNREACH"))
+    return `See where it would go: ip route get ${address}. An address of the family that this machine has is named by --hosts.`;
+  if (all("no answer"))
+    return `Nothing comes back: a firewall drops it (TCP port ${port} must be open from this machine on), or the address is not istiod's.`;
+  return "See that the address is istiod's (or its gateway's), that it is routed, and that no firewall drops it.";
 }
 
 async function lookAtTls(
@@ -110,13 +135,7 @@ async function lookAtTls(
   security: Security,
   addresses: readonly string[],
 ): Promise<Finding[]> {
-  if (security.kind === "plaintext")
-    return [
-      {
-        state: "warning",
-        text: "not used (--plaintext): istiod and this machine take each other at their word",
-      },
-    ];
+  if (security.kind === "plaintext") return lookAtPlaintext(target, addresses);
   let ca: Buffer;
   try {
     ca = readRoots(security.ca, "");
@@ -138,10 +157,51 @@ async function lookAtTls(
   if (fault !== undefined) {
     const text = explainRefusal({ code: UNAVAILABLE, details: fault }, target, security);
     const [what = text, ...next] = text.split(": ");
-    return [{ state: "error", text: what, cure: capital(next.join(": ")) }];
+    const [cure, said] = withoutReason(next.join(": "));
+    return [{ state: "error", text: `${what}${said}`, cure: capital(cure) }];
   }
   const until = seen.until === undefined ? "" : `, until ${time(seen.until)}`;
   return [{ state: "ok", text: `${seen.version ?? "TLS"}; istiod proves that it is ${name}${until}` }];
+}
+
+/** HTTP/2 with prior knowledge (RFC 9113, 3.4): the preface, and an empty SETTINGS frame, which is answered with one. */
+const HTTP2_HELLO = Buffer.concat([
+  Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
+  Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0]),
+]);
+
+/** Without TLS nothing is proven; whether gRPC is spoken there at all can be seen. */
+async function lookAtPlaintext({ host, port }: Target, addresses: readonly string[]): Promise<Finding[]> {
+  const socket = connectTcp({ host: addresses[0] ?? host, port });
+  let first: Buffer = Buffer.alloc(0);
+  socket.once("connect", () => socket.write(HTTP2_HELLO));
+  socket.on("data", (data: Buffer) => {
+    first = Buffer.concat([first, data]);
+    if (first.length >= 4) socket.emit("answered");
+  });
+  const fault = await connected(socket, "answered");
+  const place = formatTarget({ host: addresses[0] ?? host, port });
+  // The type of the first frame; 0x15 begins an alert of TLS.
+  if (fault === undefined && first[3] === 4)
+    return [
+      {
+        state: "warning",
+        text: "not used (--plaintext): istiod and this machine take each other at their word",
+      },
+    ];
+  const isTls = first[0] === 0x15;
+  const what = isTls
+    ? "it speaks TLS"
+    : first.toString("latin1").startsWith("HTTP/1")
+      ? "it is an HTTP/1 server"
+      : (fault ?? "it speaks no HTTP/2");
+  return [
+    {
+      state: "error",
+      text: `${place} does not speak gRPC without TLS: ${what}`,
+      cure: "istiod's plaintext port is 15010. For its TLS port (15012) take out plaintext, and name ca and token.",
+    },
+  ];
 }
 
 function describe(socket: TLSSocket): { until?: number; version?: string } {
@@ -181,22 +241,51 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
       : `the certificate EXPIRED at ${time(certificate.notAfter)}`
     : "no certificate yet";
   try {
-    const { proof, skew } = await identity.tryOut();
-    const well: Finding = { state: "ok", text: `${id}: ${kept}; istiod signs another for the ${proof}` };
-    if (skew === 0) return [well];
+    const { proof, skew, trustDomain: issued } = await identity.tryOut();
+    const well: Finding[] = [{ state: "ok", text: `${id}: ${kept}; istiod signs another for the ${proof}` }];
+    if (issued !== trustDomain)
+      well.push({
+        state: "warning",
+        text: `istiod's trust domain is ${issued}, not ${trustDomain}: this machine is not who it says it is`,
+        cure: `Set trust-domain: ${issued}`,
+      });
+    if (skew === 0) return well;
     const [text = "", cure = ""] = formatSkew(skew, Date.now()).split(/: (?=set it)/);
-    return [well, { state: "error", text, cure: capital(cure) }];
+    return [...well, { state: "error", text, cure: capital(cure) }];
   } catch (error) {
     const reason = reasonOf(error);
     const [what = reason, ...next] = reason.split(/: (?=write a fresh|pass |set |--namespace|nor )/);
+    const [cure, said] = withoutReason(next.join(": "));
+    // A token that looks right is refused by whoever knows another cluster's keys.
+    const fits =
+      what.includes("refuses the token") && isFitting(token, { namespace, serviceAccount, trustDomain });
+    const cluster = `, or cluster-id (${clusterId}) is not this cluster's name: ISTIO_META_CLUSTER_ID of cluster.env has it`;
     return [
       {
         state: "error",
-        text: `${kept}, and there is no new one: ${what}`,
-        cure: capital(next.join(": ")) || "See istiod's log.",
+        text: `${kept}, and there is no new one: ${what}${said}`,
+        cure: fits
+          ? `It looks right, so it is another cluster's or was revoked (a fresh one: ${freshTokenCommand({ namespace, serviceAccount, trustDomain }, token)})${cluster}`
+          : capital(cure) || "See istiod's log.",
       },
     ];
   }
+}
+
+/** Whether nothing about the token in `file` is wrong to see. */
+function isFitting(file: string, id: SpiffeId): boolean {
+  try {
+    return faultOfToken(readToken(file), id, Date.now()) === undefined;
+  } catch (error) {
+    if (error instanceof FileError) return false;
+    throw error;
+  }
+}
+
+/** A next step, and the reason that stands in brackets behind it: in the middle of a command it would be pasted, too. */
+function withoutReason(next: string): [next: string, reason: string] {
+  const [, step = next, reason = ""] = /^(.*)( \(.*\))$/s.exec(next) ?? [];
+  return [step, reason];
 }
 
 async function lookAtAgent(config: Config): Promise<Finding[]> {

@@ -38,6 +38,13 @@ export function machineChecks(config: Config): Check[] {
 
 function lookAtKernel(): Finding[] {
   const findings: Finding[] = [];
+  if (isLockedDown(textOf("/sys/kernel/security/lockdown")))
+    findings.push(
+      faulty(
+        "the kernel is locked down for confidentiality: BPF programs may not read kernel memory, and kmesh's must",
+        "Boot with lockdown=integrity, or without lockdown= (cat /proc/cmdline).",
+      ),
+    );
   try {
     requireKernel({ warn: (text) => void findings.push({ state: "warning", text }) });
     findings.unshift({ state: "ok", text: `Linux ${kernelRelease().text} has all that is needed` });
@@ -45,6 +52,20 @@ function lookAtKernel(): Finding[] {
     findings.push(told(error));
   }
   return findings;
+}
+
+/** Whether /sys/kernel/security/lockdown marks the mode that keeps bpf_probe_read_kernel() from programs. */
+export function isLockedDown(text: string): boolean {
+  return text.includes("[confidentiality]");
+}
+
+/** "" where there is no such file. */
+function textOf(path: string): string {
+  try {
+    return readRegularFile(path).toString("utf8");
+  } catch {
+    return "";
+  }
 }
 
 function lookAtCgroups(config: Config): Finding[] {

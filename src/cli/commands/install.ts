@@ -97,7 +97,7 @@ export const install = command({
         `kmesh is installed here as a package: ${paths.executable} and ${paths.unit} belong to it`,
         "Install the other version's package; kmesh join --from DIR joins a mesh.",
       );
-    const more: { remarks?: string[]; proof?: Proof } = {};
+    const more: { remarks?: string[]; proof?: Proof; problems?: { message: string; next: string }[] } = {};
     const done = await lockedUnless(dry || root !== undefined, paths.config, async (written) => {
       const [copy, ...files] = installSteps(paths, await partsFor(paths, program));
       const joining = from === undefined ? undefined : joiningOf(from, root);
@@ -110,6 +110,7 @@ export const install = command({
       const agent = start && !joining ? await serviceAgent(FOLDERS) : undefined;
       // What runs judges its own configuration, and joining has judged it.
       const problems = root !== undefined || joining || agent ? [] : configProblems(paths, fresh);
+      if (problems.length > 0) more.problems = problems.map(({ message, next }) => ({ message, next }));
       const steps = [...others, ...(joining?.steps ?? [])];
       if (root !== undefined) steps.unshift(copy);
       else if (agent === undefined) steps.unshift(afterLeftovers(copy, FOLDERS));

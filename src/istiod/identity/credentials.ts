@@ -180,7 +180,8 @@ function explainUnavailable(said: string, at: string, target: Target, security: 
   if (security.kind === "tls" && /wrong.version|WRONG_VERSION|packet length/i.test(said)) {
     return `istiod at ${at} speaks no TLS there: use its TLS port (15012), or --plaintext (${said})`;
   }
-  if (/ECONNREFUSED/.test(said)) return `nothing listens at ${at}: is istiod running there? (${said})`;
+  if (/ECONNREFUSED/.test(said))
+    return `nothing listens at ${at}, or no route leads there: is istiod running, and reached from here? (${said})`;
   if (/ENOTFOUND|EAI_|Name resolution/i.test(said)) {
     return `${target.host} is not known: give its address with --hosts ${target.host}=ADDRESS, or add it to /etc/hosts (${said})`;
   }

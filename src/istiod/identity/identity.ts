@@ -141,9 +141,10 @@ export class WorkloadIdentity implements CertificateSource {
    * Asks for a certificate as a renewal would, and keeps nothing of it. Gives what it was asked for with, and how far
    * our clock is ahead of istiod's (negative: behind), milliseconds. Rejects with an Error of one line.
    */
-  async tryOut(): Promise<{ proof: Proof; skew: number }> {
+  async tryOut(): Promise<{ proof: Proof; skew: number; trustDomain: string }> {
     const { certificate, proof } = await this.#obtain();
-    return { proof, skew: skewOf(certificate, this.#clock()) };
+    const { trustDomain } = certificate.id;
+    return { proof, skew: skewOf(certificate, this.#clock()), trustDomain };
   }
 
   /** Asks no more. */
