@@ -4,11 +4,12 @@
  * A stage is a folder of bun tests; every folder of test/ that has some is one. Each runs in a process of its own, so that
  * a crash is that stage's alone. Most of them wait more than they work, so two rows of them run side by side.
  */
-import { spawn, spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { belongings, MARK } from "./belongings.ts";
 
 const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 process.chdir(ROOT);
@@ -36,6 +37,10 @@ interface Sum {
 const quick = process.argv.includes("--quick");
 const total: Sum = { passed: 0, failed: 0, skipped: 0 };
 const scratch = mkdtempSync(join(tmpdir(), "kmesh-test-"));
+/** What the stages leave is told from what others leave by these. */
+const pids = new Set<number>();
+const own = { mark: `${process.pid}-${Date.now()}`, folder: join(scratch, "tmp"), pids };
+mkdirSync(own.folder);
 const running = new Set<ReturnType<typeof spawn>>();
 for (const signal of ["SIGINT", "SIGTERM"] as const)
   process.on(signal, () => {
@@ -52,7 +57,7 @@ console.log(`${total.passed} passed, ${total.failed} failed, ${total.skipped} sk
 process.exit(process.exitCode ?? (total.failed === 0 ? 0 : 1));
 
 async function runAll(): Promise<void> {
-  const before = belongings();
+  const before = belongings(own);
 
   heading("static checks");
   await command("types (tsc)", process.execPath, ["node_modules/.bin/tsc", "--noEmit"]);
@@ -75,11 +80,11 @@ async function runAll(): Promise<void> {
   for (const folder of alone) await stage(folder, print);
 
   heading("the machine is as before");
-  let left = belongings().filter((thing) => !before.includes(thing));
+  let left = belongings(own).filter((thing) => !before.includes(thing));
   // The kernel lets go of a program a moment after the last who held it.
   for (let tries = 0; left.length > 0 && tries < 20; tries++) {
     await new Promise((later) => setTimeout(later, 500));
-    left = belongings().filter((thing) => left.includes(thing));
+    left = belongings(own).filter((thing) => left.includes(thing));
   }
   for (const thing of left) console.log(`left behind: ${thing}`);
   count(left.length === 0);
@@ -163,8 +168,12 @@ function count(passed: boolean): void {
 /** The exit code; 1 when it could not be started or died of a signal. */
 function run(program: string, parameters: string[], print: Print): Promise<number> {
   return new Promise((done) => {
-    const child = spawn(program, parameters, { stdio: ["ignore", "pipe", "pipe"] });
+    const child = spawn(program, parameters, {
+      stdio: ["ignore", "pipe", "pipe"],
+      env: { ...process.env, TMPDIR: own.folder, [MARK]: own.mark },
+    });
     running.add(child);
+    if (child.pid !== undefined) pids.add(child.pid);
     const end = (code: number) => {
       running.delete(child);
       done(code);
@@ -190,23 +199,6 @@ function run(program: string, parameters: string[], print: Print): Promise<numbe
 
 function hasTests(folder: string): boolean {
   return readdirSync(folder, { recursive: true, encoding: "utf8" }).some((file) => file.endsWith(".test.ts"));
-}
-
-/** What tests could leave on the machine: pins, links, namespaces, cgroups, folders of ours. */
-function belongings(): string[] {
-  const lines = (program: string, ...parameters: string[]): string[] =>
-    (spawnSync(program, parameters, { encoding: "utf8" }).stdout ?? "")
-      .split("\n")
-      .filter((line) => line !== "");
-  return [
-    ...lines("find", "/sys/fs/bpf", "-mindepth", "1").map((path) => `pin ${path}`),
-    ...lines("bpftool", "link", "list")
-      .filter((line) => /^\d+:/.test(line))
-      .map((line) => `link ${line}`),
-    ...lines("ip", "netns", "list").map((line) => `network namespace ${line}`),
-    ...lines("find", "/sys/fs/cgroup", "-maxdepth", "2", "-type", "d").map((path) => `cgroup ${path}`),
-    ...lines("find", tmpdir(), "-maxdepth", "1", "-name", "kmesh-*").map((path) => `folder ${path}`),
-  ];
 }
 
 function heading(text: string): void {
