@@ -18,6 +18,7 @@ process.chdir(ROOT);
 const SLOW: Readonly<Record<string, string>> = {
   "test/interop": "test/control-plane/build",
   "test/kernels": "test/kernels/fetch",
+  "test/release": "test/release/fetch",
   "test/systemd": "test/systemd/fetch",
 };
 
