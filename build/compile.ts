@@ -173,6 +173,8 @@ function compileExecutable(built: string[]): void {
     ...["--minify-whitespace", "--minify-syntax", "--bytecode", "--format=esm", "--splitting"],
     ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
     ...["--define", `KMESH_VERSION=${JSON.stringify(version)}`],
+    // Packages' own folders, or the executable would tell where it was built; it has no files of theirs to find there.
+    ...["--define", '__dirname="/"', "--define", '__filename="/"'],
     ...["--outfile", join(build, "kmesh"), "dist/entry.gen.ts"],
   ]);
   renameSync(join(build, "kmesh"), out);
