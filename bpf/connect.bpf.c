@@ -468,8 +468,8 @@ static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const str
 	}
 }
 
-static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set,
-				   const struct request *req, struct decision *made)
+static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set, const struct request *req,
+				   struct decision *made)
 {
 	__u64 word;
 
@@ -544,8 +544,7 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	state->flags = 0;
 }
 
-static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req,
-				     const struct decision *made)
+static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req, const struct decision *made)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);
 	struct mptcp_sock *mptcp;

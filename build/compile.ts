@@ -47,6 +47,7 @@ process.chdir(ROOT);
 mkdirSync("dist", { recursive: true });
 const objects = compileObjects("bpf", "dist/bpf");
 compileObjects("test/bpf", "dist/test", filesBelow("bpf"));
+writeCompileCommands();
 writeLayout(objects);
 generateProtos();
 if (!generateOnly) compileExecutable(objects);
@@ -63,28 +64,36 @@ function compileObjects(source: string, out: string, more: string[] = []): strin
       say(`compiling ${object}`);
       mkdirSync(out, { recursive: true });
       const part = `${object}.part`;
-      // Relative paths only: the object must not tell where it was built.
-      run("clang", [
-        ...[
-          "-target",
-          "bpf",
-          "-O2",
-          "-g",
-          "-Wall",
-          "-Wextra",
-          "-Wno-unused-parameter",
-          "-fdebug-compilation-dir=.",
-        ],
-        // No __TARGET_ARCH: one set of objects serves every architecture, and what would not does not compile.
-        ...[...flags, "-I", source],
-        ...["-isystem", `${LIBBPF}/include`, "-isystem", required("INCLUDE")],
-        ...["-c", file, "-o", part],
-      ]);
+      run("clang", [...bpfFlags(source, flags), "-c", file, "-o", part]);
       // Without DWARF; the BTF stays.
       run("llvm-strip", ["-g", part]);
       renameSync(part, object);
     }
   return made;
+}
+
+/** Relative paths only for what is ours: the object must not tell where it was built. */
+function bpfFlags(source: string, flags: readonly string[]): string[] {
+  return [
+    ...["-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    // No __TARGET_ARCH: one set of objects serves every architecture, and what would not does not compile.
+    ...["-fdebug-compilation-dir=.", ...flags, "-I", source],
+    ...["-isystem", `${LIBBPF}/include`, "-isystem", required("INCLUDE")],
+  ];
+}
+
+/** For editors (.clangd): with which flags each C file is compiled. */
+function writeCompileCommands(): void {
+  const flags = VARIANTS[0]?.flags ?? [];
+  const commands = [
+    ...["bpf", "test/bpf"].map((source) => ({ source, flags: bpfFlags(source, flags) })),
+    { source: "src/kernel/native", flags: ["-Wall", "-Wextra", "-I", `${LIBBPF}/include`] },
+  ].flatMap(({ source, flags }) =>
+    filesBelow(source)
+      .filter((file) => file.endsWith(".c"))
+      .map((file) => ({ directory: ROOT, file, arguments: ["clang", ...flags, "-c", file] })),
+  );
+  write("dist/compile_commands.json", `${JSON.stringify(commands, null, 1)}\n`);
 }
 
 function writeLayout(built: string[]): void {

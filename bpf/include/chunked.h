@@ -20,6 +20,7 @@
  * Inner maps name sizes, not types: kernels from 5.15 to 6.2 take only inner maps whose type information is like the
  * first one's, and the agent makes the later ones without any.
  */
+/* clang-format off */
 #define CHUNKED(record)                                                        \
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);                              \
 	__uint(max_entries, CHUNK_COUNT);                                      \
@@ -31,6 +32,7 @@
 		__uint(key_size, sizeof(__u32));                               \
 		__uint(value_size, sizeof(record));                            \
 	})
+/* clang-format on */
 
 static __always_inline __u32 floor_log2(__u32 value)
 {

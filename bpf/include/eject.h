@@ -193,7 +193,8 @@ static __always_inline void outlier_record_success(const struct socket_state *st
 	load->ejections = 0;
 }
 
-static __always_inline void outlier_update(const struct socket_state *state, struct endpoint_load *load, enum outcome outcome)
+static __always_inline void outlier_update(const struct socket_state *state, struct endpoint_load *load,
+					   enum outcome outcome)
 {
 	if (outcome == OUTCOME_FAILED)
 		outlier_record_failure(state->service, state->cluster, state->endpoint, state->since_ns);

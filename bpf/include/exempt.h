@@ -12,20 +12,26 @@
 #include "address.h"
 
 /* block(address in host byte order, length) */
+/* clang-format off */
 #define EXEMPT_V4(block)        \
 	block(0x00000000u, 8)   \
 	block(0x7f000000u, 8)   \
 	block(0xa9fe0000u, 16)  \
 	block(0xe0000000u, 4)   \
 	block(0xffffffffu, 32)
+/* clang-format on */
 
 /* block(the first 32 bits in host byte order, length up to 32) */
+/* clang-format off */
 #define EXEMPT_V6(block)        \
 	block(0xfe800000u, 10)  \
 	block(0xff000000u, 8)
+/* clang-format on */
 
 /* ::/EXEMPT_V6_ZERO: the unspecified address and loopback. */
+/* clang-format off */
 #define EXEMPT_V6_ZERO 127
+/* clang-format on */
 
 #define LIES_IN(network, length) || (head & (~0u << (32 - (length)))) == (network)
 

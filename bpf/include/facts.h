@@ -50,17 +50,17 @@ struct flow_sum {
 
 static __always_inline void read_facts(const struct sock *sk, struct facts *facts)
 {
-#define FACTS(get_tcp, get_flags)                            \
-	facts->bytes_sent = get_tcp(bytes_sent);             \
-	facts->bytes_retrans = get_tcp(bytes_retrans);       \
-	facts->bytes_received = get_tcp(bytes_received);     \
-	facts->write_seq = get_tcp(write_seq);               \
-	facts->snd_nxt = get_tcp(snd_nxt);                   \
-	facts->rcv_nxt = get_tcp(rcv_nxt);                   \
-	facts->copied_seq = get_tcp(copied_seq);             \
-	facts->max_window = get_tcp(max_window);             \
-	facts->total_retrans = get_tcp(total_retrans);       \
-	facts->rtt_us = get_tcp(rtt_min.s[0].v);             \
+#define FACTS(get_tcp, get_flags)                        \
+	facts->bytes_sent = get_tcp(bytes_sent);         \
+	facts->bytes_retrans = get_tcp(bytes_retrans);   \
+	facts->bytes_received = get_tcp(bytes_received); \
+	facts->write_seq = get_tcp(write_seq);           \
+	facts->snd_nxt = get_tcp(snd_nxt);               \
+	facts->rcv_nxt = get_tcp(rcv_nxt);               \
+	facts->copied_seq = get_tcp(copied_seq);         \
+	facts->max_window = get_tcp(max_window);         \
+	facts->total_retrans = get_tcp(total_retrans);   \
+	facts->rtt_us = get_tcp(rtt_min.s[0].v);         \
 	facts->flags = get_flags
 
 	if (bpf_ksym_exists(bpf_rdonly_cast)) {
@@ -180,8 +180,8 @@ static __always_inline void find_bytes(__u32 tcp_state, const struct facts *fact
 	if (facts->max_window && tcp_state != BPF_TCP_CLOSE && sum->end != FLOW_ABORTED &&
 	    (__s32)(facts->rcv_nxt - facts->copied_seq) <= (__s32)done) {
 		unsent = facts->write_seq - facts->snd_nxt;
-		if (unsent && (tcp_state == BPF_TCP_FIN_WAIT1 || tcp_state == BPF_TCP_LAST_ACK ||
-			       tcp_state == BPF_TCP_CLOSING))
+		if (unsent &&
+		    (tcp_state == BPF_TCP_FIN_WAIT1 || tcp_state == BPF_TCP_LAST_ACK || tcp_state == BPF_TCP_CLOSING))
 			unsent--;
 	}
 	sum->sent = facts->bytes_sent - facts->bytes_retrans + unsent;

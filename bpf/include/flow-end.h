@@ -117,8 +117,8 @@ __noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
 	if (end & WAS_ESTABLISHED)
 		duration_ns = now - state->since_ns;
 	else if (sum.end != FLOW_ABORTED)
-		sum.failed_ns = tcp_state == BPF_TCP_SYN_SENT ? now - state->since_ns :
-								busy_ns(socket_of(ctx), state->since_ns);
+		sum.failed_ns = tcp_state == BPF_TCP_SYN_SENT ? now - state->since_ns
+							      : busy_ns(socket_of(ctx), state->since_ns);
 	key = key_of(state);
 	row = open_flow(state, &key);
 	if (row) {

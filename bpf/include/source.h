@@ -79,7 +79,8 @@ static __noinline __u64 find_source(__u64 root)
 	if (!unit.byte[0] || is_login(&unit))
 		return SOURCE_BY_USER;
 	source = hash_name(&unit);
-	if (!bpf_map_lookup_elem(&source_names, &source) && bpf_map_update_elem(&source_names, &source, &unit, BPF_NOEXIST))
+	if (!bpf_map_lookup_elem(&source_names, &source) &&
+	    bpf_map_update_elem(&source_names, &source, &unit, BPF_NOEXIST))
 		/* Unless another CPU was faster. */
 		return bpf_map_lookup_elem(&source_names, &source) ? source : 0;
 	return source;

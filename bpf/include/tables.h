@@ -147,6 +147,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);
 	__type(key, __u32);
+	/* clang-format off */
 	__array(values, struct {
 		__uint(type, BPF_MAP_TYPE_HASH);
 		__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -154,6 +155,7 @@ struct {
 		__uint(key_size, sizeof(struct frontend_key));
 		__uint(value_size, sizeof(struct frontend_ref));
 	});
+	/* clang-format on */
 } frontends SEC(".maps");
 
 /*

@@ -38,6 +38,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 8);
 	__type(key, __u32);
+	/* clang-format off */
 	__array(values, struct {
 		__uint(type, BPF_MAP_TYPE_ARRAY);
 		__uint(map_flags, BPF_F_MMAPABLE | BPF_F_INNER_MAP);
@@ -45,6 +46,7 @@ struct {
 		__type(key, __u32);
 		__type(value, __u64);
 	});
+	/* clang-format on */
 } chunks SEC(".maps");
 
 struct {

@@ -31,11 +31,13 @@
 #include <bpf/libbpf.h>
 
 #define API __attribute__((visibility("default")))
+/* clang-format off */
 #define RESULT(call)                               \
 	({                                         \
 		long result_ = (call);             \
 		result_ == -1 ? -errno : result_;  \
 	})
+/* clang-format on */
 
 #define PLACE_STACK (64 * 1024)
 

@@ -104,7 +104,8 @@ static void put_storage(struct record *record, const struct rtattr *list, uint32
 		if ((storage->rta_type & NLA_TYPE_MASK) != SK_DIAG_BPF_STORAGE)
 			continue;
 		for (; RTA_OK(part, rest); part = RTA_NEXT(part, rest)) {
-			if ((part->rta_type & NLA_TYPE_MASK) != SK_DIAG_BPF_STORAGE_MAP_VALUE || RTA_PAYLOAD(part) < value_size)
+			if ((part->rta_type & NLA_TYPE_MASK) != SK_DIAG_BPF_STORAGE_MAP_VALUE ||
+			    RTA_PAYLOAD(part) < value_size)
 				continue;
 			memcpy(record + 1, RTA_DATA(part), value_size);
 			record->has_value = 1;
@@ -168,7 +169,9 @@ API int kmesh_sockets_read(int fd, unsigned char *records, unsigned int size, un
 			return -ENOBUFS;
 		for (; NLMSG_OK(message, (unsigned int)left); message = NLMSG_NEXT(message, left)) {
 			if (message->nlmsg_type == NLMSG_DONE) {
-				int error = message->nlmsg_len >= NLMSG_LENGTH(sizeof(int)) ? *(int *)NLMSG_DATA(message) : 0;
+				int error = message->nlmsg_len >= NLMSG_LENGTH(sizeof(int))
+						    ? *(int *)NLMSG_DATA(message)
+						    : 0;
 
 				*done = 1;
 				return error < 0 ? error : (int)count;
