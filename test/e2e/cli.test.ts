@@ -136,3 +136,22 @@ describe.skipIf(why !== undefined)("the command line", () => {
     expect(result.stdout).toContain("Nothing to do");
   });
 });
+
+describe.skipIf(why !== undefined)("what the system refuses", () => {
+  test("a file system that is mounted read-only, with the next step", async () => {
+    const script = 'mount -t tmpfs -o ro none /mnt && exec "$0" install --root /mnt -o json';
+    const { code, stdout, stderr } = await run(["unshare", "--mount", "sh", "-c", script, KMESH]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(/EROFS.*\n {2}That file system is mounted read-only/);
+    expect(JSON.parse(stdout)).toMatchObject({
+      schema: 1,
+      error: { exit: 1, next: expect.stringContaining("remount,rw") },
+    });
+  });
+
+  test("too many open files, with the next step", async () => {
+    const { code, stderr } = await run(["prlimit", "--nofile=8", KMESH, "install", "--root", folder]);
+    expect(code).not.toBe(0);
+    expect(stderr).toMatch(/EMFILE.*\n {2}This process may open no more files: ulimit/);
+  });
+});

@@ -164,6 +164,22 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     expect(await machine.governs()).toBe(true);
   });
 
+  test("members of admin-group may look, from inside the sandbox too", async () => {
+    const file = "/etc/kmesh/config.yaml";
+    const look = ["setpriv", "--reuid=65534", "--regid=65534", "--groups=4", "kmesh", "status", "--brief"];
+    expect((await machine.run(...look)).code).toBe(4);
+    await machine.output("bash", "-c", `cp -p ${file} /root/ && echo 'admin-group: adm' >> ${file}`);
+    await machine.output("systemctl", "restart", "kmesh");
+    expect(await machine.output("stat", "-c", "%a %G", "/run/kmesh", "/run/kmesh/status.sock")).toBe(
+      "710 adm\n770 adm\n",
+    );
+    expect(await machine.output(...look)).toContain("hooks     all attached");
+    await machine.output("cp", "-p", "/root/config.yaml", file);
+    await machine.output("systemctl", "restart", "kmesh");
+    expect((await machine.run(...look)).code).toBe(4);
+    expect(await machine.output("stat", "-c", "%a", "/run/kmesh")).toBe("700\n");
+  });
+
   test("restart --graceful: another main process of a unit that stays active, and a watchdog that goes on", async () => {
     const dropIn = "/run/systemd/system/kmesh.service.d";
     await machine.output("mkdir", "-p", dropIn);

@@ -15,6 +15,7 @@ export const cert = command({
   about: "Show the machine's certificate, what signed it, and the roots it trusts",
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   notes: "Needs no agent. Exit code 1 when there is no certificate, or a part of it is not valid now.",
+  examples: [["cert", "Show the certificate, who signed it, and until when each is valid"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const store = identityStore(readFolders(sourcesOf(flags, process.env)).stateDir);

@@ -47,6 +47,10 @@ export const config = command({
     "diff shows the settings in which the file, the agent that runs, and the mesh's snapshot (which was made with some of",
     "them) are not the same. It ends with 3 when no agent runs.",
   ].join("\n"),
+  examples: [
+    ["config check ./config.yaml", "Name everything that is wrong with a file"],
+    ["config diff", "Show settings that the agent does not have yet"],
+  ],
   async run({ flags, positionals: [action, file] }) {
     const format = formatOf(flags);
     const from = textFlag(flags, "from");

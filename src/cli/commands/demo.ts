@@ -19,6 +19,10 @@ export const demo = command({
   name: "demo",
   about: "Show what kmesh promises, in a network namespace of its own, in under a minute",
   flags: FLAGS,
+  examples: [
+    ["demo", "Show it, in half a minute"],
+    ["demo --keep", "Leave it up to play with"],
+  ],
   async run({ flags }) {
     formatOf(flags);
     const seconds = secondsOf(textFlag(flags, "seconds"));

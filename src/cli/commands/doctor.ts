@@ -6,6 +6,7 @@ import { CONFIG_FILE, type Flags, sourcesOf } from "../../config/sources.ts";
 import { type Finding, firstError, type Result, runChecks } from "../../doctor/check-runner.ts";
 import { checksOf } from "../../doctor/checks.ts";
 import { isFaulty, type Trial, tryEndpoints } from "../../doctor/endpoints.ts";
+import { ActionableError } from "../../errors/actionable-error.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { examineFiles } from "../../machine/config-files.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
@@ -68,8 +69,8 @@ async function tryDestination(destination: string, flags: Flags, format: Format)
   } catch (error) {
     const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
     if (refused) throw new Failure(EXIT.usage, reasonOf(error), "kmesh status lists the services.");
-    if (error instanceof Error && error.name === "NothingPinned")
-      throw new Failure(EXIT.agentNotRunning, error.message);
+    if (error instanceof ActionableError && error.name === "NothingPinned")
+      throw new Failure(EXIT.agentNotRunning, error.message, error.next);
     throw error;
   }
   const trials: Trial[] = [];

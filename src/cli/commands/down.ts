@@ -10,6 +10,7 @@ export const down = command({
   about: "Stop the agent, then detach and remove all that kmesh put into the kernel",
   changes: true,
   flags: { yes: { kind: "switch", about: "do not ask" }, ...FOLDER_FLAGS, ...OUTPUT_FLAG },
+  examples: [["down --yes", "Take kmesh out of the kernel without being asked"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));

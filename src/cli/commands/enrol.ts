@@ -59,6 +59,10 @@ export const enrol = command({
   },
   positionals: [UNITS],
   notes: [...NOTES, ...BOOT_NOTES].join("\n"),
+  examples: [
+    ["enrol nginx", "Govern nginx.service from now on"],
+    ["enrol shop --at-boot closed", "Have it wait at boot until connections are governed"],
+  ],
   run: (input) => change("add", input),
 });
 
@@ -69,6 +73,7 @@ export const unenrol = command({
   flags: { ...DRY_FLAG, ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   positionals: [UNITS],
   notes: [...NOTES, "The last one leaves an empty list, by which nothing is governed."].join("\n"),
+  examples: [["unenrol nginx", "Stop governing nginx.service by its name"]],
   run: (input) => change("remove", input),
 });
 

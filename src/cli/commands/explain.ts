@@ -1,6 +1,7 @@
 import { AdminError } from "../../admin/client.ts";
 import type { ConfiguredEndpoint, Explained } from "../../admin/explain.ts";
 import { BadRequest } from "../../admin/server.ts";
+import { ActionableError } from "../../errors/actionable-error.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -15,6 +16,10 @@ export const explain = command({
     { name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: true, completes: "service" },
   ],
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
+  examples: [
+    ["explain shop.demo:80", "Show where a connection to a service would go"],
+    ["explain 10.96.0.10:80 -o json", "Give the same for an address to a program"],
+  ],
   async run({ flags, positionals: [destination = ""] }) {
     const format = formatOf(flags);
     const folders = foldersOf(flags);
@@ -30,9 +35,8 @@ export const explain = command({
       return EXIT.done;
     } catch (error) {
       // By name: the class is only loaded where the tables were looked at.
-      if (error instanceof Error && error.name === "NothingPinned") {
-        throw new Failure(EXIT.agentNotRunning, error.message);
-      }
+      if (error instanceof ActionableError && error.name === "NothingPinned")
+        throw new Failure(EXIT.agentNotRunning, error.message, error.next);
       const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
       if (refused)
         throw new Failure(EXIT.usage, (error as Error).message, "kmesh status lists the services.");

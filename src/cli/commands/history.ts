@@ -10,6 +10,7 @@ export const history = command({
   about: "Print this machine's starts, restarts, upgrades and rollbacks, the latest last",
   flags: { ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   notes: "It is kept in history.json in the state folder, the last 200 of them, and needs no agent.",
+  examples: [["history", "Show what was started, upgraded and rolled back, and how it went"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));

@@ -72,6 +72,10 @@ export const install = command({
     "configuration stays as it is, and what the kernel holds is not touched. With --start an agent that runs hands over as",
     `with kmesh upgrade; when that fails the executable before stays, too (exit code ${EXIT.notHandedOver}).`,
   ].join("\n"),
+  examples: [
+    ["install --from ./files", "Install, join the mesh with istioctl's files, and start"],
+    ["install --dry-run", "Show what would be done"],
+  ],
   async run({ flags }, program) {
     const format = formatOf(flags);
     const root = textFlag(flags, "root");
@@ -179,6 +183,7 @@ export const uninstall = command({
     ...FLAGS,
     ...FOLDER_FLAGS,
   },
+  examples: [["uninstall --keep-state", "Remove kmesh, and keep its configuration and certificate"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const root = textFlag(flags, "root");

@@ -36,6 +36,10 @@ export const join = command({
     "Istio's own places are /var/lib/istio/envoy/cluster.env, /etc/istio/config/mesh, /etc/certs/root-cert.pem and",
     "/var/run/secrets/tokens/istio-token. A folder that is called istio is ./istio.",
   ].join("\n"),
+  examples: [
+    ["join --from ./files --dry-run", "Check istioctl's five files, and show what would be done"],
+    ["join --from istio", "Take over what Istio's own agent has on this machine"],
+  ],
   async run({ flags }) {
     const format = formatOf(flags);
     const dry = flags["dry-run"] === true;

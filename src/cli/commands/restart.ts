@@ -34,6 +34,7 @@ export const restart = command({
     "",
     "Without --graceful the unit is restarted by systemd, or else the agent executes itself anew under its pid.",
   ].join("\n"),
+  examples: [["restart --graceful", "Have a successor take over without a gap, and print the proof"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);

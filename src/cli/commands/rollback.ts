@@ -17,6 +17,7 @@ export const rollback = command({
     "The same as `kmesh upgrade` with NAME.previous, which the last upgrade or install left. What runs now becomes the",
     "previous one, so a second rollback goes forward again.",
   ].join("\n"),
+  examples: [["rollback", "Go back to the version before the last upgrade"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);

@@ -36,6 +36,13 @@ export const run = command({
     "SIGTERM and SIGINT end the agent and leave the kernel as it is; so does SIGKILL. SIGHUP reads the configuration",
     "again: cgroup, unit, exclude, netns and shadow change at once, for the rest the log says what needs a restart.",
   ].join("\n"),
+  examples: [
+    [
+      "run --istiod istiod.example:15012 --ca root.pem --token token",
+      "Run an agent with what flags and /etc/kmesh/config.yaml say",
+    ],
+    ["run --shadow --unit nginx", "Decide and count for one unit, and change nothing"],
+  ],
   async run({ flags }) {
     const invitation = process.env[INVITATION];
     if (invitation === undefined) return await beginPatiently(flags);

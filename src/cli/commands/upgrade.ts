@@ -35,6 +35,9 @@ export const upgrade = command({
     "before, which stays as NAME.previous for `kmesh rollback`; otherwise the agent before goes on (exit code 6).",
     "The systemd unit and the configuration stay as they are: FILE's own `install` brings a new unit.",
   ].join("\n"),
+  examples: [
+    ["upgrade ./kmesh-0.2.0-linux-x64", "Hand over to another version; the checksum beside it is checked"],
+  ],
   async run({ flags, positionals }) {
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);

@@ -11,6 +11,7 @@ export const version = command({
   about: "Print the version",
   access: "anyone",
   flags: OUTPUT_FLAG,
+  examples: [["version -o json", "Give version, kernel and table layout to a program"]],
   async run({ flags }) {
     const { keepId } = await import("../../datapath/generation/keep.ts");
     const runtime =

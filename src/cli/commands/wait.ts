@@ -30,6 +30,10 @@ export const wait = command({
     "last, over tables that hold a mesh. With infinity it also waits for a configuration that can be read. A unit that must",
     "not start outside the mesh: kmesh enrol UNIT --at-boot closed.",
   ].join("\n"),
+  examples: [
+    ["wait --timeout 60 && ./app", "Start an application when its connections are governed"],
+    ["wait --timeout 0", "Ask whether connections are governed now"],
+  ],
   async run({ flags }) {
     const format = formatOf(flags);
     const seconds = secondsOf(textFlag(flags, "timeout") ?? "30");

@@ -41,6 +41,7 @@ _kmesh() {
     case $line in
       :files*) _files ;;
       :folders*) _files -/ ;;
+      ?*$'\t') described+=("${"$"}{${"$"}{line%%$'\t'*}//:/\\:}") ;;
       ?*) described+=("${"$"}{${"$"}{line%%$'\t'*}//:/\\:}:${"$"}{line#*$'\t'}") ;;
     esac
   done

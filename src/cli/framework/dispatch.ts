@@ -45,7 +45,7 @@ export async function dispatch(
 export function complain(error: unknown, json = false, verbose = false): number {
   const exit = codeFor(error);
   const message = reasonOf(error);
-  const next = error instanceof ActionableError ? error.next : nextStepOf(error);
+  const next = (error instanceof ActionableError ? error.next : "") || nextStepOf(error);
   if (json && !hasPrintedJson()) printJson({ error: { message, next, exit } });
   remark(`kmesh: ${message}${next === "" ? "" : `\n  ${next}`}`);
   if ((verbose || process.env.KMESH_LOG_LEVEL === "debug") && error instanceof Error)

@@ -14,13 +14,19 @@ export function systemdRuns(): boolean {
   return existsSync("/run/systemd/system");
 }
 
-/** Runs systemctl and gives what it printed. Throws Failure with its words when it fails. */
+/**
+ * Runs systemctl and gives what it printed. Once more when a hangup ended it: systemd does the job all the same, and this
+ * process is to know how it went. Throws Failure with its words when it fails.
+ */
 export function systemctl(...args: string[]): string {
-  const { status, stdout, stderr, error } = spawnSync("systemctl", ["--no-ask-password", ...args], {
-    encoding: "utf8",
-    // Not the bus of a user's session.
-    env: { ...process.env, DBUS_SESSION_BUS_ADDRESS: "" },
-  });
+  const ask = () =>
+    spawnSync("systemctl", ["--no-ask-password", ...args], {
+      encoding: "utf8",
+      // Not the bus of a user's session.
+      env: { ...process.env, DBUS_SESSION_BUS_ADDRESS: "" },
+    });
+  const first = ask();
+  const { status, stdout, stderr, error } = first.signal === "SIGHUP" ? ask() : first;
   if (status === 0) return stdout.trim();
   const words = error?.message ?? stderr.trim().split("\n")[0] ?? "";
   throw new Failure(EXIT.failed, `systemctl ${args.join(" ")} failed: ${words}`);

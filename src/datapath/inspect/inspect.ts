@@ -1,6 +1,7 @@
 /** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
+import { ActionableError } from "../../errors/actionable-error.ts";
 import { listPins, unpin } from "../../kernel/bpffs.ts";
 
 import { cgroup2Root, cgroupPath } from "../../kernel/cgroup.ts";
@@ -139,11 +140,13 @@ export interface Inspection extends Summary {
 }
 
 /** Nothing is pinned there. */
-export class NothingPinned extends Error {
+export class NothingPinned extends ActionableError {
   constructor(bpffs: string) {
     super(
-      `no kmesh tables are pinned at ${bpffs}. Start one with \`kmesh run\`, or name its folder with --bpffs.`,
+      `no kmesh tables are pinned at ${bpffs}`,
+      "Start an agent with kmesh run, or name the folder with --bpffs.",
     );
+    // Written out, since commands compare it and the bundler renames classes.
     this.name = "NothingPinned";
   }
 }
