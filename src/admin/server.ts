@@ -1,11 +1,16 @@
 /**
- * The admin API: HTTP on a unix socket that only root may open. Every answer is JSON, also to what is no request.
+ * The admin API: HTTP on a unix socket that only root may open. Every answer but that of /metrics is JSON, also to what is no request.
  *
  *     GET  /status            what the agent knows, and what the kernel holds
  *     GET  /dump/received     istiod's resources as the agent keeps them
  *     GET  /dump/model        the mesh that they became
  *     GET  /dump/tables       what the kernel holds
  *     GET  /explain?target=   where a connection would go
+ *     GET  /edges?window=     who talks to whom (src/telemetry/model.ts), over so many seconds
+ *     GET  /edges/history?edge=   the last hour of one edge
+ *     GET  /metrics           text for Prometheus, or OpenMetrics
+ *     GET  /healthz, /readyz  whether the agent lives; whether connections are governed by what istiod says
+ *     POST /log               connections as they end, a line each, until the client goes
  *     POST /restart           another process takes the agent's place; answered line by line (handover/predecessor.ts)
  *     POST /reload            the configuration is read anew, as at SIGHUP
  *     GET  /log-level         how much the agent logs; POST changes it until the next start
@@ -21,19 +26,39 @@ import { codeOf, reasonOf } from "../errors/reason.ts";
 import { listenPrivately } from "../files/private-socket.ts";
 import { jsonParts } from "./json.ts";
 
-/** Gives what is sent as JSON. What it throws is sent as status 400 when it is a `BadRequest`, else as 500. */
-export type Answer = (query: URLSearchParams) => unknown;
+/**
+ * Gives what is sent as JSON, or a `TextAnswer`. `accept` is the request's header. What it throws is sent as status 400 when
+ * it is a `BadRequest`, else as 500.
+ */
+export type Answer = (query: URLSearchParams, accept?: string) => unknown;
+
+/** An answer that is no JSON. */
+export class TextAnswer {
+  readonly type: string;
+  readonly parts: readonly string[];
+  readonly status: number;
+
+  constructor(type: string, parts: readonly string[], status = 200) {
+    this.type = type;
+    this.parts = parts;
+    this.status = status;
+  }
+}
 
 /**
  * Does what a POST asks for. Each `tell` is a line of JSON for the client; it goes nowhere when the client went away.
- * What it throws before the first line is sent as a status, as an answer's.
+ * `closed` resolves when that happens. Lines that a client does not read are dropped beyond a megabyte. What it throws before
+ * the first line is sent as a status, as an answer's.
  */
-export type Action = (body: unknown, tell: (line: unknown) => void) => Promise<void>;
+export type Action = (body: unknown, tell: (line: unknown) => void, closed: Promise<void>) => Promise<void>;
 
 export class BadRequest extends Error {}
 
 /** Not now: something else is under way. */
 export class Conflict extends Error {}
+
+/** Bytes that wait for a client which does not read. */
+const UNREAD = 1 << 20;
 
 /** A POST's body at most. */
 const BODY = 65_536;
@@ -73,7 +98,7 @@ export class AdminServer {
       const action = Object.hasOwn(actions, url.pathname) ? actions[url.pathname] : undefined;
       const answer = Object.hasOwn(answers, url.pathname) ? answers[url.pathname] : undefined;
       if (action && request.method === "POST") void act(request, response, action);
-      else void send(response, reply(request.method, url, answer, action !== undefined));
+      else void send(response, reply(request, url, answer, action !== undefined));
     });
     refuseWhatIsNoRequest(server);
     const inode = await listenPrivately(server, path, group);
@@ -137,17 +162,19 @@ function end(socket: Duplex, status: number, reason: string): void {
 /** Runs an action, with its lines as they come. */
 async function act(request: IncomingMessage, response: ServerResponse, action: Action): Promise<void> {
   let gone = false;
+  const { promise: closed, resolve } = Promise.withResolvers<void>();
   response.on("close", () => {
     gone = true;
+    resolve();
   });
   const tell = (line: unknown) => {
-    if (gone) return;
+    if (gone || response.writableLength > UNREAD) return;
     if (!response.headersSent) response.writeHead(200, { "content-type": "application/x-ndjson" });
     for (const part of jsonParts(line)) response.write(part);
     response.write("\n");
   };
   try {
-    await action(await bodyOf(request), tell);
+    await action(await bodyOf(request), tell, closed);
     if (!gone) response.end();
   } catch (error) {
     if (response.headersSent) response.end();
@@ -174,12 +201,12 @@ async function bodyOf(request: IncomingMessage): Promise<unknown> {
   }
 }
 
-type Reply = [status: number, body: Uint8Array[]];
+type Reply = [status: number, body: Uint8Array[], type?: string];
 
 async function send(response: ServerResponse, answer: Reply | Promise<Reply>): Promise<void> {
-  const [code, body] = await answer;
+  const [code, body, type = "application/json"] = await answer;
   if (response.destroyed) return;
-  response.writeHead(code, { "content-type": "application/json" });
+  response.writeHead(code, { "content-type": type });
   for (const part of body) {
     if (!response.write(part)) await once(response, "drain").catch(() => {});
     if (response.destroyed) return;
@@ -188,7 +215,7 @@ async function send(response: ServerResponse, answer: Reply | Promise<Reply>): P
 }
 
 async function reply(
-  method: string | undefined,
+  { method, headers }: IncomingMessage,
   url: URL,
   answer: Answer | undefined,
   takesPost: boolean,
@@ -197,7 +224,10 @@ async function reply(
     return takesPost ? refusal(405, "only POST is answered") : refusal(404, `there is no ${url.pathname}`);
   if (method !== "GET") return refusal(405, `only ${takesPost ? "GET and POST are" : "GET is"} answered`);
   try {
-    return [200, jsonParts(await answer(url.searchParams))];
+    const given = await answer(url.searchParams, headers.accept);
+    if (given instanceof TextAnswer)
+      return [given.status, given.parts.map((part) => Buffer.from(part)), given.type];
+    return [200, jsonParts(given)];
   } catch (error) {
     return failure(error);
   }

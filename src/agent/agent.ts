@@ -3,8 +3,9 @@
  * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 
+import { hostname } from "node:os";
 import { explainDestination } from "../admin/explain.ts";
-import { type Action, AdminServer, type Answer, BadRequest, Conflict } from "../admin/server.ts";
+import { type Action, AdminServer, type Answer, BadRequest, Conflict, TextAnswer } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../admin/status.ts";
 import { type Config, LOG_LEVELS, type LogLevel } from "../config/config.ts";
 import { ConfigError } from "../config/config-error.ts";
@@ -41,6 +42,7 @@ import { causeOfStart, type Entry, historyFile, readHistory, remember } from "..
 import { refuseUnknown } from "../state/manifest.ts";
 import { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import { StatusFile } from "../state/status-file.ts";
+import type { AgentNumbers } from "../telemetry/kmesh-metrics.ts";
 import { ControlPlane } from "./control-plane.ts";
 import { asPredecessor, asSuccessor, type HandoverContext } from "./handover-roles.ts";
 import { LiveTables } from "./live-tables.ts";
@@ -48,6 +50,7 @@ import { Ownership } from "./ownership.ts";
 import { type Differences, differences } from "./reload.ts";
 import { Reporter, tell } from "./reporter.ts";
 import { snapshotSettings } from "./snapshot-key.ts";
+import { Telemetry } from "./telemetry.ts";
 
 /** Who hears of the agent. */
 export interface AgentListener {
@@ -67,6 +70,7 @@ export class Agent {
   readonly #startedAt = new Date();
   readonly #reporter: Reporter;
   readonly #workloads = new WorkloadIndex();
+  readonly #telemetry: Telemetry;
   readonly #controlPlane: ControlPlane;
   readonly #ownership: Ownership;
   readonly #snapshots: SnapshotKeeper;
@@ -89,6 +93,16 @@ export class Agent {
       config.ips.length > 0
         ? config.ips
         : mainFirst(machineAddresses(), readStatus(config.runDir)?.node.addresses[0]);
+    this.#telemetry = new Telemetry({
+      config,
+      addresses: this.#addresses,
+      host: hostname(),
+      workloads: this.#workloads,
+      log,
+      mesh: () => this.#tables.mesh,
+      numbers: () => this.#numbers(),
+      unready: () => this.#unready(),
+    });
     const { units, excludes, netns, shadow } = config;
     this.#ownership = new Ownership({
       folders: config,
@@ -96,6 +110,8 @@ export class Agent {
       addresses: this.#addresses,
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
+      onAcquired: (datapath) => this.#telemetry.open(datapath),
+      onReleasing: () => this.#telemetry.close(),
       onFoldersRecreated: (paths) => this.#refill(paths),
       onLost: (holder) => this.#end.resolve({ kind: "lost", holder }),
     });
@@ -287,15 +303,60 @@ export class Agent {
       "/dump/tables": () => this.#ownership.datapath?.inspect() ?? inspectPinned(bpffs),
       "/explain": (query: URLSearchParams) =>
         explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
+      "/edges": (query: URLSearchParams) => this.#telemetry.document(query.get("window")),
+      "/edges/history": (query: URLSearchParams) => this.#telemetry.history(query.get("edge")),
+      "/metrics": (_: URLSearchParams, accept?: string) => {
+        const { type, parts } = this.#telemetry.metrics(accept);
+        return new TextAnswer(type, parts);
+      },
+      "/healthz": () => ({ ok: true }),
+      "/readyz": () => {
+        const reason = this.#unready();
+        return new TextAnswer(
+          "application/json",
+          [JSON.stringify({ ok: reason === undefined, reason })],
+          reason === undefined ? 200 : 503,
+        );
+      },
       "/log-level": () => ({ level: this.#log.logLevel, configured: this.#config.logLevel }),
     };
     const actions: Record<string, Action> = {
       "/restart": (body, answer) => this.#restart.carryOut(readRestartRequest(body), answer),
       "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
+      "/log": (_, answer, closed) => this.#followLog(answer, closed),
       "/log-level": async (body, answer) => answer({ level: this.#setLogLevel(body) }),
     };
     this.#admin = await AdminServer.listen(adminSocket(runDir), answers, actions);
+    this.#telemetry.serve();
     await this.#serveReaders(answers);
+  }
+
+  /** Why connections are not governed by what istiod says, in a sentence. */
+  #unready(): string | undefined {
+    const { datapath } = this.#ownership;
+    if (!datapath?.attached) return "the hooks are not attached yet";
+    return this.#controlPlane.synced ? undefined : "istiod has not sent its configuration yet";
+  }
+
+  /** Until the client goes. */
+  #followLog(answer: (line: unknown) => void, closed: Promise<void>): Promise<void> {
+    const stop = this.#telemetry.follow(answer);
+    return closed.finally(stop);
+  }
+
+  #numbers(): Omit<AgentNumbers, "version"> {
+    const kernel = this.#ownership.datapath?.summarize();
+    const { tables } = this.#tables.status();
+    return {
+      connected: this.#controlPlane.connected,
+      lastPush: tables.lastApplyAt ? Date.parse(tables.lastApplyAt) / 1000 : 0,
+      pushes: tables.applies,
+      writes: tables.writes,
+      hooks: kernel?.hooks ?? [],
+      tables: kernel?.tables ?? [],
+      ejections: kernel?.ejections?.ever ?? 0,
+      ejected: kernel?.ejections?.now.length ?? 0,
+    };
   }
 
   /** Answers the group that may look. A group that is not there is no reason to stop anything. */
@@ -396,6 +457,7 @@ export class Agent {
   }
 
   #quit(): void {
+    this.#telemetry.stop();
     this.#tables.stop();
     this.#statusFile.stop();
     this.#controlPlane.stop();

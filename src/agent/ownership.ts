@@ -35,6 +35,10 @@ export interface OwnershipOptions {
   /** The machine's own. */
   addresses: string[];
   log: Log;
+  /** The tables are this process's from now on, until `onReleasing`. */
+  onAcquired?(datapath: Datapath): void;
+  /** They are about to be closed. */
+  onReleasing?(): void;
   /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
   isCurrent(): boolean;
   /** These folders were lost, with all that was in them. */
@@ -146,6 +150,7 @@ export class Ownership {
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
+      this.#options.onAcquired?.(datapath);
       this.#unfinished = recover(manifest, datapath, log);
       const since = manifest.account.kept?.since;
       kept.watch(since === undefined ? undefined : Date.parse(since));
@@ -182,6 +187,7 @@ export class Ownership {
     clearInterval(this.#currentTimer);
     clearInterval(this.#foldersTimer);
     this.#held?.kept.stop();
+    if (this.#held) this.#options.onReleasing?.();
     this.#held?.datapath.close();
     this.#held?.locks.release();
     this.#held = undefined;

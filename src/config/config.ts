@@ -29,11 +29,31 @@ import {
   readable,
   textOf,
 } from "./syntax.ts";
+import {
+  type AccessLogFilter,
+  mergeFilters,
+  parseInterval,
+  parseListener,
+  parseLogFilter,
+  parseLogTarget,
+  parseRate,
+} from "./telemetry.ts";
 
 export interface Folders {
   bpffs: string;
   stateDir: string;
   runDir: string;
+}
+
+export interface AccessLogConfig {
+  /** A path, "stdout" or "journal". */
+  to: string;
+  format: "text" | "json";
+  filter: AccessLogFilter;
+  /** Lines a second. */
+  rate: number;
+  /** Seconds; 0 = only when they end. */
+  interval: number;
 }
 
 export interface Config extends Folders {
@@ -80,6 +100,10 @@ export interface Config extends Folders {
   netns: "own" | "all";
   shadow: boolean;
   allowPlaintext: boolean;
+  /** Whether connections are counted. */
+  traffic: boolean;
+  metrics: { host: string; port: number } | undefined;
+  accessLog: AccessLogConfig | undefined;
   logLevel: LogLevel;
   /** A group's name or number. */
   adminGroup: string | undefined;
@@ -173,6 +197,9 @@ export function examineConfig(
     netns: given.choice("netns", ["own", "all"]),
     shadow: given.switch("shadow"),
     allowPlaintext: given.switch("allow-plaintext"),
+    traffic: given.choice("traffic", ["on", "off"]) === "on",
+    metrics: given.text("metrics", parseListener),
+    accessLog: accessLog(given),
     logLevel: given.choice("log-level", LOG_LEVELS),
     adminGroup: given.text("admin-group", parseGroup),
   };
@@ -193,6 +220,18 @@ export function readFolders(sources: Sources): Folders {
   const found = folders(new Values(sources, readFile(sources.file), problems), visibleIn(undefined));
   if (problems[0]) throw problems[0];
   return found;
+}
+
+/** Undefined without the setting access-log. The others are checked all the same. */
+function accessLog(given: Values): AccessLogConfig | undefined {
+  const rest = {
+    format: given.choice("access-log-format", ["text", "json"]),
+    filter: mergeFilters(given.list("access-log-filter", parseLogFilter)),
+    rate: given.always("access-log-rate", parseRate),
+    interval: given.text("access-log-interval", parseInterval) ?? 0,
+  };
+  const to = given.text("access-log", parseLogTarget);
+  return to === undefined ? undefined : { to, ...rest };
 }
 
 function folders(given: Values, visible: Visible): Folders {

@@ -145,6 +145,39 @@ export const SETTINGS = {
   },
   shadow: { kind: "switch", about: "decide and count, change nothing" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
+  traffic: {
+    kind: "text",
+    hint: "on|off",
+    about: "count connections by unit, service and endpoint",
+    fallback: "on",
+  },
+  metrics: {
+    kind: "text",
+    hint: "ADDRESS:PORT",
+    about: "where GET /metrics is answered, beside the admin socket (default: nowhere)",
+  },
+  "access-log": {
+    kind: "text",
+    hint: "FILE|stdout|journal",
+    about: "write a line for each connection that ends (default: none)",
+  },
+  "access-log-format": { kind: "text", hint: "text|json", about: "what a line looks like", fallback: "text" },
+  "access-log-filter": {
+    kind: "list",
+    hint: "failures|service=NAME|unit=NAME",
+    about: "only connections that match all of these",
+  },
+  "access-log-rate": {
+    kind: "text",
+    hint: "LINES",
+    about: "lines a second at most; what is dropped is counted",
+    fallback: "1000",
+  },
+  "access-log-interval": {
+    kind: "text",
+    hint: "TIME",
+    about: "log connections that live each time as well (30s, 5m, 1h; default: only when they end)",
+  },
   "log-level": { kind: "text", hint: "error|warn|info|debug", about: "how much to log", fallback: "info" },
   "admin-group": {
     kind: "text",

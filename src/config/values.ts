@@ -4,6 +4,7 @@ import { formatTarget } from "../istiod/target.ts";
 import type { Config } from "./config.ts";
 import { formatExclude } from "./exclude.ts";
 import type { SettingName } from "./settings.ts";
+import { formatFilter } from "./telemetry.ts";
 
 export type SettingValues = Record<SettingName, Json>;
 
@@ -49,6 +50,13 @@ export function settingValues(config: Config): SettingValues {
     netns: config.netns,
     shadow: config.shadow,
     "allow-plaintext": config.allowPlaintext,
+    traffic: config.traffic ? "on" : "off",
+    metrics: config.metrics === undefined ? null : formatTarget(config.metrics),
+    "access-log": config.accessLog?.to ?? null,
+    "access-log-format": config.accessLog?.format ?? "text",
+    "access-log-filter": formatFilter(config.accessLog?.filter),
+    "access-log-rate": String(config.accessLog?.rate ?? 1000),
+    "access-log-interval": config.accessLog?.interval ? `${config.accessLog.interval}s` : null,
     "log-level": config.logLevel,
     "admin-group": config.adminGroup ?? null,
     bpffs: config.bpffs,

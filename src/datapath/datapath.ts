@@ -25,7 +25,7 @@ import { isOwnNetns } from "./inspect/preexisting-connections.ts";
 import { formatReconciliation, reconcileLive } from "./inspect/reconcile.ts";
 import { type ApplyReport, Publisher } from "./mesh-tables/publisher.ts";
 import { type Exclusion, enrol, exclude, exemptSelf, governNetns } from "./tables/enrolment.ts";
-import type { Maps, Tables } from "./tables/tables.ts";
+import type { Tables } from "./tables/tables.ts";
 import { type Totals, totalsOf } from "./tables/totals.ts";
 
 /** Who is governed, and whether in earnest. */
@@ -263,9 +263,9 @@ export class Datapath {
     this.#generation.tables.settings.set("current_ns", monotonic());
   }
 
-  /** The maps, for who reads counters: they stay the data path's, which closes them. */
-  get maps(): Maps {
-    return this.#generation.tables.maps;
+  /** The tables, for who reads counters: they stay the data path's, which closes them. */
+  get tables(): Tables {
+    return this.#generation.tables;
   }
 
   /** Takes connections that have ended out of the live counts, though apps still hold their sockets. Throws KernelError. */

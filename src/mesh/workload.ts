@@ -12,6 +12,7 @@ export class WorkloadIndex {
   readonly #ids = new Map<string, number>();
   readonly #byEndpoint = new Map<number | string, number>();
   readonly #byAddress = new Map<string, number>();
+  readonly #ports = new Map<string, Set<number>>();
 
   /** The text's number, for `set`. */
   intern(text: string): number {
@@ -48,6 +49,12 @@ export class WorkloadIndex {
     return id === undefined ? undefined : this.#texts[id];
   }
 
+  /** The ports of endpoints with one of these addresses. */
+  portsOf(addresses: readonly string[]): number[] {
+    this.#index();
+    return addresses.flatMap((address) => [...(this.#ports.get(address) ?? [])]);
+  }
+
   get size(): number {
     return this.#byEndpoint.size;
   }
@@ -58,7 +65,14 @@ export class WorkloadIndex {
     if (!this.#stale) return;
     this.#stale = false;
     this.#byAddress.clear();
-    for (const [key, id] of this.#byEndpoint) this.#byAddress.set(addressOf(key), id);
+    this.#ports.clear();
+    for (const [key, id] of this.#byEndpoint) {
+      const address = addressOf(key);
+      this.#byAddress.set(address, id);
+      const ports = this.#ports.get(address);
+      if (ports) ports.add(portOf(key));
+      else this.#ports.set(address, new Set([portOf(key)]));
+    }
   }
 }
 
@@ -76,6 +90,10 @@ function addressOf(key: number | string): string {
   if (typeof key === "string") return key.slice(0, key.lastIndexOf(" "));
   const host = Math.floor(key / 65536);
   return [host >>> 24, (host >>> 16) & 255, (host >>> 8) & 255, host & 255].join(".");
+}
+
+function portOf(key: number | string): number {
+  return typeof key === "string" ? Number(key.slice(key.lastIndexOf(" ") + 1)) : key % 65536;
 }
 
 /** The key of one of a list's endpoints. */

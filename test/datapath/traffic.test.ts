@@ -49,7 +49,7 @@ describe.skipIf(!root)("traffic", () => {
     });
     addFrontend(mesh, "10.96.8.9:80", { kind: "refuse", reason: "policy" }, "denied:80");
     lab.publish(mesh);
-    const { maps } = lab.datapath;
+    const { maps } = lab.datapath.tables;
     counting = new Counting(maps.traffic, maps.served_ports);
     counting.count(true);
     counting.serve([8090]);
@@ -62,8 +62,8 @@ describe.skipIf(!root)("traffic", () => {
   });
 
   const rows = (): FlowRow[] => [
-    ...readRows(lab.datapath.maps.flow_rows),
-    ...readRows(lab.datapath.maps.caller_rows),
+    ...readRows(lab.datapath.tables.maps.flow_rows),
+    ...readRows(lab.datapath.tables.maps.caller_rows),
   ];
   const sum = (direction: Direction): Counters => {
     const all = noCounters();
@@ -162,7 +162,7 @@ describe.skipIf(!root)("traffic", () => {
   });
 
   test("the source is named, and its rows say when they were used", () => {
-    const names = lab.datapath.maps.source_names.entries();
+    const names = lab.datapath.tables.maps.source_names.entries();
     expect(names.count).toBeGreaterThan(0);
     const [row] = rows().filter(({ key }) => key.direction === "out");
     expect(row?.key.source).toBeGreaterThan(1);

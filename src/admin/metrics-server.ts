@@ -1,0 +1,109 @@
+/**
+ * GET /metrics, /healthz and /readyz over TCP, for scrapers: off unless the setting `metrics` names an address. Whoever reads
+ * slowly, or not at all, costs a connection and one body, both bounded, and nobody waits for them.
+ */
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
+import type { AddressInfo } from "node:net";
+
+export interface MetricsAnswers {
+  /** The content type and the body in parts, for an Accept header. */
+  metrics(accept: string | undefined): { type: string; parts: string[] };
+  /** Undefined when all is well, else a sentence that says what is not. */
+  unready(): string | undefined;
+}
+
+/** Connections at once; a scraper needs one. */
+const MOST_CONNECTIONS = 64;
+/** Milliseconds for a request, and for a body to be taken. */
+const PATIENCE = 10_000;
+/** A body serves all who ask within that time, milliseconds: hundreds at once cost one. */
+const FRESH = 250;
+
+export class MetricsServer {
+  readonly #server: Server;
+
+  private constructor(server: Server) {
+    this.#server = server;
+  }
+
+  /** Listens on `host` and `port`. Rejects with what the system says (EADDRINUSE, EADDRNOTAVAIL, EACCES). */
+  static async listen(host: string, port: number, answers: MetricsAnswers): Promise<MetricsServer> {
+    const cache = new Map<string, { at: number; body: Buffer; type: string }>();
+    const server = createServer(
+      { requestTimeout: PATIENCE, headersTimeout: PATIENCE, maxHeaderSize: 16_384 },
+      (request, response) => {
+        response.setTimeout(PATIENCE, () => response.destroy());
+        try {
+          answer(request, response, answers, cache);
+        } catch (error) {
+          plain(response, 500, error instanceof Error ? error.message : String(error));
+        }
+      },
+    );
+    server.maxConnections = MOST_CONNECTIONS;
+    server.keepAliveTimeout = 65_000;
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject);
+      server.listen(port, host, resolve);
+    });
+    server.unref();
+    return new MetricsServer(server);
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  close(): void {
+    this.#server.close();
+    this.#server.closeAllConnections();
+  }
+}
+
+function answer(
+  request: IncomingMessage,
+  response: ServerResponse,
+  answers: MetricsAnswers,
+  cache: Map<string, { at: number; body: Buffer; type: string }>,
+): void {
+  const path = (request.url ?? "/").split("?")[0];
+  if (request.method !== "GET" && request.method !== "HEAD") {
+    plain(response, 405, "only GET is answered");
+    return;
+  }
+  if (path === "/healthz") {
+    plain(response, 200, "ok");
+    return;
+  }
+  if (path === "/readyz") {
+    const reason = answers.unready();
+    plain(response, reason === undefined ? 200 : 503, reason ?? "ok");
+    return;
+  }
+  if (path !== "/metrics") {
+    plain(response, 404, "there are /metrics, /healthz and /readyz");
+    return;
+  }
+  const accept = (request.headers.accept ?? "").slice(0, 1024);
+  const key = accept.includes("openmetrics") ? accept : "";
+  let known = cache.get(key);
+  if (!known || performance.now() - known.at > FRESH) {
+    const { type, parts } = answers.metrics(accept);
+    known = { at: performance.now(), body: Buffer.from(parts.join("")), type };
+    // Few scrapers, few headers.
+    if (cache.size > 4) cache.clear();
+    cache.set(key, known);
+  }
+  response.writeHead(200, { "content-type": known.type, "content-length": known.body.length });
+  response.end(request.method === "HEAD" ? undefined : known.body);
+}
+
+function plain(response: ServerResponse, status: number, text: string): void {
+  if (response.headersSent) {
+    response.destroy();
+    return;
+  }
+  const body = Buffer.from(`${text}\n`);
+  response.writeHead(status, { "content-type": "text/plain; charset=utf-8", "content-length": body.length });
+  response.end(body);
+}

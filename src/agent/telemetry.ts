@@ -1,0 +1,192 @@
+/** The agent's telemetry: counting while it has the tables, the answers about it, metrics and the access log. */
+
+import { type MetricsAnswers, MetricsServer } from "../admin/metrics-server.ts";
+import { BadRequest } from "../admin/server.ts";
+import type { Config } from "../config/config.ts";
+import type { Log } from "../config/log.ts";
+import type { Datapath } from "../datapath/datapath.ts";
+import { reasonOf } from "../errors/reason.ts";
+import type { Json } from "../istiod/node.ts";
+import { monotonic } from "../kernel/clock.ts";
+import type { Mesh } from "../mesh/model.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
+import { version } from "../runtime/version.ts";
+import { AccessLog, type LogRecord } from "../telemetry/access-log.ts";
+import { chooseFormat, expose } from "../telemetry/exposition.ts";
+import { istioFamilies, type SelfLabels } from "../telemetry/istio-metrics.ts";
+import { type AgentNumbers, kmeshFamilies } from "../telemetry/kmesh-metrics.ts";
+import type { EdgeHistory, EdgesDocument, Machine } from "../telemetry/model.ts";
+import { ServiceStates } from "../telemetry/service-states.ts";
+import { Traffic } from "../telemetry/traffic.ts";
+
+/** Seconds of a document when nobody says how many. */
+const WINDOW = 300;
+
+export interface TelemetryOptions {
+  config: Config;
+  /** The machine's own. */
+  addresses: string[];
+  host: string;
+  workloads: WorkloadIndex;
+  log: Log;
+  mesh(): Mesh | undefined;
+  numbers(): Omit<AgentNumbers, "version">;
+  /** Undefined when all is well, else a sentence that says what is not. */
+  unready(): string | undefined;
+}
+
+export class Telemetry {
+  readonly #options: TelemetryOptions;
+  readonly #machine: Machine;
+  readonly #self: SelfLabels;
+  readonly #states: ServiceStates;
+  #traffic: Traffic | undefined;
+  #accessLog: AccessLog | undefined;
+  #server: MetricsServer | undefined;
+  #retry: ReturnType<typeof setTimeout> | undefined;
+  #stopped = false;
+
+  constructor(options: TelemetryOptions) {
+    this.#options = options;
+    const { config, addresses, host } = options;
+    const { labels } = config;
+    const workload =
+      config.workloadGroup ?? config.workloadEntry ?? config.workloadName ?? config.name ?? host;
+    this.#machine = { host, workload, namespace: config.namespace, cluster: config.clusterId, addresses };
+    this.#self = {
+      workload,
+      namespace: config.namespace,
+      canonicalService:
+        labels["service.istio.io/canonical-name"] ??
+        labels["app.kubernetes.io/name"] ??
+        labels.app ??
+        workload,
+      canonicalRevision:
+        labels["service.istio.io/canonical-revision"] ??
+        labels["app.kubernetes.io/version"] ??
+        labels.version ??
+        "latest",
+      app: labels.app ?? "",
+      version: labels.version ?? "",
+      cluster: config.clusterId,
+    };
+    this.#states = new ServiceStates(options.mesh, addresses);
+  }
+
+  /** The tables are this agent's from now on. Never throws: connections are more than their numbers. */
+  open(datapath: Datapath): void {
+    const { config, workloads, log } = this.#options;
+    try {
+      this.#traffic = new Traffic({
+        tables: datapath.tables,
+        workloads,
+        machine: this.#machine,
+        counts: config.traffic,
+        ports: portsOf(config.ports),
+        stateDir: config.stateDir,
+        service: (name) => this.#states.of(name, datapath.tables, Number(monotonic())),
+        warn: (line) => log.warn(line),
+      });
+      this.#accessLog = new AccessLog({
+        map: datapath.tables.maps.traffic_log,
+        traffic: this.#traffic,
+        ...(config.accessLog ? { config: config.accessLog } : {}),
+        warn: (line) => log.warn(line),
+      });
+    } catch (error) {
+      log.error(`connections are not counted: ${reasonOf(error)}`);
+      this.close();
+    }
+  }
+
+  /** Another agent is about to have them. The kernel counts on. */
+  close(): void {
+    this.#accessLog?.close();
+    this.#traffic?.close();
+    this.#accessLog = undefined;
+    this.#traffic = undefined;
+  }
+
+  /** Answers scrapers over TCP, when the configuration names an address. A taken one is tried again. */
+  serve(): void {
+    const { metrics } = this.#options.config;
+    if (!metrics || this.#server || this.#stopped) return;
+    MetricsServer.listen(metrics.host, metrics.port, this.#answers).then(
+      (server) => {
+        this.#server = server;
+        if (this.#stopped) server.close();
+      },
+      (error) => {
+        if (!this.#retry)
+          this.#options.log.warn(`metrics are not served: ${reasonOf(error)}. The next tries are silent`);
+        this.#retry = setTimeout(() => this.serve(), 2_000);
+      },
+    );
+  }
+
+  /** Ends the process's part. */
+  stop(): void {
+    this.#stopped = true;
+    clearTimeout(this.#retry);
+    this.#server?.close();
+    this.#server = undefined;
+  }
+
+  /** `window` in seconds as text, or nothing. Throws BadRequest, and Error while another agent has the tables. */
+  document(window: string | null): EdgesDocument {
+    const seconds = window === null ? WINDOW : Number(window);
+    if (!Number.isFinite(seconds) || seconds <= 0) throw new BadRequest("window is a number of seconds");
+    return this.#open.document(seconds);
+  }
+
+  /** Throws BadRequest for an edge that has none. */
+  history(edge: string | null): EdgeHistory {
+    const found = this.#open.history(edge ?? "");
+    if (!found) throw new BadRequest(`there is no history of the edge ${edge ?? ""}: GET /edges lists them`);
+    return found;
+  }
+
+  /** Follows connections as they end. Gives how to stop. */
+  follow(listener: (record: LogRecord) => void): () => void {
+    if (!this.#accessLog) throw new Error("another agent has the tables");
+    return this.#accessLog.follow(listener);
+  }
+
+  metrics(accept: string | undefined): { type: string; parts: string[] } {
+    const type = chooseFormat(accept);
+    const traffic = this.#open;
+    const moment = traffic.read();
+    const families = [
+      ...istioFamilies(
+        moment.reading,
+        traffic.labels,
+        this.#self,
+        (port) => this.#states.inbound(port),
+        version,
+      ),
+      ...kmeshFamilies(moment, traffic.counting, { version, ...this.#options.numbers() }),
+    ];
+    return { type, parts: expose(families, type) };
+  }
+
+  get #open(): Traffic {
+    if (!this.#traffic) throw new Error("another agent has the tables");
+    return this.#traffic;
+  }
+
+  get #answers(): MetricsAnswers {
+    return {
+      metrics: (accept) => this.metrics(accept),
+      unready: () => this.#options.unready(),
+    };
+  }
+}
+
+/** The numbers of a WorkloadGroup's ports: `{name: containerPort}` entries in any of istiod's shapes. */
+function portsOf(ports: Config["ports"]): number[] {
+  return (ports ?? []).flatMap((port) => {
+    if (typeof port !== "object" || port === null || Array.isArray(port)) return [];
+    const number = Number((port as { containerPort?: Json }).containerPort);
+    return Number.isInteger(number) && number > 0 && number < 65536 ? [number] : [];
+  });
+}

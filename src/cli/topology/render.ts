@@ -1,0 +1,183 @@
+/** The map as text for a terminal, and for programs that draw graphs. */
+import type { Edge, EdgesDocument, Node, Problem } from "../../telemetry/model.ts";
+import { formatSpan, plural, table } from "../framework/output.ts";
+
+const MARK: Record<Edge["state"], string> = { ok: " ", failing: "!", slow: "~", idle: "." };
+
+/** Callers, then each unit with its services and their endpoints; below it the problems. */
+export function renderMap(document: EdgesDocument): string {
+  const nodes = new Map(document.nodes.map((node) => [node.id, node]));
+  const name = (id: string) => label(nodes.get(id), id);
+  const rows: (string | number)[][] = [];
+  const put = (edge: Edge, what: string) =>
+    rows.push([
+      `${MARK[edge.state]} ${what}`,
+      edge.state,
+      rate(edge.rate.opened),
+      edge.live,
+      edge.failureShare > 0 ? `${(edge.failureShare * 100).toFixed(edge.failureShare < 0.1 ? 1 : 0)}%` : "-",
+      `${bytes(edge.rate.sent)}/s`,
+      `${bytes(edge.rate.received)}/s`,
+      edge.rtt ? ms(edge.rtt.mean) : "-",
+      edge.duration ? formatSpan(edge.duration.mean * 1000) : "-",
+    ]);
+  const inbound = document.edges.filter(({ kind }) => kind === "inbound");
+  for (const edge of sorted(inbound)) put(edge, `${name(edge.from)} -> ${name(edge.to)}:${edge.port}`);
+  const shown = new Set<string>();
+  const calls = document.edges.filter(({ kind }) => kind === "call" || kind === "passed");
+  for (const unit of document.nodes.filter(({ kind }) => kind === "unit")) {
+    for (const edge of sorted(calls.filter(({ from }) => from === unit.id))) {
+      put(edge, `${unit.name} -> ${name(edge.to)}`);
+      if (shown.has(edge.to)) continue;
+      shown.add(edge.to);
+      for (const leg of sorted(document.edges.filter(({ from }) => from === edge.to)))
+        put(leg, `    -> ${name(leg.to)}`);
+    }
+  }
+  // Endpoints of services that no unit of the selection calls.
+  for (const edge of document.edges.filter(({ kind, from }) => kind === "endpoint" && !shown.has(from)))
+    put(edge, `${name(edge.from)} -> ${name(edge.to)}`);
+  const head = `${document.machine.host} (${document.machine.workload}${document.machine.namespace === "" ? "" : `, namespace ${document.machine.namespace}`}), the last ${formatSpan(document.window * 1000)}:`;
+  const body =
+    rows.length === 0
+      ? "No traffic. --idle shows what there was before."
+      : table(["  WHO", "STATE", "CONN/s", "LIVE", "FAILED", "SENT", "RECEIVED", "RTT", "DURATION"], rows);
+  const trouble = document.problems.length === 0 ? "No problems." : renderProblems(document.problems);
+  return [head, "", body, "", trouble, ...notes(document)].join("\n");
+}
+
+/** Worst first, each with what to type next. */
+export function renderProblems(problems: readonly Problem[]): string {
+  return problems
+    .map(
+      ({ severity, text, next, rule }) =>
+        `${severity.toUpperCase()}  ${text} (${rule})\n       next: ${next}`,
+    )
+    .join("\n");
+}
+
+function notes({ limits }: EdgesDocument): string[] {
+  const lines = [...limits.off];
+  if (limits.other > 0)
+    lines.push(
+      `${plural(limits.other, "connection")} found no row of their own: ${limits.rows.used} of ${limits.rows.room} pairs, ${limits.callers.used} of ${limits.callers.room} callers are in use.`,
+    );
+  return lines.length > 0 ? ["", ...lines] : [];
+}
+
+/** For Graphviz. */
+export function renderDot(document: EdgesDocument): string {
+  const colour: Record<Edge["state"], string> = { ok: "black", failing: "red", slow: "orange", idle: "gray" };
+  const shape: Record<Node["kind"], string> = {
+    caller: "ellipse",
+    unit: "box",
+    service: "hexagon",
+    endpoint: "oval",
+    outside: "cds",
+  };
+  const quote = (text: string) =>
+    `"${text.replaceAll("\\", "\\\\").replaceAll('"', '\\"').replaceAll("\n", " ")}"`;
+  return [
+    "digraph kmesh {",
+    "  rankdir=LR;",
+    ...document.nodes.map(
+      (node) => `  ${quote(node.id)} [label=${quote(label(node, node.id))}, shape=${shape[node.kind]}];`,
+    ),
+    ...document.edges.map(
+      (edge) =>
+        `  ${quote(edge.from)} -> ${quote(edge.to)} [label=${quote(legend(edge))}, color=${colour[edge.state]}];`,
+    ),
+    "}",
+  ].join("\n");
+}
+
+/** For Markdown. Ids of Mermaid are plain words, so nodes are numbered. */
+export function renderMermaid(document: EdgesDocument): string {
+  const ids = new Map(document.nodes.map((node, i) => [node.id, `n${i}`]));
+  // A quote, a bracket or a line's end would end the text: Mermaid takes entities.
+  const quote = (text: string) => `"${text.replace(/["&<>#\n`|]/g, (char) => `#${char.charCodeAt(0)};`)}"`;
+  const failing = document.edges.flatMap((edge, i) => (edge.state === "failing" ? [i] : []));
+  return [
+    "flowchart LR",
+    ...document.nodes.map((node) => `  ${ids.get(node.id)}[${quote(label(node, node.id))}]`),
+    ...document.edges.map(
+      (edge) => `  ${ids.get(edge.from)} -->|${quote(legend(edge))}| ${ids.get(edge.to)}`,
+    ),
+    ...(failing.length > 0 ? [`  linkStyle ${failing.join(",")} stroke:#c00`] : []),
+  ].join("\n");
+}
+
+/** A line an edge, those first that `by` says. */
+export function renderTop(document: EdgesDocument, by: TopOrder, lines: number): string {
+  const nodes = new Map(document.nodes.map((node) => [node.id, node]));
+  const edges = document.edges
+    .filter(({ kind }) => kind !== "endpoint")
+    .sort((a, b) => weight(b, by) - weight(a, by) || (a.id < b.id ? -1 : 1))
+    .slice(0, lines);
+  return table(
+    ["FROM", "TO", "STATE", "CONN/s", "LIVE", "FAILED/s", "SENT", "RECEIVED", "RTT"],
+    edges.map((edge) => [
+      label(nodes.get(edge.from), edge.from),
+      label(nodes.get(edge.to), edge.to),
+      edge.state,
+      rate(edge.rate.opened),
+      edge.live,
+      rate(edge.rate.failed),
+      `${bytes(edge.rate.sent)}/s`,
+      `${bytes(edge.rate.received)}/s`,
+      edge.rtt ? ms(edge.rtt.mean) : "-",
+    ]),
+  );
+}
+
+export const TOP_ORDERS = ["rate", "failures", "latency", "bytes"] as const;
+export type TopOrder = (typeof TOP_ORDERS)[number];
+
+function weight(edge: Edge, by: TopOrder): number {
+  if (by === "failures") return edge.rate.failed;
+  if (by === "latency") return edge.rtt?.mean ?? 0;
+  if (by === "bytes") return edge.rate.sent + edge.rate.received;
+  return edge.rate.opened;
+}
+
+function sorted(edges: readonly Edge[]): Edge[] {
+  const rank: Record<Edge["state"], number> = { failing: 0, slow: 1, ok: 2, idle: 3 };
+  return [...edges].sort((a, b) => rank[a.state] - rank[b.state] || (a.id < b.id ? -1 : 1));
+}
+
+function label(node: Node | undefined, id: string): string {
+  if (!node) return id;
+  if (node.kind === "service")
+    return `${node.name}${node.namespace === "" ? "" : `.${node.namespace}`}${node.port > 0 ? `:${node.port}` : ""}`;
+  if (node.kind === "endpoint") {
+    const at = node.address.includes(":") ? `[${node.address}]:${node.port}` : `${node.address}:${node.port}`;
+    return node.workload ? `${node.name} ${at}` : at;
+  }
+  if (node.kind === "caller" && node.workload) return `${node.name} (${node.address})`;
+  return node.name;
+}
+
+function legend(edge: Edge): string {
+  const failed = edge.failureShare > 0 ? `, ${(edge.failureShare * 100).toFixed(0)}% failed` : "";
+  return `${rate(edge.rate.opened)}/s${failed}`;
+}
+
+function rate(perSecond: number): string {
+  if (perSecond === 0) return "0";
+  return perSecond >= 10 ? perSecond.toFixed(0) : perSecond.toFixed(2);
+}
+
+export function bytes(count: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let value = count;
+  let at = 0;
+  while (value >= 1000 && at < units.length - 1) {
+    value /= 1000;
+    at++;
+  }
+  return `${value >= 100 || at === 0 ? value.toFixed(0) : value.toFixed(1)} ${units[at]}`;
+}
+
+function ms(us: number): string {
+  return us < 10_000 ? `${(us / 1000).toFixed(2)} ms` : `${(us / 1000).toFixed(0)} ms`;
+}

@@ -1,0 +1,267 @@
+/**
+ * An hour of each edge, in steps of ten seconds. Memory follows what happened: six minutes in which an edge did nothing
+ * take none. 500 edges that are busy all the time take 9 MB, and no more edges than that have a history.
+ */
+import { type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./rows.ts";
+
+/** Seconds. */
+export const STEP = 10;
+const CHUNK_STEPS = 36;
+const CHUNKS = 10;
+export const HISTORY_SECONDS = STEP * CHUNK_STEPS * CHUNKS;
+const MOST_EDGES = 500;
+
+/** What a step keeps, in this order. */
+const FIELDS = 7 + ENDS.length + 2;
+const AT = { opened: 0, sent: 1, received: 2, retransmits: 3, rttUs: 4, rtts: 5, live: 6, ends: 7 } as const;
+const FAILED_MS = AT.ends + ENDS.length;
+const DURATION_S = FAILED_MS + 1;
+
+interface Track {
+  before: Counters;
+  /** By number of the chunk since the epoch: at most CHUNKS + 1 of them. */
+  chunks: Map<number, Float32Array>;
+}
+
+export interface Series {
+  /** Date.now() at the end of the last step. */
+  at: number;
+  opened: number[];
+  failed: number[];
+  sent: number[];
+  received: number[];
+  retransmits: number[];
+  live: number[];
+  rtt: number[];
+}
+
+export class History {
+  readonly #tracks = new Map<string, Track>();
+  /** Steps since the epoch of the last sample. */
+  #last = 0;
+  /** Of the first sample. */
+  #first = 0;
+
+  /** Adds the present totals, each under its edge's id. `now` as Date.now(). */
+  record(totals: ReadonlyMap<string, Counters>, now: number): void {
+    const step = Math.floor(now / 1000 / STEP);
+    // A clock that was set back: what is newer than now is nothing to compare with.
+    if (step < this.#last) this.#restart(step);
+    if (this.#first === 0) this.#first = step;
+    this.#last = step;
+    for (const [id, counters] of totals) {
+      let track = this.#tracks.get(id);
+      if (!track) {
+        if (this.#tracks.size >= MOST_EDGES && !this.#forgetIdle(step)) continue;
+        // What came before this agent looked is no event of this moment.
+        track = { before: this.#first === step ? copyOf(counters) : noCounters(), chunks: new Map() };
+        this.#tracks.set(id, track);
+      }
+      const change = subtractCounters(counters, track.before);
+      track.before = copyOf(counters);
+      if (isNothing(change) && liveOf(counters) === 0) continue;
+      addTo(this.#slot(track, step), change, liveOf(counters));
+    }
+    const oldest = Math.floor(step / CHUNK_STEPS) - CHUNKS;
+    for (const { chunks } of this.#tracks.values())
+      for (const chunk of chunks.keys()) if (chunk < oldest) chunks.delete(chunk);
+  }
+
+  /** Seconds that are covered. */
+  covered(now: number): number {
+    if (this.#first === 0) return 0;
+    return Math.min(HISTORY_SECONDS, Math.max(0, now / 1000 - this.#first * STEP));
+  }
+
+  /** What was counted in the last `seconds`, to the nearest step, and until the totals `now`. */
+  recent(id: string, totals: Counters, seconds: number, now: number): Counters {
+    const track = this.#tracks.get(id);
+    // New since the last sample; before the first one nobody knows what is new.
+    if (!track) return this.#first > 0 ? copyOf(totals) : noCounters();
+    const sum = noCounters();
+    this.#sum(track, now / 1000 / STEP - seconds / STEP, now / 1000 / STEP, sum);
+    const open = subtractCounters(totals, track.before);
+    addCountersTo(sum, open);
+    return sum;
+  }
+
+  /** The same for all that lies before the last `seconds`: what an edge is compared with. */
+  earlier(id: string, seconds: number, now: number): Counters {
+    const sum = noCounters();
+    const track = this.#tracks.get(id);
+    if (track) this.#sum(track, 0, now / 1000 / STEP - seconds / STEP, sum);
+    return sum;
+  }
+
+  /** Undefined for an edge without history. */
+  series(id: string, now: number): Series | undefined {
+    const track = this.#tracks.get(id);
+    if (!track) return undefined;
+    const steps = Math.ceil(this.covered(now) / STEP);
+    const end = this.#last + 1;
+    const series: Series = {
+      at: end * STEP * 1000,
+      opened: [],
+      failed: [],
+      sent: [],
+      received: [],
+      retransmits: [],
+      live: [],
+      rtt: [],
+    };
+    for (let step = end - Math.max(1, steps); step < end; step++) {
+      const values = valuesAt(track, step);
+      const value = (field: number) => values?.[field] ?? 0;
+      const ends = ENDS.map((_, i) => value(AT.ends + i));
+      series.opened.push(value(AT.opened));
+      series.failed.push((ends[1] ?? 0) + (ends[2] ?? 0) + (ends[3] ?? 0) + (ends[4] ?? 0));
+      series.sent.push(value(AT.sent));
+      series.received.push(value(AT.received));
+      series.retransmits.push(value(AT.retransmits));
+      series.live.push(value(AT.live));
+      series.rtt.push(value(AT.rtts) > 0 ? value(AT.rttUs) / value(AT.rtts) : 0);
+    }
+    return series;
+  }
+
+  /** As a file keeps it; see `History.from`. */
+  toJSON(): unknown {
+    return {
+      version: 1,
+      step: STEP,
+      first: this.#first,
+      last: this.#last,
+      edges: Object.fromEntries(
+        [...this.#tracks].map(([id, { before, chunks }]) => [
+          id,
+          {
+            before,
+            chunks: Object.fromEntries(
+              [...chunks].map(([number, values]) => [number, Buffer.from(values.buffer).toString("base64")]),
+            ),
+          },
+        ]),
+      ),
+    };
+  }
+
+  /** What `toJSON` gave; an empty history for anything else. */
+  static from(text: string): History {
+    const history = new History();
+    try {
+      const saved = JSON.parse(text);
+      if (saved.version !== 1 || saved.step !== STEP) return history;
+      for (const [id, { before, chunks }] of Object.entries<{
+        before: Counters;
+        chunks: Record<string, string>;
+      }>(saved.edges)) {
+        if (history.#tracks.size >= MOST_EDGES) break;
+        const track: Track = { before: { ...noCounters(), ...before }, chunks: new Map() };
+        for (const [number, data] of Object.entries(chunks)) {
+          const values = new Float32Array(new Uint8Array(Buffer.from(data, "base64")).buffer);
+          if (values.length === CHUNK_STEPS * FIELDS) track.chunks.set(Number(number), values);
+        }
+        history.#tracks.set(id, track);
+      }
+      history.#first = Number(saved.first) || 0;
+      history.#last = Number(saved.last) || 0;
+    } catch {
+      return new History();
+    }
+    return history;
+  }
+
+  #restart(step: number): void {
+    for (const track of this.#tracks.values()) track.chunks.clear();
+    this.#first = step;
+  }
+
+  #sum(track: Track, from: number, to: number, sum: Counters): void {
+    for (const [number, values] of track.chunks) {
+      for (let i = 0; i < CHUNK_STEPS; i++) {
+        const step = number * CHUNK_STEPS + i;
+        // A step belongs to where its end lies.
+        if (step + 1 <= from || step + 1 > to + 1) continue;
+        const at = i * FIELDS;
+        const value = (field: number) => values[at + field] ?? 0;
+        sum.opened += value(AT.opened);
+        sum.sent += value(AT.sent);
+        sum.received += value(AT.received);
+        sum.retransmits += value(AT.retransmits);
+        sum.rttUs += value(AT.rttUs);
+        sum.rtts += value(AT.rtts);
+        sum.failedNs += value(FAILED_MS) * 1e6;
+        sum.durationNs += value(DURATION_S) * 1e9;
+        for (let e = 0; e < ENDS.length; e++) sum.ends[e] = (sum.ends[e] ?? 0) + value(AT.ends + e);
+      }
+    }
+  }
+
+  #slot(track: Track, step: number): Float32Array {
+    const number = Math.floor(step / CHUNK_STEPS);
+    let values = track.chunks.get(number);
+    if (!values) {
+      values = new Float32Array(CHUNK_STEPS * FIELDS);
+      track.chunks.set(number, values);
+    }
+    const at = (step % CHUNK_STEPS) * FIELDS;
+    return values.subarray(at, at + FIELDS);
+  }
+
+  /** Gives whether there is room for another edge. */
+  #forgetIdle(step: number): boolean {
+    const oldest = Math.floor(step / CHUNK_STEPS) - CHUNKS;
+    for (const [id, { chunks }] of this.#tracks) {
+      if ([...chunks.keys()].some((chunk) => chunk >= oldest)) continue;
+      this.#tracks.delete(id);
+      return true;
+    }
+    return false;
+  }
+}
+
+function valuesAt(track: Track, step: number): Float32Array | undefined {
+  const values = track.chunks.get(Math.floor(step / CHUNK_STEPS));
+  const at = (step % CHUNK_STEPS) * FIELDS;
+  return values?.subarray(at, at + FIELDS);
+}
+
+function addTo(slot: Float32Array, change: Counters, live: number): void {
+  const add = (field: number, value: number) => {
+    slot[field] = (slot[field] ?? 0) + value;
+  };
+  add(AT.opened, change.opened);
+  add(AT.sent, change.sent);
+  add(AT.received, change.received);
+  add(AT.retransmits, change.retransmits);
+  add(AT.rttUs, change.rttUs);
+  add(AT.rtts, change.rtts);
+  slot[AT.live] = live;
+  change.ends.forEach((count, i) => {
+    add(AT.ends + i, count);
+  });
+  add(FAILED_MS, change.failedNs / 1e6);
+  add(DURATION_S, change.durationNs / 1e9);
+}
+
+function addCountersTo(sum: Counters, more: Counters): void {
+  sum.opened += more.opened;
+  sum.sent += more.sent;
+  sum.received += more.received;
+  sum.retransmits += more.retransmits;
+  sum.rttUs += more.rttUs;
+  sum.rtts += more.rtts;
+  sum.failedNs += more.failedNs;
+  sum.durationNs += more.durationNs;
+  more.ends.forEach((count, i) => {
+    sum.ends[i] = (sum.ends[i] ?? 0) + count;
+  });
+}
+
+function isNothing({ opened, ends, sent, received, retransmits }: Counters): boolean {
+  return opened + sent + received + retransmits === 0 && ends.every((count) => count === 0);
+}
+
+function copyOf(counters: Counters): Counters {
+  return { ...counters, ends: [...counters.ends] };
+}

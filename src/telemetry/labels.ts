@@ -1,0 +1,125 @@
+/**
+ * What services and endpoints are called that rows have by number. Names that istiod takes back are kept in the kernel
+ * beside the rows (map `flow_labels`), since counters outlive configuration and agents.
+ */
+
+import { type EndpointAddress, readEndpoint } from "../datapath/mesh-tables/endpoint-table.ts";
+import * as layout from "../datapath/tables/layout.gen.ts";
+import { nameOf } from "../datapath/tables/names.ts";
+import type { Tables } from "../datapath/tables/tables.ts";
+import { fixedText } from "../kernel/info.ts";
+import type { BpfMap } from "../kernel/maps.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
+import type { Workload } from "./model.ts";
+import { viewOf } from "./rows.ts";
+
+const KINDS = {
+  service: layout.enums.label_kind.LABEL_SERVICE,
+  endpoint: layout.enums.label_kind.LABEL_ENDPOINT,
+};
+type Kind = keyof typeof KINDS;
+const ROOM = layout.label.size - 1;
+const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
+const USED = layout.endpoint.fields.used.offset;
+
+export class Labels {
+  readonly #tables: Tables;
+  readonly #map: BpfMap;
+  readonly #workloads: WorkloadIndex | undefined;
+  readonly #writes: boolean;
+  readonly #kept = new Map<string, string>();
+
+  /** `workloads` is absent for commands that know none; `writes` says that names may be kept for the next agent. */
+  constructor(tables: Tables, workloads: WorkloadIndex | undefined, writes: boolean) {
+    this.#tables = tables;
+    this.#map = tables.maps.flow_labels;
+    this.#workloads = workloads;
+    this.#writes = writes;
+    const { keys, values, count } = this.#map.entries();
+    const view = viewOf(keys);
+    for (let i = 0; i < count; i++) {
+      const kind = view.getUint32(i * 8, LITTLE) === KINDS.service ? "service" : "endpoint";
+      const text = fixedText(values.subarray(i * layout.label.size, (i + 1) * layout.label.size));
+      this.#kept.set(`${kind} ${view.getUint32(i * 8 + 4, LITTLE)}`, text);
+    }
+  }
+
+  /** "host:port", or the name of one of istiod's own clusters; undefined for 0, which stands for no service. */
+  service(id: number): string | undefined {
+    if (id === 0) return undefined;
+    const name = nameOf(this.#tables.serviceNames, this.#tables.nameLines, id);
+    return this.#keep("service", id, name) ?? `service-${id}`;
+  }
+
+  cluster(id: number): string | undefined {
+    return nameOf(this.#tables.clusterNames, this.#tables.nameLines, id);
+  }
+
+  endpoint(id: number): EndpointAddress | undefined {
+    const { endpoints } = this.#tables;
+    return endpoints.has(id) && endpoints.word(id, USED) !== 0 ? readEndpoint(endpoints, id) : undefined;
+  }
+
+  /** istiod's words for an endpoint's workload; "" when it has none. */
+  workload(id: number): string {
+    const at = this.endpoint(id);
+    const text = at && this.#workloads?.find(at.address, at.port);
+    return this.#keep("endpoint", id, text) ?? "";
+  }
+
+  /** The same for a caller, by its address alone. */
+  caller(address: string): string {
+    return this.#workloads?.findHost(address) ?? "";
+  }
+
+  /** Nanoseconds of the monotonic clock until which the endpoint is ejected; 0 when it never was. */
+  ejectedUntil(id: number): number {
+    const { ejected_until_ns } = layout.endpoint_load.fields;
+    return Math.max(0, this.#tables.endpointLoads.count(id, ejected_until_ns.offset));
+  }
+
+  /** The number will mean something else from now on. */
+  forget(kind: Kind, id: number): void {
+    if (this.#kept.delete(`${kind} ${id}`)) this.#map.delete(keyOf(kind, id));
+  }
+
+  #keep(kind: Kind, id: number, text: string | undefined): string | undefined {
+    const key = `${kind} ${id}`;
+    const kept = this.#kept.get(key);
+    if (text === undefined || text === kept) return text ?? kept;
+    this.#kept.set(key, text);
+    if (this.#writes) {
+      try {
+        this.#map.update(keyOf(kind, id), labelBytes(text));
+      } catch {
+        // No room: the name is lost with this agent, the numbers are not.
+      }
+    }
+    return text;
+  }
+}
+
+/** `struct label`. */
+export function labelBytes(text: string): Uint8Array {
+  const bytes = new Uint8Array(new ArrayBuffer(layout.label.size));
+  bytes.set(new TextEncoder().encode(text).subarray(0, ROOM));
+  return bytes;
+}
+
+function keyOf(kind: Kind, id: number): Uint8Array {
+  return new Uint8Array(Uint32Array.of(KINDS[kind], id).buffer);
+}
+
+/** Undefined when istiod named none. "workload;namespace;canonical service;revision;cluster". */
+export function parseWorkload(text: string): Workload | undefined {
+  const [name = "", namespace = "", canonicalService = "", canonicalRevision = "", cluster = ""] =
+    text.split(";");
+  if (name === "") return undefined;
+  return {
+    name,
+    namespace,
+    canonicalService: canonicalService === "" ? name : canonicalService,
+    canonicalRevision: canonicalRevision === "" ? "latest" : canonicalRevision,
+    cluster,
+  };
+}

@@ -1,0 +1,35 @@
+/** The map without an agent: from what is pinned, with totals since the counters began and no history. */
+import { hostname } from "node:os";
+import { openPinned } from "../datapath/inspect/inspect.ts";
+import { makeDocument, totalsFor } from "./edges.ts";
+import { History } from "./history.ts";
+import { Labels } from "./labels.ts";
+import type { EdgesDocument } from "./model.ts";
+import { readTraffic } from "./reading.ts";
+import { Sources } from "./sources.ts";
+import { sumUp } from "./sums.ts";
+
+/** Throws NothingPinned, ForeignGeneration and KernelError. */
+export function pinnedDocument(bpffs: string): EdgesDocument {
+  const tables = openPinned(bpffs);
+  try {
+    const sources = new Sources(tables.maps.source_names);
+    sources.refresh();
+    const reading = readTraffic(tables.maps);
+    const sums = sumUp(reading, sources, new Labels(tables, undefined, false));
+    const history = new History();
+    history.record(totalsFor(sums), reading.wall);
+    return makeDocument({
+      reading,
+      sums,
+      history,
+      window: 0,
+      machine: { host: hostname(), workload: "unknown", namespace: "", cluster: "", addresses: [] },
+      off: [
+        "No agent runs: there are totals, and neither rates nor history; bytes of live connections are those of its last look.",
+      ],
+    });
+  } finally {
+    tables.close();
+  }
+}

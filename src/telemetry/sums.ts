@@ -1,0 +1,217 @@
+/** Rows summed up to the nodes and edges of the map (model.ts), before anything is said of time. */
+import { REASONS } from "../mesh/model.ts";
+import { type Labels, parseWorkload } from "./labels.ts";
+import type { Edge, EndpointNode, Histogram, Node, ServiceNode } from "./model.ts";
+import type { LatencyRow, Reading } from "./reading.ts";
+import { addCounters, type Counters, type FlowRow, noCounters } from "./rows.ts";
+import type { Source, Sources } from "./sources.ts";
+
+export interface EdgeSum {
+  id: string;
+  from: string;
+  to: string;
+  kind: Edge["kind"];
+  port: number;
+  counters: Counters;
+  /** Refused on purpose, by reason. */
+  refused: Map<string, number>;
+  /** CLOCK_MONOTONIC, nanoseconds; 0 = not known. */
+  usedNs: number;
+  histograms?: { rtt: number[]; duration: number[] };
+}
+
+export interface Sums {
+  nodes: Map<string, Node>;
+  edges: Map<string, EdgeSum>;
+}
+
+export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums {
+  const sums: Sums = { nodes: new Map(), edges: new Map() };
+  const ejectedIn = (id: number) => Math.max(0, labels.ejectedUntil(id) - reading.atNs) / 1e9;
+  for (const row of reading.rows) {
+    const { key } = row;
+    const unit = unitNode(sums, sources.of(key.source));
+    if (key.direction === "in") {
+      const caller = callerNode(sums, key.remote, labels.caller(key.remote));
+      add(sums, { from: caller, to: unit, kind: "inbound", port: key.port }, row);
+      continue;
+    }
+    const service = labels.service(key.service);
+    if (key.direction === "passed") {
+      add(sums, { from: unit, to: outsideNode(sums, service), kind: "passed", port: 0 }, row);
+      continue;
+    }
+    const to = serviceNode(sums, service);
+    const edge = add(
+      sums,
+      { from: unit, to, kind: "call", port: 0 },
+      key.direction === "refused" ? undefined : row,
+    );
+    if (key.direction === "refused") {
+      const reason = REASONS[key.endpoint] ?? "internal";
+      edge.refused.set(reason, (edge.refused.get(reason) ?? 0) + row.counters.opened);
+      edge.usedNs = Math.max(edge.usedNs, row.usedNs);
+      continue;
+    }
+    const at = labels.endpoint(key.endpoint);
+    if (!at) continue;
+    const endpoint = endpointNode(sums, at, labels.workload(key.endpoint), ejectedIn(key.endpoint));
+    add(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 }, row);
+  }
+  for (const { source, direction, service, counters } of reading.retired) {
+    if (direction !== "out") continue;
+    const from = unitNode(sums, sources.of(source));
+    const to = serviceNode(sums, service === "" ? undefined : service);
+    addCounters(edgeOf(sums, { from, to, kind: "call", port: 0 }).counters, counters);
+  }
+  for (const row of reading.latency) addHistograms(sums, row, sources, labels);
+  return sums;
+}
+
+function add(
+  sums: Sums,
+  edge: Pick<EdgeSum, "from" | "to" | "kind" | "port">,
+  row: FlowRow | undefined,
+): EdgeSum {
+  const sum = edgeOf(sums, edge);
+  if (row) {
+    addCounters(sum.counters, row.counters);
+    sum.usedNs = Math.max(sum.usedNs, row.usedNs);
+  }
+  return sum;
+}
+
+function edgeOf(sums: Sums, edge: Pick<EdgeSum, "from" | "to" | "kind" | "port">): EdgeSum {
+  const id = `${edge.from} -> ${edge.to}${edge.port === 0 ? "" : ` port ${edge.port}`}`;
+  let sum = sums.edges.get(id);
+  if (!sum) {
+    sum = { id, ...edge, counters: noCounters(), refused: new Map(), usedNs: 0 };
+    sums.edges.set(id, sum);
+  }
+  return sum;
+}
+
+function addHistograms(sums: Sums, row: LatencyRow, sources: Sources, labels: Labels): void {
+  const unit = unitId(sources.of(row.source));
+  const put = (sum: EdgeSum) => {
+    sum.histograms ??= { rtt: row.rtt.map(() => 0), duration: row.duration.map(() => 0) };
+    const { rtt, duration } = sum.histograms;
+    row.rtt.forEach((count, i) => {
+      rtt[i] = (rtt[i] ?? 0) + count;
+    });
+    row.duration.forEach((count, i) => {
+      duration[i] = (duration[i] ?? 0) + count;
+    });
+  };
+  if (row.direction !== "out") return;
+  const service = labels.service(row.service);
+  const sum = sums.edges.get(`${unit} -> service:${service ?? "none"}`);
+  if (sum) put(sum);
+}
+
+export function unitId({ kind, name }: Source): string {
+  return kind === "unknown" ? "unit:unknown" : `${kind}:${name}`;
+}
+
+function unitNode({ nodes }: Sums, source: Source): string {
+  const id = unitId(source);
+  if (!nodes.has(id))
+    nodes.set(id, {
+      kind: "unit",
+      id,
+      name: source.name,
+      namespace: "",
+      source: source.kind,
+      ...(source.kind === "unknown"
+        ? { unknown: "The kernel had no room for its name: more than 4,096 units connected." }
+        : {}),
+    });
+  return id;
+}
+
+function serviceNode({ nodes }: Sums, service: string | undefined): string {
+  const id = `service:${service ?? "none"}`;
+  if (!nodes.has(id)) {
+    const [, host = service ?? "none", port = "0"] = /^(.*):(\d+)$/.exec(service ?? "") ?? [];
+    const node: ServiceNode = {
+      kind: "service",
+      id,
+      name: shortName(host),
+      namespace: namespaceOf(host),
+      host,
+      port: Number(port),
+    };
+    nodes.set(id, service === undefined ? { ...node, unknown: "The address belongs to no service." } : node);
+  }
+  return id;
+}
+
+function outsideNode({ nodes }: Sums, service: string | undefined): string {
+  const id = `outside:${service ?? "mesh"}`;
+  if (!nodes.has(id))
+    nodes.set(id, { kind: "outside", id, name: service ?? "outside the mesh", namespace: "" });
+  return id;
+}
+
+function endpointNode(
+  { nodes }: Sums,
+  { address, port }: { address: string; port: number },
+  workloadText: string,
+  ejected: number,
+): string {
+  const at = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
+  const id = `endpoint:${at}`;
+  if (!nodes.has(id)) {
+    const workload = parseWorkload(workloadText);
+    const node: EndpointNode = {
+      kind: "endpoint",
+      id,
+      name: workload?.name ?? at,
+      namespace: workload?.namespace ?? "",
+      address,
+      port,
+      ...(workload ? { workload } : { unknown: "istiod names no workload for this address." }),
+      ...(ejected > 0 ? { ejected: Math.ceil(ejected) } : {}),
+    };
+    nodes.set(id, node);
+  }
+  return id;
+}
+
+function callerNode({ nodes }: Sums, address: string, workloadText: string): string {
+  const id = address === "::" ? "caller:other" : `caller:${address}`;
+  if (!nodes.has(id)) {
+    const workload = parseWorkload(workloadText);
+    nodes.set(id, {
+      kind: "caller",
+      id,
+      name: workload?.name ?? address,
+      namespace: workload?.namespace ?? "",
+      address,
+      ...(workload ? { workload } : { unknown: "No endpoint that istiod knows has this address." }),
+    });
+  }
+  return id;
+}
+
+/** The first label of a host name; an address stays whole. */
+export function shortName(host: string): string {
+  return /^[\d.:]+$/.test(host) ? host : (host.split(".")[0] ?? host);
+}
+
+/** Of a Kubernetes service's name; "" for any other host. */
+export function namespaceOf(host: string): string {
+  return /^[^.]+\.([^.]+)\.svc(\.|$)/.exec(host)?.[1] ?? "";
+}
+
+/** Cumulative, as Prometheus has it; empty buckets at the end are left out but for the last. */
+export function histogramOf(counts: readonly number[], unit: Histogram["unit"], scale: number): Histogram {
+  const buckets: Histogram["buckets"] = [];
+  let sum = 0;
+  for (let i = 0; i < counts.length - 1; i++) {
+    sum += counts[i] ?? 0;
+    buckets.push({ le: 2 ** i * scale, count: sum });
+  }
+  buckets.push({ le: "+Inf", count: sum + (counts.at(-1) ?? 0) });
+  return { unit, buckets };
+}

@@ -1,0 +1,183 @@
+/**
+ * The agent's part in counting: it turns it on, brings rows up to date every five seconds, keeps an hour of history, and
+ * says what rows are called. The kernel counts without it, so it may die at any moment.
+ */
+import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { Tables } from "../datapath/tables/tables.ts";
+import { reasonOf } from "../errors/reason.ts";
+import type { WorkloadIndex } from "../mesh/workload.ts";
+import { Counting } from "./counting.ts";
+import { historyOf, makeDocument, type ServiceState, totalsFor } from "./edges.ts";
+import { Flusher } from "./flush.ts";
+import { History, STEP } from "./history.ts";
+import { Labels } from "./labels.ts";
+import type { EdgeHistory, EdgesDocument, Machine } from "./model.ts";
+import { type Reading, readTraffic } from "./reading.ts";
+import { Retirement } from "./retirement.ts";
+import { Sources } from "./sources.ts";
+import { type Sums, sumUp } from "./sums.ts";
+
+/** Between two flushes, milliseconds; Istio's proxies report long connections as often. */
+const FLUSH = 5_000;
+/** From taking the tables to the first look, milliseconds. */
+const BEGIN = 1_000;
+/** Flushes between two writes of the history. */
+const SAVE_EVERY = 12;
+const HISTORY_FILE = "traffic-history.json";
+
+export interface TrafficOptions {
+  tables: Tables;
+  workloads: WorkloadIndex;
+  machine: Machine;
+  /** Whether connections are counted at all. */
+  counts: boolean;
+  /** Local ports that the configuration names; those of endpoints with the machine's addresses come by themselves. */
+  ports: readonly number[];
+  /** Where the history is kept over restarts. */
+  stateDir: string;
+  service: ServiceState;
+  warn(line: string): void;
+}
+
+/** All that can be said of one moment. */
+export interface Moment {
+  reading: Reading;
+  sums: Sums;
+}
+
+export class Traffic {
+  readonly counting: Counting;
+  readonly labels: Labels;
+  readonly sources: Sources;
+  readonly #options: TrafficOptions;
+  /** Null until it is needed. */
+  #flusher: Flusher | undefined | null = null;
+  readonly #begin: ReturnType<typeof setTimeout>;
+  readonly #retirement: Retirement;
+  readonly #history: History;
+  readonly #off: string[] = [];
+  readonly #timer: ReturnType<typeof setInterval>;
+  #rounds = 0;
+  #trouble = "";
+
+  /** Takes nothing over: tables and maps stay the caller's, who calls `close` before they are closed. Throws KernelError. */
+  constructor(options: TrafficOptions) {
+    const { tables, workloads, stateDir, counts } = options;
+    this.#options = options;
+    this.counting = new Counting(tables.maps.traffic, tables.maps.served_ports);
+    this.labels = new Labels(tables, workloads, true);
+    this.sources = new Sources(tables.maps.source_names);
+    this.#retirement = new Retirement(tables.maps, this.labels);
+    tables.mayReuse = this.#retirement.mayReuse;
+    this.counting.count(counts);
+    if (!counts) this.#off.push("Connections are not counted: the setting traffic is off.");
+    this.#history = History.from(textAt(join(stateDir, HISTORY_FILE)));
+    // Not now: a hand-over waits for this, and connections do not.
+    this.#begin = setTimeout(() => this.#round(), BEGIN);
+    this.#timer = setInterval(() => this.#round(), FLUSH);
+    this.#timer.unref?.();
+  }
+
+  /** Brings the rows up to date and reads them. Throws KernelError. */
+  read(): Moment {
+    this.#flush();
+    this.sources.refresh();
+    const reading = readTraffic(this.#options.tables.maps);
+    return { reading, sums: sumUp(reading, this.sources, this.labels) };
+  }
+
+  /** The map over the last `window` seconds. Throws KernelError. */
+  document(window: number): EdgesDocument {
+    const { machine, service } = this.#options;
+    return makeDocument({
+      ...this.read(),
+      history: this.#history,
+      window,
+      machine,
+      service,
+      off: this.#off,
+    });
+  }
+
+  /** Undefined for an edge without history. */
+  history(edge: string): EdgeHistory | undefined {
+    return historyOf(this.#history, edge, Date.now());
+  }
+
+  /** Ends this process's part; the kernel counts on. Never throws. */
+  close(): void {
+    clearInterval(this.#timer);
+    clearTimeout(this.#begin);
+    this.#options.tables.mayReuse = undefined;
+    this.#save();
+    this.#flusher?.close();
+    this.#retirement.close();
+    this.counting.close();
+  }
+
+  #flush(): void {
+    if (this.#flusher === null) this.#flusher = this.#openFlusher();
+    this.#flusher?.flush();
+  }
+
+  #openFlusher(): Flusher | undefined {
+    try {
+      const flusher = Flusher.open(this.#options.tables.maps, this.counting.words);
+      if (!flusher)
+        this.#off.push(
+          "This kernel (before 5.12) counts the bytes of a connection when it ends, not while it lives.",
+        );
+      return flusher;
+    } catch (error) {
+      const text = `Bytes of live connections are counted at their end: ${reasonOf(error)}`;
+      this.#off.push(text);
+      this.#options.warn(text);
+      return undefined;
+    }
+  }
+
+  #round(): void {
+    try {
+      this.#serve();
+      if (this.#rounds++ % Math.round((STEP * 1000) / FLUSH) === 0) {
+        const { reading, sums } = this.read();
+        this.#history.record(totalsFor(sums), reading.wall);
+      } else this.#flush();
+      if (this.#rounds % SAVE_EVERY === 0) this.#save();
+      this.#trouble = "";
+    } catch (error) {
+      this.#complain(`traffic is not read: ${reasonOf(error)}`);
+    }
+  }
+
+  /** Accepted connections are counted on the ports by which istiod knows this machine. */
+  #serve(): void {
+    const { workloads, machine, ports, counts } = this.#options;
+    this.counting.serve(counts ? new Set([...ports, ...workloads.portsOf(machine.addresses)]) : []);
+  }
+
+  #save(): void {
+    const path = join(this.#options.stateDir, HISTORY_FILE);
+    try {
+      writeFileSync(`${path}.new`, JSON.stringify(this.#history), { mode: 0o600 });
+      renameSync(`${path}.new`, path);
+    } catch (error) {
+      rmSync(`${path}.new`, { force: true });
+      this.#complain(`the history of traffic is not written: ${reasonOf(error)}`);
+    }
+  }
+
+  #complain(text: string): void {
+    if (text !== this.#trouble) this.#options.warn(text);
+    this.#trouble = text;
+  }
+}
+
+function textAt(path: string): string {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return "";
+  }
+}
