@@ -1,13 +1,13 @@
 /**
- * What a service manager wants to hear (sd_notify(3)): ready, reloading, stopping, a line of status, and a sign of life
- * in time. Says nothing where none asked. A message that gets lost is logged, it never stops the agent.
+ * Notifies the service manager (sd_notify(3)): ready, reloading, stopping, a line of status, and the watchdog. Does nothing
+ * without NOTIFY_SOCKET. A message that can't be sent is logged and never stops the agent.
  */
 import { reasonOf } from "../errors/reason.ts";
 import { sendDatagram } from "../kernel/datagram.ts";
 
 export class ServiceNotifier {
   readonly #socket: string | undefined;
-  /** Between two signs of life, milliseconds; undefined when none are wanted. */
+  /** Interval of watchdog messages, milliseconds; undefined without a watchdog. */
   readonly watchdogEvery: number | undefined;
   readonly #warn: (line: string) => void;
   #watchdog: ReturnType<typeof setInterval> | undefined;
@@ -23,7 +23,7 @@ export class ServiceNotifier {
       warn(`NOTIFY_SOCKET is ${socket}: only unix sockets are known, the service manager hears nothing`);
     const period = Number(env.WATCHDOG_USEC ?? "") / 1000;
     const meant = env.WATCHDOG_PID === undefined || Number(env.WATCHDOG_PID) === process.pid;
-    // Half of it, so that one may come late.
+    // Half the timeout, as sd_watchdog_enabled(3) recommends.
     if (this.#socket !== undefined && meant && period > 0) this.watchdogEvery = period / 2;
   }
 
@@ -32,7 +32,7 @@ export class ServiceNotifier {
     return this.#socket !== undefined;
   }
 
-  /** The start is over. From now on signs of life are sent: they stop when the event loop is stuck. */
+  /** The start is complete. From now on watchdog messages are sent; they stop when the event loop is stuck. */
   ready(status: string): void {
     this.#send("READY=1", `STATUS=${oneLine(status)}`);
     this.#status = status;
@@ -42,7 +42,7 @@ export class ServiceNotifier {
     this.#watchdog.unref();
   }
 
-  /** What `systemctl status` shows; sent when it is another than before. */
+  /** The line that `systemctl status` shows; sent when it has changed. */
   status(text: string): void {
     if (text === this.#status) return;
     this.#status = text;
@@ -55,8 +55,8 @@ export class ServiceNotifier {
   }
 
   /**
-   * Another process is the service from now on: only its messages count after this. It must be nobody's child by now, or a
-   * stop would not wait for it.
+   * Makes another process the main process of the service: systemd accepts only its messages from then on. That process
+   * must have been reparented before, or a stop would not wait for it.
    */
   succeeded(pid: number): void {
     this.#endWatch();

@@ -41,9 +41,9 @@ export class StartBackoff {
 
   /**
    * Waits as long as the failed starts before this one ask for, or until one of the files that they failed for changes.
-   * `told` gets a sentence when it waits at all.
+   * Calls `report` with a sentence when it waits at all.
    */
-  async wait(told: (text: string) => void, stopped: AbortSignal): Promise<void> {
+  async wait(report: (text: string) => void, stopped: AbortSignal): Promise<void> {
     const failed = this.#read();
     const since = Date.now() - (failed?.at ?? 0);
     if (!failed || since < 0 || since > AUTOMATIC) return this.succeeded();
@@ -51,7 +51,7 @@ export class StartBackoff {
     const changed = () => Object.entries(failed.seen).some(([path, then]) => fingerprint(path) !== then);
     if (delay === 0 || changed()) return;
     const paths = Object.keys(failed.seen).join(" or ");
-    told(
+    report(
       `The last ${failed.count} starts failed: this one waits ${delay / 1000} s${paths === "" ? "" : `, or until ${paths} changes`}`,
     );
     const until = performance.now() + delay;

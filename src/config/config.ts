@@ -1,4 +1,4 @@
-/** What the operator decides, read from all the places of sources.ts and checked as a whole. */
+/** The configuration, read from all the places of sources.ts and checked as a whole. */
 import { resolve } from "node:path";
 import type { Json } from "../istiod/node.ts";
 import { ConfigError, NotThereYet } from "./config-error.ts";
@@ -168,7 +168,7 @@ export function examineConfig(
     caServer: given.text("ca-server", (text) => parseIstiod(text, port)),
     plaintext,
     ca,
-    // Not read here: who has a certificate already can do without.
+    // Not read here: a machine that has a certificate needs no token.
     token: given.text("token", (path) => resolve(visible(path, "read"))),
     mode: given.choice("mode", ["kernel-native"]),
     namespace: given.always("namespace", parseName),
@@ -190,7 +190,7 @@ export function examineConfig(
     readinessProbe: given.json("readiness-probe", (value) => visibleProbe(parseProbe(value), visible)),
     probeLocalhost: given.switch("probe-localhost"),
     metadata: given.map("metadata", parseMetadata),
-    // Everything, unless somebody said what. No unit, said in so many words, is nothing.
+    // The whole machine by default. An empty list of units means none.
     cgroups: given.has("unit") && !given.has("cgroup") ? [] : given.list("cgroup", parseCgroup),
     units: [...new Set(given.list("unit", parseUnit))],
     excludes: given.list("exclude", parseExclude),
@@ -214,7 +214,7 @@ export function examineConfig(
   return { config, problems };
 }
 
-/** The folders alone, for the commands that look at a mesh which may have been started otherwise. */
+/** The folders alone, for commands that inspect a mesh whose agent may have been started with other settings. */
 export function readFolders(sources: Sources): Folders {
   const problems: ConfigError[] = [];
   const found = folders(new Values(sources, readFile(sources.file), problems), visibleIn(undefined));

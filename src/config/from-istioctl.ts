@@ -25,7 +25,7 @@ export function settingsOf(member: Membership, kept: { ca: string; token: string
     namespace: id.namespace,
     "service-account": id.serviceAccount,
     "trust-domain": id.trustDomain,
-    // What the machine's own administrator may know better stays where the files are silent.
+    // Where the files say nothing, the administrator's own setting stays.
     ...stated("name", member.name),
     ...stated("service-ip", member.serviceIp),
     "cluster-id": member.clusterId,
@@ -34,7 +34,7 @@ export function settingsOf(member: Membership, kept: { ca: string; token: string
     labels: filled(member.labels),
     "workload-name": member.workloadName,
     "workload-group": member.autoRegisterGroup,
-    // An entry that stands already is named by the operator, and only where nothing registers one.
+    // The operator names an existing entry, and only where istiod registers none.
     ...(member.autoRegisterGroup === undefined ? {} : { "workload-entry": undefined }),
     ports: member.ports,
     "readiness-probe": member.readinessProbe,

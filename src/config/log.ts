@@ -14,7 +14,7 @@ export interface LevelledLog extends Log {
 
 const LEVELS: Record<LogLevel, number> = { error: 0, warn: 1, info: 3, debug: 4 };
 
-/** Lines on standard error. Without times of its own: the journal has them, and a terminal needs none. */
+/** Lines on standard error, without timestamps: the journal adds them. */
 export function openLog(level: LogLevel): LevelledLog {
   const log = createConsola({
     level: LEVELS[level],

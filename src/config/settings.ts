@@ -4,7 +4,7 @@
  */
 import { FAULT_VARIABLE } from "../runtime/fault.ts";
 
-/** The words of a setting, for flags, help, environment and file alike. */
+/** Describes a setting for flags, help, environment and file. */
 export interface Setting {
   /** A map has keys with values, json is anything; both are plain YAML in the file. */
   kind: "text" | "switch" | "list" | "map" | "json";
@@ -15,7 +15,7 @@ export interface Setting {
   short?: string;
   /** Values that are offered for completion. */
   choices?: readonly string[];
-  /** The text that stands for "nobody said anything". */
+  /** The text that is used when the setting is given nowhere. */
   fallback?: string;
 }
 
@@ -196,7 +196,7 @@ export const SETTINGS = {
 
 export type SettingName = keyof typeof SETTINGS;
 
-/** The three that every command takes, so that several kmesh live side by side. */
+/** The three that every command takes, so that several kmesh can run side by side. */
 export const FOLDERS = ["bpffs", "state-dir", "run-dir"] as const satisfies readonly SettingName[];
 
 /** The environment variable of a setting. */
@@ -204,7 +204,7 @@ export function variableOf(name: string): string {
   return `KMESH_${name.toUpperCase().replaceAll("-", "_")}`;
 }
 
-/** KMESH_ variables that mean nothing: not an error, others may have set them, but worth a line. */
+/** KMESH_ variables that are no setting: worth a warning, no error, since other programs may have set them. */
 export function unknownVariables(env: Record<string, string | undefined>): string[] {
   const known = new Set(["KMESH_CONFIG", FAULT_VARIABLE, ...Object.keys(SETTINGS).map(variableOf)]);
   return Object.keys(env).filter((name) => name.startsWith("KMESH_") && !known.has(name));

@@ -100,7 +100,7 @@ function mapOf(written: Written): { readonly [key: string]: Json } | undefined {
   return entries && Object.fromEntries(entries);
 }
 
-/** Looks a setting up in the four places, and remembers the place for the error. What is wrong is noted, and counts as not said. */
+/** Looks a setting up in the four places and names the place in errors. A wrong value is recorded and counts as not given. */
 export class Values {
   readonly #sources: Sources;
   readonly #file: FileSettings;
@@ -112,7 +112,7 @@ export class Values {
     this.#problems = problems;
   }
 
-  /** Whether anybody said anything. */
+  /** Whether the setting is given anywhere. */
   has(name: SettingName): boolean {
     return this.#find(name) !== undefined;
   }
@@ -170,7 +170,7 @@ export class Values {
     return Object.fromEntries(entries);
   }
 
-  /** What stands in the file as YAML, and elsewhere as JSON. */
+  /** YAML in the file, JSON elsewhere. */
   json<T>(name: SettingName, parse: (value: Json) => T): T | undefined {
     const found = this.#find(name);
     if (found === undefined) return undefined;
@@ -183,7 +183,7 @@ export class Values {
     const flag = this.#sources.flags[name];
     if (flag !== undefined) return { value: flag, from: `--${name}` };
     const variable = this.#sources.env[variableOf(name)];
-    // An empty variable is how a unit file says "not set", except for switches, where it is false.
+    // Unit files unset a variable by an empty value.
     if (variable !== undefined && variable !== "") return { value: variable, from: variableOf(name) };
     const key = this.#file.get(name);
     if (key === undefined || key.typed === null || key.typed === undefined) return undefined;
@@ -232,7 +232,7 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
     const key = part.slice(0, equals);
     found.set(key, [...(found.get(key) ?? []), part.slice(equals + 1)]);
   }
-  // A key that is said twice has a list.
+  // A key that is given twice has a list.
   return Object.fromEntries([...found].map(([key, all]) => [key, all.length === 1 ? (all[0] ?? "") : all]));
 }
 

@@ -1,4 +1,4 @@
-/** How a single value is written. Each function gives what the text means, or throws Invalid. */
+/** Parses single values. Each function returns the value that the text stands for, or throws Invalid. */
 
 import { accessSync, constants } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
@@ -25,7 +25,7 @@ export const TEXT_FIELDS: ReadonlySet<string> = new Set([
   "command",
 ]);
 
-/** Says why a text is no value, and what one looks like. Values turns it into a ConfigError. */
+/** The text is no value of the setting; `next` shows one. Values turns it into a ConfigError. */
 export class Invalid extends ActionableError {}
 
 /** The value names a file that is not there. */
@@ -108,7 +108,7 @@ export function parseName(text: string): string {
   throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
 }
 
-/** In seconds. A shorter one than two minutes would be renewed all the time: istiod dates it back by as much. */
+/** In seconds. istiod backdates certificates by two minutes, so a shorter one would be renewed all the time. */
 export function parseLife(text: string): number {
   const [, digits, unit = ""] = /^(\d{1,9})([smh])$/.exec(text) ?? [];
   const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
@@ -126,7 +126,7 @@ export function parseNodeName(text: string): string {
   );
 }
 
-/** Of an object in Kubernetes. */
+/** The name of an object in Kubernetes. */
 export function parseObjectName(text: string): string {
   if (isObjectName(text)) return text;
   throw new Invalid(
@@ -155,7 +155,7 @@ export function parseProbe(value: Json): { readonly [key: string]: Json } {
   );
 }
 
-/** Lone values are texts to istiod; a bare boolean would make it close the stream. */
+/** istiod wants single values as texts: a bare boolean makes it close the stream. */
 export function parseMetadata(key: string, value: Json): Json {
   if (DECIDED_METADATA.has(key))
     throw new Invalid(`${key} has a setting of its own, or is decided by kmesh`, "Take it out.");

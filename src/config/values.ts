@@ -1,4 +1,4 @@
-/** A configuration by the names of its settings, each value as the file would have it. */
+/** A configuration by the names of its settings, with each value as it would be written in the file. */
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
 import type { Config } from "./config.ts";
@@ -14,7 +14,7 @@ export function oneOrAll(addresses: readonly string[]): Json {
   return addresses.length === 1 ? first : addresses;
 }
 
-/** Null stands for a setting that nobody set and that has no fallback. */
+/** Null stands for a setting that is not set and has no fallback. */
 export function settingValues(config: Config): SettingValues {
   const { locality } = config;
   return {

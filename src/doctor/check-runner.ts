@@ -1,4 +1,4 @@
-/** Looks at one thing after the other, and tells what was found. */
+/** Runs checks one after the other and collects their findings. */
 import { reasonOf } from "../errors/reason.ts";
 
 /** One thing that was found. */
@@ -8,15 +8,15 @@ export type Finding =
   | { state: "warning"; text: string; cure?: string }
   | { state: "error"; text: string; cure: string };
 
-/** Something to look at; nothing that it finds is thrown. */
+/** One check. It returns what it finds and throws nothing. */
 export interface Check {
   name: string;
-  /** Checks without which this one has no meaning. */
+  /** Checks that must have passed for this one to mean anything. */
   needs: readonly string[];
   look(): Finding[] | Promise<Finding[]>;
 }
 
-/** What a check came to. */
+/** The result of a check. */
 export interface Result {
   check: string;
   /** "skipped": what it needs is wrong itself. */
@@ -24,10 +24,10 @@ export interface Result {
   findings: Finding[];
 }
 
-/** Looks at one after the other; each result is told as soon as it is there. */
+/** Runs the checks in order; `report` gets each result as soon as it is there. */
 export async function runChecks(
   checks: readonly Check[],
-  told: (result: Result) => void = () => {},
+  report: (result: Result) => void = () => {},
 ): Promise<Result[]> {
   const results: Result[] = [];
   const bad = new Set<string>();
@@ -37,7 +37,7 @@ export async function runChecks(
     if (state === "error" || state === "skipped") bad.add(name);
     const result = { check: name, state, findings };
     results.push(result);
-    told(result);
+    report(result);
   }
   return results;
 }

@@ -1,10 +1,10 @@
-/** Looks for what keeps this machine from the mesh, in the order in which one thing needs the other. */
+/** The checks for what keeps this machine from the mesh, each after those that it depends on. */
 import type { ExaminedConfig } from "../machine/config-files.ts";
 import type { Check } from "./check-runner.ts";
 import { istiodChecks } from "./istiod-checks.ts";
 import { machineChecks } from "./machine-checks.ts";
 
-/** The checks for a configuration, and for what is wrong with it. */
+/** All checks for a configuration; the first one reports what is wrong with the configuration itself. */
 export function checksOf(examined: ExaminedConfig, file: string): Check[] {
   const { config, problems, remarks } = examined;
   const configuration: Check = {

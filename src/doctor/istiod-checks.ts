@@ -1,4 +1,4 @@
-/** The checks on the way to istiod: its name, a connection, TLS, the certificate; and what the agent makes of it. */
+/** The checks on the way to istiod: name, connection, TLS, certificate; and the state of the agent. */
 
 import { createSocket } from "node:dgram";
 import { lookup } from "node:dns/promises";
@@ -17,9 +17,9 @@ import { describeTarget, formatTarget, parseTarget, serverName, type Target } fr
 import { identityStore } from "../machine/identity-store.ts";
 import { type Check, errorFinding, type Finding } from "./check-runner.ts";
 
-/** For an answer of the network, milliseconds. */
+/** How long an answer from the network may take, milliseconds. */
 const PATIENCE = 5_000;
-/** gRPC's code for a peer that can't be spoken to. */
+/** gRPC's status code for an unreachable peer. */
 const UNAVAILABLE = 14;
 
 export function istiodChecks(config: Config): Check[] {
@@ -28,7 +28,7 @@ export function istiodChecks(config: Config): Check[] {
     config.plaintext || config.ca === undefined
       ? { kind: "plaintext" }
       : { kind: "tls", ca: config.ca, ...(config.token === undefined ? {} : { token: config.token }) };
-  /** Filled by the first check for the second. */
+  /** The check of the name fills it for the checks after it. */
   const addresses: string[] = [];
   return [
     { name: "name", needs: ["configuration"], look: () => lookUp(target, addresses) },
@@ -210,7 +210,7 @@ function describe(socket: TLSSocket): { until?: number; version?: string } {
   return { ...(Number.isNaN(until) ? {} : { until }), ...(version === null ? {} : { version }) };
 }
 
-/** Has a certificate signed, of which nothing is kept: that proves token or certificate, and tells istiod's time. */
+/** Has istiod sign a certificate and discards it: that proves the token or certificate and shows istiod's clock. */
 async function lookAtIdentity(config: Config, security: Security): Promise<Finding[]> {
   if (security.kind === "plaintext" || config.ca === undefined)
     return [{ state: "warning", text: "not proven (--plaintext)" }];
@@ -327,7 +327,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
   ];
 }
 
-/** Waits for the event, and ends the socket. Gives what went wrong. */
+/** Waits for the event and closes the socket. Returns what went wrong; undefined when nothing did. */
 function connected(
   socket: ReturnType<typeof connectTcp> | TLSSocket,
   event: string,

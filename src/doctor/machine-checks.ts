@@ -1,4 +1,4 @@
-/** The checks that ask nobody else: kernel, cgroup2, bpffs, clock, files. */
+/** The checks that need no network: kernel, cgroup2, bpffs, clock, files. */
 
 import { X509Certificate } from "node:crypto";
 import { accessSync, constants, existsSync, statSync } from "node:fs";
@@ -112,7 +112,7 @@ function lookAtBpffs({ bpffs }: Config): Finding[] {
   ];
 }
 
-/** Only from what this machine has itself; how it differs from istiod's is found with the certificate. */
+/** Compares the clock with dates on this machine only; the identity check compares it with istiod's. */
 function lookAtClock(config: Config): Finding[] {
   const now = Date.now();
   const cure = "timedatectl set-ntp true, or set it by hand: timedatectl set-time";
@@ -125,7 +125,7 @@ function lookAtClock(config: Config): Finding[] {
   return [{ state: "ok", text: time(now) }];
 }
 
-/** Things that can't be younger than now. */
+/** Dates that can't lie in the future. */
 function datedThings({ ca, stateDir }: Config): { what: string; at: number }[] {
   const things = [ca, join(stateDir, "snapshot"), process.execPath].flatMap((path) => {
     const at = path === undefined ? undefined : statSync(path, { throwIfNoEntry: false })?.mtimeMs;

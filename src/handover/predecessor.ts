@@ -1,6 +1,6 @@
 /**
- * One agent hands over to another without a gap for the machine's connections. The predecessor's side; succession.ts has
- * the successor's.
+ * One agent hands over to another while connections go on. This is the predecessor's side and the description of the
+ * protocol; successor.ts has the other side.
  *
  *     successor                                predecessor
  *                        ◄── starts it ──      serves
@@ -17,8 +17,8 @@
  *     done                     ──►             tells the service manager
  *                              ◄──             over; ends
  *
- * Until `done` the predecessor takes everything back if the successor fails, goes or is too late. If the predecessor goes,
- * the successor carries on as after any start.
+ * Until `done` the predecessor takes everything back when the successor fails, dies or is too late. When the predecessor
+ * dies, the successor continues as after an ordinary start.
  */
 
 import { rmSync } from "node:fs";
@@ -34,7 +34,7 @@ import { Channel } from "./json-lines.ts";
 import { PROTOCOL } from "./protocol.ts";
 
 export type FromSuccessor =
-  /** `keep`: the layouts that every version shares. One that does not say has those of before it could. */
+  /** `keep`: the layouts of the maps that all versions share; absent from versions before that check. */
   | { say: "hello"; protocol: number; pid: number; version: string; abi: string; keep?: readonly string[] }
   | { say: "progress"; text: string }
   | { say: "ready"; synced: boolean; services: number; endpoints: number }
@@ -46,19 +46,19 @@ export type FromPredecessor =
   /** `patience`: milliseconds until the predecessor gives up. */
   { say: "welcome"; synced: boolean; patience: number } | { say: "yours" } | { say: "over" };
 
-/** What the successor takes over from. */
+/** The agent that hands over. */
 export interface Predecessor {
   readonly runDir: string;
-  /** Whether istiod's configuration is known and the stream stands. */
+  /** Whether istiod's configuration is known and the stream is connected. */
   readonly synced: boolean;
   totals(): Totals;
   /** Writes the snapshot if it lags behind. */
   flush(): Promise<void>;
-  /** Lets go of tables and locks; pushes are kept for `resume`. */
+  /** Closes the tables and releases the locks; pushes are kept for `resume`. */
   pause(): void;
-  /** Takes tables and locks back and writes what differs. May throw; what is attached governs anyway. */
+  /** Takes tables and locks back and writes what differs. May throw; the attached programs govern anyway. */
   resume(): Promise<void>;
-  /** The counters when the tables are closed. */
+  /** The counters, read from the pins while the tables are closed. */
   pinnedTotals(): Totals;
   /** The successor is the agent now. */
   succeeded(pid: number): void;
@@ -69,11 +69,11 @@ export interface HandoverOptions {
   timeout: number;
   /** Starts the successor, with INVITATION set to `socket` in its environment. Throws when it can't be started. */
   spawn(socket: string): TaskIdentity;
-  /** A line for who asked. */
+  /** Reports progress to the command that asked. */
   progress(text: string): void;
 }
 
-/** What the operator gets to see afterwards. */
+/** The figures that the operator sees afterwards. */
 export interface Proof {
   gap_ms: number;
   connections: number;
@@ -91,14 +91,14 @@ export interface Proof {
   seconds: number;
 }
 
-/** Nothing changed hands: the predecessor goes on. */
+/** The hand-over failed: the predecessor goes on. */
 export class NotHandedOver extends Error {
   override readonly name = "NotHandedOver";
 }
 
-/** A predecessor may be without its tables for so long at most, milliseconds: connections don't notice, but nothing is written. */
+/** The predecessor is without its tables for this long at most, milliseconds: connections go on, but no push is applied. */
 const TAKE_PATIENCE = 20_000;
-/** A killed process may take so long to be gone. */
+/** How long a killed process may take to exit, milliseconds. */
 const DEATH_PATIENCE = 5_000;
 const LOOK = 100;
 
@@ -154,7 +154,7 @@ export async function handOver(
     faultPoint("predecessor.live");
     await successor.hear("done");
     faultPoint("predecessor.done");
-    // From here on nothing may fail: the successor is the agent.
+    // Nothing may fail from here on: the successor is the agent.
     const after = countedSince(before, predecessor, options.progress);
     predecessor.succeeded(task.tgid);
     successor.say({ say: "over" });
@@ -197,7 +197,7 @@ function countedSince(before: Totals, predecessor: Predecessor, progress: (text:
   }
 }
 
-/** Kills it and waits until it is gone: its locks are free then. Gives a remark when it does not go. */
+/** Kills the process and waits until it has exited and released its locks. Gives a remark when it does not exit. */
 async function end(task: TaskIdentity): Promise<string> {
   signalTask(task, "SIGKILL");
   const until = performance.now() + DEATH_PATIENCE;
@@ -217,7 +217,7 @@ class Deadline {
   constructor(milliseconds: number) {
     this.#whole = milliseconds;
     this.#at = performance.now() + milliseconds;
-    // Nobody may be listening when it comes.
+    // It may reject while nothing awaits it.
     this.#passed.promise.catch(() => {});
     this.#set();
   }
@@ -227,7 +227,7 @@ class Deadline {
     return Math.max(0, this.#at - performance.now());
   }
 
-  /** Rejects when the time is over. */
+  /** Rejects when the time is up. */
   get passed(): Promise<never> {
     return this.#passed.promise;
   }
@@ -250,7 +250,7 @@ class Deadline {
   }
 }
 
-/** The successor as its predecessor sees it. */
+/** The successor as seen by its predecessor. */
 class SuccessorProcess {
   readonly #task: TaskIdentity;
   readonly #listener: Listener;
@@ -269,7 +269,7 @@ class SuccessorProcess {
     this.#channel?.send(message);
   }
 
-  /** The next thing it says, which has to be that. Rejects when it says another, goes, or is too late. */
+  /** The next message, which has to be `what`. Rejects for another one, when the successor dies, and at the deadline. */
   async hear<What extends FromSuccessor["say"]>(what: What): Promise<FromSuccessor & { say: What }> {
     for (;;) {
       const message = await this.#next();
@@ -286,7 +286,7 @@ class SuccessorProcess {
     return Promise.race([this.#channel?.receive(), this.#deadline.passed]);
   }
 
-  /** Its connection: nobody else's. undefined when it is gone before. */
+  /** The successor's connection; undefined when it dies before it connects. */
   async #connected(): Promise<Channel<FromSuccessor, FromPredecessor> | undefined> {
     while (this.#deadline.left > 0) {
       const channel = this.#listener.accept();
@@ -294,12 +294,12 @@ class SuccessorProcess {
       if (!isLiving(this.#task)) return undefined;
       await Promise.race([this.#listener.news, new Promise((resolve) => setTimeout(resolve, LOOK))]);
     }
-    // Its timer is about to say so.
+    // The deadline is about to reject.
     return this.#deadline.passed;
   }
 
   async #why(): Promise<string> {
-    // Its connection ends a moment before it does.
+    // Its connection closes a moment before it exits.
     await new Promise((resolve) => setTimeout(resolve, LOOK));
     return isLiving(this.#task)
       ? "the successor hung up"
@@ -307,7 +307,7 @@ class SuccessorProcess {
   }
 }
 
-/** The socket by which the successor finds its predecessor. */
+/** The socket that the successor connects to. */
 class Listener {
   readonly #server: Server;
   readonly #path: string;

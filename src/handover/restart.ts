@@ -1,6 +1,6 @@
 /**
- * How an agent ends by order of `kmesh restart`, `upgrade` and `rollback`: it is executed anew under its pid, or starts a
- * successor and hands over to it. handover.ts has the order of things between the two.
+ * Carries out `kmesh restart`, `upgrade` and `rollback`: the agent executes itself again under its pid, or starts a successor
+ * and hands over to it. predecessor.ts describes the protocol between the two.
  */
 
 import { existsSync } from "node:fs";
@@ -16,19 +16,19 @@ import { handOver, type Predecessor } from "./predecessor.ts";
 import { INVITATION } from "./protocol.ts";
 import type { RestartRequest } from "./restart-request.ts";
 
-/** A sign of life for who waits for a hand-over, milliseconds. */
+/** Interval of heartbeats to the command that waits for a hand-over, milliseconds. */
 const BEAT = 1_000;
 
-/** Why the agent has to end though nobody sent a signal. */
+/** Why the agent ends without a signal. */
 export type End =
-  /** To be executed anew, under this pid. */
+  /** It executes the command under its own pid. */
   | { kind: "restart"; command: string[] }
-  /** Another has all that this one had. */
+  /** Another process is the agent. */
   | { kind: "succeeded"; pid: number }
   /** Another agent holds the locks that this one held, after somebody removed their folders. */
   | { kind: "lost"; holder: LockHeld };
 
-/** This process once more. */
+/** Executes this process again with its own arguments. */
 export function executedAnew(): End {
   return { kind: "restart", command: [...selfCommand(), ...process.argv.slice(2)] };
 }
@@ -41,17 +41,17 @@ export interface RestartOptions {
   predecessor(): Predecessor;
   /** For `kmesh history`. */
   record(entry: Omit<Entry, "at" | "boot" | "pid"> & { pid?: number }): void;
-  /** What SIGHUP asks for. Throws when all stays as it was, which is told in the log by then. */
+  /** Reloads the configuration. Throws, after it has logged the reason, when nothing was changed. */
   reload(): void;
   /** This process has to end. */
   end(why: End): void;
 }
 
-/** Carries out one order at a time. */
+/** Carries out one request at a time. */
 export class Restart {
   readonly #options: RestartOptions;
   #current: { kind: RestartRequest["kind"]; since: Date; task?: TaskIdentity } | undefined;
-  /** Who took over; this process is about to end. */
+  /** The process that took over; this one is about to end. */
   #successor: TaskIdentity | undefined;
   #reloadsLater = false;
 
@@ -74,7 +74,7 @@ export class Restart {
     return this.#current !== undefined;
   }
 
-  /** Kills who is about to take over: it would be an agent that nobody asked for. */
+  /** Kills a successor that has not taken over yet. */
   abandon(): void {
     if (this.#current?.task) signalTask(this.#current.task, "SIGKILL");
   }
@@ -140,7 +140,7 @@ export class Restart {
       clearInterval(beat);
     }
   }
-  /** What was asked for meanwhile. */
+  /** Does the reload that was asked for during the hand-over. */
   #reloadNow(): void {
     if (!this.#reloadsLater) return;
     this.#reloadsLater = false;

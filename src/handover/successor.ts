@@ -1,4 +1,4 @@
-/** One agent takes over from another that runs: the successor's side of handover.ts, which tells the order of things. */
+/** The successor's side of a hand-over between two agents; predecessor.ts describes the protocol. */
 
 import { keptLayouts } from "../datapath/generation/keep.ts";
 import { ABI_ID } from "../datapath/tables/layout.gen.ts";
@@ -9,25 +9,25 @@ import { Channel } from "./json-lines.ts";
 import type { FromPredecessor, FromSuccessor } from "./predecessor.ts";
 import { PROTOCOL } from "./protocol.ts";
 
-/** The agent that is to take over. */
+/** The agent that will take over. */
 export interface Successor {
   /** Resolves as soon as the first complete push of istiod is in memory. */
   readonly synced: Promise<void>;
   /** How much istiod sent. */
   size(): { services: number; endpoints: number };
-  /** Takes locks and tables and makes them what istiod wants; without a push it takes them as they are. */
+  /** Acquires locks and tables and applies the first push; without a push it adopts the tables as they are. */
   take(): Promise<{ writes: number; relinked: number }>;
-  /** Answers for the agent from now on. */
+  /** Serves the admin socket from now on. */
   serve(): Promise<void>;
 }
 
-/** Where istiod answers neither the predecessor nor us, milliseconds: the tables are taken as they are then. */
+/** When istiod answers neither agent, the tables are adopted as they are after this time, milliseconds. */
 const UNSYNCED_PATIENCE = 5_000;
-/** A predecessor that does not answer is given up when its own patience ended that long ago, milliseconds. */
+/** How long after the end of its own deadline a silent predecessor is given up, milliseconds. */
 const GRACE = 10_000;
 const SILENCE = 10_000;
 
-/** The predecessor went before it handed over. */
+/** The connection to the predecessor. */
 export class Succession {
   readonly #channel: Channel<FromPredecessor, FromSuccessor>;
 
@@ -37,7 +37,7 @@ export class Succession {
     channel.send({ say: "hello", protocol: PROTOCOL, pid: process.pid, version, abi: ABI_ID, keep });
   }
 
-  /** Answers an invitation. undefined when nobody waits any more: this is a start like any other then. */
+  /** Connects to the predecessor. Gives undefined when none listens any more: this is an ordinary start then. */
   static async answer(socket: string): Promise<Succession | undefined> {
     try {
       return new Succession(await Channel.open(socket));
@@ -50,7 +50,7 @@ export class Succession {
     this.#channel.send({ say: "progress", text });
   }
 
-  /** Takes over. Resolves when `candidate` is the agent; rejects when it can't be, or when the predecessor hangs. */
+  /** Takes over. Resolves when `candidate` is the agent; rejects when it fails, or when the predecessor hangs. */
   async take(candidate: Successor): Promise<void> {
     const welcome = await this.#hear("welcome", SILENCE);
     if (welcome) {
@@ -60,7 +60,7 @@ export class Succession {
       await this.#hear("yours", welcome.patience + GRACE);
       faultPoint("successor.yours");
     }
-    // Also when the predecessor is gone: somebody has to be the agent.
+    // Also when the predecessor has died: then this process has to be the agent.
     this.#channel.send({ say: "live", ...(await candidate.take()) });
     faultPoint("successor.live");
     await candidate.serve();
@@ -68,7 +68,7 @@ export class Succession {
     this.#channel.send({ say: "done" });
   }
 
-  /** Resolves when the service manager knows us as the agent, or nobody will tell it. */
+  /** Resolves when the predecessor has told the service manager, or has died. */
   async acknowledged(): Promise<void> {
     for (let message = await this.#channel.receive(); message !== undefined; ) {
       if (message.say === "over") break;
@@ -81,11 +81,11 @@ export class Succession {
     this.#channel.send({ say: "failed", reason: reasonOf(error) });
   }
 
-  /** Gives whether istiod's configuration is known. */
+  /** Waits for the first push. Gives whether istiod's configuration is known. */
   async #wait(candidate: Successor, welcome: FromPredecessor & { say: "welcome" }): Promise<boolean> {
     const synced = candidate.synced.then(() => true);
     const ended = this.#channel.ended.then(() => false);
-    // A predecessor that is in sync is the better agent until we are, too.
+    // A predecessor that is in sync stays the agent until this one is, too.
     if (welcome.synced) return Promise.race([synced, ended]);
     let timer: ReturnType<typeof setTimeout> | undefined;
     const patience = new Promise<boolean>((resolve) => {
@@ -98,7 +98,7 @@ export class Succession {
     }
   }
 
-  /** What the predecessor says next; undefined when it is gone. Rejects when it says another thing, or nothing for too long. */
+  /** The next message; undefined when the predecessor has died. Rejects for another message and after `patience`. */
   async #hear<What extends FromPredecessor["say"]>(
     what: What,
     patience: number,

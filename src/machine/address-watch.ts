@@ -1,32 +1,33 @@
 /**
- * Notices that the machine's addresses are others than the agent told istiod. Without one there is nothing to tell yet:
- * at boot the agent is up before the network.
+ * Compares the machine's addresses with those that istiod knows. At boot there may be none yet: the agent starts before
+ * the network.
  */
 
-/** Between two looks, milliseconds. */
-const EVERY = 2_000;
+/** Time between two checks, milliseconds. */
+const INTERVAL = 2_000;
 
 export class AddressWatch {
   readonly #read: () => string[];
-  readonly #told: readonly string[];
-  readonly #changed: (addresses: string[]) => void;
+  readonly #registered: readonly string[];
+  readonly #onChanged: (addresses: string[]) => void;
   readonly #timer: ReturnType<typeof setInterval>;
   #last: string[] = [];
 
   /**
-   * `told` is what istiod knows, [] for nothing yet. `changed` is called once, when two looks in a row found the same
-   * other addresses; never for none at all, since a network that comes back brings them again.
+   * `registered` are the addresses that istiod knows, [] when it knows none. Calls `onChanged` once, when two checks in a
+   * row find the same addresses and they differ from those. A machine without any address does not count as changed: a
+   * network that comes back usually brings the same addresses.
    */
   constructor(
-    told: readonly string[],
+    registered: readonly string[],
     read: () => string[],
-    changed: (addresses: string[]) => void,
-    every = EVERY,
+    onChanged: (addresses: string[]) => void,
+    interval = INTERVAL,
   ) {
-    this.#told = told;
+    this.#registered = registered;
     this.#read = read;
-    this.#changed = changed;
-    this.#timer = setInterval(() => this.#look(), every);
+    this.#onChanged = onChanged;
+    this.#timer = setInterval(() => this.#check(), interval);
     this.#timer.unref();
   }
 
@@ -34,17 +35,17 @@ export class AddressWatch {
     clearInterval(this.#timer);
   }
 
-  #look(): void {
-    const found = mainFirst(this.#read(), this.#told[0]);
+  #check(): void {
+    const found = mainFirst(this.#read(), this.#registered[0]);
     const steady = isSame(found, this.#last);
     this.#last = found;
-    if (!steady || found.length === 0 || isSame(found, this.#told)) return;
+    if (!steady || found.length === 0 || isSame(found, this.#registered)) return;
     this.stop();
-    this.#changed(found);
+    this.#onChanged(found);
   }
 }
 
-/** The address that peers use stays the first one as long as the machine has it: node and WorkloadEntry are named by it. */
+/** Keeps `main`, the address that peers use, first while the machine has it: node and WorkloadEntry are named after it. */
 export function mainFirst(addresses: readonly string[], main: string | undefined): string[] {
   if (main === undefined || !addresses.includes(main)) return [...addresses];
   return [main, ...addresses.filter((each) => each !== main)];

@@ -9,13 +9,13 @@ export interface InterfaceAddress {
   address: string;
 }
 
-/** Of bridges and of what containers and virtual machines hang on: their addresses lead to this machine only from itself. */
+/** Interfaces of bridges, containers and virtual machines: no other machine reaches this one by their addresses. */
 const INNER =
   /^(br-|docker|podman|virbr|vnet|veth|cni|cbr|flannel|cali|tunl|vxlan|cilium|lxc|lxdbr|weave|kube-|nodelocaldns|antrea|ovs|ovn|genev)/;
 /** include/uapi/linux/if_addr.h: IFA_F_TEMPORARY, DADFAILED, DEPRECATED, TENTATIVE. */
 const FLEETING = 0x01 | 0x08 | 0x20 | 0x40;
 
-/** IPv4 first, those of the default route's interface before others; never temporary or deprecated ones. */
+/** IPv4 before IPv6, addresses of the default route's interface before others; no temporary or deprecated ones. */
 export function machineAddresses(): string[] {
   const all = Object.entries(networkInterfaces()).flatMap(([name, list]) =>
     (list ?? []).map(({ address }) => ({ name, address })),
@@ -23,7 +23,7 @@ export function machineAddresses(): string[] {
   return choose(all, fleeting(textOf("/proc/net/if_inet6")), defaultInterface(textOf("/proc/net/route")));
 }
 
-/** Of `all`, canonical and in order. `passing` are IPv6 addresses that will not stay; `main` is an interface. */
+/** Selects from `all`; canonical and in order. `passing` are IPv6 addresses that will not stay, `main` an interface's name. */
 export function choose(
   all: readonly InterfaceAddress[],
   passing: ReadonlySet<string>,

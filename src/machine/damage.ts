@@ -1,4 +1,4 @@
-/** All that is damaged around one kmesh: its pins, and the folders that it writes to. */
+/** Everything that is damaged for one kmesh: its pins, its folders, and who may write its configuration. */
 
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import type { Config, Folders } from "../config/config.ts";
@@ -8,8 +8,8 @@ import { unsafeConfig } from "./config-files.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
 
 /**
- * Looks at everything; changes nothing, and never throws. `snapshot` is what an agent that runs says of the last one that it
- * could not write, `pins` what it finds of the pins; of `config` the files are looked at. Needs root.
+ * Checks everything, changes nothing, never throws. `snapshot` is the running agent's reason why it could not write the last
+ * snapshot; `pins` finds the damaged pins; of `config` the files are looked at. Needs root.
  */
 export function damageOf(
   folders: Folders,
@@ -56,14 +56,14 @@ function exposed({ runDir, stateDir, bpffs }: Folders): Damage[] {
   });
 }
 
-/** Only its being unwritable: that it is missing is mended by the next start. */
+/** Whether it can be written to. A missing folder is no damage: the next start makes it. */
 function damagedState(path: string): Damage[] {
   const trouble = unwritable(path);
   if (trouble === undefined) return [];
   return [{ what: `nothing can be written to ${path}: ${trouble[0]}`, consequence: STALE, cure: trouble[1] }];
 }
 
-/** Why root can't write there, and the cure. */
+/** Why root can't write there, and what mends it. */
 function unwritable(path: string): [string, string] | undefined {
   const entry = statSync(path, { throwIfNoEntry: false });
   if (!entry) return undefined;

@@ -10,13 +10,13 @@ export interface UnsafeMode {
   cure: string;
 }
 
-/** Undefined when only root, or who runs this, can write there, and for what is missing or no folder. */
+/** Undefined when only root, or the user of this process, can write there; also for a path that is no folder or is missing. */
 export function unsafeModeOf(path: string): UnsafeMode | undefined {
   const stat = statSync(path, { throwIfNoEntry: false });
   return stat?.isDirectory() ? unsafeMode(path, stat) : undefined;
 }
 
-/** The same of what stat says. */
+/** The same, from what stat(2) says. */
 export function unsafeMode(path: string, { uid, mode }: Pick<Stats, "uid" | "mode">): UnsafeMode | undefined {
   const owned = uid === 0 || uid === process.geteuid?.();
   const open = (mode & WRITABLE_BY_OTHERS) !== 0;

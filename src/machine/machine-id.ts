@@ -1,4 +1,4 @@
-/** By what state is bound to the machine that wrote it. */
+/** Binds state files to the machine that wrote them. */
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 
@@ -11,7 +11,7 @@ export function machineId(): string | undefined {
   }
 }
 
-/** The id is not for others to read, so only this of it is written: 32 bytes. */
+/** A hash of the id, 32 bytes: the id itself is confidential (machine-id(5)). */
 export function machineFingerprint(what: "snapshot" | "manifest" | "identity", machine: string): Buffer {
   return createHash("sha256").update(`kmesh ${what} ${machine}`).digest();
 }

@@ -1,4 +1,4 @@
-/** What the agent needs of the machine, and says before it begins. */
+/** Checks what the agent needs from the machine, before it touches anything. */
 
 import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -11,14 +11,14 @@ import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
 
-/** Throws Unsupported when something is missing without which nothing works; logs what is off without the rest. */
+/** Throws Unsupported when a required feature is missing; logs which functions are off because an optional one is. */
 export function requireMachine(log: Pick<Log, "warn">): void {
   requireRoot("kmesh run");
   requireKernel(log);
   requireCgroup2();
 }
 
-/** The same of the kernel alone. */
+/** The same for the kernel alone. */
 export function requireKernel(log: { warn(line: string): void }): void {
   const absent = probed().filter((feature) => !feature.present);
   const fatal = absent.filter((feature) => feature.required);
@@ -57,7 +57,7 @@ function probed(): Feature[] {
   }
 }
 
-/** Makes the folders that only root may look into. Throws Unsupported with the path. */
+/** Makes the run and state folders, readable by root alone. Throws Unsupported with the path. */
 export function makeFolders(folders: Folders): void {
   for (const path of [folders.runDir, folders.stateDir]) {
     try {
@@ -71,7 +71,7 @@ export function makeFolders(folders: Folders): void {
   }
 }
 
-/** Throws Unsupported for a folder that others could write to: who writes there decides where connections go. */
+/** Throws Unsupported for a folder that others can write to: whoever writes there decides where connections go. */
 export function requirePrivate(folders: Folders): void {
   for (const path of [folders.runDir, folders.stateDir, folders.bpffs]) {
     const exposure = unsafeModeOf(path);
@@ -83,7 +83,7 @@ export function requirePrivate(folders: Folders): void {
   }
 }
 
-/** Units are told by their cgroup2 folders: says so where they have none, since none of them is governed then. */
+/** Units are matched by the names of their cgroup2 folders. Warns where they have none: no unit is governed then. */
 export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): void {
   if (units.length === 0) return;
   // systemd's own place, as 0::/init.scope.

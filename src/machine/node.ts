@@ -1,4 +1,4 @@
-/** Who this machine says it is to istiod, by its configuration and what only the machine knows. */
+/** The node that this machine presents to istiod, from the configuration and the machine itself. */
 import { hostname } from "node:os";
 import type { RegistrationStatus } from "../admin/status.ts";
 import type { Config } from "../config/config.ts";
@@ -38,7 +38,7 @@ export function nodeIdentity(config: Config, addresses: readonly string[]): Iden
   };
 }
 
-/** What istiod is asked to do with this machine; undefined when it is neither in a group nor has an entry. */
+/** How istiod registers this machine; undefined without a WorkloadGroup and a WorkloadEntry. */
 export function registrationOf(node: Identity): RegistrationStatus | undefined {
   const { namespace, autoRegisterGroup: group, workloadEntry, proxyConfig, ips } = node;
   const entry = group === undefined ? workloadEntry : registeredName(node);
@@ -55,7 +55,7 @@ export function registrationOf(node: Identity): RegistrationStatus | undefined {
   };
 }
 
-/** As configured, else as its label says; undefined when nobody says. */
+/** The configured locality, else that of the label; undefined without either. */
 export function localityOf({ locality, labels }: Pick<Config, "locality" | "labels">): Locality | undefined {
   if (locality.region !== "") return locality;
   const label = labels[LOCALITY_LABEL] ?? "";
