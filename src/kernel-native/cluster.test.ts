@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { MalformedResource } from "../istiod/stream/sink.ts";
-import { ClusterReader, type ClusterRecord } from "./cluster.ts";
+import type { ClusterRecord } from "./cluster.ts";
+import { ClusterReader } from "./cluster-reader.ts";
 import type { envoy } from "./envoy.gen.js";
 import { any, cluster, dnsCluster, loadAssignment, RAW, tlsSocket } from "./testdata/resources.ts";
 

@@ -10,7 +10,8 @@ import {
   sameSplit,
   sameTarget,
 } from "../mesh/same.ts";
-import type { ClusterRecord, Discovery, DnsTarget } from "./cluster.ts";
+import type { ClusterRecord } from "./cluster.ts";
+import type { Discovery, DnsTarget } from "./discovery.ts";
 import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./endpoint.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";

@@ -2,7 +2,8 @@
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
-import { ClusterReader, type ClusterRecord, unknownCluster } from "./cluster.ts";
+import { type ClusterRecord, unknownCluster } from "./cluster.ts";
+import { ClusterReader } from "./cluster-reader.ts";
 import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";
 import { flattenListener, type ListenerRecord } from "./listener.ts";
 import { flattenNames, type NamesRecord, NO_NAMES } from "./names.ts";

@@ -1,0 +1,94 @@
+/** The filter chains of a listener, and where their actions lead: questions about plain records. */
+import { contains } from "../mesh/address.ts";
+import type { Action, Chain, ListenerRecord } from "./listener.ts";
+import type { Destination } from "./route.ts";
+import { BLACK_HOLE, PASSTHROUGH, type ServiceId, serviceOfCluster } from "./service.ts";
+
+/** The server names of chains, the first three of them. */
+export function namesOf(chains: readonly Chain[]): string {
+  const names = [...new Set(chains.flatMap(({ serverNames }) => serverNames))].sort();
+  const some = names.slice(0, 3).join(", ");
+  return names.length > 3 ? `${some} and ${names.length - 3} more` : some;
+}
+
+/** The chains that take connections to an address: those whose prefixes fit best. */
+export function fittingChains(listener: ListenerRecord, address: string, port: number): readonly Chain[] {
+  const [only] = listener.chains;
+  if (listener.chains.length === 1 && only?.port === 0 && only.prefixes.length === 0) return listener.chains;
+  const fitting = listener.chains.filter(
+    (chain) => (chain.port === 0 || chain.port === port) && specificity(chain, address) >= 0,
+  );
+  const best = Math.max(...fitting.map((chain) => specificity(chain, address)));
+  return fitting.filter((chain) => specificity(chain, address) === best);
+}
+
+/** How well a chain's prefixes fit an address: their length, 0 when it has none, -1 when they don't. */
+function specificity(chain: Chain, address: string): number {
+  if (chain.prefixes.length === 0) return 0;
+  let best = -1;
+  for (const prefix of chain.prefixes) {
+    // A default route (length 0) still is more specific than no prefix at all.
+    if (contains(prefix, address)) best = Math.max(best, prefix.length + 1);
+  }
+  return best;
+}
+
+/** The one family whose addresses a wildcard listener takes on a port; undefined when it takes both. */
+export function familyOf(listener: ListenerRecord, port: number): "IPv4" | "IPv6" | undefined {
+  const addresses = listener.addresses.filter((one) => one.port === port).map(({ address }) => address);
+  if (addresses.includes("0.0.0.0") && addresses.includes("::")) return undefined;
+  return addresses.includes("::") ? "IPv6" : "IPv4";
+}
+
+/** Whether an action needs HTTP routes. */
+export function isRouted(action: Action): boolean {
+  return action.kind === "routes" || action.kind === "inline-routes";
+}
+
+/** Where the routes of an action are configured: an RDS name, or the listener itself. */
+export function routesName(listener: ListenerRecord, action: Action): string {
+  return action.kind === "routes" ? action.routes : listener.name;
+}
+
+/** Where a TCP action leads; undefined for all others. */
+export function destinationOf(action: Action | undefined): Destination | undefined {
+  return action?.kind === "tcp" ? action.destination : undefined;
+}
+
+/** Whether an action leads into the mesh: not just out of it, and not into the void. */
+export function leadsOn(action: Action | undefined): boolean {
+  if (action?.kind === "refuse") return true;
+  const destination = destinationOf(action);
+  if (destination === undefined) return false;
+  return (
+    destination.kind === "shares" ||
+    (destination.cluster !== PASSTHROUGH && destination.cluster !== BLACK_HOLE)
+  );
+}
+
+/** The service of the first cluster that an action leads to. */
+export function serviceOfAction(action: Action): ServiceId {
+  const [cluster] = clustersOf(destinationOf(action));
+  return serviceOfCluster(cluster ?? "*");
+}
+
+/** The clusters that a destination names. */
+export function clustersOf(destination: Destination | undefined): string[] {
+  if (destination === undefined) return [];
+  if (destination.kind === "cluster") return [destination.cluster];
+  return destination.shares.map(({ cluster }) => cluster);
+}
+
+export function sameDestination(a: Destination | undefined, b: Destination | undefined): boolean {
+  if (a === undefined || b === undefined) return a === b;
+  if (a.kind === "cluster" || b.kind === "cluster") {
+    return a.kind === "cluster" && b.kind === "cluster" && a.cluster === b.cluster;
+  }
+  return (
+    a.shares.length === b.shares.length &&
+    a.shares.every((share, i) => {
+      const other = b.shares[i];
+      return share.cluster === other?.cluster && share.weight === other.weight;
+    })
+  );
+}

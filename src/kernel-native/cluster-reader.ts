@@ -1,0 +1,162 @@
+/** CDS as it comes: ten thousand clusters that differ only in names are decoded once. */
+import protobuf, { type Reader } from "protobufjs/minimal.js";
+import { type ClusterPolicy, type ClusterRecord, flattenCluster, isOutgoing } from "./cluster.ts";
+import { type Discovery, EDS, edsDiscovery } from "./discovery.ts";
+import { envoy } from "./envoy.gen.js";
+import { serviceOfCluster } from "./service.ts";
+import { checkName, decode, guarded, openMessage } from "./wire.ts";
+
+/** What is the same for all clusters whose bytes differ in nothing but their name. */
+interface Template {
+  /** The bytes that have to be the same, one part behind the other. */
+  bytes: Buffer;
+  policy: ClusterPolicy;
+  /** undefined = its endpoints come by EDS. */
+  discovery: Discovery | undefined;
+}
+
+const MOST_TEMPLATES = 1_000;
+
+/**
+ * Flattens clusters. istiod sends ten thousand that differ only in names: those are not decoded again, what was made
+ * of the first one is taken for all.
+ */
+export class ClusterReader {
+  readonly #allowPlaintext: boolean;
+  /** By length of the whole cluster: a longer name makes other lengths inside, too. */
+  readonly #templates = new Map<number, Template[]>();
+  #count = 0;
+
+  constructor(options: { allowPlaintext: boolean }) {
+    this.#allowPlaintext = options.allowPlaintext;
+  }
+
+  /**
+   * Flattens one cluster. Gives undefined for those that concern no outgoing connection (inbound ones, and the
+   * plumbing inside Envoy). Throws MalformedResource.
+   */
+  read(resource: string, bytes: Uint8Array): ClusterRecord | undefined {
+    const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const shape = guarded(resource, () => readShape(text));
+    const known = this.#templates.get(text.length) ?? [];
+    const template = known.find((one) => isOf(one, text, shape));
+    if (template !== undefined) {
+      checkName(resource, shape.name);
+      if (!isOutgoing(resource)) return undefined;
+      return {
+        name: resource,
+        service: serviceOfCluster(resource).name,
+        discovery: template.discovery ?? edsDiscovery(resource, shape.serviceName),
+        policy: template.policy,
+      };
+    }
+    const cluster = decode(envoy.Cluster, resource, text);
+    const record = guarded(resource, () => flattenCluster(resource, cluster, this.#allowPlaintext));
+    if (record !== undefined && cluster.type === EDS && !cluster.clusterType) {
+      if (this.#count++ >= MOST_TEMPLATES) {
+        this.#templates.clear();
+        this.#count = 1;
+      }
+      const { policy, discovery } = record;
+      const fresh = {
+        bytes: Buffer.concat(partsOf(text, shape)),
+        policy,
+        discovery: discovery.kind === "eds" ? undefined : discovery,
+      };
+      this.#templates.set(text.length, [...(this.#templates.get(text.length) ?? []), fresh]);
+    }
+    return record;
+  }
+}
+
+/** A cluster's names, and where all else lies: clusters whose parts are the same differ only in names. */
+interface Shape {
+  name: string;
+  serviceName: string;
+  /** Start and end of each part, in order. */
+  parts: number[];
+}
+
+function isOf({ bytes }: Template, text: Buffer, { parts }: Shape): boolean {
+  let at = 0;
+  for (let i = 0; i < parts.length; i += 2) {
+    const start = parts[i] ?? 0;
+    const end = parts[i + 1] ?? 0;
+    const next = at + end - start;
+    if (next > bytes.length || text.compare(bytes, at, next, start, end) !== 0) return false;
+    at = next;
+  }
+  return at === bytes.length;
+}
+
+function partsOf(text: Buffer, { parts }: Shape): Buffer[] {
+  const result: Buffer[] = [];
+  for (let i = 0; i < parts.length; i += 2) result.push(text.subarray(parts[i], parts[i + 1]));
+  return result;
+}
+
+// Tags (field number * 8 + wire type 2) as in proto/envoy_cluster.proto.
+const NAME = 10;
+const EDS_CONFIG = 26;
+const METADATA = 202;
+const SOCKET_MATCHES = 346;
+
+/**
+ * Walks over a cluster without decoding it. No part are its name, its EDS name, its metadata (which no one reads) and
+ * the typed configuration of per-endpoint transport sockets (server name and certificates; their message's type, which
+ * decides, is).
+ */
+function readShape(text: Buffer): Shape {
+  const reader = protobuf.Reader.create(text);
+  const shape: Shape = { name: "", serviceName: "", parts: [] };
+  /** Where the next part starts. */
+  let from = 0;
+  const leaveOut = (start: number, end: number) => {
+    if (start > from) shape.parts.push(from, start);
+    from = end;
+  };
+  while (reader.pos < reader.len) {
+    const start = reader.pos;
+    const tag = reader.uint32();
+    if (tag === NAME) {
+      shape.name = reader.string();
+      leaveOut(start, reader.pos);
+    } else if (tag === EDS_CONFIG) {
+      const end = openMessage(reader);
+      while (reader.pos < end) {
+        const part = reader.uint32();
+        if (part === 18) shape.serviceName = reader.string();
+        else reader.skipType(part & 7);
+      }
+      leaveOut(start, end);
+    } else if (tag === METADATA) {
+      reader.skipType(2);
+      leaveOut(start, reader.pos);
+    } else if (tag === SOCKET_MATCHES) {
+      // TransportSocketMatch.transport_socket(3).typed_config(3).value(2)
+      const end = openMessage(reader);
+      skipTo(reader, end, 26, () => {
+        const socketEnd = openMessage(reader);
+        skipTo(reader, socketEnd, 26, () => {
+          const anyEnd = openMessage(reader);
+          skipTo(reader, anyEnd, 18, () => {
+            const value = reader.pos;
+            reader.skipType(2);
+            leaveOut(value, reader.pos);
+          });
+        });
+      });
+    } else reader.skipType(tag & 7);
+  }
+  leaveOut(reader.len, reader.len);
+  return shape;
+}
+
+/** Runs `found` behind each tag `wanted` before `end`. */
+function skipTo(reader: Reader, end: number, wanted: number, found: () => void): void {
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === wanted) found();
+    else reader.skipType(tag & 7);
+  }
+}
