@@ -8,7 +8,7 @@ const RETRY = 20;
 const report = { frontends: 0, clusters: 0, writes: 7, milliseconds: 1, relinked: 0 };
 
 /** Tables that nothing governs by, in a kernel that answers as `answers` says, the last of them for good. */
-function tables(answers: (() => ReturnType<Tables["write"]>)[]) {
+function tables(answers: (() => ReturnType<Tables["publish"]>)[]) {
   const written: Mesh[] = [];
   const told: string[] = [];
   const lines: string[] = [];
@@ -21,7 +21,7 @@ function tables(answers: (() => ReturnType<Tables["write"]>)[]) {
     acquire: () => {},
     acquireWithin: async () => {},
     release: () => {},
-    write(mesh) {
+    publish(mesh) {
       written.push(mesh);
       const answer = answers.length > 1 ? answers.shift() : answers[0];
       return answer?.() ?? report;
@@ -80,20 +80,20 @@ test("istiod's push ends that, also when it can't be written itself at first", a
 });
 
 test("programs that failed their probe are tried again, and the snapshot goes on being one", async () => {
-  const flaw = new SelfTestFailed("connect4 leads nowhere");
-  flaw.retryAfter = RETRY;
-  const { live, written, told, lines } = tables([() => ({ ...report, flaw }), works]);
+  const selfTestFailed = new SelfTestFailed("connect4 leads nowhere");
+  selfTestFailed.retryAfter = RETRY;
+  const { live, written, told, lines } = tables([() => ({ ...report, selfTestFailed }), works]);
   live.begin();
   expect(live.status()).toMatchObject({
     snapshot: { writes: 7 },
-    tables: { applies: 0, lastError: { text: flaw.message } },
+    tables: { applies: 0, lastError: { text: selfTestFailed.message } },
   });
   await Bun.sleep(3 * RETRY);
   expect(written).toHaveLength(2);
   expect(live.status()).toMatchObject({ snapshot: { writes: 7 }, mesh: { current: false } });
   expect(live.status().tables.lastError).toBeUndefined();
   expect(told).toEqual(["restored"]);
-  expect(lines).toEqual([`${flaw.message}. Next try in 0.02 s.`]);
+  expect(lines).toEqual([`${selfTestFailed.message}. Next try in 0.02 s.`]);
 });
 
 test("a successor gives up with the reason, over nothing and over another version's tables", () => {

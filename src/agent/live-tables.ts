@@ -6,7 +6,7 @@
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
 import type { Datapath } from "../datapath/datapath.ts";
 import { SelfTestFailed } from "../datapath/generation/self-test.ts";
-import type { ApplyReport } from "../datapath/mesh-tables/publisher.ts";
+import type { PublishReport } from "../datapath/mesh-tables/publisher.ts";
 import { reasonOf } from "../errors/reason.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Snapshot } from "../state/snapshot.ts";
@@ -25,7 +25,7 @@ const NAMES_PATIENCE = 3_000;
 /** What of the tables it takes. */
 export type Tables = Pick<
   Ownership,
-  "adopted" | "before" | "acquire" | "acquireWithin" | "release" | "write"
+  "adopted" | "before" | "acquire" | "acquireWithin" | "release" | "publish"
 > & {
   readonly datapath: Pick<Datapath, "governs" | "takesOver" | "readBack"> | undefined;
 };
@@ -55,7 +55,7 @@ export class LiveTables {
   #status: TablesStatus = { applies: 0, writes: 0 };
   #relinked = 0;
   /** Of the programs, as it was told last. */
-  #flaw: SelfTestFailed | undefined;
+  #selfTestFailed: SelfTestFailed | undefined;
   /** The kernel lags behind the mesh: the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
@@ -147,8 +147,8 @@ export class LiveTables {
   takeOver(): void {
     const { datapath } = this.#ownership;
     if (this.#mesh) {
-      this.#apply({ everything: true });
-      if (this.#behind || this.#flaw)
+      this.#publishNow({ everything: true });
+      if (this.#behind || this.#selfTestFailed)
         throw new Error(this.#status.lastError?.text ?? "the tables can't be written");
     } else if (!datapath?.governs || datapath.takesOver) {
       this.#restore();
@@ -169,7 +169,7 @@ export class LiveTables {
   /** Whatever another agent did to them, they become what istiod wants. To be called when they are taken again. */
   takeBack(): void {
     const { datapath } = this.#ownership;
-    if (this.#hasPush) this.#apply({ everything: true });
+    if (this.#hasPush) this.#publishNow({ everything: true });
     // It came as far as to govern by its own tables; or nothing governs yet.
     else if (datapath && (datapath.takesOver || !datapath.governs)) {
       this.#mesh = undefined;
@@ -188,7 +188,7 @@ export class LiveTables {
       this.#noteSync(mesh);
       return;
     }
-    this.#apply(this.#behind ? { everything: true } : changes);
+    this.#publishNow(this.#behind ? { everything: true } : changes);
   }
 
   /** While istiod thinks about its first answer. */
@@ -227,7 +227,7 @@ export class LiveTables {
     if (!this.#restored) return;
     const { mesh, writtenAt } = this.#restored;
     try {
-      const { writes, milliseconds, flaw } = this.#write(mesh, { everything: true });
+      const { writes, milliseconds, selfTestFailed } = this.#write(mesh, { everything: true });
       const appliedAt = new Date().toISOString();
       const first = this.#mesh === undefined;
       const { lastError: _, ...status } = this.#status;
@@ -236,8 +236,8 @@ export class LiveTables {
       this.#snapshot = { writtenAt: writtenAt.toISOString(), appliedAt, writes, milliseconds };
       if (first) reporter.restored(mesh, this.#snapshot);
       this.#live.resolve();
-      if (flaw) this.#complain(flaw, SNAPSHOT);
-      else this.#flaw = undefined;
+      if (selfTestFailed) this.#complain(selfTestFailed, SNAPSHOT);
+      else this.#selfTestFailed = undefined;
     } catch (error) {
       // What it left half done is not attached, and the next write compares all of it.
       this.#complain(error, SNAPSHOT);
@@ -245,13 +245,13 @@ export class LiveTables {
     changed("news");
   }
 
-  #apply(changes: Changes): void {
+  #publishNow(changes: Changes): void {
     const mesh = this.#mesh;
     if (!mesh || !this.#ownership.datapath) return;
     const { snapshots, reporter, changed } = this.#options;
     clearTimeout(this.#retryTimer);
     try {
-      const { writes, milliseconds, flaw } = this.#write(mesh, changes);
+      const { writes, milliseconds, selfTestFailed } = this.#write(mesh, changes);
       const now = new Date().toISOString();
       const first = this.#status.firstApplyAt === undefined;
       const { openedAt } = this.#status;
@@ -270,8 +270,8 @@ export class LiveTables {
       snapshots.changed(mesh);
       this.#live.resolve();
       reporter.applied(mesh, { first, writes, milliseconds });
-      if (flaw) this.#complain(flaw, PUSH);
-      else this.#flaw = undefined;
+      if (selfTestFailed) this.#complain(selfTestFailed, PUSH);
+      else this.#selfTestFailed = undefined;
     } catch (error) {
       // What was not written yet stays as it was; the mesh is tried again as a whole.
       this.#behind = true;
@@ -283,22 +283,22 @@ export class LiveTables {
 
   /** Tells why not all is live, in log and status, and tries again later. */
   #complain(error: unknown, what: string): void {
-    const flaw = error instanceof SelfTestFailed ? error : undefined;
+    const failed = error instanceof SelfTestFailed ? error : undefined;
     const reason = reasonOf(error);
-    const wait = flaw?.retryAfter ?? this.#retry;
+    const wait = failed?.retryAfter ?? this.#retry;
     this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
-    // A flaw is the same one at each push until it is looked at again.
-    if (!flaw || flaw !== this.#flaw)
-      this.#options.log.error(`${flaw ? "" : what}${reason}. Next try in ${wait / 1000} s.`);
-    this.#flaw = flaw;
+    // It is the same error at each push until the next self-test.
+    if (!failed || failed !== this.#selfTestFailed)
+      this.#options.log.error(`${failed ? "" : what}${reason}. Next try in ${wait / 1000} s.`);
+    this.#selfTestFailed = failed;
     this.#retryTimer = setTimeout(() => {
-      if (this.#hasPush) this.#apply({ everything: true });
+      if (this.#hasPush) this.#publishNow({ everything: true });
       else this.#restore();
     }, wait);
   }
 
-  #write(mesh: Mesh, changes: Changes): ApplyReport & { flaw?: SelfTestFailed } {
-    const { relinked, ...report } = this.#ownership.write(mesh, changes);
+  #write(mesh: Mesh, changes: Changes): PublishReport & { selfTestFailed?: SelfTestFailed } {
+    const { relinked, ...report } = this.#ownership.publish(mesh, changes);
     this.#relinked += relinked;
     return report;
   }

@@ -6,11 +6,13 @@
 import { type AgentStatus, readStatus } from "../admin/status.ts";
 import type { Folders } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
-import { Datapath, type DatapathOptions, type Governed } from "../datapath/datapath.ts";
+import { Datapath, type DatapathOptions } from "../datapath/datapath.ts";
 import { generationStateAt } from "../datapath/generation/generation-state.ts";
 import { pinHiddenLinks } from "../datapath/generation/hidden-links.ts";
 import type { PreloadedPrograms } from "../datapath/generation/preload.ts";
 import type { SelfTestResult } from "../datapath/generation/self-test.ts";
+import type { Governed } from "../datapath/governed.ts";
+import { preloadAhead, selfTestAhead } from "../datapath/takeover.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
@@ -115,8 +117,8 @@ export class Ownership {
   prepare(): void {
     const { folders, log } = this.#options;
     const { netns } = this.#governed;
-    this.#tested = Datapath.selfTest({ bpffs: folders.bpffs, netns, ...told(log) });
-    this.#preloaded = Datapath.preloaded(folders.bpffs);
+    this.#tested = selfTestAhead({ bpffs: folders.bpffs, netns, ...told(log) });
+    this.#preloaded = preloadAhead(folders.bpffs);
   }
 
   /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
@@ -205,13 +207,13 @@ export class Ownership {
     this.#governed = governed;
   }
 
-  /** Makes `mesh` what connections see; see Datapath.apply. Throws also when another agent has the tables. */
-  write(mesh: Mesh, changes: Changes): ReturnType<Datapath["apply"]> {
+  /** Makes `mesh` what connections see; see Datapath.publish. Throws also when another agent has the tables. */
+  publish(mesh: Mesh, changes: Changes): ReturnType<Datapath["publish"]> {
     const held = this.#held;
     if (!held || !this.owns) throw new Error("another agent has the tables");
     const { takesOver, attached: wasAttached } = held.datapath;
     try {
-      return held.datapath.apply(mesh, changes);
+      return held.datapath.publish(mesh, changes);
     } finally {
       // Also when only what came behind the last hook failed.
       if (takesOver && !held.datapath.takesOver) held.kept.watch();

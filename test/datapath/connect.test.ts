@@ -515,7 +515,7 @@ describe.skipIf(!root)("connections through the tables", () => {
     const mended = emptyMesh();
     addCluster(mended, "b", [endpoint(B)]);
     addFrontend(mended, "10.96.0.1:80", { kind: "cluster", cluster: "b" });
-    lab.datapath.apply(mended, {
+    lab.datapath.publish(mended, {
       everything: false,
       services: new Set(),
       frontends: new Set(),

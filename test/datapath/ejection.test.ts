@@ -140,7 +140,7 @@ describe.skipIf(!root)("ejection", () => {
       ]);
       // What an earlier start wrote is found again, with its fallbacks.
       lab.reopen();
-      expect(lab.datapath.apply(lastMesh, { everything: true }).writes).toBe(0);
+      expect(lab.datapath.publish(lastMesh, { everything: true }).writes).toBe(0);
       lab.datapath.keepCurrent();
       await eventually("the time is over", () => ejected(name).length === 0);
       expect((await lab.connect(at, { count: 20 })).by[policy]).toBeGreaterThan(0);

@@ -63,7 +63,7 @@ export class DatapathLab {
 
   /** Publishes the whole mesh; gives the writes that it took. */
   publish(mesh: Mesh): number {
-    return this.#datapath.apply(mesh, { everything: true }).writes;
+    return this.#datapath.publish(mesh, { everything: true }).writes;
   }
 
   /** Closes the data path and opens it again, as another start of an agent would; `code` is what that one would run. */

@@ -1,12 +1,13 @@
 /** Programs loaded ahead: they serve only over the very maps that are pinned when they are wanted. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readdirSync, readlinkSync, renameSync } from "node:fs";
-import { Datapath } from "../../src/datapath/datapath.ts";
 import { pinnedMaps } from "../../src/datapath/generation/pinned.ts";
 import { generationFolder, HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
 import { PreloadedPrograms } from "../../src/datapath/generation/preload.ts";
 import { ownCode } from "../../src/datapath/generation/programs.ts";
 import { KEPT_MAPS } from "../../src/datapath/tables/tables.ts";
+import { preloadAhead } from "../../src/datapath/takeover.ts";
 import { DatapathLab } from "./lab.ts";
 
 setDefaultTimeout(60_000);
@@ -36,7 +37,7 @@ describe.skipIf(!root)("a head start", () => {
     [...maps].map(([name, { info }]) => `${name} ${info.id}`).sort();
 
   test("is taken only when other programs run", () => {
-    expect(Datapath.preloaded(lab.bpffs)).toBeUndefined();
+    expect(preloadAhead(lab.bpffs)).toBeUndefined();
   });
 
   test("over the maps that are pinned it is given once, and nothing of it is pinned", () => {

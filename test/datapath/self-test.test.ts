@@ -193,7 +193,9 @@ describe.skipIf(!root)("a probe", () => {
     const { pins } = traces();
     const running = hooks();
     lab.reopen({}, variant("astray"));
-    expect(lab.datapath.apply(meshOf(B), { everything: true }).flaw).toBeInstanceOf(SelfTestFailed);
+    expect(lab.datapath.publish(meshOf(B), { everything: true }).selfTestFailed).toBeInstanceOf(
+      SelfTestFailed,
+    );
     expect((await lab.connect("10.96.0.1:80")).by).toEqual({ b: 1 });
     expect(hooks()).toEqual(running);
     expect(lab.datapath.attached).toBe(false);
@@ -239,7 +241,7 @@ describe.skipIf(!root)("a probe", () => {
     const folder = join(generationFolder(lab.bpffs), "programs");
     renameSync(join(folder, "codeuncounted"), join(folder, "othercode"));
     lab.reopen({}, { ...ownCode(), hash: "othercode" });
-    expect(lab.datapath.apply(meshOf(A), { everything: true }).flaw?.message).toStartWith(
+    expect(lab.datapath.publish(meshOf(A), { everything: true }).selfTestFailed?.message).toStartWith(
       "the programs pinned for connect4, connect6 are not those of this executable",
     );
     expect(hooks()).toEqual(running);

@@ -237,7 +237,7 @@ function fill(
   enrolCgroup(tables, cgroupId(cgroup));
   governNetns(tables, netns);
   const publisher = new Publisher(tables, () => "none", raise);
-  publisher.apply(selfTestMesh(families), { everything: true });
+  publisher.publish(selfTestMesh(families), { everything: true });
   publisher.abandon();
 }
 

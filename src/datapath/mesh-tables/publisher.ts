@@ -21,7 +21,7 @@ import { encodeTarget, reasonNumber } from "./target.ts";
 /** The id of a service that went is given to no other for that long: sockets carry it. */
 const SERVICE_REST_MS = 600_000;
 
-export interface ApplyReport {
+export interface PublishReport {
   /** Records and words written; 0 when the kernel held all of it already. */
   writes: number;
   milliseconds: number;
@@ -67,7 +67,7 @@ export class Publisher {
     tables.serviceCounts.reserve(1);
   }
 
-  apply(mesh: Mesh, changes: Changes): ApplyReport {
+  publish(mesh: Mesh, changes: Changes): PublishReport {
     const start = performance.now();
     const tables = this.#tables;
     const change = changes.everything ? this.#difference(mesh) : changes;

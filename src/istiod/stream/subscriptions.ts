@@ -1,0 +1,302 @@
+/**
+ * What is asked of istiod, type by type, and what it answers: hands what changed to the sink, acknowledges, and commits each
+ * push when it is complete. What the sink holds is never taken back for a lost connection.
+ */
+import { reasonOf } from "../../errors/reason.ts";
+import { hash64 } from "../../runtime/hash.ts";
+import type { nodeOf } from "../node.ts";
+import { PUSH_TIMES, Push, type PushTimes } from "./push.ts";
+import { acknowledge, askAll, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
+import { type Envelope, eachResource, type RawResource, readEnvelope } from "./response.ts";
+import { MalformedResource, type ResourceSink, type ResourceType } from "./sink.ts";
+import type { StreamEvent, StreamStatus, TypeStatus } from "./status.ts";
+import { Subscription } from "./subscription.ts";
+import { isWildcard, TYPE_URL, TYPES, typeOfUrl } from "./types.ts";
+
+export interface SubscriptionsOptions {
+  node: ReturnType<typeof nodeOf>;
+  sink: ResourceSink;
+  times?: Partial<PushTimes>;
+  on(event: StreamEvent): void;
+  /** Sends on the connection in use. */
+  send(request: Uint8Array): void;
+  /** Whether there is a connection: half a push stays half without one. */
+  connected(): boolean;
+}
+
+export class Subscriptions {
+  readonly #options: SubscriptionsOptions;
+  readonly #push: Push;
+  readonly #types: Readonly<Record<ResourceType, Subscription>> = {
+    cluster: new Subscription("cluster"),
+    endpoints: new Subscription("endpoints"),
+    listener: new Subscription("listener"),
+    route: new Subscription("route"),
+    names: new Subscription("names"),
+  };
+  #commitTimer: ReturnType<typeof setTimeout> | undefined;
+  #synced = false;
+  #pushes = 0;
+  #lastPush: number | undefined;
+  #version = "";
+
+  constructor(options: SubscriptionsOptions) {
+    this.#options = options;
+    this.#push = new Push({ ...PUSH_TIMES, ...options.times });
+  }
+
+  /** The moments in it are by performance.now(). */
+  status(): Pick<StreamStatus, "synced" | "version" | "pushes" | "types" | "rejected"> & {
+    lastPush: number | undefined;
+    pendingSince: number | undefined;
+  } {
+    return {
+      synced: this.#synced,
+      version: this.#version,
+      pushes: this.#pushes,
+      types: Object.fromEntries(
+        TYPES.map((type) => [type, typeStatus(this.#types[type])]),
+      ) as StreamStatus["types"],
+      rejected: TYPES.flatMap((type) =>
+        [...this.#types[type].rejected].map(([resource, { reason, since }]) => ({
+          type,
+          resource,
+          reason,
+          since,
+        })),
+      ),
+      lastPush: this.#lastPush,
+      pendingSince: this.#push.open ? this.#push.openedAt : undefined,
+    };
+  }
+
+  /** What is pending is not committed. */
+  stop(): void {
+    clearTimeout(this.#commitTimer);
+  }
+
+  /** The first message of a connection: who we are, and that we want all clusters. */
+  announcement(): Uint8Array {
+    return askAll("cluster", this.#options.node, this.#types.cluster.known());
+  }
+
+  /** On a connection on which the clusters are asked for: asks for everything else, in the order in which it is applied. */
+  begin(): void {
+    const now = performance.now();
+    this.#push.restart(now);
+    for (const type of TYPES) {
+      const subscription = this.#types[type];
+      subscription.restart(now);
+      if (isWildcard(type)) {
+        const known = type === "names" ? new Map() : subscription.known();
+        if (type !== "cluster") this.#options.send(askAll(type, undefined, known));
+        subscription.watched = true;
+      } else {
+        this.#subscribe(subscription, [...subscription.asked]);
+      }
+    }
+  }
+
+  /** Takes one response. Gives why it can't be read: nobody knows what it said then; undefined when it could. */
+  receive(bytes: Uint8Array): string | undefined {
+    const now = performance.now();
+    let envelope: Envelope;
+    try {
+      envelope = readEnvelope(bytes);
+    } catch (error) {
+      return `istiod sent a response that can't be read (${reasonOf(error)})`;
+    }
+    const type = typeOfUrl(envelope.typeUrl);
+    if (type === undefined || !this.#types[type].watched) {
+      // Not answered at all: istiod can't deal with an answer about a type that it does not watch for us.
+      this.#options.on({
+        kind: "ignored",
+        reason: `a response of type "${shorten(envelope.typeUrl)}", never asked for`,
+      });
+      return undefined;
+    }
+    // Where one push ends and the next begins, what is complete goes live.
+    const ripe = this.#push.open && envelope.version !== this.#push.version;
+    if (ripe && this.#synced && this.#push.lacksUntil(this.#types, false) === 0) this.#commit();
+    this.#apply(type, envelope, bytes, now);
+    this.settle();
+    return undefined;
+  }
+
+  #apply(type: ResourceType, envelope: Envelope, bytes: Uint8Array, now: number): void {
+    const subscription = this.#types[type];
+    const { counts } = subscription;
+    counts.responses++;
+    counts.bytes += bytes.length;
+    this.#push.received(type, envelope.version, now);
+
+    const complete = isWildcard(type) && subscription.answeredAt === 0 ? new Set<string>() : undefined;
+    subscription.answeredAt = now;
+    const before = counts.changed + counts.removed;
+    const refused: Refusal[] = [];
+    let nameless = false;
+    eachResource(
+      bytes,
+      (resource) => {
+        complete?.add(resource.name);
+        const reason = this.#take(subscription, resource, now);
+        if (reason === undefined) return;
+        refused.push({ name: resource.name, reason });
+        nameless ||= resource.name === "";
+      },
+      (index, reason) => {
+        refused.push({ name: `resource ${index}`, reason });
+        nameless = true;
+      },
+    );
+    for (const name of envelope.removed) this.#drop(subscription, name, now);
+    // One that can't be named might be any of those that seem to be missing.
+    if (complete && !nameless) this.#dropAbsent(subscription, complete, now);
+
+    counts.refused += refused.length;
+    this.#options.send(acknowledge(type, envelope.nonce, refused));
+    subscription.answer(envelope.version, refused.length === 0);
+    if (counts.changed + counts.removed === before) return;
+    if (type === "cluster") this.#follow("endpoints", now);
+    if (type === "listener") this.#follow("route", now);
+  }
+
+  /** Hands one resource to the sink unless that holds it already. Gives the reason when it is malformed. */
+  #take(subscription: Subscription, resource: RawResource, now: number): string | undefined {
+    const { type, counts } = subscription;
+    const { name, bytes } = resource;
+    if (resource.typeUrl !== TYPE_URL[type]) return `is of type "${shorten(resource.typeUrl)}"`;
+    if (name === "" && type !== "names") return "has no name";
+    if (!isWildcard(type) && !subscription.asked.has(name)) return undefined;
+    subscription.unanswered.delete(name);
+    const hash = hash64(bytes);
+    if (subscription.held.get(name) === hash) {
+      subscription.rejected.delete(name);
+      counts.unchanged++;
+      return undefined;
+    }
+    const rejected = subscription.rejected.get(name);
+    if (rejected?.hash === hash) return rejected.reason;
+    try {
+      this.#options.sink.upsert(type, name, bytes);
+    } catch (error) {
+      const reason = error instanceof MalformedResource ? error.reason : reasonOf(error);
+      subscription.rejected.set(name, { hash, reason, since: Date.now() });
+      this.#options.on({ kind: "rejected", type, resource: name, reason });
+      return reason;
+    }
+    subscription.held.set(name, hash);
+    subscription.rejected.delete(name);
+    if (resource.version === "") subscription.versions.delete(name);
+    else subscription.versions.set(name, resource.version);
+    counts.changed++;
+    this.#push.change(type, now);
+    return undefined;
+  }
+
+  #drop(subscription: Subscription, name: string, now: number): void {
+    if (!subscription.forget(name)) return;
+    const { type } = subscription;
+    subscription.counts.removed++;
+    this.#push.change(type, now);
+    try {
+      this.#options.sink.remove(type, name);
+    } catch (error) {
+      this.#fail(`removing ${type} ${shorten(name)}`, error);
+    }
+    if (type !== "cluster") return;
+    // Listeners or routes may still point to it: those of the same push come later.
+    this.#push.expect("listener", now);
+    if (this.#types.route.asked.size > 0) this.#push.expect("route", now);
+  }
+
+  /** What the first complete response of a stream lacks is gone, unless its version let istiod leave it out. */
+  #dropAbsent(subscription: Subscription, present: ReadonlySet<string>, now: number): void {
+    const known = new Set([...subscription.held.keys(), ...subscription.rejected.keys()]);
+    for (const name of known) {
+      if (!present.has(name) && !subscription.versions.has(name)) this.#drop(subscription, name, now);
+    }
+  }
+
+  /** Brings the subscription of a type in line with what the sink wants. */
+  #follow(type: "endpoints" | "route", now: number): void {
+    const subscription = this.#types[type];
+    const { asked, unanswered } = subscription;
+    const wanted = this.#options.sink.wanted(type);
+    const fresh = [...wanted].filter((name) => !asked.has(name));
+    const stale = [...asked].filter((name) => !wanted.has(name));
+    for (const name of stale) {
+      asked.delete(name);
+      this.#drop(subscription, name, now);
+    }
+    for (const name of fresh) {
+      asked.add(name);
+      unanswered.add(name);
+    }
+    if (fresh.length > 0) subscription.askedAt = now;
+    if (asked.size === 0) this.#push.unexpect(type);
+    this.#subscribe(subscription, fresh);
+    for (const request of unsubscribe(type, stale)) this.#options.send(request);
+  }
+
+  #subscribe(subscription: Subscription, names: readonly string[]): void {
+    // A first request without names would ask for everything.
+    if (names.length === 0) return;
+    subscription.watched = true;
+    for (const request of subscribe(subscription.type, names)) this.#options.send(request);
+  }
+
+  /** Commits the push when it is due, else looks again when it will be. */
+  settle(): void {
+    clearTimeout(this.#commitTimer);
+    if (this.#synced && !this.#push.open) return;
+    if (!this.#options.connected()) {
+      // Half a push stays half until istiod is back.
+      if (this.#synced && this.#push.lacksUntil(this.#types, false) === 0) this.#commit();
+      return;
+    }
+    const wait = this.#push.dueAt(this.#types, !this.#synced) - performance.now();
+    if (wait <= 0) this.#commit();
+    else if (wait < Infinity) this.#commitTimer = setTimeout(() => this.settle(), Math.ceil(wait));
+  }
+
+  #commit(): void {
+    clearTimeout(this.#commitTimer);
+    for (const type of ["endpoints", "route"] as const) {
+      const { unanswered } = this.#types[type];
+      if (unanswered.size === 0) continue;
+      this.#options.on({ kind: "overdue", type, names: [...unanswered] });
+      unanswered.clear();
+    }
+    const first = !this.#synced;
+    const { version, openedAt } = this.#push;
+    const took = this.#push.open ? performance.now() - openedAt : 0;
+    this.#synced = true;
+    this.#push.clear();
+    this.#version = version;
+    this.#pushes++;
+    this.#lastPush = performance.now();
+    try {
+      this.#options.sink.commit({ version, first });
+    } catch (error) {
+      this.#fail(`push ${version}`, error);
+      return;
+    }
+    this.#options.on({ kind: "committed", version, first, took });
+  }
+
+  #fail(what: string, error: unknown): void {
+    this.#options.on({ kind: "failed", reason: `${what}: ${reasonOf(error)}` });
+  }
+}
+
+function typeStatus(subscription: Subscription): TypeStatus {
+  return {
+    resources: subscription.held.size,
+    subscribed: subscription.asked.size,
+    unanswered: subscription.unanswered.size,
+    rejected: subscription.rejected.size,
+    ...subscription.counts,
+    ...(subscription.answered ? { answered: subscription.answered } : {}),
+  };
+}
