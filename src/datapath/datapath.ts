@@ -25,6 +25,7 @@ import { type Inspection, inspectTables, type Summary, summarizeTables } from ".
 import type { PublishReport } from "./mesh-tables/publisher.ts";
 import { TableWriter } from "./table-writer.ts";
 import { exemptSelf } from "./tables/enrolment.ts";
+import type { Tables } from "./tables/tables.ts";
 import { type Totals, totalsOf } from "./tables/totals.ts";
 import { Takeover, type TakeoverOptions } from "./takeover.ts";
 import { Upkeep } from "./upkeep.ts";
@@ -204,6 +205,11 @@ export class Datapath {
    */
   keepCurrent(): void {
     this.#generation.tables.settings.set("current_ns", monotonic());
+  }
+
+  /** The tables, for who reads counters: they stay the data path's, which closes them. */
+  get tables(): Tables {
+    return this.#generation.tables;
   }
 
   /** Takes connections that have ended out of the live counts, though apps still hold their sockets. Throws KernelError. */
