@@ -116,6 +116,17 @@ describe.skipIf(why !== undefined)("a reader that goes away", () => {
     }
   }, 60_000);
 
+  test("the demo plays to its end, and leaves nothing attached", async () => {
+    const there = () => readdirSync("/sys/fs/bpf").filter((name) => name.startsWith("kmesh-demo-"));
+    const before = there();
+    expect(await code(["demo", "--seconds", "0.5"], "| head -1 > /dev/null")).toBe(0);
+    expect(there().filter((name) => !before.includes(name))).toEqual([]);
+  }, 60_000);
+
+  test("status --watch ends when nobody can see it", async () => {
+    expect(await code(["status", "--watch", ...folders], "| head -1 > /dev/null")).toBe(3);
+  }, 20_000);
+
   test("a terminal that goes away does not end an installation half way", async () => {
     const root = join(folder, "hangup");
     // The signal comes at the first line, long before the last step.

@@ -1,6 +1,14 @@
 /** Hand-overs of the real single file under real connections. The agents here are nobody's children after the first. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { copyFileSync, existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { checksum } from "../../src/cli/service/executable.ts";
@@ -249,10 +257,12 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
   test("a full state folder does not keep it from happening", async () => {
     // A folder in the file's place: nothing can be written there.
     await lab.liveAgent();
-    const file = join(lab.folder, "state/history.json.new");
-    await Bun.$`mkdir ${file}`.quiet();
+    const file = join(lab.folder, "state/history.json");
+    rmSync(file, { force: true });
+    mkdirSync(join(file, "full"), { recursive: true });
     expect((await lab.kmesh("restart", "--graceful")).code).toBe(0);
-    await Bun.$`rmdir ${file}`.quiet();
+    expect((await lab.json<{ entries: Entry[] }>("history")).entries).toEqual([]);
+    rmSync(file, { recursive: true });
     writeFileSync(join(lab.folder, "state/history.json"), "{");
     expect((await lab.kmesh("restart", "--graceful")).code).toBe(0);
     expect((await lab.json<{ entries: Entry[] }>("history")).entries.length).toBe(1);
