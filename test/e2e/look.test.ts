@@ -86,6 +86,15 @@ describe.skipIf(why !== undefined)("an agent that is looked at", () => {
     }
   }, 30_000);
 
+  test("what shows itself again and again ends when nobody can see it", async () => {
+    for (const command of ["topology --watch", "status --watch"]) {
+      const line = `"$0" ${command} ${lab.folders.join(" ")} | head -1 > /dev/null; exit "\${PIPESTATUS[0]}"`;
+      expect([command, (await run(["bash", "-c", line, KMESH], { netns: lab.namespace.path })).code]).toEqual(
+        [command, 0],
+      );
+    }
+  }, 20_000);
+
   test("a port that a service lacks is named with those that it has", async () => {
     const wrong = await lab.kmesh("explain", "shop.demo:81", "--output=json");
     expect(wrong.code).toBe(2);

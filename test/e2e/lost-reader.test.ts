@@ -35,6 +35,9 @@ const WAYS: Record<string, [args: string[], code: number][]> = {
   cert: [[["cert", ...folders], 1]],
   doctor: [[["doctor", "--config", wrong, ...folders], 1]],
   dump: [[["dump", "tables", ...folders], 3]],
+  topology: [[["topology", "--watch", ...folders], 3]],
+  top: [[["top", ...folders], 3]],
+  log: [[["log", ...folders], 3]],
   explain: [[["explain", "10.0.0.1:80", "-o", "json", ...folders], 3]],
   enrol: [[["enrol", "none.service", "--dry-run", "--config", config, ...folders], 0]],
   unenrol: [[["unenrol", "none.service", "--dry-run", "--config", config, ...folders], 0]],
@@ -119,7 +122,7 @@ describe.skipIf(why !== undefined)("a reader that goes away", () => {
   test("the demo plays to its end, and leaves nothing attached", async () => {
     const there = () => readdirSync("/sys/fs/bpf").filter((name) => name.startsWith("kmesh-demo-"));
     const before = there();
-    expect(await code(["demo", "--seconds", "0.5"], "| head -1 > /dev/null")).toBe(0);
+    expect(await code(["demo", "--seconds", "1"], "| head -1 > /dev/null")).toBe(0);
     expect(there().filter((name) => !before.includes(name))).toEqual([]);
   }, 60_000);
 

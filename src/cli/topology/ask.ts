@@ -3,6 +3,7 @@ import type { Folders } from "../../config/config.ts";
 import type { EdgesDocument } from "../../telemetry/model.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
+import { outputIsLost, print } from "../framework/output.ts";
 import { lastWords, view } from "../framework/view.ts";
 
 /** `window` in seconds. Throws Failure when nothing is pinned either. */
@@ -39,7 +40,7 @@ export function parseSpan(text: string): number {
   return seconds;
 }
 
-/** Has `draw` show the newest every `seconds`, until Ctrl-C. */
+/** Has `draw` show the newest every `seconds`, until Ctrl-C, or until nobody can see it any more. */
 export async function watch(seconds: number, draw: () => Promise<string>): Promise<void> {
   let stopped = false;
   const stop = Promise.withResolvers<void>();
@@ -49,7 +50,8 @@ export async function watch(seconds: number, draw: () => Promise<string>): Promi
   });
   while (!stopped) {
     const text = await draw();
-    process.stdout.write(process.stdout.isTTY ? `\x1b[2J\x1b[H${text}\n` : `${text}\n\n`);
+    print(process.stdout.isTTY ? `\x1b[2J\x1b[H${text}` : `${text}\n`);
+    if (outputIsLost()) return;
     await Promise.race([new Promise((resolve) => setTimeout(resolve, seconds * 1000)), stop.promise]);
   }
 }
