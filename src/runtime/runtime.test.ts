@@ -1,7 +1,10 @@
 import { expect, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { asset, isEmbedded } from "./assets.ts";
 import { cString, ffi } from "./ffi.ts";
 import { hash64 } from "./hash.ts";
+import { smallHeapEnvironment } from "./heap.ts";
 import { version } from "./version.ts";
 
 test("native functions take and give what their table says", () => {
@@ -45,4 +48,10 @@ test("from source, assets come from dist/, and a missing one names the next step
   expect(asset("libbpf.so").subarray(0, 4)).toEqual(Uint8Array.of(0x7f, 0x45, 0x4c, 0x46));
   expect(() => asset("none.bpf.o")).toThrow("run ./build/compile first");
   expect(version).toMatch(/^\d+\.\d+\.\d+\+source$/);
+});
+
+test("the unit starts the agent with the small heap that it would give itself", () => {
+  const unit = readFileSync(join(import.meta.dirname, "../../systemd/kmesh.service"), "utf8");
+  const [[variable, bytes] = []] = Object.entries(smallHeapEnvironment({}) ?? {});
+  expect(unit).toContain(`\nEnvironment=${variable}=${bytes}\n`);
 });
