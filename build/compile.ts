@@ -176,7 +176,7 @@ function compileExecutable(built: string[]): void {
   writeFileSync("dist/embedded.gen.ts", `${lines.join("\n")}\n`);
   writeFileSync("dist/entry.gen.ts", 'import "./embedded.gen.ts";\nimport "../src/main.ts";\n');
   // The name is part of the bytes, so it is built under its own and moved: a running one is never half written.
-  run(BUN, [
+  const parameters = [
     ...["build", "--compile", `--target=bun-linux-${required("TARGET")}`],
     ...(RUNTIME === undefined ? [] : [`--compile-executable-path=${RUNTIME}`]),
     ...["--minify-whitespace", "--minify-syntax", "--bytecode", "--format=esm", "--splitting"],
@@ -185,7 +185,9 @@ function compileExecutable(built: string[]): void {
     // Packages' own folders, or the executable would tell where it was built; it has no files of theirs to find there.
     ...["--define", '__dirname="/"', "--define", '__filename="/"'],
     ...["--outfile", join(build, "kmesh"), "dist/entry.gen.ts"],
-  ]);
+  ];
+  // The bundler writes NODE_ENV into the code: whatever it is here.
+  run(BUN, parameters, { NODE_ENV: "production" });
   renameSync(join(build, "kmesh"), out);
   rmSync(build, { recursive: true });
   say(`${out} is ${Math.round(statSync(out).size / 2 ** 20)} MB, version ${version}`);
