@@ -3,7 +3,7 @@
  * are the folders in its TMPDIR, the processes that have its mark, and what is named after a process of it.
  */
 import { spawnSync } from "node:child_process";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
 /** The variable that every process of a run inherits. */
@@ -37,13 +37,8 @@ export function belongings(run: Run): string[] {
   ];
 }
 
-/**
- * Whether `name` is of a process of the run: "km" with a process id in base 36, as tests name things, or "kmesh-demo-" and
- * "kmesh-lab-" with a decimal one. Those belong to processes that tests start, so they count when that process has ended.
- */
+/** Whether `name` is "km" with the id of a process of the run in base 36, as tests name things. A demo's are the demo test's to look for. */
 export function isNamedAfter(name: string, pids: ReadonlySet<number>): boolean {
-  const other = /^kmesh-(?:demo|lab)-(\d+)\b/.exec(name)?.[1];
-  if (other !== undefined) return !existsSync(`/proc/${other}`);
   return [...pids].some((pid) => name.startsWith(`km${pid.toString(36)}`));
 }
 

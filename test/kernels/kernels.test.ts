@@ -122,7 +122,7 @@ if (process.env.KMESH_TEST_ARM64 !== undefined)
     ];
     let text = "";
     for (const [command, env] of steps) {
-      const { code, stdout, stderr } = await run(command, { cwd: ROOT, timeoutMs: LIMIT, env });
+      const { code, stdout, stderr } = await run(command, { cwd: ROOT, timeoutMs: 2 * LIMIT, env });
       text = `${stdout}${stderr}`;
       expect([command, code, text]).toEqual([command, 0, text]);
     }

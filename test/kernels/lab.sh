@@ -38,9 +38,9 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# eventually SECONDS COMMAND...
+# eventually SECONDS COMMAND... KMESH_LAB_PATIENCE multiplies the seconds.
 eventually() {
-	local until=$((SECONDS + $1))
+	local until=$((SECONDS + $1 * ${KMESH_LAB_PATIENCE:-1}))
 	shift
 	until "$@" >/dev/null 2>&1; do
 		((SECONDS < until)) || return 1
