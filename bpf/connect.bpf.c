@@ -66,6 +66,11 @@ static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const s
 	return bpf_get_netns_cookie(ctx) == governed;
 }
 
+static __always_inline bool is_enrolled_task(const struct settings *set)
+{
+	return set->flags & SETTING_EVERY_CGROUP || is_enrolled_cgroup(bpf_get_current_cgroup_id(), NULL);
+}
+
 static __always_inline bool is_agent(void)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -474,7 +479,7 @@ static __always_inline void decide(struct bpf_sock_addr *ctx, const struct setti
 	__u64 word;
 
 	/* The cheapest and the most frequent reasons to leave a connection alone come first. */
-	if (is_exempt_address(&req->address) || !is_enrolled(set) || !in_governed_netns(ctx, set))
+	if (is_exempt_address(&req->address) || !is_enrolled_task(set) || !in_governed_netns(ctx, set))
 		return;
 	word = find_target(set, req);
 	if (target_action(word) != ACTION_CLUSTER && target_action(word) != ACTION_REFUSE && !target_service(word))

@@ -33,6 +33,13 @@ const VARIANTS = [
   { suffix: ".compat.bpf.o", flags: ["-mcpu=v2", "-DKMESH_NO_FETCH_ATOMICS"] },
 ];
 
+/** Layouts that change independently of each other, each with an id of its own. */
+const isNames = (object: string): boolean => basename(object).startsWith("names.");
+const LAYOUTS = [
+  { out: "src/datapath/tables/layout.gen.ts", of: (object: string) => !isNames(object) },
+  { out: "src/names/table/layout.gen.ts", of: isNames },
+];
+
 /** They travel inside the executable: `kmesh install` writes them. */
 const UNITS = ["systemd/kmesh.service", "systemd/kmesh-wait.service"];
 
@@ -48,7 +55,7 @@ mkdirSync("dist", { recursive: true });
 const objects = compileObjects("bpf", "dist/bpf");
 compileObjects("test/bpf", "dist/test", filesBelow("bpf"));
 writeCompileCommands();
-writeLayout(objects);
+for (const { out, of } of LAYOUTS) writeLayout(out, objects.filter(of));
 generateProtos();
 if (!generateOnly) compileExecutable(objects);
 
@@ -96,13 +103,13 @@ function writeCompileCommands(): void {
   write("dist/compile_commands.json", `${JSON.stringify(commands, null, 1)}\n`);
 }
 
-function writeLayout(built: string[]): void {
-  const out = "src/datapath/tables/layout.gen.ts";
+function writeLayout(out: string, built: string[]): void {
   // The compatible variants use the same maps.
   const primary = built.filter((object) => !object.endsWith(".compat.bpf.o"));
   if (primary.length === 0 || isFresh(out, [...built, "build/btf.ts", "build/layout.ts"])) return;
   say(`writing ${out}`);
   const layouts = Object.fromEntries(primary.map((object) => [object, readLayout(readFileSync(object))]));
+  mkdirSync(dirname(out), { recursive: true });
   write(out, layoutModule(mergeLayouts(layouts)));
 }
 

@@ -6,9 +6,8 @@
  * unit that is started anew has another cgroup and the same name, so nobody need tell us. The names on the way up are
  * read once a cgroup, and what they say is kept.
  */
-#include "keep.h"
+#include "enrolled.h"
 #include "kernel.h"
-#include "tables.h"
 
 /* Deeper cgroups are not governed unless everything is. */
 #define MAX_CGROUP_LEVELS 64
@@ -48,10 +47,8 @@ static __always_inline bool is_slice(const char *name, __u32 length)
  * Slices lie in slices, units in the innermost of them. What lies below a unit is its own affair: a container's units,
  * or a user's, are not the machine's, whatever their names are.
  */
-static __noinline int find_enrolment(__u64 root)
+static __noinline int find_enrolment(struct kernfs_node *node, __u64 root)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct kernfs_node *node = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
 	struct unit_name unit;
 	int by_name = 0;
 
@@ -75,15 +72,40 @@ static __noinline int find_enrolment(__u64 root)
 	return 0;
 }
 
-static __always_inline bool is_enrolled(const struct settings *set)
+static __always_inline struct kernfs_node *task_cgroup(void)
 {
-	__u64 id, fresh, word, *verdict;
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
+}
+
+/* The cgroup in which a packet's socket was made; NULL when that can't be told. */
+static __always_inline struct kernfs_node *socket_cgroup(struct __sk_buff *skb)
+{
+	struct sock *sk = BPF_CORE_READ((struct sk_buff *)skb, sk);
+	struct cgroup *cgroup;
+
+	if (!sk)
+		return NULL;
+	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
+		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	} else {
+		struct sock_cgroup_data___5_15 *data = (void *)&sk->sk_cgrp_data;
+
+		cgroup = (struct cgroup *)BPF_CORE_READ(data, val);
+		if ((__u64)cgroup & 1)
+			return NULL;
+	}
+	return BPF_CORE_READ(cgroup, kn);
+}
+
+/* Whether the cgroup `id` is governed; `skb` is the packet that it sent, or NULL when it is the current task's. */
+static __always_inline bool is_enrolled_cgroup(__u64 id, struct __sk_buff *skb)
+{
+	__u64 fresh, word, *verdict;
 	struct enrolment *current;
 	__u32 at = 0;
 
-	if (set->flags & SETTING_EVERY_CGROUP)
-		return true;
-	id = bpf_get_current_cgroup_id();
 	current = bpf_map_lookup_elem(&enrolment, &at);
 	at = id % VERDICT_COUNT;
 	verdict = bpf_map_lookup_elem(&verdicts, &at);
@@ -93,7 +115,7 @@ static __always_inline bool is_enrolled(const struct settings *set)
 	fresh = id << 16 | (*(volatile __u64 *)&current->epoch & 0x7fff) << 1;
 	word = *(volatile __u64 *)verdict;
 	if ((word ^ fresh) > 1) {
-		word = fresh | find_enrolment(current->root);
+		word = fresh | find_enrolment(skb ? socket_cgroup(skb) : task_cgroup(), current->root);
 		*(volatile __u64 *)verdict = word;
 	}
 	return word & 1;

@@ -22,12 +22,23 @@ struct cgroup {
 	struct kernfs_node *kn;
 };
 
+/* From 5.16 on. */
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+};
+
+/* A pointer to the cgroup, unless its lowest bit says that net_cls or net_prio have the place. */
+struct sock_cgroup_data___5_15 {
+	__u64 val;
+};
+
 struct css_set {
 	struct cgroup *dfl_cgrp;
 };
 
 struct task_struct {
 	struct task_struct *group_leader;
+	__s32 tgid;
 	__u64 start_boottime;
 	struct css_set *cgroups;
 };
@@ -51,6 +62,11 @@ struct sock {
 	int sk_err;
 	void *sk_bpf_storage; /* NULL when no program ever gave it storage */
 	unsigned long sk_lingertime;
+	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct sk_buff {
+	struct sock *sk;
 };
 
 struct inet_sock {

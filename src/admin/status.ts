@@ -11,6 +11,7 @@ import type { IdentityStatus } from "../istiod/identity/identity.ts";
 import type { StreamStatus } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Note } from "../mesh/model.ts";
+import type { NamesStatus } from "../names/status.ts";
 
 export interface AgentStatus {
   version: string;
@@ -28,6 +29,8 @@ export interface AgentStatus {
   units: string[];
   excludes: string[];
   netns: "own" | "all";
+  /** How queries for mesh names are answered; absent while another agent has the tables. */
+  names?: NamesStatus;
   /** True when this agent found tables that an earlier one left, and took them over. */
   adopted: boolean;
   /** Present where a token was given: its certificate. Times as the stream's. */

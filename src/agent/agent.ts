@@ -35,6 +35,7 @@ import {
 import { machineId } from "../machine/machine-id.ts";
 import { Unsupported } from "../machine/unsupported.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
+import type { NamesSettings } from "../names/status.ts";
 import { isEmbedded } from "../runtime/assets.ts";
 import { selfCommand } from "../runtime/self.ts";
 import { version } from "../runtime/version.ts";
@@ -107,6 +108,7 @@ export class Agent {
     this.#ownership = new Ownership({
       folders: config,
       governed: { cgroups: enrolledCgroups(config.cgroups), units, excludes, netns, shadow },
+      names: namesSettings(config),
       addresses: this.#addresses,
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
@@ -226,8 +228,12 @@ export class Agent {
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
     const { units, excludes, netns, shadow } = config;
-    this.#ownership.govern({ cgroups, units, excludes, netns, shadow });
-    this.#config = { ...this.#config, cgroups: config.cgroups, units, excludes, netns, shadow };
+    this.#ownership.govern({ cgroups, units, excludes, netns, shadow }, namesSettings(config));
+    const { dns, dnsExcludes } = config;
+    this.#config = {
+      ...this.#config,
+      ...{ cgroups: config.cgroups, units, excludes, netns, dns, dnsExcludes, shadow },
+    };
     this.#controlPlane.exclude(excludes);
     this.#statusFile.write();
     return found;
@@ -275,6 +281,7 @@ export class Agent {
       units: config.units,
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
+      ...(this.#ownership.names ? { names: this.#ownership.names.status() } : {}),
       adopted: this.#ownership.adopted,
       ...(isEmbedded() ? { executable: selfCommand()[0] } : {}),
       ...this.#controlPlane.status(),
@@ -471,4 +478,9 @@ export class Agent {
       this.#log.warn(`${historyFile(this.#config.stateDir)} can't be written: ${reasonOf(error)}`);
     }
   }
+}
+
+function namesSettings({ cgroups, units, dns, dnsExcludes, shadow, netns }: Config): NamesSettings {
+  const everybody = cgroups.includes("/") && units.length === 0;
+  return { dns, excludes: dnsExcludes, shadow, forwarded: netns === "all", everybody };
 }

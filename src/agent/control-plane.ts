@@ -65,6 +65,7 @@ export class ControlPlane {
       allowPlaintext: config.allowPlaintext,
       excluded: config.excludes,
       workloads: options.workloads,
+      namespace: config.namespace,
       publish: (mesh, changes) => options.publish(mesh, changes),
     });
     this.#identity = this.#openIdentity();

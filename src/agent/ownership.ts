@@ -18,6 +18,8 @@ import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import { Names } from "../names/names.ts";
+import type { NamesSettings } from "../names/status.ts";
 import { bootId } from "../state/history.ts";
 import { linksInManifest, Manifest } from "../state/manifest.ts";
 import { recover } from "../state/recovery.ts";
@@ -34,6 +36,8 @@ const LOCKS_PATIENCE = { agent: 5_000, command: 500 } as const;
 export interface OwnershipOptions {
   folders: Folders;
   governed: Governed;
+  /** How queries for mesh names are answered. */
+  names: NamesSettings;
   /** The machine's own. */
   addresses: string[];
   log: Log;
@@ -53,12 +57,14 @@ interface Held {
   locks: Locks;
   manifest: Manifest;
   datapath: Datapath;
+  names: Names;
   kept: KeptGenerations;
 }
 
 export class Ownership {
   readonly #options: OwnershipOptions;
   #governed: Governed;
+  #nameSettings: NamesSettings;
   /** Absent before an agent takes over from another, and while another takes over from it. */
   #held: Held | undefined;
   #adopted = false;
@@ -75,6 +81,7 @@ export class Ownership {
   constructor(options: OwnershipOptions) {
     this.#options = options;
     this.#governed = options.governed;
+    this.#nameSettings = options.names;
   }
 
   /** The tables; undefined while another agent has them, or may have. */
@@ -148,7 +155,13 @@ export class Ownership {
       });
       this.#preloaded?.close();
       const kept = new KeptGenerations(datapath, log);
-      this.#held = { locks, manifest, datapath, kept };
+      const names = new Names({
+        bpffs: folders.bpffs,
+        ...this.#nameSettings,
+        ownsPins: () => locks.lockedElsewhere() === undefined,
+        log: (line) => log.warn(line),
+      });
+      this.#held = { locks, manifest, datapath, names, kept };
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
@@ -190,14 +203,20 @@ export class Ownership {
     clearInterval(this.#foldersTimer);
     this.#held?.kept.stop();
     if (this.#held) this.#options.onReleasing?.();
+    this.#held?.names.close();
     this.#held?.datapath.close();
     this.#held?.locks.release();
     this.#held = undefined;
     this.#trouble = "";
   }
 
+  /** How queries for mesh names are answered; undefined as `datapath` is. */
+  get names(): Names | undefined {
+    return this.#held?.names;
+  }
+
   /** Takes effect at once. Throws KernelError, and everything stays as it was. */
-  govern(governed: Governed): void {
+  govern(governed: Governed, names: NamesSettings): void {
     try {
       this.datapath?.govern(governed);
     } catch (error) {
@@ -205,6 +224,8 @@ export class Ownership {
       throw error;
     }
     this.#governed = governed;
+    this.#nameSettings = names;
+    this.names?.configure(names);
   }
 
   /** Makes `mesh` what connections see; see Datapath.publish. Throws also when another agent has the tables. */
@@ -213,7 +234,10 @@ export class Ownership {
     if (!held || !this.owns) throw new Error("another agent has the tables");
     const { takesOver, attached: wasAttached } = held.datapath;
     try {
-      return held.datapath.publish(mesh, changes);
+      const report = held.datapath.publish(mesh, changes);
+      // Behind the frontends: a name leads to an address that is governed already.
+      held.names.publish(mesh, changes);
+      return report;
     } finally {
       // Also when only what came behind the last hook failed.
       if (takesOver && !held.datapath.takesOver) held.kept.watch();

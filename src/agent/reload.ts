@@ -5,9 +5,20 @@ import { SETTINGS, type SettingName } from "../config/settings.ts";
 import { type SettingValues, settingValues } from "../config/values.ts";
 
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
-export type LiveSettings = Pick<Config, "cgroups" | "units" | "excludes" | "netns" | "shadow">;
+export type LiveSettings = Pick<
+  Config,
+  "cgroups" | "units" | "excludes" | "netns" | "dns" | "dnsExcludes" | "shadow"
+>;
 
-const LIVE: ReadonlySet<SettingName> = new Set(["unit", "cgroup", "exclude", "netns", "shadow"]);
+const LIVE: ReadonlySet<SettingName> = new Set([
+  "unit",
+  "cgroup",
+  "exclude",
+  "netns",
+  "dns",
+  "dns-exclude",
+  "shadow",
+]);
 
 export interface Differences {
   /** Settings that a running agent can take over. */

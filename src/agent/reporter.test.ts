@@ -15,6 +15,7 @@ function meshWith(notes: Note[], services: [string, Note[]][]): Mesh {
     services: new Map(services.map(([name, of]) => [name, { name, host: name, port: 80, notes: of }])),
     frontends: new Map(),
     splits: new Map(),
+    names: new Map(),
     clusters: new Map(),
     fallback: { kind: "passthrough" },
     notes,

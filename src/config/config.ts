@@ -23,6 +23,7 @@ import {
   parseObjectName,
   parsePorts,
   parseProbe,
+  parseSuffix,
   parseTrustDomain,
   parseUnit,
   plain,
@@ -98,6 +99,9 @@ export interface Config extends Folders {
   units: string[];
   excludes: Exclude[];
   netns: "own" | "all";
+  dns: "auto" | "on" | "off";
+  /** Lower case, without dots at their ends. */
+  dnsExcludes: string[];
   shadow: boolean;
   allowPlaintext: boolean;
   /** Whether connections are counted. */
@@ -195,6 +199,8 @@ export function examineConfig(
     units: [...new Set(given.list("unit", parseUnit))],
     excludes: given.list("exclude", parseExclude),
     netns: given.choice("netns", ["own", "all"]),
+    dns: given.choice("dns", ["auto", "on", "off"]),
+    dnsExcludes: [...new Set(given.list("dns-exclude", parseSuffix))],
     shadow: given.switch("shadow"),
     allowPlaintext: given.switch("allow-plaintext"),
     traffic: given.choice("traffic", ["on", "off"]) === "on",

@@ -143,6 +143,14 @@ export const SETTINGS = {
     about: "the network namespaces that are governed",
     fallback: "own",
   },
+  dns: {
+    kind: "text",
+    hint: "auto|on|off",
+    choices: ["auto", "on", "off"],
+    about: "answer queries for mesh names in the kernel: of those who are governed, of everybody, of nobody",
+    fallback: "auto",
+  },
+  "dns-exclude": { kind: "list", hint: "SUFFIX", about: "never answer this name and names below it" },
   shadow: { kind: "switch", about: "decide and count, change nothing" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
   traffic: {

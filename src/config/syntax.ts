@@ -194,6 +194,16 @@ export function parseDirectory(text: string): string {
   return resolve(text);
 }
 
+/** The end of DNS names, in lower case: `corp.example`, also written `.corp.example` or `*.corp.example`. */
+export function parseSuffix(text: string): string {
+  const suffix = text
+    .toLowerCase()
+    .replace(/^\*?\./, "")
+    .replace(/\.$/, "");
+  if (/^(?=.{1,253}$)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*$/.test(suffix)) return suffix;
+  throw new Invalid(`"${text}" is not the end of a DNS name`, "Write for example corp.example.");
+}
+
 export function parseUnit(text: string): string {
   try {
     return unitName(text);

@@ -48,6 +48,8 @@ export function settingValues(config: Config): SettingValues {
     cgroup: config.cgroups,
     exclude: config.excludes.map(formatExclude),
     netns: config.netns,
+    dns: config.dns,
+    "dns-exclude": config.dnsExcludes,
     shadow: config.shadow,
     "allow-plaintext": config.allowPlaintext,
     traffic: config.traffic ? "on" : "off",

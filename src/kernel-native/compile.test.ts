@@ -563,10 +563,15 @@ describe("what is published", () => {
     const { native, published } = observed();
     native.commit();
     native.commit();
-    native.upsert(...nds({ a: ["10.0.0.1"] }));
-    native.commit();
     expect(published.length).toBe(1);
     expect(published[0]?.everything).toBe(true);
+    native.upsert(...nds({ a: ["10.0.0.1"] }));
+    native.commit();
+    native.upsert(...nds({ a: ["10.0.0.1"] }));
+    native.commit();
+    expect(published.length).toBe(2);
+    expect(published[1]).toMatchObject({ frontends: [], services: [] });
+    expect(native.mesh.names.get("a")?.addresses).toEqual(["10.0.0.1"]);
     native.close();
   });
 

@@ -4,6 +4,7 @@ import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/mo
 import {
   sameCluster,
   sameFrontend,
+  sameName,
   sameNotes,
   samePending,
   sameService,
@@ -14,7 +15,9 @@ import type { ClusterRecord } from "./cluster.ts";
 import type { Discovery, DnsTarget } from "./discovery.ts";
 import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./endpoint.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
+import { type NamesRecord, NO_NAMES } from "./names.ts";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
+import { namesOfFrontends, namesOfTable } from "./resolvable.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
 import { type ServiceId, serviceOfCluster } from "./service.ts";
 import type { Dirty, Store } from "./store.ts";
@@ -45,9 +48,13 @@ export class Compiler {
     frontends: new Map(),
     splits: new Map(),
     clusters: new Map(),
+    names: new Map(),
     fallback: { kind: "passthrough" },
     notes: [],
   };
+  readonly #namespace: string;
+  /** The table that the mesh's names were made of. */
+  #namesFrom: NamesRecord | undefined;
   readonly #store: Store;
   readonly #resolver: Pick<Resolver, "known" | "keep">;
   #excluded: readonly Excluded[] = [];
@@ -64,7 +71,9 @@ export class Compiler {
   /** Clusters that services reach and that are not there, by service. */
   #missing = new Map<string, Notes>();
 
-  constructor(store: Store, resolver: Pick<Resolver, "known" | "keep">) {
+  /** `namespace` is the machine's, whose services have short names. */
+  constructor(store: Store, resolver: Pick<Resolver, "known" | "keep">, namespace = "default") {
+    this.#namespace = namespace;
     this.#store = store;
     this.#resolver = resolver;
   }
@@ -89,6 +98,7 @@ export class Compiler {
       frontends: new Set(),
       splits: new Set(),
       clusters: new Set(),
+      names: new Set(),
     };
     /** Services to compile anew. */
     const services = new Set<string>();
@@ -121,6 +131,7 @@ export class Compiler {
     const { mesh } = this;
     update(mesh.frontends, frontends, sameFrontend, changes.frontends);
     update(mesh.splits, splits, sameSplit, changes.splits);
+    this.#compileNames(changes);
     for (const name of now.services.keys()) if (!before?.services.has(name)) services.add(name);
     for (const name of before?.services.keys() ?? []) if (!now.services.has(name)) services.add(name);
     for (const [name, notes] of now.serviceNotes) {
@@ -136,6 +147,18 @@ export class Compiler {
     if (now.pending) mesh.pending = now.pending;
     else delete mesh.pending;
     return !same;
+  }
+
+  #compileNames(changes: Difference["changes"]): void {
+    const { names } = this.#store;
+    // istiod's table replaces what the frontends say; unchanged it is the same object.
+    if (names !== NO_NAMES && names === this.#namesFrom) return;
+    this.#namesFrom = names;
+    const compiled =
+      names === NO_NAMES
+        ? namesOfFrontends(this.mesh.frontends.values(), this.#namespace)
+        : namesOfTable(names, this.#namespace);
+    update(this.mesh.names, compiled, sameName, changes.names);
   }
 
   /** Gives whether the cluster is new or gone. */

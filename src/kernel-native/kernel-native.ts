@@ -10,6 +10,8 @@ import type { Excluded } from "./unreachable.ts";
 export interface KernelNativeOptions {
   /** Send plaintext where the configuration demands TLS, instead of refusing. */
   allowPlaintext: boolean;
+  /** The machine's: services of the same one are known by their short names, too. Default "default". */
+  namespace?: string;
   /**
    * Gets the mesh whenever it differs, and what of it does. It is one object for the life of this, changed in
    * place: what has to outlive the call must be copied.
@@ -40,7 +42,7 @@ export class KernelNative implements ResourceSink {
       ...(options.lookup ? { lookup: options.lookup } : {}),
       changed: (hosts) => this.#resolved(hosts),
     });
-    this.#compiler = new Compiler(this.#store, this.#resolver);
+    this.#compiler = new Compiler(this.#store, this.#resolver, options.namespace);
     this.#compiler.exclude(options.excluded ?? []);
   }
 
@@ -107,8 +109,13 @@ export class KernelNative implements ResourceSink {
     const { changes, whole, pending } = this.#compiler.compile(dirty);
     const first = !this.#published;
     this.#published = true;
-    const { services, frontends, splits, clusters } = changes;
-    if (!first && !whole && !pending && services.size + frontends.size + splits.size + clusters.size === 0)
+    const { services, frontends, splits, clusters, names } = changes;
+    if (
+      !first &&
+      !whole &&
+      !pending &&
+      services.size + frontends.size + splits.size + clusters.size + names.size === 0
+    )
       return;
     this.#publish(this.#compiler.mesh, first || pending ? { everything: true } : changes);
   }

@@ -10,20 +10,29 @@ export interface NamesRecord {
   addresses: Map<string, readonly string[]>;
   /** The names of an address, sorted. More than one when services share it. */
   hosts: Map<string, string | readonly string[]>;
+  /** What services of Kubernetes are called in it, by fully qualified name. */
+  kubernetes: Map<string, { shortName: string; namespace: string }>;
   notes: Notes;
 }
 
-export const NO_NAMES: NamesRecord = { addresses: new Map(), hosts: new Map(), notes: NO_NOTES };
+/** Stands for a table that istiod never sent. */
+export const NO_NAMES: NamesRecord = {
+  addresses: new Map(),
+  hosts: new Map(),
+  kubernetes: new Map(),
+  notes: NO_NOTES,
+};
 
 /** Flattens the table, entry by entry. Throws MalformedResource when the bytes are none. */
 export function flattenNames(resource: string, bytes: Uint8Array): NamesRecord {
   return guarded(resource, () => {
     const reader = protobuf.Reader.create(bytes);
     const addresses = new Map<string, readonly string[]>();
+    const kubernetes: NamesRecord["kubernetes"] = new Map();
     const notes: Note[] = [];
     while (reader.pos < reader.len) {
       const tag = reader.uint32();
-      // NameTable.table(1): {key 1, value 2: NameInfo{ips 1}}
+      // NameTable.table(1): {key 1, value 2: NameInfo{ips 1, registry 2, shortname 3, namespace 4}}
       if (tag !== 10) {
         reader.skipType(tag & 7);
         continue;
@@ -31,6 +40,9 @@ export function flattenNames(resource: string, bytes: Uint8Array): NamesRecord {
       const end = openMessage(reader);
       let host = "";
       const ips: string[] = [];
+      let registry = "";
+      let shortName = "";
+      let namespace = "";
       while (reader.pos < end) {
         const part = reader.uint32();
         if (part === 10) host = reader.string();
@@ -40,14 +52,18 @@ export function flattenNames(resource: string, bytes: Uint8Array): NamesRecord {
           while (reader.pos < infoEnd) {
             const field = reader.uint32();
             if (field === 10) ips.push(reader.string());
+            else if (field === 18) registry = reader.string();
+            else if (field === 26) shortName = reader.string();
+            else if (field === 34) namespace = reader.string();
             else reader.skipType(field & 7);
           }
         }
       }
       const found = canonical(host, ips, notes);
       if (found.length > 0) addresses.set(host, found);
+      if (registry === "Kubernetes" && shortName !== "") kubernetes.set(host, { shortName, namespace });
     }
-    return { addresses, hosts: byAddress(addresses), notes: sortedNotes(notes) };
+    return { addresses, hosts: byAddress(addresses), kubernetes, notes: sortedNotes(notes) };
   });
 }
 

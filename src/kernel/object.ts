@@ -241,6 +241,27 @@ export class BpfProgram {
     return { result: result[0] ?? 0, nanoseconds: nanoseconds[0] ?? 0 };
   }
 
+  /**
+   * Runs a tc program once over a packet (at least an Ethernet header) without a hook.
+   * @returns its return value, the packet that it left (2 KB at most), and the five words of `skb->cb`
+   */
+  testPacket(packet: Uint8Array): { result: number; packet: Uint8Array; cb: Uint32Array } {
+    // struct __sk_buff; cb is its words 12 to 16.
+    const context = new Uint32Array(new ArrayBuffer(SK_BUFF_WORDS * 4));
+    const out = new Uint8Array(new ArrayBuffer(2048));
+    const size = new Uint32Array(new ArrayBuffer(4));
+    size[0] = out.length;
+    const result = new Uint32Array(new ArrayBuffer(4));
+    check(
+      native().kmesh_test_packet(
+        ...([this.fd, packet, packet.length, context, context.byteLength, out, size, result] as const),
+      ),
+      "bpf_prog_test_run",
+      this.info.name,
+    );
+    return { result: result[0] ?? 0, packet: out.subarray(0, size[0]), cb: context.slice(12, 17) };
+  }
+
   close(): void {
     if (this.#fd >= 0) native().kmesh_close(this.#fd);
     this.#fd = -1;
@@ -250,6 +271,9 @@ export class BpfProgram {
     this.close();
   }
 }
+
+/** Of struct __sk_buff, as far as cb. */
+const SK_BUFF_WORDS = 17;
 
 function duplicate(fd: number, object: string): number {
   if (fd < 0) throw new Error(`${object} is not loaded`);

@@ -92,11 +92,13 @@ function meshOf(random: Random, size: number): Mesh {
     pending: random.chance(0.5),
   });
   const frontend = (): Frontend => ({ match: match(), protocol: "tcp", service: name(), target: target() });
+  const named = () => ({ host: name(), addresses: some(name, 3), aliases: some(name, 3) });
   const split = () => ({ name: name(), shares: some(() => ({ cluster: name(), weight: whole() }), 4) });
   const service = () => ({ name: name(), host: name(), port: whole(), notes: some(note, 3) });
   return {
     services: new Map(some(service).map((each) => [each.name, each])),
     frontends: new Map(some(frontend).map((each) => [frontendKey(each), each])),
+    names: new Map(some(named).map((each) => [each.host, each])),
     splits: new Map(some(split).map((each) => [each.name, each])),
     clusters: new Map(some(cluster).map((each) => [each.name, each])),
     fallback: target(),

@@ -13,6 +13,7 @@ import {
   type Locality,
   type Match,
   type Mesh,
+  type Name,
   NO_EJECTION,
   NOTE_KINDS,
   type Note,
@@ -58,11 +59,12 @@ export function encodeMesh(mesh: Mesh): Generator<Uint8Array, void> {
     section([...mesh.clusters.values()], putCluster),
     section([...mesh.splits.values()], putSplit),
     section([...mesh.frontends.values()], putFrontend),
+    section([...mesh.names.values()], putName),
   ]);
 }
 
-/** The mesh that these bytes are. Throws MalformedMesh. */
-export function decodeMesh(bytes: Uint8Array): Mesh {
+/** The mesh that these bytes are, which have no names where the version of this encoding was 2. Throws MalformedMesh. */
+export function decodeMesh(bytes: Uint8Array, encoding = MESH_ENCODING): Mesh {
   const reader = new Reader(bytes);
   const notes = reader.list(takeNote);
   const fallback = takeTarget(reader);
@@ -71,8 +73,11 @@ export function decodeMesh(bytes: Uint8Array): Mesh {
   const clusters = byName(reader.list(takeCluster));
   const splits = byName(reader.list(takeSplit));
   const frontends = new Map(reader.list(takeFrontend).map((each) => [frontendKey(each), each]));
+  const names = new Map(
+    (encoding < 3 ? [] : reader.list(takeName)).map((each): [string, Name] => [each.host, each]),
+  );
   reader.end();
-  return { services, frontends, splits, clusters, fallback, notes };
+  return { services, frontends, splits, clusters, names, fallback, notes };
 }
 
 type Section = (writer: Writer) => Generator<void, void>;
@@ -159,6 +164,20 @@ function putFrontend(writer: Writer, { match, service, target }: Frontend): void
 
 function takeFrontend(reader: Reader): Frontend {
   return { match: takeMatch(reader), protocol: "tcp", service: reader.name(), target: takeTarget(reader) };
+}
+
+function putName(writer: Writer, { host, addresses, aliases }: Name): void {
+  writer.text(host);
+  writer.list(addresses, (_, address) => writer.text(address));
+  writer.list(aliases, (_, alias) => writer.text(alias));
+}
+
+function takeName(reader: Reader): Name {
+  return {
+    host: reader.text(),
+    addresses: reader.list(() => reader.text()),
+    aliases: reader.list(() => reader.text()),
+  };
 }
 
 function putSplit(writer: Writer, { name, shares }: Split): void {

@@ -171,6 +171,16 @@ export interface Locality {
   endpoints: EndpointList;
 }
 
+/** What a host resolves to. */
+export interface Name {
+  /** Fully qualified, lower case, without a dot at the end; may begin with "*.". */
+  host: string;
+  /** Canonical, sorted. */
+  addresses: readonly string[];
+  /** Other names of it, shorter ones as a rule. */
+  aliases: readonly string[];
+}
+
 /**
  * Where the mesh can't say yet which frontends there are: routes that did not come, a listener that is malformed. What an
  * earlier agent left in the kernel stays there, as a cluster does that is `pending`.
@@ -192,6 +202,8 @@ export interface Mesh {
   frontends: Map<string, Frontend>;
   splits: Map<string, Split>;
   clusters: Map<string, Cluster>;
+  /** By host. */
+  names: Map<string, Name>;
   /** For connections that match no frontend. */
   fallback: Target;
   /** Absent when all is known. */
@@ -201,8 +213,8 @@ export interface Mesh {
 }
 
 /**
- * What differs from the mesh that was published before: keys of `frontends`, names in `clusters`, `splits` and
- * `services`, each either changed, new or (when the mesh lacks it) removed. `everything` is the first mesh after a start.
+ * What differs from the mesh that was published before: keys of `frontends`, names in `clusters`, `splits`,
+ * `services` and `names`, each either changed, new or (when the mesh lacks it) removed. `everything` is the first mesh after a start.
  */
 export type Changes =
   | { everything: true }
@@ -212,4 +224,5 @@ export type Changes =
       frontends: Set<string>;
       splits: Set<string>;
       clusters: Set<string>;
+      names: Set<string>;
     };

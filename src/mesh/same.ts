@@ -6,6 +6,7 @@ import type {
   Frontend,
   Locality,
   Match,
+  Name,
   Note,
   Pending,
   Service,
@@ -104,4 +105,13 @@ function sameLocality(a: Locality, b: Locality | undefined): boolean {
   if (b === undefined) return false;
   if (a.region !== b.region || a.zone !== b.zone || a.subzone !== b.subzone) return false;
   return a.priority === b.priority && a.weight === b.weight && a.endpoints.equals(b.endpoints);
+}
+
+export function sameName(a: Name, b: Name): boolean {
+  if (a === b) return true;
+  return a.host === b.host && sameTexts(a.addresses, b.addresses) && sameTexts(a.aliases, b.aliases);
+}
+
+function sameTexts(a: readonly string[], b: readonly string[]): boolean {
+  return a === b || (a.length === b.length && a.every((text, i) => text === b[i]));
 }

@@ -24,6 +24,8 @@ import { faultPoint } from "../runtime/fault.ts";
 
 const MAGIC = "kmeshsnp";
 const VERSION = MESH_ENCODING;
+/** Without names, which then come with istiod's first push. */
+const OLDEST = 2;
 const HEAD = 96;
 const CHECKSUM_AT = 64;
 /** A mesh of 10,000 services and 100,000 endpoints takes about 5 MB. */
@@ -83,7 +85,7 @@ export function readSnapshot(
   const version = view.getUint32(8, true);
   if (version > VERSION)
     throw new BadSnapshot(`a newer kmesh wrote it (format ${version}, this one reads ${VERSION})`);
-  if (version !== VERSION) throw new BadSnapshot(`its format ${version} is not known`);
+  if (version < OLDEST) throw new BadSnapshot(`its format ${version} is not known`);
   const length = Number(view.getBigUint64(16, true));
   if (file.length < HEAD + length) throw new BadSnapshot("it is cut off");
   const content = file.subarray(HEAD);
@@ -96,7 +98,7 @@ export function readSnapshot(
   const writtenAt = new Date(Number(view.getBigUint64(24, true)));
   if (bond.settings) compareSettings(content.subarray(0, settingsLength).toString(), bond.settings);
   try {
-    return { mesh: decodeMesh(content.subarray(settingsLength)), writtenAt };
+    return { mesh: decodeMesh(content.subarray(settingsLength), version), writtenAt };
   } catch (error) {
     throw error instanceof MalformedMesh ? new BadSnapshot(`it holds no mesh: ${error.message}`) : error;
   }
@@ -106,7 +108,13 @@ export function readSnapshot(
 export function readSnapshotSettings(stateDir: string): SnapshotKey["settings"] | undefined {
   try {
     const file = readWhole(snapshotFile(stateDir), LARGEST, BadSnapshot);
-    if (file === undefined || file.length < HEAD || file.readUInt32LE(8) !== VERSION) return undefined;
+    if (
+      file === undefined ||
+      file.length < HEAD ||
+      file.readUInt32LE(8) < OLDEST ||
+      file.readUInt32LE(8) > VERSION
+    )
+      return undefined;
     return JSON.parse(file.subarray(HEAD, HEAD + file.readUInt32LE(12)).toString());
   } catch {
     return undefined;

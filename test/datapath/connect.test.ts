@@ -520,6 +520,7 @@ describe.skipIf(!root)("connections through the tables", () => {
       services: new Set(),
       frontends: new Set(),
       splits: new Set(),
+      names: new Set(),
       clusters: new Set(),
     });
     expect(lab.datapath.inspect().frontends.map(({ match }) => match)).toEqual(["10.96.0.1:80"]);

@@ -16,6 +16,7 @@ export function emptyMesh(): Mesh {
     services: new Map(),
     frontends: new Map(),
     splits: new Map(),
+    names: new Map(),
     clusters: new Map(),
     fallback: { kind: "passthrough" },
     notes: [],

@@ -54,6 +54,7 @@ export async function takeDown(
     { machineId },
     { bootId },
     { isOnBpffs },
+    { removeNames },
   ] = await Promise.all([
     import("../../datapath/inspect/inspect.ts"),
     import("../../agent/locks.ts"),
@@ -63,6 +64,7 @@ export async function takeDown(
     import("../../machine/machine-id.ts"),
     import("../../state/history.ts"),
     import("../../kernel/bpffs.ts"),
+    import("../../names/names.ts"),
   ]);
   const agent = livingAgent(folders);
   const service = agent === undefined ? undefined : await stop(agent, () => livingAgent(folders));
@@ -72,6 +74,7 @@ export async function takeDown(
     // Also what a bpffs that was mounted over hides.
     if (isOnBpffs(folders.bpffs))
       pinHiddenLinks(folders.bpffs, linksInManifest(folders.stateDir, machineId(), bootId()));
+    removeNames(folders.bpffs);
     const { removed } = removePinned(folders.bpffs);
     rmSync(statusFile(folders.runDir), { force: true });
     const snapshot = state === "remove snapshot" && removeSnapshot(folders.stateDir);

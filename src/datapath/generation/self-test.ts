@@ -318,6 +318,7 @@ function selfTestMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
     services: new Map([[service, { name: service, host: NAME, port: PORT, notes: [] }]]),
     frontends: new Map(frontends.map((each) => [frontendKey(each), each])),
     splits: new Map(),
+    names: new Map(),
     clusters: new Map([
       [
         NAME,

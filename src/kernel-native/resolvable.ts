@@ -1,0 +1,53 @@
+/**
+ * What the machine can resolve: istiod's table of names, or where it sends none, the hosts that have addresses. Names are
+ * those that Istio's own agent answers (pkg/dns/client).
+ */
+import type { Frontend, Name } from "../mesh/model.ts";
+import type { NamesRecord } from "./names.ts";
+
+/** Where services of Kubernetes end when nobody says. */
+const KUBERNETES = /^([^.]+)\.([^.]+)\.svc\.[^.]+(?:\..+)?$/;
+
+/** Names of istiod's table; `namespace` is the machine's. */
+export function namesOfTable(table: NamesRecord, namespace: string): Map<string, Name> {
+  const names = new Map<string, Name>();
+  for (const [fqdn, addresses] of table.addresses) {
+    const host = canonicalHost(fqdn);
+    const kubernetes = table.kubernetes.get(fqdn);
+    const aliases = kubernetes ? shortForms(kubernetes.shortName, kubernetes.namespace, namespace) : [];
+    names.set(host, { host, addresses, aliases });
+  }
+  return names;
+}
+
+/** Names of the hosts of frontends with an address. */
+export function namesOfFrontends(frontends: Iterable<Frontend>, namespace: string): Map<string, Name> {
+  const found = new Map<string, Set<string>>();
+  for (const { match, service } of frontends) {
+    if (match.kind !== "address") continue;
+    const host = canonicalHost(service.slice(0, service.lastIndexOf(":")));
+    // The service of what belongs to none is called by its address.
+    if (host === "*" || !/[a-z_]/.test(host) || host.includes(":")) continue;
+    const addresses = found.get(host);
+    if (addresses) addresses.add(match.address);
+    else found.set(host, new Set([match.address]));
+  }
+  const names = new Map<string, Name>();
+  for (const [host, addresses] of found) {
+    const [, shortName, own] = KUBERNETES.exec(host) ?? [];
+    const aliases = shortName && own ? shortForms(shortName, own, namespace) : [];
+    names.set(host, { host, addresses: [...addresses].sort(), aliases });
+  }
+  return names;
+}
+
+function shortForms(shortName: string, namespace: string, own: string): string[] {
+  const short = canonicalHost(shortName);
+  const forms = [`${short}.${namespace}`, `${short}.${namespace}.svc`];
+  return namespace === own ? [short, ...forms] : forms;
+}
+
+function canonicalHost(host: string): string {
+  const lower = host.toLowerCase();
+  return lower.endsWith(".") ? lower.slice(0, -1) : lower;
+}

@@ -1,0 +1,82 @@
+/** Which interfaces' queries are answered: attaches the programs, and keeps them attached. */
+import { existsSync, readdirSync } from "node:fs";
+import { join } from "node:path";
+import { unpin } from "../kernel/bpffs.ts";
+import { attachFilter, detachFilter, filterProgram, TcxLink } from "../kernel/egress.ts";
+import { ERRNO, KernelError } from "../kernel/error.ts";
+import { type Interface, interfaces } from "../kernel/interfaces.ts";
+import { BpfProgram } from "../kernel/object.ts";
+import type { Coverage } from "./status.ts";
+
+/** The programs of bpf/names.bpf.c. */
+export const PROGRAMS = ["names_ethernet", "names_loopback", "names_bare", "names_explain"] as const;
+export type ProgramName = (typeof PROGRAMS)[number];
+export type NamePrograms = ReadonlyMap<ProgramName, BpfProgram>;
+
+const PROGRAM_OF: Readonly<Record<Interface["link"], ProgramName | undefined>> = {
+  ethernet: "names_ethernet",
+  loopback: "names_loopback",
+  bare: "names_bare",
+  other: undefined,
+};
+
+/**
+ * Attaches to every interface that sends by itself; those that have the programs are not touched, those with older
+ * programs get these without a gap. Links of interfaces that are gone are removed. Throws KernelError when the interfaces
+ * can't be listed.
+ */
+export function attachEverywhere(links: string, programs: NamePrograms): Coverage[] {
+  const found = interfaces().filter(({ enslaved }) => !enslaved);
+  const coverage = found.map((one): Coverage => {
+    const { name, index } = one;
+    const which = PROGRAM_OF[one.link];
+    const program = which && programs.get(which);
+    if (!program) return { name, index, way: "none" };
+    try {
+      return { name, index, way: attach(join(links, String(index)), index, program) };
+    } catch (error) {
+      // It went meanwhile.
+      if (error instanceof KernelError && error.errno === ERRNO.ENODEV) return { name, index, way: "none" };
+      return { name, index, way: "none", error: error instanceof Error ? error.message : String(error) };
+    }
+  });
+  const present = new Set(found.map(({ index }) => String(index)));
+  for (const name of readdirSync(links)) if (!present.has(name)) unpin(join(links, name));
+  return coverage;
+}
+
+/** Takes the programs off again. Throws KernelError. */
+export function detachEverywhere(links: string): void {
+  if (existsSync(links)) for (const name of readdirSync(links)) unpin(join(links, name));
+  for (const { index, enslaved } of interfaces())
+    if (!enslaved && isOurs(filterProgram(index))) detachFilter(index);
+}
+
+function attach(pin: string, index: number, program: BpfProgram): "tcx" | "clsact" {
+  if (existsSync(pin)) {
+    using link = TcxLink.fromPin(pin);
+    const { ifindex, programId } = link.info();
+    if (ifindex === index) {
+      if (programId !== program.info.id) link.update(program);
+      return "tcx";
+    }
+    unpin(pin);
+  }
+  using link = TcxLink.attach(program, index);
+  if (link) {
+    link.pin(pin);
+    return "tcx";
+  }
+  const attached = filterProgram(index);
+  if (attached === program.info.id) return "clsact";
+  if (attached !== 0 && !isOurs(attached))
+    throw new Error("another filter has the place of kmesh's: tc filter show dev INTERFACE egress");
+  attachFilter(program, index);
+  return "clsact";
+}
+
+function isOurs(programId: number): boolean {
+  if (programId === 0) return false;
+  using program = BpfProgram.fromId(programId);
+  return program.info.name.startsWith("names_");
+}

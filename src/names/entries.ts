@@ -1,0 +1,158 @@
+/** The mesh's names -> the entries of the table: who gets an entry when several claim it, reverse names, exclusions. */
+import { isV4, parseAddress } from "../mesh/address.ts";
+import type { Name } from "../mesh/model.ts";
+import { wireName } from "./wire.ts";
+
+/** One entry of the table. Its name may begin with "*.". */
+export type Entry =
+  | { kind: "addresses"; name: string; addresses: readonly string[] }
+  /** Of a reverse name: `target` is a name with an entry of its own. */
+  | { kind: "pointer"; name: string; target: string }
+  /** Queries go on. */
+  | { kind: "pass"; name: string }
+  /** "/" and a search domain of the machine: what stands before it is looked up alone. */
+  | { kind: "search"; name: string };
+
+/** A name that has no entry, and why. */
+export interface Skipped {
+  name: string;
+  reason: string;
+}
+
+/** How specific a claim is: a host's own name wins over another's short form. */
+interface Claim {
+  host: string;
+  own: boolean;
+}
+
+/** Keeps what each name of the table is to say. Memory follows the mesh; a change costs what it touches. */
+export class Entries {
+  readonly #hosts = new Map<string, Name>();
+  readonly #claims = new Map<string, Claim | Claim[]>();
+  /** Hosts by address. */
+  readonly #reverse = new Map<string, string | string[]>();
+  readonly #skipped = new Map<string, Skipped>();
+  #excluded: readonly string[] = [];
+
+  /** Takes a host in, changes it or takes it out. Adds to `touched` the names of entries that may differ now. */
+  set(host: string, name: Name | undefined, touched: Set<string>): void {
+    const before = this.#hosts.get(host);
+    if (before) {
+      for (const alias of [before.host, ...before.aliases]) this.#unclaim(alias, host, touched);
+      if (isConcrete(host)) for (const address of before.addresses) this.#unpoint(address, host, touched);
+      this.#hosts.delete(host);
+      this.#skipped.delete(host);
+    }
+    if (!name) return;
+    this.#hosts.set(host, name);
+    for (const alias of [name.host, ...name.aliases]) {
+      if (isName(alias)) this.#claim(alias, { host, own: alias === name.host }, touched);
+      else this.#skipped.set(host, { name: alias, reason: "it is not a valid DNS name" });
+    }
+    if (isConcrete(host) && isName(host))
+      for (const address of name.addresses) this.#point(address, host, touched);
+  }
+
+  /** Sets what `get` gives no addresses for: these names and all below them. Everything may differ then. */
+  exclude(suffixes: readonly string[]): void {
+    this.#excluded = suffixes;
+  }
+
+  get(entry: string): Entry | undefined {
+    if (this.#isExcluded(entry)) return undefined;
+    const address = this.#addressOf.get(entry);
+    if (address !== undefined) {
+      const hosts = this.#reverse.get(address);
+      const target = (typeof hosts === "string" ? [hosts] : (hosts ?? [])).find(
+        (host) => !this.#isExcluded(host),
+      );
+      return target === undefined ? undefined : { kind: "pointer", name: entry, target };
+    }
+    const claim = this.#claims.get(entry);
+    const winner = Array.isArray(claim) ? claim[0] : claim;
+    const name = winner && this.#hosts.get(winner.host);
+    return name && { kind: "addresses", name: entry, addresses: name.addresses };
+  }
+
+  /** All names that may have an entry. */
+  *names(): IterableIterator<string> {
+    yield* this.#claims.keys();
+    yield* this.#addressOf.keys();
+  }
+
+  get hosts(): number {
+    return this.#hosts.size;
+  }
+
+  /** Names that can't be in the table. */
+  get skipped(): Skipped[] {
+    return [...this.#skipped.values()];
+  }
+
+  /** Reverse names and what they are of. */
+  readonly #addressOf = new Map<string, string>();
+
+  #isExcluded(name: string): boolean {
+    const bare = name.startsWith("*.") ? name.slice(2) : name;
+    return this.#excluded.some((suffix) => bare === suffix || bare.endsWith(`.${suffix}`));
+  }
+
+  #claim(entry: string, claim: Claim, touched: Set<string>): void {
+    const known = this.#claims.get(entry);
+    if (known === undefined) this.#claims.set(entry, claim);
+    else
+      this.#claims.set(
+        entry,
+        [...(Array.isArray(known) ? known : [known]), claim].sort(
+          (a, b) => Number(b.own) - Number(a.own) || (a.host < b.host ? -1 : 1),
+        ),
+      );
+    touched.add(entry);
+  }
+
+  #unclaim(entry: string, host: string, touched: Set<string>): void {
+    const known = this.#claims.get(entry);
+    if (known === undefined) return;
+    const left = Array.isArray(known) ? known.filter((each) => each.host !== host) : [];
+    if (left.length === 0) this.#claims.delete(entry);
+    else this.#claims.set(entry, left);
+    touched.add(entry);
+  }
+
+  #point(address: string, host: string, touched: Set<string>): void {
+    const known = this.#reverse.get(address);
+    if (known === undefined) this.#reverse.set(address, host);
+    else this.#reverse.set(address, [...(typeof known === "string" ? [known] : known), host].sort());
+    const reverse = reverseName(address);
+    this.#addressOf.set(reverse, address);
+    touched.add(reverse);
+  }
+
+  #unpoint(address: string, host: string, touched: Set<string>): void {
+    const known = this.#reverse.get(address);
+    const left = Array.isArray(known) ? known.filter((each) => each !== host) : [];
+    const reverse = reverseName(address);
+    if (left.length > 0) this.#reverse.set(address, left);
+    else {
+      this.#reverse.delete(address);
+      this.#addressOf.delete(reverse);
+    }
+    touched.add(reverse);
+  }
+}
+
+/** Whether a name, with or without "*." before it, can be in the table. */
+export function isName(name: string): boolean {
+  return wireName(name.startsWith("*.") ? name.slice(2) : name) !== undefined;
+}
+
+/** The name under in-addr.arpa (RFC 1035, 3.5) or ip6.arpa (RFC 3596, 2.5) of a canonical address. */
+export function reverseName(address: string): string {
+  if (isV4(address)) return `${address.split(".").reverse().join(".")}.in-addr.arpa`;
+  const hex = Buffer.from(parseAddress(address) ?? new Uint8Array(16)).toString("hex");
+  return `${[...hex].reverse().join(".")}.ip6.arpa`;
+}
+
+function isConcrete(host: string): boolean {
+  return !host.startsWith("*.");
+}

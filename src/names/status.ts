@@ -1,0 +1,40 @@
+/** What is decided and known about the answering of mesh names. */
+
+/** What the operator decides about names. */
+export interface NamesSettings {
+  dns: "on" | "off" | "auto";
+  /** Names and all below them that are never answered. */
+  excludes: readonly string[];
+  /** Count, answer nothing. */
+  shadow: boolean;
+  /** Every cgroup is governed, so that who asks need not be known. */
+  everybody: boolean;
+  /** Also answer what passes through from other network namespaces. */
+  forwarded: boolean;
+}
+
+/** An interface, and how its queries are answered. */
+export interface Coverage {
+  name: string;
+  index: number;
+  way: "tcx" | "clsact" | "none";
+  /** Why not. */
+  error?: string;
+}
+
+export interface NamesStatus {
+  dns: NamesSettings["dns"];
+  /** Whose queries are answered. "machine": everybody's, since a resolver asks in the name of all. */
+  askers: "everybody" | "enrolled" | "machine" | "nobody";
+  /** Entries of the table. */
+  entries: number;
+  hosts: number;
+  interfaces: Coverage[];
+  counts: NameCounts;
+  skipped: { name: string; reason: string }[];
+  /** What went wrong last and is tried again. */
+  trouble?: string;
+}
+
+/** By event, since the machine's start. */
+export type NameCounts = Record<string, number>;
