@@ -615,7 +615,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct interface 
 	if (!entry)
 		return pass(skb, in, NAMES_PASSED_UNKNOWN);
 	if (in->explain)
-		skb->cb[1] = id;
+		skb->cb[1] = id + 1;
 	if (entry->kind == ENTRY_PASS)
 		return pass(skb, in, NAMES_PASSED_EXCLUDED);
 	if (entry->kind != ENTRY_ADDRESSES && entry->kind != ENTRY_POINTER)
@@ -699,7 +699,7 @@ int names_bare(struct __sk_buff *skb)
 }
 
 /*
- * Never attached: `kmesh resolve` runs it over a packet of its own. The event goes to cb[0], the entry's id to cb[1];
+ * Never attached: `kmesh resolve` runs it over a packet of its own. The event goes to cb[0], the entry's id, and 1, to cb[1];
  * nothing is counted.
  */
 SEC("tc")

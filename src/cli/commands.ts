@@ -13,6 +13,7 @@ export const COMMANDS: Commands = {
   topology: async () => (await import("./commands/topology.ts")).topology,
   top: async () => (await import("./commands/top.ts")).top,
   log: async () => (await import("./commands/log.ts")).log,
+  resolve: async () => (await import("./commands/resolve.ts")).resolve,
   enrol: async () => (await import("./commands/enrol.ts")).enrol,
   unenrol: async () => (await import("./commands/enrol.ts")).unenrol,
   wait: async () => (await import("./commands/wait.ts")).wait,

@@ -272,8 +272,8 @@ export class BpfProgram {
   }
 }
 
-/** Of struct __sk_buff, as far as cb. */
-const SK_BUFF_WORDS = 17;
+/** Room for struct __sk_buff: the kernel refuses to give a part of it. */
+const SK_BUFF_WORDS = 64;
 
 function duplicate(fd: number, object: string): number {
   if (fd < 0) throw new Error(`${object} is not loaded`);

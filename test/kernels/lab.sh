@@ -61,6 +61,14 @@ part() {
 # An app: joins the cgroup, then runs.
 app() { (echo "$BASHPID" >"$cgroup/cgroup.procs" && exec "$@"); }
 
+# by_name SERVER COMMAND...: an enrolled app whose name server is SERVER.
+by_name() {
+	printf 'nameserver %s\noptions timeout:5 attempts:2\n' "$1" >"$folder/resolv.conf"
+	shift
+	# shellcheck disable=SC2016
+	app unshare --mount sh -c 'mount --bind "$0" "$(readlink -f /etc/resolv.conf)" && exec "$@"' "$folder/resolv.conf" "$@"
+}
+
 # connect ADDRESS PORT COUNT [MORE-JSON]: prints what client.py counted. One process does it for all: under emulation
 # its start takes longer than its connections.
 connect() {

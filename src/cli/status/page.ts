@@ -9,6 +9,7 @@ import type { NotKnown } from "../framework/view.ts";
 import type { BootOrder } from "../service/boot-order.ts";
 import { agentFacts } from "./agent-rows.ts";
 import { formatBoot, kernelFacts } from "./kernel-rows.ts";
+import { namesFacts, namesWarnings } from "./names-rows.ts";
 import { formatRemarks, formatServices, isInTrouble, troubleFacts } from "./services.ts";
 import { formatSync } from "./sync.ts";
 import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.ts";
@@ -43,6 +44,7 @@ export function formatStatus(
     ],
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
+    ...namesFacts(agent?.names),
     ...formatBoot(atBoot),
     ...formatStanding(standing, dead === undefined, now),
   ];
@@ -59,7 +61,12 @@ export function formatStatus(
 function formatTrouble({ agent, kernel, older, damage = [] }: Answer, now: number): string[] {
   const parts: string[] = [];
   if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
-  const warnings = [...warningsOf(agent, kernel), ...formatOlder(older), ...formatClock(agent, now)];
+  const warnings = [
+    ...warningsOf(agent, kernel),
+    ...namesWarnings(agent?.names),
+    ...formatOlder(older),
+    ...formatClock(agent, now),
+  ];
   if (warnings.length > 0) parts.push(`NOT ENFORCED, OR WORTH KNOWING\n${indent(warnings.join("\n"))}`);
   return parts;
 }

@@ -1,0 +1,182 @@
+/**
+ * Where names are pinned, and how they get there:
+ *
+ *     names/counts                      counters, which outlive every table
+ *     names/<abi>/tables/<map>          the table of one layout
+ *     names/<abi>/programs/<code>/...   programs over it, by the hash of their object file
+ *     names/links/<ifindex>             one link an interface, where the kernel has links there (6.6)
+ */
+import { createHash } from "node:crypto";
+import { existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
+import { join } from "node:path";
+import { keptPin } from "../datapath/generation/pins.ts";
+import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
+import { fetchAtomics } from "../kernel/features.ts";
+import { BpfMap } from "../kernel/maps.ts";
+import { BpfObject, BpfProgram } from "../kernel/object.ts";
+import { asset } from "../runtime/assets.ts";
+import { type NamePrograms, PROGRAMS } from "./attach.ts";
+import { countsOf } from "./counts.ts";
+import type { NameCounts } from "./status.ts";
+import * as layout from "./table/layout.gen.ts";
+import { type NameMaps, NameTable } from "./table/name-table.ts";
+
+export interface NamesOpened {
+  maps: NameMaps;
+  table: NameTable;
+  programs: NamePrograms;
+}
+
+/** Whether another layout's table is there: this one then waits for its first push. */
+export function hasOtherLayout(bpffs: string): boolean {
+  return readdirSync(join(bpffs, "names")).some(
+    (name) => name !== "links" && name !== "counts" && name !== layout.ABI_ID,
+  );
+}
+
+/** The pinned table and the program that explains it, to look at. Undefined when there are none. The caller closes. */
+export function pinnedNames(
+  bpffs: string,
+): { table: NameTable; explain: BpfProgram; counts: NameCounts; close(): void } | undefined {
+  const folder = tableFolder(bpffs);
+  if (!existsSync(join(folder, "tables"))) return undefined;
+  const maps = openMaps(bpffs, folder);
+  const [code] = readdirSync(join(folder, "programs")).filter((name) => !name.endsWith("_new"));
+  if (code === undefined) return undefined;
+  const explain = BpfProgram.fromPin(join(folder, "programs", code, "names_explain"));
+  const table = new NameTable(maps);
+  return {
+    table,
+    explain,
+    counts: countsOf(maps.names_counts),
+    close() {
+      table.close();
+      explain.close();
+      for (const map of Object.values(maps)) map.close();
+    },
+  };
+}
+
+export function linkFolder(bpffs: string): string {
+  return join(bpffs, "names", "links");
+}
+
+export function tableFolder(bpffs: string): string {
+  return join(bpffs, "names", layout.ABI_ID);
+}
+
+function countsPin(bpffs: string): string {
+  return join(bpffs, "names", "counts");
+}
+
+function ownImage(): { image: Uint8Array; code: string } {
+  const image = asset(fetchAtomics() ? "names.bpf.o" : "names.compat.bpf.o");
+  return { image, code: createHash("sha256").update(image).digest("hex").slice(0, 12) };
+}
+
+/** Maps of the connections' side that say who is governed and who is an agent. */
+const SHARED: ReadonlySet<string> = new Set(["agents", "enrolled", "units", "enrolment", "verdicts"]);
+
+/** Where a map is pinned. */
+function pinOf(bpffs: string, folder: string, name: string): string {
+  if (name === "names_counts") return countsPin(bpffs);
+  return SHARED.has(name) ? keptPin(bpffs, name) : join(folder, "tables", name);
+}
+
+const MAPS = Object.keys(layout.maps) as (keyof typeof layout.maps)[];
+
+function openMaps(bpffs: string, folder: string): NameMaps {
+  const maps: Partial<Record<keyof typeof layout.maps, BpfMap>> = {};
+  try {
+    for (const name of MAPS) maps[name] = BpfMap.fromPin(pinOf(bpffs, folder, name));
+    return maps as NameMaps;
+  } catch (error) {
+    for (const map of Object.values(maps)) map.close();
+    throw error;
+  }
+}
+
+/** Adopts the pinned table, or makes an empty one; then the programs over it. Throws KernelError. */
+export function openNames(bpffs: string): NamesOpened {
+  const { image, code } = ownImage();
+  const folder = tableFolder(bpffs);
+  ensureBpffs(linkFolder(bpffs));
+  const programFolder = join(folder, "programs", code);
+  if (!existsSync(folder)) build(bpffs, folder, image, code);
+  const maps = openMaps(bpffs, folder);
+  try {
+    if (!isComplete(programFolder, maps)) buildPrograms(programFolder, image, maps);
+    const programs = new Map(PROGRAMS.map((name) => [name, BpfProgram.fromPin(join(programFolder, name))]));
+    return { maps, table: new NameTable(maps), programs };
+  } catch (error) {
+    for (const map of Object.values(maps)) map.close();
+    throw error;
+  }
+}
+
+/** Whether programs are there that read these maps: one of them may have been lost and made anew. */
+function isComplete(folder: string, maps: NameMaps): boolean {
+  if (!existsSync(folder)) return false;
+  using program = BpfProgram.fromPin(join(folder, "names_ethernet"));
+  const ids = new Set(program.mapIds());
+  return MAPS.every((name) => ids.has(maps[name].info.id));
+}
+
+/** Under another name until it is complete. */
+function build(bpffs: string, folder: string, image: Uint8Array, code: string): void {
+  const unfinished = `${folder}_new`;
+  unpin(unfinished);
+  mkdirSync(join(unfinished, "tables"), { recursive: true, mode: 0o700 });
+  using object = BpfObject.open(image, "names");
+  for (const name of MAPS) {
+    const pin = pinOf(bpffs, unfinished, name);
+    if (!existsSync(pin)) continue;
+    using map = BpfMap.fromPin(pin);
+    object.useMap(name, map);
+  }
+  object.load();
+  for (const name of MAPS) {
+    const pin = pinOf(bpffs, unfinished, name);
+    if (existsSync(pin)) continue;
+    using map = object.map(name);
+    map.pin(pin);
+  }
+  pinPrograms(join(unfinished, "programs", code), object);
+  renameSync(unfinished, folder);
+}
+
+function buildPrograms(folder: string, image: Uint8Array, maps: NameMaps): void {
+  using object = BpfObject.open(image, "names");
+  for (const name of MAPS) object.useMap(name, maps[name]);
+  object.load();
+  const unfinished = `${folder}_new`;
+  unpin(unfinished);
+  pinPrograms(unfinished, object);
+  unpin(folder);
+  renameSync(unfinished, folder);
+}
+
+function pinPrograms(folder: string, object: BpfObject): void {
+  mkdirSync(folder, { recursive: true, mode: 0o700 });
+  for (const name of PROGRAMS) {
+    using program = object.program(name);
+    program.pin(join(folder, name));
+  }
+}
+
+/** Lets go of descriptors; what is pinned stays. */
+export function closeNames({ table, programs, maps }: NamesOpened): void {
+  table.close();
+  for (const program of programs.values()) program.close();
+  for (const map of Object.values(maps)) map.close();
+}
+
+/** Other layouts and other code: nothing is attached to them any more. */
+export function removeOthers(bpffs: string): void {
+  const { code } = ownImage();
+  const names = join(bpffs, "names");
+  for (const name of readdirSync(names))
+    if (name !== "links" && name !== "counts" && name !== layout.ABI_ID) unpin(join(names, name));
+  const programs = join(tableFolder(bpffs), "programs");
+  for (const name of readdirSync(programs)) if (name !== code) unpin(join(programs, name));
+}
