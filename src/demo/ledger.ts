@@ -10,6 +10,9 @@ export interface Ledger {
   answers: number;
   /** Connections whose peer's address, as the app sees it, was not the one that it asked for. */
   wrongPeer: number;
+  /** Queries for the service's name that were answered rightly, and those that were not. */
+  resolved: number;
+  unresolved: number;
   /** Answered new connections by the upstream that answered. */
   byUpstream: Record<string, number>;
   /** Why connections failed or were cut, with counts. */
@@ -17,7 +20,18 @@ export interface Ledger {
 }
 
 export function emptyLedger(): Ledger {
-  return { made: 0, failed: 0, open: 0, cut: 0, answers: 0, wrongPeer: 0, byUpstream: {}, reasons: {} };
+  return {
+    made: 0,
+    failed: 0,
+    open: 0,
+    cut: 0,
+    answers: 0,
+    wrongPeer: 0,
+    resolved: 0,
+    unresolved: 0,
+    byUpstream: {},
+    reasons: {},
+  };
 }
 
 /** The share of each upstream in the new connections between two counts: 0 to 1, by name, in the names' order. */

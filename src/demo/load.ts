@@ -1,4 +1,5 @@
 /** Connections to one service address, as an app that knows nothing of meshes makes them. */
+import { Resolver } from "node:dns";
 import { connect, type Socket } from "node:net";
 import { emptyLedger, type Ledger } from "./ledger.ts";
 import { eachLine } from "./upstream.ts";
@@ -13,7 +14,12 @@ export interface LoadOptions {
   beat: number;
   /** Milliseconds after which an unanswered connection has failed, or a silent one is cut. */
   patience: number;
+  /** Is asked for all the time, of a server at 127.0.0.1 that is not there, and has to be `address`. Absent: nothing is. */
+  name?: string;
 }
+
+/** Between two queries for the service's name, milliseconds. */
+const QUERY = 20;
 
 export class Load {
   readonly ledger: Ledger = emptyLedger();
@@ -21,6 +27,7 @@ export class Load {
   readonly #open = new Set<Socket>();
   #pacer: ReturnType<typeof setInterval> | undefined;
   #stopping = false;
+  #queries: ReturnType<typeof setInterval> | undefined;
 
   constructor(options: LoadOptions) {
     this.#options = options;
@@ -29,6 +36,7 @@ export class Load {
   /** Opens the long-lived connections and starts making new ones. */
   start(): void {
     for (let i = 0; i < this.#options.longLived; i++) this.#stay(i);
+    this.#askForName();
     const began = performance.now();
     let asked = 0;
     this.#pacer = setInterval(() => {
@@ -41,11 +49,29 @@ export class Load {
   /** No more new connections; those under way are waited for. Then the long-lived ones are ended. */
   async stop(): Promise<Ledger> {
     clearInterval(this.#pacer);
+    clearInterval(this.#queries);
     const deadline = performance.now() + this.#options.patience + 500;
     while (this.#open.size > this.ledger.open && performance.now() < deadline) await sleep(10);
     this.#stopping = true;
     for (const socket of this.#open) socket.destroy();
     return this.ledger;
+  }
+
+  #askForName(): void {
+    const { name, address, patience } = this.#options;
+    if (name === undefined) return;
+    const resolver = new Resolver({ timeout: patience, tries: 1 });
+    resolver.setServers(["127.0.0.1"]);
+    this.#queries = setInterval(() => {
+      resolver.resolve4(name, (error, addresses) => {
+        if (this.#stopping) return;
+        if (!error && addresses.length === 1 && addresses[0] === address) this.ledger.resolved++;
+        else {
+          this.ledger.unresolved++;
+          count(this.ledger.reasons, error ? `name: ${error.code}` : "name: another address");
+        }
+      });
+    }, QUERY);
   }
 
   #once(): void {

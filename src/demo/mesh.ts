@@ -12,7 +12,7 @@ export const ISTIOD_PORT = 15010;
 export const MESH = {
   /** What the demo's machine says that it is. */
   node: "10.96.0.2",
-  service: { host: "shop.demo.svc.cluster.local", address: "10.96.0.10", port: 80 },
+  service: { host: "shop.demo.internal", address: "10.96.0.10", port: 80 },
   upstreamPort: 8080,
   upstreams: [
     { name: "a", version: "v1", address: "127.1.0.1" },

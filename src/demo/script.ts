@@ -39,6 +39,8 @@ export interface DemoReport {
   longLived: { opened: number; cut: number; answers: number };
   /** Connections that saw another peer than the address that they asked for. */
   wrongPeer: number;
+  /** Queries for the service's name. */
+  names: { resolved: number; unresolved: number };
   /** From SIGKILL until the next agent's tables were live. */
   unattendedMilliseconds: number;
   restart: { adopted: boolean; mapWrites: number };
@@ -96,6 +98,7 @@ export async function playScript(stage: Stage, options: ScriptOptions): Promise<
     connections: { made: last.made, failed: last.failed, withoutAgent: afterStart.made - beforeKill.made },
     longLived: { opened: longLived, cut: last.cut, answers: last.answers },
     wrongPeer: last.wrongPeer,
+    names: { resolved: last.resolved, unresolved: last.unresolved },
     unattendedMilliseconds,
     restart: { adopted: status.adopted, mapWrites },
     steps,
@@ -107,13 +110,15 @@ export async function playScript(stage: Stage, options: ScriptOptions): Promise<
 
 /** Nothing failed, nothing was cut, the restart adopted, and each spread is what was configured. */
 export function isAsPromised(report: DemoReport): boolean {
-  const { connections, longLived, wrongPeer, restart, steps } = report;
+  const { connections, longLived, wrongPeer, names, restart, steps } = report;
   return (
     connections.made > 0 &&
     connections.failed === 0 &&
     connections.withoutAgent > 0 &&
     longLived.cut === 0 &&
     wrongPeer === 0 &&
+    names.resolved > 0 &&
+    names.unresolved === 0 &&
     restart.adopted &&
     steps.every(isSpreadRight)
   );

@@ -38,6 +38,8 @@ export class Stage {
   readonly bpffs: string;
   readonly configFile: string;
   readonly meshFile: string;
+  /** Names a server that is not there: the kernel answers. */
+  readonly resolvFile: string;
   readonly #children = new Map<string, Child>();
   #agent: Child | undefined;
   #load: Child | undefined;
@@ -47,6 +49,7 @@ export class Stage {
     this.cgroup = join(cgroup2Root(), name);
     this.bpffs = join(BPFFS, name);
     this.configFile = join(this.folder, "kmesh.yaml");
+    this.resolvFile = join(this.folder, "resolv.conf");
     this.meshFile = join(this.folder, "mesh.yaml");
   }
 
@@ -57,6 +60,7 @@ export class Stage {
     for (const part of ["", "load", "play"]) mkdirSync(join(this.cgroup, part));
     this.configure(shares);
     writeFileSync(this.configFile, this.#agentConfig());
+    writeFileSync(this.resolvFile, "nameserver 127.0.0.1\n");
     for (const { name, address } of MESH.upstreams) {
       await this.#start(`upstream ${name}`, "upstream", { name, address, port: MESH.upstreamPort });
     }
@@ -102,12 +106,14 @@ export class Stage {
     throw new Error(`the agent ${what}: ${lastLine(this.#log("agent"))}`);
   }
 
-  async startLoad(options: Omit<PartOptions["load"], "cgroup" | "address" | "port">): Promise<void> {
-    const { address, port } = MESH.service;
+  async startLoad(options: Omit<PartOptions["load"], "cgroup" | "address" | "port" | "name">): Promise<void> {
+    const { address, port, host } = MESH.service;
+    await this.agentOnce(({ names }) => (names?.entries ?? 0) > 0);
     this.#load = await this.#start("load", "load", {
       ...options,
       address,
       port,
+      name: host,
       cgroup: join(this.cgroup, "load"),
     });
   }

@@ -138,7 +138,7 @@ function formatStep(step: Step): string {
 }
 
 export function formatReport(report: DemoReport): string {
-  const { connections, longLived, restart } = report;
+  const { connections, longLived, names, restart } = report;
   const reasons = Object.entries(report.reasons).map(([reason, count]) => `${reason}: ${count}`);
   const rows: [string, string][] = [
     ["connections made", String(connections.made)],
@@ -153,6 +153,7 @@ export function formatReport(report: DemoReport): string {
     ],
     ["map writes after the restart", String(restart.mapWrites)],
     ["apps that saw a wrong peer address", String(report.wrongPeer)],
+    ["the name resolved", `${names.resolved} times, ${names.unresolved} without a right answer`],
     ...reasons.map((reason): [string, string] => ["reason", reason]),
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
@@ -165,14 +166,14 @@ function percent(share: number): string {
 }
 
 function howToPlay(stage: Stage): string {
-  const shell = `sh -c 'echo $$ > ${stage.cgroup}/play/cgroup.procs; exec nsenter --net=/proc/${process.pid}/ns/net bash'`;
+  const shell = `sh -c 'echo $$ > ${stage.cgroup}/play/cgroup.procs; exec nsenter --net=/proc/${process.pid}/ns/net unshare --mount sh -c "mount --bind ${stage.resolvFile} $(readlink -f /etc/resolv.conf) && exec bash"'`;
   return [
     "",
     "It stays up until Ctrl-C here. In another terminal, as root:",
     `  kmesh status --config ${stage.configFile}`,
-    `  kmesh explain shop.demo.svc.cluster.local:80 --config ${stage.configFile}`,
+    `  kmesh explain shop.demo.internal:80 --config ${stage.configFile}`,
     `  ${shell}`,
-    "      ... a shell in the mesh: curl http://10.96.0.10/ shows which upstream answers",
+    "      ... a shell in the mesh: curl http://shop.demo.internal shows which upstream answers",
     `  edit ${stage.meshFile}: the control plane serves it at once`,
     `  kill -9 $(cat ${stage.folder}/run/agent.lock): the kernel goes on`,
     `  kmesh run --config ${stage.configFile}, in that shell's namespace: takes over again`,
