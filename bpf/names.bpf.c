@@ -515,8 +515,8 @@ VERIFIED_ONCE int names_rewrite(struct __sk_buff *skb, __u32 at, __u32 v6)
 
 	if (!q)
 		return -1;
-	length = bound(LOAD(q->at), OFFSET_MASK);
-
+	/* As a sum, so that older kernels know that it is not zero. */
+	length = bound(LOAD(q->at) - 1, OFFSET_MASK) + 1;
 	if (length < SHORTEST_QUERY)
 		return -1;
 	*(__u32 *)(q->packet + length) = 0;
