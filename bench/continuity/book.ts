@@ -115,6 +115,10 @@ export class Book {
     });
     for (const [key, count] of live) this.#counter(`${key}: live`, count, 0);
     this.#counter("live of all clusters", kernel.clusterLive, this.open);
+    const all = (counts: readonly number[]) => counts.reduce((sum, count) => sum + count, 0);
+    this.#counter("traffic: opened", kernel.traffic.opened, all(this.#redirected));
+    this.#counter("traffic: ended", kernel.traffic.ended, all(this.#redirected) - this.open);
+    this.#counter("traffic: refused", kernel.traffic.refused, all(this.#refused));
   }
 
   complain(text: string): void {

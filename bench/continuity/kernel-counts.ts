@@ -8,9 +8,14 @@ import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
 import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";
-import { BpfMap } from "../../src/kernel/maps.ts";
+import type { Maps } from "../../src/datapath/tables/tables.ts";
+import { BpfMap, unmap } from "../../src/kernel/maps.ts";
+import { Flusher } from "../../src/telemetry/flush.ts";
+import { readRetired } from "../../src/telemetry/reading.ts";
+import { addCounters, closedOf, noCounters, readRows } from "../../src/telemetry/rows.ts";
 
 const SERVICE = layout.service_counters;
+const ROWS = ["flow_rows", "retired_rows", "traffic_other", "latency_rows", "latency_blank"] as const;
 
 export interface ServiceCount {
   redirected: number;
@@ -28,15 +33,20 @@ export interface KernelCounts {
   live: Map<string, number>;
   /** The same number, as the clusters have it. */
   clusterLive: number;
+  /** Of the traffic counters: over all rows, those that are retired, and what found no row. */
+  traffic: { opened: number; ended: number; refused: number };
 }
 
 /** Reads the counts below `bpffs`. Throws KernelError when there are none. */
 export function readKernelCounts(bpffs: string): KernelCounts {
   const maps: BpfMap[] = [];
-  const open = (name: string, size: number) => {
+  const pinned = (name: string) => {
     const map = BpfMap.fromPin(keptPin(bpffs, name));
     maps.push(map);
-    return new ChunkedTable(map, "read", size);
+    return map;
+  };
+  const open = (name: string, size: number) => {
+    return new ChunkedTable(pinned(name), "read", size);
   };
   try {
     const names = readNames(
@@ -56,10 +66,36 @@ export function readKernelCounts(bpffs: string): KernelCounts {
         open("cluster_loads", layout.cluster_load.size),
         layout.cluster_load.fields.live.offset,
       ),
+      traffic: trafficOf(pinned),
     };
   } finally {
     for (const map of maps) map.close();
   }
+}
+
+/** Connections that live are in the rows from the last flush on, so opened ones are brought up to date first. */
+function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
+  const names = ["traffic", "sockets", "traffic_log", ...ROWS] as const;
+  const maps = Object.fromEntries(names.map((name) => [name, pinned(name)])) as Maps;
+  const words = new BigUint64Array(maps.traffic.mmap());
+  try {
+    const flusher = Flusher.open(maps, words);
+    flusher?.flush();
+    flusher?.close();
+  } finally {
+    unmap(words.buffer);
+  }
+  const out = noCounters();
+  const refused = noCounters();
+  for (const { key, counters } of readRows(maps.flow_rows)) {
+    if (key.direction === "out") addCounters(out, counters);
+    if (key.direction === "refused") addCounters(refused, counters);
+  }
+  for (const { direction, counters } of readRetired(maps.retired_rows)) {
+    if (direction === "out") addCounters(out, counters);
+    if (direction === "refused") addCounters(refused, counters);
+  }
+  return { opened: out.opened, ended: closedOf(out), refused: refused.opened };
 }
 
 function countsOf(table: ChunkedTable, id: number): ServiceCount {

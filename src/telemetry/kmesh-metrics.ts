@@ -3,7 +3,7 @@
 import type { Counting } from "./counting.ts";
 import type { Family, Sample } from "./exposition.ts";
 import { HISTORY_SECONDS } from "./history.ts";
-import { ENDS, liveOf } from "./rows.ts";
+import { addCounters, ENDS, liveOf, noCounters } from "./rows.ts";
 import type { EdgeSum } from "./sums.ts";
 import type { Moment } from "./traffic.ts";
 
@@ -25,8 +25,8 @@ export interface AgentNumbers {
 }
 
 export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, agent: AgentNumbers): Family[] {
-  const calls = [...sums.edges.values()].filter(({ kind }) => kind === "call");
-  const labelled = calls.slice(0, MOST_PAIRS).map((edge) => ({ edge, labels: labelsOf(edge) }));
+  const calls = bounded([...sums.edges.values()].filter(({ kind }) => kind === "call"));
+  const labelled = calls.map((edge) => ({ edge, labels: labelsOf(edge) }));
   const counter = (name: string, help: string, value: (edge: EdgeSum) => number): Family => ({
     name,
     help,
@@ -191,6 +191,26 @@ export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, age
       ({ counters }) => counters.durationNs / 1e9,
     ),
   ];
+}
+
+/** The first MOST_PAIRS, and one edge that is the sum of the others. */
+function bounded(edges: readonly EdgeSum[]): EdgeSum[] {
+  if (edges.length <= MOST_PAIRS) return [...edges];
+  const rest: EdgeSum = {
+    id: "other",
+    from: "other",
+    to: "other",
+    kind: "call",
+    port: 0,
+    counters: noCounters(),
+    refused: new Map(),
+    usedNs: 0,
+  };
+  for (const { counters, refused } of edges.slice(MOST_PAIRS)) {
+    addCounters(rest.counters, counters);
+    for (const [reason, count] of refused) rest.refused.set(reason, (rest.refused.get(reason) ?? 0) + count);
+  }
+  return [...edges.slice(0, MOST_PAIRS), rest];
 }
 
 function labelsOf({ from, to }: EdgeSum): Sample["labels"] {

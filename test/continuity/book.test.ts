@@ -67,6 +67,11 @@ function kernel(redirected: number, more: { refused?: number; live?: [string, nu
     ]),
     live,
     clusterLive: [...live.values()].reduce((sum, count) => sum + count, 0),
+    traffic: {
+      opened: redirected,
+      ended: redirected - [...live.values()].reduce((sum, count) => sum + count, 0),
+      refused: more.refused ?? 0,
+    },
   };
 }
 
@@ -195,14 +200,15 @@ describe("a book", () => {
     book.take([made({ ...nobody, serial: 1, service: DEAD }, { ...nobody, serial: 2 })], taken());
     expect(book.sums).toMatchObject({ ...CLEAN, unanswered: 1, failed: 1 });
     const count = { redirected: 1, refused: 0, failed: 1, other: 0 };
+    const traffic = { opened: 2, ended: 2, refused: 0 };
     const services = new Map([
       ["dead:80", count],
       ["shop:80", count],
     ]);
-    book.compare({ services, live: new Map(), clusterLive: 0 });
+    book.compare({ services, live: new Map(), clusterLive: 0, traffic });
     expect(book.sums.counterErrors).toBe(0);
     services.set("dead:80", { ...count, failed: 2 });
-    book.compare({ services, live: new Map(), clusterLive: 0 });
+    book.compare({ services, live: new Map(), clusterLive: 0, traffic });
     expect(book.sums.counterErrors).toBe(1);
   });
 
@@ -226,15 +232,15 @@ describe("a book", () => {
     const book = bookOf();
     book.take([made({ serial: 1 })], taken({ serial: 1 }));
     book.compare(kernel(2));
-    expect(book.sums.counterErrors).toBe(1);
+    expect(book.sums.counterErrors).toBe(3);
     book.compare(kernel(2));
-    expect(book.sums.counterErrors).toBe(1);
+    expect(book.sums.counterErrors).toBe(3);
     book.compare(kernel(1));
-    expect(book.sums.counterErrors).toBe(2);
-    // One live connection too many: at the endpoint, and in the sum of the clusters.
-    book.compare(kernel(1, { live: [["127.1.0.1 9000", 1]] }));
-    expect(book.sums.counterErrors).toBe(4);
-    book.compare(kernel(1, { live: [["127.9.9.9 9000", 1]] }));
     expect(book.sums.counterErrors).toBe(6);
+    // One live connection too many: at the endpoint, in the sum of the clusters, and among the ended ones.
+    book.compare(kernel(1, { live: [["127.1.0.1 9000", 1]] }));
+    expect(book.sums.counterErrors).toBe(9);
+    book.compare(kernel(1, { live: [["127.9.9.9 9000", 1]] }));
+    expect(book.sums.counterErrors).toBe(11);
   });
 });

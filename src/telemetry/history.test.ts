@@ -1,0 +1,84 @@
+import { expect, test } from "bun:test";
+import { History, STEP } from "./history.ts";
+import { type Counters, noCounters } from "./rows.ts";
+
+const START = Date.parse("2026-01-01T00:00:00Z");
+const at = (seconds: number) => START + seconds * 1000;
+const counters = (opened: number, refused = 0, more: Partial<Counters> = {}): Counters => {
+  const all = { ...noCounters(), opened, ...more };
+  all.ends[0] = opened - refused;
+  all.ends[1] = refused;
+  return all;
+};
+const record = (history: History, seconds: number, value: Counters, id = "e") =>
+  history.record(new Map([[id, value]]), at(seconds));
+
+test("what was there before the first look is no news; what came since is", () => {
+  const history = new History();
+  record(history, 0, counters(1000));
+  expect(history.recent("e", counters(1000), 60, at(1)).opened).toBe(0);
+  record(history, 10, counters(1010, 3));
+  expect(history.recent("e", counters(1012, 3), 60, at(15)).opened).toBe(12);
+  expect(history.recent("e", counters(1012, 3), 60, at(15)).ends[1]).toBe(3);
+  // An edge that is new since the last look is all news.
+  expect(history.recent("new", counters(5), 60, at(15)).opened).toBe(5);
+});
+
+test("a window sees its own steps alone", () => {
+  const history = new History();
+  for (let i = 0; i <= 30; i++) record(history, i * STEP, counters(i * 10));
+  expect(history.recent("e", counters(300), 100, at(300)).opened).toBeWithin(90, 121);
+  expect(history.recent("e", counters(300), 3600, at(300)).opened).toBe(300);
+  expect(history.covered(at(300))).toBe(300);
+});
+
+test("an hour and no more", () => {
+  const history = new History();
+  for (let i = 0; i <= 500; i++) record(history, i * STEP, counters(i));
+  expect(history.covered(at(5000))).toBe(3600);
+  const series = history.series("e", at(5000));
+  expect(series?.opened.length).toBe(360);
+  expect(series?.opened.reduce((sum, count) => sum + count, 0)).toBeWithin(355, 361);
+});
+
+test("idle steps take no memory, and are zero", () => {
+  const history = new History();
+  for (let i = 0; i <= 100; i++) record(history, i * STEP, counters(Math.min(i, 3)));
+  expect(history.series("e", at(1000))?.opened.slice(-50)).toEqual(Array(50).fill(0));
+  expect(JSON.stringify(history).length).toBeLessThan(8000);
+});
+
+test("it goes on over a restart, with what was counted meanwhile", () => {
+  const before = new History();
+  for (let i = 0; i <= 6; i++) record(before, i * STEP, counters(i * 10));
+  const after = History.from(JSON.stringify(before));
+  expect(after.recent("e", counters(90), 120, at(90)).opened).toBe(90);
+  record(after, 90, counters(90));
+  const series = after.series("e", at(95));
+  expect(series?.opened.at(-1)).toBe(30);
+});
+
+test.each(["", "null", "{}", '{"version":2}', '{"version":1,"step":10,"edges":{"e":{"chunks":{"1":"x"}}}}'])(
+  "a file that is none: %s",
+  (text) => {
+    expect(History.from(text).series("none", at(0))).toBeUndefined();
+  },
+);
+
+test("a clock that is set back begins anew, and gives nothing negative", () => {
+  const history = new History();
+  record(history, 1000, counters(10));
+  record(history, 1010, counters(20));
+  record(history, 0, counters(25));
+  const recent = history.recent("e", counters(26), 60, at(5));
+  expect(recent.opened).toBeGreaterThanOrEqual(1);
+  expect(recent.opened).toBeLessThanOrEqual(6);
+});
+
+test("no more than 500 edges", () => {
+  const history = new History();
+  const totals = new Map(Array.from({ length: 600 }, (_, i) => [`e${i}`, counters(1)] as const));
+  history.record(totals, at(0));
+  history.record(new Map([...totals].map(([id]) => [id, counters(2)])), at(10));
+  expect(Object.keys(JSON.parse(JSON.stringify(history)).edges).length).toBe(500);
+});

@@ -1,0 +1,200 @@
+import { expect, test } from "bun:test";
+import type { Edge, EdgeCounters, EndpointNode, Node, ServiceNode } from "./model.ts";
+import { findProblems } from "./problems.ts";
+
+const none = (): EdgeCounters => ({
+  opened: 0,
+  closed: 0,
+  sent: 0,
+  received: 0,
+  retransmits: 0,
+  failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
+  refused: {},
+});
+
+const unit: Node = {
+  kind: "unit",
+  id: "unit:shop.service",
+  name: "shop.service",
+  namespace: "",
+  source: "unit",
+};
+const service: ServiceNode = {
+  kind: "service",
+  id: "service:cart.shop.svc.cluster.local:80",
+  name: "cart",
+  namespace: "shop",
+  host: "cart.shop.svc.cluster.local",
+  port: 80,
+  endpoints: { known: 3, usable: 3 },
+};
+const endpoint = (last: number, more: Partial<EndpointNode> = {}): EndpointNode => ({
+  kind: "endpoint",
+  id: `endpoint:10.0.0.${last}:8080`,
+  name: `10.0.0.${last}:8080`,
+  namespace: "",
+  address: `10.0.0.${last}`,
+  port: 8080,
+  ...more,
+});
+
+function edge(
+  kind: Edge["kind"],
+  from: Node,
+  to: Node,
+  recent: Partial<EdgeCounters>,
+  more: Partial<Edge> = {},
+): Edge {
+  return {
+    id: `${from.id} -> ${to.id}`,
+    from: from.id,
+    to: to.id,
+    kind,
+    port: 0,
+    total: none(),
+    recent: { ...none(), ...recent },
+    live: 0,
+    rate: { opened: 0, failed: 0, sent: 0, received: 0 },
+    failureShare: 0,
+    state: "ok",
+    ...more,
+  };
+}
+
+const quiet = { rtt: new Map(), measured: new Map() };
+const find = (
+  edges: Edge[],
+  nodes: Node[] = [unit, service, endpoint(1), endpoint(2), endpoint(3)],
+  baseline = quiet,
+) => findProblems({ nodes, edges }, baseline);
+const rules = (...args: Parameters<typeof find>) =>
+  find(...args).map(({ rule, severity }) => `${rule} ${severity}`);
+const failures = (more: Partial<EdgeCounters["failures"]>) => ({ ...none().failures, ...more });
+const healthy = { opened: 100, closed: 100, sent: 200_000, received: 300_000 };
+
+test("healthy traffic has no problem", () => {
+  const legs = [1, 2, 3].map((last) =>
+    edge(
+      "endpoint",
+      service,
+      endpoint(last),
+      { ...healthy, retransmits: 3, failures: failures({ reset: 2 }) },
+      { rtt: { mean: 300 + last } },
+    ),
+  );
+  expect(find([edge("call", unit, service, { ...healthy, opened: 300 }), ...legs])).toEqual([]);
+});
+
+test("nothing at all has no problem", () => {
+  expect(find([])).toEqual([]);
+});
+
+test("connects that fail, each with its reason", () => {
+  const leg = (more: Partial<EdgeCounters["failures"]>) =>
+    edge("endpoint", service, endpoint(1), { opened: 10, closed: 10, failures: failures(more), received: 1 });
+  expect(rules([leg({ refused: 1 })])).toEqual(["connect-refused warning"]);
+  expect(rules([leg({ refused: 5 })])).toEqual(["connect-refused error"]);
+  expect(rules([leg({ timedOut: 9 })])).toEqual(["connect-timeout error"]);
+  expect(rules([leg({ unreachable: 4 })])).toEqual(["unreachable warning"]);
+  const [problem] = find([leg({ refused: 5 })]);
+  expect(problem).toMatchObject({
+    text: "5 of 10 connections to 10.0.0.1:8080 were refused by its host: nothing listens there",
+    value: 5,
+    next: "kmesh explain cart.shop.svc.cluster.local:80",
+  });
+});
+
+test("resets count from three and five percent on", () => {
+  const leg = (reset: number, closed: number) =>
+    edge("endpoint", service, endpoint(1), {
+      opened: closed,
+      closed,
+      sent: 1,
+      received: 1,
+      failures: failures({ reset }),
+    });
+  const alone = [unit, { ...service, endpoints: { known: 1, usable: 1 } }, endpoint(1)];
+  expect(rules([leg(2, 10)], alone)).toEqual([]);
+  expect(rules([leg(3, 100)], alone)).toEqual([]);
+  expect(rules([leg(5, 100)], alone)).toEqual(["reset warning"]);
+  expect(rules([leg(60, 100)], alone)).toEqual(["reset error"]);
+});
+
+test("refused on purpose: by what it says", () => {
+  const call = (reason: string) => edge("call", unit, service, { refused: { [reason]: 4 } });
+  expect(rules([call("no-endpoint")])).toEqual(["no-endpoint error"]);
+  expect(rules([call("no-family")])).toEqual(["no-endpoint error"]);
+  expect(rules([call("max-connections")])).toEqual(["overloaded error"]);
+  expect(rules([call("tls-required")])).toEqual(["refused-by-policy warning"]);
+  expect(rules([call("policy")])).toEqual(["refused-by-policy warning"]);
+});
+
+test("nearly full", () => {
+  const at = (live: number) => rules([], [{ ...service, limit: { live, most: 100 } }]);
+  expect(at(89)).toEqual([]);
+  expect(at(90)).toEqual(["overloaded warning"]);
+});
+
+test("lost packets: ten and two percent", () => {
+  const leg = (retransmits: number, sent: number) =>
+    edge("endpoint", service, endpoint(1), { opened: 1, closed: 1, sent, received: 1, retransmits });
+  expect(rules([leg(9, 1000)])).toEqual([]);
+  expect(rules([leg(10, 1_448_000)])).toEqual([]);
+  expect(rules([leg(25, 1_448_000)])).toEqual(["retransmits warning"]);
+});
+
+test("slower than before: twice, by a millisecond, over twenty connections", () => {
+  const run = (mean: number, before: number, count: number) => {
+    const leg = edge("endpoint", service, endpoint(1), { ...healthy }, { rtt: { mean } });
+    const other = edge("endpoint", service, endpoint(2), { ...healthy });
+    return rules([leg, other], undefined, {
+      rtt: new Map([[leg.id, { mean: before, count }]]),
+      measured: new Map([[leg.id, count]]),
+    });
+  };
+  expect(run(4000, 1500, 20)).toEqual(["slower-than-before warning"]);
+  expect(run(4000, 1500, 19)).toEqual([]);
+  expect(run(2900, 1500, 20)).toEqual([]);
+  expect(run(900, 100, 20)).toEqual([]);
+});
+
+test("slower than its siblings", () => {
+  const legs = [500, 600, 4000].map((mean, i) =>
+    edge("endpoint", service, endpoint(i + 1), { ...healthy }, { rtt: { mean } }),
+  );
+  const measured = new Map(legs.map(({ id }) => [id, 10]));
+  const found = find(legs, undefined, { rtt: new Map(), measured });
+  expect(found.map(({ rule, subject }) => [rule, subject])).toEqual([
+    ["slower-than-siblings", legs[2]?.id ?? ""],
+  ]);
+  // Two endpoints are siblings, too.
+  expect(find(legs.slice(1), undefined, { rtt: new Map(), measured }).length).toBe(1);
+});
+
+test("ejected, alone, silent, outside", () => {
+  expect(rules([], [endpoint(1, { ejected: 12 })])).toEqual(["ejected warning"]);
+  const one = edge("endpoint", service, endpoint(1), { ...healthy });
+  expect(rules([one])).toEqual(["alone warning"]);
+  expect(rules([one], [{ ...service, endpoints: { known: 3, usable: 1 } }, endpoint(1)])).toEqual([]);
+  expect(rules([{ ...one, recent: { ...one.recent, opened: 19 } }])).toEqual([]);
+  const silent = edge("endpoint", service, endpoint(1), { opened: 5, closed: 5, sent: 500 });
+  expect(rules([silent])).toEqual(["no-answer warning"]);
+  const outside: Node = {
+    kind: "outside",
+    id: "outside:PassthroughCluster",
+    name: "PassthroughCluster",
+    namespace: "",
+  };
+  expect(rules([edge("passed", unit, outside, { opened: 2 })], [unit, outside])).toEqual([
+    "outside-mesh info",
+  ]);
+});
+
+test("the worst stands first", () => {
+  const legs = [
+    edge("endpoint", service, endpoint(1), { ...healthy, failures: failures({ refused: 3 }) }),
+    edge("endpoint", service, endpoint(2), { ...healthy, failures: failures({ timedOut: 90 }) }),
+    edge("endpoint", service, endpoint(3), { ...healthy, failures: failures({ refused: 60 }) }),
+  ];
+  expect(find(legs).map(({ value }) => value)).toEqual([90, 60, 3]);
+});
