@@ -13,7 +13,7 @@ import type { WorkloadIndex } from "../mesh/workload.ts";
 import { version } from "../runtime/version.ts";
 import { AccessLog, type LogRecord } from "../telemetry/access-log.ts";
 import { chooseFormat, expose } from "../telemetry/exposition.ts";
-import { istioFamilies, type SelfLabels } from "../telemetry/istio-metrics.ts";
+import { istioFamilies, type LabelSets, type SelfLabels } from "../telemetry/istio-metrics.ts";
 import { type AgentNumbers, kmeshFamilies } from "../telemetry/kmesh-metrics.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "../telemetry/model.ts";
 import { ServiceStates } from "../telemetry/service-states.ts";
@@ -40,6 +40,7 @@ export class Telemetry {
   readonly #machine: Machine;
   readonly #self: SelfLabels;
   readonly #states: ServiceStates;
+  readonly #labelSets: LabelSets = new Map();
   #traffic: Traffic | undefined;
   #accessLog: AccessLog | undefined;
   #server: MetricsServer | undefined;
@@ -163,6 +164,7 @@ export class Telemetry {
         this.#self,
         (port) => this.#states.inbound(port),
         version,
+        this.#labelSets,
       ),
       ...kmeshFamilies(moment, traffic.counting, { version, ...this.#options.numbers() }),
     ];

@@ -38,7 +38,12 @@ export class WorkloadIndex {
 
   /** Undefined when istiod named none, or never that endpoint. Canonical address. */
   find(address: string, port: number): string | undefined {
-    const id = this.#byEndpoint.get(keyOf(address, port));
+    return this.at(keyOf(address, port));
+  }
+
+  /** The same by what `keyOf` gives. */
+  at(key: number | string): string | undefined {
+    const id = this.#byEndpoint.get(key);
     return id === undefined ? undefined : this.#texts[id];
   }
 

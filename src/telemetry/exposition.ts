@@ -7,6 +7,8 @@ export interface Sample {
   /** In the order in which they are written; an empty value is no label. */
   labels: readonly (readonly [name: string, value: string])[];
   value: number;
+  /** What `labelBlock` gives for them, where it is known. */
+  block?: string;
 }
 
 export interface Family {
@@ -53,15 +55,16 @@ export function expose(families: readonly Family[], format: string): string[] {
     line(`# HELP ${family} ${escapeHelp(help, open)}`);
     line(`# TYPE ${family} ${type}`);
     const series = type === "counter" ? `${name}_total` : name;
-    for (const { labels, value } of samples) line(`${series}${block(labels)} ${number(value)}`);
+    for (const { labels, value, block } of samples)
+      line(`${series}${block ?? labelBlock(labels)} ${number(value)}`);
     for (const { labels, bounds, counts, sum } of histograms ?? []) {
       bounds.forEach((bound, i) => {
-        line(`${name}_bucket${block([...labels, ["le", le(bound)]])} ${number(counts[i] ?? 0)}`);
+        line(`${name}_bucket${labelBlock([...labels, ["le", le(bound)]])} ${number(counts[i] ?? 0)}`);
       });
       const count = counts.at(-1) ?? 0;
-      line(`${name}_bucket${block([...labels, ["le", "+Inf"]])} ${number(count)}`);
-      line(`${name}_sum${block(labels)} ${number(sum)}`);
-      line(`${name}_count${block(labels)} ${number(count)}`);
+      line(`${name}_bucket${labelBlock([...labels, ["le", "+Inf"]])} ${number(count)}`);
+      line(`${name}_sum${labelBlock(labels)} ${number(sum)}`);
+      line(`${name}_count${labelBlock(labels)} ${number(count)}`);
     }
   }
   if (open) line("# EOF");
@@ -69,7 +72,8 @@ export function expose(families: readonly Family[], format: string): string[] {
   return parts;
 }
 
-function block(labels: Sample["labels"]): string {
+/** Labels as they stand behind a metric's name. */
+export function labelBlock(labels: Sample["labels"]): string {
   const written = labels.filter(([, value]) => value !== "");
   if (written.length === 0) return "";
   return `{${written.map(([name, value]) => `${name}="${escapeLabel(value)}"`).join(",")}}`;

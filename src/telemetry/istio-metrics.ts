@@ -5,7 +5,7 @@
  */
 
 import { REASONS } from "../mesh/model.ts";
-import type { Family, Sample } from "./exposition.ts";
+import { type Family, labelBlock, type Sample } from "./exposition.ts";
 import { type Labels, parseWorkload } from "./labels.ts";
 import type { Workload } from "./model.ts";
 import type { Reading } from "./reading.ts";
@@ -44,8 +44,17 @@ const FLAGS: Readonly<Record<string, string>> = {
 };
 const CONNECT_FAILED = "UF";
 
-interface Series {
+/** A set of labels and its text. */
+export interface LabelSet {
   labels: Sample["labels"];
+  block: string;
+}
+
+/** Label sets by what they are made from: a scrape of ten thousand pairs would write 30 MB of them anew each time. */
+export type LabelSets = Map<string, LabelSet>;
+
+interface Series {
+  set: LabelSet;
   opened: number;
   closed: number;
   /** Of the request: what the client sent. */
@@ -60,13 +69,23 @@ export function istioFamilies(
   self: SelfLabels,
   inbound: (port: number) => string | undefined,
   version: string,
+  sets: LabelSets = new Map(),
 ): Family[] {
-  const series = new Map<string, Series>();
-  const add = (set: Sample["labels"], more: Omit<Series, "labels">) => {
-    const key = set.map(([, value]) => value).join("\n");
-    const known = series.get(key);
+  const series = new Map<LabelSet, Series>();
+  if (sets.size > 2 * MOST_LABEL_SETS) sets.clear();
+  const setOf = (key: string, make: () => Sample["labels"]): LabelSet => {
+    let set = sets.get(key);
+    if (!set) {
+      const made = make();
+      set = { labels: made, block: labelBlock(made) };
+      sets.set(key, set);
+    }
+    return set;
+  };
+  const add = (set: LabelSet, more: Omit<Series, "set">) => {
+    const known = series.get(set);
     if (!known) {
-      series.set(key, { labels: set, ...more });
+      series.set(set, { set, ...more });
       return;
     }
     known.opened += more.opened;
@@ -75,17 +94,21 @@ export function istioFamilies(
     known.sent += more.sent;
   };
   const out = (service: string | undefined, workload: string, counters: Counters) => {
-    const peer = series.size < MOST_LABEL_SETS ? (parseWorkload(workload) ?? NOBODY) : NOBODY;
+    const named = series.size < MOST_LABEL_SETS ? workload : "";
+    const source = (flags: string) =>
+      setOf(`source\n${service}\n${named}\n${flags}`, () =>
+        sourceSet(self, service, parseWorkload(named) ?? NOBODY, flags),
+      );
     const failed =
       endsOf(counters, "refused") + endsOf(counters, "timed-out") + endsOf(counters, "unreachable");
-    add(sourceSet(self, service, peer, "-"), {
+    add(source("-"), {
       opened: counters.opened,
       closed: closedOf(counters) - failed,
       received: counters.sent,
       sent: counters.received,
     });
     if (failed > 0)
-      add(sourceSet(self, service, peer, CONNECT_FAILED), {
+      add(source(CONNECT_FAILED), {
         opened: 0,
         closed: failed,
         received: 0,
@@ -96,8 +119,12 @@ export function istioFamilies(
     const service = labels.service(key.service);
     if (key.direction === "out") out(service, labels.workload(key.endpoint), counters);
     else if (key.direction === "in") {
-      const peer = parseWorkload(labels.caller(key.remote)) ?? NOBODY;
-      add(destinationSet(self, peer, inbound(key.port)), {
+      const caller = labels.caller(key.remote);
+      const at = inbound(key.port);
+      const set = setOf(`destination\n${caller}\n${at}`, () =>
+        destinationSet(self, parseWorkload(caller) ?? NOBODY, at),
+      );
+      add(set, {
         opened: counters.opened,
         closed: closedOf(counters),
         received: counters.received,
@@ -113,7 +140,9 @@ export function istioFamilies(
           : reason === "not-in-registry"
             ? "BlackHoleCluster"
             : undefined;
-      add(sourceSet(self, name ?? service, NOBODY, flags), { opened, closed: opened, received: 0, sent: 0 });
+      const to = name ?? service;
+      const set = setOf(`source\n${to}\n\n${flags}`, () => sourceSet(self, to, NOBODY, flags));
+      add(set, { opened, closed: opened, received: 0, sent: 0 });
     }
   }
   for (const { service, workload, direction, counters } of reading.retired) {
@@ -121,7 +150,9 @@ export function istioFamilies(
     else if (direction === "refused" || direction === "passed") {
       const flags = direction === "passed" ? "-" : "DENY";
       const name = direction === "passed" ? "PassthroughCluster" : service;
-      add(sourceSet(self, name === "" ? undefined : name, NOBODY, flags), {
+      const to = name === "" ? undefined : name;
+      const set = setOf(`source\n${to}\n\n${flags}`, () => sourceSet(self, to, NOBODY, flags));
+      add(set, {
         opened: counters.opened,
         closed: counters.opened,
         received: 0,
@@ -136,7 +167,7 @@ export function istioFamilies(
     name,
     help,
     type: "counter",
-    samples: [...series.values()].map((each) => ({ labels: each.labels, value: value(each) })),
+    samples: [...series.values()].map((each) => ({ ...each.set, value: value(each) })),
   });
   return [
     family(

@@ -9,7 +9,7 @@ import { nameOf } from "../datapath/tables/names.ts";
 import type { Tables } from "../datapath/tables/tables.ts";
 import { fixedText } from "../kernel/info.ts";
 import type { BpfMap } from "../kernel/maps.ts";
-import type { WorkloadIndex } from "../mesh/workload.ts";
+import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
 import type { Workload } from "./model.ts";
 import { viewOf } from "./rows.ts";
 
@@ -28,6 +28,9 @@ export class Labels {
   readonly #workloads: WorkloadIndex | undefined;
   readonly #writes: boolean;
   readonly #kept = new Map<string, string>();
+  /** What was read of ids that mean what they meant: `changed` says when not. A scrape asks for ten thousand. */
+  readonly #services = new Map<number, string>();
+  readonly #endpoints = new Map<number, EndpointAddress & { key: number | string }>();
 
   /** `workloads` is absent for commands that know none; `writes` says that names may be kept for the next agent. */
   constructor(tables: Tables, workloads: WorkloadIndex | undefined, writes: boolean) {
@@ -47,7 +50,10 @@ export class Labels {
   /** "host:port", or the name of one of istiod's own clusters; undefined for 0, which stands for no service. */
   service(id: number): string | undefined {
     if (id === 0) return undefined;
+    const read = this.#services.get(id);
+    if (read !== undefined) return read;
     const name = nameOf(this.#tables.serviceNames, this.#tables.nameLines, id);
+    if (name !== undefined) this.#services.set(id, name);
     return this.#keep("service", id, name) ?? `service-${id}`;
   }
 
@@ -56,14 +62,30 @@ export class Labels {
   }
 
   endpoint(id: number): EndpointAddress | undefined {
+    return this.#endpoint(id);
+  }
+
+  #endpoint(id: number): (EndpointAddress & { key: number | string }) | undefined {
+    const read = this.#endpoints.get(id);
+    if (read) return read;
     const { endpoints } = this.#tables;
-    return endpoints.has(id) && endpoints.word(id, USED) !== 0 ? readEndpoint(endpoints, id) : undefined;
+    if (!endpoints.has(id) || endpoints.word(id, USED) === 0) return undefined;
+    const at = readEndpoint(endpoints, id);
+    const found = { ...at, key: keyOf(at.address, at.port) };
+    this.#endpoints.set(id, found);
+    return found;
+  }
+
+  /** The id is about to mean something else. */
+  changed(kind: "service" | "cluster" | "endpoint", id: number): void {
+    if (kind === "service") this.#services.delete(id);
+    if (kind === "endpoint") this.#endpoints.delete(id);
   }
 
   /** istiod's words for an endpoint's workload; "" when it has none. */
   workload(id: number): string {
-    const at = this.endpoint(id);
-    const text = at && this.#workloads?.find(at.address, at.port);
+    const at = this.#endpoint(id);
+    const text = at && this.#workloads?.at(at.key);
     return this.#keep("endpoint", id, text) ?? "";
   }
 
@@ -80,7 +102,7 @@ export class Labels {
 
   /** The number will mean something else from now on. */
   forget(kind: Kind, id: number): void {
-    if (this.#kept.delete(`${kind} ${id}`)) this.#map.delete(keyOf(kind, id));
+    if (this.#kept.delete(`${kind} ${id}`)) this.#map.delete(mapKey(kind, id));
   }
 
   #keep(kind: Kind, id: number, text: string | undefined): string | undefined {
@@ -90,7 +112,7 @@ export class Labels {
     this.#kept.set(key, text);
     if (this.#writes) {
       try {
-        this.#map.update(keyOf(kind, id), labelBytes(text));
+        this.#map.update(mapKey(kind, id), labelBytes(text));
       } catch {
         // No room: the name is lost with this agent, the numbers are not.
       }
@@ -106,7 +128,7 @@ export function labelBytes(text: string): Uint8Array {
   return bytes;
 }
 
-function keyOf(kind: Kind, id: number): Uint8Array {
+function mapKey(kind: Kind, id: number): Uint8Array {
   return new Uint8Array(Uint32Array.of(KINDS[kind], id).buffer);
 }
 

@@ -59,6 +59,12 @@ export class Retirement {
 
   /** For Tables.mayReuse: moves the rows that carry the id. False while one of them has a live connection. */
   readonly mayReuse: MayReuse = (kind, id) => {
+    const may = this.#mayReuse(kind, id);
+    this.#labels.changed(kind, id);
+    return may;
+  };
+
+  #mayReuse(...[kind, id]: Parameters<MayReuse>): boolean {
     if (performance.now() - this.#readAt > FRESH) this.#read();
     if (!this.#used.has(`${kind} ${id}`)) return true;
     const carriers = this.#rows.filter(({ key }) => carries(key, kind, id));
@@ -67,7 +73,7 @@ export class Retirement {
     if (kind !== "cluster") this.#labels.forget(kind, id);
     if (kind === "service") this.#dropLatency(id);
     return true;
-  };
+  }
 
   #read(): void {
     this.#rows = readRows(this.#maps.flow_rows);
