@@ -602,10 +602,14 @@ static __always_inline int deny(enum reason reason)
 /* What goes to no endpoint, by who asked for it. */
 static __always_inline void count_undirected(const struct decision *made)
 {
+	const struct traffic *counting = traffic_settings();
+
+	if (!counting || !(counting->flags & TRAFFIC_COUNT))
+		return;
 	if (made->action == ACTION_REFUSE)
-		count_decided(FLOW_REFUSED, made->service, made->reason);
+		count_decided(FLOW_REFUSED, made->service, made->reason, current_source());
 	else if (made->action == ACTION_PASS)
-		count_decided(FLOW_PASSED, made->service, 0);
+		count_decided(FLOW_PASSED, made->service, 0, current_source());
 }
 
 /*

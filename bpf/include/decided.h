@@ -5,12 +5,13 @@
 #include "flow-end.h"
 
 /* A connection that went where the app asked to, or that was refused on purpose: `value` is the reason then. */
-__noinline int count_decided(__u32 direction, __u32 service, __u32 value)
+__noinline int count_decided(__u32 direction, __u32 service, __u32 value, __u64 source)
 {
 	struct traffic *set = traffic_settings();
 	struct flow_key key = {
 		.direction = direction,
 		.protocol = IPPROTO_TCP,
+		.source = source,
 		.service = service,
 		.endpoint = value,
 	};
@@ -20,7 +21,6 @@ __noinline int count_decided(__u32 direction, __u32 service, __u32 value)
 	if (!set || !(set->flags & TRAFFIC_COUNT))
 		return 0;
 	now = bpf_ktime_get_ns();
-	key.source = current_source();
 	row = find_row(&flow_rows, &key, OTHER_OUT);
 	if (row) {
 		__sync_fetch_and_add(&row->opened, 1);

@@ -142,28 +142,39 @@ static __always_inline enum flow_end failure_of(const struct sock *sk, __u64 sin
 /* `end_of` adds it where the connection had been established. */
 #define WAS_ESTABLISHED 0x100
 
+static __always_inline bool has_socket_flag(const struct sock *sk, int bit)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		const struct sock *plain = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct sock));
+
+		return plain->__sk_common.skc_flags >> bit & 1;
+	}
+	return BPF_CORE_READ(sk, __sk_common.skc_flags) >> bit & 1;
+}
+
 /*
  * How the connection ended: an enum flow_end. `sequence` is that of outcome.h; for an accepted socket it and `since_ns` are 0.
  */
 __noinline int end_of(FLOW_CONTEXT *ctx, __u32 tcp_state, __u32 sequence, __u64 since_ns)
 {
 	const struct sock *sk = socket_of(ctx);
-	struct facts facts;
+	const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
+	__u32 written;
 
-	read_facts(sk, &facts);
 	if (tcp_state == BPF_TCP_SYN_SENT)
-		return facts.total_retrans ? FLOW_CONNECT_TIMED_OUT : FLOW_ABORTED;
+		return BPF_CORE_READ(tcp, total_retrans) ? FLOW_CONNECT_TIMED_OUT : FLOW_ABORTED;
 	if (tcp_state != BPF_TCP_CLOSE) {
-		if (has_flag(&facts, SOCK_LINGER) && !BPF_CORE_READ(sk, sk_lingertime))
+		if (has_socket_flag(sk, SOCK_LINGER) && !BPF_CORE_READ(sk, sk_lingertime))
 			return WAS_ESTABLISHED | FLOW_ABORTED;
 		return WAS_ESTABLISHED | FLOW_CLOSED;
 	}
-	if (facts.max_window) {
-		if (since_ns && !BPF_CORE_READ((const struct tcp_sock *)sk, bytes_acked))
+	if (BPF_CORE_READ(tcp, max_window)) {
+		if (since_ns && !BPF_CORE_READ(tcp, bytes_acked))
 			return WAS_ESTABLISHED | FLOW_REUSED;
-		return WAS_ESTABLISHED | (has_flag(&facts, SOCK_DONE) ? FLOW_CLOSED : FLOW_RESET);
+		return WAS_ESTABLISHED | (has_socket_flag(sk, SOCK_DONE) ? FLOW_CLOSED : FLOW_RESET);
 	}
-	if (!facts.write_seq || facts.write_seq == sequence)
+	written = BPF_CORE_READ(tcp, write_seq);
+	if (!written || written == sequence)
 		return FLOW_UNREACHABLE;
 	return failure_of(sk, since_ns);
 }

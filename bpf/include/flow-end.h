@@ -92,13 +92,25 @@ static __noinline int log_end(struct traffic *set, const struct flow_key *key, c
 	return 0;
 }
 
+static __always_inline void find_sum(FLOW_CONTEXT *ctx, __u32 tcp_state, struct flow_sum *sum)
+{
+#ifdef FLOW_AT_CONNECT
+	/* It had no bytes, or AF_UNSPEC has cleared them. */
+	sum->retransmits = BPF_CORE_READ((const struct tcp_sock *)socket_of(ctx), total_retrans);
+#else
+	struct facts facts;
+
+	read_facts(socket_of(ctx), &facts);
+	find_bytes(tcp_state, &facts, sum);
+#endif
+}
+
 /* The connection of the context's socket has ended. `tcp_state` is the socket's now. */
 __noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
 {
 	struct traffic *set = traffic_settings();
 	struct socket_state *state;
 	__u64 now, duration_ns = 0;
-	struct facts facts;
 	struct flow_sum sum = {};
 	struct flow_key key;
 	struct flow_row *row;
@@ -112,8 +124,7 @@ __noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
 	now = bpf_ktime_get_ns();
 	end = end_of(ctx, tcp_state, state->sequence, state->since_ns);
 	sum.end = end & (FLOW_ENDS - 1);
-	read_facts(socket_of(ctx), &facts);
-	find_bytes(tcp_state, &facts, &sum);
+	find_sum(ctx, tcp_state, &sum);
 	if (end & WAS_ESTABLISHED)
 		duration_ns = now - state->since_ns;
 	else if (sum.end != FLOW_ABORTED)
