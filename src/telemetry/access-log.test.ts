@@ -1,6 +1,6 @@
 import { afterAll, expect, test } from "bun:test";
 import { execFileSync } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { formatRecord, isFailure, type LogRecord, matches } from "./access-log.ts";
@@ -8,6 +8,15 @@ import { LogTarget } from "./log-target.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-access-log-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** A writer's work is done by threads: within five seconds, on a machine that is busy. */
+async function until(is: () => boolean): Promise<void> {
+  const end = performance.now() + 5_000;
+  while (!is()) {
+    if (performance.now() > end) throw new Error("it did not come about in time");
+    await Bun.sleep(10);
+  }
+}
 
 const record: LogRecord = {
   time: "2026-01-01T00:00:00.000Z",
@@ -67,18 +76,17 @@ test("lines reach a file", async () => {
   const target = new LogTarget(path, () => undefined);
   for (let i = 0; i < 3; i++) target.write(`line ${i}`);
   target.close();
-  await Bun.sleep(50);
-  expect(readFileSync(path, "utf8")).toBe("line 0\nline 1\nline 2\n");
+  await until(() => existsSync(path) && readFileSync(path, "utf8") === "line 0\nline 1\nline 2\n");
 });
 
 test("a full disk drops lines, counts them and says so once", async () => {
   const warnings: string[] = [];
   const target = new LogTarget("/dev/full", (line) => warnings.push(line));
-  for (let i = 0; i < 5; i++) {
+  await until(() => {
     target.write("line");
     target.flush();
-    await Bun.sleep(20);
-  }
+    return target.dropped > 0;
+  });
   target.close();
   expect(warnings.length).toBe(1);
   expect(warnings[0]).toContain("/dev/full: ");
@@ -94,7 +102,7 @@ test("a reader that stalls costs a megabyte and nobody's time", async () => {
     target.write("x".repeat(100));
     if (i % 1000 === 0) target.flush();
   }
-  expect(performance.now() - began).toBeLessThan(1000);
+  expect(performance.now() - began).toBeLessThan(4000);
   expect(target.dropped).toBeGreaterThan(10_000);
   // Somebody has to open the other end, or the process would wait for it at its end.
   const reader = Bun.spawn(["cat", path], { stdout: "ignore" });
