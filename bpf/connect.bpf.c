@@ -583,8 +583,10 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	if (is_kernel_owned)
 		return;
 	begin_connection(state, made->load);
-	if (!mptcp && ctx->protocol == IPPROTO_TCP)
+	if (!mptcp && ctx->protocol == IPPROTO_TCP) {
 		begin_flow(state);
+		open_at_once(ctx);
+	}
 }
 
 /* EPERM unless the kernel lets us say more. */

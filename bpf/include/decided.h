@@ -4,6 +4,26 @@
 /* Counts what connect() decides and no socket carries: connections that pass, and that are refused. */
 #include "flow-end.h"
 
+#ifdef KMESH_NO_FETCH_ATOMICS
+/* Counts the connection that begins as opened: kernels that lack these atomics have no flush. */
+__noinline int open_at_once(struct bpf_sock_addr *ctx)
+{
+	struct socket_state *state;
+	struct flow_key key;
+
+	if (!ctx->sk)
+		return 0;
+	state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, 0);
+	if (!state || !state->flow)
+		return 0;
+	key = key_of(state);
+	open_flow(state, &key);
+	return 0;
+}
+#else
+#define open_at_once(ctx)
+#endif
+
 /* A connection that went where the app asked to, or that was refused on purpose: `value` is the reason then. */
 __noinline int count_decided(__u32 direction, __u32 service, __u32 value, __u64 source)
 {

@@ -124,7 +124,7 @@ static __always_inline struct flow_row *open_flow(struct socket_state *state, co
 
 /*
  * A connection begins; what connect() decided stands in `state`. It costs no row here: the next flush or its end counts
- * it. Where nothing flushes it is counted at once.
+ * it. Where nothing flushes, open_at_once does.
  */
 static __always_inline void begin_flow(struct socket_state *state)
 {
@@ -139,12 +139,7 @@ static __always_inline void begin_flow(struct socket_state *state)
 	state->flushed_received = 0;
 	state->flushed_retransmits = 0;
 #ifdef KMESH_NO_FETCH_ATOMICS
-	{
-		struct flow_key key = key_of(state);
-
-		state->flow = FLOW_BEGUN;
-		open_flow(state, &key);
-	}
+	state->flow = FLOW_BEGUN;
 #else
 	/* Behind all of the above for a flush on another CPU. */
 	__sync_lock_test_and_set(&state->flow, FLOW_BEGUN);
