@@ -129,19 +129,24 @@ static __always_inline void note_ejection(struct cluster_load *cluster, __u64 un
 __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 endpoint_id, __u64 since)
 {
 	struct service_counters *counters = chunked_lookup(&service_counts, service);
-	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint_id);
-	struct cluster_load *cluster = chunked_lookup(&cluster_loads, cluster_id);
-	struct endpoint *endpoint = chunked_lookup(&endpoints, endpoint_id);
-	struct descriptor *desc = descriptor_of(cluster_id);
-	__u64 now = bpf_ktime_get_ns();
+	struct endpoint_load *load;
+	struct cluster_load *cluster;
+	struct endpoint *endpoint;
+	struct descriptor *desc;
 	struct ejection ejection;
-	__u64 until, end;
+	__u64 now, until, end;
 
+	/* At once: with another pointer in this frame, the chain below connect6 has no room on 5.10. */
+	if (counters)
+		__sync_fetch_and_add(&counters->failed, 1);
+	load = chunked_lookup(&endpoint_loads, endpoint_id);
+	cluster = chunked_lookup(&cluster_loads, cluster_id);
+	endpoint = chunked_lookup(&endpoints, endpoint_id);
+	desc = descriptor_of(cluster_id);
 	if (!load || !cluster || !endpoint)
 		return 0;
 	__sync_fetch_and_add(&load->failed, 1);
-	if (counters)
-		__sync_fetch_and_add(&counters->failed, 1);
+	now = bpf_ktime_get_ns();
 	if (!desc || desc->kind != CLUSTER_ENDPOINTS)
 		return 0;
 	ejection = ejection_of(desc, now);
