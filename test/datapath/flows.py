@@ -329,6 +329,22 @@ def many():
     return total_out, total_in
 
 
+def lossy():
+    """The test has packets dropped: how often the kernel sent again is what TCP_INFO says."""
+    client, server = pair()
+    thread = send_all(client, 1_000_000)
+    assert read(server, 1_000_000) == 1_000_000
+    thread.join()
+    server.sendall(b"k" * 1000)
+    read(client, 1000)
+    pause(0.5)
+    (total_retrans,) = struct.unpack_from("I", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)
+    client.close()
+    pause(0.5)
+    server.close()
+    return 1_000_000, 1000, total_retrans
+
+
 def alive():
     """Stays open until a line comes."""
     client, server = pair()
@@ -344,5 +360,5 @@ def alive():
     return 7000, 3000
 
 
-sent, received = globals()[way]()
-print(json.dumps({"sent": sent, "received": received}))
+sent, received, *more = globals()[way]()
+print(json.dumps({"sent": sent, "received": received, **({"retransmits": more[0]} if more else {})}))

@@ -80,7 +80,7 @@ describe.skipIf(!root)("traffic", () => {
   };
   const run = async (way: string, to: keyof typeof FRONTENDS) => {
     const text = await output(script(way, to));
-    return JSON.parse(text) as { sent: number; received: number };
+    return JSON.parse(text) as { sent: number; received: number; retransmits?: number };
   };
   const named = (counters: Counters) =>
     Object.fromEntries(ENDS.flatMap((end, i) => (counters.ends[i] ? [[end, counters.ends[i]]] : [])));
@@ -140,6 +140,25 @@ describe.skipIf(!root)("traffic", () => {
     if (flusher) expect(flushes).toBeGreaterThan(20);
     expect({ sent: out.sent, received: out.received, opened: out.opened }).toEqual({ ...apps, opened: 300 });
     expect(named(out)).toEqual({ closed: 200, reset: 100 });
+  });
+
+  test("segments that were sent again, and each byte once all the same", async () => {
+    const nft = (...rule: string[]) =>
+      output(["nsenter", `--net=${lab.namespace.path}`, "/usr/sbin/nft", ...rule]);
+    await nft("add table inet loss; add chain inet loss in { type filter hook input priority 0; }");
+    await nft("add rule inet loss in tcp dport 8090 numgen inc mod 9 == 0 drop");
+    try {
+      const before = { out: sum("out"), in: sum("in") };
+      const { retransmits = 0, ...apps } = await run("lossy", "open");
+      const out = subtractCounters(sum("out"), before.out);
+      expect(retransmits).toBeGreaterThan(0);
+      expect(out.retransmits).toBe(retransmits);
+      expect([out.sent, out.received]).toEqual([apps.sent, apps.received]);
+      const accepted = subtractCounters(sum("in"), before.in);
+      expect([accepted.received, accepted.sent]).toEqual([apps.sent, apps.received]);
+    } finally {
+      await nft("delete table inet loss");
+    }
   });
 
   test("a live connection is in the row after a flush", async () => {
