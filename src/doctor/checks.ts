@@ -3,6 +3,7 @@ import type { ExaminedConfig } from "../machine/config-files.ts";
 import type { Check } from "./check-runner.ts";
 import { istiodChecks } from "./istiod-checks.ts";
 import { machineChecks } from "./machine-checks.ts";
+import { nameChecks } from "./name-checks.ts";
 
 /** All checks for a configuration; the first one reports what is wrong with the configuration itself. */
 export function checksOf(examined: ExaminedConfig, file: string): Check[] {
@@ -17,5 +18,5 @@ export function checksOf(examined: ExaminedConfig, file: string): Check[] {
       ...remarks.map(({ text, cure }) => ({ state: "warning", text, cure }) as const),
     ],
   };
-  return [configuration, ...machineChecks(config), ...istiodChecks(config)];
+  return [configuration, ...machineChecks(config), ...nameChecks(config), ...istiodChecks(config)];
 }

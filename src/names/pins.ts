@@ -37,7 +37,7 @@ export function hasOtherLayout(bpffs: string): boolean {
 /** The pinned table and the program that explains it, to look at. Undefined when there are none. The caller closes. */
 export function pinnedNames(
   bpffs: string,
-): { table: NameTable; explain: BpfProgram; counts: NameCounts; close(): void } | undefined {
+): { table: NameTable; explain: BpfProgram; counts(): NameCounts; close(): void } | undefined {
   const folder = tableFolder(bpffs);
   if (!existsSync(join(folder, "tables"))) return undefined;
   const maps = openMaps(bpffs, folder);
@@ -48,7 +48,7 @@ export function pinnedNames(
   return {
     table,
     explain,
-    counts: countsOf(maps.names_counts),
+    counts: () => countsOf(maps.names_counts),
     close() {
       table.close();
       explain.close();

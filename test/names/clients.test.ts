@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { existsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { NamesStatus } from "../../src/names/status.ts";
-import { AgentLab, missing, SERVICE, shop, UPSTREAMS } from "../e2e/agent-lab.ts";
+import { AgentLab, KMESH, missing, SERVICE, shop, UPSTREAMS } from "../e2e/agent-lab.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, type RunResult, run } from "../lab/process.ts";
 
@@ -90,6 +90,24 @@ describe.skipIf(why !== undefined)("mesh names", () => {
     const { code } = await ask(`getent ahostsv4 ${HOST}`, ["127.0.0.1"], false);
     expect(code).toBe(2);
     expect((await names()).counts["passed-not-enrolled"]).toBeGreaterThan(0);
+  });
+
+  test("kmesh resolve and kmesh doctor say what the kernel answers, and what the machine's resolver makes of it", async () => {
+    const resolved = await lab.json<{
+      answers: { event: string; entry: string | null; records: string[] }[];
+    }>("resolve", HOST);
+    expect(resolved.answers[0]).toMatchObject({ event: "answered-a", entry: HOST, records: [SERVICE] });
+    expect((await lab.kmesh("resolve", "example.com")).stdout).toContain("it is no mesh name");
+    expect((await lab.kmesh("resolve", SERVICE)).stdout).toContain(HOST);
+    const doctor = async (servers: readonly string[], enrolled: boolean) => {
+      const command = `${KMESH} doctor --istiod=127.0.0.1:15010 --plaintext --output=json ${lab.folders.join(" ")}`;
+      const { stdout } = await ask(command, servers, enrolled);
+      const { checks } = JSON.parse(stdout) as { checks: { check: string; findings: { text: string }[] }[] };
+      return checks.find(({ check }) => check === "names")?.findings[0]?.text;
+    };
+    expect(await doctor(["127.0.0.1"], true)).toContain("through the machine's resolver");
+    expect(await doctor(["127.0.0.1"], false)).toContain("not in a governed cgroup");
+    expect(await doctor([], true)).toContain("names no server");
   });
 
   test("an interface that comes later is covered, too", async () => {

@@ -1,0 +1,93 @@
+/** Whether mesh names resolve: asks for one through the machine's real resolver, and says where the query was lost. */
+import { spawnSync } from "node:child_process";
+import type { Config } from "../config/config.ts";
+import { isV4 } from "../mesh/address.ts";
+import { pinnedNames } from "../names/pins.ts";
+import { readResolvConf } from "../names/resolv-conf.ts";
+import type { NameCounts } from "../names/status.ts";
+import type { Check, Finding } from "./check-runner.ts";
+
+/** How long the machine's resolver may take, milliseconds. */
+const PATIENCE = 12_000;
+
+export function nameChecks(config: Config): Check[] {
+  return [{ name: "names", needs: ["bpffs"], look: () => lookAtNames(config) }];
+}
+
+function lookAtNames({ dns, bpffs }: Config): Finding[] {
+  if (dns === "off") return [{ state: "ok", text: "mesh names are not answered (dns: off)" }];
+  const { servers } = readResolvConf();
+  if (servers.length === 0)
+    return [
+      {
+        state: "warning",
+        text: "/etc/resolv.conf names no server, so apps send no query that the kernel could answer",
+        cure: 'Write a line like "nameserver 127.0.0.1" into it: mesh names need no server there.',
+      },
+    ];
+  const names = pinnedNames(bpffs);
+  if (!names) return [{ state: "ok", text: "no mesh names are in the kernel yet" }];
+  try {
+    const example = exampleOf(names.table);
+    if (!example) return [{ state: "ok", text: "the mesh has no name with an IPv4 address to ask for" }];
+    const before = names.counts();
+    // A child: this process is exempt from the mesh.
+    const { stdout } = spawnSync("getent", ["ahostsv4", example.name], {
+      encoding: "utf8",
+      timeout: PATIENCE,
+    });
+    const found = [...new Set((stdout ?? "").split("\n").flatMap((line) => line.split(/\s+/, 1)[0] || []))];
+    if (found.some((address) => example.addresses.includes(address)))
+      return [
+        {
+          state: "ok",
+          text: `${example.name} resolves to ${found.join(", ")} through the machine's resolver`,
+        },
+      ];
+    return [lostAt(example.name, found, servers, before, names.counts())];
+  } finally {
+    names.close();
+  }
+}
+
+/** The first name that an app could ask for. */
+function exampleOf(table: NonNullable<ReturnType<typeof pinnedNames>>["table"]) {
+  for (const name of table.names()) {
+    const entry = table.get(name);
+    if (entry?.kind !== "addresses" || name.startsWith("*.") || !name.includes(".")) continue;
+    const addresses = entry.addresses.filter(isV4);
+    if (addresses.length > 0) return { name, addresses };
+  }
+  return undefined;
+}
+
+/** Which link of the chain lost the query, by the kernel's counters. */
+function lostAt(
+  name: string,
+  found: readonly string[],
+  servers: readonly string[],
+  before: NameCounts,
+  after: NameCounts,
+): Finding {
+  const rose = (event: string) => (after[event] ?? 0) > (before[event] ?? 0);
+  const got =
+    found.length > 0
+      ? `resolves to ${found.join(", ")}, which is not the mesh's address`
+      : "does not resolve";
+  if (rose("passed-not-enrolled"))
+    return {
+      state: "ok",
+      text: `${name} ${got} from here: this command is not in a governed cgroup or unit (dns: on would answer everybody)`,
+    };
+  if (rose("answered-a"))
+    return {
+      state: "warning",
+      text: `${name} ${got}, though the kernel answered a query: the local resolver dropped the answer`,
+      cure: "Look at its DNSSEC setting: mesh answers are not signed (systemd-resolved: DNSSEC=no or allow-downgrade).",
+    };
+  return {
+    state: "warning",
+    text: `${name} ${got}, and no query for it left by UDP (servers: ${servers.join(", ")})`,
+    cure: "See whether hosts: in /etc/nsswitch.conf has dns or resolve, whether /etc/hosts names it, and whether the local resolver uses TLS or TCP, or keeps .local to itself.",
+  };
+}
