@@ -53,7 +53,7 @@ const WAYS: Record<string, [args: string[], code: number][]> = {
   join: [[["join", "--from", folder, "--config", config, ...folders], 1]],
   config: [[["config", "check", wrong], 2]],
   demo: [[["demo", "--seconds=never"], 2]],
-  "bug-report": [[["bug-report", join(folder, "report.tar.gz"), ...folders], 0]],
+  "bug-report": [[["bug-report", join(folder, "report-NUMBER.tar.gz"), ...folders], 0]],
   completion: [[["completion", "bash"], 0]],
   version: [[["version"], 0]],
 };
@@ -90,7 +90,16 @@ describe.skipIf(why !== undefined)("a reader that goes away", () => {
     if (name === "install" || name === "uninstall") continue;
     test(name, async () => {
       for (const [args, expected] of ways) {
-        const codes = await Promise.all(READERS.map(async (reader) => [reader, await code(args, reader)]));
+        const codes = await Promise.all(
+          READERS.map(async (reader, i) => [
+            reader,
+            // They run at once: each has a file of its own.
+            await code(
+              args.map((arg) => arg.replace("NUMBER", `${i}`)),
+              reader,
+            ),
+          ]),
+        );
         expect(codes).toEqual(READERS.map((reader) => [reader, expected]));
       }
     }, 60_000);
