@@ -39,6 +39,7 @@ const WAYS: Record<string, [args: string[], code: number][]> = {
   top: [[["top", ...folders], 3]],
   log: [[["log", ...folders], 3]],
   explain: [[["explain", "10.0.0.1:80", "-o", "json", ...folders], 3]],
+  resolve: [[["resolve", "shop.demo.internal", ...folders], 3]],
   enrol: [[["enrol", "none.service", "--dry-run", "--config", config, ...folders], 0]],
   unenrol: [[["unenrol", "none.service", "--dry-run", "--config", config, ...folders], 0]],
   wait: [[["wait", "--timeout=0", ...folders], 8]],
