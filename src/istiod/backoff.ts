@@ -2,13 +2,14 @@
 export interface BackoffLimits {
   /** First delay, milliseconds. */
   first: number;
-  /** No delay is longer, milliseconds. */
+  /** The longest delay, milliseconds. */
   longest: number;
 }
 
-/** istiod forgets an auto-registered machine after 10 s: being back within that needs short delays. */
+/** istiod removes an auto-registered WorkloadEntry 10 s after its connection ends. Delays stay below that. */
 export const BACKOFF: BackoffLimits = { first: 100, longest: 5_000 };
 
+/** The delays between attempts, one after another: exponential with jitter. */
 export class Backoff {
   readonly #limits: BackoffLimits;
   #ceiling: number;
@@ -18,14 +19,17 @@ export class Backoff {
     this.#ceiling = limits.first;
   }
 
-  /** The next delay in milliseconds: between half of and the whole of a ceiling that doubles each time. */
+  /**
+   * The next delay, milliseconds: random between half of the current ceiling and the ceiling. The ceiling doubles
+   * with each call.
+   */
   next(): number {
     const ceiling = this.#ceiling;
     this.#ceiling = Math.min(ceiling * 2, this.#limits.longest);
     return ceiling / 2 + (Math.random() * ceiling) / 2;
   }
 
-  /** Starts over after a connection that held. */
+  /** Starts again with the first delay. Call it after a connection that held. */
   reset(): void {
     this.#ceiling = this.#limits.first;
   }

@@ -1,5 +1,5 @@
 import { codeOrReason } from "../errors/reason.ts";
-/** A file of ours can't be used; the message names it and the next step. */
+/** A file that the operator configured can't be used. The message names the file and the next step. */
 export class FileError extends Error {
   constructor(message: string) {
     super(message);

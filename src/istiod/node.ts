@@ -1,14 +1,14 @@
 /**
- * Who this machine says it is to istiod. The value types of the metadata are istiod's own: lists are joined by
- * commas, booleans are the strings "true" and "false" (a bare boolean makes istiod close the stream).
+ * The node id and metadata that kmesh sends to istiod. The value types are istiod's (pkg/model/node.go): lists are
+ * joined by commas, booleans are the strings "true" and "false". A bare boolean makes istiod close the stream.
  */
 import { canonicalAddress } from "../mesh/address.ts";
 import type { discovery } from "./discovery.gen.js";
 
-/** The istiod whose behaviour kmesh is tested against; without a version istiod assumes the newest. */
+/** The istiod that kmesh is tested against. Without a version istiod assumes the newest. */
 const ISTIO_VERSION = "1.32.0";
 
-/** Metadata that has a setting of its own, or that kmesh decides: nobody else is to set it. */
+/** Metadata keys that have their own setting or that kmesh decides. `metadata` can't set them. */
 export const DECIDED_METADATA: ReadonlySet<string> = new Set([
   "AUTO_REGISTER_GROUP",
   "CLUSTER_ID",
@@ -32,8 +32,8 @@ export const DECIDED_METADATA: ReadonlySet<string> = new Set([
 ]);
 
 /**
- * Sidecars send plaintext to a WorkloadEntry with this label. Without it those that have a service account, as all that
- * istiod makes, are told as mTLS endpoints.
+ * Sidecars send plaintext to a WorkloadEntry with this label. Without it istiod marks the endpoints of entries with a
+ * service account as mTLS, and all entries that istiod makes have one.
  */
 export const PLAINTEXT_LABEL = { "security.istio.io/tlsMode": "disabled" } as const;
 
@@ -43,11 +43,11 @@ export interface Locality {
   subzone: string;
 }
 
-/** What JSON can say. */
+/** A JSON value. */
 export type Json = null | boolean | number | string | readonly Json[] | { readonly [key: string]: Json };
 
 export interface Identity {
-  /** The machine's own addresses, the main one first. What usableAddresses leaves out is not told to istiod. */
+  /** The machine's addresses, the main one first. Only those that usableAddresses keeps are sent to istiod. */
   ips: readonly string[];
   name: string;
   namespace: string;
@@ -57,18 +57,18 @@ export interface Identity {
   clusterId?: string;
   network?: string;
   meshId?: string;
-  /** The WorkloadGroup that istiod registers this machine with while it is connected. */
+  /** The WorkloadGroup with which istiod registers this machine while it is connected. */
   autoRegisterGroup?: string;
-  /** The WorkloadEntry that is there for this machine already. */
+  /** The existing WorkloadEntry of this machine. */
   workloadEntry?: string;
-  /** The ports of the workload, as JSON text: istiod wants them as a string. */
+  /** The ports of the workload, as JSON text: istiod expects a string. */
   podPorts?: string;
-  /** The part of the proxy's configuration that istiod looks at. */
+  /** The part of the proxy's configuration that istiod reads. */
   proxyConfig?: Json;
   locality?: Locality;
-  /** kmesh's own version. */
+  /** The version of kmesh. */
   version?: string;
-  /** Further metadata; what stands here wins over it. */
+  /** Further metadata. The fields above win over it. */
   metadata?: Readonly<Record<string, Json>>;
 }
 
@@ -78,7 +78,10 @@ export function nodeId(identity: Identity): string {
   return `sidecar~${usableAddresses(identity.ips)[0] ?? ""}~${name}.${namespace}~${namespace}.svc.cluster.local`;
 }
 
-/** The Node message. Throws an Error with the next step when the identity can't be told to istiod. */
+/**
+ * The Node message (envoy.config.core.v3.Node). Throws an Error with the next step when the identity has no usable
+ * address, or no usable name or namespace.
+ */
 export function nodeOf(identity: Identity): discovery.Node.$Properties {
   check(identity);
   const metadata: Record<string, discovery.Value.$Properties> = {
@@ -87,9 +90,10 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
     NAMESPACE: text(identity.namespace),
     INSTANCE_IPS: text(usableAddresses(identity.ips).join(",")),
     ISTIO_VERSION: text(ISTIO_VERSION),
-    // With it istiod gives every service an address, and no port-wide listeners for those without one.
+    // With DNS_CAPTURE istiod gives every service an address, and no listener on the wildcard address for a service
+    // without one.
     DNS_CAPTURE: text("true"),
-    // kmesh speaks no HBONE yet: without this ambient endpoints arrive without an address.
+    // kmesh does not speak HBONE. Without this key istiod sends ambient endpoints without an address.
     DISABLE_HBONE_SEND: text("true"),
   };
   if (identity.serviceAccount) metadata.SERVICE_ACCOUNT = text(identity.serviceAccount);
@@ -97,7 +101,8 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);
   if (identity.network) metadata.NETWORK = text(identity.network);
   if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
-  // The entry that istiod makes has these labels; without ours peers would be told to send mTLS, which nobody here ends.
+  // istiod copies these labels to the entry that it makes. Without our label peers would send mTLS, which nothing on
+  // this machine terminates.
   const labels = identity.autoRegisterGroup ? { ...identity.labels, ...PLAINTEXT_LABEL } : identity.labels;
   if (labels) metadata.LABELS = { structValue: { fields: texts(labels) } };
   if (identity.autoRegisterGroup) metadata.AUTO_REGISTER_GROUP = text(identity.autoRegisterGroup);
@@ -119,8 +124,8 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
 }
 
 /**
- * The addresses that peers can reach, canonical, in the given order, each once: no loopback, no link-local, no
- * multicast or unspecified ones, nothing that is no address.
+ * The addresses that peers can reach, canonical, in the given order, without duplicates. Leaves out loopback,
+ * link-local, multicast and unspecified addresses, 240.0.0.0/4, and texts that are no address.
  */
 export function usableAddresses(candidates: Iterable<string>): string[] {
   const usable = new Set<string>();
@@ -131,7 +136,9 @@ export function usableAddresses(candidates: Iterable<string>): string[] {
   return [...usable];
 }
 
-/** Parses `REGION`, `REGION/ZONE` or `REGION/ZONE/SUBZONE`. Throws an Error that says so for anything else. */
+/**
+ * Parses `REGION`, `REGION/ZONE` or `REGION/ZONE/SUBZONE`. Throws an Error with the expected form for any other text.
+ */
 export function parseLocality(text: string): Locality {
   const [region = "", zone = "", subzone = "", ...rest] = text.split("/");
   if (region === "" || rest.length > 0 || (zone === "" && subzone !== "")) {
@@ -148,7 +155,7 @@ function isReachable(address: string): boolean {
 
 function check(identity: Identity): void {
   if (usableAddresses(identity.ips).length === 0) {
-    throw new Error("this machine has no address that peers could reach: give one with --ip");
+    throw new Error("this machine has no address that peers can reach: give one with --ip");
   }
   for (const [what, value] of [
     ["name", identity.name],

@@ -1,18 +1,21 @@
-/** How istiod registers this machine: what peers are told of it, and why it may not be registered. */
+/** How istiod registers this machine, and why it may refuse to. */
 import { type Identity, PLAINTEXT_LABEL } from "./node.ts";
 
-/** Kubernetes cuts no names: istiod keeps the last characters of longer ones. */
+/** Kubernetes rejects longer names. istiod keeps the last 253 characters. */
 const LONGEST_NAME = 253;
-/** Without it istiod takes no health of a WorkloadEntry that it did not make itself. */
+/** Without this annotation istiod accepts no health reports for a WorkloadEntry that it did not make itself. */
 const HEALTH_ANNOTATION = "proxy.istio.io/health-checks-enabled=true";
 
-/** What of the node a registration depends on. */
+/** The fields of the node on which a registration depends. */
 export type Registrant = Pick<
   Identity,
   "namespace" | "serviceAccount" | "autoRegisterGroup" | "workloadEntry"
 >;
 
-/** The name that istiod gives the WorkloadEntry of a machine that it registers with a group. */
+/**
+ * The name of the WorkloadEntry that istiod makes for a machine of a group; undefined without a group. Source: istio
+ * pilot/pkg/autoregistration.
+ */
 export function registeredName(
   node: Pick<Identity, "autoRegisterGroup" | "ips" | "network">,
 ): string | undefined {
@@ -22,7 +25,7 @@ export function registeredName(
   return parts.join("-").slice(-LONGEST_NAME);
 }
 
-/** A sentence for what istiod said; undefined when it is not about the registration. */
+/** Explains istiod's error text; undefined when it does not concern the registration. */
 export function explainRegistration(details: string, node: Registrant): string | undefined {
   const { namespace, serviceAccount = "default", autoRegisterGroup: group, workloadEntry: entry } = node;
   if (/cannot find WorkloadGroup/.test(details)) {
@@ -39,7 +42,7 @@ export function explainRegistration(details: string, node: Registrant): string |
     );
   }
   if (/requires a verified identity/.test(details))
-    return "it registers only who proves its identity: use istiod's TLS port (15012) with --ca and --token";
+    return "it registers only authenticated machines: use istiod's TLS port (15012) with --ca and --token";
   const [, what, ours, theirs] =
     /(namespace|service account) mismatch: "([^"]*)" vs "([^"]*)"/.exec(details) ?? [];
   if (what === undefined) return undefined;
@@ -51,27 +54,30 @@ export function explainRegistration(details: string, node: Registrant): string |
         `or --service-account to ${theirs} with a token of ${theirs}`;
 }
 
-/** The command with which peers send plaintext to a WorkloadEntry that was applied by hand. */
+/** The commands that make peers send plaintext to a WorkloadEntry that an operator applied. */
 export function commandsForEntry(namespace: string, entry: string): string[] {
   const [[label, value] = []] = Object.entries(PLAINTEXT_LABEL);
   return [`kubectl label workloadentry ${entry} --namespace ${namespace} --overwrite ${label}=${value}`];
 }
 
 /**
- * The commands with which istiod heeds the health of a WorkloadEntry that was applied by hand. It looks for the annotation
- * when a machine connects, and takes an annotated entry for unhealthy until it is told otherwise.
+ * The commands that make istiod accept health reports for a WorkloadEntry that an operator applied. istiod looks for
+ * the annotation when a machine connects, and counts an annotated entry as unhealthy until the first report.
  */
 export function commandsForHealth(namespace: string, entry: string): string[] {
   return [
     `kubectl annotate workloadentry ${entry} --namespace ${namespace} --overwrite ${HEALTH_ANNOTATION}`,
-    "systemctl restart kmesh  # then, and here: until it connects anew, istiod leaves the machine out",
+    "systemctl restart kmesh  # then, on this machine: istiod counts it as unhealthy until it connects again",
   ];
 }
 
-/** The commands that replace a WorkloadEntry which another agent registered: istiod takes it over with its labels. */
+/**
+ * The commands that replace a WorkloadEntry which another agent registered. istiod then makes one with this machine's
+ * labels.
+ */
 export function commandsForAnother(namespace: string, entry: string): string[] {
   return [
     `kubectl delete workloadentry ${entry} --namespace ${namespace}`,
-    "systemctl restart kmesh  # then, and here: istiod makes it anew",
+    "systemctl restart kmesh  # then, on this machine: istiod makes a new entry",
   ];
 }

@@ -1,4 +1,4 @@
-/** Who a workload is in the mesh: a trust domain, a namespace and a service account. */
+/** A workload's identity in the mesh: trust domain, namespace and service account. */
 export interface SpiffeId {
   trustDomain: string;
   namespace: string;
@@ -10,7 +10,7 @@ export function formatSpiffe(id: SpiffeId): string {
   return `spiffe://${id.trustDomain}/ns/${id.namespace}/sa/${id.serviceAccount}`;
 }
 
-/** Reads what formatSpiffe writes; undefined for any other text. */
+/** Parses the form that formatSpiffe writes; undefined for any other text. */
 export function parseSpiffe(text: string): SpiffeId | undefined {
   const [, trustDomain, namespace, serviceAccount] =
     /^spiffe:\/\/([^/\s]+)\/ns\/([^/\s]+)\/sa\/([^/\s]+)$/.exec(text) ?? [];

@@ -1,15 +1,18 @@
-/** What became of this machine's agents: starts, restarts, upgrades, rollbacks. A file in the state folder, for people. */
+/**
+ * The history of this machine's agents: starts, restarts, upgrades, rollbacks. A file in the state folder, for
+ * people.
+ */
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { replaceFile } from "../files/replace-file.ts";
 import { faultPoint } from "../runtime/fault.ts";
 
-/** Entries that are kept. */
+/** Most entries in the file. */
 const KEPT = 200;
 const VERSION = 1;
 
-/** What went before a start. */
+/** How the run before a start ended. */
 export type Cause = "first start" | "stopped" | "crash" | "reboot";
 
 export interface Entry {
@@ -18,19 +21,19 @@ export interface Entry {
   kind: "start" | "stop" | "restart" | "upgrade" | "rollback";
   /** The version that ran before; absent for a first start. */
   from?: string;
-  /** The version that was to run from then on; absent for a stop. */
+  /** The version that was to run afterwards; absent for a stop. */
   to?: string;
   result: "done" | "failed";
   pid: number;
-  /** A boot of the machine: the kernel's random id of it. */
+  /** The kernel's random id of the boot. */
   boot: string;
-  /** Of a start. */
+  /** For a start: how the run before it ended. */
   cause?: Cause;
-  /** Of a start: the step that the agent before did not end. */
+  /** For a start: the step that the previous agent did not finish. */
   unfinished?: string;
-  /** Crashes one after the other are one entry. */
+  /** Number of consecutive crashes of one version, which share an entry. */
   times?: number;
-  /** Of what failed. */
+  /** Why it failed. */
   reason?: string;
   gap_ms?: number;
   connections?: number;
@@ -40,11 +43,12 @@ export interface Entry {
   relinked?: number;
 }
 
+/** Path of the history in the state folder. */
 export function historyFile(stateDir: string): string {
   return join(stateDir, "history.json");
 }
 
-/** The entries, oldest first; [] when there is no file, or none that can be read as one. */
+/** The entries, oldest first; [] when the file is missing or can't be parsed. */
 export function readHistory(stateDir: string): Entry[] {
   try {
     const { version, entries } = JSON.parse(readFileSync(historyFile(stateDir), "utf8"));
@@ -54,7 +58,7 @@ export function readHistory(stateDir: string): Entry[] {
   }
 }
 
-/** Adds an entry and drops the oldest beyond what is kept. Throws what the file system says; the file is then as before. */
+/** Adds an entry and drops the oldest ones beyond 200. Throws the file system's Error; the file is then unchanged. */
 export function remember(stateDir: string, entry: Omit<Entry, "at" | "boot">): void {
   const entries = readHistory(stateDir);
   const last = entries.at(-1);
@@ -67,7 +71,7 @@ export function remember(stateDir: string, entry: Omit<Entry, "at" | "boot">): v
   replaceFile(path, text, { mode: 0o600, onWritten: () => faultPoint("history.rename") });
 }
 
-/** Why an agent that starts now does, and which version ran before it. */
+/** How the run before this start ended, and the version that ran then. `boot` is the kernel's boot id. */
 export function causeOfStart(entries: readonly Entry[], boot = bootId()): { cause: Cause; from?: string } {
   const last = entries.at(-1);
   if (!last) return { cause: "first start" };
@@ -76,7 +80,7 @@ export function causeOfStart(entries: readonly Entry[], boot = bootId()): { caus
   return { cause, ...(from === undefined ? {} : { from }) };
 }
 
-/** The kernel's random id of this boot; "" where /proc does not tell. */
+/** The kernel's random id of this boot; "" when /proc does not provide it. */
 export function bootId(): string {
   try {
     return readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();

@@ -1,7 +1,8 @@
 /**
- * The manifest: which generation governs and since when, which one is kept for the way back, and the step between two
- * that is being taken. A file in the state folder, written before each step, so that the start after one that died
- * knows what was meant. What is pinned is the truth: where both differ, the manifest is wrong.
+ * The manifest: the live generation and since when, the generation kept for a rollback, and the step between two
+ * generations that is in progress. It is a file in the state folder, written before each step, so that the start
+ * after a crash knows what was intended. The pins are the truth: where they differ from the manifest, the manifest is
+ * wrong.
  */
 
 import { existsSync, renameSync, rmSync } from "node:fs";
@@ -18,20 +19,21 @@ import { faultPoint } from "../runtime/fault.ts";
 import { version as kmesh } from "../runtime/version.ts";
 
 /**
- * Raised only when versions before must keep their hands off: they refuse it. New members need no new number. A version
- * that raises it has to write the one before until its predecessor has ended, or that one could not take its tables back.
+ * Raise it only when earlier versions must not touch the state: they refuse a higher number. New members need no new
+ * number. A version that raises it must write the earlier format until its predecessor has ended; otherwise the
+ * predecessor could not take its tables back.
  */
 const VERSION = 1;
 const LARGEST = 64 << 10;
 const STEPS = ["build", "fill", "probe", "flip", "remove"] as const satisfies readonly Step["name"][];
 
-/** A generation, and which kmesh made it, as far as that is known. */
+/** A generation, and the version of kmesh that made it, if known. */
 export interface Named extends GenerationName {
   version?: string;
 }
 
 export interface ManifestEntry extends Named {
-  /** Since when it governs or is kept; ISO 8601. */
+  /** Since when it is live or kept; ISO 8601. */
   since: string;
 }
 
@@ -42,35 +44,35 @@ export interface UnderWay extends Step {
   at: string;
 }
 
-/** What the manifest says. */
+/** The content of the manifest. */
 export interface ManifestContent {
   live?: ManifestEntry;
-  /** The one that governed before, kept for the way back. */
+  /** The generation that was live before, kept for a rollback. */
   kept?: ManifestEntry;
   step?: UnderWay;
   links?: AttachedLinks;
 }
 
-/** The links that were attached last, so that a start finds them also where their pins are hidden. */
+/** The links that were attached last. A start finds them by id even when their pins are hidden. */
 export interface AttachedLinks {
-  /** The kernel's boot id: the numbers mean nothing in another boot. */
+  /** The kernel's boot id: link ids are valid in one boot only. */
   boot: string;
   ids: LinkIds;
 }
 
-/** Where it says what is wrong. */
+/** The log for problems of the manifest. */
 export interface Remarks {
   info(text: string): void;
   warn(text: string): void;
   debug(text: string): void;
 }
 
-/** The file is there and can't be used. */
+/** The file exists and can't be used. */
 export class BadManifest extends Error {
   override readonly name = "BadManifest";
 }
 
-/** Another kmesh wrote it in a way that this one does not know: who does not understand the state must not change it. */
+/** Another version of kmesh wrote the file in an unknown format. This version must not change the state. */
 export class UnknownManifest extends ActionableError {
   constructor(path: string, version: unknown, writer: string | undefined) {
     const who = writer === undefined ? "another kmesh" : `kmesh ${writer}`;
@@ -82,6 +84,7 @@ export class UnknownManifest extends ActionableError {
   }
 }
 
+/** Path of the manifest in the state folder. */
 export function manifestFile(stateDir: string): string {
   return join(stateDir, "manifest.json");
 }
@@ -95,8 +98,8 @@ function badFile(stateDir: string): string {
 }
 
 /**
- * What the manifest in `stateDir` says; undefined when there is none. Changes nothing.
- * Throws UnknownManifest, BadManifest (damaged, another machine's), and what the file system says.
+ * Reads the manifest in `stateDir`; undefined when there is none. `machine` is the text of /etc/machine-id. Changes
+ * nothing. Throws UnknownManifest, BadManifest (damaged, or another machine's), and the file system's Error.
  */
 export function readManifest(stateDir: string, machine: string | undefined): ManifestContent | undefined {
   const path = manifestFile(stateDir);
@@ -115,7 +118,10 @@ export function readManifest(stateDir: string, machine: string | undefined): Man
   return accountOf(value);
 }
 
-/** Throws UnknownManifest when that is what lies there, as far as it can be read: before anything is touched. */
+/**
+ * Throws UnknownManifest when the manifest is in an unknown format; ignores every other fault. Call it before
+ * anything is changed.
+ */
 export function refuseUnknown(stateDir: string): void {
   try {
     readManifest(stateDir, undefined);
@@ -124,31 +130,31 @@ export function refuseUnknown(stateDir: string): void {
   }
 }
 
-/** The links that the manifest names, as far as it can be read and is of this boot; {} otherwise. */
+/** The link ids in the manifest; {} when it can't be read or is of another boot. */
 export function linksInManifest(stateDir: string, machine: string | undefined, boot: string): LinkIds {
   try {
     const links = readManifest(stateDir, machine)?.links;
     return links && boot !== "" && links.boot === boot ? links.ids : {};
   } catch {
-    // The start that follows reads it too, and says what is wrong with it.
+    // The start reads the manifest again and logs the fault.
     return {};
   }
 }
 
-/** Whether there is one, of whichever version. */
+/** Whether there is a manifest, of any format. */
 export function hasManifest(stateDir: string): boolean {
   return existsSync(manifestFile(stateDir));
 }
 
-/** Removes the manifest, of whichever version, and what lies beside it: nothing that it tells of is there any more. */
+/** Removes the manifest, of any format, with its unfinished and rejected copies. Call it when the tables are gone. */
 export function removeManifest(stateDir: string): void {
   for (const path of [manifestFile(stateDir), unfinishedFile(stateDir), badFile(stateDir)])
     rmSync(path, { recursive: true, force: true });
 }
 
 /**
- * What `account` says, put right by what is pinned. Without an account one of the others is taken for the one before:
- * which it was nobody knows, and the way back to any of them is but longer.
+ * Corrects `account` by the pinned generations. Without a manifest the first of the other generations counts as the
+ * previous one: which one it was is unknown, and a wrong choice only makes the rollback slower.
  */
 export function putRight(
   account: ManifestContent | undefined,
@@ -164,10 +170,10 @@ export function putRight(
     return kept ? { kept } : {};
   }
   const { step } = account ?? {};
-  // Only that it is done was not written any more.
+  // The flip is complete; the agent ended before it recorded that.
   const flipped = step?.name === "flip" && live.length === 1 && isSame(governs, step.to);
   const found = flipped ? afterFlip(account ?? {}, step, step.at) : { ...account };
-  // A version without a manifest put another in the place of what governed.
+  // A version without a manifest replaced the live generation.
   const replaced = flipped ? undefined : there(found.live);
   const [other] = account ? [] : others;
   const before = replaced ?? other;
@@ -183,12 +189,12 @@ export class Manifest {
   readonly #machine: string | undefined;
   readonly #log: Remarks;
   #account: ManifestContent = {};
-  /** The step in whose middle the agent before ended. */
+  /** The step that the previous agent did not finish. */
   readonly unfinished: UnderWay | undefined;
-  /** What the file holds, as far as this one knows. */
+  /** The text of the file, as far as this process knows. */
   #written: string | undefined;
   #warned = false;
-  /** What lies there could not be read, and may well be whole, or a newer version's: nothing takes its place. */
+  /** The file could not be read. It may be intact or of a newer version, so it is not overwritten. */
   #unread = false;
 
   private constructor(
@@ -208,10 +214,10 @@ export class Manifest {
   }
 
   /**
-   * Reads the manifest in `stateDir`; one that is damaged or another machine's is set aside, one that is lost is made anew
-   * by what is pinned, with a line in the log. Writes nothing yet. Only for who holds the locks. Throws UnknownManifest.
-   * One that can't be read stays as it is until the next start: what is pinned is gone by, and none is written.
-   * Without a machine's id (undefined) there is nothing to bind it to: none is read or written then.
+   * Reads the manifest in `stateDir`. A damaged manifest, or another machine's, is set aside. A missing one is
+   * rebuilt from the pins, with a line in the log. One that can't be read stays as it is, and none is written until
+   * the next start; the pins are used. Without a machine id (undefined) none is read or written. Writes nothing yet.
+   * The caller must hold the locks. Throws UnknownManifest.
    */
   static open(
     stateDir: string,
@@ -226,7 +232,10 @@ export class Manifest {
     return this.#account;
   }
 
-  /** In the file when it returns, or a line says why it isn't: a disk that takes nothing is no reason not to go on. */
+  /**
+   * Records the begin of `step`, or with undefined the end of the present one. The file is written when it returns;
+   * if that fails, a line is logged and the agent continues.
+   */
   announce(step: Step | undefined): void {
     const now = new Date().toISOString();
     const { links } = this.#account;
@@ -235,13 +244,16 @@ export class Manifest {
     this.#write();
   }
 
-  /** Names the links that are attached now; `boot` is the kernel's boot id. Writes when they are other ones. */
+  /** Records the attached links; `boot` is the kernel's boot id. Writes when they changed. */
   recordLinks(ids: LinkIds, boot: string): void {
     this.#account = { ...this.#account, links: { boot, ids } };
     this.#write();
   }
 
-  /** After a start has put right what was left, `own` being this version's: writes what is not written yet. */
+  /**
+   * Call it when a start has finished or undone the unfinished step. `own` is this version's generation. Writes the
+   * manifest if it differs from the file.
+   */
   settle(own: GenerationName): void {
     const { step: _, live, ...rest } = this.#account;
     const mine = live && isSame(live, own) ? { ...live, version: kmesh } : live;
@@ -249,7 +261,7 @@ export class Manifest {
     this.#write();
   }
 
-  /** Call it now and then: writes what could not be written, or what somebody removed. */
+  /** Call it periodically: writes the manifest again when a write failed or the file was removed. */
   keep(): void {
     if (this.#written !== undefined && existsSync(manifestFile(this.#stateDir))) return;
     this.#written = undefined;
@@ -270,7 +282,7 @@ export class Manifest {
       return account;
     } catch (error) {
       if (error instanceof UnknownManifest) throw error;
-      // Without an id, what lies there may well be this machine's.
+      // Without an id the file may still be this machine's.
       if (this.#machine === undefined) return undefined;
       const why = reasonOf(error);
       this.#unread = !(error instanceof BadManifest);
@@ -312,18 +324,18 @@ export class Manifest {
   }
 }
 
-/** What one that was killed while it wrote left; on a folder that takes nothing it stays. */
+/** Removes the file of an interrupted write. On a read-only folder it stays. */
 function dropUnfinished(stateDir: string): void {
   try {
     rmSync(unfinishedFile(stateDir), { recursive: true, force: true });
   } catch {
-    // The next write says why.
+    // The next write logs the reason.
   }
 }
 
 function begun(account: ManifestContent, { name, from, to }: Step, now: string): ManifestContent {
   const { step } = account;
-  // Tried once more, it is under way since its first try.
+  // A repeated step keeps the time of its first attempt.
   const again = step?.name === name && isSame(step.from, from) && isSame(step.to, to);
   return {
     ...account,
@@ -347,12 +359,12 @@ function afterFlip({ live, kept }: ManifestContent, { from, to }: UnderWay, sinc
   const next = from && from.abi !== to?.abi ? { ...from, since } : kept;
   return {
     ...(to ? { live: { ...to, since } } : live ? { live } : {}),
-    // Over the same tables there is no way back but to flip again.
+    // A flip within the same tables leaves no other generation to keep.
     ...(next && next.abi !== to?.abi ? { kept: next } : {}),
   };
 }
 
-/** With what is known of it. */
+/** Adds the version that the manifest knows for a generation. */
 function named(generation: GenerationName, { live, kept }: ManifestContent): Named {
   const known = [live, kept].find((each) => isSame(each, generation));
   if (!known) return generation;
@@ -360,7 +372,7 @@ function named(generation: GenerationName, { live, kept }: ManifestContent): Nam
   return { ...name, ...generation };
 }
 
-/** A code that is not known may be any; nothing is the same as nothing. */
+/** Whether two names mean the same generation. An unknown code matches any code; undefined matches undefined. */
 function isSame(one: GenerationName | undefined, other: GenerationName | undefined): boolean {
   if (!one || !other) return one === other;
   return one.abi === other.abi && (one.code ?? other.code) === (other.code ?? one.code);
@@ -379,8 +391,8 @@ function textOf({ live, kept, step, links }: ManifestContent, machine: string): 
 }
 
 /**
- * Not durable: a wait for the disk would hold up the agent. The manifest describes a bpffs, which no power loss survives, and
- * a file that one tears is set aside.
+ * Written without fsync: waiting for the disk would delay the agent. The manifest describes a bpffs, which does not
+ * survive a power loss. A file that a power loss damages is set aside.
  */
 function writeWhole(stateDir: string, text: string): void {
   replaceFile(manifestFile(stateDir), text, {
@@ -397,7 +409,7 @@ function parse(text: string): Record<string, unknown> {
   try {
     value = JSON.parse(text);
   } catch {
-    // Told below.
+    // The check below throws.
   }
   if (!isObject(value)) throw new BadManifest("it is damaged: no JSON object");
   return value;
@@ -414,7 +426,7 @@ function accountOf({ live, kept, step, links }: Record<string, unknown>): Manife
     ...(isStandpoint(live) ? { live } : {}),
     ...(isStandpoint(kept) ? { kept } : {}),
     ...(isUnderWay(step) ? { step } : {}),
-    // What they name is looked at before it is believed: damaged, they are but left out.
+    // Link ids are verified before use, so damaged ones are only omitted.
     ...(isLinks(links) ? { links } : {}),
   };
 }
@@ -435,7 +447,7 @@ function isUnderWay(value: unknown): value is UnderWay {
   return known && [from, to].every((each) => each === undefined || isNamed(each));
 }
 
-/** The layout becomes part of a path. */
+/** The layout becomes part of a path, so its characters are checked. */
 function isNamed(value: unknown): value is Named {
   if (!isObject(value) || typeof value.abi !== "string" || !/^[\w-]+$/.test(value.abi)) return false;
   return [value.code, value.version].every((each) => each === undefined || typeof each === "string");

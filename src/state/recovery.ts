@@ -1,19 +1,23 @@
-/** What a start does about the step in whose middle the agent before ended, and about what dead attempts left. */
+/**
+ * What a start does about the step that the previous agent did not finish, and about tables that failed attempts
+ * left.
+ */
 
 import type { Datapath } from "../datapath/datapath.ts";
 import { ABI_ID } from "../datapath/tables/layout.gen.ts";
 import { reasonOf } from "../errors/reason.ts";
 import type { Manifest, Named, Remarks, UnderWay } from "./manifest.ts";
 
-/** What of the data path it takes. */
+/** The parts of the data path that recovery uses. */
 export type Recovered = Pick<
   Datapath,
   "adopted" | "attached" | "takesOver" | "kept" | "name" | "removeKept" | "finishFlip"
 >;
 
 /**
- * Call it when the tables are open. Finishes a flip behind its last hook, removes every generation but the one that
- * governs, whichever that is, this one's and the one that is kept, and says in one line what was under way. Gives that step's name.
+ * Call it when the tables are open. Finishes a flip after its last hook was replaced. Removes every generation except
+ * the live one, this version's own, and the kept one. Logs the unfinished step in one line. Gives the name of that
+ * step; undefined when there was none.
  */
 export function recover(
   manifest: Manifest,
@@ -48,6 +52,7 @@ function tell(step: UnderWay, datapath: Recovered, removed: readonly string[]): 
   return `An agent ended in the middle of a step, begun ${step.at}: ${whatOf(step)}. ${outcomeOf(step, datapath, removed)}`;
 }
 
+/** Describes a step, for the log. */
 export function whatOf({ name, from, to }: UnderWay): string {
   switch (name) {
     case "build":

@@ -1,10 +1,10 @@
-/** The tables of the version before, kept for a while so that the way back is short, then removed. */
+/** Keeps the tables of the previous version for a while, so that a rollback is fast, then removes them. */
 
 import type { Log } from "../config/log.ts";
 import type { Datapath } from "../datapath/datapath.ts";
 import { reasonOf } from "../errors/reason.ts";
 
-/** How long they are kept, milliseconds. */
+/** How long the tables are kept, milliseconds. */
 export const KEEP = 3_600_000;
 
 export class KeptGenerations {
@@ -23,12 +23,12 @@ export class KeptGenerations {
     this.#keep = keep;
   }
 
-  /** Call it at a start, and when these tables have taken over. `since` is when they did, milliseconds since the epoch. */
+  /** Call it at a start, and after a flip. `since` is the time of the flip, milliseconds since the epoch. */
   watch(since: number = Date.now()): void {
     clearTimeout(this.#timer);
     if (this.#datapath.kept.length === 0) return;
     const now = Date.now();
-    // A clock that was set back must not keep them for ever.
+    // A clock that was set back must not keep the tables for ever.
     const left = since > now ? this.#keep : since + this.#keep - now;
     this.#timer = setTimeout(() => this.#remove(), Math.max(left, 0));
     this.#timer.unref?.();

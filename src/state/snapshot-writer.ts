@@ -1,4 +1,4 @@
-/** Keeps the snapshot up to date, off the path from a push to live tables, and reads it at the start. */
+/** Writes the snapshot, off the path from a push to live tables, and reads it at the start. */
 
 import { fsync, fsyncSync } from "node:fs";
 import { promisify } from "node:util";
@@ -15,19 +15,19 @@ import {
 } from "./snapshot.ts";
 
 export interface Pace {
-  /** A change is written when none has followed for that long. */
+  /** A change is written when no other followed for so long, milliseconds. */
   quiet: number;
-  /** But that long after the first of them at the latest. */
+  /** A change is written after so long at the latest, milliseconds. */
   patience: number;
-  /** Between two writes at least. */
+  /** Shortest pause between two writes, milliseconds. */
   pause: number;
-  /** And so many bytes per millisecond on average at most: a large restless mesh must not wear out the disk. */
+  /** Highest average rate, bytes per millisecond: a large mesh that changes all the time must not wear out the disk. */
   rate: number;
-  /** After one that failed. */
+  /** Pause after a write that failed, milliseconds. */
   retry: number;
 }
 
-/** Where it says what is wrong. */
+/** The log for problems of the snapshot. */
 export interface Remarks {
   warn(text: string): void;
   debug(text: string): void;
@@ -42,19 +42,19 @@ export class SnapshotKeeper {
   readonly #pace: Pace;
   readonly #owns: () => boolean;
   #mesh: Mesh | undefined;
-  /** Since when the file lags behind the mesh. */
+  /** Since when the file is older than the mesh. */
   #behindSince: number | undefined;
   #notBefore = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #draft: SnapshotDraft | undefined;
   #writing: Promise<void> | undefined;
-  /** Why the last one could not be written. */
+  /** Why the last write failed. */
   #trouble: string | undefined;
   #closed = false;
 
   /**
-   * Without a machine id there is nothing to bind a snapshot to: none is read or written, and one line says so. `owns` is
-   * asked before each write: false when the file is another agent's by now.
+   * Without a machine id no snapshot is read or written, since it could not be bound to the machine; one line is
+   * logged. `owns` is called before each write: false when another agent owns the file by now.
    */
   constructor(
     stateDir: string,
@@ -75,12 +75,15 @@ export class SnapshotKeeper {
     );
   }
 
-  /** Why the last one could not be written; undefined when it was. */
+  /** Why the last write failed; undefined when it succeeded. */
   get trouble(): string | undefined {
     return this.#trouble;
   }
 
-  /** The snapshot, when there is one that can be used. One that can't is set aside, and one line says why. Never throws. */
+  /**
+   * The snapshot; undefined when there is none that can be used. An unusable one is set aside, with a line in the
+   * log. Never throws.
+   */
   load(): Snapshot | undefined {
     if (!this.#bond) return undefined;
     try {
@@ -96,10 +99,7 @@ export class SnapshotKeeper {
     }
   }
 
-  /**
-   * What `mesh` holds now, all of it, is live. It is written soon, and may change in place until then and later:
-   * each change is told here. Costs next to nothing.
-   */
+  /** All of `mesh` is live. It is written soon. The mesh may change in place; call this for each change. Cheap. */
   changed(mesh: Mesh): void {
     if (!this.#bond || this.#closed) return;
     this.#mesh = mesh;
@@ -107,13 +107,13 @@ export class SnapshotKeeper {
     this.#schedule();
   }
 
-  /** The mesh changed and is not live: nothing of it is written until `changed`. */
+  /** The mesh changed and is not live yet: nothing is written until `changed`. */
   hold(): void {
     clearTimeout(this.#timer);
     this.#mesh = undefined;
   }
 
-  /** Writes now, off the hot path, what is not written yet. Resolves when it is, or can't be. Never rejects. */
+  /** Writes pending changes now, off the hot path. Resolves when they are written, or can't be. Never rejects. */
   async flush(): Promise<void> {
     await this.#writing;
     if (this.#closed || this.#behindSince === undefined || !this.#mesh) return;
@@ -121,14 +121,14 @@ export class SnapshotKeeper {
     await this.#begin();
   }
 
-  /** Somebody else writes it from now on; until `changed`, nothing is. */
+  /** Another agent writes the file from now on. Nothing is written until `changed`. */
   pause(): void {
     this.hold();
     this.#behindSince = undefined;
     this.#drop(this.#draft);
   }
 
-  /** Writes at once what is not written yet; nothing is written after it. Never throws. */
+  /** Writes pending changes synchronously. Nothing is written afterwards. Never throws. */
   close(): void {
     clearTimeout(this.#timer);
     this.#closed = true;
@@ -163,7 +163,7 @@ export class SnapshotKeeper {
   async #write(): Promise<void> {
     if (!this.#mesh || !this.#bond || !this.#owns()) return;
     const since = this.#behindSince;
-    // What changes from here on is not in this snapshot.
+    // Later changes are not in this snapshot.
     this.#behindSince = undefined;
     let wait = this.#pace.retry;
     let draft: SnapshotDraft | undefined;
@@ -174,7 +174,7 @@ export class SnapshotKeeper {
         await new Promise((resolve) => setImmediate(resolve));
         if (this.#draft !== draft) return;
       }
-      // Takes as long as the disk does, on another thread.
+      // fsync on another thread.
       await promisify(fsync)(draft.fd);
       if (this.#draft !== draft) return;
       if (!this.#owns()) {
@@ -194,7 +194,7 @@ export class SnapshotKeeper {
     this.#schedule();
   }
 
-  /** A disk that stays full is told of once. */
+  /** Logs a failed write. Repeated failures are logged at debug level. */
   #failed(error: unknown): void {
     this.#drop(this.#draft);
     const text = `The snapshot ${snapshotFile(this.#stateDir)} can't be written: ${reasonOf(error)}`;
@@ -211,7 +211,7 @@ export class SnapshotKeeper {
     try {
       draft?.discard();
     } catch {
-      // On a folder that became read-only it stays; the next one replaces it.
+      // In a read-only folder the file stays; the next write replaces it.
     }
   }
 

@@ -1,14 +1,14 @@
 /**
- * The last good snapshot: the mesh that was live last, in a file of the state folder. After a reboot it governs until
- * istiod answers. The file, little-endian:
+ * The snapshot: the last live mesh, in a file of the state folder. After a reboot it governs until istiod answers. The
+ * file, little-endian:
  *
  *     0   8   "kmeshsnp"
- *     8   4   version of all of this
+ *     8   4   version of the format
  *     12  4   bytes of the settings
  *     16  8   bytes of settings and mesh
  *     24  8   when it was written, milliseconds since the epoch
- *     32  32  the machine it was written on
- *     64  32  SHA-256 of the settings, the mesh, and the head before this
+ *     32  32  fingerprint of the machine that wrote it
+ *     64  32  SHA-256 of the settings, the mesh, and bytes 0 to 63
  *     96      settings as JSON, then the mesh (mesh/encoding.ts)
  */
 
@@ -31,11 +31,11 @@ const CHECKSUM_AT = 64;
 /** A mesh of 10,000 services and 100,000 endpoints takes about 5 MB. */
 const LARGEST = 256 << 20;
 
-/** To what a snapshot is bound: on another machine, or with other settings, the mesh would be another. */
+/** What a snapshot is valid for: on another machine, or with other settings, the mesh would differ. */
 export interface SnapshotKey {
-  /** As /etc/machine-id has it. */
+  /** The text of /etc/machine-id. */
   machine: string;
-  /** Settings that shape the mesh, by their names. */
+  /** Settings that change the mesh, by name. */
   settings: Record<string, string | boolean>;
 }
 
@@ -44,7 +44,7 @@ export interface Snapshot {
   writtenAt: Date;
 }
 
-/** The file is there and can't be used. */
+/** The file exists and can't be used. */
 export class BadSnapshot extends Error {
   constructor(reason: string) {
     super(reason);
@@ -70,8 +70,8 @@ function filesOf(stateDir: string): string[] {
 }
 
 /**
- * The snapshot in `stateDir`, whole and proven; undefined when there is none. With `bond.settings` left out, one of any
- * settings. Throws BadSnapshot, and what the file system says. Changes nothing.
+ * Reads and verifies the snapshot in `stateDir`; undefined when there is none. Without `bond.settings` a snapshot of
+ * any settings is accepted. Changes nothing. Throws BadSnapshot, and the file system's Error.
  */
 export function readSnapshot(
   stateDir: string,
@@ -104,7 +104,7 @@ export function readSnapshot(
   }
 }
 
-/** The settings that the snapshot in `stateDir` was made with; undefined when there is none that could be read. */
+/** The settings of the snapshot in `stateDir`; undefined when there is none that can be read. */
 export function readSnapshotSettings(stateDir: string): SnapshotKey["settings"] | undefined {
   try {
     const file = readWhole(snapshotFile(stateDir), LARGEST, BadSnapshot);
@@ -121,7 +121,7 @@ export function readSnapshotSettings(stateDir: string): SnapshotKey["settings"] 
   }
 }
 
-/** Puts an unusable snapshot under another name, over an older such one, and gives that. Throws what the file system says. */
+/** Renames an unusable snapshot, replacing an older such file. Gives the new path. Throws the file system's Error. */
 export function setSnapshotAside(stateDir: string): string {
   renameSync(snapshotFile(stateDir), badFile(stateDir));
   return badFile(stateDir);
@@ -132,7 +132,10 @@ export function hasSnapshot(stateDir: string): boolean {
   return filesOf(stateDir).some((path) => existsSync(path));
 }
 
-/** Removes the snapshot, with what was left unfinished or set aside. Gives whether there was any of it. */
+/**
+ * Removes the snapshot, and its unfinished and rejected copies. Gives whether there was any. Throws the file system's
+ * Error.
+ */
 export function removeSnapshot(stateDir: string): boolean {
   let found = false;
   for (const path of filesOf(stateDir)) {
@@ -147,8 +150,8 @@ export function removeSnapshot(stateDir: string): boolean {
 }
 
 /**
- * A snapshot on its way to the disk, in steps of about a millisecond: after each the caller may do something else, or
- * give up with `discard`. The mesh is that of the moment it began.
+ * A snapshot that is being written, in steps of about a millisecond. Between steps the caller may do other work, or
+ * give up with `discard`. It holds the mesh of the time when it began.
  */
 export class SnapshotDraft {
   readonly fd: number;
@@ -167,27 +170,34 @@ export class SnapshotDraft {
     this.#steps = write(this.fd, encodeMesh(mesh), bond);
   }
 
-  /** Bytes of the file, once every step is done. */
+  /** Bytes of the file, after the last step. */
   get size(): number {
     return this.#size;
   }
 
-  /** Gives whether there is more to do. Throws what the file system says, and RangeError for a mesh that is too large. */
+  /**
+   * Writes the next part. Gives whether there is more to do. Throws the file system's Error, and RangeError for a
+   * mesh that is too large.
+   */
   step(): boolean {
     const { done, value } = this.#steps.next();
     if (done === true) this.#size = value;
     return done !== true;
   }
 
-  /** Makes it the snapshot: call it when every step is done and the descriptor is synced. Throws what the file system says. */
+  /**
+   * Renames the file to the snapshot. Call it after the last step and an fsync of the descriptor. Throws the file
+   * system's Error.
+   */
   publish(): void {
     this.#close();
-    // The folder needs no sync: should the power fail before the name is on the disk, the snapshot before is valid.
+    // The folder needs no sync: if the power fails before the new name is on the disk, the previous snapshot is still
+    // valid.
     faultPoint("snapshot.rename");
     renameSync(unfinishedFile(this.#stateDir), snapshotFile(this.#stateDir));
   }
 
-  /** Gives its place on the disk back. */
+  /** Removes the unfinished file. */
   discard(): void {
     this.#close();
     rmSync(unfinishedFile(this.#stateDir), { force: true });
@@ -227,7 +237,7 @@ function* write(
   machineFingerprint("snapshot", machine).copy(head, 32);
   hash.update(head.subarray(0, CHECKSUM_AT)).digest().copy(head, CHECKSUM_AT);
   faultPoint("snapshot.head");
-  // Last: a file without its head is nothing.
+  // The head is written last: a file without it is not a snapshot.
   writeSync(fd, head, 0, HEAD, 0);
   return HEAD + length;
 }

@@ -1,25 +1,25 @@
-/** Writes what the agent knows to the file that outlives it, off the path from a push to live tables. */
+/** Writes the agent's status to the file that outlives it, off the path from a push to live tables. */
 
 import { type AgentStatus, writeStatus } from "../admin/status.ts";
 import { reasonOf } from "../errors/reason.ts";
 
 /**
- * From a change to the file, milliseconds: many changes become one write. The numbers of a push that only moved endpoints
- * may lag: the file is for those who find no agent.
+ * Delay from a change to the write, milliseconds, so that many changes become one write. The counts of a push that
+ * only moved endpoints may lag: the file is for readers that find no agent.
  */
 const DELAY = { news: 500, numbers: 5_000 };
 
-/** How soon something has to be known. */
+/** How soon a change must be in the file. */
 export type Urgency = keyof typeof DELAY;
 
 export interface StatusFileOptions {
   runDir: string;
   log: { warn(text: string): void; debug(text: string): void };
-  /** What there is to be told now. */
+  /** The present status. */
   status(): AgentStatus;
   /** Whether this agent holds the locks: the file belongs to the agent that does. */
   owns(): boolean;
-  /** Hears of each status, also while the file is another's. */
+  /** Called with each status, even while another agent owns the file. */
   heard(status: AgentStatus): void;
 }
 
@@ -35,7 +35,7 @@ export class StatusFile {
     this.#delay = delay;
   }
 
-  /** Something changed: it is written soon, with what changes until then. */
+  /** Schedules a write. It includes later changes until then. */
   changed(urgency: Urgency): void {
     const milliseconds = this.#delay[urgency];
     const due = performance.now() + milliseconds;
@@ -57,13 +57,13 @@ export class StatusFile {
       writeStatus(runDir, status);
       this.#warned = false;
     } catch (error) {
-      // A full disk is no reason to stop serving, nor to say so at every write.
+      // A full disk must not stop the agent. Repeated failures are logged at debug level.
       log[this.#warned ? "debug" : "warn"](`the status can't be written to ${runDir}: ${reasonOf(error)}`);
       this.#warned = true;
     }
   }
 
-  /** What changed since the last write is not written by itself any more. */
+  /** Cancels the scheduled write. */
   stop(): void {
     clearTimeout(this.#timer);
   }

@@ -5,10 +5,10 @@ import { MalformedCertificate } from "./certificate.ts";
 import type { Credentials } from "./credentials.ts";
 
 const PATH = "/istio.v1.auth.IstioCertificateService/CreateCertificate";
-/** From the call to the answer, name lookup and handshake included, milliseconds. */
+/** Deadline of one call, name lookup and handshake included, milliseconds. */
 const LONGEST = 10_000;
 
-/** istiod, or the way to it, said no. The code is gRPC's. */
+/** The call to istiod's CA failed, in istiod or on the way to it. `code` and `details` are those of the gRPC status. */
 export class SigningRefused extends Error {
   readonly code: number;
   readonly details: string;
@@ -21,8 +21,9 @@ export class SigningRefused extends Error {
 }
 
 /**
- * Asks istiod to sign a request (PEM) for `validity` seconds. Gives the chain, the certificate first, and the roots,
- * all PEM. Rejects with SigningRefused, or MalformedCertificate when the answer is no chain.
+ * Asks istiod's CA to sign a request (PEM) for `validity` seconds. Resolves with the certificate chain, the
+ * workload's certificate first, and the roots, all PEM. Rejects with SigningRefused when the call fails, and with
+ * MalformedCertificate when the response holds no chain. Source: istio.io/api security/v1alpha1/ca.proto.
  */
 export async function createCertificate(
   target: Target,

@@ -1,10 +1,10 @@
-/** A kept certificate taken apart, for people. */
+/** The stored certificate in parts, for `kmesh cert`. */
 import { X509Certificate } from "node:crypto";
 import { type Certificate, isValidAt, pemBlocks } from "./certificate.ts";
 
 /** One certificate of a chain. Times are milliseconds since the epoch. */
 export interface Link {
-  /** "" where there is none, as in a workload's. */
+  /** "" when the certificate has no subject. istiod's workload certificates have none. */
   subject: string;
   /** Alternative names, each as `URI:...` or `DNS:...`. */
   names: string[];
@@ -14,20 +14,24 @@ export interface Link {
   notAfter: number;
   /** Such as `ec prime256v1` or `rsa 2048`. */
   key: string;
-  /** SHA-256 over the certificate, by which roots are compared. */
+  /** SHA-256 of the certificate (DER). Roots are compared by it. */
   fingerprint: string;
   valid: boolean;
 }
 
-/** From the workload's own certificate to the roots, as of a moment. */
+/** The chain from the workload's certificate to its roots, and its validity at one moment. */
 export interface Chain {
-  /** The workload's own first. */
+  /** The workload's own certificate is first. */
   chain: Link[];
   roots: Link[];
-  /** All of the chain, and a root. */
+  /** Every certificate of the chain is valid, and at least one root is. */
   valid: boolean;
 }
 
+/**
+ * Splits a certificate into its parts. `now`, in milliseconds since the epoch, decides what is valid. Throws Node's
+ * Error when a PEM block is no certificate.
+ */
 export function takeApart(certificate: Pick<Certificate, "chain" | "roots">, now: number): Chain {
   const links = (pem: string) => pemBlocks(pem).map((block) => linkOf(new X509Certificate(block), now));
   const chain = links(certificate.chain);
@@ -59,7 +63,7 @@ function keyOf({ publicKey }: X509Certificate): string {
     .join(" ");
 }
 
-/** A name comes as a line for each of its parts. */
+/** Node writes a name with one attribute on each line. */
 function oneLine(name: string | undefined): string {
   return (name ?? "").trim().split("\n").join(", ");
 }

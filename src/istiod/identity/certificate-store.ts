@@ -24,22 +24,22 @@ const ROOTS = "root-cert.pem";
 const MACHINE = "machine";
 
 /**
- * A certificate that outlives reboots: FOLDER/current/{key.pem,cert-chain.pem,root-cert.pem}, for root alone. The
- * three files belong together: `current` is a link to a folder that is complete and on the disk before the link is
- * moved to it, so whenever the machine dies, one whole certificate is found, the old or the new. Beside them lies `machine`,
- * by which a copy on another machine is known.
+ * Stores a certificate across reboots: FOLDER/current/{key.pem,cert-chain.pem,root-cert.pem}, readable by root alone.
+ * `current` is a symbolic link to a folder. The new folder is complete and synced before the link is replaced, so a
+ * crash at any moment leaves one whole certificate, the old or the new. The file `machine` beside them identifies the
+ * machine, so that a copy of the folder on another machine is rejected.
  */
 export class CertificateStore {
   readonly folder: string;
   readonly #machine: string | undefined;
 
-  /** `machine` names this machine, in words that anybody may read; without it nothing is bound to it. */
+  /** `machine` identifies this machine; it must be no secret. Without it the certificate is not bound to a machine. */
   constructor(folder: string, machine?: string) {
     this.folder = folder;
     this.#machine = machine;
   }
 
-  /** What was stored last, undefined when nothing was. Throws MalformedCertificate when it can't be used. */
+  /** The stored certificate; undefined when there is none. Throws MalformedCertificate when it can't be used. */
   load(): Certificate | undefined {
     const current = join(this.folder, CURRENT);
     const read = (name: string) => readFileSync(join(current, name), "utf8");
@@ -59,7 +59,7 @@ export class CertificateStore {
     return readCertificate(...files);
   }
 
-  /** Stores a certificate in place of the one before. Throws the file system's Error; the one before stays then. */
+  /** Replaces the stored certificate. Throws the file system's Error; the old certificate then stays. */
   save(certificate: Certificate): void {
     mkdirSync(this.folder, { recursive: true, mode: 0o700 });
     const fresh = mkdtempSync(join(this.folder, "cert-"));
@@ -81,7 +81,7 @@ export class CertificateStore {
     this.#sweep(fresh);
   }
 
-  /** Removes what earlier certificates, and writes that were cut short, left. */
+  /** Removes the folders of earlier certificates and of interrupted writes. */
   #sweep(kept: string): void {
     for (const name of readdirSync(this.folder)) {
       const path = join(this.folder, name);
@@ -90,7 +90,7 @@ export class CertificateStore {
   }
 }
 
-/** A certificate of a version that did not bind it has no such file. */
+/** Versions of kmesh that did not bind the certificate to a machine wrote no such file. */
 function readIfThere(path: string): string | undefined {
   try {
     return readFileSync(path, "utf8");

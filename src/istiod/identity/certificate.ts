@@ -1,10 +1,13 @@
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { parseSpiffe, type SpiffeId } from "../spiffe.ts";
 
-/** What a workload proves itself with, checked as a whole. PEM; times in milliseconds since the epoch. */
+/**
+ * A workload's certificate with its key, chain and roots, which fit together. PEM; times in milliseconds since the
+ * epoch.
+ */
 export interface Certificate {
   key: string;
-  /** The certificate first, then those between it and the root. */
+  /** The workload's certificate, then the intermediate ones. */
   chain: string;
   /** One or more roots. */
   roots: string;
@@ -14,7 +17,10 @@ export interface Certificate {
   notAfter: number;
 }
 
-/** The parts don't make a certificate; the message says why, without a subject: "the key is another's". */
+/**
+ * The parts are no usable certificate. The message is a reason without the file's name: "the key is another
+ * certificate's".
+ */
 export class MalformedCertificate extends Error {
   constructor(reason: string) {
     super(reason);
@@ -22,14 +28,15 @@ export class MalformedCertificate extends Error {
   }
 }
 
-/** The certificates of a PEM text, each as a text of its own. */
+/** Every certificate of a PEM text, each as a PEM block. [] when there is none. */
 export function pemBlocks(pem: string): string[] {
   return pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? [];
 }
 
 /**
- * Checks that the key is the certificate's, that it names a workload, and that each certificate was signed by the
- * next and the last by a root. Whether it is valid now is another question. Throws MalformedCertificate.
+ * Checks that the key belongs to the certificate, that the certificate names a workload, that each certificate is
+ * signed by the next one, and the last one by a root. It does not check the validity period. Throws
+ * MalformedCertificate.
  */
 export function readCertificate(key: string, chain: string, roots: string): Certificate {
   const path = pemBlocks(chain).map(parse);
@@ -56,7 +63,7 @@ export function readCertificate(key: string, chain: string, roots: string): Cert
   };
 }
 
-/** Whether it can be shown at that moment. */
+/** Whether the certificate is valid at `now`, in milliseconds since the epoch. */
 export function isValidAt(certificate: Pick<Certificate, "notBefore" | "notAfter">, now: number): boolean {
   return certificate.notBefore <= now && now < certificate.notAfter;
 }

@@ -132,7 +132,7 @@ test.each([
     "can't read the root certificate FILE (ENOENT): pass the mesh's root certificate with --ca",
   ],
   ["empty.pem", "FILE holds no PEM certificate: pass the mesh's root certificate with --ca"],
-  ["broken.pem", "FILE holds a certificate that can't be read: write the mesh's root there anew"],
+  ["broken.pem", "FILE holds a certificate that can't be read: write the mesh's root there again"],
 ])("an unusable root certificate stops the start: %s", (name, message) => {
   writeFileSync(file("empty.pem"), "");
   writeFileSync(file("broken.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");

@@ -8,43 +8,44 @@ import { describeTarget, serverName, type Target } from "../target.ts";
 import { type Certificate, pemBlocks } from "./certificate.ts";
 import { readToken, subjectOfToken, time } from "./token.ts";
 
-/** How kmesh and istiod know each other. */
+/** How kmesh and istiod authenticate each other. */
 export type Security =
-  /** Neither proves anything: istiod's port 15010. */
+  /** No authentication: istiod's port 15010. */
   | { kind: "plaintext" }
   /**
-   * istiod proves itself with a certificate from `ca` (a PEM file), kmesh with its own certificate while it has a
-   * valid one, else with the bearer token in the file `token`.
+   * TLS. istiod's certificate must be signed by a root in `ca` (a PEM file). kmesh presents its own certificate while
+   * it is valid, else the bearer token in the file `token`.
    */
   | { kind: "tls"; ca: string; token?: string; identity?: CertificateSource };
 
-/** Where the certificate comes from that changes in the course of time. */
+/** The source of the workload's certificate, which is renewed from time to time. */
 export interface CertificateSource {
-  /** The one to show now; undefined while there is none that is valid. */
+  /** The certificate to present now; undefined while there is no valid one. */
   current(): Certificate | undefined;
-  /** Roots that istiod may be signed by beside those of the file `ca`, PEM. */
+  /** Roots that are trusted in addition to those of the file `ca`, PEM; "" when there are none. */
   roots(): string;
-  /** istiod may not have liked the one that was shown. */
+  /** Call it when istiod may have rejected the certificate. */
   doubt(): void;
-  /** Why there is no new one, in a sentence with the next step; undefined while nothing is wrong. */
+  /** Why no certificate could be obtained, one sentence with the next step; undefined while nothing is wrong. */
   trouble(): string | undefined;
 }
 
-/** What one connection needs. */
+/** The gRPC credentials, channel options and metadata of one connection. */
 export interface Credentials {
   channel: ChannelCredentials;
   options: ChannelOptions;
   metadata: Metadata;
-  /** What we prove ourselves with. */
+  /** How kmesh authenticates itself. */
   proof: Proof;
 }
 
+/** How kmesh authenticates itself on a connection. */
 export type Proof = "certificate" | "token" | "nothing";
 
 /**
- * Reads the files anew, so that a rotated token or root serves the next stream. Throws FileError.
- * `clusterId` tells istiod which cluster's tokens to check ours against. `proof` says what to use though there may be
- * something better.
+ * Reads the files again for each connection, so that the next stream uses a rotated token or root. `clusterId` names
+ * the cluster against whose API server istiod checks the token. `proof` "token" uses the token even while there is a
+ * valid certificate. Throws FileError.
  */
 export function openCredentials(
   security: Security,
@@ -60,7 +61,7 @@ export function openCredentials(
   const { identity, token } = security;
   const roots = readRoots(security.ca, identity?.roots() ?? "");
   const name = serverName(target);
-  // Nothing to override for an address: it goes unnamed in the handshake, and its own entry in the certificate is checked.
+  // An IP address needs no override: TLS sends no server name for it and checks the address in istiod's certificate.
   const options: ChannelOptions = isIP(name)
     ? {}
     : { "grpc.ssl_target_name_override": name, "grpc.default_authority": name };
@@ -74,7 +75,7 @@ export function openCredentials(
   return { channel, options, metadata, proof: token === undefined ? "nothing" : "token" };
 }
 
-/** gRPC's code numbers that say what is wrong with us, not with the connection. */
+/** Status codes of gRPC (https://grpc.github.io/grpc/core/md_doc_statuscodes.html). */
 const INVALID_ARGUMENT = 3;
 const PERMISSION_DENIED = 7;
 const FAILED_PRECONDITION = 9;
@@ -82,7 +83,10 @@ const UNAVAILABLE = 14;
 const DEADLINE_EXCEEDED = 4;
 export const UNAUTHENTICATED = 16;
 
-/** Whether istiod is not there, or not yet: it did not even look at us. */
+/**
+ * Whether istiod did not answer at all: it is down, unreachable or not ready. It has then judged no credential of
+ * ours.
+ */
 export function isAway(status: { code: number; details: string }): boolean {
   if (status.code === DEADLINE_EXCEEDED) return true;
   return (
@@ -93,7 +97,7 @@ export function isAway(status: { code: number; details: string }): boolean {
   );
 }
 
-/** Whether it was us who broke off: the certificate that istiod shows is not to be trusted. */
+/** Whether kmesh aborted the handshake because it does not trust istiod's certificate. */
 export function isDistrusted(status: { code: number; details: string }): boolean {
   return (
     status.code === UNAVAILABLE &&
@@ -102,10 +106,12 @@ export function isDistrusted(status: { code: number; details: string }): boolean
   );
 }
 
-/** istiod broke off the handshake. */
+/** A TLS alert: istiod aborted the handshake. */
 const ALERT = /alert/i;
 
-/** One line for a stream that ended: what istiod or the network said, and the next step where there is one. */
+/**
+ * One line for a stream that ended: the reason that istiod or the network gave, and the next step where there is one.
+ */
 export function explainRefusal(
   status: { code: number; details: string },
   target: Target,
@@ -122,18 +128,18 @@ export function explainRefusal(
   switch (status.code) {
     case UNAUTHENTICATED:
       if (security.kind === "plaintext") {
-        return `istiod at ${at} wants to know who we are: use its TLS port (15012) with --ca and --token (${said})`;
+        return `istiod at ${at} requires authentication: use its TLS port (15012) with --ca and --token (${said})`;
       }
       if (proof === "certificate") {
         return `istiod at ${at} refuses our certificate: it is renewed now (${said})`;
       }
       return token === undefined
-        ? `istiod at ${at} wants to know who we are: pass a token with --token (${said})`
+        ? `istiod at ${at} requires authentication: pass a token with --token (${said})`
         : `istiod at ${at} refuses the token in ${token}: write a fresh one for audience istio-ca there (${said})`;
     case PERMISSION_DENIED:
       return `istiod at ${at} refuses us${explainMismatch(security, proof, node)}: --namespace and --service-account must be those of the ${proof === "certificate" ? proof : "token"} (${said})`;
     case INVALID_ARGUMENT:
-      return `istiod at ${at} does not understand who we say that we are (${said})`;
+      return `istiod at ${at} rejects this machine's node id or metadata (${said})`;
     case FAILED_PRECONDITION:
       return `istiod at ${at} refuses us: ${said}`;
     case UNAVAILABLE:
@@ -147,7 +153,7 @@ export function explainRefusal(
   }
 }
 
-/** What we say we are, and what we prove ourselves to be, as far as that can be told. */
+/** The identity that kmesh claims, and the one in its certificate or token, as far as they are known. */
 function explainMismatch(security: Security, proof: Proof | undefined, node: Registrant | undefined): string {
   if (!node || security.kind !== "tls") return "";
   const claimed = ` as ${node.namespace}/${node.serviceAccount ?? "(no service account)"}`;
@@ -159,7 +165,7 @@ function explainMismatch(security: Security, proof: Proof | undefined, node: Reg
   return subject === undefined ? claimed : `${claimed}, while the token is ${subject}'s`;
 }
 
-/** gRPC wraps the reason and adds the time: without them the same reason is the same text. */
+/** gRPC wraps the reason and adds a time. Without both, the same reason gives the same text. */
 function withoutTime(details: string): string {
   return /Last error: (?:Error: )?(.*?)(?: \([^()]*Z\))?\. Resolution note: /.exec(details)?.[1] ?? details;
 }
@@ -188,7 +194,10 @@ function explainUnavailable(said: string, at: string, target: Target, security: 
   return `no connection to istiod at ${at}: ${said}`;
 }
 
-/** The roots of the file and `more`. The file may be gone when there are more. Throws FileError. */
+/**
+ * The certificates of the PEM file `file`, followed by `more` (PEM). The file may be missing when `more` is not
+ * empty. Throws FileError.
+ */
 export function readRoots(file: string, more: string): Buffer {
   const next = "pass the mesh's root certificate with --ca";
   let pem: string;
@@ -204,7 +213,9 @@ export function readRoots(file: string, more: string): Buffer {
     try {
       new X509Certificate(block);
     } catch {
-      throw new FileError(`${file} holds a certificate that can't be read: write the mesh's root there anew`);
+      throw new FileError(
+        `${file} holds a certificate that can't be read: write the mesh's root there again`,
+      );
     }
   }
   return Buffer.from([...blocks, more].join("\n"));

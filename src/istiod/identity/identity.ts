@@ -21,33 +21,36 @@ import { renewalOf, shortestPause, skewOf, span } from "./lifetime.ts";
 import { newSigningRequest } from "./signing-request.ts";
 import { faultOfToken, freshTokenCommand, isExposed, readToken, time } from "./token.ts";
 
-/** How long a certificate is asked for, seconds. */
+/** The requested lifetime of a certificate, seconds. */
 const VALIDITY = 24 * 3600;
 const BACKOFF: BackoffLimits = { first: 1_000, longest: 60_000 };
-/** Between two renewals because istiod seemed not to like the certificate, milliseconds. */
+/** Shortest time between two renewals that `doubt` causes, milliseconds. */
 const DOUBT = 30_000;
-/** The longest sleep: a clock that was set, or a machine that slept, is noticed after so long, milliseconds. */
+/** The longest timer, milliseconds. A changed clock or a suspended machine is noticed within that time. */
 const NAP = 30_000;
-/** The same while there is no certificate to be had: a token or root that was written anew is tried at once. */
+/** The longest timer while attempts fail, milliseconds. A rewritten token or root file is tried within that time. */
 const RESTLESS_NAP = 1_000;
 
-/** What happens to the certificate, for the log. Times are milliseconds since the epoch. */
+/** An event of the certificate, for the log. Times are milliseconds since the epoch. */
 export type IdentityEvent =
-  /** One from an earlier process is used. */
+  /** The certificate that an earlier process stored is used. */
   | { kind: "reused"; id: string; notAfter: number; renewal: number }
   | { kind: "obtained"; id: string; notAfter: number; renewal: number; proof: Proof }
-  /** The one before, if there was one, stays in use as long as it lives. The next attempt follows in `retry` ms. */
+  /**
+   * The attempt failed. The old certificate, if there is one, is used until it expires. The next attempt follows
+   * after `retry` milliseconds.
+   */
   | { kind: "failed"; reason: string; expired: boolean; retry: number }
-  /** Something that should be mended; what was asked for worked all the same. */
+  /** Something that the operator should fix. The request itself succeeded. */
   | { kind: "remark"; reason: string };
 
 /** The identity as `kmesh status` shows it. Times are milliseconds since the epoch. */
 export interface IdentityStatus {
-  /** As configured, or as istiod certified it. */
+  /** The id in the certificate, or the configured one while there is no certificate. */
   id: string;
   /** Absent while there is no certificate; it may have expired. */
   certificate?: { serial: string; notBefore: number; notAfter: number; valid: boolean };
-  /** When the next one is asked for; 0 while attempts fail. */
+  /** When the next certificate is requested; 0 while attempts fail. */
   renewal: number;
   /** Certificates obtained by this process. */
   obtained: number;
@@ -57,17 +60,17 @@ export interface IdentityStatus {
 export interface IdentityOptions {
   /** `HOST:PORT` of istiod's CA. */
   istiod: string;
-  /** Addresses of names that are not to be looked up. */
+  /** Addresses to use instead of a DNS lookup, by name. */
   hosts?: Hosts;
   id: SpiffeId;
-  /** The root certificates' file, and the token's. */
+  /** The file of the root certificates, and the file of the token. */
   ca: string;
   token: string;
   clusterId?: string;
   store: CertificateStore;
-  /** Told of what happens; must not throw. */
+  /** Called for each event; must not throw. */
   on?(event: IdentityEvent): void;
-  /** There is a new certificate. */
+  /** Called when there is a new certificate. */
   renewed?(): void;
   /** Seconds. */
   validity?: number;
@@ -77,8 +80,9 @@ export interface IdentityOptions {
 }
 
 /**
- * This workload's certificate: found in the store or obtained with the token, renewed at half of its life with the
- * certificate itself, with the token when that is not accepted. A failure takes nothing away.
+ * This workload's certificate. It is read from the store, or obtained with the token. It is renewed at half of its
+ * lifetime, authenticated by the certificate itself, or by the token when istiod does not accept the certificate. A
+ * failed renewal keeps the certificate that is there.
  */
 export class WorkloadIdentity implements CertificateSource {
   readonly #options: IdentityOptions;
@@ -88,9 +92,9 @@ export class WorkloadIdentity implements CertificateSource {
   readonly #clock: () => number;
   readonly #backoff: Backoff;
   #certificate: Certificate | undefined;
-  /** What was wrong with the stored one. */
+  /** Why the stored certificate is not used. */
   #discarded: string | undefined;
-  /** The next attempt is due when the wall clock says so, but not before this monotonic time. */
+  /** The next attempt is due at this wall-clock time, but not before the monotonic time below. */
   #due = 0;
   #earliest = 0;
   #doubtful = 0;
@@ -98,12 +102,12 @@ export class WorkloadIdentity implements CertificateSource {
   #running = false;
   #busy = false;
   #failing = false;
-  /** The token's and the roots' files as of the last attempt. */
+  /** State of the token's and the roots' files at the last attempt. */
   #files = "";
   #obtained = 0;
   #lastError: { at: number; text: string } | undefined;
 
-  /** Looks into the store, and nowhere else. */
+  /** Reads the store; uses neither network nor token. Throws an Error when `istiod` is no HOST:PORT. */
   constructor(options: IdentityOptions) {
     this.#options = options;
     this.#target = parseTarget(options.istiod, options.hosts);
@@ -114,7 +118,10 @@ export class WorkloadIdentity implements CertificateSource {
     this.#restore();
   }
 
-  /** Uses the stored certificate while it is valid, else asks for one. Resolves when there is one, or after the first refusal. */
+  /**
+   * Uses the stored certificate when it is valid, else requests one. Resolves when there is a certificate, or after
+   * the first failed attempt.
+   */
   async begin(): Promise<void> {
     const { token, id } = this.#options;
     this.#running = true;
@@ -138,8 +145,9 @@ export class WorkloadIdentity implements CertificateSource {
   }
 
   /**
-   * Asks for a certificate as a renewal would, and keeps nothing of it. Gives what it was asked for with, and how far
-   * our clock is ahead of istiod's (negative: behind), milliseconds. Rejects with an Error of one line.
+   * Requests a certificate as a renewal does, and discards it. Resolves with how kmesh authenticated itself, the
+   * trust domain, and how far our clock is ahead of istiod's in milliseconds (negative: behind). Rejects with an
+   * Error of one line.
    */
   async tryOut(): Promise<{ proof: Proof; skew: number; trustDomain: string }> {
     const { certificate, proof } = await this.#obtain();
@@ -147,7 +155,7 @@ export class WorkloadIdentity implements CertificateSource {
     return { proof, skew: skewOf(certificate, this.#clock()), trustDomain };
   }
 
-  /** Asks no more. */
+  /** Stops renewing. The current certificate stays available. */
   stop(): void {
     this.#running = false;
     clearTimeout(this.#timer);
@@ -162,7 +170,7 @@ export class WorkloadIdentity implements CertificateSource {
     return this.#certificate?.roots ?? "";
   }
 
-  /** Renews now, unless that is being tried anyway or was done a moment ago. */
+  /** Renews now, unless a renewal is running or failing, or `doubt` caused one within the last 30 s. */
   doubt(): void {
     const now = performance.now();
     if (!this.#running || this.#busy || this.#failing || now < this.#doubtful) return;
@@ -172,7 +180,7 @@ export class WorkloadIdentity implements CertificateSource {
     this.#sleep();
   }
 
-  /** Only while there is none that could be shown: until then the stream's troubles are its own. */
+  /** The last error while there is no valid certificate. With a valid one, a failing stream has another cause. */
   trouble(): string | undefined {
     return this.current() ? undefined : this.#lastError?.text;
   }
@@ -192,7 +200,7 @@ export class WorkloadIdentity implements CertificateSource {
     return status;
   }
 
-  /** Sleeps until the next attempt is due. Retries don't hang on the wall clock: it may be what is wrong. */
+  /** Sleeps until the next attempt is due. Retries use the monotonic clock, since the wall clock may be wrong. */
   #sleep(): void {
     clearTimeout(this.#timer);
     if (!this.#running) return;
@@ -207,7 +215,7 @@ export class WorkloadIdentity implements CertificateSource {
     );
   }
 
-  /** Changes when one of the files is written. */
+  /** A text that changes when one of the two files is written. */
   #stamp(): string {
     const { token, ca } = this.#options;
     return [token, ca]
@@ -247,7 +255,10 @@ export class WorkloadIdentity implements CertificateSource {
     this.#sleep();
   }
 
-  /** With the certificate while it is valid; with the token when there is none or istiod is there and wants none of it. */
+  /**
+   * Authenticates with the certificate while it is valid. Uses the token when there is no valid certificate, or when
+   * istiod answers and rejects it.
+   */
   async #obtain(): Promise<{ certificate: Certificate; proof: Proof }> {
     if (!this.current()) return { certificate: await this.#ask("token"), proof: "token" };
     try {
@@ -258,7 +269,7 @@ export class WorkloadIdentity implements CertificateSource {
         return { certificate: await this.#ask("token"), proof: "token" };
       } catch (second) {
         const reason = reasonOf(second);
-        throw new Error(`${reason}; nor does it take our certificate (${error.status.details})`);
+        throw new Error(`${reason}; it rejects our certificate, too (${error.status.details})`);
       }
     }
   }
@@ -280,7 +291,10 @@ export class WorkloadIdentity implements CertificateSource {
     }
   }
 
-  /** Throws MalformedCertificate when it is another workload's. A trust domain may be renamed: see #take. */
+  /**
+   * Throws MalformedCertificate when the certificate belongs to another workload. The trust domain may differ: see
+   * #take.
+   */
   #requireSame(certificate: Certificate): void {
     const { id } = this.#options;
     if (certificate.id.namespace === id.namespace && certificate.id.serviceAccount === id.serviceAccount)
@@ -343,7 +357,10 @@ export class WorkloadIdentity implements CertificateSource {
     this.#on({ kind: "failed", reason: text, expired, retry });
   }
 
-  /** One line with the next step. A token is looked into, and the command that mends it is given. */
+  /**
+   * One line with the next step. For a rejected token it names the fault in the token and the command that writes a
+   * new one.
+   */
   #explain(refused: SigningRefused, proof: Proof): string {
     const { id, token, istiod } = this.#options;
     if (/max allowed TTL/.test(refused.details))
@@ -361,13 +378,16 @@ export class WorkloadIdentity implements CertificateSource {
   }
 }
 
-/** A clock that is off, with the next step. `skew` as skewOf gives it, `now` the wrong time. */
+/**
+ * One line for a wrong clock, with the next step. `skew` in milliseconds as skewOf gives it, `now` in milliseconds
+ * since the epoch by this machine's clock.
+ */
 export function formatSkew(skew: number, now: number): string {
   const way = skew > 0 ? "ahead of" : "behind";
   return `this machine's clock (${time(now)}) is about ${span(skew)} ${way} istiod's: set it (timedatectl set-ntp true)`;
 }
 
-/** What istiod said, told with the next step. */
+/** A rejected request: the message has the next step, `status` is istiod's answer. */
 class Refusal extends Error {
   readonly status: SigningRefused;
   constructor(message: string, status: SigningRefused) {

@@ -1,6 +1,6 @@
 import { formatSpiffe, type SpiffeId } from "../spiffe.ts";
 
-/** A new private key and the request to certify it, both PEM. */
+/** A new private key and its certificate signing request, both PEM. */
 export interface SigningRequest {
   key: string;
   csr: string;
@@ -9,11 +9,12 @@ export interface SigningRequest {
 const P256 = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
 
 /**
- * Makes a P-256 key (PKCS #8) and a PKCS #10 request without a subject whose one critical SAN is the SPIFFE URI.
- * The key never leaves this machine.
+ * Makes a P-256 key (PKCS #8) and a PKCS #10 request (RFC 2986). The request has no subject; its one critical SAN is
+ * the SPIFFE URI. The key never leaves this machine.
  */
 export async function newSigningRequest(id: SpiffeId): Promise<SigningRequest> {
-  // Loaded here: it is needed a few times a day. The first import is what the second one's decorators stand on.
+  // Loaded on demand, since it is needed a few times a day. The decorators of @peculiar/x509 need reflect-metadata
+  // first.
   await import("reflect-metadata");
   const { PemConverter, Pkcs10CertificateRequestGenerator, SubjectAlternativeNameExtension } = await import(
     "@peculiar/x509"

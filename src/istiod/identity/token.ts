@@ -1,13 +1,13 @@
-/** A service account's token: what can be told about it without asking anybody. */
+/** A service account's token (a JWT), as far as it can be judged without the API server. */
 import { statSync } from "node:fs";
 import { readTextFile } from "../../files/read-file.ts";
 import { FileError } from "../file-error.ts";
 import type { SpiffeId } from "../spiffe.ts";
 
-/** The audience that istiod asks the API server about. */
+/** The audience for which istiod has the API server review the token. */
 const AUDIENCE = "istio-ca";
 
-/** Reads the token in `file` anew. Throws FileError when there is none. */
+/** Reads the token in `file`. Throws FileError when the file can't be read or holds no token. */
 export function readToken(file: string): string {
   let text: string;
   try {
@@ -23,7 +23,7 @@ export function readToken(file: string): string {
   return text;
 }
 
-/** Whether others than the owner may read the file; false when it is not there. */
+/** Whether users other than the owner may access the file; false when it does not exist. */
 export function isExposed(file: string): boolean {
   try {
     return (statSync(file).mode & 0o077) !== 0;
@@ -33,8 +33,8 @@ export function isExposed(file: string): boolean {
 }
 
 /**
- * Why istiod may refuse the token, from what it says about itself (its signature is not checked): undefined when
- * nothing is wrong to see. `now` in milliseconds since the epoch.
+ * Why istiod may reject the token, judged by its claims; undefined when they show no fault. The signature is not
+ * checked. `now` in milliseconds since the epoch.
  */
 export function faultOfToken(token: string, id: SpiffeId, now: number): string | undefined {
   const claims = claimsOf(token);
@@ -49,13 +49,19 @@ export function faultOfToken(token: string, id: SpiffeId, now: number): string |
   return undefined;
 }
 
-/** Whether the token says itself that its time is over. */
+/**
+ * Whether the token's `exp` claim has passed. `now` in milliseconds since the epoch. False when there is no such
+ * claim.
+ */
 export function isExpired(token: string, now: number): boolean {
   const exp = claimsOf(token)?.exp;
   return typeof exp === "number" && exp * 1000 <= now;
 }
 
-/** Whose the token in `file` says it is, as NAMESPACE/NAME; undefined when it can't be read, or is no service account's. */
+/**
+ * The service account in the token's `sub` claim, as NAMESPACE/NAME; undefined when the file can't be read or the
+ * token is no service account's.
+ */
 export function subjectOfToken(file: string): string | undefined {
   try {
     const { sub } = claimsOf(readToken(file)) ?? {};
@@ -67,12 +73,12 @@ export function subjectOfToken(file: string): string | undefined {
   }
 }
 
-/** The command that writes a fresh token, for a machine with kubectl and this machine's file. */
+/** The command that writes a new token to `file`. It needs kubectl. */
 export function freshTokenCommand(id: SpiffeId, file: string): string {
   return `kubectl create token ${id.serviceAccount} --namespace ${id.namespace} --audience ${AUDIENCE} > ${file}`;
 }
 
-/** A moment as messages tell it: UTC, whole seconds. */
+/** Formats milliseconds since the epoch for messages: ISO 8601, UTC, whole seconds. */
 export function time(milliseconds: number): string {
   return new Date(milliseconds).toISOString().replace(/\.\d+/, "");
 }

@@ -1,14 +1,14 @@
-/** One wrong or missing thing, for one line: "FILE: FIELD REASON". */
+/** One problem of a file, printed as "FILE: FIELD REASON". */
 export interface Problem {
   file: string;
-  /** The field, or the line; absent when the whole file is meant. */
+  /** The field or the line; absent when the problem concerns the whole file. */
   field?: string;
   reason: string;
 }
 
 /**
- * Parses `KEY='value'` lines as istioctl writes them; values may also stand in double quotes or bare, and lines may be
- * empty, comments, or begin with `export`. Adds a problem for each other line.
+ * Parses `KEY='value'` lines as istioctl writes them. Values may also be in double quotes or bare. Lines may be
+ * empty, be comments, or begin with `export`. Adds a problem to `problems` for each other line.
  */
 export function parseClusterEnv(text: string, file: string, problems: Problem[]): Map<string, string> {
   const values = new Map<string, string>();

@@ -1,6 +1,6 @@
 /**
- * What `istioctl x workload entry configure` gives a VM: cluster.env, mesh.yaml, root-cert.pem, istio-token and hosts,
- * read as a whole. Touches no file and no network.
+ * Reads the files that `istioctl x workload entry configure` writes for a VM, together: cluster.env, mesh.yaml,
+ * root-cert.pem, istio-token and hosts. Takes their texts; uses no file and no network.
  */
 
 import { X509Certificate } from "node:crypto";
@@ -28,53 +28,54 @@ export type MembershipFile = (typeof MEMBERSHIP_FILES)[number];
 
 export interface Membership {
   id: SpiffeId;
-  /** Where istiod's xDS is, and its CA. */
+  /** istiod's xDS server. */
   istiod: Target;
+  /** istiod's CA: CA_ADDR, or the xDS server. */
   ca: Target;
-  /** Names to all their addresses, as the file `hosts` would have them in /etc/hosts; may be empty. */
+  /** All addresses of each name in the file `hosts`; may be empty. */
   hosts: ReadonlyMap<string, readonly string[]>;
-  /** PEM, the certificates alone. */
+  /** The certificates of the root file, PEM, without anything else that was in it. */
   roots: string;
-  /** Empty when there is none that could be used, and none is needed. */
+  /** Empty when the token is missing or expired and none is needed. */
   token: string;
   clusterId: string;
   network: string;
   meshId: string;
   labels: Readonly<Record<string, string>>;
   workloadName?: string;
-  /** The WorkloadGroup to register with; without one a WorkloadEntry must be there already. */
+  /** The WorkloadGroup to register with. Without one a WorkloadEntry must exist already. */
   autoRegisterGroup?: string;
-  /** The address that peers are to use (ISTIO_SVC_IP), canonical: with NAT it is none of the machine's own. */
+  /** The address for peers (ISTIO_SVC_IP), canonical. Behind NAT it is not one of the machine's own. */
   serviceIp?: string;
-  /** The ports that the group names. */
+  /** The ports of the WorkloadGroup. */
   ports?: readonly Json[];
   /** As in the WorkloadGroup: httpGet, tcpSocket or exec, and thresholds. */
   readinessProbe?: { readonly [key: string]: Json };
-  /** The probe goes to localhost, not to the machine's first address. */
+  /** Whether the probe connects to localhost instead of the machine's first address. */
   probeLocalhost: boolean;
-  /** POD_NAME, which nobody but the machine's administrator sets. */
+  /** POD_NAME. istioctl does not write it; an administrator may. */
   name?: string;
-  /** Further metadata, by the names that istiod knows. */
+  /** Further node metadata, by istiod's names. */
   metadata: Readonly<Record<string, Json>>;
 }
 
 const META = "ISTIO_META_";
-/** What istio-agent makes of ISTIO_METAJSON_KEY: the members of the object become metadata. LABELS alone is not such a one. */
+/** ISTIO_METAJSON_KEY holds a JSON object whose members become metadata, as in istio-agent. LABELS is the exception. */
 const META_JSON = "ISTIO_METAJSON_";
 const LABELS = `${META_JSON}LABELS`;
 
 export interface MembershipOptions {
-  /** What the token's expiry is held against, milliseconds since the epoch. */
+  /** The time to compare the token's expiry with, milliseconds since the epoch. */
   now: number;
-  /** Whom the machine has a valid certificate for: with that, a token that is missing or has expired is no problem. */
+  /** The id in the machine's valid certificate. With that certificate a missing or expired token is no problem. */
   certified?: SpiffeId | undefined;
-  /** What the files are called in problems, where it is not as istioctl calls them. */
+  /** Names of the files in problems, when they differ from istioctl's. */
   paths?: Readonly<Partial<Record<MembershipFile, string>>>;
 }
 
 /**
- * Reads the texts by file name; one that is missing is undefined. Gives the membership, or every problem that was
- * found, in the order of the files.
+ * Reads the texts by file name; undefined is a missing file. Gives the membership, or all problems in the order of
+ * the files.
  */
 export function readMembership(
   texts: Partial<Record<MembershipFile, string | undefined>>,
@@ -88,7 +89,7 @@ export function readMembership(
   }
   const env = parseClusterEnv(texts["cluster.env"] ?? "", nameOf("cluster.env"), problems);
   const mesh = readMesh(texts["mesh.yaml"], nameOf("mesh.yaml"), problems);
-  // Where both say something, cluster.env is what the machine's administrator edits.
+  // cluster.env wins over mesh.yaml: it is the file that administrators edit.
   const values = new Fields(
     new Map([...mesh.metadata, ...env]),
     nameOf("cluster.env"),
@@ -149,17 +150,17 @@ export function readMembership(
   };
 }
 
-/** One problem as a line. */
+/** Formats a problem as one line. */
 export function formatProblem({ file, field, reason }: Problem): string {
   return field === undefined ? `${file} ${reason}` : `${file}: ${field} ${reason}`;
 }
 
-/** The values of cluster.env, and what is wrong with them. */
+/** Reads fields of cluster.env and collects their problems. */
 class Fields {
   readonly #values: ReadonlyMap<string, string>;
   readonly #file: string;
   readonly #problems: Problem[];
-  /** A file that is missing is one problem, not one a field. */
+  /** A missing file is one problem, not one for each field. */
   readonly #present: boolean;
 
   constructor(values: ReadonlyMap<string, string>, file: string, problems: Problem[], present: boolean) {
@@ -189,7 +190,7 @@ class Fields {
     return value;
   }
 
-  /** An object's name, or an empty text. */
+  /** An object's name, or "". */
   optional(field: string): string {
     return this.name(field, isObjectName, "");
   }
@@ -286,7 +287,7 @@ function readMesh(text: string | undefined, file: string, problems: Problem[]): 
         problems.push({ file, field: `defaultConfig.proxyMetadata.${key}`, reason: "is no text: quote it" });
     }
   } else if (metadata !== undefined && metadata !== null)
-    problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "holds no keys and values" });
+    problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "is no mapping of keys to values" });
   if (probe !== undefined && probe !== null) {
     const reason = faultOfProbe(probe);
     if (reason === undefined) result.probe = probe as { readonly [key: string]: Json };
@@ -299,13 +300,16 @@ function readRoots(text: string | undefined, file: string, problems: Problem[]):
   if (text === undefined) return "";
   const reason = faultOfRoots(text);
   if (reason !== undefined) problems.push({ file, reason });
-  // Nothing else of the file is kept: there may be a private key in it, too.
+  // Only the certificates are kept: the file may also hold a private key.
   return pemBlocks(text)
     .map((block) => `${block}\n`)
     .join("");
 }
 
-/** Why a text is no list of root certificates, for a sentence that begins with its file; undefined when it is one. */
+/**
+ * Why a text is no list of root certificates, as the end of a sentence that begins with the file's name; undefined
+ * when it is one.
+ */
 export function faultOfRoots(text: string): string | undefined {
   const blocks = pemBlocks(text);
   if (blocks.length === 0) return "holds no PEM certificate";
@@ -319,7 +323,7 @@ export function faultOfRoots(text: string): string | undefined {
   return undefined;
 }
 
-/** The token, or an empty text. */
+/** The token, or "". */
 function readTokenText(
   text: string | undefined,
   id: SpiffeId,
@@ -335,7 +339,7 @@ function readTokenText(
   }
   const token = text.trim();
   if (proven && (token === "" || isExpired(token, now))) return "";
-  // Whose it should be is unknown then, and told already.
+  // Without namespace and service account the owner can't be checked. Their absence is reported elsewhere.
   const fault = token === "" ? "it is empty" : known ? faultOfToken(token, id, now) : undefined;
   if (fault !== undefined) problems.push({ file, reason: `can't be used, for ${fault}${next}` });
   return token;
@@ -346,7 +350,7 @@ function readHosts(text: string, file: string, problems: Problem[]): Map<string,
   for (const [i, line] of text.split(/\r?\n/).entries()) {
     const [address = "", ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
     if (address === "") continue;
-    // istioctl writes a gateway's DNS name where its load balancer has no address.
+    // istioctl writes the DNS name of a gateway whose load balancer has no address.
     const canonical = parseDialled(address);
     if (canonical === undefined || names.length === 0) {
       problems.push({ file, field: `line ${i + 1}`, reason: "is not ADDRESS NAME" });

@@ -1,7 +1,7 @@
-/** A WorkloadGroup's probe, as mesh.yaml and the configuration have it. */
+/** The readiness probe of a WorkloadGroup, as mesh.yaml and the configuration hold it. */
 import { MalformedProbe, parseProbe } from "../../health/probe.ts";
 
-/** Why a value is no probe, for a sentence that begins with its name; undefined when it is one. */
+/** Why a value is no probe, as the end of a sentence that begins with its name; undefined when it is one. */
 export function faultOfProbe(value: unknown): string | undefined {
   try {
     parseProbe(value);

@@ -4,14 +4,14 @@ import { dialled, type Target } from "../target.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const UNAVAILABLE = 14;
-/** How much istiod may send ahead of us, bytes. */
+/** The HTTP/2 flow-control window: how much istiod may send before kmesh has read it, bytes. */
 const FLOW_WINDOW = 8 << 20;
 
 /** Times of a connection, milliseconds. */
 export interface ConnectionTimes {
-  /** To reach istiod, name lookup and handshake included. */
+  /** Limit for connecting to istiod, name lookup and handshake included. */
   connect: number;
-  /** Silence after which istiod is asked whether it lives, and how long it has to answer. */
+  /** The idle time before a keepalive ping, and the time that istiod has to answer it. */
   keepalive: number;
   keepaliveAnswer: number;
 }
@@ -22,17 +22,17 @@ export const CONNECTION_TIMES: ConnectionTimes = {
   keepaliveAnswer: 10_000,
 };
 
-/** What a connection reports. `ended` comes exactly once, unless we closed it. */
+/** Callbacks of a connection. `ended` is called exactly once, unless `close` was called. */
 export interface ConnectionEvents {
   message(bytes: Buffer): void;
-  /** istiod wants the connection to end soon (GOAWAY: it is old, or istiod stops); the stream still works. */
+  /** istiod sent GOAWAY: the connection reached its maximum age, or istiod shuts down. The stream still works. */
   aging?(): void;
   ended(status: { code: number; details: string }): void;
 }
 
 /**
- * One gRPC channel with one delta-ADS stream on it. Each attempt has a channel of its own, so that the pace of
- * attempts is ours alone and a dead channel's back-off never delays us. Variables such as https_proxy are ignored.
+ * One gRPC channel with one delta-ADS stream. Each attempt has its own channel, so that gRPC's back-off for a dead
+ * channel never delays the next attempt. Variables such as https_proxy are ignored.
  */
 export class Connection {
   readonly #client: Client;
@@ -66,7 +66,7 @@ export class Connection {
       if (this.#young) this.#awaitAge();
       if (!this.#over) events.message(bytes);
     });
-    // A stream that ends ends with a status; "error" repeats one that is not OK and must have a listener.
+    // Each stream ends with a status. "error" repeats a status that is not OK, and must have a listener.
     this.#call.on("error", (error: { code?: number; details?: string; message: string }) =>
       this.#end(error.code ?? UNAVAILABLE, error.details ?? error.message),
     );
@@ -74,15 +74,15 @@ export class Connection {
     this.#connectTimer = setTimeout(() => this.#checkConnected(times.connect), times.connect);
   }
 
-  /** Sends one encoded DeltaDiscoveryRequest. Does nothing on a connection that is over. */
+  /** Sends one encoded DeltaDiscoveryRequest. Does nothing after the connection has ended. */
   send(request: Uint8Array): void {
     if (!this.#over) this.#call.write(request);
   }
 
   /**
-   * Says `request` on a second stream of the same channel, and so to the same istiod, and hears how it takes that: the
-   * status that it ended the stream with, or "answered". undefined when there was nothing to hear within `limit`
-   * milliseconds, or the connection is over. Never rejects.
+   * Sends `request` on a second stream of the same channel, and so to the same istiod. Resolves with the status with
+   * which istiod ended that stream, or "answered" when it sent a message. Resolves with undefined when neither came
+   * within `limit` milliseconds, or the connection has ended. Never rejects.
    */
   tryOut(
     request: Uint8Array,
@@ -104,13 +104,13 @@ export class Connection {
     });
   }
 
-  /** Ends the stream and the channel without a report. */
+  /** Closes the stream and the channel. `ended` is not called. */
   close(): void {
     if (this.#over) return;
     this.#release();
   }
 
-  /** The channel is no longer ready as soon as the GOAWAY comes, though its stream goes on. */
+  /** The channel leaves the state READY when GOAWAY arrives, while its stream continues. */
   #awaitAge(): void {
     this.#young = false;
     const channel = this.#client.getChannel();

@@ -1,6 +1,6 @@
 /**
- * One connection to istiod after another: the first, the next one after an end, and a successor that takes the place of one
- * that still serves. Knows nothing of what is asked for or answered.
+ * The sequence of connections to istiod: the first one, the next one after a connection ended, and a successor that
+ * replaces a working connection. This file does not know the requests and responses.
  */
 import { BACKOFF, Backoff, type BackoffLimits } from "../backoff.ts";
 import { FileError } from "../file-error.ts";
@@ -18,12 +18,15 @@ import { formatTarget, type Target } from "../target.ts";
 import { CONNECTION_TIMES, Connection, type ConnectionTimes } from "./connection.ts";
 import type { StreamEvent } from "./status.ts";
 
-/** A connection that held for so long starts the back-off anew, milliseconds. */
+/** The back-off restarts after a connection that lasted so long, milliseconds. */
 const STEADY = 10_000;
-/** gRPC codes of a stream that ended without anybody being wrong: a restart, a full age, a lost connection. */
+/**
+ * gRPC codes of a stream that ended without a fault: istiod restarted, the connection reached its maximum age, or the
+ * network broke.
+ */
 const OK = 0;
 const UNAVAILABLE = 14;
-/** Between attempts to move to a new connection while the old one serves. */
+/** Delays between attempts to replace a working connection. */
 const RENEWAL: BackoffLimits = { first: 1_000, longest: 60_000 };
 
 export interface ConnectionsOptions {
@@ -33,24 +36,28 @@ export interface ConnectionsOptions {
   times?: Partial<ConnectionTimes>;
   backoff?: BackoffLimits;
   on(event: StreamEvent): void;
-  /** The first message of a connection: who this node is, and what it asks for first. */
+  /** The first message of a connection: the node, and the first subscription. */
   announcement(): Uint8Array;
-  /** A connection is the one in use from now on: everything else has to be asked for on it. */
+  /** A connection came into use: subscribe to everything else on it. */
   inUse(): void;
-  /** istiod answers on the connection in use for the first time. */
+  /** The first message from istiod came on the connection in use. */
   answered(connection: Connection): void;
   message(bytes: Uint8Array): void;
-  /** There is no connection any more; another one follows unless `stop` was called. */
+  /** The connection in use ended. Another one follows unless `stop` was called. */
   ended(): void;
 }
 
+/**
+ * Keeps one connection to istiod open, with back-off between attempts. Owns all connections and timers; `stop` closes
+ * them.
+ */
 export class Connections {
   readonly #options: ConnectionsOptions;
   readonly #times: ConnectionTimes;
   readonly #backoff: Backoff;
   readonly #successorBackoff = new Backoff(RENEWAL);
   #connection: Connection | undefined;
-  /** Takes the place of the connection as soon as istiod answers on it. */
+  /** Replaces the connection when istiod's first message comes on it. */
   #successor: Connection | undefined;
   #successorTimer: ReturnType<typeof setTimeout> | undefined;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
@@ -65,22 +72,25 @@ export class Connections {
     this.#backoff = new Backoff(options.backoff ?? BACKOFF);
   }
 
-  /** Whether there is a connection, answered or not. */
+  /** Whether there is a connection, even if istiod has not answered on it yet. */
   get open(): boolean {
     return this.#connection !== undefined;
   }
 
-  /** Since when istiod answers on the present connection; by performance.now(), as all moments here. */
+  /**
+   * When istiod first answered on the present connection, by performance.now() like all times here; undefined while
+   * not connected.
+   */
   get connectedSince(): number | undefined {
     return this.#connectedSince;
   }
 
-  /** Since when there is none that istiod answers on. */
+  /** When the last connection ended or the first attempt failed; undefined before that. */
   get disconnectedSince(): number | undefined {
     return this.#disconnectedSince;
   }
 
-  /** Connections on which istiod has answered. */
+  /** Number of connections on which istiod has answered. */
   get count(): number {
     return this.#count;
   }
@@ -92,7 +102,7 @@ export class Connections {
     this.#connect();
   }
 
-  /** Ends for good. */
+  /** Closes every connection and stops connecting. */
   stop(): void {
     this.#running = false;
     clearTimeout(this.#retryTimer);
@@ -102,22 +112,22 @@ export class Connections {
     this.#connectedSince = undefined;
   }
 
-  /** Sends on the connection in use; without one nothing happens. */
+  /** Sends on the connection in use. Does nothing without one. */
   send(request: Uint8Array): void {
     this.#connection?.send(request);
   }
 
   /**
-   * Moves to a connection with the credentials of now. The one in use serves until istiod answers on the new one; when
-   * that fails it goes on to serve, and the move is tried again. Without a connection nothing is to be done: the next
-   * one has them anyway.
+   * Opens a connection with the present credentials and replaces the one in use. The old connection stays in use
+   * until istiod answers on the new one. When the new one fails, the old one stays and the attempt is repeated. Does
+   * nothing without a connection: the next one reads the credentials anyway.
    */
   renew(): void {
     this.#successorBackoff.reset();
     this.#prepareSuccessor();
   }
 
-  /** The connection in use can't go on, for `reason`: it is closed, and another one follows. */
+  /** Closes the connection in use for `reason`. Another one follows. */
   fail(reason: string): void {
     this.#connection?.close();
     this.#ended(reason);
@@ -137,7 +147,7 @@ export class Connections {
     this.#options.inUse();
   }
 
-  /** A new connection with the credentials of now. Throws FileError. */
+  /** Opens a connection with the present credentials. Throws FileError. */
   #open(): Connection {
     const { target, security, identity } = this.#options;
     const open = openCredentials(security, target, identity.clusterId);
@@ -150,7 +160,7 @@ export class Connections {
           else if (this.#connectedSince === undefined) this.#answered(connection, "connected");
           this.#options.message(bytes);
         },
-        // It is old, or istiod goes: another one before it ends.
+        // istiod will close this connection: open its successor first.
         aging: () => {
           if (connection === this.#connection && !this.#successor) this.renew();
         },
@@ -189,7 +199,7 @@ export class Connections {
     this.#successor.send(this.#options.announcement());
   }
 
-  /** istiod answers on the new connection: it is the connection from now on, and everything is asked for there. */
+  /** istiod answered on the successor: it becomes the connection in use, and everything is subscribed to on it. */
   #succeed(successor: Connection): void {
     this.#connection?.close();
     this.#connection = successor;
@@ -210,7 +220,10 @@ export class Connections {
     this.#successor = undefined;
   }
 
-  /** A connection with our certificate that ended unanswered, though istiod is there, may have ended for it. */
+  /**
+   * istiod may have rejected our certificate when a connection with it ended before the first answer, although istiod
+   * is reachable and trusted.
+   */
   #doubtCertificate(status: { code: number; details: string }, proof: Proof, answered: boolean): void {
     const { security } = this.#options;
     if (security.kind !== "tls" || proof !== "certificate" || answered) return;
@@ -226,7 +239,7 @@ export class Connections {
     if (answered && (status.code === OK || status.code === UNAVAILABLE)) {
       return `istiod at ${formatTarget(target)} closed the stream (${status.details})`;
     }
-    // Without a certificate a refused token is the identity's trouble, and told once.
+    // Without a certificate the identity reports the rejected token; the same reason is used here.
     const trouble = security.kind === "tls" ? security.identity?.trouble() : undefined;
     if (status.code === UNAUTHENTICATED && proof !== "certificate" && trouble !== undefined) return trouble;
     return explainRefusal(status, target, security, proof, identity);

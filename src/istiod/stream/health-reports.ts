@@ -2,29 +2,30 @@ import type { discovery } from "../discovery.gen.js";
 import type { Connection } from "./connection.ts";
 import { askAll, formatHealth } from "./request.ts";
 
-/** The application's health: `message` says why not, "" when it is healthy. */
+/** The application's health. `message` is the reason when it is unhealthy, else "". */
 export interface Health {
   healthy: boolean;
   message: string;
 }
 
-/** How long istiod has to answer the question below, and until it is put again, milliseconds. */
+/** How long to wait for the answer to the probe below, and the pause before the probe is repeated, milliseconds. */
 const PATIENCE = 10_000;
 const AGAIN = 2_000;
 
 export interface HealthReportsOptions {
   node: discovery.Node.$Properties;
-  /** istiod does not take reports; told once for each connection. */
+  /** istiod accepts no reports. Called once for each connection. */
   refused(reason: string): void;
 }
 
 /**
- * Tells istiod the application's health: at once when it changes, and again on each connection.
+ * Reports the application's health to istiod: at each change, and again on each connection.
  *
- * An istiod that reads its configuration from files takes no reports, and dies of one (it dereferences a nil
- * controller). So each connection's istiod is tried out first: on a second stream of that connection a node refers to
- * a WorkloadEntry that does not exist. The part of istiod that would take the report answers that the entry is not
- * found (Istio 1.19 and newer); where that part is missing, or older, the node is served.
+ * An istiod that reads its configuration from files accepts no reports: a report crashes it (it dereferences a nil
+ * controller). So kmesh probes the istiod of each connection first. On a second stream of that connection it
+ * announces a node that refers to a WorkloadEntry which does not exist. An istiod that would accept reports answers
+ * that the entry is not found (Istio 1.19 and newer). An istiod without that controller, or an older one, serves the
+ * node.
  */
 export class HealthReports {
   readonly #question: Uint8Array;
@@ -32,7 +33,7 @@ export class HealthReports {
   readonly #refused: (reason: string) => void;
   #health: Health | undefined;
   #connection: Connection | undefined;
-  /** The connection whose istiod is being tried out, or was. */
+  /** The connection that is being probed, or was. */
   #asking: Connection | undefined;
   #taken = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -46,14 +47,17 @@ export class HealthReports {
     this.#question = askAll("cluster", strangerOf(node, this.#absent), new Map());
   }
 
-  /** From now on the application is like this. */
+  /** Sets the application's health and reports it, now or when the connection allows it. */
   tell(health: Health): void {
     this.#health = health;
     if (this.#taken) this.#send();
     else if (this.#connection) void this.#tryOut(this.#connection);
   }
 
-  /** istiod has answered on this connection: what comes next is not its first message. */
+  /**
+   * istiod has answered on this connection, so the next message is not its first. Probes it if there is health to
+   * report.
+   */
   connected(connection: Connection): void {
     this.disconnected();
     this.#connection = connection;
@@ -67,10 +71,12 @@ export class HealthReports {
     this.#asking = undefined;
   }
 
+  /** The last report, at milliseconds since the epoch; undefined before the first one. */
   get reported(): { healthy: boolean; at: number } | undefined {
     return this.#reported;
   }
 
+  /** Why istiod gets no reports; undefined while it accepts them or none was tried. */
   get notTaken(): string | undefined {
     return this.#reason;
   }
@@ -91,7 +97,7 @@ export class HealthReports {
       this.#refused(this.#reason);
       return;
     }
-    this.#reason = `istiod did not say whether it takes health reports (${heard?.details ?? "no answer"}); it is asked again`;
+    this.#reason = `istiod did not answer whether it accepts health reports (${heard?.details ?? "no answer"}); kmesh asks again`;
     this.#timer = setTimeout(() => {
       this.#asking = undefined;
       void this.#tryOut(connection);
@@ -105,7 +111,7 @@ export class HealthReports {
   }
 }
 
-/** The same machine, as if it belonged to the WorkloadEntry `name`. It registers nothing. */
+/** The same node with the WorkloadEntry `name` and without a group: it registers nothing. */
 function strangerOf(node: discovery.Node.$Properties, name: string): discovery.Node.$Properties {
   const { AUTO_REGISTER_GROUP: _, ...fields } = node.metadata?.fields ?? {};
   return { ...node, metadata: { fields: { ...fields, WORKLOAD_ENTRY: { stringValue: name } } } };

@@ -1,20 +1,20 @@
 /**
- * When a push is complete. istiod sends one push as several responses without saying which is the last, and the
- * endpoints of a new cluster only after they were asked for. Committing early would leave services without
- * endpoints, or pointing to clusters that are gone.
+ * Decides when a push is complete. istiod sends one push as several responses without marking the last one, and sends
+ * the endpoints of a new cluster only after kmesh has subscribed to them. A commit that is too early would publish
+ * services without endpoints, or services that point to removed clusters.
  */
 import type { ResourceType } from "./sink.ts";
 import type { Subscription } from "./subscription.ts";
 
 /** Times that bound a push, milliseconds. */
 export interface PushTimes {
-  /** A push ends when nothing came for so long. */
+  /** A push is complete when no response came for so long. */
   quiet: number;
-  /** Without a quiet moment it is committed at the first one that is consistent after so long. */
+  /** While responses keep coming, a push that lacks nothing is committed after so long. */
   longest: number;
-  /** How long answers to new subscriptions, and the listeners after a cluster's removal, are waited for. */
+  /** How long to wait for answers to new subscriptions, and for listeners after a cluster was removed. */
   answer: number;
-  /** How long the first snapshot waits for the first endpoints or routes at all. */
+  /** How long the first snapshot waits for the first response with endpoints or routes. */
   firstAnswer: number;
 }
 
@@ -22,11 +22,11 @@ export const PUSH_TIMES: PushTimes = { quiet: 20, longest: 1_000, answer: 5_000,
 
 type Subscriptions = Readonly<Record<ResourceType, Subscription>>;
 
-/** What was stored since the last commit, and what it still waits for. Times are monotonic milliseconds. */
+/** The changes since the last commit, and the responses that they still need. Times are monotonic milliseconds. */
 export class Push {
   readonly #times: PushTimes;
   readonly #changed = new Set<ResourceType>();
-  /** Types whose next response belongs to this push, and since when it is waited for. */
+  /** Types whose next response belongs to this push, and the time since which it is expected. */
   readonly #expected = new Map<ResourceType, number>();
   version = "";
   openedAt = 0;
@@ -40,20 +40,20 @@ export class Push {
     return this.#changed.size > 0;
   }
 
-  /** A response of `type` came; it answers what was expected of that type. */
+  /** A response of `type` came. It satisfies the expectation of that type. */
   received(type: ResourceType, version: string, now: number): void {
     this.#expected.delete(type);
     this.version = version;
     this.#lastAt = now;
   }
 
-  /** Something of this type was stored or removed. */
+  /** A resource of this type was stored or removed. */
   change(type: ResourceType, now: number): void {
     if (!this.open) this.openedAt = now;
     this.#changed.add(type);
   }
 
-  /** The push is not complete without a further response of this type. */
+  /** The push needs another response of this type. */
   expect(type: ResourceType, now: number): void {
     this.#expected.set(type, now);
   }
@@ -62,21 +62,21 @@ export class Push {
     this.#expected.delete(type);
   }
 
-  /** A new stream begins: what was expected has its whole time again. */
+  /** A new stream begins: the time limits of expected responses start again. */
   restart(now: number): void {
     for (const type of this.#expected.keys()) this.#expected.set(type, now);
   }
 
-  /** It was committed: nothing is pending. */
+  /** The push was committed: nothing is pending. */
   clear(): void {
     this.#changed.clear();
     this.#expected.clear();
   }
 
   /**
-   * Until when the push must wait for something that it lacks: 0 when it lacks nothing, Infinity when it can't do
-   * without. `first` is the first snapshot of this process: it replaces what an earlier process left in the
-   * kernel, so it must have all clusters and listeners, and patience.
+   * The time until which the push must wait for missing responses: 0 when nothing is missing, Infinity when it can't
+   * be committed without them. `first` is the first snapshot of this process. It replaces the tables of an earlier
+   * process in the kernel, so it needs all clusters and listeners and waits longer.
    */
   lacksUntil(subscriptions: Subscriptions, first: boolean): number {
     const { answer, firstAnswer } = this.#times;
@@ -91,11 +91,11 @@ export class Push {
     for (const since of this.#expected.values()) until = Math.max(until, since + answer);
     if (!first) return until;
     if (subscriptions.cluster.answeredAt === 0 || subscriptions.listener.answeredAt === 0) return Infinity;
-    // istiod sends no names when it has none.
+    // istiod sends no name table when it has no names.
     return subscriptions.names.answeredAt === 0 ? Math.max(until, this.#lastAt + answer) : until;
   }
 
-  /** The moment from which it can be committed, if nothing more comes. */
+  /** When the push can be committed, if no further response comes. */
   dueAt(subscriptions: Subscriptions, first: boolean): number {
     const lacks = this.lacksUntil(subscriptions, first);
     if (lacks === 0 && !first && this.#changed.size === 1 && this.#changed.has("endpoints")) return 0;

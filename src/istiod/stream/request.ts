@@ -2,24 +2,27 @@ import { discovery } from "../discovery.gen.js";
 import type { ResourceType } from "./sink.ts";
 import { TYPE_URL } from "./types.ts";
 
-/** Go's gRPC servers take 4 MB a message by default: names are sent in portions below that, in characters. */
+/** gRPC servers in Go accept messages of 4 MB by default. Names are sent in portions below that, in characters. */
 const PORTION = 1 << 20;
-/** As many names a request, so that no answer is much larger than what it holds needs. */
+/** Most names of one request; limits the size of each response. */
 const NAMES = 2_000;
-/** An error text istiod logs; longer lists are cut, in characters. */
+/** Longest error text of a NACK, which istiod logs. Longer lists are cut. In characters. */
 const REASONS = 4_000;
 const INVALID_ARGUMENT = 3;
 const INTERNAL = 13;
-/** There is no message of this type: its requests say it all. */
+/** Type URL of health reports. There is no message of this type; the request itself is the report. */
 const HEALTH_URL = "type.googleapis.com/istio.v1.HealthInformation";
 
-/** A resource that was refused, and why. */
+/** A rejected resource, and the reason. */
 export interface Refusal {
   name: string;
   reason: string;
 }
 
-/** The first request of a type on a stream: everything there is of it. `known` are the versions by name we hold. */
+/**
+ * The first request of a type on a stream: subscribes to all resources of it. `known` holds the versions by name that
+ * kmesh has.
+ */
 export function askAll(
   type: ResourceType,
   node: discovery.Node.$Properties | undefined,
@@ -29,7 +32,7 @@ export function askAll(
   if (node) request.node = node;
   let size = 0;
   for (const name of known.keys()) size += name.length;
-  // Left out when it grows too large: it only spares work, absence from the answer says the same.
+  // Omitted when it is too large. It only saves work: kmesh also removes what the complete response lacks.
   if (size <= PORTION) request.initialResourceVersions = Object.fromEntries(known);
   return encode(request);
 }
@@ -48,7 +51,7 @@ export function unsubscribe(type: ResourceType, names: readonly string[]): Uint8
   );
 }
 
-/** The answer to a response: ACK, or NACK when something was refused. Never carries subscriptions. */
+/** The answer to a response: ACK, or NACK when a resource was rejected. It never carries subscriptions. */
 export function acknowledge(type: ResourceType, nonce: string, refused: readonly Refusal[]): Uint8Array {
   const request: discovery.DeltaDiscoveryRequest.$Properties = {
     typeUrl: TYPE_URL[type],
@@ -59,8 +62,8 @@ export function acknowledge(type: ResourceType, nonce: string, refused: readonly
 }
 
 /**
- * How the application is. Never the first message of a stream, and only for an istiod that can take it: others die of it
- * (see health-reports.ts).
+ * A health report. It must not be the first message of a stream, and only an istiod that accepts reports may get it:
+ * others crash (see health-reports.ts).
  */
 export function formatHealth(verdict: { healthy: boolean; message: string }): Uint8Array {
   const request: discovery.DeltaDiscoveryRequest.$Properties = { typeUrl: HEALTH_URL };
@@ -82,7 +85,7 @@ function listRefusals(refused: readonly Refusal[]): string {
   return list;
 }
 
-/** At most 300 characters of a text. */
+/** Cuts a text to 300 characters. */
 export function shorten(text: string): string {
   return text.length <= 300 ? text : `${text.slice(0, 297)}...`;
 }

@@ -1,23 +1,22 @@
 /**
- * Reads a DeltaDiscoveryResponse (proto/discovery.proto) without decoding it as a whole: a response may hold ten
- * thousand resources, and most of them are unchanged. Hand-written, since generated code would keep every
- * resource alive at once.
+ * Reads a DeltaDiscoveryResponse (proto/discovery.proto) without decoding it as a whole. A response may hold ten
+ * thousand resources, most of them unchanged. Generated code would keep all decoded resources alive at once.
  */
 
 import { Reader } from "protobufjs/minimal.js";
 import { reasonOf } from "../../errors/reason.ts";
 
-/** All of a response but its resources. */
+/** A response without its resources. */
 export interface Envelope {
   version: string;
   typeUrl: string;
   nonce: string;
   removed: string[];
-  /** How many resources it holds. */
+  /** Number of resources. */
   resources: number;
 }
 
-/** One resource. `bytes` points into the response: valid during the visit only. */
+/** One resource. `bytes` points into the response and is valid during the visit only. */
 export interface RawResource {
   name: string;
   version: string;
@@ -41,7 +40,7 @@ const ANY_VALUE = tag(2);
 
 const EMPTY = new Uint8Array(0);
 
-/** Reads the envelope and checks the outer framing. Throws RangeError or Error when that is broken. */
+/** Reads the envelope and checks the outer framing. Throws RangeError or Error when the framing is broken. */
 export function readEnvelope(message: Uint8Array): Envelope {
   const reader = Reader.create(message);
   const envelope: Envelope = { version: "", typeUrl: "", nonce: "", removed: [], resources: 0 };
@@ -60,8 +59,8 @@ export function readEnvelope(message: Uint8Array): Envelope {
 }
 
 /**
- * Calls `visit` for each resource in order, and `broken` with its position and the reason for one whose own
- * framing is broken. The object given to `visit` is reused. Needs a message that `readEnvelope` accepted.
+ * Calls `visit` for each resource in order. Calls `broken` with the index and the reason for a resource whose own
+ * framing is broken. The object passed to `visit` is reused. Needs a message that `readEnvelope` accepted.
  */
 export function eachResource(
   message: Uint8Array,
@@ -86,7 +85,7 @@ export function eachResource(
   }
 }
 
-/** Fills `resource` from the reader's position up to `end`; gives the reason when that fails. */
+/** Fills `resource` from the reader's position up to `end`. Gives the reason when that fails, else undefined. */
 function readResource(
   reader: Reader,
   end: number,
@@ -126,7 +125,7 @@ function readAny(reader: Reader, end: number, message: Uint8Array, resource: Raw
   if (reader.pos !== end) throw new RangeError("a field runs over its message's end");
 }
 
-/** Reads a length; gives where what follows ends. Throws when that lies behind `limit`. */
+/** Reads a length and gives the end of the field that follows. Throws RangeError when the end is beyond `limit`. */
 function boundedEnd(reader: Reader, limit: number): number {
   const length = reader.uint32();
   const end = reader.pos + length;

@@ -1,32 +1,35 @@
 import type { ResourceType } from "./sink.ts";
 
-/** What happens on the stream, for the log. */
+/** An event of the stream, for the log. */
 export type StreamEvent =
   | { kind: "connecting"; target: string }
   /** The first response came. */
   | { kind: "connected"; target: string }
-  /** `held` milliseconds after it was connected, 0 when it never was. The next attempt follows in `retry` ms. */
+  /**
+   * The connection ended after `held` milliseconds; 0 when istiod never answered. The next attempt follows after
+   * `retry` milliseconds.
+   */
   | { kind: "disconnected"; reason: string; held: number; retry: number }
-  /** A new connection with new credentials took the place of the old one. */
+  /** A new connection replaced the old one. */
   | { kind: "renewed"; target: string }
-  /** It could not; the old one goes on. */
+  /** The new connection failed; the old one stays in use. The next attempt follows after `retry` milliseconds. */
   | { kind: "not-renewed"; reason: string; retry: number }
-  /** istiod can't take reports of the application's health, and gets none. */
+  /** istiod accepts no health reports; kmesh sends none. */
   | { kind: "health-not-taken"; reason: string }
   | { kind: "rejected"; type: ResourceType; resource: string; reason: string }
   | { kind: "ignored"; reason: string }
-  /** Names that istiod did not answer in time; the push goes live without them. */
+  /** istiod did not answer these names in time; the push is committed without them. */
   | { kind: "overdue"; type: ResourceType; names: string[] }
   /** `took`: milliseconds from the first response of the push to its commit. */
   | { kind: "committed"; version: string; first: boolean; took: number }
-  /** The receiver of the resources failed: a fault of kmesh. */
+  /** The sink threw an error: a bug in kmesh. */
   | { kind: "failed"; reason: string };
 
-/** One type's numbers. `responses` to `refused` count since the start of the process. */
+/** Counters of one type. `responses` to `refused` count since the start of the process. */
 export interface TypeStatus {
   /** Resources held. */
   resources: number;
-  /** Names subscribed to; 0 for types that come whole. */
+  /** Names subscribed to; 0 for wildcard types. */
   subscribed: number;
   unanswered: number;
   rejected: number;
@@ -36,18 +39,18 @@ export interface TypeStatus {
   changed: number;
   removed: number;
   refused: number;
-  /** How its responses were answered; absent before the first one of this process. */
+  /** Acknowledgements of its responses; absent before the first response of this process. */
   answered?: Answered;
 }
 
 /** Acknowledgements of one type. Times are milliseconds since the epoch. */
 export interface Answered {
-  /** `system_version_info` of the last response, and when that came. */
+  /** `system_version_info` of the last response, and its time. */
   version: string;
   at: number;
   acks: number;
   nacks: number;
-  /** The last response that was not acknowledged; what of it is still refused stands in `rejected`. */
+  /** The last response that got a NACK. `rejected` lists the resources that are still rejected. */
   lastNack?: { version: string; at: number };
 }
 
@@ -58,25 +61,25 @@ export interface StreamStatus {
   connected: boolean;
   /** Present while connected. */
   connectedSince?: number;
-  /** Present while not connected, if it ever was. */
+  /** Present while not connected, after the first attempt ended. */
   disconnectedSince?: number;
-  /** Connections that got a response. */
+  /** Connections on which istiod answered. */
   connections: number;
   lastError?: { at: number; text: string };
-  /** The first complete snapshot was committed. */
+  /** Whether the first complete snapshot was committed. */
   synced: boolean;
-  /** The push that was committed last. */
+  /** Version of the last committed push. */
   version: string;
   /** Pushes committed. */
   pushes: number;
   lastPush?: number;
-  /** A push is being received, and since when. */
+  /** Since when a push is being received; absent while there is none. */
   pendingSince?: number;
-  /** The application's health as istiod was told it last; absent while it was told nothing. */
+  /** The last health report to istiod; absent before the first one. */
   reported?: { healthy: boolean; at: number };
-  /** Why istiod is told nothing of the application's health; absent where it is, or there is nothing to tell. */
+  /** Why kmesh sends no health reports; absent while istiod accepts them or there is nothing to report. */
   healthNotTaken?: string;
   types: Record<ResourceType, TypeStatus>;
-  /** What istiod sent and was refused as malformed, in its present version. */
+  /** Resources that istiod sent and kmesh rejected as malformed, in their present version. */
   rejected: { type: ResourceType; resource: string; reason: string; since: number }[];
 }

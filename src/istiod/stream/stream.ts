@@ -13,12 +13,12 @@ import { Subscriptions } from "./subscriptions.ts";
 export interface StreamOptions {
   /** `HOST:PORT` */
   istiod: string;
-  /** Addresses of names that are not to be looked up. */
+  /** Addresses to use instead of a DNS lookup, by name. */
   hosts?: Hosts;
   security: Security;
   identity: Identity;
   sink: ResourceSink;
-  /** Told of what happens; must not throw. */
+  /** Called for each event; must not throw. */
   on?(event: StreamEvent): void;
   times?: Partial<PushTimes>;
   connection?: Partial<ConnectionTimes>;
@@ -26,9 +26,8 @@ export interface StreamOptions {
 }
 
 /**
- * istiod's configuration as one never-ending delta-ADS stream: connects, subscribes, hands what changed to the
- * sink, acknowledges, and begins again when the connection is lost. What the sink holds is never taken back for
- * a lost connection.
+ * A delta-ADS subscription to istiod's configuration. It connects, subscribes, passes changes to the sink,
+ * acknowledges them, and reconnects when the connection ends. A lost connection removes nothing from the sink.
  */
 export class IstiodStream {
   readonly #target: Target;
@@ -73,7 +72,7 @@ export class IstiodStream {
       answered: (connection) => this.#reports.connected(connection),
       message: (bytes) => {
         const unreadable = this.#subscriptions.receive(bytes);
-        // Everything comes once more on the next connection, and what is unchanged costs nothing.
+        // The next connection delivers everything again. Unchanged resources are skipped by their hash.
         if (unreadable !== undefined) this.#connections.fail(unreadable);
       },
       ended: () => {
@@ -89,7 +88,7 @@ export class IstiodStream {
     this.#connections.start();
   }
 
-  /** Closes the stream for good. What is pending is not committed. */
+  /** Closes the stream. A pending push is not committed. */
   stop(): void {
     this.#subscriptions.stop();
     this.#reports.disconnected();
@@ -97,14 +96,14 @@ export class IstiodStream {
   }
 
   /**
-   * Tells istiod how the application is: now, and again on each new connection. Only for a node that istiod has a
-   * WorkloadEntry of: with a group or an entry.
+   * Reports the application's health to istiod, now and on each new connection. Only for a node that has a
+   * WorkloadEntry in istiod, by a group or an entry.
    */
   report(health: Health): void {
     this.#reports.tell(health);
   }
 
-  /** Moves to a connection with the credentials of now; see Connections.renew. */
+  /** Opens a connection with the present credentials; see Connections.renew. */
   renew(): void {
     this.#connections.renew();
   }
@@ -133,12 +132,15 @@ export class IstiodStream {
   }
 }
 
-/** The moment that was at `at` by performance.now(), in milliseconds since the epoch by what the wall clock says now. */
+/** Converts a time by performance.now() to milliseconds since the epoch, by the present wall clock. */
 function wallTime(at: number): number {
   return Math.round(Date.now() - (performance.now() - at));
 }
 
-/** Throws FileError. Whoever had a certificate before may be without a token now: that can mend itself. */
+/**
+ * Throws FileError when a credential file can't be used. The token is not required when there was a certificate
+ * before: a missing token may be replaced later.
+ */
 function requireFiles(security: Security, target: Target): void {
   const had = security.kind === "tls" && (security.identity?.roots() ?? "") !== "";
   openCredentials(had ? { kind: "tls", ca: security.ca } : security, target);

@@ -1,7 +1,7 @@
 import type { ResourceType } from "./sink.ts";
 import type { Answered } from "./status.ts";
 
-/** Bytes that the sink refused. */
+/** A resource that the sink rejected. */
 export interface Rejection {
   hash: bigint;
   reason: string;
@@ -9,27 +9,33 @@ export interface Rejection {
   since: number;
 }
 
-/** One type: what the sink holds of it, which outlives streams, and where the present stream is with it. */
+/**
+ * The state of one type: the resources in the sink, which outlive streams, and the subscription on the present
+ * stream.
+ */
 export class Subscription {
   readonly type: ResourceType;
-  /** By name, a hash of the bytes that the sink holds. */
+  /** The hash of the bytes that the sink holds, by name. */
   readonly held = new Map<string, bigint>();
-  /** By name, what was refused; an older version may still be held. */
+  /** Rejected resources by name. The sink may still hold an older version. */
   readonly rejected = new Map<string, Rejection>();
-  /** By name, versions other than "" (istiod's are all empty). */
+  /** Versions other than "", by name (istiod's are all empty). */
   readonly versions = new Map<string, string>();
 
-  /** Whether this stream asked for the type at all: istiod watches it for us from then on. */
+  /** Whether this stream has subscribed to the type. Only then istiod watches it for this node. */
   watched = false;
   /** Names subscribed to (endpoints and routes). */
   readonly asked = new Set<string>();
-  /** Those of them without any answer since they were asked for, and not held either. */
+  /** Names in `asked` that istiod has not answered and that the sink does not hold. */
   readonly unanswered = new Set<string>();
-  /** When a first answer was last asked for, and when a response last came on this stream (0: none yet); ms, monotonic. */
+  /**
+   * When names were last subscribed to, and when the last response came on this stream (0: none yet); monotonic
+   * milliseconds.
+   */
   askedAt = 0;
   answeredAt = 0;
 
-  /** How responses were answered; absent before the first. */
+  /** The acknowledgements; undefined before the first one. */
   answered: Answered | undefined;
 
   /** Since the start of the process. */
@@ -39,7 +45,7 @@ export class Subscription {
     this.type = type;
   }
 
-  /** A new stream begins: nothing is answered on it yet. */
+  /** A new stream begins: no response has come on it yet. */
   restart(now: number): void {
     this.watched = false;
     this.askedAt = now;
@@ -48,7 +54,7 @@ export class Subscription {
     for (const name of this.asked) if (!this.held.has(name)) this.unanswered.add(name);
   }
 
-  /** A response of this version was acknowledged, or not. */
+  /** Counts an ACK or a NACK of a response with this version. */
   answer(version: string, acknowledged: boolean, now = Date.now()): void {
     const { acks = 0, nacks = 0, lastNack } = this.answered ?? {};
     this.answered = {
@@ -60,14 +66,14 @@ export class Subscription {
     };
   }
 
-  /** Names to the versions held, as a reconnecting client tells them. */
+  /** Versions held by name, for the first request of a new stream (initial_resource_versions). */
   known(): Map<string, string> {
     const known = new Map<string, string>();
     for (const name of this.held.keys()) known.set(name, this.versions.get(name) ?? "");
     return known;
   }
 
-  /** Forgets a name; gives whether the sink held it. */
+  /** Removes a name. Gives whether the sink held it. */
   forget(name: string): boolean {
     this.rejected.delete(name);
     this.versions.delete(name);

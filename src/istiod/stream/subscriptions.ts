@@ -1,6 +1,6 @@
 /**
- * What is asked of istiod, type by type, and what it answers: hands what changed to the sink, acknowledges, and commits each
- * push when it is complete. What the sink holds is never taken back for a lost connection.
+ * Subscriptions to istiod by type, and their responses. Passes changes to the sink, acknowledges responses, and
+ * commits each complete push. A lost connection removes nothing from the sink.
  */
 import { reasonOf } from "../../errors/reason.ts";
 import { hash64 } from "../../runtime/hash.ts";
@@ -20,10 +20,11 @@ export interface SubscriptionsOptions {
   on(event: StreamEvent): void;
   /** Sends on the connection in use. */
   send(request: Uint8Array): void;
-  /** Whether there is a connection: half a push stays half without one. */
+  /** Whether there is a connection. Without one an incomplete push is not committed. */
   connected(): boolean;
 }
 
+/** The subscriptions of one node. They outlive connections; `begin` sends them again on a new one. */
 export class Subscriptions {
   readonly #options: SubscriptionsOptions;
   readonly #push: Push;
@@ -45,7 +46,7 @@ export class Subscriptions {
     this.#push = new Push({ ...PUSH_TIMES, ...options.times });
   }
 
-  /** The moments in it are by performance.now(). */
+  /** The times in it are by performance.now(). */
   status(): Pick<StreamStatus, "synced" | "version" | "pushes" | "types" | "rejected"> & {
     lastPush: number | undefined;
     pendingSince: number | undefined;
@@ -70,17 +71,20 @@ export class Subscriptions {
     };
   }
 
-  /** What is pending is not committed. */
+  /** Stops the timer. A pending push is not committed. */
   stop(): void {
     clearTimeout(this.#commitTimer);
   }
 
-  /** The first message of a connection: who we are, and that we want all clusters. */
+  /** The first message of a connection: the node, and the subscription to all clusters. */
   announcement(): Uint8Array {
     return askAll("cluster", this.#options.node, this.#types.cluster.known());
   }
 
-  /** On a connection on which the clusters are asked for: asks for everything else, in the order in which it is applied. */
+  /**
+   * Subscribes to all other types on a new connection, after `announcement` has subscribed to the clusters. Types are
+   * in the order in which a push is applied.
+   */
   begin(): void {
     const now = performance.now();
     this.#push.restart(now);
@@ -97,7 +101,10 @@ export class Subscriptions {
     }
   }
 
-  /** Takes one response. Gives why it can't be read: nobody knows what it said then; undefined when it could. */
+  /**
+   * Processes one response. Gives the reason when its envelope can't be read, else undefined. The caller then
+   * reconnects, since the content is unknown.
+   */
   receive(bytes: Uint8Array): string | undefined {
     const now = performance.now();
     let envelope: Envelope;
@@ -108,14 +115,14 @@ export class Subscriptions {
     }
     const type = typeOfUrl(envelope.typeUrl);
     if (type === undefined || !this.#types[type].watched) {
-      // Not answered at all: istiod can't deal with an answer about a type that it does not watch for us.
+      // Neither ACK nor NACK: istiod can't handle an answer about a type that it does not watch for this node.
       this.#options.on({
         kind: "ignored",
         reason: `a response of type "${shorten(envelope.typeUrl)}", never asked for`,
       });
       return undefined;
     }
-    // Where one push ends and the next begins, what is complete goes live.
+    // The first response of the next push: commit the previous one if it is complete.
     const ripe = this.#push.open && envelope.version !== this.#push.version;
     if (ripe && this.#synced && this.#push.lacksUntil(this.#types, false) === 0) this.#commit();
     this.#apply(type, envelope, bytes, now);
@@ -150,7 +157,7 @@ export class Subscriptions {
       },
     );
     for (const name of envelope.removed) this.#drop(subscription, name, now);
-    // One that can't be named might be any of those that seem to be missing.
+    // A resource without a readable name may be any of those that seem to be missing.
     if (complete && !nameless) this.#dropAbsent(subscription, complete, now);
 
     counts.refused += refused.length;
@@ -161,7 +168,7 @@ export class Subscriptions {
     if (type === "listener") this.#follow("route", now);
   }
 
-  /** Hands one resource to the sink unless that holds it already. Gives the reason when it is malformed. */
+  /** Passes one resource to the sink unless the sink holds the same bytes. Gives the reason when it is malformed. */
   #take(subscription: Subscription, resource: RawResource, now: number): string | undefined {
     const { type, counts } = subscription;
     const { name, bytes } = resource;
@@ -205,12 +212,15 @@ export class Subscriptions {
       this.#fail(`removing ${type} ${shorten(name)}`, error);
     }
     if (type !== "cluster") return;
-    // Listeners or routes may still point to it: those of the same push come later.
+    // Listeners or routes may still point to the removed cluster: istiod sends theirs later in the same push.
     this.#push.expect("listener", now);
     if (this.#types.route.asked.size > 0) this.#push.expect("route", now);
   }
 
-  /** What the first complete response of a stream lacks is gone, unless its version let istiod leave it out. */
+  /**
+   * Removes the resources that the first complete response of a stream lacks, except those with a version: istiod may
+   * omit them as unchanged.
+   */
   #dropAbsent(subscription: Subscription, present: ReadonlySet<string>, now: number): void {
     const known = new Set([...subscription.held.keys(), ...subscription.rejected.keys()]);
     for (const name of known) {
@@ -218,7 +228,7 @@ export class Subscriptions {
     }
   }
 
-  /** Brings the subscription of a type in line with what the sink wants. */
+  /** Subscribes and unsubscribes until the type's names are those that the sink wants. */
   #follow(type: "endpoints" | "route", now: number): void {
     const subscription = this.#types[type];
     const { asked, unanswered } = subscription;
@@ -240,18 +250,18 @@ export class Subscriptions {
   }
 
   #subscribe(subscription: Subscription, names: readonly string[]): void {
-    // A first request without names would ask for everything.
+    // A first request without names would subscribe to everything.
     if (names.length === 0) return;
     subscription.watched = true;
     for (const request of subscribe(subscription.type, names)) this.#options.send(request);
   }
 
-  /** Commits the push when it is due, else looks again when it will be. */
+  /** Commits the push when it is due, else sets a timer for that time. */
   settle(): void {
     clearTimeout(this.#commitTimer);
     if (this.#synced && !this.#push.open) return;
     if (!this.#options.connected()) {
-      // Half a push stays half until istiod is back.
+      // An incomplete push waits until istiod is back.
       if (this.#synced && this.#push.lacksUntil(this.#types, false) === 0) this.#commit();
       return;
     }
