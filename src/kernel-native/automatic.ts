@@ -1,6 +1,6 @@
 /**
- * Addresses that istiod allocates to services without any (IP auto allocation, pilot/pkg/controllers/ipallocate). They are
- * routed nowhere: apps get them only from istiod's table of names, and who resolves the name elsewhere gets a real one.
+ * Addresses that istiod allocates to services without any (IP auto allocation, pilot/pkg/controllers/ipallocate). No
+ * network routes them. Apps get them only from istiod's name table; another resolver gives the real address.
  */
 import { contains, type Prefix } from "../mesh/address.ts";
 

@@ -1,11 +1,12 @@
-/** Frontends that resources claim, and which of them gets one that several claim. */
+/** Frontends that resources claim, and which claim wins. */
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
 import type { Frontend, Note } from "../mesh/model.ts";
 import { note } from "./note.ts";
 
 /**
- * What claims a frontend, the strongest first. Of services with the same address istiod lets any have it, another one
- * after each push: so a domain counts no more than the table of names, which has them all, and the name decides.
+ * The kinds of claims, the strongest first. When services share an address, istiod puts it into the domains of one of
+ * them, a different one after each push. So a claim by domain ranks no higher than one by the name table, which lists
+ * all services; the service's name decides.
  */
 export const RANK = { listener: 0, address: 1, endpoints: 2, port: 3 } as const;
 
@@ -27,7 +28,7 @@ export class Claims {
     else this.#claims.set(key, [known, claim]);
   }
 
-  /** The frontends by key. `lost` gets each service that goes without one, with the remark for it. */
+  /** The winning frontends by key. `lost` is called for each service that loses a frontend, with the note for it. */
   resolve(lost: (service: string, remark: Note) => void): Map<string, Frontend> {
     const frontends = new Map<string, Frontend>();
     for (const [key, claims] of this.#claims) {
@@ -48,7 +49,7 @@ export class Claims {
   }
 }
 
-/** The remark beside a service whose frontend another one has. */
+/** The note for a service whose frontend belongs to another service. */
 export function takenBy(match: string, service: string): Note {
   return note("conflict", `${match} belongs to ${service}`);
 }

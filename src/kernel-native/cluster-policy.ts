@@ -1,4 +1,4 @@
-/** CDS: how a cluster's endpoints are chosen and guarded, and what of that can't be honoured. */
+/** CDS: load balancing, circuit breaking and outlier detection of a cluster, and which settings are not enforced. */
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { type Balance, type Ejection, NO_EJECTION, type Note } from "../mesh/model.ts";
 import { ORIGINAL_DST } from "./discovery.ts";
@@ -13,8 +13,8 @@ export const PANIC_THRESHOLD = 50;
 const CONNECT_TIMEOUT = 10;
 
 /**
- * What the transport sockets ask of a plain peer: a text that names the demand, true when only peers marked tlsMode
- * istio would get mutual TLS (auto-mTLS), false when plaintext is right for all.
+ * What the transport sockets demand for a peer without tlsMode: a text that names the demand; true when only peers
+ * marked tlsMode istio would get mutual TLS (auto-mTLS); false when plaintext is right for all peers.
  */
 export function tlsDemand(cluster: envoy.Cluster): string | boolean {
   const matches = cluster.transportSocketMatches ?? [];
@@ -22,17 +22,17 @@ export function tlsDemand(cluster: envoy.Cluster): string | boolean {
   let auto = false;
   for (const { name, match, transportSocket } of matches) {
     const fields = Object.entries(match?.fields ?? {});
-    // Peers that only speak HBONE come without a plain address: not this entry's.
+    // Peers that only speak HBONE have no plain address, so this entry does not match them.
     if (fields.some(([key]) => key === "tunnel")) continue;
     const demand = demandOf(transportSocket, name ?? "");
     if (fields.length === 0) return demand ?? auto;
     if (demand !== undefined) auto = true;
   }
-  // No entry takes a plain peer: the cluster's own socket does, plaintext when there is none.
+  // No entry matches a plain peer: the cluster's own socket applies, plaintext when there is none.
   return demandOf(cluster.transportSocket) ?? auto;
 }
 
-/** What a transport socket demands, in words; undefined when it is plaintext. */
+/** What a transport socket demands, as text; undefined when it is plaintext. */
 function demandOf(
   socket: envoy.TransportSocket.$Properties | null | undefined,
   entry = "",
@@ -47,7 +47,7 @@ function demandOf(
   return `transport socket ${shortName(socket.name || message)}`;
 }
 
-/** max_connections; 0 = no limit, undefined = none are allowed. Other limits become notes. */
+/** max_connections: 0 = no limit, undefined = no connections allowed. The other limits become notes. */
 export function limit(cluster: envoy.Cluster, notes: Note[]): number | undefined {
   const thresholds = (cluster.circuitBreakers?.thresholds ?? []).find(
     ({ priority }) => (priority ?? 0) === 0,
@@ -68,7 +68,7 @@ export function limit(cluster: envoy.Cluster, notes: Note[]): number | undefined
   return value === MAX_UINT32 ? 0 : value;
 }
 
-/** In percent; 0 = never. */
+/** healthy_panic_threshold, percent; 0 = never. */
 export function panicThreshold(cluster: envoy.Cluster): number {
   const threshold = cluster.commonLbConfig?.healthyPanicThreshold;
   if (!threshold) return PANIC_THRESHOLD;
@@ -76,13 +76,13 @@ export function panicThreshold(cluster: envoy.Cluster): number {
   return Number.isFinite(value) ? Math.min(100, Math.max(0, Math.round(value))) : 0;
 }
 
-/** Envoy's defaults: failures in a row, percent, milliseconds. */
+/** Envoy's defaults: consecutive failures, percent, milliseconds. */
 const OUTLIER = { failures: 5, percent: 10, base: 30_000, longest: 300_000 };
 
 /**
- * Which failures in a row eject. Only connects are seen here, and to Envoy one that failed is a local origin error: with
- * split_external_local_origin_errors those have a counter of their own, without it they count as a 503 or 504 would,
- * as a 5xx and as a gateway failure, whichever is reached first.
+ * Outlier detection. kmesh sees connects only. To Envoy a failed connect is a local origin error. With
+ * split_external_local_origin_errors it has its own counter. Without it, it counts as a 5xx and as a gateway failure,
+ * and the counter that reaches its limit first ejects.
  */
 export function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejection {
   if (!outlier) return NO_EJECTION;
@@ -92,7 +92,7 @@ export function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejecti
         failuresOf(outlier.consecutive_5xx, outlier.enforcingConsecutive_5xx, 100),
         failuresOf(outlier.consecutiveGatewayFailure, outlier.enforcingConsecutiveGatewayFailure, 0),
       ];
-  // Of two kinds of errors that a failed connect counts as, the one that ejects first.
+  // A failed connect counts for both: the lower limit ejects first.
   const [first] = enforced
     .filter(({ count }) => count > 0)
     .sort((a, b) => a.count - b.count || b.enforcing - a.enforcing);
@@ -107,12 +107,12 @@ export function ejectionOf({ outlierDetection: outlier }: envoy.Cluster): Ejecti
 
 type Wrapped = { value?: number | null } | null | undefined;
 
-/** A wrapper that is there without a value means 0. */
+/** A wrapper without a value means 0. */
 function wrapped(given: Wrapped, otherwise: number): number {
   return given ? (given.value ?? 0) : otherwise;
 }
 
-/** Failures in a row that eject, 0 = they don't, and out of a hundred such rows how many do. */
+/** `count`: consecutive failures that eject, 0 = none do. `enforcing`: percentage of such series that eject. */
 function failuresOf(
   given: Wrapped,
   enforced: Wrapped,
@@ -148,7 +148,10 @@ const LB_MESSAGES: Record<string, string> = {
   Maglev: "MAGLEV",
 };
 
-/** Throws MalformedResource for a policy that does not exist. */
+/**
+ * The load balancing policy. Policies that kmesh does not know become round robin, with a note. Throws
+ * MalformedResource for an undefined lb_policy.
+ */
 export function balanceOf(resource: string, cluster: envoy.Cluster, notes: Note[]): Balance {
   let policy = LB_NAMES[cluster.lbPolicy];
   const extension = (cluster.loadBalancingPolicy?.policies ?? [])
@@ -180,7 +183,7 @@ export function balanceOf(resource: string, cluster: envoy.Cluster, notes: Note[
   }
 }
 
-/** Notes what is valid and without effect here. */
+/** Adds notes for valid settings that kmesh does not enforce. */
 export function unenforced(cluster: envoy.Cluster, notes: Note[]): void {
   const lost = (text: string) => notes.push(note("not-enforced", text));
   const slowStart =

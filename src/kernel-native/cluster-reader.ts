@@ -1,4 +1,4 @@
-/** CDS as it comes: ten thousand clusters that differ only in names are decoded once. */
+/** Reads CDS resources. Clusters that differ only in names are decoded once. */
 import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { type ClusterPolicy, type ClusterRecord, flattenCluster, isOutgoing } from "./cluster.ts";
 import { type Discovery, EDS, edsDiscovery } from "./discovery.ts";
@@ -6,9 +6,9 @@ import { envoy } from "./envoy.gen.js";
 import { serviceOfCluster } from "./service.ts";
 import { checkName, decode, guarded, openMessage } from "./wire.ts";
 
-/** What is the same for all clusters whose bytes differ in nothing but their name. */
+/** The result for all clusters whose bytes differ only in their names. */
 interface Template {
-  /** The bytes that have to be the same, one part behind the other. */
+  /** The bytes that must be equal, all parts concatenated. */
   bytes: Buffer;
   policy: ClusterPolicy;
   /** undefined = its endpoints come by EDS. */
@@ -18,12 +18,12 @@ interface Template {
 const MOST_TEMPLATES = 1_000;
 
 /**
- * Flattens clusters. istiod sends ten thousand that differ only in names: those are not decoded again, what was made
- * of the first one is taken for all.
+ * Flattens clusters. istiod may send ten thousand that differ only in names: the result of the first one is used for
+ * all.
  */
 export class ClusterReader {
   readonly #allowPlaintext: boolean;
-  /** By length of the whole cluster: a longer name makes other lengths inside, too. */
+  /** By length of the whole cluster: a longer name also changes the lengths inside. */
   readonly #templates = new Map<number, Template[]>();
   #count = 0;
 
@@ -32,8 +32,8 @@ export class ClusterReader {
   }
 
   /**
-   * Flattens one cluster. Gives undefined for those that concern no outgoing connection (inbound ones, and the
-   * plumbing inside Envoy). Throws MalformedResource.
+   * Flattens one cluster. Gives undefined for a cluster that concerns no outgoing connection (inbound ones, and those
+   * internal to Envoy). Throws MalformedResource.
    */
   read(resource: string, bytes: Uint8Array): ClusterRecord | undefined {
     const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -69,7 +69,7 @@ export class ClusterReader {
   }
 }
 
-/** A cluster's names, and where all else lies: clusters whose parts are the same differ only in names. */
+/** A cluster's names, and the positions of all other bytes. Clusters with equal parts differ only in names. */
 interface Shape {
   name: string;
   serviceName: string;
@@ -102,9 +102,9 @@ const METADATA = 202;
 const SOCKET_MATCHES = 346;
 
 /**
- * Walks over a cluster without decoding it. No part are its name, its EDS name, its metadata (which no one reads) and
- * the typed configuration of per-endpoint transport sockets (server name and certificates; their message's type, which
- * decides, is).
+ * Scans a cluster without decoding it. The parts leave out its name, its EDS name, its metadata (which kmesh does not
+ * read), and the typed configuration of per-endpoint transport sockets (server name and certificates). The type of
+ * that configuration decides what kmesh does, and is in a part.
  */
 function readShape(text: Buffer): Shape {
   const reader = protobuf.Reader.create(text);
@@ -152,7 +152,7 @@ function readShape(text: Buffer): Shape {
   return shape;
 }
 
-/** Runs `found` behind each tag `wanted` before `end`. */
+/** Runs `found` after each tag `wanted` before `end`. */
 function skipTo(reader: Reader, end: number, wanted: number, found: () => void): void {
   while (reader.pos < end) {
     const tag = reader.uint32();

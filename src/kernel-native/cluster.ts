@@ -1,4 +1,4 @@
-/** CDS: one cluster, flattened to how its endpoints are found and chosen, and what of it can't be honoured. */
+/** CDS: one cluster, flattened: how its endpoints are found and chosen, and which settings are not enforced. */
 import { type Balance, type Ejection, NO_EJECTION, type Note } from "../mesh/model.ts";
 import {
   balanceOf,
@@ -15,14 +15,14 @@ import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
 import { BLACK_HOLE, PASSTHROUGH, serviceOfCluster } from "./service.ts";
 import { checkEnum, checkName } from "./wire.ts";
 
-/** What many clusters have in common; equal ones are one object. */
+/** The policy that many clusters share; equal policies are one object. */
 export interface ClusterPolicy {
   balance: Balance;
   localityWeighted: boolean;
   panicThreshold: number;
   maxConnections: number;
   ejection: Ejection;
-  /** Peers marked tlsMode istio would be spoken to in mutual TLS. */
+  /** Envoy would use mutual TLS to peers marked tlsMode istio. */
   autoTls: boolean;
   notes: Notes;
 }
@@ -38,7 +38,7 @@ export interface ClusterRecord {
 const LB_POLICY_MAX = 7;
 const DNS_LOOKUP_FAMILY_MAX = 4;
 
-/** Whether a cluster concerns outgoing connections: not inbound ones, and not the plumbing inside Envoy. */
+/** Whether a cluster concerns outgoing connections. Inbound clusters and those internal to Envoy do not. */
 export function isOutgoing(name: string): boolean {
   if (name.startsWith("inbound|") || name.startsWith("inbound-vip|")) return false;
   return name !== "InboundPassthroughCluster" && name !== "connect_originate";
@@ -61,7 +61,7 @@ export function flattenCluster(
   const tls = tlsDemand(cluster);
   if (typeof tls === "string") {
     if (discovery.kind === "refuse") {
-      // Refused already, for the better reason.
+      // Already refused, for a more specific reason.
     } else if (allowPlaintext)
       notes.push(note("plaintext", `${tls} is demanded, plaintext is sent (--allow-plaintext)`));
     else {
@@ -87,7 +87,7 @@ export function flattenCluster(
     notes.push(note("not-enforced", text));
   }
   const balance = balanceOf(resource, cluster, notes);
-  // istiod's own clusters out of the mesh say nothing of a service.
+  // istiod's PassthroughCluster and BlackHoleCluster belong to no service.
   if (name !== PASSTHROUGH && name !== BLACK_HOLE) unenforced(cluster, notes);
   return {
     name,
@@ -105,7 +105,7 @@ export function flattenCluster(
   };
 }
 
-/** What stands for a cluster whose only form is malformed; undefined for those that concern no outgoing connection. */
+/** The record of a cluster whose only version is malformed; undefined when it concerns no outgoing connection. */
 export function unknownCluster(name: string): ClusterRecord | undefined {
   if (!isOutgoing(name)) return undefined;
   return {

@@ -1,4 +1,4 @@
-/** The store -> the mesh, and what of it differs from what was published before. */
+/** Compiles the store into the mesh, and finds the difference from the last compilation. */
 import { type Endpoint, EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/model.ts";
 import {
@@ -26,9 +26,9 @@ import type { Excluded } from "./unreachable.ts";
 /** What a compilation changed. */
 export interface Difference {
   changes: Extract<Changes, { everything: false }>;
-  /** Something outside of `changes` differs, too: the fallback or the notes of the mesh. */
+  /** The fallback or the notes of the mesh differ, too. `changes` does not list them. */
   whole: boolean;
-  /** What is not known yet is another: what the kernel has has to be compared with all of the mesh. */
+  /** The set of unknown parts differs: the tables in the kernel must be compared with the whole mesh. */
   pending: boolean;
 }
 
@@ -58,17 +58,17 @@ export class Compiler {
   readonly #store: Store;
   readonly #resolver: Pick<Resolver, "known" | "keep">;
   #excluded: readonly Excluded[] = [];
-  /** What was compiled last, without what the mesh holds itself. */
+  /** The last compiled frontends, without the parts that the mesh holds. */
   #compiled: Omit<CompiledFrontends, "frontends" | "splits"> | undefined;
   /** Notes of clusters that have any. */
   readonly #clusterNotes = new Map<string, Notes>();
-  /** Clusters by service: often one. */
+  /** Clusters by service; often one. */
   readonly #clustersOf = new Map<string, string | readonly string[]>();
   /** Clusters by the names that they resolve. */
   readonly #resolving = new Map<string, Set<string>>();
-  /** What each DNS cluster asks. */
+  /** The DNS questions of each cluster. */
   readonly #questions = new Map<string, Question[]>();
-  /** Clusters that services reach and that are not there, by service. */
+  /** Notes about missing clusters that a service's frontends lead to, by service. */
   #missing = new Map<string, Notes>();
 
   /** `namespace` is the machine's, whose services have short names. */
@@ -78,7 +78,7 @@ export class Compiler {
     this.#resolver = resolver;
   }
 
-  /** Other destinations are excluded: the next compilation looks at every frontend. */
+  /** Sets the excluded destinations. The next compilation checks every frontend. */
   exclude(excluded: readonly Excluded[]): void {
     this.#excluded = excluded;
   }
@@ -90,7 +90,7 @@ export class Compiler {
     return clusters;
   }
 
-  /** Brings the mesh up to date with the store. */
+  /** Brings the mesh up to date with the store. `dirty` names the changes since the last call. */
   compile(dirty: Dirty): Difference {
     const changes: Difference["changes"] = {
       everything: false,
@@ -100,7 +100,7 @@ export class Compiler {
       clusters: new Set(),
       names: new Set(),
     };
-    /** Services to compile anew. */
+    /** Services to compile again. */
     const services = new Set<string>();
     const clusters = new Set(dirty.clusters);
     let frontends = dirty.frontends || this.#compiled === undefined;
@@ -138,7 +138,7 @@ export class Compiler {
       if (!sameNotes(notes, before?.serviceNotes.get(name) ?? NO_NOTES)) services.add(name);
     }
     for (const name of before?.serviceNotes.keys() ?? []) if (!now.serviceNotes.has(name)) services.add(name);
-    // Consistent hashing follows the routes that reach a cluster.
+    // Whether a cluster hashes depends on the routes that lead to it.
     for (const name of now.sourceHashed) if (!before?.sourceHashed.has(name)) clusters.add(name);
     for (const name of before?.sourceHashed ?? []) if (!now.sourceHashed.has(name)) clusters.add(name);
     const same = sameTarget(mesh.fallback, now.fallback) && sameNotes(mesh.notes, now.notes);
@@ -161,7 +161,7 @@ export class Compiler {
     update(this.mesh.names, compiled, sameName, changes.names);
   }
 
-  /** Gives whether the cluster is new or gone. */
+  /** Gives whether the cluster is new or removed. */
   #compileCluster(
     name: string,
     record: ClusterRecord | undefined,
@@ -235,7 +235,7 @@ export class Compiler {
     return { cluster, notes: notes.length === 0 ? policy.notes : sortedNotes([...policy.notes, ...notes]) };
   }
 
-  /** Fills in the addresses of names. */
+  /** Fills in the resolved addresses of a DNS cluster. */
   #resolve(cluster: Cluster, discovery: Extract<Discovery, { kind: "dns" }>, notes: Note[]): void {
     const localities: Resolved[] = [];
     const seen = new Set<string>();
@@ -263,13 +263,13 @@ export class Compiler {
       endpoints: sortedEndpoints(endpoints),
     }));
     cluster.overprovisioning = discovery.overprovisioning;
-    // Until every name was tried once, what the kernel holds is better than a part of it.
+    // Until each name was looked up once, the endpoints in the kernel are better than a part of the new ones.
     cluster.pending = waiting || (unanswered && seen.size === 0);
     notes.push(...discovery.notes);
     if (!waiting && unanswered) notes.push(UNRESOLVED);
   }
 
-  /** Notes what a cluster asks the resolver. Gives whether that can differ from before. */
+  /** Records the DNS questions of a cluster. Gives whether they may have changed. */
   #ask(name: string, record: ClusterRecord | undefined): boolean {
     const before = this.#questions.get(name);
     const discovery = record?.discovery;
@@ -290,7 +290,7 @@ export class Compiler {
     return true;
   }
 
-  /** Finds the routes to clusters that istiod never sent. */
+  /** Finds frontends that lead to clusters which istiod never sent. */
   #findMissing(services: Set<string>): void {
     const missing = new Map<string, Set<string>>();
     const look = (service: string, cluster: string) => {
@@ -359,7 +359,7 @@ export class Compiler {
   }
 }
 
-/** Makes `map` what `now` is, and names what differs. Equal values stay the same objects. */
+/** Makes `map` equal to `now` and adds the changed keys to `changed`. Equal values stay the same objects. */
 function update<T>(
   map: Map<string, T>,
   now: ReadonlyMap<string, T>,
@@ -392,14 +392,14 @@ function fill(cluster: Cluster, endpoints: EndpointsRecord, autoTls: boolean, no
   notes.push(...endpoints.notes);
 }
 
-/** The families to ask for, the preferred one first. */
+/** The address families to look up, the preferred one first. */
 function familiesOf(family: number): Family[] {
   if (family === 1) return [4];
   if (family === 2) return [6];
   return family === 0 ? [6, 4] : [4, 6];
 }
 
-/** AUTO and V4_PREFERRED take the second family only when the first has nothing; ALL takes both. */
+/** AUTO and V4_PREFERRED use the second family only when the first has no address; ALL uses both. */
 function choose(family: number, first: readonly string[], second: readonly string[]): readonly string[] {
   if (family === 4) return [...first, ...second];
   return first.length > 0 ? first : second;
@@ -416,10 +416,10 @@ function questionsOf(discovery: Extract<Discovery, { kind: "dns" }>): Question[]
   return questions;
 }
 
-/** A locality while names are turned into its endpoints. */
+/** A locality while its names are being resolved. */
 type Resolved = Omit<Locality, "endpoints"> & { endpoints: Endpoint[] };
 
-/** Targets come sorted by locality: the last one is the only candidate. */
+/** The targets are sorted by locality, so only the last locality can match. */
 function localityFor(localities: Resolved[], target: DnsTarget): Resolved {
   const last = localities.at(-1);
   if (last !== undefined && compareLocalities(last, target) === 0) return last;

@@ -1,4 +1,4 @@
-/** Where a connection goes, as far as it can be told at connect time: from filter chains, routes and names. */
+/** The destination of a connection, as far as connect() can decide it: from filter chains, routes and names. */
 import type { Frontend, Split, Target } from "../mesh/model.ts";
 import {
   clustersOf,
@@ -24,39 +24,42 @@ import {
 } from "./service.ts";
 import type { Store } from "./store.ts";
 
-/** Where a connection to one address goes. */
+/** The destination of connections to one address. */
 export interface Decision {
   destination: Destination | undefined;
   target: Target | undefined;
   hashesSource: boolean;
   notes: Notes;
-  /** The host that the configuration itself names. */
+  /** The host that the routes name. */
   host: string | undefined;
-  /** Only until the routes come. */
+  /** Valid only until the routes arrive. */
   pending?: true;
 }
 
-/** Decides over one state of the store. Collects the splits that decisions lead to, and ports that it can't decide yet. */
+/**
+ * Decides destinations from one state of the store. Collects the splits that the decisions use, and the ports that
+ * can't be decided yet.
+ */
 export class Decider {
   readonly #store: Store;
   readonly #splits = new Map<string, Split>();
-  /** Ports whose frontends are not all known. */
+  /** Ports with frontends that are not known yet. */
   readonly unknownPorts = new Set<number>();
-  /** What becomes of connections to no frontend. */
+  /** The target of connections that match no frontend. */
   fallback: Target = { kind: "passthrough" };
 
   constructor(store: Store) {
     this.#store = store;
   }
 
-  /** Whether an action leads to routes that istiod has not sent yet. Notes the port. */
+  /** Whether istiod has not sent the routes of an action yet. Records the port if so. */
   isUnknown(action: Action, port: number): boolean {
     if (action.kind !== "routes" || !this.#store.awaits(action.routes)) return false;
     this.unknownPorts.add(port);
     return true;
   }
 
-  /** The default chain, unless it only says what the mesh's own fallback says. */
+  /** The default chain, unless it does the same as the mesh's fallback. */
   otherwise(listener: ListenerRecord): Action | undefined {
     const action = listener.otherwise;
     if (action?.kind !== "tcp") return action?.kind === "refuse" ? action : undefined;
@@ -71,7 +74,7 @@ export class Decider {
     return action;
   }
 
-  /** Where connections to one address and port of a listener go; undefined when that is not known yet. */
+  /** The decision for one address and port of a listener; undefined when it is not known yet. */
   decideExact(
     listener: ListenerRecord,
     chains: readonly Chain[],
@@ -98,11 +101,14 @@ export class Decider {
     if (plain !== undefined) return this.decidePlain(plain, named, listener.name);
     if (named.length > 0) return this.decideNamed(named, listener.name, address, port);
     if (otherwise !== undefined && !isRouted(otherwise)) return this.decisionOf(otherwise, listener.name);
-    // Envoy closes what no chain takes.
+    // Envoy closes connections that match no chain.
     return this.decision(undefined, { kind: "refuse", reason: "policy" }, []);
   }
 
-  /** The chain that asks for no server name takes those that do along. */
+  /**
+   * The decision of a chain without server names. It also governs connections that chains with server names would
+   * match.
+   */
   decidePlain(plain: Action, named: readonly Chain[], splitName: string): Decision {
     const decision = this.decisionOf(plain, splitName);
     const others = named.filter(
@@ -115,7 +121,10 @@ export class Decider {
     return decision;
   }
 
-  /** Only TLS with certain server names is taken, and connect() sees no name: one way for all, the service's own cluster at best. */
+  /**
+   * All chains match TLS server names, which connect() can't see. All connections get one destination: the common
+   * one, else the service's own cluster.
+   */
   decideNamed(
     named: readonly Chain[],
     splitName: string,
@@ -143,7 +152,7 @@ export class Decider {
     };
   }
 
-  /** The virtual host of an address; undefined when its routes are not known (yet). */
+  /** The decision of the virtual host of an address; undefined when its routes are unknown. */
   #decideRouted(
     listener: ListenerRecord,
     action: Action,
@@ -168,7 +177,10 @@ export class Decider {
     };
   }
 
-  /** HTTP or not is seen in the first bytes, after connect(): whoever configured one of the two meant that one. */
+  /**
+   * Envoy detects HTTP from the first bytes, after connect(). The route wins that an operator configured; the default
+   * route to the service's own cluster loses.
+   */
   #decideSniffed(listener: ListenerRecord, plain: Action, routed: Decision, port: number): Decision {
     const tcp = this.decisionOf(plain, listener.name);
     if (sameDestination(tcp.destination, routed.destination)) {
@@ -188,7 +200,7 @@ export class Decider {
     return { ...tcp, host: routed.host, notes: [...tcp.notes, note("layer7", text)] };
   }
 
-  /** What an action does; `splitName` calls its split, should it have weights. */
+  /** The decision of an action. `splitName` names its split if it has weights. */
   decisionOf(action: Action, splitName: string): Decision {
     if (action.kind === "tcp") {
       const target = this.target(action.destination, splitName);
@@ -203,12 +215,12 @@ export class Decider {
     return this.decision(undefined, undefined, []);
   }
 
-  /** A decision that only says where to. */
+  /** A decision with a target and without a host. */
   decision(destination: Destination | undefined, target: Target | undefined, notes: Notes): Decision {
     return { destination, target, hashesSource: false, notes, host: undefined };
   }
 
-  /** The service that a frontend counts for: the one whose address it is, else the one that it leads to. */
+  /** The service to which a frontend belongs: the service with that address, else the service of its destination. */
   identify(address: string | undefined, port: number, decision: Decision): ServiceId {
     const hosts = address === undefined ? [] : hostsOf(this.#store.names, address);
     const led = clustersOf(decision.destination).map(parseClusterName);
@@ -232,7 +244,10 @@ export class Decider {
       : serviceOfCluster(cluster);
   }
 
-  /** `names`, joined, call a split: where it is configured, so that new weights keep the name. */
+  /**
+   * The target of a destination. `names`, joined, name the split. They say where it is configured, so that new
+   * weights keep the name.
+   */
   target(destination: Destination, ...names: readonly string[]): Target {
     if (destination.kind === "cluster") {
       const { cluster } = destination;
@@ -245,13 +260,13 @@ export class Decider {
     return { kind: "split", split: splitName };
   }
 
-  /** The routes of an action; undefined when it has none, or they did not come. */
+  /** The routes of an action; undefined when it has none, or they have not arrived. */
   routesOf(action: Action): RoutesRecord | undefined {
     if (action.kind === "inline-routes") return action.routes;
     return action.kind === "routes" ? this.#store.routes.get(action.routes) : undefined;
   }
 
-  /** Without those of routes that were not taken. */
+  /** The splits that these frontends and the fallback use. */
   usedSplits(frontends: ReadonlyMap<string, Frontend>): Map<string, Split> {
     const used = new Map<string, Split>();
     const use = (target: Target) => {

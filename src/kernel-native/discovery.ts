@@ -1,4 +1,4 @@
-/** CDS: how the endpoints of a cluster are found. */
+/** CDS: service discovery of a cluster. */
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import type { Note, Reason } from "../mesh/model.ts";
@@ -15,7 +15,7 @@ import { type Notes, note, sortedNotes } from "./note.ts";
 import { BLACK_HOLE } from "./service.ts";
 import { checkEnum, messageName, seconds, shortName } from "./wire.ts";
 
-/** A name (or literal address) of a DNS cluster and what its addresses get. */
+/** A name or literal address of a DNS cluster, and the attributes of its endpoints. */
 export interface DnsTarget {
   /** A host name, or canonical text of an address. */
   host: string;
@@ -42,19 +42,19 @@ export type Discovery =
       logical: boolean;
       targets: readonly DnsTarget[];
       family: DnsFamily;
-      /** Seconds between look-ups; with `respectTtl` the answer's TTL counts instead. */
+      /** Seconds between lookups. With `respectTtl` the answer's TTL is used instead. */
       refresh: number;
       respectTtl: boolean;
       overprovisioning: number;
       notes: Notes;
     }
-  /** Goes to the address that the app asked for. */
+  /** Connects to the address that the app asked for. */
   | { kind: "passthrough" }
-  /** Goes to the address that the app asked for, at this port. */
+  /** Connects to the address that the app asked for, at this port. */
   | { kind: "port-override"; port: number }
-  /** Malformed from the start: what an earlier agent left in the kernel stays. */
+  /** Malformed, without an earlier version: the tables that an earlier agent left in the kernel stay. */
   | { kind: "unknown" }
-  /** Every connection is refused. `why` is the remark beside the service, unless another one says it. */
+  /** Every connection is refused. `why` is the text of the note, unless another note says it. */
   | { kind: "refuse"; reason: Reason; why?: string };
 
 /** The discovery types of a cluster, as the proto numbers them. */
@@ -70,7 +70,7 @@ const TO_ORIGINAL: Discovery = { kind: "passthrough" };
 
 /** `given` is the name in the cluster's EDS configuration, often its own. */
 export function edsDiscovery(name: string, given: string): Discovery {
-  // The cluster's own string, so that ten thousand names are not held twice.
+  // Uses the cluster's own string, so that equal names are not held twice.
   return { kind: "eds", endpointsName: given === "" || given === name ? name : given };
 }
 
@@ -121,7 +121,7 @@ function discoverOriginal(
   return { kind: "port-override", port };
 }
 
-/** The assignment inside a cluster, in the form in which one from EDS is read. */
+/** Reads the assignment inside a cluster into the form of an EDS one. */
 function readInline(
   resource: string,
   assignment: envoy.ClusterLoadAssignment.$Properties | null | undefined,

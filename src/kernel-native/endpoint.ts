@@ -1,6 +1,6 @@
 /**
- * EDS: the endpoints of one cluster, straight from the wire to the model's localities. A mesh has a hundred
- * thousand of them, so no message tree is built: one pass with a reader, strings of localities shared.
+ * EDS: decodes the endpoints of one cluster from the wire into the model's localities. A mesh may have a hundred
+ * thousand endpoints, so no message tree is built: one pass with a reader, with shared strings for localities.
  */
 import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/stream/sink.ts";
@@ -13,39 +13,41 @@ import { checkEnum, checkName, guarded, openMessage } from "./wire.ts";
 
 /** The endpoints of a cluster, as the model holds them. */
 export interface EndpointsRecord {
-  /** Sorted by priority, region, zone and subzone; within, endpoints by address and port. Never empty ones. */
+  /** Sorted by priority, region, zone and subzone; endpoints within by address and port. No locality is empty. */
   localities: Locality[];
-  /** Percent. */
+  /** overprovisioning_factor, percent. */
   overprovisioning: number;
-  /** Some peer prefers mutual TLS (auto-mTLS): whether that is so depends on the cluster, too. */
+  /** Some endpoint has tlsMode istio. The cluster decides whether that means mutual TLS (auto-mTLS). */
   prefersTls: boolean;
-  /** There are endpoints, and all of them are gateways to other networks, which speak nothing but mutual TLS. */
+  /** All endpoints, at least one, are gateways to other networks, which speak only mutual TLS. */
   onlyGateways: boolean;
   notes: Notes;
 }
 
-/** One locality as read: duplicates and gateways are not sorted out yet. */
+/** One locality as read, still with duplicates and gateways. */
 export interface ReadLocality extends Omit<Locality, "endpoints"> {
-  /** Its endpoints in the buffer: from the first place to before the second. */
+  /** Its endpoints in the buffer: indexes from `from` to before `to`. */
   from: number;
   to: number;
 }
 
-/** A whole assignment as read: also what a cluster carries inside. */
+/** A whole assignment as read, from EDS or inside a cluster. */
 export interface ReadAssignment {
   name: string;
-  /** Shared by all readers: arrange it before another is read. Gateways to other networks are marked. */
+  /**
+   * Shared by all readers: call `arrange` before the next assignment is read. Gateways to other networks are marked.
+   */
   buffer: EndpointBuffer;
   localities: ReadLocality[];
   overprovisioning: number;
   /** Some endpoint that is no gateway has tlsMode istio. */
   prefersTls: boolean;
-  /** How many stand for another network. */
+  /** Number of endpoints that are gateways to another network. */
   gateways: number;
-  /** Endpoints without an IP address and port: pipes, and listeners inside Envoy. */
+  /** Number of endpoints without an IP address: pipes, and listeners inside Envoy. */
   unreachable: number;
   drops: boolean;
-  /** Is told the workloads of endpoints. */
+  /** Records the workload of each endpoint. */
   workloads?: WorkloadIndex | undefined;
 }
 
@@ -70,12 +72,12 @@ export function emptyAssignment(name: string): ReadAssignment {
 export const OVERPROVISIONING = 140;
 const NO_LOCALITIES: Locality[] = [];
 const HEALTH_STATUS_MAX = 5;
-/** UNKNOWN, HEALTHY and DEGRADED take traffic. */
+/** By HealthStatus: UNKNOWN, HEALTHY and DEGRADED endpoints receive traffic. */
 const TAKES_TRAFFIC: readonly boolean[] = [true, true, false, false, false, true];
 
 /**
- * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints; `workloads` is told which
- * workload each endpoint is one of. Throws MalformedResource.
+ * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints. `workloads` records the
+ * workload of each endpoint. Throws MalformedResource.
  */
 export function flattenEndpoints(
   resource: string,
@@ -90,9 +92,9 @@ export function flattenEndpoints(
 }
 
 /**
- * Sorts what was read into the model's shape. Of endpoints with the same address and port one is kept: that of
- * the first locality in sort order, there a healthy one before others, then the heaviest. (istiod repeats each
- * endpoint once per address of its service, and in another order after each restart.)
+ * Converts an assignment to the model's form. Of endpoints with the same address and port one is kept: the one in the
+ * first locality in sort order, there a healthy one before others, then the heaviest. (istiod repeats each endpoint
+ * once per address of its service, and in another order after each restart.)
  */
 export function arrange(read: ReadAssignment, allowPlaintext: boolean): EndpointsRecord {
   const notes = assignmentNotes(read);
@@ -122,7 +124,7 @@ function assignmentNotes(read: ReadAssignment): Note[] {
   return notes;
 }
 
-/** A locality and the places of its endpoints in the buffer. */
+/** A locality and the indexes of its endpoints in the buffer. */
 interface PlacedLocality {
   locality: Omit<Locality, "endpoints">;
   places: number[];
@@ -134,7 +136,7 @@ function arrangeLocalities(
   notes: Note[],
 ): Locality[] {
   const result: Locality[] = [];
-  /** Of the localities before; within one, the same endpoints are neighbours. */
+  /** Keys of the endpoints in earlier localities. Within one locality, equal endpoints are adjacent. */
   const known = new Set<number | string>();
   const merged = mergeLocalities(localities);
   for (const { locality, places } of merged) {
@@ -158,7 +160,7 @@ function arrangeLocalities(
     }
     if (kept.length === 0) continue;
     if (merged.length > 1) for (const place of kept) known.add(buffer.key(place));
-    // istiod's locality weight is the sum of its endpoints' weights, with those that are not kept.
+    // istiod's locality weight is the sum of its endpoints' weights, including those that are left out here.
     const weight = locality.weight === all ? left : locality.weight;
     result.push({ ...locality, weight, endpoints: buffer.pick(kept) });
   }
@@ -173,7 +175,7 @@ function sortPlaces(buffer: EndpointBuffer, places: number[]): void {
   }
 }
 
-/** One entry per priority and locality, sorted. Of two weights the greater counts. */
+/** One entry for each priority and locality, sorted. The greater of two weights is used. */
 function mergeLocalities(read: readonly ReadLocality[]): PlacedLocality[] {
   const merged: PlacedLocality[] = [];
   for (const { from, to, ...locality } of read.length > 1 ? [...read].sort(compareLocalities) : read) {
@@ -205,9 +207,9 @@ function compareText(a: string, b: string): number {
   return a === b ? 0 : a < b ? -1 : 1;
 }
 
-// From here on: the wire. Field numbers as in proto/envoy_endpoint.proto; a tag is number * 8 + wire type.
+// The wire format follows. Field numbers as in proto/envoy_endpoint.proto; a tag is number * 8 + wire type.
 
-/** Regions and zones, which endpoints share. */
+/** Strings of regions and zones, shared by all endpoints. */
 const shared = new Map<string, string>();
 
 function share(text: string): string {
@@ -218,7 +220,7 @@ function share(text: string): string {
   return text;
 }
 
-/** Reads a ClusterLoadAssignment. Throws what the reader throws, or MalformedResource. */
+/** Reads a ClusterLoadAssignment. Throws the protobuf reader's Error, or MalformedResource. */
 export function readAssignment(
   resource: string,
   bytes: Uint8Array,
@@ -283,10 +285,10 @@ function readLocality(resource: string, reader: Reader, read: ReadAssignment): R
   return locality;
 }
 
-/** Adds one endpoint to the buffer, or counts it as unreachable when no socket can connect to it. */
+/** Adds one endpoint to the buffer, or counts it as unreachable when it has no socket address. */
 function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): void {
   const end = openMessage(reader);
-  /** Its 32 bits, as nearly all are IPv4; else the text. */
+  /** The 32 bits of an IPv4 address, the usual case; else the text. */
   let address: number | string = "";
   let port = 0;
   let socket = false;
@@ -363,7 +365,7 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   else read.buffer.push(literal, port, weight || 1, healthy, gateway);
 }
 
-/** Reads an address: the 32 bits of an IPv4 one without making text of it. */
+/** Reads an address: the 32 bits of an IPv4 address, without making a string, else the text. */
 function readAddress(reader: Reader): number | string {
   const start = reader.pos;
   const end = openMessage(reader);
@@ -381,16 +383,16 @@ const SOCKET_MATCH = latin1("envoy.transport_socket_match");
 const TLS_MODE = latin1("tlsMode");
 const ISTIO = latin1("istio");
 const WORKLOAD = latin1("workload");
-/** Of a gateway that stands for all endpoints of its network: it has no workload of its own. */
+/** The workload of a gateway to another network: it has none of its own. */
 const GATEWAY_WORKLOAD = latin1(";;;;");
 
-/** What an endpoint's metadata says, as bits. */
+/** Flags from an endpoint's metadata. */
 const TLS = 1;
 const NO_WORKLOAD = 2;
 
 /**
- * Reads one entry of filter_metadata: gives TLS for envoy.transport_socket_match {tlsMode: istio}, NO_WORKLOAD for
- * istio {workload: ";;;;"}, 0 for all else. Compares bytes: a hundred thousand endpoints need no strings for that.
+ * Reads one entry of filter_metadata. Gives TLS for envoy.transport_socket_match {tlsMode: istio}, NO_WORKLOAD for
+ * istio {workload: ";;;;"}, 0 for others. Compares bytes, so that a hundred thousand endpoints need no strings.
  */
 function readMetadata(reader: Reader, workload: Span): number {
   const end = openMessage(reader);
@@ -407,7 +409,9 @@ function readMetadata(reader: Reader, workload: Span): number {
   return found;
 }
 
-/** Where a text lies in what is read; texts of neighbours are mostly the same, and made once. */
+/**
+ * The position of a text in the message. Adjacent endpoints mostly have the same text, so the last string is cached.
+ */
 class Span {
   start = 0;
   length = 0;
@@ -423,10 +427,10 @@ class Span {
   }
 }
 
-/** Of the endpoint that is being read. */
+/** The workload text of the endpoint that is being read. */
 const endpointWorkload = new Span();
 
-/** Reads a Struct and gives whether its text field `name` is `text`; `found` gets the place of the text. */
+/** Reads a Struct. Gives whether its text field `name` equals `text`; `found` gets the position of the text. */
 function readStructIs(reader: Reader, name: Uint8Array, text: Uint8Array, found?: Span): boolean {
   const end = openMessage(reader);
   let is = false;
@@ -454,7 +458,7 @@ function readStructIs(reader: Reader, name: Uint8Array, text: Uint8Array, found?
   return is;
 }
 
-/** Reads a text and gives that of the candidates which it is. */
+/** Reads a text. Gives the candidate that it equals, else undefined. */
 function readKey(reader: Reader, one: Uint8Array, other?: Uint8Array, found?: Span): Uint8Array | undefined {
   const end = openMessage(reader);
   const start = reader.pos;

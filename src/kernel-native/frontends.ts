@@ -1,6 +1,6 @@
 /**
- * Listeners, routes and names -> what apps connect to. All of it is compiled at once, since one table of routes
- * holds thousands of services; what differs from before is found by comparing.
+ * Compiles listeners, routes and names into frontends, which are what apps connect to. All frontends are compiled at
+ * once, since one route configuration holds thousands of services. The changes are found by comparison.
  */
 import type { Prefix } from "../mesh/address.ts";
 import { formatMatch } from "../mesh/frontend.ts";
@@ -22,19 +22,22 @@ export interface CompiledFrontends {
   splits: Map<string, Split>;
   /** The services of the frontends. */
   services: Map<string, ServiceId>;
-  /** By service; services that have no frontend may be among them. */
+  /** Notes by service, also of services without a frontend. */
   serviceNotes: Map<string, Notes>;
-  /** Clusters that some route reaches with a hash of the source address. */
+  /** Clusters with a route that hashes the source address. */
   sourceHashed: Set<string>;
-  /** Names of endpoints that give frontends (headless services without addresses in the table of names). */
+  /** EDS names whose endpoints become frontends (headless services without addresses in the name table). */
   headless: Set<string>;
   fallback: Target;
   notes: Notes;
-  /** Absent when all is known. */
+  /** Absent when everything is known. */
   pending?: Pending;
 }
 
-/** Compiles everything that listeners, routes and names say. Frontends within `excluded` are listed as never reached. */
+/**
+ * Compiles all listeners, routes and names of the store. Frontends within `excluded` get a note that they are never
+ * reached.
+ */
 export function compileFrontends(store: Store, excluded: readonly Excluded[] = []): CompiledFrontends {
   return new Builder(store, excluded).build();
 }
@@ -49,7 +52,7 @@ class Builder {
   readonly #meshNotes: Note[] = [];
   readonly #sourceHashed = new Set<string>();
   readonly #headless = new Set<string>();
-  /** Hosts whose connections can't be told from others at connect time, by port. */
+  /** Hosts whose connections connect() can't distinguish from others, by port. */
   readonly #undecidable = new Map<number, Set<string>>();
   /** Ports with a frontend for every address. */
   readonly #portWide = new Set<number>();
@@ -90,7 +93,7 @@ class Builder {
     };
   }
 
-  /** What routes that did not come, and malformed resources without an earlier form, would say. */
+  /** The ports for which routes are missing, or resources are malformed without an earlier version. */
   #findUnknown(): Pending | undefined {
     const { lost } = this.#store;
     let all = lost.names.size > 0;
@@ -113,7 +116,7 @@ class Builder {
     return { ports: all ? "all" : this.#decider.unknownPorts, fallback };
   }
 
-  /** The chain of virtualOutbound that takes everything; the other one guards Envoy's own port. */
+  /** The action of virtualOutbound's chain for all connections. Its other chain guards Envoy's own port. */
   #fallbackOf(listener: ListenerRecord): Target {
     const chain = listener.chains.find(({ port, prefixes }) => port === 0 && prefixes.length === 0);
     const action = chain?.action ?? listener.otherwise;
@@ -136,7 +139,7 @@ class Builder {
     }
   }
 
-  /** A listener for every address of a port: HTTP services, address blocks, and what has no address at all. */
+  /** A listener for all addresses of a port: HTTP services, address blocks, and services without an address. */
   #addWildcard(listener: ListenerRecord, port: number): void {
     let everything: Action | undefined;
     const blocks: Chain[] = [];
@@ -172,7 +175,7 @@ class Builder {
     );
   }
 
-  /** Chains for address blocks: those for the same block are told apart by what is seen after connect(). */
+  /** Chains for address blocks. Chains of the same block differ only in matches that are evaluated after connect(). */
   #addBlocks(listener: ListenerRecord, chains: readonly Chain[], port: number): void {
     const blocks = new Map<string, { block: Prefix; chains: Chain[] }>();
     for (const chain of chains) {
@@ -196,10 +199,10 @@ class Builder {
     }
   }
 
-  /** A virtual host behind the listener of a whole port. */
+  /** Adds a virtual host of a listener for all addresses of a port. */
   #addHost(host: VirtualHostRecord, port: number, routes: string): void {
     if (host.everything) return;
-    // istiod's name of a virtual host is its service's.
+    // istiod names a virtual host like its service.
     const service =
       host.port === 0 ? serviceId(host.host, port) : { name: host.name, host: host.host, port: host.port };
     const decision: Decision = {
@@ -232,7 +235,7 @@ class Builder {
     for (const one of host.notes) this.#note(service.name, one);
   }
 
-  /** The addresses of a headless service are those of its endpoints. Gives whether it has any. */
+  /** Adds the endpoints' addresses of a headless service as frontends. Gives whether there are any. */
   #addHeadless(host: VirtualHostRecord, port: number, decision: Decision, service: ServiceId): boolean {
     const endpointsName = ownCluster(host.host, service.port);
     this.#headless.add(endpointsName);
@@ -246,7 +249,7 @@ class Builder {
     return any;
   }
 
-  /** A listener for one address: a TCP service, or one whose protocol is found out from its first bytes. */
+  /** A listener for one address: a TCP service, or a service whose protocol Envoy detects from the first bytes. */
   #addExact(listener: ListenerRecord, address: string, port: number): void {
     const chains = fittingChains(listener, address, port);
     const decision = this.#decider.decideExact(listener, chains, address, port);
@@ -256,7 +259,7 @@ class Builder {
     if (isAutomatic(address) && (this.#store.names.addresses.get(service.host) ?? []).every(isAutomatic)) {
       this.#addUndecidable(port, service.host, service, AUTOMATIC_ADDRESS);
     }
-    // Of services with the same address istiod makes a listener for the first one alone.
+    // When services share an address, istiod makes a listener for the first one only.
     for (const host of hostsOf(this.#store.names, address)) {
       if (host === service.host || host.endsWith(`.${service.host}`)) continue;
       this.#note(
@@ -282,7 +285,7 @@ class Builder {
     });
   }
 
-  /** `why` is the remark beside the service. */
+  /** Records a host that connect() can't distinguish. `why` is the note for its service. */
   #addUndecidable(port: number, host: string, service: ServiceId, why: Note): void {
     const hosts = this.#undecidable.get(port);
     if (hosts === undefined) this.#undecidable.set(port, new Set([host]));
@@ -290,7 +293,9 @@ class Builder {
     this.#note(service.name, why);
   }
 
-  /** In a closed mesh, a port with such hosts stays open: refusing them would cut what the mesh allows. */
+  /**
+   * With REGISTRY_ONLY, a port with such hosts stays open: refusing them would cut connections that the mesh allows.
+   */
   #passUndecidable(): void {
     if (this.#decider.fallback.kind !== "refuse") return;
     for (const [port, hosts] of this.#undecidable) {
@@ -317,7 +322,9 @@ const NO_ADDRESS = note(
   "it has no address of its own: its connections can't be told from others at connect time",
 );
 
-/** Seen: the first of several, another one after a restart of istiod; the table of names leaves blocks out. */
+/**
+ * Observed: istiod gives the first of several blocks, another one after a restart; the name table leaves blocks out.
+ */
 const ONE_BLOCK = note(
   "not-enforced",
   "istiod names one address block of an HTTP service: if it has more, connections to the others are not governed",

@@ -1,4 +1,7 @@
-/** Kernel-native mode: istiod's listeners, routes, clusters and endpoints become the mesh that the data path holds. */
+/**
+ * Kernel-native mode: compiles istiod's listeners, routes, clusters and endpoints into the mesh that the data path
+ * publishes.
+ */
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
@@ -13,18 +16,19 @@ export interface KernelNativeOptions {
   /** The machine's: services of the same one are known by their short names, too. Default "default". */
   namespace?: string;
   /**
-   * Gets the mesh whenever it differs, and what of it does. It is one object for the life of this, changed in
-   * place: what has to outlive the call must be copied.
+   * Called with the mesh after each change, and the difference. The mesh is one object, changed in place: copy what
+   * must outlive the call.
    */
   publish(mesh: Mesh, changes: Changes): void;
-  /** Destinations that are never governed by the operator's will: frontends there are listed. */
+  /** Destinations that the operator excludes. Frontends there get a note. */
   excluded?: readonly Excluded[];
-  /** Is told which workload each endpoint is one of. */
+  /** Records the workload of each endpoint. */
   workloads?: WorkloadIndex;
-  /** How names of DNS clusters are looked up; the machine's way by default. */
+  /** Looks up names of DNS clusters; `systemLookup` by default. */
   lookup?: Lookup;
 }
 
+/** The sink of the istiod stream in kernel-native mode. Owns the resolver; `close` stops it. */
 export class KernelNative implements ResourceSink {
   readonly #store: Store;
   readonly #compiler: Compiler;
@@ -68,7 +72,7 @@ export class KernelNative implements ResourceSink {
     return this.#compiler.mesh;
   }
 
-  /** What istiod sent, flattened, for people: plain objects. */
+  /** The flattened resources as plain objects, for `kmesh dump`. */
   describe(): Record<string, unknown> {
     const { clusters, endpoints, listeners, routes, names } = this.#store;
     return {
@@ -80,10 +84,10 @@ export class KernelNative implements ResourceSink {
     };
   }
 
-  /** Other destinations are excluded from now on: publishes what differs by it, remarks alone. */
+  /** Sets the excluded destinations, and publishes the notes that change by it. */
   exclude(excluded: readonly Excluded[]): void {
     this.#compiler.exclude(excluded);
-    // Half a push must not be seen: it goes live with the rest.
+    // An incomplete push must not be published: this change goes live with it.
     const isReceiving = this.#store.isDirty;
     this.#store.touchFrontends();
     if (this.#published && !isReceiving) this.#compile();
@@ -98,7 +102,7 @@ export class KernelNative implements ResourceSink {
     if (!this.#published) return;
     const clusters = this.#compiler.clustersResolving(hosts);
     if (clusters.size === 0) return;
-    // Half a push must not be seen: what names gave goes live with the rest of it.
+    // An incomplete push must not be published: the resolved addresses go live with it.
     if (this.#store.isDirty) this.#store.touch(clusters);
     else this.#compile(clusters);
   }

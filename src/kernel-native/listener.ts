@@ -1,4 +1,4 @@
-/** LDS: one listener, flattened to its addresses and, chain by chain, where connections go. */
+/** LDS: one listener, flattened to its addresses, and the destination of each filter chain. */
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { canonicalAddress, type Prefix, parsePrefix } from "../mesh/address.ts";
 import type { Note, Reason } from "../mesh/model.ts";
@@ -15,15 +15,15 @@ export type Action =
   | { kind: "inline-routes"; routes: RoutesRecord }
   | { kind: "refuse"; reason: Reason; notes: Notes };
 
-/** A filter chain and the connections that it takes, as far as they can be told apart at connect time. */
+/** A filter chain and its match, as far as connect() can evaluate it. */
 export interface Chain {
   /** Empty = every address of the listener. */
   prefixes: readonly Prefix[];
   /** 0 = every port. */
   port: number;
-  /** Takes only TLS whose server name is one of these. */
+  /** Matches only TLS with one of these server names; empty = no condition. */
   serverNames: readonly string[];
-  /** Takes only certain transport or application protocols, seen in the first bytes. */
+  /** Matches only some transport or application protocols, which Envoy detects from the first bytes. */
   sniffed: boolean;
   action: Action;
 }
@@ -36,11 +36,11 @@ export interface ListenerAddress {
 
 export interface ListenerRecord {
   name: string;
-  /** `catch-all`: gets what no other listener takes. `inbound`: connections to this machine. */
+  /** `catch-all`: for connections that match no other listener. `inbound`: for connections to this machine. */
   kind: "outbound" | "catch-all" | "inbound" | "ignored";
   addresses: readonly ListenerAddress[];
   chains: readonly Chain[];
-  /** For connections that no chain takes. */
+  /** The default filter chain, for connections that match no other chain. */
   otherwise: Action | undefined;
   /** RDS names to subscribe to. */
   routes: readonly string[];
@@ -85,7 +85,7 @@ function flatten(resource: string, listener: envoy.Listener): ListenerRecord {
   }
   if (udp) return { ...record, notes: ignoredNote(resource, "UDP is not handled yet") };
   if (!socket || addresses.length === 0) {
-    // Listeners inside Envoy (connect_originate) have no address: none of the network's business.
+    // Listeners inside Envoy (connect_originate) have no address and concern no connection of apps.
     const pipe = listener.address?.pipe?.path;
     if (!pipe) return record;
     return { ...record, notes: ignoredNote(resource, `it listens on the unix socket ${shortName(pipe)}`) };
@@ -156,7 +156,10 @@ function prefixOf(resource: string, range: envoy.CidrRange.$Properties): Prefix 
   return prefix;
 }
 
-/** The first filter that ends a connection decides; those before it (metadata, statistics, Mongo) don't. */
+/**
+ * The first terminal filter decides. Filters before it (metadata, statistics, Mongo) are ignored. undefined when
+ * there is none.
+ */
 function actionOf(resource: string, chain: envoy.FilterChain.$Properties): Action | undefined {
   for (const filter of chain.filters ?? []) {
     const config = filter.typedConfig;
@@ -207,7 +210,7 @@ function tcpAction(resource: string, proxy: envoy.TcpProxy): Action {
   };
 }
 
-/** What would be enforced on connections to this machine, and is not yet. */
+/** Notes for inbound policies that kmesh does not enforce yet. */
 function inboundNotes(listener: envoy.Listener): Notes {
   const notes: Note[] = [];
   const strict = new Set<number>();
@@ -225,7 +228,7 @@ function inboundNotes(listener: envoy.Listener): Notes {
     }
     const blackHole = (chain.name ?? "").endsWith("blackhole");
     if (blackHole) continue;
-    // A chain without a transport protocol takes plaintext too, unless TLS is its socket.
+    // A chain without a transport protocol also accepts plaintext, unless it has a TLS socket.
     const tls = chain.filterChainMatch?.transportProtocol === "tls" || Boolean(chain.transportSocket);
     (tls ? strict : open).add(port);
   }

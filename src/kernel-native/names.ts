@@ -1,4 +1,4 @@
-/** NDS: istiod's table of names, flattened to the addresses of each name. */
+/** NDS: istiod's name table, flattened to the addresses of each name. */
 import protobuf from "protobufjs/minimal.js";
 import { canonicalAddress } from "../mesh/address.ts";
 import type { Note } from "../mesh/model.ts";
@@ -6,7 +6,7 @@ import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
 import { guarded, openMessage } from "./wire.ts";
 
 export interface NamesRecord {
-  /** Canonical addresses by fully qualified name, sorted; names without any are left out. */
+  /** Canonical addresses by fully qualified name, sorted. Names without an address are left out. */
   addresses: Map<string, readonly string[]>;
   /** The names of an address, sorted. More than one when services share it. */
   hosts: Map<string, string | readonly string[]>;
@@ -23,7 +23,7 @@ export const NO_NAMES: NamesRecord = {
   notes: NO_NOTES,
 };
 
-/** Flattens the table, entry by entry. Throws MalformedResource when the bytes are none. */
+/** Flattens a NameTable entry by entry. Throws MalformedResource when the bytes are no such message. */
 export function flattenNames(resource: string, bytes: Uint8Array): NamesRecord {
   return guarded(resource, () => {
     const reader = protobuf.Reader.create(bytes);

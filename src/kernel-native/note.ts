@@ -1,4 +1,4 @@
-/** Notes as flat records hold them: shared objects, since ten thousand services tend to say the same. */
+/** Notes in shared objects, since thousands of services often have the same note. */
 import type { Note } from "../mesh/model.ts";
 
 /** Shared: never changed once made. */
@@ -13,7 +13,7 @@ export function note(kind: Note["kind"], text: string): Note {
   const key = `${kind} ${text}`;
   let found = known.get(key);
   if (found === undefined) {
-    // Texts that name hosts come and go; what is shared most is quickly there again.
+    // Texts with host names change over time. After a clear, common notes are soon shared again.
     if (known.size > 10_000) known.clear();
     found = { kind, text };
     known.set(key, found);
@@ -21,7 +21,7 @@ export function note(kind: Note["kind"], text: string): Note {
   return found;
 }
 
-/** Sorted, each once. Gives the shared empty list when there is none. */
+/** Sorts notes and removes duplicates. Gives the shared empty list when there are none. */
 export function sortedNotes(notes: Note[]): Notes {
   if (notes.length === 0) return NO_NOTES;
   if (notes.length === 1) return notes;

@@ -1,25 +1,28 @@
-/** What peers are told of this machine: istiod sends us the same endpoints as them. */
+/** Finds how peers see this machine: istiod sends the same endpoints to it and to its peers. */
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { envoy } from "./envoy.gen.js";
 
-/** The services (`HOST:PORT`, sorted) that have this machine among their endpoints, by what is to be sent to it. */
+/**
+ * The services (`HOST:PORT`, sorted) with this machine among their endpoints, by whether peers send plaintext or
+ * mutual TLS.
+ */
 export interface Reflected {
   plaintext: string[];
   mtls: string[];
 }
 
-/** Passes everything on to the sink behind it, and looks for an address in what passes. */
+/** Passes all calls to another sink, and looks for an address in the endpoints. */
 export class Reflection implements ResourceSink {
   readonly #sink: ResourceSink;
   readonly #address: string;
   readonly #text: Buffer;
   readonly #changed: (reflected: Reflected) => void;
-  /** By the endpoints' name, whether mutual TLS is to be sent. */
+  /** Whether peers send mutual TLS, by EDS name. */
   readonly #found = new Map<string, boolean>();
   #dirty = false;
 
-  /** `address` is canonical. `changed` comes after the push that changed something; it must not throw. */
+  /** `address` is canonical. `changed` is called after a push that changed the result; it must not throw. */
   constructor(sink: ResourceSink, address: string, changed: (reflected: Reflected) => void) {
     this.#sink = sink;
     this.#address = address;
@@ -63,7 +66,9 @@ export class Reflection implements ResourceSink {
     this.#dirty = true;
   }
 
-  /** undefined when the address is not among the endpoints. Few hold its text at all: only those are decoded. */
+  /**
+   * undefined when the address is not among the endpoints. Only the few resources that contain its text are decoded.
+   */
   #look(bytes: Uint8Array): boolean | undefined {
     if (Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).indexOf(this.#text) < 0)
       return undefined;

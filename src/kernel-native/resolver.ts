@@ -1,6 +1,6 @@
 /**
- * The addresses of DNS clusters. Names are asked of the machine's name servers, never of the mesh's own names (a
- * cluster's target tends to be called like its service). A name that was known once keeps its last good answer.
+ * Resolves the names of DNS clusters. It asks the machine's name servers, never the mesh's own name table: a
+ * cluster's target often has the name of its service. A name keeps its last good answer.
  */
 
 import dns from "node:dns";
@@ -16,26 +16,26 @@ export interface Answer {
 }
 
 /**
- * Asks for the addresses of one family. Gives an empty answer when the name exists without any or does not exist,
- * and rejects when nobody could say.
+ * Looks up the addresses of one family. Resolves with an empty answer when the name does not exist or has no such
+ * address. Rejects when no server answered.
  */
 export type Lookup = (host: string, family: Family) => Promise<Answer>;
 
-/** What a DNS cluster needs to know of one name. */
+/** A name that a DNS cluster needs. */
 export interface Question {
   host: string;
   family: Family;
-  /** Seconds between look-ups. */
+  /** Seconds between lookups. */
   refresh: number;
-  /** The answer's TTL counts instead of `refresh`. */
+  /** Whether the answer's TTL is used instead of `refresh`. */
   respectTtl: boolean;
 }
 
-/** What is known of a question. */
+/** The last result of a question. */
 export interface Known {
-  /** Canonical, sorted; undefined while there has been no answer. */
+  /** Canonical, sorted; undefined before the first answer. */
   addresses: readonly string[] | undefined;
-  /** The first look-up is over, whatever came out. */
+  /** Whether the first lookup has ended, with or without an answer. */
   tried: boolean;
 }
 
@@ -46,13 +46,13 @@ interface Entry extends Question {
   timer: ReturnType<typeof setTimeout> | undefined;
 }
 
-/** No name is asked for more often than that, whatever its TTL, in seconds. */
+/** The shortest and the longest time between lookups of a name, whatever its TTL, seconds. */
 const SHORTEST = 1;
 const LONGEST = 3600;
-/** Seconds between failing look-ups: doubles from the first to the second. */
+/** Pause after a failed lookup, seconds: doubles from the first to the longest. */
 const RETRY_FIRST = 1;
 const RETRY_LONGEST = 30;
-/** Look-ups under way at once: a thousand at a time drown a small name server. */
+/** Concurrent lookups. More would overload a small name server. */
 const AT_ONCE = 32;
 const UNKNOWN: Known = { addresses: undefined, tried: false };
 
@@ -60,24 +60,24 @@ export class Resolver {
   readonly #lookup: Lookup;
   readonly #changed: (hosts: ReadonlySet<string>) => void;
   readonly #entries = new Map<string, Entry>();
-  /** Those that wait for their turn. */
+  /** Lookups that wait for their turn. */
   readonly #queue: [string, Entry][] = [];
   #running = 0;
   #announced = new Set<string>();
   #closed = false;
 
-  /** `changed` is told the hosts that have other addresses than before, once per turn of the event loop. */
+  /** `changed` is called with the hosts whose addresses changed, once per turn of the event loop. */
   constructor(options: { lookup?: Lookup; changed(hosts: ReadonlySet<string>): void }) {
     this.#lookup = options.lookup ?? systemLookup();
     this.#changed = options.changed;
   }
 
-  /** What is known now; asks for nothing. */
+  /** The last result; starts no lookup. */
   known(host: string, family: Family): Known {
     return this.#entries.get(key(host, family)) ?? UNKNOWN;
   }
 
-  /** From now on these questions are kept answered, and no others. Of one asked twice the shorter refresh counts. */
+  /** Keeps exactly these questions answered. Of two equal questions the shorter refresh is used. */
   keep(questions: Iterable<Question>): void {
     const wanted = new Map<string, Question>();
     for (const question of questions) {
@@ -112,7 +112,7 @@ export class Resolver {
     }
   }
 
-  /** Stops asking. */
+  /** Stops all lookups. */
   close(): void {
     this.#closed = true;
     for (const { timer } of this.#entries.values()) clearTimeout(timer);
@@ -156,7 +156,7 @@ export class Resolver {
       const wished = entry.respectTtl ? answer.ttl : entry.refresh;
       pause = Math.min(Math.max(wished, SHORTEST), LONGEST);
     }
-    // Unreferenced: names alone keep no process alive.
+    // Unreferenced: lookups do not keep the process alive.
     entry.timer = setTimeout(() => this.#enqueue(id, entry), pause * 1000);
     entry.timer.unref?.();
     const before = entry.addresses;
@@ -164,7 +164,7 @@ export class Resolver {
       const addresses = [...new Set(answer.addresses.map(canonicalAddress))]
         .filter((one) => one !== undefined)
         .sort();
-      // A name that vanishes keeps what it had: a hiccup of its zone must not empty a cluster.
+      // A name that no longer resolves keeps its addresses: a fault of its zone must not empty a cluster.
       if (addresses.length > 0 || before === undefined) entry.addresses = addresses;
     }
     if (first || !sameAddresses(before, entry.addresses)) this.#announce(entry.host);
@@ -173,7 +173,7 @@ export class Resolver {
   #announce(host: string): void {
     const scheduled = this.#announced.size > 0;
     this.#announced.add(host);
-    // The same host again (its other family) leaves the size as it is.
+    // The same host may be announced twice (for its other family).
     if (scheduled) return;
     setImmediate(() => {
       const hosts = this.#announced;
@@ -194,16 +194,17 @@ function sameAddresses(a: readonly string[] | undefined, b: readonly string[] | 
 
 /** Codes of a name server that answered: there is no such name, or it has no address of that family. */
 const NO_SUCH = new Set(["ENOTFOUND", "ENODATA"]);
-/** What answers without a TTL (the hosts file) counts for that long, in seconds. */
+/** The TTL of an answer without one (the hosts file), seconds. */
 const UNSAID_TTL = 30;
 
 /**
- * Looks names up as the machine does: first by its name servers (`servers`: those instead, `ADDRESS` or
- * `ADDRESS:PORT`), which tell the TTL, then by the system's resolver, which knows /etc/hosts and search domains.
+ * Looks up names as the machine does. First it asks the name servers (`servers` instead of the machine's, if given,
+ * each `ADDRESS` or `ADDRESS:PORT`), which give a TTL. Then it asks the system's resolver, which also reads
+ * /etc/hosts and search domains.
  */
 export function systemLookup(servers?: readonly string[]): Lookup {
   return async (host, family) => {
-    // Made anew each time: one that lives long would miss a change of /etc/resolv.conf.
+    // A new resolver each time: an old one would miss a change of /etc/resolv.conf.
     const resolver = new dns.promises.Resolver({ timeout: 2_000, tries: 2 });
     if (servers !== undefined) resolver.setServers(servers);
     let failure: unknown;
@@ -225,7 +226,7 @@ export function systemLookup(servers?: readonly string[]): Lookup {
       const found = await dns.promises.lookup(host, { family, all: true });
       if (found.length > 0) return { addresses: found.map(({ address }) => address), ttl: UNSAID_TTL };
     } catch {
-      // The servers' own word counts: no such name, or nobody there.
+      // The result of the name servers is used: no such name, or no answer.
     }
     if (failure !== undefined) throw failure;
     return { addresses: [], ttl: UNSAID_TTL };

@@ -1,6 +1,6 @@
 /**
- * RDS: virtual hosts, flattened to what can be known at connect time: their addresses, and where a connection
- * goes when no request has been seen yet.
+ * RDS: virtual hosts, flattened to what connect() can use: their addresses, and the destination of a connection
+ * before its first request.
  */
 import protobuf from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/stream/sink.ts";
@@ -15,13 +15,13 @@ export interface RoutesRecord {
   hosts: readonly VirtualHostRecord[];
 }
 
-/** Where connections go. */
+/** The destination of connections. */
 export type Destination =
   | { kind: "cluster"; cluster: string }
   | { kind: "shares"; shares: readonly { cluster: string; weight: number }[] };
 
 export interface VirtualHostRecord {
-  /** `host:port` as istiod names them; anything for others. */
+  /** `host:port` as istiod names virtual hosts; other control planes may use any text. */
   name: string;
   host: string;
   /** 0 when the name has none. */
@@ -30,12 +30,12 @@ export interface VirtualHostRecord {
   addresses: readonly string[];
   /** Its CIDR domains. */
   prefixes: readonly Prefix[];
-  /** Takes what no other virtual host takes (`*`). */
+  /** Matches requests that match no other virtual host (`*`). */
   everything: boolean;
-  /** A Kubernetes headless service: also answers for the names of its pods. */
+  /** A Kubernetes headless service: it also has the domains of its pods. */
   headless: boolean;
   destination: Destination;
-  /** The route hashes the source address, so that consistent hashing can be done at connect time. */
+  /** The route hashes the source address, so that connect() can apply consistent hashing. */
   hashesSource: boolean;
   notes: Notes;
 }
@@ -44,7 +44,7 @@ const NO_ADDRESSES: readonly string[] = [];
 const NO_PREFIXES: readonly Prefix[] = [];
 /** The largest sum of weights that Envoy accepts. */
 const WEIGHT_LIMIT = 0xffff_ffff;
-/** What istiod writes when nobody configured retries. */
+/** istiod's default retry_on, when no retries are configured. */
 const DEFAULT_RETRY_ON = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes";
 
 /** Flattens one RouteConfiguration, virtual host by virtual host. Throws MalformedResource. */
@@ -66,7 +66,7 @@ export function flattenRoutes(resource: string, bytes: Uint8Array): RoutesRecord
   });
 }
 
-/** Flattens routes that stand in the listener itself. Throws MalformedResource. */
+/** Flattens routes inside a listener. Throws MalformedResource. */
 export function flattenInlineRoutes(
   resource: string,
   routes: envoy.RouteConfiguration.$Properties,
@@ -103,7 +103,7 @@ function flattenHost(resource: string, host: envoy.VirtualHost.$Properties): Vir
   };
 }
 
-/** The address or block that a domain such as `10.0.0.1`, `[fd00::1]:80` or `[fd00::/64]` is; names are none. */
+/** The address or block of a domain such as `10.0.0.1`, `[fd00::1]:80` or `[fd00::/64]`; undefined for a name. */
 function parseDomain(domain: string): string | Prefix | undefined {
   const last = domain.charCodeAt(domain.length - 1);
   // An address ends with a digit or a bracket (a bare IPv6 one with a hexadecimal digit, but istiod brackets those).
@@ -118,8 +118,8 @@ function parseDomain(domain: string): string | Prefix | undefined {
 type Decision = Pick<VirtualHostRecord, "destination" | "hashesSource" | "notes">;
 
 /**
- * The route of a virtual host at connect time: the first one that matches every request, or without such a route
- * the service's own cluster. What is lost thereby is noted.
+ * The route of a virtual host at connect time: the first one that matches every request, else the service's own
+ * cluster. Settings that are lost become notes.
  */
 function decide(
   resource: string,
@@ -131,7 +131,7 @@ function decide(
   const own: Destination = { kind: "cluster", cluster: ownCluster(hostname, port) };
   if (host.requireTls) notes.push(note("layer7", "redirect to TLS"));
   const routes = host.routes ?? [];
-  // Weights are checked in every route, also in those that are not taken.
+  // Checks the weights of all routes, also of those that are not used.
   for (const route of routes) destinationOf(resource, route.route);
   const at = routes.findIndex((route) => matchesEverything(route.match));
   const catchAll = routes[at];
@@ -224,7 +224,7 @@ export function sharesOf(
   return { kind: "shares", shares };
 }
 
-/** What the route would do beside forwarding. */
+/** Notes for actions of the route other than forwarding. */
 function actionNotes(
   host: envoy.VirtualHost.$Properties,
   route: envoy.Route.$Properties,

@@ -1,6 +1,6 @@
-/** How istiod names clusters, and the service (`host:port`) that a cluster or virtual host belongs to. */
+/** istiod's cluster names, and the service (`host:port`) of a cluster or virtual host. */
 
-/** What `outbound|80|v1|reviews.shop.svc.cluster.local` says. */
+/** The parts of a name such as `outbound|80|v1|reviews.shop.svc.cluster.local`. */
 export interface ClusterName {
   direction: string;
   port: number;
@@ -11,7 +11,7 @@ export interface ClusterName {
 export const PASSTHROUGH = "PassthroughCluster";
 export const BLACK_HOLE = "BlackHoleCluster";
 
-/** Takes istiod's cluster names apart; undefined for all others. */
+/** Parses istiod's cluster names; undefined for others. */
 export function parseClusterName(name: string): ClusterName | undefined {
   const first = name.indexOf("|");
   if (first < 0) return undefined;
@@ -33,7 +33,7 @@ export function ownCluster(host: string, port: number): string {
   return `outbound|${port}||${host}`;
 }
 
-/** A service's identity. `name` is `host:port`, or the cluster's name where that tells neither. */
+/** A service's identity. `name` is `host:port`, or the cluster's name when that has neither. */
 export interface ServiceId {
   name: string;
   host: string;
@@ -51,7 +51,7 @@ export function serviceOfCluster(cluster: string): ServiceId {
   return serviceId(parsed.host, parsed.port);
 }
 
-/** Takes `host:port` apart, as virtual hosts are named; the port is 0 when the name has none. */
+/** Parses `host:port`, the form of virtual hosts' names; the port is 0 when the name has none. */
 export function parseHostPort(name: string): { host: string; port: number } {
   const colon = name.lastIndexOf(":");
   const digits = colon < 0 ? "" : name.slice(colon + 1);

@@ -1,4 +1,4 @@
-/** What istiod sent, flattened, and what changed since it was last compiled. */
+/** istiod's resources, flattened, and the changes since the last compilation. */
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
@@ -9,24 +9,24 @@ import { flattenListener, type ListenerRecord } from "./listener.ts";
 import { flattenNames, type NamesRecord, NO_NAMES } from "./names.ts";
 import { flattenRoutes, type RoutesRecord } from "./route.ts";
 
-/** What the next compilation has to look at. */
+/** The changes for the next compilation. */
 export interface Dirty {
-  /** Names of clusters, of removed ones too. */
+  /** Names of changed and removed clusters. */
   clusters: Set<string>;
-  /** Names under which endpoints are served. */
+  /** EDS names of changed endpoints. */
   endpoints: Set<string>;
   /** Listeners, routes or names changed. */
   frontends: boolean;
 }
 
 export class Store {
-  /** Those that concern outgoing connections. */
+  /** Clusters that concern outgoing connections. */
   readonly clusters = new Map<string, ClusterRecord>();
   readonly endpoints = new Map<string, EndpointsRecord>();
   readonly listeners = new Map<string, ListenerRecord>();
   readonly routes = new Map<string, RoutesRecord>();
   names: NamesRecord = NO_NAMES;
-  /** Malformed, and no earlier form is held: what they say is not known. Names by type. */
+  /** Names of malformed resources without an earlier version, by type: their content is unknown. */
   readonly lost: Readonly<Record<ResourceType, Set<string>>> = {
     cluster: new Set(),
     endpoints: new Set(),
@@ -36,11 +36,11 @@ export class Store {
   };
   readonly #allowPlaintext: boolean;
   readonly #clusterReader: ClusterReader;
-  /** Clusters by the name of their endpoints: nearly always one. */
+  /** Clusters by EDS name; nearly always one. */
   readonly #users = new Map<string, string | readonly string[]>();
   readonly #wantedEndpoints = new Set<string>();
   readonly #wantedRoutes = new Set<string>();
-  /** How many listeners ask for a route configuration. */
+  /** Number of listeners that use a route configuration, by its name. */
   readonly #routeUsers = new Map<string, number>();
   #dirty: Dirty = clean();
 
@@ -52,7 +52,7 @@ export class Store {
     this.#clusterReader = new ClusterReader(options);
   }
 
-  /** Flattens and keeps one resource. Throws MalformedResource; what was there then stays. */
+  /** Flattens and stores one resource. Throws MalformedResource; the stored version then stays. */
   upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
     try {
       this.#put(type, name, bytes);
@@ -63,7 +63,7 @@ export class Store {
     this.lost[type].delete(name);
   }
 
-  /** Whether listeners want routes of this name and there are none. */
+  /** Whether listeners use routes of this name and istiod has not sent them. */
   awaits(route: string): boolean {
     return this.#wantedRoutes.has(route) && !this.routes.has(route);
   }
@@ -92,7 +92,7 @@ export class Store {
     }
   }
 
-  /** Forgets one resource; does nothing when there is none. */
+  /** Removes one resource. Does nothing when there is none. */
   remove(type: ResourceType, name: string): void {
     if (this.lost[type].delete(name)) this.#dirty.frontends = true;
     switch (type) {
@@ -114,12 +114,12 @@ export class Store {
     }
   }
 
-  /** The names to subscribe to; live sets. */
+  /** The names to subscribe to. The sets change with the store. */
   wanted(type: "endpoints" | "route"): ReadonlySet<string> {
     return type === "endpoints" ? this.#wantedEndpoints : this.#wantedRoutes;
   }
 
-  /** The clusters whose endpoints come under this name. */
+  /** The clusters with this EDS name. */
   usersOf(endpointsName: string): readonly string[] {
     const users = this.#users.get(endpointsName);
     if (users === undefined) return [];
@@ -131,17 +131,17 @@ export class Store {
     return frontends || clusters.size > 0 || endpoints.size > 0;
   }
 
-  /** Lets the next compilation look at these clusters, too. */
+  /** Marks these clusters for the next compilation. */
   touch(clusters: Iterable<string>): void {
     for (const cluster of clusters) this.#dirty.clusters.add(cluster);
   }
 
-  /** Lets the next compilation look at all frontends. */
+  /** Marks all frontends for the next compilation. */
   touchFrontends(): void {
     this.#dirty.frontends = true;
   }
 
-  /** What changed since this was called last. */
+  /** Gives the changes since the last call, and clears them. */
   takeDirty(): Dirty {
     const dirty = this.#dirty;
     this.#dirty = clean();
@@ -185,7 +185,7 @@ export class Store {
 
   #putEndpoints(name: string, record: EndpointsRecord): void {
     const before = this.endpoints.get(name);
-    // istiod repeats endpoints in another order after its restart.
+    // After a restart istiod sends endpoints in another order.
     if (before !== undefined && sameEndpoints(before, record)) return;
     this.endpoints.set(name, record);
     this.#dirty.endpoints.add(name);

@@ -1,4 +1,4 @@
-/** Frontends that no connect() ever meets, since their destinations are never governed. */
+/** Frontends that no connect() reaches, since their destinations are exempt or excluded. */
 import { contains, type Prefix } from "../mesh/address.ts";
 import { exemptBlockOfMatch, formatExemptBlock } from "../mesh/exempt.ts";
 import { formatMatch } from "../mesh/frontend.ts";
@@ -9,7 +9,7 @@ export interface Excluded extends Prefix {
   port: number;
 }
 
-/** Why no connection ever reaches this frontend, a sentence; undefined when some may. */
+/** Why no connection reaches this frontend, as a sentence; undefined when some may. */
 export function unreachable(match: Match, excluded: readonly Excluded[]): string | undefined {
   const exempt = exemptBlockOfMatch(match);
   const why = exempt ? `${formatExemptBlock(exempt)} is always exempt` : excludedBy(match, excluded);

@@ -1,4 +1,4 @@
-/** What all resources share on their way from the wire: decoding that names the culprit, and typed configuration. */
+/** Decoding shared by all resources: errors that name the resource, and typed configuration. */
 
 import type { Reader } from "protobufjs/minimal.js";
 import { reasonOf } from "../errors/reason.ts";
@@ -28,7 +28,7 @@ export function guarded<T>(resource: string, work: () => T): T {
   }
 }
 
-/** Throws MalformedResource when `resource` can't name anything, or the message inside calls itself otherwise. */
+/** Throws MalformedResource when `resource` is no valid name, or the message has another name. */
 export function checkName(resource: string, inside: string): void {
   if (resource === "") throw new MalformedResource(resource, "it has no name");
   if (resource.length > LONGEST_NAME) {
@@ -41,23 +41,23 @@ export function checkName(resource: string, inside: string): void {
   }
 }
 
-/** A name that fits into an error text. */
+/** Cuts a name to 256 characters, for error texts. */
 export function shortName(name: string): string {
   return name.length <= 256 ? name : `${name.slice(0, 256)}...`;
 }
 
-/** The part of a type URL that tells messages apart: `TcpProxy` of type.googleapis.com/envoy...v3.TcpProxy. */
+/** The last part of a type URL: `TcpProxy` of type.googleapis.com/envoy...v3.TcpProxy. */
 export function messageName(any: envoy.Any.$Properties | null | undefined): string {
   const url = any?.typeUrl ?? "";
   return url.slice(url.lastIndexOf(".") + 1);
 }
 
-/** Decodes a typed configuration whose message is known by now. */
+/** Decodes a typed configuration whose message type is known. */
 export function decodeAny<T>(type: MessageType<T>, any: envoy.Any.$Properties): T {
   return type.decode(any.value ?? new Uint8Array(0));
 }
 
-/** Throws MalformedResource unless `value` is one that the enumeration has. */
+/** Throws MalformedResource unless `value` is between 0 and `highest`. */
 export function checkEnum(resource: string, field: string, value: number, highest: number): void {
   if (!Number.isInteger(value) || value < 0 || value > highest) {
     throw new MalformedResource(shortName(resource), `${field} has the unknown value ${value}`);
@@ -70,7 +70,7 @@ export function seconds(duration: envoy.Duration.$Properties | null | undefined)
   return (duration.seconds ?? 0) + (duration.nanos ?? 0) / 1e9;
 }
 
-/** Reads the length of a message inside and gives where it ends. Throws RangeError when the rest is shorter. */
+/** Reads the length of an embedded message and gives its end. Throws RangeError when fewer bytes are left. */
 export function openMessage(reader: Reader): number {
   const length = reader.uint32();
   const end = reader.pos + length;
