@@ -1,10 +1,13 @@
-/** Judges every connection: was it answered, by whom, and did both ends see the same. And what the kernel must have counted. */
+/**
+ * Judges every connection: whether it was answered, by which endpoint, and whether both ends recorded the same. Also
+ * compares the kernel's counters with the ledgers.
+ */
 import { constants } from "node:os";
 import type { KernelCounts } from "./kernel-counts.ts";
 import { FLAW, KIND, type MadeLedger, NOBODY, type TakenLedger } from "./records.ts";
 import type { Instant, Validity } from "./validity.ts";
 
-/** What the kernel says to a connection that it refuses: from 5.18 on what an app would meet anyway. */
+/** The errors of a connection that the kernel refuses: from 5.18 on those that an app would get without kmesh. */
 const REFUSALS: readonly number[] = [
   constants.errno.ECONNREFUSED,
   constants.errno.EHOSTUNREACH,
@@ -18,7 +21,7 @@ export interface Directory {
   endpoints: readonly { address: string; port: number }[];
   /** Whether connections to it are to be refused. */
   refuses(service: number): boolean;
-  /** Whether connections to it are to meet nobody. */
+  /** Whether connections to it are expected to find no listener. */
   fails(service: number): boolean;
 }
 
@@ -29,17 +32,17 @@ export interface Sums {
   opened: number;
   /** Connections that the kernel refused, as it should. */
   refused: number;
-  /** Connections to an endpoint at which nobody listens, as it should be. */
+  /** Connections to an endpoint without a listener, as expected. */
   unanswered: number;
   /** To no service. */
   direct: number;
   /** Connections that failed, were cut, or brought other bytes or another peer's address than they should. */
   failed: number;
-  /** Answered by another service's endpoint, or by one that was removed. */
+  /** Connections that another service's endpoint answered, or a removed one. */
   misrouted: number;
   /** Connections of which the two ends' ledgers tell different things. */
   ledgerErrors: number;
-  /** Counts of the kernel that are not what the ledgers say, each by its first appearance. */
+  /** Kernel counters that differ from the ledgers, each by its first appearance. */
   counterErrors: number;
 }
 
@@ -58,17 +61,17 @@ export class Book {
     ledgerErrors: 0,
     counterErrors: 0,
   };
-  /** The first of what went wrong, in words. */
+  /** The first faults, as text. */
   readonly complaints: string[] = [];
   readonly #directory: Directory;
   readonly #validity: Validity;
-  /** By service, what the kernel must have counted. */
+  /** The expected kernel counters by service. */
   readonly #redirected: number[];
   readonly #refused: number[];
   readonly #failures: number[];
   /** By endpoint, long connections that are open. */
   readonly #open: number[];
-  /** By counter, by how much it was off when that was last told. */
+  /** By counter, the difference that was reported last. */
   readonly #told = new Map<string, number>();
 
   constructor(directory: Directory, validity: Validity) {
@@ -85,7 +88,7 @@ export class Book {
     return this.#open.reduce((sum, count) => sum + count, 0);
   }
 
-  /** Takes in what both ends wrote since the last time. No short connection may be under way. */
+  /** Reads the new ledger entries of both ends. No short connection may be in progress. */
   take(made: readonly MadeLedger[], taken: TakenLedger, watch: Watcher = () => {}): void {
     const servers = this.#takenBy(taken);
     for (const ledger of made) {
@@ -98,7 +101,7 @@ export class Book {
     }
   }
 
-  /** Compares with what the kernel counted. No short connection may be under way. */
+  /** Compares the ledgers with the kernel's counters. No short connection may be in progress. */
   compare(kernel: KernelCounts): void {
     this.#directory.services.forEach((name, service) => {
       const found = kernel.services.get(name) ?? { redirected: 0, refused: 0, failed: 0, other: 0 };

@@ -6,7 +6,7 @@ import type { EventKind, ScheduledEvent } from "./schedule.ts";
 import type { Build, Stage } from "./stage.ts";
 
 export interface Outcome {
-  /** How long nobody could have changed what the kernel does, without what the event itself prescribes, ms. */
+  /** How long no process could change the tables, apart from the pause that the event itself prescribes, ms. */
   gap: number;
   /** Of a start after which nothing had changed: map writes that it took all the same. */
   writes?: number;

@@ -97,7 +97,7 @@ export class Plan {
     return SHAPES[service]?.pool === 0;
   }
 
-  /** Whether connections to it are to meet nobody. */
+  /** Whether connections to it are expected to find no listener. */
   fails(service: number): boolean {
     return SHAPES[service]?.dead ?? false;
   }

@@ -16,7 +16,7 @@ export class MadeLedger {
   readonly #shorts: Uint16Array;
   readonly #words: Uint32Array;
 
-  /** Takes whole entries, in memory aligned to 4 bytes. */
+  /** Reads whole entries from memory that is aligned to 4 bytes. */
   constructor(bytes: Uint8Array) {
     requireWhole(bytes, MADE);
     this.length = bytes.length / MADE;

@@ -54,7 +54,7 @@ export interface Report extends Sums {
   events: number;
   /** Long connections open at the end, before they were closed. */
   open: number;
-  /** Events after which the agent was not in sync again, or that did not do what they should. */
+  /** Events that failed, or after which the agent did not get in sync again. */
   stuck: number;
   /** Map writes of starts after which nothing had changed. */
   unneededWrites: number;

@@ -41,7 +41,7 @@ const DISK = 4 << 20;
 /** How long the agent may take to be in sync, milliseconds. */
 const PATIENCE = 30_000;
 
-/** The build under test, and one whose tables have another layout. */
+/** The build under test, and one with another table layout. */
 export type Build = "own" | "wide";
 /** By build, its file. `bad`: with the other layout, and programs that lead connections astray. */
 export type Builds = Readonly<Record<Build | "bad", string>>;
@@ -74,7 +74,7 @@ export class Stage {
   readonly #makers: Talker[] = [];
   /** The agent that was started here last. */
   #agent: OwnedProcess | undefined;
-  /** The agent that runs: that one, or one to which it handed over, which is nobody's child. */
+  /** The running agent: the first one, or a successor after a hand-over, which is no child of this process. */
   #pid = 0;
   readonly #builds: Builds;
   /** The build that `executable` is. */
@@ -172,7 +172,7 @@ export class Stage {
     this.#plane = undefined;
   }
 
-  /** Has istiod push what the plan says; without istiod it takes effect when istiod is back. */
+  /** Makes istiod push the plan. While istiod is down, the push follows its restart. */
   async push(): Promise<void> {
     if (!this.#plane) return;
     const at = monotonic();
@@ -282,7 +282,10 @@ export class Stage {
     if (!failed) throw new Error("an upgrade to what is no kmesh did not fail");
   }
 
-  /** `kmesh upgrade` to programs that must not take over. Rejects unless they are told of, and nothing is left of them. */
+  /**
+   * Runs `kmesh upgrade` with programs that must not replace the agent. Rejects unless each is reported and leaves
+   * nothing behind.
+   */
   async failProbe(): Promise<void> {
     const before = this.#pins();
     const { code, stderr } = await this.kmesh("upgrade", this.#copy("bad"));
@@ -298,7 +301,7 @@ export class Stage {
     return readdirSync(this.bpffs, { recursive: true, encoding: "utf8" });
   }
 
-  /** The agent's status; undefined when nobody answers. */
+  /** The agent's status; undefined when no agent answers. */
   async status(): Promise<AgentStatus | undefined> {
     return (await this.#ask("/agent")) as AgentStatus | undefined;
   }
@@ -378,7 +381,7 @@ export class Stage {
     rmSync(this.state, { recursive: true, force: true });
   }
 
-  /** Ends and removes everything; gives what is still there. */
+  /** Stops and removes everything. Gives what could not be removed. */
   async remove(): Promise<string[]> {
     if (this.#pid !== 0) await this.killAgent();
     for (const talker of [...this.#makers, this.#plane, this.#taker]) await talker?.end();
@@ -411,7 +414,7 @@ export class Stage {
     return askAgent(this.#socket, path, 2_000);
   }
 
-  /** The first service whose endpoints in the tables are not those of the plan. */
+  /** The first service whose endpoints in the tables differ from the plan. */
   #difference(tables: Inspection): string | undefined {
     const clusters = new Map(tables.clusters.map((cluster) => [cluster.name, cluster]));
     const endpointsOf = (name: string, kind: string): string[] => {
@@ -457,7 +460,7 @@ export class Stage {
   }
 }
 
-/** Whether the process runs: not gone, and not a zombie that nobody waits for. */
+/** Whether the process runs: it exists and is no zombie. */
 function isAlive(pid: number): boolean {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "utf8");

@@ -12,7 +12,7 @@ export class Talker {
   #wake: (() => void) | undefined;
   #status: number | string | undefined;
 
-  /** Starts `command`; what it says on standard error goes to `log`. */
+  /** Starts `command`; its standard error goes to `log`. */
   constructor(name: string, command: readonly string[], log: string, place: Place = {}) {
     this.name = name;
     this.#log = log;

@@ -1,7 +1,7 @@
 import { request } from "node:http";
 import { codeOf } from "../errors/reason.ts";
 
-/** The agent answered, and the answer is an error. */
+/** The agent answered with an HTTP error. */
 export class AdminError extends Error {
   readonly status: number;
   constructor(status: number, message: string) {
@@ -12,19 +12,20 @@ export class AdminError extends Error {
 }
 
 /**
- * Asks the agent behind the unix socket. `path` starts with a slash; `timeout` is in milliseconds. Gives undefined
- * when nobody listens (no socket, or a dead agent's, or one that dies while it answers and nobody has taken its place);
- * rejects with AdminError when the agent says no, with an Error when it does not answer in time.
+ * Sends a GET to the agent's unix socket and resolves with the parsed JSON. `path` starts with a slash; `timeout` is
+ * in milliseconds. Resolves with undefined when no agent listens: there is no socket, its agent is dead, or the agent
+ * dies while it answers and no successor listens. Rejects with AdminError for an HTTP error, and with an Error when
+ * there is no answer in time.
  */
 export async function askAgent(socket: string, path: string, timeout = 10_000): Promise<unknown> {
   const answer = await ask(socket, path, timeout);
   if (answer !== LOST) return answer;
-  // A successor may listen there by now.
+  // A successor may listen now.
   const second = await ask(socket, path, timeout);
   return second === LOST ? undefined : second;
 }
 
-/** The agent went away in the middle. */
+/** The agent ended during the answer. */
 const LOST = Symbol("lost");
 
 function ask(socket: string, path: string, timeout: number): Promise<unknown> {
@@ -60,9 +61,9 @@ function ask(socket: string, path: string, timeout: number): Promise<unknown> {
 }
 
 /**
- * Has the agent do something that takes its time: POSTs `body`, and gives each line of the answer to `line` as it comes.
- * Gives false when nobody listens, true at the end of the answer. Rejects with AdminError when the agent says no, and with
- * an Error when it is silent for `silence` milliseconds.
+ * POSTs `body` to the agent and calls `line` with each line of the answer as it arrives. Resolves with false when no
+ * agent listens, with true at the end of the answer. Rejects with AdminError for an HTTP error, and with an Error
+ * when the agent sends nothing for `silence` milliseconds.
  */
 export function orderAgent(
   socket: string,
@@ -110,14 +111,14 @@ export function orderAgent(
   return promise.finally(() => clearTimeout(timer));
 }
 
-/** Nobody listens: no socket, or a dead agent's. */
+/** Whether the error means that no agent listens: no socket, or a dead agent's. */
 function isAbsence(error: Error): boolean {
   return ["ENOENT", "ECONNREFUSED", "FailedToOpenSocket", "ConnectionRefused"].includes(
     String(codeOf(error)),
   );
 }
 
-/** Whether an order's error says that the agent went away while it answered. */
+/** Whether the error of a POST means that the agent ended while it answered. */
 export function isLoss(error: unknown): boolean {
   return ["ECONNRESET", "ECONNABORTED", "EPIPE", "ConnectionClosed", "ERR_STREAM_PREMATURE_CLOSE"].includes(
     String(codeOf(error)),

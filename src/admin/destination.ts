@@ -1,6 +1,6 @@
 import { canonicalAddress } from "../mesh/address.ts";
 
-/** What a user asks about: a host or an address (canonical, no brackets), and a port where one was given. */
+/** The destination that a user names: a host or an address (canonical, without brackets), and the port if given. */
 export interface Destination {
   host: string;
   /** Set when `host` is an IP address. */

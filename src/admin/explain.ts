@@ -1,4 +1,4 @@
-/** Where connections to a host or an address would go, by the tables that are live. */
+/** Explains where connections to a host or an address would go, by the live tables. */
 import { lookup } from "node:dns/promises";
 import { type Explanation, explainPinned } from "../datapath/inspect/explain.ts";
 import { openPinned, TableView } from "../datapath/inspect/inspect.ts";
@@ -6,7 +6,7 @@ import type { Mesh } from "../mesh/model.ts";
 import { type Destination, parseDestination } from "./destination.ts";
 import { BadRequest } from "./server.ts";
 
-/** An endpoint as istiod gave it; those that get no connections are there too. */
+/** An endpoint as istiod sent it, also one that gets no connections. */
 export interface ConfiguredEndpoint {
   address: string;
   port: number;
@@ -17,7 +17,7 @@ export interface ConfiguredEndpoint {
 }
 
 export interface Explained extends Explanation {
-  /** By cluster; only a living agent knows. */
+  /** By cluster; only from a running agent. */
   configured?: Record<string, ConfiguredEndpoint[]>;
 }
 
@@ -76,7 +76,7 @@ async function placesOf(bpffs: string, destination: Destination): Promise<Place[
 
 type Frontend = Place & { host: string };
 
-/** Which ports services have at an address that has none at the one that was asked for. */
+/** The ports that services have at an address, for a message; undefined when there are none. */
 function portsAt(bpffs: string, address: string): string | undefined {
   const there = frontendsOf(bpffs).filter((each) => each.address === address);
   if (there.length === 0) return undefined;
@@ -85,7 +85,7 @@ function portsAt(bpffs: string, address: string): string | undefined {
   return `${address} is an address of ${hosts.join(", ")}, which has no such port; it has ${ports.join(", ")}`;
 }
 
-/** The service is there, but not at that port. */
+/** The message for a known service without that port. */
 function noSuchPort(host: string, port: number | undefined, ports: readonly number[]): string {
   const has = [...new Set(ports)].sort((a, b) => a - b);
   return `${host} has no port ${port}; it has ${has.join(", ")}`;

@@ -1,17 +1,17 @@
-/** Bytes of one part of a large JSON text. */
+/** Bytes of each part of a large JSON text. */
 const PART = 64 << 10;
 
 /**
- * JSON text of plain data: maps as objects, sets as lists, bytes as hexadecimal, 64-bit numbers as numbers where
- * they fit, else as text.
+ * Formats plain data as JSON: maps as objects, sets as lists, bytes as hexadecimal, 64-bit numbers as numbers where
+ * they fit, else as strings.
  */
 export function toJson(value: unknown, indent?: number): string {
   return JSON.stringify(value, (_key, each) => plain(each), indent) ?? "null";
 }
 
 /**
- * The same text as UTF-8 in parts of about 64 KB, made at once: a large dump never stands in the heap as a whole,
- * and what it shows is one moment.
+ * The same text as UTF-8 in parts of about 64 KB, made in one synchronous call: a large dump is never one string in
+ * the heap, and it shows one moment.
  */
 export function jsonParts(value: unknown): Uint8Array[] {
   const parts: Uint8Array[] = [];
@@ -27,7 +27,7 @@ export function jsonParts(value: unknown): Uint8Array[] {
   return parts;
 }
 
-/** Takes the upper `levels` of `value` apart, so that `put` gets an element at a time. */
+/** Writes the upper `levels` of `value` piece by piece, so that `put` gets one element at a time. */
 function spread(value: unknown, levels: number, put: (piece: string) => void): void {
   if (levels === 0 || typeof value !== "object" || value === null || value instanceof Uint8Array) {
     put(toJson(value));

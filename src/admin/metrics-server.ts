@@ -1,6 +1,6 @@
 /**
- * GET /metrics, /healthz and /readyz over TCP, for scrapers: off unless the setting `metrics` names an address. Whoever reads
- * slowly, or not at all, costs a connection and one body, both bounded, and nobody waits for them.
+ * GET /metrics, /healthz and /readyz over TCP, for scrapers. Off unless the setting `metrics` names an address. A
+ * slow reader costs one connection and one body; both are bounded, and no other client waits for it.
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -8,15 +8,15 @@ import type { AddressInfo } from "node:net";
 export interface MetricsAnswers {
   /** The content type and the body in parts, for an Accept header. */
   metrics(accept: string | undefined): { type: string; parts: string[] };
-  /** Undefined when all is well, else a sentence that says what is not. */
+  /** Undefined when ready, else one sentence with the reason. */
   unready(): string | undefined;
 }
 
-/** Connections at once; a scraper needs one. */
+/** Most concurrent connections; a scraper needs one. */
 const MOST_CONNECTIONS = 64;
-/** Milliseconds for a request, and for a body to be taken. */
+/** Time limit for a request, and for the client to read a body, milliseconds. */
 const PATIENCE = 10_000;
-/** A body serves all who ask within that time, milliseconds: hundreds at once cost one. */
+/** A body is reused for so long, milliseconds: hundreds of concurrent requests cost one body. */
 const FRESH = 250;
 
 export class MetricsServer {
@@ -26,7 +26,7 @@ export class MetricsServer {
     this.#server = server;
   }
 
-  /** Listens on `host` and `port`. Rejects with what the system says (EADDRINUSE, EADDRNOTAVAIL, EACCES). */
+  /** Listens on `host` and `port`. Rejects with the system's Error (EADDRINUSE, EADDRNOTAVAIL, EACCES). */
   static async listen(host: string, port: number, answers: MetricsAnswers): Promise<MetricsServer> {
     const cache = new Map<string, { at: number; body: Buffer; type: string }>();
     const server = createServer(

@@ -27,12 +27,12 @@ import { listenPrivately } from "../files/private-socket.ts";
 import { jsonParts } from "./json.ts";
 
 /**
- * Gives what is sent as JSON, or a `TextAnswer`. `accept` is the request's header. What it throws is sent as status 400 when
- * it is a `BadRequest`, else as 500.
+ * Gives the value to send as JSON, or a `TextAnswer`. `accept` is the request's header. A thrown `BadRequest` becomes
+ * status 400, any other error 500.
  */
 export type Answer = (query: URLSearchParams, accept?: string) => unknown;
 
-/** An answer that is no JSON. */
+/** An answer in another format than JSON. */
 export class TextAnswer {
   readonly type: string;
   readonly parts: readonly string[];
@@ -46,27 +46,28 @@ export class TextAnswer {
 }
 
 /**
- * Does what a POST asks for. Each `tell` is a line of JSON for the client; it goes nowhere when the client went away.
- * `closed` resolves when that happens. Lines that a client does not read are dropped beyond a megabyte. What it throws before
- * the first line is sent as a status, as an answer's.
+ * Handles a POST. Each call of `tell` sends one line of JSON to the client; after the client has disconnected it does
+ * nothing. `closed` resolves at the disconnect. Lines that a client does not read are dropped beyond a megabyte. An
+ * error before the first line becomes a status, as for an answer.
  */
 export type Action = (body: unknown, tell: (line: unknown) => void, closed: Promise<void>) => Promise<void>;
 
+/** The request makes no sense: status 400. */
 export class BadRequest extends Error {}
 
-/** Not now: something else is under way. */
+/** Another operation is in progress: status 409. */
 export class Conflict extends Error {}
 
-/** Bytes that wait for a client which does not read. */
+/** Most bytes that are queued for a client which does not read. */
 const UNREAD = 1 << 20;
 
-/** A POST's body at most. */
+/** Longest body of a POST, bytes. */
 const BODY = 65_536;
 
 export class AdminServer {
   readonly #server: Server;
   readonly #path: string;
-  /** Of the socket: another agent may have put its own in its place. */
+  /** Inode of the socket: another agent may have replaced it. */
   readonly #inode: bigint;
 
   readonly #answering: ReadonlySet<unknown>;
@@ -79,8 +80,9 @@ export class AdminServer {
   }
 
   /**
-   * Listens on the unix socket `path`, mode 0700; 0770 and of `group` where that is given. What lies there is replaced by rename, so there is a socket at every
-   * moment: only call this while holding the lock. Rejects with what the file system says.
+   * Listens on the unix socket `path`, mode 0700, or 0770 with `group` if that is given. It replaces an existing
+   * socket by rename, so that a socket exists at every moment; call it only while holding the lock. Rejects with the
+   * file system's Error.
    */
   static async listen(
     path: string,
@@ -89,7 +91,7 @@ export class AdminServer {
     group?: number,
   ): Promise<AdminServer> {
     const answering = new Set<ServerResponse>();
-    // A request without a Host is answered as any other.
+    // A request without a Host header is answered like any other.
     const server = createServer({ requireHostHeader: false }, (request, response) => {
       answering.add(response);
       for (const event of ["finish", "close"] as const) response.on(event, () => answering.delete(response));
@@ -105,19 +107,19 @@ export class AdminServer {
     return new AdminServer(server, path, inode, answering);
   }
 
-  /** Whether the path still leads here. */
+  /** Whether the path still is this server's socket. */
   get reachable(): boolean {
     return lstatSync(this.#path, { bigint: true, throwIfNoEntry: false })?.ino === this.#inode;
   }
 
-  /** Resolves when what is being answered is answered, or after a second. */
+  /** Resolves when all present answers are sent, or after a second. */
   async finish(): Promise<void> {
     const until = performance.now() + 1_000;
     while (this.#answering.size > 0 && performance.now() < until)
       await new Promise((resolve) => setTimeout(resolve, 5));
   }
 
-  /** Stops listening, and removes the socket if it is still this one. */
+  /** Stops listening. Removes the socket if it is still this server's. */
   close(): void {
     if (this.reachable) rmSync(this.#path, { force: true });
     this.#server.close();
@@ -126,14 +128,17 @@ export class AdminServer {
 }
 
 /**
- * The path and the query that are asked for; undefined for a target that is no path. It is joined, not resolved: `//x`
- * would name a host.
+ * The path and the query of a request; undefined for a target that is no path. The target is appended to a base, not
+ * resolved against it: `//x` would name a host.
  */
 function urlOf({ url = "/" }: IncomingMessage): URL | undefined {
   return url.startsWith("/") ? (URL.parse(`http://kmesh${url}`) ?? undefined) : undefined;
 }
 
-/** What the parser can't read, and what asks for more than an answer, gets a 4xx with JSON and the end. */
+/**
+ * Answers malformed requests, and requests for an upgrade or a tunnel, with a 4xx status and JSON, and closes the
+ * connection.
+ */
 function refuseWhatIsNoRequest(server: Server): void {
   server.on("clientError", (error, socket) => {
     const code = codeOf(error) ?? "";
@@ -150,7 +155,7 @@ function refuseWhatIsNoRequest(server: Server): void {
 }
 
 function end(socket: Duplex, status: number, reason: string): void {
-  // A client that went away already, or a second fault on the same connection.
+  // The client has disconnected, or this is a second fault of the same connection.
   socket.on("error", () => {});
   if (socket.destroyed || !socket.writable) return;
   const body = JSON.stringify({ error: `this is no request that is answered here: ${reason}` });
@@ -159,7 +164,7 @@ function end(socket: Duplex, status: number, reason: string): void {
   );
 }
 
-/** Runs an action, with its lines as they come. */
+/** Runs an action and sends its lines as they come. */
 async function act(request: IncomingMessage, response: ServerResponse, action: Action): Promise<void> {
   let gone = false;
   const { promise: closed, resolve } = Promise.withResolvers<void>();

@@ -1,6 +1,7 @@
 /**
- * What the agent knows and the kernel does not: its stream to istiod, what it could not take over, what it warns
- * of. It answers by the admin socket while it lives, and lies in a file for when it does not.
+ * The agent's status: what the agent knows and the kernel does not, such as its stream to istiod, configuration that
+ * is not enforced, and warnings. The admin socket serves it while the agent runs. A file keeps the last one for the
+ * time after.
  */
 
 import { readFileSync } from "node:fs";
@@ -16,11 +17,14 @@ import type { NamesStatus } from "../names/status.ts";
 export interface AgentStatus {
   version: string;
   pid: number;
-  /** The single file that it runs from, as it is named now; absent when it runs from source. */
+  /** Path of the single executable, as it is named now; absent when it runs from source. */
   executable?: string;
-  /** ISO 8601, as all times here but the stream's and the identity's, which are milliseconds since the epoch. */
+  /**
+   * ISO 8601, like all times here except those of the stream and the identity, which are milliseconds since the
+   * epoch.
+   */
   startedAt: string;
-  /** When this was written: its age, once the agent is dead. */
+  /** When this was written; shows its age after the agent's end. */
   writtenAt: string;
   mode: string;
   node: { namespace: string; serviceAccount: string; addresses: string[] };
@@ -29,15 +33,15 @@ export interface AgentStatus {
   units: string[];
   excludes: string[];
   netns: "own" | "all";
-  /** How queries for mesh names are answered; absent while another agent has the tables. */
+  /** Status of the DNS server for mesh names; absent while another agent owns the tables. */
   names?: NamesStatus;
-  /** True when this agent found tables that an earlier one left, and took them over. */
+  /** Whether this agent adopted the tables of an earlier one. */
   adopted: boolean;
-  /** Present where a token was given: its certificate. Times as the stream's. */
+  /** Present with a token: the certificate. Times in milliseconds since the epoch. */
   identity?: IdentityStatus;
-  /** Present where istiod has, or is to make, a WorkloadEntry of this machine. */
+  /** Present when this machine has a WorkloadEntry, or istiod makes one. */
   registration?: RegistrationStatus;
-  /** Present where a probe is configured. Times as the stream's. */
+  /** Present when a probe is configured. Times in milliseconds since the epoch. */
   health?: HealthStatus;
   /** The tables come from the snapshot in the state folder; absent from istiod's first push on, when they follow istiod. */
   snapshot?: SnapshotStatus;
@@ -50,32 +54,32 @@ export interface RegistrationStatus {
   namespace: string;
   /** The WorkloadEntry's name. */
   entry: string;
-  /** What peers reach this machine at. */
+  /** The address at which peers reach this machine. */
   address: string;
-  /** The WorkloadGroup that istiod makes the entry of, such that peers send plaintext. */
+  /** The WorkloadGroup from which istiod makes the entry. Peers then send plaintext. */
   group?: string;
-  /** What only an administrator can say where peers are told to send mTLS: the entry stood before, or is another agent's. */
+  /** Commands for an administrator when peers send mTLS: for an entry that existed before, or is another agent's. */
   needs: string[];
-  /** The same for istiod to heed the health of an entry that stood before. */
+  /** Commands that make istiod accept health reports for an entry that existed before. */
   healthNeeds?: string[];
-  /** What peers are told, as istiod's endpoints have it; absent until the first push. */
+  /** How peers see this machine, by istiod's endpoints; absent until the first push. */
   peers?: Reflected;
 }
 
 export interface SnapshotStatus {
-  /** When it was written: its age. */
+  /** When the snapshot was written. */
   writtenAt: string;
-  /** When it became tables. */
+  /** When it was published to the tables. */
   appliedAt: string;
-  /** Map writes that it took. */
+  /** Map writes for it. */
   writes: number;
   milliseconds: number;
 }
 
 export interface TablesStatus {
-  /** When this agent took them, adopted or built empty; absent while it is only about to. */
+  /** When this agent adopted the tables or built empty ones; absent before that. */
   openedAt?: string;
-  /** Pushes that became tables since the start. */
+  /** Pushes published since the start. */
   applies: number;
   firstApplyAt?: string;
   lastApplyAt?: string;
@@ -83,46 +87,46 @@ export interface TablesStatus {
   writes: number;
   firstWrites?: number;
   lastWrites?: number;
-  /** The time that the last push took to become tables. */
+  /** Duration of the last publication, milliseconds. */
   lastMilliseconds?: number;
-  /** Why a push, or the snapshot, could not be written to its end; what it did not reach stays as it was. */
+  /** Why a push or the snapshot could not be published completely; the rest of the tables stays as it was. */
   lastError?: { at: string; text: string };
 }
 
 export interface MeshStatus {
-  /** False until istiod's first push: what stands here is then the snapshot's, or what the agent before knew, or nothing. */
+  /** False until istiod's first push. Until then the content is the snapshot's or the previous agent's, or empty. */
   current: boolean;
   services: number;
   frontends: number;
   clusters: number;
   endpoints: number;
-  /** What concerns no single service: inbound STRICT, RBAC, undecidable ports. */
+  /** Notes that concern no single service: inbound STRICT, RBAC, undecidable ports. */
   notes: Note[];
-  /** Only services that have some. */
+  /** Services with notes. */
   serviceNotes: { service: string; notes: Note[] }[];
 }
 
-/** The file in `runDir` that outlives the agent. */
+/** Path of the status file in `runDir`, which outlives the agent. */
 export function statusFile(runDir: string): string {
   return join(runDir, "status.json");
 }
 
-/** The socket in `runDir` that reads only, for the group that the setting admin-group names. */
+/** Path of the read-only socket in `runDir`, for the group that the setting admin-group names. */
 export function readerSocket(runDir: string): string {
   return join(runDir, "status.sock");
 }
 
-/** The admin socket in `runDir`. */
+/** Path of the admin socket in `runDir`. */
 export function adminSocket(runDir: string): string {
   return join(runDir, "admin.sock");
 }
 
-/** Replaces the file by rename, so that a reader sees the old text or the new one. Throws what the file system says. */
+/** Replaces the file by rename, so that a reader sees the old text or the new one. Throws the file system's Error. */
 export function writeStatus(runDir: string, status: AgentStatus): void {
   replaceFile(statusFile(runDir), JSON.stringify(status), { mode: 0o600, folderMode: 0o700 });
 }
 
-/** What the last agent left; undefined when there is none, or when it can't be read as such. */
+/** The status that the last agent wrote; undefined when there is none or it can't be parsed. */
 export function readStatus(runDir: string): AgentStatus | undefined {
   try {
     const status: AgentStatus = JSON.parse(readFileSync(statusFile(runDir), "utf8"));

@@ -1,22 +1,25 @@
-/** Asks the application once. */
+/** Runs one health check of the application. */
 import { spawn } from "node:child_process";
 import http from "node:http";
 import https from "node:https";
 import { connect } from "node:net";
 import type { Probe, Question } from "./probe.ts";
 
-/** What the application said. `reason` is one line, for people and for istiod. */
+/** The result of a check. `reason` is one line, for people and for istiod. */
 export type Answer = { healthy: true } | { healthy: false; reason: string };
 
 const WELL: Answer = { healthy: true };
-/** A reason is no place for a log. */
+/** Longest reason, characters. */
 const LONGEST_REASON = 300;
-/** What is kept of a command's last words, characters, and how long they are waited for once it has ended, milliseconds. */
+/**
+ * How much of a command's output is kept, characters, and how long to wait for it after the command has ended,
+ * milliseconds.
+ */
 const LAST_WORDS = { length: 2_000, wait: 100 };
 
 /**
- * Asks as `probe` says, at `address` where it names no host. Resolves in the probe's timeout at the latest; never
- * rejects. What it started has ended by then, and `signal` ends it sooner.
+ * Runs the check of `probe`, at `address` when the probe names no host. Resolves within the probe's timeout; never
+ * rejects. Everything that it started has ended by then. `signal` aborts it.
  */
 export async function check(
   probe: Pick<Probe, "question" | "timeout">,
@@ -54,7 +57,10 @@ function ask(question: Question, address: string, signal: AbortSignal): Promise<
   }
 }
 
-/** 200 to 399 is well. As with kubelet, a server's certificate is not checked, and redirects are not followed. */
+/**
+ * Status 200 to 399 is healthy. Like kubelet, it does not verify the server's certificate and does not follow
+ * redirects.
+ */
 function askHttp(
   question: Extract<Question, { kind: "http" }>,
   host: string,
@@ -84,7 +90,7 @@ function askHttp(
   });
 }
 
-/** A connection that is made is well; it is closed at once. */
+/** An established connection is healthy; it is closed at once. */
 function askTcp(host: string, port: number, signal: AbortSignal): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const socket = connect({ host, port });
@@ -98,13 +104,13 @@ function askTcp(host: string, port: number, signal: AbortSignal): Promise<Answer
   });
 }
 
-/** grpc.health.v1: SERVING is well. */
+/** grpc.health.v1.Health/Check: SERVING is healthy. */
 async function askGrpc(
   { port, service }: Extract<Question, { kind: "grpc" }>,
   host: string,
   signal: AbortSignal,
 ): Promise<Answer> {
-  // Loaded here: most probes need none of it.
+  // Loaded on demand: few probes need gRPC.
   const { Client, credentials } = await import("@grpc/grpc-js");
   const at = host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`;
   const client = new Client(`dns:${at}`, credentials.createInsecure(), {
@@ -136,7 +142,7 @@ async function askGrpc(
   }
 }
 
-/** gRPC's reason without what it says around it. */
+/** The reason inside gRPC's error text. */
 function withoutWrapping(details: string): string {
   return /Last error: (?:Error: )?(.*?)(?: \([^()]*Z\))?\. Resolution note:/.exec(details)?.[1] ?? details;
 }
@@ -147,7 +153,10 @@ function lengthDelimited(text: string): Buffer {
   return Buffer.concat([Buffer.from([0x0a, ...length]), bytes]);
 }
 
-/** Exit code 0 is well. It runs as root, as the agent does, in a process group of its own that ends with it. */
+/**
+ * Exit code 0 is healthy. The command runs as root like the agent, in its own process group, which is killed at the
+ * end.
+ */
 function askCommand(command: readonly string[], signal: AbortSignal): Promise<Answer> {
   const [file = "", ...args] = command;
   return new Promise((resolve, reject) => {
@@ -158,7 +167,7 @@ function askCommand(command: readonly string[], signal: AbortSignal): Promise<An
       try {
         process.kill(-child.pid, "SIGKILL");
       } catch {
-        // It has ended already.
+        // The process group has ended already.
       }
     };
     signal.addEventListener("abort", kill);
@@ -168,7 +177,7 @@ function askCommand(command: readonly string[], signal: AbortSignal): Promise<An
     child.once("error", reject);
     child.once("exit", (code, by) => {
       signal.removeEventListener("abort", kill);
-      // What it left running in the background goes, too.
+      // Kills its background processes, too.
       kill();
       const tell = () => {
         clearTimeout(timer);
@@ -194,6 +203,6 @@ function unhealthy(reason: string): Answer {
 function reasonOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   const code = "code" in error ? String(error.code) : "";
-  // An error of several attempts (one an address) has no text of its own.
+  // An AggregateError (one attempt per address) has no text of its own.
   return error.message || code || error.name;
 }

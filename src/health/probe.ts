@@ -1,6 +1,6 @@
-/** What is asked of the application, as a WorkloadGroup's `spec.probe` says it (and mesh.yaml's readinessProbe). */
+/** The probe of a WorkloadGroup (`spec.probe`) or of mesh.yaml (readinessProbe). */
 
-/** Where and how to ask; `host` is absent where the machine's own address is meant. */
+/** The check to run. Without `host` it goes to the machine's own address. */
 export type Question =
   | {
       kind: "http";
@@ -8,7 +8,7 @@ export type Question =
       host?: string;
       port: number;
       path: string;
-      /** In their order, names may repeat. */
+      /** In the given order; names may repeat. */
       headers: readonly { name: string; value: string }[];
     }
   | { kind: "tcp"; host?: string; port: number }
@@ -21,7 +21,7 @@ export interface Probe {
   initialDelay: number;
   timeout: number;
   period: number;
-  /** So many good answers in a row make it healthy, so many bad ones unhealthy. */
+  /** Consecutive successes that make it healthy, and consecutive failures that make it unhealthy. */
   successThreshold: number;
   failureThreshold: number;
 }
@@ -43,7 +43,7 @@ const COMMON = [
   "failureThreshold",
 ] as const;
 
-/** Reads a probe with Istio's defaults. Throws MalformedProbe at the first thing that is wrong. */
+/** Parses a probe with Istio's defaults. Throws MalformedProbe for the first fault. */
 export function parseProbe(json: unknown): Probe {
   const spec = new Fields(json, "");
   spec.only([...KINDS, ...COMMON]);
@@ -63,7 +63,7 @@ export function parseProbe(json: unknown): Probe {
   };
 }
 
-/** The question in words: `GET http://10.0.0.5:8080/ready`. `address` stands in for a host that is not given. */
+/** Formats the check: `GET http://10.0.0.5:8080/ready`. `address` replaces a missing host. */
 export function formatQuestion(question: Question, address: string): string {
   switch (question.kind) {
     case "http":
@@ -133,7 +133,7 @@ function headersOf(fields: Fields): { name: string; value: string }[] {
   });
 }
 
-/** One object's fields, each named in full by what is thrown. */
+/** The fields of one object. Errors name the full path of a field. */
 class Fields {
   readonly #values: Record<string, unknown>;
   readonly #prefix: string;
@@ -174,7 +174,7 @@ class Fields {
     return value;
   }
 
-  /** Zero stands for "not given" as in protobuf, where it is not allowed itself. */
+  /** Zero means "not given" as in protobuf, except for fields that allow it. */
   number(field: string, fallback: number, least: number): number {
     const value = this.has(field) ? this.#values[field] : 0;
     if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value > 2 ** 31 - 1)

@@ -1,23 +1,23 @@
 import { type Answer, check } from "./check.ts";
 import { formatQuestion, type Probe } from "./probe.ts";
 
-/** What istiod is told: once a threshold was reached, and whenever it is the other way round. */
+/** The health to report to istiod, once a threshold was reached and at each change. */
 export interface Verdict {
   healthy: boolean;
-  /** Why not; "" when it is healthy. */
+  /** Why it is unhealthy; "" when it is healthy. */
   message: string;
 }
 
 /** The application's health as `kmesh status` shows it. Times are milliseconds since the epoch. */
 export interface HealthStatus {
-  /** What is asked, in words. */
+  /** The check, as text. */
   probe: string;
   /** Absent until a threshold was reached for the first time. */
   healthy?: boolean;
   since?: number;
-  /** Why the last answer was bad; absent after a good one. */
+  /** Why the last check failed; absent after a success. */
   message?: string;
-  /** Answers in a row that speak against the verdict, or before the first one, for what they say. */
+  /** Consecutive results that contradict the verdict; before the first verdict, consecutive equal results. */
   streak: number;
   checks: number;
   lastCheck?: number;
@@ -25,15 +25,15 @@ export interface HealthStatus {
 
 export interface WatchOptions {
   probe: Probe;
-  /** Asked where the probe names no host. */
+  /** The address to check when the probe names no host. */
   address: string;
-  /** The verdict is reached, or changes; must not throw. */
+  /** Called when the verdict is first reached, and when it changes; must not throw. */
   on(verdict: Verdict): void;
   /** For tests. */
   ask?(probe: Probe, address: string, signal: AbortSignal): Promise<Answer>;
 }
 
-/** Asks the application again and again, and gives a verdict by the probe's thresholds. */
+/** Checks the application periodically and derives a verdict from the probe's thresholds. */
 export class HealthWatch {
   readonly #probe: Probe;
   readonly #address: string;
@@ -42,7 +42,7 @@ export class HealthWatch {
   readonly #ending = new AbortController();
   #timer: ReturnType<typeof setTimeout> | undefined;
   #verdict: (Verdict & { since: number }) | undefined;
-  /** Answers alike in a row, and what they say. */
+  /** The number of consecutive equal results, and that result. */
   #row = { healthy: false, length: 0 };
   #message: string | undefined;
   #checks = 0;
@@ -55,12 +55,12 @@ export class HealthWatch {
     this.#ask = options.ask ?? check;
   }
 
-  /** Begins to ask, after the probe's initial delay. */
+  /** Starts checking, after the probe's initial delay. */
   start(): void {
     this.#after(this.#probe.initialDelay);
   }
 
-  /** Asks no more, and ends what is being asked. */
+  /** Stops checking and aborts a running check. */
   stop(): void {
     this.#ending.abort();
     clearTimeout(this.#timer);
@@ -93,7 +93,7 @@ export class HealthWatch {
     this.#timer = setTimeout(() => void this.#once(), milliseconds);
   }
 
-  /** From the beginning of one question to that of the next it is a period; never two at once. */
+  /** Checks start one period apart. Two checks never overlap. */
   async #once(): Promise<void> {
     const began = performance.now();
     const answer = await this.#ask(this.#probe, this.#address, this.#ending.signal);

@@ -1,11 +1,11 @@
-/** The file system in which maps, programs and links stay when no process holds them. */
+/** bpffs, the file system that keeps maps, programs and links when no process holds them. */
 import { existsSync, mkdirSync, readdirSync, readlinkSync, rmSync, statfsSync, statSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
 import { native } from "./native.ts";
 
-/** Where it is by convention, and where it may be mounted when it is not. */
+/** The conventional mount point, where kmesh mounts one if there is none. */
 export const BPFFS = "/sys/fs/bpf";
 
 const BPF_FS_MAGIC = 0xcafe4a11n;
@@ -43,8 +43,8 @@ export function ensureBpffs(folder: string): void {
 }
 
 /**
- * The same for a folder that was there: mounts a bpffs where somebody has unmounted it, if all processes see it then.
- * Throws an Error with what to do.
+ * The same for a folder that existed before: mounts a bpffs again after an unmount, if all processes then see it.
+ * Throws an Error with the next step.
  */
 export function remakeBpffs(folder: string): void {
   if (!isOnBpffs(folder) && !(isBelow(folder, BPFFS) && seesAllMounts()))
@@ -56,7 +56,7 @@ function isBelow(path: string, folder: string): boolean {
   return path === folder || path.startsWith(`${folder}/`);
 }
 
-/** Whether this process's mounts are the machine's, and no sandbox's. */
+/** Whether this process is in the machine's mount namespace, not in a sandbox. */
 function seesAllMounts(): boolean {
   try {
     return readlinkSync("/proc/self/ns/mnt") === readlinkSync("/proc/1/ns/mnt");
@@ -65,7 +65,7 @@ function seesAllMounts(): boolean {
   }
 }
 
-/** Removes a pin, or a folder with all that is pinned in it. Nothing there is no error. */
+/** Removes a pin, or a folder with all its pins. A missing path is no error. */
 export function unpin(path: string): void {
   if (!isOnBpffs(path)) {
     if (!existsSync(path)) return;

@@ -6,8 +6,8 @@ import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
 
 /**
- * The mount point of cgroup2, from a text as of /proc/self/mountinfo: the one that shows the hierarchy from its root
- * where there are several. undefined when there is none. On hybrid layouts it is not /sys/fs/cgroup.
+ * The mount point of cgroup2, from the text of /proc/self/mountinfo; undefined when there is none. Of several mounts,
+ * the one that shows the hierarchy from its root. On hybrid layouts it is not /sys/fs/cgroup.
  */
 export function findCgroup2(mountinfo: string): string | undefined {
   let found: string | undefined;
@@ -16,7 +16,7 @@ export function findCgroup2(mountinfo: string): string | undefined {
     if (!source.startsWith("cgroup2 ")) continue;
     const [, , , root, point] = mount.split(" ");
     if (point === undefined) continue;
-    // Spaces and the like are written as three octal digits.
+    // Spaces and similar characters are escaped as three octal digits.
     const path = point.replace(/\\([0-7]{3})/g, (_, digits: string) =>
       String.fromCharCode(Number.parseInt(digits, 8)),
     );
@@ -50,7 +50,10 @@ export function cgroupLevel(path: string): number {
   return steps.length;
 }
 
-/** The folder of a cgroup id; undefined when it is gone, or when this process may not look (a container's filter). */
+/**
+ * The folder of a cgroup id; undefined when it is removed, or this process may not look it up (seccomp in a
+ * container).
+ */
 export function cgroupPath(id: bigint): string | undefined {
   const lib = native();
   const root = cgroup2Root();
@@ -73,7 +76,7 @@ export function cgroupPath(id: bigint): string | undefined {
   }
 }
 
-/** The cgroup2 folder of this process; undefined where it lies outside of what is mounted. */
+/** The cgroup2 folder of this process; undefined when it is outside the mounted hierarchy. */
 export function ownCgroup(): string | undefined {
   const line = readFileSync("/proc/self/cgroup", "utf8")
     .split("\n")

@@ -1,4 +1,4 @@
-/** Datagrams to unix sockets, which node: has no notion of. */
+/** Datagrams to unix sockets, which the node: modules do not offer. */
 import { check } from "./error.ts";
 import { native } from "./native.ts";
 

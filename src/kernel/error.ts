@@ -1,14 +1,14 @@
-/** What the kernel refused: the call, on what, and why. */
+/** A failed system call or libbpf function: the call, its object, and the reason. */
 import { constants } from "node:os";
 
-/** Kernel-internal, and yet it comes out of bpf(2): the operation does not exist for this type of map. */
+/** Kernel-internal, but bpf(2) returns it: the map's type does not support the operation. */
 export const ENOTSUPP = 524;
 
 export const ERRNO = constants.errno;
 
 const CODES = new Map<number, string>([
   ...Object.entries(constants.errno).map(([code, number]): [number, string] => [number, code]),
-  // Two names for one number: the one that the manual pages use.
+  // Numbers with two names: the manual pages use these.
   [constants.errno.EAGAIN, "EAGAIN"],
   [constants.errno.EOPNOTSUPP, "EOPNOTSUPP"],
   [ENOTSUPP, "ENOTSUPP"],
@@ -30,7 +30,7 @@ export class KernelError extends Error {
   /** "ENOENT", or "E1234" when the number has no name here. */
   readonly code: string;
   readonly errno: number;
-  /** What it was done to: a path, a map's or a program's name. */
+  /** The object of the call: a path, or the name of a map or program. */
   readonly object: string;
 
   /**
@@ -47,10 +47,7 @@ export class KernelError extends Error {
   }
 }
 
-/**
- * The result of a native call that gives a negative errno on failure.
- * Throws KernelError with it.
- */
+/** Gives the result of a native call. Throws KernelError when it is a negative errno. */
 export function check(result: number, call: string, object: string): number {
   if (result < 0) throw new KernelError(call, -result, object);
   return result;

@@ -1,4 +1,4 @@
-/** What the running kernel can do, tried out rather than told from its version: distributions carry features back. */
+/** Detects kernel features by trying them, not by the kernel's version: distributions backport features. */
 import { existsSync } from "node:fs";
 import { release } from "node:os";
 import { cString } from "../runtime/ffi.ts";
@@ -10,7 +10,7 @@ import { netnsCookie } from "./netns.ts";
 export interface KernelRelease {
   major: number;
   minor: number;
-  /** As uname -r gives it. */
+  /** The text of uname -r. */
   text: string;
 }
 
@@ -20,9 +20,9 @@ export interface Feature {
   present: boolean;
   /** The first mainline kernel that has it. */
   since: string;
-  /** Nothing works without it. */
+  /** Whether kmesh can't work without it. */
   required: boolean;
-  /** What is then different, as a main clause; "" where it is required. */
+  /** The effect when it is missing, as a main clause; "" when it is required. */
   without: string;
 }
 
@@ -37,7 +37,7 @@ const HELPER = {
   skcToMptcpSock: 196,
 } as const;
 
-/** The kernel's version, from a text as uname -r gives it. */
+/** Parses the kernel's version from the text of uname -r. */
 export function parseRelease(text: string): KernelRelease {
   const [major = 0, minor = 0] = text.split(/[.-]/).map((part) => Number.parseInt(part, 10));
   return { major, minor, text };
@@ -47,7 +47,7 @@ export function kernelRelease(): KernelRelease {
   return parseRelease(release());
 }
 
-/** All that kmesh asks for, each tried out (a few milliseconds). Throws KernelError when bpf(2) is refused altogether. */
+/** Tries every feature that kmesh uses (a few milliseconds). Throws KernelError when bpf(2) is not permitted. */
 export function probe(): Feature[] {
   return [
     {
@@ -110,7 +110,7 @@ export function probe(): Feature[] {
     },
     {
       feature: "MPTCP sockets found by connect programs",
-      // A kernel without MPTCP has none to find.
+      // A kernel without MPTCP needs no helper for it.
       present: !existsSync("/proc/sys/net/mptcp") || helper(PROGRAM.cgroupSockAddr, HELPER.skcToMptcpSock),
       since: "5.19",
       required: false,
@@ -122,7 +122,7 @@ export function probe(): Feature[] {
 
 let fetches: boolean | undefined;
 
-/** Whether an instruction may use what an atomic addition found; tried once a process. */
+/** Whether the kernel supports atomic add with fetch (BPF_FETCH); tried once per process. */
 export function fetchAtomics(): boolean {
   fetches ??= loads([
     // r1 = 1; *(u64 *)(r10 - 8) = r1; r1 = fetch_and_add((u64 *)(r10 - 8), r1); r0 = 0; exit
@@ -151,7 +151,7 @@ function innerMaps(): boolean {
     }).close();
     return true;
   } catch (error) {
-    // Not the kernel's age: whoever started us does not let us.
+    // EPERM does not mean an old kernel: this process lacks the permission.
     if (error instanceof KernelError && error.code === "EPERM") throw error;
     return false;
   }

@@ -1,10 +1,10 @@
-/** Waiting until no BPF program can still read what was unpublished. */
+/** Waits until no BPF program can still read removed entries. */
 import { readFileSync } from "node:fs";
 import { check, ERRNO } from "./error.ts";
 import { BpfMap } from "./maps.ts";
 import { native } from "./native.ts";
 
-/** What a wait was done by. */
+/** The method of a wait. */
 export type WaitMethod = "membarrier" | "map update";
 
 /**
@@ -22,7 +22,7 @@ export function waitForGracePeriod(cpus: () => number = cpusOnline): WaitMethod 
   return "map update";
 }
 
-/** False where the kernel has no membarrier, or refuses it (nohz_full). Throws KernelError for other faults. */
+/** Gives false when the kernel has no membarrier, or refuses it (nohz_full). Throws KernelError for other faults. */
 export function membarrier(): boolean {
   const result = native().kmesh_membarrier();
   if (result === -ERRNO.ENOSYS || result === -ERRNO.EINVAL) return false;
@@ -30,7 +30,10 @@ export function membarrier(): boolean {
   return true;
 }
 
-/** An update of a map of maps ends with synchronize_rcu() (maybe_wait_bpf_programs() of kernel/bpf/syscall.c). */
+/**
+ * Waits by an update of a map of maps, which ends with synchronize_rcu() (maybe_wait_bpf_programs() in
+ * kernel/bpf/syscall.c). Throws KernelError.
+ */
 export function waitByUpdate(): void {
   const shape = { keySize: 4, valueSize: 4, maxEntries: 1 };
   using inner = BpfMap.create({ name: "kmesh_wait", type: "array", ...shape });
@@ -38,7 +41,7 @@ export function waitByUpdate(): void {
   outer.update(new Uint8Array(4), new Uint8Array(Uint32Array.of(inner.fd).buffer));
 }
 
-/** How many CPUs are online; 0 where the kernel does not say. */
+/** Number of online CPUs; 0 when the kernel does not say. */
 export function cpusOnline(): number {
   try {
     return countCpus(readFileSync("/sys/devices/system/cpu/online", "utf8"));
@@ -47,7 +50,7 @@ export function cpusOnline(): number {
   }
 }
 
-/** The CPUs in a list as sysfs writes it, for example "0-3,8,10-11"; 0 for an empty one. */
+/** Counts the CPUs in a sysfs list, for example "0-3,8,10-11"; 0 for an empty list. */
 export function countCpus(list: string): number {
   let count = 0;
   for (const part of list.trim().split(",")) {

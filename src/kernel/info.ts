@@ -1,7 +1,7 @@
 import { check } from "./error.ts";
 import { native } from "./native.ts";
 
-/** The kernel's info struct of a map, program or link, up to `size` bytes of it. */
+/** The kernel's info struct of a map, program or link, at most `size` bytes of it. Throws KernelError. */
 export function infoOf(fd: number, size: number, kind: string): ArrayBuffer {
   const bytes = new ArrayBuffer(size);
   const length = new Uint32Array(new ArrayBuffer(4));

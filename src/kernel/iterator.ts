@@ -1,10 +1,10 @@
-/** Programs that visit every socket which holds a value in a socket storage map, in all network namespaces. */
+/** Iterator programs over all sockets with a value in a socket storage map, in all network namespaces. */
 import { check } from "./error.ts";
 import type { BpfMap } from "./maps.ts";
 import { native } from "./native.ts";
 import type { BpfProgram } from "./object.ts";
 
-/** Owns its file descriptor; `close()` may be called twice. Nothing is visited but by `run`. */
+/** Owns its file descriptor; `close()` may be called twice. Only `run` visits sockets. */
 export class StorageIterator {
   #fd: number;
 
@@ -18,7 +18,7 @@ export class StorageIterator {
     return new StorageIterator(check(fd, "bpf_link_create", program.info.name));
   }
 
-  /** Has the program visit every socket once; about 0.2 us each. Throws KernelError. */
+  /** Runs the program once for each socket; about 0.2 us per socket. Throws KernelError. */
   run(): void {
     if (this.#fd < 0) throw new Error("the iterator is closed");
     check(native().kmesh_iterator_run(this.#fd), "bpf_iter_create", "socket storage");

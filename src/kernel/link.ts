@@ -6,7 +6,7 @@ import { infoOf } from "./info.ts";
 import { native } from "./native.ts";
 import type { BpfProgram } from "./object.ts";
 
-/** enum bpf_attach_type, as far as it is used. */
+/** The values of enum bpf_attach_type that kmesh uses. */
 export const HOOKS = {
   connect4: 10,
   connect6: 11,
@@ -17,15 +17,15 @@ export const HOOKS = {
 
 export type Hook = keyof typeof HOOKS;
 
-/** enum bpf_link_type: what CgroupLink is about. */
+/** enum bpf_link_type: BPF_LINK_TYPE_CGROUP. */
 export const CGROUP_LINK = 3;
 
 export interface LinkInfo {
   id: number;
-  /** enum bpf_link_type: of others than CGROUP_LINK the last two fields say nothing. */
+  /** enum bpf_link_type. For types other than CGROUP_LINK the last two fields are meaningless. */
   type: number;
   programId: number;
-  /** 0n once the link was detached or the cgroup removed: it does nothing any more, and never will. */
+  /** 0n after the link was detached or its cgroup removed. Such a link never works again. */
   cgroupId: bigint;
   /** enum bpf_attach_type; see HOOKS. */
   attachType: number;
@@ -72,7 +72,7 @@ export class CgroupLink {
     return new CgroupLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
   }
 
-  /** Opens a link by the kernel's number. Throws KernelError: ENOENT when it has ended, EPERM without CAP_SYS_ADMIN. */
+  /** Opens a link by its id. Throws KernelError: ENOENT when it has ended, EPERM without CAP_SYS_ADMIN. */
   static fromId(id: number): CgroupLink {
     return new CgroupLink(check(native().bpf_link_get_fd_by_id(id), "bpf_link_get_fd_by_id", String(id)));
   }
@@ -84,8 +84,8 @@ export class CgroupLink {
   }
 
   /**
-   * Puts another program of the same type in place; every connection meets the one or the other.
-   * Throws KernelError: ENOLINK when the cgroup is gone (some kernels report success: compare `info().cgroupId`).
+   * Replaces the program by another one of the same type. Each connection meets the old or the new one. Throws
+   * KernelError: ENOLINK when the cgroup is removed (some kernels report success: compare `info().cgroupId`).
    */
   update(program: BpfProgram): void {
     check(native().bpf_link_update(this.fd, program.fd, null), "bpf_link_update", program.info.name);
@@ -96,12 +96,12 @@ export class CgroupLink {
     check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
   }
 
-  /** Detaches now, although pins and other descriptors remain. */
+  /** Detaches now, even if pins and other descriptors remain. */
   detach(): void {
     check(native().bpf_link_detach(this.fd), "bpf_link_detach", `link fd ${this.fd}`);
   }
 
-  /** struct bpf_link_info. Throws KernelError when the descriptor is none of a link. */
+  /** Reads struct bpf_link_info. Throws KernelError when the descriptor is no link. */
   info(): LinkInfo {
     const view = new DataView(infoOf(this.fd, 32, "link"));
     const little = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;

@@ -1,14 +1,14 @@
-/** A lock that one living process holds: the kernel lets go of it when the process ends, however it ends. */
+/** A lock file that one process holds. The kernel releases the lock when the process ends. */
 import { constants, existsSync, fstatSync, readFileSync, statSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
 
-/** Another process has the lock. */
+/** Another process holds the lock. */
 export class LockHeld extends Error {
   override readonly name = "LockHeld";
   readonly path: string;
-  /** As the holder wrote it; undefined when it had no time to, or is no agent. */
+  /** The pid that the holder wrote; undefined when it has not written one, or is no agent. */
   readonly pid: number | undefined;
 
   constructor(path: string, pid: number | undefined) {
@@ -29,9 +29,8 @@ export class FileLock {
   }
 
   /**
-   * Takes the lock without waiting and writes this pid into the file, which is made if missing (mode 0600); with `named`
-   * false it leaves the file empty.
-   * Throws LockHeld, or KernelError when the file can't be opened.
+   * Acquires the lock without waiting and writes this pid into the file, which is created if missing (mode 0600).
+   * With `named` false the file stays empty. Throws LockHeld, or KernelError when the file can't be opened.
    */
   static acquire(path: string, named = true): FileLock {
     const lib = native();
@@ -42,12 +41,17 @@ export class FileLock {
     return new FileLock(path, fd);
   }
 
-  /** The same with a folder, which needs no file in it (a bpffs takes none) and tells no pid. Throws as `acquire`. */
+  /**
+   * Acquires a lock on a folder. That needs no file (a bpffs allows none) and records no pid. Throws like `acquire`.
+   */
   static acquireFolder(path: string): FileLock {
     return new FileLock(path, openAndLock(path, constants.O_RDONLY | constants.O_DIRECTORY));
   }
 
-  /** Whether the path still leads to what is locked: what somebody removed, or made anew, is free for others. */
+  /**
+   * Whether the path still is the locked file or folder. If it was removed or created again, others can lock the new
+   * one.
+   */
   get holds(): boolean {
     const { dev, ino } = fstatSync(this.#fd);
     const there = statSync(this.path, { throwIfNoEntry: false });
@@ -56,7 +60,7 @@ export class FileLock {
 
   release(): void {
     if (this.#fd < 0) return;
-    // Refused for a folder, which has no pid in it.
+    // Fails for a folder, which holds no pid.
     native().kmesh_truncate(this.#fd, 0n);
     native().kmesh_close(this.#fd);
     this.#fd = -1;
@@ -77,7 +81,7 @@ function openAndLock(path: string, flags: number): number {
   throw new KernelError("flock", -result, path);
 }
 
-/** Who has just taken the lock may not have written the pid yet: the file is empty then, or has that of a dead holder. */
+/** A new holder may not have written its pid yet: the file is then empty, or has the pid of a dead holder. */
 function patientHolder(path: string): number | undefined {
   if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) return undefined;
   const pause = new Int32Array(new SharedArrayBuffer(4));
@@ -90,7 +94,7 @@ function patientHolder(path: string): number | undefined {
   return pid;
 }
 
-/** The pid in a lock's file, whether or not it still lives; undefined when there is none. */
+/** The pid in a lock file, even if that process is dead; undefined when there is none. */
 export function lockHolder(path: string): number | undefined {
   try {
     const pid = Number.parseInt(readFileSync(path, "utf8"), 10);

@@ -5,7 +5,7 @@ import { check, ENOTSUPP, ERRNO, KernelError } from "./error.ts";
 import { fixedText, infoOf } from "./info.ts";
 import { native } from "./native.ts";
 
-/** enum bpf_map_type, as far as it is used. */
+/** The values of enum bpf_map_type that kmesh uses. */
 const TYPES = {
   hash: 1,
   array: 2,
@@ -33,7 +33,7 @@ export function mapTypeNumber(type: MapType | number): number {
   return typeof type === "number" ? type : TYPES[type];
 }
 
-/** BPF_F_..., for a map's creation. */
+/** Flags for a map's creation (BPF_F_...). */
 export const FLAG = {
   noPrealloc: 1,
   readOnly: 8,
@@ -42,15 +42,15 @@ export const FLAG = {
   rdonlyProg: 128,
   wronlyProg: 256,
   mmapable: 1024,
-  /** An array that may be an inner map of another size than its template's. */
+  /** An array whose size may differ from the template's when it is an inner map. */
   innerMap: 4096,
 } as const;
 
 export interface MapInfo {
   id: number;
-  /** As the kernel keeps it: 15 bytes at most. */
+  /** The kernel's name of the map: 15 bytes at most. */
   name: string;
-  /** The number where the type is none of ours. */
+  /** The number when the type is not in TYPES. */
   type: MapType | number;
   keySize: number;
   valueSize: number;
@@ -73,16 +73,16 @@ export interface MapSpec {
 
 const MODES = { any: 0n, new: 1n, exists: 2n } as const;
 
-/** The most elements in one batch call: more gains nothing, and the kernel is asked for a bounded time. */
+/** Most elements in one batch call: more gain nothing, and the kernel is busy for a bounded time. */
 const BATCH = 65536;
-/** Of the first batch when a whole map is read: many have room for far more than they hold. */
+/** Elements of the first batch when a whole map is read: many maps hold far fewer than they could. */
 const FIRST_BATCH = 4096;
 
 /** Owns its file descriptor; `close()` may be called twice. */
 export class BpfMap {
   #fd: number;
   readonly info: MapInfo;
-  /** Bytes of one value in `lookup`, `update` and batches: for per-CPU maps one aligned value a possible CPU. */
+  /** Bytes of one value in `lookup`, `update` and batches. For per-CPU maps: one aligned value per possible CPU. */
   readonly valueBytes: number;
   #batch = true;
 
@@ -95,8 +95,8 @@ export class BpfMap {
   }
 
   /**
-   * Creates a map. One that needs BTF ("sk-storage", "cgroup-storage", spin locks in values) comes from a BpfObject.
-   * Throws KernelError: EINVAL for what the kernel does not know, EPERM without CAP_BPF.
+   * Creates a map. A map that needs BTF ("sk-storage", "cgroup-storage", spin locks in values) comes from a
+   * BpfObject. Throws KernelError: EINVAL for types that the kernel does not know, EPERM without CAP_BPF.
    */
   static create(spec: MapSpec): BpfMap {
     if (Buffer.byteLength(spec.name) > 15) throw new RangeError(`the map name ${spec.name} is over 15 bytes`);
@@ -123,7 +123,7 @@ export class BpfMap {
     return BpfMap.adopt(check(native().bpf_map_get_fd_by_id(id), "bpf_map_get_fd_by_id", String(id)));
   }
 
-  /** Takes over a file descriptor of a map; it is closed if it turns out to be none. */
+  /** Takes ownership of a map's file descriptor. Closes it and throws when it is no map. */
   static adopt(fd: number): BpfMap {
     try {
       return new BpfMap(fd);
@@ -182,9 +182,8 @@ export class BpfMap {
   }
 
   /**
-   * Writes `count` elements that lie one behind the other, in as few system calls as the kernel allows. Not atomic: on
-   * an error the first ones are written.
-   * Throws KernelError as `update` does.
+   * Writes `count` elements, packed in `keys` and `values`, in as few system calls as the kernel allows. Not atomic:
+   * after an error the first ones are written. Throws KernelError like `update`.
    */
   updateBatch(keys: Uint8Array, values: Uint8Array, count: number): void {
     this.#measure(keys, values, count);
@@ -211,9 +210,7 @@ export class BpfMap {
       );
   }
 
-  /**
-   * The whole map: `count` keys one behind the other, and their values. What changes meanwhile may be in or not.
-   */
+  /** Reads the whole map: `count` packed keys, and their values. Concurrent changes may be missing. */
   entries(): { keys: Uint8Array; values: Uint8Array; count: number } {
     return (this.#batch ? this.#entriesByBatch() : undefined) ?? this.#entriesOneByOne();
   }
@@ -260,7 +257,7 @@ export class BpfMap {
         this.#batch = false;
         return undefined;
       }
-      // One bucket holds more than there is room for; the cursor stands still.
+      // One bucket has more elements than the buffer; the cursor did not advance.
       if (result === -ERRNO.ENOSPC) {
         size *= 2;
         keys = grown(keys, size * keySize);
@@ -297,7 +294,7 @@ export class BpfMap {
         values = grown(values, size * this.valueBytes);
       }
       const value = values.subarray(count * this.valueBytes, (count + 1) * this.valueBytes);
-      // Gone since: not an entry.
+      // Deleted since: not an entry.
       if (this.lookup(key, value)) keys.set(key, count++ * keySize);
       previous = key.slice();
     }
@@ -308,7 +305,7 @@ export class BpfMap {
     };
   }
 
-  /** The kernel copies by the map's sizes, whatever lies behind a shorter buffer. */
+  /** The kernel copies as many bytes as the map's sizes say, even beyond a shorter buffer. */
   #measure(keys: Uint8Array, values: Uint8Array | undefined, count: number): void {
     if (keys.length < this.info.keySize * count || (values && values.length < this.valueBytes * count))
       throw new RangeError(
@@ -323,13 +320,13 @@ export class BpfMap {
   }
 }
 
-/** Gives back what `BpfMap.mmap` gave: who touches it afterwards ends the process. */
+/** Unmaps memory from `BpfMap.mmap`. A later access crashes the process. */
 export function unmap(memory: ArrayBufferLike): void {
   const bytes = new Uint8Array(memory);
   check(native().kmesh_munmap(bytes, BigInt(bytes.length)), "munmap", `${bytes.length} bytes`);
 }
 
-/** An inner map and the place in an outer one that it is meant for. */
+/** An inner map, and its index in an outer map. */
 export interface Placement {
   outer: BpfMap;
   key: number;
@@ -337,8 +334,8 @@ export interface Placement {
 }
 
 /**
- * Puts maps into array-of-maps, all at once: the kernel waits for a grace period (some 10 ms) after each such update,
- * and here the waits pass side by side. Not atomic. Throws KernelError.
+ * Writes inner maps into arrays of maps, concurrently: the kernel waits for a grace period (some 10 ms) after each
+ * such update, and the waits overlap. Not atomic. Throws KernelError.
  */
 export function placeInner(placements: readonly Placement[]): void {
   const BUNCH = 64;
@@ -368,7 +365,7 @@ function perCpu(type: MapType | number): boolean {
   return type === "percpu-array" || type === "percpu-hash" || type === "lru-percpu-hash";
 }
 
-/** CPUs that could ever be there: per-CPU values are that many. */
+/** Number of possible CPUs: a per-CPU map has so many values per key. */
 function possibleCpus(): number {
   const last = readFileSync("/sys/devices/system/cpu/possible", "utf8").trim().split(/[-,]/).at(-1);
   return Number(last) + 1;

@@ -1,6 +1,6 @@
 /**
- * libbpf and the few libc calls beside it (native/*.c), loaded from memory: neither a writable nor an executable /tmp is
- * needed, and nothing is left behind. Every function gives -errno on failure.
+ * libbpf and a few libc calls (native/*.c), loaded from memory: no writable or executable /tmp is needed, and no file
+ * remains. Every function gives -errno on failure.
  */
 import { asset } from "../runtime/assets.ts";
 import { cString, ffi } from "../runtime/ffi.ts";
@@ -97,14 +97,14 @@ type Native = Functions<typeof TABLE>;
 
 let loaded: Native | undefined;
 
-/** The functions; loaded at the first call, so that commands that need no kernel don't pay for them. */
+/** The native functions, loaded at the first call: commands that need no kernel don't load them. */
 export function native(): Native {
   loaded ??= load();
   return loaded;
 }
 
 function load(): Native {
-  // Real file descriptors: Deno's node:fs deals in numbers of its own.
+  // libc gives real file descriptors; Deno's node:fs gives numbers of its own.
   const libc = ffi.open("libc.so.6", {
     memfd_create: ["i32", "buffer", "u32"],
     write: ["i64", "i32", "buffer", "u64"],
@@ -127,7 +127,7 @@ function load(): Native {
   }
 }
 
-/** The end of what libbpf has complained about since the last call; "" when it had nothing to say. */
+/** The end of libbpf's log since the last call; "" when it is empty. */
 export function takeLog(): string {
   const bytes = new Uint8Array(new ArrayBuffer(32768));
   const length = native().kmesh_log_take(bytes, bytes.length);

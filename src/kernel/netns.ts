@@ -3,7 +3,10 @@ import { readFileSync, statSync } from "node:fs";
 import { check, ERRNO } from "./error.ts";
 import { native } from "./native.ts";
 
-/** What bpf_get_netns_cookie() gives for a socket made here; undefined before kernel 5.14. */
+/**
+ * The network namespace's cookie, as bpf_get_netns_cookie() gives it for a socket of this thread; undefined before
+ * kernel 5.14.
+ */
 export function netnsCookie(): bigint | undefined {
   const cookie = new BigUint64Array(new ArrayBuffer(8));
   const result = native().kmesh_netns_cookie(cookie);
@@ -13,8 +16,8 @@ export function netnsCookie(): bigint | undefined {
 }
 
 /**
- * Whether this is the machine's first network namespace: kthreadd's, or, where a pid namespace hides it, that of the
- * first process. undefined when neither may be read.
+ * Whether this is the machine's initial network namespace: that of kthreadd, or of pid 1 when a pid namespace hides
+ * kthreadd. undefined when neither can be read.
  */
 export function isInitialNetns(): boolean | undefined {
   const own = statSync("/proc/thread-self/ns/net", { bigint: true });
@@ -24,7 +27,7 @@ export function isInitialNetns(): boolean | undefined {
       const first = statSync(`/proc/${pid}/ns/net`, { bigint: true });
       return own.ino === first.ino && own.dev === first.dev;
     } catch {
-      // Another's process, or none: the next one may do.
+      // Not permitted, or no such process: try the next one.
     }
   }
   return undefined;
@@ -39,7 +42,7 @@ export function unshareNetns(): void {
   check(native().kmesh_unshare_netns(), "unshare", "network namespace");
 }
 
-/** Brings `lo` up; 127.0.0.1 and ::1 are there then. Throws KernelError: EPERM without CAP_NET_ADMIN. */
+/** Brings `lo` up, which adds 127.0.0.1 and ::1. Throws KernelError: EPERM without CAP_NET_ADMIN. */
 export function loopbackUp(): void {
   check(native().kmesh_loopback_up(), "ioctl", "lo");
 }

@@ -5,10 +5,10 @@ import { fixedText, infoOf } from "./info.ts";
 import { BpfMap, mapTypeNumber } from "./maps.ts";
 import { native, takeLog } from "./native.ts";
 
-/** How much of libbpf's log an error shows: the verifier's verdict stands at its end. */
+/** Lines of libbpf's log in an error: the verifier's verdict is at its end. */
 const LOG_LINES = 24;
 
-/** An opened object. Owns libbpf's handle; what it gave out lives on after `close()`. */
+/** An opened object. Owns libbpf's handle. Maps and programs from it stay valid after `close()`. */
 export class BpfObject {
   readonly #name: string;
   readonly mapNames: readonly string[];
@@ -78,7 +78,7 @@ export class BpfObject {
     check(lib.bpf_map__reuse_fd(own, map.fd), "bpf_map__reuse_fd", object);
   }
 
-  /** Before `load()`: leaves a program out, where the kernel lacks what it needs. */
+  /** Before `load()`: excludes a program, for kernels that lack a feature it needs. */
   skipProgram(name: string): void {
     const result = native().bpf_program__set_autoload(this.#program(name), 0);
     check(result, "bpf_program__set_autoload", `${this.#name}:${name}`);
@@ -172,7 +172,7 @@ export class BpfProgram {
     return BpfProgram.adopt(check(native().bpf_prog_get_fd_by_id(id), "bpf_prog_get_fd_by_id", String(id)));
   }
 
-  /** Takes over a file descriptor of a program; it is closed if it turns out to be none. */
+  /** Takes ownership of a program's file descriptor. Closes it and throws when it is no program. */
   static adopt(fd: number): BpfProgram {
     try {
       return new BpfProgram(fd);
@@ -193,22 +193,25 @@ export class BpfProgram {
     check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
   }
 
-  /** Has the program hold `map`, which it does not use: the map is then found by it. Again is no error. Throws KernelError. */
+  /**
+   * Binds `map` to the program, which does not use it: the map can then be found through the program. Repeating it is
+   * no error. Throws KernelError.
+   */
   bind(map: BpfMap): void {
     check(native().bpf_prog_bind_map(this.fd, map.fd, null), "bpf_prog_bind_map", this.info.name);
   }
 
-  /** Ids of the maps that it uses, and of those bound to it. Throws KernelError. */
+  /** Ids of the maps that the program uses or that are bound to it. Throws KernelError. */
   mapIds(): number[] {
-    // The verifier takes no more than 64.
+    // The verifier allows 64 maps at most.
     const ids = new Uint32Array(new ArrayBuffer(64 * 4));
     const count = native().kmesh_program_maps(this.fd, ids, ids.length);
     return [...ids.subarray(0, check(count, "bpf_prog_get_info_by_fd", this.info.name))];
   }
 
   /**
-   * Runs an iterator program once over all that `map` holds, and returns when it is through. What it prints is thrown away.
-   * Throws KernelError: EINVAL when it is no iterator of such maps.
+   * Runs an iterator program once over all elements of `map`, and returns at the end. Its output is discarded. Throws
+   * KernelError: EINVAL when it is no iterator of such maps.
    */
   walk(map: BpfMap): void {
     check(native().kmesh_walk_map(this.fd, map.fd), "bpf_iter_create", this.info.name);
@@ -272,7 +275,7 @@ export class BpfProgram {
   }
 }
 
-/** Room for struct __sk_buff: the kernel refuses to give a part of it. */
+/** Words of struct __sk_buff: the kernel refuses a shorter buffer. */
 const SK_BUFF_WORDS = 64;
 
 function duplicate(fd: number, object: string): number {

@@ -1,4 +1,4 @@
-/** What lies at a path of a bpffs, whoever pinned it there. */
+/** Identifies the object at a path of a bpffs, whoever pinned it. */
 import { lstatSync, readlinkSync, type Stats } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { ERRNO, KernelError } from "./error.ts";
@@ -7,17 +7,17 @@ import { native } from "./native.ts";
 import { BpfProgram } from "./object.ts";
 
 export interface Pinned {
-  /** "other": nothing that can be pinned, a symbolic link for one. What can't be looked at is none: it may be ours. */
+  /** "other": not a BPF object, for example a symbolic link. */
   kind: "map" | "program" | "link" | "folder" | "other";
-  /** The kernel's number of it among its kind; 0 of a folder and of others. */
+  /** The object's id; 0 for "folder" and "other". */
   id: number;
-  /** A map's or a program's, and of a link its program's; "" where there is none. */
+  /** Name of the map or program; for a link, of its program; "" when there is none. */
   name: string;
 }
 
 const OTHER: Pinned = { kind: "other", id: 0, name: "" };
 
-/** Undefined when nothing is there. Throws KernelError when it can't be told what is. */
+/** Identifies the object at a path; undefined when there is none. Throws KernelError when it can't be identified. */
 export function pinnedAt(path: string): Pinned | undefined {
   const stat = statOf(path);
   if (!stat) return undefined;
@@ -25,7 +25,7 @@ export function pinnedAt(path: string): Pinned | undefined {
   // A symbolic link would be followed.
   if (!stat.isFile()) return OTHER;
   const fd = native().bpf_obj_get(cString(path));
-  // Removed since.
+  // Removed in the meantime.
   if (fd === -ERRNO.ENOENT) return undefined;
   if (fd < 0) throw unknown("bpf_obj_get", -fd, path);
   try {
@@ -70,7 +70,7 @@ function cureOf(errno: number, path: string): string {
   return `Try again; when it stays, look at it: bpftool map show pinned ${path}, or prog, or link`;
 }
 
-/** In words, as an object: "the map t". */
+/** Formats an object as a noun phrase: "the map t". */
 export function formatPinned({ kind, name }: Pinned): string {
   if (kind === "folder") return "a folder";
   if (kind === "other") return "something that is neither map nor program nor link";
@@ -78,9 +78,9 @@ export function formatPinned({ kind, name }: Pinned): string {
   return kind === "link" ? `a link of the program ${named}` : `the ${kind} ${named}`;
 }
 
-/** Undefined when the descriptor is none of a map, program or link. */
+/** Undefined when the descriptor is no map, program or link. */
 function identify(fd: number): Pinned | undefined {
-  // Before 6.9 or so, of some: anon_inode:bpf-link.
+  // Before about 6.9 some kinds are written with a dash: anon_inode:bpf-link.
   const [, type] = /bpf[-_](map|prog|link)/.exec(readlinkSync(`/proc/self/fd/${fd}`)) ?? [];
   if (type === "map") {
     const info = infoOf(fd, 88, "map");
@@ -95,7 +95,7 @@ function identify(fd: number): Pinned | undefined {
   return { kind: "link", id: idIn(info), name: programName(new Uint32Array(info)[2] ?? 0) };
 }
 
-/** "" when it has ended: the link got another meanwhile, or has none. */
+/** The program's name; "" when the program has ended, or the link has none. */
 function programName(id: number): string {
   try {
     using program = BpfProgram.fromId(id);
@@ -106,7 +106,7 @@ function programName(id: number): string {
   }
 }
 
-/** All three structs begin with a type, and then have the id. */
+/** The id: in all three structs it follows the type. */
 function idIn(info: ArrayBuffer): number {
   return new Uint32Array(info)[1] ?? 0;
 }

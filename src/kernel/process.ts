@@ -1,17 +1,17 @@
-/** What the agent asks of its own process. */
+/** Process identity, start and signals. */
 import { readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check } from "./error.ts";
 import { native } from "./native.ts";
 
-/** A process for ever: pids come again, but never with the same start. */
+/** Identifies a process for the whole boot: a pid is reused, but never with the same start time. */
 export interface TaskIdentity {
   tgid: number;
   /** Since boot, in units of 1/100 s: field 22 of /proc/PID/stat. */
   startTicks: bigint;
 }
 
-/** The identity of a process, of this one by default; undefined when it is gone. */
+/** The identity of a process, by default this one; undefined when it has ended. */
 export function taskIdentity(pid: number | "self" = "self"): TaskIdentity | undefined {
   let stat: string;
   try {
@@ -26,7 +26,7 @@ export function taskIdentity(pid: number | "self" = "self"): TaskIdentity | unde
   return { tgid: Number.parseInt(stat, 10), startTicks: BigInt(start) };
 }
 
-/** Inodes of the sockets that a process holds; none when it is gone or may not be looked into. */
+/** Inodes of a process's sockets; none when it has ended or may not be inspected. */
 export function socketInodes(pid: number): number[] {
   const folder = `/proc/${pid}/fd`;
   const inodes: number[] = [];
@@ -45,7 +45,7 @@ function listed(folder: string): string[] {
   }
 }
 
-/** Where a link leads; "" when it is gone: descriptors come and go. */
+/** The target of a link; "" when it is gone, since descriptors come and go. */
 function target(link: string): string {
   try {
     return readlinkSync(link);
@@ -82,7 +82,7 @@ export function spawnOrphan(path: string, argv: readonly string[], env: Environm
   return taskIdentity(pid) ?? { tgid: pid, startTicks: 0n };
 }
 
-/** Whether that very process lives: not gone, not dead and waiting for its parent, not another with its pid. */
+/** Whether exactly this process runs: it has not ended, is no zombie, and its pid is not another's. */
 export function isLiving({ tgid, startTicks }: TaskIdentity): boolean {
   try {
     const stat = readFileSync(`/proc/${tgid}/stat`, "utf8");
@@ -93,17 +93,17 @@ export function isLiving({ tgid, startTicks }: TaskIdentity): boolean {
   }
 }
 
-/** Sends a signal to that very process; does nothing when it is gone. */
+/** Sends a signal to exactly this process; does nothing when it has ended. */
 export function signalTask(task: TaskIdentity, signal: NodeJS.Signals): void {
   if (!isLiving(task)) return;
   try {
     process.kill(task.tgid, signal);
   } catch {
-    // It went in between.
+    // It ended in between.
   }
 }
 
-/** Has the kernel send a signal to this process when the thread that started it dies; 0 takes it back. */
+/** Makes the kernel send a signal to this process when the thread that started it dies; 0 cancels it. */
 export function prctlDeathSignal(signal: number): void {
   const PR_SET_PDEATHSIG = 1;
   check(native().kmesh_prctl(PR_SET_PDEATHSIG, BigInt(signal)), "prctl", "PR_SET_PDEATHSIG");

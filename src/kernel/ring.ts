@@ -1,9 +1,9 @@
-/** Ring buffer maps, read without waiting. How far they were read is part of the map: the next reader goes on there. */
+/** Reads ring buffer maps without waiting. The read position is part of the map: the next reader continues there. */
 import { check } from "./error.ts";
 import type { BpfMap } from "./maps.ts";
 import { native } from "./native.ts";
 
-/** Owns two mappings of the map; only one reader may be at work at a time. */
+/** Owns two mappings of the map. Only one reader may be active at a time. */
 export class RingReader {
   readonly #recordSize: number;
   readonly #bytes: Uint8Array;
@@ -23,7 +23,7 @@ export class RingReader {
     return new RingReader(handle[0] ?? 0n, recordSize, atOnce);
   }
 
-  /** The next records, one behind the other, in a buffer that the next call fills again. */
+  /** The next records, packed in a buffer that the next call overwrites. */
   read(): { bytes: Uint8Array; count: number } {
     if (this.#handle === 0n) throw new Error("the ring buffer is closed");
     const count = native().kmesh_ring_read(this.#handle, this.#bytes, this.#bytes.length, this.#recordSize);

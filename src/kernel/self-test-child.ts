@@ -1,4 +1,4 @@
-/** A child process that connects where it is told to, in a cgroup of its own (native/probe.c). */
+/** A child process that opens test connections, in its own cgroup (native/probe.c). */
 import { constants } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, KernelError } from "./error.ts";
@@ -16,18 +16,18 @@ const STAGES = [
 const FAMILIES = { v4: 2, v6: 10 } as const;
 export type Family = keyof typeof FAMILIES;
 
-/** What became of a connection. */
+/** The result of a test connection. */
 export type SelfTestOutcome =
   | {
       ok: true;
-      /** What getpeername() said: 16 bytes, IPv4 as v4-mapped. */
+      /** The address from getpeername(): 16 bytes, IPv4 as v4-mapped. */
       peer: Uint8Array;
       port: number;
     }
-  /** Where it failed, and why. `stage` is "connect", "accept", ... */
+  /** The step that failed, and the reason. `stage` is "connect", "accept", ... */
   | { ok: false; stage: string; reason: string };
 
-/** Listens on a port of loopback that the kernel has chosen. The owner closes it. */
+/** Listens on a loopback port that the kernel chooses. The owner closes it. */
 export class LoopbackListener {
   readonly port: number;
   #fd: number;
@@ -55,7 +55,7 @@ export class LoopbackListener {
   }
 }
 
-/** Its owner ends it; it also ends with this process, however that goes. It holds this process's descriptors. */
+/** The owner ends it. It also ends when this process ends in any way. It inherits this process's descriptors. */
 export class SelfTestChild {
   readonly pid: number;
   readonly #control: number;
@@ -66,7 +66,7 @@ export class SelfTestChild {
     this.#control = control;
   }
 
-  /** Starts it in the cgroup2 folder `cgroup`. Throws KernelError. Listeners are to be opened before. */
+  /** Starts the child in the cgroup2 folder `cgroup`. Open the listeners before. Throws KernelError. */
   static start(cgroup: string): SelfTestChild {
     const lib = native();
     const control = new Int32Array(new ArrayBuffer(4));
@@ -108,7 +108,7 @@ export class SelfTestChild {
     return { ok: false, stage: call, reason };
   }
 
-  /** Closes the connection that it has. Throws KernelError when the child does not answer. */
+  /** Closes the child's connection. Throws KernelError when the child does not answer. */
   disconnect(): void {
     this.#order(new Uint8Array(new ArrayBuffer(32)));
   }
@@ -118,7 +118,7 @@ export class SelfTestChild {
     this.#ended = true;
   }
 
-  /** The outcome's words: stage, errno, port, 0, and the peer's address. */
+  /** The words of the result: stage, errno, port, 0, and the peer's address. */
   #order(order: Uint8Array | undefined): Int32Array {
     const outcome = new Uint8Array(new ArrayBuffer(32));
     const result = native().kmesh_probe_order(this.#control, order ?? null, outcome);

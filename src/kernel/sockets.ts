@@ -17,7 +17,7 @@ export const TCP = {
   closing: 11,
 } as const;
 
-/** From connect() or accept() on; without those that only wait for late packets. */
+/** States from connect() or accept() on, except those that only wait for late packets. */
 export const CONNECTED: readonly number[] = Object.values(TCP).filter(
   (state) => state !== TCP.listen && state !== TCP.timeWait && state !== TCP.synReceived,
 );
@@ -28,12 +28,12 @@ const COOKIE = 48;
 const CGROUP = 56;
 const HEAD = 64;
 
-/** Room for at least one answer of the kernel, and about 10 ms of work. */
+/** Holds at least one answer of the kernel; about 10 ms of work. */
 const BATCH_RECORDS = 4096;
 const FAMILIES = { v6: 10, v4: 2 } as const;
 const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
-/** Looks at one socket of a batch after the other: `at(i)`, then its members. Nothing is made a socket. */
+/** A cursor over a batch: `at(i)` selects a socket, then read its members. No object is made per socket. */
 export class SocketBatch {
   count = 0;
   readonly #bytes: Uint8Array<ArrayBuffer>;
@@ -72,7 +72,7 @@ export class SocketBatch {
     return this.#view.getUint16(this.#at + AT.remotePort);
   }
 
-  /** Of the descriptor, as in /proc/PID/fd; 0 when no process holds it any more. */
+  /** The inode, as in /proc/PID/fd; 0 when no process holds the socket. */
   get inode(): number {
     return this.#view.getUint32(this.#at + AT.inode, LITTLE);
   }
@@ -91,7 +91,7 @@ export class SocketBatch {
     return this.#longs[(this.#at + COOKIE) >> 3] ?? 0n;
   }
 
-  /** Of the cgroup in which it was made; 0n where the kernel does not tell. */
+  /** Id of the cgroup in which the socket was made; 0n when the kernel does not say. */
   get cgroup(): bigint {
     return this.#longs[(this.#at + CGROUP) >> 3] ?? 0n;
   }
@@ -114,7 +114,7 @@ export class SocketBatch {
     return this.#longs[(this.#at + HEAD + offset) >> 3] ?? 0n;
   }
 
-  /** The bytes that the kernel's next sockets go to. */
+  /** The buffer for the next batch. */
   get buffer(): Uint8Array {
     return this.#bytes;
   }
@@ -163,7 +163,10 @@ function failed(errno: number): KernelError {
   return new KernelError("sock_diag", errno, "TCP sockets", detail);
 }
 
-/** Adds to the aligned 8 bytes at the start of `number`, which programs may add to at the same time. */
+/**
+ * Atomically adds `change` to the aligned 8 bytes at the start of `number`, which programs may change at the same
+ * time.
+ */
 export function atomicAdd(number: Uint8Array, change: bigint): void {
   native().kmesh_add(number, change);
 }

@@ -9,7 +9,7 @@ import { isIPv6 } from "node:net";
 /** The 96 bits before an IPv4 address in its v4-mapped IPv6 form (RFC 4291, 2.5.5.2). */
 const V4_MAPPED_PREFIX = 96;
 
-/** True for dotted IPv4 text; canonical text of a v4-mapped address is its IPv4 form. */
+/** Whether canonical text is an IPv4 address (a v4-mapped address has the IPv4 form). */
 export function isV4(address: string): boolean {
   return address.indexOf(":") < 0;
 }
@@ -46,7 +46,7 @@ export function formatAddress(bytes: Uint8Array): string {
   return `${hex(words.slice(0, run.start))}::${hex(words.slice(run.start + run.length))}`;
 }
 
-/** The one spelling of an address, or undefined when `text` is none. Brackets around IPv6 are taken off. */
+/** The canonical spelling of an address; undefined when `text` is no address. Accepts brackets around IPv6. */
 export function canonicalAddress(text: string): string | undefined {
   const bare = text.startsWith("[") && text.endsWith("]") ? text.slice(1, -1) : text;
   if (parseV4(bare) !== undefined) return bare;
@@ -87,7 +87,7 @@ export function maskPrefix(prefix: Prefix): Prefix {
   return { address: formatAddress(bytes), length: prefix.length };
 }
 
-/** How many of the 16 bytes' bits a prefix fixes: IPv4 ones are counted behind the v4-mapped prefix. */
+/** The prefix length in the 16-byte form: for IPv4, 96 plus the length. */
 export function prefixBits(prefix: Prefix): number {
   return isV4(prefix.address) ? V4_MAPPED_PREFIX + prefix.length : prefix.length;
 }
@@ -100,7 +100,7 @@ export function contains(prefix: Prefix, address: string): boolean {
     const shift = 32 - prefix.length;
     return shift >= 32 || block >>> shift === bits >>> shift;
   }
-  // Every frontend of a mesh is compared with a list of blocks: most are of one family, the blocks of two.
+  // Fast path for different families: every frontend is compared with a list of blocks.
   if (block !== undefined || bits !== undefined) return false;
   return maskPrefix({ address, length: prefix.length }).address === maskPrefix(prefix).address;
 }
@@ -113,8 +113,8 @@ export function parseV4(text: string): number | undefined {
 }
 
 /**
- * The same of text in bytes [start, end). By hand, since a start parses each of 100,000 endpoints; no leading
- * zeros, as inet_pton(3).
+ * Parses dotted IPv4 text in bytes [start, end), like parseV4. Written by hand, since a start parses 100,000
+ * endpoints. Rejects leading zeros, like inet_pton(3).
  */
 export function parseV4Bytes(bytes: Uint8Array, start: number, end: number): number | undefined {
   let bits = 0;

@@ -1,7 +1,7 @@
 /**
- * A mesh as bytes and back: compact, in parts, so that a large one never stands in memory twice. Not for another
- * machine: endpoints are written as they lie in memory. Whoever keeps the bytes guards them by a checksum and a version;
- * a change of what is written here is a new `MESH_ENCODING`.
+ * Encodes a mesh as bytes, and decodes it: compact, and in parts, so that a large mesh is never in memory twice. The
+ * bytes are for one machine: endpoints are written as they are in memory. The caller must protect the bytes by a
+ * checksum and a version. Each change of the format needs a new `MESH_ENCODING`.
  */
 import { ENDPOINT_WORDS, EndpointList } from "./endpoint-list.ts";
 import { frontendKey } from "./frontend.ts";
@@ -24,19 +24,19 @@ import {
   type Target,
 } from "./model.ts";
 
-/** The version of this encoding. */
+/** The version of the format. */
 export const MESH_ENCODING = 3;
 
-/** Bytes of a part, about: an element is never cut. */
+/** Approximate bytes of a part: an element is never split. */
 const PART = 64 << 10;
 
-// The order of each list is the encoding's: append only.
+// The order of each list is part of the format: only append.
 const TARGET_KINDS = ["cluster", "split", "passthrough", "refuse"] as const;
 const MATCH_KINDS = ["address", "prefix", "port"] as const;
 const CLUSTER_KINDS = ["endpoints", "passthrough", "refuse", "port-override"] as const;
 const POLICIES = ["round-robin", "random", "least-request", "ring-hash", "maglev"] as const;
 
-/** Bytes that are no mesh. */
+/** The bytes are no encoded mesh. */
 export class MalformedMesh extends Error {
   constructor(reason: string) {
     super(reason);
@@ -45,15 +45,15 @@ export class MalformedMesh extends Error {
 }
 
 /**
- * The mesh of this moment as parts of about 64 KB; each is valid until the next is asked for. The maps may change
- * between two parts, what they hold is only ever replaced.
+ * Encodes the present mesh in parts of about 64 KB. Each part is valid until the next one is requested. The maps may
+ * change between two parts, because their values are only ever replaced.
  */
 export function encodeMesh(mesh: Mesh): Generator<Uint8Array, void> {
   const { fallback, notes } = mesh;
   const writer = new Writer();
   writer.list(notes, putNote);
   putTarget(writer, fallback);
-  // What is referred to comes before what refers to it: names are written where they are first met.
+  // Referenced elements come first: a name is written where it first occurs.
   return parts(writer, [
     section([...mesh.services.values()], putService),
     section([...mesh.clusters.values()], putCluster),
@@ -63,7 +63,7 @@ export function encodeMesh(mesh: Mesh): Generator<Uint8Array, void> {
   ]);
 }
 
-/** The mesh that these bytes are, which have no names where the version of this encoding was 2. Throws MalformedMesh. */
+/** Decodes a mesh. Bytes of encoding 2 have no names. Throws MalformedMesh. */
 export function decodeMesh(bytes: Uint8Array, encoding = MESH_ENCODING): Mesh {
   const reader = new Reader(bytes);
   const notes = reader.list(takeNote);
@@ -250,7 +250,7 @@ function takeCluster(reader: Reader): Cluster {
 
 function putEjection(writer: Writer, { after, base, longest, percent, enforcing }: Ejection): void {
   writer.number(after);
-  // Most clusters eject nobody.
+  // Most clusters have no outlier detection.
   if (after > 0) for (const value of [base, longest, percent, enforcing]) writer.number(value);
 }
 
@@ -292,7 +292,7 @@ const utf8 = new TextEncoder();
 class Writer {
   #bytes = new Uint8Array(2 * PART);
   #length = 0;
-  /** Where each name was first met: from then on its number stands for it. */
+  /** The number of each name, by the order of first occurrence. Later occurrences write the number. */
   readonly #names = new Map<string, number>();
 
   get length(): number {
@@ -307,7 +307,10 @@ class Writer {
     this.#length = 0;
   }
 
-  /** Seven bits a byte, one more than the number; 0 and eight bytes for what is no natural number. */
+  /**
+   * Writes the number plus one as a varint, seven bits per byte; for a value that is no natural number, 0 and eight
+   * bytes.
+   */
   number(value: number): void {
     this.#reserve(10);
     if (Number.isSafeInteger(value + 1) && value >= 0) {
@@ -327,7 +330,7 @@ class Writer {
     this.#length += bytes.length;
   }
 
-  /** A text that may come again. */
+  /** Writes a string that may repeat. */
   name(value: string): void {
     const known = this.#names.get(value);
     this.#reserve(10);
@@ -426,7 +429,7 @@ class Reader {
     const length = this.#count(ENDPOINT_WORDS * 4);
     if (length === 0) return EndpointList.empty;
     const bytes = this.#take(length * ENDPOINT_WORDS * 4);
-    // Copied: it need not lie at a multiple of four, and the file's bytes are let go.
+    // Copied, since the bytes may be unaligned, and so that the file's buffer can be freed.
     return new EndpointList(new Uint32Array(new Uint8Array(bytes).buffer));
   }
 
@@ -435,7 +438,7 @@ class Reader {
     if (left > 0) throw new MalformedMesh(`${left} bytes too many`);
   }
 
-  /** A count of elements that take at least `size` bytes each. */
+  /** Reads a count of elements of at least `size` bytes each. */
   #count(size: number): number {
     const count = this.number();
     if (!Number.isInteger(count) || count * size > this.#bytes.length - this.#at) throw cut();

@@ -1,6 +1,6 @@
 /**
- * Endpoints packed into words, 24 bytes each: a mesh has a hundred thousand of them, and objects with texts would
- * take ten times that and seconds of collection.
+ * Endpoints packed into words, 24 bytes each. A mesh may have a hundred thousand endpoints; objects with strings
+ * would need ten times the memory and seconds of garbage collection.
  */
 import { formatAddress, parseAddress, parseV4 } from "./address.ts";
 
@@ -12,15 +12,15 @@ export interface Endpoint {
   healthy: boolean;
 }
 
-/** Words of one endpoint: the 16 address bytes as they lie in memory, port and health, weight. */
+/** Words of one endpoint: the 16 address bytes in network order as they are in memory, port and health, weight. */
 export const ENDPOINT_WORDS = 6;
 const PORT = 4;
 const WEIGHT = 5;
 const HEALTHY = 1 << 16;
-/** Only in a buffer: the endpoint stands apart for its reader. */
+/** Only in a buffer: a mark for the reader. */
 const MARKED = 1 << 17;
 
-/** One endpoint's words as bytes, big-endian, on the way in or out. */
+/** Scratch memory for one address, big-endian. */
 const draft = new DataView(new ArrayBuffer(16));
 const draftBytes = new Uint8Array(draft.buffer);
 const draftWords = new Uint32Array(draft.buffer);
@@ -39,7 +39,7 @@ export class EndpointList implements Iterable<Endpoint> {
     return this.words.length / ENDPOINT_WORDS;
   }
 
-  /** Packs endpoints in their order. Throws TypeError for an address that is none. */
+  /** Packs endpoints in the given order. Throws TypeError for an invalid address. */
   static of(endpoints: readonly Endpoint[]): EndpointList {
     const buffer = new EndpointBuffer();
     for (const { address, port, weight, healthy } of endpoints) buffer.push(address, port, weight, healthy);
@@ -101,7 +101,7 @@ export class EndpointList implements Iterable<Endpoint> {
 draft.setUint32(0, 0xffff);
 const MAPPED = draftWords[0] ?? 0;
 
-/** Endpoints while they are read: one buffer serves a whole configuration, and what is kept of it is copied out. */
+/** A growing list of endpoints for readers. One buffer serves a whole configuration; `pick` copies the result. */
 export class EndpointBuffer {
   words = new Uint32Array(64 * ENDPOINT_WORDS);
   length = 0;
@@ -110,7 +110,7 @@ export class EndpointBuffer {
     this.length = 0;
   }
 
-  /** Adds an endpoint. Throws TypeError when `address` is none. */
+  /** Adds an endpoint. Throws TypeError when `address` is no IP address. */
   push(address: string, port: number, weight: number, healthy: boolean, marked = false): void {
     const v4 = parseV4(address);
     if (v4 !== undefined) {
@@ -151,7 +151,7 @@ export class EndpointBuffer {
     );
   }
 
-  /** The endpoints at these places, copied, without their marks. */
+  /** Copies the endpoints at these indexes, without their marks. */
   pick(places: readonly number[]): EndpointList {
     const words = new Uint32Array(places.length * ENDPOINT_WORDS);
     let to = 0;
@@ -164,7 +164,7 @@ export class EndpointBuffer {
     return new EndpointList(words);
   }
 
-  /** Orders two places by address bytes and port; of the same ones a healthy one comes first, then the heaviest. */
+  /** Compares two endpoints by address bytes and port. Of equal ones a healthy one comes first, then the heaviest. */
   compare(i: number, k: number): number {
     const address = this.#compareAddress(i, k);
     if (address !== 0) return address;
@@ -173,7 +173,7 @@ export class EndpointBuffer {
     return (right & HEALTHY) - (left & HEALTHY) || this.weight(k) - this.weight(i);
   }
 
-  /** Whether two places have the same address and port. */
+  /** Whether two endpoints have the same address and port. */
   same(i: number, k: number): boolean {
     return this.#compareAddress(i, k) === 0;
   }
@@ -218,7 +218,7 @@ function v4KeyAt(words: Uint32Array, at: number): number | undefined {
   return networkWord(words[at + 3] ?? 0) * 65536 + portAt(words, at);
 }
 
-/** A word of an address as the number that its bytes spell in network order. */
+/** Converts a word in memory order to the number that its bytes form in network order. */
 function networkWord(word: number): number {
   draftWords[0] = word;
   return draft.getUint32(0);

@@ -1,12 +1,12 @@
 /**
- * Destinations that kmesh never governs, whoever connects. The kernel's program has the same list (bpf/include/exempt.h,
- * compared by exempt.test.ts); the compiler lists frontends that lie in it, and `kmesh explain` names the block.
+ * Destinations that kmesh never governs, for any process. The BPF program has the same list (bpf/include/exempt.h;
+ * exempt.test.ts compares them). The compiler adds a note to frontends in it, and `kmesh explain` names the block.
  */
 import { contains, type Prefix } from "./address.ts";
 import type { Match } from "./model.ts";
 
 export interface ExemptBlock extends Prefix {
-  /** What lives there, a noun phrase: "loopback". */
+  /** A noun phrase for the block's addresses: "loopback". */
   what: string;
 }
 
@@ -22,12 +22,15 @@ export const EXEMPT: readonly ExemptBlock[] = [
   { address: "::", length: 127, what: "unspecified or loopback" },
 ];
 
-/** The block that an address (canonical text) lies in; undefined when connections to it are governed. */
+/** The exempt block with this address (canonical text); undefined when connections to it are governed. */
 export function exemptBlockOf(address: string): ExemptBlock | undefined {
   return EXEMPT.find((block) => contains(block, address));
 }
 
-/** The block that all of a frontend's addresses lie in, so that no connection ever reaches it; undefined when some may. */
+/**
+ * The exempt block that holds all addresses of a frontend, so that no connection reaches it; undefined when there is
+ * none.
+ */
 export function exemptBlockOfMatch(match: Match): ExemptBlock | undefined {
   if (match.kind === "port") return undefined;
   const length = match.kind === "prefix" ? match.length : Number.POSITIVE_INFINITY;

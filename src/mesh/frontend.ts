@@ -5,7 +5,10 @@ export function frontendKey(frontend: Pick<Frontend, "match" | "protocol">): str
   return `${frontend.protocol} ${formatMatch(frontend.match)}`;
 }
 
-/** How users write a match: `10.0.0.1:80`, `[fd00::1]:80`, `10.1.0.0/16:80`, `*:80`; a block of every port: `10.1.0.0/16`. */
+/**
+ * Formats a match as users write it: `10.0.0.1:80`, `[fd00::1]:80`, `10.1.0.0/16:80`, `*:80`; a block of every port:
+ * `10.1.0.0/16`.
+ */
 export function formatMatch(match: Match): string {
   if (match.kind === "port") return `*:${match.port}`;
   if (match.kind === "prefix" && match.port === 0) return `${match.address}/${match.length}`;

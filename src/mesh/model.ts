@@ -13,13 +13,13 @@ export const REASONS = [
   "none",
   /** The cluster has no healthy endpoint. */
   "no-endpoint",
-  /** It has some, but none of the socket's address family. */
+  /** The cluster has healthy endpoints, but none of the socket's address family. */
   "no-family",
   /** A route's share names a cluster that istiod never sent. */
   "missing-cluster",
   /** The configuration demands TLS, which kmesh does not originate yet. */
   "tls-required",
-  /** A policy, or a route to BlackHoleCluster, says no. */
+  /** A policy or a route to BlackHoleCluster refuses it. */
   "policy",
   /** The mesh is REGISTRY_ONLY and the address belongs to no service. */
   "not-in-registry",
@@ -27,20 +27,22 @@ export const REASONS = [
   "max-connections",
   /** The destination can't be chosen at connect time (a dynamic DNS host, say). */
   "undecidable",
-  /** A table contradicts itself: a fault of kmesh, counted so that it is seen. */
+  /** The tables contradict each other: a bug in kmesh, counted to be visible. */
   "internal",
 ] as const;
 export type Reason = (typeof REASONS)[number];
 
-/** What a connection to a frontend becomes. */
+/** The target of a frontend's connections. */
 export type Target =
   | { kind: "cluster"; cluster: string }
   | { kind: "split"; split: string }
-  /** Goes to the address that the app asked for. */
+  /** Connects to the address that the app asked for. */
   | { kind: "passthrough" }
   | { kind: "refuse"; reason: Reason };
 
-/** What an app connects to. Exactly one of the three shapes is matched, in this order. */
+/**
+ * The destination that an app connects to. The three kinds are looked up in this order; the first that matches wins.
+ */
 export type Match =
   | { kind: "address"; address: string; port: number }
   /** `length` counts bits of the address's own family. Longest prefix first. */
@@ -54,26 +56,32 @@ export interface Frontend {
   /** Name of the service that counts this frontend's connections. */
   service: string;
   target: Target;
-  /** Its routes are not known yet: what the kernel holds under this key stays, `target` is for where it holds nothing. */
+  /**
+   * Its routes are not known yet. An entry that the kernel has under this key stays; `target` is used if there is
+   * none.
+   */
   pending?: true;
 }
 
-/** What users count, list and explain: one host and port. Its name is `host:port`. */
+/** The unit of statistics, lists and `explain`: one host and port. Its name is `host:port`. */
 export interface Service {
   name: string;
   host: string;
   port: number;
-  /** What is valid and was not, or not entirely, taken over. Never empty of what matters: nothing is dropped in silence. */
+  /** Valid configuration that kmesh does not enforce, or not fully. Complete: nothing is dropped without a note. */
   notes: Note[];
 }
 
-/** What is valid in the configuration and is not, or not entirely, done. The order is the encoding's: append only. */
+/**
+ * Kinds of notes about valid configuration that is not, or not fully, enforced. The order is part of the encoding:
+ * only append.
+ */
 export const NOTE_KINDS = [
-  /** A route needs the request; connect time took `text` instead. */
+  /** A route depends on the request; `text` names what is used at connect time. */
   "layer7",
-  /** mTLS is preferred by the peer, plaintext is used. */
+  /** The peer prefers mTLS; kmesh sends plaintext. */
   "plaintext",
-  /** Valid, accepted, without effect here: slow start, timeouts, ... */
+  /** Valid and without effect in kmesh: slow start, timeouts, ... */
   "not-enforced",
   /** The reason why connections are refused. */
   "refused",
@@ -88,7 +96,7 @@ export interface Note {
   text: string;
 }
 
-/** How log and status call the kinds, the most important first. */
+/** Titles of the kinds in log and status, the most important first. */
 export const NOTE_TITLES: readonly { kind: NoteKind; title: string }[] = [
   { kind: "refused", title: "refused" },
   { kind: "layer7", title: "layer 7, not enforced yet" },
@@ -113,17 +121,17 @@ export type Balance =
   | { policy: "ring-hash"; tableSize: number }
   | { policy: "maglev"; tableSize: number };
 
-/** When an endpoint whose connects fail in a row gets no connections for a while. */
+/** Outlier detection: when an endpoint with consecutive failed connects is ejected. */
 export interface Ejection {
-  /** That many; 0 = never. */
+  /** Consecutive failures that eject; 0 = never. */
   after: number;
-  /** Milliseconds of the first ejection; the second in a row lasts twice as long, and so on. */
+  /** Duration of the first ejection, milliseconds. The second consecutive one lasts twice as long, and so on. */
   base: number;
   /** Milliseconds. */
   longest: number;
-  /** Of the endpoints that may be ejected at a time, in percent; one always may, unless this is 0. */
+  /** The share of endpoints that may be ejected at a time, percent. One always may, unless this is 0. */
   percent: number;
-  /** How many out of a hundred such rows of failures eject: Envoy's enforcing percentage, 1 to 100; 0 = never. */
+  /** Percentage of such series of failures that eject: Envoy's enforcing percentage, 1 to 100; 0 = never. */
   enforcing: number;
 }
 
@@ -135,19 +143,19 @@ export interface Cluster {
   service: string;
   kind:
     | "endpoints"
-    /** ORIGINAL_DST: goes to the address that the app asked for. */
+    /** ORIGINAL_DST: connects to the address that the app asked for. */
     | "passthrough"
     /** ORIGINAL_DST with a port override: the address that the app asked for, at `port`. */
     | "port-override"
     /** Every connection is refused with `reason`. */
     | "refuse";
   reason: Reason;
-  /** Of the kind port-override; 0 for all others. */
+  /** The port of kind port-override; else 0. */
   port: number;
   balance: Balance;
   /** Localities in a stable order (sorted by priority, region, zone, subzone). */
   localities: Locality[];
-  /** Locality weights count (common_lb_config.locality_weighted_lb_config). */
+  /** Whether locality weights are used (common_lb_config.locality_weighted_lb_config). */
   localityWeighted: boolean;
   /** Envoy's overprovisioning factor in percent, default 140. */
   overprovisioning: number;
@@ -156,7 +164,7 @@ export interface Cluster {
   /** 0 = no limit. */
   maxConnections: number;
   ejection: Ejection;
-  /** Not known yet (a DNS name without its first answer): what the kernel holds under this name stays. */
+  /** Not known yet (a DNS name without its first answer): the cluster that the kernel has under this name stays. */
   pending: boolean;
 }
 
@@ -182,8 +190,8 @@ export interface Name {
 }
 
 /**
- * Where the mesh can't say yet which frontends there are: routes that did not come, a listener that is malformed. What an
- * earlier agent left in the kernel stays there, as a cluster does that is `pending`.
+ * Parts of the mesh that are not known yet: missing routes, or a malformed listener. The frontends that an earlier
+ * agent left in the kernel stay, as for a `pending` cluster.
  */
 export interface Pending {
   /** Ports with frontends that are not known. */
@@ -193,8 +201,8 @@ export interface Pending {
 }
 
 /**
- * The whole configuration of the data path at one moment. The maps may change in place, what they hold is only ever
- * replaced: copies of the maps are enough to keep a moment.
+ * The whole configuration of the data path at one moment. The maps may change in place, but their values are only
+ * ever replaced: a copy of the maps preserves a moment.
  */
 export interface Mesh {
   services: Map<string, Service>;
@@ -208,7 +216,7 @@ export interface Mesh {
   fallback: Target;
   /** Absent when all is known. */
   pending?: Pending;
-  /** What concerns no single service: inbound STRICT, RBAC, undecidable ports. */
+  /** Notes that concern no single service: inbound STRICT, RBAC, undecidable ports. */
   notes: Note[];
 }
 

@@ -1,4 +1,4 @@
-/** Whether two parts of the model say the same: what differs is what has to be published. */
+/** Compares parts of the model. Parts that differ are published. */
 import type {
   Balance,
   Cluster,

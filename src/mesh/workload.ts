@@ -4,7 +4,7 @@
  */
 import type { EndpointList } from "./endpoint-list.ts";
 
-/** Endpoints that are remembered at most; the oldest go first. */
+/** Most endpoints in the index; the oldest are dropped first. */
 const ROOM = 262_144;
 
 export class WorkloadIndex {
@@ -14,7 +14,7 @@ export class WorkloadIndex {
   readonly #byAddress = new Map<string, number>();
   readonly #ports = new Map<string, Set<number>>();
 
-  /** The text's number, for `set`. */
+  /** Gives the number of a text, for `set`. */
   intern(text: string): number {
     let id = this.#ids.get(text);
     if (id === undefined) {
@@ -25,7 +25,7 @@ export class WorkloadIndex {
     return id;
   }
 
-  /** Says what workload the endpoint is one of. `key` as EndpointBuffer.key gives it. */
+  /** Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. */
   set(key: number | string, text: number): void {
     this.#byEndpoint.delete(key);
     this.#byEndpoint.set(key, text);
@@ -41,13 +41,13 @@ export class WorkloadIndex {
     return this.at(keyOf(address, port));
   }
 
-  /** The same by what `keyOf` gives. */
+  /** Like `find`, by a key from `keyOf`. */
   at(key: number | string): string | undefined {
     const id = this.#byEndpoint.get(key);
     return id === undefined ? undefined : this.#texts[id];
   }
 
-  /** The same for a host, whichever port: of a caller no more is known. */
+  /** Like `find`, for any port of a host: the port of a client is not known. */
   findHost(address: string): string | undefined {
     this.#index();
     const id = this.#byAddress.get(address);

@@ -1,6 +1,6 @@
 /**
- * The files that travel inside the executable: libbpf.so, the BPF objects, the systemd unit. Run from source they are
- * read from dist/, where build/compile puts them, and from systemd/.
+ * The files embedded in the executable: libbpf.so, the BPF objects, the systemd unit. When run from source, they are
+ * read from dist/ and systemd/.
  */
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
@@ -12,7 +12,7 @@ export function embed(paths: Readonly<Record<string, string>>): void {
   for (const [name, path] of Object.entries(paths)) embedded.set(name, path);
 }
 
-/** Whether this is the single file. */
+/** Whether this process runs from the single executable. */
 export function isEmbedded(): boolean {
   return embedded.size > 0;
 }

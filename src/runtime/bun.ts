@@ -1,5 +1,5 @@
 /**
- * Foreign functions by bun:ffi. Views are passed as they are, never as a number from ptr(): Bun moves the memory of
+ * Foreign functions by bun:ffi. Views are passed as views, never as a number from ptr(): Bun moves the memory of
  * small typed arrays at the first access to their `.buffer`, and a number would then be stale.
  */
 import { CString, dlopen, type FFIFunction, FFIType, type Pointer, toArrayBuffer } from "bun:ffi";

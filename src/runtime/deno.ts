@@ -1,7 +1,7 @@
 /** Foreign functions by Deno.dlopen (needs --allow-ffi). */
 import type { Ffi, Functions, NativeType, Signature } from "./native-types.ts";
 
-/** What is used of Deno's own types, which would clash with Bun's if both were loaded. */
+/** The part of Deno's types that is used. Deno's own declarations would conflict with Bun's. */
 interface DenoFfi {
   dlopen(
     path: string,

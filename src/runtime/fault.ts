@@ -1,4 +1,4 @@
-/** Steps in the middle of which a test has the agent killed: what is left then, the next start has to put right. */
+/** Points at which a test kills the agent. The next start must repair the state that is left. */
 
 export const FAULT_POINTS = [
   // Pins, by datapath/generation/generation.ts.
@@ -7,7 +7,7 @@ export const FAULT_POINTS = [
   "pin.programs",
   "pin.filled",
   "pin.generation",
-  // New programs on trial.
+  // The self-test of new programs.
   "probe.cgroup",
   "probe.connected",
   "probe.removed",
@@ -18,7 +18,7 @@ export const FAULT_POINTS = [
   "remove.other",
   "remove.other.done",
   "remove.programs",
-  // What a push writes, in its order.
+  // The writes of a push, in their order.
   "publish.descriptor",
   "publish.cluster",
   "publish.splits",
@@ -54,13 +54,13 @@ export const FAULT_POINTS = [
 
 export type FaultPoint = (typeof FAULT_POINTS)[number];
 
-/** `name` or `name:n`: the n-th time that it is passed. */
+/** `name`, or `name:n` for the n-th time that the point is reached. */
 export const FAULT_VARIABLE = "KMESH_FAULT";
 
 const [armed, times = "1"] = (process.env[FAULT_VARIABLE] ?? "").split(":");
 let left = Number(times);
 
-/** Ends this process at once, without a last word, when KMESH_FAULT names this point. */
+/** Kills this process at once when KMESH_FAULT names this point. */
 export function faultPoint(name: FaultPoint): void {
   if (name !== armed) return;
   left--;

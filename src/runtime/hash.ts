@@ -7,8 +7,8 @@ interface BunHash {
 const bun = (globalThis as unknown as { Bun?: BunHash }).Bun;
 
 /**
- * 64 bits that tell whether bytes changed. Differs between runtimes: compare only within one process, and never trust
- * it against an adversary.
+ * A 64-bit hash that detects changed bytes. It differs between runtimes: compare hashes of one process only. It is
+ * not safe against an adversary.
  */
 export const hash64: (bytes: Uint8Array) => bigint =
   bun === undefined

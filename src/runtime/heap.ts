@@ -3,7 +3,10 @@
  * somebody's applications has no claim to; what it takes that memory to be can only be said before a process starts.
  */
 
-/** Read by JavaScriptCore at start (Options.h): bytes. The heap may be larger, it is only collected more often. */
+/**
+ * JavaScriptCore reads this at start (Options.h): bytes. The heap may grow beyond it; it is then collected more
+ * often.
+ */
 const VARIABLE = "BUN_JSC_forceRAMSize";
 const BYTES = 160 * 1024 * 1024;
 

@@ -1,11 +1,11 @@
 /**
- * Foreign functions as both runtimes offer them, the one thing in which Bun and Deno really differ. Addresses are
- * bigints, so that no opaque pointer type of either leaks upwards.
+ * Foreign functions in the form that both runtimes support. Addresses are bigints, so that no pointer type of a
+ * runtime reaches other modules.
  */
 
 /**
- * What a native function takes or gives. "u64" is also every address; "buffer" is only taken: the address of the
- * view's memory, for the length of the call, or NULL.
+ * Types of arguments and results. "u64" is also used for addresses. "buffer" is for arguments only: the address of
+ * the view's memory, valid during the call, or NULL.
  */
 export type NativeType = "void" | "i32" | "u32" | "i64" | "u64" | "buffer";
 
@@ -21,7 +21,7 @@ interface ValueOf {
   buffer: ArrayBufferView | null;
 }
 
-/** The functions of a table, as they are called. */
+/** The callable functions of a table. */
 export type Functions<Table extends Record<string, Signature>> = {
   readonly [Name in keyof Table]: Table[Name] extends readonly [
     infer Result extends NativeType,
@@ -39,6 +39,6 @@ export interface Ffi {
   open<const Table extends Record<string, Signature>>(path: string, table: Table): Functions<Table>;
   /** The zero-terminated UTF-8 text at an address; "" for address 0. */
   text(address: bigint): string;
-  /** Foreign memory as a buffer, without a copy. It stays foreign: it is never freed, and must stay mapped. */
+  /** Foreign memory as a buffer, without a copy. It is never freed here, and must stay mapped. */
   memory(address: bigint, bytes: number): ArrayBuffer;
 }

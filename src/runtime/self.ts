@@ -1,4 +1,4 @@
-/** How this program is started again, by itself. */
+/** The command that starts this program again. */
 import { existsSync, readlinkSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { isEmbedded } from "./assets.ts";
@@ -10,7 +10,7 @@ export function selfCommand(): [executable: string, ...args: string[]] {
   return "Deno" in globalThis ? [process.execPath, "run", "--allow-all", main] : [process.execPath, main];
 }
 
-/** The executable's name of now: it may have been renamed since the start, or another may have taken its place. */
+/** The executable's present path: it may have been renamed or replaced since the start. */
 function executable(): string {
   const self = "/proc/self/exe";
   try {

@@ -13,7 +13,7 @@ export interface Entry {
   annotations: Record<string, string>;
   address: string;
   serviceAccount: string;
-  /** Absent while istiod was told nothing. */
+  /** Absent before the first health report. */
   health?: { healthy: boolean; message: string };
 }
 

@@ -32,7 +32,7 @@ export interface Tally {
   by: Record<string, number>;
   /** Failures by errno's name. */
   errors: Record<string, number>;
-  /** Connections by what getpeername said: "ADDRESS PORT". */
+  /** Number of connections by the address from getpeername(): "ADDRESS PORT". */
   peers: Record<string, number>;
   /** mode hold: connections that broke. */
   cut: number;
@@ -54,7 +54,7 @@ export interface ClientSpec {
   mptcp?: boolean;
 }
 
-/** A client that runs until `end` and then tells what it saw. */
+/** A client that runs until `end` and then reports its connections. */
 export class RunningClient {
   readonly #child: ChildProcess;
   readonly #lines: string[] = [];
@@ -80,7 +80,7 @@ export class RunningClient {
     return eventually(`a line of the client${this.#failure}`, () => this.#lines.shift(), 60_000);
   }
 
-  /** Sends it an empty line: it goes on. */
+  /** Sends an empty line, so that the client continues. */
   go(): void {
     this.#child.stdin?.write("\n");
   }
@@ -160,7 +160,7 @@ export class MeshLab {
     if (existsSync(this.bpffs)) throw new Error(`${this.bpffs} is still there: ${readdirSync(this.bpffs)}`);
   }
 
-  /** The folder flags that every command takes. */
+  /** The folder flags of every command. */
   get folders(): string[] {
     return [`--bpffs=${this.bpffs}`, `--state-dir=${this.folder}/state`, `--run-dir=${this.folder}/run`];
   }
@@ -286,7 +286,7 @@ export class MeshLab {
     return this.#count({ address, port, ...more }, {});
   }
 
-  /** Waits until a connection gives what `check` wants, and gives that tally. */
+  /** Waits until `check` accepts a connection's result, and gives that tally. */
   connectUntil(
     what: string,
     address: string,
@@ -303,7 +303,7 @@ export class MeshLab {
     });
   }
 
-  /** curl by an enrolled app; gives what it printed and its exit code. */
+  /** Runs curl as an enrolled app; gives its output and exit code. */
   curl(url: string, ...args: string[]): Promise<RunResult> {
     return run(["curl", "-sS", "--noproxy", "*", "--max-time", "5", ...args, url], {
       netns: this.namespace.path,

@@ -7,7 +7,7 @@ export class Authority {
   readonly folder: string;
   readonly root: string;
 
-  /** Makes the CA in a folder that the test removes, or takes one that there is (PEM). */
+  /** Creates a CA in a folder that the test removes, or uses an existing one (PEM). */
   constructor(folder: string, given?: { root: string; key: string }) {
     this.folder = folder;
     if (given) {
@@ -30,7 +30,7 @@ export class Authority {
     return { key: this.#read("leaf.key"), chain: this.#read("leaf.pem") };
   }
 
-  /** Signs a request (PEM) for `san`, whatever it asks for itself; times in seconds from now. */
+  /** Signs a request (PEM) for `san`; ignores the names in the request. Times in seconds from now. */
   sign(csr: string, san: string, times: { from: number; to: number }): string {
     writeFileSync(join(this.folder, "asked.csr"), csr);
     writeFileSync(join(this.folder, "asked.ext"), `subjectAltName=critical,${san}\n`);

@@ -20,7 +20,7 @@ export class NetworkNamespace {
     this.name = name;
   }
 
-  /** Makes one whose loopback is up for both families. Needs root. */
+  /** Creates a network namespace whose loopback is up for both families. Needs root. */
   static async create(purpose: string): Promise<NetworkNamespace> {
     const namespace = new NetworkNamespace(ownName(purpose));
     await output(["ip", "netns", "add", namespace.name]);
@@ -28,7 +28,7 @@ export class NetworkNamespace {
     return namespace;
   }
 
-  /** What `nsenter --net=` takes. `ip netns exec` would hide cgroup2 and bpffs behind a fresh /sys. */
+  /** The argument for `nsenter --net=`. `ip netns exec` would hide cgroup2 and bpffs behind a new /sys. */
   get path(): string {
     return `/run/netns/${this.name}`;
   }
@@ -100,20 +100,22 @@ export class TestCgroup {
     return new TestCgroup(path);
   }
 
-  /** Makes a cgroup below this one and gives its path; `remove` takes it away too. */
+  /** Creates a cgroup below this one and gives its path; `remove` removes it, too. */
   child(name: string): string {
     const path = `${this.path}/${name}`;
     mkdirSync(path, { recursive: true });
     return path;
   }
 
-  /** Ends what is left inside (it was started inside, so it is ours) and removes the whole tree. Idempotent. */
+  /**
+   * Kills the remaining processes inside (all were started there by the test) and removes the whole tree. Idempotent.
+   */
   async remove(): Promise<void> {
     await removeCgroup(this.path);
   }
 }
 
-/** Removes a cgroup and what is below it; ends what is left inside. One that is gone is fine. */
+/** Removes a cgroup with all cgroups below it, and kills the processes inside. A missing cgroup is no error. */
 export async function removeCgroup(path: string): Promise<void> {
   let names: string[];
   try {

@@ -40,7 +40,7 @@ const SOURCES = [
   "tsconfig.json",
 ];
 
-/** A line of the source, and what stands there instead. */
+/** A line of the source, and its replacement. */
 type Change = readonly [file: string, from: RegExp, to: string];
 
 /** Members of the tables that are not shared move and become wider, and lines of slots longer: another ABI. */
@@ -69,7 +69,7 @@ const VARIANTS = {
       "ctx->user_port = bpf_htons(bpf_ntohs(made.endpoint->port) + 1);",
     ],
   ],
-  /** Version 0.4.0-test, for which something else stands in keep/. */
+  /** Version 0.4.0-test, whose map layouts in keep/ differ. */
   "other-keep": [
     ["package.json", /"version": "[^"]+"/, '"version": "0.4.0-test"'],
     ["bpf/include/keep.h", /^struct endpoint_load \{$/m, "struct endpoint_load {\n\t__u64 moved;"],

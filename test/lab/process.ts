@@ -13,7 +13,7 @@ import { closeSync, openSync, readFileSync } from "node:fs";
  */
 export const PATIENCE = Number(process.env.KMESH_TEST_PATIENCE ?? 1);
 
-/** Where a process runs; what is left out is the same as the test's own. */
+/** Where a process runs. Omitted members are as for the test itself. */
 export interface Place {
   /** Path of a network namespace, such as /run/netns/NAME. */
   netns?: string;
@@ -27,7 +27,7 @@ export interface ProcessSpec extends Place {
   /** Short name for messages. */
   name: string;
   command: readonly string[];
-  /** File that takes standard output and error; appended to. */
+  /** File for standard output and error; appended to. */
   log: string;
 }
 

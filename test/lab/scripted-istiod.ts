@@ -1,4 +1,4 @@
-/** For tests: a real gRPC server that says what the test tells it to, and a sink that remembers. */
+/** For tests: a real gRPC server with scripted responses, and a sink that records its calls. */
 import {
   type ChannelOptions,
   Metadata,
@@ -15,7 +15,7 @@ const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggreg
 
 type Request = discovery.DeltaDiscoveryRequest & { type: ResourceType | undefined };
 
-/** What a response holds: by name the text that stands for the resource's bytes. */
+/** The resources of a response: by name, the text that is used as the resource's bytes. */
 export interface Scripted {
   version?: string;
   resources?: Record<string, string | Uint8Array>;
@@ -81,7 +81,7 @@ export class ScriptedStream {
     return this.requests.filter((request) => request.responseNonce !== "");
   }
 
-  /** All names of a type that the client subscribed to on this stream, those that it left taken out again. */
+  /** All names of a type to which the client is subscribed on this stream. */
   subscribed(type: ResourceType): string[] {
     const names = new Set<string>();
     for (const request of this.requests) {
