@@ -43,6 +43,9 @@ const LAYOUTS = [
 /** They travel inside the executable: `kmesh install` writes them. */
 const UNITS = ["systemd/kmesh.service", "systemd/kmesh-wait.service"];
 
+/** What bundlePage() makes; travels inside the executable, too. */
+const PAGE = ["dist/page.html", "dist/page.js", "dist/page.css"];
+
 /** Where the code of each package of proto/ goes. */
 const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
@@ -57,6 +60,7 @@ compileObjects("test/bpf", "dist/test", filesBelow("bpf"));
 writeCompileCommands();
 for (const { out, of } of LAYOUTS) writeLayout(out, objects.filter(of));
 generateProtos();
+bundlePage();
 if (!generateOnly) compileExecutable(objects);
 
 /** Compiles every NAME.bpf.c of a folder, which may include `more`; gives the objects' paths. */
@@ -146,6 +150,26 @@ function generateProtos(): void {
   }
 }
 
+/** The page of kmesh topology, for browsers: dist/page.{html,js,css}. */
+function bundlePage(): void {
+  const folder = "src/topology/page";
+  const library = "node_modules/uplot/dist/uPlot.min.css";
+  const sources = [
+    ...filesBelow("src/topology"),
+    "src/telemetry/model.ts",
+    "package-lock.json",
+    "build/compile.ts",
+  ];
+  if (PAGE.every((file) => isFresh(file, sources))) return;
+  say("bundling dist/page.js");
+  run(BUN, [
+    ...["build", `${folder}/main.ts`, "--target=browser", "--format=esm", "--minify"],
+    ...["--outfile", "dist/page.js"],
+  ]);
+  write("dist/page.css", readFileSync(library, "utf8") + readFileSync(`${folder}/page.css`, "utf8"));
+  write("dist/page.html", readFileSync(`${folder}/page.html`, "utf8"));
+}
+
 /** One executable with the libraries, the objects and the runtime inside. Equal sources give equal bytes. */
 function compileExecutable(built: string[]): void {
   const main = "src/main.ts";
@@ -158,7 +182,7 @@ function compileExecutable(built: string[]): void {
   const versionFile = "dist/version";
   if (!existsSync(versionFile) || readFileSync(versionFile, "utf8") !== version)
     writeFileSync(versionFile, version);
-  const assets = [join(OUT, "libbpf.so"), ...built, ...UNITS];
+  const assets = [join(OUT, "libbpf.so"), ...built, ...UNITS, ...PAGE];
   const sources = [
     ...filesBelow("src").filter((file) => !file.endsWith(".test.ts")),
     ...assets,

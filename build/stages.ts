@@ -62,6 +62,8 @@ async function runAll(): Promise<void> {
 
   heading("static checks");
   await command("types (tsc)", process.execPath, ["node_modules/.bin/tsc", "--noEmit"]);
+  const page = ["node_modules/.bin/tsc", "--noEmit", "-p", "src/topology/page"];
+  await command("types of the page (tsc)", process.execPath, page);
   await command("style (biome)", process.execPath, [
     "node_modules/.bin/biome",
     "check",

@@ -8,6 +8,7 @@
  *     GET  /explain?target=   where a connection would go
  *     GET  /edges?window=     who talks to whom (src/telemetry/model.ts), over so many seconds
  *     GET  /edges/history?edge=   the last hour of one edge
+ *     GET  /topology/         the page that shows them, for a browser at the end of ssh -L PORT:SOCKET
  *     GET  /metrics           text for Prometheus, or OpenMetrics
  *     GET  /healthz, /readyz  whether the agent lives; whether connections are governed by what istiod says
  *     POST /log               connections as they end, a line each, until the client goes
@@ -37,11 +38,18 @@ export class TextAnswer {
   readonly type: string;
   readonly parts: readonly string[];
   readonly status: number;
+  readonly headers: Readonly<Record<string, string>>;
 
-  constructor(type: string, parts: readonly string[], status = 200) {
+  constructor(
+    type: string,
+    parts: readonly string[],
+    status = 200,
+    headers: Readonly<Record<string, string>> = {},
+  ) {
     this.type = type;
     this.parts = parts;
     this.status = status;
+    this.headers = headers;
   }
 }
 
@@ -95,6 +103,10 @@ export class AdminServer {
     const server = createServer({ requireHostHeader: false }, (request, response) => {
       answering.add(response);
       for (const event of ["finish", "close"] as const) response.on(event, () => answering.delete(response));
+      // A browser reaches this socket through ssh -L: no other site may make it ask for anything.
+      const { origin, host } = request.headers;
+      if (origin !== undefined && origin !== `http://${host}`)
+        return void send(response, refusal(403, "another site asks, which is not answered"));
       const url = urlOf(request);
       if (!url) return void send(response, refusal(400, "the request's target is no path"));
       const action = Object.hasOwn(actions, url.pathname) ? actions[url.pathname] : undefined;
@@ -206,12 +218,12 @@ async function bodyOf(request: IncomingMessage): Promise<unknown> {
   }
 }
 
-type Reply = [status: number, body: Uint8Array[], type?: string];
+type Reply = [status: number, body: Uint8Array[], type?: string, headers?: Readonly<Record<string, string>>];
 
 async function send(response: ServerResponse, answer: Reply | Promise<Reply>): Promise<void> {
-  const [code, body, type = "application/json"] = await answer;
+  const [code, body, type = "application/json", headers = {}] = await answer;
   if (response.destroyed) return;
-  response.writeHead(code, { "content-type": type });
+  response.writeHead(code, { ...headers, "content-type": type });
   for (const part of body) {
     if (!response.write(part)) await once(response, "drain").catch(() => {});
     if (response.destroyed) return;
@@ -231,7 +243,7 @@ async function reply(
   try {
     const given = await answer(url.searchParams, headers.accept);
     if (given instanceof TextAnswer)
-      return [given.status, given.parts.map((part) => Buffer.from(part)), given.type];
+      return [given.status, given.parts.map((part) => Buffer.from(part)), given.type, given.headers];
     return [200, jsonParts(given)];
   } catch (error) {
     return failure(error);

@@ -44,6 +44,7 @@ import { refuseUnknown } from "../state/manifest.ts";
 import { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import { StatusFile } from "../state/status-file.ts";
 import type { AgentNumbers } from "../telemetry/kmesh-metrics.ts";
+import { PAGE_FOLDER, PAGE_HEADERS, PAGE_PATHS, pageFile } from "../topology/page-files.ts";
 import { ControlPlane } from "./control-plane.ts";
 import { asPredecessor, asSuccessor, type HandoverContext } from "./handover-roles.ts";
 import { LiveTables } from "./live-tables.ts";
@@ -312,6 +313,7 @@ export class Agent {
         explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
       "/edges": (query: URLSearchParams) => this.#telemetry.document(query.get("window")),
       "/edges/history": (query: URLSearchParams) => this.#telemetry.history(query.get("edge")),
+      ...this.#pageAnswers(),
       "/metrics": (_: URLSearchParams, accept?: string) => {
         const { type, parts } = this.#telemetry.metrics(accept);
         return new TextAnswer(type, parts);
@@ -336,6 +338,22 @@ export class Agent {
     this.#admin = await AdminServer.listen(adminSocket(runDir), answers, actions);
     this.#telemetry.serve();
     await this.#serveReaders(answers);
+  }
+
+  /** The page of `kmesh topology --open`, with its data beside it. */
+  #pageAnswers(): Record<string, Answer> {
+    const files = PAGE_PATHS.map((path): [string, Answer] => [
+      PAGE_FOLDER + path,
+      () => {
+        const file = pageFile(path);
+        return new TextAnswer(file?.type ?? "", [String(file?.body ?? "")], 200, PAGE_HEADERS);
+      },
+    ]);
+    return {
+      ...Object.fromEntries(files),
+      [`${PAGE_FOLDER}edges`]: (query) => this.#telemetry.document(query.get("window")),
+      [`${PAGE_FOLDER}edges/history`]: (query) => this.#telemetry.history(query.get("edge")),
+    };
   }
 
   /** Why connections are not governed by what istiod says, in a sentence. */

@@ -84,6 +84,8 @@ export interface EndpointNode extends Named {
   workload?: Workload;
   /** Set while the kernel leaves it out: seconds until it is tried again. */
   ejected?: number;
+  /** In merged documents: the unit of another machine that accepts there. */
+  unit?: string;
 }
 
 /** Where connections go that match a frontend without endpoints of its own. `outside:SERVICE`. */
@@ -119,6 +121,8 @@ export interface Edge {
   total: EdgeCounters;
   /** Within the window. */
   recent: EdgeCounters;
+  /** In merged documents: what the other end of an "endpoint" edge counted of it within the window. */
+  peer?: EdgeCounters;
   /** Open now. "inbound" ones are counted when they end: 0. */
   live: number;
   /** By `recent` and the window, per second. */

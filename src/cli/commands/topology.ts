@@ -1,6 +1,9 @@
+import type { Flags } from "../../config/sources.ts";
+import { reasonOf } from "../../errors/reason.ts";
+import type { EdgesDocument } from "../../telemetry/model.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, textFlag } from "../framework/command.ts";
-import { EXIT } from "../framework/exit.ts";
+import { EXIT, Failure } from "../framework/exit.ts";
 import { print, printJson } from "../framework/output.ts";
 import { foldersOf } from "../framework/view.ts";
 import { askMap, parseSpan, watch } from "../topology/ask.ts";
@@ -20,6 +23,14 @@ export const topology = command({
     idle: { kind: "switch", about: "also what had no traffic in that time" },
     problems: { kind: "switch", about: "only the problems, worst first; exit code 1 when there is an error" },
     watch: { kind: "switch", about: "again every two seconds" },
+    open: { kind: "switch", about: "show it in a browser: serves a page on 127.0.0.1 until Ctrl-C" },
+    port: { kind: "text", hint: "PORT", about: "where --open serves it (default: a free port)" },
+    from: {
+      kind: "list",
+      hint: "FILE|URL",
+      about:
+        "the map of other machines instead, merged: what --output json --idle wrote there, or the URL of --open",
+    },
     output: {
       kind: "text",
       short: "o",
@@ -38,6 +49,8 @@ export const topology = command({
   examples: [
     ["topology --problems", "what is wrong, and what to type next"],
     ["topology --since 1h --namespace shop", "an hour of one namespace"],
+    ["topology --open", "the map as a page, with curves and details"],
+    ["topology --from vm-a.json --from vm-b.json", "one map of two machines"],
     ["topology -o mermaid", "a graph for a Markdown page"],
   ],
   async run({ flags }) {
@@ -56,7 +69,18 @@ export const topology = command({
       idle: flags.idle === true,
     };
     const problemsOnly = flags.problems === true;
-    const take = async () => select(await askMap(folders, window), selection);
+    const sources = listFlag(flags, "from");
+    const whole = async (seconds: number) => {
+      if (sources.length === 0) return askMap(folders, seconds);
+      const { mergeDocuments } = await import("../../topology/merge.ts");
+      return mergeDocuments(await readAll(sources, seconds));
+    };
+    if (flags.open === true) {
+      const { openPage } = await import("../topology/open.ts");
+      await openPage(folders, whole, portOf(textFlag(flags, "port")), window);
+      return EXIT.done;
+    }
+    const take = async () => select(await whole(window), selection);
     if (flags.watch === true) {
       await watch(2, async () => {
         const document = await take();
@@ -74,3 +98,27 @@ export const topology = command({
     return bad ? EXIT.failed : EXIT.done;
   },
 });
+
+function portOf(text = "0"): number {
+  const port = Number(text);
+  if (/^\d{1,5}$/.test(text) && port < 65_536) return port;
+  throw new UsageError(
+    `--port: "${text}" is no port`,
+    "Write a number from 1 to 65535, or leave it out for a free port.",
+  );
+}
+
+/** Throws Failure for one that can't be read. */
+async function readAll(sources: readonly string[], window: number): Promise<EdgesDocument[]> {
+  const { readDocument } = await import("../../topology/read-documents.ts");
+  try {
+    return await Promise.all(sources.map((source) => readDocument(source, window)));
+  } catch (error) {
+    throw new Failure(EXIT.failed, reasonOf(error));
+  }
+}
+
+function listFlag(flags: Flags, name: string): string[] {
+  const value = flags[name];
+  return Array.isArray(value) ? value.map(String) : [];
+}

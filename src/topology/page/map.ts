@@ -1,0 +1,422 @@
+/** The map: a layout as SVG, with pan, zoom, selection and keys. Keeps zoom, place and focus over refreshes. */
+import type { EdgesDocument } from "../../telemetry/model.ts";
+import { formatRate, formatShare } from "../format.ts";
+import { STATE_WORDS } from "../health.ts";
+import type { Link, Picture, Shape } from "../layout.ts";
+import { SIZE } from "../layout.ts";
+import { cut, html, svg } from "./dom.ts";
+import { symbol } from "./symbols.ts";
+
+export interface MapListener {
+  /** A node, an edge or a link of several edges; undefined for nothing. */
+  select(id: string | undefined): void;
+  /** Fold or unfold a group. */
+  toggle(group: string): void;
+}
+
+const ZOOM = { least: 0.3, most: 2.5, step: 1.2 } as const;
+/** Of a letter, in pixels, by the font sizes of page.css. */
+const LETTER = { title: 6.9, detail: 6 } as const;
+/** Between the symbol and the right end. */
+const TEXT_WIDTH_LOSS = 44;
+
+export class MapView {
+  readonly element: HTMLElement;
+  readonly svg: SVGSVGElement;
+  readonly #listener: MapListener;
+  readonly #scene = svg("g", { class: "scene" });
+  readonly #headings = svg("g", { class: "headings" });
+  readonly #links = svg("g", { class: "links", "aria-hidden": "true" });
+  readonly #shapes = svg("g", { class: "shapes" });
+  readonly #tip = html("div", { class: "tip", role: "presentation", hidden: true });
+  readonly #drawn = new Map<string, { element: SVGGElement; text: string }>();
+  readonly #drawnLinks = new Map<string, { element: SVGGElement; text: string }>();
+  #picture: Picture | undefined;
+  #document: EdgesDocument | undefined;
+  #selected: string | undefined;
+  /** The shape that Tab leads to. */
+  #current: string | undefined;
+  #place = { x: 0, y: 0, zoom: 1 };
+  #isPlaced = false;
+  #frame = 0;
+
+  constructor(listener: MapListener) {
+    this.#listener = listener;
+    this.#scene.append(this.#headings, this.#links, this.#shapes);
+    this.svg = svg(
+      "svg",
+      { class: "map", role: "group", "aria-label": "Map of callers, units, services and endpoints" },
+      this.#scene,
+    );
+    const zoom = (factor: number) => () =>
+      this.#zoomAt(factor, this.svg.clientWidth / 2, this.svg.clientHeight / 2);
+    this.element = html(
+      "div",
+      { class: "map-box" },
+      this.svg,
+      this.#tip,
+      html(
+        "div",
+        { class: "zoom", role: "group", "aria-label": "Zoom" },
+        html(
+          "button",
+          { type: "button", "aria-label": "Zoom in", title: "Zoom in", click: zoom(ZOOM.step) },
+          "+",
+        ),
+        html(
+          "button",
+          { type: "button", "aria-label": "Zoom out", title: "Zoom out", click: zoom(1 / ZOOM.step) },
+          "−",
+        ),
+        html("button", { type: "button", title: "Show all of the map", click: () => this.fit() }, "Fit"),
+      ),
+    );
+    this.#listenToPointer();
+    this.svg.addEventListener("keydown", (event) => this.#onKey(event));
+  }
+
+  draw(picture: Picture, document: EdgesDocument, selected: string | undefined): void {
+    this.#picture = picture;
+    this.#document = document;
+    this.#selected = selected;
+    const focused = this.#focusedShape();
+    if (!picture.shapes.some(({ id }) => id === this.#current)) this.#current = picture.shapes[0]?.id;
+    this.#headings.replaceChildren(
+      ...picture.columns.flatMap(({ title, x, count }) => [
+        svg(
+          "text",
+          { x, y: 24, class: "heading" },
+          `${title} `,
+          svg("tspan", { class: "count" }, String(count)),
+        ),
+        ...(count === 0 ? [svg("text", { x, y: SIZE.top + 20, class: "nothing" }, "none in this time")] : []),
+      ]),
+    );
+    this.#reuse(this.#drawn, this.#shapes, picture.shapes, (shape) => this.#drawShape(shape));
+    this.#reuse(this.#drawnLinks, this.#links, picture.links, (link) => this.#drawLink(link));
+    this.#mark();
+    if (focused !== undefined) this.#drawn.get(focused)?.element.focus({ preventScroll: true });
+    if (!this.#isPlaced && this.svg.clientWidth > 0) {
+      this.#isPlaced = true;
+      this.fit();
+    }
+  }
+
+  /** Scales to the width, top left; never beyond natural size. */
+  fit(): void {
+    if (!this.#picture) return;
+    const { clientWidth, clientHeight } = this.svg;
+    const byWidth = clientWidth / this.#picture.width;
+    const byHeight = clientHeight / this.#picture.height;
+    // Names stay readable: what is too high is scrolled.
+    const zoom = Math.min(1.15, Math.max(ZOOM.least, Math.min(byWidth, Math.max(byHeight, 0.72))));
+    const free = clientWidth - this.#picture.width * zoom;
+    this.#move({ x: Math.max(0, free / 2), y: 0, zoom });
+  }
+
+  /** Moves the map so that the shapes of an id can be seen, and gives the focus to the first. */
+  reveal(id: string, takeFocus: boolean): void {
+    const shape = this.#shapeOf(id);
+    if (!shape) return;
+    const { x, y, zoom } = this.#place;
+    const { clientWidth, clientHeight } = this.svg;
+    const left = shape.x * zoom + x;
+    const top = shape.y * zoom + y;
+    const isOutside =
+      left < 0 ||
+      top < 0 ||
+      left + shape.width * zoom > clientWidth ||
+      top + shape.height * zoom > clientHeight;
+    if (isOutside)
+      this.#move({
+        x:
+          left < 0 || left + shape.width * zoom > clientWidth
+            ? clientWidth / 2 - (shape.x + shape.width / 2) * zoom
+            : x,
+        y:
+          top < 0 || top + shape.height * zoom > clientHeight
+            ? clientHeight / 2 - (shape.y + shape.height / 2) * zoom
+            : y,
+        zoom,
+      });
+    this.#current = shape.id;
+    this.#mark();
+    if (takeFocus) this.#drawn.get(shape.id)?.element.focus({ preventScroll: true });
+  }
+
+  /** Only what has changed is made anew; the order of elements is that of the items. */
+  #reuse<T extends { id: string }>(
+    drawn: Map<string, { element: SVGGElement; text: string }>,
+    parent: SVGGElement,
+    items: readonly T[],
+    make: (item: T) => SVGGElement,
+  ): void {
+    const kept = new Set(items.map(({ id }) => id));
+    for (const [id, { element }] of drawn)
+      if (!kept.has(id)) {
+        element.remove();
+        drawn.delete(id);
+      }
+    let next = parent.firstElementChild;
+    for (const item of items) {
+      const text = JSON.stringify(item);
+      const known = drawn.get(item.id);
+      if (known?.text === text) {
+        if (known.element === next) next = next.nextElementSibling;
+        else parent.insertBefore(known.element, next);
+        continue;
+      }
+      const element = make(item);
+      if (known) {
+        if (known.element === next) next = next.nextElementSibling;
+        known.element.remove();
+      }
+      parent.insertBefore(element, next);
+      drawn.set(item.id, { element, text });
+    }
+  }
+
+  #drawShape(shape: Shape): SVGGElement {
+    const { width, height } = shape;
+    const room = width - TEXT_WIDTH_LOSS;
+    const isGroup = shape.kind === "group";
+    const element = svg(
+      "g",
+      {
+        class: `shape ${shape.kind} ${shape.state}`,
+        transform: `translate(${shape.x} ${shape.y})`,
+        role: "button",
+        tabindex: -1,
+        "aria-label": shape.label,
+        "data-id": shape.id,
+        ...(isGroup ? { "aria-expanded": String(shape.unfolded === true) } : {}),
+        click: () => this.#activate(shape),
+        focus: () => {
+          this.#current = shape.id;
+          this.#mark();
+        },
+      },
+      ...(isGroup ? [svg("rect", { x: 4, y: 4, width, height, rx: 6, class: "back" })] : []),
+      svg("rect", { width, height, rx: 6, class: "box" }),
+      svg("title", {}, shape.label),
+      svg("g", { transform: "translate(19 24)" }, symbol(shape.state)),
+      svg("text", { x: 36, y: 20, class: "title" }, cut(shape.title, room, LETTER.title)),
+      svg(
+        "text",
+        { x: 36, y: 37, class: "detail" },
+        cut(shape.detail === "" ? STATE_WORDS[shape.state] : shape.detail, room, LETTER.detail),
+      ),
+      ...(isGroup
+        ? [
+            svg("path", {
+              d: shape.unfolded ? "M-4 -2l4 4l4 -4" : "M-2 -4l4 4l-4 4",
+              class: "arrow",
+              transform: `translate(${width - 14} 24)`,
+            }),
+          ]
+        : []),
+    );
+    return element;
+  }
+
+  #drawLink(link: Link): SVGGElement {
+    return svg(
+      "g",
+      {
+        class: `link ${link.state}`,
+        "data-id": link.id,
+        click: (event) => {
+          event.stopPropagation();
+          this.#listener.select(link.edges.length === 1 ? link.edges[0] : link.id);
+        },
+        pointermove: (event) => this.#showTip(link, event as PointerEvent),
+        pointerleave: () => {
+          this.#tip.hidden = true;
+        },
+      },
+      svg("path", { d: link.path, class: "line", "stroke-width": link.width.toFixed(2) }),
+      svg("path", { d: link.path, class: "reach" }),
+    );
+  }
+
+  #showTip(link: Link, event: PointerEvent): void {
+    const edges = new Set(link.edges);
+    const all = this.#document?.edges.filter(({ id }) => edges.has(id)) ?? [];
+    const [first] = all;
+    if (!first) return;
+    const title = (id: string) => this.#picture?.shapes.find((shape) => shape.id === id)?.title ?? id;
+    const rate = all.reduce((sum, edge) => sum + edge.rate.opened, 0);
+    const failed = all.reduce((sum, edge) => sum + edge.rate.failed, 0);
+    const share = all.length === 1 ? first.failureShare : failed / Math.max(rate, failed, 1e-9);
+    this.#tip.replaceChildren(
+      html("strong", {}, `${title(link.from)} → ${title(link.to)}`),
+      html(
+        "span",
+        {},
+        `${STATE_WORDS[link.state]} · ${formatRate(rate)} · ${formatShare(share)} failed${all.length > 1 ? ` · ${all.length} edges` : ""}`,
+      ),
+    );
+    this.#tip.hidden = false;
+    const box = this.element.getBoundingClientRect();
+    const x = Math.min(event.clientX - box.left + 14, box.width - this.#tip.offsetWidth - 8);
+    const y = Math.min(event.clientY - box.top + 16, box.height - this.#tip.offsetHeight - 8);
+    this.#tip.style.transform = `translate(${x}px, ${y}px)`;
+  }
+
+  /** Which shape and links are selected, and which can be reached by Tab. */
+  #mark(): void {
+    const selected = this.#selected;
+    const picture = this.#picture;
+    if (!picture) return;
+    const shapeId = selected === undefined ? undefined : this.#shapeOf(selected)?.id;
+    const isNode =
+      shapeId !== undefined &&
+      (picture.shapes.some(({ id }) => id === selected) || !selected?.includes(" -> "));
+    const lit = new Set<string>();
+    const near = new Set<string>();
+    for (const link of picture.links) {
+      const isLit = isNode
+        ? link.from === shapeId || link.to === shapeId
+        : link.id === selected || link.edges.includes(selected ?? "");
+      if (!isLit) continue;
+      lit.add(link.id);
+      near.add(link.from).add(link.to);
+    }
+    if (isNode && shapeId) near.add(shapeId);
+    this.svg.classList.toggle("has-selection", near.size > 0);
+    for (const [id, { element }] of this.#drawn) {
+      element.classList.toggle("near", near.has(id));
+      element.classList.toggle("selected", isNode && id === shapeId);
+      element.setAttribute("tabindex", id === this.#current ? "0" : "-1");
+      if (!element.hasAttribute("aria-expanded"))
+        element.setAttribute("aria-pressed", String(isNode && id === shapeId));
+    }
+    for (const [id, { element }] of this.#drawnLinks) element.classList.toggle("lit", lit.has(id));
+  }
+
+  /** The shape of a node, a group or an edge's source. */
+  #shapeOf(id: string): Shape | undefined {
+    const { shapes = [] } = this.#picture ?? {};
+    const direct =
+      shapes.find((shape) => shape.id === id) ?? shapes.find(({ members }) => members.includes(id));
+    if (direct) return direct;
+    const link = this.#picture?.links.find((each) => each.id === id || each.edges.includes(id));
+    return link && shapes.find((shape) => shape.id === link.from);
+  }
+
+  #activate(shape: Shape): void {
+    this.#current = shape.id;
+    if (shape.kind === "group") this.#listener.toggle(shape.id);
+    else this.#listener.select(shape.id === this.#selected ? undefined : shape.id);
+  }
+
+  #focusedShape(): string | undefined {
+    return document.activeElement?.closest<SVGElement>(".shape")?.dataset.id;
+  }
+
+  #onKey(event: KeyboardEvent): void {
+    const picture = this.#picture;
+    const shape = picture?.shapes.find(({ id }) => id === this.#current);
+    if (!picture || !shape) return;
+    const column = picture.shapes.filter((each) => each.column === shape.column);
+    const at = column.indexOf(shape);
+    const beside = (direction: 1 | -1) => {
+      const linked = picture.links.flatMap(({ from, to }) => {
+        const id =
+          direction === 1 ? (from === shape.id ? to : undefined) : to === shape.id ? from : undefined;
+        return picture.shapes.filter((each) => each.id === id);
+      });
+      const near =
+        linked.length > 0
+          ? linked
+          : picture.shapes.filter((each) => each.column === shape.column + direction);
+      return near.toSorted((a, b) => Math.abs(a.y - shape.y) - Math.abs(b.y - shape.y))[0];
+    };
+    const targets: Readonly<Record<string, () => Shape | undefined>> = {
+      ArrowDown: () => column[at + 1],
+      ArrowUp: () => column[at - 1],
+      ArrowRight: () => beside(1),
+      ArrowLeft: () => beside(-1),
+      Home: () => column[0],
+      End: () => column.at(-1),
+    };
+    const target = targets[event.key];
+    if (target) {
+      event.preventDefault();
+      const next = target();
+      if (next) this.reveal(next.id, true);
+    } else if (event.key === "Enter" || event.key === " ") {
+      event.preventDefault();
+      this.#activate(shape);
+    }
+  }
+
+  #listenToPointer(): void {
+    let drag: { x: number; y: number; pointer: number; moved: boolean } | undefined;
+    this.svg.addEventListener("pointerdown", (event) => {
+      if (event.button === 0)
+        drag = { x: event.clientX, y: event.clientY, pointer: event.pointerId, moved: false };
+    });
+    this.svg.addEventListener("pointermove", (event) => {
+      if (!drag || drag.pointer !== event.pointerId) return;
+      const dx = event.clientX - drag.x;
+      const dy = event.clientY - drag.y;
+      if (!drag.moved && Math.hypot(dx, dy) < 4) return;
+      if (!drag.moved) this.svg.setPointerCapture(event.pointerId);
+      drag = { x: event.clientX, y: event.clientY, pointer: drag.pointer, moved: true };
+      this.svg.classList.add("dragging");
+      const { x, y, zoom } = this.#place;
+      this.#move({ x: x + dx, y: y + dy, zoom });
+    });
+    const end = (event: PointerEvent) => {
+      const wasDrag = drag?.moved === true;
+      drag = undefined;
+      this.svg.classList.remove("dragging");
+      if (wasDrag)
+        this.svg.addEventListener("click", (click) => click.stopPropagation(), { capture: true, once: true });
+      else if (event.type === "pointerup" && event.target === this.svg) this.#listener.select(undefined);
+    };
+    this.svg.addEventListener("pointerup", end);
+    this.svg.addEventListener("pointercancel", end);
+    this.svg.addEventListener(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        const { x, y, zoom } = this.#place;
+        if (event.ctrlKey || event.metaKey) {
+          const box = this.svg.getBoundingClientRect();
+          this.#zoomAt(Math.exp(-event.deltaY / 300), event.clientX - box.left, event.clientY - box.top);
+        } else this.#move({ x: x - event.deltaX, y: y - event.deltaY, zoom });
+      },
+      { passive: false },
+    );
+  }
+
+  /** Keeps the point of the map at (x, y) of the window where it is. */
+  #zoomAt(factor: number, x: number, y: number): void {
+    const zoom = Math.min(ZOOM.most, Math.max(ZOOM.least, this.#place.zoom * factor));
+    const ratio = zoom / this.#place.zoom;
+    this.#move({ x: x - (x - this.#place.x) * ratio, y: y - (y - this.#place.y) * ratio, zoom });
+  }
+
+  /** At the next frame, once however often it is called. A part of the map stays in sight. */
+  #move(place: { x: number; y: number; zoom: number }): void {
+    const { width = 0, height = 0 } = this.#picture ?? {};
+    const keep = 80;
+    const bound = (value: number, size: number, window: number) =>
+      Math.min(Math.max(value, keep - size * place.zoom), Math.max(keep, window - keep));
+    this.#place = {
+      x: bound(place.x, width, this.svg.clientWidth),
+      y: bound(place.y, height, this.svg.clientHeight),
+      zoom: place.zoom,
+    };
+    this.#frame ||= requestAnimationFrame(() => {
+      this.#frame = 0;
+      const { x, y, zoom } = this.#place;
+      this.#scene.setAttribute(
+        "transform",
+        `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${zoom.toFixed(4)})`,
+      );
+    });
+  }
+}
