@@ -1,5 +1,5 @@
 /**
- * Which endpoint might serve which service when, and so what a misroute is.
+ * Records when each endpoint may serve each service, which defines a misroute.
  *
  * A set of endpoints is pushed, and later seen to be what connections get. An endpoint that the push adds may serve
  * from the moment before it is sent. One that it leaves out must not serve any more once the push was seen in the

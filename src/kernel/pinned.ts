@@ -57,7 +57,7 @@ function unknown(call: string, errno: number, path: string): KernelError {
     call,
     errno,
     path,
-    `what is pinned there can't be looked at, so nothing is changed. ${cureOf(errno, path)}`,
+    `the object pinned there can't be inspected, so nothing is changed. ${cureOf(errno, path)}`,
   );
 }
 

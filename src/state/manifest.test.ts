@@ -158,7 +158,7 @@ describe("what is written", () => {
     take(nowhere, { name: "build", to: A }, { name: "fill", to: A }, { name: "flip", to: A }, undefined);
     expect(warnings).toEqual([
       expect.stringMatching(
-        /^\/proc\/nowhere\/manifest.json can't be written: .*Traffic does not need it; the next start goes by what is pinned$/,
+        /^\/proc\/nowhere\/manifest.json can't be written: .*Traffic does not need it; the next start reads the pins$/,
       ),
     ]);
     expect(nowhere.account.live).toMatchObject(A);
@@ -205,7 +205,7 @@ describe("what is read", () => {
     expect(manifest.account).toMatchObject({ live: A, kept: B });
     expect(manifest.unfinished).toBeUndefined();
     expect(warnings.splice(0)).toEqual([
-      `The manifest ${file} is not used: ${why}. It lies in ${file}.bad now; made anew by what is pinned, which governs on`,
+      `The manifest ${file} is not used: ${why}. It lies in ${file}.bad now; rebuilt from the pinned tables, which stay in use`,
     ]);
     expect(existsSync(file)).toBe(false);
     if (before) expect(readFileSync(`${file}.bad`)).toEqual(before);
@@ -299,7 +299,7 @@ describe("what is read", () => {
     warnings.length = 0;
     const clone = open(NOTHING);
     expect(clone.account).toEqual({});
-    expect(warnings[0]).toEndWith(`It lies in ${file}.bad now; nothing is pinned: begun anew`);
+    expect(warnings[0]).toEndWith(`It lies in ${file}.bad now; nothing is pinned: a new one is begun`);
   });
 
   test("a newer or unknown format is refused and left as it is, also without a machine's id", () => {
@@ -319,7 +319,7 @@ describe("what is read", () => {
       expect(thrown).toMatchObject({
         message:
           `${file} was written by ${live ? "kmesh 9.1.0" : "another kmesh"} in format 2; this one (${kmesh}) knows format 1. ` +
-          "Nothing was touched: what is pinned governs on",
+          "Nothing was changed: the pinned tables stay in use",
         next: expect.stringContaining(
           live ? "Start kmesh 9.1.0 or a later one" : "Start the version that wrote it",
         ),
@@ -339,7 +339,7 @@ describe("what is read", () => {
 
   test("one that is lost is made anew, with a line", () => {
     const manifest = open({ live: [B], others: [A, C] });
-    expect(infos).toEqual([`There is no ${file}: made anew by what is pinned, which governs on`]);
+    expect(infos).toEqual([`There is no ${file}: rebuilt from the pinned tables, which stay in use`]);
     manifest.settle(B);
     expect(read()).toMatchObject({ live: { ...B, version: kmesh }, kept: A });
   });

@@ -78,8 +78,8 @@ export class UnknownManifest extends ActionableError {
     const who = writer === undefined ? "another kmesh" : `kmesh ${writer}`;
     super(
       `${path} was written by ${who} in format ${version}; this one (${kmesh}) knows format ${VERSION}. ` +
-        "Nothing was touched: what is pinned governs on",
-      `Start ${writer === undefined ? "the version that wrote it" : `kmesh ${writer} or a later one`}; or have \`kmesh down\` remove tables and manifest, and start anew.`,
+        "Nothing was changed: the pinned tables stay in use",
+      `Start ${writer === undefined ? "the version that wrote it" : `kmesh ${writer} or a later one`}; or have \`kmesh down\` remove tables and manifest, and start again.`,
     );
   }
 }
@@ -197,20 +197,15 @@ export class Manifest {
   /** The file could not be read. It may be intact or of a newer version, so it is not overwritten. */
   #unread = false;
 
-  private constructor(
-    stateDir: string,
-    machine: string | undefined,
-    standing: GenerationState,
-    log: Remarks,
-  ) {
+  private constructor(stateDir: string, machine: string | undefined, state: GenerationState, log: Remarks) {
     this.#stateDir = stateDir;
     this.#machine = machine;
     this.#log = log;
-    const account = this.#read(standing);
+    const account = this.#read(state);
     this.#written = account && machine !== undefined ? textOf(account, machine) : undefined;
     this.unfinished = account?.step;
     const { links } = account ?? {};
-    this.#account = { ...putRight(account, standing), ...(links ? { links } : {}) };
+    this.#account = { ...putRight(account, state), ...(links ? { links } : {}) };
   }
 
   /**
@@ -219,13 +214,8 @@ export class Manifest {
    * the next start; the pins are used. Without a machine id (undefined) none is read or written. Writes nothing yet.
    * The caller must hold the locks. Throws UnknownManifest.
    */
-  static open(
-    stateDir: string,
-    machine: string | undefined,
-    standing: GenerationState,
-    log: Remarks,
-  ): Manifest {
-    return new Manifest(stateDir, machine, standing, log);
+  static open(stateDir: string, machine: string | undefined, state: GenerationState, log: Remarks): Manifest {
+    return new Manifest(stateDir, machine, state, log);
   }
 
   get account(): ManifestContent {
@@ -268,17 +258,17 @@ export class Manifest {
     this.#write();
   }
 
-  #read(standing: GenerationState): ManifestContent | undefined {
+  #read(state: GenerationState): ManifestContent | undefined {
     const path = manifestFile(this.#stateDir);
-    const anew =
-      standing.live.length > 0
-        ? "made anew by what is pinned, which governs on"
-        : "nothing is pinned: begun anew";
+    const outcome =
+      state.live.length > 0
+        ? "rebuilt from the pinned tables, which stay in use"
+        : "nothing is pinned: a new one is begun";
     try {
       const account = readManifest(this.#stateDir, this.#machine);
       dropUnfinished(this.#stateDir);
-      if (!account && standing.live.length > 0 && existsSync(this.#stateDir))
-        this.#log.info(`There is no ${path}: ${anew}`);
+      if (!account && state.live.length > 0 && existsSync(this.#stateDir))
+        this.#log.info(`There is no ${path}: ${outcome}`);
       return account;
     } catch (error) {
       if (error instanceof UnknownManifest) throw error;
@@ -288,8 +278,8 @@ export class Manifest {
       this.#unread = !(error instanceof BadManifest);
       this.#log.warn(
         this.#unread
-          ? `The manifest ${path} can't be read: ${why}. It stays as it is, and none is written until the next start; what is pinned is gone by`
-          : `The manifest ${path} is not used: ${why}. ${this.#setAside()}; ${anew}`,
+          ? `The manifest ${path} can't be read: ${why}. It stays as it is, and none is written until the next start; the pinned tables are used`
+          : `The manifest ${path} is not used: ${why}. ${this.#setAside()}; ${outcome}`,
       );
       return undefined;
     }
@@ -317,7 +307,7 @@ export class Manifest {
       this.#written = undefined;
       this.#log[this.#warned ? "debug" : "warn"](
         `${manifestFile(this.#stateDir)} can't be written: ${reasonOf(error)}. ` +
-          "Traffic does not need it; the next start goes by what is pinned",
+          "Traffic does not need it; the next start reads the pins",
       );
       this.#warned = true;
     }

@@ -94,7 +94,7 @@ test("what a dead attempt of this version left is taken up again", () => {
     own(`giving the hooks from the tables of layout ${A.abi} to`),
   );
   expect(lines[0]).toEndWith("The ones before govern; begun again with the first push");
-  expect(outcome("flip", { live: [], others: [] })).toEndWith("Nothing of it is left; begun anew");
+  expect(outcome("flip", { live: [], others: [] })).toEndWith("Nothing of it is left; begun again");
   expect(outcome("fill", { live: [], others: [OWN] })).toEndWith("Taken up again with the first push");
 });
 
@@ -109,7 +109,7 @@ test("a flip that broke off behind its last hook is finished, and a third genera
   expect(manifest.account).toMatchObject({ live: OWN, kept: A });
   expect(lines).toEqual([
     expect.stringMatching(/It is complete$/),
-    `removed what attempts that broke off left: tables of layout ${B.abi}`,
+    `removed the tables that failed attempts left: layout ${B.abi}`,
   ]);
 });
 
@@ -117,7 +117,7 @@ test("a third generation goes also while another version's tables govern", () =>
   const { manifest, pinned } = died([], { live: [A], others: [B] }, { live: [A], others: [B, C, OWN] });
   expect(pinned.kept).toEqual([B.abi]);
   expect(manifest.account).toMatchObject({ live: A, kept: B });
-  expect(lines).toEqual([`removed what attempts that broke off left: tables of layout ${C.abi}`]);
+  expect(lines).toEqual([`removed the tables that failed attempts left: layout ${C.abi}`]);
 });
 
 test("the same when it was killed between two steps", () => {
@@ -125,7 +125,7 @@ test("the same when it was killed between two steps", () => {
   const { pinned, unfinished } = died(steps, { live: [A], others: [B] }, { live: [OWN], others: [A, B] });
   expect(unfinished).toBeUndefined();
   expect(pinned.kept).toEqual([A.abi]);
-  expect(lines).toEqual([`removed what attempts that broke off left: tables of layout ${B.abi}`]);
+  expect(lines).toEqual([`removed the tables that failed attempts left: layout ${B.abi}`]);
 });
 
 test("what a dead attempt of another version left is undone", () => {
@@ -161,6 +161,6 @@ test("what can't be removed is told, and the rest goes on", () => {
   expect(pinned.kept).toEqual([A.abi, stuck.abi]);
   expect(lines).toEqual([
     `the tables of layout ${stuck.abi} stay: not this one`,
-    `removed what attempts that broke off left: tables of layout ${B.abi}`,
+    `removed the tables that failed attempts left: layout ${B.abi}`,
   ]);
 });

@@ -38,17 +38,16 @@ export function recover(
     }
   }
   manifest.settle(datapath.name);
-  if (unfinished) log.warn(tell(unfinished, datapath, removed));
+  if (unfinished) log.warn(formatUnfinished(unfinished, datapath, removed));
   const rest = removed.filter(
     (layout) => layout !== (unfinished?.from?.abi ?? "") && layout !== unfinished?.to?.abi,
   );
-  if (rest.length > 0)
-    log.info(`removed what attempts that broke off left: tables of layout ${rest.join(", ")}`);
+  if (rest.length > 0) log.info(`removed the tables that failed attempts left: layout ${rest.join(", ")}`);
   return unfinished?.name;
 }
 
 /** `An agent ended in the middle of a step, begun 2026-11-23T12:00:00.000Z: ...` */
-function tell(step: UnderWay, datapath: Recovered, removed: readonly string[]): string {
+function formatUnfinished(step: UnderWay, datapath: Recovered, removed: readonly string[]): string {
   return `An agent ended in the middle of a step, begun ${step.at}: ${whatOf(step)}. ${outcomeOf(step, datapath, removed)}`;
 }
 
@@ -83,7 +82,7 @@ function outcomeOf({ name, from, to }: UnderWay, datapath: Recovered, removed: r
   if (own && datapath.attached) return name === "flip" ? "It is complete" : "They govern";
   if (own && datapath.takesOver) return "The ones before govern; begun again with the first push";
   if (own)
-    return datapath.adopted ? "Taken up again with the first push" : "Nothing of it is left; begun anew";
+    return datapath.adopted ? "Taken up again with the first push" : "Nothing of it is left; begun again";
   if (removed.includes(to?.abi ?? "")) return "Undone: they are removed";
   return datapath.takesOver ? "These take over with the first push" : "Nothing of it is left";
 }

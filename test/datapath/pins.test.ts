@@ -317,7 +317,7 @@ describe.skipIf(!root)("damaged pins", () => {
       chmodSync(path, 0o600);
       expect({ status, stderr }).toEqual({ status: 0, stderr: "" });
       const { told, damage, repaired, cleared, start, down } = JSON.parse(stdout);
-      const error = `bpf_obj_get(${path}): EACCES: what is pinned there can't be looked at, so nothing is changed`;
+      const error = `bpf_obj_get(${path}): EACCES: the object pinned there can't be inspected, so nothing is changed`;
       expect(told.join("\n")).toContain(error);
       expect(told.join("\n")).not.toContain("is not kmesh's");
       expect(damage).toContain(error);

@@ -84,7 +84,7 @@ describe.skipIf(why !== undefined)("the manifest", () => {
   test("damaged: set aside with a line, made anew by the pins", async () => {
     await anew(() => writeFileSync(file, "\0 not what was here"));
     expect(lines("manifest")).toEqual([
-      `warn  The manifest ${file} is not used: it is damaged: no JSON object. It lies in ${file}.bad now; made anew by what is pinned, which governs on`,
+      `warn  The manifest ${file} is not used: it is damaged: no JSON object. It lies in ${file}.bad now; rebuilt from the pinned tables, which stay in use`,
     ]);
     expect(readFileSync(`${file}.bad`, "utf8")).toBe("\0 not what was here");
     expect(read().live).toMatchObject({ version });
@@ -102,7 +102,7 @@ describe.skipIf(why !== undefined)("the manifest", () => {
   test("lost with the whole folder: made anew, with a line", async () => {
     await anew(() => rmSync(join(lab.folder, "state"), { recursive: true }));
     expect(lines("manifest")).toEqual([
-      `info  There is no ${file}: made anew by what is pinned, which governs on`,
+      `info  There is no ${file}: rebuilt from the pinned tables, which stay in use`,
     ]);
     expect(read().live).toMatchObject({ version });
   });
@@ -129,8 +129,8 @@ describe.skipIf(why !== undefined)("the manifest", () => {
     expect(await refused.exited).toBe(9);
     expect(refused.output()).toContain(
       `kmesh: ${file} was written by kmesh 7.0.0 in format 2; this one (${version}) knows format 1. ` +
-        "Nothing was touched: what is pinned governs on\n" +
-        "  Start kmesh 7.0.0 or a later one; or have `kmesh down` remove tables and manifest, and start anew.\n",
+        "Nothing was changed: the pinned tables stay in use\n" +
+        "  Start kmesh 7.0.0 or a later one; or have `kmesh down` remove tables and manifest, and start again.\n",
     );
     expect(readFileSync(file, "utf8")).toBe(text);
     expect(readdirSync(lab.bpffs, { recursive: true }).sort()).toEqual(pins);
@@ -153,9 +153,9 @@ describe.skipIf(why !== undefined)("the manifest", () => {
       agent = await lab.liveAgent();
       expect((await lab.connect(5)).errors).toEqual({});
       expect(lines("manifest")).toEqual([
-        `info  There is no ${file}: made anew by what is pinned, which governs on`,
+        `info  There is no ${file}: rebuilt from the pinned tables, which stay in use`,
         expect.stringMatching(
-          /^warn +.*manifest\.json can't be written: EROFS.*Traffic does not need it; the next start goes by what is pinned$/,
+          /^warn +.*manifest\.json can't be written: EROFS.*Traffic does not need it; the next start reads the pins$/,
         ),
       ]);
       await agent.stop();
@@ -236,9 +236,7 @@ describe.skipIf(why !== undefined)("the manifest", () => {
     await eventually("it is finished", () => generations().length === 2);
     await eventually("it is told", () => lines("ended in the middle").length > 0);
     expect(lines("ended in the middle")[0]).toEndWith("It is complete");
-    expect(lines("removed")).toEqual([
-      `info  removed what attempts that broke off left: tables of layout ${third}`,
-    ]);
+    expect(lines("removed")).toEqual([`info  removed the tables that failed attempts left: layout ${third}`]);
     expect(read().kept).toMatchObject({ abi: live.abi, version: live.version });
     await lab.startControlPlane();
     await anew();

@@ -247,7 +247,7 @@ describe.skipIf("missing" in built)("a VM's identity and the real istiod", () =>
     });
     writeFileSync(token, await plane.kube.serviceAccountToken("shop", "other"));
     expect(await refused({ token })).toBe(
-      "what istiod signed can't be used: it is spiffe://cluster.local/ns/shop/sa/other's: --namespace and --service-account must be those of the token",
+      "the certificate that istiod signed can't be used: it is spiffe://cluster.local/ns/shop/sa/other's: --namespace and --service-account must be those of the token",
     );
     expect(await refused({ token: join(plane.folder, "none") })).toContain("can't read the token");
   });

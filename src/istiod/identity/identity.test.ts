@@ -169,7 +169,7 @@ test.each([
   const server = await serve(answer);
   const { identity, reasons } = identityOf(server.port);
   await identity.begin();
-  expect(reasons()).toEqual([`what istiod signed can't be used: ${reason}`]);
+  expect(reasons()).toEqual([`the certificate that istiod signed can't be used: ${reason}`]);
   expect(identity.current()).toBeUndefined();
   server.answer = signed();
   await until(() => identity.current() !== undefined, "the next attempt");

@@ -286,7 +286,7 @@ export class WorkloadIdentity implements CertificateSource {
     } catch (error) {
       if (error instanceof SigningRefused) throw new Refusal(this.#explain(error, open.proof), error);
       if (error instanceof MalformedCertificate)
-        throw new Error(`what istiod signed can't be used: ${error.message}`);
+        throw new Error(`the certificate that istiod signed can't be used: ${error.message}`);
       throw error;
     }
   }
