@@ -87,6 +87,17 @@ export class KubeApi {
     }
   }
 
+  /** Sets the `status` of an object that exists, as the controller of its kind does. */
+  async applyStatus(object: KubeObject): Promise<void> {
+    const { name, namespace } = object.metadata;
+    await this.request(
+      "PATCH",
+      `${collectionPath(object.apiVersion, object.kind, namespace)}/${name}/status`,
+      JSON.stringify({ status: object.status }),
+      "application/merge-patch+json",
+    );
+  }
+
   /** Deletes objects; one that is not there is fine. */
   async remove(...objects: KubeObject[]): Promise<void> {
     for (const { apiVersion, kind, metadata } of objects) {

@@ -5,7 +5,7 @@
  * server was redirected by the kernel, and what kmesh lets pass fails with ENETUNREACH.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import type { AgentStatus } from "../../src/admin/status.ts";
@@ -306,6 +306,22 @@ export class MeshLab {
   /** Runs curl as an enrolled app; gives its output and exit code. */
   curl(url: string, ...args: string[]): Promise<RunResult> {
     return run(["curl", "-sS", "--noproxy", "*", "--max-time", "5", ...args, url], {
+      netns: this.namespace.path,
+      cgroup: this.apps,
+    });
+  }
+
+  /**
+   * Runs a shell command as an enrolled app whose resolv.conf names 127.0.0.1, where no server is, and `search`. What
+   * it resolves came from the kernel.
+   */
+  resolving(command: string, search?: string): Promise<RunResult> {
+    const file = join(this.folder, `resolv-${search ?? "plain"}.conf`);
+    writeFileSync(
+      file,
+      `nameserver 127.0.0.1\noptions timeout:1 attempts:1\n${search === undefined ? "" : `search ${search}\n`}`,
+    );
+    return run(["unshare", "-m", "sh", "-c", `mount --bind ${file} /etc/resolv.conf && ${command}`], {
       netns: this.namespace.path,
       cgroup: this.apps,
     });

@@ -85,6 +85,12 @@ export function serviceEntry(
   });
 }
 
+/** The same of the host *.NAME.shop.internal. */
+export function wildcard(name: string, spec: Parameters<typeof serviceEntry>[1]): KubeObject {
+  const entry = serviceEntry(name, spec);
+  return { ...entry, spec: { ...(entry.spec as object), hosts: [`*.${hostOf(name)}`] } };
+}
+
 export function destinationRule(name: string, host: string, spec: Record<string, unknown>): KubeObject {
   return istio("DestinationRule", name, { host, ...spec });
 }
@@ -96,4 +102,38 @@ export function virtualService(name: string, host: string, spec: Record<string, 
 /** Route shares by subset, such as {v1: 80, v2: 20}, in the form of a VirtualService's `route`. */
 export function shares(host: string, weights: Record<string, number>): unknown[] {
   return Object.entries(weights).map(([subset, weight]) => ({ destination: { host, subset }, weight }));
+}
+
+/** The same object in another namespace. */
+export function inNamespace(namespace: string, object: KubeObject): KubeObject {
+  return { ...object, metadata: { ...object.metadata, namespace } };
+}
+
+/** A pod that nobody runs, of the headless service `subdomain`: its name is its host name. */
+export function pod(name: string, subdomain: string): KubeObject {
+  return {
+    apiVersion: "v1",
+    kind: "Pod",
+    metadata: { name, namespace: "shop" },
+    spec: {
+      hostname: name,
+      subdomain,
+      serviceAccountName: "vm",
+      nodeName: "nowhere",
+      containers: [{ name: "app", image: "none.invalid/app" }],
+    },
+  };
+}
+
+/** What a kubelet would say of a pod that runs at `address`: the body of its status. */
+export function running(of: KubeObject, address: string): KubeObject {
+  return {
+    ...of,
+    status: {
+      phase: "Running",
+      podIP: address,
+      podIPs: [{ ip: address }],
+      conditions: [{ type: "Ready", status: "True" }],
+    },
+  };
 }

@@ -1,7 +1,20 @@
 /** What real connections do under the configuration that a real istiod sends. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { eventually } from "../lab/process.ts";
 import { MeshLab, missing, type Tally } from "./mesh-lab.ts";
-import { destinationRule, hostOf, service, serviceEntry, shares, slice, virtualService } from "./objects.ts";
+import {
+  destinationRule,
+  hostOf,
+  inNamespace,
+  pod,
+  running,
+  service,
+  serviceEntry,
+  shares,
+  slice,
+  virtualService,
+  wildcard,
+} from "./objects.ts";
 
 setDefaultTimeout(60_000);
 const why = missing();
@@ -43,7 +56,26 @@ describe.skipIf(why !== undefined)("traffic under a real istiod", () => {
       }),
       destinationRule(name, hostOf(name), { trafficPolicy: { loadBalancer } }),
     ];
+    const pods = [pod("db-0", "db"), pod("db-1", "db")];
+    const podAddresses = ["172.31.1.1", "172.31.1.2"];
+    await lab.plane.kube.apply(...pods);
+    for (const [index, one] of pods.entries())
+      await lab.plane.kube.applyStatus(running(one, podAddresses[index] ?? ""));
     await lab.plane.kube.apply(
+      service("db", undefined, only),
+      {
+        ...slice("db", podAddresses, only),
+        endpoints: podAddresses.map((address, index) => ({
+          addresses: [address],
+          conditions: { ready: true },
+          hostname: `db-${index}`,
+          targetRef: { kind: "Pod", name: `db-${index}`, namespace: "shop" },
+        })),
+      },
+      inNamespace("other", service("far", "10.96.2.1", only)),
+      inNamespace("other", slice("far", ["172.31.1.2"], only)),
+      wildcard("wild", { addresses: ["10.97.5.1"], ports: http(80), endpoints: [v1] }),
+      serviceEntry("auto", { ports: http(80), endpoints: [v2] }),
       service("web", "10.96.1.1", web),
       slice("web", ["172.31.1.1", "172.31.1.2"], web),
       destinationRule("web", "web.shop.svc.cluster.local", { trafficPolicy: roundRobin }),
@@ -325,6 +357,87 @@ describe.skipIf(why !== undefined)("traffic under a real istiod", () => {
     for (const word of ["10.97.3.1", "robin.shop.internal", "172.31.1.1", "172.31.1.3"]) {
       expect(explained.stdout).toContain(word);
     }
+  });
+
+  describe("names", () => {
+    /** What an enrolled app's getent says, by family; empty when the name has no such address. */
+    const addresses = async (name: string, family: 4 | 6 = 4): Promise<string[]> => {
+      const { stdout } = await lab.resolving(`getent ahostsv${family} ${name}`);
+      const found = stdout.split("\n").map((line) => line.split(" ")[0] ?? "");
+      // getent gives a mapped address where a name has only IPv4.
+      return [...new Set(found)].filter((one) => one !== "" && !one.startsWith("::ffff:")).sort();
+    };
+    const resolved = async (names: readonly string[], family: 4 | 6 = 4) =>
+      Object.fromEntries(await Promise.all(names.map(async (name) => [name, await addresses(name, family)])));
+    const all = (names: readonly string[], ...found: string[]) =>
+      Object.fromEntries(names.map((name) => [name, found]));
+
+    test("a service of the own namespace has four names, one of another namespace three", async () => {
+      const own = ["web", "web.shop", "web.shop.svc", "web.shop.svc.cluster.local"];
+      expect(await resolved(own)).toEqual(all(own, "10.96.1.1"));
+      const other = ["far.other", "far.other.svc", "far.other.svc.cluster.local"];
+      expect(await resolved(other)).toEqual(all(other, "10.96.2.1"));
+      expect(await resolved(["far", "web.other", "nosuch.shop.svc.cluster.local"])).toEqual(
+        all(["far", "web.other", "nosuch.shop.svc.cluster.local"]),
+      );
+    });
+
+    test("a headless service has its endpoints' addresses, and each pod a name below it", async () => {
+      const names = ["db", "db.shop.svc.cluster.local"];
+      expect(await resolved(names)).toEqual(all(names, "172.31.1.1", "172.31.1.2"));
+      const first = ["db-0.db", "db-0.db.shop", "db-0.db.shop.svc", "db-0.db.shop.svc.cluster.local"];
+      expect(await resolved(first)).toEqual(all(first, "172.31.1.1"));
+      expect(await addresses("db-1.db.shop.svc.cluster.local")).toEqual(["172.31.1.2"]);
+      const page = await lab.resolving("curl -sS -m 5 http://db-1.db:8080/");
+      expect(page).toMatchObject({ code: 0, stdout: "b" });
+    });
+
+    test("a wildcard host answers all below it, at any depth, and not itself", async () => {
+      const below = ["any.wild.shop.internal", "a.b.c.wild.shop.internal"];
+      expect(await resolved(below)).toEqual(all(below, "10.97.5.1"));
+      expect(await addresses("wild.shop.internal")).toEqual([]);
+      expect(await lab.resolving("curl -sS -m 5 http://any.wild.shop.internal/")).toMatchObject({
+        code: 0,
+        stdout: "a",
+      });
+    });
+
+    test("a ServiceEntry has its host's name alone, and an address that istiod allocated is connected to by name", async () => {
+      expect(await resolved(["auto", "auto.shop", "split"])).toEqual(all(["auto", "auto.shop", "split"]));
+      expect(await addresses("several.shop.internal")).toEqual(["10.97.0.1", "10.97.0.2"]);
+      const [allocated, ...more] = await addresses("auto.shop.internal");
+      expect(allocated).toStartWith("240.240.");
+      expect(more).toEqual([]);
+      for (const family of ["-4", "-6"]) {
+        const page = await lab.resolving(
+          `curl ${family} -sS -m 5 -w ' %{remote_ip}' http://auto.shop.internal/`,
+        );
+        expect(page).toMatchObject({ code: 0, stdout: expect.stringMatching(/^b (240\.240\.|2001:2::)/) });
+      }
+    });
+
+    test("both families of a dual-stack service, and none of the one that a service lacks", async () => {
+      const dual = ["dual", "dual.shop.svc.cluster.local"];
+      expect(await resolved(dual)).toEqual(all(dual, "10.96.1.2"));
+      expect(await resolved(dual, 6)).toEqual(all(dual, "fd00:10:96::2"));
+      expect(await addresses("web.shop.svc.cluster.local", 6)).toEqual([]);
+      expect(await addresses("v4only.shop.internal", 6)).toEqual(["fd00:97::4"]);
+      const page = await lab.resolving("curl -6 -sS -m 5 http://dual.shop:8080/");
+      expect(page).toMatchObject({ code: 0, stdout: "a6" });
+    });
+
+    test("kmesh resolve says the same, and a name that istiod takes away is gone", async () => {
+      const told = await lab.kmesh("resolve", "db-0.db.shop.svc", "--output", "json");
+      expect(told.stdout).toContain("172.31.1.1");
+      const gone = serviceEntry("auto", { ports: [], endpoints: [] });
+      await lab.plane.kube.remove(gone);
+      await eventually(
+        "the name is gone",
+        async () => (await addresses("auto.shop.internal")).length === 0,
+        10_000,
+        200,
+      );
+    });
   });
 
   test("REGISTRY_ONLY refuses what is no service, with EPERM, and ALLOW_ANY lets it pass again", async () => {
