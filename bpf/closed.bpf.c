@@ -9,6 +9,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#define RUNS_AS_AGENT
 #include "include/live.h"
 
 /* connect() needs microseconds from our hook to its SYN. A socket that is closed for longer did not get that far. */

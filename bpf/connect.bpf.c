@@ -589,6 +589,21 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	}
 }
 
+static __always_inline void record_refusal(const struct request *req, const struct decision *made)
+{
+	__u64 number;
+	struct recent *record = begin_recent(RECENT_REFUSED, &number);
+
+	if (!record)
+		return;
+	add_task(record);
+	record->asked = req->address;
+	record->asked_port = req->port;
+	record->service = made->service;
+	record->reason = made->reason;
+	finish_recent(record, number);
+}
+
 /* EPERM unless the kernel lets us say more. */
 static __always_inline int deny(enum reason reason)
 {
@@ -636,8 +651,10 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 	if (!(set->flags & SETTING_SHADOW))
 		count_undirected(made);
 	forget(ctx);
-	if (made->action == ACTION_REFUSE && !(set->flags & SETTING_SHADOW))
+	if (made->action == ACTION_REFUSE && !(set->flags & SETTING_SHADOW)) {
+		record_refusal(req, made);
 		return deny(made->reason);
+	}
 	return PROCEED;
 }
 

@@ -4,6 +4,7 @@
 #include "eject.h"
 #include "keep.h"
 #include "outcome.h"
+#include "recent.h"
 
 /*
  * Live connections: a redirected socket counts from its connect() until it is closed or connects elsewhere, once
@@ -43,6 +44,7 @@ static __always_inline void end_connection(struct socket_state *state, const str
 {
 	struct endpoint_load *endpoint;
 	struct cluster_load *cluster;
+	enum outcome outcome;
 
 	if (!(state->flags & SOCKET_COUNTED) || !take_count(state))
 		return;
@@ -52,8 +54,12 @@ static __always_inline void end_connection(struct socket_state *state, const str
 		__sync_fetch_and_add(&endpoint->live, -1);
 	if (cluster)
 		__sync_fetch_and_add(&cluster->live, -1);
-	if (endpoint)
-		outlier_update(state, endpoint, outcome_of(sk, tcp_state, state->sequence));
+	if (!endpoint)
+		return;
+	outcome = outcome_of(sk, tcp_state, state->sequence);
+	if (outcome == OUTCOME_FAILED)
+		record_failure(state);
+	outlier_update(state, endpoint, outcome);
 }
 
 /*

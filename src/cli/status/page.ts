@@ -10,6 +10,7 @@ import type { BootOrder } from "../service/boot-order.ts";
 import { agentFacts } from "./agent-rows.ts";
 import { formatBoot, kernelFacts } from "./kernel-rows.ts";
 import { namesFacts, namesWarnings } from "./names-rows.ts";
+import { formatRecent } from "./recent.ts";
 import { formatRemarks, formatServices, isInTrouble, troubleFacts } from "./services.ts";
 import { formatSync } from "./sync.ts";
 import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.ts";
@@ -53,6 +54,7 @@ export function formatStatus(
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
+  parts.push(...formatRecent(kernel?.recent, now));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");
 }
@@ -88,6 +90,7 @@ export function formatProblems(answer: Answer, dead: string | undefined, now = D
   parts.push(...formatTrouble(answer, now));
   const concerned = kernel?.services.filter(isInTrouble) ?? [];
   if (kernel && concerned.length > 0) parts.push(formatServices({ ...kernel, services: concerned }, true));
+  parts.push(...formatRecent(kernel?.recent, now));
   if (agent) parts.push(...formatRemarks(agent, true));
   if (damage.length === 0 && parts.length === 0) return "No problems.";
   return parts.join("\n\n");

@@ -176,6 +176,23 @@ flow_record.is_live: 1 at 83
 flow_record.pid: 4 at 84
 flow_record.retransmits: 4 at 88
 flow_record.rtt_us: 4 at 92
+map recent: array, key 4, value 128, 64 at most, flags 1024
+recent: 128 bytes
+recent.number: 8 at 0
+recent.at_ns: 8 at 8
+recent.source: 8 at 16
+recent.asked: 16 at 24
+recent.endpoint: 16 at 40
+recent.asked_port: 2 at 56
+recent.endpoint_port: 2 at 58
+recent.kind: 1 at 60
+recent.reason: 1 at 61
+recent.service: 4 at 64
+recent.pid: 4 at 68
+recent.command: 1 x 16 at 72
+map recent_number: array, key 4, value 8, 1 at most, flags 0
+RECENT_REFUSED = 1
+RECENT_FAILED = 2
 LABEL_SERVICE = 1
 LABEL_ENDPOINT = 2
 TRAFFIC_COUNT = 1

@@ -37,7 +37,11 @@ export function keptLayouts(): string[] {
     const records = [map.key, map.value].flatMap((record) => (record ? recordLines(record) : []));
     return [`map ${name}: ${snapshotSettings(map)}${inner}`, ...records];
   });
-  const records = { ...layout.keep_records.fields, ...layout.traffic_records.fields };
+  const records = {
+    ...layout.keep_records.fields,
+    ...layout.traffic_records.fields,
+    ...layout.recent_records.fields,
+  };
   const more = [...Object.keys(records), "reason"];
   return [...new Set([...lines, ...more.flatMap(recordLines)])];
 }

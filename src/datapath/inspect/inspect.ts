@@ -32,6 +32,7 @@ import * as layout from "../tables/layout.gen.ts";
 import { readNames } from "../tables/names.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "../tables/tables.ts";
 import { findUnits, type UnitState } from "../tables/unit.ts";
+import { type RecentConnection, recentConnections } from "./recent.ts";
 
 export interface HookState {
   hook: Hook;
@@ -132,6 +133,8 @@ export interface Summary {
     stale: boolean;
   };
   tables: TableState[];
+  /** The connections that were refused or failed last, the newest first. Absent as the settings. */
+  recent?: RecentConnection[];
 }
 
 export interface Inspection extends Summary {
@@ -308,6 +311,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     services: view.services(),
     ejections: view.ejections(),
     tables: sizes(tables),
+    recent: recentConnections(tables.maps, (id) => view.serviceName(id)),
   };
 }
 

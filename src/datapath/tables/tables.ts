@@ -38,6 +38,9 @@ export const TRAFFIC_MAPS = [
 /** Of these, the ones that no program uses: for agents alone. */
 export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement"] as const;
 
+/** Names of the maps in bpf/include/recent.h: one set for ever, too. */
+export const RECENT_MAPS = ["recent", "recent_number"] as const;
+
 /** Names of the maps in bpf/include/keep.h: one set for ever. */
 export const KEPT_MAPS = [
   "sockets",
@@ -54,6 +57,7 @@ export const KEPT_MAPS = [
   "cluster_names",
   "service_names",
   ...TRAFFIC_MAPS,
+  ...RECENT_MAPS,
 ] as const;
 
 /** Of these, the ones that no program uses: who is who, for agents alone. */

@@ -1,0 +1,120 @@
+/** The connections that were refused or failed last (bpf/include/recent.h), read from the kernel's maps. */
+import { monotonic } from "../../kernel/clock.ts";
+import { fixedText } from "../../kernel/info.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
+import { formatAddress } from "../../mesh/address.ts";
+import type { Reason } from "../../mesh/model.ts";
+import { reasonName } from "../mesh-tables/target.ts";
+import * as layout from "../tables/layout.gen.ts";
+import type { Maps } from "../tables/tables.ts";
+
+const { fields: AT } = layout.recent;
+const { RECENT_REFUSED } = layout.enums.recent_kind;
+/** Of a source: above it, the rest is a user's id. */
+const SOURCE_USER = 1n << 47n;
+/** Tries to read a record that is being written. */
+const TRIES = 3;
+
+export interface RecentConnection {
+  /** Counts all that were ever refused or failed. */
+  number: number;
+  /** When, by the wall clock: ISO 8601. */
+  at: string;
+  /** Refused on purpose, with a reason; or failed: the endpoint refused or did not answer. */
+  outcome: "refused" | "failed";
+  reason?: Reason;
+  /** Where the app wanted to go. */
+  address: string;
+  port: number;
+  /** "" when it belongs to none. */
+  service: string;
+  /** Of a failed one: where it was led to. */
+  endpoint?: { address: string; port: number };
+  /** The systemd unit or cgroup that connected, or "user 1000". Absent when nobody knows. */
+  unit?: string;
+  pid?: number;
+  /** The command's name, as in /proc/PID/comm. */
+  command?: string;
+}
+
+/** All that the kernel still has, the newest first. `serviceName` gives "" for an id without a name. Throws KernelError. */
+export function recentConnections(
+  maps: Pick<Maps, "recent" | "source_names">,
+  serviceName: (id: number) => string,
+): RecentConnection[] {
+  const { keySize, valueSize, maxEntries } = maps.recent.info;
+  const now = monotonic();
+  const wall = Date.now();
+  const units = new Map<bigint, string>();
+  const found: RecentConnection[] = [];
+  for (let at = 0; at < maxEntries; at++) {
+    const bytes = readWhole(maps.recent, at, keySize, valueSize);
+    if (!bytes) continue;
+    const view = new DataView(bytes.buffer);
+    const source = view.getBigUint64(AT.source.offset, true);
+    if (!units.has(source)) units.set(source, unitOf(maps.source_names, source));
+    found.push(connection(view, bytes, now, wall, units.get(source) ?? "", serviceName));
+  }
+  return found.sort((a, b) => b.number - a.number);
+}
+
+/** A record that nobody wrote meanwhile; undefined when it is empty, or written all the time. */
+function readWhole(
+  map: BpfMap,
+  at: number,
+  keySize: number,
+  valueSize: number,
+): Uint8Array<ArrayBuffer> | undefined {
+  const key = new Uint8Array(keySize);
+  new DataView(key.buffer).setUint32(0, at, true);
+  const read = () => {
+    const bytes = new Uint8Array(new ArrayBuffer(valueSize));
+    map.lookup(key, bytes);
+    return bytes;
+  };
+  let before = read();
+  for (let i = 0; i < TRIES; i++) {
+    const after = read();
+    const isSame = Buffer.compare(before, after) === 0;
+    if (isSame) return new DataView(after.buffer).getBigUint64(AT.number.offset, true) ? after : undefined;
+    before = after;
+  }
+  return undefined;
+}
+
+function connection(
+  view: DataView,
+  bytes: Uint8Array,
+  now: bigint,
+  wall: number,
+  unit: string,
+  serviceName: (id: number) => string,
+): RecentConnection {
+  const address = (offset: number) => formatAddress(bytes.slice(offset, offset + 16));
+  const ago = Number((now - view.getBigUint64(AT.at_ns.offset, true)) / 1_000_000n);
+  const isRefused = view.getUint8(AT.kind.offset) === RECENT_REFUSED;
+  const endpointPort = view.getUint16(AT.endpoint_port.offset);
+  const pid = view.getUint32(AT.pid.offset, true);
+  const command = fixedText(bytes.slice(AT.command.offset, AT.command.offset + AT.command.size * 16));
+  return {
+    number: Number(view.getBigUint64(AT.number.offset, true)),
+    at: new Date(wall - ago).toISOString(),
+    outcome: isRefused ? "refused" : "failed",
+    ...(isRefused ? { reason: reasonName(view.getUint8(AT.reason.offset)) } : {}),
+    address: address(AT.asked.offset),
+    port: view.getUint16(AT.asked_port.offset),
+    service: serviceName(view.getUint32(AT.service.offset, true)),
+    ...(endpointPort > 0 ? { endpoint: { address: address(AT.endpoint.offset), port: endpointPort } } : {}),
+    ...(unit === "" ? {} : { unit }),
+    ...(pid === 0 ? {} : { pid }),
+    ...(command === "" ? {} : { command }),
+  };
+}
+
+/** The name of a source (bpf/include/source.h); "" when it has none. */
+function unitOf(names: BpfMap, source: bigint): string {
+  if (source >= SOURCE_USER) return `user ${source & 0xffffffffn}`;
+  const name = new Uint8Array(new ArrayBuffer(names.info.valueSize));
+  const key = new Uint8Array(BigUint64Array.of(source).buffer);
+  return source > 0n && names.lookup(key, name) ? fixedText(name) : "";
+}
