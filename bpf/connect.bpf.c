@@ -27,9 +27,15 @@
 #define FINGERPRINT_RETRIES 4
 /* Slots that are tried to find an endpoint that is not ejected. Runs no longer than that are searched whole. */
 #define EJECTION_RETRIES 32
+/* Slots that are tried for a socket whose own port leads to the chosen endpoint already. */
+#define PORT_RETRIES 8
 
 #define REACHES_V4 1
 #define REACHES_V6 2
+
+#ifndef AF_INET
+#define AF_INET 2
+#endif
 
 #define PROCEED 1
 #define DENY 0
@@ -105,7 +111,7 @@ static __always_inline bool is_excluded(const struct settings *set, const struct
 	__u32 zero = 0;
 	void *trie;
 
-	if (!(set->flags & SETTING_EXCLUSIONS))
+	if (!(set->flags & SETTING_EXCLUSIONS) && !may_be_broadcast(&req->address, set->broadcast_filter))
 		return false;
 	trie = bpf_map_lookup_elem(&exclusions, &zero);
 	if (!trie)
@@ -375,6 +381,54 @@ static __always_inline __u32 reachable_families(struct bpf_sock_addr *ctx, const
 	return is_v6_only(ctx->sk) ? REACHES_V6 : REACHES_V6 | REACHES_V4;
 }
 
+/*
+ * Whether the port that this socket is bound to leads to the endpoint already, by whatever service: two connections can't
+ * have both ends in common, and connect() would fail with EADDRNOTAVAIL. A socket that is bound to no address is taken to
+ * have the node's.
+ */
+static __always_inline bool is_port_taken(struct bpf_sock_addr *ctx, const struct settings *set,
+					  const struct endpoint *endpoint)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *sk = ctx->sk, *other;
+	bool is_taken;
+
+	if (!endpoint->is_v4 || !sk)
+		return false;
+	tuple.ipv4.saddr = endpoint->address.word[3];
+	tuple.ipv4.sport = endpoint->port;
+	tuple.ipv4.daddr = ctx->family == AF_INET ? sk->src_ip4 : 0;
+	if (!tuple.ipv4.daddr)
+		tuple.ipv4.daddr = set->node_v4;
+	tuple.ipv4.dport = bpf_htons(sk->src_port);
+	other = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!other)
+		return false;
+	is_taken = other->state != BPF_TCP_LISTEN;
+	bpf_sk_release(other);
+	return is_taken;
+}
+
+/* Another endpoint of the run, to which the socket's port does not lead yet; the first choice stays when none is found. */
+static __always_inline void avoid_taken_port(struct bpf_sock_addr *ctx, const struct settings *set,
+					     const struct run *run, struct decision *made)
+{
+	__u32 index = bpf_get_prandom_u32();
+
+	if (!run->count || !is_port_taken(ctx, set, made->endpoint))
+		return;
+	for (int i = 0; i < PORT_RETRIES; i++) {
+		__u32 slot = slot_of(run->first_line, (index + i) % run->count);
+		struct endpoint *endpoint = chunked_lookup(&endpoints, slot);
+
+		if (!endpoint || is_ejected(slot, made->now) || is_port_taken(ctx, set, endpoint))
+			continue;
+		made->endpoint_id = slot;
+		made->endpoint = endpoint;
+		return;
+	}
+}
+
 static __always_inline bool is_full(const struct descriptor *desc, const struct cluster_load *load)
 {
 	return desc->max_connections && load && (__s64)load->live >= desc->max_connections;
@@ -414,7 +468,9 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 	made->endpoint_id = slot;
 	made->endpoint = chunked_lookup(&endpoints, slot);
 	if (!made->endpoint)
-		refuse(made, REASON_INTERNAL);
+		return refuse(made, REASON_INTERNAL);
+	if (ctx->sk && ctx->sk->src_port)
+		avoid_taken_port(ctx, set, &run, made);
 }
 
 /* The descriptor of the cluster that serves this connection: behind a split, the one whose turn it is. */

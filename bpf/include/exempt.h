@@ -60,3 +60,15 @@ static __always_inline bool is_exempt_address(const struct address *address)
 {
 	return is_mapped(address) ? is_exempt_v4(address->word[3]) : is_exempt_v6(address);
 }
+
+/* Of settings.broadcast_filter; src/datapath/tables/broadcast.ts computes the same. */
+static __always_inline __u32 broadcast_bit(__be32 address)
+{
+	return bpf_ntohl(address) * 0x9e3779b1u >> 26;
+}
+
+/* Whether to ask the table: nearly never for what is no broadcast address. */
+static __always_inline bool may_be_broadcast(const struct address *address, __u64 filter)
+{
+	return filter && is_mapped(address) && filter >> broadcast_bit(address->word[3]) & 1;
+}

@@ -98,14 +98,14 @@ static __always_inline void add_task(struct recent *record)
 #endif
 }
 
-static __noinline int record_failure(const struct socket_state *state)
+static __always_inline void record_failure(const struct socket_state *state)
 {
 	struct endpoint *endpoint = chunked_lookup(&endpoints, state->endpoint);
 	__u64 number;
 	struct recent *record = begin_recent(RECENT_FAILED, &number);
 
 	if (!record)
-		return 0;
+		return;
 	add_task(record);
 	if (state->flow) {
 		record->source = state->source;
@@ -119,5 +119,4 @@ static __noinline int record_failure(const struct socket_state *state)
 		record->endpoint_port = endpoint->port;
 	}
 	finish_recent(record, number);
-	return 0;
 }

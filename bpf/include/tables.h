@@ -112,7 +112,8 @@ struct settings {
 	__u64 node_v4; /* what source hashing takes for a socket without an address: the last 4 bytes, as read from memory */
 	__u64 node_v6[2];
 	__u64 current_ns; /* CLOCK_MONOTONIC: when these tables were last known to follow istiod; stored each second */
-	__u64 reserved[9];
+	__u64 broadcast_filter; /* bit broadcast_bit() is set for each of this machine's broadcast addresses in `exclusions` */
+	__u64 reserved[8];
 };
 
 /* Clang leaves out of the BTF what only inner maps name; user space and libbpf need these whole. */
@@ -177,7 +178,10 @@ struct {
 	__array(values, struct prefix_trie);
 } prefixes SEC(".maps");
 
-/* [0] -> trie like the one of `prefixes`, port 0 = every port: destinations that are never governed. */
+/*
+ * [0] -> trie like the one of `prefixes`, port 0 = every port: destinations that are never governed. The id is 1 for this
+ * machine's broadcast addresses, 0 for what the configuration excludes.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
 	__uint(max_entries, 1);

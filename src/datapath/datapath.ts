@@ -24,6 +24,7 @@ import { type Damage, formatFaults } from "./inspect/damage.ts";
 import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect/inspect.ts";
 import type { PublishReport } from "./mesh-tables/publisher.ts";
 import { TableWriter } from "./table-writer.ts";
+import { broadcastAddresses, exemptBroadcasts } from "./tables/broadcast.ts";
 import { exemptSelf } from "./tables/enrolment.ts";
 import type { Tables } from "./tables/tables.ts";
 import { type Totals, totalsOf } from "./tables/totals.ts";
@@ -210,6 +211,11 @@ export class Datapath {
   /** The tables, for who reads counters: they stay the data path's, which closes them. */
   get tables(): Tables {
     return this.#generation.tables;
+  }
+
+  /** Exempts these broadcast addresses, and no others; by default this machine's. Throws KernelError. */
+  exemptBroadcasts(addresses: readonly string[] = broadcastAddresses()): void {
+    exemptBroadcasts(this.#generation.tables, addresses);
   }
 
   /** Takes connections that have ended out of the live counts, though apps still hold their sockets. Throws KernelError. */

@@ -1,4 +1,5 @@
 /** Looks after what is attached while an agent runs: pins, hooks that somebody detached, and live counts. */
+
 import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import type { Hook } from "../kernel/link.ts";
@@ -6,6 +7,7 @@ import { ClosedSockets } from "./generation/closed-sockets.ts";
 import type { Generation } from "./generation/generation.ts";
 import { isOwnNetns } from "./inspect/preexisting-connections.ts";
 import { formatReconciliation, reconcileLive } from "./inspect/reconcile.ts";
+import { broadcastAddresses, exemptBroadcasts } from "./tables/broadcast.ts";
 
 export interface UpkeepOptions {
   /** Milliseconds between two looks; absent: nothing is looked after, but by call. */
@@ -106,6 +108,8 @@ export class Upkeep {
       }
     };
     attempt(() => troubles.push(...this.#repin()));
+    // They come and go with the machine's addresses.
+    attempt(() => exemptBroadcasts(this.#generation.tables, broadcastAddresses()));
     attempt(() => {
       if (this.#options.attached() && this.relink().includes("sock_release")) void this.#reconcile(true);
     });

@@ -318,6 +318,33 @@ describe.skipIf(!root)("connections through the tables", () => {
     expect((await lab.connect("172.31.1.1:7111")).errors).toEqual({ ECONNREFUSED: 1 });
   });
 
+  test("a port that leads to an endpoint already takes another one, of whatever service", async () => {
+    const mesh = emptyMesh();
+    for (const [i, name] of ["one", "two", "three"].entries()) {
+      addCluster(mesh, name, [endpoint(A), endpoint(B)]);
+      addFrontend(mesh, `10.96.11.${i + 1}:80`, { kind: "cluster", cluster: name });
+    }
+    lab.publish(mesh);
+    // Whichever is next for the second, it is the other one's.
+    for (let port = 40_120; port < 40_126; port++) await twice({ source: "172.31.1.1", source_port: port });
+  });
+
+  async function twice(bound: { source: string; source_port: number }): Promise<void> {
+    const first = await lab.keep("10.96.11.1:80", 1, bound);
+    const second = await lab.keep("10.96.11.2:80", 1, bound);
+    try {
+      expect(first.tally).toMatchObject({ made: 1, peers: { "10.96.11.1 80": 1 } });
+      expect(second.tally).toMatchObject({ made: 1, peers: { "10.96.11.2 80": 1 } });
+      expect({ ...first.tally.by, ...second.tally.by }).toEqual({ a: 1, b: 1 });
+      // Both are taken: there the kernel has the last word.
+      expect((await lab.connect("10.96.11.3:80", bound)).errors).toEqual({ EADDRNOTAVAIL: 1 });
+      expect((await lab.connect("10.96.11.3:80", { source: "172.31.1.1" })).made).toBe(1);
+    } finally {
+      await first.client.close();
+      await second.client.close();
+    }
+  }
+
   test("a pending cluster keeps what its name stood for", async () => {
     lab.publish(meshOf((mesh) => addCluster(mesh, "c", [endpoint(A)])));
     expect(lab.publish(meshOf((mesh) => addCluster(mesh, "c", [], { pending: true })))).toBe(0);
@@ -434,6 +461,26 @@ describe.skipIf(!root)("connections through the tables", () => {
       expect(explainPinned(lab.bpffs, address, 9).why[0]).toContain("always exempt");
     }
     expect(counters("").refused["not-in-registry"]).toBe(before + 1);
+  });
+
+  test("the machine's broadcast addresses are exempt, as long as it has them", async () => {
+    const mesh = emptyMesh();
+    addCluster(mesh, "a", [endpoint(A)]);
+    addFrontend(mesh, "10.96.12.255:80", { kind: "cluster", cluster: "a" });
+    lab.publish(mesh);
+    expect((await lab.connect("10.96.12.255:80")).by).toEqual({ a: 1 });
+    lab.datapath.exemptBroadcasts(["10.96.12.255", "10.96.13.255"]);
+    expect((await lab.connect("10.96.12.255:80")).errors).toEqual({ ENETUNREACH: 1 });
+    expect(explainPinned(lab.bpffs, "10.96.12.255", 80).why[0]).toContain(
+      "a broadcast address of this machine",
+    );
+    expect(lab.datapath.inspect().settings?.exclusions).toEqual([]);
+    // What the configuration excludes comes and goes beside them.
+    lab.reopen({ excludes: [{ address: "10.96.0.0", length: 24, port: 80 }] });
+    expect((await lab.connect("10.96.12.255:80")).errors).toEqual({ ENETUNREACH: 1 });
+    lab.reopen();
+    lab.datapath.exemptBroadcasts([]);
+    expect((await lab.connect("10.96.12.255:80")).by).toEqual({ a: 1 });
   });
 
   test("excluded destinations pass; shadow mode decides and counts, and changes nothing", async () => {

@@ -7,7 +7,7 @@
 {"mode": "asked"}                                       "count" for each line of standard input, which is such a JSON
 
 Optional: "mapped" (an IPv6 socket, the IPv4 address v4-mapped), "keep" (count: leave them open until standard
-input closes, print first), "v6only", "source" (bind to this address first), "timeout" (5 s), "threads" and "pace" (storm: how many, and
+input closes, print first), "v6only", "source" (bind to this address first), "source_port" (and to this port), "timeout" (5 s), "threads" and "pace" (storm: how many, and
 the seconds that each rests between two connections), "mptcp" (IPPROTO_MPTCP sockets).
 """
 import errno
@@ -50,7 +50,8 @@ def dial():
         if v6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1 if spec.get("v6only") else 0)
         if "source" in spec:
-            sock.bind((spec["source"], 0))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.bind((spec["source"], spec.get("source_port", 0)))
         sock.connect((target, spec["port"]))
         return sock
     except OSError as error:

@@ -46,6 +46,7 @@ export interface ClientSpec {
   mapped?: boolean;
   v6only?: boolean;
   source?: string;
+  source_port?: number;
   threads?: number;
   pace?: number;
   /** Seconds that the other end may take. */

@@ -54,7 +54,7 @@ export function formatStatus(
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
-  parts.push(...formatRecent(kernel?.recent, now));
+  parts.push(...formatRecent(kernel?.recent));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");
 }
@@ -90,7 +90,7 @@ export function formatProblems(answer: Answer, dead: string | undefined, now = D
   parts.push(...formatTrouble(answer, now));
   const concerned = kernel?.services.filter(isInTrouble) ?? [];
   if (kernel && concerned.length > 0) parts.push(formatServices({ ...kernel, services: concerned }, true));
-  parts.push(...formatRecent(kernel?.recent, now));
+  parts.push(...formatRecent(kernel?.recent));
   if (agent) parts.push(...formatRemarks(agent, true));
   if (damage.length === 0 && parts.length === 0) return "No problems.";
   return parts.join("\n\n");

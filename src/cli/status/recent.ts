@@ -1,16 +1,16 @@
 /** The connections of `kmesh status` that were refused or failed last. */
 import type { RecentConnection } from "../../datapath/inspect/recent.ts";
-import { indent, since, table } from "../framework/output.ts";
+import { formatSpan, indent, table } from "../framework/output.ts";
 
 /** Rows on the page; JSON has all that the kernel still knows. */
 const ROWS = 10;
 
 /** A section, or nothing when there was none. */
-export function formatRecent(recent: readonly RecentConnection[] = [], now = Date.now()): string[] {
+export function formatRecent(recent: readonly RecentConnection[] = []): string[] {
   if (recent.length === 0) return [];
   const rows = recent
     .slice(0, ROWS)
-    .map((each) => [since(each.at, now), whoOf(each), whereOf(each), whyOf(each)]);
+    .map((each) => [formatSpan(each.agoMs), whoOf(each), whereOf(each), whyOf(each)]);
   return [`LAST REFUSED AND FAILED CONNECTIONS\n${indent(table(["ago", "unit", "to", "what"], rows))}`];
 }
 

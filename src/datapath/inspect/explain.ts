@@ -4,6 +4,7 @@ import { exemptBlockOf, formatExemptBlock } from "../../mesh/exempt.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import type { Reason } from "../../mesh/model.ts";
 import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
+import { BROADCAST_ID } from "../tables/broadcast.ts";
 import type { Tables } from "../tables/tables.ts";
 import { type ClusterState, openPinned, TableView } from "./inspect.ts";
 
@@ -157,6 +158,8 @@ export function exemption(tables: Tables, address: string, port: number): string
   const block = exemptBlockOf(address);
   if (block) return `always exempt: ${formatExemptBlock(block)}`;
   const excluded = tables.exclusions.find(address, port) ?? tables.exclusions.find(address, 0);
+  if (excluded?.id === BROADCAST_ID)
+    return `always exempt: ${address} is a broadcast address of this machine`;
   return excluded && `excluded by configuration: ${formatMatch(excluded.match)}`;
 }
 

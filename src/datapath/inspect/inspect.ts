@@ -26,6 +26,7 @@ import {
 } from "../mesh-tables/descriptor.ts";
 import { readEndpoint } from "../mesh-tables/endpoint-table.ts";
 import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
+import { BROADCAST_ID } from "../tables/broadcast.ts";
 import { ChunkedTable } from "../tables/chunked-table.ts";
 import { enrolledIds, enrolledUnits } from "../tables/enrolment.ts";
 import * as layout from "../tables/layout.gen.ts";
@@ -515,7 +516,10 @@ function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["setti
     netns: flags.everyNetns ? "all" : cookie === 0n ? "initial" : `cookie ${cookie}`,
     cgroups: enrolledCgroups(tables),
     units: findUnits(cgroup2Root(), enrolledUnits(tables)),
-    exclusions: tables.exclusions.list().map(({ match }) => formatMatch(match)),
+    exclusions: tables.exclusions
+      .list()
+      .filter(({ id }) => id !== BROADCAST_ID)
+      .map(({ match }) => formatMatch(match)),
     fallback: fallback.action === "pass" ? "pass" : `${fallback.action} ${fallback.target}`,
   };
 }

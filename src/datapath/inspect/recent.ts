@@ -18,8 +18,8 @@ const TRIES = 3;
 export interface RecentConnection {
   /** Counts all that were ever refused or failed. */
   number: number;
-  /** When, by the wall clock: ISO 8601. */
-  at: string;
+  /** How long ago, milliseconds. */
+  agoMs: number;
   /** Refused on purpose, with a reason; or failed: the endpoint refused or did not answer. */
   outcome: "refused" | "failed";
   reason?: Reason;
@@ -44,7 +44,6 @@ export function recentConnections(
 ): RecentConnection[] {
   const { keySize, valueSize, maxEntries } = maps.recent.info;
   const now = monotonic();
-  const wall = Date.now();
   const units = new Map<bigint, string>();
   const found: RecentConnection[] = [];
   for (let at = 0; at < maxEntries; at++) {
@@ -53,7 +52,7 @@ export function recentConnections(
     const view = new DataView(bytes.buffer);
     const source = view.getBigUint64(AT.source.offset, true);
     if (!units.has(source)) units.set(source, unitOf(maps.source_names, source));
-    found.push(connection(view, bytes, now, wall, units.get(source) ?? "", serviceName));
+    found.push(connection(view, bytes, now, units.get(source) ?? "", serviceName));
   }
   return found.sort((a, b) => b.number - a.number);
 }
@@ -86,19 +85,17 @@ function connection(
   view: DataView,
   bytes: Uint8Array,
   now: bigint,
-  wall: number,
   unit: string,
   serviceName: (id: number) => string,
 ): RecentConnection {
   const address = (offset: number) => formatAddress(bytes.slice(offset, offset + 16));
-  const ago = Number((now - view.getBigUint64(AT.at_ns.offset, true)) / 1_000_000n);
   const isRefused = view.getUint8(AT.kind.offset) === RECENT_REFUSED;
   const endpointPort = view.getUint16(AT.endpoint_port.offset);
   const pid = view.getUint32(AT.pid.offset, true);
   const command = fixedText(bytes.slice(AT.command.offset, AT.command.offset + AT.command.size * 16));
   return {
     number: Number(view.getBigUint64(AT.number.offset, true)),
-    at: new Date(wall - ago).toISOString(),
+    agoMs: Number((now - view.getBigUint64(AT.at_ns.offset, true)) / 1_000_000n),
     outcome: isRefused ? "refused" : "failed",
     ...(isRefused ? { reason: reasonName(view.getUint8(AT.reason.offset)) } : {}),
     address: address(AT.asked.offset),

@@ -7,6 +7,7 @@ import type { BpfMap } from "../../kernel/maps.ts";
 import { isInitialNetns, netnsCookie } from "../../kernel/netns.ts";
 import { socketInodes, type TaskIdentity, taskIdentity } from "../../kernel/process.ts";
 import type { Match } from "../../mesh/model.ts";
+import { BROADCAST_ID } from "./broadcast.ts";
 import type { Tables } from "./tables.ts";
 import { inInitialNamespaces, kernelIdentity } from "./task-identity.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
@@ -140,7 +141,7 @@ export function exclude(tables: Tables, exclusions: readonly Exclusion[]): numbe
     ({ address, length, port }): Match => ({ kind: "prefix", address, length, port }),
   );
   const texts = new Set(wanted.map((match) => JSON.stringify(match)));
-  const held = tables.exclusions.list();
+  const held = tables.exclusions.list().filter(({ id }) => id !== BROADCAST_ID);
   const heldTexts = new Set(held.map(({ match }) => JSON.stringify(match)));
   const added = wanted.filter((match) => !heldTexts.has(JSON.stringify(match)));
   const removed = held.filter(({ match }) => !texts.has(JSON.stringify(match)));
