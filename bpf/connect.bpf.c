@@ -386,8 +386,8 @@ static __always_inline __u32 reachable_families(struct bpf_sock_addr *ctx, const
  * have both ends in common, and connect() would fail with EADDRNOTAVAIL. A socket that is bound to no address is taken to
  * have the node's.
  */
-static __always_inline bool is_port_taken(struct bpf_sock_addr *ctx, const struct settings *set,
-					  const struct endpoint *endpoint)
+static __noinline bool is_port_taken(struct bpf_sock_addr *ctx, const struct settings *set,
+				     const struct endpoint *endpoint)
 {
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk = ctx->sk, *other;

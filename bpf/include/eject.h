@@ -44,11 +44,16 @@ static __always_inline struct ejection ejection_of(const struct descriptor *desc
 	return ejection;
 }
 
-__noinline int is_ejected(__u32 endpoint, __u64 now)
+static __always_inline bool has_ejection(__u32 endpoint, __u64 now)
 {
 	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
 
 	return load && *(volatile __u64 *)&load->ejected_until_ns > now;
+}
+
+__noinline int is_ejected(__u32 endpoint, __u64 now)
+{
+	return has_ejection(endpoint, now);
 }
 
 __noinline __u32 slot_of(__u32 first_line, __u32 index)
@@ -60,14 +65,25 @@ __noinline __u32 slot_of(__u32 first_line, __u32 index)
 
 #define OTHERS 65536
 
+/*
+ * 5.10 allows 512 bytes of stack over a chain of calls, in steps of 32, and the longest chain ends here. Later kernels count
+ * less, and verify a function of its own faster.
+ */
+#ifdef KMESH_NO_FETCH_ATOMICS
+#define CHAIN_END static __always_inline
+#else
+#define CHAIN_END __noinline
+#endif
+
 /* A slot of a run as a number to be summed up: one for `endpoint`, OTHERS for another one that is ejected. */
-__noinline __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64 now)
+CHAIN_END __u32 slot_share(__u32 first_line, __u32 index, __u32 endpoint, __u64 now)
 {
-	__u32 slot = slot_of(first_line, index);
+	struct run run = { .first_line = first_line };
+	__u32 slot = slot_at(&run, index);
 
 	if (slot == endpoint)
 		return 1;
-	return is_ejected(slot, now) ? OTHERS : 0;
+	return has_ejection(slot, now) ? OTHERS : 0;
 }
 
 /* Of a run's slots, or a sample: how many are this endpoint's, other ejected ones', and looked at; 16 bits each. */
