@@ -16,7 +16,7 @@
 API int kmesh_iterator_attach(int program, int map)
 {
 	union bpf_iter_link_info info = { .map = { .map_fd = map } };
-	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info));
+	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info.map));
 
 	return bpf_link_create(program, 0, BPF_TRACE_ITER, &options);
 }
