@@ -169,17 +169,23 @@ export class NameTable {
 
   #add(list: readonly { name: string; entry: Entry }[], report: Written): number {
     const made: Placed[] = [];
-    for (const { name, entry } of list) {
-      const reason = this.#place(name, entry, made);
-      if (reason !== undefined) report.skipped.push({ name, reason });
+    try {
+      for (const { name, entry } of list) {
+        const reason = this.#place(name, entry, made);
+        if (reason !== undefined) report.skipped.push({ name, reason });
+      }
+      if (made.length === 0) return 0;
+      // Before the keys: a wildcard whose depth is not looked for is not found.
+      this.#publishDepths(true);
+      this.#reserve(this.#placed.size);
+      const keys = BigUint64Array.from(made, ({ key }) => key);
+      const values = BigUint64Array.from(made, ({ key, id }) => ((key >> 32n) << 32n) | BigInt(id));
+      this.#hash.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(values.buffer), made.length);
+    } catch (error) {
+      // The hash has a part of the keys, or none. All are taken back, so that the next try adds them again.
+      for (const { id } of made) this.#remove(this.#byId.get(id) ?? "");
+      throw error;
     }
-    if (made.length === 0) return 0;
-    // Before the keys: a wildcard whose depth is not looked for is not found.
-    this.#publishDepths(true);
-    this.#reserve(this.#placed.size);
-    const keys = BigUint64Array.from(made, ({ key }) => key);
-    const values = BigUint64Array.from(made, ({ key, id }) => ((key >> 32n) << 32n) | BigInt(id));
-    this.#hash.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(values.buffer), made.length);
     return made.length;
   }
 
