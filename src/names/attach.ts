@@ -48,8 +48,8 @@ export function attachEverywhere(links: string, programs: NamePrograms): Coverag
 /** Takes the programs off again. Throws KernelError. */
 export function detachEverywhere(links: string): void {
   if (existsSync(links)) for (const name of readdirSync(links)) unpin(join(links, name));
-  for (const { index, enslaved } of interfaces())
-    if (!enslaved && isOurs(filterProgram(index))) detachFilter(index);
+  // Also those that a bridge or bond took meanwhile: a filter stays with its interface.
+  for (const { index } of interfaces()) if (isOurs(filterProgram(index))) detachFilter(index);
 }
 
 function attach(pin: string, index: number, program: BpfProgram): "tcx" | "clsact" {
