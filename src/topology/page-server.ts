@@ -152,6 +152,10 @@ class BodyCache {
       this.#bodies.delete(oldest);
     }
     this.#bodies.set(key, { at: now, body });
+    // What failed is tried again at once.
+    body.catch(() => {
+      if (this.#bodies.get(key)?.body === body) this.#bodies.delete(key);
+    });
     return body;
   }
 }

@@ -170,6 +170,7 @@ function howToPlay(stage: Stage): string {
   return [
     "",
     "It stays up until Ctrl-C here. In another terminal, as root:",
+    `  kmesh topology --open --config ${stage.configFile}`,
     `  kmesh status --config ${stage.configFile}`,
     `  kmesh explain shop.demo.internal:80 --config ${stage.configFile}`,
     `  ${shell}`,

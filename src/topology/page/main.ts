@@ -122,8 +122,8 @@ class Page {
         html("div", { class: "tools" }, this.#fresh, this.#pause, this.#theme),
       ),
       html(
-        "div",
-        { class: "bar", role: "toolbar", "aria-label": "View and filters" },
+        "nav",
+        { class: "bar", "aria-label": "View and filters" },
         html("div", { class: "tabs", role: "group", "aria-label": "View" }, this.#tabs.map, this.#tabs.table),
         window,
         this.#search,

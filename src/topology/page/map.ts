@@ -187,7 +187,6 @@ export class MapView {
         transform: `translate(${shape.x} ${shape.y})`,
         role: "button",
         tabindex: -1,
-        "aria-label": shape.label,
         "data-id": shape.id,
         ...(isGroup ? { "aria-expanded": String(shape.unfolded === true) } : {}),
         click: () => this.#activate(shape),
@@ -196,9 +195,10 @@ export class MapView {
           this.#mark();
         },
       },
+      // The name for screen readers, and the whole of texts that are cut.
+      svg("title", {}, shape.label),
       ...(isGroup ? [svg("rect", { x: 4, y: 4, width, height, rx: 6, class: "back" })] : []),
       svg("rect", { width, height, rx: 6, class: "box" }),
-      svg("title", {}, shape.label),
       svg("g", { transform: "translate(19 24)" }, symbol(shape.state)),
       svg("text", { x: 36, y: 20, class: "title" }, cut(shape.title, room, LETTER.title)),
       svg(

@@ -1,0 +1,203 @@
+/** The page in a real Chromium, from the real server: clicks, keys, both colour schemes, and axe-core's rules. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import type { Page } from "playwright-core";
+import { PageServer } from "../../src/topology/page-server.ts";
+import { Browser, missingBrowser } from "./browser.ts";
+import { history, large, shop } from "./documents.ts";
+
+setDefaultTimeout(30_000);
+const why = missingBrowser();
+if (why) console.warn(`skipped: page: ${why}`);
+const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
+
+/** "rule: what it is about" for each violation. */
+async function violations(page: Page): Promise<string[]> {
+  await page.evaluate(AXE);
+  return page.evaluate<string[]>(
+    "axe.run().then(({ violations }) => violations.map(({ id, nodes }) => id + ': ' + nodes.map((node) => node.html).join(' | ').slice(0, 400)))",
+  );
+}
+
+describe.skipIf(why !== undefined)("the page", () => {
+  let browser: Browser;
+  let server: PageServer;
+  let document = shop();
+  let fault: Error | undefined;
+  const requests: string[] = [];
+  beforeAll(async () => {
+    browser = await Browser.start();
+    server = await PageServer.listen(0, {
+      edges: async () => {
+        if (fault) throw fault;
+        return document;
+      },
+      history: async (edge) => history(edge),
+    });
+    browser.context.on("request", (request) => requests.push(request.url()));
+  });
+  afterAll(async () => {
+    server?.close();
+    await browser?.close();
+  });
+
+  const shape = (page: Page, name: string) => page.locator(".shape", { hasText: name });
+  const names = (page: Page) => page.locator(".shape .title").allTextContents();
+
+  for (const scheme of ["light", "dark"] as const)
+    test(`breaks no rule of axe-core, ${scheme}: map, details and table`, async () => {
+      const { page, complaints } = await browser.open(server.url, scheme);
+      expect(await page.locator("html").getAttribute("data-theme")).toBe(scheme);
+      expect(await violations(page)).toEqual([]);
+      await page.locator(".problem").first().click();
+      await page.locator(".chart").first().waitFor();
+      expect(await violations(page)).toEqual([]);
+      await page.getByRole("button", { name: "Table", exact: true }).click();
+      expect(await violations(page)).toEqual([]);
+      expect(complaints).toEqual([]);
+      await page.close();
+    });
+
+  test("a problem leads to its place, with numbers, curves and commands; Escape leads back", async () => {
+    const { page } = await browser.open(server.url);
+    await page.locator(".problem").first().click();
+    const details = page.getByRole("region", { name: "Details" });
+    expect(await details.textContent()).toContain("300 (100 %)");
+    expect(await details.textContent()).toContain("kmesh explain payments.shop.svc.cluster.local:443");
+    expect(await page.locator(".link.lit.failing").count()).toBe(1);
+    await page.locator(".chart canvas").first().waitFor();
+    await page.keyboard.press("Escape");
+    expect(await details.isVisible()).toBe(false);
+    await page.close();
+  });
+
+  test("the map is walked by keys", async () => {
+    const { page } = await browser.open(server.url);
+    const focused = () => page.evaluate<string>("document.activeElement.querySelector('title').textContent");
+    await shape(page, "frontend-v1").focus();
+    await page.keyboard.press("ArrowRight");
+    expect(await focused()).toStartWith("Unit billing.service, failing");
+    await page.keyboard.press("ArrowRight");
+    expect(await focused()).toStartWith("Service payments:443, failing");
+    await page.keyboard.press("ArrowDown");
+    expect(await focused()).toStartWith("Service stock:9090, slow or lossy");
+    await page.keyboard.press("Enter");
+    expect(await page.getByRole("region", { name: "Details" }).textContent()).toContain("stock:9090");
+    await page.keyboard.press("Escape");
+    // One stop for Tab.
+    expect(await page.locator('.shape[tabindex="0"]').count()).toBe(1);
+    await page.keyboard.press("/");
+    await page.keyboard.type("ledger");
+    expect(await names(page)).toEqual(["report-worker.service", "ledger:5432", "ledger-0"]);
+    await page.close();
+  });
+
+  test("filters, idle edges, the table and the reason of an unknown name", async () => {
+    const { page } = await browser.open(server.url);
+    expect(await names(page)).not.toContain("cron.service");
+    await page.getByLabel("Show idle").check();
+    expect(await names(page)).toContain("cron.service");
+    await page.getByLabel("Failing only").check();
+    expect(await names(page)).not.toContain("orders-v1");
+    await page.getByLabel("Failing only").uncheck();
+    await page.getByLabel("Namespace", { exact: true }).selectOption("finance");
+    expect(await names(page)).toEqual(["report-worker.service", "ledger:5432", "ledger-0"]);
+    await page.getByLabel("Namespace", { exact: true }).selectOption("");
+    await shape(page, "192.0.2.80").click();
+    expect(await page.getByRole("region", { name: "Details" }).textContent()).toContain(
+      "istiod names no workload",
+    );
+    await page.getByRole("button", { name: "Table", exact: true }).click();
+    expect(await page.locator("tbody tr").count()).toBe(14);
+    await page.getByRole("button", { name: "Sent", exact: true }).click();
+    expect(await page.locator("tbody tr").first().textContent()).toContain("frontend-v1");
+    await page.close();
+  });
+
+  test("a refresh keeps zoom, selection, focus and places; a new problem is said; an agent that is gone, too", async () => {
+    const { page } = await browser.open(server.url);
+    await page.getByRole("button", { name: "Zoom in" }).click();
+    await shape(page, "orders:8080").click();
+    const state = () =>
+      page.evaluate<string>(
+        "JSON.stringify([document.querySelector('.scene').getAttribute('transform'), document.activeElement.getAttribute('data-id'), document.querySelector('.shape.selected')?.dataset.id, [...document.querySelectorAll('.shape')].map((s) => [s.dataset.id, s.getAttribute('transform')])])",
+      );
+    // Longer than the server gives the same body.
+    await page.waitForTimeout(600);
+    const before = await state();
+    const changed = shop();
+    document = {
+      ...changed,
+      at: "2026-01-05T10:00:05.000Z",
+      edges: changed.edges.map((each) =>
+        each.to.includes("ledger") ? { ...each, state: "failing" as const } : each,
+      ),
+      problems: [
+        {
+          subject: "service:ledger.finance.svc.cluster.local:5432",
+          rule: "overloaded",
+          severity: "warning",
+          text: "99 of 100",
+          value: 99,
+          next: "",
+        },
+        ...changed.problems,
+      ],
+    };
+    const refreshed = page.waitForResponse((response) => response.url().includes("edges?"));
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))");
+    await refreshed;
+    await page.locator(".shape.service.failing", { hasText: "ledger" }).waitFor();
+    expect(await state()).toBe(before);
+    expect(await page.locator("[aria-live]").textContent()).toBe("New problem: 99 of 100");
+    await page.getByRole("button", { name: "Sort by trouble" }).click();
+    expect(await state()).not.toBe(before);
+    fault = new Error("No agent runs");
+    await page.waitForTimeout(600);
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))");
+    await page.getByRole("alert").waitFor();
+    expect(await page.getByRole("alert").textContent()).toStartWith("No agent runs. This is the state of");
+    fault = undefined;
+    document = shop();
+    await page.close();
+  });
+
+  test("exports PNG, SVG and JSON", async () => {
+    const { page, complaints } = await browser.open(server.url);
+    const starts = { PNG: "\x89PNG", SVG: "<svg", JSON: "{" };
+    for (const [format, start] of Object.entries(starts)) {
+      const saved = page.waitForEvent("download");
+      await page.getByRole("button", { name: `Export as ${format}` }).click();
+      const file = await (await saved).path();
+      expect(readFileSync(file, "latin1").slice(0, start.length)).toBe(start);
+    }
+    expect(complaints).toEqual([]);
+    await page.close();
+  });
+
+  test("500 nodes and 2,000 edges are at most 60 shapes; a group unfolds", async () => {
+    document = large(500, 2_000);
+    const { page, complaints } = await browser.open(server.url);
+    const count = await page.locator(".shape").count();
+    expect(count).toBeLessThanOrEqual(60);
+    expect(await page.locator(".link.failing").count()).toBe(8);
+    await page.locator(".shape.group").first().click();
+    expect(await page.locator(".shape").count()).toBeGreaterThan(count);
+    expect(complaints).toEqual([]);
+    document = shop();
+    await page.close();
+  });
+
+  test("asks nobody but its server, and shows no token in the address", async () => {
+    const { page } = await browser.open(server.url);
+    expect(page.url()).toBe(`http://127.0.0.1:${server.port}/topology/`);
+    expect(await page.reload().then((response) => response?.status())).toBe(200);
+    await page.locator(".shape").first().waitFor();
+    const foreign = requests.filter(
+      (url) => !url.startsWith(`http://127.0.0.1:${server.port}/`) && !/^(data|blob):/.test(url),
+    );
+    expect(foreign).toEqual([]);
+    await page.close();
+  });
+});
