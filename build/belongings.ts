@@ -6,8 +6,8 @@ import { spawnSync } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 
-/** The variable that every process of a run inherits. */
-export const MARK = "KMESH_TEST_RUN";
+/** The variable that every process of a run inherits. Not KMESH_*: kmesh warns of those that it does not know. */
+export const MARK = "TEST_RUN_OF_KMESH";
 
 export interface Run {
   /** The value of MARK. */

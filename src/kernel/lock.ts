@@ -1,5 +1,5 @@
 /** A lock file that one process holds. The kernel releases the lock when the process ends. */
-import { constants, existsSync, fstatSync, readFileSync, statSync } from "node:fs";
+import { constants, existsSync, readFileSync, statSync } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { native } from "./native.ts";
@@ -53,7 +53,8 @@ export class FileLock {
    * one.
    */
   get holds(): boolean {
-    const { dev, ino } = fstatSync(this.#fd);
+    // Not fstat(): Deno knows only the descriptors that it opened itself.
+    const { dev, ino } = statSync(`/proc/self/fd/${this.#fd}`);
     const there = statSync(this.path, { throwIfNoEntry: false });
     return there?.dev === dev && there.ino === ino;
   }

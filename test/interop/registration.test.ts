@@ -136,7 +136,9 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     const refused = await doctor({ ...none, token: dead });
     expect([refused.code, refused.first?.check]).toEqual([1, "identity"]);
     expect(refused.first?.text).toContain(`refuses the token in ${dead}`);
-    expect(refused.first?.cure).toStartWith("Write a fresh one with kubectl create token vm");
+    expect(refused.first?.cure).toStartWith(
+      "It looks right, so it is another cluster's or was revoked (a fresh one: kubectl create token vm",
+    );
     expect(refused.states).toMatchObject({ TLS: "ok", agent: "skipped" });
     const another = await doctor(none, ["--namespace=shop", "--service-account=other"]);
     expect(another.first?.check).toBe("files");
