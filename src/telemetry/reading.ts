@@ -93,7 +93,7 @@ export function readRetired(map: BpfMap): RetiredRow[] {
       workload,
       counters: decodeCounters(valueView, at + layout.retired_row.fields.sum.offset),
     };
-  });
+  }).filter(({ counters }) => counters.opened > 0);
 }
 
 const DIRECTIONS: Readonly<Record<number, Direction>> = { 1: "out", 2: "in", 3: "refused", 4: "passed" };

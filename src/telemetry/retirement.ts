@@ -6,7 +6,8 @@
 
 import * as layout from "../datapath/tables/layout.gen.ts";
 import type { Maps, MayReuse } from "../datapath/tables/tables.ts";
-import { unmap } from "../kernel/maps.ts";
+import { ERRNO, KernelError } from "../kernel/error.ts";
+import { type BpfMap, unmap } from "../kernel/maps.ts";
 import { type Labels, labelBytes } from "./labels.ts";
 import {
   addCounters,
@@ -93,16 +94,10 @@ export class Retirement {
     if (!this.#maps.flow_rows.lookup(bytes, value)) return true;
     const counters = decodeCounters(viewOf(value), 0);
     if (counters.opened !== closedOf(counters)) return false;
-    const label = this.#labelOf(key);
-    const to = new Uint8Array(new ArrayBuffer(KEY.size));
-    const toView = viewOf(to);
-    toView.setBigUint64(KEY.fields.source.offset, BigInt(key.source), true);
-    toView.setBigUint64(KEY.fields.label.offset, hashOf(label), true);
-    toView.setUint8(KEY.fields.direction.offset, DIRECTIONS[key.direction]);
     const sum = new Uint8Array(new ArrayBuffer(ROW.size));
-    if (this.#maps.retired_rows.lookup(to, sum))
-      addCounters(counters, decodeCounters(viewOf(sum), ROW.fields.sum.offset));
-    else sum.set(labelBytes(label), ROW.fields.label.offset);
+    const to = this.#entryFor(key, sum);
+    if (!to) return false;
+    addCounters(counters, decodeCounters(viewOf(sum), ROW.fields.sum.offset));
     encodeCounters(counters, viewOf(sum), ROW.fields.sum.offset);
     this.#record.set(bytes, RECORD.fields.from.offset);
     this.#record.set(to, RECORD.fields.to.offset);
@@ -112,6 +107,25 @@ export class Retirement {
     this.#step("pending");
     this.#complete();
     return true;
+  }
+
+  /**
+   * Gives the key of the entry in retired_rows that a row is added to, and copies the entry to `sum`. It is made here, so
+   * that the record can always be carried out. The first one of a direction brings the entry with the label 0 along, which
+   * takes what finds no room. Undefined when there is no room for that either.
+   */
+  #entryFor(key: FlowKey, sum: Uint8Array): Uint8Array | undefined {
+    const { retired_rows } = this.#maps;
+    const label = this.#labelOf(key);
+    const other = retiredKey(0, 0n, key.direction);
+    const to = retiredKey(key.source, hashOf(label), key.direction);
+    const named = new Uint8Array(new ArrayBuffer(ROW.size));
+    named.set(labelBytes(label), ROW.fields.label.offset);
+    if (retired_rows.lookup(to, sum)) return to;
+    insert(retired_rows, other, new Uint8Array(new ArrayBuffer(ROW.size)));
+    insert(retired_rows, to, named);
+    if (retired_rows.lookup(to, sum)) return to;
+    return retired_rows.lookup(other, sum) ? other : undefined;
   }
 
   /** Does what the record says. Doing it twice is doing it once. */
@@ -155,6 +169,24 @@ const DIRECTIONS = {
   refused: DIRECTION.FLOW_REFUSED,
   passed: DIRECTION.FLOW_PASSED,
 } as const;
+
+function retiredKey(source: number, label: bigint, direction: FlowKey["direction"]): Uint8Array {
+  const key = new Uint8Array(new ArrayBuffer(KEY.size));
+  const view = viewOf(key);
+  view.setBigUint64(KEY.fields.source.offset, BigInt(source), true);
+  view.setBigUint64(KEY.fields.label.offset, label, true);
+  view.setUint8(KEY.fields.direction.offset, DIRECTIONS[direction]);
+  return key;
+}
+
+/** Does nothing when the key is there already, or the map is full. Throws KernelError for anything else. */
+function insert(map: BpfMap, key: Uint8Array, value: Uint8Array): void {
+  try {
+    map.update(key, value, "new");
+  } catch (error) {
+    if (!(error instanceof KernelError) || ![ERRNO.EEXIST, ERRNO.E2BIG].includes(error.errno)) throw error;
+  }
+}
 
 function carries(key: FlowKey, kind: Parameters<MayReuse>[0], id: number): boolean {
   if (kind === "service") return key.service === id;

@@ -102,4 +102,29 @@ describe.skipIf(!root)("retirement", () => {
     retirement.close();
     expect(readRetired(maps.retired_rows).map(({ service }) => service)).toContain("svc:80");
   });
+
+  test("what finds no room among the names is added to one sum", () => {
+    put(5, 3000, 4, 4);
+    const before = total();
+    const value = new Uint8Array(new ArrayBuffer(layout.retired_row.size));
+    const key = new Uint8Array(new ArrayBuffer(layout.retired_key.size));
+    const filled: Uint8Array[] = [];
+    try {
+      for (let label = 1n; ; label++) {
+        viewOf(key).setBigUint64(layout.retired_key.fields.label.offset, label, true);
+        maps.retired_rows.update(key, value);
+        filled.push(key.slice());
+      }
+    } catch (error) {
+      expect(String(error)).toContain("E2BIG");
+    }
+    // A source of which nothing was retired.
+    put(999, 3001, 2, 2);
+    const retirement = new Retirement(maps, labels);
+    expect(retirement.mayReuse("endpoint", 3000)).toBe(true);
+    expect(retirement.mayReuse("endpoint", 3001)).toBe(true);
+    expect(total().opened).toBe(before.opened + 2);
+    retirement.close();
+    for (const each of filled) maps.retired_rows.delete(each);
+  });
 });
