@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { request } from "node:http";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -137,4 +138,19 @@ test("a server that was replaced leaves the path to its successor", async () => 
   expect(await askAgent(path, "/x")).toBe(2);
   two.close();
   expect(existsSync(path)).toBe(false);
+});
+
+test("a web site that reaches the socket through a forwarded port is refused", async () => {
+  const from = (headers: Record<string, string>) =>
+    new Promise<number | undefined>((resolve, reject) => {
+      const call = request({ socketPath: socket, path: "/map", headers }, (response) => {
+        response.resume();
+        resolve(response.statusCode);
+      });
+      call.on("error", reject);
+      call.end();
+    });
+  expect(await from({ host: "localhost:9000", origin: "http://localhost:9000" })).toBe(200);
+  expect(await from({ host: "localhost:9000", origin: "http://evil.example" })).toBe(403);
+  expect(await from({ host: "localhost:9000", origin: "null" })).toBe(403);
 });

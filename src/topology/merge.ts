@@ -10,12 +10,14 @@
 import type { Edge, EdgeCounters, EdgesDocument, EndpointNode, Node, Problem } from "../telemetry/model.ts";
 import { severityRank } from "./health.ts";
 
-/** Several documents, of one machine each. Gives a single one back as it is. Throws RangeError for none. */
+/** Several documents, of one machine each. A single machine's is given back as it is. Throws RangeError for none. */
 export function mergeDocuments(documents: readonly EdgesDocument[]): EdgesDocument {
   const [first] = documents;
   if (!first) throw new RangeError("there is no document to merge");
-  if (documents.length === 1) return first;
-  const parts = newestOfEachMachine(documents).map(withMachine);
+  const newest = newestOfEachMachine(documents);
+  const [only] = newest;
+  if (only && newest.length === 1) return only;
+  const parts = newest.map(withMachine);
   const owner = new Map<string, string>();
   for (const { machine } of parts) for (const address of machine.addresses) owner.set(address, machine.host);
 

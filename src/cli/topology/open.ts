@@ -67,9 +67,11 @@ export function opening(
 }
 
 /** As the operator reached this machine. */
-function sshTarget({ SUDO_USER, SSH_CONNECTION }: NodeJS.ProcessEnv): string {
+function sshTarget({ SUDO_USER, USER, SSH_CONNECTION }: NodeJS.ProcessEnv): string {
   const address = SSH_CONNECTION?.split(" ")[2];
-  return `${SUDO_USER ?? userInfo().username}@${address ?? hostname()}`;
+  // Without USER the runtime's userInfo() names nobody.
+  const user = SUDO_USER ?? USER ?? (process.geteuid?.() === 0 ? "root" : userInfo().username);
+  return `${user}@${address ?? hostname()}`;
 }
 
 function hasDisplay({ DISPLAY, WAYLAND_DISPLAY }: NodeJS.ProcessEnv): boolean {

@@ -10,6 +10,9 @@ interface Kind {
   format(value: number): string;
 }
 
+/** Seconds. */
+const LEAST_SPAN = 600;
+
 const perSecond = (values: number[], { step }: EdgeHistory) => values.map((value) => value / step);
 
 const KINDS: readonly Kind[] = [
@@ -80,7 +83,11 @@ function chart({ title, series, format }: Kind, history: EdgeHistory, width: num
       height: 116,
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
-      scales: { y: { range: [0, highest > 0 ? highest * 1.15 : 1] } },
+      // An agent that has just begun has few steps.
+      scales: {
+        x: { range: [Math.min(times[0] ?? end, end - LEAST_SPAN), end] },
+        y: { range: [0, highest > 0 ? highest * 1.15 : 1] },
+      },
       axes: [
         { ...axis, size: 26, space: 60, values: (_, at) => at.map((time) => clock(time)) },
         { ...axis, size: 66, space: 28, values: (_, at) => at.map((value) => format(value)) },
@@ -90,7 +97,7 @@ function chart({ title, series, format }: Kind, history: EdgeHistory, width: num
         ...series.map(({ colour: variable }) => ({
           stroke: colour(variable),
           width: 1.5,
-          points: { show: false },
+          points: { show: count < 3, size: 4 },
         })),
       ],
     },
