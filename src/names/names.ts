@@ -47,6 +47,7 @@ export class Names {
   /** The table is the mesh's. */
   #filled = false;
   #skipped: NamesStatus["skipped"] = [];
+  #writes = 0;
   #coverage: Coverage[] = [];
   #trouble = "";
   #search: string | undefined;
@@ -84,6 +85,7 @@ export class Names {
       askers: this.#askers(),
       entries: this.#held?.table.size ?? 0,
       hosts: this.#entries.hosts,
+      writes: this.#writes,
       interfaces: this.#coverage,
       counts: this.#held ? countsOf(this.#held.maps.names_counts) : {},
       skipped: [...this.#skipped, ...this.#entries.skipped],
@@ -149,7 +151,9 @@ export class Names {
     }
     const changes: [string, Entry | undefined][] = [...wanted];
     for (const name of table.names()) if (!wanted.has(name)) changes.push([name, undefined]);
-    this.#skipped = table.apply(changes).skipped;
+    const { skipped, writes } = table.apply(changes);
+    this.#skipped = skipped;
+    this.#writes += writes;
     table.searchDepth =
       this.#search === undefined ? 0 : labelCount(wireName(this.#search) ?? new Uint8Array());
     table.flags = flagsOf(this.#settings, this.#askers());
@@ -163,8 +167,11 @@ export class Names {
     if (!table) return;
     const touched = new Set<string>();
     for (const host of hosts) this.#entries.set(host, this.#mesh?.names.get(host), touched);
-    const { skipped } = table.apply([...touched].map((name) => [name, this.#entries.get(name)] as const));
+    const { skipped, writes } = table.apply(
+      [...touched].map((name) => [name, this.#entries.get(name)] as const),
+    );
     this.#skipped = [...this.#skipped.filter(({ name }) => !touched.has(name)), ...skipped];
+    this.#writes += writes;
   }
 
   /** Entries that no host of the mesh has. */

@@ -29,6 +29,8 @@ export interface NamesStatus {
   /** Entries of the table. */
   entries: number;
   hosts: number;
+  /** Entries that this process wrote or removed; 0 after a restart that found all as it is to be. */
+  writes: number;
   interfaces: Coverage[];
   counts: NameCounts;
   skipped: { name: string; reason: string }[];

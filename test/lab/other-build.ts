@@ -43,7 +43,7 @@ const SOURCES = [
 /** A line of the source, and its replacement. */
 type Change = readonly [file: string, from: RegExp, to: string];
 
-/** Members of the tables that are not shared move and become wider, and lines of slots longer: another ABI. */
+/** Members of the tables that are not shared move and become wider, and lines of slots longer; the same of names: other ABIs. */
 const WIDE: readonly Change[] = [
   ["bpf/include/tables.h", /^struct settings \{$/m, "struct settings {\n\t__u64 moved[5];"],
   [
@@ -54,6 +54,8 @@ const WIDE: readonly Change[] = [
   ["bpf/include/tables.h", /^\t__u8 balance;$/m, "\t__u32 balance;"],
   ["bpf/include/tables.h", /^\t__u8 reason;/m, "\t__u32 reason;"],
   ["bpf/include/tables.h", /^#define SLOTS_PER_LINE 16$/m, "#define SLOTS_PER_LINE 32"],
+  ["bpf/include/names.h", /^struct names_settings \{$/m, "struct names_settings {\n\t__u64 moved[2];"],
+  ["bpf/include/names.h", /^#define INLINE_NAME 48$/m, "#define INLINE_NAME 32"],
 ];
 
 const VARIANTS = {
