@@ -64,6 +64,8 @@ describe.skipIf(why !== undefined)("kmesh demo", () => {
       "Killed the agent",
       "Started the agent again",
       "took over what was pinned",
+      "-> shop:80",
+      "No problems.",
       "As promised.",
     ])
       expect(run.output()).toContain(line);

@@ -1,6 +1,8 @@
 import type { Setting } from "../../config/settings.ts";
+import { sourcesOf } from "../../config/sources.ts";
 import type { DemoEvent, DemoReport, Step } from "../../demo/script.ts";
 import type { Stage } from "../../demo/stage.ts";
+import { reasonOf } from "../../errors/reason.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -62,6 +64,7 @@ export const demoStage = command({
     };
     try {
       const { report, left } = await playDemo(options, ended.signal, async (stage, result) => {
+        if (text) print(await mapOf(stage).catch((error) => `The map can't be shown: ${reasonOf(error)}\n`));
         if (flags.keep !== true) return;
         if (text) print(formatReport(result));
         remark(howToPlay(stage));
@@ -163,6 +166,17 @@ export function formatReport(report: DemoReport): string {
 
 function percent(share: number): string {
   return `${(share * 100).toFixed(1)} %`.padStart(7);
+}
+
+/** Who talked to whom in the last minute, as the stage's agent counted it. */
+async function mapOf(stage: Stage): Promise<string> {
+  const [{ readFolders }, { askMap }, { renderMap }] = await Promise.all([
+    import("../../config/config.ts"),
+    import("../topology/ask.ts"),
+    import("../topology/render.ts"),
+  ]);
+  const folders = readFolders(sourcesOf({ config: stage.configFile }, {}));
+  return `${renderMap(await askMap(folders, 60))}\n`;
 }
 
 function howToPlay(stage: Stage): string {
