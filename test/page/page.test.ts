@@ -182,6 +182,11 @@ describe.skipIf(why !== undefined)("the page", () => {
     const count = await page.locator(".shape").count();
     expect(count).toBeLessThanOrEqual(60);
     expect(await page.locator(".link.failing").count()).toBe(8);
+    // A line of many edges lists them.
+    const line = page.locator('.link[data-id^="unit:"][data-id*="group:2"]').first();
+    await line.dispatchEvent("click");
+    expect(await page.getByRole("region", { name: "Details" }).textContent()).toMatch(/\d+ edges/);
+    expect(await page.locator(".link.lit").count()).toBe(1);
     await page.locator(".shape.group").first().click();
     expect(await page.locator(".shape").count()).toBeGreaterThan(count);
     expect(complaints).toEqual([]);

@@ -272,12 +272,14 @@ export class MapView {
     const isNode =
       shapeId !== undefined &&
       (picture.shapes.some(({ id }) => id === selected) || !selected?.includes(" -> "));
+    // Several edges that are drawn as one line are chosen together (joinEdges).
+    const chosen = new Set(selected?.split("\n"));
     const lit = new Set<string>();
     const near = new Set<string>();
     for (const link of picture.links) {
       const isLit = isNode
         ? link.from === shapeId || link.to === shapeId
-        : link.id === selected || link.edges.includes(selected ?? "");
+        : link.edges.some((edge) => chosen.has(edge));
       if (!isLit) continue;
       lit.add(link.id);
       near.add(link.from).add(link.to);
