@@ -5,7 +5,7 @@
  * a crash is that stage's alone. Most of them wait more than they work, so two rows of them run side by side.
  */
 import { spawn } from "node:child_process";
-import { existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -42,6 +42,8 @@ const scratch = mkdtempSync(join(tmpdir(), "kmesh-test-"));
 const pids = new Set<number>();
 const own = { mark: `${process.pid}-${Date.now()}`, folder: join(scratch, "tmp"), pids };
 mkdirSync(own.folder);
+// Tests have other users look into folders of theirs below it.
+for (const folder of [scratch, own.folder]) chmodSync(folder, 0o755);
 const running = new Set<ReturnType<typeof spawn>>();
 for (const signal of ["SIGINT", "SIGTERM"] as const)
   process.on(signal, () => {

@@ -18,6 +18,7 @@ import {
   type NamesOpened,
   openNames,
   removeOthers,
+  repinNames,
   tableFolder,
 } from "./pins.ts";
 import { asksForAll, searchDomain } from "./resolv-conf.ts";
@@ -208,6 +209,13 @@ export class Names {
     if (failed.length > 0) throw new Error(failed.join("; "));
   }
 
+  #repin(): void {
+    if (!this.#held) return;
+    const lost = repinNames(this.#options.bpffs, this.#held);
+    if (lost.length > 0)
+      this.#options.log(`somebody removed pins of mesh names; pinned again: ${lost.join(", ")}`);
+  }
+
   #detach(): void {
     detachEverywhere(linkFolder(this.#options.bpffs));
     this.#coverage = [];
@@ -231,6 +239,7 @@ export class Names {
       const changed = this.#watch.changed();
       if (!changed && !due) return;
       this.#lastLook = now;
+      if (due) this.#repin();
       this.#attach();
       if (due && this.#held) this.#held.table.flags = flagsOf(this.#settings, this.#askers());
       if (searchDomain() !== this.#search) this.#fill();

@@ -8,7 +8,7 @@
  */
 import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { keptPin } from "../datapath/generation/pins.ts";
 import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
 import { fetchAtomics } from "../kernel/features.ts";
@@ -25,6 +25,8 @@ export interface NamesOpened {
   maps: NameMaps;
   table: NameTable;
   programs: NamePrograms;
+  /** Hash of the programs' object file, by which their folder is named. */
+  code: string;
 }
 
 /** Whether another layout's table is there: this one then waits for its first push. */
@@ -84,6 +86,8 @@ function pinOf(bpffs: string, folder: string, name: string): string {
 }
 
 const MAPS = Object.keys(layout.maps) as (keyof typeof layout.maps)[];
+/** Those that lie in the folder of the layout. */
+const OWN_MAPS = MAPS.filter((name) => name !== "names_counts" && !SHARED.has(name));
 
 function openMaps(bpffs: string, folder: string): NameMaps {
   const maps: Partial<Record<keyof typeof layout.maps, BpfMap>> = {};
@@ -102,16 +106,48 @@ export function openNames(bpffs: string): NamesOpened {
   const folder = tableFolder(bpffs);
   ensureBpffs(linkFolder(bpffs));
   const programFolder = join(folder, "programs", code);
-  if (!existsSync(folder)) build(bpffs, folder, image, code);
+  if (!hasEveryTable(folder)) build(bpffs, folder, image, code);
   const maps = openMaps(bpffs, folder);
   try {
     if (!isComplete(programFolder, maps)) buildPrograms(programFolder, image, maps);
     const programs = new Map(PROGRAMS.map((name) => [name, BpfProgram.fromPin(join(programFolder, name))]));
-    return { maps, table: new NameTable(maps), programs };
+    return { maps, table: new NameTable(maps), programs, code };
   } catch (error) {
     for (const map of Object.values(maps)) map.close();
     throw error;
   }
+}
+
+/** Whether no table's pin was removed. Programs that are attached go on with a table that lost its pin. */
+function hasEveryTable(folder: string): boolean {
+  return OWN_MAPS.every((name) => existsSync(join(folder, "tables", name)));
+}
+
+/**
+ * Pins again what somebody removed of an open table and its programs. Gives the paths, which is empty as a rule. What the
+ * data path shares is its own to pin. Throws KernelError.
+ */
+export function repinNames(bpffs: string, { maps, programs, code }: NamesOpened): string[] {
+  const folder = tableFolder(bpffs);
+  ensureBpffs(linkFolder(bpffs));
+  // A folder that is there is complete: a new one gets its name last.
+  const place = existsSync(folder) ? folder : `${folder}_new`;
+  if (place !== folder) unpin(place);
+  const pins: [path: string, held: { pin(path: string): void }][] = [
+    ...OWN_MAPS.map((name): [string, BpfMap] => [join(place, "tables", name), maps[name]]),
+    ...[...programs].map(([name, program]): [string, BpfProgram] => [
+      join(place, "programs", code, name),
+      program,
+    ]),
+    [countsPin(bpffs), maps.names_counts],
+  ];
+  const lost = pins.filter(([path]) => !existsSync(path));
+  for (const [path, held] of lost) {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o700 });
+    held.pin(path);
+  }
+  if (place !== folder) renameSync(place, folder);
+  return lost.map(([path]) => path.replace(place, folder));
 }
 
 /** Whether programs are there that read these maps: one of them may have been lost and made anew. */
@@ -142,6 +178,7 @@ function build(bpffs: string, folder: string, image: Uint8Array, code: string): 
     map.pin(pin);
   }
   pinPrograms(join(unfinished, "programs", code), object);
+  unpin(folder);
   renameSync(unfinished, folder);
 }
 

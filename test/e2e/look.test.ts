@@ -67,6 +67,7 @@ describe.skipIf(why !== undefined)("an agent that is looked at", () => {
     const words: Record<string, string[]> = {
       dump: ["tables"],
       explain: ["a:1"],
+      resolve: ["a"],
       enrol: ["a.service"],
       unenrol: ["a.service"],
       upgrade: ["/bin/true"],

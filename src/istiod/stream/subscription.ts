@@ -73,11 +73,11 @@ export class Subscription {
     return known;
   }
 
-  /** Removes a name. Gives whether the sink held it. */
+  /** Removes a name. Gives whether the sink knows it: as held, or as a rejected resource whose content is unknown. */
   forget(name: string): boolean {
-    this.rejected.delete(name);
+    const rejected = this.rejected.delete(name);
     this.versions.delete(name);
     this.unanswered.delete(name);
-    return this.held.delete(name);
+    return this.held.delete(name) || rejected;
   }
 }
