@@ -202,7 +202,8 @@ export class Ownership {
     clearInterval(this.#currentTimer);
     clearInterval(this.#foldersTimer);
     this.#held?.kept.stop();
-    if (this.#held) this.#options.onReleasing?.();
+    // What another process owns by now is not to be touched, not even to end an access log.
+    if (this.#held && this.#held.locks.lockedElsewhere() === undefined) this.#options.onReleasing?.();
     this.#held?.names.close();
     this.#held?.datapath.close();
     this.#held?.locks.release();

@@ -97,6 +97,8 @@ export class Telemetry {
     } catch (error) {
       log.error(`connections are not counted: ${reasonOf(error)}`);
       this.close();
+      // The kernel may count on for an earlier agent: ids that nobody retires must not get another meaning.
+      datapath.tables.mayReuse = () => false;
     }
   }
 

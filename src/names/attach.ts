@@ -22,11 +22,12 @@ const PROGRAM_OF: Readonly<Record<Interface["link"], ProgramName | undefined>> =
 
 /**
  * Attaches to every interface that sends by itself; those that have the programs are not touched, those with older
- * programs get these without a gap. Links of interfaces that are gone are removed. Throws KernelError when the interfaces
+ * programs get these without a gap. Links of interfaces that are gone, or that a bridge or bond took, are removed. Throws KernelError when the interfaces
  * can't be listed.
  */
 export function attachEverywhere(links: string, programs: NamePrograms): Coverage[] {
-  const found = interfaces().filter(({ enslaved }) => !enslaved);
+  const all = interfaces();
+  const found = all.filter(({ enslaved }) => !enslaved);
   const coverage = found.map((one): Coverage => {
     const { name, index } = one;
     const which = PROGRAM_OF[one.link];
@@ -40,9 +41,24 @@ export function attachEverywhere(links: string, programs: NamePrograms): Coverag
       return { name, index, way: "none", error: error instanceof Error ? error.message : String(error) };
     }
   });
-  const present = new Set(found.map(({ index }) => String(index)));
-  for (const name of readdirSync(links)) if (!present.has(name)) unpin(join(links, name));
+  const enslaved = new Set(all.filter((one) => one.enslaved).map(({ index }) => String(index)));
+  for (const name of readdirSync(links))
+    if (enslaved.has(name) || isGone(join(links, name))) unpin(join(links, name));
   return coverage;
+}
+
+/**
+ * Whether the link's interface is gone. The link itself says so: a list of interfaces that change meanwhile may lack one.
+ * What is no link of an interface is left alone.
+ */
+function isGone(pin: string): boolean {
+  try {
+    using link = TcxLink.fromPin(pin);
+    return link.info().ifindex === 0;
+  } catch (error) {
+    if (error instanceof KernelError) return false;
+    throw error;
+  }
 }
 
 /** Takes the programs off again. Throws KernelError. */

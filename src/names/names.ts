@@ -225,7 +225,10 @@ export class Names {
   #lookAfter(): void {
     const now = performance.now();
     const due = now - this.#lastLook > UPKEEP;
-    if (this.#settings.dns === "off") return;
+    if (this.#settings.dns === "off") {
+      if (due && this.#trouble !== "") this.#attempt(() => this.#detach());
+      return;
+    }
     if (!this.#mesh) {
       if (due) this.#attempt(() => this.#adopt());
       return;

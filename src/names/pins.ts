@@ -15,7 +15,7 @@ import { fetchAtomics } from "../kernel/features.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
 import { asset } from "../runtime/assets.ts";
-import { type NamePrograms, PROGRAMS } from "./attach.ts";
+import { type NamePrograms, PROGRAMS, type ProgramName } from "./attach.ts";
 import { countsOf } from "./counts.ts";
 import type { NameCounts } from "./status.ts";
 import * as layout from "./table/layout.gen.ts";
@@ -108,12 +108,13 @@ export function openNames(bpffs: string): NamesOpened {
   const programFolder = join(folder, "programs", code);
   if (!hasEveryTable(folder)) build(bpffs, folder, image, code);
   const maps = openMaps(bpffs, folder);
+  const programs = new Map<ProgramName, BpfProgram>();
   try {
     if (!isComplete(programFolder, maps)) buildPrograms(programFolder, image, maps);
-    const programs = new Map(PROGRAMS.map((name) => [name, BpfProgram.fromPin(join(programFolder, name))]));
+    for (const name of PROGRAMS) programs.set(name, BpfProgram.fromPin(join(programFolder, name)));
     return { maps, table: new NameTable(maps), programs, code };
   } catch (error) {
-    for (const map of Object.values(maps)) map.close();
+    for (const held of [...programs.values(), ...Object.values(maps)]) held.close();
     throw error;
   }
 }

@@ -2,6 +2,7 @@
  * Ids that nothing leads to any more but that a socket may still carry. An id may be used again after a term in quarantine,
  * once no socket carries it.
  */
+
 /** Ids that one call looks at. */
 const LOOKS = 64;
 
@@ -38,9 +39,10 @@ export class Quarantine {
     const busy: number[] = [];
     for (const [id, since] of this.#ids) {
       if (since > now - this.#ms || ready.length + busy.length === LOOKS) break;
-      this.#ids.delete(id);
       (this.#idle(id) ? ready : busy).push(id);
     }
+    // Taken out after all were looked at: a look that throws loses no id.
+    for (const id of [...ready, ...busy]) this.#ids.delete(id);
     for (const id of busy) this.#ids.set(id, now);
     return ready;
   }
