@@ -13,9 +13,9 @@ import { ensureBpffs, unpin } from "../src/kernel/bpffs.ts";
 import { loopbackUp, unshareNetns } from "../src/kernel/netns.ts";
 import { attachEverywhere, detachEverywhere } from "../src/names/attach.ts";
 import type { Entry } from "../src/names/entries.ts";
+import { NAME_FLAGS } from "../src/names/name-table.ts";
 import { closeNames, linkFolder, openNames } from "../src/names/pins.ts";
 import { frameOf, queryMessage } from "../src/names/query.ts";
-import { NAME_FLAGS } from "../src/names/table/name-table.ts";
 
 const HOST = "shop.demo.internal";
 const ADDRESS = "10.99.0.1";

@@ -37,7 +37,7 @@ const VARIANTS = [
 const isNames = (object: string): boolean => basename(object).startsWith("names.");
 const LAYOUTS = [
   { out: "src/datapath/tables/layout.gen.ts", of: (object: string) => !isNames(object) },
-  { out: "src/names/table/layout.gen.ts", of: isNames },
+  { out: "src/names/layout.gen.ts", of: isNames },
 ];
 
 /** They travel inside the executable: `kmesh install` writes them. */

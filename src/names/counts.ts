@@ -1,7 +1,7 @@
 /** The counters of names, which the kernel's programs write. */
 import type { BpfMap } from "../kernel/maps.ts";
+import * as layout from "./layout.gen.ts";
 import type { NameCounts } from "./status.ts";
-import * as layout from "./table/layout.gen.ts";
 
 /** By event, in the kernel's order. */
 export function countsOf(map: BpfMap): NameCounts {

@@ -11,6 +11,7 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import { attachEverywhere, detachEverywhere } from "./attach.ts";
 import { countsOf } from "./counts.ts";
 import { Entries, type Entry } from "./entries.ts";
+import { NAME_FLAGS } from "./name-table.ts";
 import {
   closeNames,
   hasOtherLayout,
@@ -23,7 +24,6 @@ import {
 } from "./pins.ts";
 import { asksForAll, searchDomain } from "./resolv-conf.ts";
 import type { Coverage, NamesSettings, NamesStatus } from "./status.ts";
-import { NAME_FLAGS } from "./table/name-table.ts";
 import { labelCount, wireName } from "./wire.ts";
 
 export interface NamesOptions extends NamesSettings {

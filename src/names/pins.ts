@@ -17,9 +17,9 @@ import { BpfObject, BpfProgram } from "../kernel/object.ts";
 import { asset } from "../runtime/assets.ts";
 import { type NamePrograms, PROGRAMS, type ProgramName } from "./attach.ts";
 import { countsOf } from "./counts.ts";
+import * as layout from "./layout.gen.ts";
+import { type NameMaps, NameTable } from "./name-table.ts";
 import type { NameCounts } from "./status.ts";
-import * as layout from "./table/layout.gen.ts";
-import { type NameMaps, NameTable } from "./table/name-table.ts";
 
 export interface NamesOpened {
   maps: NameMaps;

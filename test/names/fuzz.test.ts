@@ -10,9 +10,9 @@ import { decode, encode } from "dns-packet";
 import { ensureBpffs, unpin } from "../../src/kernel/bpffs.ts";
 import type { BpfProgram } from "../../src/kernel/object.ts";
 import { Entries, type Entry } from "../../src/names/entries.ts";
+import { NAME_FLAGS } from "../../src/names/name-table.ts";
 import { closeNames, type NamesOpened, openNames } from "../../src/names/pins.ts";
 import { askKernel, frameOf, type QueryType, queryMessage } from "../../src/names/query.ts";
-import { NAME_FLAGS } from "../../src/names/table/name-table.ts";
 import { ownName } from "../lab/namespace.ts";
 import { Random } from "../lab/random.ts";
 

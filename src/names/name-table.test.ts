@@ -1,9 +1,9 @@
 import { expect, test } from "bun:test";
 import { randomBytes } from "node:crypto";
-import { ERRNO, KernelError } from "../../kernel/error.ts";
-import { BpfMap } from "../../kernel/maps.ts";
-import { BpfObject } from "../../kernel/object.ts";
-import { asset } from "../../runtime/assets.ts";
+import { ERRNO, KernelError } from "../kernel/error.ts";
+import { BpfMap } from "../kernel/maps.ts";
+import { BpfObject } from "../kernel/object.ts";
+import { asset } from "../runtime/assets.ts";
 import * as layout from "./layout.gen.ts";
 import { hashOf, type NameMaps, NameTable } from "./name-table.ts";
 

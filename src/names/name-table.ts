@@ -3,15 +3,15 @@
  * it is; its addresses are replaced with one store.
  */
 import { randomBytes } from "node:crypto";
-import { ChunkedTable } from "../../datapath/tables/chunked-table.ts";
-import { DeferredFree } from "../../datapath/tables/deferred-free.ts";
-import { ExtentAllocator } from "../../datapath/tables/extent-allocator.ts";
-import { Ids } from "../../datapath/tables/ids.ts";
-import { BpfMap, FLAG } from "../../kernel/maps.ts";
-import { formatAddress, isV4, parseAddress } from "../../mesh/address.ts";
-import type { Entry } from "../entries.ts";
-import { labelCount, nameOfWire, wireName } from "../wire.ts";
+import { ChunkedTable } from "../datapath/tables/chunked-table.ts";
+import { DeferredFree } from "../datapath/tables/deferred-free.ts";
+import { ExtentAllocator } from "../datapath/tables/extent-allocator.ts";
+import { Ids } from "../datapath/tables/ids.ts";
+import { BpfMap, FLAG } from "../kernel/maps.ts";
+import { formatAddress, isV4, parseAddress } from "../mesh/address.ts";
+import type { Entry } from "./entries.ts";
 import * as layout from "./layout.gen.ts";
+import { labelCount, nameOfWire, wireName } from "./wire.ts";
 
 export type NameMaps = Readonly<Record<keyof typeof layout.maps, BpfMap>>;
 
