@@ -2,11 +2,13 @@
  * The table of names in the kernel (bpf/include/names.h), written by difference. A name that is there keeps its id while
  * it is; its addresses are replaced with one store.
  */
+
 import { randomBytes } from "node:crypto";
 import { ChunkedTable } from "../datapath/tables/chunked-table.ts";
 import { DeferredFree } from "../datapath/tables/deferred-free.ts";
 import { ExtentAllocator } from "../datapath/tables/extent-allocator.ts";
 import { Ids } from "../datapath/tables/ids.ts";
+import { innerMap, installInnerMap } from "../datapath/tables/inner-map.ts";
 import { BpfMap, FLAG } from "../kernel/maps.ts";
 import { formatAddress, isV4, parseAddress } from "../mesh/address.ts";
 import type { Entry } from "./entries.ts";
@@ -34,7 +36,6 @@ const SALT = { none: 0n, wildcard: 0x9e3779b97f4a7c15n, search: 0xc2b2ae3d27d4eb
 const SMALLEST_HASH = 1024;
 /** Different counts of labels behind asterisks. */
 const MOST_DEPTHS = 8;
-const SLOT = new Uint8Array(new ArrayBuffer(4));
 const MOST_ADDRESSES = 0xffff;
 
 interface Placed {
@@ -83,7 +84,7 @@ export class NameTable {
     this.#entries = new ChunkedTable(maps.name_entries, "name_entries", ENTRY);
     this.#longNames = new ChunkedTable(maps.long_names, "long_names", LONG_SIZE);
     this.#addresses = new ChunkedTable(maps.name_addresses, "name_addr", layout.address.size);
-    this.#hash = innerOf(maps.names) ?? install(maps.names, createHash(SMALLEST_HASH));
+    this.#hash = innerMap(maps.names) ?? installInnerMap(maps.names, createHash(SMALLEST_HASH));
     this.#readBack();
   }
 
@@ -297,7 +298,7 @@ export class NameTable {
     while (count > size * 0.75) size *= 2;
     const { keys, values, count: held } = this.#hash.entries();
     const old = this.#hash;
-    this.#hash = install(this.#maps.names, createHash(size), (larger) =>
+    this.#hash = installInnerMap(this.#maps.names, createHash(size), (larger) =>
       larger.updateBatch(keys, values, held),
     );
     old.close();
@@ -443,21 +444,4 @@ function createHash(maxEntries: number): BpfMap {
     maxEntries,
     flags: FLAG.noPrealloc,
   });
-}
-
-function innerOf(outer: BpfMap): BpfMap | undefined {
-  const id = new Uint32Array(new ArrayBuffer(4));
-  return outer.lookup(SLOT, new Uint8Array(id.buffer)) ? BpfMap.fromId(id[0] ?? 0) : undefined;
-}
-
-/** Puts a new map in place once it is filled. */
-function install(outer: BpfMap, inner: BpfMap, prepare: (inner: BpfMap) => void = () => {}): BpfMap {
-  try {
-    prepare(inner);
-    outer.update(SLOT, new Uint8Array(Uint32Array.of(inner.fd).buffer));
-  } catch (error) {
-    inner.close();
-    throw error;
-  }
-  return inner;
 }

@@ -1,4 +1,5 @@
 /** The tables that lead from an address to a frontend id: the exact hash and the prefix trie. */
+
 import { BpfMap, FLAG } from "../../kernel/maps.ts";
 import { contains, isV4 } from "../../mesh/address.ts";
 import { frontendKey } from "../../mesh/frontend.ts";
@@ -14,12 +15,12 @@ import {
   prefixKey,
   putExactKey,
 } from "./frontend-key.ts";
+import { innerMap, installInnerMap } from "./inner-map.ts";
 import * as layout from "./layout.gen.ts";
 
 const REF_SIZE = layout.frontend_ref.size;
 const SMALLEST_HASH = 1024;
 const LARGEST_TRIE = 1 << 20;
-const SLOT = new Uint8Array(new ArrayBuffer(4));
 
 export interface PlacedFrontend {
   match: Match;
@@ -36,7 +37,7 @@ export class ExactTable {
   /** Opens what `outer` holds; it stays the caller's. Without a hash in it, an empty one is put there. */
   constructor(outer: BpfMap) {
     this.#outer = outer;
-    this.#hash = innerOf(outer) ?? install(outer, createHash(SMALLEST_HASH));
+    this.#hash = innerMap(outer) ?? installInnerMap(outer, createHash(SMALLEST_HASH));
   }
 
   /** Forgets what is known of the hash. */
@@ -94,7 +95,7 @@ export class ExactTable {
     while (count > size * 0.75) size *= 2;
     const { keys, values, count: held } = this.#hash.entries();
     const old = this.#hash;
-    this.#hash = install(this.#outer, createHash(size), (larger) => {
+    this.#hash = installInnerMap(this.#outer, createHash(size), (larger) => {
       larger.updateBatch(keys, values, held);
       faultPoint("publish.growth");
     });
@@ -119,8 +120,8 @@ export class PrefixTable {
   constructor(outer: BpfMap, name: string) {
     this.#outer = outer;
     this.#name = name;
-    const held = innerOf(outer);
-    this.#trie = held ?? install(outer, createTrie(name));
+    const held = innerMap(outer);
+    this.#trie = held ?? installInnerMap(outer, createTrie(name));
     this.reread();
   }
 
@@ -157,7 +158,7 @@ export class PrefixTable {
     if (this.#placed.size === before) return;
     const old = this.#trie;
     const left = [...this.#placed.values()];
-    this.#trie = install(this.#outer, createTrie(this.#name), (trie) => fill(trie, left));
+    this.#trie = installInnerMap(this.#outer, createTrie(this.#name), (trie) => fill(trie, left));
     old.close();
   }
 
@@ -224,21 +225,4 @@ function createTrie(name: string): BpfMap {
     maxEntries: LARGEST_TRIE,
     flags: FLAG.noPrealloc,
   });
-}
-
-function innerOf(outer: BpfMap): BpfMap | undefined {
-  const id = new Uint32Array(new ArrayBuffer(4));
-  return outer.lookup(SLOT, new Uint8Array(id.buffer)) ? BpfMap.fromId(id[0] ?? 0) : undefined;
-}
-
-/** Puts a new map in place once it is filled; one that fails on the way is let go of. */
-function install(outer: BpfMap, inner: BpfMap, prepare: (inner: BpfMap) => void = () => {}): BpfMap {
-  try {
-    prepare(inner);
-    outer.update(SLOT, new Uint8Array(Uint32Array.of(inner.fd).buffer));
-  } catch (error) {
-    inner.close();
-    throw error;
-  }
-  return inner;
 }
