@@ -52,7 +52,7 @@ function entryOf(name: string, address: string): Entry {
 }
 
 function attach(on: boolean): void {
-  if (on) attachEverywhere(linkFolder(bpffs), names.programs);
+  if (on) attachEverywhere(linkFolder(bpffs), names.programs, new Map());
   else detachEverywhere(linkFolder(bpffs));
 }
 

@@ -21,11 +21,17 @@ const PROGRAM_OF: Readonly<Record<Interface["link"], ProgramName | undefined>> =
 };
 
 /**
+ * Links by the index of their interface, held open by the agent: one whose pin somebody removed, or covered by a mount,
+ * stays attached and is pinned again.
+ */
+export type HeldLinks = Map<number, TcxLink>;
+
+/**
  * Attaches to every interface that sends by itself; those that have the programs are not touched, those with older
  * programs get these without a gap. Links of interfaces that are gone, or that a bridge or bond took, are removed. Throws KernelError when the interfaces
  * can't be listed.
  */
-export function attachEverywhere(links: string, programs: NamePrograms): Coverage[] {
+export function attachEverywhere(links: string, programs: NamePrograms, held: HeldLinks): Coverage[] {
   const all = interfaces();
   const found = all.filter(({ enslaved }) => !enslaved);
   const coverage = found.map((one): Coverage => {
@@ -34,7 +40,7 @@ export function attachEverywhere(links: string, programs: NamePrograms): Coverag
     const program = which && programs.get(which);
     if (!program) return { name, index, way: "none" };
     try {
-      return { name, index, way: attach(join(links, String(index)), index, program) };
+      return { name, index, way: attach(join(links, String(index)), index, program, held) };
     } catch (error) {
       // It went meanwhile.
       if (error instanceof KernelError && error.errno === ERRNO.ENODEV) return { name, index, way: "none" };
@@ -44,6 +50,11 @@ export function attachEverywhere(links: string, programs: NamePrograms): Coverag
   const enslaved = new Set(all.filter((one) => one.enslaved).map(({ index }) => String(index)));
   for (const name of readdirSync(links))
     if (enslaved.has(name) || isGone(join(links, name))) unpin(join(links, name));
+  for (const [index, link] of held) {
+    if (!enslaved.has(String(index)) && link.info().ifindex === index) continue;
+    link.close();
+    held.delete(index);
+  }
   return coverage;
 }
 
@@ -68,19 +79,13 @@ export function detachEverywhere(links: string): void {
   for (const { index } of interfaces()) if (isOurs(filterProgram(index))) detachFilter(index);
 }
 
-function attach(pin: string, index: number, program: BpfProgram): "tcx" | "clsact" {
-  if (existsSync(pin)) {
-    using link = TcxLink.fromPin(pin);
-    const { ifindex, programId } = link.info();
-    if (ifindex === index) {
-      if (programId !== program.info.id) link.update(program);
-      return "tcx";
-    }
-    unpin(pin);
-  }
-  using link = TcxLink.attach(program, index);
+function attach(pin: string, index: number, program: BpfProgram, held: HeldLinks): "tcx" | "clsact" {
+  const link = openLink(pin, index, held) ?? TcxLink.attach(program, index);
   if (link) {
-    link.pin(pin);
+    if (held.get(index) !== link) held.get(index)?.close();
+    held.set(index, link);
+    if (link.info().programId !== program.info.id) link.update(program);
+    if (!existsSync(pin)) link.pin(pin);
     return "tcx";
   }
   const attached = filterProgram(index);
@@ -89,6 +94,18 @@ function attach(pin: string, index: number, program: BpfProgram): "tcx" | "clsac
     throw new Error("another filter has the place of kmesh's: tc filter show dev INTERFACE egress");
   attachFilter(program, index);
   return "clsact";
+}
+
+/** The interface's link, by its pin or as it is held since. What is pinned in its place for another interface is removed. */
+function openLink(pin: string, index: number, held: HeldLinks): TcxLink | undefined {
+  const kept = held.get(index);
+  if (kept?.info().ifindex === index) return kept;
+  if (!existsSync(pin)) return undefined;
+  const link = TcxLink.fromPin(pin);
+  if (link.info().ifindex === index) return link;
+  link.close();
+  unpin(pin);
+  return undefined;
 }
 
 function isOurs(programId: number): boolean {

@@ -6,9 +6,10 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { isOnBpffs } from "../kernel/bpffs.ts";
 import { InterfaceWatch } from "../kernel/interfaces.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
-import { attachEverywhere, detachEverywhere } from "./attach.ts";
+import { attachEverywhere, detachEverywhere, type HeldLinks } from "./attach.ts";
 import { countsOf } from "./counts.ts";
 import { Entries, type Entry } from "./entries.ts";
 import { NAME_FLAGS } from "./name-table.ts";
@@ -42,6 +43,7 @@ export class Names {
   readonly #options: NamesOptions;
   #settings: NamesSettings;
   #held: NamesOpened | undefined;
+  readonly #links: HeldLinks = new Map();
   #watch: InterfaceWatch | undefined;
   #entries = new Entries();
   #mesh: Mesh | undefined;
@@ -94,10 +96,16 @@ export class Names {
     };
   }
 
-  /** Lets go of descriptors and timers; what is pinned goes on answering. */
+  /** Pins once more what somebody removed, then closes descriptors and timers. What is pinned goes on answering. */
   close(): void {
     clearInterval(this.#timer);
     clearTimeout(this.#opening);
+    if (this.#filled)
+      this.#attempt(() => {
+        this.#repin();
+        this.#attach();
+      });
+    this.#closeLinks();
     const held = this.#held;
     this.#held = undefined;
     if (!held) return;
@@ -201,8 +209,9 @@ export class Names {
 
   #attach(): void {
     const held = this.#held;
-    if (!held) return;
-    this.#coverage = attachEverywhere(linkFolder(this.#options.bpffs), held.programs);
+    // Links that nothing can pin would end at once; the data path says that the bpffs is gone.
+    if (!held || !isOnBpffs(this.#options.bpffs)) return;
+    this.#coverage = attachEverywhere(linkFolder(this.#options.bpffs), held.programs, this.#links);
     const failed = this.#coverage.flatMap(({ name, error }) =>
       error === undefined ? [] : [`${name}: ${error}`],
     );
@@ -216,7 +225,13 @@ export class Names {
       this.#options.log(`somebody removed pins of mesh names; pinned again: ${lost.join(", ")}`);
   }
 
+  #closeLinks(): void {
+    for (const link of this.#links.values()) link.close();
+    this.#links.clear();
+  }
+
   #detach(): void {
+    this.#closeLinks();
     detachEverywhere(linkFolder(this.#options.bpffs));
     this.#coverage = [];
     this.#filled = false;

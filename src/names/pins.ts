@@ -10,7 +10,7 @@ import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { keptPin } from "../datapath/generation/pins.ts";
-import { ensureBpffs, unpin } from "../kernel/bpffs.ts";
+import { ensureBpffs, isOnBpffs, unpin } from "../kernel/bpffs.ts";
 import { fetchAtomics } from "../kernel/features.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { BpfObject, BpfProgram } from "../kernel/object.ts";
@@ -100,8 +100,10 @@ function openMaps(bpffs: string, folder: string): NameMaps {
   }
 }
 
-/** Adopts the pinned table, or makes an empty one; then the programs over it. Throws KernelError. */
+/** Adopts the pinned table, or makes an empty one; then the programs over it. Throws KernelError, and an Error when `bpffs` is none. */
 export function openNames(bpffs: string): NamesOpened {
+  // No bpffs is mounted for names: the tables of connections are pinned on one already, unless somebody took it away.
+  if (!isOnBpffs(bpffs)) throw new Error(`no bpffs is mounted any more where ${bpffs} was`);
   const { image, code } = ownImage();
   const folder = tableFolder(bpffs);
   ensureBpffs(linkFolder(bpffs));
@@ -129,6 +131,8 @@ function hasEveryTable(folder: string): boolean {
  * data path shares is its own to pin. Throws KernelError.
  */
 export function repinNames(bpffs: string, { maps, programs, code }: NamesOpened): string[] {
+  // Whoever pins the rest says what to do about a bpffs that is gone.
+  if (!isOnBpffs(bpffs)) return [];
   const folder = tableFolder(bpffs);
   ensureBpffs(linkFolder(bpffs));
   // A folder that is there is complete: a new one gets its name last.

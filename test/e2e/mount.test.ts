@@ -63,6 +63,8 @@ describe.skipIf(why !== undefined)("a bpffs under the single file", () => {
   test("unmounted, with all pins; then mounted over by another, and that one taken away", async () => {
     await mount("bpf");
     agent = await lab.liveAgent();
+    // They are pinned a moment after the tables of connections.
+    await eventually("names are live", async () => ((await lab.toldStatus()).names?.entries ?? 0) > 0);
     const before = links();
     const count = pins();
     const storm = await lab.client("storm", { threads: 1 });

@@ -64,7 +64,17 @@ describe.skipIf("missing" in found)("other kernels", () => {
     // One boot for both: the machine itself takes a third of the time.
     const both = '"$0" && exec "$1" "$2" 10';
     const flip = join(ROOT, "test/stress/flip.ts");
-    const command = ["env", PATIENCE, `KMESH=${kmesh}`, "sh", "-c", both, join(HERE, "smoke"), process.execPath, flip];
+    const command = [
+      "env",
+      PATIENCE,
+      `KMESH=${kmesh}`,
+      "sh",
+      "-c",
+      both,
+      join(HERE, "smoke"),
+      process.execPath,
+      flip,
+    ];
     const lanes = [Promise.resolve(""), Promise.resolve("")];
     lines.forEach(([line], i) => {
       const before = lanes[i % lanes.length] ?? Promise.resolve("");
