@@ -23,7 +23,13 @@ const SLOW: Readonly<Record<string, string>> = {
 };
 
 /** These in one row, beside all others. */
-const BESIDE: readonly string[] = ["test/datapath", "test/interop", "test/systemd"];
+const BESIDE: readonly string[] = [
+  "test/datapath",
+  "test/interop",
+  "test/systemd",
+  "test/page",
+  "test/release",
+];
 /** After all others: they need the whole machine. */
 const ALONE: readonly string[] = ["test/stress", "test/kernels"];
 
