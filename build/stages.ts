@@ -141,7 +141,15 @@ async function tests(name: string, paths: string[], print: Print): Promise<void>
   const report = join(scratch, `${name.replaceAll("/", "-")}.xml`);
   const code = await run(
     process.execPath,
-    ["test", "--reporter=junit", `--reporter-outfile=${report}`, "--only-failures", ...paths],
+    [
+      "test",
+      // A test that says nothing else has this long: stages share the processors.
+      "--timeout=30000",
+      "--reporter=junit",
+      `--reporter-outfile=${report}`,
+      "--only-failures",
+      ...paths,
+    ],
     print,
   );
   const sum = existsSync(report) ? readReport(readFileSync(report, "utf8")) : undefined;

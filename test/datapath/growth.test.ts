@@ -56,5 +56,5 @@ describe.skipIf(process.getuid?.() !== 0)("tables", () => {
       grace.abandon();
       tables.discard();
     }
-  }, 30_000);
+  }, 120_000);
 });

@@ -115,7 +115,10 @@ async function make(variant: OtherBuild, folder: string): Promise<void> {
     symlinkSync(join(ROOT, "node_modules"), join(work, "node_modules"));
     // build/compile without build/setup: what this installs is there, and is not the copy's to change.
     const script = '. build/env.sh; export LIBBPF INCLUDE OUT TARGET; exec "$BUN" build/compile.ts';
-    const result = await run(["bash", "-c", script, join(work, "build/compile")], { cwd: work, timeoutMs: 180_000 });
+    const result = await run(["bash", "-c", script, join(work, "build/compile")], {
+      cwd: work,
+      timeoutMs: 180_000,
+    });
     if (result.code !== 0) throw new Error(`${variant} does not compile: ${result.stdout}${result.stderr}`);
     mkdirSync(CACHE, { recursive: true });
     const made = mkdtempSync(join(CACHE, "new-"));
