@@ -1,4 +1,5 @@
 /** Detects kernel features by trying them, not by the kernel's version: distributions backport features. */
+
 import { existsSync } from "node:fs";
 import { release } from "node:os";
 import { cString } from "../runtime/ffi.ts";
@@ -89,7 +90,7 @@ export function probe(): Feature[] {
     {
       feature: "atomic operations that fetch",
       present: fetchAtomics(),
-      since: "5.12",
+      since: "6.2",
       required: false,
       without:
         "connections made at the same moment may take the same turn, so that shares are a little less exact",
@@ -122,17 +123,27 @@ export function probe(): Feature[] {
 
 let fetches: boolean | undefined;
 
-/** Whether the kernel supports atomic add with fetch (BPF_FETCH); tried once per process. */
+/**
+ * Whether the programs with atomics that fetch are loaded. The kernel has these from 5.12 on; before 6.2 its verifier
+ * walks connect6 with them for minutes, or gives up, and takes those without them in a moment.
+ */
 export function fetchAtomics(): boolean {
-  fetches ??= loads([
-    // r1 = 1; *(u64 *)(r10 - 8) = r1; r1 = fetch_and_add((u64 *)(r10 - 8), r1); r0 = 0; exit
-    instruction(0xb7, 1, 0, 0, 1),
-    instruction(0x7b, 10, 1, -8, 0),
-    instruction(0xdb, 10, 1, -8, 1),
-    instruction(0xb7, 0, 0, 0, 0),
-    instruction(0x95, 0, 0, 0, 0),
-  ]);
+  fetches ??=
+    isSince(6, 2) &&
+    loads([
+      // r1 = 1; *(u64 *)(r10 - 8) = r1; r1 = fetch_and_add((u64 *)(r10 - 8), r1); r0 = 0; exit
+      instruction(0xb7, 1, 0, 0, 1),
+      instruction(0x7b, 10, 1, -8, 0),
+      instruction(0xdb, 10, 1, -8, 1),
+      instruction(0xb7, 0, 0, 0, 0),
+      instruction(0x95, 0, 0, 0, 0),
+    ]);
   return fetches;
+}
+
+function isSince(major: number, minor: number): boolean {
+  const [first = 0, second = 0] = release().split(".").map(Number.parseFloat);
+  return first > major || (first === major && second >= minor);
 }
 
 function helper(program: number, id: number): boolean {
