@@ -142,8 +142,8 @@ export function fetchAtomics(): boolean {
 }
 
 function isSince(major: number, minor: number): boolean {
-  const [first = 0, second = 0] = release().split(".").map(Number.parseFloat);
-  return first > major || (first === major && second >= minor);
+  const running = kernelRelease();
+  return running.major > major || (running.major === major && running.minor >= minor);
 }
 
 function helper(program: number, id: number): boolean {
