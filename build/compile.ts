@@ -50,7 +50,7 @@ const PAGE = ["dist/page.html", "dist/page.js", "dist/page.css"];
 const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
   ca: "src/istiod/ca.gen.js",
-  envoy: "src/kernel-native/envoy.gen.js",
+  envoy: "src/kernel-native/resources/envoy.gen.js",
 };
 
 process.chdir(ROOT);

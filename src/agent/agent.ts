@@ -43,7 +43,7 @@ import { causeOfStart, type Entry, historyFile, readHistory, remember } from "..
 import { refuseUnknown } from "../state/manifest.ts";
 import { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import { StatusFile } from "../state/status-file.ts";
-import type { AgentNumbers } from "../telemetry/kmesh-metrics.ts";
+import type { AgentNumbers } from "../telemetry/metrics/kmesh-metrics.ts";
 import { PAGE_FOLDER, PAGE_HEADERS, PAGE_PATHS, pageFile } from "../topology/page-files.ts";
 import { ControlPlane } from "./control-plane.ts";
 import { asPredecessor, asSuccessor, type HandoverContext } from "./handover-roles.ts";

@@ -3,7 +3,7 @@
  * without NOTIFY_SOCKET. A message that can't be sent is logged and never stops the agent.
  */
 import { reasonOf } from "../errors/reason.ts";
-import { sendDatagram } from "../kernel/datagram.ts";
+import { sendDatagram } from "../kernel/net/datagram.ts";
 
 export class ServiceNotifier {
   readonly #socket: string | undefined;

@@ -1,6 +1,6 @@
 /** For tests: keeps what a control plane sends as decoded messages, and says what a mesh of them lacks. */
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
-import { envoy, istio } from "../kernel-native/envoy.gen.js";
+import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 
 const EDS = 3;
 const TCP_PROXY = "envoy.filters.network.tcp_proxy";

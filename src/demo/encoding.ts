@@ -2,7 +2,7 @@
 import { Writer } from "protobufjs/minimal.js";
 import type { ResourceType } from "../istiod/stream/sink.ts";
 import { TYPE_URL } from "../istiod/stream/types.ts";
-import type { envoy } from "../kernel-native/envoy.gen.js";
+import type { envoy } from "../kernel-native/resources/envoy.gen.js";
 
 const WIRE_BYTES = 2;
 const tag = (field: number) => (field << 3) | WIRE_BYTES;

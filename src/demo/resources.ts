@@ -4,7 +4,7 @@
  */
 import { parseLocality } from "../istiod/node.ts";
 import type { ResourceType } from "../istiod/stream/sink.ts";
-import { envoy, istio } from "../kernel-native/envoy.gen.js";
+import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";
 import type { DemoEndpoint, DemoMesh, DemoService } from "./services.ts";

@@ -1,8 +1,8 @@
 /** Questions about the filter chains of a listener and the destinations of their actions. */
 import { contains } from "../mesh/address.ts";
-import type { Action, Chain, ListenerRecord } from "./listener.ts";
-import type { Destination } from "./route.ts";
-import { BLACK_HOLE, PASSTHROUGH, type ServiceId, serviceOfCluster } from "./service.ts";
+import type { Action, Chain, ListenerRecord } from "./resources/listener.ts";
+import type { Destination } from "./resources/route.ts";
+import { BLACK_HOLE, PASSTHROUGH, type ServiceId, serviceOfCluster } from "./resources/service.ts";
 
 /** The server names of the chains as text: the first three, and how many more there are. */
 export function namesOf(chains: readonly Chain[]): string {

@@ -1,7 +1,7 @@
 /** Frontends that resources claim, and which claim wins. */
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
 import type { Frontend, Note } from "../mesh/model.ts";
-import { note } from "./note.ts";
+import { note } from "./resources/note.ts";
 
 /**
  * The kinds of claims, the strongest first. When services share an address, istiod puts it into the domains of one of

@@ -11,15 +11,15 @@ import {
   sameSplit,
   sameTarget,
 } from "../mesh/same.ts";
-import type { ClusterRecord } from "./cluster.ts";
-import type { Discovery, DnsTarget } from "./discovery.ts";
-import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./endpoint.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
-import { type NamesRecord, NO_NAMES } from "./names.ts";
-import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
 import { namesOfFrontends, namesOfTable } from "./resolvable.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
-import { type ServiceId, serviceOfCluster } from "./service.ts";
+import type { ClusterRecord } from "./resources/cluster.ts";
+import type { Discovery, DnsTarget } from "./resources/discovery.ts";
+import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./resources/endpoint.ts";
+import { type NamesRecord, NO_NAMES } from "./resources/names.ts";
+import { NO_NOTES, type Notes, note, sortedNotes } from "./resources/note.ts";
+import { type ServiceId, serviceOfCluster } from "./resources/service.ts";
 import type { Dirty, Store } from "./store.ts";
 import type { Excluded } from "./unreachable.ts";
 

@@ -9,10 +9,10 @@ import {
   routesName,
   sameDestination,
 } from "./chains.ts";
-import type { Action, Chain, ListenerRecord } from "./listener.ts";
-import { hostsOf } from "./names.ts";
-import { type Notes, note } from "./note.ts";
-import type { Destination, RoutesRecord } from "./route.ts";
+import type { Action, Chain, ListenerRecord } from "./resources/listener.ts";
+import { hostsOf } from "./resources/names.ts";
+import { type Notes, note } from "./resources/note.ts";
+import type { Destination, RoutesRecord } from "./resources/route.ts";
 import {
   BLACK_HOLE,
   ownCluster,
@@ -21,7 +21,7 @@ import {
   type ServiceId,
   serviceId,
   serviceOfCluster,
-} from "./service.ts";
+} from "./resources/service.ts";
 import type { Store } from "./store.ts";
 
 /** The destination of connections to one address. */

@@ -9,11 +9,11 @@ import { isAutomatic } from "./automatic.ts";
 import { clustersOf, familyOf, fittingChains, isRouted, routesName, serviceOfAction } from "./chains.ts";
 import { Claims, RANK, takenBy } from "./claims.ts";
 import { Decider, type Decision } from "./decision.ts";
-import type { Action, Chain, ListenerRecord } from "./listener.ts";
-import { hostsOf } from "./names.ts";
-import { type Notes, note, sortedNotes } from "./note.ts";
-import type { VirtualHostRecord } from "./route.ts";
-import { BLACK_HOLE, ownCluster, type ServiceId, serviceId } from "./service.ts";
+import type { Action, Chain, ListenerRecord } from "./resources/listener.ts";
+import { hostsOf } from "./resources/names.ts";
+import { type Notes, note, sortedNotes } from "./resources/note.ts";
+import type { VirtualHostRecord } from "./resources/route.ts";
+import { BLACK_HOLE, ownCluster, type ServiceId, serviceId } from "./resources/service.ts";
 import type { Store } from "./store.ts";
 import { type Excluded, unreachable } from "./unreachable.ts";
 

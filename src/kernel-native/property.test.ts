@@ -6,7 +6,7 @@ import { canonicalAddress } from "../mesh/address.ts";
 import { frontendKey } from "../mesh/frontend.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { KernelNative } from "./kernel-native.ts";
-import { ownCluster } from "./service.ts";
+import { ownCluster } from "./resources/service.ts";
 import { recorded } from "./testdata/recorded.ts";
 import {
   catchAll,

@@ -1,7 +1,7 @@
 import { expect, test } from "bun:test";
 import { RecordingSink } from "../../test/lab/scripted-istiod.ts";
-import { envoy } from "./envoy.gen.js";
 import { type Reflected, Reflection } from "./reflection.ts";
+import { envoy } from "./resources/envoy.gen.js";
 
 const ADDRESS = "10.0.0.5";
 

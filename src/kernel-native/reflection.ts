@@ -1,7 +1,7 @@
 /** Finds how peers see this machine: istiod sends the same endpoints to it and to its peers. */
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { canonicalAddress } from "../mesh/address.ts";
-import { envoy } from "./envoy.gen.js";
+import { envoy } from "./resources/envoy.gen.js";
 
 /**
  * The services (`HOST:PORT`, sorted) with this machine among their endpoints, by whether peers send plaintext or

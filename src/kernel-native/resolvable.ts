@@ -3,7 +3,7 @@
  * those that Istio's own agent answers (pkg/dns/client).
  */
 import type { Frontend, Name } from "../mesh/model.ts";
-import type { NamesRecord } from "./names.ts";
+import type { NamesRecord } from "./resources/names.ts";
 
 /** Where services of Kubernetes end when nobody says. */
 const KUBERNETES = /^([^.]+)\.([^.]+)\.svc\.[^.]+(?:\..+)?$/;

@@ -2,12 +2,12 @@
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
-import { type ClusterRecord, unknownCluster } from "./cluster.ts";
-import { ClusterReader } from "./cluster-reader.ts";
-import { type EndpointsRecord, flattenEndpoints } from "./endpoint.ts";
-import { flattenListener, type ListenerRecord } from "./listener.ts";
-import { flattenNames, type NamesRecord, NO_NAMES } from "./names.ts";
-import { flattenRoutes, type RoutesRecord } from "./route.ts";
+import { type ClusterRecord, unknownCluster } from "./resources/cluster.ts";
+import { ClusterReader } from "./resources/cluster-reader.ts";
+import { type EndpointsRecord, flattenEndpoints } from "./resources/endpoint.ts";
+import { flattenListener, type ListenerRecord } from "./resources/listener.ts";
+import { flattenNames, type NamesRecord, NO_NAMES } from "./resources/names.ts";
+import { flattenRoutes, type RoutesRecord } from "./resources/route.ts";
 
 /** The changes for the next compilation. */
 export interface Dirty {

@@ -21,8 +21,8 @@ test.skipIf(process.getuid?.() !== 0)(
     const from = (path: string) => JSON.stringify(join(import.meta.dir, path));
     const printed = await inNamespace(`
     import { detachEverywhere } from ${from("attach.ts")};
-    import { attachFilter, filterProgram } from ${from("../kernel/egress.ts")};
-    import { interfaces } from ${from("../kernel/interfaces.ts")};
+    import { attachFilter, filterProgram } from ${from("../kernel/net/egress.ts")};
+    import { interfaces } from ${from("../kernel/net/interfaces.ts")};
     import { BpfObject } from ${from("../kernel/object.ts")};
     import { asset } from ${from("../runtime/assets.ts")};
     const ip = (...words) => Bun.spawnSync(["ip", "link", ...words], { stderr: "inherit" });

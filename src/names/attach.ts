@@ -2,9 +2,9 @@
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { unpin } from "../kernel/bpffs.ts";
-import { attachFilter, detachFilter, filterProgram, TcxLink } from "../kernel/egress.ts";
 import { ERRNO, KernelError } from "../kernel/error.ts";
-import { type Interface, interfaces } from "../kernel/interfaces.ts";
+import { attachFilter, detachFilter, filterProgram, TcxLink } from "../kernel/net/egress.ts";
+import { type Interface, interfaces } from "../kernel/net/interfaces.ts";
 import { BpfProgram } from "../kernel/object.ts";
 import type { Coverage } from "./status.ts";
 

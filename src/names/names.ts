@@ -7,7 +7,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { isOnBpffs } from "../kernel/bpffs.ts";
-import { InterfaceWatch } from "../kernel/interfaces.ts";
+import { InterfaceWatch } from "../kernel/net/interfaces.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { attachEverywhere, detachEverywhere, type HeldLinks } from "./attach.ts";
 import { countsOf } from "./counts.ts";

@@ -1,6 +1,6 @@
 /** What a mesh makes of a VM: its WorkloadEntry in the kube API, and the endpoints that another sidecar is sent. */
 import { join } from "node:path";
-import { envoy } from "../../src/kernel-native/envoy.gen.js";
+import { envoy } from "../../src/kernel-native/resources/envoy.gen.js";
 import { AdsClient } from "../control-plane/ads-client.ts";
 import type { ControlPlane } from "../control-plane/control-plane.ts";
 import { KubeError, type KubeObject } from "../control-plane/kube.ts";

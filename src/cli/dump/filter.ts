@@ -2,7 +2,7 @@
  * What of a dump is printed: filters as `istioctl proxy-config` has them, over the received configuration, the model and
  * the kernel's tables alike. Each of those is an object of sections; a section is a list, or an object by name.
  */
-import { parseClusterName, parseHostPort } from "../../kernel-native/service.ts";
+import { parseClusterName, parseHostPort } from "../../kernel-native/resources/service.ts";
 
 /** The sections that there are, over all parts. */
 export const SECTIONS = [

@@ -3,8 +3,8 @@
  * their cgroup was enrolled, or before the service was there. Found by asking the kernel for its sockets.
  */
 import { cgroupPath } from "../../kernel/cgroup.ts";
+import { CONNECTED, listSockets, type SocketBatch, TCP } from "../../kernel/net/sockets.ts";
 import { netnsCookie } from "../../kernel/netns.ts";
-import { CONNECTED, listSockets, type SocketBatch, TCP } from "../../kernel/sockets.ts";
 import { formatAddress } from "../../mesh/address.ts";
 import { readDescriptor } from "../mesh-tables/descriptor.ts";
 import { decodeTarget } from "../mesh-tables/target.ts";

@@ -3,7 +3,7 @@
  * an app still holds is counted and not in the kernel's list: what is counted beyond the list is an error only when
  * sock_release was detached for a while. What is in the list and not counted always is one.
  */
-import { CONNECTED, listSockets, type SocketBatch } from "../../kernel/sockets.ts";
+import { CONNECTED, listSockets, type SocketBatch } from "../../kernel/net/sockets.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
 import type { Tables } from "../tables/tables.ts";

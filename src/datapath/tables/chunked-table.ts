@@ -3,7 +3,7 @@
  * inner arrays double in size, each written and read through mmap.
  */
 import { BpfMap, FLAG, type Placement, placeInner, unmap } from "../../kernel/maps.ts";
-import { atomicAdd } from "../../kernel/sockets.ts";
+import { atomicAdd } from "../../kernel/net/sockets.ts";
 
 /** The smallest chunk's records; chunked.h says the same. */
 const BASE_SHIFT = 8;

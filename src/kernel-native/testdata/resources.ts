@@ -1,6 +1,6 @@
 /** Resources as istiod writes them, in short, for tests. */
-import { envoy, istio } from "../envoy.gen.js";
-import { ownCluster } from "../service.ts";
+import { envoy, istio } from "../resources/envoy.gen.js";
+import { ownCluster } from "../resources/service.ts";
 
 export interface GivenEndpoint {
   address: string;

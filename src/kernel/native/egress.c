@@ -87,7 +87,7 @@ API int kmesh_test_packet(int program, const void *packet, unsigned int size, vo
 	return error;
 }
 
-/* src/kernel/interfaces.ts reads it. */
+/* src/kernel/net/interfaces.ts reads it. */
 struct interface {
 	uint32_t index;
 	uint32_t flags;

@@ -22,7 +22,7 @@
 /* One answer of the kernel: it fills no more than it is given. */
 #define ANSWER (32 * 1024)
 
-/* src/kernel/sockets.ts reads it; a storage's value of `value_size` bytes follows, and what brings it to 8. */
+/* src/kernel/net/sockets.ts reads it; a storage's value of `value_size` bytes follows, and what brings it to 8. */
 struct record {
 	uint8_t family;
 	uint8_t state;

@@ -1,0 +1,56 @@
+import { hostname } from "node:os";
+import { resolve } from "node:path";
+import { readFolders } from "../../../config/config.ts";
+import { sourcesOf } from "../../../config/sources.ts";
+import { replaceFile } from "../../../files/replace-file.ts";
+import { archive } from "../../bug-report/archive.ts";
+import { type Fact, gather, sources } from "../../bug-report/facts.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
+import { EXIT } from "../../framework/exit.ts";
+import { formatOf, print, printJson, remark } from "../../framework/output.ts";
+
+export const bugReport = command({
+  name: "bug-report",
+  about: "Write one archive with all that helps to find a fault, and without secrets",
+  changes: true,
+  positionals: [
+    {
+      name: "file",
+      about: "the archive (default: kmesh-report-HOST-TIME.tar.gz here)",
+      required: false,
+      completes: "file",
+    },
+  ],
+  flags: { ...OUTPUT_FLAG, ...FOLDER_FLAGS },
+  notes:
+    "Status, doctor, history, certificates, what istiod sent, the model and the tables, the configuration, the journal, and facts " +
+    "of kernel, network and BPF. Keys, tokens, passwords, header values and arguments of probes are left out; names, addresses " +
+    "and labels are not: read it before you pass it on.",
+  examples: [["bug-report /tmp/report.tar.gz", "Write the archive there; tar -tzf lists it"]],
+  async run({ flags, positionals: [file] }) {
+    const format = formatOf(flags);
+    const from = sourcesOf(flags, process.env);
+    const { bpffs, stateDir, runDir } = readFolders({ ...from, file: { ...from.file, required: false } });
+    const mesh = [`--bpffs=${bpffs}`, `--state-dir=${stateDir}`, `--run-dir=${runDir}`];
+    const config = textFlag(flags, "config");
+    if (config !== undefined) mesh.push(`--config=${config}`);
+    const now = new Date();
+    const stamp = now.toISOString().replace(/[-:]|\.\d+/g, "");
+    const name = `kmesh-report-${hostname()}-${stamp}`;
+    const path = resolve(file ?? `${name}.tar.gz`);
+    const facts: Fact[] = [];
+    for (const source of sources(mesh, from.file.path)) {
+      if (format === "text") remark(`kmesh: ${source.name}`);
+      facts.push(await gather(source));
+    }
+    const bytes = archive(name, facts, now.getTime() / 1000);
+    replaceFile(path, bytes, { mode: 0o600 });
+    if (format === "json")
+      printJson({ file: path, bytes: bytes.length, files: facts.map((each) => each.name) });
+    else
+      print(
+        `${path} (${facts.length} files, ${Math.ceil(bytes.length / 1024)} KB). Read it before you pass it on.`,
+      );
+    return EXIT.done;
+  },
+});

@@ -1,0 +1,66 @@
+import { orderAgent } from "../../../admin/client.ts";
+import { adminSocket } from "../../../admin/status.ts";
+import { mergeFilters } from "../../../config/telemetry.ts";
+import type { LogRecord } from "../../../telemetry/access-log/access-log.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
+import { EXIT, Failure } from "../../framework/exit.ts";
+import { formatOf, outputIsLost, print } from "../../framework/output.ts";
+import { foldersOf, lastWords } from "../../framework/view.ts";
+
+/** Milliseconds in which there may be no connection at all. */
+const SILENCE = 86_400_000;
+
+export const log = command({
+  name: "log",
+  about: "Show connections as they end, live",
+  flags: {
+    follow: { kind: "switch", short: "f", about: "until Ctrl-C, which is the default" },
+    count: { kind: "text", hint: "COUNT", about: "end after so many lines" },
+    failures: { kind: "switch", about: "only those that failed or were refused" },
+    service: { kind: "text", hint: "HOST[:PORT]", about: "only those to this service" },
+    unit: { kind: "text", hint: "NAME", about: "only those of this unit" },
+    ...OUTPUT_FLAG,
+    ...FOLDER_FLAGS,
+  },
+  notes:
+    "With --output json each line is an object. Lines that this command does not read in time are dropped: it never holds up the agent.",
+  examples: [
+    ["log --follow --failures", "what fails, as it happens"],
+    ["log --count 10 --unit shop.service", "the next ten connections of one unit"],
+  ],
+  async run({ flags }) {
+    const format = formatOf(flags);
+    const folders = foldersOf(flags);
+    const { formatRecord, matches } = await import("../../../telemetry/access-log/access-log.ts");
+    const service = textFlag(flags, "service");
+    const unit = textFlag(flags, "unit");
+    const filter = mergeFilters([
+      ...(flags.failures === true ? [{ kind: "failures" } as const] : []),
+      ...(service === undefined ? [] : [{ kind: "service", name: service } as const]),
+      ...(unit === undefined ? [] : [{ kind: "unit", name: unit } as const]),
+    ]);
+    const most = Number(textFlag(flags, "count") ?? Number.POSITIVE_INFINITY);
+    const { promise: enough, resolve } = Promise.withResolvers<true>();
+    process.once("SIGINT", () => resolve(true));
+    let printed = 0;
+    const follow = orderAgent(
+      adminSocket(folders.runDir),
+      "/log",
+      {},
+      (line) => {
+        const record = line as LogRecord;
+        if (printed >= most || !matches(record, filter)) return;
+        print(format === "json" ? JSON.stringify(record) : formatRecord(record));
+        printed++;
+        if (printed >= most || outputIsLost()) resolve(true);
+      },
+      SILENCE,
+    );
+    if (await Promise.race([follow, enough])) return EXIT.done;
+    throw new Failure(
+      EXIT.agentNotRunning,
+      lastWords(folders).sentence,
+      "The kernel counts on; only the log needs an agent. Start it: kmesh run.",
+    );
+  },
+});

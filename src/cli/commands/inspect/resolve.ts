@@ -1,0 +1,96 @@
+import { UsageError } from "../../framework/arguments.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
+import { EXIT, Failure } from "../../framework/exit.ts";
+import { formatOf, print, printJson } from "../../framework/output.ts";
+import { foldersOf } from "../../framework/view.ts";
+
+/** What becomes of a query that passes. */
+const PASSED: Readonly<Record<string, string>> = {
+  "passed-unknown": "it is no mesh name: the query goes on to the machine's name servers",
+  "passed-excluded": "dns-exclude names it: the query goes on to the machine's name servers",
+  "passed-malformed": "it is not a valid name",
+  "passed-off": "names are not answered (dns: off)",
+};
+
+export const resolve = command({
+  name: "resolve",
+  about: "Show what the kernel answers to a DNS query, and from which entry of its table",
+  positionals: [
+    { name: "name", about: "a name, or an address for its reverse name", required: true },
+    {
+      name: "type",
+      about: "A, AAAA, PTR, HTTPS, ... (default: A and AAAA, PTR of an address)",
+      required: false,
+    },
+  ],
+  flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
+  examples: [
+    ["resolve shop.demo.internal", "its addresses, as the kernel answers them"],
+    ["resolve 10.96.0.10", "the name of an address"],
+    ["resolve shop.demo.internal HTTPS", "a type of record that mesh names lack"],
+  ],
+  async run({ flags, positionals: [asked = "", type] }) {
+    const format = formatOf(flags);
+    const { bpffs } = foldersOf(flags);
+    const [
+      { pinnedNames },
+      { askKernel, queryMessage, TYPES },
+      { canonicalAddress },
+      { reverseName },
+      { wireName },
+    ] = await Promise.all([
+      import("../../../names/pins.ts"),
+      import("../../../names/query.ts"),
+      import("../../../mesh/address.ts"),
+      import("../../../names/entries.ts"),
+      import("../../../names/wire.ts"),
+    ]);
+    const wanted = TYPES.find((each) => each === type?.toUpperCase());
+    if (type !== undefined && wanted === undefined)
+      throw new UsageError(
+        `${type} is no type of record that kmesh knows`,
+        `Name one of ${TYPES.join(", ")}.`,
+      );
+    const address = canonicalAddress(asked);
+    const name = address === undefined ? asked.replace(/\.$/, "").toLowerCase() : reverseName(address);
+    if (!wireName(name))
+      throw new UsageError(`${asked} is no DNS name`, "Write for example shop.demo.internal.");
+    const names = pinnedNames(bpffs);
+    if (!names)
+      throw new Failure(
+        EXIT.agentNotRunning,
+        `no table of names is pinned in ${bpffs}`,
+        "kmesh status says why.",
+      );
+    try {
+      const types = wanted ? [wanted] : address === undefined ? (["A", "AAAA"] as const) : (["PTR"] as const);
+      const answers = types.map((each) => {
+        const { event, entry, response } = askKernel(names.explain, queryMessage(name, each));
+        const records = (response?.answers ?? []).map((record) =>
+          "data" in record ? String(record.data) : "",
+        );
+        return {
+          type: each,
+          answered: response !== undefined,
+          event,
+          entry: entry === undefined ? null : (names.table.byId(entry)?.name ?? null),
+          records,
+        };
+      });
+      if (format === "json") printJson({ name, answers });
+      else
+        print(
+          answers
+            .map(({ type: of, answered, event, entry, records }) =>
+              answered
+                ? `${name} ${of}: ${records.length > 0 ? records.join(", ") : "exists without such a record"} (entry ${entry})`
+                : `${name} ${of}: not answered: ${PASSED[event] ?? event}${entry === null ? "" : ` (entry ${entry})`}`,
+            )
+            .join("\n"),
+        );
+      return EXIT.done;
+    } finally {
+      names.close();
+    }
+  },
+});

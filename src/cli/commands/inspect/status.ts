@@ -1,0 +1,96 @@
+import { sourcesOf } from "../../../config/sources.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
+import { EXIT } from "../../framework/exit.ts";
+import { type Format, formatOf, outputIsLost, print, printJson } from "../../framework/output.ts";
+import { readStanding } from "../../framework/version-rows.ts";
+import { damageNow, foldersOf, kernelState, lastWords, olderThanAttach, view } from "../../framework/view.ts";
+import { bootOrders } from "../../service/boot-order.ts";
+import { installedPaths } from "../../service/install-plan.ts";
+import { type Answer, formatBrief, formatProblems, formatStatus } from "../../status/page.ts";
+import { type Filter, narrow, troubles } from "../../status/services.ts";
+
+/** Between two looks of --watch, milliseconds. */
+const LOOK = 2_000;
+
+export const status = command({
+  name: "status",
+  about: "Show the agent, its stream to istiod, the services and what is not enforced",
+  access: "reader",
+  positionals: [
+    {
+      name: "pattern",
+      about: "show services whose name holds this, or matches it where it has * or ?",
+      required: false,
+      completes: "service",
+    },
+  ],
+  flags: {
+    all: { kind: "switch", short: "a", about: "list every service, also those without a connection" },
+    problems: { kind: "switch", short: "p", about: "show what is wrong, and nothing else" },
+    brief: { kind: "switch", short: "b", about: "show a few lines: agent, istiod, hooks, trouble" },
+    watch: { kind: "switch", short: "w", about: "show it again every 2 s, until Ctrl-C" },
+    ...FOLDER_FLAGS,
+    ...OUTPUT_FLAG,
+  },
+  notes:
+    "Connections that were refused or failed stand above all else, with their services. Counters are the kernel's: they go " +
+    "on over restarts of the agent. Exit code 10 when something is damaged, 3 when no agent runs.",
+  examples: [
+    ["status --problems", "Show refused and failed connections, damage, and what is not enforced"],
+    ["status shop.demo", "Show the services of that name, also idle ones"],
+    ["status '*.internal:*' -o json", "Give counters and remarks of some services to a program"],
+  ],
+  async run({ flags, positionals: [pattern] }) {
+    const format = formatOf(flags);
+    const filter: Filter = { pattern, problems: flags.problems === true };
+    const page = (answer: Answer, dead: string | undefined, bpffs: string) => {
+      if (flags.brief === true) return formatBrief(answer, dead);
+      if (filter.problems) return formatProblems(answer, dead);
+      return formatStatus(answer, dead, bpffs, flags.all === true || pattern !== undefined);
+    };
+    if (flags.watch !== true) return look(flags, filter, format, page, "");
+    const clear = process.stdout.isTTY === true ? "\u001b[H\u001b[2J" : "";
+    for (;;) {
+      const code = await look(flags, filter, format, page, clear);
+      if (outputIsLost()) return code;
+      await new Promise((resolve) => setTimeout(resolve, LOOK));
+    }
+  },
+});
+
+/** Looks once, and prints it after `before`. Gives the exit code. */
+async function look(
+  flags: Parameters<typeof sourcesOf>[0],
+  filter: Filter,
+  format: Format,
+  page: (answer: Answer, dead: string | undefined, bpffs: string) => string,
+  before: string,
+): Promise<number> {
+  const folders = foldersOf(flags);
+  const { alive, value } = await view<Answer>(folders, "/status", async () => ({
+    agent: lastWords(folders).status,
+    kernel: await kernelState(folders.bpffs, false),
+  }));
+  // An agent of an earlier version does not look for it.
+  const damage = value.damage ?? (await damageNow(folders, sourcesOf(flags, process.env)));
+  // Members of admin-group see what the agent answers; these need root.
+  const root = process.geteuid?.() === 0;
+  const older = root && value.kernel ? await olderThanAttach(folders.bpffs) : undefined;
+  const standing = root ? readStanding(folders.stateDir) : undefined;
+  const atBoot = bootOrders(installedPaths().units);
+  const answer = narrow({ ...value, older, atBoot, standing, damage }, filter);
+  if (format === "json") {
+    printJson({
+      alive,
+      ...answer.agent,
+      kernel: answer.kernel ?? null,
+      trouble: answer.kernel ? troubles(answer.kernel) : null,
+      preexistingConnections: older ?? null,
+      atBoot,
+      manifest: standing ?? null,
+      damage,
+    });
+  } else print(before + page(answer, alive ? undefined : lastWords(folders).sentence, folders.bpffs));
+  if (damage.length > 0) return EXIT.damaged;
+  return alive ? EXIT.done : EXIT.agentNotRunning;
+}

@@ -1,0 +1,45 @@
+import { UsageError } from "../../framework/arguments.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
+import { EXIT } from "../../framework/exit.ts";
+import { formatOf, print, printJson } from "../../framework/output.ts";
+import { foldersOf } from "../../framework/view.ts";
+import { askMap, watch } from "../../topology/ask.ts";
+import { renderTop, TOP_ORDERS, type TopOrder } from "../../topology/render.ts";
+
+/** Seconds that rates cover. */
+const WINDOW = 10;
+
+export const top = command({
+  name: "top",
+  about: "Show the busiest edges: who calls what, how often, how much, how slow",
+  access: "reader",
+  flags: {
+    by: {
+      kind: "text",
+      hint: TOP_ORDERS.join("|"),
+      choices: TOP_ORDERS,
+      about: "what comes first",
+      fallback: "rate",
+    },
+    once: { kind: "switch", about: "print once and end" },
+    lines: { kind: "text", hint: "COUNT", about: "so many edges", fallback: "20" },
+    ...OUTPUT_FLAG,
+    ...FOLDER_FLAGS,
+  },
+  examples: [["top --by failures", "what fails most, live"]],
+  async run({ flags }) {
+    const format = formatOf(flags);
+    const folders = foldersOf(flags);
+    const asked = textFlag(flags, "by") ?? "rate";
+    const by: TopOrder | undefined = TOP_ORDERS.find((each) => each === asked);
+    if (!by) throw new UsageError(`--by: "${asked}" is no order`, `Say one of ${TOP_ORDERS.join(", ")}.`);
+    const lines = Number(textFlag(flags, "lines") ?? "20");
+    if (!Number.isInteger(lines) || lines < 1)
+      throw new UsageError("--lines is no number of lines", "Say a whole number from 1 on.");
+    if (format === "json") printJson(await askMap(folders, WINDOW));
+    else if (flags.once === true || !process.stdout.isTTY)
+      print(renderTop(await askMap(folders, WINDOW), by, lines));
+    else await watch(2, async () => renderTop(await askMap(folders, WINDOW), by, lines));
+    return EXIT.done;
+  },
+});

@@ -1,0 +1,63 @@
+import { resolve } from "node:path";
+import { readFolders } from "../../../config/config.ts";
+import { sourcesOf } from "../../../config/sources.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
+import { EXIT } from "../../framework/exit.ts";
+import { formatOf, print, printJson, remark } from "../../framework/output.ts";
+import { examine } from "../../service/executable.ts";
+import { printProof, TIMEOUT_FLAG, timeoutOf } from "../../service/handover-client.ts";
+import {
+  formatLayout,
+  replace,
+  requireOwnExecutable,
+  runningNames,
+  same,
+} from "../../service/swap-executable.ts";
+
+export const upgrade = command({
+  name: "upgrade",
+  about: "Put another version in the running agent's place; no connection notices",
+  changes: true,
+  positionals: [{ name: "FILE", about: "a kmesh executable, newer or older", required: true }],
+  flags: {
+    sha256: {
+      kind: "text",
+      hint: "SUM",
+      about: "the checksum FILE must have (default: as FILE.sha256 or SHA256SUMS beside it says)",
+    },
+    ...TIMEOUT_FLAG,
+    ...OUTPUT_FLAG,
+    ...FOLDER_FLAGS,
+  },
+  notes: [
+    "FILE is looked at first: an executable for this machine, undamaged, one that runs, a kmesh. It is then copied beside",
+    "the one that runs and takes over as with `kmesh restart --graceful`. When that worked it gets the name of the one",
+    "before, which stays as NAME.previous for `kmesh rollback`; otherwise the agent before goes on (exit code 6).",
+    "The systemd unit and the configuration stay as they are: FILE's own `install` brings a new unit.",
+  ].join("\n"),
+  examples: [
+    ["upgrade ./kmesh-0.2.0-linux-x64", "Hand over to another version; the checksum beside it is checked"],
+  ],
+  async run({ flags, positionals }) {
+    const format = formatOf(flags);
+    const timeout = timeoutOf(flags);
+    const folders = readFolders(sourcesOf(flags, process.env));
+    const file = resolve(positionals[0] ?? "");
+    const { version, abi, checksumFrom } = examine(file, textFlag(flags, "sha256"));
+    const names = await runningNames(folders);
+    requireOwnExecutable(names);
+    if (same(file, names.installed)) {
+      const text = `Nothing to do: ${names.installed} is that very file. kmesh restart --graceful starts it anew.`;
+      if (format === "json") printJson({ nothing: text });
+      else print(text);
+      return EXIT.done;
+    }
+    remark(
+      `${file} is kmesh ${version}${checksumFrom === undefined ? "" : `, with the checksum of ${checksumFrom}`}`,
+    );
+    formatLayout(abi);
+    const proof = await replace("upgrade", folders, names, file, timeout);
+    printProof("Upgraded", proof, format, { executable: names.installed, previous: names.previous });
+    return EXIT.done;
+  },
+});

@@ -1,0 +1,247 @@
+/** LDS: one listener, flattened to its addresses, and the destination of each filter chain. */
+import { MalformedResource } from "../../istiod/stream/sink.ts";
+import { canonicalAddress, type Prefix, parsePrefix } from "../../mesh/address.ts";
+import type { Note, Reason } from "../../mesh/model.ts";
+import { envoy } from "./envoy.gen.js";
+import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
+import { type Destination, flattenInlineRoutes, type RoutesRecord, sharesOf } from "./route.ts";
+import { checkEnum, checkName, decode, decodeAny, guarded, messageName, seconds, shortName } from "./wire.ts";
+
+/** What a filter chain does with a connection. */
+export type Action =
+  | { kind: "tcp"; destination: Destination; hashesSource: boolean; notes: Notes }
+  /** HTTP with routes from RDS. */
+  | { kind: "routes"; routes: string }
+  | { kind: "inline-routes"; routes: RoutesRecord }
+  | { kind: "refuse"; reason: Reason; notes: Notes };
+
+/** A filter chain and its match, as far as connect() can evaluate it. */
+export interface Chain {
+  /** Empty = every address of the listener. */
+  prefixes: readonly Prefix[];
+  /** 0 = every port. */
+  port: number;
+  /** Matches only TLS with one of these server names; empty = no condition. */
+  serverNames: readonly string[];
+  /** Matches only some transport or application protocols, which Envoy detects from the first bytes. */
+  sniffed: boolean;
+  action: Action;
+}
+
+export interface ListenerAddress {
+  /** Canonical. */
+  address: string;
+  port: number;
+}
+
+export interface ListenerRecord {
+  name: string;
+  /** `catch-all`: for connections that match no other listener. `inbound`: for connections to this machine. */
+  kind: "outbound" | "catch-all" | "inbound" | "ignored";
+  addresses: readonly ListenerAddress[];
+  chains: readonly Chain[];
+  /** The default filter chain, for connections that match no other chain. */
+  otherwise: Action | undefined;
+  /** RDS names to subscribe to. */
+  routes: readonly string[];
+  /** Of the whole mesh, not of a service. */
+  notes: Notes;
+}
+
+const NOTHING: readonly never[] = [];
+const TRAFFIC_DIRECTION_MAX = 2;
+const INBOUND = 1;
+
+/** Flattens one listener. Throws MalformedResource. */
+export function flattenListener(resource: string, bytes: Uint8Array): ListenerRecord {
+  const listener = decode(envoy.Listener, resource, bytes);
+  checkName(resource, listener.name);
+  checkEnum(resource, "traffic_direction", listener.trafficDirection, TRAFFIC_DIRECTION_MAX);
+  return guarded(resource, () => flatten(resource, listener));
+}
+
+function flatten(resource: string, listener: envoy.Listener): ListenerRecord {
+  const record: ListenerRecord = {
+    name: resource,
+    kind: "ignored",
+    addresses: NOTHING,
+    chains: NOTHING,
+    otherwise: undefined,
+    routes: NOTHING,
+    notes: NO_NOTES,
+  };
+  if (listener.trafficDirection === INBOUND) {
+    return { ...record, kind: "inbound", notes: inboundNotes(listener) };
+  }
+  const socket = listener.address?.socketAddress;
+  const addresses: ListenerAddress[] = [];
+  let udp = false;
+  for (const given of [listener.address, ...listener.additionalAddresses.map(({ address }) => address)]) {
+    if (!given?.socketAddress) continue;
+    const protocol = given.socketAddress.protocol ?? 0;
+    checkEnum(resource, "the protocol of an address", protocol, 1);
+    if (protocol === 1) udp = true;
+    else addresses.push(addressOf(resource, given.socketAddress));
+  }
+  if (udp) return { ...record, notes: ignoredNote(resource, "UDP is not handled yet") };
+  if (!socket || addresses.length === 0) {
+    // Listeners inside Envoy (connect_originate) have no address and concern no connection of apps.
+    const pipe = listener.address?.pipe?.path;
+    if (!pipe) return record;
+    return { ...record, notes: ignoredNote(resource, `it listens on the unix socket ${shortName(pipe)}`) };
+  }
+  const catchAll = resource === "virtualOutbound" || Boolean(listener.useOriginalDst?.value);
+  const chains: Chain[] = [];
+  const lost: Note[] = [];
+  for (const chain of listener.filterChains) {
+    const match = chain.filterChainMatch;
+    if ((match?.sourcePrefixRanges?.length ?? 0) + (match?.sourcePorts?.length ?? 0) > 0) {
+      lost.push(
+        note("not-enforced", `listener ${resource}: a filter chain that looks at the source is left out`),
+      );
+      continue;
+    }
+    const action = actionOf(resource, chain);
+    if (action === undefined) {
+      lost.push(
+        note("not-enforced", `listener ${resource}: a filter chain without tcp_proxy or HTTP is left out`),
+      );
+      continue;
+    }
+    chains.push({
+      prefixes: (match?.prefixRanges ?? []).map((range) => prefixOf(resource, range)),
+      port: match?.destinationPort?.value ?? 0,
+      serverNames: match?.serverNames?.length ? match.serverNames : NOTHING,
+      sniffed: Boolean(match?.transportProtocol) || (match?.applicationProtocols?.length ?? 0) > 0,
+      action,
+    });
+  }
+  const otherwise = listener.defaultFilterChain ? actionOf(resource, listener.defaultFilterChain) : undefined;
+  const routes = new Set<string>();
+  for (const { action } of chains) if (action.kind === "routes") routes.add(action.routes);
+  if (otherwise?.kind === "routes") routes.add(otherwise.routes);
+  return {
+    name: resource,
+    kind: catchAll ? "catch-all" : "outbound",
+    addresses,
+    chains,
+    otherwise,
+    routes: catchAll ? NOTHING : [...routes],
+    notes: sortedNotes(lost),
+  };
+}
+
+function ignoredNote(resource: string, why: string): Notes {
+  return [note("not-enforced", `listener ${shortName(resource)} is not taken over: ${why}`)];
+}
+
+function addressOf(resource: string, socket: envoy.SocketAddress.$Properties): ListenerAddress {
+  const address = canonicalAddress(socket.address ?? "");
+  if (address === undefined) {
+    throw new MalformedResource(
+      resource,
+      `it listens on ${JSON.stringify(socket.address ?? "")}, which is no IP`,
+    );
+  }
+  const port = socket.portValue ?? 0;
+  if (port === 0 || port > 65535) throw new MalformedResource(resource, `it listens on the port ${port}`);
+  return { address, port };
+}
+
+function prefixOf(resource: string, range: envoy.CidrRange.$Properties): Prefix {
+  const text = `${range.addressPrefix ?? ""}/${range.prefixLen?.value ?? 0}`;
+  const prefix = parsePrefix(text);
+  if (prefix === undefined)
+    throw new MalformedResource(resource, `prefix_ranges has ${text}, which is no address block`);
+  return prefix;
+}
+
+/**
+ * The first terminal filter decides. Filters before it (metadata, statistics, Mongo) are ignored. undefined when
+ * there is none.
+ */
+function actionOf(resource: string, chain: envoy.FilterChain.$Properties): Action | undefined {
+  for (const filter of chain.filters ?? []) {
+    const config = filter.typedConfig;
+    if (!config) continue;
+    const message = messageName(config);
+    if (message === "TcpProxy") return tcpAction(resource, decodeAny(envoy.TcpProxy, config));
+    if (message === "HttpConnectionManager") {
+      const http = decodeAny(envoy.HttpConnectionManager, config);
+      if (http.rds?.routeConfigName) return { kind: "routes", routes: http.rds.routeConfigName };
+      if (http.routeConfig) {
+        return { kind: "inline-routes", routes: flattenInlineRoutes(resource, http.routeConfig) };
+      }
+      return undefined;
+    }
+  }
+  return undefined;
+}
+
+function tcpAction(resource: string, proxy: envoy.TcpProxy): Action {
+  const notes: Note[] = [];
+  const idle = seconds(proxy.idleTimeout);
+  if (idle > 0) notes.push(note("not-enforced", `idle timeout ${idle} s`));
+  const age = seconds(proxy.maxDownstreamConnectionDuration);
+  if (age > 0) notes.push(note("not-enforced", `max connection duration ${age} s`));
+  if (proxy.maxConnectAttempts > 1)
+    notes.push(note("not-enforced", `connect attempts ${proxy.maxConnectAttempts}`));
+  if (proxy.tunnelingConfig) {
+    notes.push(
+      note("refused", "an HTTP tunnel is demanded, which kmesh does not speak: connections are refused"),
+    );
+    return { kind: "refuse", reason: "undecidable", notes: sortedNotes(notes) };
+  }
+  const weighted = proxy.weightedClusters?.clusters ?? [];
+  let destination: Destination | undefined;
+  if (weighted.length > 0) {
+    const shares = weighted.map(({ name, weight }) => ({ cluster: name ?? "", weight: weight ?? 0 }));
+    if (shares.some(({ weight }) => weight === 0)) {
+      throw new MalformedResource(resource, "a weighted cluster has the weight 0");
+    }
+    destination = sharesOf(resource, shares);
+  } else if (proxy.cluster) destination = { kind: "cluster", cluster: proxy.cluster };
+  if (destination === undefined) throw new MalformedResource(resource, "a tcp_proxy names no cluster");
+  return {
+    kind: "tcp",
+    destination,
+    hashesSource: proxy.hashPolicy.some(({ sourceIp }) => Boolean(sourceIp)),
+    notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
+  };
+}
+
+/** Notes for inbound policies that kmesh does not enforce yet. */
+function inboundNotes(listener: envoy.Listener): Notes {
+  const notes: Note[] = [];
+  const strict = new Set<number>();
+  const open = new Set<number>();
+  let rbac = false;
+  for (const chain of listener.filterChains) {
+    const filters = (chain.filters ?? []).map(({ typedConfig }) => typedConfig).filter((config) => !!config);
+    const port = chain.filterChainMatch?.destinationPort?.value ?? 0;
+    for (const config of filters) {
+      const message = messageName(config);
+      if (message === "RBAC") rbac = true;
+      if (message !== "HttpConnectionManager") continue;
+      const http = decodeAny(envoy.HttpConnectionManager, config);
+      if (http.httpFilters.some((filter) => messageName(filter.typedConfig) === "RBAC")) rbac = true;
+    }
+    const blackHole = (chain.name ?? "").endsWith("blackhole");
+    if (blackHole) continue;
+    // A chain without a transport protocol also accepts plaintext, unless it has a TLS socket.
+    const tls = chain.filterChainMatch?.transportProtocol === "tls" || Boolean(chain.transportSocket);
+    (tls ? strict : open).add(port);
+  }
+  const ports = [...strict].filter((port) => !open.has(port)).sort((a, b) => a - b);
+  if (ports.length > 0) {
+    const which = ports.includes(0) ? "all ports" : `port ${ports.join(", ")}`;
+    const text = `inbound STRICT mutual TLS (${which}) is not enforced yet: this machine's apps still take plaintext`;
+    notes.push(note("not-enforced", text));
+  }
+  if (rbac) {
+    notes.push(
+      note("not-enforced", "inbound authorization policies (RBAC) are not enforced yet: every peer gets in"),
+    );
+  }
+  return sortedNotes(notes);
+}

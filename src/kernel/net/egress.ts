@@ -1,0 +1,83 @@
+/**
+ * Programs at the egress of an interface, in both ways that kernels have: a tcx link (from 6.6 on), which is pinned, and
+ * a filter of the clsact qdisc, which stays by itself. Both let other programs at the hook run.
+ */
+import { cString } from "../../runtime/ffi.ts";
+import { check, ERRNO, KernelError } from "../error.ts";
+import { infoOf } from "../info.ts";
+import { native } from "../native.ts";
+import type { BpfProgram } from "../object.ts";
+
+/** enum bpf_link_type. */
+const TCX_LINK = 11;
+
+/** "kmsh": the filter's handle, by which it is known as kmesh's. */
+const FILTER_HANDLE = 0x6b6d;
+/** Before what others add without one: the kernel gives those 49152 and downwards. */
+const FILTER_PRIORITY = 1;
+
+/** A link at an interface's egress. Owns its descriptor; without a pin it ends with it. */
+export class TcxLink {
+  #fd: number;
+
+  private constructor(fd: number) {
+    this.#fd = fd;
+  }
+
+  /** Attaches at once, before other programs of the hook. Gives undefined before 6.6. Throws KernelError. */
+  static attach(program: BpfProgram, ifindex: number): TcxLink | undefined {
+    const fd = native().kmesh_tcx_attach(program.fd, ifindex);
+    if (fd === -ERRNO.EINVAL) return undefined;
+    return new TcxLink(check(fd, "bpf_link_create", `egress of interface ${ifindex}`));
+  }
+
+  /** Throws KernelError: ENOENT when nothing is pinned there. */
+  static fromPin(path: string): TcxLink {
+    return new TcxLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
+  }
+
+  /** The interface, 0 when it is gone or the link was detached, and the program's id. Throws when it is no tcx link. */
+  info(): { ifindex: number; programId: number } {
+    const words = new Uint32Array(infoOf(this.#fd, 32, "link"));
+    if (words[0] !== TCX_LINK) throw new KernelError("bpf_link_info", ERRNO.EINVAL, "tcx link");
+    return { ifindex: words[4] ?? 0, programId: words[2] ?? 0 };
+  }
+
+  /** Puts another program in place; every packet meets the one or the other. Throws KernelError. */
+  update(program: BpfProgram): void {
+    check(native().bpf_link_update(this.#fd, program.fd, null), "bpf_link_update", program.info.name);
+  }
+
+  /** Throws KernelError. */
+  pin(path: string): void {
+    check(native().bpf_obj_pin(this.#fd, cString(path)), "bpf_obj_pin", path);
+  }
+
+  close(): void {
+    if (this.#fd >= 0) native().kmesh_close(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Attaches by clsact, or replaces what was attached so. Throws KernelError. */
+export function attachFilter(program: BpfProgram, ifindex: number): void {
+  const result = native().kmesh_clsact_attach(program.fd, ifindex, FILTER_HANDLE, FILTER_PRIORITY);
+  check(result, "bpf_tc_attach", `egress of interface ${ifindex}`);
+}
+
+/** The id of the program that `attachFilter` attached; 0 when there is none. Throws KernelError. */
+export function filterProgram(ifindex: number): number {
+  const result = native().kmesh_clsact_program(ifindex, FILTER_HANDLE, FILTER_PRIORITY);
+  return result === -ERRNO.ENODEV ? 0 : check(result, "bpf_tc_query", `egress of interface ${ifindex}`);
+}
+
+/** Nothing there is no error. Throws KernelError. */
+export function detachFilter(ifindex: number): void {
+  if (filterProgram(ifindex) === 0) return;
+  const result = native().kmesh_clsact_detach(ifindex, FILTER_HANDLE, FILTER_PRIORITY);
+  check(result, "bpf_tc_detach", `egress of interface ${ifindex}`);
+}
