@@ -50,6 +50,7 @@ const PAGE = ["dist/page.html", "dist/page.js", "dist/page.css"];
 const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
   ca: "src/istiod/ca.gen.js",
+  security: "src/policy/security.gen.js",
   envoy: "src/kernel-native/resources/envoy.gen.js",
 };
 
@@ -117,15 +118,17 @@ function writeLayout(out: string, built: string[]): void {
   write(out, layoutModule(mergeLayouts(layouts)));
 }
 
-/** proto/discovery*.proto is one package, proto/istio_ca.proto another, all the others a third. */
+/** proto/discovery*.proto is one package, proto/istio_ca.proto and proto/istio_security.proto are two, all the others a fourth. */
 function generateProtos(): void {
   const all = filesBelow("proto").filter((file) => file.endsWith(".proto"));
   const isDiscovery = (file: string): boolean => basename(file).startsWith("discovery");
   const isCa = (file: string): boolean => basename(file) === "istio_ca.proto";
+  const isSecurity = (file: string): boolean => basename(file) === "istio_security.proto";
   const groups = {
     discovery: all.filter(isDiscovery),
     ca: all.filter(isCa),
-    envoy: all.filter((file) => !isDiscovery(file) && !isCa(file)),
+    security: all.filter(isSecurity),
+    envoy: all.filter((file) => !isDiscovery(file) && !isCa(file) && !isSecurity(file)),
   };
   for (const [group, files] of Object.entries(groups)) {
     const out = PROTO_OUT[group];

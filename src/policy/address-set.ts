@@ -1,0 +1,46 @@
+/** Sets of address blocks that answer in a time that does not grow with their number. */
+import { isV4, type Prefix, parseAddress, parsePrefix, prefixBits } from "../mesh/address.ts";
+
+/** An address as a number of 128 bits; IPv4 in its v4-mapped form. undefined when the text is no address. */
+export function addressNumber(address: string): bigint | undefined {
+  const bytes = parseAddress(address);
+  return bytes && numberOf(bytes);
+}
+
+function numberOf(bytes: Uint8Array): bigint {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, 16);
+  return (view.getBigUint64(0) << 64n) | view.getBigUint64(8);
+}
+
+/** Families never mix: ::/0 holds no IPv4 address. */
+export class AddressSet {
+  /** By the bits that count (of 128), the highest of which are the key. */
+  readonly #v4 = new Map<bigint, Set<bigint>>();
+  readonly #v6 = new Map<bigint, Set<bigint>>();
+
+  /** Throws RangeError when a text is no block. */
+  constructor(prefixes: Iterable<string>) {
+    for (const text of prefixes) {
+      const prefix = blockOf(text);
+      const number = addressNumber(prefix.address) ?? 0n;
+      const shift = BigInt(128 - prefixBits(prefix));
+      const byShift = isV4(prefix.address) ? this.#v4 : this.#v6;
+      const keys = byShift.get(shift) ?? new Set();
+      keys.add(number >> shift);
+      byShift.set(shift, keys);
+    }
+  }
+
+  /** `number` is addressNumber's; `v4` says which family it is of. */
+  has(number: bigint, v4: boolean): boolean {
+    for (const [shift, keys] of v4 ? this.#v4 : this.#v6) if (keys.has(number >> shift)) return true;
+    return false;
+  }
+}
+
+/** Throws RangeError. */
+export function blockOf(text: string): Prefix {
+  const prefix = parsePrefix(text);
+  if (!prefix) throw new RangeError(`${JSON.stringify(text)} is no block of addresses`);
+  return prefix;
+}
