@@ -386,15 +386,17 @@ static __always_inline __u32 reachable_families(struct bpf_sock_addr *ctx, const
  * have both ends in common, and connect() would fail with EADDRNOTAVAIL. A socket that is bound to no address is taken to
  * have the node's.
  */
-static __noinline bool is_port_taken(struct bpf_sock_addr *ctx, const struct settings *set,
-				     const struct endpoint *endpoint)
+__noinline int is_port_taken(struct bpf_sock_addr *ctx, __u32 endpoint_id)
 {
+	__u32 zero = 0;
+	const struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+	struct endpoint *endpoint = chunked_lookup(&endpoints, endpoint_id);
 	struct bpf_sock_tuple tuple = {};
 	struct bpf_sock *sk = ctx->sk, *other;
-	bool is_taken;
+	int is_taken;
 
-	if (!endpoint->is_v4 || !sk)
-		return false;
+	if (!set || !endpoint || !endpoint->is_v4 || !sk)
+		return 0;
 	tuple.ipv4.saddr = endpoint->address.word[3];
 	tuple.ipv4.sport = endpoint->port;
 	tuple.ipv4.daddr = ctx->family == AF_INET ? sk->src_ip4 : 0;
@@ -403,30 +405,26 @@ static __noinline bool is_port_taken(struct bpf_sock_addr *ctx, const struct set
 	tuple.ipv4.dport = bpf_htons(sk->src_port);
 	other = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!other)
-		return false;
+		return 0;
 	is_taken = other->state != BPF_TCP_LISTEN;
 	bpf_sk_release(other);
 	return is_taken;
 }
 
-/* Another endpoint of the run, to which the socket's port does not lead yet; the first choice stays when none is found. */
-static __always_inline void avoid_taken_port(struct bpf_sock_addr *ctx, const struct settings *set,
-					     const struct run *run, struct decision *made)
+/* `slot`, or one of the run to whose endpoint the socket's port does not lead yet; `slot` stays when none is found. */
+__noinline __u32 slot_with_free_port(struct bpf_sock_addr *ctx, __u32 first_line, __u32 count, __u32 slot, __u64 now)
 {
 	__u32 index = bpf_get_prandom_u32();
 
-	if (!run->count || !is_port_taken(ctx, set, made->endpoint))
-		return;
+	if (!count || !is_port_taken(ctx, slot))
+		return slot;
 	for (int i = 0; i < PORT_RETRIES; i++) {
-		__u32 slot = slot_of(run->first_line, (index + i) % run->count);
-		struct endpoint *endpoint = chunked_lookup(&endpoints, slot);
+		__u32 other = slot_of(first_line, (index + i) % count);
 
-		if (!endpoint || is_ejected(slot, made->now) || is_port_taken(ctx, set, endpoint))
-			continue;
-		made->endpoint_id = slot;
-		made->endpoint = endpoint;
-		return;
+		if (!(other & SLOT_REFUSE) && !is_ejected(other, now) && !is_port_taken(ctx, other))
+			return other;
 	}
+	return slot;
 }
 
 static __always_inline bool is_full(const struct descriptor *desc, const struct cluster_load *load)
@@ -465,12 +463,12 @@ static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const str
 	}
 	if (slot & SLOT_REFUSE)
 		return refuse(made, slot & ~SLOT_REFUSE);
+	if (ctx->sk && ctx->sk->src_port)
+		slot = slot_with_free_port(ctx, run.first_line, run.count, slot, made->now);
 	made->endpoint_id = slot;
 	made->endpoint = chunked_lookup(&endpoints, slot);
 	if (!made->endpoint)
-		return refuse(made, REASON_INTERNAL);
-	if (ctx->sk && ctx->sk->src_port)
-		avoid_taken_port(ctx, set, &run, made);
+		refuse(made, REASON_INTERNAL);
 }
 
 /* The descriptor of the cluster that serves this connection: behind a split, the one whose turn it is. */
@@ -624,9 +622,6 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 	}
 	if (!state)
 		return;
-	if (state->flow)
-		end_flow(ctx, BPF_TCP_CLOSE);
-	end_connection(state, (struct sock *)tcp, BPF_TCP_CLOSE);
 	state->version = 1;
 	state->service = made->service;
 	state->cluster = made->cluster;
@@ -696,6 +691,7 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 
 	if (!set)
 		return PROCEED;
+	forget(ctx);
 	decide(ctx, set, req, made);
 	count(set, made);
 	if (made->action == ACTION_CLUSTER && !(set->flags & SETTING_SHADOW)) {
@@ -706,7 +702,6 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 	made->port = 0;
 	if (!(set->flags & SETTING_SHADOW))
 		count_undirected(made);
-	forget(ctx);
 	if (made->action == ACTION_REFUSE && !(set->flags & SETTING_SHADOW)) {
 		record_refusal(req, made);
 		return deny(made->reason);

@@ -47,35 +47,15 @@ static __always_inline __u64 hash_name(const struct unit_name *unit)
 	return hash > SOURCE_BY_USER ? hash : SOURCE_BY_USER + 1;
 }
 
-/*
- * Of the folders from the task's cgroup up to the root, the outermost that is no slice: units lie in slices. Gives its
- * source, SOURCE_BY_USER, or 0 when there is no room for its name.
- */
-static __noinline __u64 find_source(__u64 root)
+/* The source that a unit's or another cgroup's name stands for, SOURCE_BY_USER, or 0 when there is no room for the name. */
+__noinline __u64 name_source(__u64 node)
 {
-	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	struct kernfs_node *node = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
+	const char *name = BPF_CORE_READ((struct kernfs_node *)node, name);
 	struct unit_name unit __attribute__((aligned(8)));
-	const char *outermost = NULL;
 	__u64 source;
 
-	for (int i = 0; node && i < MAX_CGROUP_LEVELS; i++) {
-		const char *name;
-		__u32 length;
-
-		if (BPF_CORE_READ(node, id) == root)
-			break;
-		name = BPF_CORE_READ(node, name);
-		length = read_unit_name(&unit, &name);
-		if (!is_slice(name, length))
-			outermost = name;
-		node = kernfs_parent(node);
-	}
-	if (!outermost)
-		return SOURCE_BY_USER;
-	__builtin_memset(&unit, 0, sizeof(unit));
-	/* One byte less: a name that was cut off ends in a zero as well. */
-	bpf_probe_read_kernel_str(&unit, sizeof(unit), outermost);
+	/* Names that are too long are cut off here, and still name a source. */
+	read_unit_name(&unit, &name);
 	if (!unit.byte[0] || is_login(&unit))
 		return SOURCE_BY_USER;
 	source = hash_name(&unit);
@@ -86,7 +66,23 @@ static __noinline __u64 find_source(__u64 root)
 	return source;
 }
 
-/* The source of the current task; 0 when it can't be named. Global, as all that follows of that kind: verified once. */
+/* The outermost cgroup between the task's own and the root that is no slice has the name: units lie in slices. */
+static __always_inline __u64 find_source(__u64 root)
+{
+	__u64 node = (__u64)task_cgroup();
+	__u64 outermost = 0;
+
+	for (int i = 0; node && i < MAX_CGROUP_LEVELS; i++) {
+		if (BPF_CORE_READ((struct kernfs_node *)node, id) == root)
+			break;
+		if (!(classify_cgroup(node) & CGROUP_SLICE))
+			outermost = node;
+		node = (__u64)kernfs_parent((struct kernfs_node *)node);
+	}
+	return outermost ? name_source(outermost) : SOURCE_BY_USER;
+}
+
+/* The source of the current task; 0 when it has no name. */
 __noinline __u64 current_source(void)
 {
 	__u64 id = bpf_get_current_cgroup_id();

@@ -90,7 +90,7 @@ export function probe(): Feature[] {
     {
       feature: "atomic operations that fetch",
       present: fetchAtomics(),
-      since: "6.2",
+      since: "5.12",
       required: false,
       without:
         "connections made at the same moment may take the same turn, so that shares are a little less exact",
@@ -123,27 +123,17 @@ export function probe(): Feature[] {
 
 let fetches: boolean | undefined;
 
-/**
- * Whether the programs with atomics that fetch are loaded. The kernel has these from 5.12 on; before 6.2 its verifier
- * walks connect6 with them for minutes, or gives up, and takes those without them in a moment.
- */
+/** Whether the programs with atomics that fetch are loaded, instead of the compatible ones without. */
 export function fetchAtomics(): boolean {
-  fetches ??=
-    isSince(6, 2) &&
-    loads([
-      // r1 = 1; *(u64 *)(r10 - 8) = r1; r1 = fetch_and_add((u64 *)(r10 - 8), r1); r0 = 0; exit
-      instruction(0xb7, 1, 0, 0, 1),
-      instruction(0x7b, 10, 1, -8, 0),
-      instruction(0xdb, 10, 1, -8, 1),
-      instruction(0xb7, 0, 0, 0, 0),
-      instruction(0x95, 0, 0, 0, 0),
-    ]);
+  fetches ??= loads([
+    // r1 = 1; *(u64 *)(r10 - 8) = r1; r1 = fetch_and_add((u64 *)(r10 - 8), r1); r0 = 0; exit
+    instruction(0xb7, 1, 0, 0, 1),
+    instruction(0x7b, 10, 1, -8, 0),
+    instruction(0xdb, 10, 1, -8, 1),
+    instruction(0xb7, 0, 0, 0, 0),
+    instruction(0x95, 0, 0, 0, 0),
+  ]);
   return fetches;
-}
-
-function isSince(major: number, minor: number): boolean {
-  const running = kernelRelease();
-  return running.major > major || (running.major === major && running.minor >= minor);
 }
 
 function helper(program: number, id: number): boolean {

@@ -26,7 +26,7 @@ export class Flusher {
 
   /**
    * Loads the program over `maps`, which stay the caller's. `words` is the mapped record of the map `traffic`. Gives
-   * undefined where the kernel can't do it (before 6.2): connections are then counted as opened at their connect(), and
+   * undefined where the kernel can't do it (before 5.12): connections are then counted as opened at their connect(), and
    * their bytes at their end. Throws KernelError.
    */
   static open(maps: Maps, words: BigUint64Array): Flusher | undefined {

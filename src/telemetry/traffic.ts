@@ -126,7 +126,7 @@ export class Traffic {
       const flusher = Flusher.open(this.#options.tables.maps, this.counting.words);
       if (!flusher)
         this.#off.push(
-          "This kernel (before 6.2) counts the bytes of a connection when it ends, not while it lives.",
+          "This kernel (before 5.12) counts the bytes of a connection when it ends, not while it lives.",
         );
       return flusher;
     } catch (error) {
