@@ -17,7 +17,7 @@ __noinline int open_at_once(struct bpf_sock_addr *ctx)
 	if (!state || !state->flow)
 		return 0;
 	key = key_of(state);
-	open_flow(state, &key);
+	open_flow(state, &key, state->since_ns);
 	return 0;
 }
 #else

@@ -131,11 +131,11 @@ __noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
 		sum.failed_ns = tcp_state == BPF_TCP_SYN_SENT ? now - state->since_ns
 							      : busy_ns(socket_of(ctx), state->since_ns);
 	key = key_of(state);
-	row = open_flow(state, &key);
+	row = open_flow(state, &key, state->since_ns);
 	if (row) {
-		settle(&state->flushed_sent, sum.sent, &row->sent);
-		settle(&state->flushed_received, sum.received, &row->received);
-		settle32(&state->flushed_retransmits, sum.retransmits, &row->retransmits);
+		add_to(&row->sent, advance(&state->flushed_sent, sum.sent));
+		add_to(&row->received, advance(&state->flushed_received, sum.received));
+		add_to(&row->retransmits, advance32(&state->flushed_retransmits, sum.retransmits));
 		add_end(row, &sum, duration_ns, now);
 		count_latency(key.source, key.service, FLOW_OUT, sum.rtt_us, duration_ns);
 	}

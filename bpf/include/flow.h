@@ -42,46 +42,42 @@ static __always_inline struct flow_row *find_row(void *rows, const struct flow_k
 	return row ? row : other_row(other);
 }
 
-/* Adds to `counter` what `now` exceeds `done`, and moves `done` up: never twice, never back, whoever runs at the same time. */
-static __always_inline void settle(__u64 *done, __u64 now, __u64 *counter)
-{
+/* Moves `done` up to `now` and returns by how much. Of two that run at the same time, one gets the difference. */
+/* clang-format off */
 #ifdef KMESH_NO_FETCH_ATOMICS
-	/* Nobody flushes there. */
-	if (now > *done)
-		__sync_fetch_and_add(counter, now - *done);
-	*done = now;
+/* No flush runs on these kernels. */
+#define DEFINE_ADVANCE(name, type)                                         \
+	static __always_inline type name(type *done, type now)             \
+	{                                                                  \
+		type old = *done;                                          \
+									   \
+		*done = now;                                               \
+		return now > old ? now - old : 0;                          \
+	}
 #else
-	for (int i = 0; i < 8; i++) {
-		__u64 old = *(volatile __u64 *)done;
-
-		if (now <= old)
-			return;
-		if (__sync_val_compare_and_swap(done, old, now) != old)
-			continue;
-		__sync_fetch_and_add(counter, now - old);
-		return;
+#define DEFINE_ADVANCE(name, type)                                         \
+	static __always_inline type name(type *done, type now)             \
+	{                                                                  \
+		for (int i = 0; i < 8; i++) {                              \
+			type old = *(volatile type *)done;                 \
+									   \
+			if (now <= old)                                    \
+				return 0;                                  \
+			if (__sync_val_compare_and_swap(done, old, now) == old) \
+				return now - old;                          \
+		}                                                          \
+		return 0;                                                  \
 	}
 #endif
-}
+/* clang-format on */
 
-static __always_inline void settle32(__u32 *done, __u32 now, __u64 *counter)
+DEFINE_ADVANCE(advance, __u64)
+DEFINE_ADVANCE(advance32, __u32)
+
+static __always_inline void add_to(__u64 *counter, __u64 difference)
 {
-#ifdef KMESH_NO_FETCH_ATOMICS
-	if (now > *done)
-		__sync_fetch_and_add(counter, now - *done);
-	*done = now;
-#else
-	for (int i = 0; i < 8; i++) {
-		__u32 old = *(volatile __u32 *)done;
-
-		if (now <= old)
-			return;
-		if (__sync_val_compare_and_swap(done, old, now) != old)
-			continue;
-		__sync_fetch_and_add(counter, now - old);
-		return;
-	}
-#endif
+	if (difference)
+		__sync_fetch_and_add(counter, difference);
 }
 
 static __always_inline struct flow_key key_of(const struct socket_state *state)
@@ -104,8 +100,14 @@ static __always_inline struct flow_row *row_of(const struct flow_key *key, __u32
 	return flow == FLOW_OTHER ? other_row(OTHER_OUT) : find_row(&flow_rows, key, OTHER_OUT);
 }
 
-/* Counts the connection as opened, once. Gives its row. */
-static __always_inline struct flow_row *open_flow(struct socket_state *state, const struct flow_key *key)
+/* False when another connection began on the socket: a flush runs at the same time as the app, which may reconnect. */
+static __always_inline bool is_same_flow(const struct socket_state *state, __u64 since_ns)
+{
+	return *(const volatile __u64 *)&state->since_ns == since_ns;
+}
+
+/* Counts the connection that began at `since_ns` as opened, once. Gives its row. */
+static __always_inline struct flow_row *open_flow(struct socket_state *state, const struct flow_key *key, __u64 since_ns)
 {
 	struct flow_row *row = row_of(key, state->flow);
 	__u32 next = row && row == other_row(OTHER_OUT) ? FLOW_OTHER : FLOW_OPENED;
@@ -117,6 +119,9 @@ static __always_inline struct flow_row *open_flow(struct socket_state *state, co
 #else
 	if (__sync_val_compare_and_swap(&state->flow, FLOW_BEGUN, next) != FLOW_BEGUN)
 		return row;
+	/* Another connection has begun on the socket since `key` was read: if it got the mark, take the mark back. */
+	if (!is_same_flow(state, since_ns) && __sync_val_compare_and_swap(&state->flow, next, FLOW_BEGUN) == next)
+		return NULL;
 #endif
 	__sync_fetch_and_add(&row->opened, 1);
 	return row;
@@ -130,7 +135,12 @@ static __always_inline void begin_flow(struct socket_state *state)
 {
 	struct traffic *set = traffic_settings();
 
+#ifdef KMESH_NO_FETCH_ATOMICS
 	state->flow = FLOW_NONE;
+#else
+	/* Orders since_ns, which is written already, before what follows: see settle() in flush.bpf.c. */
+	__sync_lock_test_and_set(&state->flow, FLOW_NONE);
+#endif
 	if (!set || !(set->flags & TRAFFIC_COUNT))
 		return;
 	state->source = current_source();
