@@ -107,7 +107,8 @@ static __always_inline bool is_same_flow(const struct socket_state *state, __u64
 }
 
 /* Counts the connection that began at `since_ns` as opened, once. Gives its row. */
-static __always_inline struct flow_row *open_flow(struct socket_state *state, const struct flow_key *key, __u64 since_ns)
+static __always_inline struct flow_row *open_flow(struct socket_state *state, const struct flow_key *key,
+						  __u64 since_ns)
 {
 	struct flow_row *row = row_of(key, state->flow);
 	__u32 next = row && row == other_row(OTHER_OUT) ? FLOW_OTHER : FLOW_OPENED;
