@@ -213,6 +213,7 @@ export class Compiler {
       panicThreshold: policy.panicThreshold,
       maxConnections: policy.maxConnections,
       ejection: policy.ejection,
+      transports: [],
       pending: false,
     };
     if (discovery.kind === "passthrough") cluster.kind = "passthrough";

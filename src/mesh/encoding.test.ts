@@ -1,7 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { Random } from "../../test/lab/random.ts";
-import { decodeMesh, encodeMesh, MalformedMesh } from "./encoding.ts";
-import { type Endpoint, EndpointList } from "./endpoint-list.ts";
+import { decodeMesh, decodeTransport, encodeMesh, encodeTransport, MalformedMesh } from "./encoding.ts";
+import { type Endpoint, EndpointList, MAX_TRANSPORTS } from "./endpoint-list.ts";
 import { frontendKey } from "./frontend.ts";
 import {
   type Balance,
@@ -15,6 +15,7 @@ import {
   REASONS,
   type Target,
 } from "./model.ts";
+import type { Transport } from "./transport.ts";
 
 function encoded(mesh: Mesh): Uint8Array {
   return Buffer.concat([...encodeMesh(mesh)].map((part) => part.slice()));
@@ -52,6 +53,7 @@ function meshOf(random: Random, size: number): Mesh {
     port: random.below(65_536),
     weight: random.below(2 ** 32),
     healthy: random.chance(0.5),
+    ...random.pick([{}, {}, { transport: 1 }, { transport: MAX_TRANSPORTS }]),
   });
   const locality = (): Locality => ({
     region: name(),
@@ -69,6 +71,30 @@ function meshOf(random: Random, size: number): Mesh {
       { policy: "ring-hash", tableSize: whole() },
       { policy: "maglev", tableSize: whole() },
     ]);
+  const san = () => ({ kind: random.pick(["exact", "prefix", "suffix"] as const), value: name() });
+  const transport = (): Transport =>
+    random.pick<() => Transport>([
+      () => ({ kind: "istio", sni: name(), sans: some(san, 3) }),
+      () => ({ kind: "hbone", authority: name(), port: whole(), sans: some(san, 3) }),
+      () => ({
+        kind: "hbone",
+        authority: name(),
+        port: 15008,
+        sans: [],
+        inner: { authority: name(), sans: some(san, 3) },
+      }),
+      () => ({
+        kind: "tls",
+        sni: name(),
+        sans: some(san, 3),
+        roots: name(),
+        certificate: name(),
+        key: name(),
+        alpn: some(name, 3),
+      }),
+      () => ({ kind: "proxy-protocol", version: 1 }),
+      () => ({ kind: "proxy-protocol", version: 2, over: transport() }),
+    ])();
   const cluster = (): Cluster => ({
     name: name(),
     service: name(),
@@ -89,6 +115,7 @@ function meshOf(random: Random, size: number): Mesh {
       NO_EJECTION,
       { after: random.below(99) + 1, base: whole(), longest: whole(), percent: whole(), enforcing: whole() },
     ]),
+    transports: some(transport, 3),
     pending: random.chance(0.5),
   });
   const frontend = (): Frontend => ({ match: match(), protocol: "tcp", service: name(), target: target() });
@@ -167,3 +194,39 @@ test("bytes that are no mesh are refused or make another one, and never end othe
 function copyOf(mesh: Mesh): Mesh {
   return { ...mesh, clusters: new Map(mesh.clusters), frontends: new Map(mesh.frontends) };
 }
+
+describe("bytes of earlier versions", () => {
+  // Written by the encoder of version 3; version 2 lacks the list of names at the end.
+  const version3 = Buffer.from(
+    "0103020004733a38300173510102000163010101010200017200000401020200000000000000000000ffff0a000001901f010001000000018d01010101010101",
+    "hex",
+  );
+  for (const [version, bytes] of [
+    [3, version3],
+    [2, version3.subarray(0, -1)],
+  ] as const) {
+    test(`${version}: endpoints in plaintext`, () => {
+      const mesh = decodeMesh(bytes, version);
+      const cluster = mesh.clusters.get("c");
+      expect(cluster?.transports).toEqual([]);
+      expect(cluster?.pending).toBe(false);
+      expect(cluster?.localities[0]?.endpoints.toJSON()).toEqual([
+        { address: "10.0.0.1", port: 8080, weight: 1, healthy: true },
+      ]);
+      expect(decodeMesh(encoded(mesh))).toEqual(mesh);
+    });
+  }
+});
+
+test("a transport by itself comes back, with bytes behind it; nested without end it is refused", () => {
+  const transport: Transport = {
+    kind: "proxy-protocol",
+    version: 2,
+    over: { kind: "istio", sni: "x".repeat(300), sans: [{ kind: "exact", value: "x".repeat(300) }] },
+  };
+  const bytes = encodeTransport(transport);
+  expect(decodeTransport(Buffer.concat([bytes, new Uint8Array(500)]))).toEqual(transport);
+  for (let length = 0; length < bytes.length; length++)
+    expect(() => decodeTransport(bytes.subarray(0, length))).toThrow(MalformedMesh);
+  expect(() => decodeTransport(new Uint8Array(3_000).fill(4))).toThrow(MalformedMesh);
+});

@@ -23,9 +23,10 @@ import {
   type Split,
   type Target,
 } from "./model.ts";
+import type { SanMatch, Transport } from "./transport.ts";
 
 /** The version of the format. */
-export const MESH_ENCODING = 3;
+export const MESH_ENCODING = 4;
 
 /** Approximate bytes of a part: an element is never split. */
 const PART = 64 << 10;
@@ -34,6 +35,8 @@ const PART = 64 << 10;
 const TARGET_KINDS = ["cluster", "split", "passthrough", "refuse"] as const;
 const MATCH_KINDS = ["address", "prefix", "port"] as const;
 const CLUSTER_KINDS = ["endpoints", "passthrough", "refuse", "port-override"] as const;
+const TRANSPORT_KINDS = ["istio", "hbone", "tls", "proxy-protocol"] as const;
+const SAN_KINDS = ["exact", "prefix", "suffix"] as const;
 const POLICIES = ["round-robin", "random", "least-request", "ring-hash", "maglev"] as const;
 
 /** The bytes are no encoded mesh. */
@@ -63,9 +66,9 @@ export function encodeMesh(mesh: Mesh): Generator<Uint8Array, void> {
   ]);
 }
 
-/** Decodes a mesh. Bytes of encoding 2 have no names. Throws MalformedMesh. */
+/** Decodes a mesh. Bytes of encoding 2 have no names, those of 2 and 3 no transports. Throws MalformedMesh. */
 export function decodeMesh(bytes: Uint8Array, encoding = MESH_ENCODING): Mesh {
-  const reader = new Reader(bytes);
+  const reader = new Reader(bytes, encoding);
   const notes = reader.list(takeNote);
   const fallback = takeTarget(reader);
   const byName = <T extends { name: string }>(list: T[]) => new Map(list.map((each) => [each.name, each]));
@@ -219,6 +222,7 @@ function putCluster(writer: Writer, cluster: Cluster): void {
   writer.number(cluster.panicThreshold);
   writer.number(cluster.maxConnections);
   putEjection(writer, cluster.ejection);
+  writer.list(cluster.transports, putTransport);
 }
 
 function takeCluster(reader: Reader): Cluster {
@@ -244,8 +248,80 @@ function takeCluster(reader: Reader): Cluster {
     panicThreshold: reader.number(),
     maxConnections: reader.number(),
     ejection: takeEjection(reader),
+    transports: reader.encoding < 4 ? [] : reader.list((each) => takeTransport(each)),
     pending: (flags & 2) !== 0,
   };
+}
+
+function putTransport(writer: Writer, transport: Transport): void {
+  writer.choice(TRANSPORT_KINDS, transport.kind);
+  if (transport.kind === "proxy-protocol") {
+    writer.number(transport.version);
+    writer.list(transport.over === undefined ? [] : [transport.over], putTransport);
+    return;
+  }
+  writer.list(transport.sans, putSan);
+  if (transport.kind === "hbone") {
+    writer.name(transport.authority);
+    writer.number(transport.port);
+    writer.list(transport.inner === undefined ? [] : [transport.inner], (_, { authority, sans }) => {
+      writer.name(authority);
+      writer.list(sans, putSan);
+    });
+    return;
+  }
+  writer.name(transport.sni);
+  if (transport.kind === "istio") return;
+  writer.name(transport.roots);
+  writer.name(transport.certificate);
+  writer.name(transport.key);
+  writer.list(transport.alpn, (_, name) => writer.name(name));
+}
+
+/** Transports inside a transport that are read; the model needs one. */
+const MAX_DEPTH = 4;
+
+function takeTransport(reader: Reader, depth = 0): Transport {
+  if (depth > MAX_DEPTH) throw new MalformedMesh("a transport is nested too deep");
+  const kind = reader.choice(TRANSPORT_KINDS);
+  if (kind === "proxy-protocol") {
+    const version = reader.number();
+    if (version !== 1 && version !== 2) throw new MalformedMesh(`there is no PROXY protocol ${version}`);
+    const [over] = reader.list(() => takeTransport(reader, depth + 1));
+    return over === undefined ? { kind, version } : { kind, version, over };
+  }
+  const sans = reader.list(takeSan);
+  if (kind === "hbone") {
+    const authority = reader.name();
+    const port = reader.number();
+    const [inner] = reader.list(() => ({ authority: reader.name(), sans: reader.list(takeSan) }));
+    return inner === undefined ? { kind, authority, port, sans } : { kind, authority, port, sans, inner };
+  }
+  const sni = reader.name();
+  if (kind === "istio") return { kind, sni, sans };
+  const [roots, certificate, key] = [reader.name(), reader.name(), reader.name()];
+  return { kind, sni, sans, roots, certificate, key, alpn: reader.list(() => reader.name()) };
+}
+
+function putSan(writer: Writer, { kind, value }: SanMatch): void {
+  writer.choice(SAN_KINDS, kind);
+  writer.name(value);
+}
+
+function takeSan(reader: Reader): SanMatch {
+  return { kind: reader.choice(SAN_KINDS), value: reader.name() };
+}
+
+/** One transport by itself, as the pinned table of transports holds it. */
+export function encodeTransport(transport: Transport): Uint8Array {
+  const writer = new Writer(0);
+  putTransport(writer, transport);
+  return writer.written().slice();
+}
+
+/** Bytes behind the transport are ignored: the table pads its values. Throws MalformedMesh. */
+export function decodeTransport(bytes: Uint8Array): Transport {
+  return takeTransport(new Reader(bytes, MESH_ENCODING));
 }
 
 function putEjection(writer: Writer, { after, base, longest, percent, enforcing }: Ejection): void {
@@ -290,10 +366,15 @@ function takeLocality(reader: Reader): Locality {
 const utf8 = new TextEncoder();
 
 class Writer {
-  #bytes = new Uint8Array(2 * PART);
+  #bytes: Uint8Array;
   #length = 0;
   /** The number of each name, by the order of first occurrence. Later occurrences write the number. */
   readonly #names = new Map<string, number>();
+
+  /** With room for so many bytes to begin with. */
+  constructor(room = 2 * PART) {
+    this.#bytes = new Uint8Array(room);
+  }
 
   get length(): number {
     return this.#length;
@@ -374,13 +455,16 @@ class Writer {
 }
 
 class Reader {
+  /** The version of the bytes' format. */
+  readonly encoding: number;
   readonly #bytes: Uint8Array;
   readonly #utf8 = new TextDecoder("utf-8", { fatal: true });
   readonly #names: string[] = [];
   #at = 0;
 
-  constructor(bytes: Uint8Array) {
+  constructor(bytes: Uint8Array, encoding: number) {
     this.#bytes = bytes;
+    this.encoding = encoding;
   }
 
   number(): number {

@@ -1,10 +1,10 @@
 import { describe, expect, test } from "bun:test";
-import { type Endpoint, EndpointBuffer, EndpointList } from "./endpoint-list.ts";
+import { type Endpoint, EndpointBuffer, EndpointList, MAX_TRANSPORTS } from "./endpoint-list.ts";
 
 const some: Endpoint[] = [
   { address: "10.0.0.1", port: 80, weight: 1, healthy: true },
   { address: "255.255.255.255", port: 65535, weight: 4_294_967_295, healthy: false },
-  { address: "fd00::1", port: 443, weight: 7, healthy: true },
+  { address: "fd00::1", port: 443, weight: 7, healthy: true, transport: MAX_TRANSPORTS },
 ];
 
 describe("lists of endpoints", () => {
@@ -15,6 +15,15 @@ describe("lists of endpoints", () => {
     expect([0, 1, 2].map((i) => list.isV4(i))).toEqual([true, true, false]);
     expect(list.equals(EndpointList.of(some))).toBe(true);
     expect(list.equals(EndpointList.of(some.slice(1)))).toBe(false);
+  });
+
+  test("a list that differs in a transport alone is another one", () => {
+    const [first, ...rest] = some;
+    const list = EndpointList.of([{ ...(first as Endpoint), transport: 2 }, ...rest]);
+    expect([0, 1, 2].map((i) => list.transport(i))).toEqual([2, 0, MAX_TRANSPORTS]);
+    expect([0, 1, 2].map((i) => list.healthy(i))).toEqual([true, false, true]);
+    expect(list.equals(EndpointList.of(some))).toBe(false);
+    expect(list.v4Key(0)).toBe(EndpointList.of(some).v4Key(0));
   });
 
   test("keys tell address and port, nothing else", () => {

@@ -10,15 +10,24 @@ export interface Endpoint {
   /** Positive integer. */
   weight: number;
   healthy: boolean;
+  /** How it is reached: n for `transports[n - 1]` of its cluster, absent for plaintext. At most MAX_TRANSPORTS. */
+  transport?: number;
 }
 
-/** Words of one endpoint: the 16 address bytes in network order as they are in memory, port and health, weight. */
+/** Transports that one cluster's endpoints can have. */
+export const MAX_TRANSPORTS = 2 ** 14 - 1;
+
+/**
+ * Words of one endpoint: the 16 address bytes in network order as they are in memory; port (bits 0 to 15), health (16), a
+ * reader's mark (17) and the number of its transport (18 to 31); weight.
+ */
 export const ENDPOINT_WORDS = 6;
 const PORT = 4;
 const WEIGHT = 5;
 const HEALTHY = 1 << 16;
 /** Only in a buffer: a mark for the reader. */
 const MARKED = 1 << 17;
+const TRANSPORT_SHIFT = 18;
 
 /** Scratch memory for one address, big-endian. */
 const draft = new DataView(new ArrayBuffer(16));
@@ -42,12 +51,20 @@ export class EndpointList implements Iterable<Endpoint> {
   /** Packs endpoints in the given order. Throws TypeError for an invalid address. */
   static of(endpoints: readonly Endpoint[]): EndpointList {
     const buffer = new EndpointBuffer();
-    for (const { address, port, weight, healthy } of endpoints) buffer.push(address, port, weight, healthy);
+    for (const { address, port, weight, healthy, transport } of endpoints)
+      buffer.push(address, port, weight, healthy, false, transport);
     return buffer.pick(endpoints.map((_, i) => i));
   }
 
   get(i: number): Endpoint {
-    return { address: this.address(i), port: this.port(i), weight: this.weight(i), healthy: this.healthy(i) };
+    const endpoint = {
+      address: this.address(i),
+      port: this.port(i),
+      weight: this.weight(i),
+      healthy: this.healthy(i),
+    };
+    const transport = this.transport(i);
+    return transport === 0 ? endpoint : { ...endpoint, transport };
   }
 
   /** Canonical text. */
@@ -67,6 +84,11 @@ export class EndpointList implements Iterable<Endpoint> {
 
   healthy(i: number): boolean {
     return ((this.words[i * ENDPOINT_WORDS + PORT] ?? 0) & HEALTHY) !== 0;
+  }
+
+  /** 0 for plaintext, n for `transports[n - 1]` of the cluster. */
+  transport(i: number): number {
+    return (this.words[i * ENDPOINT_WORDS + PORT] ?? 0) >>> TRANSPORT_SHIFT;
   }
 
   isV4(i: number): boolean {
@@ -111,28 +133,35 @@ export class EndpointBuffer {
   }
 
   /** Adds an endpoint. Throws TypeError when `address` is no IP address. */
-  push(address: string, port: number, weight: number, healthy: boolean, marked = false): void {
+  push(address: string, port: number, weight: number, healthy: boolean, marked = false, transport = 0): void {
     const v4 = parseV4(address);
     if (v4 !== undefined) {
-      this.pushV4(v4, port, weight, healthy, marked);
+      this.pushV4(v4, port, weight, healthy, marked, transport);
       return;
     }
     const bytes = parseAddress(address);
     if (!bytes) throw new TypeError(`"${address}" is no IP address`);
     const at = this.#grow();
     this.words.set(new Uint32Array(bytes.buffer), at);
-    this.#finish(at, port, weight, healthy, marked);
+    this.#finish(at, port, weight, healthy, marked, transport);
   }
 
   /** Adds an endpoint by its IPv4 address, the first octet in the highest bits. */
-  pushV4(address: number, port: number, weight: number, healthy: boolean, marked = false): void {
+  pushV4(
+    address: number,
+    port: number,
+    weight: number,
+    healthy: boolean,
+    marked = false,
+    transport = 0,
+  ): void {
     const at = this.#grow();
     draft.setUint32(0, address);
     this.words[at] = 0;
     this.words[at + 1] = 0;
     this.words[at + 2] = MAPPED;
     this.words[at + 3] = draftWords[0] ?? 0;
-    this.#finish(at, port, weight, healthy, marked);
+    this.#finish(at, port, weight, healthy, marked, transport);
   }
 
   marked(i: number): boolean {
@@ -199,8 +228,16 @@ export class EndpointBuffer {
     return at;
   }
 
-  #finish(at: number, port: number, weight: number, healthy: boolean, marked: boolean): void {
-    this.words[at + PORT] = port | (healthy ? HEALTHY : 0) | (marked ? MARKED : 0);
+  #finish(
+    at: number,
+    port: number,
+    weight: number,
+    healthy: boolean,
+    marked: boolean,
+    transport: number,
+  ): void {
+    this.words[at + PORT] =
+      port | (healthy ? HEALTHY : 0) | (marked ? MARKED : 0) | (transport << TRANSPORT_SHIFT);
     this.words[at + WEIGHT] = weight;
   }
 }

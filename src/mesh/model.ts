@@ -7,6 +7,7 @@
  */
 
 import type { EndpointList } from "./endpoint-list.ts";
+import type { Transport } from "./transport.ts";
 
 /** Why a connection is refused. The order is the kernel's (bpf/include/verdict.h): append only. */
 export const REASONS = [
@@ -164,6 +165,8 @@ export interface Cluster {
   /** 0 = no limit. */
   maxConnections: number;
   ejection: Ejection;
+  /** How its endpoints are reached that are not reached in plaintext; an endpoint has a number in this list. */
+  transports: readonly Transport[];
   /** Not known yet (a DNS name without its first answer): the cluster that the kernel has under this name stays. */
   pending: boolean;
 }

@@ -26,6 +26,26 @@ function cluster(): Cluster {
     panicThreshold: 0,
     maxConnections: 0,
     ejection: { after: 5, base: 30_000, longest: 300_000, percent: 10, enforcing: 100 },
+    transports: [
+      { kind: "istio", sni: "outbound_.80_._.c", sans: [{ kind: "exact", value: "spiffe://a/ns/b/sa/c" }] },
+      {
+        kind: "hbone",
+        authority: "10.0.0.1:80",
+        port: 15008,
+        sans: [{ kind: "prefix", value: "spiffe://a/" }],
+        inner: { authority: "a:80", sans: [{ kind: "suffix", value: "/sa/c" }] },
+      },
+      {
+        kind: "tls",
+        sni: "c",
+        sans: [],
+        roots: "/r",
+        certificate: "/c",
+        key: "/k",
+        alpn: ["h2"],
+      },
+      { kind: "proxy-protocol", version: 1, over: { kind: "istio", sni: "s", sans: [] } },
+    ],
     pending: false,
   };
 }
@@ -82,6 +102,7 @@ describe("a change of any field is seen", () => {
     const more = cluster();
     more.localities = [...more.localities, ...more.localities];
     expect(sameCluster(cluster(), more)).toBe(false);
+    expect(sameCluster(cluster(), { ...cluster(), transports: cluster().transports.slice(1) })).toBe(false);
     expect(sameSplit(split(), { name: "p", shares: [] })).toBe(false);
     expect(sameService(service(), { ...service(), notes: [] })).toBe(false);
   });

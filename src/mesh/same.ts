@@ -13,6 +13,7 @@ import type {
   Split,
   Target,
 } from "./model.ts";
+import type { SanMatch, Transport } from "./transport.ts";
 
 export function sameTarget(a: Target, b: Target): boolean {
   if (a.kind === "cluster") return b.kind === "cluster" && a.cluster === b.cluster;
@@ -77,6 +78,7 @@ export function sameCluster(a: Cluster, b: Cluster): boolean {
     a.pending === b.pending &&
     sameEjection(a.ejection, b.ejection) &&
     sameBalance(a.balance, b.balance) &&
+    sameTransports(a.transports, b.transports) &&
     sameLocalities(a.localities, b.localities)
   );
 }
@@ -88,6 +90,42 @@ function sameEjection(a: Ejection, b: Ejection): boolean {
     a.longest === b.longest &&
     a.percent === b.percent &&
     a.enforcing === b.enforcing
+  );
+}
+
+function sameTransports(a: readonly Transport[], b: readonly Transport[]): boolean {
+  return a === b || (a.length === b.length && a.every((one, i) => sameTransport(one, b[i])));
+}
+
+export function sameTransport(a: Transport, b: Transport | undefined): boolean {
+  if (a === b) return true;
+  if (a.kind !== b?.kind) return false;
+  if (a.kind === "istio") return b?.kind === "istio" && a.sni === b.sni && sameSans(a.sans, b.sans);
+  if (a.kind === "proxy-protocol") {
+    if (b?.kind !== "proxy-protocol" || a.version !== b.version) return false;
+    return a.over === undefined ? b.over === undefined : sameTransport(a.over, b.over);
+  }
+  if (a.kind === "tls") {
+    return (
+      b?.kind === "tls" &&
+      a.sni === b.sni &&
+      a.roots === b.roots &&
+      a.certificate === b.certificate &&
+      a.key === b.key &&
+      sameTexts(a.alpn, b.alpn) &&
+      sameSans(a.sans, b.sans)
+    );
+  }
+  if (b?.kind !== "hbone" || a.authority !== b.authority || a.port !== b.port) return false;
+  if (!sameSans(a.sans, b.sans)) return false;
+  if (a.inner === undefined || b.inner === undefined) return a.inner === b.inner;
+  return a.inner.authority === b.inner.authority && sameSans(a.inner.sans, b.inner.sans);
+}
+
+function sameSans(a: readonly SanMatch[], b: readonly SanMatch[]): boolean {
+  if (a === b) return true;
+  return (
+    a.length === b.length && a.every(({ kind, value }, i) => kind === b[i]?.kind && value === b[i]?.value)
   );
 }
 

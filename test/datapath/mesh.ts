@@ -55,6 +55,7 @@ export function cluster(name: string, endpoints: Endpoint[], more: Partial<Clust
     panicThreshold: 50,
     maxConnections: 0,
     ejection: NO_EJECTION,
+    transports: [],
     pending: false,
     ...more,
   };

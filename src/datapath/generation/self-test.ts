@@ -344,6 +344,7 @@ function selfTestMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
           panicThreshold: 0,
           maxConnections: 0,
           ejection: NO_EJECTION,
+          transports: [],
           pending: false,
         },
       ],
