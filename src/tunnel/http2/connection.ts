@@ -1,0 +1,532 @@
+/**
+ * One HTTP/2 connection that carries CONNECT tunnels and nothing else (RFC 9113, section 8.5), as client or server.
+ * node:http2 under Bun lets streams starve each other and stalls at large windows, hence our own.
+ *
+ * No stream can starve another: the connection's window is given back as soon as bytes arrive, whether or not they are
+ * read; only a stream's own window holds its sender back. Streams that send take turns of one frame each.
+ */
+import type { Duplex } from "node:stream";
+import type { Budget } from "./budget.ts";
+import {
+  ConnectionFault,
+  ERROR,
+  encodeFrame,
+  encodeNumber,
+  encodeSettings,
+  FLAG,
+  FRAME,
+  FrameReader,
+  type FrameSink,
+  MAX_FRAME,
+  PREFACE,
+  SETTING,
+} from "./frames.ts";
+import { encodeHeaders, type Headers, HpackDecoder, HpackError, MAX_HEADER_LIST } from "./hpack.ts";
+import { ConnectStream, FIRST_STREAM_WINDOW, type StreamOwner, StreamReset } from "./stream.ts";
+import { TokenBucket } from "./token-bucket.ts";
+
+/** Before SETTINGS say otherwise (RFC 9113 section 6.5.2). */
+const DEFAULT_WINDOW = 65_535;
+const MAX_WINDOW = 2 ** 31 - 1;
+/** The connection's window in bytes: where it begins, and what it grows to with use. */
+const FIRST_WINDOW = 1024 * 1024;
+const LARGEST_WINDOW = 16 * 1024 * 1024;
+/** Bytes of DATA that wait in the socket: more would let a bulk stream delay its neighbours. */
+const SEND_AHEAD = 64 * 1024;
+/** A peer that does not read our control frames is given up on at this many waiting bytes. */
+const DEAF = 1024 * 1024;
+/** Milliseconds between PINGs, and until an answer is given up on; as ztunnel and istiod's Envoys have them. */
+const PING_EVERY = 10_000;
+const PING_PATIENCE = 20_000;
+/** Milliseconds from GOAWAY's announcement to its final form: requests that are under way still come in. */
+const GOAWAY_GRACE = 1_000;
+/** SETTINGS_MAX_CONCURRENT_STREAMS that a server offers, as istiod's waypoints do. */
+export const MAX_STREAMS = 100;
+
+export interface ConnectionOptions {
+  role: "client" | "server";
+  budget: Budget;
+  /** Server: a CONNECT has come. Answer it with stream.respond. */
+  request?(stream: ConnectStream, headers: Headers): void;
+  /** The connection has ended; without a reason it was closed in good order. */
+  closed?(reason: Error | undefined): void;
+  /** Milliseconds; for tests. */
+  pingEvery?: number;
+}
+
+export class Http2Connection implements StreamOwner {
+  readonly #socket: Duplex;
+  readonly #options: ConnectionOptions;
+  readonly #reader: FrameReader;
+  readonly #decoder = new HpackDecoder();
+  readonly #streams = new Map<number, ConnectStream>();
+  /** Streams that can send, in the order of their turns. */
+  readonly #ready = new Set<ConnectStream>();
+  readonly #resets = new TokenBucket(1000, 33);
+  readonly #chatter = new TokenBucket(1000, 100);
+  readonly #resume = () => this.#giveCredit();
+  readonly #pinger: ReturnType<typeof setInterval>;
+  #goaway: ReturnType<typeof setTimeout> | undefined;
+  #lastPeerStream = 0;
+  #nextStream = 1;
+  #sendWindow = DEFAULT_WINDOW;
+  #initialSendWindow = DEFAULT_WINDOW;
+  #peerMaxFrame = MAX_FRAME;
+  #peerMaxStreams = Number.POSITIVE_INFINITY;
+  #window = FIRST_WINDOW;
+  #receiveWindow = FIRST_WINDOW;
+  #uncredited = 0;
+  #receivedAtSize = 0;
+  #settled = false;
+  #draining = false;
+  #ended = false;
+  #heard = false;
+  #pingSent = 0;
+
+  /** The connection owns `socket`, which must be connected (TLS done). */
+  constructor(socket: Duplex, options: ConnectionOptions) {
+    this.#socket = socket;
+    this.#options = options;
+    const server = options.role === "server";
+    const sink: FrameSink = {
+      frame: (type, flags, stream, payload) => this.#onFrame(type, flags, stream, payload),
+      headers: (stream, block, end) => this.#onHeaders(stream, block, end),
+      data: (stream, bytes, window, end) => this.#onData(stream, bytes, window, end),
+    };
+    this.#reader = new FrameReader(sink, server);
+    const settings: [number, number][] = [
+      [SETTING.initialWindowSize, FIRST_STREAM_WINDOW],
+      [SETTING.maxHeaderListSize, MAX_HEADER_LIST],
+      server ? [SETTING.maxConcurrentStreams, MAX_STREAMS] : [SETTING.enablePush, 0],
+    ];
+    socket.write(
+      Buffer.concat([
+        server ? Buffer.alloc(0) : PREFACE,
+        encodeSettings(settings),
+        encodeNumber(FRAME.windowUpdate, 0, FIRST_WINDOW - DEFAULT_WINDOW),
+      ]),
+    );
+    socket.on("data", (chunk: Buffer) => this.#onBytes(chunk));
+    socket.on("drain", () => this.#send());
+    socket.on("end", () =>
+      this.#finish(this.#streams.size > 0 ? new Error("the peer closed the connection") : undefined),
+    );
+    socket.on("error", (error: Error) => this.#finish(error));
+    socket.on("close", () =>
+      this.#finish(this.#streams.size > 0 ? new Error("the connection was lost") : undefined),
+    );
+    const every = options.pingEvery ?? PING_EVERY;
+    this.#pinger = setInterval(() => this.#ping(every * (PING_PATIENCE / PING_EVERY)), every);
+    this.#pinger.unref();
+  }
+
+  /** Streams that are open. */
+  get streams(): number {
+    return this.#streams.size;
+  }
+
+  /** Whether another stream may be opened (client). */
+  get usable(): boolean {
+    return (
+      !this.#ended &&
+      !this.#draining &&
+      this.#streams.size < this.#peerMaxStreams &&
+      this.#nextStream < 2 ** 30
+    );
+  }
+
+  get ended(): boolean {
+    return this.#ended;
+  }
+
+  /** Sends a CONNECT (client); `headers` with `:method` and `:authority` first. See ConnectStream.response. */
+  connect(headers: Headers): ConnectStream {
+    const stream = new ConnectStream(this, this.#nextStream, this.#initialSendWindow);
+    this.#nextStream += 2;
+    this.#streams.set(stream.id, stream);
+    this.#sendHeaders(stream.id, headers, false);
+    return stream;
+  }
+
+  /** Takes no further stream, and closes when the last one has ended. */
+  drain(): void {
+    if (this.#draining || this.#ended) return;
+    this.#draining = true;
+    if (this.#options.role === "client") {
+      if (this.#streams.size === 0) this.#finish(undefined);
+      return;
+    }
+    this.#sendGoaway(MAX_WINDOW, ERROR.none, "");
+    this.#goaway = setTimeout(() => {
+      this.#goaway = undefined;
+      if (this.#ended) return;
+      this.#sendGoaway(this.#lastPeerStream, ERROR.none, "");
+      if (this.#streams.size === 0) this.#finish(undefined);
+    }, GOAWAY_GRACE);
+  }
+
+  /** Ends the connection and every stream on it now. */
+  destroy(error?: Error): void {
+    this.#finish(error ?? new Error("the connection was closed"));
+  }
+
+  ready(stream: ConnectStream): void {
+    this.#ready.add(stream);
+    this.#send();
+  }
+
+  respond(stream: ConnectStream, headers: Headers, end: boolean): void {
+    if (this.#ended || stream.destroyed) return;
+    if (end) stream.localEnded = true;
+    this.#sendHeaders(stream.id, headers, end);
+    if (!end) return;
+    stream.reset(ERROR.none);
+  }
+
+  consumed(stream: ConnectStream, bytes: number, credit: number): void {
+    if (credit > 0 && !this.#ended && !stream.destroyed)
+      this.#write(encodeNumber(FRAME.windowUpdate, stream.id, credit));
+    this.#options.budget.release(bytes);
+  }
+
+  ample(): boolean {
+    return this.#options.budget.ample;
+  }
+
+  closed(stream: ConnectStream, code: number | undefined): void {
+    this.#ready.delete(stream);
+    if (!this.#streams.delete(stream.id) || this.#ended) return;
+    if (code !== undefined) this.#write(encodeNumber(FRAME.rstStream, stream.id, code));
+    if (this.#draining && this.#streams.size === 0 && this.#goaway === undefined) this.#finish(undefined);
+  }
+
+  #onBytes(chunk: Buffer): void {
+    if (this.#ended) return;
+    this.#heard = true;
+    try {
+      this.#reader.push(chunk);
+    } catch (error) {
+      if (error instanceof ConnectionFault) this.#fail(error);
+      else if (error instanceof HpackError) this.#fail(new ConnectionFault(ERROR.compression, error.message));
+      else
+        this.#fail(
+          new ConnectionFault(ERROR.internal, error instanceof Error ? error.message : String(error)),
+        );
+    }
+  }
+
+  #onFrame(type: number, flags: number, id: number, payload: Buffer): void {
+    if (this.#ended) return;
+    switch (type) {
+      case FRAME.settings:
+        this.#onSettings(flags, id, payload);
+        return;
+      case FRAME.windowUpdate:
+        this.#onWindowUpdate(id, payload);
+        return;
+      case FRAME.rstStream:
+        this.#onReset(id, payload);
+        return;
+      case FRAME.ping:
+        this.#onPing(flags, payload);
+        return;
+      case FRAME.goaway:
+        this.#onGoaway(payload);
+        return;
+      case FRAME.pushPromise:
+        throw new ConnectionFault(ERROR.protocol, "PUSH_PROMISE");
+      default:
+        // PRIORITY has no meaning any more, and unknown types must be ignored: neither may come without end.
+        this.#requireCalm();
+    }
+  }
+
+  #onSettings(flags: number, id: number, payload: Buffer): void {
+    this.#requireCalm();
+    if (id !== 0) throw new ConnectionFault(ERROR.protocol, "SETTINGS on a stream");
+    if (flags & FLAG.ack) {
+      if (payload.length > 0) throw new ConnectionFault(ERROR.frameSize, "SETTINGS ACK with a payload");
+      return;
+    }
+    if (payload.length % 6 !== 0) throw new ConnectionFault(ERROR.frameSize, "SETTINGS is cut off");
+    this.#settled = true;
+    for (let at = 0; at < payload.length; at += 6) {
+      const value = payload.readUInt32BE(at + 2);
+      switch (payload.readUInt16BE(at)) {
+        case SETTING.initialWindowSize: {
+          if (value > MAX_WINDOW)
+            throw new ConnectionFault(ERROR.flowControl, "the initial window is too large");
+          const more = value - this.#initialSendWindow;
+          this.#initialSendWindow = value;
+          for (const stream of this.#streams.values()) {
+            stream.sendWindow += more;
+            if (stream.sendWindow > MAX_WINDOW)
+              throw new ConnectionFault(ERROR.flowControl, "a window is too large");
+            if (stream.sendable) this.#ready.add(stream);
+          }
+          break;
+        }
+        case SETTING.maxFrameSize:
+          if (value < MAX_FRAME || value > 2 ** 24 - 1)
+            throw new ConnectionFault(ERROR.protocol, "no such frame size");
+          this.#peerMaxFrame = value;
+          break;
+        case SETTING.maxConcurrentStreams:
+          this.#peerMaxStreams = value;
+          break;
+        case SETTING.enablePush:
+          if (value > 1) throw new ConnectionFault(ERROR.protocol, "no such value of ENABLE_PUSH");
+          break;
+      }
+    }
+    this.#write(encodeFrame(FRAME.settings, FLAG.ack, 0, Buffer.alloc(0)));
+    this.#send();
+  }
+
+  #onWindowUpdate(id: number, payload: Buffer): void {
+    if (payload.length !== 4) throw new ConnectionFault(ERROR.frameSize, "WINDOW_UPDATE of a wrong size");
+    const more = payload.readUInt32BE() & MAX_WINDOW;
+    if (id === 0) {
+      if (more === 0) throw new ConnectionFault(ERROR.protocol, "WINDOW_UPDATE by 0");
+      this.#sendWindow += more;
+      if (this.#sendWindow > MAX_WINDOW)
+        throw new ConnectionFault(ERROR.flowControl, "the window is too large");
+      this.#send();
+      return;
+    }
+    const stream = this.#known(id);
+    if (!stream) {
+      this.#requireCalm();
+      return;
+    }
+    if (more === 0 || stream.sendWindow + more > MAX_WINDOW) {
+      stream.reset(more === 0 ? ERROR.protocol : ERROR.flowControl);
+      return;
+    }
+    stream.sendWindow += more;
+    if (stream.sendable) this.ready(stream);
+  }
+
+  #onReset(id: number, payload: Buffer): void {
+    if (payload.length !== 4) throw new ConnectionFault(ERROR.frameSize, "RST_STREAM of a wrong size");
+    if (!this.#resets.take()) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many resets");
+    const code = payload.readUInt32BE();
+    this.#known(id)?.abort(new StreamReset(code, `the peer reset the stream (code ${code})`));
+  }
+
+  #onPing(flags: number, payload: Buffer): void {
+    if (payload.length !== 8) throw new ConnectionFault(ERROR.frameSize, "PING of a wrong size");
+    if (flags & FLAG.ack) {
+      this.#pingSent = 0;
+      return;
+    }
+    this.#requireCalm();
+    this.#write(encodeFrame(FRAME.ping, FLAG.ack, 0, payload));
+  }
+
+  #onGoaway(payload: Buffer): void {
+    if (payload.length < 8) throw new ConnectionFault(ERROR.frameSize, "GOAWAY is cut off");
+    const last = payload.readUInt32BE() & MAX_WINDOW;
+    const code = payload.readUInt32BE(4);
+    this.#draining = true;
+    if (this.#options.role === "client")
+      for (const stream of [...this.#streams.values()])
+        if (stream.id > last)
+          stream.abort(new StreamReset(ERROR.refusedStream, `the peer goes away (code ${code})`));
+    if (this.#streams.size === 0)
+      this.#finish(code === ERROR.none ? undefined : new ConnectionFault(code, "the peer goes away"));
+  }
+
+  #onHeaders(id: number, block: Buffer, end: boolean): void {
+    if (this.#ended) return;
+    const headers = this.#decoder.decode(block);
+    const stream = this.#streams.get(id);
+    if (this.#options.role === "client") {
+      if (!stream) {
+        this.#known(id);
+        this.#requireCalm();
+        return;
+      }
+      const status = Number(headers.find(([name]) => name === ":status")?.[1]);
+      if (status >= 100 && status < 200) {
+        this.#requireCalm();
+        return;
+      }
+      stream.answer.resolve(headers);
+      if (end) stream.receive(Buffer.alloc(0), 0, true);
+      return;
+    }
+    if (stream) {
+      // Trailers; they mean nothing in a tunnel.
+      if (end && !stream.remoteEnded) stream.receive(Buffer.alloc(0), 0, true);
+      else stream.reset(ERROR.protocol);
+      return;
+    }
+    if (id % 2 === 0 || id <= this.#lastPeerStream) {
+      this.#known(id);
+      this.#requireCalm();
+      return;
+    }
+    this.#lastPeerStream = id;
+    this.#accept(id, headers, end);
+  }
+
+  #accept(id: number, headers: Headers, end: boolean): void {
+    const refused = this.#streams.size >= MAX_STREAMS || (this.#draining && this.#goaway === undefined);
+    if (refused) {
+      if (!this.#resets.take()) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many streams");
+      this.#write(encodeNumber(FRAME.rstStream, id, ERROR.refusedStream));
+      return;
+    }
+    const stream = new ConnectStream(this, id, this.#initialSendWindow);
+    stream.on("error", () => {});
+    this.#streams.set(id, stream);
+    if (end) stream.remoteEnded = true;
+    this.#options.request?.(stream, headers);
+  }
+
+  #onData(id: number, bytes: Buffer, window: number, end: boolean): void {
+    if (this.#ended) return;
+    if (window === 0 && !end) this.#requireCalm();
+    this.#receiveWindow -= window;
+    if (this.#receiveWindow < 0)
+      throw new ConnectionFault(ERROR.flowControl, "the connection's window is overrun");
+    this.#uncredited += window;
+    this.#receivedAtSize += window;
+    const stream = this.#known(id);
+    if (stream && !stream.remoteEnded) {
+      // Before the stream reads it and gives it back.
+      this.#options.budget.take(window);
+      if (!stream.receive(bytes, window, end)) {
+        this.#options.budget.release(window);
+        stream.reset(ERROR.flowControl);
+      }
+    } else if (stream) {
+      stream.reset(ERROR.streamClosed);
+    }
+    this.#giveCredit();
+  }
+
+  /** The open stream; undefined when it has ended. Throws when there never was one of that number. */
+  #known(id: number): ConnectStream | undefined {
+    const stream = this.#streams.get(id);
+    if (stream) return stream;
+    const idle = this.#options.role === "client" ? id >= this.#nextStream : id > this.#lastPeerStream;
+    if (id === 0 || id % 2 === 0 || idle)
+      throw new ConnectionFault(ERROR.protocol, `there is no stream ${id}`);
+    return undefined;
+  }
+
+  /** Gives the connection's window back, and lets it grow while it is used. */
+  #giveCredit(): void {
+    if (this.#ended || this.#uncredited < this.#window / 2) return;
+    if (this.#options.budget.exhausted) {
+      this.#options.budget.wait(this.#resume);
+      return;
+    }
+    let credit = this.#uncredited;
+    this.#uncredited = 0;
+    if (this.#receivedAtSize > 8 * this.#window && this.#window < LARGEST_WINDOW && this.ample()) {
+      credit += this.#window;
+      this.#window *= 2;
+      this.#receivedAtSize = 0;
+    }
+    this.#receiveWindow += credit;
+    this.#write(encodeNumber(FRAME.windowUpdate, 0, credit));
+  }
+
+  /** Sends one frame of each stream that can, in turns, until the socket or a window is full. */
+  #send(): void {
+    if (this.#ended) return;
+    while (this.#socket.writableLength < SEND_AHEAD) {
+      const [stream] = this.#ready;
+      if (!stream) return;
+      this.#ready.delete(stream);
+      if (!stream.sendable) continue;
+      const chunk = stream.next(Math.min(this.#sendWindow, this.#peerMaxFrame, MAX_FRAME));
+      if (!chunk) continue;
+      if (chunk.bytes.length === 0 && !chunk.end) {
+        // The connection's window is used up: it goes on with WINDOW_UPDATE.
+        this.#ready.add(stream);
+        return;
+      }
+      this.#sendWindow -= chunk.bytes.length;
+      this.#write(encodeFrame(FRAME.data, chunk.end ? FLAG.endStream : 0, stream.id, chunk.bytes));
+      chunk.sent();
+      if (stream.sendable) this.#ready.add(stream);
+    }
+  }
+
+  #sendHeaders(id: number, headers: Headers, end: boolean): void {
+    const block = encodeHeaders(headers);
+    for (let at = 0; at === 0 || at < block.length; at += MAX_FRAME) {
+      const last = at + MAX_FRAME >= block.length;
+      const flags = (last ? FLAG.endHeaders : 0) | (at === 0 && end ? FLAG.endStream : 0);
+      const type = at === 0 ? FRAME.headers : FRAME.continuation;
+      this.#write(encodeFrame(type, flags, id, block.subarray(at, at + MAX_FRAME)));
+    }
+  }
+
+  #sendGoaway(last: number, code: number, reason: string): void {
+    const payload = Buffer.alloc(8 + Buffer.byteLength(reason));
+    payload.writeUInt32BE(last);
+    payload.writeUInt32BE(code, 4);
+    payload.write(reason, 8);
+    this.#write(encodeFrame(FRAME.goaway, 0, 0, payload));
+  }
+
+  #write(frame: Buffer): void {
+    if (this.#ended || !this.#socket.writable) return;
+    this.#socket.write(frame);
+    if (this.#socket.writableLength > DEAF) this.#finish(new Error("the peer reads nothing"));
+  }
+
+  #requireCalm(): void {
+    if (!this.#chatter.take()) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many frames of no use");
+  }
+
+  #ping(patience: number): void {
+    if (!this.#settled) {
+      this.#finish(new Error("the peer sent no SETTINGS"));
+      return;
+    }
+    const now = performance.now();
+    if (this.#pingSent !== 0 && now - this.#pingSent >= patience) {
+      this.#finish(new Error("the peer answers no PING"));
+      return;
+    }
+    if (this.#heard) this.#pingSent = 0;
+    else if (this.#pingSent === 0) {
+      this.#pingSent = now;
+      this.#write(encodeFrame(FRAME.ping, 0, 0, Buffer.from("kmesh-hb", "latin1")));
+    }
+    this.#heard = false;
+  }
+
+  #fail(fault: ConnectionFault): void {
+    if (this.#ended) return;
+    this.#sendGoaway(this.#lastPeerStream, fault.code, fault.message);
+    this.#finish(fault);
+  }
+
+  #finish(reason: Error | undefined): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    clearInterval(this.#pinger);
+    clearTimeout(this.#goaway);
+    this.#options.budget.forget(this.#resume);
+    this.#ready.clear();
+    const streams = [...this.#streams.values()];
+    this.#streams.clear();
+    for (const stream of streams) stream.abort(reason ?? new Error("the connection was closed"));
+    this.#socket.on("error", () => {});
+    this.#socket.end();
+    // A peer that does not close its side must not keep the socket.
+    const socket = this.#socket;
+    const timer = setTimeout(() => socket.destroy(), GOAWAY_GRACE);
+    timer.unref();
+    socket.on("close", () => clearTimeout(timer));
+    socket.resume();
+    this.#options.closed?.(reason);
+  }
+}

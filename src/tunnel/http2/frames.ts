@@ -1,0 +1,217 @@
+/** The frames of HTTP/2 (RFC 9113 sections 4 and 6), as far as CONNECT needs them. */
+
+export const FRAME = {
+  data: 0,
+  headers: 1,
+  priority: 2,
+  rstStream: 3,
+  settings: 4,
+  pushPromise: 5,
+  ping: 6,
+  goaway: 7,
+  windowUpdate: 8,
+  continuation: 9,
+} as const;
+
+export const FLAG = { ack: 1, endStream: 1, endHeaders: 4, padded: 8, priority: 32 } as const;
+
+export const SETTING = {
+  headerTableSize: 1,
+  enablePush: 2,
+  maxConcurrentStreams: 3,
+  initialWindowSize: 4,
+  maxFrameSize: 5,
+  maxHeaderListSize: 6,
+} as const;
+
+export const ERROR = {
+  none: 0,
+  protocol: 1,
+  internal: 2,
+  flowControl: 3,
+  streamClosed: 5,
+  frameSize: 6,
+  refusedStream: 7,
+  cancel: 8,
+  compression: 9,
+  connect: 10,
+  enhanceYourCalm: 11,
+} as const;
+
+export const PREFACE = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "latin1");
+/** SETTINGS_MAX_FRAME_SIZE that we accept: the default. */
+export const MAX_FRAME = 16_384;
+/** Bound of one header block over all of its frames, and of the frames. */
+const MAX_BLOCK = 32 * 1024;
+const MAX_CONTINUATIONS = 8;
+const HEADER = 9;
+
+/** The whole connection fails with this code of RFC 9113 section 7. */
+export class ConnectionFault extends Error {
+  readonly code: number;
+  constructor(code: number, reason: string) {
+    super(reason);
+    this.name = "ConnectionFault";
+    this.code = code;
+  }
+}
+
+/** One frame with its 9-byte header. */
+export function encodeFrame(type: number, flags: number, stream: number, payload: Uint8Array): Buffer {
+  const frame = Buffer.allocUnsafe(HEADER + payload.length);
+  frame.writeUIntBE(payload.length, 0, 3);
+  frame[3] = type;
+  frame[4] = flags;
+  frame.writeUInt32BE(stream, 5);
+  frame.set(payload, HEADER);
+  return frame;
+}
+
+/** A frame whose payload is one 32-bit number: WINDOW_UPDATE, RST_STREAM. */
+export function encodeNumber(type: number, stream: number, value: number): Buffer {
+  const payload = Buffer.alloc(4);
+  payload.writeUInt32BE(value);
+  return encodeFrame(type, 0, stream, payload);
+}
+
+export function encodeSettings(settings: [id: number, value: number][]): Buffer {
+  const payload = Buffer.alloc(6 * settings.length);
+  for (const [i, [id, value]] of settings.entries()) {
+    payload.writeUInt16BE(id, 6 * i);
+    payload.writeUInt32BE(value, 6 * i + 2);
+  }
+  return encodeFrame(FRAME.settings, 0, 0, payload);
+}
+
+/** A DATA frame that is being passed on: bytes of data and of padding to come. */
+interface DataFrame {
+  stream: number;
+  left: number;
+  padding: number;
+  endStream: boolean;
+}
+
+export interface FrameSink {
+  /** A whole frame other than DATA, HEADERS and CONTINUATION. */
+  frame(type: number, flags: number, stream: number, payload: Buffer): void;
+  /** A whole header block, its HEADERS and CONTINUATION frames put together. */
+  headers(stream: number, block: Buffer, endStream: boolean): void;
+  /**
+   * A part of a DATA frame as it came; `bytes` is a view of the chunk that was pushed. `window` is what it takes from the
+   * windows (padding counts). The last part of a frame with END_STREAM has `endStream`.
+   */
+  data(stream: number, bytes: Buffer, window: number, endStream: boolean): void;
+}
+
+/**
+ * Splits a byte stream into frames. DATA is passed on as it comes; all else is kept until it is whole, at most MAX_FRAME
+ * bytes, or MAX_BLOCK for headers. Throws ConnectionFault, and what the sink throws.
+ */
+export class FrameReader {
+  readonly #sink: FrameSink;
+  #kept: Buffer = Buffer.alloc(0);
+  #preface: boolean;
+  #data: DataFrame | undefined;
+  #block: { stream: number; parts: Buffer[]; size: number; endStream: boolean } | undefined;
+  #first = true;
+
+  /** With `preface` the client's connection preface comes first. */
+  constructor(sink: FrameSink, preface: boolean) {
+    this.#sink = sink;
+    this.#preface = preface;
+  }
+
+  push(chunk: Buffer): void {
+    let bytes = this.#kept.length === 0 ? chunk : Buffer.concat([this.#kept, chunk]);
+    for (;;) {
+      const taken = this.#take(bytes);
+      if (taken === 0) break;
+      bytes = bytes.subarray(taken);
+    }
+    this.#kept = bytes;
+  }
+
+  /** Takes what it can from the beginning of `bytes`, and gives how much; 0 when more must come. */
+  #take(bytes: Buffer): number {
+    if (this.#preface) return this.#takePreface(bytes);
+    if (this.#data) return bytes.length === 0 ? 0 : this.#takeData(this.#data, bytes);
+    if (bytes.length < HEADER) return 0;
+    const length = bytes.readUIntBE(0, 3);
+    const type = bytes[3] ?? 0;
+    const flags = bytes[4] ?? 0;
+    const stream = bytes.readUInt32BE(5) & 0x7fffffff;
+    if (length > MAX_FRAME) throw new ConnectionFault(ERROR.frameSize, `a frame of ${length} bytes`);
+    if (this.#first && type !== FRAME.settings)
+      throw new ConnectionFault(ERROR.protocol, "the first frame is not SETTINGS");
+    if (this.#block && (type !== FRAME.continuation || stream !== this.#block.stream))
+      throw new ConnectionFault(ERROR.protocol, "a header block is interrupted");
+    if (type === FRAME.data) {
+      const padded = (flags & FLAG.padded) !== 0;
+      if (bytes.length < HEADER + (padded ? 1 : 0)) return 0;
+      return this.#beginData(bytes, length, flags, stream, padded);
+    }
+    if (bytes.length < HEADER + length) return 0;
+    this.#first = false;
+    const payload = bytes.subarray(HEADER, HEADER + length);
+    if (type === FRAME.headers) this.#beginBlock(payload, flags, stream);
+    else if (type === FRAME.continuation) this.#continueBlock(payload, flags);
+    else this.#sink.frame(type, flags, stream, payload);
+    return HEADER + length;
+  }
+
+  #takePreface(bytes: Buffer): number {
+    const length = Math.min(bytes.length, PREFACE.length);
+    if (!bytes.subarray(0, length).equals(PREFACE.subarray(0, length)))
+      throw new ConnectionFault(ERROR.protocol, "the client does not speak HTTP/2");
+    if (length < PREFACE.length) return 0;
+    this.#preface = false;
+    return length;
+  }
+
+  #beginData(bytes: Buffer, length: number, flags: number, stream: number, padded: boolean): number {
+    if (stream === 0) throw new ConnectionFault(ERROR.protocol, "DATA without a stream");
+    const padding = padded ? (bytes[HEADER] ?? 0) : 0;
+    const head = padded ? 1 : 0;
+    if (head + padding > length) throw new ConnectionFault(ERROR.protocol, "more padding than payload");
+    const endStream = (flags & FLAG.endStream) !== 0;
+    const data = { stream, left: length - head - padding, padding, endStream };
+    if (data.left + padding === 0) this.#sink.data(stream, bytes.subarray(0, 0), head, endStream);
+    else {
+      if (head > 0) this.#sink.data(stream, bytes.subarray(0, 0), head, false);
+      this.#data = data;
+    }
+    return HEADER + head;
+  }
+
+  #takeData(data: DataFrame, bytes: Buffer): number {
+    const some = Math.min(data.left, bytes.length);
+    const padding = Math.min(data.padding, bytes.length - some);
+    data.left -= some;
+    data.padding -= padding;
+    const whole = data.left + data.padding === 0;
+    if (whole) this.#data = undefined;
+    this.#sink.data(data.stream, bytes.subarray(0, some), some + padding, whole && data.endStream);
+    return some + padding;
+  }
+
+  #beginBlock(payload: Buffer, flags: number, stream: number): void {
+    if (stream === 0) throw new ConnectionFault(ERROR.protocol, "HEADERS without a stream");
+    const padding = flags & FLAG.padded ? (payload[0] ?? 0) : 0;
+    const from = (flags & FLAG.padded ? 1 : 0) + (flags & FLAG.priority ? 5 : 0);
+    if (from + padding > payload.length) throw new ConnectionFault(ERROR.protocol, "HEADERS is cut off");
+    this.#block = { stream, parts: [], size: 0, endStream: (flags & FLAG.endStream) !== 0 };
+    this.#continueBlock(payload.subarray(from, payload.length - padding), flags);
+  }
+
+  #continueBlock(part: Buffer, flags: number): void {
+    const block = this.#block;
+    if (!block) throw new ConnectionFault(ERROR.protocol, "CONTINUATION without HEADERS");
+    block.parts.push(part);
+    block.size += part.length;
+    if (block.size > MAX_BLOCK || block.parts.length > 1 + MAX_CONTINUATIONS)
+      throw new ConnectionFault(ERROR.enhanceYourCalm, "a header block is too long");
+    if ((flags & FLAG.endHeaders) === 0) return;
+    this.#block = undefined;
+    this.#sink.headers(block.stream, Buffer.concat(block.parts), block.endStream);
+  }
+}

@@ -1,0 +1,206 @@
+import { Duplex } from "node:stream";
+import { ERROR } from "./frames.ts";
+import type { Headers } from "./hpack.ts";
+
+/** Windows in bytes: where a stream begins, and what it grows to while its reader keeps pace. */
+export const FIRST_STREAM_WINDOW = 256 * 1024;
+const LARGEST_STREAM_WINDOW = 4 * 1024 * 1024;
+/** What node:stream keeps beside our own queue. */
+const HIGH_WATER_MARK = 64 * 1024;
+
+/** The stream was reset, by the peer or by us; `code` is of RFC 9113 section 7. */
+export class StreamReset extends Error {
+  readonly code: number;
+  constructor(code: number, reason: string) {
+    super(reason);
+    this.name = "StreamReset";
+    this.code = code;
+  }
+}
+
+/** What a stream asks of its connection. */
+export interface StreamOwner {
+  /** The stream has something to send. */
+  ready(stream: ConnectStream): void;
+  respond(stream: ConnectStream, headers: Headers, end: boolean): void;
+  /** `bytes` of the queue were read or dropped. `credit` is what the stream's window grows by, 0 for nothing. */
+  consumed(stream: ConnectStream, bytes: number, credit: number): void;
+  /** Whether windows may grow. */
+  ample(): boolean;
+  /** The stream ended; with a `code` the peer is told by RST_STREAM. */
+  closed(stream: ConnectStream, code: number | undefined): void;
+}
+
+/**
+ * One CONNECT tunnel: a Duplex of the bytes in both directions, half-closed by END_STREAM, reset by RST_STREAM. Writing
+ * waits for the peer's windows, and for its turn among the streams of the connection. What comes in is kept in a queue
+ * that the stream's window bounds.
+ */
+export class ConnectStream extends Duplex {
+  readonly id: number;
+  /** Settles with the final response's headers (client only); rejects with StreamReset or the connection's error. */
+  readonly response: Promise<Headers>;
+  readonly answer: { resolve(headers: Headers): void; reject(error: Error): void };
+  /** What the peer allows us to send. */
+  sendWindow: number;
+  /** What we still allow the peer to send. */
+  receiveWindow = FIRST_STREAM_WINDOW;
+  /** The peer has sent END_STREAM; we have. */
+  remoteEnded = false;
+  localEnded = false;
+  readonly #owner: StreamOwner;
+  #window = FIRST_STREAM_WINDOW;
+  #queue: Buffer[] = [];
+  #queued = 0;
+  #wanted = false;
+  #uncredited = 0;
+  #outgoing: { bytes: Buffer; done: () => void } | undefined;
+  #final: (() => void) | undefined;
+  #eof = false;
+  #resetByPeer = false;
+  #code: number = ERROR.cancel;
+
+  constructor(owner: StreamOwner, id: number, sendWindow: number) {
+    super({ allowHalfOpen: true, highWaterMark: HIGH_WATER_MARK });
+    this.#owner = owner;
+    this.id = id;
+    this.sendWindow = sendWindow;
+    const { promise, resolve, reject } = Promise.withResolvers<Headers>();
+    this.response = promise;
+    this.answer = { resolve, reject };
+    promise.catch(() => {});
+  }
+
+  /** Sends the response (server only). */
+  respond(status: number, end = false): void {
+    this.#owner.respond(this, [[":status", String(status)]], end);
+  }
+
+  /** Ends both directions at once: RST_STREAM with `code`. */
+  reset(code: number): void {
+    this.#code = code;
+    this.destroy();
+  }
+
+  /** Takes bytes of a DATA frame. False: the stream's window is overrun. */
+  receive(bytes: Buffer, window: number, end: boolean): boolean {
+    this.receiveWindow -= window;
+    if (this.receiveWindow < 0) return false;
+    const padding = window - bytes.length;
+    if (padding > 0) this.#owner.consumed(this, padding, 0);
+    this.#uncredited += padding;
+    if (bytes.length > 0) {
+      this.#queue.push(bytes);
+      this.#queued += bytes.length;
+    }
+    if (end) this.remoteEnded = true;
+    this.#deliver();
+    return true;
+  }
+
+  /** The peer has reset the stream, or the connection has failed. */
+  abort(error: Error): void {
+    this.#resetByPeer = true;
+    this.answer.reject(error);
+    this.destroy(error);
+  }
+
+  /** Whether there is something that can be sent now. */
+  get sendable(): boolean {
+    if (this.#outgoing) return this.sendWindow > 0;
+    return this.#final !== undefined;
+  }
+
+  /**
+   * Takes at most `limit` bytes off what waits to be sent. `end` says that nothing follows. Undefined when there is
+   * nothing. `sent` must be called once the frame is written.
+   */
+  next(limit: number): { bytes: Buffer; end: boolean; sent: () => void } | undefined {
+    const outgoing = this.#outgoing;
+    if (!outgoing) {
+      const final = this.#final;
+      if (!final) return undefined;
+      this.#final = undefined;
+      this.localEnded = true;
+      return { bytes: Buffer.alloc(0), end: true, sent: final };
+    }
+    const length = Math.min(limit, this.sendWindow, outgoing.bytes.length);
+    const bytes = outgoing.bytes.subarray(0, length);
+    this.sendWindow -= length;
+    if (length < outgoing.bytes.length) {
+      outgoing.bytes = outgoing.bytes.subarray(length);
+      return { bytes, end: false, sent: () => {} };
+    }
+    this.#outgoing = undefined;
+    return { bytes, end: false, sent: outgoing.done };
+  }
+
+  override _read(): void {
+    this.#wanted = true;
+    this.#deliver();
+  }
+
+  override _write(chunk: Buffer, _encoding: string, done: () => void): void {
+    if (chunk.length === 0) {
+      done();
+      return;
+    }
+    this.#outgoing = { bytes: chunk, done };
+    this.#owner.ready(this);
+  }
+
+  override _final(done: () => void): void {
+    if (this.localEnded) {
+      done();
+      return;
+    }
+    this.#final = done;
+    this.#owner.ready(this);
+  }
+
+  override _destroy(error: Error | null, done: (error: Error | null) => void): void {
+    const dropped = this.#queued;
+    this.#queue = [];
+    this.#queued = 0;
+    this.#outgoing = undefined;
+    this.#final = undefined;
+    if (dropped > 0) this.#owner.consumed(this, dropped, 0);
+    this.answer.reject(error ?? new StreamReset(ERROR.cancel, "the stream was closed"));
+    const whole = this.localEnded && this.remoteEnded;
+    this.#owner.closed(this, whole || this.#resetByPeer ? undefined : this.#code);
+    done(error);
+  }
+
+  #deliver(): void {
+    let bytes = 0;
+    while (this.#wanted) {
+      const chunk = this.#queue.shift();
+      if (!chunk) break;
+      bytes += chunk.length;
+      // Before push: its reader may destroy the stream.
+      this.#queued -= chunk.length;
+      this.#wanted = this.push(chunk);
+    }
+    if (bytes > 0) {
+      this.#uncredited += bytes;
+      this.#owner.consumed(this, bytes, this.#credit());
+    }
+    if (this.remoteEnded && this.#queue.length === 0 && !this.#eof) {
+      this.#eof = true;
+      this.push(null);
+    }
+  }
+
+  /** What the peer gets as new credit, once half of the window was read. A reader that keeps pace gets a larger window. */
+  #credit(): number {
+    if (this.remoteEnded || this.#uncredited < this.#window / 2) return 0;
+    let credit = this.#uncredited;
+    this.#uncredited = 0;
+    if (this.#queued === 0 && this.#window < LARGEST_STREAM_WINDOW && this.#owner.ample()) {
+      credit += this.#window;
+      this.#window *= 2;
+    }
+    this.receiveWindow += credit;
+    return credit;
+  }
+}
