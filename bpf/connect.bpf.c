@@ -527,15 +527,18 @@ static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const str
 	}
 }
 
+/* The cheapest and the most frequent reasons to leave a connection alone, which need none of the mesh's tables. */
+static __always_inline bool is_governed(struct bpf_sock_addr *ctx, const struct settings *set,
+					const struct request *req)
+{
+	return !is_exempt_address(&req->address) && is_enrolled_task(set) && in_governed_netns(ctx, set);
+}
+
 static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set, const struct request *req,
 				   struct decision *made)
 {
-	__u64 word;
+	__u64 word = find_target(set, req);
 
-	/* The cheapest and the most frequent reasons to leave a connection alone come first. */
-	if (is_exempt_address(&req->address) || !is_enrolled_task(set) || !in_governed_netns(ctx, set))
-		return;
-	word = find_target(set, req);
 	if (target_action(word) != ACTION_CLUSTER && target_action(word) != ACTION_REFUSE && !target_service(word))
 		return;
 	if (is_excluded(set, req) || is_agent() || adds_path(ctx->sk))
@@ -692,6 +695,8 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 	if (!set)
 		return PROCEED;
 	forget(ctx);
+	if (!is_governed(ctx, set, req))
+		return PROCEED;
 	decide(ctx, set, req, made);
 	count(set, made);
 	if (made->action == ACTION_CLUSTER && !(set->flags & SETTING_SHADOW)) {
