@@ -132,6 +132,7 @@ export class Ownership {
   acquire(): void {
     const { folders, addresses, log } = this.#options;
     const locks = Locks.acquire(folders);
+    let datapath: Datapath | undefined;
     try {
       this.#before = readStatus(folders.runDir);
       for (const line of pinHiddenLinks(
@@ -140,7 +141,7 @@ export class Ownership {
       ))
         log.warn(line);
       const manifest = Manifest.open(folders.stateDir, machineId(), generationStateAt(folders.bpffs), log);
-      const datapath = Datapath.open({
+      datapath = Datapath.open({
         bpffs: folders.bpffs,
         ...this.#governed,
         nodeAddresses: addresses,
@@ -173,8 +174,12 @@ export class Ownership {
       this.#currentTimer = setInterval(() => this.#keepCurrent(), CURRENT);
       this.#foldersTimer = setInterval(() => this.#keepFolders(), UPKEEP);
     } catch (error) {
-      if (this.#held) this.release();
-      else locks.release();
+      if (this.#held) {
+        this.release();
+      } else {
+        datapath?.close();
+        locks.release();
+      }
       throw error;
     }
   }
@@ -201,13 +206,20 @@ export class Ownership {
   release(): void {
     clearInterval(this.#currentTimer);
     clearInterval(this.#foldersTimer);
-    this.#held?.kept.stop();
-    // What another process owns by now is not to be touched, not even to end an access log.
-    if (this.#held && this.#held.locks.lockedElsewhere() === undefined) this.#options.onReleasing?.();
-    this.#held?.names.close();
-    this.#held?.datapath.close();
-    this.#held?.locks.release();
-    this.#held = undefined;
+    const held = this.#held;
+    if (!held) return;
+    held.kept.stop();
+    try {
+      // What another process owns by now is not to be touched, not even to end an access log.
+      if (held.locks.lockedElsewhere() === undefined) this.#options.onReleasing?.();
+    } catch (error) {
+      this.#options.log.warn(`while the tables were released: ${reasonOf(error)}`);
+    } finally {
+      this.#held = undefined;
+      held.names.close();
+      held.datapath.close();
+      held.locks.release();
+    }
     this.#trouble = "";
   }
 

@@ -10,7 +10,7 @@ import { readSnapshot, snapshotFile } from "./snapshot.ts";
 import { type Pace, SnapshotKeeper } from "./snapshot-writer.ts";
 
 const MACHINE = "0123456789abcdef0123456789abcdef";
-const PACE: Pace = { quiet: 30, patience: 200, pause: 50, rate: 1_000, retry: 50 };
+const PACE: Pace = { quiet: 30, patience: 200, pause: 50, rate: 1_000, retry: 50, pending: 60_000 };
 
 let folder: string;
 let warnings: string[];
@@ -43,6 +43,33 @@ test("what is told is read by the next one", async () => {
   expect(keeper().load()?.mesh).toEqual(meshOf(3));
   one.close();
   expect(warnings).toEqual([]);
+});
+
+test("a mesh with pending parts does not replace a whole one before its time", async () => {
+  const whole = keeper();
+  whole.changed(meshOf(3));
+  whole.close();
+  expect(clusters()).toBe(3);
+  const pending = (count: number): Mesh => ({
+    ...meshOf(count),
+    pending: { ports: "all", fallback: true },
+  });
+  const patient = keeper();
+  patient.changed(pending(1));
+  await sleep(300);
+  await patient.flush();
+  patient.close();
+  expect(clusters()).toBe(3);
+  const again = keeper();
+  again.changed(pending(1));
+  await sleep(100);
+  again.changed(meshOf(2));
+  await eventually("the whole one is written", () => clusters() === 2);
+  again.close();
+  const short = keeper({ pace: { ...PACE, pending: 150 } });
+  short.changed(pending(1));
+  await eventually("it is written after that time", () => clusters() === 1);
+  short.close();
 });
 
 test("it waits for quiet, though not for ever, and rests between two writes", async () => {

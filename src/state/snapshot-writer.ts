@@ -1,6 +1,6 @@
 /** Writes the snapshot, off the path from a push to live tables, and reads it at the start. */
 
-import { fsync, fsyncSync } from "node:fs";
+import { existsSync, fsync, fsyncSync } from "node:fs";
 import { promisify } from "node:util";
 import { reasonOf } from "../errors/reason.ts";
 import type { Mesh } from "../mesh/model.ts";
@@ -25,6 +25,8 @@ export interface Pace {
   rate: number;
   /** Pause after a write that failed, milliseconds. */
   retry: number;
+  /** A mesh of which parts are pending replaces an older snapshot after so long, milliseconds. */
+  pending: number;
 }
 
 /** The log for problems of the snapshot. */
@@ -33,7 +35,14 @@ export interface Remarks {
   debug(text: string): void;
 }
 
-const PACE: Pace = { quiet: 1_000, patience: 10_000, pause: 5_000, rate: 256, retry: 60_000 };
+const PACE: Pace = {
+  quiet: 1_000,
+  patience: 10_000,
+  pause: 5_000,
+  rate: 256,
+  retry: 60_000,
+  pending: 60_000,
+};
 
 export class SnapshotKeeper {
   readonly #stateDir: string;
@@ -45,6 +54,8 @@ export class SnapshotKeeper {
   /** Since when the file is older than the mesh. */
   #behindSince: number | undefined;
   #notBefore = 0;
+  /** Since when parts of the mesh are pending. */
+  #pendingSince: number | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #draft: SnapshotDraft | undefined;
   #writing: Promise<void> | undefined;
@@ -135,7 +146,7 @@ export class SnapshotKeeper {
     const mesh = this.#draft || this.#behindSince !== undefined ? this.#mesh : undefined;
     this.#mesh = undefined;
     this.#drop(this.#draft);
-    if (!mesh || !this.#bond || !this.#owns()) return;
+    if (!mesh || !this.#bond || !this.#owns() || this.#waitsForPending(mesh)) return;
     try {
       this.#draft = new SnapshotDraft(this.#stateDir, mesh, this.#bond);
       while (this.#draft.step());
@@ -162,6 +173,11 @@ export class SnapshotKeeper {
 
   async #write(): Promise<void> {
     if (!this.#mesh || !this.#bond || !this.#owns()) return;
+    if (this.#waitsForPending(this.#mesh)) {
+      this.#notBefore = performance.now() + this.#pace.pause;
+      this.#schedule();
+      return;
+    }
     const since = this.#behindSince;
     // Later changes are not in this snapshot.
     this.#behindSince = undefined;
@@ -194,6 +210,17 @@ export class SnapshotKeeper {
     this.#schedule();
   }
 
+  /** After a start the kernel has more than a mesh with pending parts, and so has the snapshot of before. */
+  #waitsForPending(mesh: Mesh): boolean {
+    if (!hasPending(mesh)) {
+      this.#pendingSince = undefined;
+      return false;
+    }
+    this.#pendingSince ??= performance.now();
+    const isNew = performance.now() - this.#pendingSince < this.#pace.pending;
+    return isNew && existsSync(snapshotFile(this.#stateDir));
+  }
+
   /** Logs a failed write. Repeated failures are logged at debug level. */
   #failed(error: unknown): void {
     this.#drop(this.#draft);
@@ -222,4 +249,11 @@ export class SnapshotKeeper {
       return `It can't be set aside (${reasonOf(error)}); nothing is governed until istiod answers`;
     }
   }
+}
+
+function hasPending(mesh: Mesh): boolean {
+  if (mesh.pending) return true;
+  for (const { pending } of mesh.clusters.values()) if (pending) return true;
+  for (const { pending } of mesh.frontends.values()) if (pending) return true;
+  return false;
 }

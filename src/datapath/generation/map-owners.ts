@@ -1,6 +1,6 @@
 /** The tables by who holds them: programs that run or are pinned hold their maps, though no pin of these is left. */
 import { join } from "node:path";
-import { BpfMap } from "../../kernel/maps.ts";
+import { BpfMap, type MapInfo } from "../../kernel/maps.ts";
 import { ABI_ID } from "../tables/layout.gen.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "../tables/tables.ts";
 import { belongsTo, generationsAt, type ProgramIds, runningProgram } from "./generations.ts";
@@ -38,12 +38,7 @@ export function readableMap(bpffs: string, name: MapName): BpfMap {
 /** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
 export function heldNames(bpffs: string): Set<string> {
   const ids = new Set(mapOwnersAt(bpffs).all.flatMap(({ maps }) => maps));
-  return new Set(
-    [...ids].map((id) => {
-      using map = BpfMap.fromId(id);
-      return map.info.name;
-    }),
-  );
+  return new Set([...ids].map((id) => infoOfMap(id).name));
 }
 
 /** Programs, those that run first. */
@@ -72,11 +67,25 @@ export function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[
   for (const id of programs.flatMap(({ maps }) => maps)) {
     if (seen.has(id)) continue;
     seen.add(id);
-    using map = BpfMap.fromId(id);
-    const name = names.find((each) => each === map.info.name);
-    if (name !== undefined && !found.has(name) && looksLike(map, name)) found.set(name, id);
+    const info = infoOfMap(id);
+    const name = names.find((each) => each === info.name);
+    if (name !== undefined && !found.has(name) && looksLike({ info }, name)) found.set(name, id);
   }
   return found;
+}
+
+/** Maps that were looked at, by id: a start asks about each several times. The kernel reuses no id before it gave all. */
+const looked = new Map<number, MapInfo>();
+
+/** What a map is, for a program that holds it, so that it exists. Throws KernelError. */
+function infoOfMap(id: number): MapInfo {
+  let info = looked.get(id);
+  if (info === undefined) {
+    using map = BpfMap.fromId(id);
+    info = map.info;
+    looked.set(id, info);
+  }
+  return info;
 }
 
 function programsOf(bpffs: string, abi: string): ProgramIds[] {

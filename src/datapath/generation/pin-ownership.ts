@@ -47,7 +47,7 @@ function keepIf<T extends { close(): void }>(held: T, isOwn: (held: T) => boolea
   return own ? held : undefined;
 }
 
-export function looksLike({ info }: BpfMap, name: MapName): boolean {
+export function looksLike({ info }: Pick<BpfMap, "info">, name: MapName): boolean {
   const { type, keySize, valueSize, flags } = LAYOUTS[name];
   return (
     info.type === type && info.keySize === keySize && info.valueSize === valueSize && info.flags === flags
