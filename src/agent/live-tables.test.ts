@@ -5,6 +5,7 @@ import type { Mesh } from "../mesh/model.ts";
 import { LiveTables, type Tables } from "./live-tables.ts";
 
 const RETRY = 20;
+const PATIENCE = 60;
 const report = { frontends: 0, clusters: 0, writes: 7, milliseconds: 1, relinked: 0 };
 
 /** Tables that nothing governs by, in a kernel that answers as `answers` says, the last of them for good. */
@@ -36,6 +37,7 @@ function tables(answers: (() => ReturnType<Tables["publish"]>)[]) {
       changed: () => {},
     },
     RETRY,
+    PATIENCE,
   );
   open.push(live);
   return { live, datapath, snapshot, written, told, lines };
@@ -112,4 +114,26 @@ test("an agent that takes tables back by which nothing governs tries its snapsho
   expect(written).toHaveLength(1);
   live.takeBack();
   expect(live.mesh).toBe(snapshot.mesh);
+});
+
+test("the tables of another version govern until a push is whole, or for a while", async () => {
+  const partial: Mesh = { ...emptyMesh(), pending: { ports: "all", fallback: true } };
+  const patient = tables([works]);
+  Object.assign(patient.datapath, { takesOver: true, governs: true });
+  patient.live.publish(partial, { everything: true });
+  patient.live.publish(partial, { everything: true });
+  expect([patient.written, patient.live.behind]).toEqual([[], true]);
+  const whole = emptyMesh();
+  patient.live.publish(whole, { everything: true });
+  expect(patient.written).toEqual([whole]);
+  const waiting = tables([works]);
+  Object.assign(waiting.datapath, { takesOver: true, governs: true });
+  waiting.live.publish(partial, { everything: true });
+  expect(waiting.written).toEqual([]);
+  await Bun.sleep(2 * PATIENCE);
+  expect(waiting.written).toEqual([partial]);
+  expect(waiting.lines[0]).toContain("still unknown after 0.06 s");
+  const own = tables([works]);
+  own.live.publish(partial, { everything: true });
+  expect(own.written).toEqual([partial]);
 });

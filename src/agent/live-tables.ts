@@ -9,6 +9,7 @@ import { SelfTestFailed } from "../datapath/generation/self-test.ts";
 import type { PublishReport } from "../datapath/mesh-tables/publisher.ts";
 import { reasonOf } from "../errors/reason.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
+import { hasPending } from "../mesh/pending.ts";
 import type { Snapshot } from "../state/snapshot.ts";
 import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import type { Urgency } from "../state/status-file.ts";
@@ -47,6 +48,7 @@ export class LiveTables {
   readonly #options: LiveTablesOptions;
   readonly #ownership: Tables;
   readonly #retry: number;
+  readonly #patience: number;
   #mesh: Mesh | undefined;
   /** What is to govern until istiod says something. */
   #restored: Snapshot | undefined;
@@ -61,14 +63,18 @@ export class LiveTables {
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #namesTimer: ReturnType<typeof setTimeout> | undefined;
+  #restTimer: ReturnType<typeof setTimeout> | undefined;
+  /** The tables of another version are not kept for parts of the mesh that are still pending. */
+  #restOver = false;
   readonly #live = Promise.withResolvers<void>();
   readonly #synced = Promise.withResolvers<void>();
 
-  /** `retry`: after what could not be written, milliseconds. */
-  constructor(options: LiveTablesOptions, retry = RETRY) {
+  /** `retry`: after what could not be written; `patience`: for istiod to fill the tables of a new version; milliseconds. */
+  constructor(options: LiveTablesOptions, retry = RETRY, patience = ISTIOD_PATIENCE) {
     this.#options = options;
     this.#ownership = options.ownership;
     this.#retry = retry;
+    this.#patience = patience;
   }
 
   /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
@@ -123,6 +129,7 @@ export class LiveTables {
   /** From here on pushes only change the mesh in memory. */
   release(): void {
     clearTimeout(this.#patienceTimer);
+    clearTimeout(this.#restTimer);
     this.#ownership.release();
   }
 
@@ -131,12 +138,13 @@ export class LiveTables {
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#patienceTimer);
     clearTimeout(this.#namesTimer);
+    clearTimeout(this.#restTimer);
   }
 
   /** At a start, before istiod says anything: what governs goes on, else the snapshot governs. */
   begin(): void {
     const { governs = false, takesOver = false } = this.#ownership.datapath ?? {};
-    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), ISTIOD_PATIENCE);
+    if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), this.#patience);
     if (governs) {
       this.#live.resolve();
       setTimeout(() => this.#readBack(), 0);
@@ -188,7 +196,28 @@ export class LiveTables {
       this.#noteSync(mesh);
       return;
     }
+    if (this.#waitsForRest(mesh)) {
+      this.#behind = true;
+      return;
+    }
     this.#publishNow(this.#behind ? { everything: true } : changes);
+  }
+
+  /**
+   * The tables of another version know what this push does not say yet, and these would govern without it: the others go
+   * on until all is known, for a while.
+   */
+  #waitsForRest(mesh: Mesh): boolean {
+    if (!this.#ownership.datapath?.takesOver || this.#restOver || !hasPending(mesh)) return false;
+    this.#restTimer ??= setTimeout(() => {
+      this.#restOver = true;
+      if (!this.#hasPush || !this.#ownership.datapath?.takesOver) return;
+      this.#options.log.error(
+        `Parts of istiod's push are still unknown after ${this.#patience / 1000} s (kmesh status lists them): the tables of this version govern without them.`,
+      );
+      this.#publishNow({ everything: true });
+    }, this.#patience);
+    return true;
   }
 
   /** While istiod thinks about its first answer. */
@@ -208,8 +237,7 @@ export class LiveTables {
 
   /** A successor is in sync when it knows the addresses of names, too, or nobody says them in time. */
   #noteSync(mesh: Mesh): void {
-    const waits = [...mesh.clusters.values()].some(({ pending }) => pending);
-    if (!waits) this.#synced.resolve();
+    if (!hasPending(mesh)) this.#synced.resolve();
     else this.#namesTimer ??= setTimeout(() => this.#synced.resolve(), NAMES_PATIENCE);
   }
 

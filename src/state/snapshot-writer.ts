@@ -4,6 +4,7 @@ import { existsSync, fsync, fsyncSync } from "node:fs";
 import { promisify } from "node:util";
 import { reasonOf } from "../errors/reason.ts";
 import type { Mesh } from "../mesh/model.ts";
+import { hasPending } from "../mesh/pending.ts";
 import {
   BadSnapshot,
   readSnapshot,
@@ -249,11 +250,4 @@ export class SnapshotKeeper {
       return `It can't be set aside (${reasonOf(error)}); nothing is governed until istiod answers`;
     }
   }
-}
-
-function hasPending(mesh: Mesh): boolean {
-  if (mesh.pending) return true;
-  for (const { pending } of mesh.clusters.values()) if (pending) return true;
-  for (const { pending } of mesh.frontends.values()) if (pending) return true;
-  return false;
 }
