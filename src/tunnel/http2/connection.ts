@@ -115,6 +115,8 @@ export class Http2Connection implements StreamOwner {
     socket.on("close", () =>
       this.#finish(this.#streams.size > 0 ? new Error("the connection was lost") : undefined),
     );
+    // It may have been paused until now.
+    socket.resume();
     const every = options.pingEvery ?? PING_EVERY;
     this.#pinger = setInterval(() => this.#ping(every * (PING_PATIENCE / PING_EVERY)), every);
     this.#pinger.unref();

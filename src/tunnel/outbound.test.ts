@@ -1,0 +1,346 @@
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { writeFileSync } from "node:fs";
+import { createServer, type Server, type Socket } from "node:net";
+import { join } from "node:path";
+import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
+import { dialTcp, listening, outcome, TestMesh } from "../../test/lab/mesh-member.ts";
+import type { Transport } from "../mesh/transport.ts";
+import { Counters } from "./counters.ts";
+import { Dialer } from "./dial.ts";
+import { Budget } from "./http2/budget.ts";
+import { MeshCredentials } from "./mesh-credentials.ts";
+import { carryOutbound } from "./outbound.ts";
+import { addressOfTarget, type TunnelTarget } from "./target.ts";
+
+let mesh: TestMesh;
+let foreign: TestMesh;
+beforeAll(() => {
+  mesh = new TestMesh();
+  foreign = new TestMesh();
+});
+afterAll(() => {
+  mesh.close();
+  foreign.close();
+});
+
+const cleanup: (() => void)[] = [];
+const targets = new Map<number, TunnelTarget>();
+let counters: Counters;
+let store: ReturnType<TestMesh["store"]>;
+let credentials: MeshCredentials;
+let entrance = 0;
+let lines: string[] = [];
+
+beforeEach(async () => {
+  targets.clear();
+  counters = new Counters();
+  lines = [];
+  store = mesh.store("app");
+  credentials = new MeshCredentials(store);
+  cleanup.push(() => credentials.close());
+  const dialer = new Dialer({ credentials, budget: new Budget(1 << 26), patience: 400 });
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) => {
+    const options = {
+      readTarget: (n: number) => targets.get(n),
+      dialer,
+      counters,
+      log: (text: string) => lines.push(text),
+    };
+    void carryOutbound(socket, options);
+  });
+  entrance = await listening(server, "0.0.0.0");
+  cleanup.push(() => server.close());
+});
+afterEach(() => {
+  for (const end of cleanup.splice(0)) end();
+});
+
+const seen: {
+  sni: string | false | null;
+  alpn: string | false | null;
+  peer: string | undefined;
+  text: string;
+}[] = [];
+
+/** A peer that demands mutual TLS, answers each text by `got TEXT` at its end, and notes what it saw. */
+async function peer(options: TlsOptions): Promise<number> {
+  const server = createTlsServer({
+    requestCert: true,
+    rejectUnauthorized: true,
+    allowHalfOpen: true,
+    ...options,
+  });
+  seen.length = 0;
+  server.on("secureConnection", (socket: TLSSocket) => {
+    socket.on("error", () => {});
+    const row = {
+      sni: "",
+      alpn: socket.alpnProtocol,
+      peer: socket.getPeerCertificate().subjectaltname,
+      text: "",
+    };
+    row.sni = (socket as TLSSocket & { servername?: string }).servername ?? "";
+    seen.push(row);
+    socket.on("data", (chunk: Buffer) => {
+      row.text += chunk;
+    });
+    socket.on("end", () => socket.end(`got ${row.text}`));
+  });
+  server.on("tlsClientError", () => {});
+  const port = await listening(server);
+  cleanup.push(() => server.close());
+  return port;
+}
+
+function target(number: number, port: number, transport: Transport): string {
+  targets.set(number, {
+    number,
+    peer: { address: "127.0.0.1", port },
+    transport,
+    service: "web",
+    cluster: "c",
+  });
+  return addressOfTarget(number);
+}
+
+function istio(...accounts: string[]): Transport {
+  const sans = accounts.map((account) => ({ kind: "exact" as const, value: mesh.id(account) }));
+  return { kind: "istio", sni: "outbound_.80_._.web.shop.svc.cluster.local", sans };
+}
+
+/** What an app gets that sends `text` and half-closes. */
+async function ask(address: string, text = "hello"): Promise<string> {
+  const socket = await dialTcp(entrance, address);
+  const answer = outcome(socket);
+  socket.end(text);
+  return answer;
+}
+
+const failures = () => counters.rows.ways.outbound.failures;
+
+test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both ways", async () => {
+  const at = target(7, await peer({ ...mesh.issue("web"), ALPNProtocols: ["istio"] }), istio("other", "web"));
+  expect(await ask(at)).toBe("got hello");
+  expect(seen).toEqual([
+    {
+      sni: "outbound_.80_._.web.shop.svc.cluster.local",
+      alpn: "istio",
+      peer: `URI:${mesh.id("app")}`,
+      text: "hello",
+    },
+  ]);
+  await Bun.sleep(20);
+  expect(counters.rows.ways.outbound).toEqual({
+    open: 0,
+    total: 1,
+    pending: 0,
+    sent: 5,
+    received: 9,
+    failures: {},
+  });
+  expect(counters.rows.identities).toEqual({ [mesh.id("web")]: 1 });
+});
+
+test("a peer that chooses no ALPN and speaks TLS 1.2 only is right, too", async () => {
+  const at = target(7, await peer({ ...mesh.issue("web"), maxVersion: "TLSv1.2" }), istio("web"));
+  expect(await ask(at)).toBe("got hello");
+});
+
+test("16 MB go each way unchanged, and a reader that does not read holds the writer back", async () => {
+  const at = target(1, await peer({ ...mesh.issue("web") }), istio("web"));
+  const text = "0123456789abcdef".repeat(1 << 20);
+  expect((await ask(at, text)) === `got ${text}`).toBe(true);
+  const slow = createTlsServer({ ...mesh.issue("web"), requestCert: true }, (socket) => socket.pause());
+  cleanup.push(() => slow.close());
+  const stuck = await dialTcp(entrance, target(2, await listening(slow), istio("web")));
+  cleanup.push(() => stuck.destroy());
+  let taken = 0;
+  const block = Buffer.alloc(1 << 16);
+  const more = () => {
+    while (taken < 1 << 28 && stuck.write(block)) taken += block.length;
+  };
+  stuck.on("drain", more);
+  stuck.on("error", () => {});
+  more();
+  await Bun.sleep(300);
+  const before = taken;
+  await Bun.sleep(200);
+  expect(taken).toBe(before);
+  // Socket buffers of the kernel on four sockets, and what node keeps.
+  expect(taken).toBeLessThan(32 << 20);
+});
+
+test("every failure is a reset for the app, with its reason counted", async () => {
+  const cases: [string, () => Promise<string>][] = [
+    ["wrong-san", async () => target(1, await peer({ ...mesh.issue("web") }), istio("other"))],
+    [
+      "unknown-ca",
+      async () => target(1, await peer({ ...foreign.issue("web"), ca: mesh.authority.root }), istio("web")),
+    ],
+    [
+      "expired",
+      async () => target(1, await peer({ ...mesh.issue("web", { from: -3, to: -1 }) }), istio("web")),
+    ],
+    [
+      "not-yet-valid",
+      async () => target(1, await peer({ ...mesh.issue("web", { from: 1, to: 2 }) }), istio("web")),
+    ],
+    ["refused-by-peer", async () => target(1, await demanding(), istio("web"))],
+    [
+      "connect-refused",
+      async () => {
+        const server = createServer();
+        const port = await listening(server);
+        server.close();
+        await once(server, "close");
+        return target(1, port, istio("web"));
+      },
+    ],
+    [
+      "not-tls",
+      async () => target(1, await plain((socket) => socket.write("HTTP/1.1 400\r\n\r\n")), istio("web")),
+    ],
+    ["handshake-timeout", async () => target(1, await plain(() => {}), istio("web"))],
+    ["reset", async () => target(1, await plain((socket) => socket.resetAndDestroy()), istio("web"))],
+    ["no-alpn", async () => target(1, await peer({ ...mesh.issue("web") }), hboneAt(1))],
+    ["unknown-target", async () => addressOfTarget(99)],
+    ["bad-file", async () => target(1, 1, { ...external, roots: "/nowhere/ca.pem" })],
+  ];
+  for (const [reason, prepare] of cases) {
+    const address = await prepare();
+    const transport = targets.get(1)?.transport;
+    if (transport?.kind === "hbone") transport.port = targets.get(1)?.peer.port ?? 0;
+    expect([reason, await ask(address)]).toEqual([reason, "ECONNRESET"]);
+    await Bun.sleep(10);
+    expect({ [reason]: 1 }).toEqual(failures());
+    counters.rows.ways.outbound.failures = {};
+  }
+  expect(counters.rows.ways.outbound).toMatchObject({ open: 0, pending: 0 });
+  expect(lines.join("\n")).not.toContain("PRIVATE KEY");
+});
+
+/** openssl's server, which trusts another CA and refuses us by an alert. Bun's own servers close without a word. */
+async function demanding(): Promise<number> {
+  const { key, cert } = mesh.issue("web");
+  const file = (name: string, text: string) => {
+    writeFileSync(join(mesh.folder, name), text);
+    return join(mesh.folder, name);
+  };
+  const files = [
+    "-key",
+    file("s.key", key),
+    "-cert",
+    file("s.pem", cert),
+    "-CAfile",
+    join(foreign.folder, "ca.pem"),
+  ];
+  const free = createServer();
+  const port = await listening(free);
+  free.close();
+  await once(free, "close");
+  const child = spawn("openssl", [
+    "s_server",
+    "-accept",
+    `127.0.0.1:${port}`,
+    "-Verify",
+    "1",
+    "-verify_return_error",
+    ...files,
+  ]);
+  cleanup.push(() => child.kill("SIGKILL"));
+  for await (const chunk of child.stdout) if (String(chunk).includes("ACCEPT")) break;
+  return port;
+}
+
+function hboneAt(port: number): Transport {
+  return { kind: "hbone", authority: "", port, sans: [{ kind: "exact", value: mesh.id("web") }] };
+}
+
+async function plain(accept: (socket: Socket) => void): Promise<number> {
+  const server: Server = createServer((socket) => {
+    socket.on("error", () => {});
+    socket.on("data", () => {});
+    cleanup.push(() => socket.destroy());
+    accept(socket);
+  });
+  cleanup.push(() => server.close());
+  return listening(server);
+}
+
+test("a new certificate is used without a restart, and open connections go on", async () => {
+  const at = target(1, await peer({ ...mesh.issue("web") }), istio("web"));
+  const old = await dialTcp(entrance, at);
+  old.write("a");
+  while (seen[0]?.text !== "a") await Bun.sleep(5);
+  mesh.renew(store, "renewed");
+  credentials.refresh();
+  expect(await ask(at)).toBe("got hello");
+  expect(seen.map((row) => row.peer)).toEqual([`URI:${mesh.id("app")}`, `URI:${mesh.id("renewed")}`]);
+  const answer = outcome(old);
+  old.end("b");
+  expect(await answer).toBe("got ab");
+  // Broken files leave the last certificate in use; an expired one refuses.
+  writeFileSync(join(store.folder, "current/cert-chain.pem"), "garbage");
+  credentials.refresh();
+  expect(await ask(at)).toBe("got hello");
+  mesh.renew(store, "late", { from: -3, to: -1 });
+  credentials.refresh();
+  expect(credentials.status()).toMatchObject({ valid: false, rotations: 2 });
+  expect(await ask(at)).toBe("ECONNRESET");
+  expect(failures()).toEqual({ "own-certificate-expired": 1 });
+});
+
+const external = {
+  kind: "tls",
+  sni: "db.example.com",
+  sans: [],
+  roots: "",
+  certificate: "",
+  key: "",
+  alpn: [],
+} as const;
+
+test("TLS of a DestinationRule: SIMPLE, MUTUAL, names, no verification", async () => {
+  const { key, chain } = foreign.authority.issue("DNS:*.example.com");
+  const port = await peer({ key, cert: chain, ca: foreign.authority.root, rejectUnauthorized: false });
+  const roots = join(foreign.folder, "ca.pem");
+  const exact = (value: string) => [{ kind: "exact" as const, value }];
+  expect(await ask(target(1, port, { ...external, roots, sans: exact("db.example.com") }))).toBe("got hello");
+  expect(seen.at(-1)).toMatchObject({ sni: "db.example.com", peer: undefined });
+  expect(await ask(target(2, port, { ...external, roots, sans: exact("example.com") }))).toBe("ECONNRESET");
+  expect(await ask(target(3, port, { ...external, roots: join(mesh.folder, "ca.pem") }))).toBe("ECONNRESET");
+  expect(await ask(target(4, port, external))).toBe("got hello");
+  expect(await ask(target(5, port, { ...external, sans: exact("other.org") }))).toBe("ECONNRESET");
+  await Bun.sleep(10);
+  expect(failures()).toEqual({ "wrong-san": 2, "unknown-ca": 1 });
+  const client = foreign.issue("client");
+  const files = { certificate: join(foreign.folder, "c.pem"), key: join(foreign.folder, "c.key") };
+  writeFileSync(files.certificate, client.cert);
+  writeFileSync(files.key, client.key);
+  expect(await ask(target(6, port, { ...external, ...files, roots }))).toBe("got hello");
+  expect(seen.at(-1)?.peer).toBe(`URI:${foreign.id("client")}`);
+});
+
+test("PROXY protocol: the header comes first, alone or before TLS", async () => {
+  const heard: Buffer[] = [];
+  const port = await plain((socket) => socket.on("data", (chunk) => heard.push(chunk as Buffer)));
+  const v1 = await dialTcp(entrance, target(1, port, { kind: "proxy-protocol", version: 1 }));
+  const port1 = v1.localPort;
+  v1.end("x");
+  await Bun.sleep(50);
+  expect(Buffer.concat(heard).toString()).toBe(`PROXY TCP4 127.0.0.1 127.0.0.1 ${port1} ${port}\r\nx`);
+  heard.length = 0;
+  const v2 = await dialTcp(
+    entrance,
+    target(2, port, { kind: "proxy-protocol", version: 2, over: istio("web") }),
+  );
+  cleanup.push(() => v2.destroy());
+  await Bun.sleep(50);
+  const bytes = Buffer.concat(heard);
+  expect(bytes.subarray(0, 16).toString("hex")).toBe("0d0a0d0a000d0a515549540a2111000c");
+  expect(bytes.readUInt16BE(24)).toBe(v2.localPort ?? 0);
+  // A ClientHello follows.
+  expect(bytes[28]).toBe(0x16);
+});

@@ -1,0 +1,99 @@
+import type { Duplex } from "node:stream";
+import { type ConnectionOptions, connect, type SecureContext, type TLSSocket } from "node:tls";
+import { reasonOfFailure, TunnelFailure } from "./failure.ts";
+import { reset } from "./splice.ts";
+
+/** Milliseconds for TCP and TLS together. */
+export const CONNECT_PATIENCE = 10_000;
+
+export interface PeerTls {
+  /** TCP, or TLS inside of another stream (double HBONE, PROXY protocol), which is then owned by the result. */
+  to: { host: string; port: number } | { stream: Duplex };
+  context: SecureContext;
+  /** Empty: no SNI is sent. */
+  sni: string;
+  alpn: readonly string[];
+  /** The protocol that the peer must choose. */
+  requireAlpn?: string;
+  /** The peer's chain is checked against the context's roots. Only `tls` without roots leaves it out. */
+  verify: boolean;
+  /** Judges the certificate's names; the chain is good. Gives what is wrong. */
+  check(names: string | undefined): TunnelFailure | undefined;
+  patience?: number;
+}
+
+/**
+ * Opens TLS to a peer. Resolves with the connected socket, its peer verified and nothing read or written yet. Rejects with
+ * TunnelFailure or the error of node:tls. `signal` aborts it.
+ */
+export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocket> {
+  const { to, context, sni, alpn, verify } = options;
+  return new Promise((resolve, reject) => {
+    // @types/node lacks allowHalfOpen, which tls.connect takes.
+    const settings: ConnectionOptions & { allowHalfOpen: boolean } = {
+      ...("stream" in to ? { socket: to.stream } : { ...to, noDelay: true }),
+      allowHalfOpen: true,
+      secureContext: context,
+      ALPNProtocols: [...alpn],
+      rejectUnauthorized: verify,
+      checkServerIdentity: (_host, { subjectaltname }) => options.check(subjectaltname),
+      ...(sni === "" ? {} : { servername: sni }),
+    };
+    let connected = false;
+    const socket = connect(settings);
+    const patience = options.patience ?? CONNECT_PATIENCE;
+    const timer = setTimeout(() => {
+      const reason = connected || "stream" in to ? "handshake-timeout" : "connect-timeout";
+      fail(new TunnelFailure(reason, `the peer did not answer within ${patience} ms`));
+    }, patience);
+    const finish = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", aborted);
+      socket.off("error", fail);
+      socket.off("close", closed);
+    };
+    const fail = (error: Error) => {
+      finish();
+      reset(socket);
+      if ("stream" in to) reset(to.stream);
+      reject(error);
+    };
+    const closed = () => fail(new TunnelFailure("reset", "the peer closed the connection in its handshake"));
+    const aborted = () => fail(new TunnelFailure("reset", "the app has gone"));
+    socket.once("connect", () => {
+      connected = true;
+    });
+    socket.once("secureConnect", () => {
+      if (!verify) {
+        const wrong = options.check(socket.getPeerCertificate().subjectaltname);
+        if (wrong) {
+          fail(wrong);
+          return;
+        }
+      }
+      if (options.requireAlpn !== undefined && socket.alpnProtocol !== options.requireAlpn) {
+        fail(
+          new TunnelFailure(
+            "no-alpn",
+            `the peer chose ${socket.alpnProtocol || "no protocol"}, not ${options.requireAlpn}`,
+          ),
+        );
+        return;
+      }
+      finish();
+      socket.pause();
+      resolve(socket);
+    });
+    socket.on("error", fail);
+    socket.on("close", closed);
+    signal.addEventListener("abort", aborted);
+    if (signal.aborted) aborted();
+  });
+}
+
+/** A reset before the handshake's end is a refusal by the peer; anything else is as it was. */
+export function asFailure(error: unknown): TunnelFailure {
+  if (error instanceof TunnelFailure) return error;
+  const text = error instanceof Error ? error.message : String(error);
+  return new TunnelFailure(reasonOfFailure(error), text);
+}

@@ -1,0 +1,63 @@
+import type { Duplex } from "node:stream";
+
+/** What two joined streams carried, in bytes, and how it ended. */
+export interface Spliced {
+  /** From the first to the second stream, and back. */
+  forth: number;
+  back: number;
+  /** The first error, and of which stream it is; absent when both ended in good order. */
+  error?: Error;
+  failed?: "first" | "second";
+}
+
+/**
+ * Joins two streams until both have ended, and calls `done` once. A half-close passes on; an error on one resets the
+ * other. Each direction is held back by its receiver: nothing is kept but what the streams themselves hold.
+ */
+export function splice(first: Duplex, second: Duplex, done: (result: Spliced) => void): void {
+  const result: Spliced = { forth: 0, back: 0 };
+  let open = 2;
+  const fail = (failed: "first" | "second", error: Error) => {
+    if (result.error) return;
+    result.error = error;
+    result.failed = failed;
+    reset(first);
+    reset(second);
+  };
+  const watch = (stream: Duplex, name: "first" | "second") => {
+    stream.on("error", (error: Error) => fail(name, error));
+    const closed = () => {
+      // Closed before its end: the other side must not take that for the end.
+      if (!stream.readableEnded || !stream.writableFinished) fail(name, new Error("the connection was lost"));
+      if (--open === 0) done(result);
+    };
+    if (stream.closed) closed();
+    else stream.once("close", closed);
+  };
+  const pump = (from: Duplex, to: Duplex, count: (bytes: number) => void) => {
+    from.on("data", (chunk: Buffer) => {
+      count(chunk.length);
+      if (!to.write(chunk)) from.pause();
+    });
+    to.on("drain", () => from.resume());
+    from.on("end", () => to.end());
+  };
+  watch(first, "first");
+  watch(second, "second");
+  pump(first, second, (bytes) => {
+    result.forth += bytes;
+  });
+  pump(second, first, (bytes) => {
+    result.back += bytes;
+  });
+  first.resume();
+  second.resume();
+}
+
+/** Ends a stream so that its peer sees a reset, not an end: RST for TCP, RST_STREAM for HTTP/2. */
+export function reset(stream: Duplex): void {
+  if (stream.destroyed) return;
+  stream.on("error", () => {});
+  if ("resetAndDestroy" in stream && typeof stream.resetAndDestroy === "function") stream.resetAndDestroy();
+  else stream.destroy();
+}
