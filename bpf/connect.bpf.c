@@ -20,6 +20,7 @@
 #include "include/live.h"
 #include "include/socket.h"
 #include "include/tables.h"
+#include "include/tunnel.h"
 #include "include/enrolment.h"
 #include "include/verdict.h"
 #include "include/walk.h"
@@ -531,7 +532,22 @@ static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const str
 static __always_inline bool is_governed(struct bpf_sock_addr *ctx, const struct settings *set,
 					const struct request *req)
 {
-	return !is_exempt_address(&req->address) && is_enrolled_task(set) && in_governed_netns(ctx, set);
+	return is_enrolled_task(set) && in_governed_netns(ctx, set);
+}
+
+/*
+ * Whether an app means the tunnel itself. It would carry the bytes under this machine's identity, to any peer and past every
+ * rule. Connections that are led there asked for another address. connect() to 0.0.0.0 goes to 127.0.0.1, or to the
+ * address of 127/8 that the socket is bound to.
+ */
+static __always_inline bool enters_tunnel(struct bpf_sock_addr *ctx, const struct settings *set,
+					  const struct request *req)
+{
+	__u32 net = bpf_ntohl(req->address.word[3]) >> 24;
+
+	if (req->port != bpf_htons(TUNNEL_PORT) || !(set->flags & SETTING_TUNNEL))
+		return false;
+	return is_mapped(&req->address) && (net == 127 || !net) && in_governed_netns(ctx, set);
 }
 
 static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set, const struct request *req,
@@ -695,6 +711,14 @@ static __always_inline int govern(struct bpf_sock_addr *ctx, const struct reques
 	if (!set)
 		return PROCEED;
 	forget(ctx);
+	if (is_exempt_address(&req->address)) {
+		if (!enters_tunnel(ctx, set, req))
+			return PROCEED;
+		refuse(made, REASON_TUNNEL_ENTRY);
+		count(set, made);
+		record_refusal(req, made);
+		return DENY;
+	}
 	if (!is_governed(ctx, set, req))
 		return PROCEED;
 	decide(ctx, set, req, made);

@@ -60,6 +60,7 @@ export function readKernelCounts(bpffs: string): KernelCounts {
       services,
       live: liveOf(
         open("endpoints", layout.endpoint.size),
+        open("tunnel_targets", layout.tunnel_target.size),
         open("endpoint_loads", layout.endpoint_load.size),
       ),
       clusterLive: sum(
@@ -111,12 +112,12 @@ function countsOf(table: ChunkedTable, id: number): ServiceCount {
   };
 }
 
-function liveOf(endpoints: ChunkedTable, loads: ChunkedTable): Map<string, number> {
+function liveOf(endpoints: ChunkedTable, targets: ChunkedTable, loads: ChunkedTable): Map<string, number> {
   const live = new Map<string, number>();
   for (let id = 0; id < loads.capacity; id++) {
     const count = Number(BigInt.asIntN(64, loads.long(id, layout.endpoint_load.fields.live.offset)));
     if (count === 0) continue;
-    const { address, port } = readEndpoint(endpoints, id);
+    const { address, port } = readEndpoint({ endpoints, tunnelTargets: targets }, id);
     // Several ids of one endpoint, or a count that no endpoint has, must show.
     const key = `${address} ${port}`;
     live.set(live.has(key) ? `${key} again, as id ${id}` : key, count);

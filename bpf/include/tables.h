@@ -102,6 +102,7 @@ enum settings_flag {
 	SETTING_EVERY_CGROUP = 4,
 	SETTING_PREFIXES = 8, /* `prefixes` is not empty */
 	SETTING_EXCLUSIONS = 16, /* `exclusions` is not empty */
+	SETTING_TUNNEL = 32, /* endpoints are reached through the tunnel: nobody may enter it by himself */
 };
 
 /* Each member is published by itself with one store. */

@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { Random } from "../../test/lab/random.ts";
-import { decodeMesh, decodeTransport, encodeMesh, encodeTransport, MalformedMesh } from "./encoding.ts";
+import { decodeMesh, encodeMesh, MalformedMesh } from "./encoding.ts";
 import { type Endpoint, EndpointList, MAX_TRANSPORTS } from "./endpoint-list.ts";
 import { frontendKey } from "./frontend.ts";
 import {
@@ -216,17 +216,4 @@ describe("bytes of earlier versions", () => {
       expect(decodeMesh(encoded(mesh))).toEqual(mesh);
     });
   }
-});
-
-test("a transport by itself comes back, with bytes behind it; nested without end it is refused", () => {
-  const transport: Transport = {
-    kind: "proxy-protocol",
-    version: 2,
-    over: { kind: "istio", sni: "x".repeat(300), sans: [{ kind: "exact", value: "x".repeat(300) }] },
-  };
-  const bytes = encodeTransport(transport);
-  expect(decodeTransport(Buffer.concat([bytes, new Uint8Array(500)]))).toEqual(transport);
-  for (let length = 0; length < bytes.length; length++)
-    expect(() => decodeTransport(bytes.subarray(0, length))).toThrow(MalformedMesh);
-  expect(() => decodeTransport(new Uint8Array(3_000).fill(4))).toThrow(MalformedMesh);
 });

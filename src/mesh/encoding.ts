@@ -312,18 +312,6 @@ function takeSan(reader: Reader): SanMatch {
   return { kind: reader.choice(SAN_KINDS), value: reader.name() };
 }
 
-/** One transport by itself, as the pinned table of transports holds it. */
-export function encodeTransport(transport: Transport): Uint8Array {
-  const writer = new Writer(0);
-  putTransport(writer, transport);
-  return writer.written().slice();
-}
-
-/** Bytes behind the transport are ignored: the table pads its values. Throws MalformedMesh. */
-export function decodeTransport(bytes: Uint8Array): Transport {
-  return takeTransport(new Reader(bytes, MESH_ENCODING));
-}
-
 function putEjection(writer: Writer, { after, base, longest, percent, enforcing }: Ejection): void {
   writer.number(after);
   // Most clusters have no outlier detection.
@@ -366,15 +354,10 @@ function takeLocality(reader: Reader): Locality {
 const utf8 = new TextEncoder();
 
 class Writer {
-  #bytes: Uint8Array;
+  #bytes = new Uint8Array(2 * PART);
   #length = 0;
   /** The number of each name, by the order of first occurrence. Later occurrences write the number. */
   readonly #names = new Map<string, number>();
-
-  /** With room for so many bytes to begin with. */
-  constructor(room = 2 * PART) {
-    this.#bytes = new Uint8Array(room);
-  }
 
   get length(): number {
     return this.#length;

@@ -30,6 +30,8 @@ export const REASONS = [
   "undecidable",
   /** The tables contradict each other: a bug in kmesh, counted to be visible. */
   "internal",
+  /** An app connected to the tunnel's own port, which only redirected connections may enter. */
+  "tunnel-entry",
 ] as const;
 export type Reason = (typeof REASONS)[number];
 

@@ -70,7 +70,7 @@ export class Labels {
     if (read) return read;
     const { endpoints } = this.#tables;
     if (!endpoints.has(id) || endpoints.word(id, USED) === 0) return undefined;
-    const at = readEndpoint(endpoints, id);
+    const at = readEndpoint(this.#tables, id);
     const found = { ...at, key: keyOf(at.address, at.port) };
     this.#endpoints.set(id, found);
     return found;

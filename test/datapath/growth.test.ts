@@ -33,7 +33,13 @@ describe.skipIf(process.getuid?.() !== 0)("tables", () => {
       () => undefined,
     );
     const lines = new NameLines(tables.nameLines, [tables.clusterNames, tables.serviceNames]);
-    const clusters = new ClusterTable(tables, lines, grace, () => true);
+    const clusters = new ClusterTable(
+      tables,
+      lines,
+      grace,
+      () => true,
+      () => 0,
+    );
     const all = Array.from({ length: LARGEST }, (_, i) => endpoint(`10.0.${i >> 8}.${i & 255}:80`));
     try {
       clusters.putCluster(cluster("neighbour", all.slice(0, 3)));

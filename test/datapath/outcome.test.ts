@@ -132,7 +132,7 @@ describe.skipIf(!root)("the outcome of a connect", () => {
   function idOf(at: string): number {
     const wanted = endpoint(at);
     for (let id = 0; id < tables.endpoints.capacity; id++) {
-      const { address, port } = readEndpoint(tables.endpoints, id);
+      const { address, port } = readEndpoint(tables, id);
       if (address === wanted.address && port === wanted.port) return id;
     }
     throw new Error(`${at} has no id`);

@@ -214,6 +214,16 @@ OTHER_OUT = 0
 OTHER_IN = 1
 OTHER_BLANK = 2
 OTHER_COUNT = 4
+REASON_TUNNEL_ENTRY = 10
+map tunnel_targets: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 64, 256 at most, flags 5120
+map transports: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 8, 256 at most, flags 5120
+map transport_lines: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 64, 256 at most, flags 5120
+tunnel_target: 64 bytes
+tunnel_target.address: 16 at 0
+tunnel_target.port: 2 at 16
+tunnel_target.transport: 4 at 20
+tunnel_target.cluster: 4 at 24
+tunnel_target.service: 4 at 28
 `.trim();
 
 test("nothing that was released has changed", () => {

@@ -41,6 +41,7 @@ export function keptLayouts(): string[] {
     ...layout.keep_records.fields,
     ...layout.traffic_records.fields,
     ...layout.recent_records.fields,
+    ...layout.tunnel_records.fields,
   };
   const more = [...Object.keys(records), "reason"];
   return [...new Set([...lines, ...more.flatMap(recordLines)])];

@@ -312,7 +312,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     services: view.services(),
     ejections: view.ejections(),
     tables: sizes(tables),
-    recent: recentConnections(tables.maps, (id) => view.serviceName(id)),
+    recent: recentConnections(tables, (id) => view.serviceName(id)),
   };
 }
 
@@ -435,7 +435,7 @@ export class TableView {
     return [descriptor.v4, descriptor.v6].flatMap((run) => {
       const times = occurrences(readSlots(this.tables.slots, run));
       const states = [...times].map(([endpoint, count]) => ({
-        ...readEndpoint(this.tables.endpoints, endpoint),
+        ...readEndpoint(this.tables, endpoint),
         share: count / run.count,
         ...this.#load(endpoint, leavesOut),
       }));
@@ -541,6 +541,9 @@ function sizes(tables: Tables): TableState[] {
     endpoint_loads: tables.endpointLoads,
     cluster_loads: tables.clusterLoads,
     service_counts: tables.serviceCounts,
+    tunnel_targets: tables.tunnelTargets,
+    transports: tables.transports,
+    transport_lines: tables.transportLines,
   };
   return Object.entries(chunked).map(([name, { capacity, bytes }]) => ({ name, capacity, bytes }));
 }

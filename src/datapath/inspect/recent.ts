@@ -5,8 +5,9 @@ import type { BpfMap } from "../../kernel/maps.ts";
 import { formatAddress } from "../../mesh/address.ts";
 import type { Reason } from "../../mesh/model.ts";
 import { reasonName } from "../mesh-tables/target.ts";
+import { peerBehind } from "../mesh-tables/tunnel-targets.ts";
 import * as layout from "../tables/layout.gen.ts";
-import type { Maps } from "../tables/tables.ts";
+import type { Tables } from "../tables/tables.ts";
 
 const { fields: AT } = layout.recent;
 const { RECENT_REFUSED } = layout.enums.recent_kind;
@@ -38,10 +39,8 @@ export interface RecentConnection {
 }
 
 /** All that the kernel still has, the newest first. `serviceName` gives "" for an id without a name. Throws KernelError. */
-export function recentConnections(
-  maps: Pick<Maps, "recent" | "source_names">,
-  serviceName: (id: number) => string,
-): RecentConnection[] {
+export function recentConnections(tables: Tables, serviceName: (id: number) => string): RecentConnection[] {
+  const { maps } = tables;
   const { keySize, valueSize, maxEntries } = maps.recent.info;
   const now = monotonic();
   const units = new Map<bigint, string>();
@@ -52,7 +51,9 @@ export function recentConnections(
     const view = new DataView(bytes.buffer);
     const source = view.getBigUint64(AT.source.offset, true);
     if (!units.has(source)) units.set(source, unitOf(maps.source_names, source));
-    found.push(connection(view, bytes, now, units.get(source) ?? "", serviceName));
+    const record = connection(view, bytes, now, units.get(source) ?? "", serviceName);
+    const peer = record.endpoint && peerBehind(tables, record.endpoint.address, record.endpoint.port);
+    found.push(peer ? { ...record, endpoint: { address: peer.address, port: peer.port } } : record);
   }
   return found.sort((a, b) => b.number - a.number);
 }

@@ -9,8 +9,10 @@ import {
   type Reason,
   type Split,
 } from "../../mesh/model.ts";
+import type { Transport } from "../../mesh/transport.ts";
 import { type Kind, MAX_FALLBACKS, type SlotPolicy } from "./descriptor.ts";
 import { type Members, maglevTable, ringTable, smoothOrder } from "./slots.ts";
+import { textOf } from "./tunnel-targets.ts";
 import { type Selection, weighEndpoints, weighFallbacks } from "./weights.ts";
 
 export const DIGEST_SIZE = 16;
@@ -29,6 +31,10 @@ export interface Compiled {
   v6: Selection;
   /** By further priorities, for when every endpoint before is ejected. */
   fallbacks: { v4: Selection; v6: Selection }[];
+  /** How its endpoints are reached that are not reached directly; as in the model. */
+  transports: readonly Transport[];
+  /** Of a cluster with transports; else "". */
+  service: string;
   /** Of a split: cluster names and weights. */
   shares: { cluster: string; weight: number }[];
   order: (members: Members) => Uint32Array;
@@ -52,10 +58,12 @@ export function compileCluster(cluster: Cluster): Compiled {
   const { after, base, longest, percent, enforcing } = ejection;
   // As it was before there were any, where there are none.
   const part = after > 0 && enforcing < 100 ? `\nenforcing ${enforcing}` : "";
+  const transports = members ? cluster.transports : [];
+  const tunnel = transports.length > 0 ? `\n${cluster.service}\n${transports.map(textOf).join("\n")}` : "";
   const more = fallbacks.length > 0 ? `\nfallbacks ${fallbacks.length}` : "";
   const head =
     `${cluster.kind}\n${balance.policy}\n${tableSizeOf(balance)}\n${cluster.reason}\n${cluster.maxConnections}\n` +
-    `${after}\n${base}\n${longest}\n${percent}${cluster.port > 0 ? `\n${cluster.port}` : ""}${part}${more}`;
+    `${after}\n${base}\n${longest}\n${percent}${cluster.port > 0 ? `\n${cluster.port}` : ""}${part}${more}${tunnel}`;
   return {
     kind: KIND_OF[cluster.kind],
     policy: policyOf(balance),
@@ -66,6 +74,8 @@ export function compileCluster(cluster: Cluster): Compiled {
     v4,
     v6,
     fallbacks,
+    transports,
+    service: transports.length > 0 ? cluster.service : "",
     shares: [],
     order: orderOf(balance),
     digest: digest(head, v4, v6, ...fallbacks.flatMap((each) => [each.v4, each.v6])),
@@ -119,6 +129,8 @@ const NOTHING: Omit<Compiled, "digest"> = {
   v4: NOBODY,
   v6: NOBODY,
   fallbacks: [],
+  transports: [],
+  service: "",
   shares: [],
   order: smoothOrder,
 };
@@ -172,7 +184,8 @@ function pack({ lists, places, weights }: Selection, at: number): number {
     if (list === undefined || place === undefined) continue;
     for (let word = 0; word < 4; word++)
       draft.setUint32(at + word * 4, list.words[place * ENDPOINT_WORDS + word] ?? 0);
-    draft.setUint32(at + 16, list.port(place));
+    // The transport's number in bits that are 0 without one.
+    draft.setUint32(at + 16, list.port(place) | (list.transport(place) << 16));
     draft.setFloat64(at + 20, weights[i] ?? 0);
     at += MEMBER_BYTES;
   }

@@ -2,6 +2,7 @@
  * Clusters and splits in the kernel. A name has one id as long as it lives; what it stands for is an immutable
  * descriptor with its slots, and one store replaces it.
  */
+import type { EndpointList } from "../../mesh/endpoint-list.ts";
 import type { Cluster, Split } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
@@ -29,6 +30,7 @@ import {
 import { EndpointTable } from "./endpoint-table.ts";
 import type { Members } from "./slots.ts";
 import { reasonNumber } from "./target.ts";
+import type { Tunnelled } from "./tunnel-targets.ts";
 import type { Selection } from "./weights.ts";
 
 const LIVE = layout.cluster_load.fields.live.offset;
@@ -50,15 +52,21 @@ export class ClusterTable {
   /** Unpublished by name, waiting for readers to leave. */
   readonly #leaving = new Set<string>();
   readonly #alone: () => boolean;
+  readonly #serviceId: (name: string) => number;
 
-  /** `alone`: no other generation's tables are kept, so that ids which it may use can be given again. */
+  /**
+   * `alone`: no other generation's tables are kept, so that ids which it may use can be given again. `serviceId` gives the
+   * id of a service, new or not.
+   */
   constructor(
     tables: Tables,
     lines: NameLines,
     grace: DeferredFree,
     alone: () => boolean,
+    serviceId: (name: string) => number,
     mayReuse: MayReuse = () => true,
   ) {
+    this.#serviceId = serviceId;
     this.#clusters = tables.clusters;
     this.#descriptors = tables.descriptors;
     this.#slots = tables.slots;
@@ -71,13 +79,7 @@ export class ClusterTable {
     const used = usedRecords(tables);
     this.#descriptorIds = new Ids(1, used.descriptors);
     this.#lines = new ExtentAllocator(used.lines);
-    this.#endpoints = new EndpointTable(
-      tables.endpoints,
-      tables.endpointLoads,
-      used.endpoints,
-      alone,
-      mayReuse,
-    );
+    this.#endpoints = new EndpointTable(tables, used.endpoints, alone, mayReuse);
     this.#resting = new Quarantine(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     for (const id of this.#names.ids()) counted[id] = 0;
     for (let id = 0; id < counted.length; id++) if (counted[id] !== 0) this.#resting.add(id);
@@ -169,7 +171,7 @@ export class ClusterTable {
     this.#clusters.reserve(id + 1);
     const old = Number(this.#clusters.long(id));
     if (old && hasDigest(this.#descriptors, old, compiled.digest)) return 0;
-    const { descriptor, written } = this.#write(compiled);
+    const { descriptor, written } = this.#write(compiled, id);
     faultPoint("publish.descriptor");
     this.#clusters.publish(id, BigInt(descriptor));
     if (old) this.#retire(old);
@@ -185,7 +187,7 @@ export class ClusterTable {
   }
 
   /** Writes slots and descriptor where no reader looks yet. */
-  #write(compiled: Compiled): { descriptor: number; written: number } {
+  #write(compiled: Compiled, cluster: number): { descriptor: number; written: number } {
     let written = 1;
     const run = (members: Members) => {
       const slots = compiled.order(members);
@@ -198,10 +200,16 @@ export class ClusterTable {
       written += linesOf(placed);
       return placed;
     };
+    const { transports } = compiled;
+    const service = transports.length > 0 ? this.#serviceId(compiled.service) : 0;
+    const through = (list: EndpointList, place: number): Tunnelled | undefined => {
+      const transport = transports[list.transport(place) - 1];
+      return transport && { transport, cluster, service };
+    };
     const endpoints = ({ lists, places, weights }: Selection): Members => {
       const ids = new Uint32Array(places.length);
       lists.forEach((list, i) => {
-        const placed = this.#endpoints.place(list, places[i] ?? 0);
+        const placed = this.#endpoints.place(list, places[i] ?? 0, through(list, places[i] ?? 0));
         if (placed.written) written++;
         ids[i] = placed.id;
       });

@@ -8,8 +8,9 @@ import type { ChunkedTable } from "../tables/chunked-table.ts";
 import { Ids } from "../tables/ids.ts";
 import * as layout from "../tables/layout.gen.ts";
 import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
-import type { MayReuse } from "../tables/tables.ts";
+import type { MayReuse, Tables } from "../tables/tables.ts";
 import { EndpointIndex } from "./endpoint-index.ts";
+import { readPeer, type Tunnelled, TunnelTargets } from "./tunnel-targets.ts";
 
 const { fields } = layout.endpoint;
 const USED = fields.used.offset;
@@ -26,6 +27,9 @@ export class EndpointTable {
   readonly #ids: Ids;
   /** Absent until an endpoint has to be found: a start that changes nothing asks for none. */
   #index: EndpointIndex | undefined;
+  /** Those of them that the tunnel reaches; absent until one has to be found or forgotten. */
+  #targets: TunnelTargets | undefined;
+  readonly #tables: Tables;
   /** How many published slots hold the id. */
   #uses: Uint32Array;
   readonly #resting: Quarantine;
@@ -36,15 +40,11 @@ export class EndpointTable {
    * `uses` counts, by id, the slots that hold an endpoint already; it is taken over. `alone` says that no other
    * generation's slots can hold an id either, and `mayReuse` that nothing else is called by one.
    */
-  constructor(
-    table: ChunkedTable,
-    loads: ChunkedTable,
-    uses: Uint32Array,
-    alone: () => boolean,
-    mayReuse: MayReuse = () => true,
-  ) {
+  constructor(tables: Tables, uses: Uint32Array, alone: () => boolean, mayReuse: MayReuse = () => true) {
+    const table = tables.endpoints;
+    this.#tables = tables;
     this.#table = table;
-    this.#loads = loads;
+    this.#loads = tables.endpointLoads;
     this.#alone = alone;
     this.#mayReuse = mayReuse;
     this.#uses = uses;
@@ -57,10 +57,14 @@ export class EndpointTable {
     this.#ids = new Ids(0, given);
   }
 
-  /** The id of an endpoint of `list`, new or not. Its record is in place when this returns. */
-  place(list: EndpointList, index: number): { id: number; written: boolean } {
-    this.#index ??= indexOf(this.#table);
-    const known = this.#index.find(list, index);
+  /**
+   * The id of an endpoint of `list`, new or not; `through` says how the tunnel reaches it, if it does. Its record is in
+   * place when this returns.
+   */
+  place(list: EndpointList, index: number, through?: Tunnelled): { id: number; written: boolean } {
+    // Before anything leads to the tunnel it must be closed to everybody else. It stays so: connections may still be there.
+    if (through) this.#tables.settings.setFlags({ tunnel: true });
+    const known = through ? this.#tunnelled().find(list, index, through) : this.#plain().find(list, index);
     if (known !== undefined) {
       this.#resting.remove(known);
       return { id: known, written: false };
@@ -69,10 +73,25 @@ export class EndpointTable {
     const id = this.#ids.take((each) => this.#mayReuse("endpoint", each));
     this.#table.reserve(this.#ids.bound);
     this.#loads.reserve(this.#ids.bound);
-    writeEndpoint(this.#table, id, list, index);
-    this.#index.add(id);
+    if (through) {
+      const local = this.#tunnelled().add(id, list, index, through);
+      writeEndpoint(this.#table, id, local, 0);
+    } else {
+      writeEndpoint(this.#table, id, list, index);
+      this.#plain().add(id);
+    }
     this.#setUses(id, 0);
     return { id, written: true };
+  }
+
+  #plain(): EndpointIndex {
+    this.#index ??= indexOf(this.#tables);
+    return this.#index;
+  }
+
+  #tunnelled(): TunnelTargets {
+    this.#targets ??= new TunnelTargets(this.#tables);
+    return this.#targets;
   }
 
   /** A slot that holds `id` is about to be published. */
@@ -100,7 +119,7 @@ export class EndpointTable {
   #recycle(): void {
     if (!this.#alone()) return;
     for (const id of this.#resting.expired()) {
-      this.#index?.remove(id);
+      if (!this.#tunnelled().remove(id)) this.#index?.remove(id);
       this.#table.setWord(id, USED, 0);
       this.#ids.give(id);
     }
@@ -123,13 +142,23 @@ function eachUsed(table: ChunkedTable, visit: (id: number) => void): void {
   }
 }
 
-function indexOf(table: ChunkedTable): EndpointIndex {
-  const index = new EndpointIndex(table, table.capacity);
-  eachUsed(table, (id) => index.add(id));
+/** Of those that are reached directly. */
+function indexOf(tables: Tables): EndpointIndex {
+  const index = new EndpointIndex(tables.endpoints, tables.endpoints.capacity);
+  eachUsed(tables.endpoints, (id) => {
+    if (readPeer(tables, id) === undefined) index.add(id);
+  });
   return index;
 }
 
-export function readEndpoint(table: ChunkedTable, id: number): EndpointAddress {
+/** Where the endpoint is: the peer's own address where the tunnel reaches it. */
+export function readEndpoint(
+  tables: Pick<Tables, "endpoints" | "tunnelTargets">,
+  id: number,
+): EndpointAddress {
+  const peer = readPeer(tables, id);
+  if (peer) return { address: peer.address, port: peer.port };
+  const table = tables.endpoints;
   const record = table.record(id);
   const port = fields.port.offset;
   return {

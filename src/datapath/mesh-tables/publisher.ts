@@ -55,8 +55,10 @@ export class Publisher {
     this.#others = others;
     const mayReuse: MayReuse = (kind, id) => tables.mayReuse?.(kind, id) ?? true;
     const lines = new NameLines(tables.nameLines, [tables.clusterNames, tables.serviceNames]);
-    this.#clusters = new ClusterTable(tables, lines, this.#grace, () => others() === "none", mayReuse);
     this.#services = new NameSpace(tables.serviceNames, lines, 1, undefined, (id) => mayReuse("service", id));
+    const serviceId = (name: string) => this.#services.id(name) ?? this.#addService(name);
+    const alone = () => others() === "none";
+    this.#clusters = new ClusterTable(tables, lines, this.#grace, alone, serviceId, mayReuse);
     const given = new Uint8Array(tables.targets.capacity);
     for (const placed of [...tables.exact.list(), ...tables.prefixes.list()]) {
       this.#frontends.set(frontendKey({ match: placed.match, protocol: "tcp" }), placed);

@@ -7,6 +7,7 @@
 import type { EndpointList } from "../../mesh/endpoint-list.ts";
 import type { Cluster, Locality } from "../../mesh/model.ts";
 
+/** As sockets need it: endpoints that the tunnel reaches are IPv4 ones, whatever they are to the tunnel. */
 export type Family = "v4" | "v6";
 
 /** Endpoints, each by its place in a list, and their weights; the arrays go side by side. */
@@ -99,11 +100,15 @@ function groupOf(locality: Locality, family: Family): Group {
   const list = locality.endpoints;
   const group: Group = { locality, list, healthy: 0, total: 0 };
   for (let i = 0; i < list.length; i++) {
-    if (list.isV4(i) !== (family === "v4")) continue;
+    if (!isOf(list, i, family)) continue;
     group.total++;
     if (list.healthy(i)) group.healthy++;
   }
   return group;
+}
+
+function isOf(list: EndpointList, place: number, family: Family): boolean {
+  return (list.isV4(place) || list.transport(place) > 0) === (family === "v4");
 }
 
 interface Load {
@@ -172,7 +177,7 @@ function selectByLocality(
 
 function addMembers(selection: Selection, { list }: Group, family: Family, panic: boolean): void {
   for (let place = 0; place < list.length; place++) {
-    if (list.isV4(place) !== (family === "v4") || !(panic || list.healthy(place))) continue;
+    if (!isOf(list, place, family) || !(panic || list.healthy(place))) continue;
     selection.lists.push(list);
     selection.places.push(place);
     selection.weights.push(list.weight(place));

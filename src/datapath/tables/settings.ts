@@ -13,6 +13,8 @@ export interface SettingsFlags {
   everyCgroup: boolean;
   prefixes: boolean;
   exclusions: boolean;
+  /** Endpoints are reached through the tunnel: its port is closed to everybody else. */
+  tunnel: boolean;
 }
 
 const BITS: Record<keyof SettingsFlags, number> = {
@@ -21,6 +23,7 @@ const BITS: Record<keyof SettingsFlags, number> = {
   everyCgroup: FLAGS.SETTING_EVERY_CGROUP,
   prefixes: FLAGS.SETTING_PREFIXES,
   exclusions: FLAGS.SETTING_EXCLUSIONS,
+  tunnel: FLAGS.SETTING_TUNNEL,
 };
 
 /** So long after the last word from it, istiod's configuration is no longer taken for current; eject.h says the same. */
@@ -63,6 +66,7 @@ export class Settings {
       everyCgroup: has("everyCgroup"),
       prefixes: has("prefixes"),
       exclusions: has("exclusions"),
+      tunnel: has("tunnel"),
     };
   }
 

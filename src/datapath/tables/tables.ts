@@ -35,8 +35,11 @@ export const TRAFFIC_MAPS = [
   "retirement",
 ] as const;
 
-/** Of these, the ones that no program uses: for agents alone. */
-export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement"] as const;
+/** Names of the maps in bpf/include/tunnel.h: one set for ever, too. */
+export const TUNNEL_MAPS = ["tunnel_targets", "transports", "transport_lines"] as const;
+
+/** The kept maps that no program uses and that not every version has: for agents and the tunnel. */
+export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement", ...TUNNEL_MAPS] as const;
 
 /** Names of the maps in bpf/include/recent.h: one set for ever, too. */
 export const RECENT_MAPS = ["recent", "recent_number"] as const;
@@ -58,6 +61,7 @@ export const KEPT_MAPS = [
   "service_names",
   ...TRAFFIC_MAPS,
   ...RECENT_MAPS,
+  ...TUNNEL_MAPS,
 ] as const;
 
 /** Of these, the ones that no program uses: who is who, for agents alone. */
@@ -117,6 +121,10 @@ export class Tables {
   readonly endpointLoads: ChunkedTable;
   readonly clusterLoads: ChunkedTable;
   readonly serviceCounts: ChunkedTable;
+  /** Endpoint id -> where the tunnel goes. Shorter than `endpoints`: it grows with the first target. */
+  readonly tunnelTargets: ChunkedTable;
+  readonly transports: ChunkedTable;
+  readonly transportLines: ChunkedTable;
 
   /** Takes the maps over: `close` closes them. */
   constructor(maps: Maps) {
@@ -138,6 +146,9 @@ export class Tables {
       this.endpointLoads = new ChunkedTable(maps.endpoint_loads, "ep_loads", layout.endpoint_load.size);
       this.clusterLoads = new ChunkedTable(maps.cluster_loads, "cl_loads", layout.cluster_load.size);
       this.serviceCounts = new ChunkedTable(maps.service_counts, "svc_counts", layout.service_counters.size);
+      this.tunnelTargets = new ChunkedTable(maps.tunnel_targets, "tun_targets", layout.tunnel_target.size);
+      this.transports = new ChunkedTable(maps.transports, "transports", layout.name_ref.size);
+      this.transportLines = new ChunkedTable(maps.transport_lines, "tp_lines", layout.name_line.size);
     } catch (error) {
       for (const table of [this.exact, this.prefixes, this.exclusions]) table.close();
       throw error;
@@ -174,6 +185,7 @@ export class Tables {
     const chunked = [
       ...[this.targets, this.clusters, this.descriptors, this.slots, this.endpoints, this.nameLines],
       ...[this.clusterNames, this.serviceNames, this.endpointLoads, this.clusterLoads, this.serviceCounts],
+      ...[this.tunnelTargets, this.transports, this.transportLines],
     ];
     for (const table of chunked) table.unmap();
   }

@@ -1,0 +1,145 @@
+/** The pinned tunnel targets for who only reads: the tunnel, which works while no agent runs. */
+import { statSync } from "node:fs";
+import type { BpfMap } from "../kernel/maps.ts";
+import type { Transport } from "../mesh/transport.ts";
+import { readableMaps } from "./generation/map-owners.ts";
+import { keptPin } from "./generation/pins.ts";
+import { idOfNumber, readPeer } from "./mesh-tables/tunnel-targets.ts";
+import { ChunkedTable } from "./tables/chunked-table.ts";
+import * as layout from "./tables/layout.gen.ts";
+import { nameOf } from "./tables/names.ts";
+import type { MapName } from "./tables/tables.ts";
+
+/** One endpoint that is reached through the tunnel, by the number in its address 127.a.b.c. */
+export interface ReadTunnelTarget {
+  number: number;
+  peer: { address: string; port: number };
+  transport: Transport;
+  service: string;
+  cluster: string;
+}
+
+/** Record sizes of the tables that are read. */
+const SIZES = {
+  endpoints: layout.endpoint.size,
+  tunnel_targets: layout.tunnel_target.size,
+  transports: layout.name_ref.size,
+  transport_lines: layout.name_line.size,
+  cluster_names: layout.name_ref.size,
+  service_names: layout.name_ref.size,
+  name_lines: layout.name_line.size,
+} as const;
+type Name = keyof typeof SIZES;
+
+/** Transports that are kept decoded; each text is one object as long as it is kept. */
+const KEPT_TRANSPORTS = 20_000;
+/** Between two tries to open tables that are not there, milliseconds. */
+const RETRY_MS = 500;
+
+export class TunnelTargetReader {
+  readonly #bpffs: string;
+  #tables: Record<Name, ChunkedTable> | undefined;
+  #maps: BpfMap[] = [];
+  /** Of the pin of `tunnel_targets`: another one means other tables. */
+  #inode: number | undefined;
+  #triedAt = Number.NEGATIVE_INFINITY;
+  readonly #transports = new Map<string, Transport>();
+
+  /** Opens nothing yet: the tables below `bpffs` may come later, and be replaced. */
+  constructor(bpffs: string) {
+    this.#bpffs = bpffs;
+  }
+
+  /** The target of a number; undefined when there is none, or when the tables can't be read now. */
+  read(number: number): ReadTunnelTarget | undefined {
+    const id = idOfNumber(number);
+    if (id === undefined) return undefined;
+    this.#follow();
+    const found = this.#find(number, id);
+    if (found || !this.#tables) return found;
+    // Tables grow by further chunks, which are not mapped here yet.
+    this.#open();
+    return this.#find(number, id);
+  }
+
+  close(): void {
+    for (const table of Object.values(this.#tables ?? {})) table.unmap();
+    for (const map of this.#maps) map.close();
+    this.#tables = undefined;
+    this.#maps = [];
+  }
+
+  #find(number: number, id: number): ReadTunnelTarget | undefined {
+    const tables = this.#tables;
+    if (!tables) return undefined;
+    const { endpoints, tunnel_targets: tunnelTargets } = tables;
+    const peer = readPeer({ endpoints, tunnelTargets }, id);
+    const transport = peer && this.#transport(tables, peer.transport);
+    if (!peer || !transport) return undefined;
+    return {
+      number,
+      peer: { address: peer.address, port: peer.port },
+      transport,
+      service: nameOf(tables.service_names, tables.name_lines, peer.service) ?? "",
+      cluster: nameOf(tables.cluster_names, tables.name_lines, peer.cluster) ?? "",
+    };
+  }
+
+  #transport(tables: Record<Name, ChunkedTable>, id: number): Transport | undefined {
+    const text = nameOf(tables.transports, tables.transport_lines, id);
+    if (text === undefined) return undefined;
+    const known = this.#transports.get(text);
+    if (known) return known;
+    if (this.#transports.size >= KEPT_TRANSPORTS) this.#transports.clear();
+    try {
+      const transport = JSON.parse(text) as Transport;
+      this.#transports.set(text, transport);
+      return transport;
+    } catch {
+      return undefined;
+    }
+  }
+
+  /** Opens the tables if they are not open, or if `kmesh down` and a new start made others. */
+  #follow(): void {
+    const inode = this.#pinned();
+    // Somebody removed the pin: the agent makes it again, and the tables are the same.
+    if (this.#tables && (inode === undefined || inode === this.#inode)) return;
+    if (!this.#tables && performance.now() - this.#triedAt < RETRY_MS) return;
+    this.#open();
+  }
+
+  #open(): void {
+    this.#triedAt = performance.now();
+    let maps: Map<MapName, BpfMap>;
+    try {
+      maps = readableMaps(this.#bpffs);
+    } catch {
+      return;
+    }
+    const names = Object.keys(SIZES) as Name[];
+    const opened: Partial<Record<Name, ChunkedTable>> = {};
+    try {
+      for (const name of names) {
+        const map = maps.get(name);
+        if (map) opened[name] = new ChunkedTable(map, name, SIZES[name]);
+      }
+    } catch {
+      // Shorter of memory than before: what is open goes on.
+    }
+    const isWhole = names.every((name) => opened[name] !== undefined);
+    if (!isWhole) {
+      for (const table of Object.values(opened)) table.unmap();
+      for (const map of maps.values()) map.close();
+      return;
+    }
+    this.close();
+    this.#tables = opened as Record<Name, ChunkedTable>;
+    this.#maps = [...maps.values()];
+    this.#inode = this.#pinned();
+  }
+
+  #pinned(): number | undefined {
+    return statSync(keptPin(this.#bpffs, "tunnel_targets"), { throwIfNoEntry: false })?.ino;
+  }
+}
