@@ -51,6 +51,7 @@ const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
   ca: "src/istiod/ca.gen.js",
   security: "src/policy/security.gen.js",
+  workload: "src/dual-engine/workload.gen.js",
   envoy: "src/kernel-native/resources/envoy.gen.js",
 };
 
@@ -118,17 +119,19 @@ function writeLayout(out: string, built: string[]): void {
   write(out, layoutModule(mergeLayouts(layouts)));
 }
 
-/** proto/discovery*.proto is one package, proto/istio_ca.proto and proto/istio_security.proto are two, all the others a fourth. */
+/** proto/discovery*.proto is one package, istio_ca, istio_security and istio_workload are one each, all the others another. */
 function generateProtos(): void {
   const all = filesBelow("proto").filter((file) => file.endsWith(".proto"));
   const isDiscovery = (file: string): boolean => basename(file).startsWith("discovery");
   const isCa = (file: string): boolean => basename(file) === "istio_ca.proto";
   const isSecurity = (file: string): boolean => basename(file) === "istio_security.proto";
+  const isWorkload = (file: string): boolean => basename(file) === "istio_workload.proto";
   const groups = {
     discovery: all.filter(isDiscovery),
     ca: all.filter(isCa),
     security: all.filter(isSecurity),
-    envoy: all.filter((file) => !isDiscovery(file) && !isCa(file) && !isSecurity(file)),
+    workload: all.filter(isWorkload),
+    envoy: all.filter((file) => !isDiscovery(file) && !isCa(file) && !isSecurity(file) && !isWorkload(file)),
   };
   for (const [group, files] of Object.entries(groups)) {
     const out = PROTO_OUT[group];

@@ -9,7 +9,7 @@ import { Server, ServerCredentials, type ServerDuplexStream, status } from "@grp
 import { reasonOf } from "../errors/reason.ts";
 import { discovery } from "../istiod/discovery.gen.js";
 import type { ResourceType } from "../istiod/stream/sink.ts";
-import { isWildcard, TYPES, typeOfUrl } from "../istiod/stream/types.ts";
+import { isWildcard, typeOfUrl } from "../istiod/stream/types.ts";
 import { type Encoded, encodeEntry, encodeResponse } from "./encoding.ts";
 import { noEndpoints, type Resources, resourcesOf } from "./resources.ts";
 import { type DemoMesh, parseDemoMesh } from "./services.ts";
@@ -19,6 +19,17 @@ const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggreg
 const WATCH = 100;
 /** How much may be on its way to a client, bytes. */
 const FLOW_WINDOW = 8 << 20;
+
+/** The order of one push, as istiod's. */
+const ORDER: readonly ResourceType[] = [
+  "cluster",
+  "endpoints",
+  "listener",
+  "route",
+  "address",
+  "authorization",
+  "names",
+];
 
 type Call = ServerDuplexStream<Buffer, Buffer>;
 
@@ -34,7 +45,10 @@ export class ControlPlane {
   readonly #server: Server;
   readonly #clients = new Set<ClientStream>();
   readonly #heard: ((answer: Answer) => void) | undefined;
-  #resources: Resources = resourcesOf({ services: [] });
+  #mesh: DemoMesh = { services: [] };
+  #resources: Resources = resourcesOf(this.#mesh);
+  /** A client has asked for services and workloads. */
+  #workloads = false;
   #pushes = 0;
   #port = 0;
 
@@ -97,9 +111,10 @@ export class ControlPlane {
   /** Replaces the whole mesh: what differs goes out as one push. Gives its version. */
   set(mesh: DemoMesh): string {
     const before = this.#resources;
-    this.#resources = resourcesOf(mesh, before);
+    this.#mesh = mesh;
+    this.#resources = resourcesOf(mesh, before, this.#workloads);
     this.#pushes++;
-    const differences = TYPES.map((type) => differenceOf(type, before[type], this.#resources[type]));
+    const differences = ORDER.map((type) => differenceOf(type, before[type], this.#resources[type]));
     for (const client of this.#clients) client.push(this.version, differences);
     return this.version;
   }
@@ -109,9 +124,17 @@ export class ControlPlane {
     this.#server.forceShutdown();
   }
 
+  #of(type: ResourceType): Resources[ResourceType] {
+    if (type === "address" && !this.#workloads) {
+      this.#workloads = true;
+      this.#resources = resourcesOf(this.#mesh, this.#resources, true);
+    }
+    return this.#resources[type];
+  }
+
   #accept(call: Call): void {
     const client = new ClientStream(call, {
-      resources: () => this.#resources,
+      resources: (type) => this.#of(type),
       version: () => this.version,
       heard: (answer) => this.#heard?.(answer),
     });
@@ -176,10 +199,15 @@ function differenceOf(
   return { type, changed, removed };
 }
 
+/** Types that change when endpoints do. */
+const ENDPOINTS: ReadonlySet<ResourceType> = new Set(["endpoints", "address"]);
+/** Types of which istiod sends nothing when nothing changed. */
+const SILENT: ReadonlySet<ResourceType> = new Set(["names", "address", "authorization"]);
+
 const isEmpty = ({ changed, removed }: Difference) => changed.size === 0 && removed.length === 0;
 
 interface Source {
-  resources(): Resources;
+  resources(type: ResourceType): Resources[ResourceType];
   version(): string;
   heard(answer: Answer): void;
 }
@@ -202,12 +230,12 @@ class ClientStream {
   /** Sends a push: endpoints alone, or every watched type, changed or not, so that its end can be seen. */
   push(version: string, differences: readonly Difference[]): void {
     const endpointsOnly = differences.every(
-      (difference) => difference.type === "endpoints" || isEmpty(difference),
+      (difference) => ENDPOINTS.has(difference.type) || isEmpty(difference),
     );
     for (const difference of differences) {
       const { type, changed, removed } = difference;
       const watched = this.#watched.get(type);
-      if (!watched || ((endpointsOnly || type === "names") && isEmpty(difference))) continue;
+      if (!watched || ((endpointsOnly || SILENT.has(type)) && isEmpty(difference))) continue;
       if (isWildcard(type)) {
         this.#send(type, version, entriesOf(changed.values()), removed);
         continue;
@@ -255,15 +283,22 @@ class ClientStream {
   }
 
   #subscribe(type: ResourceType, request: discovery.DeltaDiscoveryRequest): void {
-    const all = this.#source.resources()[type];
+    const all = this.#source.resources(type);
     const version = this.#source.version();
     const known = this.#watched.get(type);
     const watched = known ?? new Set();
     this.#watched.set(type, watched);
     if (isWildcard(type)) {
       if (known) return;
-      const gone = Object.keys(request.initialResourceVersions).filter((name) => !all.has(name));
-      this.#send(type, version, entriesOf(all.values()), gone);
+      const held = request.initialResourceVersions;
+      const gone = Object.keys(held).filter((name) => !all.has(name));
+      const fresh = [...all].filter(([name, each]) => each.version === "" || held[name] !== each.version);
+      this.#send(
+        type,
+        version,
+        fresh.map(([, { entry }]) => entry),
+        gone,
+      );
       return;
     }
     for (const name of request.resourceNamesUnsubscribe) watched.delete(name);

@@ -1,4 +1,5 @@
 /** For tests: keeps what a control plane sends as decoded messages, and says what a mesh of them lacks. */
+import { workload } from "../dual-engine/workload.gen.js";
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 
@@ -12,6 +13,7 @@ export class DecodingSink implements ResourceSink {
   readonly listeners = new Map<string, envoy.Listener>();
   readonly routes = new Map<string, envoy.RouteConfiguration>();
   readonly names = new Map<string, istio.NameTable>();
+  readonly addresses = new Map<string, workload.Address>();
   readonly calls: string[] = [];
   /** The versions committed. */
   readonly commits: string[] = [];
@@ -34,6 +36,7 @@ export class DecodingSink implements ResourceSink {
     if (type === "endpoints") this.endpoints.set(name, envoy.ClusterLoadAssignment.decode(bytes));
     if (type === "listener") this.listeners.set(name, envoy.Listener.decode(bytes));
     if (type === "route") this.routes.set(name, envoy.RouteConfiguration.decode(bytes));
+    if (type === "address") this.addresses.set(name, workload.Address.decode(bytes));
     if (type === "names") this.names.set(name, istio.NameTable.decode(bytes));
   }
 
@@ -45,6 +48,8 @@ export class DecodingSink implements ResourceSink {
       listener: this.listeners,
       route: this.routes,
       names: this.names,
+      address: this.addresses,
+      authorization: new Map(),
     };
     maps[type].delete(name);
   }

@@ -3,12 +3,15 @@ import { Writer } from "protobufjs/minimal.js";
 import type { ResourceType } from "../istiod/stream/sink.ts";
 import { TYPE_URL } from "../istiod/stream/types.ts";
 import type { envoy } from "../kernel-native/resources/envoy.gen.js";
+import { hash64 } from "../runtime/hash.ts";
 
 const WIRE_BYTES = 2;
 const tag = (field: number) => (field << 3) | WIRE_BYTES;
 
 /** One resource. */
 export interface Encoded {
+  /** As Resource.version; istiod gives one to services and workloads alone. */
+  version: string;
   /** The resource's own bytes. */
   value: Uint8Array;
   /** The same as an entry of DeltaDiscoveryResponse.resources, its tag included. */
@@ -20,10 +23,12 @@ export function any(type: string, value: Uint8Array): envoy.Any.$Properties {
   return { typeUrl: `type.googleapis.com/${type}`, value };
 }
 
-/** Resource.name 3, Resource.resource 2 { Any.type_url 1, Any.value 2 }, within field 2 of the response. */
-export function encodeEntry(type: ResourceType, name: string, value: Uint8Array): Uint8Array {
+/** Resource.version 1, resource 2 { Any.type_url 1, Any.value 2 }, name 3, within field 2 of the response. */
+export function encodeEntry(type: ResourceType, name: string, value: Uint8Array, version = ""): Uint8Array {
   const body = new Writer().uint32(tag(1)).string(TYPE_URL[type]).uint32(tag(2)).bytes(value).finish();
-  const resource = new Writer().uint32(tag(2)).bytes(body);
+  const resource = new Writer();
+  if (version !== "") resource.uint32(tag(1)).string(version);
+  resource.uint32(tag(2)).bytes(body);
   if (name !== "") resource.uint32(tag(3)).string(name);
   return new Writer().uint32(tag(2)).bytes(resource.finish()).finish();
 }
@@ -56,7 +61,12 @@ export class Bytes {
   set(name: string, value: Uint8Array): void {
     const known = this.#before?.get(name);
     const same = known && (known.value === value || Buffer.compare(known.value, value) === 0);
-    this.map.set(name, same ? known : { value, entry: encodeEntry(this.#type, name, value) });
+    if (same) {
+      this.map.set(name, known);
+      return;
+    }
+    const version = this.#type === "address" ? hash64(value).toString(16).padStart(16, "0") : "";
+    this.map.set(name, { value, version, entry: encodeEntry(this.#type, name, value, version) });
   }
 
   /** A message of length-delimited fields (by number) followed by fields that are encoded already. */

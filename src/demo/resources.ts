@@ -8,6 +8,7 @@ import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";
 import type { DemoEndpoint, DemoMesh, DemoService } from "./services.ts";
+import { addressesOf } from "./workloads.ts";
 
 /** By type and name, the bytes of each resource. */
 export type Resources = Record<ResourceType, Map<string, Encoded>>;
@@ -38,8 +39,11 @@ interface ServiceParts {
 
 const parts = new WeakMap<DemoService, ServiceParts>();
 
-/** The resources of a mesh. What is the same as in `before` is the same object there. */
-export function resourcesOf(mesh: DemoMesh, before?: Resources): Resources {
+/**
+ * The resources of a mesh. What is the same as in `before` is the same object there. `workloads`: those of the workload API,
+ * too, which are as many as there are endpoints.
+ */
+export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = false): Resources {
   const clusters = new Bytes("cluster", before?.cluster);
   const endpoints = new Bytes("endpoints", before?.endpoints);
   const listeners = new Bytes("listener", before?.listener);
@@ -72,12 +76,16 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources): Resources {
   listeners.set("virtualOutbound", virtualOutbound(catchAll));
   for (const [port, hosts] of httpPorts) routes.set(String(port), routeTable(port, hosts, catchAll));
   names.set("", nameTable(hosts));
+  const addresses = new Bytes("address", before?.address);
+  if (workloads) for (const [name, bytes] of addressesOf(mesh.services)) addresses.set(name, bytes);
   return {
     cluster: clusters.map,
     endpoints: endpoints.map,
     listener: listeners.map,
     route: routes.map,
     names: names.map,
+    address: addresses.map,
+    authorization: new Map(),
   };
 }
 

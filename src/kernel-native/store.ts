@@ -33,6 +33,8 @@ export class Store {
     listener: new Set(),
     route: new Set(),
     names: new Set(),
+    address: new Set(),
+    authorization: new Set(),
   };
   readonly #allowPlaintext: boolean;
   readonly #clusterReader: ClusterReader;
@@ -88,7 +90,7 @@ export class Store {
         this.#dirty.frontends = true;
         break;
       default:
-        throw new MalformedResource(name, `the type ${String(type satisfies never)} is unknown`);
+        throw new MalformedResource(name, `resources of type ${type} are not used in this mode`);
     }
   }
 

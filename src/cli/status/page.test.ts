@@ -44,7 +44,15 @@ function agent(change: Partial<AgentStatus> = {}): AgentStatus {
       version: "v1",
       pushes: 2,
       lastPush: NOW - 5_000,
-      types: { cluster: type, endpoints: type, listener: type, route: type, names: type },
+      types: {
+        cluster: type,
+        endpoints: type,
+        listener: type,
+        route: type,
+        names: type,
+        address: type,
+        authorization: type,
+      },
       rejected: [],
     },
     tables: {

@@ -32,6 +32,8 @@ const GOOD: Record<ResourceType, Record<string, string>> = {
   listener: { "10.0.0.1_80": "tcp a", "0.0.0.0_80": "rds 80" },
   route: { "80": "b" },
   names: { "": "a.shop=10.0.0.1" },
+  address: {},
+  authorization: {},
 };
 
 /** Remembers which of the good resources were taken away. */

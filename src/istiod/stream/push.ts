@@ -5,6 +5,7 @@
  */
 import type { ResourceType } from "./sink.ts";
 import type { Subscription } from "./subscription.ts";
+import { REQUIRED } from "./types.ts";
 
 /** Times that bound a push, milliseconds. */
 export interface PushTimes {
@@ -25,6 +26,7 @@ type Subscriptions = Readonly<Record<ResourceType, Subscription>>;
 /** The changes since the last commit, and the responses that they still need. Times are monotonic milliseconds. */
 export class Push {
   readonly #times: PushTimes;
+  readonly #required: readonly ResourceType[];
   readonly #changed = new Set<ResourceType>();
   /** Types whose next response belongs to this push, and the time since which it is expected. */
   readonly #expected = new Map<ResourceType, number>();
@@ -32,8 +34,10 @@ export class Push {
   openedAt = 0;
   #lastAt = 0;
 
-  constructor(times: PushTimes = PUSH_TIMES) {
+  /** The first snapshot needs a response of each type in `required`. */
+  constructor(times: PushTimes = PUSH_TIMES, required = REQUIRED["kernel-native"]) {
     this.#times = times;
+    this.#required = required;
   }
 
   get open(): boolean {
@@ -76,7 +80,7 @@ export class Push {
   /**
    * The time until which the push must wait for missing responses: 0 when nothing is missing, Infinity when it can't
    * be committed without them. `first` is the first snapshot of this process. It replaces the tables of an earlier
-   * process in the kernel, so it needs all clusters and listeners and waits longer.
+   * process in the kernel, so it needs whole types and waits longer.
    */
   lacksUntil(subscriptions: Subscriptions, first: boolean): number {
     const { answer, firstAnswer } = this.#times;
@@ -90,7 +94,7 @@ export class Push {
     }
     for (const since of this.#expected.values()) until = Math.max(until, since + answer);
     if (!first) return until;
-    if (subscriptions.cluster.answeredAt === 0 || subscriptions.listener.answeredAt === 0) return Infinity;
+    if (this.#required.some((type) => subscriptions[type].answeredAt === 0)) return Infinity;
     // istiod sends no name table when it has no names.
     return subscriptions.names.answeredAt === 0 ? Math.max(until, this.#lastAt + answer) : until;
   }

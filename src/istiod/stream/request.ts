@@ -4,6 +4,10 @@ import { TYPE_URL } from "./types.ts";
 
 /** gRPC servers in Go accept messages of 4 MB by default. Names are sent in portions below that, in characters. */
 const PORTION = 1 << 20;
+/** Most bytes of names and versions in one request. */
+const MOST_KNOWN = 3_000_000;
+/** Bytes of a map entry around its name and version. */
+const ENTRY = 8;
 /** Most names of one request; limits the size of each response. */
 const NAMES = 2_000;
 /** Longest error text of a NACK, which istiod logs. Longer lists are cut. In characters. */
@@ -20,8 +24,21 @@ export interface Refusal {
 }
 
 /**
+ * Whether the versions that kmesh has fit in a request: istiod refuses a larger one for ever. Without them istiod sends
+ * everything, and what it does not send is gone.
+ */
+export function fits(known: ReadonlyMap<string, string>): boolean {
+  let size = 0;
+  for (const [name, version] of known) {
+    size += name.length + version.length + ENTRY;
+    if (size > MOST_KNOWN) return false;
+  }
+  return true;
+}
+
+/**
  * The first request of a type on a stream: subscribes to all resources of it. `known` holds the versions by name that
- * kmesh has.
+ * kmesh has; they must fit.
  */
 export function askAll(
   type: ResourceType,
@@ -30,10 +47,7 @@ export function askAll(
 ): Uint8Array {
   const request: discovery.DeltaDiscoveryRequest.$Properties = { typeUrl: TYPE_URL[type] };
   if (node) request.node = node;
-  let size = 0;
-  for (const name of known.keys()) size += name.length;
-  // Omitted when it is too large. It only saves work: kmesh also removes what the complete response lacks.
-  if (size <= PORTION) request.initialResourceVersions = Object.fromEntries(known);
+  if (known.size > 0) request.initialResourceVersions = Object.fromEntries(known);
   return encode(request);
 }
 

@@ -1,5 +1,14 @@
-/** Short names of the resource types, in the order in which a push is applied. */
-export type ResourceType = "cluster" | "endpoints" | "listener" | "route" | "names";
+/** Short names of the resource types. */
+export type ResourceType =
+  | "cluster"
+  | "endpoints"
+  | "listener"
+  | "route"
+  | "names"
+  /** istio.workload.Address: a service or a workload. */
+  | "address"
+  /** istio.security.Authorization */
+  | "authorization";
 
 /** The receiver of istiod's resources. The stream does not know their content; the sink does not know the stream. */
 export interface ResourceSink {

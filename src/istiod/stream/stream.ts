@@ -9,6 +9,7 @@ import type { PushTimes } from "./push.ts";
 import type { ResourceSink } from "./sink.ts";
 import type { StreamEvent, StreamStatus } from "./status.ts";
 import { Subscriptions } from "./subscriptions.ts";
+import type { Mode } from "./types.ts";
 
 export interface StreamOptions {
   /** `HOST:PORT` */
@@ -18,6 +19,8 @@ export interface StreamOptions {
   security: Security;
   identity: Identity;
   sink: ResourceSink;
+  /** Default kernel-native. */
+  mode?: Mode;
   /** Called for each event; must not throw. */
   on?(event: StreamEvent): void;
   times?: Partial<PushTimes>;
@@ -52,6 +55,7 @@ export class IstiodStream {
       node,
       sink,
       on,
+      ...(options.mode ? { mode: options.mode } : {}),
       ...(options.times ? { times: options.times } : {}),
       send: (request) => this.#connections.send(request),
       connected: () => this.#connections.open,

@@ -22,6 +22,11 @@ export class Subscription {
   /** Versions other than "", by name (istiod's are all empty). */
   readonly versions = new Map<string, string>();
 
+  /**
+   * Whether this stream began with the versions that kmesh holds. Then istiod omits what is unchanged and lists what is gone;
+   * else what its complete response lacks is gone.
+   */
+  announced = false;
   /** Whether this stream has subscribed to the type. Only then istiod watches it for this node. */
   watched = false;
   /** Names subscribed to (endpoints and routes). */
@@ -48,6 +53,7 @@ export class Subscription {
   /** A new stream begins: no response has come on it yet. */
   restart(now: number): void {
     this.watched = false;
+    this.announced = false;
     this.askedAt = now;
     this.answeredAt = 0;
     this.unanswered.clear();

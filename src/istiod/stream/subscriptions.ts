@@ -6,14 +6,18 @@ import { reasonOf } from "../../errors/reason.ts";
 import { hash64 } from "../../runtime/hash.ts";
 import type { nodeOf } from "../node.ts";
 import { PUSH_TIMES, Push, type PushTimes } from "./push.ts";
-import { acknowledge, askAll, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
+import { acknowledge, askAll, fits, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
 import { type Envelope, eachResource, type RawResource, readEnvelope } from "./response.ts";
 import { MalformedResource, type ResourceSink, type ResourceType } from "./sink.ts";
 import type { StreamEvent, StreamStatus, TypeStatus } from "./status.ts";
 import { Subscription } from "./subscription.ts";
-import { isWildcard, TYPE_URL, TYPES, typeOfUrl } from "./types.ts";
+import { isWildcard, type Mode, REQUIRED, SUBSCRIBED, TYPE_URL, TYPES, typeOfUrl } from "./types.ts";
+
+const NOTHING: ReadonlyMap<string, string> = new Map();
 
 export interface SubscriptionsOptions {
+  /** Default kernel-native. */
+  mode?: Mode;
   node: ReturnType<typeof nodeOf>;
   sink: ResourceSink;
   times?: Partial<PushTimes>;
@@ -34,7 +38,11 @@ export class Subscriptions {
     listener: new Subscription("listener"),
     route: new Subscription("route"),
     names: new Subscription("names"),
+    authorization: new Subscription("authorization"),
+    address: new Subscription("address"),
   };
+  /** The types of the mode, in the order in which they are subscribed to. */
+  readonly #subscribed: readonly ResourceType[];
   #commitTimer: ReturnType<typeof setTimeout> | undefined;
   #synced = false;
   #pushes = 0;
@@ -42,8 +50,10 @@ export class Subscriptions {
   #version = "";
 
   constructor(options: SubscriptionsOptions) {
+    const { mode = "kernel-native", times } = options;
     this.#options = options;
-    this.#push = new Push({ ...PUSH_TIMES, ...options.times });
+    this.#subscribed = SUBSCRIBED[mode];
+    this.#push = new Push({ ...PUSH_TIMES, ...times }, REQUIRED[mode]);
   }
 
   /** The times in it are by performance.now(). */
@@ -76,29 +86,34 @@ export class Subscriptions {
     clearTimeout(this.#commitTimer);
   }
 
-  /** The first message of a connection: the node, and the subscription to all clusters. */
+  /** The first message of a connection: the node, and the subscription to all of the mode's first type. */
   announcement(): Uint8Array {
-    return askAll("cluster", this.#options.node, this.#types.cluster.known());
+    const [first = "cluster"] = this.#subscribed;
+    return askAll(first, this.#options.node, this.#announced(this.#types[first]));
   }
 
-  /**
-   * Subscribes to all other types on a new connection, after `announcement` has subscribed to the clusters. Types are
-   * in the order in which a push is applied.
-   */
+  /** Subscribes to all other types on a new connection, after `announcement` has subscribed to the first. */
   begin(): void {
     const now = performance.now();
     this.#push.restart(now);
-    for (const type of TYPES) {
+    for (const [i, type] of this.#subscribed.entries()) {
       const subscription = this.#types[type];
       subscription.restart(now);
       if (isWildcard(type)) {
-        const known = type === "names" ? new Map() : subscription.known();
-        if (type !== "cluster") this.#options.send(askAll(type, undefined, known));
+        const known = this.#announced(subscription);
+        if (i > 0) this.#options.send(askAll(type, undefined, known));
         subscription.watched = true;
+        subscription.announced = known.size > 0;
       } else {
         this.#subscribe(subscription, [...subscription.asked]);
       }
     }
+  }
+
+  /** What a new stream tells istiod that kmesh holds. */
+  #announced(subscription: Subscription): ReadonlyMap<string, string> {
+    const known = subscription.type === "names" ? NOTHING : subscription.known();
+    return fits(known) ? known : NOTHING;
   }
 
   /**
@@ -218,13 +233,14 @@ export class Subscriptions {
   }
 
   /**
-   * Removes the resources that the first complete response of a stream lacks, except those with a version: istiod may
-   * omit them as unchanged.
+   * Removes the resources that the first complete response of a stream lacks, except those with a version that the stream
+   * began with: istiod may omit them as unchanged.
    */
   #dropAbsent(subscription: Subscription, present: ReadonlySet<string>, now: number): void {
     const known = new Set([...subscription.held.keys(), ...subscription.rejected.keys()]);
     for (const name of known) {
-      if (!present.has(name) && !subscription.versions.has(name)) this.#drop(subscription, name, now);
+      const omitted = subscription.announced && subscription.versions.has(name);
+      if (!present.has(name) && !omitted) this.#drop(subscription, name, now);
     }
   }
 

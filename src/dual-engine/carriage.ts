@@ -1,0 +1,81 @@
+/** How connections to a workload are carried: in plaintext, through its own tunnel, or through a gateway to its network. */
+import type { SanMatch, Transport } from "../mesh/transport.ts";
+import type { Gateway, Place, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
+import { HBONE_PORT } from "./service.ts";
+import type { Store } from "./store.ts";
+
+/** What decides how peers are reached. */
+export interface Surroundings {
+  store: Store;
+  /** Where this machine is. */
+  here: Place;
+  /** A tunnel carries what needs one. */
+  tunnel: boolean;
+  /** Without a tunnel, send plaintext to workloads that take HBONE. Never past a waypoint. */
+  allowPlaintext: boolean;
+}
+
+export type Carriage =
+  | { kind: "plaintext" }
+  /** In plaintext, though the workload takes a tunnel. */
+  | { kind: "plaintext-instead" }
+  | { kind: "transport"; transport: Transport }
+  /** Through a gateway, which is the endpoint. */
+  | { kind: "gateway"; gateway: Gateway }
+  /** It needs a tunnel, and there is none. */
+  | { kind: "no-tunnel" }
+  /** It is in another network, to which no gateway is known. */
+  | { kind: "no-gateway" };
+
+/** `sni` is for a sidecar's mutual TLS. */
+export function carriageOf(
+  { profile }: WorkloadRecord,
+  around: Surroundings,
+  sans: readonly string[],
+  sni: string,
+): Carriage {
+  const { here, tunnel, allowPlaintext } = around;
+  if (profile.network !== here.network) {
+    if (!profile.gateway) return { kind: "no-gateway" };
+    return tunnel ? { kind: "gateway", gateway: profile.gateway } : { kind: "no-tunnel" };
+  }
+  if (profile.tunnel === "none") return { kind: "plaintext" };
+  if (!tunnel) return { kind: allowPlaintext ? "plaintext-instead" : "no-tunnel" };
+  const identities = sansOf([identityOf(profile), ...sans]);
+  if (profile.tunnel === "istio")
+    return { kind: "transport", transport: { kind: "istio", sni, sans: identities } };
+  return {
+    kind: "transport",
+    transport: { kind: "hbone", authority: "", port: HBONE_PORT, sans: identities },
+  };
+}
+
+/** The workloads behind a waypoint or gateway, and the load balancing of their service. */
+export function peersOf(
+  { destination }: Gateway,
+  { store }: Surroundings,
+): { peers: readonly WorkloadRecord[]; service?: ServiceRecord } {
+  const service =
+    typeof destination === "string" ? store.services.get(destination) : store.serviceAt(destination);
+  if (service) return { peers: [...store.membersOf(service.key)], service };
+  const workload = typeof destination === "string" ? undefined : store.workloadAt(destination);
+  return { peers: workload ? [workload] : [] };
+}
+
+/** The SPIFFE identity of a workload. */
+export function identityOf({
+  trustDomain,
+  namespace,
+  serviceAccount,
+}: Pick<Profile, "trustDomain" | "namespace" | "serviceAccount">): string {
+  return `spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`;
+}
+
+export function sansOf(identities: readonly string[]): SanMatch[] {
+  return [...new Set(identities)].map((value) => ({ kind: "exact", value }));
+}
+
+/** A destination for people: HOSTNAME.., or ADDRESS. */
+export function formatDestination(destination: Gateway["destination"]): string {
+  return typeof destination === "string" ? destination : destination.address;
+}

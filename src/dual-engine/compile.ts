@@ -1,0 +1,298 @@
+/** Compiles services and workloads into the mesh, each alone when it changed, and finds the difference from before. */
+import { namesOfTable } from "../kernel-native/resolvable.ts";
+import type { Question, Resolver } from "../kernel-native/resolver.ts";
+import { NO_NAMES } from "../kernel-native/resources/names.ts";
+import { type Notes, note, sortedNotes } from "../kernel-native/resources/note.ts";
+import type { ServiceId } from "../kernel-native/resources/service.ts";
+import { type Excluded, unreachable } from "../kernel-native/unreachable.ts";
+import { formatMatch, frontendKey } from "../mesh/frontend.ts";
+import type { Changes, Cluster, Frontend, Mesh, Name, Note } from "../mesh/model.ts";
+import { sameCluster, sameFrontend, sameName, sameNotes, sameService, sameSplit } from "../mesh/same.ts";
+import type { Surroundings } from "./carriage.ts";
+import { Claims } from "./claims.ts";
+import { type CompiledInbound, compileInbound } from "./inbound.ts";
+import { namesOfServices } from "./names.ts";
+import { type Part, partOfService, partOfWorkload } from "./parts.ts";
+import type { Place } from "./records.ts";
+import type { Dirty, Store } from "./store.ts";
+
+/** What a compilation changed. `whole`: the notes of the mesh or the inbound part, too, which `changes` does not list. */
+export interface Difference {
+  changes: Extract<Changes, { everything: false }>;
+  whole: boolean;
+}
+
+export interface CompilerOptions {
+  /** This machine's: services of the same one are known by their short names, too. */
+  namespace: string;
+  /** Where this machine is, as its settings say. */
+  here: Place;
+  tunnel: boolean;
+  allowPlaintext: boolean;
+}
+
+/** Keys to look at again after the parts of some owners changed. */
+interface Touched {
+  services: Set<string>;
+  frontends: Set<string>;
+  clusters: Set<string>;
+}
+
+/** Seconds between lookups of a name whose answer has no TTL. */
+const REFRESH = 30;
+/** Claims of services win over those of workloads: owners are compared as text. */
+const SERVICE = "service ";
+const WORKLOAD = "workload ";
+
+export class Compiler {
+  readonly mesh: Mesh = {
+    services: new Map(),
+    frontends: new Map(),
+    splits: new Map(),
+    clusters: new Map(),
+    names: new Map(),
+    fallback: { kind: "passthrough" },
+    notes: [],
+  };
+  inbound: CompiledInbound | undefined;
+  readonly #store: Store;
+  readonly #resolver: Pick<Resolver, "known" | "keep">;
+  readonly #options: CompilerOptions;
+  readonly #parts = new Map<string, Part>();
+  readonly #frontends = new Claims<Frontend>();
+  /** Several owners: services that share a host while one of them goes, workloads that share an address. */
+  readonly #clusters = new Claims<Cluster>();
+  readonly #services = new Claims<{ id: ServiceId; notes: Note[]; owner: string }>();
+  /** Names that a service's workloads are known by. */
+  readonly #hostnames = new Map<string, ReadonlySet<string>>();
+  #excluded: readonly Excluded[] = [];
+  #elsewhere = 0;
+  #namesFrom = NO_NAMES;
+
+  constructor(store: Store, resolver: Pick<Resolver, "known" | "keep">, options: CompilerOptions) {
+    this.#store = store;
+    this.#resolver = resolver;
+    this.#options = options;
+  }
+
+  /** Sets the excluded destinations. The next compilation of everything checks each frontend. */
+  exclude(excluded: readonly Excluded[]): void {
+    this.#excluded = excluded;
+  }
+
+  /** The services with a workload that one of these names stands for. */
+  servicesResolving(hosts: ReadonlySet<string>): string[] {
+    return [...this.#hostnames].flatMap(([key, names]) =>
+      [...names].some((name) => hosts.has(name)) ? [key] : [],
+    );
+  }
+
+  /** Brings the mesh up to date with the store. `dirty` names the changes since the last call. */
+  compile(dirty: Dirty): Difference {
+    const changes: Difference["changes"] = {
+      everything: false,
+      services: new Set(),
+      frontends: new Set(),
+      splits: new Set(),
+      clusters: new Set(),
+      names: new Set(),
+    };
+    const touched: Touched = { services: new Set(), frontends: new Set(), clusters: new Set() };
+    const around = this.#surroundings();
+    this.#ask(dirty.services);
+    const resolve = (host: string) => ([4, 6] as const).map((family) => this.#resolver.known(host, family));
+    for (const key of dirty.services) {
+      const record = this.#store.services.get(key);
+      this.#replace(SERVICE + key, record && partOfService(record, around, resolve), changes, touched);
+    }
+    for (const uid of dirty.direct) {
+      const record = this.#store.workloads.get(uid);
+      this.#replace(WORKLOAD + uid, record && partOfWorkload(record, around), changes, touched);
+    }
+    for (const name of touched.clusters) this.#compileCluster(name, changes);
+    for (const key of touched.frontends) this.#compileFrontend(key, changes, touched.services);
+    for (const name of touched.services) this.#compileService(name, changes);
+    this.#compileNames(dirty.names, dirty.services.size > 0, changes);
+    const notes = this.#meshNotes();
+    let whole = !sameNotes(notes, this.mesh.notes);
+    this.mesh.notes = notes;
+    if (dirty.inbound && this.#compileInbound()) whole = true;
+    return { changes, whole };
+  }
+
+  #surroundings(): Surroundings {
+    const { here, tunnel, allowPlaintext } = this.#options;
+    const own = this.#store.own?.profile;
+    // istiod gives the workload the locality of its entry, where the settings have none.
+    const place = own ? { ...own, network: here.network } : here;
+    return { store: this.#store, here: place, tunnel, allowPlaintext };
+  }
+
+  #replace(owner: string, part: Part | undefined, changes: Difference["changes"], touched: Touched): void {
+    const { splits } = this.mesh;
+    const before = this.#parts.get(owner);
+    if (part === undefined) this.#parts.delete(owner);
+    else this.#parts.set(owner, part);
+    this.#elsewhere += (part?.elsewhere ? 1 : 0) - (before?.elsewhere ? 1 : 0);
+
+    const kept = new Set(part?.clusters.map(({ name }) => name));
+    for (const { name } of before?.clusters ?? []) {
+      if (kept.has(name)) continue;
+      this.#clusters.drop(name, owner);
+      touched.clusters.add(name);
+    }
+    for (const cluster of part?.clusters ?? []) {
+      this.#clusters.put(cluster.name, owner, cluster);
+      touched.clusters.add(cluster.name);
+    }
+    const keptSplits = new Set(part?.splits.map(({ name }) => name));
+    for (const { name } of before?.splits ?? [])
+      if (!keptSplits.has(name) && splits.delete(name)) changes.splits.add(name);
+    for (const split of part?.splits ?? []) {
+      const known = splits.get(split.name);
+      if (known !== undefined && sameSplit(known, split)) continue;
+      splits.set(split.name, split);
+      changes.splits.add(split.name);
+    }
+    const keys = new Map((part?.frontends ?? []).map((frontend) => [frontendKey(frontend), frontend]));
+    for (const frontend of before?.frontends ?? []) {
+      const key = frontendKey(frontend);
+      if (keys.has(key)) continue;
+      this.#frontends.drop(key, owner);
+      touched.frontends.add(key);
+    }
+    const old = new Map((before?.frontends ?? []).map((frontend) => [frontendKey(frontend), frontend]));
+    for (const [key, frontend] of keys) {
+      const known = old.get(key);
+      if (known !== undefined && sameFrontend(known, frontend)) continue;
+      this.#frontends.put(key, owner, frontend);
+      touched.frontends.add(key);
+    }
+    const names = new Set(part?.services.map(({ id }) => id.name));
+    for (const { id } of before?.services ?? []) {
+      if (names.has(id.name)) continue;
+      this.#services.drop(id.name, owner);
+      touched.services.add(id.name);
+    }
+    for (const service of part?.services ?? []) {
+      this.#services.put(service.id.name, owner, { ...service, owner });
+      touched.services.add(service.id.name);
+    }
+  }
+
+  #compileCluster(name: string, changes: Difference["changes"]): void {
+    const { clusters } = this.mesh;
+    const before = clusters.get(name);
+    const [now] = this.#clusters.get(name);
+    if (before !== undefined && now !== undefined && sameCluster(before, now)) return;
+    if (now === undefined) {
+      if (!clusters.delete(name)) return;
+    } else clusters.set(name, now);
+    changes.clusters.add(name);
+  }
+
+  #compileFrontend(key: string, changes: Difference["changes"], services: Set<string>): void {
+    const { frontends } = this.mesh;
+    const claims = this.#frontends.get(key);
+    // Who loses it says so, and who gets it no longer does.
+    for (const { service } of claims) services.add(service);
+    const before = frontends.get(key);
+    const [now] = claims;
+    if (before !== undefined && now !== undefined && sameFrontend(before, now)) return;
+    if (now === undefined) {
+      if (!frontends.delete(key)) return;
+    } else frontends.set(key, now);
+    changes.frontends.add(key);
+  }
+
+  #compileService(name: string, changes: Difference["changes"]): void {
+    const { services, frontends } = this.mesh;
+    const claims = this.#services.get(name);
+    const [first] = claims;
+    if (first === undefined) {
+      if (services.delete(name)) changes.services.add(name);
+      return;
+    }
+    const notes = claims.flatMap(({ notes: own }) => own);
+    for (const { owner } of claims) {
+      for (const frontend of this.#parts.get(owner)?.frontends ?? []) {
+        if (frontend.service !== name) continue;
+        const winner = frontends.get(frontendKey(frontend))?.service;
+        if (winner !== undefined && winner !== name)
+          notes.push(note("conflict", `${formatMatch(frontend.match)} belongs to ${winner}`));
+        const why = unreachable(frontend.match, this.#excluded);
+        if (why !== undefined) notes.push(note("not-enforced", why));
+      }
+    }
+    const service = { ...first.id, notes: sortedNotes(notes) };
+    const before = services.get(name);
+    if (before !== undefined && sameService(before, service)) return;
+    services.set(name, service);
+    changes.services.add(name);
+  }
+
+  #compileNames(changed: boolean, services: boolean, changes: Difference["changes"]): void {
+    const { names: table } = this.#store;
+    const { namespace } = this.#options;
+    if (table !== NO_NAMES) {
+      if (!changed && this.#namesFrom === table) return;
+      this.#namesFrom = table;
+      this.#setNames(namesOfTable(table, namespace), changes);
+      return;
+    }
+    if (!changed && !services) return;
+    this.#namesFrom = NO_NAMES;
+    this.#setNames(namesOfServices(this.#store, this.#options.here.network, namespace), changes);
+  }
+
+  #setNames(now: ReadonlyMap<string, Name>, changes: Difference["changes"]): void {
+    const { names } = this.mesh;
+    for (const host of names.keys()) if (!now.has(host) && names.delete(host)) changes.names.add(host);
+    for (const [host, name] of now) {
+      const before = names.get(host);
+      if (before !== undefined && sameName(before, name)) continue;
+      names.set(host, name);
+      changes.names.add(host);
+    }
+  }
+
+  /** Gives whether it changed. */
+  #compileInbound(): boolean {
+    const before = this.inbound;
+    const now = compileInbound(this.#store);
+    if (JSON.stringify(before) === JSON.stringify(now)) return false;
+    this.inbound = now;
+    return true;
+  }
+
+  #meshNotes(): Notes {
+    const notes: Note[] = [...this.#store.names.notes];
+    if (this.#elsewhere > 0) {
+      const { network } = this.#options.here;
+      const own =
+        network === "" ? "this machine has no network (setting network)" : `this machine is in ${network}`;
+      const services = this.#elsewhere === 1 ? "1 service has" : `${this.#elsewhere} services have`;
+      notes.push(note("not-enforced", `${services} addresses only in other networks: ${own}`));
+    }
+    return sortedNotes(notes);
+  }
+
+  /** Has the names of changed services' workloads looked up. */
+  #ask(services: Iterable<string>): void {
+    let changed = false;
+    for (const key of services) {
+      const names = new Set<string>();
+      for (const { hostname } of this.#store.membersOf(key)) if (hostname !== "") names.add(hostname);
+      if (names.size === 0 && !this.#hostnames.has(key)) continue;
+      changed = true;
+      if (names.size === 0) this.#hostnames.delete(key);
+      else this.#hostnames.set(key, names);
+    }
+    if (!changed) return;
+    const questions: Question[] = [];
+    for (const host of new Set([...this.#hostnames.values()].flatMap((names) => [...names])))
+      for (const family of [4, 6] as const)
+        questions.push({ host, family, refresh: REFRESH, respectTtl: true });
+    this.#resolver.keep(questions);
+  }
+}

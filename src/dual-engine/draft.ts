@@ -1,0 +1,115 @@
+/** A cluster while its endpoints are collected. */
+import { note } from "../kernel-native/resources/note.ts";
+import { EndpointBuffer, MAX_TRANSPORTS } from "../mesh/endpoint-list.ts";
+import { type Cluster, type Locality, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
+import type { Transport } from "../mesh/transport.ts";
+import type { Place } from "./records.ts";
+
+/**
+ * A rank with one healthy workload takes all connections, as in ztunnel: each healthy percent of a rank bears this many
+ * percent of the connections.
+ */
+const NEVER_SPILL = 1_000_000;
+
+/** Shared by all drafts: finish one before the next begins. */
+const buffer = new EndpointBuffer();
+
+export interface DraftEndpoint {
+  address: string;
+  port: number;
+  weight: number;
+  healthy: boolean;
+  /** 0 is the first choice. */
+  priority: number;
+  place: Pick<Place, "region" | "zone" | "subzone">;
+  transport?: Transport;
+}
+
+export class ClusterDraft {
+  readonly notes: Note[] = [];
+  readonly #transports: Transport[] = [];
+  readonly #numbers = new Map<string, number>();
+  readonly #localities = new Map<string, { locality: Omit<Locality, "endpoints">; places: number[] }>();
+
+  constructor() {
+    buffer.clear();
+  }
+
+  add({ address, port, weight, healthy, priority, place, transport }: DraftEndpoint): void {
+    const number = transport === undefined ? 0 : this.#number(transport);
+    if (number > MAX_TRANSPORTS) {
+      this.notes.push(
+        note("not-enforced", `it has more than ${MAX_TRANSPORTS} identities: ${address} is left out`),
+      );
+      return;
+    }
+    const { region, zone, subzone } = place;
+    const key = `${priority}\n${region}\n${zone}\n${subzone}`;
+    let group = this.#localities.get(key);
+    if (!group) {
+      group = { locality: { region, zone, subzone, priority, weight: 0 }, places: [] };
+      this.#localities.set(key, group);
+    }
+    group.places.push(buffer.length);
+    buffer.push(address, port, weight, healthy, false, number);
+  }
+
+  /** The cluster with what was added. */
+  finish(name: string, service: string): Cluster {
+    const groups = [...this.#localities.values()].sort((a, b) => compareLocalities(a.locality, b.locality));
+    const localities = groups.map(({ locality, places }) => {
+      places.sort((a, b) => buffer.compare(a, b));
+      const once = places.filter((place, i) => i === 0 || !buffer.same(places[i - 1] ?? place, place));
+      return { ...locality, endpoints: buffer.pick(once) };
+    });
+    return { ...bareCluster(name, service), localities, transports: this.#transports };
+  }
+
+  #number(transport: Transport): number {
+    const key = JSON.stringify(transport);
+    let number = this.#numbers.get(key);
+    if (number === undefined) {
+      number = this.#transports.push(transport);
+      this.#numbers.set(key, number);
+    }
+    return number;
+  }
+}
+
+/** A cluster without endpoints: round robin, weights exact, no limits. */
+export function bareCluster(name: string, service: string): Cluster {
+  return {
+    name,
+    service,
+    kind: "endpoints",
+    reason: "none",
+    port: 0,
+    balance: { policy: "round-robin" },
+    localities: [],
+    localityWeighted: false,
+    overprovisioning: NEVER_SPILL,
+    panicThreshold: 0,
+    maxConnections: 0,
+    ejection: NO_EJECTION,
+    transports: [],
+    pending: false,
+  };
+}
+
+/** A cluster that refuses all connections. */
+export function refusing(name: string, service: string, reason: Reason): Cluster {
+  return { ...bareCluster(name, service), kind: "refuse", reason };
+}
+
+function compareLocalities(a: Omit<Locality, "endpoints">, b: Omit<Locality, "endpoints">): number {
+  return (
+    a.priority - b.priority ||
+    compareText(a.region, b.region) ||
+    compareText(a.zone, b.zone) ||
+    compareText(a.subzone, b.subzone)
+  );
+}
+
+function compareText(a: string, b: string): number {
+  return a === b ? 0 : a < b ? -1 : 1;
+}

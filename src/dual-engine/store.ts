@@ -1,0 +1,288 @@
+/** istiod's services, workloads and policies, and what of them is to be compiled again. */
+import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
+import { flattenNames, type NamesRecord, NO_NAMES } from "../kernel-native/resources/names.ts";
+import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
+import { type Authorization, parseAuthorization } from "../policy/authorization.ts";
+import { AddressReader } from "./address.ts";
+import {
+  addressKey,
+  destinationKey,
+  type Gateway,
+  type NetworkAddress,
+  type ServiceRecord,
+  type WorkloadRecord,
+} from "./records.ts";
+
+/** The changes for the next compilation. */
+export interface Dirty {
+  /** Services by resource name, removed ones too. */
+  services: Set<string>;
+  /** Workloads by uid that are, or were, addressed directly through a tunnel. */
+  direct: Set<string>;
+  /** The machine's own workload or the policies changed. */
+  inbound: boolean;
+  names: boolean;
+}
+
+/** How the machine's own workload is recognised. */
+export interface Self {
+  /** The end of its uid when istiod registers it: `WorkloadEntry/NAMESPACE/NAME`. */
+  entry: string | undefined;
+  namespace: string;
+  network: string;
+  addresses: ReadonlySet<string>;
+}
+
+const NOBODY: ReadonlySet<WorkloadRecord> = new Set();
+/** Marks a workload among the users of a gateway; services' names have no space. */
+const DIRECT = "workload ";
+
+export class Store {
+  readonly services = new Map<string, ServiceRecord>();
+  readonly workloads = new Map<string, WorkloadRecord>();
+  readonly authorizations = new Map<string, Authorization>();
+  names: NamesRecord = NO_NAMES;
+  /** The machine's own workload; undefined when istiod has none, or not yet. */
+  own: WorkloadRecord | undefined;
+  readonly #self: Self;
+  readonly #index: WorkloadIndex | undefined;
+  readonly #reader = new AddressReader();
+  /** Workloads of a service, also of one that istiod has not sent. */
+  readonly #members = new Map<string, Set<WorkloadRecord>>();
+  /** Services by address in its network. */
+  readonly #byAddress = new Map<string, Set<string>>();
+  /** Services by host. */
+  readonly #byHost = new Map<string, Set<string>>();
+  /** By destination of a waypoint or gateway: services, and workloads behind DIRECT, that go through it. */
+  readonly #users = new Map<string, Set<string>>();
+  #dirty: Dirty = clean();
+
+  constructor(self: Self, index?: WorkloadIndex) {
+    this.#self = self;
+    this.#index = index;
+  }
+
+  /** Decodes and stores one resource. Throws MalformedResource; the stored version then stays. */
+  upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
+    switch (type) {
+      case "address": {
+        const address = this.#reader.read(name, bytes);
+        if (address.kind === "service") this.#putService(name, address.service);
+        else this.#putWorkload(name, address.workload);
+        break;
+      }
+      case "authorization":
+        this.authorizations.set(name, parseAuthorization(name, bytes));
+        this.#dirty.inbound = true;
+        break;
+      case "names":
+        this.names = flattenNames(name, bytes);
+        this.#dirty.names = true;
+        break;
+      default:
+        throw new MalformedResource(name, `resources of type ${type} are not used in this mode`);
+    }
+  }
+
+  /** Removes one resource. Does nothing when there is none. */
+  remove(type: ResourceType, name: string): void {
+    if (type === "address") {
+      this.#putService(name, undefined);
+      this.#putWorkload(name, undefined);
+    } else if (type === "authorization") {
+      if (this.authorizations.delete(name)) this.#dirty.inbound = true;
+    } else if (type === "names") {
+      this.names = NO_NAMES;
+      this.#dirty.names = true;
+    }
+  }
+
+  get isDirty(): boolean {
+    const { services, direct, inbound, names } = this.#dirty;
+    return services.size > 0 || direct.size > 0 || inbound || names;
+  }
+
+  takeDirty(): Dirty {
+    const dirty = this.#dirty;
+    this.#dirty = clean();
+    return dirty;
+  }
+
+  /** Marks everything for the next compilation. */
+  touchAll(): void {
+    for (const key of this.services.keys()) this.#dirty.services.add(key);
+    for (const { uid, profile } of this.workloads.values())
+      if (isTunnelled(profile)) this.#dirty.direct.add(uid);
+    this.#dirty.inbound = true;
+  }
+
+  touch(services: Iterable<string>): void {
+    for (const key of services) this.#dirty.services.add(key);
+  }
+
+  membersOf(service: string): ReadonlySet<WorkloadRecord> {
+    return this.#members.get(service) ?? NOBODY;
+  }
+
+  /** The services of this host, by resource name, the one that names mean first. */
+  servicesOfHost(host: string): ServiceRecord[] {
+    const records = [...(this.#byHost.get(host) ?? [])].flatMap((key) => this.services.get(key) ?? []);
+    if (records.length < 2) return records;
+    const order = (record: ServiceRecord) =>
+      `${record.namespace === this.#self.namespace ? 0 : 1}${record.canonical ? 0 : 1} ${record.key}`;
+    return records.sort((a, b) => (order(a) < order(b) ? -1 : 1));
+  }
+
+  /** The service at this address; of several the first by name. */
+  serviceAt(address: NetworkAddress): ServiceRecord | undefined {
+    const [first] = [...(this.#byAddress.get(addressKey(address)) ?? [])].sort();
+    return first === undefined ? undefined : this.services.get(first);
+  }
+
+  /** The workload at this address. Looks at all: only waypoints given by a workload's address need it. */
+  workloadAt({ network, address }: NetworkAddress): WorkloadRecord | undefined {
+    for (const each of this.workloads.values())
+      if (each.profile.network === network && each.addresses.includes(address)) return each;
+    return undefined;
+  }
+
+  #putService(key: string, record: ServiceRecord | undefined): void {
+    const before = this.services.get(key);
+    if (before === undefined && record === undefined) return;
+    for (const gateway of gatewaysOf(before)) leave(this.#users, destinationKey(gateway.destination), key);
+    for (const gateway of gatewaysOf(record)) join(this.#users, destinationKey(gateway.destination), key);
+    for (const address of before?.addresses ?? []) leave(this.#byAddress, addressKey(address), key);
+    for (const address of record?.addresses ?? []) join(this.#byAddress, addressKey(address), key);
+    // Who shares its host may be called by another name now.
+    const host = record?.host ?? before?.host ?? "";
+    if (before === undefined || record === undefined || before.canonical !== record.canonical) {
+      for (const other of this.#byHost.get(host) ?? []) this.#dirty.services.add(other);
+    }
+    if (record === undefined) {
+      this.services.delete(key);
+      leave(this.#byHost, host, key);
+    } else {
+      this.services.set(key, record);
+      join(this.#byHost, host, key);
+    }
+    for (const { uid, profile } of this.membersOf(key)) if (isTunnelled(profile)) this.#dirty.direct.add(uid);
+    this.#touchUsers(key, [...(before?.addresses ?? []), ...(record?.addresses ?? [])]);
+    this.#dirty.services.add(key);
+  }
+
+  #putWorkload(uid: string, record: WorkloadRecord | undefined): void {
+    const before = this.workloads.get(uid);
+    if (before === undefined && record === undefined) return;
+    if (before) this.#withdraw(before);
+    if (record === undefined) this.workloads.delete(uid);
+    else {
+      this.workloads.set(uid, record);
+      this.#enter(record);
+    }
+    if (this.#isSelf(record ?? before)) {
+      const place = this.own?.profile;
+      this.own = record;
+      this.#dirty.inbound = true;
+      // Ranks are counted from where this machine is.
+      if (place?.region !== record?.profile.region || place?.zone !== record?.profile.zone)
+        this.#touchRanked();
+      else if (place?.subzone !== record?.profile.subzone || place?.node !== record?.profile.node)
+        this.#touchRanked();
+    }
+  }
+
+  #enter(record: WorkloadRecord): void {
+    const { profile, bindings, addresses, text, uid } = record;
+    const text_ = this.#index?.intern(text);
+    for (const { service, ports } of bindings) {
+      join(this.#members, service, record);
+      this.#dirty.services.add(service);
+      this.#touchUsers(service, []);
+      if (profile.gateway) join(this.#users, destinationKey(profile.gateway.destination), service);
+      if (text_ === undefined) continue;
+      for (const address of addresses)
+        for (const { target } of ports) this.#index?.set(keyOf(address, target), text_);
+    }
+    if (profile.waypoint) join(this.#users, destinationKey(profile.waypoint.destination), DIRECT + uid);
+    if (isTunnelled(profile)) this.#dirty.direct.add(uid);
+    this.#touchUsers(
+      undefined,
+      addresses.map((address) => ({ network: profile.network, address })),
+    );
+  }
+
+  #withdraw(record: WorkloadRecord): void {
+    const { profile, bindings, addresses, uid } = record;
+    for (const { service } of bindings) {
+      leave(this.#members, service, record);
+      this.#dirty.services.add(service);
+      this.#touchUsers(service, []);
+    }
+    if (profile.waypoint) leave(this.#users, destinationKey(profile.waypoint.destination), DIRECT + uid);
+    if (isTunnelled(profile)) this.#dirty.direct.add(uid);
+    this.#touchUsers(
+      undefined,
+      addresses.map((address) => ({ network: profile.network, address })),
+    );
+  }
+
+  /** Marks what goes through this service, or through one of these addresses. */
+  #touchUsers(service: string | undefined, addresses: readonly NetworkAddress[]): void {
+    if (this.#users.size === 0) return;
+    const keys = addresses.map(addressKey);
+    if (service !== undefined) {
+      keys.push(service);
+      for (const address of this.services.get(service)?.addresses ?? []) keys.push(addressKey(address));
+    }
+    for (const key of keys) {
+      for (const user of this.#users.get(key) ?? []) {
+        if (user.startsWith(DIRECT)) this.#dirty.direct.add(user.slice(DIRECT.length));
+        else this.#dirty.services.add(user);
+      }
+    }
+  }
+
+  #touchRanked(): void {
+    for (const { key, scopes } of this.services.values())
+      if (scopes.length > 0) this.#dirty.services.add(key);
+  }
+
+  #isSelf(record: WorkloadRecord | undefined): boolean {
+    if (record === undefined) return false;
+    const { entry, namespace, network, addresses } = this.#self;
+    if (entry !== undefined && record.uid.endsWith(entry)) return true;
+    const { profile } = record;
+    if (entry !== undefined || profile.namespace !== namespace || profile.network !== network) return false;
+    return !profile.hostNetwork && record.addresses.some((address) => addresses.has(address));
+  }
+}
+
+/** Whether peers that address the workload itself need a tunnel. */
+export function isTunnelled({
+  tunnel,
+  waypoint,
+}: Pick<WorkloadRecord["profile"], "tunnel" | "waypoint">): boolean {
+  return tunnel !== "none" || waypoint !== undefined;
+}
+
+function gatewaysOf(record: ServiceRecord | undefined): Gateway[] {
+  if (record === undefined) return [];
+  const { waypoint, weightedWaypoints } = record;
+  return [...(waypoint ? [waypoint] : []), ...weightedWaypoints.map(({ gateway }) => gateway)];
+}
+
+function join<T>(map: Map<string, Set<T>>, key: string, value: T): void {
+  const known = map.get(key);
+  if (known) known.add(value);
+  else map.set(key, new Set([value]));
+}
+
+function leave<T>(map: Map<string, Set<T>>, key: string, value: T): void {
+  const known = map.get(key);
+  known?.delete(value);
+  if (known?.size === 0) map.delete(key);
+}
+
+function clean(): Dirty {
+  return { services: new Set(), direct: new Set(), inbound: false, names: false };
+}
