@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { fetchAtomics, kernelRelease, probe } from "./features.ts";
+import { fetchAtomics, kernelLimits, kernelRelease, probe } from "./features.ts";
 
 const isRoot = process.getuid?.() === 0;
 
@@ -12,6 +12,9 @@ test.skipIf(!isRoot)("what the kernel can do fits its version", () => {
       expect([feature, present]).toEqual([feature, true]);
     expect(required).toBe(without === "");
   }
+  const limits = kernelLimits();
+  for (const { feature, present, required } of probe())
+    expect(limits.some((line) => line.startsWith(`no ${feature} (`))).toBe(!present && !required);
 });
 
 test.skipIf(!isRoot)("programs with fetching atomics are loaded wherever the kernel has these", () => {

@@ -121,6 +121,21 @@ export function probe(): Feature[] {
   ];
 }
 
+/** What a missing optional feature takes away, as a sentence without a full stop. */
+export function formatMissing({ feature, since, without }: Feature): string {
+  return `no ${feature} (from Linux ${since} on): ${without}`;
+}
+
+let limits: string[] | undefined;
+
+/** What kmesh does not do on this kernel, a line each; [] when nothing is missing. Throws as `probe`, which it asks once. */
+export function kernelLimits(): string[] {
+  limits ??= probe()
+    .filter(({ present, required }) => !present && !required)
+    .map(formatMissing);
+  return limits;
+}
+
 let fetches: boolean | undefined;
 
 /** Whether the programs with atomics that fetch are loaded, instead of the compatible ones without. */

@@ -7,7 +7,7 @@ import { NotThereYet } from "../config/config-error.ts";
 import type { Log } from "../config/log.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
-import { type Feature, kernelRelease, probe } from "../kernel/features.ts";
+import { type Feature, formatMissing, kernelRelease, probe } from "../kernel/features.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
 
@@ -29,8 +29,7 @@ export function requireKernel(log: { warn(line: string): void }): void {
       "Boot a newer kernel; kmesh runs from 5.10 on.",
     );
   }
-  for (const { feature, since, without } of absent)
-    log.warn(`This kernel has no ${feature} (from Linux ${since} on): ${without}.`);
+  for (const feature of absent) log.warn(`This kernel has ${formatMissing(feature)}.`);
 }
 
 /** A place where it hides nothing: mounted over /sys/fs/cgroup it would hide every cgroup v1 controller. */

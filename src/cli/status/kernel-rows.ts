@@ -19,6 +19,7 @@ export function kernelFacts(kernel: Summary | undefined, bpffs: string): [string
     ],
     ...formatSettings(kernel.foreign === undefined ? settings : undefined),
     ...formatEjections(kernel.foreign === undefined ? kernel.ejections : undefined),
+    ...(kernel.limits ?? []).map((limit): [string, string] => ["this kernel has", limit]),
     ["memory", `${(memory / 2 ** 20).toFixed(1)} MB of tables, pinned in ${kernel.bpffs}`],
   ];
 }

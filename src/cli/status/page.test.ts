@@ -433,3 +433,11 @@ test("trouble comes first, idle services are summed up, and the head names who w
     "services  63, 2 with refused or failed connections",
   ]);
 });
+
+test("what this kernel can't do stands among the rows of the kernel", () => {
+  const limit = "no MPTCP sockets found by connect programs (from Linux 5.19 on): nothing counts them";
+  const page = (limits: string[]) =>
+    formatStatus({ agent: agent(), kernel: kernel({ limits }) }, undefined, "/b", false, NOW);
+  expect(page([limit])).toMatch(/^this kernel has {2,}no MPTCP sockets found by connect programs/m);
+  expect(page([])).not.toContain("this kernel has");
+});

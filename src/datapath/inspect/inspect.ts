@@ -6,6 +6,7 @@ import { listPins, unpin } from "../../kernel/bpffs.ts";
 
 import { cgroup2Root, cgroupPath } from "../../kernel/cgroup.ts";
 import { monotonic } from "../../kernel/clock.ts";
+import { kernelLimits } from "../../kernel/features.ts";
 import type { Hook } from "../../kernel/link.ts";
 import { BpfMap, FLAG } from "../../kernel/maps.ts";
 
@@ -134,6 +135,8 @@ export interface Summary {
     stale: boolean;
   };
   tables: TableState[];
+  /** What kmesh does not do on this kernel, a line each. Absent as the settings. */
+  limits?: string[];
   /** The connections that were refused or failed last, the newest first. Absent as the settings. */
   recent?: RecentConnection[];
 }
@@ -312,6 +315,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     services: view.services(),
     ejections: view.ejections(),
     tables: sizes(tables),
+    limits: kernelLimits(),
     recent: recentConnections(tables, (id) => view.serviceName(id)),
   };
 }
