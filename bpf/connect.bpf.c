@@ -622,6 +622,11 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
 	state->flags = 0;
 }
 
+/*
+ * Stores on the socket what was decided. Where the kernel has no memory for the storage, the connection goes to its endpoint
+ * all the same: a refusal would turn a shortage into an outage. getpeername() then shows the endpoint, and the connection is
+ * in no live count and no traffic row; `redirected` counts it.
+ */
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req, const struct decision *made)
 {
 	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);

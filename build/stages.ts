@@ -22,13 +22,15 @@ const SLOW: Readonly<Record<string, string>> = {
   "test/systemd": "test/systemd/fetch",
 };
 
-/** These in one row, beside all others. */
+/** These in one row, beside all others: both rows take about as long. */
 const BESIDE: readonly string[] = [
   "test/datapath",
   "test/interop",
   "test/systemd",
+  "test/names",
   "test/page",
   "test/release",
+  "test/fuzz",
 ];
 /** After all others: they need the whole machine. */
 const ALONE: readonly string[] = ["test/stress", "test/kernels"];

@@ -3,7 +3,7 @@
 
 #include <linux/types.h>
 
-/* Network byte order; IPv4 as ::ffff:a.b.c.d. */
+/* An IPv6 address in network byte order; an IPv4 address is stored as ::ffff:a.b.c.d (RFC 4291, 2.5.5.2). */
 struct address {
 	__be32 word[4];
 };

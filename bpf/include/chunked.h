@@ -2,23 +2,23 @@
 #pragma once
 
 /*
- * A table with dense ids that grows without ever moving a record: an array-of-maps whose inner arrays double in
- * size. Chunk k holds ids [CHUNK_BASE * (2^k - 1), CHUNK_BASE * (2^(k+1) - 1)). The agent writes the inner
- * arrays through mmap; a record is filled where no reader looks yet and published by one 8-byte store elsewhere.
+ * A table with dense ids. It grows and never moves a record: it is an array of maps whose inner arrays double in size.
+ * Chunk k holds the ids [CHUNK_BASE * (2^k - 1), CHUNK_BASE * (2^(k+1) - 1)). The agent writes the inner arrays through
+ * mmap. It fills a record while no reader uses its id, then publishes the id with one 8-byte store in another table.
  *
- * BPF_F_INNER_MAP lets inner arrays of different sizes share one outer map (kernel >= 5.10).
+ * BPF_F_INNER_MAP (Linux 5.10) lets inner arrays of different sizes share one outer map.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
 #define CHUNK_BASE_SHIFT 8
 #define CHUNK_BASE (1u << CHUNK_BASE_SHIFT)
-/* 2^8 * (2^20 - 1) ids: what runs out first is memory. */
+/* 2^8 * (2^20 - 1) ids: memory runs out first. */
 #define CHUNK_COUNT 20
 
 /*
- * Inner maps name sizes, not types: kernels from 5.15 to 6.2 take only inner maps whose type information is like the
- * first one's, and the agent makes the later ones without any.
+ * Inner maps declare sizes, not types. Linux 5.15 to 6.2 accepts an inner map only if its type information equals that of
+ * the first one, and the agent creates the later ones without any.
  */
 /* clang-format off */
 #define CHUNKED(record)                                                        \
@@ -52,7 +52,7 @@ static __always_inline __u32 floor_log2(__u32 value)
 	return result | (value >> 1);
 }
 
-/* The record with this id, or NULL when no chunk holds it. `table` must be a map by name. */
+/* The record with this id, or NULL when its chunk does not exist. `table` must be a map, not a pointer variable. */
 static __always_inline void *chunked_lookup(void *table, __u32 id)
 {
 	__u32 place = id + CHUNK_BASE;

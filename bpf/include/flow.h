@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * Counts connections into the rows of traffic.h. A governed socket carries what is counted of it so far, so each byte and
- * each end is counted once, whoever counts first: the flush (flush.bpf.c) while it lives, sock_release at its end, or
- * connect4/6 when it connects again. What a socket tells, and what it does not, was tried on 5.10, 6.1 and 6.18.
+ * Counts connections into the rows of traffic.h. A governed socket carries what is counted of it so far. So each byte and
+ * each end is counted once, whoever counts first: the flush (flush.bpf.c) while the connection lives, sock_release at its
+ * end, or connect4/6 when the socket connects again. The fields that are read were tried on 5.10, 6.1 and 6.18.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>

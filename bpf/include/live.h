@@ -7,9 +7,9 @@
 #include "recent.h"
 
 /*
- * Live connections: a redirected socket counts from its connect() until it is closed or connects elsewhere, once
- * however that comes about, and then tells how its connect() went. connect4/6 and sock_release of one socket never run
- * at the same time: the one is inside a system call on a descriptor, the other runs when the last one is gone.
+ * Counts live connections. A redirected socket counts once, from its connect() until its connection ends, its app closes it
+ * or it connects again; the end also says how the connect() went. connect4/6 and sock_release of one socket never run at the
+ * same time: connect() holds a descriptor, and sock_release runs after the last descriptor is closed.
  */
 static __always_inline void begin_connection(struct socket_state *state, struct cluster_load *cluster)
 {
@@ -22,10 +22,10 @@ static __always_inline void begin_connection(struct socket_state *state, struct 
 	state->flags |= SOCKET_COUNTED;
 }
 
-/* Takes the mark from a socket that it is counted; false when it has none. Of several that end it, one gets the mark. */
+/* Clears the socket's mark that it is counted. Of several callers at the same time, one gets true. */
 static __always_inline bool take_count(struct socket_state *state)
 {
-	/* The flags with the version before them: the smallest word that can be changed at once. */
+	/* The word with version and flags: atomic operations need 32 bits. */
 	__u32 *word = (__u32 *)state;
 	const __u32 mark = (__u32)SOCKET_COUNTED << 16;
 
@@ -63,8 +63,8 @@ static __always_inline void end_connection(struct socket_state *state, const str
 }
 
 /*
- * The TCP socket by which this one connected: itself, or an MPTCP socket's first subflow. May be NULL, and only be read by
- * BPF_CORE_READ.
+ * The TCP socket that connected: the socket itself, or the first subflow of an MPTCP socket. It may be NULL, so read it only
+ * with BPF_CORE_READ.
  */
 static __always_inline const struct sock *connecting_socket(const struct socket_state *state, const struct sock *sk)
 {
@@ -74,8 +74,8 @@ static __always_inline const struct sock *connecting_socket(const struct socket_
 }
 
 /*
- * The end of a socket that has the state `tcp_state` now. An MPTCP socket that is closed says less than its subflow, which
- * tells a failed connect() from one that ended.
+ * Ends the connection of a socket in the state `tcp_state`. Of a closed MPTCP socket, only the subflow says whether connect()
+ * failed or the connection ended.
  */
 static __always_inline void end_socket(struct socket_state *state, const struct sock *sk, __u32 tcp_state)
 {

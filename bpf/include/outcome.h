@@ -6,14 +6,17 @@
 
 #include "kernel.h"
 
-/* How a connect() went, read from the kernel's own socket when it ends or connects again. */
+/* How a connect() went. The kernel's socket says it when the connection ends or the socket connects again. */
 enum outcome {
-	OUTCOME_UNKNOWN = 0, /* nothing was sent, or the app changed its mind: says nothing of the endpoint */
+	OUTCOME_UNKNOWN = 0, /* no SYN was sent, or the app gave up: the endpoint's health is unknown */
 	OUTCOME_CONNECTED = 1,
 	OUTCOME_FAILED = 2, /* refused, timed out, unreachable */
 };
 
-/* `sequence` is write_seq from before connect(): every SYN moves it, and what failed before the SYN leaves it (or 0). */
+/*
+ * `state` is the socket's TCP state. `sequence` is the socket's write_seq before connect(): a SYN changes write_seq, and a
+ * failure before the SYN leaves it, or sets it to 0.
+ */
 static __always_inline enum outcome outcome_of(const struct sock *sk, __u32 state, __u32 sequence)
 {
 	const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
@@ -29,7 +32,7 @@ static __always_inline enum outcome outcome_of(const struct sock *sk, __u32 stat
 	case BPF_TCP_LAST_ACK:
 		return OUTCOME_CONNECTED;
 	case BPF_TCP_SYN_SENT:
-		/* The app gave up. After one retransmission the endpoint had its second. */
+		/* The app gave up. The first retransmission comes after a second: the endpoint had time to answer. */
 		return BPF_CORE_READ(tcp, total_retrans) ? OUTCOME_FAILED : OUTCOME_UNKNOWN;
 	case BPF_TCP_CLOSE:
 		break;
@@ -39,10 +42,10 @@ static __always_inline enum outcome outcome_of(const struct sock *sk, __u32 stat
 	written = BPF_CORE_READ(tcp, write_seq);
 	if (written == sequence || !written)
 		return OUTCOME_UNKNOWN;
-	/* AF_UNSPEC clears the count of bytes and leaves the window; a window of zero leaves only the SYN's byte. */
+	/* AF_UNSPEC clears bytes_acked and keeps max_window. A peer whose window is 0 leaves only the SYN in bytes_acked. */
 	if (BPF_CORE_READ(tcp, max_window) || BPF_CORE_READ(tcp, bytes_acked))
 		return OUTCOME_CONNECTED;
-	/* Ended from here, by AF_UNSPEC, shutdown or an administrator, before there was an answer. */
+	/* The app or an administrator ended the socket before the endpoint answered. */
 	error = BPF_CORE_READ(sk, sk_err);
 	return error == ECONNRESET || error == ECONNABORTED ? OUTCOME_UNKNOWN : OUTCOME_FAILED;
 }
