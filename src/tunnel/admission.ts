@@ -1,0 +1,63 @@
+/** Who may come in: asked once for each connection, after the handshake. */
+import { networkInterfaces } from "node:os";
+import { canonicalAddress } from "../mesh/address.ts";
+import type { Identity, MtlsMode } from "../mesh/inbound.ts";
+import { TunnelFailure } from "./failure.ts";
+
+export interface InboundConnection {
+  sourceAddress: string;
+  destinationAddress: string;
+  destinationPort: number;
+  /** The peer's verified identity; absent: plaintext. */
+  identity?: Identity;
+}
+
+export interface Admission {
+  /** Whether the connection may come in. Must not throw: what can't be decided is refused. */
+  decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string };
+  /** What PeerAuthentication says of the port. `undefined`: the port is none of this machine's services. */
+  mtls(port: number): MtlsMode | undefined;
+}
+
+/** Lets nobody in: while it is not known which policies there are. */
+export const NOBODY: Admission = {
+  decide: () => ({ allowed: false, reason: "the policies are not known" }),
+  mtls: () => "strict",
+};
+
+/** Ports that are kmesh's own on every machine. */
+const OWN_PORTS = new Set([15001, 15006, 15008]);
+
+/**
+ * Checks the destination of a CONNECT: an address of this machine other than loopback, which would lead back into the
+ * tunnel or to what listens for this machine alone, and no port of the tunnel's. Gives it. Throws TunnelFailure:
+ * `bad-request` for what is no ADDRESS:PORT, `not-ours`.
+ */
+export function parseDestination(authority: string): { address: string; port: number } {
+  const [, host = "", digits = ""] = /^(\[[0-9a-fA-F:.]+\]|[0-9.]+):(\d{1,5})$/.exec(authority) ?? [];
+  const address = canonicalAddress(host);
+  const port = Number(digits);
+  if (address === undefined || port < 1 || port > 65_535)
+    throw new TunnelFailure("bad-request", "the authority is no ADDRESS:PORT");
+  if (isLoopback(address) || !ownAddresses().has(address))
+    throw new TunnelFailure("not-ours", `${address} is not this machine's`);
+  if (OWN_PORTS.has(port)) throw new TunnelFailure("not-ours", `port ${port} is kmesh's own`);
+  return { address, port };
+}
+
+export function isLoopback(address: string): boolean {
+  return address === "::1" || address.startsWith("127.");
+}
+
+const OWN_FOR = 1_000;
+let own = new Set<string>();
+let ownUntil = 0;
+
+function ownAddresses(): ReadonlySet<string> {
+  const now = performance.now();
+  if (now < ownUntil) return own;
+  const all = Object.values(networkInterfaces()).flatMap((addresses) => addresses ?? []);
+  own = new Set(all.map(({ address }) => canonicalAddress(address) ?? address));
+  ownUntil = now + OWN_FOR;
+  return own;
+}

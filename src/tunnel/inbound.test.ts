@@ -1,0 +1,321 @@
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
+import { spawn } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { createServer, type Socket } from "node:net";
+import { networkInterfaces } from "node:os";
+import { join } from "node:path";
+import { type ConnectionOptions, connect as connectTls } from "node:tls";
+import { dialTcp, listening, outcome, TestMesh } from "../../test/lab/mesh-member.ts";
+import type { MtlsMode } from "../mesh/inbound.ts";
+import type { Transport } from "../mesh/transport.ts";
+import type { Admission } from "./admission.ts";
+import { Counters } from "./counters.ts";
+import { Dialer } from "./dial.ts";
+import { Budget } from "./http2/budget.ts";
+import { InboundTunnel } from "./inbound.ts";
+import { MeshCredentials } from "./mesh-credentials.ts";
+
+let mesh: TestMesh;
+let foreign: TestMesh;
+beforeAll(() => {
+  mesh = new TestMesh();
+  foreign = new TestMesh();
+});
+afterAll(() => {
+  mesh.close();
+  foreign.close();
+});
+
+/** An address of this machine other than loopback: a CONNECT to loopback is refused. */
+const OWN = Object.values(networkInterfaces())
+  .flatMap((addresses) => addresses ?? [])
+  .find(({ family, internal }) => family === "IPv4" && !internal)?.address;
+
+const cleanup: (() => void)[] = [];
+afterEach(() => {
+  for (const end of cleanup.splice(0)) end();
+});
+
+let counters: Counters;
+let tunnel: InboundTunnel;
+let mode: MtlsMode | undefined;
+let credentials: MeshCredentials;
+let refused: string[] = [];
+let app = 0;
+
+const admission: Admission = {
+  decide: ({ identity, destinationPort, sourceAddress }) => {
+    const denied = identity !== undefined && refused.includes(identity.serviceAccount);
+    const reason = `${identity?.serviceAccount ?? "nobody"} at ${sourceAddress} to ${destinationPort === app ? "the app" : "?"}`;
+    return denied ? { allowed: false, reason, policy: "shop/no" } : { allowed: true, reason };
+  },
+  mtls: () => mode,
+};
+
+beforeEach(async () => {
+  counters = new Counters();
+  refused = [];
+  mode = "permissive";
+  credentials = new MeshCredentials(mesh.store("vm"));
+  cleanup.push(() => credentials.close());
+  const server = createServer({ allowHalfOpen: true }, (socket) => {
+    let text = "";
+    socket.on("error", () => {});
+    socket.on("data", (chunk) => {
+      text += chunk;
+      if (text.startsWith("\x16")) socket.end("HTTP/1.1 400 Bad Request\r\n\r\n");
+    });
+    socket.on("end", () => socket.end(`app got ${text}`));
+  });
+  app = await listening(server, "0.0.0.0");
+  cleanup.push(() => server.close());
+  tunnel = new InboundTunnel({
+    credentials,
+    admission,
+    counters,
+    budget: new Budget(1 << 26),
+    trustDomainAliases: ["old.example"],
+    log: (text) => lines.push(text),
+    patience: 400,
+    sniffPatience: 200,
+  });
+  lines.length = 0;
+});
+
+const lines: string[] = [];
+
+/** A listener of the tunnel. For steering tests the accepted socket pretends to be on its way to the app. */
+async function listener(serve: (socket: Socket) => void): Promise<number> {
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+    cleanup.push(() => socket.destroy());
+    serve(socket);
+  });
+  cleanup.push(() => server.close());
+  return listening(server);
+}
+
+const hbonePort = () => listener((socket) => void tunnel.serveHbone(socket, () => {}));
+const steeredPort = () =>
+  listener((socket) => {
+    // What sk_assign gives: the socket's own address is the app's.
+    Object.defineProperty(socket, "localPort", { value: app });
+    void tunnel.serveSteered(socket, () => {});
+  });
+
+async function viaHbone(
+  port: number,
+  authority: string,
+  account = "client",
+  text = "hello",
+): Promise<string> {
+  const client = new MeshCredentials(mesh.store(account));
+  cleanup.push(() => client.close());
+  const dialer = new Dialer({
+    credentials: client,
+    budget: new Budget(1 << 26),
+    baggage: "service.name=test",
+  });
+  const transport: Transport = {
+    kind: "hbone",
+    authority,
+    port,
+    sans: [{ kind: "exact", value: mesh.id("vm") }],
+  };
+  const peer = { address: "127.0.0.1", port: app };
+  try {
+    const { stream } = await dialer.dial(
+      { peer, transport },
+      { address: "127.0.0.1", port: 1 },
+      new AbortController().signal,
+    );
+    const answer = outcome(stream);
+    stream.end(text);
+    return await answer;
+  } catch (error) {
+    return (error as { reason?: string }).reason ?? String(error);
+  }
+}
+
+test("HBONE: an allowed CONNECT reaches the app, others get ztunnel's statuses", async () => {
+  const port = await hbonePort();
+  const own = OWN ?? "10.0.0.1";
+  expect(await viaHbone(port, `${own}:${app}`)).toBe("app got hello");
+  refused = ["mallory"];
+  expect(await viaHbone(port, `${own}:${app}`, "mallory")).toBe("denied-by-peer");
+  // Loopback leads into the tunnel's own entrance; 192.0.2.1 is somebody else's.
+  for (const authority of [
+    `127.0.0.1:${app}`,
+    "127.0.0.7:15001",
+    "192.0.2.1:80",
+    `[::1]:${app}`,
+    `${own}:15008`,
+    "web.shop:80",
+    `${own}:0`,
+    `${own}:99999`,
+  ])
+    expect([authority, await viaHbone(port, authority)]).toEqual([authority, "bad-response"]);
+  expect(await viaHbone(port, `${own}:1`)).toBe("peer-unavailable");
+  await Bun.sleep(20);
+  expect(counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 1, received: 5, sent: 13 });
+  expect(counters.rows.ways.hbone.failures).toEqual({
+    denied: 1,
+    "not-ours": 5,
+    "bad-request": 3,
+    "connect-refused": 1,
+  });
+  expect(counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
+  expect(lines.join()).toContain("is refused by shop/no (mallory at 127.0.0.1 to the app)");
+});
+
+/** A client of bare TLS; gives what it reads until the end, or its error's code. */
+async function tlsClient(port: number, options: ConnectionOptions, text = "hello"): Promise<string> {
+  const socket = connectTls({ host: "127.0.0.1", port, rejectUnauthorized: false, ...options });
+  const answer = outcome(socket);
+  socket.once("secureConnect", () => socket.end(text));
+  cleanup.push(() => socket.destroy());
+  return answer;
+}
+
+test("sidecar mTLS on a permissive port, plaintext beside it, TLS of the app's own passes through", async () => {
+  const port = await steeredPort();
+  expect(
+    await tlsClient(port, { ...mesh.issue("client"), ALPNProtocols: ["istio-peer-exchange", "istio"] }),
+  ).toBe("app got hello");
+  const plain = await dialTcp(port);
+  const answer = outcome(plain);
+  plain.end("plain");
+  expect(await answer).toBe("app got plain");
+  // The app gets the ClientHello, and what it answers is no TLS.
+  expect(await tlsClient(port, { ALPNProtocols: ["h2"] })).toMatch(/WRONG_VERSION|SSL|ECONNRESET/);
+  const silent = await dialTcp(port);
+  await Bun.sleep(350);
+  const late = outcome(silent);
+  silent.end("after the server spoke first");
+  expect(await late).toBe("app got after the server spoke first");
+  await Bun.sleep(20);
+  expect(counters.rows.ways.inbound).toMatchObject({ open: 0, pending: 0, total: 4, failures: {} });
+  expect(counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
+});
+
+test("a strict port takes mutual TLS alone, whatever ALPN it offers", async () => {
+  mode = "strict";
+  const port = await steeredPort();
+  expect(await tlsClient(port, mesh.issue("client"))).toBe("app got hello");
+  const plain = await dialTcp(port);
+  const answer = outcome(plain);
+  plain.write("plain");
+  expect(await answer).toBe("ECONNRESET");
+  mode = "disable";
+  const open = await dialTcp(port);
+  const passed = outcome(open);
+  open.end("plain");
+  expect(await passed).toBe("app got plain");
+  expect(counters.rows.ways.inbound.failures).toEqual({ plaintext: 1 });
+});
+
+test("a client that is not of the mesh gets nothing, with its reason", async () => {
+  mode = "strict";
+  const steered = await steeredPort();
+  const uris = (...ids: string[]) => {
+    const { key, chain } = mesh.authority.issue(ids.map((id) => `URI:${id}`).join(","));
+    return { key, cert: chain };
+  };
+  const cases: [string, ConnectionOptions][] = [
+    ["unknown-ca", foreign.issue("client")],
+    ["no-peer-certificate", {}],
+    ["expired", mesh.issue("client", { from: -3, to: -1 })],
+    ["not-yet-valid", mesh.issue("client", { from: 1, to: 2 })],
+    ["wrong-san", uris("spiffe://elsewhere/ns/shop/sa/client")],
+    ["wrong-san", uris(mesh.id("client"), mesh.id("other"))],
+    ["wrong-san", uris("https://example.com/")],
+    [
+      "wrong-san",
+      uris(
+        "spiffe://cluster.local/ns/shop/sa/client, URI:spiffe://cluster.local/ns/shop/sa/admin".replace(
+          ",",
+          "%2C",
+        ),
+      ),
+    ],
+  ];
+  for (const [reason, options] of cases) {
+    expect(await tlsClient(steered, options)).not.toContain("app got");
+    await Bun.sleep(20);
+    expect([reason, counters.rows.ways.inbound.failures]).toEqual([reason, { [reason]: 1 }]);
+    counters.rows.ways.inbound.failures = {};
+  }
+  expect(await tlsClient(steered, uris("spiffe://old.example/ns/shop/sa/client"))).toBe("app got hello");
+  expect(counters.rows.ways.inbound).toMatchObject({ total: 1, pending: 0 });
+});
+
+test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall", async () => {
+  const port = await hbonePort();
+  const client = mesh.issue("client");
+  await tlsClient(port, { ...client, maxVersion: "TLSv1.2", ALPNProtocols: ["h2"] });
+  await Bun.sleep(20);
+  expect(counters.rows.ways.hbone.failures).toEqual({ "tls-error": 1 });
+  await tlsClient(port, { ...client, ALPNProtocols: ["http/1.1"] });
+  await tlsClient(port, client);
+  await Bun.sleep(20);
+  expect(counters.rows.ways.hbone.failures).toEqual({ "tls-error": 1, "no-alpn": 2 });
+  const plain = await dialTcp(port);
+  const answer = outcome(plain);
+  plain.write("GET / HTTP/1.1\r\n\r\n");
+  expect(await answer).toBe("ECONNRESET");
+  const started = performance.now();
+  const stalled = await dialTcp(port);
+  stalled.write(Buffer.from("1603010200", "hex"));
+  // Bun ends the connection here instead of resetting it.
+  expect(["", "ECONNRESET"]).toContain(await outcome(stalled));
+  expect(performance.now() - started).toBeGreaterThan(350);
+  expect(counters.rows.ways.hbone.failures).toMatchObject({ "not-tls": 1, "handshake-timeout": 1 });
+});
+
+test("openssl s_client comes in by sidecar mTLS, and gets no renegotiation", async () => {
+  mode = "strict";
+  const port = await steeredPort();
+  const { key, cert } = mesh.issue("client");
+  const file = (name: string, text: string) => {
+    writeFileSync(join(mesh.folder, name), text);
+    return join(mesh.folder, name);
+  };
+  const files = [
+    "-key",
+    file("c.key", key),
+    "-cert",
+    file("c.pem", cert),
+    "-CAfile",
+    join(mesh.folder, "ca.pem"),
+  ];
+  const run = async (extra: string[], input: string) => {
+    const child = spawn("openssl", [
+      "s_client",
+      "-connect",
+      `127.0.0.1:${port}`,
+      "-alpn",
+      "istio",
+      "-verify_return_error",
+      ...files,
+      ...extra,
+    ]);
+    cleanup.push(() => child.kill("SIGKILL"));
+    let text = "";
+    child.stdout.on("data", (chunk) => {
+      text += chunk;
+    });
+    child.stderr.on("data", (chunk) => {
+      text += chunk;
+    });
+    await Bun.sleep(150);
+    child.stdin.end(input);
+    await new Promise((resolve) => child.once("close", resolve));
+    return text;
+  };
+  const text = await run(["-quiet", "-no_ign_eof"], "hello\n");
+  expect(text).toContain("depth=0");
+  expect(counters.rows.ways.inbound.total).toBe(1);
+  // "R" asks for a renegotiation, which TLS 1.2 would allow.
+  expect(await run(["-tls1_2"], "R\n")).toMatch(
+    /RENEGOTIATING[\s\S]*(no renegotiation|alert|unexpected|reset|closed)/i,
+  );
+});

@@ -1,0 +1,255 @@
+/** What peers open to this machine: HBONE on its own port, and sidecar mTLS or plaintext on ports that are steered here. */
+import type { Socket } from "node:net";
+import type { Duplex } from "node:stream";
+import { canonicalAddress } from "../mesh/address.ts";
+import type { Identity } from "../mesh/inbound.ts";
+import { acceptTls } from "./accept-tls.ts";
+import { type Admission, parseDestination } from "./admission.ts";
+import { readFirstBytes } from "./client-hello.ts";
+import type { Counters, Way } from "./counters.ts";
+import { openTcp } from "./dial.ts";
+import { reasonOfFailure, TunnelFailure } from "./failure.ts";
+import type { Budget } from "./http2/budget.ts";
+import { Http2Connection } from "./http2/connection.ts";
+import { ERROR } from "./http2/frames.ts";
+import type { Headers } from "./http2/hpack.ts";
+import type { ConnectStream } from "./http2/stream.ts";
+import type { MeshCredentials } from "./mesh-credentials.ts";
+import { CONNECT_PATIENCE } from "./peer-tls.ts";
+import { reset, splice } from "./splice.ts";
+
+/** What an Istio client may offer for a stream; the app's own `h2` is not among them. */
+const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1"];
+const MESH_ALPN = /^istio($|-)/;
+/** A client that says nothing for so long speaks plaintext, and waits for the server (milliseconds). */
+const SNIFF_PATIENCE = 2_000;
+
+export interface InboundOptions {
+  credentials: MeshCredentials;
+  admission: Admission;
+  counters: Counters;
+  budget: Budget;
+  /** Trust domains that are accepted beside our own. */
+  trustDomainAliases: readonly string[];
+  log(text: string): void;
+  /** Milliseconds for a handshake and for the connect to the app; for tests. */
+  patience?: number;
+  sniffPatience?: number;
+}
+
+export class InboundTunnel {
+  readonly #options: InboundOptions;
+  readonly #connections = new Set<Http2Connection>();
+
+  constructor(options: InboundOptions) {
+    this.#options = options;
+  }
+
+  /** HTTP/2 connections that are open. */
+  get connections(): number {
+    return this.#connections.size;
+  }
+
+  /** Sends GOAWAY on every HBONE connection; each ends with its last stream. */
+  drain(): void {
+    for (const connection of [...this.#connections]) connection.drain();
+  }
+
+  /** Serves one connection to the HBONE port. Owns the socket. `settled` is called when its handshake is over. */
+  async serveHbone(raw: Socket, settled: () => void): Promise<void> {
+    const { counters, budget } = this.#options;
+    raw.on("error", () => {});
+    const from = canonicalAddress(raw.remoteAddress ?? "") ?? "";
+    try {
+      const { socket, id, identity } = await this.#accept(raw, "TLSv1.3", ["h2"], "h2");
+      settled();
+      counters.rows.handshakes.server++;
+      const connection = new Http2Connection(socket, {
+        role: "server",
+        budget,
+        request: (stream, headers) => void this.#connect(stream, headers, { from, id, identity }),
+        closed: (reason) => {
+          this.#connections.delete(connection);
+          if (reason && "code" in reason && typeof reason.code === "number" && reason.code !== ERROR.none) {
+            counters.failed("hbone", "protocol-error");
+            this.#options.log(`hbone: ${id} at ${from}: ${reason.message}`);
+          }
+        },
+      });
+      this.#connections.add(connection);
+    } catch (error) {
+      this.#refused("hbone", from, error);
+    }
+  }
+
+  /**
+   * Serves one connection that was steered here on its way to a port of an app: its local address and port are the app's.
+   * Owns the socket.
+   */
+  async serveSteered(raw: Socket, settled: () => void): Promise<void> {
+    const { counters, admission } = this.#options;
+    raw.on("error", () => {});
+    const source = canonicalAddress(raw.remoteAddress ?? "") ?? "";
+    const destination = { address: canonicalAddress(raw.localAddress ?? "") ?? "", port: raw.localPort ?? 0 };
+    counters.begin("inbound");
+    try {
+      const mode = admission.mtls(destination.port);
+      const first = await sniff(raw, this.#options.sniffPatience ?? SNIFF_PATIENCE);
+      // On a strict port all TLS is the mesh's, whatever it offers; on others TLS of the app's own passes through.
+      const ours =
+        first.kind === "tls" && (mode === "strict" || first.alpn.some((name) => MESH_ALPN.test(name)));
+      let stream: Duplex = raw;
+      let peer: { id: string; identity: Identity } | undefined;
+      if (ours && mode !== "disable") {
+        const accepted = await this.#accept(raw, "TLSv1.2", SIDECAR_ALPN, undefined);
+        counters.rows.handshakes.server++;
+        stream = accepted.socket;
+        peer = accepted;
+      } else if (mode === "strict")
+        throw new TunnelFailure("plaintext", "plaintext, and mutual TLS is demanded");
+      this.#admit(source, destination, peer?.identity);
+      const app = await this.#openApp(destination);
+      settled();
+      counters.opened("inbound", peer?.id);
+      splice(stream, app, ({ forth, back }) => counters.closed("inbound", back, forth));
+    } catch (error) {
+      counters.abandoned("inbound");
+      this.#refused("inbound", source, error);
+      reset(raw);
+    }
+  }
+
+  #accept(
+    raw: Socket,
+    from: "TLSv1.2" | "TLSv1.3",
+    alpn: readonly string[],
+    requireAlpn: string | undefined,
+  ) {
+    const { credentials, trustDomainAliases, patience } = this.#options;
+    const generation = credentials.current();
+    return acceptTls(raw, {
+      context: generation.context(from),
+      alpn,
+      trustDomains: [generation.trustDomain, ...trustDomainAliases],
+      ...(requireAlpn !== undefined && { requireAlpn }),
+      ...(patience !== undefined && { patience }),
+    });
+  }
+
+  async #connect(
+    stream: ConnectStream,
+    headers: Headers,
+    peer: { from: string; id: string; identity: Identity },
+  ): Promise<void> {
+    const { counters } = this.#options;
+    counters.begin("hbone");
+    try {
+      const destination = destinationOf(headers);
+      this.#admit(peer.from, destination, peer.identity);
+      const app = await this.#openApp(destination);
+      if (stream.destroyed) {
+        counters.abandoned("hbone");
+        reset(app);
+        return;
+      }
+      stream.respond(200);
+      counters.opened("hbone", peer.id);
+      splice(stream, app, ({ forth, back }) => counters.closed("hbone", back, forth));
+    } catch (error) {
+      counters.abandoned("hbone");
+      this.#refused("hbone", `${peer.id} at ${peer.from}`, error);
+      stream.respond(statusOf(reasonOfFailure(error)), true);
+    }
+  }
+
+  /** Throws TunnelFailure `denied`. */
+  #admit(
+    sourceAddress: string,
+    { address, port }: { address: string; port: number },
+    identity: Identity | undefined,
+  ): void {
+    const decision = this.#options.admission.decide({
+      sourceAddress,
+      destinationAddress: address,
+      destinationPort: port,
+      ...(identity && { identity }),
+    });
+    if (decision.allowed) return;
+    const by = decision.policy === undefined ? "" : ` by ${decision.policy}`;
+    throw new TunnelFailure("denied", `port ${port} is refused${by} (${decision.reason})`);
+  }
+
+  /** From loopback or an own address: steering lets those pass to the app. */
+  #openApp({ address, port }: { address: string; port: number }): Promise<Socket> {
+    return openTcp(
+      { host: address, port },
+      this.#options.patience ?? CONNECT_PATIENCE,
+      new AbortController().signal,
+    );
+  }
+
+  #refused(way: Way, from: string, error: unknown): void {
+    const reason = reasonOfFailure(error);
+    this.#options.counters.failed(way, reason);
+    this.#options.log(
+      `${way}: ${from}: ${reason}: ${error instanceof Error ? error.message : String(error)}`,
+    );
+  }
+}
+
+/** RFC 9113 section 8.5: CONNECT has an authority, and neither scheme nor path. Throws TunnelFailure. */
+function destinationOf(headers: Headers): { address: string; port: number } {
+  const value = (name: string) => headers.filter((header) => header[0] === name).map((header) => header[1]);
+  const [method, ...methods] = value(":method");
+  const [authority, ...authorities] = value(":authority");
+  const odd = headers.some(([name]) => name.startsWith(":") && name !== ":method" && name !== ":authority");
+  if (method !== "CONNECT" || methods.length > 0 || authority === undefined || authorities.length > 0 || odd)
+    throw new TunnelFailure("bad-request", "the request is no plain CONNECT");
+  return parseDestination(authority);
+}
+
+/** As ztunnel answers: 401 by policy, 400 for a bad or foreign authority, 503 when the app does not answer. */
+function statusOf(reason: string): number {
+  if (reason === "denied") return 401;
+  return reason === "bad-request" || reason === "not-ours" ? 400 : 503;
+}
+
+/** Waits for the first bytes, and puts them back. A client that stays silent for `patience` ms speaks plaintext. */
+function sniff(socket: Socket, patience: number): Promise<ReturnType<typeof readFirstBytes>> {
+  return new Promise((resolve, reject) => {
+    let kept: Buffer = Buffer.alloc(0);
+    const finish = () => {
+      clearTimeout(timer);
+      socket.off("data", onData);
+      socket.off("end", onEnd);
+      socket.off("close", onClose);
+      socket.pause();
+    };
+    const decide = (first: ReturnType<typeof readFirstBytes>) => {
+      finish();
+      if (kept.length > 0) socket.unshift(kept);
+      resolve(first);
+    };
+    const onData = (chunk: Buffer) => {
+      kept = kept.length === 0 ? chunk : Buffer.concat([kept, chunk]);
+      const first = readFirstBytes(kept);
+      if (first.kind !== "incomplete") decide(first);
+    };
+    const onEnd = () => onClose();
+    const onClose = () => {
+      finish();
+      reject(new TunnelFailure("reset", "the peer closed the connection before its first bytes"));
+    };
+    const timer = setTimeout(() => {
+      if (kept.length === 0) decide({ kind: "plaintext" });
+      else {
+        finish();
+        reject(new TunnelFailure("handshake-timeout", "the peer's ClientHello did not come in time"));
+      }
+    }, patience);
+    socket.on("data", onData);
+    socket.on("end", onEnd);
+    socket.on("close", onClose);
+    socket.resume();
+  });
+}

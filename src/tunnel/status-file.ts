@@ -1,0 +1,99 @@
+/** The status of each tunnel process: RUN-DIR/tunnel/PID.json, replaced atomically, removed at its end. */
+import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { replaceFile } from "../files/replace-file.ts";
+import type { CounterRows } from "./counters.ts";
+
+/** Times are milliseconds since the epoch. */
+export interface TunnelStatus extends CounterRows {
+  pid: number;
+  /** From /proc/PID/stat, so that another process with the same pid is not taken for it. */
+  startTicks: string;
+  version: string;
+  started: number;
+  written: number;
+  /** The addresses that it accepts on; empty while it drains. */
+  listening: { name: string; address: string; port: number }[];
+  /** It accepts nothing more and ends with its last connection. */
+  draining: boolean;
+  connections: number;
+  /** Bytes that are held for readers which do not read. */
+  held: number;
+  certificate: {
+    id?: string;
+    serial?: string;
+    notAfter?: number;
+    valid: boolean;
+    rotations: number;
+    trouble?: string;
+  };
+}
+
+/** The folder of the status files. */
+export function tunnelFolder(runDir: string): string {
+  return join(runDir, "tunnel");
+}
+
+export class StatusFile {
+  readonly #path: string;
+
+  constructor(runDir: string, pid: number) {
+    this.#path = join(tunnelFolder(runDir), `${pid}.json`);
+  }
+
+  /** Throws what the file system says. */
+  write(status: TunnelStatus): void {
+    replaceFile(this.#path, `${JSON.stringify(status)}\n`, { mode: 0o600, folderMode: 0o700 });
+  }
+
+  remove(): void {
+    rmSync(this.#path, { force: true });
+  }
+}
+
+/** The status of every tunnel process that lives, the accepting one first. Files of dead ones are left out, and removed by `sweep`. */
+export function readTunnels(runDir: string): TunnelStatus[] {
+  const found = files(runDir).flatMap((path) => {
+    const status = read(path);
+    return status && startTicks(status.pid) === status.startTicks ? [status] : [];
+  });
+  return found.sort((a, b) => Number(a.draining) - Number(b.draining) || b.started - a.started);
+}
+
+/** Removes what crashed processes left. */
+export function sweepTunnels(runDir: string): void {
+  mkdirSync(tunnelFolder(runDir), { recursive: true, mode: 0o700 });
+  for (const path of files(runDir)) {
+    const status = read(path);
+    if (!status || startTicks(status.pid) !== status.startTicks) rmSync(path, { force: true });
+  }
+}
+
+/** The start time of a process in clock ticks since boot, "" when there is none (proc(5), field 22). */
+export function startTicks(pid: number): string {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[19] ?? "";
+  } catch {
+    return "";
+  }
+}
+
+function files(runDir: string): string[] {
+  try {
+    const folder = tunnelFolder(runDir);
+    return readdirSync(folder)
+      .filter((name) => /^\d+\.json$/.test(name))
+      .map((name) => join(folder, name));
+  } catch {
+    return [];
+  }
+}
+
+function read(path: string): TunnelStatus | undefined {
+  try {
+    return JSON.parse(readFileSync(path, "utf8")) as TunnelStatus;
+  } catch {
+    return undefined;
+  }
+}

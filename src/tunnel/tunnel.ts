@@ -1,0 +1,228 @@
+/**
+ * The process `kmesh tunnel`: carries the connections of apps to peers and of peers to apps. It needs pinned tables and
+ * the identity's files alone, neither agent nor istiod.
+ */
+import type { Socket } from "node:net";
+import type { CertificateStore } from "../istiod/identity/certificate-store.ts";
+import type { Admission } from "./admission.ts";
+import { Counters } from "./counters.ts";
+import { Dialer } from "./dial.ts";
+import { Gate, LIMITS, type Limits } from "./gate.ts";
+import { Budget } from "./http2/budget.ts";
+import { InboundTunnel } from "./inbound.ts";
+import { Listener, type ListenerName } from "./listeners.ts";
+import { MeshCredentials } from "./mesh-credentials.ts";
+import { carryOutbound } from "./outbound.ts";
+import { reset } from "./splice.ts";
+import { StatusFile, startTicks, sweepTunnels, type TunnelStatus } from "./status-file.ts";
+import type { ReadTarget } from "./target.ts";
+
+/** Bytes that HTTP/2 streams of all connections hold for readers which do not read. */
+const BUDGET = 64 * 1024 * 1024;
+/** Milliseconds between two looks at what has changed. */
+const STATUS_EVERY = 1_000;
+/** Lines of failures in the log, a second; the rest is counted alone. */
+const LINES = 10;
+
+export interface TunnelOptions {
+  /** Where to listen; a name that is absent is not served. */
+  listeners: Partial<Record<ListenerName, { fd: number } | { host: string; port: number }>>;
+  store: CertificateStore;
+  readTarget: ReadTarget;
+  admission: Admission;
+  runDir: string;
+  version: string;
+  baggage?: string;
+  trustDomainAliases?: readonly string[];
+  limits?: Limits;
+  log: { info(text: string): void; warn(text: string): void };
+}
+
+export class Tunnel {
+  readonly #options: TunnelOptions;
+  readonly #counters = new Counters();
+  readonly #credentials: MeshCredentials;
+  readonly #budget = new Budget(BUDGET);
+  readonly #gate: Gate;
+  readonly #inbound: InboundTunnel;
+  readonly #dialer: Dialer;
+  readonly #file: StatusFile;
+  readonly #started = Date.now();
+  readonly #startTicks = startTicks(process.pid);
+  #listeners: Listener[] = [];
+  #timer: ReturnType<typeof setInterval> | undefined;
+  #draining = false;
+  #written = "";
+  #lines = LINES;
+  #suppressed = 0;
+  readonly #ended = Promise.withResolvers<void>();
+
+  private constructor(options: TunnelOptions) {
+    const { store, log, limits, baggage, admission, trustDomainAliases, runDir } = options;
+    this.#options = options;
+    this.#gate = new Gate(limits ?? LIMITS);
+    this.#credentials = new MeshCredentials(store, (text) => log.info(text));
+    const credentials = this.#credentials;
+    const budget = this.#budget;
+    this.#dialer = new Dialer({ credentials, budget, ...(baggage !== undefined && { baggage }) });
+    const counters = this.#counters;
+    this.#inbound = new InboundTunnel({
+      credentials,
+      admission,
+      counters,
+      budget,
+      trustDomainAliases: trustDomainAliases ?? [],
+      log: (text) => this.#line(text),
+    });
+    this.#file = new StatusFile(runDir, process.pid);
+  }
+
+  /** Listens. Rejects with the system's error when a socket can't be opened; nothing listens then. */
+  static async start(options: TunnelOptions): Promise<Tunnel> {
+    const tunnel = new Tunnel(options);
+    try {
+      await tunnel.#listen();
+    } catch (error) {
+      tunnel.#close();
+      throw error;
+    }
+    return tunnel;
+  }
+
+  /** Settles when a drained tunnel has ended its last connection. */
+  get ended(): Promise<void> {
+    return this.#ended.promise;
+  }
+
+  /** What it listens on, to hand on. */
+  get listeners(): readonly Listener[] {
+    return this.#listeners;
+  }
+
+  /** Accepts nothing more: `ended` settles with the last connection. HBONE peers get GOAWAY. */
+  drain(): void {
+    if (this.#draining) return;
+    this.#draining = true;
+    for (const listener of this.#listeners) listener.close();
+    this.#inbound.drain();
+    this.#writeStatus();
+    this.#finishWhenIdle();
+  }
+
+  /** Resets what is left. */
+  abort(): void {
+    this.drain();
+    for (const socket of [...this.#gate.sockets]) reset(socket);
+  }
+
+  status(): TunnelStatus {
+    const listening = this.#draining
+      ? []
+      : this.#listeners.flatMap((listener) => {
+          const at = listener.address;
+          return at ? [{ name: listener.name, address: at.address, port: at.port }] : [];
+        });
+    return {
+      pid: process.pid,
+      startTicks: this.#startTicks,
+      version: this.#options.version,
+      started: this.#started,
+      written: Date.now(),
+      listening,
+      draining: this.#draining,
+      connections: this.#gate.connections,
+      held: this.#budget.used,
+      certificate: this.#credentials.status(),
+      ...this.#counters.rows,
+    };
+  }
+
+  async #listen(): Promise<void> {
+    const serve: Record<ListenerName, (socket: Socket, settled: () => void) => Promise<void>> = {
+      outbound: (socket) => {
+        const log = (text: string) => this.#line(text);
+        const counters = this.#counters;
+        return carryOutbound(socket, {
+          readTarget: this.#options.readTarget,
+          dialer: this.#dialer,
+          counters,
+          log,
+        });
+      },
+      hbone: (socket, settled) => this.#inbound.serveHbone(socket, settled),
+      inbound: (socket, settled) => this.#inbound.serveSteered(socket, settled),
+      inbound6: (socket, settled) => this.#inbound.serveSteered(socket, settled),
+    };
+    sweepTunnels(this.#options.runDir);
+    for (const [name, where] of Object.entries(this.#options.listeners)) {
+      const known = name as ListenerName;
+      const accept = (socket: Socket) => this.#accept(known, socket, serve[known]);
+      this.#listeners.push(await Listener.open(known, where, accept));
+    }
+    this.#writeStatus();
+    this.#timer = setInterval(() => this.#tick(), STATUS_EVERY);
+  }
+
+  #accept(
+    name: ListenerName,
+    socket: Socket,
+    serve: (socket: Socket, settled: () => void) => Promise<void>,
+  ): void {
+    const way = name === "inbound6" ? "inbound" : name;
+    if (!this.#gate.enter(socket)) {
+      this.#counters.failed(way, "overload");
+      reset(socket);
+      return;
+    }
+    socket.once("close", () => this.#finishWhenIdle());
+    const settled = () => this.#gate.settled(socket);
+    serve(socket, settled)
+      .then(settled)
+      .catch((error: unknown) => {
+        this.#counters.failed(way, "other");
+        this.#line(`${way}: ${String(error)}`);
+        reset(socket);
+      });
+  }
+
+  #finishWhenIdle(): void {
+    if (!this.#draining || this.#gate.connections > 0) return;
+    this.#close();
+    this.#ended.resolve();
+  }
+
+  #close(): void {
+    clearInterval(this.#timer);
+    for (const listener of this.#listeners) listener.close();
+    this.#credentials.close();
+    this.#file.remove();
+  }
+
+  #tick(): void {
+    if (this.#suppressed > 0)
+      this.#options.log.warn(`${this.#suppressed} more failures, counted by kmesh status`);
+    this.#suppressed = 0;
+    this.#lines = LINES;
+    this.#writeStatus();
+  }
+
+  /** Writes the status when it differs from the last one. A full disk stops nothing. */
+  #writeStatus(): void {
+    const status = this.status();
+    const text = JSON.stringify({ ...status, written: 0 });
+    if (text === this.#written) return;
+    try {
+      this.#file.write(status);
+      this.#written = text;
+    } catch {
+      // The next tick tries again.
+    }
+  }
+
+  #line(text: string): void {
+    if (this.#lines > 0) {
+      this.#lines--;
+      this.#options.log.warn(text);
+    } else this.#suppressed++;
+  }
+}
