@@ -14,6 +14,7 @@ export const COMMANDS: Commands = {
   top: async () => (await import("./commands/inspect/top.ts")).top,
   log: async () => (await import("./commands/inspect/log.ts")).log,
   resolve: async () => (await import("./commands/inspect/resolve.ts")).resolve,
+  tunnel: async () => (await import("./commands/tunnel.ts")).tunnel,
   enrol: async () => (await import("./commands/operate/enrol.ts")).enrol,
   unenrol: async () => (await import("./commands/operate/enrol.ts")).unenrol,
   wait: async () => (await import("./commands/operate/wait.ts")).wait,

@@ -41,11 +41,15 @@ export function parseDestination(authority: string): { address: string; port: nu
     throw new TunnelFailure("bad-request", "the authority is no ADDRESS:PORT");
   if (isLoopback(address) || !ownAddresses().has(address))
     throw new TunnelFailure("not-ours", `${address} is not this machine's`);
-  if (OWN_PORTS.has(port)) throw new TunnelFailure("not-ours", `port ${port} is kmesh's own`);
+  if (isOwnPort(port)) throw new TunnelFailure("not-ours", `port ${port} is kmesh's own`);
   return { address, port };
 }
 
-export function isLoopback(address: string): boolean {
+export function isOwnPort(port: number): boolean {
+  return OWN_PORTS.has(port);
+}
+
+function isLoopback(address: string): boolean {
   return address === "::1" || address.startsWith("127.");
 }
 

@@ -26,6 +26,7 @@ export interface DialerOptions {
 }
 
 export interface Dialled {
+  /** Paused where it is a socket: it reads once somebody resumes it. */
   stream: Duplex;
   /** The peer's verified SPIFFE id, where it has one. */
   identity?: string;

@@ -99,7 +99,7 @@ const steeredPort = () =>
   listener((socket) => {
     // What sk_assign gives: the socket's own address is the app's.
     Object.defineProperty(socket, "localPort", { value: app });
-    void tunnel.serveSteered(socket, () => {});
+    void tunnel.serveSteered(socket, () => {}, 1);
   });
 
 async function viaHbone(
@@ -269,6 +269,35 @@ test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall"
   expect(["", "ECONNRESET"]).toContain(await outcome(stalled));
   expect(performance.now() - started).toBeGreaterThan(350);
   expect(counters.rows.ways.hbone.failures).toMatchObject({ "not-tls": 1, "handshake-timeout": 1 });
+});
+
+test("an outbound half of kmesh comes in by sidecar mTLS, and 8 MB pass both ways", async () => {
+  mode = "strict";
+  const port = await steeredPort();
+  const client = new MeshCredentials(mesh.store("client"));
+  cleanup.push(() => client.close());
+  const dialer = new Dialer({ credentials: client, budget: new Budget(1 << 26) });
+  const transport: Transport = {
+    kind: "istio",
+    sni: "outbound_.80_._.vm",
+    sans: [{ kind: "exact", value: mesh.id("vm") }],
+  };
+  const peer = { address: "127.0.0.1", port };
+  const { stream, identity } = await dialer.dial({ peer, transport }, peer, new AbortController().signal);
+  expect(identity).toBe(mesh.id("vm"));
+  const answer = outcome(stream.resume());
+  const text = "0123456789abcdef".repeat(1 << 19);
+  stream.end(text);
+  expect((await answer) === `app got ${text}`).toBe(true);
+});
+
+test("a connection to the listener itself leads nowhere", async () => {
+  const port = await listener((socket) => void tunnel.serveSteered(socket, () => {}, socket.localPort ?? 0));
+  const socket = await dialTcp(port);
+  const answer = outcome(socket);
+  socket.write("hello");
+  expect(await answer).toBe("ECONNRESET");
+  expect(counters.rows.ways.inbound.failures).toEqual({ "not-ours": 1 });
 });
 
 test("openssl s_client comes in by sidecar mTLS, and gets no renegotiation", async () => {

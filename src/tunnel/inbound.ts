@@ -4,7 +4,7 @@ import type { Duplex } from "node:stream";
 import { canonicalAddress } from "../mesh/address.ts";
 import type { Identity } from "../mesh/inbound.ts";
 import { acceptTls } from "./accept-tls.ts";
-import { type Admission, parseDestination } from "./admission.ts";
+import { type Admission, isOwnPort, parseDestination } from "./admission.ts";
 import { readFirstBytes } from "./client-hello.ts";
 import type { Counters, Way } from "./counters.ts";
 import { openTcp } from "./dial.ts";
@@ -84,15 +84,17 @@ export class InboundTunnel {
 
   /**
    * Serves one connection that was steered here on its way to a port of an app: its local address and port are the app's.
-   * Owns the socket.
+   * One to the listener itself was steered by nobody, and would lead back here. Owns the socket.
    */
-  async serveSteered(raw: Socket, settled: () => void): Promise<void> {
+  async serveSteered(raw: Socket, settled: () => void, listenerPort: number): Promise<void> {
     const { counters, admission } = this.#options;
     raw.on("error", () => {});
     const source = canonicalAddress(raw.remoteAddress ?? "") ?? "";
     const destination = { address: canonicalAddress(raw.localAddress ?? "") ?? "", port: raw.localPort ?? 0 };
     counters.begin("inbound");
     try {
+      if (destination.port === listenerPort || isOwnPort(destination.port))
+        throw new TunnelFailure("not-ours", `port ${destination.port} is kmesh's own`);
       const mode = admission.mtls(destination.port);
       const first = await sniff(raw, this.#options.sniffPatience ?? SNIFF_PATIENCE);
       // On a strict port all TLS is the mesh's, whatever it offers; on others TLS of the app's own passes through.
@@ -145,6 +147,8 @@ export class InboundTunnel {
     counters.begin("hbone");
     try {
       const destination = destinationOf(headers);
+      if (this.#options.admission.mtls(destination.port) === undefined)
+        throw new TunnelFailure("not-ours", `port ${destination.port} is none of this machine's services`);
       this.#admit(peer.from, destination, peer.identity);
       const app = await this.#openApp(destination);
       if (stream.destroyed) {

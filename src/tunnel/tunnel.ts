@@ -150,8 +150,8 @@ export class Tunnel {
         });
       },
       hbone: (socket, settled) => this.#inbound.serveHbone(socket, settled),
-      inbound: (socket, settled) => this.#inbound.serveSteered(socket, settled),
-      inbound6: (socket, settled) => this.#inbound.serveSteered(socket, settled),
+      inbound: (socket, settled) => this.#inbound.serveSteered(socket, settled, this.#portOf("inbound")),
+      inbound6: (socket, settled) => this.#inbound.serveSteered(socket, settled, this.#portOf("inbound6")),
     };
     sweepTunnels(this.#options.runDir);
     for (const [name, where] of Object.entries(this.#options.listeners)) {
@@ -161,6 +161,10 @@ export class Tunnel {
     }
     this.#writeStatus();
     this.#timer = setInterval(() => this.#tick(), STATUS_EVERY);
+  }
+
+  #portOf(name: ListenerName): number {
+    return this.#listeners.find((listener) => listener.name === name)?.address?.port ?? 0;
   }
 
   #accept(

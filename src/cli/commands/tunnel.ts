@@ -1,0 +1,86 @@
+import { hostname } from "node:os";
+import { ServiceNotifier } from "../../agent/sd-notify.ts";
+import { openLog } from "../../config/log.ts";
+import { reasonOf } from "../../errors/reason.ts";
+import { identityStore } from "../../machine/identity-store.ts";
+import { selfCommand } from "../../runtime/self.ts";
+import { version } from "../../runtime/version.ts";
+import { NOBODY } from "../../tunnel/admission.ts";
+import { runTunnel } from "../../tunnel/process.ts";
+import { UsageError } from "../framework/arguments.ts";
+import { command, FOLDER_FLAGS, textFlag } from "../framework/command.ts";
+import { EXIT, Failure } from "../framework/exit.ts";
+import { remark } from "../framework/output.ts";
+import { foldersOf } from "../framework/view.ts";
+
+/** Milliseconds until a successor speaks to the service manager, which listens to its predecessor until then. */
+const AFTER_SUCCESSION = 1_000;
+
+export const tunnel = command({
+  name: "tunnel",
+  about: "Run the tunnel: mutual TLS and HBONE for the connections of this machine",
+  flags: {
+    "drain-timeout": {
+      kind: "text",
+      hint: "DURATION",
+      about:
+        "how long open connections may last after SIGTERM or a hand-over, such as 30s, 10m, 2h (default: no limit)",
+    },
+    ...FOLDER_FLAGS,
+  },
+  notes: [
+    "It needs the pinned tables and the identity's files, and neither the agent nor istiod. systemd's socket unit holds",
+    "the listening sockets (outbound 15001, hbone 15008, inbound and inbound6 15006), or it opens them itself.",
+    "",
+    "SIGHUP starts the next tunnel on the same sockets; this one accepts nothing more and ends with its last connection.",
+    "SIGTERM and SIGINT end it with its last connection, or after --drain-timeout; a second one resets what is left.",
+  ].join("\n"),
+  examples: [["tunnel --drain-timeout 10m", "Run it, and give connections ten minutes at its end"]],
+  async run({ flags }) {
+    const folders = foldersOf(flags);
+    const drainTimeout = durationOf(textFlag(flags, "drain-timeout"));
+    const log = openLog("info");
+    const service = new ServiceNotifier(process.env, remark);
+    const successor = process.env.KMESH_TUNNEL_PREDECESSOR !== undefined;
+    try {
+      await runTunnel({
+        command: [...selfCommand(), ...process.argv.slice(2)],
+        drainTimeout,
+        env: process.env,
+        store: identityStore(folders.stateDir),
+        readTarget: () => undefined,
+        admission: NOBODY,
+        runDir: folders.runDir,
+        version,
+        baggage: `k8s.workload.name=${hostname()}`,
+        log,
+        on: {
+          ready: () => {
+            const ready = () => service.ready("Accepts connections");
+            if (successor) setTimeout(ready, AFTER_SUCCESSION).unref();
+            else ready();
+          },
+          succeeded: (pid) => service.succeeded(pid),
+          stopping: () => service.stopping(),
+        },
+      });
+    } catch (error) {
+      const taken = error instanceof Error && "code" in error && error.code === "EADDRINUSE";
+      if (!taken) throw error;
+      throw new Failure(
+        EXIT.alreadyRunning,
+        `a port of the tunnel is in use: ${reasonOf(error)}`,
+        "See who listens with ss -ltnp 'sport = :15001 or sport = :15006 or sport = :15008', and stop it.",
+      );
+    }
+    return EXIT.done;
+  },
+});
+
+function durationOf(text: string | undefined): number | undefined {
+  if (text === undefined) return undefined;
+  const [, digits, unit = ""] = /^(\d{1,6})([smh])$/.exec(text) ?? [];
+  if (digits === undefined)
+    throw new UsageError(`--drain-timeout: "${text}" is no duration`, "Say 30s, 10m or 2h.");
+  return Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0) * 1000;
+}

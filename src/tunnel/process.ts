@@ -1,0 +1,115 @@
+/** The life of a tunnel process: signals, hand-over to the next one, drain. */
+import { LISTENERS, type ListenerName, takeInherited } from "./listeners.ts";
+import { READY_SIGNAL, startSuccessor } from "./successor.ts";
+import { Tunnel, type TunnelOptions } from "./tunnel.ts";
+
+/** What it listens on where nobody hands it sockets. Steered connections come by the kernel, so those sockets are local. */
+const DEFAULTS: Record<ListenerName, { host: string; port: number }> = {
+  outbound: { host: "0.0.0.0", port: 15001 },
+  hbone: { host: "::", port: 15008 },
+  inbound: { host: "127.0.0.1", port: 15006 },
+  inbound6: { host: "::1", port: 15006 },
+};
+
+export interface ProcessOptions extends Omit<TunnelOptions, "listeners"> {
+  /** Starts the next process: executable and arguments. */
+  command: readonly string[];
+  /** Milliseconds after which a drain resets what is left; undefined: never. */
+  drainTimeout: number | undefined;
+  env: Record<string, string | undefined>;
+  /** Where to listen instead of the defaults when no sockets are handed over. */
+  listeners?: TunnelOptions["listeners"];
+  on?: {
+    /** It accepts. Not called before a predecessor has left, whose messages the service manager listens to. */
+    ready?(tunnel: Tunnel): void;
+    /** Another process accepts now; this one drains. */
+    succeeded?(pid: number): void;
+    stopping?(): void;
+  };
+}
+
+/**
+ * Runs a tunnel until its last connection has ended after SIGTERM, SIGINT or a hand-over. SIGHUP starts the next process
+ * with the same command and sockets, then drains this one. A second SIGTERM or SIGINT resets what is left. Rejects when it
+ * can't listen.
+ */
+export async function runTunnel(options: ProcessOptions): Promise<void> {
+  const { env, log, on } = options;
+  const signals = new Signals();
+  const { fds, predecessor } = takeInherited(env, process.pid);
+  const inherited = [...fds].map(([name, fd]) => [name, { fd }] as const);
+  const listeners: TunnelOptions["listeners"] =
+    inherited.length > 0 ? Object.fromEntries(inherited) : (options.listeners ?? DEFAULTS);
+  const tunnel = await Tunnel.start({ ...options, listeners });
+  const names = LISTENERS.filter((name) => name in listeners).join(", ");
+  log.info(`kmesh tunnel ${options.version} accepts (pid ${process.pid}: ${names})`);
+  on?.ready?.(tunnel);
+  if (predecessor !== undefined) tellReady(predecessor, log.warn);
+  let handingOver = false;
+  signals.on("SIGHUP", () => {
+    if (handingOver) return;
+    handingOver = true;
+    startSuccessor(options.command, tunnel.listeners, env)
+      .then((pid) => {
+        log.info(`The tunnel ${pid} accepts now; this one goes with its last connection`);
+        on?.succeeded?.(pid);
+        end();
+      })
+      .catch((error: unknown) => {
+        handingOver = false;
+        log.warn(
+          `No hand-over, this tunnel goes on: ${error instanceof Error ? error.message : String(error)}`,
+        );
+      });
+  });
+  let ending = false;
+  const end = () => {
+    if (ending) {
+      tunnel.abort();
+      return;
+    }
+    ending = true;
+    const { drainTimeout } = options;
+    if (drainTimeout !== undefined) setTimeout(() => tunnel.abort(), drainTimeout).unref();
+    tunnel.drain();
+  };
+  for (const signal of ["SIGTERM", "SIGINT"] as const)
+    signals.on(signal, () => {
+      if (!ending) on?.stopping?.();
+      end();
+    });
+  await tunnel.ended;
+  signals.close();
+}
+
+function tellReady(pid: number, warn: (text: string) => void): void {
+  try {
+    process.kill(pid, READY_SIGNAL);
+  } catch {
+    warn(`The tunnel before (${pid}) has ended meanwhile`);
+  }
+}
+
+/** Signal handlers that are installed at once: a signal that comes before its receiver is there is kept. */
+class Signals {
+  readonly #kept = new Set<NodeJS.Signals>();
+  readonly #receivers = new Map<NodeJS.Signals, () => void>();
+  readonly #listeners = (["SIGTERM", "SIGINT", "SIGHUP"] as const).map((signal) => {
+    const listener = () => {
+      const receive = this.#receivers.get(signal);
+      if (receive) receive();
+      else this.#kept.add(signal);
+    };
+    process.on(signal, listener);
+    return [signal, listener] as const;
+  });
+
+  on(signal: NodeJS.Signals, receive: () => void): void {
+    this.#receivers.set(signal, receive);
+    if (this.#kept.delete(signal)) receive();
+  }
+
+  close(): void {
+    for (const [signal, listener] of this.#listeners) process.off(signal, listener);
+  }
+}

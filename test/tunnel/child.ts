@@ -1,0 +1,36 @@
+/**
+ * For tests: `kmesh tunnel` with targets from a file in place of pinned tables, and with every workload of the mesh let
+ * in. TUNNEL holds the settings as JSON.
+ */
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { CertificateStore } from "../../src/istiod/identity/certificate-store.ts";
+import { runTunnel } from "../../src/tunnel/process.ts";
+import type { TunnelTarget } from "../../src/tunnel/target.ts";
+
+export interface ChildSettings {
+  store: string;
+  targets: string;
+  runDir: string;
+  drainTimeout?: number;
+  listeners: Record<string, { host: string; port: number }>;
+}
+
+const settings = JSON.parse(process.env.TUNNEL ?? "") as ChildSettings;
+if (existsSync(join(settings.runDir, "broken"))) process.exit(1);
+const line = (text: string) => void process.stderr.write(`${text}\n`);
+await runTunnel({
+  command: [process.execPath, import.meta.path],
+  drainTimeout: settings.drainTimeout,
+  env: process.env,
+  store: new CertificateStore(settings.store),
+  readTarget: (number) =>
+    (JSON.parse(readFileSync(settings.targets, "utf8")) as TunnelTarget[]).find(
+      (target) => target.number === number,
+    ),
+  admission: { decide: () => ({ allowed: true, reason: "test" }), mtls: () => "permissive" },
+  runDir: settings.runDir,
+  version: "test",
+  listeners: settings.listeners,
+  log: { info: line, warn: line },
+});
