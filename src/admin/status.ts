@@ -6,6 +6,7 @@
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import type { DualEngineStatus } from "../dual-engine/dual-engine.ts";
 import { replaceFile } from "../files/replace-file.ts";
 import type { HealthStatus } from "../health/watch.ts";
 import type { IdentityStatus } from "../istiod/identity/identity.ts";
@@ -46,6 +47,8 @@ export interface AgentStatus {
   /** The tables come from the snapshot in the state folder; absent from istiod's first push on, when they follow istiod. */
   snapshot?: SnapshotStatus;
   stream: StreamStatus;
+  /** In dual-engine mode: what of istiod's services, workloads and policies the agent holds. */
+  workloads?: DualEngineStatus;
   tables: TablesStatus;
   mesh: MeshStatus;
 }

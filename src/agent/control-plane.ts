@@ -3,9 +3,11 @@
  * mesh, and what it reports of the application. Knows nothing of the kernel's tables.
  */
 
+import { isDeepStrictEqual } from "node:util";
 import type { AgentStatus, RegistrationStatus } from "../admin/status.ts";
 import { type Config, requireReadable } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
+import { DualEngine } from "../dual-engine/dual-engine.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { parseProbe } from "../health/probe.ts";
 import { HealthWatch } from "../health/watch.ts";
@@ -17,7 +19,7 @@ import type { StreamEvent } from "../istiod/stream/status.ts";
 import { IstiodStream } from "../istiod/stream/stream.ts";
 import { formatTarget } from "../istiod/target.ts";
 import { KernelNative } from "../kernel-native/kernel-native.ts";
-import { Reflection } from "../kernel-native/reflection.ts";
+import { type Reflected, Reflection } from "../kernel-native/reflection.ts";
 import { AddressWatch } from "../machine/address-watch.ts";
 import { machineAddresses } from "../machine/addresses.ts";
 import { identityStore } from "../machine/identity-store.ts";
@@ -28,6 +30,9 @@ import type { Reporter } from "./reporter.ts";
 
 /** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */
 const UNSPOKEN = "192.0.2.0";
+
+/** What both modes' compilers do. */
+type Engine = KernelNative | DualEngine;
 
 export interface ControlPlaneOptions {
   /** Is told which workload each endpoint is one of. */
@@ -49,7 +54,7 @@ export interface ControlPlaneOptions {
 
 export class ControlPlane {
   readonly #options: ControlPlaneOptions;
-  readonly #compiler: KernelNative;
+  readonly #engine: Engine;
   readonly #identity: WorkloadIdentity | undefined;
   readonly #stream: IstiodStream;
   readonly #health: HealthWatch | undefined;
@@ -61,24 +66,19 @@ export class ControlPlane {
   constructor(options: ControlPlaneOptions) {
     const { config, addresses } = options;
     this.#options = options;
-    this.#compiler = new KernelNative({
-      allowPlaintext: config.allowPlaintext,
-      excluded: config.excludes,
-      workloads: options.workloads,
-      namespace: config.namespace,
-      publish: (mesh, changes) => options.publish(mesh, changes),
-    });
     this.#identity = this.#openIdentity();
     // Without an address the stream is made and never begins.
     const node = nodeIdentity(config, this.#nameless ? [UNSPOKEN] : addresses);
     this.#registration = this.#nameless ? undefined : registrationOf(node);
     this.#health = this.#openHealth();
+    this.#engine = this.#openEngine(node);
     this.#stream = new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
       identity: node,
-      sink: this.#reflecting(node),
+      mode: config.mode,
+      sink: this.#sinkFor(node),
       on: (event) => options.heard(event),
     });
   }
@@ -89,27 +89,29 @@ export class ControlPlane {
 
   /** Whether istiod's configuration is known. */
   get synced(): boolean {
-    return this.#stream.status().synced;
+    return this.#stream.status().synced && this.#dualEngine?.status().ambientLacking !== true;
   }
 
   /** As the agent's status has it. */
-  status(): Pick<AgentStatus, "identity" | "registration" | "health" | "stream"> {
+  status(): Pick<AgentStatus, "identity" | "registration" | "health" | "stream" | "workloads"> {
+    const workloads = this.#dualEngine?.status();
     return {
       ...(this.#identity ? { identity: this.#identity.status() } : {}),
       ...(this.#registration ? { registration: this.#registration } : {}),
       ...(this.#health ? { health: this.#health.status() } : {}),
       stream: this.#stream.status(),
+      ...(workloads ? { workloads } : {}),
     };
   }
 
   /** What istiod sent, resource by resource. */
   received(): Record<string, unknown> {
-    return this.#compiler.describe();
+    return this.#engine.describe();
   }
 
   /** Frontends within these blocks are listed as never reached. */
   exclude(excludes: Config["excludes"]): void {
-    this.#compiler.exclude(excludes);
+    this.#engine.exclude(excludes);
   }
 
   /** The application is asked for its health, and istiod for the mesh, as soon as there is an address to be told of. */
@@ -124,7 +126,7 @@ export class ControlPlane {
     this.#health?.stop();
     this.#identity?.stop();
     this.#stream.stop();
-    this.#compiler.close();
+    this.#engine.close();
   }
 
   /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
@@ -192,15 +194,47 @@ export class ControlPlane {
     return identity;
   }
 
-  /** The way to the compiler; for a machine that is registered it is looked for on that way. */
-  #reflecting(node: Identity): ResourceSink {
-    const [address] = node.ips;
-    if (!this.#registration || address === undefined) return this.#compiler;
-    return new Reflection(this.#compiler, address, (peers) => {
-      if (this.#registration) this.#registration = { ...this.#registration, peers };
-      this.#options.reporter.onPeers(peers, this.#registration);
-      this.#options.changed();
+  /** The compiler of the mode. */
+  #openEngine(node: Identity): Engine {
+    const { config, workloads, publish } = this.#options;
+    const { allowPlaintext, excludes: excluded, namespace } = config;
+    if (config.mode === "kernel-native")
+      return new KernelNative({ allowPlaintext, excluded, workloads, namespace, publish });
+    const { region = "", zone = "", subzone = "" } = node.locality ?? {};
+    const entry = this.#registration?.entry;
+    return new DualEngine({
+      ...{ allowPlaintext, excluded, workloads, namespace },
+      here: { network: config.network, region, zone, subzone, node: "", cluster: config.clusterId },
+      // Until a tunnel carries connections, what needs one is refused.
+      tunnel: false,
+      self: { addresses: node.ips, ...(entry === undefined ? {} : { entry }) },
+      publish: (mesh, changes) => {
+        publish(mesh, changes);
+        this.#seen(this.#dualEngine?.peers);
+      },
+      lacking: () => this.#options.reporter.onAmbientLacking(),
     });
+  }
+
+  get #dualEngine(): DualEngine | undefined {
+    return this.#engine instanceof DualEngine ? this.#engine : undefined;
+  }
+
+  /** The way to the compiler; for a machine that is registered, its endpoints are looked for on that way. */
+  #sinkFor(node: Identity): ResourceSink {
+    const [address] = node.ips;
+    // The workload API says of each workload itself how peers reach it.
+    if (!this.#registration || address === undefined || this.#dualEngine) return this.#engine;
+    return new Reflection(this.#engine, address, (peers) => this.#seen(peers));
+  }
+
+  /** Peers see this machine so. */
+  #seen(peers: Reflected | undefined): void {
+    if (!this.#registration || isDeepStrictEqual(peers, this.#registration.peers)) return;
+    const { peers: _, ...registration } = this.#registration;
+    this.#registration = { ...registration, ...(peers ? { peers } : {}) };
+    if (peers) this.#options.reporter.onPeers(peers, this.#registration);
+    this.#options.changed();
   }
 
   /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */

@@ -9,6 +9,9 @@ import type { StreamEvent } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
 import { type Mesh, NOTE_TITLES, type NoteKind } from "../mesh/model.ts";
 
+const AMBIENT =
+  "istiod sent no service and no workload: it needs PILOT_ENABLE_AMBIENT=true for --mode dual-engine. What the kernel holds stays";
+
 export class Reporter {
   readonly #log: Log;
   readonly #said = new Set<string>();
@@ -52,6 +55,13 @@ export class Reporter {
   onHealth({ healthy, message }: Verdict): void {
     if (healthy) this.#log.info("The application is healthy");
     else this.#log.warn(`The application is not healthy: ${message}`);
+  }
+
+  /** Once: it is the same at each push. */
+  onAmbientLacking(): void {
+    if (this.#said.has(AMBIENT)) return;
+    this.#said.add(AMBIENT);
+    this.#log.error(AMBIENT);
   }
 
   onPeers({ mtls }: Reflected, registration: RegistrationStatus | undefined): void {

@@ -1,6 +1,7 @@
 /** The configuration, read from all the places of sources.ts and checked as a whole. */
 import { resolve } from "node:path";
 import type { Json } from "../istiod/node.ts";
+import { MODES, type Mode } from "../istiod/stream/types.ts";
 import { ConfigError, NotThereYet } from "./config-error.ts";
 import { type Exclude, parseExclude } from "./exclude.ts";
 import { type FOLDERS, SETTINGS } from "./settings.ts";
@@ -68,7 +69,7 @@ export interface Config extends Folders {
   plaintext: boolean;
   ca: string | undefined;
   token: string | undefined;
-  mode: "kernel-native";
+  mode: Mode;
   namespace: string;
   serviceAccount: string;
   trustDomain: string;
@@ -174,7 +175,7 @@ export function examineConfig(
     ca,
     // Not read here: a machine that has a certificate needs no token.
     token: given.text("token", (path) => resolve(visible(path, "read"))),
-    mode: given.choice("mode", ["kernel-native"]),
+    mode: given.choice("mode", MODES),
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseObjectName),
     trustDomain: given.always("trust-domain", parseTrustDomain),

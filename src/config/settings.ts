@@ -2,6 +2,7 @@
  * What can be set. Every setting has one name: `service-account` is the flag `--service-account`, the variable
  * `KMESH_SERVICE_ACCOUNT` and the key `service-account` of the file.
  */
+import { MODES } from "../istiod/stream/types.ts";
 import { FAULT_VARIABLE } from "../runtime/fault.ts";
 
 /** Describes a setting for flags, help, environment and file. */
@@ -43,7 +44,14 @@ export const SETTINGS = {
     hint: "FILE",
     about: "token that istiod gives the first certificate for, read again at each use",
   },
-  mode: { kind: "text", hint: "kernel-native", about: "what is asked of istiod", fallback: "kernel-native" },
+  mode: {
+    kind: "text",
+    hint: "kernel-native|dual-engine",
+    choices: MODES,
+    about:
+      "what is asked of istiod: listeners, routes, clusters and endpoints, or ambient's services and workloads",
+    fallback: "kernel-native",
+  },
   namespace: {
     kind: "text",
     hint: "NAME",

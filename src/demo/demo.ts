@@ -1,5 +1,6 @@
 /** `kmesh demo`, from the operator's process to the stage and back. */
 
+import type { Mode } from "../istiod/stream/types.ts";
 import { loopbackUp, unshareNetns } from "../kernel/netns.ts";
 import { execSelf } from "../kernel/process.ts";
 import { selfCommand } from "../runtime/self.ts";
@@ -28,11 +29,11 @@ export interface DemoRun {
  * before that: `--keep` waits there for the end. `signal` ends it at any point.
  */
 export async function playDemo(
-  options: ScriptOptions,
+  options: ScriptOptions & { mode: Mode },
   signal: AbortSignal,
   afterwards: (stage: Stage, report: DemoReport) => Promise<void>,
 ): Promise<DemoRun> {
-  const stage = new Stage();
+  const stage = new Stage(undefined, options.mode);
   const aborted = new Promise<never>((_, reject) => {
     signal.addEventListener("abort", () => reject(new Aborted()), { once: true });
   });

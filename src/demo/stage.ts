@@ -21,6 +21,7 @@ import { type AgentStatus, adminSocket } from "../admin/status.ts";
 import { removePinned } from "../datapath/inspect/inspect.ts";
 import { codeOf, reasonOf } from "../errors/reason.ts";
 import { replaceFile } from "../files/replace-file.ts";
+import type { Mode } from "../istiod/stream/types.ts";
 import { BPFFS } from "../kernel/bpffs.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import { Child } from "./child.ts";
@@ -44,7 +45,10 @@ export class Stage {
   #agent: Child | undefined;
   #load: Child | undefined;
 
-  constructor(name = `${NAME}${process.pid}`) {
+  readonly #mode: Mode;
+
+  constructor(name = `${NAME}${process.pid}`, mode: Mode = "kernel-native") {
+    this.#mode = mode;
     this.folder = join(filesFolder(), name);
     this.cgroup = join(cgroup2Root(), name);
     this.bpffs = join(BPFFS, name);
@@ -152,6 +156,7 @@ export class Stage {
     const lines = {
       istiod: `127.0.0.1:${ISTIOD_PORT}`,
       plaintext: true,
+      mode: this.#mode,
       ip: MESH.node,
       namespace: "demo",
       cgroup: this.cgroup,

@@ -21,6 +21,8 @@ export interface DualEngineOptions extends CompilerOptions {
    * must outlive the call.
    */
   publish(mesh: Mesh, changes: Changes): void;
+  /** istiod has no ambient mode; called after each push until it has. */
+  lacking?(): void;
   /** Destinations that the operator excludes. Frontends there get a note. */
   excluded?: readonly Excluded[];
   /** Records the workload of each endpoint. */
@@ -50,12 +52,14 @@ export class DualEngine implements ResourceSink {
   readonly #compiler: Compiler;
   readonly #resolver: Resolver;
   readonly #publish: DualEngineOptions["publish"];
+  readonly #tell: (() => void) | undefined;
   #published = false;
   #lacking = false;
 
   constructor(options: DualEngineOptions) {
     const { namespace, here, self, workloads, lookup } = options;
     this.#publish = options.publish;
+    this.#tell = options.lacking?.bind(options);
     const entry = self.entry === undefined ? undefined : `/WorkloadEntry/${namespace}/${self.entry}`;
     this.#store = new Store(
       { entry, namespace, network: here.network, addresses: new Set(self.addresses) },
@@ -88,6 +92,7 @@ export class DualEngine implements ResourceSink {
    */
   commit(): void {
     this.#lacking = !this.#published && this.#store.services.size === 0 && this.#store.workloads.size === 0;
+    if (this.#lacking) this.#tell?.();
     if (this.#lacking || (this.#published && !this.#store.isDirty)) return;
     this.#compile();
   }
@@ -105,6 +110,21 @@ export class DualEngine implements ResourceSink {
   /** This machine's own workload. */
   get own(): WorkloadRecord | undefined {
     return this.#store.own;
+  }
+
+  /**
+   * The services (`HOST:PORT`, sorted) that this machine is an endpoint of, by how peers reach it. Undefined while istiod has
+   * no workload of it.
+   */
+  get peers(): { plaintext: string[]; mtls: string[] } | undefined {
+    const { own } = this.#store;
+    if (!own) return undefined;
+    const services = own.bindings.flatMap(({ service, ports }) => {
+      const host = this.#store.services.get(service)?.host;
+      return host === undefined ? [] : ports.map(({ service: port }) => `${host}:${port}`);
+    });
+    const sorted = [...new Set(services)].sort();
+    return own.profile.tunnel === "none" ? { plaintext: sorted, mtls: [] } : { plaintext: [], mtls: sorted };
   }
 
   status(): DualEngineStatus {

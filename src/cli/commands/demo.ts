@@ -1,8 +1,9 @@
-import type { Setting } from "../../config/settings.ts";
+import { SETTINGS, type Setting } from "../../config/settings.ts";
 import { sourcesOf } from "../../config/sources.ts";
 import type { DemoEvent, DemoReport, Step } from "../../demo/script.ts";
 import type { Stage } from "../../demo/stage.ts";
 import { reasonOf } from "../../errors/reason.ts";
+import { MODES, type Mode } from "../../istiod/stream/types.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, OUTPUT_FLAG, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -11,6 +12,7 @@ import { formatOf, formatSpan, indent, print, printJson, remark } from "../frame
 const FLAGS: Record<string, Setting> = {
   keep: { kind: "switch", about: "leave it up afterwards to play with, until Ctrl-C" },
   seconds: { kind: "text", hint: "N", about: "how long each step is watched", fallback: "5" },
+  mode: SETTINGS.mode,
   ...OUTPUT_FLAG,
 };
 
@@ -24,6 +26,7 @@ export const demo = command({
   examples: [
     ["demo", "Show it, in half a minute"],
     ["demo --keep", "Leave it up to play with"],
+    ["demo --mode dual-engine", "The same by ambient's workload API"],
   ],
   async run({ flags }) {
     formatOf(flags);
@@ -36,10 +39,19 @@ export const demo = command({
       output,
       "--seconds",
       String(seconds),
+      "--mode",
+      modeOf(textFlag(flags, "mode")),
       ...(flags.keep === true ? ["--keep"] : []),
     ]);
   },
 });
+
+/** Throws UsageError for a mode that there is none of. */
+function modeOf(text = "kernel-native"): Mode {
+  const mode = MODES.find((each) => each === text);
+  if (!mode) throw new UsageError(`"${text}" is no mode`, `Name one of ${MODES.join(", ")}.`);
+  return mode;
+}
 
 /** The same after the move into the namespace. */
 export const demoStage = command({
@@ -54,6 +66,7 @@ export const demoStage = command({
     for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(signal, () => ended.abort());
     if (text) print(opening());
     const options = {
+      mode: modeOf(textFlag(flags, "mode")),
       seconds: secondsOf(textFlag(flags, "seconds")),
       rate: RATE,
       longLived: LONG_LIVED,

@@ -14,6 +14,8 @@ export const SECTIONS = [
   "services",
   "frontends",
   "splits",
+  "workloads",
+  "authorizations",
 ] as const;
 
 /** An element stays when it fits everything that is given. */

@@ -24,9 +24,30 @@ export function agentFacts(agent: AgentStatus, alive: boolean, now: number): [st
     ...(agent.identity ? formatIdentity(agent.identity, error[0]?.[1], now) : []),
     ...formatRegistration(agent.registration, alive && stream.connected),
     ...formatHealth(agent, now),
+    ...formatWorkloads(agent.workloads),
     ["mesh", formatMesh(mesh, agent.snapshot !== undefined)],
     ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
     ...formatSnapshot(agent.snapshot, now),
+  ];
+}
+
+/** What dual-engine mode holds. */
+function formatWorkloads(workloads: AgentStatus["workloads"]): [string, string][] {
+  if (!workloads) return [];
+  const { services, workloads: count, waypoints, policies, ambientLacking, unknownPolicies, own } = workloads;
+  if (ambientLacking)
+    return [
+      ["workloads", "istiod sent none: it needs PILOT_ENABLE_AMBIENT=true. The tables stay as they are"],
+    ];
+  const self = own === undefined ? "" : `; this machine is ${own}`;
+  const numbers = `${plural(count, "workload")} of ${plural(services, "service")}, ${plural(policies, "policy", "policies")}`;
+  const through = waypoints.map(({ name, services: users }) => `${name} (${plural(users, "service")})`);
+  return [
+    ["workloads", numbers + self],
+    ...(through.length > 0 ? [["waypoints", through.join(", ")] as [string, string]] : []),
+    ...(unknownPolicies.length > 0
+      ? [["", `policies that are not known yet deny all: ${unknownPolicies.join(", ")}`] as [string, string]]
+      : []),
   ];
 }
 

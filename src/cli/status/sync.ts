@@ -12,11 +12,18 @@ const TYPES: readonly [ResourceType, string][] = [
   ["route", "RDS"],
   ["names", "NDS"],
 ];
+/** Of the workload API. */
+const WORKLOAD_TYPES: readonly [ResourceType, string][] = [
+  ["address", "ADDRESS"],
+  ["authorization", "AUTHORIZATION"],
+  ["names", "NDS"],
+];
 
 /** A table of types; undefined when nothing was ever received (the line of the stream says why). */
-export function formatSync({ stream }: AgentStatus, now: number): string | undefined {
-  if (TYPES.every(([type]) => stream.types[type].answered === undefined)) return undefined;
-  const rows = TYPES.map(([type, name]) => {
+export function formatSync({ stream, mode }: AgentStatus, now: number): string | undefined {
+  const types = mode === "dual-engine" ? WORKLOAD_TYPES : TYPES;
+  if (types.every(([type]) => stream.types[type]?.answered === undefined)) return undefined;
+  const rows = types.map(([type, name]) => {
     const one = stream.types[type];
     const { answered } = one;
     return [
