@@ -259,8 +259,8 @@ describe("what is wrong is named, with its place and the next step", () => {
     ["no map", () => readConfig(withFile("- a", base)), /holds no settings/],
     [
       "mode",
-      () => readConfig(withFile("", { ...base, mode: "dual-engine" })),
-      /--mode: "dual-engine" is none of kernel-native/,
+      () => readConfig(withFile("", { ...base, mode: "triple-engine" })),
+      /--mode: "triple-engine" is none of kernel-native, dual-engine/,
     ],
     [
       "name",
