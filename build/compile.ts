@@ -35,9 +35,14 @@ const VARIANTS = [
 
 /** Layouts that change independently of each other, each with an id of its own. */
 const isNames = (object: string): boolean => basename(object).startsWith("names.");
+const isInbound = (object: string): boolean => basename(object).startsWith("inbound.");
 const LAYOUTS = [
-  { out: "src/datapath/tables/layout.gen.ts", of: (object: string) => !isNames(object) },
+  {
+    out: "src/datapath/tables/layout.gen.ts",
+    of: (object: string) => !isNames(object) && !isInbound(object),
+  },
   { out: "src/names/layout.gen.ts", of: isNames },
+  { out: "src/inbound/layout.gen.ts", of: isInbound },
 ];
 
 /** They travel inside the executable: `kmesh install` writes them. */

@@ -9,6 +9,7 @@ import { join } from "node:path";
 import type { DualEngineStatus } from "../dual-engine/dual-engine.ts";
 import { replaceFile } from "../files/replace-file.ts";
 import type { HealthStatus } from "../health/watch.ts";
+import type { InboundStatus } from "../inbound/inbound.ts";
 import type { IdentityStatus } from "../istiod/identity/identity.ts";
 import type { StreamStatus } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
@@ -36,6 +37,8 @@ export interface AgentStatus {
   netns: "own" | "all";
   /** Status of the DNS server for mesh names; absent while another agent owns the tables. */
   names?: NamesStatus;
+  /** Authorization of inbound connections; absent as `names` is. */
+  inbound?: InboundStatus;
   /** Whether this agent adopted the tables of an earlier one. */
   adopted: boolean;
   /** Present with a token: the certificate. Times in milliseconds since the epoch. */

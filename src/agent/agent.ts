@@ -110,6 +110,7 @@ export class Agent {
       folders: config,
       governed: { cgroups: enrolledCgroups(config.cgroups), units, excludes, netns, shadow },
       names: namesSettings(config),
+      inbound: enforcesInbound(config),
       addresses: this.#addresses,
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
@@ -229,11 +230,15 @@ export class Agent {
     // Also when their names are the same: a cgroup that was made anew is another one.
     const cgroups = enrolledCgroups(config.cgroups);
     const { units, excludes, netns, shadow } = config;
-    this.#ownership.govern({ cgroups, units, excludes, netns, shadow }, namesSettings(config));
-    const { dns, dnsExcludes } = config;
+    this.#ownership.govern(
+      { cgroups, units, excludes, netns, shadow },
+      namesSettings(config),
+      enforcesInbound(config),
+    );
+    const { dns, dnsExcludes, inbound } = config;
     this.#config = {
       ...this.#config,
-      ...{ cgroups: config.cgroups, units, excludes, netns, dns, dnsExcludes, shadow },
+      ...{ cgroups: config.cgroups, units, excludes, netns, dns, dnsExcludes, inbound, shadow },
     };
     this.#controlPlane.exclude(excludes);
     this.#statusFile.write();
@@ -283,6 +288,7 @@ export class Agent {
       excludes: config.excludes.map(formatExclude),
       netns: config.netns,
       ...(this.#ownership.names ? { names: this.#ownership.names.status() } : {}),
+      ...(this.#ownership.inbound ? { inbound: this.#ownership.inbound.status() } : {}),
       adopted: this.#ownership.adopted,
       ...(isEmbedded() ? { executable: selfCommand()[0] } : {}),
       ...this.#controlPlane.status(),
@@ -501,4 +507,9 @@ export class Agent {
 function namesSettings({ cgroups, units, dns, dnsExcludes, shadow, netns }: Config): NamesSettings {
   const everybody = cgroups.includes("/") && units.length === 0;
   return { dns, excludes: dnsExcludes, shadow, forwarded: netns === "all", everybody };
+}
+
+/** Shadow mode changes nothing, so it refuses nobody. */
+function enforcesInbound({ inbound, shadow }: Config): boolean {
+  return inbound === "on" && !shadow;
 }

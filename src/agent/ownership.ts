@@ -14,6 +14,7 @@ import type { SelfTestResult } from "../datapath/generation/self-test.ts";
 import type { Governed } from "../datapath/governed.ts";
 import { preloadAhead, selfTestAhead } from "../datapath/takeover.ts";
 import { reasonOf } from "../errors/reason.ts";
+import { InboundKeeper } from "../inbound/inbound.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
@@ -38,6 +39,8 @@ export interface OwnershipOptions {
   governed: Governed;
   /** How queries for mesh names are answered. */
   names: NamesSettings;
+  /** Whether inbound policies are enforced. */
+  inbound: boolean;
   /** The machine's own. */
   addresses: string[];
   log: Log;
@@ -58,6 +61,7 @@ interface Held {
   manifest: Manifest;
   datapath: Datapath;
   names: Names;
+  inbound: InboundKeeper;
   kept: KeptGenerations;
 }
 
@@ -65,6 +69,7 @@ export class Ownership {
   readonly #options: OwnershipOptions;
   #governed: Governed;
   #nameSettings: NamesSettings;
+  #enforceInbound: boolean;
   /** Absent before an agent takes over from another, and while another takes over from it. */
   #held: Held | undefined;
   #adopted = false;
@@ -82,6 +87,7 @@ export class Ownership {
     this.#options = options;
     this.#governed = options.governed;
     this.#nameSettings = options.names;
+    this.#enforceInbound = options.inbound;
   }
 
   /** The tables; undefined while another agent has them, or may have. */
@@ -162,7 +168,13 @@ export class Ownership {
         ownsPins: () => locks.lockedElsewhere() === undefined,
         log: (line) => log.warn(line),
       });
-      this.#held = { locks, manifest, datapath, names, kept };
+      const inbound = new InboundKeeper({
+        bpffs: folders.bpffs,
+        enforce: this.#enforceInbound,
+        ownsPins: () => locks.lockedElsewhere() === undefined,
+        log: (line) => log.warn(line),
+      });
+      this.#held = { locks, manifest, datapath, names, inbound, kept };
       this.#adopted = datapath.adopted;
       // Before the first connection, or we would be sent through our own mesh.
       datapath.exemptSelf();
@@ -217,6 +229,7 @@ export class Ownership {
     } finally {
       this.#held = undefined;
       held.names.close();
+      held.inbound.close();
       held.datapath.close();
       held.locks.release();
     }
@@ -228,8 +241,13 @@ export class Ownership {
     return this.#held?.names;
   }
 
+  /** Authorization of inbound connections; undefined as `datapath` is. */
+  get inbound(): InboundKeeper | undefined {
+    return this.#held?.inbound;
+  }
+
   /** Takes effect at once. Throws KernelError, and everything stays as it was. */
-  govern(governed: Governed, names: NamesSettings): void {
+  govern(governed: Governed, names: NamesSettings, enforceInbound: boolean): void {
     try {
       this.datapath?.govern(governed);
     } catch (error) {
@@ -239,6 +257,8 @@ export class Ownership {
     this.#governed = governed;
     this.#nameSettings = names;
     this.names?.configure(names);
+    this.#enforceInbound = enforceInbound;
+    this.inbound?.configure({ enforce: enforceInbound });
   }
 
   /** Makes `mesh` what connections see; see Datapath.publish. Throws also when another agent has the tables. */
@@ -250,6 +270,7 @@ export class Ownership {
       const report = held.datapath.publish(mesh, changes);
       // Behind the frontends: a name leads to an address that is governed already.
       held.names.publish(mesh, changes);
+      held.inbound.publish(mesh.inbound);
       return report;
     } finally {
       // Also when only what came behind the last hook failed.

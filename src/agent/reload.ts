@@ -7,7 +7,7 @@ import { type SettingValues, settingValues } from "../config/values.ts";
 /** The settings that are decided in the kernel's program, by a map: they change under running connections. */
 export type LiveSettings = Pick<
   Config,
-  "cgroups" | "units" | "excludes" | "netns" | "dns" | "dnsExcludes" | "shadow"
+  "cgroups" | "units" | "excludes" | "netns" | "dns" | "dnsExcludes" | "inbound" | "shadow"
 >;
 
 const LIVE: ReadonlySet<SettingName> = new Set([
@@ -16,6 +16,7 @@ const LIVE: ReadonlySet<SettingName> = new Set([
   "exclude",
   "netns",
   "dns",
+  "inbound",
   "dns-exclude",
   "shadow",
 ]);

@@ -101,6 +101,8 @@ export interface Config extends Folders {
   excludes: Exclude[];
   netns: "own" | "all";
   dns: "auto" | "on" | "off";
+  /** Whether policies for connections to this machine are enforced. */
+  inbound: "on" | "off";
   /** Lower case, without dots at their ends. */
   dnsExcludes: string[];
   shadow: boolean;
@@ -201,6 +203,7 @@ export function examineConfig(
     excludes: given.list("exclude", parseExclude),
     netns: given.choice("netns", ["own", "all"]),
     dns: given.choice("dns", ["auto", "on", "off"]),
+    inbound: given.choice("inbound", ["on", "off"]),
     dnsExcludes: [...new Set(given.list("dns-exclude", parseSuffix))],
     shadow: given.switch("shadow"),
     allowPlaintext: given.switch("allow-plaintext"),

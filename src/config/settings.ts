@@ -159,6 +159,13 @@ export const SETTINGS = {
     fallback: "auto",
   },
   "dns-exclude": { kind: "list", hint: "SUFFIX", about: "never answer this name and names below it" },
+  inbound: {
+    kind: "text",
+    hint: "on|off",
+    choices: ["on", "off"],
+    about: "enforce authorization policies and STRICT mutual TLS on connections to this machine's services",
+    fallback: "on",
+  },
   shadow: { kind: "switch", about: "decide and count, change nothing" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
   traffic: {

@@ -49,6 +49,7 @@ export function settingValues(config: Config): SettingValues {
     exclude: config.excludes.map(formatExclude),
     netns: config.netns,
     dns: config.dns,
+    inbound: config.inbound,
     "dns-exclude": config.dnsExcludes,
     shadow: config.shadow,
     "allow-plaintext": config.allowPlaintext,

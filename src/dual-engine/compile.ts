@@ -262,6 +262,7 @@ export class Compiler {
     const now = compileInbound(this.#store);
     if (JSON.stringify(before) === JSON.stringify(now)) return false;
     this.inbound = now;
+    if (now) this.mesh.inbound = now.inbound;
     return true;
   }
 

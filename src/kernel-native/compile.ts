@@ -1,9 +1,11 @@
 /** Compiles the store into the mesh, and finds the difference from the last compilation. */
 import { type Endpoint, EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
+import type { Inbound } from "../mesh/inbound.ts";
 import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/model.ts";
 import {
   sameCluster,
   sameFrontend,
+  sameInbound,
   sameName,
   sameNotes,
   samePending,
@@ -141,12 +143,24 @@ export class Compiler {
     // Whether a cluster hashes depends on the routes that lead to it.
     for (const name of now.sourceHashed) if (!before?.sourceHashed.has(name)) clusters.add(name);
     for (const name of before?.sourceHashed ?? []) if (!now.sourceHashed.has(name)) clusters.add(name);
-    const same = sameTarget(mesh.fallback, now.fallback) && sameNotes(mesh.notes, now.notes);
+    const inbound = this.#inbound();
+    const same =
+      sameTarget(mesh.fallback, now.fallback) &&
+      sameNotes(mesh.notes, now.notes) &&
+      sameInbound(mesh.inbound, inbound);
+    // An equal one stays the same object: nobody has to compare it again.
+    if (inbound && !sameInbound(mesh.inbound, inbound)) mesh.inbound = inbound;
     mesh.fallback = now.fallback;
     mesh.notes = now.notes;
     if (now.pending) mesh.pending = now.pending;
     else delete mesh.pending;
     return !same;
+  }
+
+  /** Who may connect to this machine; undefined while istiod has not said it. */
+  #inbound(): Inbound | undefined {
+    for (const { inbound } of this.#store.listeners.values()) if (inbound) return inbound;
+    return this.mesh.inbound;
   }
 
   #compileNames(changes: Difference["changes"]): void {

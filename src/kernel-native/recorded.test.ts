@@ -341,13 +341,18 @@ describe("clusters", () => {
     ).toEqual([{ address: "172.30.0.1", port: 15443, weight: 1, healthy: true }]);
   });
 
-  test("2b.4 inbound STRICT and authorization policies are said", () => {
-    expect(meshNotes("registry-only")[0]).toContain(
-      "inbound STRICT mutual TLS (all ports) is not enforced yet",
+  test("2b.4 inbound STRICT and authorization policies of a machine without services are said", () => {
+    expect(meshNotes("registry-only")).toContain(
+      "inbound STRICT mutual TLS: enforced at the ports of this machine's services (it has none), at no others",
     );
     expect(meshNotes("v4")).toEqual([
-      "inbound authorization policies (RBAC) are not enforced yet: every peer gets in",
+      "inbound authorization policies: enforced at the ports of this machine's services (it has none), at no others",
     ]);
+    expect(mesh("registry-only").inbound).toEqual({
+      ports: [],
+      mtls: { default: "strict", ports: [] },
+      policies: [],
+    });
   });
 
   test("2b.11 endpoints repeated for each address of the service count once, also in the locality's weight", () => {

@@ -17,6 +17,7 @@ const TYPES = {
   "lpm-trie": 11,
   "array-of-maps": 12,
   "hash-of-maps": 13,
+  sockmap: 15,
   "cgroup-storage": 19,
   "sk-storage": 24,
   ringbuf: 27,

@@ -3,6 +3,7 @@ import { Random } from "../../test/lab/random.ts";
 import { decodeMesh, encodeMesh, MalformedMesh } from "./encoding.ts";
 import { type Endpoint, EndpointList, MAX_TRANSPORTS } from "./endpoint-list.ts";
 import { frontendKey } from "./frontend.ts";
+import { type Inbound, MTLS_MODES } from "./inbound.ts";
 import {
   type Balance,
   type Cluster,
@@ -122,6 +123,21 @@ function meshOf(random: Random, size: number): Mesh {
   const named = () => ({ host: name(), addresses: some(name, 3), aliases: some(name, 3) });
   const split = () => ({ name: name(), shares: some(() => ({ cluster: name(), weight: whole() }), 4) });
   const service = () => ({ name: name(), host: name(), port: whole(), notes: some(note, 3) });
+  const inbound = (): Inbound => ({
+    ports: some(() => random.below(65536), 3),
+    mtls: {
+      default: random.pick(MTLS_MODES),
+      ports: some(() => ({ port: random.below(65536), mode: random.pick(MTLS_MODES) }), 2),
+    },
+    policies: some(
+      () => ({
+        name: name(),
+        action: random.pick(["allow", "deny"] as const),
+        rules: some(() => ({ name: name(), when: { kind: "source" as const, prefixes: ["10.0.0.0/8"] } }), 2),
+      }),
+      3,
+    ),
+  });
   return {
     services: new Map(some(service).map((each) => [each.name, each])),
     frontends: new Map(some(frontend).map((each) => [frontendKey(each), each])),
@@ -130,6 +146,7 @@ function meshOf(random: Random, size: number): Mesh {
     clusters: new Map(some(cluster).map((each) => [each.name, each])),
     fallback: target(),
     notes: some(note, 3),
+    ...(random.chance(0.5) ? { inbound: inbound() } : {}),
   };
 }
 

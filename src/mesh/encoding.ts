@@ -5,6 +5,8 @@
  */
 import { ENDPOINT_WORDS, EndpointList } from "./endpoint-list.ts";
 import { frontendKey } from "./frontend.ts";
+import type { Inbound } from "./inbound.ts";
+import { inboundText, parseInbound } from "./inbound-text.ts";
 import {
   type Balance,
   type Cluster,
@@ -63,10 +65,11 @@ export function encodeMesh(mesh: Mesh): Generator<Uint8Array, void> {
     section([...mesh.splits.values()], putSplit),
     section([...mesh.frontends.values()], putFrontend),
     section([...mesh.names.values()], putName),
+    section(mesh.inbound ? [mesh.inbound] : [], (_, each) => writer.text(inboundText(each))),
   ]);
 }
 
-/** Decodes a mesh. Bytes of encoding 2 have no names, those of 2 and 3 no transports. Throws MalformedMesh. */
+/** Decodes a mesh. Bytes of encoding 2 have no names, those of 2 and 3 no transports and nothing inbound. Throws MalformedMesh. */
 export function decodeMesh(bytes: Uint8Array, encoding = MESH_ENCODING): Mesh {
   const reader = new Reader(bytes, encoding);
   const notes = reader.list(takeNote);
@@ -79,8 +82,19 @@ export function decodeMesh(bytes: Uint8Array, encoding = MESH_ENCODING): Mesh {
   const names = new Map(
     (encoding < 3 ? [] : reader.list(takeName)).map((each): [string, Name] => [each.host, each]),
   );
+  const [inbound] = encoding < 4 ? [] : reader.list(takeInbound);
   reader.end();
-  return { services, frontends, splits, clusters, names, fallback, notes };
+  const mesh = { services, frontends, splits, clusters, names, fallback, notes };
+  return inbound ? { ...mesh, inbound } : mesh;
+}
+
+function takeInbound(reader: Reader): Inbound {
+  try {
+    return parseInbound(reader.text());
+  } catch (error) {
+    if (error instanceof RangeError) throw new MalformedMesh(error.message);
+    throw error;
+  }
 }
 
 type Section = (writer: Writer) => Generator<void, void>;

@@ -7,6 +7,7 @@
  */
 
 import type { EndpointList } from "./endpoint-list.ts";
+import type { Inbound } from "./inbound.ts";
 import type { Transport } from "./transport.ts";
 
 /** Why a connection is refused. The order is the kernel's (bpf/include/verdict.h): append only. */
@@ -219,9 +220,11 @@ export interface Mesh {
   names: Map<string, Name>;
   /** For connections that match no frontend. */
   fallback: Target;
+  /** Who may connect to this machine's services; absent: not known, and what the kernel has goes on. */
+  inbound?: Inbound;
   /** Absent when all is known. */
   pending?: Pending;
-  /** Notes that concern no single service: inbound STRICT, RBAC, undecidable ports. */
+  /** Notes that concern no single service: inbound policies of layer 7, undecidable ports. */
   notes: Note[];
 }
 

@@ -1,4 +1,6 @@
 /** Compares parts of the model. Parts that differ are published. */
+import type { Inbound } from "./inbound.ts";
+import { inboundText } from "./inbound-text.ts";
 import type {
   Balance,
   Cluster,
@@ -152,4 +154,10 @@ export function sameName(a: Name, b: Name): boolean {
 
 function sameTexts(a: readonly string[], b: readonly string[]): boolean {
   return a === b || (a.length === b.length && a.every((text, i) => text === b[i]));
+}
+
+/** Whether both say the same, in the same order. */
+export function sameInbound(a: Inbound | undefined, b: Inbound | undefined): boolean {
+  if (a === b) return true;
+  return a !== undefined && b !== undefined && inboundText(a) === inboundText(b);
 }

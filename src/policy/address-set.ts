@@ -14,14 +14,15 @@ function numberOf(bytes: Uint8Array): bigint {
 
 /** Families never mix: ::/0 holds no IPv4 address. */
 export class AddressSet {
+  readonly prefixes: readonly Prefix[];
   /** By the bits that count (of 128), the highest of which are the key. */
   readonly #v4 = new Map<bigint, Set<bigint>>();
   readonly #v6 = new Map<bigint, Set<bigint>>();
 
   /** Throws RangeError when a text is no block. */
   constructor(prefixes: Iterable<string>) {
-    for (const text of prefixes) {
-      const prefix = blockOf(text);
+    this.prefixes = [...prefixes].map(blockOf);
+    for (const prefix of this.prefixes) {
       const number = addressNumber(prefix.address) ?? 0n;
       const shift = BigInt(128 - prefixBits(prefix));
       const byShift = isV4(prefix.address) ? this.#v4 : this.#v6;

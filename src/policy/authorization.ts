@@ -3,7 +3,7 @@ import { reasonOf } from "../errors/reason.ts";
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { formatAddress, isV4, maskPrefix } from "../mesh/address.ts";
 import { type Condition, type Inbound, MTLS_MODES, type Policy, type TextMatch } from "../mesh/inbound.ts";
-import { factsOf, Judge } from "./decide.ts";
+import { ANYWHERE, type Facts, Judge } from "./decide.ts";
 import { security } from "./security.gen.js";
 
 export interface Authorization {
@@ -193,9 +193,14 @@ export function mtlsOfPolicies(policies: readonly Policy[], ports: readonly numb
   return {
     default: permissive,
     ports: ports
-      .filter((port) => !judge.byPolicies(factsOf("0.0.0.0", "0.0.0.0", port, "none")).allowed)
+      .filter((port) => !judge.rulesOf(port).decide(anybody(port)).allowed)
       .map((port) => ({ port, mode: strict })),
   };
+}
+
+/** In plaintext, from wherever. */
+function anybody(port: number): Facts {
+  return { source: ANYWHERE, destination: ANYWHERE, port, peer: "none" };
 }
 
 function all(of: Condition[]): Condition {

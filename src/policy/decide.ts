@@ -62,37 +62,60 @@ const FALSE_FIRST: readonly [Truth, Truth] = ["false", "true"];
 /** A condition over a connection, prepared once. */
 type Predicate = (facts: Facts) => Truth;
 
-/** A connection, prepared for predicates. */
-interface Facts {
-  source: bigint;
-  sourceV4: boolean;
-  destination: bigint;
-  destinationV4: boolean;
+/** An address, a class of addresses, or one that is not known: all that conditions ask is whether it lies in a set. */
+export interface Place {
+  isIn(set: AddressSet): Truth;
+}
+
+/** Any address. */
+export const ANYWHERE: Place = { isIn: () => "unknown" };
+
+/** A connection, as conditions look at it. */
+export interface Facts {
+  source: Place;
+  destination: Place;
   port: number;
   peer: Peer;
+}
+
+interface PreparedRule {
+  name: string;
+  id: number;
+  /** Whether it looks at the port. */
+  byPort: boolean;
+  matches: Predicate;
+  /** The sets that it asks for. */
+  sources: readonly AddressSet[];
+  destinations: readonly AddressSet[];
 }
 
 interface PreparedPolicy {
   name: string;
   ports: ReadonlySet<number> | undefined;
-  rules: readonly { name: string; matches: Predicate }[];
+  rules: readonly PreparedRule[];
 }
 
 /** Decides by one set of policies. Immutable. */
 export class Judge {
   readonly inbound: Inbound;
   readonly #ports: ReadonlySet<number>;
-  readonly #deny: readonly PreparedPolicy[];
-  readonly #allow: readonly PreparedPolicy[];
+  readonly #rules: Ruling;
 
   /** Throws RangeError when a prefix is no block of addresses. */
   constructor(inbound: Inbound) {
     this.inbound = inbound;
     this.#ports = new Set(inbound.ports);
+    const sets = new Map<string, AddressSet>();
     const prepared = (action: Policy["action"]) =>
-      inbound.policies.filter((policy) => policy.action === action).map(preparePolicy);
-    this.#deny = prepared("deny");
-    this.#allow = prepared("allow");
+      inbound.policies
+        .filter((policy) => policy.action === action)
+        .map((policy) => preparePolicy(policy, sets));
+    this.#rules = new Ruling(prepared("deny"), prepared("allow"));
+  }
+
+  /** The policies alone, as far as they may matter to a port. */
+  rulesOf(port: number): Ruling {
+    return this.#rules.narrowed(port);
   }
 
   /** Whether the port belongs to a service of this machine. */
@@ -105,7 +128,9 @@ export class Judge {
     if (!this.governs(destinationPort)) return { allowed: true, reason: "not-governed" };
     if (!identity && mtlsOf(this.inbound, destinationPort) === "strict")
       return { allowed: false, reason: "strict" };
-    return this.byPolicies(factsOf(sourceAddress, destinationAddress, destinationPort, identity ?? "none"));
+    return this.#rules.decide(
+      factsOf(sourceAddress, destinationAddress, destinationPort, identity ?? "none"),
+    );
   }
 
   /**
@@ -115,11 +140,55 @@ export class Judge {
   refusesAnybody(connection: Omit<Connection, "identity">): Decision | undefined {
     const { sourceAddress, destinationAddress, destinationPort } = connection;
     if (!this.governs(destinationPort)) return undefined;
-    return this.forAnybody(factsOf(sourceAddress, destinationAddress, destinationPort, "unknown"));
+    return this.#rules.refusesAnybody(factsOf(sourceAddress, destinationAddress, destinationPort, "unknown"));
+  }
+}
+
+/** Policies without ports and modes. Immutable. */
+export class Ruling {
+  readonly #deny: readonly PreparedPolicy[];
+  readonly #allow: readonly PreparedPolicy[];
+
+  constructor(deny: readonly PreparedPolicy[], allow: readonly PreparedPolicy[]) {
+    this.#deny = deny;
+    this.#allow = allow;
   }
 
-  /** Policies alone. */
-  byPolicies(facts: Facts): Decision {
+  /** Without the rules that can't match at a port. An ALLOW policy without a rule stays: it refuses. */
+  narrowed(port: number): Ruling {
+    const facts: Facts = { source: ANYWHERE, destination: ANYWHERE, port, peer: "unknown" };
+    const narrow = (policies: readonly PreparedPolicy[]) =>
+      policies
+        .filter((policy) => applies(policy, facts))
+        .map((policy) => ({
+          ...policy,
+          rules: policy.rules.filter(({ matches }) => matches(facts) !== "false"),
+        }));
+    return new Ruling(
+      narrow(this.#deny).filter(({ rules }) => rules.length > 0),
+      narrow(this.#allow),
+    );
+  }
+
+  /** Equal for two ports if every connection is decided alike there. Of one judge. */
+  keyOf(port: number): string {
+    const policies = [...this.#deny, ...this.#allow];
+    const byPort = policies.some(({ rules }) => rules.some((rule) => rule.byPort));
+    const ids = policies.map(({ name, rules }) => `${name}:${rules.map(({ id }) => id).join()}`);
+    return `${byPort ? port : ""}|${this.#deny.length}|${ids.join(";")}`;
+  }
+
+  /** The sets of addresses that the rules ask for. */
+  get sets(): { sources: Set<AddressSet>; destinations: Set<AddressSet> } {
+    const rules = [...this.#deny, ...this.#allow].flatMap((policy) => policy.rules);
+    return {
+      sources: new Set(rules.flatMap(({ sources }) => sources)),
+      destinations: new Set(rules.flatMap(({ destinations }) => destinations)),
+    };
+  }
+
+  /** DENY, then ALLOW. */
+  decide(facts: Facts): Decision {
     for (const policy of this.#deny) {
       if (!applies(policy, facts)) continue;
       const rule = policy.rules.find(({ matches }) => matches(facts) !== "false");
@@ -136,8 +205,8 @@ export class Judge {
     return { allowed: true, reason: "no-policy" };
   }
 
-  /** `facts.peer` is unknown. */
-  forAnybody(facts: Facts): Decision | undefined {
+  /** A refusal that holds whatever identity the peer has, which `facts` say is unknown. */
+  refusesAnybody(facts: Facts): Decision | undefined {
     for (const policy of this.#deny) {
       if (!applies(policy, facts)) continue;
       const rule = policy.rules.find(({ matches }) => matches(facts) === "true");
@@ -167,39 +236,60 @@ export function decide(inbound: Inbound, connection: Connection): Decision {
 
 /** Throws RangeError when an address is none. */
 export function factsOf(source: string, destination: string, port: number, peer: Peer): Facts {
-  return {
-    source: numberOf(source),
-    sourceV4: isV4(source),
-    destination: numberOf(destination),
-    destinationV4: isV4(destination),
-    port,
-    peer,
-  };
+  return { source: placeOf(source), destination: placeOf(destination), port, peer };
 }
 
-function numberOf(address: string): bigint {
+function placeOf(address: string): Place {
   const number = addressNumber(address);
   if (number === undefined) throw new RangeError(`${JSON.stringify(address)} is no IP address`);
-  return number;
+  const v4 = isV4(address);
+  return { isIn: (set) => truthOf(set.has(number, v4)) };
 }
 
 function applies({ ports }: PreparedPolicy, { port }: Facts): boolean {
   return ports === undefined || ports.has(port);
 }
 
-function preparePolicy({ name, ports, rules }: Policy): PreparedPolicy {
+/** `known` has the sets that were made, by their content: equal lists share one. */
+function preparePolicy({ name, ports, rules }: Policy, known: Map<string, AddressSet>): PreparedPolicy {
   return {
     name,
     ports: ports && new Set(ports),
-    rules: rules.map((rule) => ({ name: rule.name, matches: prepare(rule.when) })),
+    rules: rules.map((rule) => {
+      const seen = { port: false };
+      const sets = { source: new Set<AddressSet>(), destination: new Set<AddressSet>() };
+      const matches = prepare(rule.when, seen, ({ kind, prefixes }) => {
+        const key = prefixes.join();
+        const set = known.get(key) ?? new AddressSet(prefixes);
+        known.set(key, set);
+        sets[kind].add(set);
+        return set;
+      });
+      return {
+        name: rule.name,
+        id: nextId++,
+        byPort: seen.port,
+        matches,
+        sources: [...sets.source],
+        destinations: [...sets.destination],
+      };
+    }),
   };
 }
 
-function prepare(condition: Condition): Predicate {
+type Blocks = Extract<Condition, { kind: "source" | "destination" }>;
+
+let nextId = 0;
+
+function prepare(
+  condition: Condition,
+  seen: { port: boolean },
+  setOf: (blocks: Blocks) => AddressSet,
+): Predicate {
   switch (condition.kind) {
     case "all":
     case "any": {
-      const of = condition.of.map(prepare);
+      const of = condition.of.map((each) => prepare(each, seen, setOf));
       const [decisive, neutral] = condition.kind === "all" ? FALSE_FIRST : TRUE_FIRST;
       return (facts) => {
         let result: Truth = neutral;
@@ -212,18 +302,19 @@ function prepare(condition: Condition): Predicate {
       };
     }
     case "not": {
-      const of = prepare(condition.of);
+      const of = prepare(condition.of, seen, setOf);
       return (facts) => not(of(facts));
     }
     case "source": {
-      const set = new AddressSet(condition.prefixes);
-      return ({ source, sourceV4 }) => truthOf(set.has(source, sourceV4));
+      const set = setOf(condition);
+      return ({ source }) => source.isIn(set);
     }
     case "destination": {
-      const set = new AddressSet(condition.prefixes);
-      return ({ destination, destinationV4 }) => truthOf(set.has(destination, destinationV4));
+      const set = setOf(condition);
+      return ({ destination }) => destination.isIn(set);
     }
     case "port":
+      seen.port = true;
       return ({ port }) => truthOf(condition.ranges.some(({ from, to }) => port >= from && port <= to));
     case "principal":
       return ofIdentity((identity) => matchesText(condition.match, principalOf(identity)));

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { MalformedResource } from "../../istiod/stream/sink.ts";
+import { decide } from "../../policy/decide.ts";
 import { any, catchAll, chain, type GivenChain, listener, tlsSocket } from "../testdata/resources.ts";
 import { envoy } from "./envoy.gen.js";
 import { flattenListener, type ListenerRecord } from "./listener.ts";
@@ -166,34 +167,211 @@ describe("2b.4 inbound", () => {
     filters,
   });
 
-  test("permissive", () => {
-    const record = inbound(port(0, "tls"), port(0, "raw_buffer"), {
-      ...port(15006, ""),
-      name: "virtualInbound-blackhole",
+  test("modes follow from the chains of a port", () => {
+    const blackhole = { ...port(15006, ""), name: "virtualInbound-blackhole" };
+    const permissive = inbound(port(0, "tls"), port(0, "raw_buffer"), blackhole);
+    expect(permissive).toMatchObject({ kind: "inbound", notes: [], addresses: [] });
+    expect(permissive.inbound).toEqual({
+      ports: [],
+      mtls: { default: "permissive", ports: [] },
+      policies: [],
     });
-    expect(record).toMatchObject({ kind: "inbound", notes: [], addresses: [] });
-  });
-
-  test("STRICT for all, or for ports", () => {
-    expect(inbound(port(0, "tls")).notes[0]?.text).toStartWith("inbound STRICT mutual TLS (all ports)");
-    expect(
-      inbound(port(9, "tls"), port(8, "tls"), port(0, "tls"), port(0, "raw_buffer")).notes[0]?.text,
-    ).toStartWith("inbound STRICT mutual TLS (port 8, 9)");
+    expect(inbound(port(0, "")).inbound?.mtls.default).toBe("disable");
+    const strict = inbound(
+      port(0, "tls"),
+      port(9, "tls"),
+      port(8, "tls"),
+      port(8, "raw_buffer"),
+      port(7, ""),
+    );
+    expect(strict.inbound).toEqual({
+      ports: [7, 8, 9],
+      mtls: {
+        default: "strict",
+        ports: [
+          { port: 7, mode: "disable" },
+          { port: 8, mode: "permissive" },
+        ],
+      },
+      policies: [],
+    });
+    expect(strict.notes[0]?.text).toBe(
+      "inbound STRICT mutual TLS: enforced at the ports of this machine's services (7, 8, 9), at no others",
+    );
     const socket = { ...port(7, ""), transportSocket: tlsSocket("") };
-    expect(inbound(socket, port(0, "raw_buffer")).notes[0]?.text).toContain("(port 7)");
+    expect(inbound(socket, port(0, "raw_buffer")).inbound?.mtls.ports).toEqual([{ port: 7, mode: "strict" }]);
   });
 
-  test("authorization, as a network filter or inside HTTP", () => {
-    const rbac = {
-      name: "envoy.filters.network.rbac",
-      typedConfig: any("envoy.extensions.filters.network.rbac.v3.RBAC"),
+  const rbac = (rules: envoy.Rbac.$Properties, more: envoy.NetworkRbac.$Properties = {}) => ({
+    name: "envoy.filters.network.rbac",
+    typedConfig: any(
+      "envoy.extensions.filters.network.rbac.v3.RBAC",
+      envoy.NetworkRbac.encode({ rules, ...more }).finish(),
+    ),
+  });
+  const http = (rules: envoy.Rbac.$Properties) => ({
+    name: "hcm",
+    typedConfig: any(
+      "envoy.x.HttpConnectionManager",
+      envoy.HttpConnectionManager.encode({
+        httpFilters: [
+          {
+            name: "rbac",
+            typedConfig: any(
+              "envoy.extensions.filters.http.rbac.v3.RBAC",
+              envoy.HttpRbac.encode({ rules }).finish(),
+            ),
+          },
+        ],
+      }).finish(),
+    ),
+  });
+  const block = (address: string, length: number) => ({
+    addressPrefix: address,
+    prefixLen: { value: length },
+  });
+  const rules = (
+    principals: envoy.Principal.$Properties[],
+    permissions: envoy.Permission.$Properties[] = [{ any: true }],
+  ) => ({
+    policies: { "ns[shop]-policy[no]-rule[0]": { permissions, principals } },
+  });
+  const verdict = (
+    chains: envoy.FilterChain.$Properties[],
+    sourceAddress: string,
+    identity?: { trustDomain: string; namespace: string; serviceAccount: string },
+    destinationPort = 80,
+  ) => {
+    const record = inbound(...chains).inbound;
+    if (!record) throw new Error("nothing inbound");
+    const connection = { sourceAddress, destinationAddress: "10.0.0.1", destinationPort };
+    return decide(record, identity ? { ...connection, identity } : connection);
+  };
+  const vm = { trustDomain: "cluster.local", namespace: "vms", serviceAccount: "vm" };
+
+  test("a DENY of blocks, as a network filter or inside HTTP; ports that agree share a policy", () => {
+    const deny = { action: 1, ...rules([{ directRemoteIp: block("192.0.2.0", 24) }]) };
+    const chains = [port(80, "", [rbac(deny)]), port(81, "", [http(deny)])];
+    expect(inbound(...chains).inbound?.policies).toEqual([
+      {
+        name: "shop/no",
+        action: "deny",
+        rules: [
+          {
+            name: "rule[0]",
+            when: {
+              kind: "all",
+              of: [
+                { kind: "all", of: [] },
+                { kind: "source", prefixes: ["192.0.2.0/24"] },
+              ],
+            },
+          },
+        ],
+      },
+    ]);
+    expect(verdict(chains, "192.0.2.9")).toEqual({
+      allowed: false,
+      reason: "denied",
+      policy: "shop/no",
+      rule: "rule[0]",
+    });
+    expect(verdict(chains, "192.0.3.9").allowed).toBe(true);
+    expect(inbound(port(80, "", [rbac(deny)]), port(81, "")).inbound?.policies[0]?.ports).toEqual([80]);
+  });
+
+  test("identities in the forms that istiod writes", () => {
+    const admits = (match: envoy.RbacText.$Properties, identity: typeof vm | undefined) => {
+      const principal = { filterState: { key: "io.istio.peer_principal", stringMatch: match } };
+      const results = [{ authenticated: { principalName: match } }, principal].map(
+        (each) => verdict([port(80, "", [rbac(rules([each]))])], "10.0.0.9", identity).allowed,
+      );
+      expect(results[0]).toBe(results[1] as boolean);
+      return results[0];
     };
-    expect(inbound(port(0, "", [rbac])).notes[0]?.text).toContain("RBAC");
-    const value = envoy.HttpConnectionManager.encode({
-      httpFilters: [{ name: "rbac", typedConfig: any("envoy.extensions.filters.http.rbac.v3.RBAC") }],
-    }).finish();
-    const http = { name: "hcm", typedConfig: any("envoy.x.HttpConnectionManager", value) };
-    expect(inbound(port(0, "", [http])).notes[0]?.text).toContain("RBAC");
+    const regex = (text: string) => ({ safeRegex: { regex: text } });
+    const yes: envoy.RbacText.$Properties[] = [
+      regex(".+"),
+      regex(".*/ns/vms/.*"),
+      regex(".*/ns/.*/.*"),
+      regex(".*/ns/v.*/.*"),
+      regex(".*/ns/.*s/.*"),
+      regex("spiffe://.*/sa/vm"),
+      regex("spiffe://.+/ns/vms/(.+/|)sa/vm(/.+)?"),
+      { exact: "spiffe://cluster.local/ns/vms/sa/vm" },
+      { prefix: "spiffe://cluster.local/" },
+    ];
+    const no: envoy.RbacText.$Properties[] = [
+      regex(".*/ns/shop/.*"),
+      regex(".*/ns/s.*/.*"),
+      regex("spiffe://.+/ns/vms/(.+/|)sa/other(/.+)?"),
+      regex("spiffe://bad[^/]*/.*"),
+      { exact: "spiffe://cluster.local/ns/vms/sa/other" },
+      { contains: "vm" },
+      { exact: "spiffe://cluster.local/ns/vms/sa/vm", ignoreCase: true },
+    ];
+    for (const match of yes) {
+      expect(admits(match, vm)).toBe(true);
+      expect(admits(match, undefined)).toBe(false);
+    }
+    for (const match of no) expect(admits(match, vm)).toBe(false);
+  });
+
+  test("layer 7 conditions deny in a DENY, allow nothing in an ALLOW, and are listed", () => {
+    // A header matcher: field 4 of a permission, which is not read.
+    const header = envoy.Permission.decode(Uint8Array.of(0x22, 0));
+    const deny = [port(80, "", [http({ action: 1, ...rules([{ any: true }], [header]) })])];
+    expect(verdict(deny, "10.0.0.9")).toMatchObject({ allowed: false, policy: "shop/no" });
+    expect(inbound(...deny).notes[0]).toEqual({
+      kind: "layer7",
+      text: "policy shop/no: a condition on the request can't be evaluated for a connection: it denies as if they matched",
+    });
+    const allow = [port(80, "", [http(rules([{ any: true }], [header]))])];
+    expect(verdict(allow, "10.0.0.9")).toMatchObject({ allowed: false, reason: "no-allow-matched" });
+    const not = [port(80, "", [http(rules([{ any: true }], [{ notRule: header }]))])];
+    expect(verdict(not, "10.0.0.9").allowed).toBe(false);
+  });
+
+  test("an ALLOW without rules refuses; dry runs and AUDIT do nothing; what is unknown refuses", () => {
+    expect(verdict([port(80, "", [rbac({})])], "10.0.0.9").allowed).toBe(false);
+    const shadow = rbac({}, { rules: null, shadowRules: { action: 1, ...rules([{ any: true }]) } });
+    expect(verdict([port(80, "", [shadow])], "10.0.0.9").allowed).toBe(true);
+    expect(
+      verdict([port(80, "", [rbac({ action: 2, ...rules([{ any: true }]) })])], "10.0.0.9").allowed,
+    ).toBe(true);
+    const matcher = rbac({}, { rules: null, matcher: {} });
+    expect(verdict([port(80, "", [matcher])], "10.0.0.9").allowed).toBe(false);
+    expect(() => inbound(port(80, "", [rbac({ action: 3 })]))).toThrow("unknown action 3");
+    expect(() => inbound(port(80, "", [rbac(rules([{ sourceIp: block("10.0.0.0", 40) }]))]))).toThrow(
+      "no address block",
+    );
+  });
+
+  test("CUSTOM: who would be asked about is refused", () => {
+    const external = {
+      name: "ext_authz",
+      typedConfig: any("envoy.extensions.filters.network.ext_authz.v3.ExtAuthz"),
+    };
+    const custom = rbac(
+      {},
+      {
+        rules: null,
+        shadowRules: rules([{ directRemoteIp: block("192.0.2.0", 24) }]),
+        shadowRulesStatPrefix: "istio_ext_authz_",
+      },
+    );
+    expect(verdict([port(80, "", [custom, external])], "192.0.2.1").allowed).toBe(false);
+    expect(verdict([port(80, "", [custom, external])], "192.0.3.1").allowed).toBe(true);
+    expect(verdict([port(80, "", [external])], "192.0.3.1").allowed).toBe(false);
+  });
+
+  test("chains of a port that disagree: a connection must pass all of them", () => {
+    const from = (address: string) => rbac(rules([{ directRemoteIp: block(address, 32) }]));
+    const chains = [port(80, "raw_buffer", [from("10.0.0.1")]), port(80, "tls", [from("10.0.0.2")])];
+    for (const source of ["10.0.0.1", "10.0.0.2", "10.0.0.3"])
+      expect(verdict(chains, source).allowed).toBe(false);
+    const same = [port(80, "raw_buffer", [from("10.0.0.1")]), port(80, "tls", [from("10.0.0.1")])];
+    expect(verdict(same, "10.0.0.1").allowed).toBe(true);
   });
 });
 

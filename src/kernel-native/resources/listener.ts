@@ -1,8 +1,10 @@
 /** LDS: one listener, flattened to its addresses, and the destination of each filter chain. */
 import { MalformedResource } from "../../istiod/stream/sink.ts";
 import { canonicalAddress, type Prefix, parsePrefix } from "../../mesh/address.ts";
+import type { Inbound } from "../../mesh/inbound.ts";
 import type { Note, Reason } from "../../mesh/model.ts";
 import { envoy } from "./envoy.gen.js";
+import { inboundOf } from "./inbound.ts";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
 import { type Destination, flattenInlineRoutes, type RoutesRecord, sharesOf } from "./route.ts";
 import { checkEnum, checkName, decode, decodeAny, guarded, messageName, seconds, shortName } from "./wire.ts";
@@ -46,6 +48,8 @@ export interface ListenerRecord {
   routes: readonly string[];
   /** Of the whole mesh, not of a service. */
   notes: Notes;
+  /** Who may connect to this machine; of kind `inbound` alone. */
+  inbound?: Inbound;
 }
 
 const NOTHING: readonly never[] = [];
@@ -71,7 +75,9 @@ function flatten(resource: string, listener: envoy.Listener): ListenerRecord {
     notes: NO_NOTES,
   };
   if (listener.trafficDirection === INBOUND) {
-    return { ...record, kind: "inbound", notes: inboundNotes(listener) };
+    if (listener.filterChains.length === 0) return { ...record, kind: "inbound" };
+    const { inbound, notes } = inboundOf(resource, listener);
+    return { ...record, kind: "inbound", inbound, notes: sortedNotes(notes) };
   }
   const socket = listener.address?.socketAddress;
   const addresses: ListenerAddress[] = [];
@@ -208,40 +214,4 @@ function tcpAction(resource: string, proxy: envoy.TcpProxy): Action {
     hashesSource: proxy.hashPolicy.some(({ sourceIp }) => Boolean(sourceIp)),
     notes: notes.length === 0 ? NO_NOTES : sortedNotes(notes),
   };
-}
-
-/** Notes for inbound policies that kmesh does not enforce yet. */
-function inboundNotes(listener: envoy.Listener): Notes {
-  const notes: Note[] = [];
-  const strict = new Set<number>();
-  const open = new Set<number>();
-  let rbac = false;
-  for (const chain of listener.filterChains) {
-    const filters = (chain.filters ?? []).map(({ typedConfig }) => typedConfig).filter((config) => !!config);
-    const port = chain.filterChainMatch?.destinationPort?.value ?? 0;
-    for (const config of filters) {
-      const message = messageName(config);
-      if (message === "RBAC") rbac = true;
-      if (message !== "HttpConnectionManager") continue;
-      const http = decodeAny(envoy.HttpConnectionManager, config);
-      if (http.httpFilters.some((filter) => messageName(filter.typedConfig) === "RBAC")) rbac = true;
-    }
-    const blackHole = (chain.name ?? "").endsWith("blackhole");
-    if (blackHole) continue;
-    // A chain without a transport protocol also accepts plaintext, unless it has a TLS socket.
-    const tls = chain.filterChainMatch?.transportProtocol === "tls" || Boolean(chain.transportSocket);
-    (tls ? strict : open).add(port);
-  }
-  const ports = [...strict].filter((port) => !open.has(port)).sort((a, b) => a - b);
-  if (ports.length > 0) {
-    const which = ports.includes(0) ? "all ports" : `port ${ports.join(", ")}`;
-    const text = `inbound STRICT mutual TLS (${which}) is not enforced yet: this machine's apps still take plaintext`;
-    notes.push(note("not-enforced", text));
-  }
-  if (rbac) {
-    notes.push(
-      note("not-enforced", "inbound authorization policies (RBAC) are not enforced yet: every peer gets in"),
-    );
-  }
-  return sortedNotes(notes);
 }

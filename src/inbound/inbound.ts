@@ -1,0 +1,171 @@
+/**
+ * Authorization of inbound connections: the pinned tables follow the mesh, and the program that decides by them is attached
+ * to this network namespace. All of it goes on when this process ends.
+ *
+ * Nothing here throws at those who publish a mesh: connections out don't wait for it.
+ */
+import { networkInterfaces } from "node:os";
+import type { NetnsLink } from "../kernel/net/netns-link.ts";
+import { canonicalAddress } from "../mesh/address.ts";
+import type { Inbound } from "../mesh/inbound.ts";
+import { attachInbound } from "./attach.ts";
+import {
+  closeInbound,
+  type InboundOpened,
+  linkPin,
+  openInbound,
+  removeOtherInbound,
+  repinInbound,
+} from "./pins.ts";
+import { InboundTables } from "./tables.ts";
+
+export interface InboundOptions {
+  bpffs: string;
+  /** Off: nothing is refused, whatever the policies say. */
+  enforce: boolean;
+  log(line: string): void;
+  /** Whether what is pinned still is this process's to change. */
+  ownsPins(): boolean;
+}
+
+export interface InboundStatus {
+  enforce: boolean;
+  attached: boolean;
+  /** Sets of policies that were made live since the start. */
+  applied: number;
+  lastMilliseconds?: number;
+  /** Ports whose policies don't fit into the tables: everybody is refused there. */
+  tooLarge: readonly number[];
+  /** Why what istiod wants is not live. */
+  trouble?: string;
+}
+
+/** Between two looks at whether everything is still pinned and attached, and after what went wrong, milliseconds. */
+const UPKEEP = 5_000;
+
+export class InboundKeeper {
+  readonly #options: InboundOptions;
+  #enforce: boolean;
+  #held: { opened: InboundOpened; tables: InboundTables } | undefined;
+  #link: NetnsLink | undefined;
+  #inbound: Inbound | undefined;
+  #behind = false;
+  #applied = 0;
+  #lastMilliseconds: number | undefined;
+  #trouble = "";
+  readonly #timer: ReturnType<typeof setInterval>;
+
+  constructor(options: InboundOptions) {
+    this.#options = options;
+    this.#enforce = options.enforce;
+    this.#timer = setInterval(() => this.#lookAfter(), UPKEEP);
+    this.#timer.unref?.();
+  }
+
+  /** Makes the policies govern; undefined: they are not known, and what governs goes on. Never throws. */
+  publish(inbound: Inbound | undefined): void {
+    if (inbound === undefined || inbound === this.#inbound) return;
+    this.#inbound = inbound;
+    this.#attempt(() => this.#apply());
+  }
+
+  /** Never throws. */
+  configure({ enforce }: { enforce: boolean }): void {
+    if (enforce === this.#enforce) return;
+    this.#enforce = enforce;
+    this.#attempt(() => this.#apply());
+  }
+
+  status(): InboundStatus {
+    return {
+      enforce: this.#enforce,
+      attached: this.#link !== undefined,
+      applied: this.#applied,
+      ...(this.#lastMilliseconds === undefined ? {} : { lastMilliseconds: this.#lastMilliseconds }),
+      tooLarge: this.#held?.tables.tooLarge ?? [],
+      ...(this.#trouble === "" ? {} : { trouble: this.#trouble }),
+    };
+  }
+
+  /** Pins once more what somebody removed, then closes descriptors and timers. What is pinned goes on deciding. */
+  close(): void {
+    clearInterval(this.#timer);
+    if (this.#held) this.#attempt(() => this.#repin());
+    this.#link?.close();
+    this.#link = undefined;
+    this.#held?.tables.close();
+    if (this.#held) closeInbound(this.#held.opened);
+    this.#held = undefined;
+  }
+
+  #attempt(step: () => void): void {
+    if (!this.#options.ownsPins()) {
+      this.#behind = true;
+      return;
+    }
+    try {
+      step();
+      this.#trouble = "";
+    } catch (error) {
+      const text = error instanceof Error ? error.message : String(error);
+      this.#behind = true;
+      if (text !== this.#trouble)
+        this.#options.log(
+          `inbound policies are not up to date in the kernel: ${text}. What was live stays. Next try in ${UPKEEP / 1000} s`,
+        );
+      this.#trouble = text;
+    }
+  }
+
+  #apply(): void {
+    const inbound = this.#inbound;
+    if (!inbound) return;
+    const { bpffs } = this.#options;
+    const started = performance.now();
+    if (!this.#held) {
+      const opened = openInbound(bpffs);
+      try {
+        this.#held = { opened, tables: new InboundTables(opened.maps) };
+      } catch (error) {
+        closeInbound(opened);
+        throw error;
+      }
+    }
+    const { opened, tables } = this.#held;
+    tables.exempt(ownAddresses());
+    if (this.#enforce) {
+      const { changed } = tables.publish(inbound);
+      if (changed) {
+        this.#applied++;
+        this.#lastMilliseconds = performance.now() - started;
+      }
+    } else tables.turnOff();
+    // Filled first: a program over empty tables would let everybody in.
+    this.#link = attachInbound(linkPin(bpffs), opened.program, this.#link);
+    removeOtherInbound(bpffs, opened.code);
+    this.#behind = false;
+  }
+
+  #repin(): void {
+    const { bpffs, log } = this.#options;
+    if (!this.#held) return;
+    const { opened, tables } = this.#held;
+    tables.exempt(ownAddresses());
+    const lost = repinInbound(bpffs, opened);
+    if (lost.length > 0) log(`somebody removed pins of inbound policies; pinned again: ${lost.join(", ")}`);
+    if (this.#link) this.#link = attachInbound(linkPin(bpffs), opened.program, this.#link);
+  }
+
+  #lookAfter(): void {
+    if (!this.#inbound || !this.#options.ownsPins()) return;
+    if (this.#behind || !this.#held) this.#attempt(() => this.#apply());
+    else this.#attempt(() => this.#repin());
+  }
+}
+
+/** All addresses of this network namespace, also those of bridges. */
+function ownAddresses(): string[] {
+  return Object.values(networkInterfaces()).flatMap((list) =>
+    (list ?? []).flatMap(({ address }) => canonicalAddress(address.replace(/%.*/, "")) ?? []),
+  );
+}

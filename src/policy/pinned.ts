@@ -1,0 +1,135 @@
+/**
+ * The set of policies that governs, as it is pinned, for those who decide or show without an agent: the tunnel, `kmesh
+ * explain`, `kmesh status`.
+ */
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { BpfMap } from "../kernel/maps.ts";
+import type { Inbound } from "../mesh/inbound.ts";
+import { inboundText, parseInbound } from "../mesh/inbound-text.ts";
+import { type Judge, judgeOf } from "./decide.ts";
+
+/** Where a map is pinned that outlives layouts. */
+export function keptInboundPin(bpffs: string, name: KeptInboundMap): string {
+  return join(bpffs, "inbound", "keep", name);
+}
+
+export const KEPT_INBOUND_MAPS = [
+  "inbound_listeners",
+  "inbound_refusals",
+  "inbound_recent",
+  "inbound_number",
+  "inbound_text",
+] as const;
+export type KeptInboundMap = (typeof KEPT_INBOUND_MAPS)[number];
+
+/** What is pinned: the policies, and the number under which the kernel counts each one's refusals. */
+export interface PinnedSet {
+  inbound: Inbound;
+  numbers: ReadonlyMap<string, number>;
+}
+
+const HEADER = 8;
+const PIECE = 4096;
+const SLOT = new Uint8Array(4);
+
+/** An inner map that holds the set. The caller closes it. */
+export function encodeSet({ inbound, numbers }: PinnedSet): BpfMap {
+  const text = new TextEncoder().encode(`${JSON.stringify([...numbers])}\n${inboundText(inbound)}`);
+  const pieces = Math.ceil((HEADER + text.length) / PIECE);
+  const bytes = new Uint8Array(new ArrayBuffer(pieces * PIECE));
+  new DataView(bytes.buffer).setUint32(0, text.length);
+  bytes.set(text, HEADER);
+  const innerMapFlag = 4096;
+  const map = BpfMap.create({
+    name: "inbound_text",
+    type: "array",
+    keySize: 4,
+    valueSize: PIECE,
+    maxEntries: pieces,
+    flags: innerMapFlag,
+  });
+  const keys = new Uint8Array(Uint32Array.from({ length: pieces }, (_, i) => i).buffer);
+  map.updateBatch(keys, bytes, pieces);
+  return map;
+}
+
+/** Throws RangeError when it is no such map. */
+function decodeSet(map: BpfMap): PinnedSet {
+  const { values, count } = map.entries();
+  if (count === 0) throw new RangeError("the pinned policies are empty");
+  const length = new DataView(values.buffer, values.byteOffset).getUint32(0);
+  const text = new TextDecoder().decode(values.subarray(HEADER, HEADER + length));
+  const end = text.indexOf("\n");
+  const numbers: unknown = JSON.parse(text.slice(0, Math.max(end, 0)) || "[]");
+  return {
+    numbers: new Map(Array.isArray(numbers) ? (numbers as [string, number][]) : []),
+    inbound: parseInbound(text.slice(end + 1)),
+  };
+}
+
+/** Reads the pinned set anew when another one took its place. Owns its descriptors. */
+export class PolicySet {
+  readonly #outer: BpfMap;
+  #id = 0;
+  #set: PinnedSet | undefined;
+
+  constructor(outer: BpfMap) {
+    this.#outer = outer;
+  }
+
+  /** What governs; undefined while no agent has published any. Throws RangeError, or KernelError when it can't be read. */
+  read(): PinnedSet | undefined {
+    for (let attempt = 0; ; attempt++) {
+      const id = new Uint32Array(new ArrayBuffer(4));
+      if (!this.#outer.lookup(SLOT, new Uint8Array(id.buffer))) return undefined;
+      if (id[0] === this.#id) return this.#set;
+      try {
+        using map = BpfMap.fromId(id[0] ?? 0);
+        this.#set = decodeSet(map);
+        this.#id = id[0] ?? 0;
+        return this.#set;
+      } catch (error) {
+        // Replaced meanwhile: the next one is there.
+        if (attempt >= 3) throw error;
+      }
+    }
+  }
+
+  /** The judge of what governs; one look-up when it did not change. Undefined and throws like `read`. */
+  current(): Judge | undefined {
+    const set = this.read();
+    return set && judgeOf(set.inbound);
+  }
+
+  close(): void {
+    this.#outer.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Undefined when no policies are pinned below this folder. The caller closes it. Throws KernelError. */
+export function openPolicySet(bpffs: string): PolicySet | undefined {
+  const pin = keptInboundPin(bpffs, "inbound_text");
+  return existsSync(pin) ? new PolicySet(BpfMap.fromPin(pin)) : undefined;
+}
+
+/**
+ * Offers the tunnel's listening TCP sockets: new connections to ports where mutual TLS is possible arrive there, with the
+ * address and port that the peer asked for. `fd4` listens on an IPv4 address, `fd6` on an IPv6 one. The kernel withdraws a
+ * socket that is closed. Gives false when no inbound tables are pinned (yet). Throws KernelError.
+ */
+export function offerListeners(bpffs: string, fd4: number | undefined, fd6: number | undefined): boolean {
+  const pin = keptInboundPin(bpffs, "inbound_listeners");
+  if (!existsSync(pin)) return false;
+  using map = BpfMap.fromPin(pin);
+  for (const [index, fd] of [fd4, fd6].entries()) {
+    if (fd === undefined) continue;
+    const key = new Uint8Array(Uint32Array.of(index).buffer);
+    map.update(key, new Uint8Array(BigUint64Array.of(BigInt(fd)).buffer));
+  }
+  return true;
+}

@@ -1,0 +1,189 @@
+/** Inbound policies on a real kernel: peers in one network namespace, the machine in another, and nothing of ours running. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { readRefusals } from "../../src/inbound/refusals.ts";
+import { unpin } from "../../src/kernel/bpffs.ts";
+import type { Condition, Inbound, Policy } from "../../src/mesh/inbound.ts";
+import { keptInboundPin, openPolicySet } from "../../src/policy/pinned.ts";
+import { NetworkNamespace, ownName } from "../lab/namespace.ts";
+import { eventually, OwnedProcess, output, run } from "../lab/process.ts";
+
+setDefaultTimeout(30_000);
+
+const HERE = import.meta.dir;
+const VM = { v4: "10.79.0.1", v6: "fd79::1", other: "10.79.9.9" };
+const PEER = { v4: "10.79.0.2", v6: "fd79::2", second: "10.79.0.3" };
+const PORT = 8080;
+const STRICT = 8443;
+const OPEN = 9000;
+
+const source = (...prefixes: string[]): Condition => ({ kind: "source", prefixes });
+const policy = (name: string, action: Policy["action"], when: Condition): Policy => ({
+  name,
+  action,
+  rules: [{ name: "rule 1", when }],
+});
+
+describe("inbound policies", () => {
+  const bpffs = `/sys/fs/bpf/${ownName("in")}`;
+  const folder = mkdtempSync(join(tmpdir(), "kmesh-inbound-"));
+  let vm: NetworkNamespace;
+  let peer: NetworkNamespace;
+  const started: OwnedProcess[] = [];
+
+  const python = (netns: NetworkNamespace, ...args: (string | number)[]) => ({
+    command: ["python3", join(HERE, "peers.py"), ...args.map(String)],
+    netns: netns.path,
+  });
+  const start = async (name: string, ...args: (string | number)[]): Promise<OwnedProcess> => {
+    const process = new OwnedProcess({ name, log: join(folder, name), ...python(vm, ...args) });
+    started.push(process);
+    await eventually(`${name} is ready`, () => process.output().includes("ready"));
+    return process;
+  };
+  const ask = async (address: string, port: number, from = "", netns = peer): Promise<string> => {
+    const { command } = python(netns, "ask", from, address, port);
+    return (await output(command, { netns: netns.path })).trim();
+  };
+  const publish = (mode: "leave" | "flip" | "off", ...sets: Inbound[]): Promise<string> =>
+    output(
+      [process.execPath, join(HERE, "publisher.ts"), bpffs, mode, ...sets.map((set) => JSON.stringify(set))],
+      { netns: vm.path },
+    );
+  const inbound = (policies: Policy[], strict: number[] = []): Inbound => ({
+    ports: [PORT, STRICT],
+    mtls: { default: "disable", ports: strict.map((port) => ({ port, mode: "strict" })) },
+    policies,
+  });
+
+  beforeAll(async () => {
+    vm = await NetworkNamespace.create("vm");
+    peer = await NetworkNamespace.create("pe");
+    await vm.connect(peer, [`${VM.v4}/16`, `${VM.v6}/64`], [`${PEER.v4}/16`, `${PEER.v6}/64`]);
+    await vm.addLoopback(VM.other);
+    await peer.addLoopback(PEER.second);
+    await start("app", "serve", PORT, STRICT, OPEN);
+  });
+  afterAll(async () => {
+    for (const process of started) await process.stop();
+    unpin(bpffs);
+    await vm?.remove();
+    await peer?.remove();
+    rmSync(folder, { recursive: true, force: true });
+  });
+
+  test("a DENY of a source refuses it at once, others and other ports pass, and no agent runs", async () => {
+    expect(await publish("leave", inbound([policy("shop/no", "deny", source(`${PEER.v4}/32`))]))).toContain(
+      "applied 1 attached true",
+    );
+    expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, PORT, PEER.second)).toBe(`app ${PEER.second} ${VM.v4}:${PORT}`);
+    expect(await ask(VM.v6, PORT)).toBe(`app ${PEER.v6} ${VM.v6}:${PORT}`);
+    expect(await ask(VM.v4, OPEN)).toStartWith("app");
+    const { refusals, recent } = readRefusals(bpffs) ?? {};
+    expect(refusals).toEqual([{ by: "shop/no", count: 1 }]);
+    expect(recent?.[0]).toMatchObject({ by: "shop/no", source: PEER.v4, destination: VM.v4, port: PORT });
+    using set = openPolicySet(bpffs);
+    expect(
+      set?.current()?.decide({ sourceAddress: PEER.v4, destinationAddress: VM.v4, destinationPort: PORT }),
+    ).toEqual({ allowed: false, reason: "denied", policy: "shop/no", rule: "rule 1" });
+  });
+
+  test("an ALLOW admits what it names and nothing else; this machine itself is exempt", async () => {
+    await publish(
+      "leave",
+      inbound([policy("shop/yes", "allow", source(`${PEER.second}/32`, `${PEER.v6}/128`))]),
+    );
+    expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, PORT, PEER.second)).toStartWith("app");
+    expect(await ask(VM.v6, PORT)).toStartWith("app");
+    for (const address of ["127.0.0.1", VM.v4, VM.v6, "::1"])
+      expect(await ask(address, PORT, "", vm)).toStartWith("app");
+    // From one of its own addresses to another.
+    expect(await ask(VM.v4, PORT, VM.other, vm)).toStartWith("app");
+  });
+
+  test("destinations count", async () => {
+    await publish(
+      "leave",
+      inbound([policy("shop/to", "deny", { kind: "destination", prefixes: [`${VM.v6}/128`] })]),
+    );
+    expect(await ask(VM.v6, PORT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, PORT)).toStartWith("app");
+  });
+
+  test("STRICT refuses plaintext from outside; a tunnel that listens gets it; when it dies, all is refused again", async () => {
+    await publish("leave", inbound([], [STRICT]));
+    expect(await ask(VM.v4, STRICT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v6, STRICT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, STRICT, "", vm)).toStartWith("app");
+    expect(await ask(VM.v4, PORT)).toStartWith("app");
+    const tunnel = await start("tunnel", "tunnel", keptInboundPin(bpffs, "inbound_listeners"));
+    expect(await ask(VM.v4, STRICT)).toBe(`tunnel ${PEER.v4} ${VM.v4}:${STRICT}`);
+    expect(await ask(VM.v6, STRICT)).toBe(`tunnel ${PEER.v6} ${VM.v6}:${STRICT}`);
+    expect(await ask(VM.v4, STRICT, "", vm)).toStartWith("app");
+    // Mutual TLS is disabled there: nothing in the way.
+    expect(await ask(VM.v4, PORT)).toStartWith("app");
+    process.kill(tunnel.pid, "SIGKILL");
+    await tunnel.exited;
+    expect(await ask(VM.v4, STRICT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, STRICT, "", vm)).toStartWith("app");
+  });
+
+  test("what no identity can change is refused before the tunnel", async () => {
+    const tunnel = await start("tunnel2", "tunnel", keptInboundPin(bpffs, "inbound_listeners"));
+    const principal = policy("shop/who", "allow", { kind: "principal", match: [{ kind: "presence" }] });
+    await publish(
+      "leave",
+      inbound([policy("shop/no", "deny", source(`${PEER.v4}/32`)), principal], [STRICT]),
+    );
+    expect(await ask(VM.v4, STRICT)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, STRICT, PEER.second)).toStartWith("tunnel");
+    expect(await ask(VM.v4, PORT, PEER.second)).toBe("ECONNREFUSED");
+    await tunnel.stop();
+  });
+
+  test("40 changes between two sets that both refuse: none is let in, and a port that both admit loses none", async () => {
+    const sets = [
+      inbound([policy("shop/a", "deny", source(`${PEER.v4}/32`))]),
+      inbound([
+        policy("shop/b", "deny", source("10.79.0.0/24")),
+        policy("shop/c", "deny", source("10.80.0.0/16")),
+      ]),
+    ];
+    await publish("leave", ...sets);
+    const storm = (address: string, port: number) => {
+      const { command, netns } = python(peer, "storm", address, port, 3);
+      return output(command, { netns });
+    };
+    const [refused, accepted] = await Promise.all([
+      storm(VM.v4, PORT),
+      storm(VM.v6, PORT),
+      publish("flip", ...sets),
+    ]);
+    expect(refused.trim()).toMatch(/^ECONNREFUSED=\d{3,}$/);
+    expect(accepted.trim()).toMatch(/^app=\d{3,}$/);
+    const { refusals } = readRefusals(bpffs) ?? {};
+    expect(refusals?.map(({ by }) => by)).toEqual(expect.arrayContaining(["shop/a", "shop/b"]));
+  });
+
+  test("off: nothing is refused, until it is on again", async () => {
+    const set = inbound([policy("shop/no", "deny", source("10.79.0.0/16"))], [STRICT]);
+    await publish("off", set);
+    expect(await ask(VM.v4, PORT)).toStartWith("app");
+    expect(await ask(VM.v4, STRICT)).toStartWith("app");
+    await publish("leave", set);
+    expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
+  });
+
+  test("a start that changes nothing writes nothing, and repairs what was removed", async () => {
+    const set = inbound([policy("shop/no", "deny", source("10.79.0.0/16"))], [STRICT]);
+    expect(await publish("leave", set)).toContain("applied 0 attached true");
+    await run(["rm", `${bpffs}/inbound/link`]);
+    expect(await ask(VM.v4, PORT)).toStartWith("app");
+    expect(await publish("leave", set)).toContain("applied 0 attached true");
+    expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
+  });
+});

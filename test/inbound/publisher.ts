@@ -1,0 +1,28 @@
+/**
+ * An agent's part in inbound policies, in the network namespace where it runs. argv: bpffs folder, "leave" or
+ * "flip", then sets of policies as JSON. "leave" makes the last one live and ends; "flip" makes them live in turn, 40 times;
+ * "off" makes the last one live and turns enforcement off.
+ */
+import { InboundKeeper } from "../../src/inbound/inbound.ts";
+import { ensureBpffs } from "../../src/kernel/bpffs.ts";
+import type { Inbound } from "../../src/mesh/inbound.ts";
+
+const [, , bpffs = "", mode = "", ...texts] = process.argv;
+const sets = texts.map((text) => JSON.parse(text) as Inbound);
+ensureBpffs(bpffs);
+const keeper = new InboundKeeper({
+  bpffs,
+  enforce: true,
+  log: console.log,
+  ownsPins: () => true,
+});
+const rounds = mode === "flip" ? 40 : 1;
+for (let i = 0; i < rounds; i++) for (const set of sets) keeper.publish({ ...set });
+if (mode === "off") keeper.configure({ enforce: false });
+const { trouble, applied, attached } = keeper.status();
+if (trouble !== undefined) {
+  console.error(trouble);
+  process.exit(1);
+}
+console.log(`applied ${applied} attached ${attached}`);
+keeper.close();
