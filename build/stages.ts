@@ -27,10 +27,8 @@ const BESIDE: readonly string[] = [
   "test/datapath",
   "test/interop",
   "test/systemd",
-  "test/names",
   "test/page",
   "test/release",
-  "test/fuzz",
 ];
 /** After all others: they need the whole machine. */
 const ALONE: readonly string[] = ["test/stress", "test/kernels"];
