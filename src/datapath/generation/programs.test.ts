@@ -1,7 +1,10 @@
 import { expect, test } from "bun:test";
+import { infoOf } from "../../kernel/info.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
 import { BpfObject } from "../../kernel/object.ts";
 import { asset } from "../../runtime/assets.ts";
-import { GENERATION_MAPS, KEPT_MAPS } from "../tables/tables.ts";
+import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "../tables/tables.ts";
+import { loadPrograms, ownCode } from "./programs.ts";
 
 // A constant that clang puts into a section of its own becomes a map without a pin: each load would make another one.
 test.each(["connect", "release", "flush"])("%s uses only maps that are pinned", (name) => {
@@ -11,3 +14,24 @@ test.each(["connect", "release", "flush"])("%s uses only maps that are pinned", 
     expect(object.mapNames.filter((map) => !known.has(map))).toEqual([]);
   }
 });
+
+/** Of struct bpf_prog_info: `verified_insns`, from Linux 5.16 on. */
+const VERIFIED = { at: 216, end: 220 };
+
+// It gives up at a million. With 300,000 Linux 6.1 needed minutes.
+test.skipIf(process.getuid?.() !== 0)(
+  "the verifier is done with each program after 100,000 instructions",
+  () => {
+    const maps = new Map<MapName, BpfMap>();
+    const programs = loadPrograms(ownCode(), maps);
+    try {
+      const taken = [...programs].map(([hook, { fd }]): [string, number] => {
+        const [verified = 0] = new Uint32Array(infoOf(fd, VERIFIED.end, "program"), VERIFIED.at, 1);
+        return [hook, verified];
+      });
+      expect(taken.filter(([, verified]) => verified === 0 || verified > 100_000)).toEqual([]);
+    } finally {
+      for (const held of [...maps.values(), ...programs.values()]) held.close();
+    }
+  },
+);
