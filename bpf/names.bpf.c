@@ -377,34 +377,41 @@ static __always_inline __u32 put_record(struct query *q, __u16 type, __u16 size)
 	return at + 12;
 }
 
+/* Puts the address with this id into the response. False when there is no room for it, or no such address. */
+VERIFIED_ONCE int names_put_address(__u32 id, __u32 v6)
+{
+	struct query *q = this_query();
+	struct address *address;
+	__u32 at;
+
+	if (!q)
+		return false;
+	address = chunked_lookup(&name_addresses, id);
+	if (!address)
+		return false;
+	at = put_record(q, v6 ? TYPE_AAAA : TYPE_A, v6 ? 16 : 4);
+	if (!at)
+		return false;
+	at = bound(at, OFFSET_MASK);
+	if (v6)
+		__builtin_memcpy(q->packet + at, address, 16);
+	else
+		__builtin_memcpy(q->packet + at, &address->word[3], 4);
+	return true;
+}
+
 /* As many addresses as fit, from a random one on. */
 VERIFIED_ONCE int names_put_addresses(__u32 first, __u32 total, __u32 v6)
 {
-	struct query *q = this_query();
 	__u32 start = total ? bpf_get_prandom_u32() % total : 0;
 
-	if (!q)
-		return 0;
-	for (__u32 i = 0; i < MOST_ANSWERS; i++) {
-		struct address *address;
-		__u32 id, at;
+	for (__u32 i = 0; i < MOST_ANSWERS && i < total; i++) {
+		__u32 id = start + i;
 
-		if (i >= total)
-			return 0;
-		id = start + i;
 		if (id >= total)
 			id -= total;
-		address = chunked_lookup(&name_addresses, first + id);
-		if (!address)
-			return 0;
-		at = put_record(q, v6 ? TYPE_AAAA : TYPE_A, v6 ? 16 : 4);
-		if (!at)
-			return 0;
-		at = bound(at, OFFSET_MASK);
-		if (v6)
-			__builtin_memcpy(q->packet + at, address, 16);
-		else
-			__builtin_memcpy(q->packet + at, &address->word[3], 4);
+		if (!names_put_address(first + id, v6))
+			break;
 	}
 	return 0;
 }
