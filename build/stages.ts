@@ -16,6 +16,7 @@ process.chdir(ROOT);
 
 /** Left out by --quick, with the script that fetches or builds what they need; its exit code 3 means: not possible here. */
 const SLOW: Readonly<Record<string, string>> = {
+  "test/envoy": "test/envoy/fetch",
   "test/interop": "test/control-plane/build",
   "test/kernels": "test/kernels/fetch",
   "test/release": "test/release/fetch",
