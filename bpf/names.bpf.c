@@ -647,41 +647,47 @@ static __always_inline int answer(struct __sk_buff *skb, const struct interface 
 	return in->loopback ? TC_ACT_UNSPEC : (int)bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
-/* IP options, extension headers, fragments and VLAN tags pass: whoever sends queries so is not a stub resolver. */
+/*
+ * The length of the DNS message of a UDP packet to port 53, whose IP payload has `payload` bytes; -1 for any other packet.
+ * VLAN tags and segments to be made by the interface pass: whoever sends queries so is not a stub resolver.
+ */
+static __always_inline int query_length(const struct __sk_buff *skb, const struct udphdr *udp, const void *end,
+					__u32 payload)
+{
+	__u32 length;
+
+	if ((const void *)(udp + 1) > end || udp->dest != bpf_htons(DNS_PORT))
+		return -1;
+	length = bpf_ntohs(udp->len);
+	if (skb->vlan_present || skb->gso_segs > 1 || length < sizeof(*udp) || payload != length)
+		return -1;
+	return length - sizeof(*udp);
+}
+
+/* IP options, extension headers and fragments pass, too. */
 static __always_inline int handle(struct __sk_buff *skb, const struct interface in)
 {
 	__u32 at = in.link_header;
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	int length = -1;
 
 	if (skb->protocol == bpf_htons(ETH_P_IP)) {
 		struct iphdr *ip = data + at;
-		struct udphdr *udp = (void *)(ip + 1);
-		__u32 length;
 
 		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
-		if ((void *)(udp + 1) > end || udp->dest != bpf_htons(DNS_PORT))
-			return TC_ACT_UNSPEC;
-		length = bpf_ntohs(udp->len);
-		if (*(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x3fff) || skb->vlan_present || skb->gso_segs > 1 ||
-		    length < sizeof(*udp) || bpf_ntohs(ip->tot_len) != length + sizeof(*ip))
-			return TC_ACT_UNSPEC;
-		return answer(skb, &in, at, false, length - sizeof(*udp));
+		if (*(__u8 *)ip == 0x45 && !(ip->frag_off & bpf_htons(0x3fff)))
+			length = query_length(skb, (void *)(ip + 1), end, bpf_ntohs(ip->tot_len) - sizeof(*ip));
+		return length < 0 ? TC_ACT_UNSPEC : answer(skb, &in, at, false, length);
 	}
 	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
 		struct ipv6hdr *ip = data + at;
-		struct udphdr *udp = (void *)(ip + 1);
-		__u32 length;
 
 		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
-		if ((void *)(udp + 1) > end || udp->dest != bpf_htons(DNS_PORT))
-			return TC_ACT_UNSPEC;
-		length = bpf_ntohs(udp->len);
-		if ((*(__u8 *)ip & 0xf0) != 0x60 || skb->vlan_present || skb->gso_segs > 1 || length < sizeof(*udp) ||
-		    bpf_ntohs(ip->payload_len) != length)
-			return TC_ACT_UNSPEC;
-		return answer(skb, &in, at, true, length - sizeof(*udp));
+		if ((*(__u8 *)ip & 0xf0) == 0x60)
+			length = query_length(skb, (void *)(ip + 1), end, bpf_ntohs(ip->payload_len));
+		return length < 0 ? TC_ACT_UNSPEC : answer(skb, &in, at, true, length);
 	}
 	return TC_ACT_UNSPEC;
 }

@@ -15,12 +15,13 @@ async function inNamespace(script: string): Promise<string> {
   }
 }
 
-test.skipIf(process.getuid?.() !== 0)(
-  "a filter is removed from an interface that a bridge took meanwhile",
-  async () => {
-    const from = (path: string) => JSON.stringify(join(import.meta.dir, path));
-    const printed = await inNamespace(`
-    import { detachEverywhere } from ${from("attach.ts")};
+for (const way of ["attachEverywhere", "detachEverywhere"])
+  test.skipIf(process.getuid?.() !== 0)(
+    `${way} removes the filter of an interface that a bridge took`,
+    async () => {
+      const from = (path: string) => JSON.stringify(join(import.meta.dir, path));
+      const printed = await inNamespace(`
+    import { attachEverywhere, detachEverywhere } from ${from("attach.ts")};
     import { attachFilter, filterProgram } from ${from("../kernel/net/egress.ts")};
     import { interfaces } from ${from("../kernel/net/interfaces.ts")};
     import { BpfObject } from ${from("../kernel/object.ts")};
@@ -35,9 +36,23 @@ test.skipIf(process.getuid?.() !== 0)(
     attachFilter(program, index);
     ip("set", "port0", "master", "br0");
     console.log(interfaces().find(({ name }) => name === "port0").enslaved, filterProgram(index) !== 0);
-    detachEverywhere("/tmp/kmesh-attach-none");
+    if (${way === "attachEverywhere"}) attachEverywhere(import.meta.dir, new Map(), new Map());
+    else detachEverywhere("/tmp/kmesh-attach-none");
     console.log(filterProgram(index));
   `);
-    expect(printed).toBe("true true\n0");
-  },
-);
+      expect(printed).toBe("true true\n0");
+    },
+  );
+
+test.skipIf(process.getuid?.() !== 0)("lists more interfaces than the first call has room for", async () => {
+  const from = JSON.stringify(join(import.meta.dir, "../kernel/net/interfaces.ts"));
+  const printed = await inNamespace(`
+    import { interfaces } from ${from};
+    Bun.spawnSync(["ip", "link", "add", "one", "type", "veth", "peer", "name", "two"]);
+    Bun.spawnSync(["ip", "link", "add", "three", "type", "bridge"]);
+    const named = (room) => interfaces(room).map(({ name }) => name).filter((name) => ["lo", "one", "two", "three"].includes(name)).sort().join();
+    console.log(named(1), named(2), named(64));
+  `);
+  const all = "lo,one,three,two";
+  expect(printed).toBe([all, all, all].join(" "));
+});

@@ -28,8 +28,8 @@ export type HeldLinks = Map<number, TcxLink>;
 
 /**
  * Attaches to every interface that sends by itself; those that have the programs are not touched, those with older
- * programs get these without a gap. Links of interfaces that are gone, or that a bridge or bond took, are removed. Throws KernelError when the interfaces
- * can't be listed.
+ * programs get these without a gap. Links of interfaces that are gone, and links and filters of those that a bridge or bond
+ * took, are removed. Throws KernelError when the interfaces can't be listed.
  */
 export function attachEverywhere(links: string, programs: NamePrograms, held: HeldLinks): Coverage[] {
   const all = interfaces();
@@ -47,7 +47,21 @@ export function attachEverywhere(links: string, programs: NamePrograms, held: He
       return { name, index, way: "none", error: error instanceof Error ? error.message : String(error) };
     }
   });
-  const enslaved = new Set(all.filter((one) => one.enslaved).map(({ index }) => String(index)));
+  const ports = all.filter((one) => one.enslaved);
+  for (const { name, index } of ports) {
+    try {
+      removeFilter(index);
+    } catch (error) {
+      if (error instanceof KernelError && error.errno === ERRNO.ENODEV) continue;
+      coverage.push({
+        name,
+        index,
+        way: "none",
+        error: error instanceof Error ? error.message : String(error),
+      });
+    }
+  }
+  const enslaved = new Set(ports.map(({ index }) => String(index)));
   for (const name of readdirSync(links))
     if (enslaved.has(name) || isGone(join(links, name))) unpin(join(links, name));
   for (const [index, link] of held) {
@@ -76,7 +90,12 @@ function isGone(pin: string): boolean {
 export function detachEverywhere(links: string): void {
   if (existsSync(links)) for (const name of readdirSync(links)) unpin(join(links, name));
   // Also those that a bridge or bond took meanwhile: a filter stays with its interface.
-  for (const { index } of interfaces()) if (isOurs(filterProgram(index))) detachFilter(index);
+  for (const { index } of interfaces()) removeFilter(index);
+}
+
+/** Before 6.6: removes kmesh's filter from an interface. */
+function removeFilter(index: number): void {
+  if (isOurs(filterProgram(index))) detachFilter(index);
 }
 
 function attach(pin: string, index: number, program: BpfProgram, held: HeldLinks): "tcx" | "clsact" {

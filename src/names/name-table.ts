@@ -309,18 +309,22 @@ export class NameTable {
   }
 
   #readBack(): void {
-    const { keys, values, count } = this.#hash.entries();
-    const hashes = new BigUint64Array(keys.slice(0, count * 8).buffer);
-    const ids = new BigUint64Array(values.slice(0, count * 8).buffer);
+    const { keys, values, count: held } = this.#hash.entries();
+    const hashes = new BigUint64Array(keys.slice(0, held * 8).buffer);
+    const ids = new BigUint64Array(values.slice(0, held * 8).buffer);
     const taken = new Uint8Array(this.#entries.capacity);
     const takenLong = new Uint8Array(this.#longNames.capacity);
     const takenAddresses = new Uint8Array(this.#addresses.capacity);
-    for (let i = 0; i < count; i++) {
+    for (let i = 0; i < held; i++) {
       const id = Number((ids[i] ?? 0n) & 0xffffffffn);
+      if (id >= this.#entries.capacity)
+        throw new RangeError(`the table of names has no room for its entry ${id}`);
       const bytes = this.#entries.record(id);
       const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
       const length = bytes[LENGTH.offset] ?? 0;
       const long = view.getUint32(LONG.offset, true);
+      if (length > INLINE && (long === 0 || long >= this.#longNames.capacity))
+        throw new RangeError(`the table of names lacks the rest of entry ${id}'s name`);
       const wire = new Uint8Array(length);
       wire.set(bytes.subarray(NAME.offset, NAME.offset + Math.min(length, INLINE)));
       if (length > INLINE) wire.set(this.#longNames.record(long).subarray(0, length - INLINE), INLINE);
@@ -328,11 +332,15 @@ export class NameTable {
       if (!kind) throw new RangeError(`the table of names has an entry ${id} of no kind`);
       const wildcard = bytes[WILDCARD.offset] === 1;
       const word = view.getBigUint64(ANSWERS.offset, true);
+      const count = Number((word >> 32n) & 0xffffn) + Number(word >> 48n);
+      const first = Number(word & 0xffffffffn);
+      if (kind === "addresses" && first + count > this.#addresses.capacity)
+        throw new RangeError(`the table of names lacks addresses of entry ${id}`);
       const placed: Placed = {
         id,
         key: hashes[i] ?? 0n,
         kind,
-        first: Number(word & 0xffffffffn),
+        first,
         v4: Number((word >> 32n) & 0xffffn),
         v6: Number(word >> 48n),
         long,

@@ -6,6 +6,7 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { reasonOf } from "../errors/reason.ts";
 import { isOnBpffs } from "../kernel/bpffs.ts";
 import { InterfaceWatch } from "../kernel/net/interfaces.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
@@ -128,7 +129,7 @@ export class Names {
       step();
       this.#trouble = "";
     } catch (error) {
-      const text = error instanceof Error ? error.message : String(error);
+      const text = reasonOf(error);
       this.#filled = false;
       this.#lastLook = performance.now();
       if (text !== this.#trouble)
@@ -139,6 +140,20 @@ export class Names {
     }
   }
 
+  #open(): NamesOpened {
+    if (this.#held) return this.#held;
+    const { bpffs, log } = this.#options;
+    const held = openNames(bpffs, (error) =>
+      log(`records of mesh names can't be used again before the next start: ${reasonOf(error)}`),
+    );
+    if (held.unreadable !== undefined)
+      log(
+        `the pinned table of mesh names can't be read (${held.unreadable}): a new one takes its place once it is filled`,
+      );
+    this.#held = held;
+    return held;
+  }
+
   /** The whole table, compared with what the mesh says. */
   #fill(): void {
     const mesh = this.#mesh;
@@ -147,8 +162,7 @@ export class Names {
       this.#detach();
       return;
     }
-    this.#held ??= openNames(this.#options.bpffs);
-    const { table } = this.#held;
+    const { table } = this.#open();
     const ignored = new Set<string>();
     this.#entries = new Entries();
     this.#entries.exclude(this.#settings.excludes);
@@ -203,8 +217,8 @@ export class Names {
     const links = linkFolder(bpffs);
     if (!existsSync(tableFolder(bpffs)) || !existsSync(links)) return;
     if (!this.#held && hasOtherLayout(bpffs)) return;
-    this.#held ??= openNames(bpffs);
-    this.#attach();
+    // An empty one was not filled yet: what is attached answers from another.
+    if ((this.#open().table.flags & NAME_FLAGS.NAMES_ON) !== 0) this.#attach();
   }
 
   #attach(): void {

@@ -27,6 +27,8 @@ export interface NamesOpened {
   programs: NamePrograms;
   /** Hash of the programs' object file, by which their folder is named. */
   code: string;
+  /** Why the table that was pinned can't be read: an empty one is pinned in its place, the programs that are attached keep the old one. */
+  unreadable?: string;
 }
 
 /** Whether another layout's table is there: this one then waits for its first push. */
@@ -100,8 +102,23 @@ function openMaps(bpffs: string, folder: string): NameMaps {
   }
 }
 
-/** Adopts the pinned table, or makes an empty one; then the programs over it. Throws KernelError, and an Error when `bpffs` is none. */
-export function openNames(bpffs: string): NamesOpened {
+/**
+ * Adopts the pinned table, or makes an empty one where there is none or one that contradicts itself; then the programs over
+ * it. Nothing is attached or detached. `report` gets what goes wrong later, when records are freed. Throws KernelError, and
+ * an Error when `bpffs` is none.
+ */
+export function openNames(bpffs: string, report: (error: unknown) => void = () => {}): NamesOpened {
+  try {
+    return adoptNames(bpffs, report);
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+    const { image, code } = ownImage();
+    build(bpffs, tableFolder(bpffs), image, code);
+    return { ...adoptNames(bpffs, report), unreadable: error.message };
+  }
+}
+
+function adoptNames(bpffs: string, report: (error: unknown) => void): NamesOpened {
   // No bpffs is mounted for names: the tables of connections are pinned on one already, unless somebody took it away.
   if (!isOnBpffs(bpffs)) throw new Error(`no bpffs is mounted any more where ${bpffs} was`);
   const { image, code } = ownImage();
@@ -114,7 +131,7 @@ export function openNames(bpffs: string): NamesOpened {
   try {
     if (!isComplete(programFolder, maps)) buildPrograms(programFolder, image, maps);
     for (const name of PROGRAMS) programs.set(name, BpfProgram.fromPin(join(programFolder, name)));
-    return { maps, table: new NameTable(maps), programs, code };
+    return { maps, table: new NameTable(maps, report), programs, code };
   } catch (error) {
     for (const held of [...programs.values(), ...Object.values(maps)]) held.close();
     throw error;

@@ -138,7 +138,7 @@ static int netlink(unsigned int groups, int flags)
 	return error;
 }
 
-/* Lists the interfaces of this thread's network namespace; gives how many, `room` at most. */
+/* Lists the interfaces of this thread's network namespace, `room` at most. Gives how many there are, which may be more. */
 API int kmesh_interfaces(struct interface *list, unsigned int room)
 {
 	struct {
@@ -169,8 +169,11 @@ API int kmesh_interfaces(struct interface *list, unsigned int room)
 				done = 1;
 			else if (head->nlmsg_type == NLMSG_ERROR)
 				error = ((struct nlmsgerr *)NLMSG_DATA(head))->error ?: -EIO;
-			else if (head->nlmsg_type == RTM_NEWLINK && count < room)
-				read_link(head, &list[count++]);
+			else if (head->nlmsg_type == RTM_NEWLINK) {
+				if (count < room)
+					read_link(head, &list[count]);
+				count++;
+			}
 		}
 	}
 	close(fd);

@@ -14,7 +14,8 @@ export interface Interface {
 
 /** struct interface of native/egress.c. */
 const RECORD = 32;
-const MOST = 4096;
+/** Interfaces that one call has room for; a machine with more takes a second call. */
+const ROOM = 256;
 
 /** ARPHRD_... of linux/if_arp.h. */
 const LINKS: Readonly<Record<number, Interface["link"]>> = {
@@ -31,10 +32,12 @@ const LINKS: Readonly<Record<number, Interface["link"]>> = {
 };
 const IFF_UP = 1;
 
-/** Throws KernelError. */
-export function interfaces(): Interface[] {
-  const bytes = new Uint8Array(new ArrayBuffer(MOST * RECORD));
-  const count = check(native().kmesh_interfaces(bytes, MOST), "netlink", "RTM_GETLINK");
+/** All interfaces. `room` is how many the first call has room for. Throws KernelError. */
+export function interfaces(room = ROOM): Interface[] {
+  const bytes = new Uint8Array(new ArrayBuffer(room * RECORD));
+  const count = check(native().kmesh_interfaces(bytes, room), "netlink", "RTM_GETLINK");
+  // Some to spare: interfaces may come between the two calls.
+  if (count > room) return interfaces(count + ROOM);
   const view = new DataView(bytes.buffer);
   return Array.from({ length: count }, (_, i) => {
     const at = i * RECORD;
