@@ -13,6 +13,7 @@ import {
   sameSplit,
   sameTarget,
 } from "../mesh/same.ts";
+import type { Transport } from "../mesh/transport.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
 import { namesOfFrontends, namesOfTable } from "./resolvable.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
@@ -22,6 +23,7 @@ import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./res
 import { type NamesRecord, NO_NAMES } from "./resources/names.ts";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./resources/note.ts";
 import { type ServiceId, serviceOfCluster } from "./resources/service.ts";
+import { type Demands, withHbone } from "./resources/transport-sockets.ts";
 import type { Dirty, Store } from "./store.ts";
 import type { Excluded } from "./unreachable.ts";
 
@@ -245,8 +247,10 @@ export class Compiler {
           ? discovery.endpoints
           : this.#store.endpoints.get(discovery.endpointsName);
       if (endpoints === undefined) cluster.pending = true;
-      else fill(cluster, endpoints, policy.autoTls, notes);
+      else fill(cluster, endpoints, policy.autoTls && !record.demands, notes);
     }
+    if (record.demands && cluster.kind === "endpoints")
+      carry(cluster, withHbone(record.demands, this.#store.hboneSans), notes);
     return { cluster, notes: notes.length === 0 ? policy.notes : sortedNotes([...policy.notes, ...notes]) };
   }
 
@@ -407,6 +411,43 @@ function fill(cluster: Cluster, endpoints: EndpointsRecord, autoTls: boolean, no
   notes.push(...endpoints.notes);
 }
 
+/**
+ * Gives the endpoints their transports by the class of their metadata. Those that need what kmesh does not speak are left
+ * out, and when no others are left the cluster is refused.
+ */
+function carry(cluster: Cluster, demands: Demands, notes: Note[]): void {
+  const used = new Set<number>();
+  for (const { endpoints } of cluster.localities)
+    for (let i = 0; i < endpoints.length; i++) used.add(endpoints.transport(i));
+  const transports: Transport[] = [];
+  /** By class: the transport's number, or why there is none. */
+  const numbers = demands.map((demand, metadata) => {
+    if (demand.kind === "plaintext" || !used.has(metadata)) return 0;
+    return demand.kind === "unknown" ? demand.what : transports.push(demand.transport);
+  });
+  const unknown = [...used].filter((metadata) => typeof numbers[metadata] === "string");
+  for (const metadata of unknown) {
+    const text = `${numbers[metadata]} is demanded, which kmesh does not speak: `;
+    const rest = unknown.length < used.size ? "such endpoints are left out" : "connections are refused";
+    notes.push(note("refused", text + rest));
+  }
+  if (unknown.length > 0 && unknown.length === used.size) {
+    cluster.kind = "refuse";
+    cluster.reason = "tls-required";
+    cluster.localities = NO_LOCALITIES;
+    return;
+  }
+  cluster.transports = transports;
+  const isKept = (metadata: number) => typeof numbers[metadata] === "number";
+  if ([...used].every((metadata) => numbers[metadata] === metadata)) return;
+  cluster.localities = cluster.localities.map((locality) => {
+    const kept = locality.endpoints.renumbered((metadata) =>
+      isKept(metadata) ? Number(numbers[metadata]) : undefined,
+    );
+    return { ...locality, endpoints: kept };
+  });
+}
+
 /** The address families to look up, the preferred one first. */
 function familiesOf(family: number): Family[] {
   if (family === 1) return [4];
@@ -444,12 +485,13 @@ function localityFor(localities: Resolved[], target: DnsTarget): Resolved {
   return fresh;
 }
 
-function endpointOf(address: string, { port, weight, healthy }: DnsTarget): Endpoint {
-  return { address, port, weight, healthy };
+function endpointOf(address: string, { port, weight, healthy, metadata }: DnsTarget): Endpoint {
+  return { address, port, weight, healthy, transport: metadata };
 }
 
 function sortedEndpoints(endpoints: readonly Endpoint[]): EndpointList {
   const buffer = new EndpointBuffer();
-  for (const { address, port, weight, healthy } of endpoints) buffer.push(address, port, weight, healthy);
+  for (const { address, port, weight, healthy, transport } of endpoints)
+    buffer.push(address, port, weight, healthy, false, transport);
   return buffer.pick(endpoints.map((_, i) => i).sort((a, b) => buffer.compare(a, b)));
 }

@@ -13,6 +13,8 @@ import type { Excluded } from "./unreachable.ts";
 export interface KernelNativeOptions {
   /** Send plaintext where the configuration demands TLS, instead of refusing. */
   allowPlaintext: boolean;
+  /** `kmesh tunnel` carries what needs TLS, HBONE or the PROXY protocol. Default false. */
+  tunnel?: boolean;
   /** The machine's: services of the same one are known by their short names, too. Default "default". */
   namespace?: string;
   /**
@@ -40,6 +42,7 @@ export class KernelNative implements ResourceSink {
     this.#publish = options.publish;
     this.#store = new Store({
       allowPlaintext: options.allowPlaintext,
+      tunnel: options.tunnel ?? false,
       ...(options.workloads ? { workloads: options.workloads } : {}),
     });
     this.#resolver = new Resolver({

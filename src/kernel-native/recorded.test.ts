@@ -319,11 +319,75 @@ describe("clusters", () => {
     const name = `outbound|7500||${host}.shop.internal`;
     expect(clusterOf(name)).toMatchObject({ kind: "refuse", reason: "tls-required", localities: [] });
     expect(notesOf(`${host}.shop.internal:7500`)).toEqual([
-      `refused: ${what} is demanded, which kmesh does not speak yet: connections are refused`,
+      `refused: ${what} is demanded, which kmesh speaks through its tunnel alone: connections are refused`,
     ]);
     const allowed = meshOf("v4", { allowPlaintext: true });
     expect(allowed.clusters.get(name)).toMatchObject({ kind: "endpoints", reason: "none" });
     expect(allowed.services.get(`${host}.shop.internal:7500`)?.notes[0]?.kind).toBe("plaintext");
+  });
+
+  describe("2b.3 with the tunnel", () => {
+    const tunnelled = meshOf("v4", { tunnel: true });
+    const carried = (host: string) => {
+      const cluster = tunnelled.clusters.get(`outbound|7500||${host}.shop.internal`);
+      const endpoints = cluster?.localities.flatMap((locality) => locality.endpoints.toJSON()) ?? [];
+      return endpoints.map(({ address, port, transport = 0 }) => ({
+        at: `${address}:${port}`,
+        ...cluster?.transports[transport - 1],
+      }));
+    };
+    const sans = [{ kind: "exact" as const, value: "spiffe://cluster.local/ns/shop/sa/sa" }];
+
+    test("auto-mTLS: by the endpoint's metadata", () => {
+      expect(carried("mtls")).toEqual([
+        { at: "172.31.7.1:7500", kind: "istio", sni: "outbound_.7500_._.mtls.shop.internal", sans },
+        { at: "172.31.7.2:7500" },
+      ]);
+    });
+
+    test("ISTIO_MUTUAL: whatever the endpoint says", () => {
+      const sni = "outbound_.7500_._.forced.shop.internal";
+      expect(carried("forced")).toEqual([{ at: "172.31.7.3:7500", kind: "istio", sni, sans: [] }]);
+    });
+
+    test("SIMPLE: the machine's roots and the host", () => {
+      expect(carried("simple")).toMatchObject([
+        { kind: "tls", sni: "simple.shop.internal", roots: "system", certificate: "", key: "" },
+      ]);
+    });
+
+    test("the PROXY protocol, version 2", () => {
+      expect(carried("proxyproto")).toEqual([{ at: "172.31.7.5:7500", kind: "proxy-protocol", version: 2 }]);
+    });
+
+    test("gateways of other networks, with the service's server name and identities", () => {
+      const sni = "outbound_.7500_._.remote.shop.internal";
+      expect(carried("remote")).toEqual([
+        { at: "172.30.0.1:15443", kind: "istio", sni, sans },
+        { at: "172.31.8.3:7500" },
+      ]);
+      expect(carried("remoteonly")).toMatchObject([{ at: "172.30.0.1:15443", kind: "istio" }]);
+    });
+
+    test("nothing is said to go out in plaintext, and all else is as without it", () => {
+      const without = mesh("v4");
+      for (const [name, service] of tunnelled.services)
+        expect(
+          service.notes.filter(({ kind }) => kind === "plaintext"),
+          name,
+        ).toEqual([]);
+      const differing = [...tunnelled.clusters.values()]
+        .filter((cluster) => cluster.transports.length > 0)
+        .map(({ name }) => name.split("|")[3]);
+      expect(differing.sort()).toEqual(
+        ["forced", "mtls", "proxyproto", "remote", "remoteonly", "simple"].map(
+          (name) => `${name}.shop.internal`,
+        ),
+      );
+      for (const [name, cluster] of tunnelled.clusters)
+        if (cluster.transports.length === 0) expect(cluster).toEqual(clusterOf(name));
+      expect([...tunnelled.frontends]).toEqual([...without.frontends]);
+    });
   });
 
   test("2b.3 gateways of other networks: left out, or the cluster is refused when there is nothing else", () => {

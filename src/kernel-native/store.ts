@@ -1,6 +1,7 @@
 /** istiod's resources, flattened, and the changes since the last compilation. */
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
 import { sameLocalities, sameNotes } from "../mesh/same.ts";
+import type { SanMatch } from "../mesh/transport.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { type ClusterRecord, unknownCluster } from "./resources/cluster.ts";
 import { ClusterReader } from "./resources/cluster-reader.ts";
@@ -8,6 +9,7 @@ import { type EndpointsRecord, flattenEndpoints } from "./resources/endpoint.ts"
 import { flattenListener, type ListenerRecord } from "./resources/listener.ts";
 import { flattenNames, type NamesRecord, NO_NAMES } from "./resources/names.ts";
 import { flattenRoutes, type RoutesRecord } from "./resources/route.ts";
+import { CONNECT_ORIGINATE, readHboneSans, withHbone } from "./resources/transport-sockets.ts";
 
 /** The changes for the next compilation. */
 export interface Dirty {
@@ -26,6 +28,8 @@ export class Store {
   readonly listeners = new Map<string, ListenerRecord>();
   readonly routes = new Map<string, RoutesRecord>();
   names: NamesRecord = NO_NAMES;
+  /** What peers that are reached by HBONE must be called; empty: istiod has not said it. */
+  hboneSans: readonly SanMatch[] = [];
   /** Names of malformed resources without an earlier version, by type: their content is unknown. */
   readonly lost: Readonly<Record<ResourceType, Set<string>>> = {
     cluster: new Set(),
@@ -37,6 +41,7 @@ export class Store {
     authorization: new Set(),
   };
   readonly #allowPlaintext: boolean;
+  readonly #tunnel: boolean;
   readonly #clusterReader: ClusterReader;
   /** Clusters by EDS name; nearly always one. */
   readonly #users = new Map<string, string | readonly string[]>();
@@ -48,7 +53,8 @@ export class Store {
 
   readonly #workloads: WorkloadIndex | undefined;
 
-  constructor(options: { allowPlaintext: boolean; workloads?: WorkloadIndex }) {
+  constructor(options: { allowPlaintext: boolean; tunnel?: boolean; workloads?: WorkloadIndex }) {
+    this.#tunnel = options.tunnel ?? false;
     this.#workloads = options.workloads;
     this.#allowPlaintext = options.allowPlaintext;
     this.#clusterReader = new ClusterReader(options);
@@ -73,10 +79,14 @@ export class Store {
   #put(type: ResourceType, name: string, bytes: Uint8Array): void {
     switch (type) {
       case "cluster":
+        if (name === CONNECT_ORIGINATE && this.#tunnel) this.#putHboneSans(readHboneSans(bytes));
         this.#putCluster(name, this.#clusterReader.read(name, bytes));
         break;
       case "endpoints":
-        this.#putEndpoints(name, flattenEndpoints(name, bytes, this.#allowPlaintext, this.#workloads));
+        this.#putEndpoints(
+          name,
+          flattenEndpoints(name, bytes, this.#allowPlaintext, this.#workloads, this.#tunnel),
+        );
         break;
       case "listener":
         this.#putListener(name, flattenListener(name, bytes));
@@ -148,6 +158,14 @@ export class Store {
     const dirty = this.#dirty;
     this.#dirty = clean();
     return dirty;
+  }
+
+  /** They are the same for all clusters. */
+  #putHboneSans(sans: readonly SanMatch[]): void {
+    if (JSON.stringify(sans) === JSON.stringify(this.hboneSans)) return;
+    this.hboneSans = sans;
+    for (const [name, { demands }] of this.clusters)
+      if (demands && withHbone(demands, sans) !== demands) this.#dirty.clusters.add(name);
   }
 
   #holds(type: ResourceType, name: string): boolean {

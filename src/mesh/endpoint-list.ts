@@ -100,6 +100,21 @@ export class EndpointList implements Iterable<Endpoint> {
     return v4KeyAt(this.words, i * ENDPOINT_WORDS);
   }
 
+  /** The same endpoints with other transports; those for which `number` gives undefined are left out. */
+  renumbered(number: (transport: number) => number | undefined): EndpointList {
+    const words = new Uint32Array(this.words.length);
+    let to = 0;
+    for (let i = 0; i < this.length; i++) {
+      const transport = number(this.transport(i));
+      if (transport === undefined) continue;
+      words.set(this.words.subarray(i * ENDPOINT_WORDS, (i + 1) * ENDPOINT_WORDS), to);
+      const rest = (words[to + PORT] ?? 0) & ((1 << TRANSPORT_SHIFT) - 1);
+      words[to + PORT] = rest | (transport << TRANSPORT_SHIFT);
+      to += ENDPOINT_WORDS;
+    }
+    return new EndpointList(to === words.length ? words : words.slice(0, to));
+  }
+
   equals(other: EndpointList): boolean {
     if (this.words.length !== other.words.length) return false;
     for (let i = 0; i < this.words.length; i++) if (this.words[i] !== other.words[i]) return false;

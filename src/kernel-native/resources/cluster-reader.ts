@@ -4,6 +4,7 @@ import { type ClusterPolicy, type ClusterRecord, flattenCluster, isOutgoing } fr
 import { type Discovery, EDS, edsDiscovery } from "./discovery.ts";
 import { envoy } from "./envoy.gen.js";
 import { serviceOfCluster } from "./service.ts";
+import { checksHost, type Demands, demandsOf } from "./transport-sockets.ts";
 import { checkName, decode, guarded, openMessage } from "./wire.ts";
 
 /** The result for all clusters whose bytes differ only in their names. */
@@ -13,6 +14,9 @@ interface Template {
   policy: ClusterPolicy;
   /** undefined = its endpoints come by EDS. */
   discovery: Discovery | undefined;
+  /** For endpoints that no entry of transport_socket_matches matches. */
+  otherwise: envoy.TransportSocket.$Properties | null | undefined;
+  isHostChecked: boolean;
 }
 
 const MOST_TEMPLATES = 1_000;
@@ -23,12 +27,14 @@ const MOST_TEMPLATES = 1_000;
  */
 export class ClusterReader {
   readonly #allowPlaintext: boolean;
+  readonly #tunnel: boolean;
   /** By length of the whole cluster: a longer name also changes the lengths inside. */
   readonly #templates = new Map<number, Template[]>();
   #count = 0;
 
-  constructor(options: { allowPlaintext: boolean }) {
+  constructor(options: { allowPlaintext: boolean; tunnel?: boolean }) {
     this.#allowPlaintext = options.allowPlaintext;
+    this.#tunnel = options.tunnel ?? false;
   }
 
   /**
@@ -43,15 +49,19 @@ export class ClusterReader {
     if (template !== undefined) {
       checkName(resource, shape.name);
       if (!isOutgoing(resource)) return undefined;
+      const { name: service, host } = serviceOfCluster(resource);
       return {
         name: resource,
-        service: serviceOfCluster(resource).name,
+        service,
         discovery: template.discovery ?? edsDiscovery(resource, shape.serviceName),
         policy: template.policy,
+        ...(this.#tunnel ? { demands: demandsIn(resource, text, shape, template, host) } : {}),
       };
     }
     const cluster = decode(envoy.Cluster, resource, text);
-    const record = guarded(resource, () => flattenCluster(resource, cluster, this.#allowPlaintext));
+    const record = guarded(resource, () =>
+      flattenCluster(resource, cluster, this.#allowPlaintext, this.#tunnel),
+    );
     if (record !== undefined && cluster.type === EDS && !cluster.clusterType) {
       if (this.#count++ >= MOST_TEMPLATES) {
         this.#templates.clear();
@@ -62,6 +72,8 @@ export class ClusterReader {
         bytes: Buffer.concat(partsOf(text, shape)),
         policy,
         discovery: discovery.kind === "eds" ? undefined : discovery,
+        otherwise: cluster.transportSocket,
+        isHostChecked: checksHost(cluster.typedExtensionProtocolOptions),
       };
       this.#templates.set(text.length, [...(this.#templates.get(text.length) ?? []), fresh]);
     }
@@ -75,6 +87,24 @@ interface Shape {
   serviceName: string;
   /** Start and end of each part, in order. */
   parts: number[];
+  /** Start and end of each entry of transport_socket_matches. */
+  matches: number[];
+}
+
+/** The sockets' configuration is no part of a template. Throws MalformedResource. */
+function demandsIn(
+  resource: string,
+  text: Buffer,
+  { matches }: Shape,
+  { otherwise, isHostChecked }: Template,
+  host: string,
+): Demands {
+  return guarded(resource, () => {
+    const entries: envoy.TransportSocketMatch[] = [];
+    for (let i = 0; i < matches.length; i += 2)
+      entries.push(envoy.TransportSocketMatch.decode(text.subarray(matches[i], matches[i + 1])));
+    return demandsOf(entries, otherwise, { host, isChecked: isHostChecked });
+  });
 }
 
 function isOf({ bytes }: Template, text: Buffer, { parts }: Shape): boolean {
@@ -108,7 +138,7 @@ const SOCKET_MATCHES = 346;
  */
 function readShape(text: Buffer): Shape {
   const reader = protobuf.Reader.create(text);
-  const shape: Shape = { name: "", serviceName: "", parts: [] };
+  const shape: Shape = { name: "", serviceName: "", parts: [], matches: [] };
   /** Where the next part starts. */
   let from = 0;
   const leaveOut = (start: number, end: number) => {
@@ -135,6 +165,7 @@ function readShape(text: Buffer): Shape {
     } else if (tag === SOCKET_MATCHES) {
       // TransportSocketMatch.transport_socket(3).typed_config(3).value(2)
       const end = openMessage(reader);
+      shape.matches.push(reader.pos, end);
       skipTo(reader, end, 26, () => {
         const socketEnd = openMessage(reader);
         skipTo(reader, socketEnd, 26, () => {

@@ -13,6 +13,7 @@ import { type Discovery, discover, ORIGINAL_DST, STATIC } from "./discovery.ts";
 import type { envoy } from "./envoy.gen.js";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./note.ts";
 import { BLACK_HOLE, PASSTHROUGH, serviceOfCluster } from "./service.ts";
+import { checksHost, type Demands, demandsOf } from "./transport-sockets.ts";
 import { checkEnum, checkName } from "./wire.ts";
 
 /** The policy that many clusters share; equal policies are one object. */
@@ -33,6 +34,8 @@ export interface ClusterRecord {
   service: string;
   discovery: Discovery;
   policy: ClusterPolicy;
+  /** What the tunnel has to speak to its endpoints. Absent without the tunnel. */
+  demands?: Demands;
 }
 
 const LB_POLICY_MAX = 7;
@@ -44,11 +47,15 @@ export function isOutgoing(name: string): boolean {
   return name !== "InboundPassthroughCluster" && name !== "connect_originate";
 }
 
-/** Flattens a decoded cluster; undefined for one that concerns no outgoing connection. Throws MalformedResource. */
+/**
+ * Flattens a decoded cluster; undefined for one that concerns no outgoing connection. With `tunnel` nothing is refused
+ * here for the TLS that it demands. Throws MalformedResource.
+ */
 export function flattenCluster(
   resource: string,
   cluster: envoy.Cluster,
   allowPlaintext: boolean,
+  tunnel = false,
 ): ClusterRecord | undefined {
   checkName(resource, cluster.name);
   checkEnum(resource, "the cluster's type", cluster.type ?? STATIC, ORIGINAL_DST);
@@ -57,17 +64,19 @@ export function flattenCluster(
   const name = cluster.name;
   if (!isOutgoing(name)) return undefined;
   const notes: Note[] = [];
-  let discovery = discover(resource, cluster, allowPlaintext);
+  let discovery = discover(resource, cluster, allowPlaintext, tunnel);
   const tls = tlsDemand(cluster);
-  if (typeof tls === "string") {
+  const isOriginal = discovery.kind === "passthrough" || discovery.kind === "port-override";
+  if (typeof tls === "string" && (!tunnel || isOriginal)) {
     if (discovery.kind === "refuse") {
       // Already refused, for a more specific reason.
     } else if (allowPlaintext)
       notes.push(note("plaintext", `${tls} is demanded, plaintext is sent (--allow-plaintext)`));
     else {
-      notes.push(
-        note("refused", `${tls} is demanded, which kmesh does not speak yet: connections are refused`),
-      );
+      const why = tunnel
+        ? "to whatever address an app asks for"
+        : "which kmesh speaks through its tunnel alone";
+      notes.push(note("refused", `${tls} is demanded, ${why}: connections are refused`));
       discovery = { kind: "refuse", reason: "tls-required" };
     }
   }
@@ -78,7 +87,6 @@ export function flattenCluster(
     discovery = { kind: "refuse", reason: "max-connections" };
   }
   const ejection = ejectionOf(cluster);
-  const isOriginal = discovery.kind === "passthrough" || discovery.kind === "port-override";
   if (isOriginal && cluster.outlierDetection) {
     notes.push(note("not-enforced", "outlier detection: it has no endpoints to choose from"));
   }
@@ -89,10 +97,19 @@ export function flattenCluster(
   const balance = balanceOf(resource, cluster, notes);
   // istiod's PassthroughCluster and BlackHoleCluster belong to no service.
   if (name !== PASSTHROUGH && name !== BLACK_HOLE) unenforced(cluster, notes);
+  const { name: service, host } = serviceOfCluster(name);
   return {
     name,
-    service: serviceOfCluster(name).name,
+    service,
     discovery,
+    ...(tunnel
+      ? {
+          demands: demandsOf(cluster.transportSocketMatches, cluster.transportSocket, {
+            host,
+            isChecked: checksHost(cluster.typedExtensionProtocolOptions),
+          }),
+        }
+      : {}),
     policy: sharedPolicy({
       balance,
       localityWeighted: Boolean(cluster.commonLbConfig?.localityWeightedLbConfig),

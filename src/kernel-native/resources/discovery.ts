@@ -13,6 +13,7 @@ import {
 import type { envoy } from "./envoy.gen.js";
 import { type Notes, note, sortedNotes } from "./note.ts";
 import { BLACK_HOLE } from "./service.ts";
+import { TLS_MODE_ISTIO } from "./transport-sockets.ts";
 import { checkEnum, messageName, seconds, shortName } from "./wire.ts";
 
 /** A name or literal address of a DNS cluster, and the attributes of its endpoints. */
@@ -28,6 +29,8 @@ export interface DnsTarget {
   subzone: string;
   priority: number;
   localityWeight: number;
+  /** The class of its metadata (transport-sockets.ts); 0 without the tunnel. */
+  metadata: number;
 }
 
 /** 0 AUTO, 1 V4_ONLY, 2 V6_ONLY, 3 V4_PREFERRED, 4 ALL. */
@@ -75,7 +78,12 @@ export function edsDiscovery(name: string, given: string): Discovery {
 }
 
 /** How the endpoints of a cluster are found. Throws MalformedResource. */
-export function discover(resource: string, cluster: envoy.Cluster, allowPlaintext: boolean): Discovery {
+export function discover(
+  resource: string,
+  cluster: envoy.Cluster,
+  allowPlaintext: boolean,
+  tunnel = false,
+): Discovery {
   const name = cluster.name;
   if (name === BLACK_HOLE) return { kind: "refuse", reason: "policy" };
   if (cluster.clusterType) return { kind: "refuse", reason: "undecidable", why: extensionRefusal(cluster) };
@@ -85,13 +93,13 @@ export function discover(resource: string, cluster: envoy.Cluster, allowPlaintex
     case ORIGINAL_DST:
       return discoverOriginal(resource, cluster.originalDstLbConfig);
     case STRICT_DNS:
-      return discoverByName(resource, cluster, false);
+      return discoverByName(resource, cluster, false, tunnel);
     case LOGICAL_DNS:
-      return discoverByName(resource, cluster, true);
+      return discoverByName(resource, cluster, true, tunnel);
     default:
       return {
         kind: "static",
-        endpoints: arrange(readInline(resource, cluster.loadAssignment), allowPlaintext),
+        endpoints: arrange(readInline(resource, cluster.loadAssignment, tunnel), allowPlaintext),
       };
   }
 }
@@ -125,8 +133,9 @@ function discoverOriginal(
 function readInline(
   resource: string,
   assignment: envoy.ClusterLoadAssignment.$Properties | null | undefined,
+  tunnel: boolean,
 ): ReadAssignment {
-  const read = emptyAssignment(resource);
+  const read = emptyAssignment(resource, tunnel);
   read.overprovisioning = assignment?.policy?.overprovisioningFactor?.value ?? OVERPROVISIONING;
   read.drops = (assignment?.policy?.dropOverloads?.length ?? 0) > 0;
   for (const target of inlineTargets(resource, assignment, read)) {
@@ -138,7 +147,7 @@ function readInline(
     }
     const { region, zone, subzone, priority } = target;
     const from = read.buffer.length;
-    read.buffer.push(target.host, target.port, target.weight, target.healthy);
+    read.buffer.push(target.host, target.port, target.weight, target.healthy, false, target.metadata);
     const weight = target.localityWeight;
     read.localities.push({ region, zone, subzone, priority, weight, from, to: read.buffer.length });
     if (target.tls) read.prefersTls = true;
@@ -149,7 +158,7 @@ function readInline(
 function inlineTargets(
   resource: string,
   assignment: envoy.ClusterLoadAssignment.$Properties | null | undefined,
-  read: { unreachable: number },
+  read: { unreachable: number; tunnel: boolean },
 ): (DnsTarget & { tls: boolean })[] {
   const targets: (DnsTarget & { tls: boolean })[] = [];
   for (const locality of assignment?.endpoints ?? []) {
@@ -179,14 +188,20 @@ function inlineTargets(
         priority: locality.priority ?? 0,
         localityWeight: locality.loadBalancingWeight?.value ?? 0,
         tls: match?.fields?.tlsMode?.stringValue === "istio",
+        metadata: read.tunnel && match?.fields?.tlsMode?.stringValue === "istio" ? TLS_MODE_ISTIO : 0,
       });
     }
   }
   return targets;
 }
 
-function discoverByName(resource: string, cluster: envoy.Cluster, logical: boolean): Discovery {
-  const read = { unreachable: 0 };
+function discoverByName(
+  resource: string,
+  cluster: envoy.Cluster,
+  logical: boolean,
+  tunnel: boolean,
+): Discovery {
+  const read = { unreachable: 0, tunnel };
   const targets = inlineTargets(resource, cluster.loadAssignment, read)
     .map(({ tls: _, ...target }) => target)
     .sort(

@@ -9,6 +9,7 @@ import { EndpointBuffer } from "../../mesh/endpoint-list.ts";
 import type { Locality, Note } from "../../mesh/model.ts";
 import type { WorkloadIndex } from "../../mesh/workload.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
+import { TLS_MODE_ISTIO, TUNNEL_HTTP } from "./transport-sockets.ts";
 import { checkEnum, checkName, guarded, openMessage } from "./wire.ts";
 
 /** The endpoints of a cluster, as the model holds them. */
@@ -19,7 +20,7 @@ export interface EndpointsRecord {
   overprovisioning: number;
   /** Some endpoint has tlsMode istio. The cluster decides whether that means mutual TLS (auto-mTLS). */
   prefersTls: boolean;
-  /** All endpoints, at least one, are gateways to other networks, which speak only mutual TLS. */
+  /** Without the tunnel: all endpoints, at least one, are gateways to other networks, which speak only mutual TLS. */
   onlyGateways: boolean;
   notes: Notes;
 }
@@ -49,12 +50,14 @@ export interface ReadAssignment {
   drops: boolean;
   /** Records the workload of each endpoint. */
   workloads?: WorkloadIndex | undefined;
+  /** Endpoints carry the class of their metadata (transport-sockets.ts), and those of HBONE are read. */
+  tunnel: boolean;
 }
 
 const buffer = new EndpointBuffer();
 
 /** An assignment without endpoints, to read into. */
-export function emptyAssignment(name: string): ReadAssignment {
+export function emptyAssignment(name: string, tunnel = false): ReadAssignment {
   buffer.clear();
   return {
     name,
@@ -65,6 +68,7 @@ export function emptyAssignment(name: string): ReadAssignment {
     gateways: 0,
     unreachable: 0,
     drops: false,
+    tunnel,
   };
 }
 
@@ -76,17 +80,18 @@ const HEALTH_STATUS_MAX = 5;
 const TAKES_TRAFFIC: readonly boolean[] = [true, true, false, false, false, true];
 
 /**
- * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints. `workloads` records the
- * workload of each endpoint. Throws MalformedResource.
+ * Flattens one ClusterLoadAssignment. `allowPlaintext` keeps gateways among the endpoints, and so does `tunnel`, with which
+ * each endpoint carries the class of its metadata. `workloads` records the workload of each endpoint. Throws MalformedResource.
  */
 export function flattenEndpoints(
   resource: string,
   bytes: Uint8Array,
   allowPlaintext: boolean,
   workloads?: WorkloadIndex,
+  tunnel = false,
 ): EndpointsRecord {
   checkName(resource, resource);
-  const read = guarded(resource, () => readAssignment(resource, bytes, workloads));
+  const read = guarded(resource, () => readAssignment(resource, bytes, workloads, tunnel));
   checkName(resource, read.name);
   return arrange(read, allowPlaintext);
 }
@@ -98,7 +103,7 @@ export function flattenEndpoints(
  */
 export function arrange(read: ReadAssignment, allowPlaintext: boolean): EndpointsRecord {
   const notes = assignmentNotes(read);
-  const gateways = allowPlaintext ? 0 : read.gateways;
+  const gateways = allowPlaintext || read.tunnel ? 0 : read.gateways;
   const onlyGateways = gateways > 0 && gateways === read.buffer.length;
   const leaveOut = gateways > 0 && !onlyGateways;
   if (leaveOut) {
@@ -225,9 +230,10 @@ export function readAssignment(
   resource: string,
   bytes: Uint8Array,
   workloads?: WorkloadIndex,
+  tunnel = false,
 ): ReadAssignment {
   const reader = protobuf.Reader.create(bytes);
-  const read = emptyAssignment("");
+  const read = emptyAssignment("", tunnel);
   read.workloads = workloads;
   while (reader.pos < reader.len) {
     const tag = reader.uint32();
@@ -310,6 +316,12 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
         const addressEnd = openMessage(reader);
         while (reader.pos < addressEnd) {
           const kind = reader.uint32();
+          if (kind === 26 && read.tunnel) {
+            const internal = readInternal(reader);
+            if (internal) ({ address, port } = internal);
+            socket = internal !== undefined;
+            continue;
+          }
           if (kind !== 10) {
             reader.skipType(kind & 7);
             continue;
@@ -361,8 +373,35 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
     const key = typeof literal === "number" ? literal * 65536 + port : `${literal} ${port}`;
     read.workloads.set(key, read.workloads.intern(endpointWorkload.text(reader.buf)));
   }
-  if (typeof literal === "number") read.buffer.pushV4(literal, port, weight || 1, healthy, gateway);
-  else read.buffer.push(literal, port, weight || 1, healthy, gateway);
+  const transport = read.tunnel ? metadataClass(metadata) : 0;
+  if (typeof literal === "number")
+    read.buffer.pushV4(literal, port, weight || 1, healthy, gateway, transport);
+  else read.buffer.push(literal, port, weight || 1, healthy, gateway, transport);
+}
+
+function metadataClass(metadata: number): number {
+  return (metadata & TLS ? TLS_MODE_ISTIO : 0) + (metadata & TUNNEL ? TUNNEL_HTTP : 0);
+}
+
+/**
+ * Reads an EnvoyInternalAddress. istiod gives a workload that is reached by HBONE as {connect_originate, "IP:PORT"}.
+ * Undefined for other listeners inside Envoy.
+ */
+function readInternal(reader: Reader): { address: string; port: number } | undefined {
+  const end = openMessage(reader);
+  let listener = "";
+  let endpoint = "";
+  while (reader.pos < end) {
+    const tag = reader.uint32();
+    if (tag === 10) listener = reader.string();
+    else if (tag === 18) endpoint = reader.string();
+    else reader.skipType(tag & 7);
+  }
+  const [, six, four, port] = /^(?:\[(.+)\]|([^:]+)):(\d+)$/.exec(endpoint) ?? [];
+  const address = six ?? four;
+  return listener === CONNECT_ORIGINATE && address !== undefined
+    ? { address, port: Number(port) }
+    : undefined;
 }
 
 /** Reads an address: the 32 bits of an IPv4 address, without making a string, else the text. */
@@ -382,6 +421,9 @@ const latin1 = (text: string) => new TextEncoder().encode(text);
 const SOCKET_MATCH = latin1("envoy.transport_socket_match");
 const TLS_MODE = latin1("tlsMode");
 const ISTIO = latin1("istio");
+const TUNNEL_KEY = latin1("tunnel");
+const HTTP = latin1("http");
+const CONNECT_ORIGINATE = "connect_originate";
 const WORKLOAD = latin1("workload");
 /** The workload of a gateway to another network: it has none of its own. */
 const GATEWAY_WORKLOAD = latin1(";;;;");
@@ -389,10 +431,11 @@ const GATEWAY_WORKLOAD = latin1(";;;;");
 /** Flags from an endpoint's metadata. */
 const TLS = 1;
 const NO_WORKLOAD = 2;
+const TUNNEL = 4;
 
 /**
  * Reads one entry of filter_metadata. Gives TLS for envoy.transport_socket_match {tlsMode: istio}, NO_WORKLOAD for
- * istio {workload: ";;;;"}, 0 for others. Compares bytes, so that a hundred thousand endpoints need no strings.
+ * istio {workload: ";;;;"}, TUNNEL for envoy.transport_socket_match {tunnel: http}, 0 for others. Compares bytes, so that a hundred thousand endpoints need no strings.
  */
 function readMetadata(reader: Reader, workload: Span): number {
   const end = openMessage(reader);
@@ -403,7 +446,12 @@ function readMetadata(reader: Reader, workload: Span): number {
     if (tag === 10) key = readKey(reader, SOCKET_MATCH, ISTIO);
     else if (tag !== 18 || key === undefined) reader.skipType(tag & 7);
     else if (key === SOCKET_MATCH) {
+      const start = reader.pos;
       if (readStructIs(reader, TLS_MODE, ISTIO)) found |= TLS;
+      else {
+        reader.pos = start;
+        if (readStructIs(reader, TUNNEL_KEY, HTTP)) found |= TUNNEL;
+      }
     } else if (readStructIs(reader, WORKLOAD, GATEWAY_WORKLOAD, workload)) found |= NO_WORKLOAD;
   }
   return found;

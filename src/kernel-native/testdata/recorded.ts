@@ -56,7 +56,12 @@ export interface Published {
 
 /** A KernelNative without a network, and what it published, oldest first. */
 export function observed(
-  options: { allowPlaintext?: boolean; lookup?: Lookup; excluded?: readonly Excluded[] } = {},
+  options: {
+    allowPlaintext?: boolean;
+    tunnel?: boolean;
+    lookup?: Lookup;
+    excluded?: readonly Excluded[];
+  } = {},
 ): {
   native: KernelNative;
   published: Published[];
@@ -64,6 +69,7 @@ export function observed(
   const published: Published[] = [];
   const native = new KernelNative({
     allowPlaintext: options.allowPlaintext ?? false,
+    tunnel: options.tunnel ?? false,
     excluded: options.excluded ?? [],
     lookup: options.lookup ?? (() => Promise.resolve({ addresses: [], ttl: 60 })),
     publish: (_, changes) => {
@@ -95,7 +101,7 @@ export function feed(native: KernelNative, responses: Iterable<Response>): void 
 }
 
 /** The mesh of a recording. The names of its DNS clusters have no addresses. */
-export function meshOf(name: Recording, options: { allowPlaintext?: boolean } = {}) {
+export function meshOf(name: Recording, options: { allowPlaintext?: boolean; tunnel?: boolean } = {}) {
   const { native } = observed(options);
   feed(native, recorded(name));
   native.commit();
