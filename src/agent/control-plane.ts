@@ -24,6 +24,7 @@ import { AddressWatch } from "../machine/address-watch.ts";
 import { machineAddresses } from "../machine/addresses.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { nodeIdentity, registrationOf } from "../machine/node.ts";
+import { usesTunnel } from "../machine/tunnel-listener.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import type { Reporter } from "./reporter.ts";
@@ -198,15 +199,15 @@ export class ControlPlane {
   #openEngine(node: Identity): Engine {
     const { config, workloads, publish } = this.#options;
     const { allowPlaintext, excludes: excluded, namespace } = config;
+    const tunnel = usesTunnel(config);
     if (config.mode === "kernel-native")
-      return new KernelNative({ allowPlaintext, excluded, workloads, namespace, publish });
+      return new KernelNative({ allowPlaintext, tunnel, excluded, workloads, namespace, publish });
     const { region = "", zone = "", subzone = "" } = node.locality ?? {};
     const entry = this.#registration?.entry;
     return new DualEngine({
       ...{ allowPlaintext, excluded, workloads, namespace },
       here: { network: config.network, region, zone, subzone, node: "", cluster: config.clusterId },
-      // Until a tunnel carries connections, what needs one is refused.
-      tunnel: false,
+      tunnel,
       self: { addresses: node.ips, ...(entry === undefined ? {} : { entry }) },
       publish: (mesh, changes) => {
         publish(mesh, changes);

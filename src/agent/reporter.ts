@@ -7,6 +7,7 @@ import type { IdentityEvent } from "../istiod/identity/identity.ts";
 import { time } from "../istiod/identity/token.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
+import { usesTunnel } from "../machine/tunnel-listener.ts";
 import { type Mesh, NOTE_TITLES, type NoteKind } from "../mesh/model.ts";
 
 const AMBIENT =
@@ -32,6 +33,7 @@ export class Reporter {
     }[found];
     this.#log.info(`kmesh runs (pid ${process.pid}, ${config.mode}): ${tables}`);
     if (config.shadow) this.#log.warn("Shadow mode: decisions are counted, no connection is changed");
+    if (usesTunnel(config)) this.#log.info("What needs mutual TLS goes through kmesh tunnel");
     if (config.allowPlaintext)
       this.#log.warn("--allow-plaintext: connections go out in plaintext where the mesh demands TLS");
   }

@@ -1,6 +1,7 @@
 /** To which settings a snapshot is bound. */
 import type { Config } from "../config/config.ts";
 import { localityOf } from "../machine/node.ts";
+import { usesTunnel } from "../machine/tunnel-listener.ts";
 import type { SnapshotKey } from "../state/snapshot.ts";
 
 /** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
@@ -10,6 +11,8 @@ export function snapshotSettings(config: Config): SnapshotKey["settings"] {
   return {
     mode: config.mode,
     "allow-plaintext": config.allowPlaintext,
+    // Absent without it, as in snapshots from before there was one.
+    ...(usesTunnel(config) ? { tunnel: true } : {}),
     namespace: config.namespace,
     "service-account": config.serviceAccount,
     "cluster-id": config.clusterId,

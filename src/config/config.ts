@@ -107,6 +107,8 @@ export interface Config extends Folders {
   dnsExcludes: string[];
   shadow: boolean;
   allowPlaintext: boolean;
+  /** Whether `kmesh tunnel` carries what needs TLS. */
+  tunnel: "auto" | "on" | "off";
   /** Whether connections are counted. */
   traffic: boolean;
   metrics: { host: string; port: number } | undefined;
@@ -207,6 +209,7 @@ export function examineConfig(
     dnsExcludes: [...new Set(given.list("dns-exclude", parseSuffix))],
     shadow: given.switch("shadow"),
     allowPlaintext: given.switch("allow-plaintext"),
+    tunnel: given.choice("tunnel", ["auto", "on", "off"]),
     traffic: given.choice("traffic", ["on", "off"]) === "on",
     metrics: given.text("metrics", parseListener),
     accessLog: accessLog(given),

@@ -168,6 +168,13 @@ export const SETTINGS = {
   },
   shadow: { kind: "switch", about: "decide and count, change nothing" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
+  tunnel: {
+    kind: "text",
+    hint: "auto|on|off",
+    choices: ["auto", "on", "off"],
+    about: "carry what needs mutual TLS through kmesh tunnel: where one listens, always, never",
+    fallback: "auto",
+  },
   traffic: {
     kind: "text",
     hint: "on|off",

@@ -53,6 +53,7 @@ export function settingValues(config: Config): SettingValues {
     "dns-exclude": config.dnsExcludes,
     shadow: config.shadow,
     "allow-plaintext": config.allowPlaintext,
+    tunnel: config.tunnel,
     traffic: config.traffic ? "on" : "off",
     metrics: config.metrics === undefined ? null : formatTarget(config.metrics),
     "access-log": config.accessLog?.to ?? null,

@@ -45,9 +45,15 @@ export class TunnelTargetReader {
   #triedAt = Number.NEGATIVE_INFINITY;
   readonly #transports = new Map<string, Transport>();
 
-  /** Opens nothing yet: the tables below `bpffs` may come later, and be replaced. */
-  constructor(bpffs: string) {
+  readonly #opened: () => void;
+
+  /**
+   * Opens nothing yet: the tables below `bpffs` may come later, and be replaced. `opened` is called when other tables than
+   * before were opened.
+   */
+  constructor(bpffs: string, opened: () => void = () => {}) {
     this.#bpffs = bpffs;
+    this.#opened = opened;
   }
 
   /** The target of a number; undefined when there is none, or when the tables can't be read now. */
@@ -136,7 +142,10 @@ export class TunnelTargetReader {
     this.close();
     this.#tables = opened as Record<Name, ChunkedTable>;
     this.#maps = [...maps.values()];
-    this.#inode = this.#pinned();
+    const inode = this.#pinned();
+    const isOther = inode === undefined || inode !== this.#inode;
+    this.#inode = inode;
+    if (isOther) this.#opened();
   }
 
   #pinned(): number | undefined {

@@ -66,6 +66,8 @@ export interface Identity {
   /** The part of the proxy's configuration that istiod reads. */
   proxyConfig?: Json;
   locality?: Locality;
+  /** The tunnel reaches peers by HBONE. */
+  sendsHbone?: boolean;
   /** The version of kmesh. */
   version?: string;
   /** Further metadata. The fields above win over it. */
@@ -93,9 +95,9 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
     // With DNS_CAPTURE istiod gives every service an address, and no listener on the wildcard address for a service
     // without one.
     DNS_CAPTURE: text("true"),
-    // kmesh does not speak HBONE. Without this key istiod sends ambient endpoints without an address.
-    DISABLE_HBONE_SEND: text("true"),
   };
+  // Without the tunnel kmesh does not speak HBONE. Without this key istiod sends ambient endpoints without an address.
+  if (!identity.sendsHbone) metadata.DISABLE_HBONE_SEND = text("true");
   if (identity.serviceAccount) metadata.SERVICE_ACCOUNT = text(identity.serviceAccount);
   if (identity.workloadName) metadata.WORKLOAD_NAME = text(identity.workloadName);
   if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);

@@ -10,6 +10,7 @@ import {
   registeredName,
 } from "../istiod/registration.ts";
 import { version } from "../runtime/version.ts";
+import { usesTunnel } from "./tunnel-listener.ts";
 
 /** The label that carries a locality where nothing else says one; dots stand for the slashes that labels can't hold. */
 const LOCALITY_LABEL = "istio-locality";
@@ -34,6 +35,7 @@ export function nodeIdentity(config: Config, addresses: readonly string[]): Iden
     ...(readinessProbe === undefined ? {} : { proxyConfig: { readinessProbe } }),
     ...(locality ? { locality } : {}),
     metadata: config.metadata,
+    ...(usesTunnel(config) ? { sendsHbone: true } : {}),
     version,
   };
 }

@@ -1,6 +1,8 @@
 import { hostname } from "node:os";
 import { ServiceNotifier } from "../../agent/sd-notify.ts";
-import { openLog } from "../../config/log.ts";
+import { type Log, openLog } from "../../config/log.ts";
+import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
+import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { identityStore } from "../../machine/identity-store.ts";
 import { selfCommand } from "../../runtime/self.ts";
@@ -42,13 +44,17 @@ export const tunnel = command({
     const log = openLog("info");
     const service = new ServiceNotifier(process.env, remark);
     const successor = process.env.KMESH_TUNNEL_PREDECESSOR !== undefined;
+    const exempt = () => exemptFrom(folders.bpffs, log);
+    // Connections to peers must not be led to the tunnel again. Where tables come later, or others, once more.
+    exempt();
+    const targets = new TunnelTargetReader(folders.bpffs, exempt);
     try {
       await runTunnel({
         command: [...selfCommand(), ...process.argv.slice(2)],
         drainTimeout,
         env: process.env,
         store: identityStore(folders.stateDir),
-        readTarget: () => undefined,
+        readTarget: (number) => targets.read(number),
         admission: NOBODY,
         runDir: folders.runDir,
         version,
@@ -76,6 +82,14 @@ export const tunnel = command({
     return EXIT.done;
   },
 });
+
+function exemptFrom(bpffs: string, log: Log): void {
+  try {
+    exemptSelfPinned(bpffs);
+  } catch (error) {
+    log.debug(`not exempt from tables yet: ${reasonOf(error)}`);
+  }
+}
 
 function durationOf(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
