@@ -1,7 +1,8 @@
 /** Explains where connections to a host or an address would go, by the live tables. */
 import { lookup } from "node:dns/promises";
 import { type Explanation, explainPinned } from "../datapath/inspect/explain.ts";
-import { openPinned, TableView } from "../datapath/inspect/inspect.ts";
+import { NothingPinned, openPinned, TableView } from "../datapath/inspect/inspect.ts";
+import { explainInbound, type InboundExplanation, UnclearPeer } from "../inbound/explain.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { type Destination, parseDestination } from "./destination.ts";
 import { BadRequest } from "./server.ts";
@@ -36,6 +37,21 @@ export async function explainDestination(bpffs: string, text: string, mesh?: Mes
     const other = explanation.service ? undefined : portsAt(bpffs, address);
     return configured(other ? { ...explanation, why: [...explanation.why, other] } : explanation, mesh);
   });
+}
+
+/**
+ * Explains whether a peer's connection to a port of this machine is let in; see `explainInbound` for the texts. Throws
+ * BadRequest when they mean nothing, and NothingPinned without policies.
+ */
+export function explainPeer(bpffs: string, from: string, to: string): { inbound: InboundExplanation } {
+  try {
+    const inbound = explainInbound(bpffs, from, to);
+    if (!inbound) throw new NothingPinned(bpffs);
+    return { inbound };
+  } catch (error) {
+    if (error instanceof UnclearPeer) throw new BadRequest(error.message);
+    throw error;
+  }
 }
 
 function configured(explanation: Explanation, mesh: Mesh | undefined): Explained {

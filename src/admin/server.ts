@@ -6,6 +6,7 @@
  *     GET  /dump/model        the mesh that they became
  *     GET  /dump/tables       what the kernel holds
  *     GET  /explain?target=   where a connection would go
+ *     GET  /explain/inbound?from=&to=   whether a peer is let in
  *     GET  /edges?window=     who talks to whom (src/telemetry/model.ts), over so many seconds
  *     GET  /edges/history?edge=   the last hour of one edge
  *     GET  /topology/         the page that shows them, for a browser at the end of ssh -L PORT:SOCKET

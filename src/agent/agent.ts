@@ -4,7 +4,7 @@
  */
 
 import { hostname } from "node:os";
-import { explainDestination } from "../admin/explain.ts";
+import { explainDestination, explainPeer } from "../admin/explain.ts";
 import { type Action, AdminServer, type Answer, BadRequest, Conflict, TextAnswer } from "../admin/server.ts";
 import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../admin/status.ts";
 import { type Config, LOG_LEVELS, type LogLevel } from "../config/config.ts";
@@ -19,6 +19,7 @@ import { reasonOf } from "../errors/reason.ts";
 import { type End, executedAnew, Restart } from "../handover/restart.ts";
 import { readRestartRequest } from "../handover/restart-request.ts";
 import type { Succession } from "../handover/successor.ts";
+import { viewInbound } from "../inbound/view.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
 import { mainFirst } from "../machine/address-watch.ts";
@@ -305,6 +306,7 @@ export class Agent {
       "/status": () => ({
         agent: this.status(),
         kernel: this.#ownership.datapath?.summarize() ?? summarizePinned(bpffs),
+        inbound: viewInbound(bpffs),
         damage: damageOf(
           this.#config,
           this.#snapshots.trouble,
@@ -315,6 +317,8 @@ export class Agent {
       "/dump/received": () => this.#controlPlane.received(),
       "/dump/model": () => this.#tables.mesh ?? null,
       "/dump/tables": () => this.#ownership.datapath?.inspect() ?? inspectPinned(bpffs),
+      "/explain/inbound": (query: URLSearchParams) =>
+        explainPeer(bpffs, query.get("from") ?? "", query.get("to") ?? ""),
       "/explain": (query: URLSearchParams) =>
         explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
       "/edges": (query: URLSearchParams) => this.#telemetry.document(query.get("window")),

@@ -7,7 +7,7 @@ import type { ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";
-import type { DemoEndpoint, DemoMesh, DemoService } from "./services.ts";
+import type { DemoEndpoint, DemoInbound, DemoMesh, DemoService } from "./services.ts";
 import { addressesOf } from "./workloads.ts";
 
 /** By type and name, the bytes of each resource. */
@@ -24,7 +24,10 @@ const LB_POLICY = { "round-robin": 0, "least-request": 1, "ring-hash": 2, random
 const EDS = 3;
 const ORIGINAL_DST = 4;
 const CLUSTER_PROVIDED = 6;
+const INBOUND = 1;
 const OUTBOUND = 2;
+/** The action of an RBAC filter. */
+const DENY = 1;
 const UNHEALTHY = 2;
 
 /** What one service contributes. Kept as long as the service object lives. */
@@ -68,6 +71,7 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
       service.addresses.filter((address) => !address.includes("/")),
     );
   }
+  if (mesh.inbound) listeners.set("virtualInbound", inboundListener(mesh.inbound));
   for (const [name, bytes] of builtInClusters()) clusters.set(name, bytes);
   for (const port of httpPorts.keys()) listeners.set(`0.0.0.0_${port}`, httpListener(port, catchAll));
   for (const [port, list] of chains) {
@@ -252,6 +256,40 @@ function listener(name: string, address: string, port: number, rest: envoy.Liste
     bindToPort: { value: false },
     ...rest,
   }).finish();
+}
+
+/** virtualInbound, with the chains that istiod makes of PeerAuthentication and AuthorizationPolicy. */
+function inboundListener(ports: readonly DemoInbound[]): Uint8Array {
+  const filterChains = ports.flatMap(({ port, mtls = "permissive", deny = [] }) => {
+    const principals = deny.map((block) => {
+      const prefix = parsePrefix(block);
+      return {
+        directRemoteIp: {
+          addressPrefix: prefix?.address ?? "",
+          prefixLen: { value: prefix?.length ?? 0 },
+        },
+      };
+    });
+    const name = `ns[demo]-policy[deny-${port}]-rule[0]`;
+    const rules = { action: DENY, policies: { [name]: { permissions: [{ any: true }], principals } } };
+    const rbac = {
+      name: "envoy.filters.network.rbac",
+      typedConfig: any(
+        "envoy.extensions.filters.network.rbac.v3.RBAC",
+        envoy.NetworkRbac.encode({ rules }).finish(),
+      ),
+    };
+    const filters = [...(deny.length > 0 ? [rbac] : []), tcpProxyFilter({ cluster: `inbound|${port}||` })];
+    const chain = (transportProtocol: string) => ({
+      filterChainMatch: { destinationPort: { value: port }, transportProtocol },
+      filters,
+    });
+    return [
+      ...(mtls === "disable" ? [] : [chain("tls")]),
+      ...(mtls === "strict" ? [] : [chain("raw_buffer")]),
+    ];
+  });
+  return listener("virtualInbound", "0.0.0.0", 15006, { trafficDirection: INBOUND, filterChains });
 }
 
 function tcpListener(address: string, port: number, filter: envoy.Filter.$Properties): Uint8Array {

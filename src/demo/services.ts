@@ -11,9 +11,12 @@
  *         endpoints:
  *           - { address: 10.98.0.1, port: 8080, weight: 1, locality: r1/z1/s1, priority: 0, subset: v1 }
  *         split: { v1: 90, v2: 10 }       # weights of subsets; without it all endpoints are one cluster
+ *     inbound:                            # ports of the machine itself
+ *       - { port: 8080, mtls: strict, deny: [10.0.0.0/8] }   # or permissive (default), disable
  */
 import { parse } from "yaml";
 import { canonicalAddress, parsePrefix } from "../mesh/address.ts";
+import { MTLS_MODES, type MtlsMode } from "../mesh/inbound.ts";
 
 export const BALANCES = ["least-request", "round-robin", "random", "ring-hash", "maglev"] as const;
 
@@ -46,11 +49,22 @@ export interface DemoService {
   split?: Readonly<Record<string, number>>;
 }
 
+/** A service port of the machine that asks: its PeerAuthentication, and a DENY policy. */
+export interface DemoInbound {
+  port: number;
+  /** Default permissive. */
+  mtls?: MtlsMode;
+  /** Blocks of source addresses. */
+  deny?: readonly string[];
+}
+
 export interface DemoMesh {
   /** Default ALLOW_ANY. */
   outbound?: "ALLOW_ANY" | "REGISTRY_ONLY";
   /** A host with several ports is several services. What is kept as the same object is not encoded anew. */
   services: readonly DemoService[];
+  /** Who may connect to the machine that asks; kernel-native alone. */
+  inbound?: readonly DemoInbound[];
 }
 
 /** The largest weight that Envoy's messages can carry in sum. */
@@ -58,7 +72,7 @@ const MOST = 0xffff_ffff;
 
 /** Reads and checks the YAML. Throws an Error that names the place and what is expected there. */
 export function parseDemoMesh(text: string): DemoMesh {
-  const root = new Place("the file", parse(text) ?? {}).object(["outbound", "services"]);
+  const root = new Place("the file", parse(text) ?? {}).object(["outbound", "services", "inbound"]);
   const outbound = root.optional("outbound")?.oneOf(["ALLOW_ANY", "REGISTRY_ONLY"] as const);
   const services = root.required("services").list().map(service);
   const seen = new Set<string>();
@@ -73,7 +87,8 @@ export function parseDemoMesh(text: string): DemoMesh {
       throw new Error(`services: ${host} needs addresses, since HTTP services have port ${port}`);
     }
   }
-  return { ...(outbound && { outbound }), services };
+  const inbound = root.optional("inbound")?.list().map(inboundPort);
+  return { ...(outbound && { outbound }), services, ...(inbound && { inbound }) };
 }
 
 /**
@@ -96,6 +111,16 @@ export function manyServices(count: number, endpoints: number): DemoMesh {
     });
   }
   return { services };
+}
+
+function inboundPort(place: Place): DemoInbound {
+  const object = place.object(["port", "mtls", "deny"]);
+  const mtls = object.optional("mtls")?.oneOf(MTLS_MODES);
+  const deny = object
+    .optional("deny")
+    ?.list()
+    .map((at) => address(at, "tcp"));
+  return { port: object.required("port").integer(1, 65535), ...(mtls && { mtls }), ...(deny && { deny }) };
 }
 
 function service(place: Place): DemoService {

@@ -5,8 +5,12 @@ import { type Condition, type Inbound, MTLS_MODES, type Policy, type TextMatch }
 /** Deepest nesting of conditions that is read. */
 const DEEPEST = 64;
 
+/** Equal for what is equal: the order of members does not count, that of lists does. */
 export function inboundText(inbound: Inbound): string {
-  return JSON.stringify(inbound);
+  return JSON.stringify(inbound, (_, value: unknown) => {
+    if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
+    return Object.fromEntries(Object.entries(value).sort(([a], [b]) => (a < b ? -1 : 1)));
+  });
 }
 
 /** Reads what `inboundText` wrote. Throws RangeError for any other text. */

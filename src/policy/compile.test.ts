@@ -125,6 +125,8 @@ test("text: what is written is read back; 3,000 mutations are read or refused", 
     const inbound = set(random);
     const text = inboundText(inbound);
     expect(parseInbound(text)).toEqual(inbound);
+    expect(inboundText(parseInbound(text))).toBe(text);
+    expect(inboundText(reversed(inbound) as Inbound)).toBe(text);
     for (let n = 0; n < 10; n++) {
       const at = random(text.length);
       const mutated =
@@ -197,3 +199,14 @@ test("what does not fit refuses everybody, and is listed", () => {
   expect(at(80)?.plaintext).toBeUndefined();
   expect(at(81)).toMatchObject({ plaintext: "too-large", anybody: "too-large" });
 });
+
+/** The same with the members of all objects in the other order. */
+function reversed(value: unknown): unknown {
+  if (Array.isArray(value)) return value.map(reversed);
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value)
+      .reverse()
+      .map(([key, each]) => [key, reversed(each)]),
+  );
+}

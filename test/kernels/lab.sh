@@ -89,6 +89,17 @@ failed() {
 	status | grep -oE "\"service\":\"$1:80\"[^{]*\{[^}]*\},\"failed\":[0-9]+" | grep -oE '[0-9]+$'
 }
 
+# outside: how a connection to the upstream goes that comes from an address of no interface.
+outside() {
+	python3 -c '
+import socket
+one = socket.socket()
+one.settimeout(10)
+one.bind(("10.97.9.2", 0))
+try: print("accepted" if one.connect(("172.31.1.1", 8080)) is None else "")
+except OSError as error: print(type(error).__name__)'
+}
+
 # expect WHAT PATTERN TEXT
 expect() {
 	[[ $3 =~ $2 ]] || fail "$1: expected $2, found $3"
@@ -119,6 +130,8 @@ set_up() {
 	ip link set lo up
 	for address in 172.31.1.1/32 172.31.1.2/32; do ip addr replace "$address" dev lo; done
 	ip -6 addr replace fd99:31::1/128 dev lo nodad
+	# Apps may bind to these, though no interface has them: to kmesh they are peers from outside.
+	ip route replace local 10.97.9.0/24 dev lo
 	# What is sent there comes back to nobody.
 	ip route replace 172.31.9.0/24 dev lo
 
@@ -157,6 +170,8 @@ services:
     addresses: [10.99.0.9]
     port: 80
     endpoints: []
+inbound:
+  - { port: 8080, mtls: disable, deny: [10.97.9.0/24] }
 YAML
 	part upstream '{"name":"a","address":"172.31.1.1","port":8080}'
 	part upstream '{"name":"b","address":"172.31.1.2","port":8080}'

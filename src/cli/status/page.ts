@@ -3,11 +3,13 @@ import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { InboundView } from "../../inbound/view.ts";
 import { indent, since } from "../framework/output.ts";
 import { formatStanding, type readStanding } from "../framework/version-rows.ts";
 import type { NotKnown } from "../framework/view.ts";
 import type { BootOrder } from "../service/boot-order.ts";
 import { agentFacts } from "./agent-rows.ts";
+import { formatInboundRefusals, inboundFacts, inboundWarnings } from "./inbound-rows.ts";
 import { formatBoot, kernelFacts } from "./kernel-rows.ts";
 import { namesFacts, namesWarnings } from "./names-rows.ts";
 import { formatRecent } from "./recent.ts";
@@ -18,6 +20,8 @@ import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.t
 export interface Answer {
   agent: AgentStatus | undefined;
   kernel: Summary | undefined;
+  /** Connections to this machine; an agent of an earlier version says nothing of them. */
+  inbound?: InboundView | undefined;
   /** What this command counts itself, so that no agent waits for it. */
   older?: PreexistingConnections | NotKnown | undefined;
   standing?: ReturnType<typeof readStanding>;
@@ -28,7 +32,7 @@ export interface Answer {
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function formatStatus(
-  { agent, kernel, older, atBoot, standing, damage = [] }: Answer,
+  { agent, kernel, inbound, older, atBoot, standing, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -46,26 +50,28 @@ export function formatStatus(
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
     ...namesFacts(agent?.names),
+    ...inboundFacts(inbound),
     ...formatBoot(atBoot),
     ...formatStanding(standing, dead === undefined, now),
   ];
   const parts = [formatFacts(facts)];
-  parts.push(...formatTrouble({ agent, kernel, older, damage }, now));
+  parts.push(...formatTrouble({ agent, kernel, inbound, older, damage }, now));
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
-  parts.push(...formatRecent(kernel?.recent));
+  parts.push(...formatRecent(kernel?.recent), ...formatInboundRefusals(inbound));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");
 }
 
 /** What is damaged, and what is worth knowing. */
-function formatTrouble({ agent, kernel, older, damage = [] }: Answer, now: number): string[] {
+function formatTrouble({ agent, kernel, inbound, older, damage = [] }: Answer, now: number): string[] {
   const parts: string[] = [];
   if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
   const warnings = [
     ...warningsOf(agent, kernel),
     ...namesWarnings(agent?.names),
+    ...inboundWarnings(agent?.inbound, inbound),
     ...formatOlder(older),
     ...formatClock(agent, now),
   ];
@@ -75,7 +81,7 @@ function formatTrouble({ agent, kernel, older, damage = [] }: Answer, now: numbe
 
 /** `--problems`: what is wrong, and nothing else. */
 export function formatProblems(answer: Answer, dead: string | undefined, now = Date.now()): string {
-  const { agent, kernel, damage = [] } = answer;
+  const { agent, kernel, inbound, damage = [] } = answer;
   const parts: string[] = [];
   const facts = [
     ...troubleFacts(kernel),
@@ -90,7 +96,7 @@ export function formatProblems(answer: Answer, dead: string | undefined, now = D
   parts.push(...formatTrouble(answer, now));
   const concerned = kernel?.services.filter(isInTrouble) ?? [];
   if (kernel && concerned.length > 0) parts.push(formatServices({ ...kernel, services: concerned }, true));
-  parts.push(...formatRecent(kernel?.recent));
+  parts.push(...formatRecent(kernel?.recent), ...formatInboundRefusals(inbound));
   if (agent) parts.push(...formatRemarks(agent, true));
   if (damage.length === 0 && parts.length === 0) return "No problems.";
   return parts.join("\n\n");

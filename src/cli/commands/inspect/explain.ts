@@ -2,7 +2,9 @@ import { AdminError } from "../../../admin/client.ts";
 import type { ConfiguredEndpoint, Explained } from "../../../admin/explain.ts";
 import { BadRequest } from "../../../admin/server.ts";
 import { ActionableError } from "../../../errors/actionable-error.ts";
+import type { InboundExplanation } from "../../../inbound/explain.ts";
 import { formatMatch } from "../../../mesh/frontend.ts";
+import { UsageError } from "../../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, indent, print, printJson, remark, table } from "../../framework/output.ts";
@@ -13,16 +15,39 @@ export const explain = command({
   about: "Show where a connection would go now, and why: a dry run through the live tables",
   access: "reader",
   positionals: [
-    { name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: true, completes: "service" },
+    { name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: false, completes: "service" },
   ],
-  flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
+  flags: {
+    from: {
+      kind: "text",
+      hint: "IP|PRINCIPAL",
+      about: "whether this peer is let in: an address, or TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT[@IP]",
+    },
+    to: { kind: "text", hint: "PORT", about: "with --from: the port of this machine, or IP:PORT" },
+    ...FOLDER_FLAGS,
+    ...OUTPUT_FLAG,
+  },
   examples: [
     ["explain shop.demo:80", "Show where a connection to a service would go"],
     ["explain 10.96.0.10:80 -o json", "Give the same for an address to a program"],
+    [
+      "explain --from 10.0.0.7 --to 8080",
+      "Show whether a peer may connect to this machine, and which rule decides",
+    ],
   ],
   async run({ flags, positionals: [destination = ""] }) {
     const format = formatOf(flags);
     const folders = foldersOf(flags);
+    const { from, to } = flags;
+    const peer = typeof from === "string" && typeof to === "string" ? { from, to } : undefined;
+    if (!peer && (from !== undefined || to !== undefined))
+      throw new UsageError("--from and --to belong together", "kmesh explain --from 10.0.0.7 --to 8080");
+    if ((destination === "") === (peer === undefined))
+      throw new UsageError(
+        "give a destination, or --from and --to",
+        "kmesh explain HOST:PORT, or kmesh explain --from IP --to PORT",
+      );
+    if (peer) return explainInboundPeer(folders, peer, format);
     const path = `/explain?target=${encodeURIComponent(destination)}`;
     try {
       const { alive, value } = await view<Explained[]>(folders, path, async () => {
@@ -34,16 +59,53 @@ export const explain = command({
       else print(value.map(formatExplanation).join("\n\n"));
       return EXIT.done;
     } catch (error) {
-      // By name: the class is only loaded where the tables were looked at.
-      if (error instanceof ActionableError && error.name === "NothingPinned")
-        throw new Failure(EXIT.agentNotRunning, error.message, error.next);
-      const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
-      if (refused)
-        throw new Failure(EXIT.usage, (error as Error).message, "kmesh status lists the services.");
-      throw error;
+      throw told(error);
     }
   },
 });
+
+async function explainInboundPeer(
+  folders: ReturnType<typeof foldersOf>,
+  { from, to }: { from: string; to: string },
+  format: ReturnType<typeof formatOf>,
+): Promise<number> {
+  const path = `/explain/inbound?from=${encodeURIComponent(from)}&to=${encodeURIComponent(to)}`;
+  try {
+    const { alive, value } = await view<{ inbound: InboundExplanation }>(folders, path, async () => {
+      const { explainPeer } = await import("../../../admin/explain.ts");
+      return explainPeer(folders.bpffs, from, to);
+    });
+    if (!alive) remark(`${lastWords(folders).sentence} The policies that it left decide.`);
+    if (format === "json") printJson(value);
+    else print(formatPeer(value.inbound));
+    return EXIT.done;
+  } catch (error) {
+    throw told(error);
+  }
+}
+
+/** Whether a peer is let in, as text. */
+function formatPeer({ from, to, decision, enforced, why }: InboundExplanation): string {
+  const who = [from.principal, from.address].filter(Boolean).join(" at ");
+  const where = to.address
+    ? formatMatch({ kind: "address", address: to.address, port: to.port })
+    : `port ${to.port}`;
+  const verdict = decision.allowed || !enforced ? "is let in" : "is refused";
+  return [
+    `A connection from ${who} to ${where} ${verdict}`,
+    ...why.map((line, i) => indent(`${i + 1}. ${line}`)),
+  ].join("\n");
+}
+
+/** What the user is told. */
+function told(error: unknown): unknown {
+  // By name: the class is only loaded where the tables were looked at.
+  if (error instanceof ActionableError && error.name === "NothingPinned")
+    return new Failure(EXIT.agentNotRunning, error.message, error.next);
+  const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
+  if (refused) return new Failure(EXIT.usage, (error as Error).message, "kmesh status lists the services.");
+  return error;
+}
 
 const VERDICTS: Record<Explained["verdict"], string> = {
   redirect: "is sent to one of the endpoints below",

@@ -70,6 +70,7 @@ async function look(
   const { alive, value } = await view<Answer>(folders, "/status", async () => ({
     agent: lastWords(folders).status,
     kernel: await kernelState(folders.bpffs, false),
+    inbound: await inboundState(folders.bpffs),
   }));
   // An agent of an earlier version does not look for it.
   const damage = value.damage ?? (await damageNow(folders, sourcesOf(flags, process.env)));
@@ -83,6 +84,9 @@ async function look(
     printJson({
       alive,
       ...answer.agent,
+      inbound: answer.inbound
+        ? { ...answer.agent?.inbound, ...answer.inbound }
+        : (answer.agent?.inbound ?? null),
       kernel: answer.kernel ?? null,
       trouble: answer.kernel ? troubles(answer.kernel) : null,
       preexistingConnections: older ?? null,
@@ -93,4 +97,10 @@ async function look(
   } else print(before + page(answer, alive ? undefined : lastWords(folders).sentence, folders.bpffs));
   if (damage.length > 0) return EXIT.damaged;
   return alive ? EXIT.done : EXIT.agentNotRunning;
+}
+
+/** Connections to this machine, as what is pinned has them; undefined without inbound policies. */
+async function inboundState(bpffs: string): Promise<Answer["inbound"]> {
+  const { viewInbound } = await import("../../../inbound/view.ts");
+  return viewInbound(bpffs);
 }

@@ -1,0 +1,65 @@
+/** The rows of `kmesh status` about connections to this machine: what governs them, and who was refused. */
+import type { InboundStatus } from "../../inbound/inbound.ts";
+import type { InboundView } from "../../inbound/view.ts";
+import { formatSpan, indent, plural, table } from "../framework/output.ts";
+
+/** Refusers in the facts; JSON has all. */
+const MOST = 3;
+/** Rows of the last refusals. */
+const ROWS = 10;
+
+export function inboundFacts(view: InboundView | undefined): [string, string][] {
+  if (!view) return [];
+  const { ports, policies, refusals, enforced, tunnel } = view;
+  const total = refusals.reduce((sum, { count }) => sum + count, 0);
+  const where = ports
+    .map(({ port, mtls }) => (mtls === "disable" ? `${port}` : `${port} ${mtls}`))
+    .join(", ");
+  const rows: [string, string][] = [
+    [
+      "inbound",
+      `${enforced ? "" : "NOT enforced: "}${plural(policies.length, "policy", "policies")}, ` +
+        `${ports.length === 0 ? "no service ports" : `ports ${where}`}${tunnel ? ", a tunnel listens" : ""}`,
+    ],
+  ];
+  if (total > 0) {
+    const most = refusals.slice(0, MOST).map(({ by, count }) => `${count} by ${by}`);
+    const others = refusals.length > MOST ? ` and ${refusals.length - MOST} others` : "";
+    rows.push(["", `${plural(total, "connection")} refused: ${most.join(", ")}${others}`]);
+  }
+  return rows;
+}
+
+export function inboundWarnings(status: InboundStatus | undefined, view: InboundView | undefined): string[] {
+  const strict = view?.ports.filter(({ mtls }) => mtls === "strict").map(({ port }) => port) ?? [];
+  return [
+    ...(status?.trouble === undefined ? [] : [`Inbound policies are not up to date: ${status.trouble}.`]),
+    ...(status && !status.enforce && view
+      ? ["Inbound policies are not enforced (inbound: off, or shadow): every peer gets in."]
+      : []),
+    ...(status?.tooLarge.length
+      ? [
+          `The policies of port ${status.tooLarge.join(", ")} don't fit into the tables: every peer is refused there.`,
+        ]
+      : []),
+    ...(view?.enforced && strict.length > 0 && !view.tunnel
+      ? [
+          `Port ${strict.join(", ")} demands mutual TLS (STRICT) and no tunnel listens: every connection from outside is refused.`,
+        ]
+      : []),
+  ];
+}
+
+/** A section, or nothing when there was none. */
+export function formatInboundRefusals(view: InboundView | undefined): string[] {
+  if (!view || view.recent.length === 0) return [];
+  const rows = view.recent
+    .slice(0, ROWS)
+    .map(({ ago, by, source, destination, port }) => [
+      formatSpan(ago * 1000),
+      source,
+      destination.includes(":") ? `[${destination}]:${port}` : `${destination}:${port}`,
+      by,
+    ]);
+  return [`LAST REFUSED FROM OUTSIDE\n${indent(table(["ago", "from", "to", "by"], rows))}`];
+}

@@ -1,0 +1,69 @@
+/** What governs inbound connections now, and what it refused: read from what is pinned, with and without an agent. */
+import { existsSync } from "node:fs";
+import { BpfMap } from "../kernel/maps.ts";
+import { NetnsLink } from "../kernel/net/netns-link.ts";
+import { type MtlsMode, mtlsOf } from "../mesh/inbound.ts";
+import { keptInboundPin, openPolicySet } from "../policy/pinned.ts";
+import * as layout from "./layout.gen.ts";
+import { inboundPin, linkPin } from "./pins.ts";
+import { type RecentRefusal, type Refusal, readRefusals } from "./refusals.ts";
+
+export interface InboundView {
+  /** The tables are switched on, and the program is attached to a network namespace that exists. */
+  enforced: boolean;
+  ports: { port: number; mtls: MtlsMode }[];
+  policies: { name: string; action: "allow" | "deny"; rules: number; ports?: readonly number[] }[];
+  /** A tunnel offers a listening socket. */
+  tunnel: boolean;
+  /** Refusers with a count, most first. */
+  refusals: Refusal[];
+  /** Newest first. */
+  recent: RecentRefusal[];
+}
+
+/** Undefined when no inbound policies are pinned. Throws KernelError, or RangeError when what is pinned can't be read. */
+export function viewInbound(bpffs: string): InboundView | undefined {
+  using set = openPolicySet(bpffs);
+  const inbound = set?.read()?.inbound;
+  if (!inbound) return undefined;
+  return {
+    enforced: isOn(bpffs) && isAttached(bpffs),
+    ports: inbound.ports.map((port) => ({ port, mtls: mtlsOf(inbound, port) })),
+    policies: inbound.policies.map(({ name, action, rules, ports }) => ({
+      name,
+      action,
+      rules: rules.length,
+      ...(ports ? { ports } : {}),
+    })),
+    tunnel: hasListener(bpffs),
+    ...(readRefusals(bpffs) ?? { refusals: [], recent: [] }),
+  };
+}
+
+function isOn(bpffs: string): boolean {
+  const pin = inboundPin(bpffs, "inbound_settings");
+  if (!existsSync(pin)) return false;
+  using map = BpfMap.fromPin(pin);
+  const word = new BigUint64Array(new ArrayBuffer(8));
+  map.lookup(new Uint8Array(4), new Uint8Array(word.buffer));
+  return ((word[0] ?? 0n) & BigInt(layout.enums.inbound_flags.INBOUND_ON)) !== 0n;
+}
+
+function isAttached(bpffs: string): boolean {
+  const pin = linkPin(bpffs);
+  if (!existsSync(pin)) return false;
+  try {
+    using link = NetnsLink.fromPin(pin);
+    return link.info().netns !== 0;
+  } catch {
+    return false;
+  }
+}
+
+function hasListener(bpffs: string): boolean {
+  const pin = keptInboundPin(bpffs, "inbound_listeners");
+  if (!existsSync(pin)) return false;
+  using map = BpfMap.fromPin(pin);
+  const value = new Uint8Array(new ArrayBuffer(8));
+  return [0, 1].some((index) => map.lookup(new Uint8Array(Uint32Array.of(index).buffer), value));
+}
