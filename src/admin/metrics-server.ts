@@ -7,7 +7,7 @@ import type { AddressInfo } from "node:net";
 
 export interface MetricsAnswers {
   /** The content type and the body in parts, for an Accept header. */
-  metrics(accept: string | undefined): { type: string; parts: string[] };
+  metrics(accept: string | undefined): { type: string; parts: Uint8Array[] };
   /** Undefined when ready, else one sentence with the reason. */
   unready(): string | undefined;
 }
@@ -19,6 +19,16 @@ const PATIENCE = 10_000;
 /** A body is reused for so long, milliseconds: hundreds of concurrent requests cost one body. */
 const FRESH = 250;
 
+interface Body {
+  parts: Uint8Array[];
+  length: number;
+  type: string;
+  /** performance.now() when it was made. */
+  at: number;
+}
+/** By Accept header. */
+type Cache = Map<string, Body>;
+
 export class MetricsServer {
   readonly #server: Server;
 
@@ -28,7 +38,7 @@ export class MetricsServer {
 
   /** Listens on `host` and `port`. Rejects with the system's Error (EADDRINUSE, EADDRNOTAVAIL, EACCES). */
   static async listen(host: string, port: number, answers: MetricsAnswers): Promise<MetricsServer> {
-    const cache = new Map<string, { at: number; body: Buffer; type: string }>();
+    const cache: Cache = new Map();
     const server = createServer(
       { requestTimeout: PATIENCE, headersTimeout: PATIENCE, maxHeaderSize: 16_384 },
       (request, response) => {
@@ -64,7 +74,7 @@ function answer(
   request: IncomingMessage,
   response: ServerResponse,
   answers: MetricsAnswers,
-  cache: Map<string, { at: number; body: Buffer; type: string }>,
+  cache: Cache,
 ): void {
   const path = (request.url ?? "/").split("?")[0];
   if (request.method !== "GET" && request.method !== "HEAD") {
@@ -89,13 +99,37 @@ function answer(
   let known = cache.get(key);
   if (!known || performance.now() - known.at > FRESH) {
     const { type, parts } = answers.metrics(accept);
-    known = { at: performance.now(), body: Buffer.from(parts.join("")), type };
+    const length = parts.reduce((sum, part) => sum + part.length, 0);
+    known = { parts, length, type, at: performance.now() };
     // Few scrapers, few headers.
     if (cache.size > 4) cache.clear();
     cache.set(key, known);
   }
-  response.writeHead(200, { "content-type": known.type, "content-length": known.body.length });
-  response.end(request.method === "HEAD" ? undefined : known.body);
+  response.writeHead(200, { "content-type": known.type, "content-length": known.length });
+  if (request.method === "HEAD") response.end();
+  else void write(response, known.parts);
+}
+
+/** One part after the other: what a slow reader has not taken is the body's own memory. */
+async function write(response: ServerResponse, parts: readonly Uint8Array[]): Promise<void> {
+  for (const part of parts) {
+    if (response.destroyed) return;
+    if (!response.write(part)) await drained(response);
+  }
+  response.end();
+}
+
+/** Resolves when more can be written, and when the client is gone. */
+function drained(response: ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      response.off("drain", done);
+      response.off("close", done);
+      resolve();
+    };
+    response.on("drain", done);
+    response.on("close", done);
+  });
 }
 
 function plain(response: ServerResponse, status: number, text: string): void {

@@ -37,13 +37,13 @@ export type Answer = (query: URLSearchParams, accept?: string) => unknown;
 /** An answer in another format than JSON. */
 export class TextAnswer {
   readonly type: string;
-  readonly parts: readonly string[];
+  readonly parts: Uint8Array[];
   readonly status: number;
   readonly headers: Readonly<Record<string, string>>;
 
   constructor(
     type: string,
-    parts: readonly string[],
+    parts: Uint8Array[],
     status = 200,
     headers: Readonly<Record<string, string>> = {},
   ) {
@@ -243,8 +243,7 @@ async function reply(
   if (method !== "GET") return refusal(405, `only ${takesPost ? "GET and POST are" : "GET is"} answered`);
   try {
     const given = await answer(url.searchParams, headers.accept);
-    if (given instanceof TextAnswer)
-      return [given.status, given.parts.map((part) => Buffer.from(part)), given.type, given.headers];
+    if (given instanceof TextAnswer) return [given.status, given.parts, given.type, given.headers];
     return [200, jsonParts(given)];
   } catch (error) {
     return failure(error);

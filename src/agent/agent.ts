@@ -333,7 +333,7 @@ export class Agent {
         const reason = this.#unready();
         return new TextAnswer(
           "application/json",
-          [JSON.stringify({ ok: reason === undefined, reason })],
+          [Buffer.from(JSON.stringify({ ok: reason === undefined, reason }))],
           reason === undefined ? 200 : 503,
         );
       },
@@ -356,7 +356,7 @@ export class Agent {
       PAGE_FOLDER + path,
       () => {
         const file = pageFile(path);
-        return new TextAnswer(file?.type ?? "", [String(file?.body ?? "")], 200, PAGE_HEADERS);
+        return new TextAnswer(file?.type ?? "", [file?.body ?? Buffer.alloc(0)], 200, PAGE_HEADERS);
       },
     ]);
     return {

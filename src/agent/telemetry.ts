@@ -155,10 +155,10 @@ export class Telemetry {
     return this.#accessLog.follow(listener);
   }
 
-  metrics(accept: string | undefined): { type: string; parts: string[] } {
+  metrics(accept: string | undefined): { type: string; parts: Uint8Array[] } {
     const type = chooseFormat(accept);
     const traffic = this.#open;
-    const moment = traffic.read();
+    const moment = traffic.readCalls();
     const families = [
       ...istioFamilies(
         moment.reading,

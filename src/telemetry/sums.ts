@@ -2,7 +2,7 @@
 import { REASONS } from "../mesh/model.ts";
 import { type Labels, parseWorkload } from "./labels.ts";
 import type { Edge, EndpointNode, Histogram, Node, ServiceNode } from "./model.ts";
-import type { LatencyRow, Reading } from "./reading.ts";
+import type { LatencyRow, Reading, RetiredRow } from "./reading.ts";
 import { addCounters, type Counters, type FlowRow, noCounters } from "./rows.ts";
 import type { Source, Sources } from "./sources.ts";
 
@@ -25,6 +25,25 @@ export interface Sums {
   edges: Map<string, EdgeSum>;
 }
 
+/**
+ * The edges of kind "call" alone, and no nodes: what metrics are made of. With ten thousand pairs that takes a third of the
+ * time.
+ */
+export function sumCalls(reading: Reading, sources: Sources, labels: Labels): Sums {
+  const sums: Sums = { nodes: new Map(), edges: new Map() };
+  for (const row of reading.rows) {
+    const { key } = row;
+    if (key.direction === "in" || key.direction === "passed") continue;
+    addCall(sums, unitId(sources.of(key.source)), serviceId(labels.service(key.service)), row);
+  }
+  for (const row of reading.retired) {
+    if (row.direction === "out")
+      addRetired(sums, unitId(sources.of(row.source)), serviceId(row.service), row);
+  }
+  for (const row of reading.latency) addHistograms(sums, row, sources, labels);
+  return sums;
+}
+
 export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums {
   const sums: Sums = { nodes: new Map(), edges: new Map() };
   const ejectedIn = (id: number) => Math.max(0, labels.ejectedUntil(id) - reading.atNs) / 1e9;
@@ -42,30 +61,34 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
       continue;
     }
     const to = serviceNode(sums, service);
-    const edge = add(
-      sums,
-      { from: unit, to, kind: "call", port: 0 },
-      key.direction === "refused" ? undefined : row,
-    );
-    if (key.direction === "refused") {
-      const reason = REASONS[key.endpoint] ?? "internal";
-      edge.refused.set(reason, (edge.refused.get(reason) ?? 0) + row.counters.opened);
-      edge.usedNs = Math.max(edge.usedNs, row.usedNs);
-      continue;
-    }
+    addCall(sums, unit, to, row);
+    if (key.direction === "refused") continue;
     const at = labels.endpoint(key.endpoint);
     if (!at) continue;
     const endpoint = endpointNode(sums, at, labels.workload(key.endpoint), ejectedIn(key.endpoint));
     add(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 }, row);
   }
-  for (const { source, direction, service, counters } of reading.retired) {
-    if (direction !== "out") continue;
-    const from = unitNode(sums, sources.of(source));
-    const to = serviceNode(sums, service === "" ? undefined : service);
-    addCounters(edgeOf(sums, { from, to, kind: "call", port: 0 }).counters, counters);
+  for (const row of reading.retired) {
+    if (row.direction !== "out") continue;
+    const from = unitNode(sums, sources.of(row.source));
+    addRetired(sums, from, serviceNode(sums, row.service === "" ? undefined : row.service), row);
   }
   for (const row of reading.latency) addHistograms(sums, row, sources, labels);
   return sums;
+}
+
+/** A row of direction "out" or "refused". */
+function addCall(sums: Sums, from: string, to: string, row: FlowRow): void {
+  const { direction, endpoint } = row.key;
+  const edge = add(sums, { from, to, kind: "call", port: 0 }, direction === "refused" ? undefined : row);
+  if (direction !== "refused") return;
+  const reason = REASONS[endpoint] ?? "internal";
+  edge.refused.set(reason, (edge.refused.get(reason) ?? 0) + row.counters.opened);
+  edge.usedNs = Math.max(edge.usedNs, row.usedNs);
+}
+
+function addRetired(sums: Sums, from: string, to: string, { counters }: RetiredRow): void {
+  addCounters(edgeOf(sums, { from, to, kind: "call", port: 0 }).counters, counters);
 }
 
 function add(
@@ -104,8 +127,7 @@ function addHistograms(sums: Sums, row: LatencyRow, sources: Sources, labels: La
     });
   };
   if (row.direction !== "out") return;
-  const service = labels.service(row.service);
-  const sum = sums.edges.get(`${unit} -> service:${service ?? "none"}`);
+  const sum = sums.edges.get(`${unit} -> ${serviceId(labels.service(row.service))}`);
   if (sum) put(sum);
 }
 
@@ -129,8 +151,13 @@ function unitNode({ nodes }: Sums, source: Source): string {
   return id;
 }
 
+/** Undefined and "" are no service. */
+function serviceId(service: string | undefined): string {
+  return `service:${service || "none"}`;
+}
+
 function serviceNode({ nodes }: Sums, service: string | undefined): string {
-  const id = `service:${service ?? "none"}`;
+  const id = serviceId(service);
   if (!nodes.has(id)) {
     const [, host = service ?? "none", port = "0"] = /^(.*):(\d+)$/.exec(service ?? "") ?? [];
     const node: ServiceNode = {

@@ -16,7 +16,7 @@ import type { EdgeHistory, EdgesDocument, Machine } from "./model.ts";
 import { type Reading, readTraffic } from "./reading.ts";
 import { Retirement } from "./retirement.ts";
 import { Sources } from "./sources.ts";
-import { type Sums, sumUp } from "./sums.ts";
+import { type Sums, sumCalls, sumUp } from "./sums.ts";
 
 /** Between two flushes, milliseconds; Istio's proxies report long connections as often. */
 const FLUSH = 5_000;
@@ -81,10 +81,20 @@ export class Traffic {
 
   /** Brings the rows up to date and reads them. Throws KernelError. */
   read(): Moment {
+    const reading = this.#read();
+    return { reading, sums: sumUp(reading, this.sources, this.labels) };
+  }
+
+  /** The same with the edges alone that metrics are made of. Throws KernelError. */
+  readCalls(): Moment {
+    const reading = this.#read();
+    return { reading, sums: sumCalls(reading, this.sources, this.labels) };
+  }
+
+  #read(): Reading {
     this.#flush();
     this.sources.refresh();
-    const reading = readTraffic(this.#options.tables.maps);
-    return { reading, sums: sumUp(reading, this.sources, this.labels) };
+    return readTraffic(this.#options.tables.maps);
   }
 
   /** The map over the last `window` seconds. Throws KernelError. */

@@ -7,7 +7,7 @@ const counter = (labels: Family["samples"][number]["labels"], value: number): Fa
   type: "counter",
   samples: [{ labels, value }],
 });
-const text = (family: Family, format: string) => expose([family], format).join("");
+const text = (family: Family, format: string) => Buffer.concat(expose([family], format)).toString();
 
 test("a counter in both formats", () => {
   expect(text(counter([["x", "1"]], 3), TEXT)).toBe(
@@ -49,6 +49,17 @@ test("a family without samples is not there; a histogram ends with all of them",
     '# HELP h h\n# TYPE h histogram\nh_bucket{u="a",le="0.5"} 1\nh_bucket{u="a",le="1.0"} 3\n' +
       'h_bucket{u="a",le="+Inf"} 4\nh_sum{u="a"} 2.5\nh_count{u="a"} 4\n# EOF\n',
   );
+});
+
+test("a body of many parts is whole, and text of several bytes a letter, too", () => {
+  const samples = Array.from({ length: 20_000 }, (_, i) => ({
+    labels: [["x", `\u20ac\u{1f600}-${i}`]] as const,
+    value: i,
+  }));
+  const parts = expose([{ name: "a", help: "", type: "gauge", samples }], TEXT);
+  expect(parts.length).toBeGreaterThan(1);
+  const lines = Buffer.concat(parts).toString().trimEnd().split("\n").slice(2);
+  expect(lines).toEqual(samples.map(({ labels, value }) => `a{x="${labels[0][1]}"} ${value}`));
 });
 
 test.each([

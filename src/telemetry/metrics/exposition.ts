@@ -18,7 +18,16 @@ export interface Family {
   type: "counter" | "gauge" | "histogram";
   samples: Sample[];
   /** Of a histogram: bounds in the metric's unit, with cumulative counts; the last is all of them. */
-  histograms?: { labels: Sample["labels"]; bounds: number[]; counts: number[]; sum: number }[];
+  histograms?: {
+    labels: Sample["labels"];
+    /** What `labelBlock` gives for them, where it is known. */
+    block?: string;
+    /** One array for all histograms of the family, so that its texts are made once. */
+    bounds: readonly number[];
+    /** Cumulative; one more than bounds. */
+    counts: number[];
+    sum: number;
+  }[];
 }
 
 export const TEXT = "text/plain; version=0.0.4; charset=utf-8";
@@ -39,37 +48,60 @@ export function chooseFormat(accept: string | undefined): typeof TEXT | typeof O
 }
 
 /** The body in parts of some 64 KB. */
-export function expose(families: readonly Family[], format: string): string[] {
+export function expose(families: readonly Family[], format: string): Buffer[] {
   const open = format === OPEN_METRICS;
-  const parts: string[] = [];
-  let text = "";
-  const line = (piece: string) => {
-    text += `${piece}\n`;
-    if (text.length < 65_536) return;
-    parts.push(text);
-    text = "";
-  };
+  const body = new Body();
   for (const { name, help, type, samples, histograms } of families) {
     if (samples.length === 0 && !histograms?.length) continue;
     const family = type === "counter" && !open ? `${name}_total` : name;
-    line(`# HELP ${family} ${escapeHelp(help, open)}`);
-    line(`# TYPE ${family} ${type}`);
+    body.put(`# HELP ${family} ${escapeHelp(help, open)}\n`);
+    body.put(`# TYPE ${family} ${type}\n`);
     const series = type === "counter" ? `${name}_total` : name;
-    for (const { labels, value, block } of samples)
-      line(`${series}${block ?? labelBlock(labels)} ${number(value)}`);
-    for (const { labels, bounds, counts, sum } of histograms ?? []) {
-      bounds.forEach((bound, i) => {
-        line(`${name}_bucket${labelBlock([...labels, ["le", le(bound)]])} ${number(counts[i] ?? 0)}`);
+    for (const { labels, value, block } of samples) body.sample(series, block ?? labelBlock(labels), value);
+    let les: string[] = [];
+    let of: readonly number[] | undefined;
+    for (const { labels, block = labelBlock(labels), bounds, counts, sum } of histograms ?? []) {
+      if (bounds !== of) les = [...bounds, Number.POSITIVE_INFINITY].map(le);
+      of = bounds;
+      les.forEach((text, i) => {
+        body.sample(`${name}_bucket`, withLabel(block, "le", text), counts[i] ?? 0);
       });
-      const count = counts.at(-1) ?? 0;
-      line(`${name}_bucket${labelBlock([...labels, ["le", "+Inf"]])} ${number(count)}`);
-      line(`${name}_sum${labelBlock(labels)} ${number(sum)}`);
-      line(`${name}_count${labelBlock(labels)} ${number(count)}`);
+      body.sample(`${name}_sum`, block, sum);
+      body.sample(`${name}_count`, block, counts.at(-1) ?? 0);
     }
   }
-  if (open) line("# EOF");
-  parts.push(text);
-  return parts;
+  if (open) body.put("# EOF\n");
+  return body.parts();
+}
+
+const PART = 64 << 10;
+
+/**
+ * Text as bytes. A scrape has megabytes, and as one string they would make the agent's small heap collect garbage several
+ * times.
+ */
+class Body {
+  readonly #parts: Buffer[] = [];
+  #text = "";
+
+  put(text: string): void {
+    this.#text += text;
+    if (this.#text.length >= PART) this.#encode();
+  }
+
+  sample(series: string, block: string, value: number): void {
+    this.put(`${series + block} ${number(value)}\n`);
+  }
+
+  parts(): Buffer[] {
+    this.#encode();
+    return this.#parts;
+  }
+
+  #encode(): void {
+    if (this.#text !== "") this.#parts.push(Buffer.from(this.#text));
+    this.#text = "";
+  }
 }
 
 /** Labels as they stand behind a metric's name. */
@@ -77,6 +109,11 @@ export function labelBlock(labels: Sample["labels"]): string {
   const written = labels.filter(([, value]) => value !== "");
   if (written.length === 0) return "";
   return `{${written.map(([name, value]) => `${name}="${escapeLabel(value)}"`).join(",")}}`;
+}
+
+/** A block of labels with one more at its end, whose value needs no escape. */
+export function withLabel(block: string, name: string, value: string): string {
+  return block === "" ? `{${name}="${value}"}` : `${block.slice(0, -1)},${name}="${value}"}`;
 }
 
 /** Values longer than that are cut: nothing of ours is, and others' names must not fill the scraper's memory. */
@@ -96,7 +133,7 @@ function escapeHelp(text: string, open: boolean): string {
 
 /** OpenMetrics wants a float's text for a bound. */
 function le(bound: number): string {
-  return Number.isInteger(bound) ? `${bound}.0` : String(bound);
+  return Number.isInteger(bound) ? `${bound}.0` : number(bound);
 }
 
 function number(value: number): string {

@@ -1,12 +1,17 @@
 /** kmesh's own metrics: what Istio's names have no room for. Units and services are their labels, never endpoints. */
 
+import * as layout from "../../datapath/tables/layout.gen.ts";
 import type { Counting } from "../counting.ts";
 import { HISTORY_SECONDS } from "../history.ts";
 import { addCounters, ENDS, liveOf, noCounters } from "../rows.ts";
 import type { EdgeSum } from "../sums.ts";
 import type { Moment } from "../traffic.ts";
-import type { Family, Sample } from "./exposition.ts";
+import { type Family, labelBlock, type Sample, withLabel } from "./exposition.ts";
 
+/** Finite bounds of the kernel's histograms, each twice the one before; the bucket beyond them has no bound. */
+const KERNEL_BOUNDS = layout.latency_row.fields.rtt.count - 1;
+/** Every second of them is a series' bound: a pair has dozens of lines even so, and the map's JSON has them all. */
+const STEP = 2;
 /** Pairs of a unit and a service that have series of their own; the rest is added to unit="other", service="other". */
 const MOST_PAIRS = 2_000;
 
@@ -26,12 +31,15 @@ export interface AgentNumbers {
 
 export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, agent: AgentNumbers): Family[] {
   const calls = bounded([...sums.edges.values()].filter(({ kind }) => kind === "call"));
-  const labelled = calls.map((edge) => ({ edge, labels: labelsOf(edge) }));
+  const labelled = calls.map((edge) => {
+    const labels = labelsOf(edge);
+    return { edge, labels, block: labelBlock(labels) };
+  });
   const counter = (name: string, help: string, value: (edge: EdgeSum) => number): Family => ({
     name,
     help,
     type: "counter",
-    samples: labelled.map(({ edge, labels }) => ({ labels, value: value(edge) })),
+    samples: labelled.map(({ edge, labels, block }) => ({ labels, block, value: value(edge) })),
   });
   const gauge = (name: string, help: string, samples: Sample[]): Family => ({
     name,
@@ -43,34 +51,40 @@ export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, age
   const histogram = (
     name: string,
     help: string,
-    counts: (edge: EdgeSum) => number[] | undefined,
+    kernel: (edge: EdgeSum) => number[] | undefined,
     scale: number,
     sum: (edge: EdgeSum) => number,
-  ): Family => ({
-    name,
-    help,
-    type: "histogram",
-    samples: [],
-    histograms: labelled.flatMap(({ edge, labels }) => {
-      const buckets = counts(edge);
-      if (!buckets?.some((count) => count > 0)) return [];
+  ): Family => {
+    const kept = Array.from({ length: Math.ceil(KERNEL_BOUNDS / STEP) }, (_, i) => i * STEP);
+    const bounds = kept.map((i) => 2 ** i * scale);
+    const histograms: NonNullable<Family["histograms"]> = [];
+    for (const { edge, labels, block } of labelled) {
+      const buckets = kernel(edge);
+      if (!buckets) continue;
       let all = 0;
       const cumulative = buckets.map((count) => {
         all += count;
         return all;
       });
-      const bounds = buckets.slice(0, -1).map((_, i) => 2 ** i * scale);
-      return [{ labels, bounds, counts: cumulative, sum: sum(edge) }];
-    }),
+      if (all === 0) continue;
+      const counts = [...kept.map((i) => cumulative[i] ?? 0), all];
+      histograms.push({ labels, block, bounds, counts, sum: sum(edge) });
+    }
+    return { name, help, type: "histogram", samples: [], histograms };
+  };
+  const more = ({ labels, block }: (typeof labelled)[number], name: string, text: string, value: number) => ({
+    labels: [...labels, [name, text] as const],
+    block: withLabel(block, name, text),
+    value,
   });
-  const pairs = labelled.flatMap(({ edge, labels }) =>
-    ENDS.map(
-      (end, i): Sample => ({ labels: [...labels, ["end", end]], value: edge.counters.ends[i] ?? 0 }),
-    ).filter(({ value }) => value > 0),
-  );
-  const refusals = labelled.flatMap(({ edge, labels }) =>
-    [...edge.refused].map(([reason, value]): Sample => ({ labels: [...labels, ["reason", reason]], value })),
-  );
+  const pairs: Sample[] = [];
+  const refusals: Sample[] = [];
+  for (const each of labelled) {
+    each.edge.counters.ends.forEach((count, i) => {
+      if (count > 0) pairs.push(more(each, "end", ENDS[i] ?? "closed", count));
+    });
+    for (const [reason, count] of each.edge.refused) refusals.push(more(each, "reason", reason, count));
+  }
   const used = (inbound: boolean) =>
     reading.rows.filter(({ key }) => (key.direction === "in") === inbound).length;
   return [
@@ -148,7 +162,7 @@ export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, age
     gauge(
       "kmesh_connections_live",
       "Connections that are open",
-      labelled.map(({ edge, labels }) => ({ labels, value: liveOf(edge.counters) })),
+      labelled.map(({ edge, labels, block }) => ({ labels, block, value: liveOf(edge.counters) })),
     ),
     counter(
       "kmesh_sent_bytes",
@@ -215,7 +229,7 @@ function bounded(edges: readonly EdgeSum[]): EdgeSum[] {
 
 function labelsOf({ from, to }: EdgeSum): Sample["labels"] {
   return [
-    ["unit", from.replace(/^unit:/, "")],
-    ["service", to.replace(/^service:/, "")],
+    ["unit", from.startsWith("unit:") ? from.slice(5) : from],
+    ["service", to.startsWith("service:") ? to.slice(8) : to],
   ];
 }

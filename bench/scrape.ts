@@ -1,0 +1,112 @@
+/**
+ * What a scrape of the agent's metrics costs: `bun bench/scrape.ts [--pairs N,N] [--scrapes N]`
+ *
+ * Each pair is a unit and a service with one endpoint that the unit connected to once. A scrape is GET /metrics over
+ * loopback, less often than once in the second for which an answer is kept. Beside it `GET /healthz` of the same server: the
+ * way there and back.
+ */
+import { readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+import { NetworkNamespace } from "../test/lab/namespace.ts";
+import { output, sleep } from "../test/lab/process.ts";
+import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
+import { figure, median, printTable, progress } from "./measure.ts";
+
+const { values: flags } = parseArgs({
+  options: {
+    pairs: { type: "string", default: "1000,10000" },
+    scrapes: { type: "string", default: "10" },
+  },
+});
+requireTools(["ip", "iproute2"], ["python3", "python3"]);
+/** Milliseconds that a scrape may take. */
+const LIMITS: Readonly<Record<number, number>> = { 1000: 10, 10000: 60 };
+
+/** Connects to each service once. All endpoints' addresses are local, and one listener answers for them. */
+const CONNECT = `
+import socket, sys
+listener = socket.create_server(("0.0.0.0", 8080), backlog=16)
+for i in range(int(sys.argv[1])):
+    client = socket.create_connection(("10.%d.%d.%d" % (128 + (i >> 16), i >> 8 & 255, i & 255), 80 if i % 2 == 0 else 9000), 5)
+    client.sendall(b"hello")
+    listener.accept()[0].close()
+    client.close()
+`;
+
+/** Scrapes in a row from a process of its own in the namespace; gives milliseconds of each, and bytes of the last. */
+const SCRAPE = `
+const times = [], ways = [];
+let bytes = 0;
+const timed = async (path, into) => {
+  const began = performance.now();
+  bytes = (await (await fetch("http://127.0.0.1:15020" + path, { proxy: "" })).arrayBuffer()).byteLength;
+  into.push(performance.now() - began);
+};
+for (let i = 0; i < Number(process.argv[1]); i++) {
+  await timed("/healthz", ways);
+  await timed("/metrics", times);
+  await new Promise((later) => setTimeout(later, 1100));
+}
+console.log(JSON.stringify({ times, ways, bytes }));
+`;
+
+/** User and system time of a process so far, ms, in steps of 10: steadier than the clock on a busy machine. */
+function cpuTime(pid: number): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  return (Number(fields[11]) + Number(fields[12])) * 10;
+}
+
+const namespace = await NetworkNamespace.create("scr");
+let mesh: BenchMesh | undefined;
+await runAndClean(bench, async () => {
+  await mesh?.remove();
+  await namespace.remove();
+});
+
+async function bench(): Promise<void> {
+  await namespace.ip("route", "add", "local", "172.16.0.0/12", "dev", "lo");
+  const rows: (string | number)[][] = [];
+  for (const pairs of (flags.pairs ?? "").split(",").map(Number)) {
+    mesh = new BenchMesh(namespace.path);
+    await mesh.serve({ services: [], many: { count: pairs, endpoints: 1 } });
+    await mesh.up("127.0.0.1:15010", "--metrics=127.0.0.1:15020");
+    progress(`${pairs} pairs`);
+    const script = join(mesh.folder, "connect.py");
+    writeFileSync(script, CONNECT);
+    await output(["python3", script, String(pairs)], {
+      netns: namespace.path,
+      cgroup: mesh.apps,
+      timeoutMs: 120_000,
+    });
+    // The snapshot is written, and the first history recorded.
+    await sleep(8_000);
+    const before = cpuTime(mesh.agent.pid);
+    const text = await output([process.execPath, "-e", SCRAPE, String(Number(flags.scrapes) + 1)], {
+      netns: namespace.path,
+      timeoutMs: 120_000,
+    });
+    const { times, ways, bytes } = JSON.parse(text) as { times: number[]; ways: number[]; bytes: number };
+    const cpu = (cpuTime(mesh.agent.pid) - before) / times.length;
+    const [first = 0, ...later] = times;
+    const limit = LIMITS[pairs] ?? "";
+    rows.push([
+      pairs,
+      first,
+      Math.min(...later),
+      median(later),
+      Math.max(...later),
+      limit,
+      cpu,
+      median(ways),
+      bytes >> 10,
+    ]);
+    await mesh.remove();
+  }
+  console.log("a scrape, ms:");
+  printTable(
+    ["pairs", "first", "best", "median", "worst", "limit", "CPU", "/healthz", "KB"],
+    rows.map((row) => row.map((cell) => (typeof cell === "number" ? figure(cell) : cell))),
+  );
+}
