@@ -299,6 +299,24 @@ def elsewhere():
     return 40, 0
 
 
+def again_and_again():
+    """A few sockets connect by turns to two frontends that refuse: FRONTEND and the one behind it, for a second."""
+    head, last = frontend.rsplit(".", 1)
+    places = [(frontend, port), (f"{head}.{int(last) + 1}", port)]
+    socks = [socket.socket() for _ in range(4)]
+    made = [0, 0]
+    end = time.monotonic() + 1
+    while time.monotonic() < end:
+        for turn in range(200):
+            try:
+                socks[turn // 2 % len(socks)].connect(places[turn % 2])
+            except ConnectionRefusedError:
+                made[turn % 2] += 1
+    for sock in socks:
+        sock.close()
+    return made[0], made[1]
+
+
 def many():
     """Known random amounts over 300 connections, a third reset, a third shut down first."""
     import random

@@ -42,6 +42,8 @@ describe.skipIf(!root)("traffic", () => {
       closed: "172.31.1.1:9",
       silent: "172.31.9.9:80",
       away: "198.51.100.1:80",
+      shut: "172.31.1.1:7",
+      shut2: "172.31.1.1:6",
     };
     Object.entries(endpoints).forEach(([name, at], i) => {
       addCluster(mesh, name, [endpoint(at)]);
@@ -70,7 +72,7 @@ describe.skipIf(!root)("traffic", () => {
     for (const { key, counters } of rows()) if (key.direction === direction) addCounters(all, counters);
     return all;
   };
-  const FRONTENDS = { open: 1, closed: 2, silent: 3, away: 4, denied: 9 };
+  const FRONTENDS = { open: 1, closed: 2, silent: 3, away: 4, shut: 5, denied: 9 };
   const script = (way: string, to: keyof typeof FRONTENDS) => {
     const path = join(import.meta.dirname, "flows.py");
     return placed(["/usr/bin/python3", path, way, `10.96.8.${FRONTENDS[to]}`, "80", "172.31.1.1", "8090"], {
@@ -140,6 +142,26 @@ describe.skipIf(!root)("traffic", () => {
     if (flusher) expect(flushes).toBeGreaterThan(20);
     expect({ sent: out.sent, received: out.received, opened: out.opened }).toEqual({ ...apps, opened: 300 });
     expect(named(out)).toEqual({ closed: 200, reset: 100 });
+  });
+
+  test("each connection in its own row, while sockets reconnect elsewhere and others flush without pause", async () => {
+    const before = new Set(rows().map(({ key }) => JSON.stringify(key)));
+    let busy = true;
+    const work = run("again_and_again", "shut").finally(() => {
+      busy = false;
+    });
+    while (busy) {
+      flusher?.flush();
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    const { sent: toOne, received: toOther } = await work;
+    const fresh = rows().filter(({ key }) => key.direction === "out" && !before.has(JSON.stringify(key)));
+    const found = fresh.map(({ counters }) => [
+      counters.opened,
+      counters.ends.reduce((all, one) => all + one, 0),
+    ]);
+    expect(toOne).toBeGreaterThan(1000);
+    expect(found.sort()).toEqual([toOne, toOther].map((count) => [count, count]).sort());
   });
 
   test("segments that were sent again, and each byte once all the same", async () => {
