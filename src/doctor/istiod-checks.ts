@@ -311,6 +311,14 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
       },
     ];
   }
+  if (status.workloads?.ambientLacking)
+    return [
+      {
+        state: "error",
+        text: `it runs (pid ${pid}) in dual-engine mode, and istiod sent no service and no workload: it runs without ambient`,
+        cure: "Set PILOT_ENABLE_AMBIENT=true in istiod's environment, or mode: kernel-native here. Until then the tables stay as they are.",
+      },
+    ];
   if (tables.lastError)
     return [
       {

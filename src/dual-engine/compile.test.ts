@@ -359,6 +359,19 @@ test("workloads known by a name: its addresses are looked up, and until then the
   fixture.engine.close();
 });
 
+test("istiod gives a workload without labels every policy with a selector: that is said", () => {
+  const own = pod("x/WorkloadEntry/shop/vm", {
+    services: {},
+    authorizationPolicies: ["shop/p", "shop/converted_x"],
+  });
+  const said = (labelled: boolean) =>
+    new Fixture({ self: { addresses: [], entry: "vm", labelled } })
+      .push(own)
+      .mesh.notes.map(({ text }) => text);
+  expect(said(true)).toEqual([]);
+  expect(said(false).join()).toEndWith("every policy with a selector: shop/p");
+});
+
 test("an istiod without ambient sends nothing: nothing is published", () => {
   const fixture = new Fixture();
   fixture.engine.commit();

@@ -29,6 +29,7 @@ export interface CompilerOptions {
   here: Place;
   tunnel: boolean;
   allowPlaintext: boolean;
+  self: { labelled?: boolean };
 }
 
 /** Keys to look at again after the parts of some owners changed. */
@@ -274,6 +275,12 @@ export class Compiler {
         network === "" ? "this machine has no network (setting network)" : `this machine is in ${network}`;
       const services = this.#elsewhere === 1 ? "1 service has" : `${this.#elsewhere} services have`;
       notes.push(note("not-enforced", `${services} addresses only in other networks: ${own}`));
+    }
+    // A nil label map turns istiod's selector off.
+    const selecting = this.#store.own?.profile.policies.filter((name) => !/\/(istio_)?converted_/.test(name));
+    if (this.#options.self.labelled === false && selecting && selecting.length > 0) {
+      const text = `this machine's workload has no labels, so istiod gives it every policy with a selector: ${selecting.join(", ")}`;
+      notes.push(note("conflict", text));
     }
     return sortedNotes(notes);
   }

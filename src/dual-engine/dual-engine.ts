@@ -14,8 +14,10 @@ import type { WorkloadRecord } from "./records.ts";
 import { Store } from "./store.ts";
 
 export interface DualEngineOptions extends CompilerOptions {
-  /** The machine's addresses, canonical, and the name of its WorkloadEntry when istiod registers it. */
-  self: { addresses: readonly string[]; entry?: string };
+  /**
+   * The machine's addresses, canonical; the name of its WorkloadEntry when istiod registers it; whether that entry has labels.
+   */
+  self: { addresses: readonly string[]; entry?: string; labelled?: boolean };
   /**
    * Called with the mesh after each change, and the difference. The mesh is one object, changed in place: copy what
    * must outlive the call.

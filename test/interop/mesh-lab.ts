@@ -178,7 +178,7 @@ export class MeshLab {
         ...(more.some((flag) => flag.startsWith("--ca"))
           ? []
           : [`--istiod=127.0.0.1:${this.plane.ports.grpc}`, "--plaintext"]),
-        "--mode=kernel-native",
+        ...(more.some((flag) => flag.startsWith("--mode")) ? [] : ["--mode=kernel-native"]),
         "--namespace=shop",
         "--service-account=vm",
         `--cgroup=${this.apps}`,
