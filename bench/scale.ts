@@ -1,7 +1,7 @@
 /**
  * A mesh of 10,000 services with 100,000 endpoints: how fast it is in the kernel, and what it takes.
  *
- *     bun bench/scale.ts [--services N] [--endpoints N-A-SERVICE] [--rounds N] [--istiod]
+ *     bun bench/scale.ts [--services N] [--endpoints N-A-SERVICE] [--rounds N] [--mode MODE] [--changes N] [--istiod]
  *
  * Against a null client on the same control plane, which only receives and acknowledges. --istiod also runs the
  * real one (about two minutes to fill it, 3 GB of memory).
@@ -22,6 +22,8 @@ const { values: flags } = parseArgs({
     services: { type: "string", default: "10000" },
     endpoints: { type: "string", default: "10" },
     rounds: { type: "string", default: "5" },
+    mode: { type: "string", default: "kernel-native" },
+    changes: { type: "string", default: "20" },
     istiod: { type: "boolean", default: false },
   },
 });
@@ -29,6 +31,7 @@ requireTools(["ip", "iproute2"], ["python3", "python3"]);
 const services = Number(flags.services);
 const endpoints = Number(flags.endpoints);
 const rounds = Number(flags.rounds);
+const MODE = `--mode=${flags.mode}`;
 
 const WATCHED = { address: "10.61.0.1", port: 80 };
 const TWO = ["172.31.1.1", "172.31.1.2"];
@@ -48,7 +51,9 @@ interface NullResult {
 
 async function nullClient(istiod: string, netns: string): Promise<NullResult> {
   const script = join(import.meta.dirname, "null-client.ts");
-  return JSON.parse(await output([process.execPath, script, istiod], { netns, timeoutMs: 120_000 }));
+  return JSON.parse(
+    await output([process.execPath, script, istiod, flags.mode], { netns, timeoutMs: 120_000 }),
+  );
 }
 
 interface Memory {
@@ -85,7 +90,7 @@ interface Agent {
 /** Starts an agent on empty tables and tells what it took. It still runs afterwards. */
 async function startAgent(mesh: BenchMesh, istiod: string): Promise<Agent> {
   const began = performance.timeOrigin + performance.now();
-  await mesh.up(istiod);
+  await mesh.up(istiod, MODE);
   const status = await mesh.agentStatus();
   const live = Date.parse(status?.tables.firstApplyAt ?? "");
   const connected = status?.stream.connectedSince ?? Number.NaN;
@@ -167,7 +172,7 @@ async function tableMemory(mesh: BenchMesh, many: number): Promise<Memory> {
     progress(`kernel memory of ${many} services, round ${i + 1} of ${rounds}`);
     const cgroup = MemoryCgroup.create();
     try {
-      await mesh.upIn(cgroup === undefined ? {} : { cgroup: cgroup.path }, "127.0.0.1:15010");
+      await mesh.upIn(cgroup === undefined ? {} : { cgroup: cgroup.path }, "127.0.0.1:15010", MODE);
       await sleep(500);
       await mesh.agent.stop("SIGKILL");
       const held = await freeMemory();
@@ -204,8 +209,10 @@ async function bench(): Promise<void> {
   await own.serve({ services: [watched], many: { count: services, endpoints } });
   rows.push(await measure("embedded control plane", own, "127.0.0.1:15010", namespace.path));
   progress("one endpoint changes");
-  await own.up();
-  const latencies = await changes(own, namespace.path, 20);
+  await own.up(undefined, MODE);
+  const latencies = await changes(own, namespace.path, Number(flags.changes));
+  const { tables } = (await own.agentStatus()) ?? {};
+  progress(`the last change: ${tables?.lastWrites} map writes, ${tables?.lastMilliseconds?.toFixed(2)} ms`);
   await own.down();
   const full = await tableMemory(own, services);
   const empty = await tableMemory(own, 0);

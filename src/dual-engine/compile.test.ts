@@ -369,7 +369,7 @@ test("istiod gives a workload without labels every policy with a selector: that 
       .push(own)
       .mesh.notes.map(({ text }) => text);
   expect(said(true)).toEqual([]);
-  expect(said(false).join()).toEndWith("every policy with a selector: shop/p");
+  expect(said(false).join()).toEndWith("every policy with a selector, as here: shop/p");
 });
 
 test("an istiod without ambient sends nothing: nothing is published", () => {

@@ -7,7 +7,15 @@ import type { ServiceId } from "../kernel-native/resources/service.ts";
 import { type Excluded, unreachable } from "../kernel-native/unreachable.ts";
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
 import type { Changes, Cluster, Frontend, Mesh, Name, Note } from "../mesh/model.ts";
-import { sameCluster, sameFrontend, sameName, sameNotes, sameService, sameSplit } from "../mesh/same.ts";
+import {
+  sameCluster,
+  sameFrontend,
+  sameInbound,
+  sameName,
+  sameNotes,
+  sameService,
+  sameSplit,
+} from "../mesh/same.ts";
 import type { Surroundings } from "./carriage.ts";
 import { Claims } from "./claims.ts";
 import { type CompiledInbound, compileInbound } from "./inbound.ts";
@@ -257,13 +265,15 @@ export class Compiler {
     }
   }
 
-  /** Gives whether it changed. */
+  /**
+   * Gives whether who may connect changed. While istiod has no workload of this machine, what was known stays: it may only
+   * have been away for a moment.
+   */
   #compileInbound(): boolean {
-    const before = this.inbound;
     const now = compileInbound(this.#store);
-    if (JSON.stringify(before) === JSON.stringify(now)) return false;
     this.inbound = now;
-    if (now) this.mesh.inbound = now.inbound;
+    if (!now || sameInbound(this.mesh.inbound, now.inbound)) return false;
+    this.mesh.inbound = now.inbound;
     return true;
   }
 
@@ -279,7 +289,7 @@ export class Compiler {
     // A nil label map turns istiod's selector off.
     const selecting = this.#store.own?.profile.policies.filter((name) => !/\/(istio_)?converted_/.test(name));
     if (this.#options.self.labelled === false && selecting && selecting.length > 0) {
-      const text = `this machine's workload has no labels, so istiod gives it every policy with a selector: ${selecting.join(", ")}`;
+      const text = `the settings have no labels; when this machine's WorkloadEntry has none either, istiod gives it every policy with a selector, as here: ${selecting.join(", ")}`;
       notes.push(note("conflict", text));
     }
     return sortedNotes(notes);

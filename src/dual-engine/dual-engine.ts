@@ -46,6 +46,8 @@ export interface DualEngineStatus {
   own?: string;
   /** Policies that it names and istiod has not sent. */
   unknownPolicies: readonly string[];
+  /** Policies of dry run that would govern it. */
+  dryRun: readonly string[];
 }
 
 /** The sink of the istiod stream in dual-engine mode. Owns the resolver; `close` stops it. */
@@ -147,6 +149,7 @@ export class DualEngine implements ResourceSink {
       ambientLacking: this.#lacking,
       ...(own ? { own: own.uid } : {}),
       unknownPolicies: this.#compiler.inbound?.unknown ?? [],
+      dryRun: this.#compiler.inbound?.dryRun ?? [],
     };
   }
 

@@ -1,5 +1,6 @@
 /** Resources and pushes recorded from a real istiod with ambient on. */
 import { expect, test } from "bun:test";
+import { type Inbound, mtlsOf } from "../mesh/inbound.ts";
 import { Fixture, recordedState, recordedStream } from "./testdata/resources.ts";
 
 const WEB = "outbound|80||web.shop.svc.cluster.local";
@@ -57,6 +58,12 @@ test("STRICT: the machine's own workload names the policy that denies plaintext"
   expect(fixture.engine.own?.uid).toEndWith("/WorkloadEntry/vms/we1");
   const { inbound } = fixture.engine;
   expect(inbound?.unknown).toEqual([]);
+  expect(fixture.mesh.inbound).toEqual(inbound?.inbound as Inbound);
+  expect(mtlsOf(fixture.mesh.inbound as Inbound, inbound?.inbound.ports[0] ?? 0)).toBe("strict");
+  // A workload that is away for a moment opens nothing.
+  fixture.remove(fixture.engine.own?.uid ?? "");
+  expect(fixture.engine.own).toBeUndefined();
+  expect(fixture.mesh.inbound).toEqual(inbound?.inbound as Inbound);
   expect(inbound?.inbound.policies.map(({ name }) => name)).toContain(
     "istio-system/istio_converted_static_strict",
   );

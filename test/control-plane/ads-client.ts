@@ -13,6 +13,8 @@ export const TYPE_URLS = {
   listener: `${PREFIX}envoy.config.listener.v3.Listener`,
   route: `${PREFIX}envoy.config.route.v3.RouteConfiguration`,
   names: `${PREFIX}istio.networking.nds.v1.NameTable`,
+  address: `${PREFIX}istio.workload.Address`,
+  authorization: `${PREFIX}istio.security.Authorization`,
 } as const;
 export type ShortType = keyof typeof TYPE_URLS;
 
@@ -174,6 +176,8 @@ export interface AdsClientOptions {
   /** HOST:PORT of the plaintext xDS port. */
   istiod: string;
   node: NodeIdentity;
+  /** The types to subscribe to as a whole; default: clusters, listeners and names, and what those ask for. */
+  types?: readonly ShortType[];
   /** Called for each response before its acknowledgement. */
   received?(response: Received): void;
   /** Called when the stream is over. */
@@ -220,9 +224,9 @@ export class AdsClient {
     this.#stream.on("data", (bytes: Buffer) => this.#receive(bytes));
     this.#stream.on("error", (error: Error) => options.ended?.(error));
     this.#stream.on("end", () => options.ended?.(undefined));
-    for (const type of ["cluster", "listener", "names"] as const) {
+    for (const [i, type] of (options.types ?? (["cluster", "listener", "names"] as const)).entries()) {
       this.#pending.add(type);
-      this.#send({ type, ...(type === "cluster" ? { node: this.#node } : {}) });
+      this.#send({ type, ...(i === 0 ? { node: this.#node } : {}) });
     }
   }
 
@@ -276,7 +280,7 @@ export class AdsClient {
       for (const { name, bytes } of resources) this.#listeners.set(name, routeNames(bytes));
       for (const name of removed) this.#listeners.delete(name);
       this.#subscribe("route", new Set([...this.#listeners.values()].flat()));
-    } else if (type !== "names") {
+    } else if (type === "endpoints" || type === "route") {
       for (const { name } of resources) this.#waitingFor[type].delete(name);
     }
     const waiting = this.#pending.size + this.#waitingFor.endpoints.size + this.#waitingFor.route.size;
