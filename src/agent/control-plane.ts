@@ -208,9 +208,6 @@ export class ControlPlane {
       ...{ allowPlaintext, excluded, workloads, namespace },
       here: { network: config.network, region, zone, subzone, node: "", cluster: config.clusterId },
       tunnel,
-      self: { addresses: node.ips, ...(entry === undefined ? {} : { entry }) },
-      // Until a tunnel carries connections, what needs one is refused.
-      tunnel: false,
       self: {
         ...{ addresses: node.ips, labelled: Object.keys(config.labels).length > 0 },
         ...(entry === undefined ? {} : { entry }),
