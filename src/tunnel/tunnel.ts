@@ -157,10 +157,28 @@ export class Tunnel {
     for (const [name, where] of Object.entries(this.#options.listeners)) {
       const known = name as ListenerName;
       const accept = (socket: Socket) => this.#accept(known, socket, serve[known]);
-      this.#listeners.push(await Listener.open(known, where, accept));
+      const listener = await this.#open(known, where, accept);
+      if (listener) this.#listeners.push(listener);
     }
     this.#writeStatus();
     this.#timer = setInterval(() => this.#tick(), STATUS_EVERY);
+  }
+
+  /** Undefined where there is no IPv6: `hbone` listens on IPv4 then. */
+  async #open(
+    name: ListenerName,
+    where: { fd: number } | { host: string; port: number },
+    accept: (socket: Socket) => void,
+  ): Promise<Listener | undefined> {
+    try {
+      return await Listener.open(name, where, accept);
+    } catch (error) {
+      const code = error instanceof Error && "code" in error ? error.code : "";
+      const without6 = "host" in where && where.host.includes(":");
+      if (!without6 || (code !== "EADDRNOTAVAIL" && code !== "EAFNOSUPPORT")) throw error;
+      this.#options.log.info(`There is no IPv6 here: ${name} does without it`);
+      return where.host === "::" ? Listener.open(name, { ...where, host: "0.0.0.0" }, accept) : undefined;
+    }
   }
 
   #portOf(name: ListenerName): number {

@@ -1,13 +1,11 @@
 import { hostname } from "node:os";
 import { ServiceNotifier } from "../../agent/sd-notify.ts";
-import { type Log, openLog } from "../../config/log.ts";
-import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
-import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
+import { openLog } from "../../config/log.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { identityStore } from "../../machine/identity-store.ts";
 import { selfCommand } from "../../runtime/self.ts";
 import { version } from "../../runtime/version.ts";
-import { NOBODY } from "../../tunnel/admission.ts";
+import { PinnedMesh } from "../../tunnel/pinned.ts";
 import { runTunnel } from "../../tunnel/process.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, textFlag } from "../framework/command.ts";
@@ -44,30 +42,34 @@ export const tunnel = command({
     const log = openLog("info");
     const service = new ServiceNotifier(process.env, remark);
     const successor = process.env.KMESH_TUNNEL_PREDECESSOR !== undefined;
-    const exempt = () => exemptFrom(folders.bpffs, log);
-    // Connections to peers must not be led to the tunnel again. Where tables come later, or others, once more.
-    exempt();
-    const targets = new TunnelTargetReader(folders.bpffs, exempt);
+    const mesh = new PinnedMesh(folders.bpffs, (text) => log.warn(text));
     try {
       await runTunnel({
         command: [...selfCommand(), ...process.argv.slice(2)],
         drainTimeout,
         env: process.env,
         store: identityStore(folders.stateDir),
-        readTarget: (number) => targets.read(number),
-        admission: NOBODY,
+        readTarget: (number) => mesh.readTarget(number),
+        admission: mesh,
         runDir: folders.runDir,
         version,
         baggage: `k8s.workload.name=${hostname()}`,
         log,
         on: {
-          ready: () => {
+          ready: ({ listeners }) => {
+            mesh.serve(listeners);
             const ready = () => service.ready("Accepts connections");
             if (successor) setTimeout(ready, AFTER_SUCCESSION).unref();
             else ready();
           },
-          succeeded: (pid) => service.succeeded(pid),
-          stopping: () => service.stopping(),
+          succeeded: (pid) => {
+            mesh.leave();
+            service.succeeded(pid);
+          },
+          stopping: () => {
+            mesh.leave();
+            service.stopping();
+          },
         },
       });
     } catch (error) {
@@ -78,18 +80,12 @@ export const tunnel = command({
         `a port of the tunnel is in use: ${reasonOf(error)}`,
         "See who listens with ss -ltnp 'sport = :15001 or sport = :15006 or sport = :15008', and stop it.",
       );
+    } finally {
+      mesh.close();
     }
     return EXIT.done;
   },
 });
-
-function exemptFrom(bpffs: string, log: Log): void {
-  try {
-    exemptSelfPinned(bpffs);
-  } catch (error) {
-    log.debug(`not exempt from tables yet: ${reasonOf(error)}`);
-  }
-}
 
 function durationOf(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;

@@ -1,0 +1,124 @@
+/** What the tunnel takes from pinned tables, with or without an agent: targets, policies, its own exemption, steering. */
+import { existsSync } from "node:fs";
+import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
+import { TunnelTargetReader } from "../datapath/tunnel-reader.ts";
+import { reasonOf } from "../errors/reason.ts";
+import { mtlsOf } from "../mesh/inbound.ts";
+import type { Judge } from "../policy/decide.ts";
+import { offerListeners, openPolicySet, type PolicySet } from "../policy/pinned.ts";
+import { type Admission, type InboundConnection, NOBODY } from "./admission.ts";
+import type { Listener } from "./listeners.ts";
+import type { TunnelTarget } from "./target.ts";
+
+/** Milliseconds between two tries while tables are not there, and between renewals: `kmesh down` and a start make others. */
+const RETRY_EVERY = 1_000;
+const RENEW_EVERY = 10_000;
+
+export class PinnedMesh implements Admission {
+  readonly #bpffs: string;
+  readonly #warn: (text: string) => void;
+  readonly #targets: TunnelTargetReader;
+  #policies: PolicySet | undefined;
+  #policiesTriedAt = Number.NEGATIVE_INFINITY;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #trouble = "";
+
+  /** Opens nothing yet. Call `close` at the end. */
+  constructor(bpffs: string, warn: (text: string) => void) {
+    this.#bpffs = bpffs;
+    this.#warn = warn;
+    // Other tables: exempt from those, too, or connections to peers would be led to the tunnel again.
+    this.#targets = new TunnelTargetReader(bpffs, () => this.#exempt());
+  }
+
+  readTarget(number: number): TunnelTarget | undefined {
+    try {
+      return this.#targets.read(number);
+    } catch (error) {
+      this.#complain(`the tunnel targets can't be read: ${reasonOf(error)}`);
+      return undefined;
+    }
+  }
+
+  decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string } {
+    try {
+      return this.#judge()?.decide(connection) ?? NOBODY.decide(connection);
+    } catch (error) {
+      this.#complain(`the policies can't be read: ${reasonOf(error)}`);
+      return NOBODY.decide(connection);
+    }
+  }
+
+  mtls(port: number) {
+    try {
+      const judge = this.#judge();
+      if (!judge) return NOBODY.mtls(port);
+      return judge.governs(port) ? mtlsOf(judge.inbound, port) : undefined;
+    } catch {
+      return NOBODY.mtls(port);
+    }
+  }
+
+  /**
+   * From now on this process is not governed by the tables, and connections that need mutual TLS are steered to its
+   * listeners `inbound` and `inbound6`; also when the tables come later.
+   */
+  serve(listeners: readonly Listener[]): void {
+    const fd = (name: string) => listeners.find((listener) => listener.name === name)?.fd;
+    const renew = () => {
+      const exempt = this.#exempt();
+      const offered = this.#try("it can't offer its listeners", () =>
+        offerListeners(this.#bpffs, fd("inbound"), fd("inbound6")),
+      );
+      this.#timer = setTimeout(renew, exempt && offered ? RENEW_EVERY : RETRY_EVERY);
+      this.#timer.unref();
+    };
+    renew();
+  }
+
+  /** Offers no listeners any more: another process does, on the same sockets, or none. */
+  leave(): void {
+    clearTimeout(this.#timer);
+  }
+
+  close(): void {
+    this.leave();
+    this.#targets.close();
+    this.#policies?.close();
+    this.#policies = undefined;
+  }
+
+  #exempt(): boolean {
+    return this.#try("it can't exempt itself", () => {
+      // No tables yet: an agent has to come first.
+      if (!existsSync(this.#bpffs)) return false;
+      exemptSelfPinned(this.#bpffs);
+      return true;
+    });
+  }
+
+  #judge(): Judge | undefined {
+    if (!this.#policies) {
+      const now = performance.now();
+      if (now - this.#policiesTriedAt < RETRY_EVERY) return undefined;
+      this.#policiesTriedAt = now;
+      this.#policies = openPolicySet(this.#bpffs);
+    }
+    return this.#policies?.current();
+  }
+
+  #try(what: string, act: () => boolean): boolean {
+    try {
+      return act();
+    } catch (error) {
+      this.#complain(`${what}: ${reasonOf(error)}`);
+      return false;
+    }
+  }
+
+  /** Logs a trouble once, until another one comes. */
+  #complain(text: string): void {
+    if (text !== this.#trouble) this.#warn(text);
+    this.#trouble = text;
+  }
+}

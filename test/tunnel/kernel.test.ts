@@ -1,0 +1,171 @@
+/**
+ * Two machines, each a network namespace with pinned tables and a `kmesh tunnel`, and no agent: an unmodified app on one
+ * reaches a STRICT service on the other by sidecar mTLS and by HBONE.
+ */
+import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { readCertificate } from "../../src/istiod/identity/certificate.ts";
+import { unpin } from "../../src/kernel/bpffs.ts";
+import { identityStore } from "../../src/machine/identity-store.ts";
+import type { Inbound, Policy } from "../../src/mesh/inbound.ts";
+import type { Transport } from "../../src/mesh/transport.ts";
+import { readTunnels, type TunnelStatus } from "../../src/tunnel/status-file.ts";
+import { DatapathLab } from "../datapath/lab.ts";
+import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
+import { TestMesh } from "../lab/mesh-member.ts";
+import { NetworkNamespace, ownName } from "../lab/namespace.ts";
+import { eventually, OwnedProcess, output } from "../lab/process.ts";
+
+setDefaultTimeout(30_000);
+
+const ROOT = join(import.meta.dir, "../..");
+const HERE = "10.78.0.1";
+const THERE = "10.78.0.2";
+const PORT = 8080;
+const mesh = new TestMesh();
+const folder = mkdtempSync(join(tmpdir(), "kmesh-tunnels-"));
+const bpffs = `/sys/fs/bpf/${ownName("tn")}`;
+let lab: DatapathLab;
+let there: NetworkNamespace;
+const started: OwnedProcess[] = [];
+
+const sans = [{ kind: "exact" as const, value: mesh.id("web") }];
+const istio: Transport = { kind: "istio", sni: "outbound_.80_._.web.shop.svc.cluster.local", sans };
+const hbone: Transport = { kind: "hbone", authority: "", port: 15008, sans };
+
+/** Starts the command on one of the machines; `round` tells its log from that of the one before. */
+async function tunnel(
+  account: string,
+  netns: NetworkNamespace,
+  pins: string,
+  round = 1,
+): Promise<OwnedProcess> {
+  const state = join(folder, `${account}-state`);
+  const { key, cert, ca } = mesh.issue(account);
+  identityStore(state).save(readCertificate(key, cert, ca));
+  const flags = ["--bpffs", pins, "--state-dir", state, "--run-dir", runDir(account)];
+  const process_ = new OwnedProcess({
+    name: account,
+    log: join(folder, `${account}-${round}.log`),
+    command: [process.execPath, join(ROOT, "src/main.ts"), "tunnel", ...flags],
+    netns: netns.path,
+  });
+  started.push(process_);
+  await eventually(`the tunnel of ${account} accepts`, () => process_.output().includes("accepts (pid"));
+  return process_;
+}
+
+const runDir = (account: string) => join(folder, `${account}-run`);
+const status = (account: string): TunnelStatus | undefined => readTunnels(runDir(account))[0];
+
+async function govern(policies: Policy[]): Promise<void> {
+  const set: Inbound = { ports: [PORT], mtls: { default: "strict", ports: [] }, policies };
+  const publisher = join(ROOT, "test/inbound/publisher.ts");
+  await output([process.execPath, publisher, bpffs, "leave", JSON.stringify(set)], { netns: there.path });
+}
+
+/** Connections of an app here to a service: which server answered, or the error. */
+async function reach(vip: string, count = 10) {
+  const { by, errors } = await lab.connect(`${vip}:80`, { count });
+  return { by, errors };
+}
+
+beforeAll(async () => {
+  lab = await DatapathLab.create();
+  there = await NetworkNamespace.create("tn");
+  await lab.namespace.connect(there, [`${HERE}/24`], [`${THERE}/24`]);
+  const app = new OwnedProcess({
+    name: "app",
+    log: join(folder, "app.log"),
+    command: [process.execPath, join(ROOT, "test/interop/upstream.ts"), `web=${THERE}:${PORT}`],
+    netns: there.path,
+  });
+  started.push(app);
+  await eventually("the app listens", () => app.output().includes("ready"));
+  const model = emptyMesh();
+  addCluster(model, "sidecar", [endpoint(`${THERE}:${PORT}`, { transport: 1 })], { transports: [istio] });
+  addCluster(model, "ambient", [endpoint(`${THERE}:${PORT}`, { transport: 1 })], { transports: [hbone] });
+  addFrontend(model, "10.96.8.1:80", { kind: "cluster", cluster: "sidecar" }, "sidecar");
+  addFrontend(model, "10.96.8.2:80", { kind: "cluster", cluster: "ambient" }, "ambient");
+  lab.publish(model);
+  await govern([]);
+  await tunnel("client", lab.namespace, lab.bpffs);
+});
+
+afterAll(async () => {
+  for (const process_ of started) await process_.stop("SIGKILL");
+  unpin(bpffs);
+  await lab?.remove();
+  await there?.remove();
+  mesh.close();
+  rmSync(folder, { recursive: true, force: true });
+});
+
+const kinds = (errors: Record<string, number>) => Object.keys(errors);
+
+test("while no tunnel runs there, a STRICT port refuses everybody", async () => {
+  const plain = await lab.connect(`${THERE}:${PORT}`, {}, null);
+  expect(kinds(plain.errors)).toEqual(["ECONNREFUSED"]);
+  expect((await reach("10.96.8.1", 3)).by).toEqual({});
+});
+
+test("an app reaches it by sidecar mTLS and by HBONE; plaintext from outside does not", async () => {
+  await tunnel("web", there, bpffs);
+  await eventually("connections are steered", async () => (await reach("10.96.8.1", 1)).by.web === 1);
+  expect(await reach("10.96.8.1")).toEqual({ by: { web: 10 }, errors: {} });
+  expect(await reach("10.96.8.2")).toEqual({ by: { web: 10 }, errors: {} });
+  const plain = await lab.connect(`${THERE}:${PORT}`, { timeout: 5 }, null);
+  expect(plain.by).toEqual({});
+  await eventually("the status says so", () => status("web")?.ways.hbone.total === 10);
+  const { ways, identities } = status("web") as TunnelStatus;
+  expect(ways.inbound.failures.plaintext).toBeGreaterThanOrEqual(1);
+  expect(ways.inbound.total).toBeGreaterThanOrEqual(11);
+  expect(Object.keys(identities)).toEqual([mesh.id("client")]);
+});
+
+test("policies decide by the identity, as they are pinned now", async () => {
+  const principal = `cluster.local/ns/shop/sa/client`;
+  const rules = [
+    {
+      name: "rule 1",
+      when: { kind: "principal" as const, match: [{ kind: "exact" as const, value: principal }] },
+    },
+  ];
+  await govern([{ name: "shop/no", action: "deny", rules }]);
+  for (const vip of ["10.96.8.1", "10.96.8.2"]) expect((await reach(vip, 2)).by).toEqual({});
+  await eventually("refusals are counted", () => status("web")?.ways.hbone.failures.denied === 2);
+  await govern([{ name: "shop/yes", action: "allow", rules }]);
+  for (const vip of ["10.96.8.1", "10.96.8.2"]) expect((await reach(vip, 2)).by).toEqual({ web: 2 });
+});
+
+test("both tunnels are handed over and none of the connects fails", async () => {
+  const load = await Promise.all([
+    lab.connect("10.96.8.1:80", { count: 150 }),
+    lab.connect("10.96.8.2:80", { count: 150 }),
+    (async () => {
+      for (const account of ["client", "web"]) {
+        const before = status(account)?.pid ?? 0;
+        process.kill(before, "SIGHUP");
+        await eventually(`the tunnel of ${account} has a successor`, () => {
+          const now = status(account);
+          return now !== undefined && now.pid !== before && !now.draining;
+        });
+      }
+    })(),
+  ]);
+  for (const { by, errors } of load.slice(0, 2) as { by: object; errors: object }[])
+    expect({ by, errors }).toEqual({ by: { web: 150 }, errors: {} });
+  // Orphans are nobody's to stop.
+  for (const account of ["client", "web"]) process.kill(status(account)?.pid ?? 0, "SIGKILL");
+});
+
+test("after a crash of both, plaintext stays out, and the next ones serve at once", async () => {
+  const plain = await lab.connect(`${THERE}:${PORT}`, {}, null);
+  expect(plain.by).toEqual({});
+  await tunnel("web", there, bpffs, 2);
+  await tunnel("client", lab.namespace, lab.bpffs, 2);
+  expect((await reach("10.96.8.2", 5)).by).toEqual({ web: 5 });
+  expect((await reach("10.96.8.1", 5)).by).toEqual({ web: 5 });
+});
