@@ -3,7 +3,7 @@ import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { unpin } from "../kernel/bpffs.ts";
 import { ERRNO, KernelError } from "../kernel/error.ts";
-import { attachFilter, detachFilter, filterProgram, TcxLink } from "../kernel/net/egress.ts";
+import { attachFilter, detachFilter, filters, replaceFilter, TcxLink } from "../kernel/net/egress.ts";
 import { type Interface, interfaces } from "../kernel/net/interfaces.ts";
 import { BpfProgram } from "../kernel/object.ts";
 import type { Coverage } from "./status.ts";
@@ -95,7 +95,7 @@ export function detachEverywhere(links: string): void {
 
 /** Before 6.6: removes kmesh's filter from an interface. */
 function removeFilter(index: number): void {
-  if (isOurs(filterProgram(index))) detachFilter(index);
+  for (const { priority, programId } of filters(index)) if (isOurs(programId)) detachFilter(index, priority);
 }
 
 function attach(pin: string, index: number, program: BpfProgram, held: HeldLinks): "tcx" | "clsact" {
@@ -107,11 +107,9 @@ function attach(pin: string, index: number, program: BpfProgram, held: HeldLinks
     if (!existsSync(pin)) link.pin(pin);
     return "tcx";
   }
-  const attached = filterProgram(index);
-  if (attached === program.info.id) return "clsact";
-  if (attached !== 0 && !isOurs(attached))
-    throw new Error("another filter has the place of kmesh's: tc filter show dev INTERFACE egress");
-  attachFilter(program, index);
+  const attached = filters(index).find(({ programId }) => isOurs(programId));
+  if (!attached) attachFilter(program, index);
+  else if (attached.programId !== program.info.id) replaceFilter(program, index, attached.priority);
   return "clsact";
 }
 
