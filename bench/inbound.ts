@@ -115,7 +115,8 @@ function programTime(): number {
   using program = BpfProgram.fromId(link.info().programId);
   const stats = () => {
     const text = readFileSync(`/proc/self/fdinfo/${program.fd}`, "utf8");
-    const number = (name: string) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(text)?.[1] ?? Number.NaN);
+    const number = (name: string) =>
+      Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(text)?.[1] ?? Number.NaN);
     return { time: number("run_time_ns"), count: number("run_cnt") };
   };
   writeFileSync(setting, "1");

@@ -155,7 +155,7 @@ describe("inbound policies", () => {
     ];
     await publish("leave", ...sets);
     const storm = (address: string, port: number) => {
-      const { command, netns } = python(peer, "storm", address, port, 3);
+      const { command, netns } = python(peer, "storm", address, port, 2);
       return output(command, { netns });
     };
     const [refused, accepted] = await Promise.all([
