@@ -391,6 +391,7 @@ export class Agent {
       tables: kernel?.tables ?? [],
       ejections: kernel?.ejections?.ever ?? 0,
       ejected: kernel?.ejections?.now.length ?? 0,
+      inboundRefusals: viewInbound(this.#config.bpffs)?.refusals ?? [],
     };
   }
 

@@ -4,6 +4,7 @@
  *
  * Nothing here throws at those who publish a mesh: connections out don't wait for it.
  */
+import { existsSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import type { NetnsLink } from "../kernel/net/netns-link.ts";
 import { canonicalAddress } from "../mesh/address.ts";
@@ -121,6 +122,11 @@ export class InboundKeeper {
     const inbound = this.#inbound;
     if (!inbound) return;
     const { bpffs } = this.#options;
+    // A machine without services gets no program: there is nothing to decide.
+    if (inbound.ports.length === 0 && !this.#held && !existsSync(linkPin(bpffs))) {
+      this.#behind = false;
+      return;
+    }
     const started = performance.now();
     if (!this.#held) {
       const opened = openInbound(bpffs);
@@ -158,8 +164,8 @@ export class InboundKeeper {
 
   #lookAfter(): void {
     if (!this.#inbound || !this.#options.ownsPins()) return;
-    if (this.#behind || !this.#held) this.#attempt(() => this.#apply());
-    else this.#attempt(() => this.#repin());
+    if (this.#behind) this.#attempt(() => this.#apply());
+    else if (this.#held) this.#attempt(() => this.#repin());
   }
 }
 

@@ -1,5 +1,6 @@
 /** What governs inbound connections now, and what it refused: read from what is pinned, with and without an agent. */
 import { existsSync } from "node:fs";
+import { reasonOf } from "../errors/reason.ts";
 import { BpfMap } from "../kernel/maps.ts";
 import { NetnsLink } from "../kernel/net/netns-link.ts";
 import { type MtlsMode, mtlsOf } from "../mesh/inbound.ts";
@@ -19,10 +20,21 @@ export interface InboundView {
   refusals: Refusal[];
   /** Newest first. */
   recent: RecentRefusal[];
+  /** Why what is pinned can't be read. */
+  trouble?: string;
 }
 
-/** Undefined when no inbound policies are pinned. Throws KernelError, or RangeError when what is pinned can't be read. */
+/** Undefined when no inbound policies are pinned. Never throws: what can't be read is the view's `trouble`. */
 export function viewInbound(bpffs: string): InboundView | undefined {
+  try {
+    return readView(bpffs);
+  } catch (error) {
+    const nothing = { ports: [], policies: [], refusals: [], recent: [] };
+    return { enforced: false, tunnel: false, ...nothing, trouble: reasonOf(error) };
+  }
+}
+
+function readView(bpffs: string): InboundView | undefined {
   using set = openPolicySet(bpffs);
   const inbound = set?.read()?.inbound;
   if (!inbound) return undefined;

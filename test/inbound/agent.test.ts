@@ -103,6 +103,9 @@ describe.skipIf(why !== undefined)("an agent's inbound policies", () => {
     agent = await lab.liveAgent();
     expect((await lab.toldStatus()).inbound).toMatchObject({ applied: 0, attached: true });
     expect(await answers()).toEqual(CLOSED);
+    const socket = join(lab.folder, "run/admin.sock");
+    const metrics = await output(["curl", "-sf", "--unix-socket", socket, "http://agent/metrics"]);
+    expect(metrics).toMatch(/^kmesh_inbound_refusals(_total)?\{policy="demo\/deny-8081"\} [1-9]/m);
     lab.configure(mesh([]));
     await eventually("the DENY is gone", async () => (await ask(PORTS.denied)) === "app");
     expect(await answers()).toEqual({ ...CLOSED, denied: "app" });

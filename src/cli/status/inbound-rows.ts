@@ -10,7 +10,8 @@ const ROWS = 10;
 
 export function inboundFacts(view: InboundView | undefined): [string, string][] {
   if (!view) return [];
-  const { ports, policies, refusals, enforced, tunnel } = view;
+  const { ports, policies, refusals, enforced, tunnel, trouble } = view;
+  if (trouble !== undefined) return [["inbound", `what is pinned can't be read: ${trouble}`]];
   const total = refusals.reduce((sum, { count }) => sum + count, 0);
   const where = ports
     .map(({ port, mtls }) => (mtls === "disable" ? `${port}` : `${port} ${mtls}`))

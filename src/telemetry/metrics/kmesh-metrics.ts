@@ -27,6 +27,8 @@ export interface AgentNumbers {
   tables: { name: string; capacity: number; bytes: number }[];
   ejections: number;
   ejected: number;
+  /** Connections to this machine that were refused, by policy. */
+  inboundRefusals: { by: string; count: number }[];
 }
 
 export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, agent: AgentNumbers): Family[] {
@@ -189,6 +191,12 @@ export function kmeshFamilies({ reading, sums }: Moment, counting: Counting, age
       help: "Connections refused on purpose, by reason",
       type: "counter",
       samples: refusals,
+    },
+    {
+      name: "kmesh_inbound_refusals",
+      help: "Connections to this machine's services that were refused, by policy",
+      type: "counter",
+      samples: agent.inboundRefusals.map(({ by, count }) => ({ labels: [["policy", by]], value: count })),
     },
     histogram(
       "kmesh_connection_rtt_seconds",
