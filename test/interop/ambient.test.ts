@@ -1,7 +1,8 @@
 /** Dual-engine mode under a real istiod with ambient on, and under one without. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import type { KubeObject } from "../control-plane/kube.ts";
-import { eventually } from "../lab/process.ts";
+import { NetworkNamespace } from "../lab/namespace.ts";
+import { eventually, run } from "../lab/process.ts";
 import { MeshLab, missing } from "./mesh-lab.ts";
 import { hostOf, inNamespace, pod, running, service, serviceEntry, slice } from "./objects.ts";
 
@@ -9,10 +10,14 @@ setDefaultTimeout(60_000);
 const why = missing();
 if (why !== undefined) console.warn(`interop tests are skipped: ${why}`);
 
-const DUAL = "--mode=dual-engine";
+/** The machine, and another one. */
+const VM = "172.31.9.1";
+const PEER = "172.31.9.2";
+const DUAL = ["--mode=dual-engine", `--ip=${VM}`];
 
 describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () => {
   let lab: MeshLab;
+  let peer: NetworkNamespace;
 
   /** A pod with a port called `web`, of the service `web`. */
   const podOf = (name: string, port: number) => {
@@ -31,8 +36,28 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     return { ...up, status: { ...(up.status as object), conditions: [{ type: "Ready", status: "False" }] } };
   };
 
+  /** A service of the WorkloadEntries with the label app. */
+  const serviceEntryOf = (name: string, address: string, app: string) => ({
+    apiVersion: "networking.istio.io/v1",
+    kind: "ServiceEntry",
+    metadata: { name, namespace: "shop" },
+    spec: {
+      ...{ hosts: [hostOf(name)], addresses: [address], location: "MESH_INTERNAL", resolution: "STATIC" },
+      ports: [{ number: 7000, name: "tcp", protocol: "TCP", targetPort: 8080 }],
+      workloadSelector: { labels: { app } },
+    },
+  });
+  const workloadEntryOf = (name: string, address: string, app: string) => ({
+    apiVersion: "networking.istio.io/v1",
+    kind: "WorkloadEntry",
+    metadata: { name, namespace: "shop" },
+    spec: { address, labels: { app } },
+  });
+
   beforeAll(async () => {
     lab = await MeshLab.create();
+    peer = await NetworkNamespace.create("peer");
+    await lab.namespace.connect(peer, [`${VM}/24`], [`${PEER}/24`]);
     await lab.serve({
       a: "172.31.1.1:8080",
       b: "172.31.1.2:8081",
@@ -80,33 +105,17 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
         ports: [{ ...(tcp[0] ?? { name: "tcp", protocol: "TCP" }), number: 8080 }],
         resolution: "NONE",
       }),
-      {
-        apiVersion: "networking.istio.io/v1",
-        kind: "ServiceEntry",
-        metadata: { name: "machines", namespace: "shop" },
-        spec: {
-          ...{
-            hosts: [hostOf("machines")],
-            addresses: ["10.97.0.2"],
-            location: "MESH_INTERNAL",
-            resolution: "STATIC",
-          },
-          ports: tcp,
-          workloadSelector: { labels: { app: "machine" } },
-        },
-      },
-      {
-        apiVersion: "networking.istio.io/v1",
-        kind: "WorkloadEntry",
-        metadata: { name: "machine", namespace: "shop" },
-        spec: { address: "172.31.1.4", labels: { app: "machine" } },
-      },
+      serviceEntryOf("machines", "10.97.0.2", "machine"),
+      workloadEntryOf("machine", "172.31.1.4", "machine"),
       inNamespace("other", service("far", "10.96.2.1", [{ name: "tcp", port: 80, targetPort: 8080 }])),
       inNamespace("other", slice("far", ["172.31.1.1"], [{ name: "tcp", port: 80, targetPort: 8080 }])),
     );
-    await lab.startedAgent(DUAL);
+    await lab.startedAgent(...DUAL);
   }, 120_000);
-  afterAll(() => lab?.remove(), 60_000);
+  afterAll(async () => {
+    await peer?.remove();
+    await lab?.remove();
+  }, 60_000);
 
   test("istiod's resources are taken, and nothing is rejected", async () => {
     const { stream, workloads, mode, mesh } = await lab.status();
@@ -155,6 +164,41 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     await lab.connectUntil("the pod is back", "10.96.1.1", 80, ({ by }) => by.a === 3, { count: 6 });
   });
 
+  test("a policy of the machine's own workload is enforced at the SYN, and goes when istiod takes it away", async () => {
+    const { kube } = lab.plane;
+    await lab.serve({ vm: `${VM}:8080` });
+    const policy = {
+      apiVersion: "security.istio.io/v1",
+      kind: "AuthorizationPolicy",
+      metadata: { name: "deny-c", namespace: "shop" },
+      spec: {
+        ...{ action: "DENY", selector: { matchLabels: { app: "vm" } } },
+        rules: [
+          {
+            from: [{ source: { ipBlocks: [`${PEER}/32`] } }],
+            to: [{ operation: { ports: ["8080"] } }],
+          },
+        ],
+      },
+    };
+    await kube.apply(serviceEntryOf("vm", "10.97.0.3", "vm"), workloadEntryOf("vm", VM, "vm"));
+    // From another machine: connections from its own addresses are exempt.
+    const ask = async () => {
+      const script = `exec 3<>/dev/tcp/${VM}/8080 && echo hello >&3 && head -1 <&3`;
+      const { stdout, stderr } = await run(["timeout", "5", "bash", "-c", script], { netns: peer.path });
+      return stdout.trim() || (/Connection refused/.exec(stderr)?.[0] ?? stderr);
+    };
+    await eventually("the machine is a server of the mesh", async () => {
+      return (await lab.status()).workloads?.own?.endsWith("/WorkloadEntry/shop/vm");
+    });
+    expect(await ask()).toBe("vm hello");
+    await kube.apply(policy);
+    await eventually("the policy refuses", async () => (await ask()) === "Connection refused", 10_000);
+    expect((await lab.status()).workloads).toMatchObject({ policies: 1, unknownPolicies: [] });
+    await kube.remove(policy);
+    await eventually("it is open again", async () => (await ask()) === "vm hello", 10_000);
+  });
+
   test("istiod goes and comes back: only what changed meanwhile is sent and written", async () => {
     await lab.plane.stopIstiod();
     expect((await lab.connect("10.96.1.1", 80, { count: 4 })).by).toEqual({ a: 2, b: 2 });
@@ -179,7 +223,7 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     await lab.agent.stop("SIGTERM");
     await lab.plane.stopIstiod();
     await lab.plane.startIstiod({ PILOT_ENABLE_AMBIENT: "false" });
-    lab.startAgent(DUAL);
+    lab.startAgent(...DUAL);
     const { tables } = await eventually(
       "the agent knows that",
       async () => {
