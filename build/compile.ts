@@ -46,7 +46,12 @@ const LAYOUTS = [
 ];
 
 /** They travel inside the executable: `kmesh install` writes them. */
-const UNITS = ["systemd/kmesh.service", "systemd/kmesh-wait.service"];
+const UNITS = [
+  "systemd/kmesh.service",
+  "systemd/kmesh-wait.service",
+  "systemd/kmesh-tunnel.service",
+  "systemd/kmesh-tunnel.socket",
+];
 
 /** What bundlePage() makes; travels inside the executable, too. */
 const PAGE = ["dist/page.html", "dist/page.js", "dist/page.css"];

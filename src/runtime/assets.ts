@@ -29,7 +29,7 @@ export function asset(name: string): Uint8Array {
   }
   const folder = name.endsWith(".bpf.o")
     ? "../../dist/bpf/"
-    : name.endsWith(".service")
+    : /\.(service|socket)$/.test(name)
       ? "../../systemd/"
       : "../../dist/";
   const path = fileURLToPath(new URL(folder + name, import.meta.url));

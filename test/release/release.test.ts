@@ -170,6 +170,8 @@ describe.skipIf(why !== undefined)("a release", () => {
       "usr/bin/kmesh",
       "usr/lib/systemd/system/kmesh.service",
       "usr/lib/systemd/system/kmesh-wait.service",
+      "usr/lib/systemd/system/kmesh-tunnel.service",
+      "usr/lib/systemd/system/kmesh-tunnel.socket",
       "usr/share/man/man8/kmesh.8.gz",
       "usr/share/bash-completion/completions/kmesh",
       "usr/share/doc/kmesh/copyright",

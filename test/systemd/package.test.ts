@@ -132,6 +132,8 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
       "/usr/bin/kmesh",
       "/usr/lib/systemd/system/kmesh.service",
       "/usr/lib/systemd/system/kmesh-wait.service",
+      "/usr/lib/systemd/system/kmesh-tunnel.service",
+      "/usr/lib/systemd/system/kmesh-tunnel.socket",
       "/etc/systemd/system/shop.service.d",
     ])
       expect(machine.exists(path)).toBe(false);

@@ -374,6 +374,8 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
       "/usr/local/bin/kmesh",
       "/etc/systemd/system/kmesh.service",
       "/etc/systemd/system/kmesh-wait.service",
+      "/etc/systemd/system/kmesh-tunnel.service",
+      "/etc/systemd/system/kmesh-tunnel.socket",
       "/var/lib/kmesh",
       "/run/kmesh",
     ])

@@ -28,7 +28,7 @@ import {
   packageSteps,
   prefixOf,
   uninstallSteps,
-  unitText,
+  unitTexts,
 } from "./install-plan.ts";
 
 let folder: string;
@@ -51,7 +51,10 @@ function plan(
   unit = "[Unit]\n",
   documents: { path: string; text: string }[] = [],
 ): Step[] {
-  return [...installSteps(paths, { executable, unit, gate: "[Unit]\n", documents }), enableStep(paths)];
+  return [
+    ...installSteps(paths, { executable, ...unitTexts("install"), unit, gate: "[Unit]\n", documents }),
+    enableStep(paths),
+  ];
 }
 
 async function perform(steps: readonly Step[]): Promise<string[]> {
@@ -75,16 +78,16 @@ describe("install", () => {
     const source = download("one");
     const first = plan(source);
     expect(existsSync(paths.executable)).toBe(false);
-    expect(await perform(first)).toEqual(["write", "write", "write", "write", "link"]);
+    expect(await perform(first)).toEqual([...Array(6).fill("write"), "link"]);
     expect(readFileSync(paths.executable, "utf8")).toBe("one");
     expect(statSync(paths.executable).mode & 0o777).toBe(0o755);
     expect(readFileSync(paths.unit, "utf8")).toBe("[Unit]\n");
     expect(statSync(paths.config).mode & 0o777).toBe(0o600);
     expect(readlinkSync(paths.wanted)).toBe("../kmesh.service");
     expect(existsSync(paths.previous)).toBe(false);
-    expect(await perform(plan(source))).toEqual(["keep", "keep", "keep", "keep", "keep"]);
+    expect(await perform(plan(source))).toEqual(Array(7).fill("keep"));
     // From its own place, too.
-    expect(await perform(plan(paths.executable))).toEqual(["keep", "keep", "keep", "keep", "keep"]);
+    expect(await perform(plan(paths.executable))).toEqual(Array(7).fill("keep"));
   });
 
   test("an upgrade keeps the executable before it, and what the operator wrote", async () => {
@@ -93,9 +96,7 @@ describe("install", () => {
     expect(await perform(plan(download("two"), "[Unit]\nDescription=x\n"))).toEqual([
       "replace",
       "replace",
-      "keep",
-      "keep",
-      "keep",
+      ...Array(5).fill("keep"),
     ]);
     expect(readFileSync(paths.executable, "utf8")).toBe("two");
     expect(readFileSync(paths.previous, "utf8")).toBe("one");
@@ -130,11 +131,10 @@ describe("a package", () => {
     const packaged = installedPaths(join(folder, "root"), "package");
     const parts = {
       executable: download("one"),
-      unit: unitText("kmesh.service", "package"),
-      gate: unitText("kmesh-wait.service", "package"),
+      ...unitTexts("package"),
       documents: [],
     };
-    expect(await perform(packageSteps(packaged, parts))).toEqual(["write", "write", "write"]);
+    expect(await perform(packageSteps(packaged, parts))).toEqual(Array(5).fill("write"));
     return packaged;
   }
 
@@ -144,15 +144,17 @@ describe("a package", () => {
     expect(installedPaths(join(folder, "root"))).toEqual(packaged);
     const files = readdirSync(join(folder, "root"), { recursive: true, withFileTypes: true });
     expect(
-      files.filter((file) => file.isFile()).map((file) => relative(folder, join(file.parentPath, file.name))),
+      files.filter((file) => file.isFile()).map((file) => relative(folder, join(file.parentPath, file.name))).sort(),
     ).toEqual([
       "root/usr/bin/kmesh",
+      "root/usr/lib/systemd/system/kmesh-tunnel.service",
+      "root/usr/lib/systemd/system/kmesh-tunnel.socket",
       "root/usr/lib/systemd/system/kmesh-wait.service",
       "root/usr/lib/systemd/system/kmesh.service",
     ]);
-    for (const unit of [packaged.unit, packaged.gate]) {
+    for (const unit of [packaged.unit, packaged.gate, packaged.tunnel]) {
       const text = readFileSync(unit, "utf8");
-      expect(text).toMatch(/^ExecStart=\/usr\/bin\/kmesh (run|wait .*)$/m);
+      expect(text).toMatch(/^ExecStart=\/usr\/bin\/kmesh (run|tunnel|wait .*)$/m);
       expect(text).not.toContain("/usr/local");
     }
   });
@@ -166,6 +168,8 @@ describe("a package", () => {
       ["remove", dropInOf(packaged.units, "a.service")],
       ["keep", packaged.unit],
       ["keep", packaged.gate],
+      ["keep", packaged.tunnel],
+      ["keep", packaged.tunnelSocket],
       ["keep", packaged.executable],
       ["remove", packaged.state],
     ]);
@@ -281,5 +285,26 @@ describe("the unit that others wait for", () => {
     ])
       expect(gate).toContain(`\n${line}\n`);
     expect(gate).not.toMatch(/^(RemainAfterExit|BindsTo|PartOf|Requires|ExecStop)=/m);
+  });
+});
+
+describe("the tunnel's units", () => {
+  const { tunnel, tunnelSocket } = unitTexts("install");
+
+  test("the socket outlives every tunnel, and takes the machine's own connections alone", () => {
+    for (const line of [
+      "ListenStream=0.0.0.0:15001",
+      "BindToDevice=lo",
+      "FileDescriptorName=outbound",
+      "TriggerLimitIntervalSec=0",
+    ])
+      expect(tunnelSocket).toContain(`\n${line}\n`);
+  });
+
+  test("a stop or crash of the one that accepts cuts none that drains, and no core file holds keys", () => {
+    expect(tunnel).toContain(`ExecStart=${installedPaths().executable} tunnel\n`);
+    for (const line of ["KillMode=process", "LimitCORE=0", "UMask=0077", "Requires=kmesh-tunnel.socket"])
+      expect(tunnel).toContain(`\n${line}\n`);
+    expect(tunnel).not.toMatch(/^(ProtectKernelTunables|MemoryDenyWriteExecute|PrivateTmp)=/m);
   });
 });

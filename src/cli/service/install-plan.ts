@@ -27,7 +27,7 @@ import { type Document, documentPaths } from "../documents/documents.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { bootRemovals } from "./boot-order.ts";
-import { GATE, SERVICE } from "./systemd.ts";
+import { GATE, SERVICE, TUNNEL, TUNNEL_SOCKET } from "./systemd.ts";
 
 /** Who put kmesh's files there: `kmesh install`, or the machine's package manager, to which they belong then. */
 export type Origin = "install" | "package";
@@ -40,6 +40,8 @@ export interface Paths {
   unit: string;
   /** What units that are closed at boot wait for. */
   gate: string;
+  tunnel: string;
+  tunnelSocket: string;
   /** systemd's folder for the machine's own units and drop-ins. */
   units: string;
   /** What `systemctl enable` makes. */
@@ -60,6 +62,8 @@ export function installedPaths(root = "/", origin: Origin = originBelow(root)): 
     previous: `${executable}.previous`,
     unit: join(shipped, SERVICE),
     gate: join(shipped, GATE),
+    tunnel: join(shipped, TUNNEL),
+    tunnelSocket: join(shipped, TUNNEL_SOCKET),
     units,
     wanted: join(units, "multi-user.target.wants", SERVICE),
     config: join(root, CONFIG_FILE),
@@ -79,8 +83,20 @@ function binFolder(origin: Origin): string {
   return origin === "package" ? "/usr/bin" : "/usr/local/bin";
 }
 
+type UnitName = typeof SERVICE | typeof GATE | typeof TUNNEL | typeof TUNNEL_SOCKET;
+
+/** The units of a package or an installation, with their texts. */
+export function unitTexts(origin: Origin): UnitTexts {
+  return {
+    unit: unitText(SERVICE, origin),
+    gate: unitText(GATE, origin),
+    tunnel: unitText(TUNNEL, origin),
+    tunnelSocket: unitText(TUNNEL_SOCKET, origin),
+  };
+}
+
 /** The text of a unit that travels inside the executable, with the folder of the executable as it is for `origin`. */
-export function unitText(name: typeof SERVICE | typeof GATE, origin: Origin): string {
+export function unitText(name: UnitName, origin: Origin): string {
   return new TextDecoder().decode(asset(name)).replaceAll(binFolder("install"), binFolder(origin));
 }
 
@@ -89,11 +105,22 @@ export function prefixOf({ executable }: Paths): string {
   return dirname(dirname(executable));
 }
 
+/** By the names of their paths. */
+export type UnitTexts = Record<"unit" | "gate" | "tunnel" | "tunnelSocket", string>;
+
+/** Paths of the units. */
+export function unitsOf(paths: Paths): string[] {
+  return [paths.unit, paths.gate, paths.tunnel, paths.tunnelSocket];
+}
+
+function unitSteps(paths: Paths, texts: UnitTexts): Step[] {
+  const names = ["unit", "gate", "tunnel", "tunnelSocket"] as const;
+  return names.map((name) => fileStep(paths[name], texts[name], 0o644));
+}
+
 /** What is put into place: a file to copy, and the text of the units. */
-export interface Parts {
+export interface Parts extends UnitTexts {
   executable: string;
-  unit: string;
-  gate: string;
   /** Manual pages and completion. */
   documents: readonly Document[];
 }
@@ -102,8 +129,7 @@ export interface Parts {
 export function packageSteps(paths: Paths, parts: Parts): Step[] {
   return [
     executableStep(paths, parts.executable),
-    fileStep(paths.unit, parts.unit, 0o644),
-    fileStep(paths.gate, parts.gate, 0o644),
+    ...unitSteps(paths, parts),
     ...parts.documents.map(({ path, text }) => fileStep(path, text, 0o644)),
   ];
 }
@@ -119,8 +145,7 @@ export function installSteps(paths: Paths, parts: Parts): [executable: Step, ...
   }
   return [
     executableStep(paths, parts.executable),
-    fileStep(paths.unit, parts.unit, 0o644),
-    fileStep(paths.gate, parts.gate, 0o644),
+    ...unitSteps(paths, parts),
     ...parts.documents.map(({ path, text }) => fileStep(path, text, 0o644)),
     existsSync(paths.config)
       ? { action: "keep", target: paths.config, note: "yours" }
@@ -151,13 +176,12 @@ export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
   const leftovers = [`${executable}.new`, `${executable}.next`, `${previous}.new`];
   const isThere = (path: string): boolean => lstatSync(path, { throwIfNoEntry: false }) !== undefined;
   if (paths.origin === "package") {
-    const owned = [paths.unit, paths.gate, executable].filter(isThere);
+    const owned = [...unitsOf(paths), executable].filter(isThere);
     steps.push(...owned.map((target): Step => ({ action: "keep", target, note: "the package's" })));
   } else {
     const written = [
       paths.wanted,
-      paths.unit,
-      paths.gate,
+      ...unitsOf(paths),
       executable,
       previous,
       ...leftovers,

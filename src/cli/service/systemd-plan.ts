@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { EXIT, Failure } from "../framework/exit.ts";
 import type { Step } from "../framework/plan.ts";
 import { installedPaths, type Paths } from "./install-plan.ts";
-import { needsReload, SERVICE, systemctl } from "./systemd.ts";
+import { needsReload, SERVICE, systemctl, TUNNEL } from "./systemd.ts";
 
 /** What a running service needs to take up what is new. */
 export type Need = "nothing" | "reload" | "restart";
@@ -28,8 +28,14 @@ export function runStep(...args: string[]): Step {
   return { action: "run", target: `systemctl ${args.join(" ")}`, act: () => void systemctl(...args) };
 }
 
-export function activeState(): string {
-  return systemctl("show", "--property=ActiveState", "--value", SERVICE);
+/** A tunnel that runs makes way for the executable that was put into place; its connections go on in the old one. */
+export function tunnelSteps(): Step[] {
+  if (activeState(TUNNEL) !== "active") return [];
+  return [{ ...runStep("reload", TUNNEL), note: "connections go on meanwhile" }];
+}
+
+export function activeState(unit: string = SERVICE): string {
+  return systemctl("show", "--property=ActiveState", "--value", unit);
 }
 
 /** Whether systemd starts the service again by itself: not when only an operator can mend what is wrong. */

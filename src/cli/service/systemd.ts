@@ -9,6 +9,10 @@ export { SERVICE };
 /** Ends when connections are governed; units that are closed at boot require it. */
 export const GATE = "kmesh-wait.service";
 
+/** Carries what needs mutual TLS; its socket starts it. */
+export const TUNNEL = "kmesh-tunnel.service";
+export const TUNNEL_SOCKET = "kmesh-tunnel.socket";
+
 /** Whether this machine was booted with systemd: sd_booted(3). */
 export function systemdRuns(): boolean {
   return existsSync("/run/systemd/system");

@@ -31,11 +31,12 @@ import {
   packageSteps,
   prefixOf,
   uninstallSteps,
-  unitText,
+  unitsOf,
+  unitTexts,
 } from "../../service/install-plan.ts";
 import { arrival, type Joining, joinSteps, needOf } from "../../service/join-plan.ts";
-import { GATE, SERVICE, systemdRuns } from "../../service/systemd.ts";
-import { activeState, enableSteps, runStep, startStep } from "../../service/systemd-plan.ts";
+import { SERVICE, systemdRuns, TUNNEL, TUNNEL_SOCKET } from "../../service/systemd.ts";
+import { activeState, enableSteps, runStep, startStep, tunnelSteps } from "../../service/systemd-plan.ts";
 import { confirmed, findAll, takeDown } from "../../service/teardown.ts";
 import { afterLeftovers, serviceAgent, upgradeSteps } from "../../service/upgrade-plan.ts";
 
@@ -115,7 +116,7 @@ export const install = command({
       if (joining) more.remarks = joining.remarks;
       // With files to join by, the configuration is theirs to write.
       const others = joining ? files.filter(({ target }) => target !== paths.config) : files;
-      const newUnit = others.some(({ act, target }) => act && [paths.unit, paths.gate].includes(target));
+      const newUnit = others.some(({ act, target }) => act && unitsOf(paths).includes(target));
       const fresh = others.some(({ act, target }) => act && target === paths.config);
       const changed = newUnit || copy.act !== undefined;
       const agent = start && !joining ? await serviceAgent(FOLDERS) : undefined;
@@ -132,6 +133,7 @@ export const install = command({
           more.proof = proof;
         };
         steps.push(...upgradeSteps(agent, paths, FOLDERS, copy, newUnit, proved).map(written));
+        if (changed) steps.push(...tunnelSteps());
       } else if (start && problems.length === 0) {
         const need = changed ? "restart" : joining ? await needOf(FOLDERS, joining.config) : "nothing";
         steps.push(written(startStep(need)));
@@ -173,8 +175,7 @@ async function partsFor(paths: Paths, { commands, about }: Program): Promise<Par
   return {
     documents: documents(prefixOf(paths), await loadAll(commands), about),
     executable: process.execPath,
-    unit: unitText(SERVICE, origin),
-    gate: unitText(GATE, origin),
+    ...unitTexts(origin),
   };
 }
 
@@ -223,6 +224,8 @@ async function serviceEnd(
   // Whether a package's service is enabled outlives the removal, as for every package.
   const end = paths.origin === "package" ? ["stop"] : ["disable", "--now"];
   if (service) steps.push(runStep(...end, SERVICE));
+  // The socket first, or the next connection would start the tunnel again.
+  if (service && existsSync(paths.tunnelSocket)) steps.push(runStep("stop", TUNNEL_SOCKET, TUNNEL));
   const { pins, agent } = await findAll(folders);
   if (pins > 0 || agent !== undefined) {
     steps.push({
