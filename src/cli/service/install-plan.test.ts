@@ -144,7 +144,10 @@ describe("a package", () => {
     expect(installedPaths(join(folder, "root"))).toEqual(packaged);
     const files = readdirSync(join(folder, "root"), { recursive: true, withFileTypes: true });
     expect(
-      files.filter((file) => file.isFile()).map((file) => relative(folder, join(file.parentPath, file.name))).sort(),
+      files
+        .filter((file) => file.isFile())
+        .map((file) => relative(folder, join(file.parentPath, file.name)))
+        .sort(),
     ).toEqual([
       "root/usr/bin/kmesh",
       "root/usr/lib/systemd/system/kmesh-tunnel.service",
