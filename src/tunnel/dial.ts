@@ -249,6 +249,8 @@ export function openTcp(
 ): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ ...to, allowHalfOpen: true, noDelay: true });
+    // For moments when nobody else listens: an error without a listener ends the process.
+    socket.on("error", () => {});
     const finish = () => {
       clearTimeout(timer);
       signal.removeEventListener("abort", aborted);

@@ -291,6 +291,40 @@ test("an outbound half of kmesh comes in by sidecar mTLS, and 8 MB pass both way
   expect((await answer) === `app got ${text}`).toBe(true);
 });
 
+test("double HBONE: a CONNECT inside of a CONNECT, each with its own TLS", async () => {
+  const port = await hbonePort();
+  // Listens at every address, since the outer CONNECT must not lead to loopback.
+  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
+    cleanup.push(() => socket.destroy());
+    void tunnel.serveHbone(socket, () => {});
+  });
+  cleanup.push(() => server.close());
+  const innerPort = await listening(server, "0.0.0.0");
+  const client = new MeshCredentials(mesh.store("client"));
+  cleanup.push(() => client.close());
+  const dialer = new Dialer({ credentials: client, budget: new Budget(1 << 26) });
+  const sans = [{ kind: "exact" as const, value: mesh.id("vm") }];
+  const through = async (inner: { authority: string; sans: typeof sans }) => {
+    const transport: Transport = { kind: "hbone", authority: `${OWN}:${innerPort}`, port, sans, inner };
+    const peer = { address: "127.0.0.1", port: 1 };
+    const { stream } = await dialer.dial({ peer, transport }, peer, new AbortController().signal);
+    const answer = outcome(stream.resume());
+    const text = "0123456789abcdef".repeat(1 << 16);
+    stream.end(text);
+    return (await answer) === `app got ${text}`;
+  };
+  expect(await through({ authority: `${OWN}:${app}`, sans })).toBe(true);
+  const wrong = [{ kind: "exact" as const, value: mesh.id("other") }];
+  await expect(through({ authority: `${OWN}:${app}`, sans: wrong })).rejects.toMatchObject({
+    reason: "wrong-san",
+  });
+  await expect(through({ authority: `${OWN}:1`, sans })).rejects.toMatchObject({
+    reason: "peer-unavailable",
+  });
+  for (let i = 0; i < 50 && counters.rows.ways.hbone.open > 0; i++) await Bun.sleep(20);
+  expect(counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 4 });
+});
+
 test("a connection to the listener itself leads nowhere", async () => {
   const port = await listener((socket) => void tunnel.serveSteered(socket, () => {}, socket.localPort ?? 0));
   const socket = await dialTcp(port);

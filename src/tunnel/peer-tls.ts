@@ -41,6 +41,8 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
     };
     let connected = false;
     const socket = connect(settings);
+    // For moments when nobody else listens: an error without a listener ends the process.
+    socket.on("error", () => {});
     const patience = options.patience ?? CONNECT_PATIENCE;
     const timer = setTimeout(() => {
       const reason = connected || "stream" in to ? "handshake-timeout" : "connect-timeout";
