@@ -2,7 +2,7 @@
  * For tests: `kmesh tunnel` with targets from a file in place of pinned tables, and with every workload of the mesh let
  * in. TUNNEL holds the settings as JSON.
  */
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { CertificateStore } from "../../src/istiod/identity/certificate-store.ts";
 import { runTunnel } from "../../src/tunnel/process.ts";
@@ -19,15 +19,22 @@ export interface ChildSettings {
 const settings = JSON.parse(process.env.TUNNEL ?? "") as ChildSettings;
 if (existsSync(join(settings.runDir, "broken"))) process.exit(1);
 const line = (text: string) => void process.stderr.write(`${text}\n`);
+let stamp = "";
+let targets: TunnelTarget[] = [];
+function readTarget(number: number): TunnelTarget | undefined {
+  const { mtimeMs, size } = statSync(settings.targets);
+  if (stamp !== `${mtimeMs} ${size}`) {
+    targets = JSON.parse(readFileSync(settings.targets, "utf8")) as TunnelTarget[];
+    stamp = `${mtimeMs} ${size}`;
+  }
+  return targets.find((target) => target.number === number);
+}
 await runTunnel({
   command: [process.execPath, import.meta.path],
   drainTimeout: settings.drainTimeout,
   env: process.env,
   store: new CertificateStore(settings.store),
-  readTarget: (number) =>
-    (JSON.parse(readFileSync(settings.targets, "utf8")) as TunnelTarget[]).find(
-      (target) => target.number === number,
-    ),
+  readTarget,
   admission: { decide: () => ({ allowed: true, reason: "test" }), mtls: () => "permissive" },
   runDir: settings.runDir,
   version: "test",
