@@ -112,27 +112,36 @@ static __always_inline int refuse(struct bpf_sk_lookup *ctx, const struct pair *
 	return SK_DROP;
 }
 
-/* The class of an address, 0 when the tables are not there. */
-static __always_inline __u32 class_of(void *slots, __u32 slot, const struct inbound_prefix *address)
+/* The class of an address. Every address has one where classes matter: NULL is a contradiction. */
+static __always_inline __u32 *class_of(void *slots, __u32 slot, const struct inbound_prefix *address)
 {
 	void *trie = bpf_map_lookup_elem(slots, &slot);
-	__u32 *class = trie ? bpf_map_lookup_elem(trie, address) : NULL;
 
-	return class ? *class : 0;
+	return trie ? bpf_map_lookup_elem(trie, address) : NULL;
 }
 
+/* NULL when the tables contradict each other. */
 static __always_inline struct inbound_cell *cell_of(const struct inbound_port *port, __u32 slot,
 						    const struct pair *pair)
 {
 	void *cells = bpf_map_lookup_elem(&inbound_cells, &slot);
 	__u32 at = port->first_cell;
+	__u32 *class;
 
 	if (!cells)
 		return NULL;
-	if (port->flags & PORT_BY_SOURCE)
-		at += class_of(&inbound_sources, slot, &pair->source) * port->destinations;
-	if (port->flags & PORT_BY_DESTINATION)
-		at += class_of(&inbound_dests, slot, &pair->destination);
+	if (port->flags & PORT_BY_SOURCE) {
+		class = class_of(&inbound_sources, slot, &pair->source);
+		if (!class)
+			return NULL;
+		at += *class * port->destinations;
+	}
+	if (port->flags & PORT_BY_DESTINATION) {
+		class = class_of(&inbound_dests, slot, &pair->destination);
+		if (!class)
+			return NULL;
+		at += *class;
+	}
 	return bpf_map_lookup_elem(cells, &at);
 }
 

@@ -16,6 +16,7 @@ export const SECTIONS = [
   "splits",
   "workloads",
   "authorizations",
+  "inbound",
 ] as const;
 
 /** An element stays when it fits everything that is given. */
