@@ -122,7 +122,7 @@ async function changes(mesh: BenchMesh, netns: string, count: number): Promise<n
     for (let i = 0; i < count; i++) {
       lines.length = 0;
       const changed = mesh.change();
-      const line = await eventually("the change is live", () => lines[0], 10_000, 5);
+      const line = await eventually("the change is live", () => lines[0], 30_000, 5);
       const [, at = ""] = line.split(" ");
       result.push(Number(at) - (await changed));
       await sleep(200);

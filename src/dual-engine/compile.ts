@@ -121,7 +121,7 @@ export class Compiler {
     for (const name of touched.clusters) this.#compileCluster(name, changes);
     for (const key of touched.frontends) this.#compileFrontend(key, changes, touched.services);
     for (const name of touched.services) this.#compileService(name, changes);
-    this.#compileNames(dirty.names, dirty.services.size > 0, changes);
+    this.#compileNames(dirty.names, this.#changesNames(dirty), changes);
     const notes = this.#meshNotes();
     let whole = !sameNotes(notes, this.mesh.notes);
     this.mesh.notes = notes;
@@ -238,6 +238,13 @@ export class Compiler {
     if (before !== undefined && sameService(before, service)) return;
     services.set(name, service);
     changes.services.add(name);
+  }
+
+  /** Without a table: a service changed, or workloads of a headless one. */
+  #changesNames({ services, records }: Dirty): boolean {
+    if (this.#store.names !== NO_NAMES || records) return records;
+    for (const key of services) if (this.#store.services.get(key)?.addresses.length === 0) return true;
+    return false;
   }
 
   #compileNames(changed: boolean, services: boolean, changes: Difference["changes"]): void {

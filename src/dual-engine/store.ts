@@ -17,6 +17,8 @@ import {
 export interface Dirty {
   /** Services by resource name, removed ones too. */
   services: Set<string>;
+  /** A service itself changed, not only its workloads. */
+  records: boolean;
   /** Workloads by uid that are, or were, addressed directly through a tunnel. */
   direct: Set<string>;
   /** The machine's own workload or the policies changed. */
@@ -168,6 +170,7 @@ export class Store {
     for (const { uid, profile } of this.membersOf(key)) if (isTunnelled(profile)) this.#dirty.direct.add(uid);
     this.#touchUsers(key, [...(before?.addresses ?? []), ...(record?.addresses ?? [])]);
     this.#dirty.services.add(key);
+    this.#dirty.records = true;
   }
 
   #putWorkload(uid: string, record: WorkloadRecord | undefined): void {
@@ -284,5 +287,5 @@ function leave<T>(map: Map<string, Set<T>>, key: string, value: T): void {
 }
 
 function clean(): Dirty {
-  return { services: new Set(), direct: new Set(), inbound: false, names: false };
+  return { services: new Set(), records: false, direct: new Set(), inbound: false, names: false };
 }

@@ -2,7 +2,7 @@
  * istio.workload.Workload, read from the wire: a mesh may have a hundred thousand, so no message tree is built, and what many
  * have in common becomes one object.
  */
-import type { Reader } from "protobufjs/minimal.js";
+import { Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { checkEnum, shortName } from "../kernel-native/resources/wire.ts";
 import { type Binding, type Profile, TUNNELS, type WorkloadRecord } from "./records.ts";
@@ -156,13 +156,19 @@ export class WorkloadReader {
     const key = latin1(bytes);
     const known = this.#bindings.get(key);
     if (known) return known;
-    const message = workload.Workload.decode(wrapEntry(bytes));
-    const [entry] = Object.entries(message.services);
-    if (!entry) throw new RangeError("an entry of services is empty");
-    const [service, { ports }] = entry;
+    const entry = Reader.create(bytes);
+    let service = "";
+    let list = NO_BYTES;
+    while (entry.pos < entry.len) {
+      const tag = entry.uint32();
+      if (tag === ((1 << 3) | 2)) service = entry.string();
+      else if (tag === ((2 << 3) | 2)) list = entry.bytes();
+      else entry.skipType(tag & 7);
+    }
+    const { ports } = workload.PortList.decode(list);
     const binding: Binding = {
       service,
-      ports: (ports ?? []).map(({ servicePort, targetPort }) => ({
+      ports: ports.map(({ servicePort, targetPort }) => ({
         service: portOf(resource, "service_port", servicePort ?? 0, 1),
         target: portOf(resource, "target_port", targetPort ?? 0, 0),
       })),
@@ -202,14 +208,6 @@ export class WorkloadReader {
     const text = `${workloadName || name};${namespace};${canonicalName};${revision};${cluster}`;
     return this.#texts.get(text) ?? share(this.#texts, text, text);
   }
-}
-
-/** A workload of this entry alone. */
-function wrapEntry(bytes: Uint8Array): Uint8Array {
-  return workload.Workload.encode({})
-    .uint32((22 << 3) | 2)
-    .bytes(bytes)
-    .finish();
 }
 
 function latin1(bytes: Uint8Array): string {
