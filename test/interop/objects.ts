@@ -59,6 +59,7 @@ export function hostOf(name: string): string {
 }
 
 export interface EntryEndpoint {
+  serviceAccount?: string;
   address: string;
   labels?: Record<string, string>;
   locality?: string;

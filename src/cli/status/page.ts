@@ -4,6 +4,7 @@ import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import type { InboundView } from "../../inbound/view.ts";
+import type { TunnelStatus } from "../../tunnel/status-file.ts";
 import { indent, since } from "../framework/output.ts";
 import { formatStanding, type readStanding } from "../framework/version-rows.ts";
 import type { NotKnown } from "../framework/view.ts";
@@ -15,6 +16,7 @@ import { namesFacts, namesWarnings } from "./names-rows.ts";
 import { formatRecent } from "./recent.ts";
 import { formatRemarks, formatServices, isInTrouble, troubleFacts } from "./services.ts";
 import { formatSync } from "./sync.ts";
+import { tunnelFacts, tunnelWarnings } from "./tunnel-rows.ts";
 import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.ts";
 
 export interface Answer {
@@ -24,6 +26,8 @@ export interface Answer {
   inbound?: InboundView | undefined;
   /** What this command counts itself, so that no agent waits for it. */
   older?: PreexistingConnections | NotKnown | undefined;
+  /** Tunnel processes that live. */
+  tunnels?: TunnelStatus[] | undefined;
   standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;
@@ -32,7 +36,7 @@ export interface Answer {
 
 /** The whole page. `dead` is the sentence about the agent when none lives. */
 export function formatStatus(
-  { agent, kernel, inbound, older, atBoot, standing, damage = [] }: Answer,
+  { agent, kernel, inbound, older, atBoot, tunnels, standing, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -51,11 +55,12 @@ export function formatStatus(
     ...kernelFacts(kernel, bpffs),
     ...namesFacts(agent?.names),
     ...inboundFacts(inbound),
+    ...tunnelFacts(kernel, tunnels),
     ...formatBoot(atBoot),
     ...formatStanding(standing, dead === undefined, now),
   ];
   const parts = [formatFacts(facts)];
-  parts.push(...formatTrouble({ agent, kernel, inbound, older, damage }, now));
+  parts.push(...formatTrouble({ agent, kernel, inbound, older, tunnels, damage }, now));
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
@@ -65,13 +70,17 @@ export function formatStatus(
 }
 
 /** What is damaged, and what is worth knowing. */
-function formatTrouble({ agent, kernel, inbound, older, damage = [] }: Answer, now: number): string[] {
+function formatTrouble(
+  { agent, kernel, inbound, older, tunnels, damage = [] }: Answer,
+  now: number,
+): string[] {
   const parts: string[] = [];
   if (damage.length > 0) parts.push(`DAMAGED\n${indent(damage.map(formatDamage).join("\n"))}`);
   const warnings = [
     ...warningsOf(agent, kernel),
     ...namesWarnings(agent?.names),
     ...inboundWarnings(agent?.inbound, inbound),
+    ...tunnelWarnings(tunnels),
     ...formatOlder(older),
     ...formatClock(agent, now),
   ];

@@ -27,6 +27,7 @@ import {
 } from "../mesh-tables/descriptor.ts";
 import { readEndpoint } from "../mesh-tables/endpoint-table.ts";
 import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
+import { readPeer, readTransport } from "../mesh-tables/tunnel-targets.ts";
 import { BROADCAST_ID } from "../tables/broadcast.ts";
 import { ChunkedTable } from "../tables/chunked-table.ts";
 import { enrolledIds, enrolledUnits } from "../tables/enrolment.ts";
@@ -134,6 +135,8 @@ export interface Summary {
     /** Nobody keeps the tables up to date: clusters without outlier detection eject, too. */
     stale: boolean;
   };
+  /** Endpoints that the tunnel reaches, by the kind of their transport. Absent as the settings. */
+  tunnel?: Record<string, number>;
   tables: TableState[];
   /** What kmesh does not do on this kernel, a line each. Absent as the settings. */
   limits?: string[];
@@ -314,6 +317,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     settings: settingsOf(tables, view),
     services: view.services(),
     ejections: view.ejections(),
+    tunnel: targetsOf(tables),
     tables: sizes(tables),
     limits: kernelLimits(),
     recent: recentConnections(tables, (id) => view.serviceName(id)),
@@ -530,6 +534,17 @@ function settingsOf(tables: Tables, view: TableView): NonNullable<Summary["setti
 
 function enrolledCgroups(tables: Tables): string[] {
   return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
+}
+
+/** Also of targets that nothing leads to any more, for as long as their numbers rest. */
+function targetsOf(tables: Tables): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (let id = 0; id < tables.tunnelTargets.capacity; id++) {
+    const peer = readPeer(tables, id);
+    const kind = peer && readTransport(tables, peer.transport)?.kind;
+    if (kind) counts[kind] = (counts[kind] ?? 0) + 1;
+  }
+  return counts;
 }
 
 function sizes(tables: Tables): TableState[] {

@@ -1,4 +1,5 @@
 import { sourcesOf } from "../../../config/sources.ts";
+import { readTunnels } from "../../../tunnel/status-file.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT } from "../../framework/exit.ts";
 import { type Format, formatOf, outputIsLost, print, printJson } from "../../framework/output.ts";
@@ -78,8 +79,9 @@ async function look(
   const root = process.geteuid?.() === 0;
   const older = root && value.kernel ? await olderThanAttach(folders.bpffs) : undefined;
   const standing = root ? readStanding(folders.stateDir) : undefined;
+  const tunnels = root ? readTunnels(folders.runDir) : [];
   const atBoot = bootOrders(installedPaths().units);
-  const answer = narrow({ ...value, older, atBoot, standing, damage }, filter);
+  const answer = narrow({ ...value, older, atBoot, tunnels, standing, damage }, filter);
   if (format === "json") {
     printJson({
       alive,
@@ -89,6 +91,7 @@ async function look(
         : (answer.agent?.inbound ?? null),
       kernel: answer.kernel ?? null,
       trouble: answer.kernel ? troubles(answer.kernel) : null,
+      tunnels,
       preexistingConnections: older ?? null,
       atBoot,
       manifest: standing ?? null,
