@@ -9,7 +9,7 @@ import type { Transport } from "../../src/mesh/transport.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(120_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("tests of tunnel targets are skipped: they need root");
 
