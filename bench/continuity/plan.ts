@@ -129,6 +129,18 @@ export class Plan {
     return [...services, `-1,${first?.address},${first?.port},${SHARE.direct}`];
   }
 
+  /** `NAME:TYPE=ADDRESS` for test/names/resolver.py: each service's name by each family, and one reverse name. */
+  lookups(): string[] {
+    const forward = SHAPES.flatMap(({ name, families }, service) =>
+      ([4, 6] as const).map((family) => {
+        const address = families.includes(family) ? vip(service, family) : "";
+        return `${hostOf(name)}:${family === 6 ? "AAAA" : "A"}=${address}`;
+      }),
+    );
+    const reverse = vip(0, 4).split(".").reverse().join(".");
+    return [...forward, `${reverse}.in-addr.arpa:PTR=${hostOf(SHAPES[0]?.name ?? "")}`];
+  }
+
   /** `INDEX,ADDRESS,PORT` for ends.c. */
   listeners(): string[] {
     return this.endpoints

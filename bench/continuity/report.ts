@@ -5,9 +5,9 @@ import type { KindReport, Report } from "./run.ts";
 /** Whether all is as it should be. */
 export function isClean(report: Report): boolean {
   const { failed, misrouted, counterErrors, ledgerErrors, stuck, unneededWrites, left, made } = report;
-  return (
-    failed + misrouted + counterErrors + ledgerErrors + stuck + unneededWrites + left.length === 0 && made > 0
-  );
+  const { lookups, failedLookups } = report;
+  const wrong = failed + misrouted + counterErrors + ledgerErrors + stuck + unneededWrites + failedLookups;
+  return wrong + left.length === 0 && made > 0 && lookups > 0;
 }
 
 export function printReport(report: Report): void {
@@ -30,6 +30,8 @@ export function printReport(report: Report): void {
       ["ledger errors", report.ledgerErrors],
       ["agent not in sync again", report.stuck],
       ["writes though nothing had changed", report.unneededWrites],
+      ["lookups of mesh names", report.lookups],
+      ["lookups without the right answer", report.failedLookups],
     ],
   );
   console.log(

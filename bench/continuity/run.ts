@@ -9,7 +9,7 @@ import { monotonic } from "./clock.ts";
 import { type Pace, play } from "./events.ts";
 import { Histogram } from "./histogram.ts";
 import { readKernelCounts } from "./kernel-counts.ts";
-import { Plan } from "./plan.ts";
+import { hostOf, Plan } from "./plan.ts";
 import { MadeLedger, TakenLedger } from "./records.ts";
 import { type EventKind, type ScheduledEvent, schedule } from "./schedule.ts";
 import { type Builds, type LoadOptions, Stage } from "./stage.ts";
@@ -18,7 +18,7 @@ import { Validity } from "./validity.ts";
 export interface RunOptions {
   seed: number;
   events: number;
-  /** Misroutes on purpose: the report must show it. */
+  /** Misroutes, and expects a wrong address of a name, on purpose: the report must show both. */
   misroute: boolean;
   builds: Builds;
   load: LoadOptions;
@@ -58,6 +58,9 @@ export interface Report extends Sums {
   stuck: number;
   /** Map writes of starts after which nothing had changed. */
   unneededWrites: number;
+  /** Queries for mesh names by a resolver that never asks twice, and those that got no answer or a wrong one. */
+  lookups: number;
+  failedLookups: number;
   quiet: KindReport;
   kinds: Partial<Record<EventKind, KindReport>>;
   milliseconds: number;
@@ -142,7 +145,9 @@ class Run {
     const began = performance.now();
     const random = new Random(seed ^ 0x5eed);
     await this.#stage.build();
-    await this.#stage.startLoad(load);
+    // On purpose wrong: the address of another service.
+    const foreign = this.#options.misroute ? [`${hostOf("closed")}:A=10.96.1.1`] : [];
+    await this.#stage.startLoad(load, [...this.#plan.lookups(), ...foreign]);
     await this.#stage.go();
     await this.#measureQuiet();
     progress(`quiet: ${this.#tell()}`);
@@ -155,7 +160,9 @@ class Run {
       await sleep(this.#options.pace.after);
     }
     const { open } = this.#book;
-    await this.#stage.endLoad();
+    const lookups = await this.#stage.endLoad();
+    for (const [what, times] of Object.entries(lookups.wrong))
+      this.#book.complain(`lookup, ${times} times: ${what}`);
     this.#check();
     progress(`all connections closed: ${this.#tell()}`);
     return {
@@ -165,6 +172,8 @@ class Run {
       open,
       stuck: this.#stuck,
       unneededWrites: this.#unneededWrites,
+      lookups: lookups.asked,
+      failedLookups: lookups.asked - lookups.right,
       quiet: this.#quiet.report(),
       kinds: Object.fromEntries([...this.#kinds].map(([kind, times]) => [kind, times.report()])),
       milliseconds: performance.now() - began,

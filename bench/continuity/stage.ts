@@ -57,6 +57,14 @@ export interface LoadOptions {
   hold: number;
 }
 
+/** What a resolver got that asked all the time (test/names/resolver.py). */
+export interface Lookups {
+  asked: number;
+  right: number;
+  /** What came instead of an answer, and how often. */
+  wrong: Record<string, number>;
+}
+
 export class Stage {
   readonly plan: Plan;
   readonly validity: Validity;
@@ -72,6 +80,7 @@ export class Stage {
   #plane: Talker | undefined;
   #taker: Talker | undefined;
   readonly #makers: Talker[] = [];
+  #resolver: Talker | undefined;
   /** The agent that was started here last. */
   #agent: OwnedProcess | undefined;
   /** The running agent: the first one, or a successor after a hand-over, which is no child of this process. */
@@ -120,7 +129,7 @@ export class Stage {
   // Load
 
   /** Starts the clients; resolves when the long connections are open. Short ones begin with `go`. */
-  async startLoad({ makers, window, rate, hold }: LoadOptions): Promise<void> {
+  async startLoad({ makers, window, rate, hold }: LoadOptions, lookups: readonly string[]): Promise<void> {
     for (let i = 0; i < makers; i++) {
       const numbers = [i + 1, window, Math.ceil(rate / makers), Math.ceil(hold / makers), 1_000];
       this.#makers.push(
@@ -133,7 +142,17 @@ export class Stage {
       );
     }
     for (const maker of this.#makers) await maker.hear();
+    await this.#startResolver(lookups);
     await this.pause();
+  }
+
+  /** A resolver that asks for mesh names until the load ends; no server listens: each answer is the kernel's. */
+  async #startResolver(lookups: readonly string[]): Promise<void> {
+    await eventually("names are live", async () => ((await this.status())?.names?.entries ?? 0) > 0);
+    const script = join(import.meta.dirname, "../../test/names/resolver.py");
+    const command = ["/usr/bin/python3", script, "86400", "127.0.0.1", "::1", "--", ...lookups];
+    this.#resolver = new Talker("the resolver", command, this.#log("resolver"), { cgroup: this.#apps });
+    await this.#resolver.hear();
   }
 
   async go(): Promise<void> {
@@ -153,10 +172,12 @@ export class Stage {
     );
   }
 
-  /** Ends all connections. */
-  async endLoad(): Promise<void> {
+  /** Ends all connections and the resolver; gives what that got. */
+  async endLoad(): Promise<Lookups> {
     await Promise.all(this.#makers.map((maker) => maker.ask("end", 60_000)));
     await this.#taker?.ask("flush");
+    const tally = await this.#resolver?.ask("end");
+    return tally === undefined ? { asked: 0, right: 0, wrong: {} } : JSON.parse(tally);
   }
 
   // istiod
@@ -384,7 +405,7 @@ export class Stage {
   /** Stops and removes everything. Gives what could not be removed. */
   async remove(): Promise<string[]> {
     if (this.#pid !== 0) await this.killAgent();
-    for (const talker of [...this.#makers, this.#plane, this.#taker]) await talker?.end();
+    for (const talker of [...this.#makers, this.#resolver, this.#plane, this.#taker]) await talker?.end();
     if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
     await this.#cgroup.remove();
     // What a program of ours has open for another moment must not keep the disk.

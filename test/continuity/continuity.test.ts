@@ -37,18 +37,22 @@ describe.skipIf(!root)("continuity", () => {
       ledgerErrors: 0,
       stuck: 0,
       unneededWrites: 0,
+      failedLookups: 0,
       left: [],
     });
     expect(report.made).toBeGreaterThan(5_000);
     expect(report.refused).toBeGreaterThan(0);
+    expect(report.lookups).toBeGreaterThan(1_000);
     expect(code).toBe(0);
   });
 
-  test("a misroute on purpose is seen", async () => {
+  test("a misroute and a wrong lookup on purpose are seen", async () => {
     const { code, report } = await bench("--events=0", "--misroute");
     expect(report.misrouted).toBeGreaterThan(0);
     expect(report).toMatchObject({ clean: false, failed: 0, ledgerErrors: 0 });
-    expect(report.complaints[0]).toMatch(/another service$/);
+    expect(report.failedLookups).toBeGreaterThan(0);
+    expect(report.complaints.filter((text: string) => /^lookup, /.test(text))).not.toEqual([]);
+    expect(report.complaints.filter((text: string) => /another service$/.test(text))).not.toEqual([]);
     expect(code).toBe(1);
   });
 });
