@@ -236,11 +236,13 @@ export class Agent {
       namesSettings(config),
       enforcesInbound(config),
     );
-    const { dns, dnsExcludes, inbound } = config;
+    const { dns, dnsExcludes, inbound, traffic, metrics, accessLog } = config;
     this.#config = {
       ...this.#config,
       ...{ cgroups: config.cgroups, units, excludes, netns, dns, dnsExcludes, inbound, shadow },
+      ...{ traffic, metrics, accessLog },
     };
+    this.#telemetry.configure(this.#config);
     this.#controlPlane.exclude(excludes);
     this.#statusFile.write();
     return found;

@@ -21,15 +21,17 @@ test("what is decided in the kernel changes at once, the rest is named", () => {
     unit: ["nginx"],
     netns: "all",
     shadow: true,
+    metrics: "127.0.0.1:15020",
+    "access-log": "stdout",
     ip: ["10.0.0.1"],
     "service-account": "other",
   });
   const found = differences(config({}), after);
   expect(found).toEqual({
-    live: ["unit", "cgroup", "exclude", "netns", "shadow"],
+    live: ["unit", "cgroup", "exclude", "netns", "shadow", "metrics", "access-log"],
     later: ["istiod", "service-account", "ip"],
   });
   expect(formatReload(found)).toBe(
-    "Reloaded unit, cgroup, exclude, netns, shadow. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
+    "Reloaded unit, cgroup, exclude, netns, shadow, metrics, access-log. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
   );
 });

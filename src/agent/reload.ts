@@ -4,10 +4,20 @@ import type { Config } from "../config/config.ts";
 import { SETTINGS, type SettingName } from "../config/settings.ts";
 import { type SettingValues, settingValues } from "../config/values.ts";
 
-/** The settings that are decided in the kernel's program, by a map: they change under running connections. */
+/** The settings that change under running connections: a map in the kernel has them, or the agent alone heeds them. */
 export type LiveSettings = Pick<
   Config,
-  "cgroups" | "units" | "excludes" | "netns" | "dns" | "dnsExcludes" | "inbound" | "shadow"
+  | "cgroups"
+  | "units"
+  | "excludes"
+  | "netns"
+  | "dns"
+  | "dnsExcludes"
+  | "inbound"
+  | "shadow"
+  | "traffic"
+  | "metrics"
+  | "accessLog"
 >;
 
 const LIVE: ReadonlySet<SettingName> = new Set([
@@ -19,6 +29,13 @@ const LIVE: ReadonlySet<SettingName> = new Set([
   "inbound",
   "dns-exclude",
   "shadow",
+  "traffic",
+  "metrics",
+  "access-log",
+  "access-log-format",
+  "access-log-filter",
+  "access-log-rate",
+  "access-log-interval",
 ]);
 
 export interface Differences {

@@ -1,5 +1,6 @@
 /** The agent's telemetry: counting while it has the tables, the answers about it, metrics and the access log. */
 
+import { isDeepStrictEqual } from "node:util";
 import { type MetricsAnswers, MetricsServer } from "../admin/metrics-server.ts";
 import { BadRequest } from "../admin/server.ts";
 import type { Config } from "../config/config.ts";
@@ -40,6 +41,7 @@ export class Telemetry {
   readonly #machine: Machine;
   readonly #self: SelfLabels;
   readonly #states: ServiceStates;
+  #config: Config;
   readonly #labelSets: LabelSets = new Map();
   #traffic: Traffic | undefined;
   #accessLog: AccessLog | undefined;
@@ -49,6 +51,7 @@ export class Telemetry {
 
   constructor(options: TelemetryOptions) {
     this.#options = options;
+    this.#config = options.config;
     const { config, addresses, host } = options;
     const { labels } = config;
     const workload =
@@ -76,7 +79,8 @@ export class Telemetry {
 
   /** The tables are this agent's from now on. Never throws: connections are more than their numbers. */
   open(datapath: Datapath): void {
-    const { config, workloads, log } = this.#options;
+    const { workloads, log } = this.#options;
+    const config = this.#config;
     try {
       this.#traffic = new Traffic({
         tables: datapath.tables,
@@ -112,19 +116,35 @@ export class Telemetry {
 
   /** Answers scrapers over TCP, when the configuration names an address. A taken one is tried again. */
   serve(): void {
-    const { metrics } = this.#options.config;
+    const { metrics } = this.#config;
     if (!metrics || this.#server || this.#stopped) return;
     MetricsServer.listen(metrics.host, metrics.port, this.#answers).then(
       (server) => {
-        this.#server = server;
-        if (this.#stopped) server.close();
+        // The setting may have changed meanwhile.
+        if (this.#stopped || this.#server || this.#config.metrics !== metrics) server.close();
+        else this.#server = server;
       },
       (error) => {
+        if (this.#stopped || this.#config.metrics !== metrics) return;
         if (!this.#retry)
           this.#options.log.warn(`metrics are not served: ${reasonOf(error)}. The next tries are silent`);
         this.#retry = setTimeout(() => this.serve(), 2_000);
       },
     );
+  }
+
+  /** Does by these settings from now on what changes while connections go on: traffic, metrics and the access log. */
+  configure(config: Config): void {
+    const before = this.#config;
+    this.#config = config;
+    if (config.traffic !== before.traffic) this.#traffic?.count(config.traffic);
+    if (!isDeepStrictEqual(config.accessLog, before.accessLog)) this.#accessLog?.configure(config.accessLog);
+    if (isDeepStrictEqual(config.metrics, before.metrics)) return;
+    clearTimeout(this.#retry);
+    this.#retry = undefined;
+    this.#server?.close();
+    this.#server = undefined;
+    this.serve();
   }
 
   /** Ends the process's part. */

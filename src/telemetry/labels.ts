@@ -27,7 +27,7 @@ export class Labels {
   readonly #map: BpfMap;
   readonly #workloads: WorkloadIndex | undefined;
   readonly #writes: boolean;
-  readonly #kept = new Map<string, string>();
+  readonly #kept = { service: new Map<number, string>(), endpoint: new Map<number, string>() };
   /** What was read of ids that mean what they meant: `changed` says when not. A scrape asks for ten thousand. */
   readonly #services = new Map<number, string>();
   readonly #endpoints = new Map<number, EndpointAddress & { key: number | string }>();
@@ -43,7 +43,7 @@ export class Labels {
     for (let i = 0; i < count; i++) {
       const kind = view.getUint32(i * 8, LITTLE) === KINDS.service ? "service" : "endpoint";
       const text = fixedText(values.subarray(i * layout.label.size, (i + 1) * layout.label.size));
-      this.#kept.set(`${kind} ${view.getUint32(i * 8 + 4, LITTLE)}`, text);
+      this.#kept[kind].set(view.getUint32(i * 8 + 4, LITTLE), text);
     }
   }
 
@@ -102,14 +102,13 @@ export class Labels {
 
   /** The number will mean something else from now on. */
   forget(kind: Kind, id: number): void {
-    if (this.#kept.delete(`${kind} ${id}`)) this.#map.delete(mapKey(kind, id));
+    if (this.#kept[kind].delete(id)) this.#map.delete(mapKey(kind, id));
   }
 
   #keep(kind: Kind, id: number, text: string | undefined): string | undefined {
-    const key = `${kind} ${id}`;
-    const kept = this.#kept.get(key);
+    const kept = this.#kept[kind].get(id);
     if (text === undefined || text === kept) return text ?? kept;
-    this.#kept.set(key, text);
+    this.#kept[kind].set(id, text);
     if (this.#writes) {
       try {
         this.#map.update(mapKey(kind, id), labelBytes(text));

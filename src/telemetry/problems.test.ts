@@ -179,6 +179,10 @@ test("ejected, alone, silent, outside", () => {
   expect(rules([{ ...one, recent: { ...one.recent, opened: 19 } }])).toEqual([]);
   const silent = edge("endpoint", service, endpoint(1), { opened: 5, closed: 5, sent: 500 });
   expect(rules([silent])).toEqual(["no-answer warning"]);
+  // A connection that is reset after it took bytes is named for that alone.
+  expect(rules([{ ...silent, recent: { ...silent.recent, failures: failures({ reset: 5 }) } }])).toEqual([
+    "reset error",
+  ]);
   const outside: Node = {
     kind: "outside",
     id: "outside:PassthroughCluster",

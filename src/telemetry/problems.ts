@@ -17,7 +17,7 @@
  * | slower-than-siblings | 10 connections or more, twice the round trip of the service's median endpoint, and 1 ms more | warning |
  * | ejected | the kernel leaves an endpoint out, since its connects failed | warning |
  * | alone | 20 connections or more in the window, all to one endpoint of several usable ones | warning |
- * | no-answer | 3 or more connections ended, bytes went out, none came back | warning |
+ * | no-answer | 3 or more connections ended without a failure, bytes went out, none came back | warning |
  * | outside-mesh | connections that go to no endpoint of the mesh | info |
  */
 import type { Edge, EdgesDocument, EndpointNode, Node, Problem, Rule, ServiceNode } from "./model.ts";
@@ -289,7 +289,8 @@ function alone(service: ServiceNode, { edges }: Document): Problem[] {
 function noAnswer(edge: Edge, nodes: Nodes): Problem[] {
   if (edge.kind !== "endpoint") return [];
   const { closed, sent, received, failures } = edge.recent;
-  const failed = failures.refused + failures.timedOut + failures.unreachable;
+  // One that was reset is named for that.
+  const failed = failures.refused + failures.timedOut + failures.unreachable + failures.reset;
   if (closed - failed < LIMITS.silentCount || sent === 0 || received > 0) return [];
   return [
     {

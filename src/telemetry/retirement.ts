@@ -88,7 +88,8 @@ export class Retirement {
   }
 
   /** False when a connection of it lives. */
-  #retire({ key, bytes }: FlowRow): boolean {
+  #retire({ key, bytes: bytesOf }: FlowRow): boolean {
+    const bytes = bytesOf();
     const value = new Uint8Array(new ArrayBuffer(layout.flow_row.size));
     // It may be gone already, and it may have changed since it was read: a service's connections outlive its name.
     if (!this.#maps.flow_rows.lookup(bytes, value)) return true;

@@ -70,8 +70,8 @@ export interface Counters {
 
 export interface FlowRow {
   key: FlowKey;
-  /** The key's bytes, for the map. */
-  bytes: Uint8Array;
+  /** Gives the key's bytes, for the map. */
+  bytes(): Uint8Array;
   counters: Counters;
   /** CLOCK_MONOTONIC, nanoseconds. */
   usedNs: number;
@@ -127,7 +127,9 @@ export function subtractCounters(after: Counters, before: Counters | undefined):
 
 /** All connections that ended, however. */
 export function closedOf(counters: Counters): number {
-  return counters.ends.reduce((sum, count) => sum + count, 0);
+  let sum = 0;
+  for (const count of counters.ends) sum += count;
+  return sum;
 }
 
 export function endsOf(counters: Counters, end: End): number {
@@ -154,7 +156,7 @@ export function readRows(map: BpfMap): FlowRow[] {
     if (!key) continue;
     rows.push({
       key,
-      bytes: keys.slice(i * KEY.size, (i + 1) * KEY.size),
+      bytes: () => keys.slice(i * KEY.size, (i + 1) * KEY.size),
       counters: decodeCounters(valueView, i * ROW.size),
       usedNs: longAt(valueView, i * ROW.size + ROW.fields.used_ns.offset),
     });
@@ -187,7 +189,7 @@ export function decodeCounters(view: DataView, at: number): Counters {
   const long = (offset: number) => longAt(view, at + offset);
   return {
     opened: long(fields.opened.offset),
-    ends: ENDS.map((_, i) => long(fields.ends.offset + i * 8)),
+    ends: ends(view, at + fields.ends.offset),
     sent: long(fields.sent.offset),
     received: long(fields.received.offset),
     retransmits: long(fields.retransmits.offset),
@@ -196,6 +198,12 @@ export function decodeCounters(view: DataView, at: number): Counters {
     rttUs: long(fields.rtt_us.offset),
     rtts: long(fields.rtts.offset),
   };
+}
+
+function ends(view: DataView, at: number): number[] {
+  const counts: number[] = [];
+  for (let i = 0; i < ENDS.length; i++) counts.push(longAt(view, at + i * 8));
+  return counts;
 }
 
 /** Writes what `decodeCounters` reads. */

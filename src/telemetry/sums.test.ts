@@ -24,7 +24,7 @@ const row = (direction: Direction, source: number, service: number, endpoint: nu
     endpoint,
     remote: direction === "in" ? "10.0.9.9" : "",
   },
-  bytes: new Uint8Array(0),
+  bytes: () => new Uint8Array(0),
   counters: { ...noCounters(), opened: 10 * service + endpoint, sent: 7 },
   usedNs: endpoint,
 });

@@ -24,6 +24,7 @@ const FLUSH = 5_000;
 const BEGIN = 1_000;
 /** Flushes between two writes of the history. */
 const SAVE_EVERY = 12;
+const NOT_COUNTED = "Connections are not counted: the setting traffic is off.";
 const HISTORY_FILE = "traffic-history.json";
 
 export interface TrafficOptions {
@@ -57,6 +58,7 @@ export class Traffic {
   readonly #retirement: Retirement;
   readonly #history: History;
   readonly #off: string[] = [];
+  #counts: boolean;
   readonly #timer: ReturnType<typeof setInterval>;
   #rounds = 0;
   #trouble = "";
@@ -70,8 +72,8 @@ export class Traffic {
     this.sources = new Sources(tables.maps.source_names);
     this.#retirement = new Retirement(tables.maps, this.labels);
     tables.mayReuse = this.#retirement.mayReuse;
+    this.#counts = counts;
     this.counting.count(counts);
-    if (!counts) this.#off.push("Connections are not counted: the setting traffic is off.");
     this.#history = History.from(textAt(join(stateDir, HISTORY_FILE)));
     // Not now: a hand-over waits for this, and connections do not.
     this.#begin = setTimeout(() => this.#round(), BEGIN);
@@ -106,13 +108,20 @@ export class Traffic {
       window,
       machine,
       service,
-      off: this.#off,
+      off: this.#counts ? this.#off : [NOT_COUNTED, ...this.#off],
     });
   }
 
   /** Undefined for an edge without history. */
   history(edge: string): EdgeHistory | undefined {
     return historyOf(this.#history, edge, Date.now());
+  }
+
+  /** Whether connections that begin from now on are counted. Those that are counted already go on. */
+  count(on: boolean): void {
+    this.#counts = on;
+    this.counting.count(on);
+    this.#serve();
   }
 
   /** Ends this process's part; the kernel counts on. Never throws. */
@@ -163,8 +172,8 @@ export class Traffic {
 
   /** Accepted connections are counted on the ports by which istiod knows this machine. */
   #serve(): void {
-    const { workloads, machine, ports, counts } = this.#options;
-    this.counting.serve(counts ? new Set([...ports, ...workloads.portsOf(machine.addresses)]) : []);
+    const { workloads, machine, ports } = this.#options;
+    this.counting.serve(this.#counts ? new Set([...ports, ...workloads.portsOf(machine.addresses)]) : []);
   }
 
   #save(): void {

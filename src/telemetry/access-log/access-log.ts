@@ -58,7 +58,8 @@ export interface AccessLogOptions {
 export class AccessLog {
   readonly #options: AccessLogOptions;
   readonly #ring: RingReader;
-  readonly #target: LogTarget | undefined;
+  #config: AccessLogConfig | undefined;
+  #target: LogTarget | undefined;
   readonly #followers = new Set<(record: LogRecord) => void>();
   readonly #timer: ReturnType<typeof setInterval>;
   #second = 0;
@@ -69,15 +70,24 @@ export class AccessLog {
   /** Throws KernelError. */
   constructor(options: AccessLogOptions) {
     this.#options = options;
-    const { config, traffic, warn } = options;
+    const { config } = options;
     this.#ring = RingReader.open(options.map, layout.flow_record.size);
-    this.#target = config ? new LogTarget(config.to, warn) : undefined;
-    traffic.counting.set("interval_ns", (config?.interval ?? 0) * 1e9);
     // What an agent before left is nobody's any more, unless the log goes on.
     if (!config) this.#skip();
-    traffic.counting.log(config !== undefined);
+    this.configure(config);
     this.#timer = setInterval(() => this.#look(), LOOK);
     this.#timer.unref?.();
+  }
+
+  /** Logs by this configuration from now on, or not at all. What waits goes to where it was to go. */
+  configure(config: AccessLogConfig | undefined): void {
+    const { traffic, warn } = this.#options;
+    if (this.#target) this.#look();
+    this.#target?.close();
+    this.#config = config;
+    this.#target = config ? new LogTarget(config.to, warn) : undefined;
+    traffic.counting.set("interval_ns", (config?.interval ?? 0) * 1e9);
+    traffic.counting.log(config !== undefined || this.#followers.size > 0);
   }
 
   /** Gives each record to `listener` from now on; gives how to stop. */
@@ -105,7 +115,8 @@ export class AccessLog {
 
   #look(): void {
     if (!this.#target && this.#followers.size === 0) return;
-    const { traffic, config } = this.#options;
+    const { traffic } = this.#options;
+    const config = this.#config;
     const offset = Date.now() - Number(monotonic()) / 1e6;
     let named = false;
     for (let seen = 0; seen < MOST; ) {
@@ -131,7 +142,7 @@ export class AccessLog {
     const second = Math.floor(performance.now() / 1000);
     if (second !== this.#second) {
       const dropped = this.#lines - rate;
-      if (dropped > 0) this.#target?.write(dropText(dropped, this.#options.config?.format ?? "text"));
+      if (dropped > 0) this.#target?.write(dropText(dropped, this.#config?.format ?? "text"));
       this.#second = second;
       this.#lines = 0;
     }

@@ -1,0 +1,105 @@
+"""Apps at both ends of connections whose numbers are known, in one process: faults.py SCENE. Prints "done" at the end.
+
+healthy    20 connections to 10.96.1.1:80, answered by 127.1.1.1:9001
+reset      6 to 10.96.1.2:80, which 127.1.1.2:9002 takes, reads and resets
+timeout    4 to 10.96.1.3:80, where nothing answers
+silent     5 to 10.96.1.4:80, whose 127.1.1.4:9004 reads and closes without an answer
+lossy      12 at once to 10.96.1.5:80, answered by 127.1.1.5:9005; the caller has packets dropped
+callers    7 from 127.1.0.77 to 127.1.1.9:8090, which is this machine's own: 1,000 bytes to it, 500 back; the last 2 reset
+"""
+import socket
+import struct
+import sys
+import threading
+import time
+
+RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+def read(sock, count):
+    got = 0
+    while got < count:
+        data = sock.recv(count - got)
+        if not data:
+            return
+        got += len(data)
+
+
+def serve(address, port, size, answer, reset):
+    listener = socket.create_server((address, port), backlog=64)
+
+    def one(sock):
+        read(sock, size)
+        if answer:
+            sock.sendall(b"a" * answer)
+            sock.recv(1)
+        if reset:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+        sock.close()
+
+    def loop():
+        while True:
+            sock, _ = listener.accept()
+            threads.append(threading.Thread(target=one, args=(sock,), daemon=True))
+            threads[-1].start()
+
+    threading.Thread(target=loop, daemon=True).start()
+
+
+def call(address, port, pieces, answer, source=None, reset=False):
+    sock = socket.socket()
+    sock.settimeout(20)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if source:
+        sock.bind((source, 0))
+    sock.connect((address, port))
+    for _ in range(pieces):
+        sock.sendall(b"r" * 500)
+    try:
+        read(sock, answer or 1)
+    except ConnectionResetError:
+        pass
+    if reset:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_AT_CLOSE)
+    sock.close()
+
+
+threads = []
+scene = sys.argv[1]
+if scene == "healthy":
+    serve("127.1.1.1", 9001, 1000, 500, False)
+    for _ in range(20):
+        call("10.96.1.1", 80, 2, 500)
+if scene == "reset":
+    serve("127.1.1.2", 9002, 1000, 0, True)
+    for _ in range(6):
+        call("10.96.1.2", 80, 2, 0)
+if scene == "timeout":
+    waiting = []
+    for _ in range(4):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(("10.96.1.3", 80))
+        waiting.append(sock)
+    # The first SYN is sent again after a second.
+    time.sleep(1.5)
+    for sock in waiting:
+        sock.close()
+if scene == "silent":
+    serve("127.1.1.4", 9004, 1000, 0, False)
+    for _ in range(5):
+        call("10.96.1.4", 80, 2, 0)
+if scene == "lossy":
+    serve("127.1.1.5", 9005, 10000, 500, False)
+    calls = [threading.Thread(target=call, args=("10.96.1.5", 80, 20, 500)) for _ in range(12)]
+    for each in calls:
+        each.start()
+    for each in calls:
+        each.join()
+if scene == "callers":
+    serve("127.1.1.9", 8090, 1000, 500, False)
+    for i in range(7):
+        call("127.1.1.9", 8090, 2, 500, source="127.1.0.77", reset=i >= 5)
+for each in threads:
+    each.join(20)
+print("done")

@@ -1,0 +1,190 @@
+/** Staged faults between real sockets: each is named by `kmesh topology --problems`, and healthy traffic by none. */
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import type { EdgesDocument } from "../../src/telemetry/model.ts";
+import { eventually, type OwnedProcess, output, placed, run } from "../lab/process.ts";
+import { AgentLab, missing } from "./agent-lab.ts";
+
+setDefaultTimeout(60_000);
+const why = missing();
+if (why) console.warn(`skipped: faults: ${why}`);
+
+const service = (number: number, name: string, address: string, port: number) => ({
+  host: `${name}.demo.svc.cluster.local`,
+  addresses: [`10.96.1.${number}`],
+  port: 80,
+  protocol: "tcp" as const,
+  balance: "round-robin" as const,
+  endpoints: [{ address, port }],
+});
+
+describe.skipIf(why !== undefined)("faults", () => {
+  let lab: AgentLab;
+  let agent: OwnedProcess;
+  let file: string;
+  beforeAll(async () => {
+    lab = await AgentLab.create({
+      services: [
+        service(1, "healthy", "127.1.1.1", 9001),
+        service(2, "reset", "127.1.1.2", 9002),
+        // Its SYNs go out on loopback and come back to nobody.
+        service(3, "timeout", "172.31.9.9", 80),
+        service(4, "silent", "127.1.1.4", 9004),
+        service(5, "lossy", "127.1.1.5", 9005),
+      ],
+    });
+    await output(["ip", "-n", lab.namespace.name, "route", "add", "172.31.9.0/24", "dev", "lo"]);
+    file = join(lab.folder, "config.yaml");
+    configure({ metrics: "127.0.0.1:15020" });
+    agent = await lab.liveAgent(
+      `--config=${file}`,
+      "--workload-group=billing-vm",
+      '--ports=[{"name": "http", "containerPort": 8090}]',
+    );
+    // Counting on served ports, and history, begin a second after the start.
+    await eventually("ports are served", async () => (await map()).history > 1);
+  });
+  afterAll(async () => {
+    expect(await lab?.remove()).toEqual([]);
+  });
+
+  const configure = (settings: Record<string, string>) =>
+    writeFileSync(
+      file,
+      Object.entries(settings)
+        .map(([name, value]) => `${name}: ${value}\n`)
+        .join(""),
+    );
+  const inside = (...command: string[]) => placed(command, { netns: lab.namespace.path });
+  const play = async (scene: string) => {
+    const script = join(import.meta.dirname, "faults.py");
+    const place = { netns: lab.namespace.path, cgroup: lab.apps };
+    expect(await output(placed(["/usr/bin/python3", script, scene], place))).toBe("done\n");
+  };
+  const map = async () => (await lab.told("/edges?window=300")) as EdgesDocument;
+  const scrape = (port: number) => run(inside("curl", "-sS", "-m", "5", `http://127.0.0.1:${port}/metrics`));
+  const totalOf = (text: string, series: RegExp) =>
+    text
+      .split("\n")
+      .filter((line) => series.test(line))
+      .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
+
+  test("healthy traffic is no problem", async () => {
+    await play("healthy");
+    const { problems, edges } = await map();
+    expect(problems).toEqual([]);
+    expect(edges.find(({ kind }) => kind === "call")?.total).toMatchObject({
+      ...{ opened: 20, closed: 20, sent: 20_000, received: 10_000 },
+      failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
+    });
+  });
+
+  test("connections that this machine accepts: by port and caller, in metrics, map and log", async () => {
+    await play("callers");
+    const { stdout } = await scrape(15020);
+    const at = (name: string) =>
+      totalOf(
+        stdout,
+        new RegExp(`^istio_tcp_${name}_total\\{reporter="destination".*destination_workload="billing-vm"`),
+      );
+    expect({
+      opened: at("connections_opened"),
+      closed: at("connections_closed"),
+      received: at("received_bytes"),
+      sent: at("sent_bytes"),
+    }).toEqual({ opened: 7, closed: 7, received: 7000, sent: 3500 });
+    const { edges, nodes } = await map();
+    const inbound = edges.filter(({ kind }) => kind === "inbound");
+    expect(inbound.map(({ from, port }) => [from, port])).toEqual([["caller:127.1.0.77", 8090]]);
+    // As the caller sees it: it sent what this machine received.
+    expect(inbound[0]?.total).toMatchObject({
+      ...{ opened: 7, closed: 7, sent: 7000, received: 3500 },
+      failures: { reset: 2 },
+    });
+    expect(nodes.find(({ id }) => id === inbound[0]?.to)?.kind).toBe("unit");
+  });
+
+  test("resets, timeouts, silence and lost packets are each named, at the right endpoint, and nothing else", async () => {
+    const nft = (...rule: string[]) => output(inside("/usr/sbin/nft", ...rule));
+    await nft("add table inet loss; add chain inet loss in { type filter hook input priority 0; }");
+    await nft("add rule inet loss in tcp dport 9005 meta length > 300 numgen inc mod 3 == 0 drop");
+    await Promise.all(["reset", "timeout", "silent", "lossy"].map(play));
+    const { problems } = await map();
+    const where = (subject: string) => /-> endpoint:([\d.]+)/.exec(subject)?.[1];
+    // What the caller did to this machine two times of seven is named as well.
+    const outbound = problems.filter(({ subject }) => !subject.startsWith("caller:"));
+    expect(outbound.map(({ rule, severity, subject }) => [rule, severity, where(subject)]).sort()).toEqual([
+      ["connect-timeout", "error", "172.31.9.9"],
+      ["no-answer", "warning", "127.1.1.4"],
+      ["reset", "error", "127.1.1.2"],
+      ["retransmits", "warning", "127.1.1.5"],
+    ]);
+    const text = (rule: string) => outbound.find((problem) => problem.rule === rule)?.text ?? "";
+    expect(text("connect-timeout")).toStartWith("4 of 4 connections to 172.31.9.9:80 got no answer");
+    expect(text("reset")).toStartWith("6 of 6 connections to 127.1.1.2:9002 were reset");
+    expect(text("no-answer")).toContain("took 5000 bytes over 5 connections and answered none");
+    const { stdout, code } = await lab.kmesh("topology", "--problems");
+    for (const { text: words, next } of outbound) {
+      expect(stdout).toContain(words);
+      expect(stdout).toContain(next);
+    }
+    expect(code).toBe(1);
+  });
+
+  test("SIGHUP changes where metrics are, the access log, and whether connections are counted", async () => {
+    const log = join(lab.folder, "new.log");
+    configure({ metrics: "127.0.0.1:15021", "access-log": log, "access-log-format": "json" });
+    agent.signal("SIGHUP");
+    await eventually("metrics have moved", async () => (await scrape(15021)).code === 0);
+    // Connection refused.
+    expect((await scrape(15020)).code).toBe(7);
+    await play("healthy");
+    const lines = () => (existsSync(log) ? readFileSync(log, "utf8").trim().split("\n") : []);
+    await eventually(
+      "all are logged",
+      () => lines().filter((line) => line.includes("healthy.demo")).length === 20,
+    );
+    const opened = async () =>
+      (await map()).edges.find(({ to }) => to.startsWith("service:healthy."))?.total.opened;
+    expect(await opened()).toBe(40);
+    configure({ metrics: "127.0.0.1:15021", traffic: "off" });
+    agent.signal("SIGHUP");
+    await eventually("it is off", async () =>
+      (await map()).limits.off.some((line) => line.includes("traffic is off")),
+    );
+    const before = lines().length;
+    await play("healthy");
+    expect(await opened()).toBe(40);
+    configure({ metrics: "127.0.0.1:15021" });
+    agent.signal("SIGHUP");
+    await eventually("it is on", async () => (await map()).limits.off.length === 0);
+    await play("healthy");
+    expect(await opened()).toBe(60);
+    expect(lines().length).toBe(before);
+    expect(lab.said("Reloaded metrics, access-log, access-log-format").length).toBe(1);
+  });
+
+  test("a hundred scrapers at once get the same answer, and those that never read cost nobody anything", async () => {
+    const script = [
+      "import socket, threading, urllib.request",
+      "stalled = [socket.create_connection(('127.0.0.1', 15021)) for _ in range(20)]",
+      "for each in stalled: each.sendall(b'GET /metrics HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n')",
+      "got = []",
+      "def scrape():",
+      "    for _ in range(20):",
+      "        try: got.append(urllib.request.urlopen('http://127.0.0.1:15021/metrics', timeout=15).status); return",
+      "        except OSError: threading.Event().wait(0.2)",
+      "all = [threading.Thread(target=scrape) for _ in range(100)]",
+      "for each in all: each.start()",
+      "for each in all: each.join()",
+      "print(len(got), set(got))",
+    ].join("\n");
+    const resident = () =>
+      Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${agent.pid}/status`, "utf8"))?.[1]);
+    const before = resident();
+    expect(await output(inside("/usr/bin/python3", "-c", script))).toBe("100 {200}\n");
+    // 64 connections at most, and one body between them.
+    expect(resident() - before).toBeLessThan(60_000);
+  });
+});
