@@ -28,6 +28,7 @@ const folders = [
 /** A way to run every command that ends soon, and the exit code that it has to have. ROOT is a fresh folder. */
 const WAYS: Record<string, [args: string[], code: number][]> = {
   run: [[["run", "--config", wrong, ...folders], 2]],
+  tunnel: [[["tunnel", "--drain-timeout=never", ...folders], 2]],
   status: [
     [["status", ...folders], 3],
     [["status", "-o", "json", ...folders], 3],
