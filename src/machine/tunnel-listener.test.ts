@@ -38,9 +38,10 @@ test.skipIf(process.getuid?.() !== 0)("a real socket is found while it listens",
 });
 
 test("the settings: auto asks who listens; shadow and allow-plaintext win", () => {
-  const base = { tunnel: "auto", shadow: false, allowPlaintext: false } as const;
+  const base = { tunnel: "auto", plaintext: false, shadow: false, allowPlaintext: false } as const;
   expect(usesTunnel(base, () => true)).toBe(true);
   expect(usesTunnel(base, () => false)).toBe(false);
+  expect(usesTunnel({ ...base, plaintext: true }, () => true)).toBe(false);
   expect(usesTunnel({ ...base, tunnel: "on" }, () => false)).toBe(true);
   expect(usesTunnel({ ...base, tunnel: "off" }, () => true)).toBe(false);
   expect(usesTunnel({ ...base, tunnel: "on", shadow: true }, () => true)).toBe(false);

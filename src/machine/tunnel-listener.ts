@@ -9,15 +9,21 @@ const LISTEN = "0A";
 
 /**
  * Whether connections go through the tunnel that need it. `tunnel: auto` means: where one listens, which systemd does for
- * kmesh-tunnel.socket from the boot on. In shadow mode nothing is led anywhere, and --allow-plaintext is for those who
+ * kmesh-tunnel.socket from the boot on, and where there is a certificate to show, which an agent that speaks to istiod
+ * without TLS never gets. In shadow mode nothing is led anywhere, and --allow-plaintext is for those who
  * run without a tunnel.
  */
 export function usesTunnel(
-  { tunnel, shadow, allowPlaintext }: Pick<Config, "tunnel" | "shadow" | "allowPlaintext">,
+  {
+    tunnel,
+    plaintext,
+    shadow,
+    allowPlaintext,
+  }: Pick<Config, "tunnel" | "plaintext" | "shadow" | "allowPlaintext">,
   listens: () => boolean = () => rootListens("/proc/net/tcp", OUTBOUND_PORT),
 ): boolean {
   if (tunnel === "off" || shadow || allowPlaintext) return false;
-  return tunnel === "on" || listens();
+  return tunnel === "on" || (!plaintext && listens());
 }
 
 /**
