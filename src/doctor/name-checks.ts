@@ -3,9 +3,10 @@ import { spawnSync } from "node:child_process";
 import type { Config } from "../config/config.ts";
 import { isV4 } from "../mesh/address.ts";
 import { pinnedNames } from "../names/pins.ts";
-import { readResolvConf } from "../names/resolv-conf.ts";
+import { asksForAll, readResolvConf } from "../names/resolv-conf.ts";
 import type { NameCounts } from "../names/status.ts";
 import type { Check, Finding } from "./check-runner.ts";
+import { keptByResolved, readResolved } from "./resolved.ts";
 
 /** How long the machine's resolver may take, milliseconds. */
 const PATIENCE = 12_000;
@@ -17,7 +18,7 @@ export function nameChecks(config: Config): Check[] {
 function lookAtNames({ dns, bpffs }: Config): Finding[] {
   if (dns === "off") return [{ state: "ok", text: "mesh names are not answered (dns: off)" }];
   const { servers } = readResolvConf();
-  if (servers.length === 0)
+  if (servers.length === 0 && !asksForAll())
     return [
       {
         state: "warning",
@@ -85,9 +86,17 @@ function lostAt(
       text: `${name} ${got}, though the kernel answered a query: the local resolver dropped the answer`,
       cure: "Look at its DNSSEC setting: mesh answers are not signed (systemd-resolved: DNSSEC=no or allow-downgrade).",
     };
+  const kept = asksResolved(servers) ? readResolved() : undefined;
+  const why = kept && keptByResolved(name, kept);
+  if (why) return { state: "warning", text: `${name} ${got}: ${why.text}`, cure: why.cure };
   return {
     state: "warning",
     text: `${name} ${got}, and no query for it left by UDP (servers: ${servers.join(", ")})`,
     cure: "See whether hosts: in /etc/nsswitch.conf has dns or resolve, whether /etc/hosts names it, and whether the local resolver uses TLS or TCP, or keeps .local to itself.",
   };
+}
+
+/** Whether the machine's resolver is systemd-resolved: by nss-resolve, or by its stub's address. */
+function asksResolved(servers: readonly string[]): boolean {
+  return asksForAll() || servers.includes("127.0.0.53");
 }

@@ -7,7 +7,7 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { reasonOf } from "../errors/reason.ts";
-import { isOnBpffs } from "../kernel/bpffs.ts";
+import { isOnBpffs, unpin } from "../kernel/bpffs.ts";
 import { InterfaceWatch } from "../kernel/net/interfaces.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { attachEverywhere, detachEverywhere, type HeldLinks } from "./attach.ts";
@@ -279,9 +279,16 @@ export class Names {
   }
 }
 
-/** What `kmesh down` removes beside pins: filters of kernels before 6.6. Throws KernelError. */
-export function removeNames(bpffs: string): void {
-  if (existsSync(join(bpffs, "names"))) detachEverywhere(linkFolder(bpffs));
+/**
+ * Takes names out of the kernel: detaches the programs, also filters of kernels before 6.6, and removes what is pinned. Gives
+ * whether there was anything. Throws KernelError.
+ */
+export function removeNames(bpffs: string): boolean {
+  const folder = join(bpffs, "names");
+  if (!existsSync(folder)) return false;
+  detachEverywhere(linkFolder(bpffs));
+  unpin(folder);
+  return true;
 }
 
 function flagsOf({ shadow, forwarded }: NamesSettings, askers: NamesStatus["askers"]): number {

@@ -76,6 +76,18 @@ const VARIANTS = {
     ["package.json", /"version": "[^"]+"/, '"version": "0.4.0-test"'],
     ["bpf/include/keep.h", /^struct endpoint_load \{$/m, "struct endpoint_load {\n\t__u64 moved;"],
   ],
+  /** Version 0.0.9-test, as of before there were names: it leaves what is pinned of them alone. */
+  "no-names": [
+    ["package.json", /"version": "[^"]+"/, '"version": "0.0.9-test"'],
+    ["src/cli/commands/version.ts", /^ *names: NAMES_ABI,$/m, ""],
+    [
+      "src/agent/agent.ts",
+      /return \{ dns, excludes: dnsExcludes,/,
+      'return { dns: "off", excludes: dnsExcludes,',
+    ],
+    ["src/names/names.ts", /detachEverywhere\(linkFolder\(this\.#options\.bpffs\)\);/, ""],
+    ["src/names/names.ts", /^ *removeOthers\(this\.#options\.bpffs\);$/m, ""],
+  ],
 } as const satisfies Record<string, readonly Change[]>;
 
 export type OtherBuild = keyof typeof VARIANTS;
@@ -85,6 +97,7 @@ export const OTHER_VERSION: Record<OtherBuild, string> = {
   "wide-layout": "0.2.0-test",
   "bad-probe": "0.3.0-test",
   "other-keep": "0.4.0-test",
+  "no-names": "0.0.9-test",
 };
 
 /**

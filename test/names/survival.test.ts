@@ -155,6 +155,36 @@ describe.skipIf(why !== undefined)("mesh names survive", () => {
     });
   });
 
+  test("an upgrade that fails leaves the names as they were", async () => {
+    const before = layouts();
+    const bad = await otherBuild("bad-probe");
+    await answered(async () => {
+      expect((await lab.kmesh("upgrade", bad)).code).not.toBe(0);
+      await filled();
+      await eventually("its table is removed", () => layouts().join() === before.join());
+    });
+    expect((await names())?.trouble).toBeUndefined();
+  });
+
+  test("a version that knows no names has them detached, and the way back answers again", async () => {
+    const { stdout, stderr, code } = await lab.kmesh("upgrade", await otherBuild("no-names"));
+    expect([code, stderr.includes("knows no mesh names: their programs are detached")]).toEqual([0, true]);
+    expect(stdout).toContain("0.0.9-test");
+    expect(existsSync(join(lab.bpffs, "names"))).toBe(false);
+    const running = resolver([`${HOST}:A=${SERVICE}`]);
+    expect(await running.line()).toBe("asking");
+    await running.close();
+    const { right, wrong }: Asked = JSON.parse(await running.line());
+    expect([right, Object.keys(wrong)]).toEqual([
+      0,
+      ["127.0.0.1", "::1", SERVER.v4, SERVER.v6].map((one) => `${HOST} A at ${one}: ConnectionRefusedError`),
+    ]);
+    expect((await lab.connect(20)).made).toBe(20);
+    expect(await lab.json<Proof>("rollback")).toMatchObject({ failed: 0, refused: 0 });
+    await filled();
+    await answered(async () => {});
+  });
+
   test("a reboot without istiod: from the snapshot, and istiod's push writes nothing", async () => {
     await eventually("a snapshot is written", () => existsSync(join(lab.folder, "state/snapshot")));
     await lab.stopControlPlane();

@@ -94,6 +94,11 @@ export class SystemdMachine {
     return output(this.#inside(command), { timeoutMs: 60_000 });
   }
 
+  /** Runs one of this machine's commands in the other's network. Throws unless it exits with 0. */
+  network(...command: string[]): Promise<string> {
+    return output(command, { netns: `/proc/${this.#init}/ns/net` });
+  }
+
   /** The executable that was built, as somebody who wants to install it has it. */
   get download(): string {
     return "/mnt/kmesh";

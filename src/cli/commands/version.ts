@@ -1,6 +1,7 @@
 import { release } from "node:os";
 import { ABI_ID } from "../../datapath/tables/layout.gen.ts";
 import { PROTOCOL } from "../../handover/protocol.ts";
+import { ABI_ID as NAMES_ABI } from "../../names/layout.gen.ts";
 import { version as number } from "../../runtime/version.ts";
 import { command, OUTPUT_FLAG } from "../framework/command.ts";
 import { EXIT } from "../framework/exit.ts";
@@ -30,6 +31,8 @@ export const version = command({
       abi: ABI_ID,
       keep: keepId(),
       handover: PROTOCOL,
+      // A version that does not say so knows no names: it would leave their programs attached.
+      names: NAMES_ABI,
     };
     if (formatOf(flags) === "json") printJson(about);
     else print(`kmesh ${about.version} (${about.runtime}, Linux ${about.kernel}, ${about.architecture})`);

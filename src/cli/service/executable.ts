@@ -12,6 +12,8 @@ export interface Executable {
   version: string;
   /** The layout of its tables. */
   abi: string;
+  /** Whether it answers mesh names: one that does not would leave the programs of names attached as they are. */
+  names: boolean;
   /** What said the checksum that the file has; undefined when nothing did. */
   checksumFrom?: string;
 }
@@ -57,7 +59,8 @@ export function examine(path: string, sha256?: string): Executable {
       "Install it with its own `kmesh install --start`: connections go on meanwhile.",
     );
   const { version, abi } = about;
-  return wanted === undefined ? { version, abi } : { version, abi, checksumFrom: wanted.from };
+  const found: Executable = { version, abi, names: typeof about.names === "string" };
+  return wanted === undefined ? found : { ...found, checksumFrom: wanted.from };
 }
 
 function requireElf(path: string): void {

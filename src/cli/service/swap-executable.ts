@@ -6,9 +6,10 @@ import { ABI_ID } from "../../datapath/tables/layout.gen.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { syncPath } from "../../files/replace-file.ts";
 import type { Proof } from "../../handover/predecessor.ts";
+import { removeNames } from "../../names/names.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
-import { checksum } from "./executable.ts";
+import { checksum, type Executable } from "./executable.ts";
 import { handOverBy, ignoreSignals, runningAgent } from "./handover-client.ts";
 import { installedPaths } from "./install-plan.ts";
 
@@ -50,12 +51,17 @@ export function requireOwnExecutable({ installed }: Names): void {
     );
 }
 
-/** Has the agent hand over to `source`, which was examined, and gives it the name of the one before if that worked. */
+/**
+ * Has the agent hand over to `source`, which was examined, and gives it the name of the one before if that worked. When
+ * `source` knows no names, what answers them is detached then: nobody would keep it up to date. Throws Failure when there
+ * was no hand-over, and KernelError when names can't be detached after it.
+ */
 export async function replace(
   kind: "upgrade" | "rollback",
   folders: Folders,
   names: Names,
   source: string,
+  examined: Pick<Executable, "version" | "names">,
   timeout: number,
 ): Promise<Proof> {
   const restore = ignoreSignals(`The ${kind} goes on; wait for its end`);
@@ -70,6 +76,10 @@ export async function replace(
       throw error;
     }
     settle(names);
+    if (!examined.names && removeNames(folders.bpffs))
+      remark(
+        `kmesh ${examined.version} knows no mesh names: their programs are detached, and queries go to the name servers`,
+      );
     return proof;
   } finally {
     restore();

@@ -46,7 +46,10 @@ export function upgradeSteps(
       async act() {
         const names = await runningNames(folders);
         await gracefully(
-          async () => proved(await replace("upgrade", folders, names, process.execPath, PATIENCE)),
+          async () =>
+            proved(
+              await replace("upgrade", folders, names, process.execPath, { version, names: true }, PATIENCE),
+            ),
           async () => {
             await copy.act?.();
             await restart.act?.();

@@ -30,10 +30,10 @@ export const rollback = command({
         `there is no ${names.previous} to go back to`,
         "kmesh upgrade FILE takes any version, older ones too.",
       );
-    const { version, abi } = examine(names.previous);
-    remark(`${names.previous} is kmesh ${version}`);
-    formatLayout(abi);
-    const proof = await replace("rollback", folders, names, names.previous, timeout);
+    const examined = examine(names.previous);
+    remark(`${names.previous} is kmesh ${examined.version}`);
+    formatLayout(examined.abi);
+    const proof = await replace("rollback", folders, names, names.previous, examined, timeout);
     printProof("Rolled back", proof, format, { executable: names.installed, previous: names.previous });
     return EXIT.done;
   },

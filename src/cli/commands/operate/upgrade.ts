@@ -43,7 +43,8 @@ export const upgrade = command({
     const timeout = timeoutOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));
     const file = resolve(positionals[0] ?? "");
-    const { version, abi, checksumFrom } = examine(file, textFlag(flags, "sha256"));
+    const examined = examine(file, textFlag(flags, "sha256"));
+    const { version, checksumFrom } = examined;
     const names = await runningNames(folders);
     requireOwnExecutable(names);
     if (same(file, names.installed)) {
@@ -55,8 +56,8 @@ export const upgrade = command({
     remark(
       `${file} is kmesh ${version}${checksumFrom === undefined ? "" : `, with the checksum of ${checksumFrom}`}`,
     );
-    formatLayout(abi);
-    const proof = await replace("upgrade", folders, names, file, timeout);
+    formatLayout(examined.abi);
+    const proof = await replace("upgrade", folders, names, file, examined, timeout);
     printProof("Upgraded", proof, format, { executable: names.installed, previous: names.previous });
     return EXIT.done;
   },
