@@ -203,7 +203,10 @@ export class Stage {
     await this.#plane.ask(JSON.stringify(this.plan.mesh()));
   }
 
-  /** Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one. */
+  /**
+   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one.
+   * Resolves when it is in the tables.
+   */
   async misroute(): Promise<void> {
     const mesh = this.plan.mesh();
     const [first, second] = mesh.services;
@@ -211,6 +214,10 @@ export class Stage {
     if (!first) return;
     const services = [{ ...first, endpoints: [...first.endpoints, ...foreign] }, ...mesh.services.slice(1)];
     await this.#plane?.ask(JSON.stringify({ ...mesh, services }));
+    await eventually("the misroute is in the tables", async () => {
+      const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
+      return inspection && this.#difference(inspection) !== undefined;
+    });
   }
 
   // The agent
