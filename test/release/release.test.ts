@@ -44,8 +44,9 @@ describe.skipIf(why !== undefined)("a release", () => {
     debianVersion = tagged ? `${number}` : `${number}~${stamp}.${short}`;
     await checkOut(clone);
     // lintian is a part of it: a finding fails it.
-    const { code, stderr } = await run([join(clone, "build/release")], { timeoutMs: 480_000 });
-    expect([code, stderr]).toEqual([0, stderr]);
+    const { code, stdout, stderr } = await run([join(clone, "build/release")], { timeoutMs: 480_000 });
+    const said = stderr + stdout;
+    expect([code, said]).toEqual([0, said]);
   }, 500_000);
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
