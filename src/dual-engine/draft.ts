@@ -1,6 +1,7 @@
 /** A cluster while its endpoints are collected. */
 import { note } from "../kernel-native/resources/note.ts";
 import { EndpointBuffer, MAX_TRANSPORTS } from "../mesh/endpoint-list.ts";
+import { compareLocalities } from "../mesh/locality.ts";
 import { type Cluster, type Locality, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
 import type { Transport } from "../mesh/transport.ts";
 import type { Place } from "./records.ts";
@@ -99,17 +100,4 @@ export function bareCluster(name: string, service: string): Cluster {
 /** A cluster that refuses all connections. */
 export function refusing(name: string, service: string, reason: Reason): Cluster {
   return { ...bareCluster(name, service), kind: "refuse", reason };
-}
-
-function compareLocalities(a: Omit<Locality, "endpoints">, b: Omit<Locality, "endpoints">): number {
-  return (
-    a.priority - b.priority ||
-    compareText(a.region, b.region) ||
-    compareText(a.zone, b.zone) ||
-    compareText(a.subzone, b.subzone)
-  );
-}
-
-function compareText(a: string, b: string): number {
-  return a === b ? 0 : a < b ? -1 : 1;
 }

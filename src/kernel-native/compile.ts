@@ -1,6 +1,7 @@
 /** Compiles the store into the mesh, and finds the difference from the last compilation. */
 import { type Endpoint, EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { Inbound } from "../mesh/inbound.ts";
+import { compareLocalities } from "../mesh/locality.ts";
 import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/model.ts";
 import {
   sameCluster,
@@ -19,7 +20,7 @@ import { namesOfFrontends, namesOfTable } from "./resolvable.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
 import type { ClusterRecord } from "./resources/cluster.ts";
 import type { Discovery, DnsTarget } from "./resources/discovery.ts";
-import { compareLocalities, type EndpointsRecord, OVERPROVISIONING } from "./resources/endpoint.ts";
+import { type EndpointsRecord, OVERPROVISIONING } from "./resources/endpoint.ts";
 import { type NamesRecord, NO_NAMES } from "./resources/names.ts";
 import { NO_NOTES, type Notes, note, sortedNotes } from "./resources/note.ts";
 import { type ServiceId, serviceOfCluster } from "./resources/service.ts";

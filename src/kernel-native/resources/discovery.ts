@@ -1,10 +1,10 @@
 /** CDS: service discovery of a cluster. */
 import { MalformedResource } from "../../istiod/stream/sink.ts";
 import { canonicalAddress } from "../../mesh/address.ts";
+import { compareLocalities } from "../../mesh/locality.ts";
 import type { Note, Reason } from "../../mesh/model.ts";
 import {
   arrange,
-  compareLocalities,
   type EndpointsRecord,
   emptyAssignment,
   OVERPROVISIONING,

@@ -6,6 +6,7 @@ import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../../istiod/stream/sink.ts";
 import { canonicalAddress, formatV4, parseV4Bytes } from "../../mesh/address.ts";
 import { EndpointBuffer } from "../../mesh/endpoint-list.ts";
+import { compareLocalities } from "../../mesh/locality.ts";
 import type { Locality, Note } from "../../mesh/model.ts";
 import type { WorkloadIndex } from "../../mesh/workload.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
@@ -195,21 +196,6 @@ function mergeLocalities(read: readonly ReadLocality[]): PlacedLocality[] {
     last.places.push(...places);
   }
   return merged;
-}
-
-type Place = Pick<Locality, "region" | "zone" | "subzone" | "priority">;
-
-export function compareLocalities(a: Place, b: Place): number {
-  return (
-    a.priority - b.priority ||
-    compareText(a.region, b.region) ||
-    compareText(a.zone, b.zone) ||
-    compareText(a.subzone, b.subzone)
-  );
-}
-
-function compareText(a: string, b: string): number {
-  return a === b ? 0 : a < b ? -1 : 1;
 }
 
 // The wire format follows. Field numbers as in proto/envoy_endpoint.proto; a tag is number * 8 + wire type.
