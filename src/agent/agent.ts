@@ -382,7 +382,7 @@ export class Agent {
   }
 
   #numbers(): Omit<AgentNumbers, "version"> {
-    const kernel = this.#ownership.datapath?.summarize();
+    const kernel = this.#ownership.datapath?.vitals();
     const { tables } = this.#tables.status();
     return {
       connected: this.#controlPlane.connected,
@@ -391,8 +391,8 @@ export class Agent {
       writes: tables.writes,
       hooks: kernel?.hooks ?? [],
       tables: kernel?.tables ?? [],
-      ejections: kernel?.ejections?.ever ?? 0,
-      ejected: kernel?.ejections?.now.length ?? 0,
+      ejections: kernel?.ejections.ever ?? 0,
+      ejected: kernel?.ejections.now.length ?? 0,
       inboundRefusals: viewInbound(this.#config.bpffs)?.refusals ?? [],
     };
   }

@@ -21,7 +21,14 @@ import { removeDeadSelfTests, type SelfTestFailed } from "./generation/self-test
 import type { GenerationName } from "./generation/step.ts";
 import { type Governed, govern } from "./governed.ts";
 import { type Damage, formatFaults } from "./inspect/damage.ts";
-import { type Inspection, inspectTables, type Summary, summarizeTables } from "./inspect/inspect.ts";
+import {
+  type Inspection,
+  inspectTables,
+  type Summary,
+  summarizeTables,
+  type Vitals,
+  vitalsOf,
+} from "./inspect/inspect.ts";
 import type { PublishReport } from "./mesh-tables/publisher.ts";
 import { TableWriter } from "./table-writer.ts";
 import { broadcastAddresses, exemptBroadcasts } from "./tables/broadcast.ts";
@@ -230,6 +237,11 @@ export class Datapath {
   /** The same without the long lists: cheap enough to ask for at any time. */
   summarize(): Summary {
     return summarizeTables(this.#options.bpffs, this.#generation.tables);
+  }
+
+  /** What a scrape of metrics asks for: a summary would walk the machine's cgroups and all services each time. */
+  vitals(): Vitals {
+    return vitalsOf(this.#options.bpffs, this.#generation.tables);
   }
 
   /** What somebody did to the pins, as far as it is not repaired yet. */

@@ -144,6 +144,9 @@ export interface Summary {
   recent?: RecentConnection[];
 }
 
+/** The part of a summary that changes without anybody's doing. */
+export type Vitals = Pick<Summary, "hooks" | "tables"> & Required<Pick<Summary, "ejections">>;
+
 export interface Inspection extends Summary {
   frontends: FrontendState[];
   clusters: ClusterState[];
@@ -324,17 +327,34 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
   };
 }
 
-/** The tables with ids turned into names. */
+/** What metrics say of the tables: no list, and of names those of clusters alone. Throws KernelError. */
+export function vitalsOf(bpffs: string, tables: Tables): Vitals {
+  return {
+    hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
+    ejections: new TableView(tables).ejections(),
+    tables: sizes(tables),
+  };
+}
+
+/** The tables with ids turned into names. Names are read when the first is asked for. */
 export class TableView {
   readonly tables: Tables;
-  readonly #clusterNames: Map<number, string>;
-  readonly #serviceNames: Map<number, string>;
   readonly #now = monotonic();
+  #readClusterNames: Map<number, string> | undefined;
+  #readServiceNames: Map<number, string> | undefined;
 
   constructor(tables: Tables) {
     this.tables = tables;
-    this.#clusterNames = byId(readNames(tables.clusterNames, tables.nameLines));
-    this.#serviceNames = byId(readNames(tables.serviceNames, tables.nameLines));
+  }
+
+  get #clusterNames(): Map<number, string> {
+    this.#readClusterNames ??= byId(readNames(this.tables.clusterNames, this.tables.nameLines));
+    return this.#readClusterNames;
+  }
+
+  get #serviceNames(): Map<number, string> {
+    this.#readServiceNames ??= byId(readNames(this.tables.serviceNames, this.tables.nameLines));
+    return this.#readServiceNames;
   }
 
   clusterName(id: number): string {
