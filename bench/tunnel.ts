@@ -13,8 +13,8 @@ import { createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { parseArgs } from "node:util";
-import { readTunnels } from "../src/tunnel/status-file.ts";
-import { addressOfTarget, type TunnelTarget } from "../src/tunnel/target.ts";
+import { addressOfTarget, type TunnelTarget } from "../src/tunnel/outbound/target.ts";
+import { readTunnels } from "../src/tunnel/process/status-file.ts";
 import { dialTcp, listening, TestMesh } from "../test/lab/mesh-member.ts";
 import type { ChildSettings } from "../test/tunnel/child.ts";
 

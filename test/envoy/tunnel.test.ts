@@ -14,11 +14,11 @@ import { readCertificate } from "../../src/istiod/identity/certificate.ts";
 import { CertificateStore } from "../../src/istiod/identity/certificate-store.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
 import { Counters } from "../../src/tunnel/counters.ts";
-import { Dialer } from "../../src/tunnel/dial.ts";
 import { reasonOfFailure } from "../../src/tunnel/failure.ts";
 import { Budget } from "../../src/tunnel/http2/budget.ts";
-import { InboundTunnel } from "../../src/tunnel/inbound.ts";
-import { MeshCredentials } from "../../src/tunnel/mesh-credentials.ts";
+import { InboundTunnel } from "../../src/tunnel/inbound/inbound.ts";
+import { Dialer } from "../../src/tunnel/outbound/dial.ts";
+import { MeshCredentials } from "../../src/tunnel/tls/mesh-credentials.ts";
 import { dialTcp, listening, outcome, TestMesh } from "../lab/mesh-member.ts";
 
 const OWN = Object.values(networkInterfaces())

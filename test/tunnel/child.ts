@@ -5,8 +5,8 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { CertificateStore } from "../../src/istiod/identity/certificate-store.ts";
-import { runTunnel } from "../../src/tunnel/process.ts";
-import type { TunnelTarget } from "../../src/tunnel/target.ts";
+import type { TunnelTarget } from "../../src/tunnel/outbound/target.ts";
+import { runTunnel } from "../../src/tunnel/process/run.ts";
 
 export interface ChildSettings {
   store: string;

@@ -11,7 +11,7 @@ import { unpin } from "../../src/kernel/bpffs.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { Inbound, Policy } from "../../src/mesh/inbound.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
-import { readTunnels, type TunnelStatus } from "../../src/tunnel/status-file.ts";
+import { readTunnels, type TunnelStatus } from "../../src/tunnel/process/status-file.ts";
 import { DatapathLab } from "../datapath/lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
 import { TestMesh } from "../lab/mesh-member.ts";

@@ -6,8 +6,8 @@ import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
-import { readTunnels } from "../../src/tunnel/status-file.ts";
-import { addressOfTarget, type TunnelTarget } from "../../src/tunnel/target.ts";
+import { addressOfTarget, type TunnelTarget } from "../../src/tunnel/outbound/target.ts";
+import { readTunnels } from "../../src/tunnel/process/status-file.ts";
 import { dialTcp, listening, outcome, TestMesh } from "../lab/mesh-member.ts";
 import type { ChildSettings } from "./child.ts";
 

@@ -4,7 +4,7 @@ import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import type { InboundView } from "../../inbound/view.ts";
-import type { TunnelStatus } from "../../tunnel/status-file.ts";
+import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 import { indent, since } from "../framework/output.ts";
 import { formatStanding, type readStanding } from "../framework/version-rows.ts";
 import type { NotKnown } from "../framework/view.ts";

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
-import type { TunnelStatus } from "../../tunnel/status-file.ts";
+import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 import { tunnelFacts, tunnelWarnings } from "./tunnel-rows.ts";
 
 const kernel = (tunnel: Record<string, number>) => ({ tunnel }) as unknown as Summary;

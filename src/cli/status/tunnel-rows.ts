@@ -1,6 +1,6 @@
 /** Rows of `kmesh status` about what is carried through the tunnel. */
 import type { Summary } from "../../datapath/inspect/inspect.ts";
-import type { TunnelStatus } from "../../tunnel/status-file.ts";
+import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 
 const TITLES: Record<string, string> = {
   istio: "mutual TLS",

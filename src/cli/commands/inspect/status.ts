@@ -1,5 +1,5 @@
 import { sourcesOf } from "../../../config/sources.ts";
-import { readTunnels } from "../../../tunnel/status-file.ts";
+import { readTunnels } from "../../../tunnel/process/status-file.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT } from "../../framework/exit.ts";
 import { type Format, formatOf, outputIsLost, print, printJson } from "../../framework/output.ts";

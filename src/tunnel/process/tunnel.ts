@@ -3,19 +3,19 @@
  * the identity's files alone, neither agent nor istiod.
  */
 import type { Socket } from "node:net";
-import type { CertificateStore } from "../istiod/identity/certificate-store.ts";
-import type { Admission } from "./admission.ts";
-import { Counters } from "./counters.ts";
-import { Dialer } from "./dial.ts";
+import type { CertificateStore } from "../../istiod/identity/certificate-store.ts";
+import { Counters } from "../counters.ts";
+import { Budget } from "../http2/budget.ts";
+import type { Admission } from "../inbound/admission.ts";
+import { InboundTunnel } from "../inbound/inbound.ts";
+import { Dialer } from "../outbound/dial.ts";
+import { carryOutbound } from "../outbound/outbound.ts";
+import type { ReadTarget } from "../outbound/target.ts";
+import { reset } from "../splice.ts";
+import { MeshCredentials } from "../tls/mesh-credentials.ts";
 import { Gate, LIMITS, type Limits } from "./gate.ts";
-import { Budget } from "./http2/budget.ts";
-import { InboundTunnel } from "./inbound.ts";
 import { Listener, type ListenerName } from "./listeners.ts";
-import { MeshCredentials } from "./mesh-credentials.ts";
-import { carryOutbound } from "./outbound.ts";
-import { reset } from "./splice.ts";
 import { StatusFile, startTicks, sweepTunnels, type TunnelStatus } from "./status-file.ts";
-import type { ReadTarget } from "./target.ts";
 
 /** Bytes that HTTP/2 streams of all connections hold for readers which do not read. */
 const BUDGET = 64 * 1024 * 1024;

@@ -1,22 +1,22 @@
 /** What peers open to this machine: HBONE on its own port, and sidecar mTLS or plaintext on ports that are steered here. */
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import { canonicalAddress } from "../mesh/address.ts";
-import type { Identity } from "../mesh/inbound.ts";
-import { acceptTls } from "./accept-tls.ts";
+import { canonicalAddress } from "../../mesh/address.ts";
+import type { Identity } from "../../mesh/inbound.ts";
+import type { Counters, Way } from "../counters.ts";
+import { reasonOfFailure, TunnelFailure } from "../failure.ts";
+import type { Budget } from "../http2/budget.ts";
+import { Http2Connection } from "../http2/connection.ts";
+import { ERROR } from "../http2/frames.ts";
+import type { Headers } from "../http2/hpack.ts";
+import type { ConnectStream } from "../http2/stream.ts";
+import { reset, splice } from "../splice.ts";
+import { CONNECT_PATIENCE, openTcp } from "../tcp.ts";
+import { acceptTls } from "../tls/accept.ts";
+import type { MeshCredentials } from "../tls/mesh-credentials.ts";
+
 import { type Admission, isOwnPort, parseDestination } from "./admission.ts";
 import { readFirstBytes } from "./client-hello.ts";
-import type { Counters, Way } from "./counters.ts";
-import { openTcp } from "./dial.ts";
-import { reasonOfFailure, TunnelFailure } from "./failure.ts";
-import type { Budget } from "./http2/budget.ts";
-import { Http2Connection } from "./http2/connection.ts";
-import { ERROR } from "./http2/frames.ts";
-import type { Headers } from "./http2/hpack.ts";
-import type { ConnectStream } from "./http2/stream.ts";
-import type { MeshCredentials } from "./mesh-credentials.ts";
-import { CONNECT_PATIENCE } from "./peer-tls.ts";
-import { reset, splice } from "./splice.ts";
 
 /** What an Istio client may offer for a stream; the app's own `h2` is not among them. */
 const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1"];

@@ -1,6 +1,6 @@
 /** The header of the PROXY protocol, versions 1 and 2 (haproxy.org/download/2.9/doc/proxy-protocol.txt). */
 import { isIPv4, isIPv6 } from "node:net";
-import { parseAddress } from "../mesh/address.ts";
+import { parseAddress } from "../../mesh/address.ts";
 
 export interface AddressAndPort {
   address: string;

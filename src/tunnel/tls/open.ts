@@ -1,10 +1,8 @@
 import type { Duplex } from "node:stream";
 import { type ConnectionOptions, connect, type SecureContext, type TLSSocket } from "node:tls";
-import { reasonOfFailure, TunnelFailure } from "./failure.ts";
-import { reset } from "./splice.ts";
-
-/** Milliseconds for TCP and TLS together. */
-export const CONNECT_PATIENCE = 10_000;
+import { reasonOfFailure, TunnelFailure } from "../failure.ts";
+import { reset } from "../splice.ts";
+import { CONNECT_PATIENCE } from "../tcp.ts";
 
 export interface PeerTls {
   /** TCP, or TLS inside of another stream (double HBONE, PROXY protocol), which is then owned by the result. */

@@ -5,12 +5,12 @@ import { writeFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
-import { dialTcp, listening, outcome, TestMesh } from "../../test/lab/mesh-member.ts";
-import type { Transport } from "../mesh/transport.ts";
-import { Counters } from "./counters.ts";
+import { dialTcp, listening, outcome, TestMesh } from "../../../test/lab/mesh-member.ts";
+import type { Transport } from "../../mesh/transport.ts";
+import { Counters } from "../counters.ts";
+import { Budget } from "../http2/budget.ts";
+import { MeshCredentials } from "../tls/mesh-credentials.ts";
 import { Dialer } from "./dial.ts";
-import { Budget } from "./http2/budget.ts";
-import { MeshCredentials } from "./mesh-credentials.ts";
 import { carryOutbound } from "./outbound.ts";
 import { addressOfTarget, type TunnelTarget } from "./target.ts";
 

@@ -1,11 +1,11 @@
 import { readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { createSecureContext, type SecureContext, type SecureVersion } from "node:tls";
-import { reasonOf } from "../errors/reason.ts";
-import { type Certificate, isValidAt } from "../istiod/identity/certificate.ts";
-import type { CertificateStore } from "../istiod/identity/certificate-store.ts";
-import { formatSpiffe } from "../istiod/spiffe.ts";
-import { TunnelFailure } from "./failure.ts";
+import { reasonOf } from "../../errors/reason.ts";
+import { type Certificate, isValidAt } from "../../istiod/identity/certificate.ts";
+import type { CertificateStore } from "../../istiod/identity/certificate-store.ts";
+import { formatSpiffe } from "../../istiod/spiffe.ts";
+import { TunnelFailure } from "../failure.ts";
 
 /** Milliseconds between two looks at the folder's link: one readlink(2). */
 const LOOK_EVERY = 1_000;

@@ -1,5 +1,5 @@
 /** Subject alternative names of a peer's certificate, and whether one of them is right. */
-import type { SanMatch } from "../mesh/transport.ts";
+import type { SanMatch } from "../../mesh/transport.ts";
 
 export interface Sans {
   uris: string[];

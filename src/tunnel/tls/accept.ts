@@ -1,10 +1,10 @@
 import type { Socket } from "node:net";
 import { type SecureContext, TLSSocket } from "node:tls";
-import { parseSpiffe } from "../istiod/spiffe.ts";
-import type { Identity } from "../mesh/inbound.ts";
-import { TunnelFailure } from "./failure.ts";
+import { parseSpiffe } from "../../istiod/spiffe.ts";
+import type { Identity } from "../../mesh/inbound.ts";
+import { TunnelFailure } from "../failure.ts";
+import { reset } from "../splice.ts";
 import { readSans, spiffeOf } from "./san.ts";
-import { reset } from "./splice.ts";
 
 export interface AcceptedPeer {
   socket: TLSSocket;

@@ -1,8 +1,8 @@
 import { statSync } from "node:fs";
 import { createSecureContext, type SecureContext } from "node:tls";
-import { readRegularFile } from "../files/read-file.ts";
-import type { Transport } from "../mesh/transport.ts";
-import { TunnelFailure } from "./failure.ts";
+import { readRegularFile } from "../../files/read-file.ts";
+import type { Transport } from "../../mesh/transport.ts";
+import { TunnelFailure } from "../failure.ts";
 
 type Tls = Extract<Transport, { kind: "tls" }>;
 

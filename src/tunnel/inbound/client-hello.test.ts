@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { once } from "node:events";
 import { createServer } from "node:net";
 import { connect } from "node:tls";
-import { listening } from "../../test/lab/mesh-member.ts";
+import { listening } from "../../../test/lab/mesh-member.ts";
 import { type FirstBytes, readFirstBytes } from "./client-hello.ts";
 
 /** The first bytes of a real client. */

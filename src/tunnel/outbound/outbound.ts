@@ -1,8 +1,8 @@
 import type { Socket } from "node:net";
-import type { Counters } from "./counters.ts";
+import type { Counters } from "../counters.ts";
+import { isAlert, reasonOfFailure, TunnelFailure } from "../failure.ts";
+import { reset, splice } from "../splice.ts";
 import type { Dialer } from "./dial.ts";
-import { isAlert, reasonOfFailure, TunnelFailure } from "./failure.ts";
-import { reset, splice } from "./splice.ts";
 import { type ReadTarget, targetOfAddress } from "./target.ts";
 
 /** Seconds of silence after which the kernel asks whether the app is still there. */

@@ -2,7 +2,7 @@
  * Tunnel targets: where a redirected connection goes. For the kernel a tunnelled endpoint is an endpoint at
  * 127.a.b.c:15001. a.b.c is the number of a row in a pinned table, so the accepted socket's own address names the peer.
  */
-import type { Transport } from "../mesh/transport.ts";
+import type { Transport } from "../../mesh/transport.ts";
 
 /** TCP port at which the tunnel accepts the connections of the machine's own apps. */
 export const OUTBOUND_PORT = 15001;

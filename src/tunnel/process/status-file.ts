@@ -1,8 +1,8 @@
 /** The status of each tunnel process: RUN-DIR/tunnel/PID.json, replaced atomically, removed at its end. */
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { replaceFile } from "../files/replace-file.ts";
-import type { CounterRows } from "./counters.ts";
+import { replaceFile } from "../../files/replace-file.ts";
+import type { CounterRows } from "../counters.ts";
 
 /** Times are milliseconds since the epoch. */
 export interface TunnelStatus extends CounterRows {

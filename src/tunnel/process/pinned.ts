@@ -1,14 +1,14 @@
 /** What the tunnel takes from pinned tables, with or without an agent: targets, policies, its own exemption, steering. */
 import { existsSync } from "node:fs";
-import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
-import { TunnelTargetReader } from "../datapath/tunnel-reader.ts";
-import { reasonOf } from "../errors/reason.ts";
-import { mtlsOf } from "../mesh/inbound.ts";
-import type { Judge } from "../policy/decide.ts";
-import { offerListeners, openPolicySet, type PolicySet } from "../policy/pinned.ts";
-import { type Admission, type InboundConnection, NOBODY } from "./admission.ts";
+import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
+import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
+import { reasonOf } from "../../errors/reason.ts";
+import { mtlsOf } from "../../mesh/inbound.ts";
+import type { Judge } from "../../policy/decide.ts";
+import { offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
+import { type Admission, type InboundConnection, NOBODY } from "../inbound/admission.ts";
+import type { TunnelTarget } from "../outbound/target.ts";
 import type { Listener } from "./listeners.ts";
-import type { TunnelTarget } from "./target.ts";
 
 /** Milliseconds between two tries while tables are not there, and between renewals: `kmesh down` and a start make others. */
 const RETRY_EVERY = 1_000;

@@ -1,20 +1,20 @@
 /** Opens the way to a target, as its transport says. */
-import { connect, type Socket } from "node:net";
 import type { Duplex } from "node:stream";
-import type { SanMatch, Transport } from "../mesh/transport.ts";
-import { TunnelFailure } from "./failure.ts";
-import type { Budget } from "./http2/budget.ts";
-import { Http2Connection } from "./http2/connection.ts";
-import { ERROR } from "./http2/frames.ts";
-import type { Headers } from "./http2/hpack.ts";
-import type { ConnectStream } from "./http2/stream.ts";
-import type { MeshCredentials } from "./mesh-credentials.ts";
-import { asFailure, CONNECT_PATIENCE, openTls } from "./peer-tls.ts";
+import type { SanMatch, Transport } from "../../mesh/transport.ts";
+import { TunnelFailure } from "../failure.ts";
+import type { Budget } from "../http2/budget.ts";
+import { Http2Connection } from "../http2/connection.ts";
+import { ERROR } from "../http2/frames.ts";
+import type { Headers } from "../http2/hpack.ts";
+import type { ConnectStream } from "../http2/stream.ts";
+import { reset } from "../splice.ts";
+import { CONNECT_PATIENCE, openTcp } from "../tcp.ts";
+import type { MeshCredentials } from "../tls/mesh-credentials.ts";
+import { asFailure, openTls } from "../tls/open.ts";
+import { matchesSans, readSans, spiffeOf } from "../tls/san.ts";
+import { TlsFiles } from "../tls/tls-files.ts";
 import { type AddressAndPort, proxyHeader } from "./proxy-protocol.ts";
-import { matchesSans, readSans, spiffeOf } from "./san.ts";
-import { reset } from "./splice.ts";
 import type { TunnelTarget } from "./target.ts";
-import { TlsFiles } from "./tls-files.ts";
 
 export interface DialerOptions {
   credentials: MeshCredentials;
@@ -237,42 +237,6 @@ function answerOf(stream: ConnectStream, patience: number, signal: AbortSignal):
       finish();
       resolve(headers);
     }, fail);
-    if (signal.aborted) aborted();
-  });
-}
-
-/** Opens TCP. Rejects with the system's error, or TunnelFailure. */
-export function openTcp(
-  to: { host: string; port: number; localAddress?: string },
-  patience: number,
-  signal: AbortSignal,
-): Promise<Socket> {
-  return new Promise((resolve, reject) => {
-    const socket = connect({ ...to, allowHalfOpen: true, noDelay: true });
-    // For moments when nobody else listens: an error without a listener ends the process.
-    socket.on("error", () => {});
-    const finish = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", aborted);
-      socket.off("error", fail);
-    };
-    const fail = (error: Error) => {
-      finish();
-      socket.destroy();
-      reject(error);
-    };
-    const aborted = () => fail(new TunnelFailure("reset", "the other side has gone"));
-    const timer = setTimeout(
-      () => fail(new TunnelFailure("connect-timeout", `no connection within ${patience} ms`)),
-      patience,
-    );
-    socket.once("connect", () => {
-      finish();
-      socket.pause();
-      resolve(socket);
-    });
-    socket.on("error", fail);
-    signal.addEventListener("abort", aborted);
     if (signal.aborted) aborted();
   });
 }

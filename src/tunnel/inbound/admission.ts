@@ -1,8 +1,8 @@
 /** Who may come in: asked once for each connection, after the handshake. */
 import { networkInterfaces } from "node:os";
-import { canonicalAddress } from "../mesh/address.ts";
-import type { Identity, MtlsMode } from "../mesh/inbound.ts";
-import { TunnelFailure } from "./failure.ts";
+import { canonicalAddress } from "../../mesh/address.ts";
+import type { Identity, MtlsMode } from "../../mesh/inbound.ts";
+import { TunnelFailure } from "../failure.ts";
 
 export interface InboundConnection {
   sourceAddress: string;

@@ -1,0 +1,41 @@
+import { connect, type Socket } from "node:net";
+import { TunnelFailure } from "./failure.ts";
+
+/** Milliseconds for a TCP connection, with its TLS handshake where it has one. */
+export const CONNECT_PATIENCE = 10_000;
+
+/** Opens TCP. Rejects with the system's error, or TunnelFailure. */
+export function openTcp(
+  to: { host: string; port: number; localAddress?: string },
+  patience: number,
+  signal: AbortSignal,
+): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket = connect({ ...to, allowHalfOpen: true, noDelay: true });
+    // For moments when nobody else listens: an error without a listener ends the process.
+    socket.on("error", () => {});
+    const finish = () => {
+      clearTimeout(timer);
+      signal.removeEventListener("abort", aborted);
+      socket.off("error", fail);
+    };
+    const fail = (error: Error) => {
+      finish();
+      socket.destroy();
+      reject(error);
+    };
+    const aborted = () => fail(new TunnelFailure("reset", "the other side has gone"));
+    const timer = setTimeout(
+      () => fail(new TunnelFailure("connect-timeout", `no connection within ${patience} ms`)),
+      patience,
+    );
+    socket.once("connect", () => {
+      finish();
+      socket.pause();
+      resolve(socket);
+    });
+    socket.on("error", fail);
+    signal.addEventListener("abort", aborted);
+    if (signal.aborted) aborted();
+  });
+}
