@@ -4,7 +4,7 @@ import type { Fact } from "./facts.ts";
 
 const BLOCK = 512;
 
-/** `folder` is what all files lie in. `at`: seconds since the epoch. */
+/** All files lie in `folder`. `at`: seconds since the epoch. */
 export function archive(folder: string, facts: readonly Fact[], at: number): Buffer {
   const parts = facts.flatMap(({ name, text }) => {
     const bytes = Buffer.from(text);
@@ -26,7 +26,7 @@ function header(name: string, size: number, at: number): Buffer {
   block.write(octal(0, 8), 116);
   block.write(octal(size, 12), 124);
   block.write(octal(Math.floor(at), 12), 136);
-  // The sum is taken with blanks in its own place.
+  // The checksum field counts as blanks.
   block.write("        ", 148);
   block.write("0", 156);
   block.write("ustar\u000000", 257);

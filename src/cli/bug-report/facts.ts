@@ -1,4 +1,4 @@
-/** What a bug report holds: the output of kmesh's own commands, of the machine's tools, and files of the kernel. */
+/** The content of a bug report: output of kmesh's commands and of the machine's tools, and files of the kernel. */
 import { spawn } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { reasonOf } from "../../errors/reason.ts";
@@ -6,9 +6,9 @@ import { selfCommand } from "../../runtime/self.ts";
 import { SERVICE } from "../service/systemd.ts";
 import { redactJson, redactText, redactYaml } from "./redact.ts";
 
-/** For one command, milliseconds. */
+/** Time limit of one command, milliseconds. */
 const PATIENCE = 30_000;
-/** Of one output at most, bytes; the end of a log counts. */
+/** Longest output, bytes. Of a longer log the end is kept. */
 const MOST = 32 << 20;
 
 /** One file of the report. */
@@ -87,7 +87,7 @@ export function sources(flags: readonly string[], config: string): Source[] {
   ];
 }
 
-/** Reads one source; what can't be had is said in its file. Secrets are out. */
+/** Reads one source, without secrets. If it fails, the file holds the error. */
 export async function gather({ name, read, redact }: Source): Promise<Fact> {
   try {
     return { name, text: redact(await read()) };
@@ -96,7 +96,7 @@ export async function gather({ name, read, redact }: Source): Promise<Fact> {
   }
 }
 
-/** Standard output; standard error behind it where the command failed. Rejects when it can't be started or takes too long. */
+/** Standard output, followed by standard error if the command failed. Rejects when it can't start or takes too long. */
 function output([file = "", ...args]: readonly string[]): Promise<string> {
   return new Promise((resolve, reject) => {
     const child = spawn(file, args, {

@@ -1,4 +1,4 @@
-/** Takes secrets out of what goes into a bug report. What is not known to be harmless goes too, rather than too little. */
+/** Removes secrets from a bug report. When in doubt, it removes too much rather than too little. */
 import { parse, stringify } from "yaml";
 
 const LEFT_OUT = "[left out]";
@@ -7,10 +7,10 @@ const LEFT_OUT = "[left out]";
 const SECRET =
   /pass(w(or)?d|phrase)?$|passwd|secret|token|credential|api[-_]?key|private[-_]?key|access[-_]?key|authorization|cookie|session|signature/i;
 
-/** Settings of kmesh whose names sound secret, and whose values are paths or spans. */
+/** Settings whose names look secret but whose values are paths or durations. */
 const PATHS = /^\/[^\s]*$/;
 
-/** Text of any kind: a log, a table, a command line. */
+/** Redacts text of any kind: a log, a table, a command line. */
 export function redactText(text: string): string {
   return (
     text
@@ -33,7 +33,7 @@ export function redactText(text: string): string {
   );
 }
 
-/** JSON, by its structure; text that is none, as text. */
+/** Redacts JSON by its structure. Other text is redacted as plain text. */
 export function redactJson(text: string): string {
   try {
     return JSON.stringify(redactValue(JSON.parse(text)), undefined, 2);
@@ -42,7 +42,7 @@ export function redactJson(text: string): string {
   }
 }
 
-/** YAML, by its structure: comments go, too. Text that is none, as text. */
+/** Redacts YAML by its structure and removes comments. Other text is redacted as plain text. */
 export function redactYaml(text: string): string {
   try {
     return stringify(redactValue(parse(text)));
@@ -51,7 +51,7 @@ export function redactYaml(text: string): string {
   }
 }
 
-/** Plain data: values under secret names, values of headers, and the arguments of commands go. */
+/** Redacts plain data: values under secret names, values of headers, and arguments of commands. */
 export function redactValue(value: unknown, name = ""): unknown {
   if (typeof value === "string") return isSecret(name, value) ? LEFT_OUT : redactText(value);
   if (Array.isArray(value)) {
@@ -75,7 +75,7 @@ export function redactValue(value: unknown, name = ""): unknown {
   );
 }
 
-/** The name in { name, value } or { key, value }, as headers are written. */
+/** The name of a header written as { name, value } or { key, value }. */
 function headerName({ name, key }: Record<string, unknown>): string | undefined {
   return typeof name === "string" ? name : typeof key === "string" ? key : undefined;
 }

@@ -46,14 +46,14 @@ export const demo = command({
   },
 });
 
-/** Throws UsageError for a mode that there is none of. */
+/** Throws UsageError for an unknown mode. */
 function modeOf(text = "kernel-native"): Mode {
   const mode = MODES.find((each) => each === text);
   if (!mode) throw new UsageError(`"${text}" is no mode`, `Name one of ${MODES.join(", ")}.`);
   return mode;
 }
 
-/** The same after the move into the namespace. */
+/** Runs the demo inside its network namespace. */
 export const demoStage = command({
   name: "demo-stage",
   about: "The demo, already in its network namespace",
@@ -123,7 +123,7 @@ function opening(): string {
   ].join("\n");
 }
 
-/** What just happened, as text; "" for what needs no line. */
+/** Describes an event in one line; "" when it needs no line. */
 export function formatEvent(event: DemoEvent): string {
   switch (event.kind) {
     case "built":
@@ -181,7 +181,7 @@ function percent(share: number): string {
   return `${(share * 100).toFixed(1)} %`.padStart(7);
 }
 
-/** Who talked to whom in the last minute, as the stage's agent counted it. */
+/** The topology of the last minute, from the demo agent's counters. */
 async function mapOf(stage: Stage): Promise<string> {
   const [{ readFolders }, { askMap }, { renderMap }] = await Promise.all([
     import("../../config/config.ts"),

@@ -20,8 +20,8 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
 
 /**
- * How long a service manager waits for a first push when nothing was taken over, milliseconds. Not longer: at boot the
- * network comes after the agent.
+ * Milliseconds until an agent that adopted nothing reports READY without a first push. It is short, because at boot
+ * the network comes up after the agent.
  */
 const READY_PATIENCE = 3_000;
 
@@ -58,7 +58,7 @@ export const run = command({
   },
 });
 
-/** The agent's life where systemd starts it: after starts that failed it waits, and says what the next one waits for. */
+/** Runs the agent under systemd. After failed starts it waits and logs what the next start needs. */
 async function beginPatiently(flags: Flags): Promise<number> {
   const backoff = StartBackoff.of(process.env);
   if (!backoff) return begin(flags, undefined);
@@ -81,7 +81,7 @@ async function beginPatiently(flags: Flags): Promise<number> {
   }
 }
 
-/** The agent's life. With a `succession` it takes over from one that runs. `ready` is called when it is the agent. */
+/** Runs the agent. With a `succession` it succeeds a running agent. `ready` is called when it has become the agent. */
 async function begin(flags: Flags, succession: Succession | undefined, ready = () => {}): Promise<number> {
   const sources = sourcesOf(flags, process.env);
   const text = textAt(sources.file.path);
@@ -101,7 +101,7 @@ async function begin(flags: Flags, succession: Succession | undefined, ready = (
   const log = openLog(config.logLevel);
   const service = new ServiceNotifier(process.env, (line) => log.warn(line));
   const { stopped, reloads } = signals(service.active || !process.stderr.isTTY);
-  // The service manager listens to the one that it takes for the agent, and complains of others.
+  // systemd accepts messages only from the main process, and warns about others.
   let known = succession === undefined;
   const readAgain = (agent: Agent) =>
     reload(agent, () => acceptConfig(sourcesOf(flags, process.env), (text) => log.warn(text)), log);
@@ -127,7 +127,7 @@ async function begin(flags: Flags, succession: Succession | undefined, ready = (
       known = true;
     } else {
       agent = await Agent.start(config, log, audience);
-      // From here on who writes the file asks this agent to read it; until here nobody could.
+      // From here on, a command that writes the file asks this agent to reload it.
       if (textAt(sources.file.path) !== text) {
         try {
           readAgain(agent);
@@ -187,7 +187,7 @@ async function begin(flags: Flags, succession: Succession | undefined, ready = (
   }
 }
 
-/** The configuration as `config check` judges it. Throws the first ConfigError; the rest is told by `warn`. */
+/** Reads the configuration as `config check` does. Throws the first ConfigError and passes the others to `warn`. */
 function acceptConfig(sources: Sources, warn: (text: string) => void): Config {
   const { config, problems, remarks } = examineFiles(sources, hiddenForAgent(sources.file.path));
   const [first] = problems;
@@ -196,7 +196,7 @@ function acceptConfig(sources: Sources, warn: (text: string) => void): Config {
   return config;
 }
 
-/** A configuration that is wrong, or that the kernel refuses, is told and thrown; the one before stays. Gives what is told. */
+/** Reloads the configuration. If it is wrong or the kernel refuses it, the current one stays and the error is logged and thrown. Returns the log line. */
 function reload(agent: Agent, read: () => Config, log: Log): string {
   try {
     const told = formatReload(agent.reload(read()));
@@ -209,7 +209,7 @@ function reload(agent: Agent, read: () => Config, log: Log): string {
   }
 }
 
-/** Undefined when there is none. */
+/** The text of a file; undefined when it can't be read. */
 function textAt(path: string): string | undefined {
   try {
     return readTextFile(path);
@@ -219,13 +219,13 @@ function textAt(path: string): string | undefined {
 }
 
 interface Signals {
-  /** The signal that ends the agent. */
+  /** Resolves with the signal that ends the agent. */
   stopped: Promise<NodeJS.Signals>;
-  /** Has `reload` called at every SIGHUP, also for one that came before. */
+  /** Calls `reload` at every SIGHUP, also for one that was received earlier. */
   reloads(reload: () => void): void;
 }
 
-/** Listens from now on. `serving` false: this is somebody's terminal, and SIGHUP says that it is gone. */
+/** Starts to listen. With `serving` false the agent runs on a terminal, and SIGHUP means that the terminal is gone. */
 function signals(serving: boolean): Signals {
   const { promise: stopped, resolve } = Promise.withResolvers<NodeJS.Signals>();
   for (const signal of ["SIGTERM", "SIGINT"] as const) process.on(signal, () => resolve(signal));

@@ -13,7 +13,7 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
 import { foldersOf } from "../framework/view.ts";
 
-/** Milliseconds until a successor speaks to the service manager, which listens to its predecessor until then. */
+/** Milliseconds until a successor notifies systemd, which accepts only its predecessor's messages until then. */
 const AFTER_SUCCESSION = 1_000;
 
 export const tunnel = command({

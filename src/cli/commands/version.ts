@@ -27,11 +27,11 @@ export const version = command({
       runtime,
       kernel: release(),
       architecture: process.arch,
-      // By these `kmesh upgrade` of another version knows what it has before it.
+      // `kmesh upgrade` of another version reads these.
       abi: ABI_ID,
       keep: keepId(),
       handover: PROTOCOL,
-      // A version that does not say so knows no names: it would leave their programs attached.
+      // A version without this field does not know names and would leave their programs attached.
       names: NAMES_ABI,
     };
     if (formatOf(flags) === "json") printJson(about);

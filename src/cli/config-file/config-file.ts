@@ -6,7 +6,7 @@ import type { DecidedSettings } from "../../config/from-istioctl.ts";
 import { FOLDERS, SETTINGS, type Setting, type SettingName } from "../../config/settings.ts";
 import { fileValues, readFile } from "../../config/sources.ts";
 
-/** What a setting might be, where its fallback or hint is no value. */
+/** Example values of settings whose default or hint is not a value. */
 const EXAMPLES: Partial<Record<string, string>> = {
   istiod: "istiod.istio-system.svc:15012",
   ca: "/etc/kmesh/root-cert.pem",
@@ -31,11 +31,11 @@ const EXAMPLES: Partial<Record<string, string>> = {
   exclude: "[192.0.2.0/24, 198.51.100.7:443]",
 };
 
-/** A configuration file in which everything is explained, and commented out but for what `values` has. */
+/** A configuration file that explains every setting. Settings that are not in `values` are commented out. */
 export function configTemplate(values: DecidedSettings = {}): string {
   const folders: readonly string[] = FOLDERS;
   const entries = Object.entries<Setting>(SETTINGS)
-    // The unit's sandbox knows the folders by their default.
+    // The unit's sandbox allows only the default folders.
     .filter(([name]) => !folders.includes(name) || values[name as SettingName] !== undefined)
     .map(([name, setting]) => {
       const value = values[name as SettingName];
@@ -53,8 +53,8 @@ export function configTemplate(values: DecidedSettings = {}): string {
 }
 
 /**
- * The file `path` with `decided` in it: a value that is undefined goes, one that is not mentioned stays, as do comments.
- * `before` is its text, undefined when there is none. Throws ConfigError when that is no configuration.
+ * The text of the file `path` with the settings `decided`: undefined removes a setting, others and comments stay.
+ * `before` is the present text, undefined without a file. Throws ConfigError when it is not a configuration.
  */
 export function decidedConfig(
   path: string,
@@ -84,7 +84,7 @@ export function decidedConfig(
   return { text: document.toString({ lineWidth: 0 }), changed };
 }
 
-/** Texts as they are written, so that they can be written again. */
+/** Scalars as written in the file, so that they can be written back unchanged. */
 function contentOf(path: string, text: string): Record<string, unknown> {
   try {
     return fileValues(readFile({ path, required: true, text }));
@@ -94,13 +94,13 @@ function contentOf(path: string, text: string): Record<string, unknown> {
   }
 }
 
-/** Whether nobody wrote a comment of their own: then the file may as well be made anew. */
+/** Whether the file has no comments but kmesh's own: then it can be written anew. */
 function isUncommented(text: string): boolean {
   const ours = new Set(configTemplate().split("\n"));
   return text.split("\n").every((line) => (line.startsWith("#") ? ours.has(line) : !line.includes("#")));
 }
 
-/** Takes a key out; what is written before it goes on to the next one, since it may be about all that follows. */
+/** Removes a key. A comment before it moves to the next key, because it may describe all that follows. */
 function remove(document: Document.Parsed, name: SettingName): void {
   const { contents } = document;
   if (!isMap(contents)) return;

@@ -1,21 +1,21 @@
-/** One command at a time reads the configuration file and writes what it made of it. */
+/** A lock, so that one command at a time reads and writes the configuration file. */
 import { mkdirSync, readdirSync, realpathSync, rmdirSync, statSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { FileLock, LockHeld } from "../../kernel/lock.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import type { Step } from "../framework/plan.ts";
 
-/** Another command may take so long, milliseconds: it asks the agent, which may be handing over. */
+/** Longest time that another command may hold the lock, milliseconds: it asks the agent, which may hand over. */
 const PATIENCE = 90_000;
 const LOOK = 20;
 
 /**
- * Held from before the file is read until it is written. It lies on the file's folder: the file itself is replaced, and a
- * file beside it would stay. Who writes the file otherwise, an editor say, knows nothing of it.
+ * Held from before the file is read until it is written. The lock is on the folder, because the file itself is replaced
+ * and a lock file would remain. Editors do not respect it.
  */
 export class ConfigLock {
   readonly #lock: FileLock;
-  /** A folder that was made for it: it goes again when nothing was written. */
+  /** The folder, if the lock made it. It is removed if nothing was written. */
   readonly #made: string | undefined;
 
   private constructor(lock: FileLock, made: string | undefined) {
@@ -24,9 +24,9 @@ export class ConfigLock {
   }
 
   /**
-   * Waits for the lock of the configuration file `path`, whose folder is made if it is missing.
+   * Waits for the lock of the configuration file `path`. Makes its folder if it is missing.
    * @param patience milliseconds
-   * Rejects with Failure when another command has it for too long, and with KernelError when the folder can't be opened.
+   * Rejects with Failure when another command holds it for too long, and with KernelError when the folder can't be opened.
    */
   static async acquire(path: string, patience = PATIENCE): Promise<ConfigLock> {
     const folder = folderOf(path);
@@ -35,7 +35,7 @@ export class ConfigLock {
       const made = mkdirSync(folder, { recursive: true, mode: 0o755 }) === undefined ? undefined : folder;
       const before = inode(folder);
       const lock = take(folder);
-      // Whoever had it last may have taken the empty folder away.
+      // The last holder may have removed the empty folder.
       if (lock && before !== undefined && inode(folder) === before) return new ConfigLock(lock, made);
       lock?.release();
       if (performance.now() > until)
@@ -53,15 +53,15 @@ export class ConfigLock {
     try {
       if (this.#made !== undefined && readdirSync(this.#made).length === 0) rmdirSync(this.#made);
     } catch {
-      // It is gone, or somebody has just written into it.
+      // The folder is gone, or another process has just written into it.
     }
     this.#lock.release();
   }
 }
 
 /**
- * Does `work` while holding the lock of `path`, but for a dry run. `work` is given what it makes of the first step that
- * needs the file no more: the lock ends with its beginning. Rejects as `acquire`, and with what `work` throws.
+ * Runs `work` under the lock of `path`; a dry run takes no lock. `work` gets a function that wraps the first step which
+ * no longer needs the file: the lock is released when that step begins. Rejects as `acquire`, and with errors of `work`.
  */
 export async function lockedUnless<T>(
   dry: boolean,
@@ -88,7 +88,7 @@ export async function lockedUnless<T>(
   }
 }
 
-/** Where the file lies, not a link to it. */
+/** The path of the file itself, with links resolved. */
 function folderOf(path: string): string {
   try {
     return dirname(realpathSync(path));

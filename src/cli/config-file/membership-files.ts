@@ -1,4 +1,4 @@
-/** istioctl's five files, where the operator has them. */
+/** The five files of istioctl, in the operator's folder. */
 
 import { statSync } from "node:fs";
 import { join, resolve } from "node:path";
@@ -15,20 +15,20 @@ import {
 import { formatSpiffe, type SpiffeId } from "../../istiod/spiffe.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 
-/** What `--from` says for the places where Istio's own agent expects the files. */
+/** The value of `--from` for the places where Istio's own agent expects the files. */
 export const ISTIO = "istio";
 
 export interface Members {
   membership: Membership;
   /** Where each file was found. */
   paths: Record<MembershipFile, string>;
-  /** What should be mended, though it hinders nothing. */
+  /** Warnings. */
   remarks: string[];
 }
 
 /**
  * Reads the files in the folder `from`, or in Istio's own places below `root` when it is "istio". `certified` as for
- * readMembership. Throws Failure with all that is wrong.
+ * readMembership. Throws Failure with all faults.
  */
 export function readMembers(from: string, certified: SpiffeId | undefined, root = "/"): Members {
   const classic = from === ISTIO;
@@ -41,7 +41,7 @@ export function readMembers(from: string, certified: SpiffeId | undefined, root 
     } catch (error) {
       const code = codeOrReason(error);
       if (code === "ENOENT" || code === "ENOTDIR") continue;
-      // Told once: its content is not to be missed as well.
+      // Reported once: do not also report its content as missing.
       unreadable.set(paths[file], `${paths[file]} can't be read (${code})`);
     }
   }

@@ -1,4 +1,4 @@
-/** The key `unit` in the text of the configuration file. Comments, and what else stands there, stay. */
+/** Edits the key `unit` in the text of the configuration file. Comments and other keys stay. */
 import { type Document, isMap, isScalar, isSeq, parseDocument } from "yaml";
 import { ConfigError } from "../../config/config-error.ts";
 import { SETTINGS } from "../../config/settings.ts";
@@ -9,20 +9,20 @@ export type Change = "add" | "remove";
 
 export interface Edited {
   text: string;
-  /** The list has what it should have from now on: these were added, or taken out. */
+  /** Units that were added or removed. */
   changed: string[];
-  /** Those with which nothing had to be done. */
+  /** Units that needed no change. */
   already: string[];
-  /** The list afterwards; undefined when there is none, since nothing is said but by `cgroup`. */
+  /** The new list; undefined when there is no list, because only `cgroup` is set. */
   units: string[] | undefined;
-  /** Whether all of the machine is enrolled, so that no list matters. The text is as it was. */
+  /** Whether the whole machine is enrolled, so that a list has no effect. The text is unchanged. */
   everything: boolean;
 }
 
 /**
- * Adds units (whole names) to the list, or takes them out; the last one leaves an empty list, as no list at all would
- * enrol the whole machine. With `only`, where the whole machine is enrolled, a list begins. Throws ConfigError when the
- * text of the file `path` is no configuration.
+ * Adds units (full names) to the list, or removes them. Removing the last unit leaves an empty list, because a missing
+ * list enrols the whole machine. With `only`, a list replaces the enrolment of the whole machine. Throws ConfigError
+ * when the text of the file `path` is not a configuration.
  */
 export function editUnits(
   path: string,
@@ -47,7 +47,7 @@ export function editUnits(
   return { text: document.toString({ lineWidth: 0 }), changed, already, units, everything: false };
 }
 
-/** Names as they are written: 010 is a name, too. */
+/** Names as written: 010 is a name, too. */
 function contentOf(path: string, text: string): Record<string, unknown> {
   try {
     return fileValues(readFile({ path, required: true, text }));
@@ -65,7 +65,7 @@ function write(
   anew: boolean,
 ): void {
   const list = document.get("unit", true) as unknown;
-  // One name an item: else it is written anew, without comments of its own.
+  // Each item is one name. Other forms are rewritten and lose their comments.
   const plain =
     isSeq(list) &&
     list.items.every((item) => isScalar(item) && typeof item.value === "string" && !item.value.includes(","));
@@ -75,7 +75,7 @@ function write(
     list.items = list.items.filter(
       (item) => !(isScalar(item) && changed.includes(wholeName(item.source ?? String(item.value)))),
     );
-    // What is left of a block would be no list.
+    // An empty block would not be a list.
     if (list.items.length === 0) list.flow = true;
   }
 }
@@ -92,7 +92,7 @@ function set(document: Document.Parsed, units: readonly string[]): void {
   }
 }
 
-/** As the configuration reads a list. */
+/** Splits a value like the configuration does. */
 function partsOf(value: unknown): string[] {
   return (Array.isArray(value) ? value : [value])
     .flatMap((part) => String(part).split(","))
@@ -100,7 +100,7 @@ function partsOf(value: unknown): string[] {
     .filter((part) => part !== "");
 }
 
-/** What is no unit's name is left as it is: the agent tells of it. */
+/** The full name of a unit. An invalid name is returned unchanged; the agent reports it. */
 function wholeName(text: string): string {
   try {
     return unitName(text);

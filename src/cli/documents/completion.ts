@@ -1,15 +1,15 @@
-/** Completion for bash, zsh and fish: short scripts that ask `kmesh complete-words` what could come next. */
+/** Completion for bash, zsh and fish: short scripts that call `kmesh complete-words`. */
 
 export const SHELLS = ["bash", "zsh", "fish"] as const;
 export type Shell = (typeof SHELLS)[number];
 
-/** In place of candidates: the shell completes names of files, or of folders. */
+/** Stands for file or folder names, which the shell completes itself. */
 export const FILES = ":files";
 export const FOLDERS = ":folders";
 
 /**
- * bash breaks words at : and =, which are part of HOST:PORT and --flag=value: the words are taken from the line itself, and
- * what bash takes for an earlier word is cut off the candidates.
+ * bash splits words at : and =, which are part of HOST:PORT and --flag=value. The script therefore takes the words from
+ * the line itself, and removes from the candidates the part that bash regards as an earlier word.
  */
 const BASH = String.raw`# bash completion of kmesh, as "kmesh completion bash" prints it
 _kmesh() {
@@ -67,7 +67,7 @@ end
 complete -c kmesh -f -a '(__kmesh_complete)'
 `;
 
-/** The script that a shell reads. */
+/** The completion script of a shell. */
 export function completionScript(shell: Shell): string {
   return { bash: BASH, zsh: ZSH, fish: FISH }[shell];
 }

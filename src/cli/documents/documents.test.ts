@@ -76,7 +76,7 @@ test("help fits into the terminal", () => {
       ...commands.map((each) => formatHelp(each, width)),
     ];
     for (const line of texts.join("\n").split("\n")) {
-      // A word that is longer, and an example to be copied, stay whole.
+      // A longer word and an example stay whole.
       if (line.length > width) expect(line).toMatch(/^ {2}kmesh |^ {4,}[^ ]+$|^ {2}-/);
     }
   }

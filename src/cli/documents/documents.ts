@@ -4,7 +4,7 @@ import type { Command } from "../framework/command.ts";
 import { completionScript } from "./completion.ts";
 import { manualPage } from "./manual.ts";
 
-/** Where each lies below a prefix (/usr, /usr/local): man(1) and the shells look there. */
+/** The path of each file below a prefix (/usr, /usr/local), where man(1) and the shells look. */
 const PLACES = {
   "kmesh.8": "share/man/man8/kmesh.8",
   "kmesh.yaml.5": "share/man/man5/kmesh.yaml.5",
@@ -18,12 +18,12 @@ export interface Document {
   text: string;
 }
 
-/** Their paths, also where they are not written yet. */
+/** The paths of all files, whether or not they exist. */
 export function documentPaths(prefix: string): string[] {
   return Object.values(PLACES).map((place) => pathBelow(prefix, place));
 }
 
-/** zsh has another folder for what no package brought. */
+/** zsh has another folder for files that no package brought. */
 function pathBelow(prefix: string, place: string): string {
   return join(
     prefix,

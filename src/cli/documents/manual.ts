@@ -8,7 +8,7 @@ import { usageOf } from "../framework/help.ts";
 export const PAGES = ["kmesh.8", "kmesh.yaml.5"] as const;
 export type Page = (typeof PAGES)[number];
 
-/** When the words below last changed: a page says so, and the same commands give the same bytes. */
+/** The date of the last change of this text. It is fixed, so that builds are reproducible. */
 const DATE = "2026-11-29";
 
 interface About {
@@ -16,7 +16,7 @@ interface About {
   description: string;
 }
 
-/** One page as troff. */
+/** One page in troff. */
 export function manualPage(page: Page, commands: readonly Command[], about: About): string {
   return page === "kmesh.8" ? commandPage(commands, about) : settingsPage(about);
 }
@@ -122,13 +122,13 @@ function item(head: string, body: string): string {
   return `.TP\n.B ${macro(head)}\n${text(body)}`;
 }
 
-/** Paragraphs; lines that begin with a blank stay as they are. */
+/** Formats paragraphs. Lines that begin with a blank are examples and stay as they are. */
 function text(source: string): string {
   const paragraphs = source.split(/\n\n+/).map((paragraph) => {
     const lines = paragraph.split("\n");
     if (lines.every((line) => line.startsWith(" ")))
       return literal(lines.map((line) => line.trim()).join("\n"));
-    // A sentence a line, as troff likes it.
+    // One sentence a line, the convention of troff.
     return lines
       .join(" ")
       .replace(/ +/g, " ")
@@ -144,7 +144,7 @@ function literal(source: string): string {
   return `.RS 4\n.nf\n${source.split("\n").map(escaped).join("\n")}\n.fi\n.RE`;
 }
 
-/** Text in a macro's line. */
+/** Escapes text for the line of a macro. */
 function macro(source: string): string {
   return escaped(source).replaceAll('"', "\\(dq");
 }

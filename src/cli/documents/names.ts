@@ -1,4 +1,4 @@
-/** Names that a shell completes: services of the mesh, units of systemd. Quick or empty: somebody waits at a key press. */
+/** Names for completion: services of the mesh, units of systemd. Empty when the answer takes too long for a key press. */
 import { spawnSync } from "node:child_process";
 import { askAgent } from "../../admin/client.ts";
 import { adminSocket, readerSocket } from "../../admin/status.ts";
@@ -7,7 +7,7 @@ import { sourcesOf } from "../../config/sources.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { Names } from "./words.ts";
 
-/** For an answer of the agent or of systemd, milliseconds. */
+/** Time limit for an answer of the agent or of systemd, milliseconds. */
 const PATIENCE = 1_500;
 
 export const MACHINE_NAMES: Names = {

@@ -1,19 +1,19 @@
-/** What could come next on a command line, by the commands' own tables. */
+/** Completion candidates, from the tables of commands and flags. */
 import type { Setting } from "../../config/settings.ts";
 import type { Positional } from "../framework/arguments.ts";
 import type { Command } from "../framework/command.ts";
 import { FILES, FOLDERS } from "./completion.ts";
 
-/** A word, and what it means. */
+/** A candidate and its description. */
 export type Candidate = readonly [word: string, about: string];
 
-/** Names that only the machine knows. */
+/** Names that depend on the machine. */
 export interface Names {
   services(): Promise<readonly string[]>;
   units(): readonly string[];
 }
 
-/** Candidates for the last of `words`, which are those after the program's name. FILES and FOLDERS stand for names of files. */
+/** Candidates for the last of `words` (without the program's name). FILES and FOLDERS stand for paths. */
 export async function candidates(
   words: readonly string[],
   commands: readonly Command[],
@@ -63,7 +63,7 @@ function settingOf(spec: Command, flag: string): Setting | undefined {
   return flag.startsWith("--") && Object.hasOwn(spec.flags, name) ? spec.flags[name] : undefined;
 }
 
-/** How many positionals stand among `words`. */
+/** The number of positionals in `words`. */
 function positionalsIn(spec: Command, words: readonly string[]): number {
   let count = 0;
   for (let i = 0; i < words.length; i++) {

@@ -3,7 +3,7 @@ import { toJson } from "../../admin/json.ts";
 import { feed, observed, recorded } from "../../kernel-native/testdata/recorded.ts";
 import { type Filter, filterDump, isEmpty } from "./filter.ts";
 
-/** What a real istiod sent, as `kmesh dump received` and `kmesh dump model` have it. */
+/** A recording of a real istiod, in the form of `kmesh dump received` and `kmesh dump model`. */
 const { native } = observed();
 feed(native, recorded("v4"));
 native.commit();
@@ -27,7 +27,7 @@ describe("the model", () => {
   test("a host and a port, over all sections", () => {
     const found = filterDump(model, filter({ fqdn: "multi.shop", port: 7080 }));
     expect(keys(found.services)).toEqual(["multi.shop.internal:7080"]);
-    // One of another service leads there, too.
+    // A route of another service leads there, too.
     expect(keys(found.frontends)).toContain("tcp 10.97.0.1:7080");
     expect(keys(found.frontends)).not.toContain("tcp 10.97.0.1:7000");
     expect(keys(found.clusters)).toEqual([

@@ -1,10 +1,10 @@
 /**
- * What of a dump is printed: filters as `istioctl proxy-config` has them, over the received configuration, the model and
- * the kernel's tables alike. Each of those is an object of sections; a section is a list, or an object by name.
+ * Filters of `kmesh dump`, like those of `istioctl proxy-config`. They work on the received configuration, the model and
+ * the kernel's tables. Each of those is an object of sections; a section is a list, or an object keyed by name.
  */
 import { parseClusterName, parseHostPort } from "../../kernel-native/resources/service.ts";
 
-/** The sections that there are, over all parts. */
+/** All sections of all parts. */
 export const SECTIONS = [
   "listeners",
   "routes",
@@ -19,22 +19,22 @@ export const SECTIONS = [
   "inbound",
 ] as const;
 
-/** An element stays when it fits everything that is given. */
+/** An element is printed when it matches all given filters. */
 export interface Filter {
-  /** Sections; all of them when there is none. */
+  /** Sections; empty for all. */
   types: readonly string[];
-  /** The name, exactly: of a cluster, listener, route configuration, service, split, or a frontend's `ADDRESS:PORT`. */
+  /** The exact name of a cluster, listener, route configuration, service or split, or a frontend's `ADDRESS:PORT`. */
   name?: string;
-  /** Part of the host's name. */
+  /** Part of the host name. */
   fqdn?: string;
   port?: number;
   direction?: string;
   subset?: string;
-  /** An address that it is reached at or leads to, as it is written. */
+  /** An address of the element or of its destination, as written. */
   address?: string;
 }
 
-/** What an element says of itself, wherever it says it. */
+/** The names, hosts, ports and addresses of an element. */
 interface Facts {
   names: Set<string>;
   hosts: Set<string>;
@@ -51,7 +51,7 @@ export function isEmpty({ types, ...others }: Filter): boolean {
   return types.length === 0 && Object.values(others).every((value) => value === undefined);
 }
 
-/** The sections of `dump` (plain JSON) that are asked for, with the elements that fit. Sections without any are left out. */
+/** The selected sections of `dump` (plain JSON) with the matching elements. Empty sections are left out. */
 export function filterDump(dump: Fields, filter: Filter): Fields {
   const result: Fields = {};
   for (const [section, elements] of Object.entries(dump)) {
@@ -82,7 +82,7 @@ function filterSection(section: string, elements: Json, filter: Filter): Json | 
   return Object.keys(kept).length > 0 ? kept : undefined;
 }
 
-/** Of a route configuration the virtual hosts that fit. */
+/** A route configuration with the matching virtual hosts only. */
 function virtualHosts(routes: string, hosts: readonly Json[], filter: Filter): Json[] | undefined {
   const port = /^\d+$/.test(routes) ? Number(routes) : undefined;
   const kept = hosts.filter((host) => {
@@ -118,13 +118,13 @@ function factsOf(section: string, key: string, element: Json): Facts {
   if (!isFields(element)) return facts;
   const { name, service, host, port, match, target, kind, direction } = element;
   for (const text of [name, service, host]) if (typeof text === "string") addName(facts, text);
-  // A port override's is where it leads to.
+  // The port of a port override is the destination's.
   if (typeof port === "number" && port > 0) facts.ports.add(port);
   if (section === "listeners") facts.directions.add(kind === "inbound" ? "inbound" : "outbound");
   if (typeof direction === "string") facts.directions.add(direction);
   if (typeof match === "string") addMatch(facts, match);
   else if (isFields(match)) addPlace(facts, match);
-  // The port is the one that apps ask for, not the one of the cluster that it leads to.
+  // The port that apps connect to, not the port of the target cluster.
   const ports = new Set(facts.ports);
   if (typeof target === "string") addName(facts, target);
   else if (isFields(target))
@@ -138,7 +138,7 @@ function factsOf(section: string, key: string, element: Json): Facts {
   return facts;
 }
 
-/** Names say more than themselves: `outbound|80|v1|a.shop`, `a.shop:80`. */
+/** Names contain hosts and ports: `outbound|80|v1|a.shop`, `a.shop:80`. */
 function addName(facts: Facts, name: string): void {
   facts.names.add(name);
   const cluster = parseClusterName(name);
@@ -167,7 +167,7 @@ function addPlace(facts: Facts, { address, port }: Fields): void {
   if (typeof port === "number" && port > 0) facts.ports.add(port);
 }
 
-/** Addresses alone: the port of an endpoint is not the one that apps ask for. */
+/** Takes addresses only: the port of an endpoint is not the port that apps connect to. */
 function addEndpoints(facts: Facts, element: Fields): void {
   const { localities, endpoints, discovery } = element;
   for (const locality of asList(localities)) if (isFields(locality)) addEndpoints(facts, locality);

@@ -1,4 +1,4 @@
-/** What a unit gets at boot when kmesh can't come up: the drop-ins that `kmesh enrol` writes and `unenrol` removes. */
+/** The drop-ins that `kmesh enrol` writes and `unenrol` removes: how a unit starts at boot if kmesh can't. */
 import { existsSync } from "node:fs";
 import { CONFIG_FILE } from "../../config/sources.ts";
 import { asset } from "../../runtime/assets.ts";
@@ -12,7 +12,7 @@ import { installedPaths, type Paths } from "../service/install-plan.ts";
 import { GATE, needsReload, SERVICE, systemdRuns } from "../service/systemd.ts";
 import { runStep } from "../service/systemd-plan.ts";
 
-/** What was asked for. Throws UsageError. */
+/** Parses --at-boot. Throws UsageError. */
 export function atBootOf(flags: Arguments["flags"]): AtBoot | undefined {
   const text = textFlag(flags, "at-boot");
   if (text === undefined || text === "open" || text === "closed") return text;
@@ -20,8 +20,8 @@ export function atBootOf(flags: Arguments["flags"]): AtBoot | undefined {
 }
 
 /**
- * The drop-ins, as far as they are not as they should be. Where nothing was asked for, services get `open`, unless somebody
- * said something before, or kmesh is no service here. Throws UsageError or Failure for what can't be.
+ * Steps that write the drop-ins which differ from the request. Without a request services get `open`, unless they have a
+ * drop-in already or kmesh is not a service here. Throws UsageError or Failure for an impossible request.
  */
 export function bootSteps(
   kind: Change,
@@ -33,7 +33,7 @@ export function bootSteps(
   const folder = paths.units;
   const steps: Step[] = [];
   if (kind === "remove") {
-    // Another configuration is another kmesh's, not the service's.
+    // Another configuration belongs to another kmesh, not to the service.
     if (config === CONFIG_FILE) steps.push(...names.flatMap((name) => bootRemoval(folder, name)));
   } else if (asked !== undefined) {
     requireService(paths, config);
@@ -50,7 +50,7 @@ export function bootSteps(
   return steps;
 }
 
-/** Where kmesh was installed by an earlier version it is not there yet. */
+/** The unit is missing where an earlier version installed kmesh. */
 function gateStep(paths: Paths): Step {
   return fileStep(paths.gate, new TextDecoder().decode(asset(GATE)), 0o644);
 }

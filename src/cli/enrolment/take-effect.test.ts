@@ -28,7 +28,7 @@ const folders = () => ({
   bpffs: join(folder, "none"),
 });
 
-/** An agent that governs `units`, and does as it is told at each reload. */
+/** An agent that governs `units` and answers each reload as scripted. */
 async function agent(
   units: string[],
   reload: (server: AdminServer) => string | Promise<string>,
@@ -71,7 +71,7 @@ test("an agent that goes away between two questions: the one after it is asked, 
     servers.delete(server);
     throw new Error("gone");
   });
-  // Nothing is pinned: it holds from the next start.
+  // Nothing is pinned: the change takes effect at the next start.
   expect((await take()).effect).toBe("next start");
   expect(goes).toBe(1);
 

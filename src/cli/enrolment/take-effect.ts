@@ -1,4 +1,4 @@
-/** Has what governs follow the list of units in the file: the agent that runs, or else the pinned tables. */
+/** Applies the list of units in the file: by the running agent, or directly in the pinned tables. */
 import { AdminError, askAgent, isLoss, orderAgent } from "../../admin/client.ts";
 import { adminSocket } from "../../admin/status.ts";
 import type { Folders } from "../../config/config.ts";
@@ -12,17 +12,17 @@ import { remark } from "../framework/output.ts";
 /** An agent that reloads answers within this time, milliseconds. */
 const SILENCE = 10_000;
 
-/** How long the agent may be about to start, and how long it may hand over (`--timeout` of an upgrade); milliseconds. */
+/** Time limits for an agent that starts and for one that hands over (`--timeout` of an upgrade), milliseconds. */
 const PATIENCE = { start: 65_000, handover: 3_665_000 };
 
 const LOOK = 200;
 
-/** What came of it. */
+/** The result. */
 export type Effect = "none" | "dry run" | "agent" | "tables" | "next start";
 
 /**
- * Throws when what governs does not follow the file. The agent may end, start or hand over to another one between any two
- * questions: then it begins again, with whoever is there.
+ * Throws when the change can't take effect. The agent may end, start or hand over between any two requests; then the
+ * function starts again with the present agent.
  */
 export async function takeEffect(
   kind: Change,
@@ -47,11 +47,11 @@ export async function takeEffect(
       try {
         return await changeTables(kind, names, edited, folders, only);
       } catch (error) {
-        // One with another run folder never answers here.
+        // An agent with another run folder never answers here.
         const starts = error instanceof LockHeld && error.path !== folders.bpffs;
         if (!starts || performance.now() > begin + patience.start) throw error;
       }
-      // It may have read the file before or after it was written.
+      // The agent may have read the file before or after the change.
       await wait("the agent that is just starting");
       continue;
     }
@@ -59,7 +59,7 @@ export async function takeEffect(
     const answer = await reloadAgent(socket);
     if (answer === "gone") continue;
     if (answer instanceof Error) {
-      // Its own time ends it: the one that was given with the order to hand over.
+      // The hand-over ends by its own time limit.
       if (performance.now() > begin + patience.handover) throw refused(answer);
       await wait(
         "the end of a hand-over between agents, or of a start (Ctrl-C: the next start takes the file over)",
@@ -77,7 +77,7 @@ export async function takeEffect(
   }
 }
 
-/** Whether the agent that answers has the units as they should be; undefined when none answers. */
+/** Whether the agent governs the requested units; undefined when no agent answers. */
 async function followsFile(
   socket: string,
   kind: Change,
@@ -89,12 +89,12 @@ async function followsFile(
   return names.every((name) => units.includes(name) === (kind === "add"));
 }
 
-/** The file is as it was: an agent that has read it meanwhile, and could not say so, is to read it again. */
+/** After the file was restored: an agent that may have read the changed file must reload it. */
 export async function undo(folders: Folders, path: string): Promise<void> {
   try {
     await orderAgent(adminSocket(folders.runDir), "/reload", {}, () => {}, SILENCE);
   } catch (error) {
-    // It refused the file before, too, or can't read it anew: it has not taken anything from it.
+    // The agent refuses the restored file, too, so it never applied the change.
     if (error instanceof AdminError && error.status !== 409) return;
     remark(
       `kmesh: ${path} is as it was, and whether the agent read it meanwhile is not known: systemctl reload kmesh, or SIGHUP, makes sure`,
@@ -103,8 +103,8 @@ export async function undo(folders: Folders, path: string): Promise<void> {
 }
 
 /**
- * Has the agent read its configuration. Gives what it says; "gone" when it went away before it had answered; an Error when
- * another one is about to take over from it. Throws Failure when it refuses.
+ * Asks the agent to reload. Returns its answer, "gone" when it ended before it answered, or an Error when it is handing
+ * over. Throws Failure when it refuses.
  */
 async function reloadAgent(socket: string): Promise<{ told: string } | "gone" | AdminError> {
   let told = "";
@@ -135,7 +135,7 @@ function refused(error: unknown): Failure {
   );
 }
 
-/** Without an agent: what is pinned. */
+/** Without an agent: changes the pinned tables. */
 async function changeTables(
   kind: Change,
   names: readonly string[],
@@ -149,12 +149,12 @@ async function changeTables(
     import("../../datapath/generation/generations.ts"),
     import("../../datapath/tables/enrolment.ts"),
   ]);
-  // An agent that starts just now holds them; it may have read the file as it was.
+  // A starting agent holds the tables and may have read the old file.
   const locks = Locks.acquireBriefly(folders);
   try {
     const tables = openPinned(folders.bpffs);
     try {
-      // The list has begun: whatever else was enrolled is not any more.
+      // The new list replaces all other enrolment.
       if (only && edited.changed.length > 0 && tables.settings.flags.everyCgroup)
         enrolment.enrol(tables, { cgroups: [], units: names });
       else enrolment.changeUnits(tables, kind, names);

@@ -1,19 +1,19 @@
-/** The arguments of a command: each is read, or refused with what to type instead. */
+/** Parses the arguments of a command. Errors say what to type instead. */
 
 import { closest } from "../../config/did-you-mean.ts";
 import type { Setting } from "../../config/settings.ts";
 import type { Flags } from "../../config/sources.ts";
 import { ActionableError } from "../../errors/actionable-error.ts";
 
-/** What a command takes besides flags. */
+/** The positional arguments of a command. */
 export interface Positional {
   name: string;
   about: string;
   required: boolean;
   choices?: readonly string[];
-  /** What the shell completes where there are no choices. */
+  /** What the shell completes if there are no choices. */
   completes?: "service" | "unit" | "file" | "command";
-  /** The last one, said once or more often. */
+  /** The last positional takes one or more values. */
   many?: boolean;
 }
 
@@ -22,19 +22,19 @@ export interface Shape {
   positionals: readonly Positional[];
 }
 
-/** A command line that can't be meant. `next` is what to type instead. */
+/** An invalid command line. `next` is what to type instead. */
 export class UsageError extends ActionableError {}
 
 export interface Arguments {
   flags: Flags;
-  /** One per declared positional, undefined where it was left out; then the others of one that is `many`. */
+  /** One value for each declared positional (undefined if absent), then the further values of one that is `many`. */
   positionals: (string | undefined)[];
 }
 
 /**
  * Reads `--flag VALUE`, `--flag=VALUE`, `--switch`, `--no-switch`, the short `-f VALUE` and `-s`, and positionals; `--`
  * ends the flags.
- * Throws UsageError at the first argument that fits nothing.
+ * Throws UsageError at the first unknown argument.
  */
 export function parseArguments(args: readonly string[], shape: Shape): Arguments {
   const flags: Flags = {};
@@ -85,7 +85,7 @@ function longForm(arg: string, shape: Shape): string {
   const name = Object.keys(shape.flags).find((key) => shape.flags[key]?.short === letter);
   if (name === undefined) return arg;
   if (value === "" && equals === "") return `--${name}`;
-  // A switch takes no value: a word behind it is a mistyped flag.
+  // A switch takes no value, so a word after it is a mistyped flag.
   return shape.flags[name]?.kind === "switch" ? arg : `--${name}=${value}`;
 }
 

@@ -6,27 +6,27 @@ import type { Arguments, Positional, Shape } from "./arguments.ts";
 export interface Command extends Shape {
   name: string;
   about: string;
-  /** Not listed by help: what kmesh itself, a package or a shell calls. */
+  /** Not listed by help: called by kmesh itself, a package or a shell. */
   hidden: boolean;
   /**
-   * Who may run it. root: nobody else, which is checked before anything is read. reader: also members of the group that
-   * `admin-group` names; the command finds out whether the agent lets it. anyone: it finds out itself what it may do.
+   * Who may run it. root: checked before anything is read. reader: also members of the group `admin-group`; the agent's
+   * socket decides. anyone: the command itself finds out what the user may do.
    */
   access: "root" | "reader" | "anyone";
-  /** It changes the machine: a terminal that goes away does not end it half way. */
+  /** It changes the machine, so the loss of the terminal does not end it. */
   changes: boolean;
-  /** What help says below the flags: paragraphs, parted by an empty line; lines that begin with a blank stay as they are. */
+  /** Help text below the flags: paragraphs separated by empty lines. Lines that begin with a blank are not wrapped. */
   notes: string;
-  /** Command lines without the program's name, each with what it does. */
+  /** Command lines without the program's name, each with its meaning. */
   examples: readonly (readonly [string, string])[];
-  /** Gives the exit code. Throws UsageError, ConfigError, Failure, or anything else for a fault. */
+  /** Returns the exit code. Throws UsageError, ConfigError or Failure; any other error is a bug. */
   run(input: Arguments, program: Program): Promise<number>;
 }
 
-/** What loads each command, by its name. */
+/** The loader of each command, by name. */
 export type Commands = Readonly<Record<string, () => Promise<Command>>>;
 
-/** The program whose command runs: for help, manual and completion. */
+/** The program of a command, for help, manual and completion. */
 export interface Program {
   commands: Commands;
   about: { version: string; description: string };
@@ -63,7 +63,7 @@ export const CONFIG_FLAG: Record<string, Setting> = {
   config: { kind: "text", hint: "FILE", about: "the configuration file (default: /etc/kmesh/config.yaml)" },
 };
 
-/** `--output text|json`, for all that print state. */
+/** `--output text|json`, for commands that print state. */
 export const OUTPUT_FLAG: Record<string, Setting> = {
   output: {
     kind: "text",
@@ -75,25 +75,25 @@ export const OUTPUT_FLAG: Record<string, Setting> = {
   },
 };
 
-/** The folders by which commands find the mesh they are about. */
+/** The folders that identify a mesh. */
 export const FOLDER_FLAGS: Record<string, Setting> = {
   ...Object.fromEntries(FOLDERS.map((name) => [name, SETTINGS[name]])),
   ...CONFIG_FLAG,
 };
 
-/** A flag's text where it was given. */
+/** The text of a flag; undefined if absent. */
 export function textFlag(flags: Flags, name: string): string | undefined {
   const value = flags[name];
   return typeof value === "string" ? value : undefined;
 }
 
-/** A flag as help shows it: `-o, --output text|json`. */
+/** A flag in the form of help: `-o, --output text|json`. */
 export function formatFlag(name: string, { kind, short, hint }: Setting): string {
   const letter = short === undefined ? "" : `-${short}, `;
   return `${letter}--${name}${kind === "switch" ? "" : ` ${hint ?? "VALUE"}`}`;
 }
 
-/** What a flag means, with its default and whether it may be repeated. */
+/** The description of a flag, with its default and whether it repeats. */
 export function describeFlag({ kind, about, fallback }: Setting): string {
   const repeatable = kind === "list" || kind === "map" ? ", repeatable" : "";
   return `${about}${repeatable}${fallback ? ` (default: ${fallback})` : ""}`;

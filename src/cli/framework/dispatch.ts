@@ -1,4 +1,4 @@
-/** From the words of the command line to the command, and from what it throws to one clear line and an exit code. */
+/** Runs the command that the command line names, and turns its error into one line and an exit code. */
 import { ConfigError } from "../../config/config-error.ts";
 import { closest } from "../../config/did-you-mean.ts";
 import { ActionableError } from "../../errors/actionable-error.ts";
@@ -12,14 +12,14 @@ import { nextStepOf } from "./next-step.ts";
 import { beVerbose, hasPrintedJson, print, printJson, remark } from "./output.ts";
 import { terminalWidth } from "./wrap.ts";
 
-/** Runs the command that `args` (without the program's name) ask for. Gives the exit code; never throws. */
+/** Runs the command of `args` (without the program's name). Returns the exit code; never throws. */
 export async function dispatch(
   args: readonly string[],
   commands: Commands,
   about: Program["about"],
 ): Promise<number> {
   const [first, ...rest] = args;
-  // Who writes to a pipe without a reader is told by an error event; unheard, it would end the process.
+  // Writing to a pipe without a reader emits an error event, which ends the process unless it is handled.
   for (const stream of [process.stdout, process.stderr]) stream.on("error", () => {});
   try {
     if (first === undefined) {
@@ -33,7 +33,7 @@ export async function dispatch(
     const input = parseArguments(rest, spec);
     if (input.flags.verbose === true) beVerbose();
     if (spec.access === "root") requireRoot(`kmesh ${spec.name}`);
-    // A handler keeps the signal from ending the process; the work is done, whoever can still see it.
+    // The handler keeps SIGHUP from ending the process: the work is finished even if nobody sees it.
     if (spec.changes) process.on("SIGHUP", () => {});
     return await spec.run(input, { commands, about });
   } catch (error) {
@@ -41,7 +41,7 @@ export async function dispatch(
   }
 }
 
-/** Prints an error as one line and the next step, and as JSON where that was asked for. Gives the exit code that belongs to it. */
+/** Prints an error as one line with the next step, or as JSON with --output json. Returns its exit code. */
 export function complain(error: unknown, json = false, verbose = false): number {
   const exit = codeFor(error);
   const message = reasonOf(error);
@@ -95,7 +95,7 @@ function isVerbose(arg: string): boolean {
   return arg === "--verbose" || arg === "-v";
 }
 
-/** Whether `--output json` is among the arguments: also those that can't be read as a whole get their error so. */
+/** Whether `--output json` is among the arguments, also when they are invalid: their error is then JSON, too. */
 function wantsJson(args: readonly string[]): boolean {
   return untilDashes(args).some(
     (arg, i) =>

@@ -1,27 +1,27 @@
-/** What the process ends with. Scripts lean on these: never renumber. */
+/** Exit codes. Scripts depend on them: never renumber. */
 import { ActionableError } from "../../errors/actionable-error.ts";
 export const EXIT = {
   done: 0,
   failed: 1,
   /** A flag, argument, variable or key of the configuration is wrong. */
   usage: 2,
-  /** The state was printed as far as the kernel holds it; no agent runs. */
+  /** No agent runs; the state in the kernel was printed. */
   agentNotRunning: 3,
-  /** This machine, or this user, can't: not root, a kernel feature is absent. */
+  /** The user or the machine can't do it: not root, or a kernel feature is missing. */
   unsupported: 4,
   /** Another agent holds these folders. */
   alreadyRunning: 5,
-  /** A restart, upgrade or rollback did not come about; the agent before goes on, and so does all that is governed. */
+  /** A restart, upgrade or rollback failed. The previous agent continues, and connections stay governed. */
   notHandedOver: 6,
   /** Another restart, upgrade or rollback is under way. */
   busy: 7,
   /** `kmesh wait`: no connection is governed yet. */
   notGoverned: 8,
-  /** Another version left state that this one does not know; nothing was touched. */
+  /** Another version left state that this version does not know. Nothing was changed. */
   unknownState: 9,
-  /** `kmesh status`: something is damaged, which it tells with the cure; whether or not an agent runs. */
+  /** `kmesh status`: something is damaged; the output says how to repair it. With or without an agent. */
   damaged: 10,
-  /** `kmesh run` as a service: what the configuration needs is not there yet, so systemd is to try again. */
+  /** `kmesh run` as a service: something that the configuration needs is missing; systemd tries again. */
   notThereYet: 11,
 } as const;
 
@@ -41,7 +41,7 @@ export const EXIT_CODES: readonly [number, string][] = [
   [EXIT.notThereYet, "kmesh run as a service: something is not there yet, and it is tried again"],
 ];
 
-/** Ends a command with `code` and one clear line; `next` is what to do about it. */
+/** Ends a command with `code` and one line; `next` is the next step. */
 export class Failure extends ActionableError {
   readonly code: number;
   constructor(code: number, message: string, next = "") {

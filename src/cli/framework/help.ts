@@ -3,7 +3,7 @@ import { type Command, describeFlag, formatFlag, formatPositional } from "./comm
 import { EXIT_CODES } from "./exit.ts";
 import { definitions, wrap } from "./wrap.ts";
 
-/** `kmesh --help`: every command that is not hidden, and the exit codes. */
+/** `kmesh --help`: the commands that are not hidden, and the exit codes. */
 export function formatOverview(
   about: { version: string; description: string },
   commands: readonly Command[],

@@ -1,4 +1,4 @@
-/** The next step for errors of the system that come without one. */
+/** The next step for system errors without one. */
 import { codeOf } from "../../errors/reason.ts";
 
 const STEPS: Readonly<Record<string, string>> = {
@@ -15,7 +15,7 @@ const STEPS: Readonly<Record<string, string>> = {
   EADDRINUSE: "Something else listens there: ss -xlp shows unix sockets.",
 };
 
-/** What helps against a bare EMFILE, EROFS, ...; "" where nothing general can be said. */
+/** The next step for EMFILE, EROFS, ...; "" if there is no general one. */
 export function nextStepOf(error: unknown, root = process.getuid?.() === 0): string {
   const code = codeOf(error) ?? "";
   if (code === "EACCES" || code === "EPERM")

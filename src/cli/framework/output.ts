@@ -1,4 +1,4 @@
-/** What commands print: text for people, JSON for programs. */
+/** Output of commands: text for people, JSON for programs. */
 
 import { writeSync } from "node:fs";
 import { toJson } from "../../admin/json.ts";
@@ -8,7 +8,7 @@ import { UsageError } from "./arguments.ts";
 
 export type Format = "text" | "json";
 
-/** Which of the two `--output` asks for. */
+/** The format that `--output` selects. */
 export function formatOf(flags: Flags): Format {
   const value = flags.output ?? "text";
   if (value === "text" || value === "json") return value;
@@ -18,12 +18,12 @@ export function formatOf(flags: Flags): Format {
   );
 }
 
-/** Writes a line or several to standard output. */
+/** Writes one or more lines to standard output. */
 export function print(text: string): void {
   write(1, `${text}\n`);
 }
 
-/** Of the JSON that commands print: counts up when a field goes away or changes its meaning, not when one is added. */
+/** The version of the JSON output. It rises when a field is removed or changes its meaning, not when one is added. */
 export const SCHEMA = 1;
 
 /** Writes a JSON object to standard output, with the version of its schema. */
@@ -34,37 +34,37 @@ export function printJson(value: object): void {
 
 let jsonPrinted = false;
 
-/** Whether standard output holds a JSON object already: a second one would spoil it. */
+/** Whether a JSON object was printed already: a second one would make the output invalid. */
 export function hasPrintedJson(): boolean {
   return jsonPrinted;
 }
 
-/** Writes what is not the answer itself to standard error, so that pipes hold the answer alone. */
+/** Writes a remark to standard error, so that a pipe gets the answer only. */
 export function remark(text: string): void {
   write(2, `${text}\n`);
 }
 
 let verbose = false;
 
-/** `--verbose`: from now on `detail` writes. */
+/** Turns `detail` on, for `--verbose`. */
 export function beVerbose(): void {
   verbose = true;
 }
 
-/** Writes to standard error how the command found its answer, with --verbose alone. */
+/** With --verbose, writes to standard error how the command found its answer. */
 export function detail(text: string): void {
   if (verbose) remark(`kmesh: ${text}`);
 }
 
-/** Descriptors that take no more: the reader went away, the disk is full, the terminal is gone. */
+/** Descriptors that failed: the reader is gone, the disk is full, or the terminal is gone. */
 const broken = new Set<number>();
 
-/** Whether nobody can read what is printed any more. What a command does and its exit code don't depend on it. */
+/** Whether the output has lost its reader. The work of a command and its exit code don't depend on it. */
 export function outputIsLost(): boolean {
   return broken.has(1);
 }
 
-/** Synchronous and whole. What can't be written is dropped: the work goes on, and its verdict stands. */
+/** Writes synchronously and completely. Output that can't be written is dropped: the command continues. */
 function write(fd: number, text: string): void {
   if (broken.has(fd)) return;
   const bytes = Buffer.from(text);
@@ -98,12 +98,12 @@ export function table(head: readonly string[], rows: readonly (readonly (string 
   return [line(head), ...rows.map(line)].join("\n");
 }
 
-/** Two levels of text: every line of `text` moved right by `by` blanks. */
+/** Indents every line of `text` by `by` blanks. */
 export function indent(text: string, by = 2): string {
   return text.replace(/^(?=.)/gm, " ".repeat(by));
 }
 
-/** A span of time as people say it: 340 ms, 12 s, 3 min, 5 h, 2 days. */
+/** Formats a duration: 340 ms, 12 s, 3 min, 5 h, 2 days. */
 export function formatSpan(milliseconds: number): string {
   if (milliseconds < 1000) return `${Math.max(0, Math.round(milliseconds))} ms`;
   const seconds = milliseconds / 1000;

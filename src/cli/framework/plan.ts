@@ -1,10 +1,10 @@
-/** What a command does to a machine, step by step, each told before it is done. */
+/** The steps of a command that changes the machine. Each is printed before it is done. */
 
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { replaceFile } from "../../files/replace-file.ts";
 import { type Format, print, printJson } from "./output.ts";
 
-/** One thing to do, told before it is done. A step without `act` tells why there is nothing to do. */
+/** One step. A step without `act` says why there is nothing to do. */
 export interface Step {
   action: "write" | "replace" | "link" | "keep" | "remove" | "run" | "detach";
   target: string;
@@ -13,8 +13,8 @@ export interface Step {
 }
 
 /**
- * Does the steps, and tells of each when it is its turn, or in JSON of all in the end, with `more` beside them. A
- * failure ends it there, and what was done stays done: run it again.
+ * Prints and does one step after the other; with JSON, prints all at the end together with `more`. The first failure
+ * ends it. Steps that are done stay done: the command can be run again.
  */
 export async function perform(
   steps: readonly Step[],
@@ -38,7 +38,7 @@ export function tell(steps: readonly Step[]): string {
     .join("\n");
 }
 
-/** Writes a file whole, or not at all; its folders are made with `folderMode`. */
+/** Writes a file atomically. Makes missing folders with `folderMode`. */
 export function fileStep(path: string, text: string, mode: number, folderMode = 0o755): Step {
   const before = existsSync(path) ? readFileSync(path, "utf8") : undefined;
   if (before === text && (statSync(path).mode & 0o777) === mode)

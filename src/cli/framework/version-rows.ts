@@ -1,4 +1,4 @@
-/** Which version's tables govern, which are kept, and what is under way, as the manifest has it. */
+/** The manifest for `kmesh status`: the live version, the kept version, and an unfinished step. */
 
 import { reasonOf } from "../../errors/reason.ts";
 import { machineId } from "../../machine/machine-id.ts";
@@ -8,7 +8,7 @@ import { KEEP } from "../../state/retention.ts";
 import { formatSpan } from "./output.ts";
 import type { NotKnown } from "./view.ts";
 
-/** Needs no agent. undefined when there is none; what is wrong with it otherwise. */
+/** Reads the manifest without an agent; undefined when there is none. An unreadable one gives its fault. */
 export function readStanding(stateDir: string): ManifestContent | NotKnown | undefined {
   try {
     return readManifest(stateDir, machineId());

@@ -1,4 +1,4 @@
-/** Where state comes from: the agent when it lives, else what it left in the kernel and in its status file. */
+/** Reads state from the agent or, without one, from the kernel and the last status file. */
 
 import { accessSync, constants } from "node:fs";
 import { askAgent } from "../../admin/client.ts";
@@ -18,7 +18,7 @@ export interface View<T> {
   value: T;
 }
 
-/** The folders of the mesh that a command is about; for who can't read the configuration, as flags and variables have them. */
+/** The folders of a command's mesh. If the user can't read the configuration, flags and variables decide. */
 export function foldersOf(flags: Flags): Folders {
   const sources = sourcesOf(flags, process.env);
   if (process.geteuid?.() === 0 || sources.file.required) return readFolders(sources);
@@ -31,8 +31,8 @@ export function foldersOf(flags: Flags): Folders {
 }
 
 /**
- * The agent's answer to `path`, or what `otherwise` finds without it, which root alone can. Throws Unsupported for others
- * than root and members of admin-group.
+ * The agent's answer to `path`, or the result of `otherwise` without an agent, which needs root. Throws Unsupported
+ * unless the user is root or a member of admin-group.
  */
 export async function view<T>(
   folders: Folders,
@@ -52,7 +52,7 @@ export async function view<T>(
   return { alive: false, value: await otherwise() };
 }
 
-/** Throws Unsupported unless this user may open the socket that reads only. */
+/** Throws Unsupported unless this user may open the read-only socket. */
 function requireReader(socket: string): void {
   try {
     accessSync(socket, constants.W_OK);
@@ -68,12 +68,12 @@ function requireReader(socket: string): void {
   }
 }
 
-/** Why something that is worth knowing can't be told. */
+/** The reason why a part of the state can't be read. */
 export interface NotKnown {
   error: string;
 }
 
-/** Connections older than what governs them; undefined when nothing is pinned or this process can't see them. */
+/** Connections from before the attachment; undefined when nothing is pinned or this process can't see them. */
 export async function olderThanAttach(bpffs: string): Promise<PreexistingConnections | NotKnown | undefined> {
   const [{ preexistingConnections }, { NothingPinned }] = await Promise.all([
     import("../../datapath/inspect/preexisting-connections.ts"),
@@ -87,7 +87,7 @@ export async function olderThanAttach(bpffs: string): Promise<PreexistingConnect
   }
 }
 
-/** What the last agent left behind, and a sentence about it. */
+/** The status of the last agent, and a sentence about it. */
 export function lastWords(folders: Folders): { status: AgentStatus | undefined; sentence: string } {
   const status = readStatus(folders.runDir);
   if (!status)
@@ -99,15 +99,15 @@ export function lastWords(folders: Folders): { status: AgentStatus | undefined; 
   };
 }
 
-/** What this command finds damaged, without an agent's help. */
+/** Damage that this command finds without an agent. */
 export async function damageNow(folders: Folders, sources: Sources): Promise<Damage[]> {
   const { damageOf } = await import("../../machine/damage.ts");
   return damageOf(folders, undefined, undefined, examineConfig(sources).config);
 }
 
-/** Reads the pinned tables, the `whole` of them or their summary; undefined when nothing is pinned there. */
+/** Reads the pinned tables, all of them (`whole`) or a summary; undefined when nothing is pinned. */
 export async function kernelState(bpffs: string, whole: boolean): Promise<Summary | Inspection | undefined> {
-  // Loaded here: libbpf is only for those who look into the kernel.
+  // Loaded here, because only this path needs libbpf.
   const { inspectPinned, NothingPinned, summarizePinned } = await import("../../datapath/inspect/inspect.ts");
   try {
     return whole ? inspectPinned(bpffs) : summarizePinned(bpffs);

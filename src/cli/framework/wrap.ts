@@ -1,10 +1,10 @@
 /** Text in lines of a given width. */
 
-/** Narrower than this nothing is wrapped; wider lines are hard to read. */
+/** Limits of the width: narrower text is not wrapped, and wider lines are hard to read. */
 const NARROWEST = 40;
 const WIDEST = 100;
 
-/** Columns of the terminal; COLUMNS or 80 in a pipe. Between 40 and 100. */
+/** Columns of the terminal, or COLUMNS or 80 in a pipe, limited to 40 to 100. */
 export function terminalWidth(
   columns: number | undefined = process.stdout.columns,
   variable = process.env.COLUMNS,
@@ -14,8 +14,8 @@ export function terminalWidth(
 }
 
 /**
- * Wraps paragraphs, which an empty line parts. A line that begins with a blank stays as it is, as an example or a table
- * does. Words longer than a line stand alone. `hang` is put before every line but the first.
+ * Wraps paragraphs, which are separated by empty lines. Lines that begin with a blank are not wrapped. A word longer
+ * than a line gets a line of its own. `hang` is put before every line but the first.
  */
 export function wrap(text: string, width: number, hang = ""): string {
   const lines: string[] = [];
@@ -40,7 +40,7 @@ export function wrap(text: string, width: number, hang = ""): string {
   return lines.map((each, i) => (i === 0 || each === "" ? each : hang + each)).join("\n");
 }
 
-/** Two columns, the second wrapped beside the first: a name and what it means. A long name gets a line of its own. */
+/** Two columns, a name and its wrapped description. A long name gets a line of its own. */
 export function definitions(rows: readonly (readonly [string, string])[], width: number): string {
   const widest = Math.max(...rows.map(([name]) => name.length));
   const column = Math.min(widest, Math.max(12, Math.floor(width * 0.35))) + 4;

@@ -1,4 +1,4 @@
-/** What an enrolled unit gets at boot: a drop-in of systemd's says it, and nothing else does. */
+/** The start order of an enrolled unit at boot. A systemd drop-in is the only place that defines it. */
 import { existsSync, readdirSync, rmdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { readTextFile } from "../../files/read-file.ts";
@@ -6,10 +6,10 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { GATE, SERVICE } from "./systemd.ts";
 
-/** `open`: after kmesh, and outside the mesh rather than not at all. `closed`: not before connections are governed. */
+/** `open`: starts after kmesh, even if kmesh fails. `closed`: starts only when connections are governed. */
 export type AtBoot = "open" | "closed";
 
-/** What stands in a unit's drop-in; `edited` is one that is not, or no longer, as kmesh writes it. */
+/** The state of a unit's drop-in; `edited`: its text is not kmesh's. */
 export type BootOrder = AtBoot | "edited";
 
 const NAME = "50-kmesh.conf";
@@ -19,7 +19,7 @@ const TEXTS: Readonly<Record<AtBoot, string>> = {
     `Wants=${SERVICE}`,
     `After=${SERVICE}`,
   ]),
-  // Not on kmesh.service itself, whose stop would stop it, nor by a command in this unit's sandbox, time and memory.
+  // Requires kmesh-wait.service: stopping kmesh.service would stop the unit, and a command would run in its sandbox.
   closed: dropInText(
     "closed",
     "It does not start before connections are governed. Nothing that ends kmesh ends it.",
@@ -42,7 +42,7 @@ export function dropInOf(folder: string, unit: string): string {
   return join(folder, `${unit}.d`, NAME);
 }
 
-/** What a unit gets; undefined when nobody said it. */
+/** The start order of a unit; undefined without a drop-in. */
 export function bootOrderOf(folder: string, unit: string): BootOrder | undefined {
   const path = dropInOf(folder, unit);
   if (!existsSync(path)) return undefined;
@@ -50,7 +50,7 @@ export function bootOrderOf(folder: string, unit: string): BootOrder | undefined
   return text === TEXTS.open ? "open" : text === TEXTS.closed ? "closed" : "edited";
 }
 
-/** Every unit that has such a drop-in, by name. */
+/** All units with a drop-in, by name. */
 export function bootOrders(folder: string): Record<string, BootOrder> {
   const units = namesIn(folder)
     .filter((name) => name.endsWith(".d"))
@@ -63,12 +63,12 @@ export function bootOrders(folder: string): Record<string, BootOrder> {
   );
 }
 
-/** Whether a unit can have one: the others have no start that could wait. */
+/** Whether a unit can have a drop-in: other kinds of unit have no start that could wait. */
 export function canWait(unit: string): boolean {
   return unit.endsWith(".service");
 }
 
-/** Makes `atBoot` what a unit gets. Throws Failure for a drop-in that somebody edited. */
+/** Steps that set the start order of a unit. Throws Failure when its drop-in was edited. */
 export function bootStep(folder: string, unit: string, atBoot: AtBoot): Step {
   const path = dropInOf(folder, unit);
   if (bootOrderOf(folder, unit) === "edited")
@@ -80,7 +80,7 @@ export function bootStep(folder: string, unit: string, atBoot: AtBoot): Step {
   return { ...fileStep(path, TEXTS[atBoot], 0o644), note: `at boot: ${atBoot}` };
 }
 
-/** Takes the drop-in of a unit away; [] when it has none. What somebody edited stays. */
+/** Steps that remove the drop-in of a unit; [] when it has none. An edited drop-in stays. */
 export function bootRemoval(folder: string, unit: string): Step[] {
   const order = bootOrderOf(folder, unit);
   const target = dropInOf(folder, unit);
@@ -100,7 +100,7 @@ export function bootRemoval(folder: string, unit: string): Step[] {
   ];
 }
 
-/** The same for every unit that has one. */
+/** Steps that remove all drop-ins. */
 export function bootRemovals(folder: string): Step[] {
   return Object.keys(bootOrders(folder)).flatMap((unit) => bootRemoval(folder, unit));
 }

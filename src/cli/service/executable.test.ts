@@ -10,7 +10,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-/** A file that is no ELF: what is wrong with its checksum is found before that. */
+/** A file that is not ELF. Its checksum is compared first. */
 function download(name = "kmesh-1.0-linux-x64"): string {
   const path = join(folder, name);
   writeFileSync(path, "no ELF");

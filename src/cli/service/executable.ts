@@ -1,4 +1,4 @@
-/** Whether a file is a kmesh that runs here, found out before anything is asked of the agent. */
+/** Examines an executable before an upgrade: is it a kmesh that runs here? */
 import { spawnSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { accessSync, closeSync, constants, existsSync, openSync, readSync, statSync } from "node:fs";
@@ -12,20 +12,20 @@ export interface Executable {
   version: string;
   /** The layout of its tables. */
   abi: string;
-  /** Whether it answers mesh names: one that does not would leave the programs of names attached as they are. */
+  /** Whether it answers mesh names. A version that does not would leave the programs of names attached. */
   names: boolean;
-  /** What said the checksum that the file has; undefined when nothing did. */
+  /** The file that gave the checksum; undefined without one. */
   checksumFrom?: string;
 }
 
 /** e_machine of an ELF header. */
 const MACHINES: Readonly<Record<string, number>> = { x64: 62, arm64: 183 };
-/** A first start may have to read 100 MB from a slow disk, milliseconds. */
+/** Time limit, milliseconds. A first start may read 100 MB from a slow disk. */
 const PATIENCE = 30_000;
 
 /**
- * What `path` says of itself. `sha256` is the checksum that it must have; without it the one counts that `path`.sha256 or
- * SHA256SUMS in the same folder gives for it. Throws Failure with what is wrong: not a file, a damaged one, another machine's, none that runs, none of kmesh.
+ * Runs `path` to get its version. `sha256` is the required checksum; without it, `path`.sha256 or SHA256SUMS in the same
+ * folder gives it. Throws Failure for a file that is missing, damaged, of another architecture, not runnable or not kmesh.
  */
 export function examine(path: string, sha256?: string): Executable {
   const file = statSync(path, { throwIfNoEntry: false });
@@ -77,7 +77,7 @@ function requireElf(path: string): void {
     throw wrong(path, `is not for this machine (${arch()})`);
 }
 
-/** The checksum that a file beside `path` gives for it, in the format of sha256sum(1), whose lines may also be of other files. */
+/** The checksum of `path` in a file beside it, in the format of sha256sum(1). */
 function checksumBeside(path: string): { sum: string; from: string } | undefined {
   const own = `${path}.sha256`;
   if (existsSync(own)) return { sum: readTextFile(own).trim().split(/\s/)[0] ?? "", from: own };
@@ -102,7 +102,7 @@ function requireChecksum(path: string, wanted: string): void {
     throw wrong(path, `is damaged or another one: its SHA-256 is ${found}, not ${wanted.toLowerCase()}`);
 }
 
-/** SHA-256 in hexadecimal; a piece at a time, since an executable is large. */
+/** SHA-256 in hexadecimal, read in pieces because an executable is large. */
 export function checksum(path: string): string {
   const hash = createHash("sha256");
   const piece = Buffer.alloc(1 << 20);

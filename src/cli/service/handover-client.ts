@@ -1,4 +1,4 @@
-/** Has the agent hand over to a successor and tells how it goes: what `restart`, `upgrade` and `rollback` share. */
+/** Asks the agent to hand over to a successor and prints the progress, for `restart`, `upgrade` and `rollback`. */
 
 import { AdminError, askAgent, orderAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../admin/status.ts";
@@ -13,7 +13,7 @@ import { EXIT, Failure } from "../framework/exit.ts";
 import { type Format, print, printJson, remark, table } from "../framework/output.ts";
 import { SERVICE, systemctl, systemdRuns } from "./systemd.ts";
 
-/** An agent that says nothing for so long hangs, milliseconds: it sends a sign of life each second. */
+/** Milliseconds of silence after which the agent counts as hung. It writes a line each second. */
 const SILENCE = 10_000;
 const LONGEST = 3600;
 
@@ -26,7 +26,7 @@ export const TIMEOUT_FLAG: Record<string, Setting> = {
   },
 };
 
-/** The agent is from before there were hand-overs. */
+/** The agent's version has no hand-over. */
 export class CannotHandOver extends Failure {
   constructor() {
     super(
@@ -37,7 +37,7 @@ export class CannotHandOver extends Failure {
   }
 }
 
-/** Milliseconds. Throws UsageError. */
+/** Parses --timeout to milliseconds. Throws UsageError. */
 export function timeoutOf(flags: Arguments["flags"]): number {
   const text = textFlag(flags, "timeout") ?? "60";
   const seconds = Number(text.replace(/s$/, ""));
@@ -48,7 +48,7 @@ export function timeoutOf(flags: Arguments["flags"]): number {
   );
 }
 
-/** The agent that answers. Throws Failure when none does. */
+/** The status of the running agent. Throws Failure when no agent answers. */
 export async function runningAgent(folders: Folders): Promise<AgentStatus> {
   let agent: AgentStatus | undefined;
   try {
@@ -65,8 +65,8 @@ export async function runningAgent(folders: Folders): Promise<AgentStatus> {
 }
 
 /**
- * Has the agent hand over. Progress goes to standard error. Gives the proof; throws Failure with the code that says
- * whether the agent before goes on.
+ * Asks the agent to hand over and prints the progress to standard error. Returns the proof. Throws Failure; its exit
+ * code says whether the previous agent continues.
  */
 export async function handOverBy(
   folders: Folders,
@@ -117,7 +117,7 @@ export async function handOverBy(
   );
 }
 
-/** Prints what the operator wants to see afterwards. */
+/** Prints the result for the operator. */
 export function printProof(title: string, proof: Proof, format: Format, more: object = {}): void {
   if (format === "json") {
     printJson({ ...proof, ...more });
@@ -144,7 +144,7 @@ export function printProof(title: string, proof: Proof, format: Format, more: ob
 function explain(error: unknown, kind: string): unknown {
   if (error instanceof Failure) return error;
   if (error instanceof AdminError) {
-    // A word for an agent from before there were hand-overs.
+    // An agent without hand-over answers like this.
     if (error.status === 404) return new CannotHandOver();
     return new Failure(
       error.status === 409 ? EXIT.busy : EXIT.failed,
@@ -171,7 +171,7 @@ function isInstalled(): boolean {
   }
 }
 
-/** A terminal that goes must not leave half of it: the agent would go on anyway. Gives what ends that. */
+/** Ignores SIGHUP, because the agent continues the hand-over anyway. Returns a function that ends that. */
 export function ignoreSignals(text: string): () => void {
   let told = false;
   const listener = () => {

@@ -39,7 +39,7 @@ beforeEach(() => {
 });
 afterEach(() => rmSync(folder, { recursive: true, force: true }));
 
-/** An executable that somebody brings. */
+/** The executable to install. */
 function download(text: string): string {
   const path = join(folder, "download");
   writeFileSync(path, text);
@@ -126,7 +126,7 @@ describe("install", () => {
 });
 
 describe("a package", () => {
-  /** What its files are, below the root of this test. */
+  /** All files below the root of this test. */
   async function unpack(): Promise<Paths> {
     const packaged = installedPaths(join(folder, "root"), "package");
     const parts = {

@@ -1,4 +1,4 @@
-/** The files of an installation: what `install` writes, `uninstall` removes, and when there is nothing to do. */
+/** The files that `install` writes and `uninstall` removes. */
 
 import {
   chmodSync,
@@ -29,29 +29,29 @@ import { fileStep, type Step } from "../framework/plan.ts";
 import { bootRemovals } from "./boot-order.ts";
 import { GATE, SERVICE, TUNNEL, TUNNEL_SOCKET } from "./systemd.ts";
 
-/** Who put kmesh's files there: `kmesh install`, or the machine's package manager, to which they belong then. */
+/** Who owns the installed files: `kmesh install`, or the machine's package manager. */
 export type Origin = "install" | "package";
 
 export interface Paths {
   origin: Origin;
   executable: string;
-  /** The executable before this one, for a way back. */
+  /** The previous executable, for a rollback. */
   previous: string;
   unit: string;
-  /** What units that are closed at boot wait for. */
+  /** The unit that `closed` units wait for. */
   gate: string;
   tunnel: string;
   tunnelSocket: string;
   /** systemd's folder for the machine's own units and drop-ins. */
   units: string;
-  /** What `systemctl enable` makes. */
+  /** The links that `systemctl enable` makes. */
   wanted: string;
   config: string;
   state: string;
   run: string;
 }
 
-/** Where everything lies below `root`, which is / but for tests, packages and images. */
+/** All paths below `root`, which is / except for tests, packages and images. */
 export function installedPaths(root = "/", origin: Origin = originBelow(root)): Paths {
   const units = join(root, "etc/systemd/system");
   const shipped = origin === "package" ? join(root, PACKAGE_UNITS) : units;
@@ -95,7 +95,7 @@ export function unitTexts(origin: Origin): UnitTexts {
   };
 }
 
-/** The text of a unit that travels inside the executable, with the folder of the executable as it is for `origin`. */
+/** The text of a unit embedded in the executable, with the folder of the executable for `origin`. */
 export function unitText(name: UnitName, origin: Origin): string {
   return new TextDecoder().decode(asset(name)).replaceAll(binFolder("install"), binFolder(origin));
 }
@@ -105,7 +105,7 @@ export function prefixOf({ executable }: Paths): string {
   return dirname(dirname(executable));
 }
 
-/** By the names of their paths. */
+/** By their file names. */
 export type UnitTexts = Record<"unit" | "gate" | "tunnel" | "tunnelSocket", string>;
 
 /** Paths of the units. */
@@ -118,14 +118,14 @@ function unitSteps(paths: Paths, texts: UnitTexts): Step[] {
   return names.map((name) => fileStep(paths[name], texts[name], 0o644));
 }
 
-/** What is put into place: a file to copy, and the text of the units. */
+/** The content to install: an executable to copy, and the text of the units. */
 export interface Parts extends UnitTexts {
   executable: string;
   /** Manual pages and completion. */
   documents: readonly Document[];
 }
 
-/** What a package ships. It has no configuration: that is the operator's, and no file of the package's. */
+/** The files of a package. It has no configuration file, which belongs to the operator. */
 export function packageSteps(paths: Paths, parts: Parts): Step[] {
   return [
     executableStep(paths, parts.executable),
@@ -134,7 +134,7 @@ export function packageSteps(paths: Paths, parts: Parts): Step[] {
   ];
 }
 
-/** The files, the executable first. Every one appears whole or not at all; the executable's name never lacks a file. Throws Failure for a masked unit. */
+/** Steps that write the files, the executable first. Each write is atomic. Throws Failure for a masked unit. */
 export function installSteps(paths: Paths, parts: Parts): [executable: Step, ...others: Step[]] {
   if (lstatSync(paths.unit, { throwIfNoEntry: false })?.isSymbolicLink()) {
     throw new Failure(
@@ -168,9 +168,9 @@ export function enableStep(paths: Paths): Step {
   };
 }
 
-/** The files that install wrote, as far as they are there. What the operator changed or put beside them stays. */
+/** Steps that remove the installed files. Files that the operator changed or added stay. */
 export function uninstallSteps(paths: Paths, keepState: boolean): Step[] {
-  // First the drop-ins: a unit that is closed would not start without what it waits for.
+  // Drop-ins first: a `closed` unit would not start without the unit that it waits for.
   const steps: Step[] = bootRemovals(paths.units);
   const { executable, previous } = paths;
   const leftovers = [`${executable}.new`, `${executable}.next`, `${previous}.new`];
@@ -239,13 +239,13 @@ function executableStep(paths: Paths, source: string): Step {
         renameSync(`${previous}.new`, previous);
       }
       renameSync(fresh, executable);
-      // Of an upgrade that was killed.
+      // Left by an upgrade that was killed.
       rmSync(`${executable}.next`, { force: true });
     },
   };
 }
 
-/** Whether two files hold the same; a piece at a time, since an executable is large. */
+/** Whether two files have the same content, read in pieces because an executable is large. */
 function sameContent(one: string, other: string): boolean {
   if (statSync(one).size !== statSync(other).size) return false;
   const fds = [openSync(one, "r"), openSync(other, "r")] as const;

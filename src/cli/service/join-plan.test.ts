@@ -44,7 +44,7 @@ const DECIDED = {
 let authority: Authority;
 let folder: string;
 let from: string;
-/** Everything is written below here. */
+/** The root of all written files. */
 let root: string;
 beforeAll(() => {
   authority = new Authority(mkdtempSync(join(tmpdir(), "kmesh-joining-ca-")));
@@ -85,13 +85,13 @@ const below = (path: string) => join(root, path);
 const text = (path: string) => readFileSync(below(path), "utf8");
 const CONFIG = "etc/kmesh/config.yaml";
 
-/** The configuration as the agent of that machine would read it. */
+/** The configuration as the agent would read it. */
 function config() {
   const ca = below("var/lib/kmesh/root-cert.pem");
   return readConfig({ flags: { ca }, env: {}, file: { path: below(CONFIG), required: true } });
 }
 
-/** What the command would print. */
+/** The output of the command. */
 function refusal(run: () => unknown = plan): string {
   try {
     run();
@@ -116,7 +116,7 @@ describe("join", () => {
     expect(readdirSync(below("var/lib/kmesh")).sort()).toEqual(["istio-token", "root-cert.pem"]);
     expect(text("var/lib/kmesh/istio-token").trim()).toBe(readFileSync(join(from, "istio-token"), "utf8"));
     expect(config()).toMatchObject({ ...DECIDED, token: "/var/lib/kmesh/istio-token", plaintext: false });
-    // Every key is explained, also those that are not set.
+    // Every key is explained, whether or not it is set.
     for (const line of ["# where istiod listens", "ca: /var/lib/kmesh/root-cert.pem", "#exclude: ["])
       expect(text(CONFIG)).toContain(line);
     expect((await perform()).map((each) => each.split(" ")[0])).toEqual(["keep", "keep", "keep"]);
@@ -176,7 +176,7 @@ describe("join", () => {
     expect(config()).toMatchObject({ network: "net2", workloadGroup: undefined, readinessProbe: undefined });
     expect(config().excludes).toHaveLength(2);
     expect(config().bpffs).toBe("/sys/fs/bpf/other");
-    // As if it had been written by these files at first: each key in its place, under its words.
+    // The result is the same as a first write with these files: each key in its place, below its explanation.
     for (const line of ["#workload-group: shop", "#readiness-probe: ", "network: net2"])
       expect(text(CONFIG)).toContain(`\n${line}`);
   });
@@ -272,7 +272,7 @@ describe("join", () => {
     expect(membership).toMatchObject({ clusterId: "Kubernetes", hosts: new Map() });
     expect(paths["mesh.yaml"]).toBe(below("etc/istio/config/mesh"));
     expect(remarks).toEqual([]);
-    // As after a reboot, which empties /var/run.
+    // A reboot empties /var/run.
     rmSync(below("var/run"), { recursive: true });
     expect(refusal(() => readMembers("istio", undefined, root))).toContain(
       `${below(places["istio-token"])} is missing: kubectl create token vm --namespace shop --audience istio-ca > ${below(places["istio-token"])} writes a fresh one`,

@@ -1,4 +1,4 @@
-/** From istioctl's files to a machine that needs them no more: what `join` and `install --from` share. */
+/** Joins a mesh by istioctl's files, for `join` and `install --from`. Afterwards the files are no longer needed. */
 import { chmodSync, existsSync, mkdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { askAgent } from "../../admin/client.ts";
@@ -23,20 +23,20 @@ import type { Need } from "./systemd-plan.ts";
 const ROOTS = "root-cert.pem";
 const TOKEN = "istio-token";
 
-/** How long the agent may take to show that it is in, milliseconds. */
+/** Longest wait for the agent to join, milliseconds. */
 const PATIENCE = 10_000;
 
 export interface Joining {
   steps: Step[];
   remarks: string[];
-  /** As the agent will read it. */
+  /** The resulting configuration. */
   config: Config;
 }
 
 /**
- * What has to be done so that the agent needs no more than its configuration and its state folder. `configFile` and
- * `stateDir` are as the agent sees them; what is written lies below `root`. Throws Failure or ConfigError with all that
- * is wrong, before anything is written.
+ * Steps after which the agent needs only its configuration and its state folder. `configFile` and `stateDir` are paths
+ * as the agent sees them; files are written below `root`. Throws Failure or ConfigError with all faults before anything
+ * is written.
  */
 export function joinSteps(options: {
   from: string;
@@ -53,7 +53,7 @@ export function joinSteps(options: {
   const before = existsSync(file) ? readTextFile(file) : undefined;
   const { text, changed } = decidedConfig(file, before, settingsOf(membership, kept));
 
-  // Before the copy is there the original stands for it.
+  // Check the original, because the copy is not written yet.
   const flags = { ca: paths[ROOTS] };
   const { config, problems } = examineConfig({ flags, env: {}, file: { path: file, required: true, text } });
   if (problems.length > 0) throw allOf(problems);
@@ -75,12 +75,12 @@ export function joinSteps(options: {
   return { steps, remarks, config: { ...config, ca: kept.ca } };
 }
 
-/** Where the copies of roots and token are kept. */
+/** The paths of the copies of roots and token. */
 export function keptFiles(stateDir: string): { ca: string; token: string } {
   return { ca: join(stateDir, ROOTS), token: join(stateDir, TOKEN) };
 }
 
-/** What the agent that runs, if one does, needs to be as `config` says. */
+/** The step that applies `config` to a running agent. */
 export async function needOf(folders: Folders, config: Config): Promise<Need> {
   const socket = adminSocket(folders.runDir);
   const [running, status] = (await Promise.all([
@@ -88,15 +88,15 @@ export async function needOf(folders: Folders, config: Config): Promise<Need> {
     askAgent(socket, "/agent").catch(() => undefined),
   ])) as [Partial<SettingValues> | undefined, AgentStatus | undefined];
   if (running === undefined) return "nothing";
-  // An older agent does not say: what it runs with may be anything.
+  // An older agent does not report its settings, so they may differ.
   if (running.istiod === undefined) return "restart";
   const { live, later } = differencesOf(running, settingValues(config));
-  // One that was refused tries again by itself, but after a while.
+  // A refused agent tries again by itself, but only after some time.
   if (later.length > 0 || status?.identity?.lastError !== undefined) return "restart";
   return live.length > 0 ? "reload" : "nothing";
 }
 
-/** Waits a while until the agent is in the mesh, and says how it stands. */
+/** Waits for the agent to join, and describes its state. */
 export async function arrival(folders: Folders): Promise<string> {
   const deadline = performance.now() + PATIENCE;
   let reason = "the agent does not answer";
@@ -113,7 +113,7 @@ export async function arrival(folders: Folders): Promise<string> {
   return `Not in the mesh yet, the agent goes on trying: ${reason}`;
 }
 
-/** The certificate that the machine has already, while it is valid. */
+/** The machine's certificate, if it is valid. */
 export function certifiedId(state: string): { id: SpiffeId; notAfter: number } | undefined {
   try {
     const found = identityStore(state).load();
@@ -124,7 +124,7 @@ export function certifiedId(state: string): { id: SpiffeId; notAfter: number } |
   }
 }
 
-/** The folder of the secrets is for nobody else. */
+/** Makes the folder of the secrets accessible to its owner only. */
 function folderStep(state: string): Step[] {
   const found = statSync(state, { throwIfNoEntry: false });
   if (found && (found.mode & 0o077) === 0) return [];
@@ -148,7 +148,7 @@ function configStep(
   changed: readonly string[],
 ): Step {
   if (before === text) return { action: "keep", target: path, note: "says the same" };
-  // A file that the operator opened to others stays so: no secret is in it.
+  // Keep the mode that the operator chose: the file has no secret.
   const mode = before === undefined ? 0o600 : statSync(path).mode & 0o777;
   return { ...fileStep(path, text, mode), note: changed.join(", ") };
 }
@@ -162,7 +162,7 @@ function allOf(problems: readonly ConfigError[]): Error {
   );
 }
 
-/** For messages: who this machine is to be. */
+/** The machine's identity, for messages. */
 export function spiffeOf({ trustDomain, namespace, serviceAccount }: Config): string {
   return formatSpiffe({ trustDomain, namespace, serviceAccount });
 }

@@ -1,4 +1,4 @@
-/** Puts another executable in the running agent's place: what `upgrade` and `rollback` share. */
+/** Replaces the executable of the running agent, for `upgrade` and `rollback`. */
 
 import { chmodSync, copyFileSync, existsSync, linkSync, renameSync, rmSync } from "node:fs";
 import type { Folders } from "../../config/config.ts";
@@ -13,7 +13,7 @@ import { checksum, type Executable } from "./executable.ts";
 import { handOverBy, ignoreSignals, runningAgent } from "./handover-client.ts";
 import { installedPaths } from "./install-plan.ts";
 
-/** An executable's three names: the one that is started, the one before it, the one that is to follow. */
+/** Three paths: the installed executable, the previous one, and the next one. */
 export interface Names {
   installed: string;
   previous: string;
@@ -24,7 +24,7 @@ export function namesOf(installed: string): Names {
   return { installed, previous: `${installed}.previous`, next: `${installed}.next` };
 }
 
-/** The names of what the agent runs from. Finishes first what an upgrade whose terminal was lost left to be done. */
+/** The paths of the agent's executables. First finishes an upgrade that was interrupted. */
 export async function runningNames(folders: Folders): Promise<Names> {
   const { executable } = await runningAgent(folders);
   if (executable === undefined || !existsSync(executable) || executable.startsWith("/proc/"))
@@ -40,7 +40,7 @@ export async function runningNames(folders: Folders): Promise<Names> {
   return names;
 }
 
-/** Throws Failure when a package put the running executable there: its files change with the package alone. */
+/** Throws Failure when the running executable belongs to a package: only the package manager changes its files. */
 export function requireOwnExecutable({ installed }: Names): void {
   const paths = installedPaths();
   if (paths.origin === "package" && installed === paths.executable)
@@ -52,9 +52,9 @@ export function requireOwnExecutable({ installed }: Names): void {
 }
 
 /**
- * Has the agent hand over to `source`, which was examined, and gives it the name of the one before if that worked. When
- * `source` knows no names, what answers them is detached then: nobody would keep it up to date. Throws Failure when there
- * was no hand-over, and KernelError when names can't be detached after it.
+ * Asks the agent to hand over to `source`, which was examined, and then installs it. If `source` does not know names,
+ * their programs are detached, because nothing would keep them up to date. Throws Failure when the hand-over failed, and
+ * KernelError when names can't be detached after it.
  */
 export async function replace(
   kind: "upgrade" | "rollback",
@@ -71,7 +71,7 @@ export async function replace(
     try {
       proof = await handOverBy(folders, { kind, executable: names.next, timeout });
     } catch (error) {
-      // Whoever hung up before its end may run from it.
+      // An agent whose hand-over was interrupted may still run from it.
       if (error instanceof Failure && error.code !== EXIT.failed) rmSync(names.next, { force: true });
       throw error;
     }
@@ -86,7 +86,7 @@ export async function replace(
   }
 }
 
-/** Says what the tables have before them. */
+/** Says what the hand-over does to the tables. */
 export function formatLayout(abi: string): void {
   remark(
     abi === ABI_ID
@@ -95,7 +95,7 @@ export function formatLayout(abi: string): void {
   );
 }
 
-/** Whether both are the same file, or hold the same. */
+/** Whether both are the same file or have the same content. */
 export function same(one: string, other: string): boolean {
   return existsSync(one) && existsSync(other) && checksum(one) === checksum(other);
 }
@@ -116,7 +116,7 @@ function stage({ next }: Names, source: string): void {
   }
 }
 
-/** The next becomes the installed, that one the previous; there is one under the installed name at every moment. */
+/** Renames next to installed and installed to previous. The installed path exists at every moment. */
 function settle({ installed, previous, next }: Names): void {
   if (existsSync(installed)) {
     rmSync(`${previous}.new`, { force: true });

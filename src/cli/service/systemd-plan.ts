@@ -1,14 +1,14 @@
-/** What systemd is told about the service, as steps. */
+/** The systemctl steps for the service. */
 import { existsSync } from "node:fs";
 import { EXIT, Failure } from "../framework/exit.ts";
 import type { Step } from "../framework/plan.ts";
 import { installedPaths, type Paths } from "./install-plan.ts";
 import { needsReload, SERVICE, systemctl, TUNNEL } from "./systemd.ts";
 
-/** What a running service needs to take up what is new. */
+/** What a running service needs to apply new files. */
 export type Need = "nothing" | "reload" | "restart";
 
-/** Has the service take up new files, and enabled at boot. */
+/** Applies new files and enables the service at boot. */
 export function enableSteps(paths: Paths, changed: boolean): Step[] {
   const steps: Step[] = [];
   if (changed || needsReload(SERVICE)) steps.push(runStep("daemon-reload"));
@@ -17,7 +17,7 @@ export function enableSteps(paths: Paths, changed: boolean): Step[] {
   return steps;
 }
 
-/** Starts the service, or has it take up what is new. */
+/** Starts the service, or makes it apply new files. */
 export function startStep(need: Need): Step {
   if (activeState() !== "active") return beginStep("start");
   if (need === "nothing") return { action: "keep", target: SERVICE, note: "runs" };
@@ -28,7 +28,7 @@ export function runStep(...args: string[]): Step {
   return { action: "run", target: `systemctl ${args.join(" ")}`, act: () => void systemctl(...args) };
 }
 
-/** A tunnel that runs makes way for the executable that was put into place; its connections go on in the old one. */
+/** Replaces a running tunnel with the installed executable. Its connections stay in the old process until they end. */
 export function tunnelSteps(): Step[] {
   if (activeState(TUNNEL) !== "active") return [];
   return [{ ...runStep("reload", TUNNEL), note: "connections go on meanwhile" }];
@@ -38,12 +38,12 @@ export function activeState(unit: string = SERVICE): string {
   return systemctl("show", "--property=ActiveState", "--value", unit);
 }
 
-/** Whether systemd starts the service again by itself: not when only an operator can mend what is wrong. */
+/** Whether systemd starts the service again by itself. It does not when only an operator can repair the fault. */
 function isTriedAgain(): boolean {
   return systemctl("show", "--property=ActiveState", "--value", SERVICE) !== "failed";
 }
 
-/** A start that fails is told with the agent's own words. */
+/** A failed start is reported with the agent's own message. */
 export function beginStep(verb: "start" | "restart" | "reload"): Step {
   return {
     action: "run",

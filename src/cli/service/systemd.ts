@@ -1,4 +1,4 @@
-/** systemd as the commands need it: is it there, ask it, and which of its services an agent is. */
+/** Calls systemctl, and finds the service of an agent. */
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { SERVICE } from "../../machine/service-sandbox.ts";
@@ -6,10 +6,10 @@ import { EXIT, Failure } from "../framework/exit.ts";
 
 export { SERVICE };
 
-/** Ends when connections are governed; units that are closed at boot require it. */
+/** Finishes when connections are governed. Units that are `closed` at boot require it. */
 export const GATE = "kmesh-wait.service";
 
-/** Carries what needs mutual TLS; its socket starts it. */
+/** Carries connections that need mutual TLS. Its socket unit starts it. */
 export const TUNNEL = "kmesh-tunnel.service";
 export const TUNNEL_SOCKET = "kmesh-tunnel.socket";
 
@@ -19,8 +19,8 @@ export function systemdRuns(): boolean {
 }
 
 /**
- * Runs systemctl and gives what it printed. Once more when a hangup ended it: systemd does the job all the same, and this
- * process is to know how it went. Throws Failure with its words when it fails.
+ * Runs systemctl and returns its output. If a hangup ends it, it runs once more, because systemd does the job anyway and
+ * this process needs the result. Throws Failure with systemctl's message.
  */
 export function systemctl(...args: string[]): string {
   const ask = () =>
@@ -36,7 +36,7 @@ export function systemctl(...args: string[]): string {
   throw new Failure(EXIT.failed, `systemctl ${args.join(" ")} failed: ${words}`);
 }
 
-/** Whether what systemd read of a unit is older than its files: who wrote them may have been killed before it was told. */
+/** Whether systemd must reload a unit, because its files changed without a daemon-reload. */
 export function needsReload(unit: string): boolean {
   if (!systemdRuns()) return false;
   try {
@@ -47,8 +47,8 @@ export function needsReload(unit: string): boolean {
 }
 
 /**
- * The service whose main process `pid` is: one that systemd would start again if we ended it ourselves. undefined when
- * it is nobody's, as an agent that was started by hand in a shell or by some other service.
+ * The service whose main process is `pid`; systemd would start it again if kmesh ended the process. undefined for an
+ * agent that was started in a shell or by another service.
  */
 export function serviceOf(pid: number): string | undefined {
   if (!systemdRuns()) return undefined;
@@ -67,7 +67,7 @@ export function serviceOf(pid: number): string | undefined {
   }
 }
 
-/** The innermost system service that a text as of /proc/PID/cgroup speaks of. */
+/** The innermost system service in the text of /proc/PID/cgroup. */
 export function serviceInCgroups(text: string): string | undefined {
   for (const line of text.split("\n")) {
     const [, controllers, ...path] = line.split(":");

@@ -1,4 +1,4 @@
-/** Ending an agent, and taking everything of a mesh out of the kernel: what `down` and `uninstall` share. */
+/** Stops an agent and removes a mesh from the kernel, for `down` and `uninstall`. */
 import { rmSync } from "node:fs";
 import { createInterface } from "node:readline/promises";
 import { statusFile } from "../../admin/status.ts";
@@ -7,17 +7,17 @@ import { UsageError } from "../framework/arguments.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { serviceOf, systemctl } from "./systemd.ts";
 
-/** How long an agent may take to stop, milliseconds. */
+/** Longest time for an agent to stop, milliseconds. */
 const STOP_PATIENCE = 10_000;
 
-/** What there is to take down. */
+/** The things to remove. */
 export interface Found {
-  /** The agent's pid; 0 is one with another run folder. */
+  /** The agent's pid; 0 for an agent with another run folder. */
   agent: number | undefined;
   pins: number;
-  /** The last good mesh lies in the state folder. */
+  /** Whether the state folder has a snapshot. */
   snapshot: boolean;
-  /** So does what tells of the tables. */
+  /** Whether the state folder has a manifest. */
   manifest: boolean;
 }
 
@@ -37,9 +37,9 @@ export async function findAll(folders: Folders): Promise<Found> {
 }
 
 /**
- * Stops the agent, then detaches and unpins everything; the snapshot goes too, or it would bring back after the next
- * start what was just taken away, and the manifest, which tells of nothing any more, also one of a version that this one
- * does not know. Gives the pins, whether there was a snapshot, and the service that was stopped if the agent was one. Throws Failure when the agent does not stop.
+ * Stops the agent, then detaches and unpins everything. Also removes the snapshot, which the next start would load, and
+ * the manifest, also one of an unknown version. Returns the pins, whether there was a snapshot, and the service that was
+ * stopped, if any. Throws Failure when the agent does not stop.
  */
 export async function takeDown(
   folders: Folders,
@@ -68,10 +68,10 @@ export async function takeDown(
   ]);
   const agent = livingAgent(folders);
   const service = agent === undefined ? undefined : await stop(agent, () => livingAgent(folders));
-  // Held until the end, so that no agent starts into half of it.
+  // Held until the end, so that no agent starts meanwhile.
   const locks = Locks.acquire(folders);
   try {
-    // Also what a bpffs that was mounted over hides.
+    // Also pins that another mount hides.
     if (isOnBpffs(folders.bpffs))
       pinHiddenLinks(folders.bpffs, linksInManifest(folders.stateDir, machineId(), bootId()));
     removeNames(folders.bpffs);
@@ -85,7 +85,7 @@ export async function takeDown(
   }
 }
 
-/** Asks on the terminal. Throws UsageError where there is none. */
+/** Asks on the terminal. Throws UsageError without a terminal. */
 export async function confirmed(text: string): Promise<boolean> {
   if (!process.stdin.isTTY)
     throw new UsageError("there is no terminal to ask on", "Add --yes when you mean it.");
@@ -97,7 +97,7 @@ export async function confirmed(text: string): Promise<boolean> {
   }
 }
 
-/** Gives the service that it was. */
+/** Stops the agent. Returns its service, if it has one. */
 async function stop(pid: number, living: () => number | undefined): Promise<string | undefined> {
   if (pid === 0) {
     throw new Failure(
@@ -106,7 +106,7 @@ async function stop(pid: number, living: () => number | undefined): Promise<stri
       "Stop it first, or name its folder with --run-dir.",
     );
   }
-  // A service's agent would be started again.
+  // systemd would start the agent of a service again.
   const service = serviceOf(pid);
   if (service !== undefined) systemctl("stop", service);
   else process.kill(pid, "SIGTERM");

@@ -1,4 +1,4 @@
-/** The agent that the service runs makes way for the executable that is being installed. */
+/** Upgrades the agent of the service to the executable that is being installed. */
 import { askAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../admin/status.ts";
 import type { Folders } from "../../config/config.ts";
@@ -11,10 +11,10 @@ import { namesOf, replace, runningNames } from "./swap-executable.ts";
 import { SERVICE } from "./systemd.ts";
 import { activeState, beginStep } from "./systemd-plan.ts";
 
-/** The successor may take so long, milliseconds; then it is stopped, and all is as before. */
+/** Time limit of the successor, milliseconds. After it the successor is stopped and the agent continues. */
 const PATIENCE = 60_000;
 
-/** The service's agent; undefined when none answers: systemd starts the next one then. */
+/** The service's agent; undefined when none answers, and then systemd starts the next one. */
 export async function serviceAgent(folders: Folders): Promise<AgentStatus | undefined> {
   if (activeState() !== "active") return undefined;
   const agent = await askAgent(adminSocket(folders.runDir), "/agent").catch(() => undefined);
@@ -22,9 +22,9 @@ export async function serviceAgent(folders: Folders): Promise<AgentStatus | unde
 }
 
 /**
- * What `install` does with its executable and with the agent that runs, in place of `copy`, which would only put the
- * executable into place: the agent hands over to it first, as with `kmesh upgrade`, and it gets its name when that
- * worked. `proved` hears how it went. A new unit is what systemd starts by, so the service is restarted for it.
+ * Steps that replace `copy` in `install` when an agent runs: the agent hands over to the new executable as in
+ * `kmesh upgrade`, and the executable is installed if that worked. `proved` gets the result. A changed unit file needs a
+ * restart of the service.
  */
 export function upgradeSteps(
   agent: AgentStatus,
@@ -36,7 +36,7 @@ export function upgradeSteps(
 ): Step[] {
   const restart: Step = { ...beginStep("restart"), note: "connections go on meanwhile" };
   const { installed, next } = namesOf(paths.executable);
-  // By another unit than ours, say: it would not start the new one either.
+  // Started by another unit than ours, for example, which would not start the new executable.
   if (agent.executable !== installed && agent.executable !== next) return copy.act ? [copy, restart] : [];
   const steps: Step[] = [];
   if (copy.act) {
@@ -76,7 +76,7 @@ export function upgradeSteps(
   return steps;
 }
 
-/** Puts away what an upgrade left whose terminal was lost, before another executable gets the name. */
+/** Finishes an interrupted upgrade before another executable is installed. */
 export function afterLeftovers(copy: Step, folders: Folders): Step {
   if (!copy.act) return copy;
   return {
@@ -89,7 +89,7 @@ export function afterLeftovers(copy: Step, folders: Folders): Step {
   };
 }
 
-/** An agent from before there were hand-overs is restarted. */
+/** Restarts an agent whose version has no hand-over. */
 async function gracefully(handOver: () => Promise<void>, otherwise: () => Promise<void>): Promise<void> {
   try {
     await handOver();

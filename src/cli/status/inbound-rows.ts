@@ -1,9 +1,9 @@
-/** The rows of `kmesh status` about connections to this machine: what governs them, and who was refused. */
+/** The rows of `kmesh status` about inbound connections: policies and refusals. */
 import type { InboundStatus } from "../../inbound/inbound.ts";
 import type { InboundView } from "../../inbound/view.ts";
 import { formatSpan, indent, plural, table } from "../framework/output.ts";
 
-/** Refusers in the facts; JSON has all. */
+/** Policies with refusals that are listed; JSON has all. */
 const MOST = 3;
 /** Rows of the last refusals. */
 const ROWS = 10;
@@ -51,7 +51,7 @@ export function inboundWarnings(status: InboundStatus | undefined, view: Inbound
   ];
 }
 
-/** A section, or nothing when there was none. */
+/** The section of refusals; empty without refusals. */
 export function formatInboundRefusals(view: InboundView | undefined): string[] {
   if (!view || view.recent.length === 0) return [];
   const rows = view.recent

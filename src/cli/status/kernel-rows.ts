@@ -1,4 +1,4 @@
-/** The rows of `kmesh status` about the kernel: hooks, settings, what is governed, ejections. */
+/** The rows of `kmesh status` about the kernel: hooks, settings, enrolment, ejections. */
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import { plural } from "../framework/output.ts";
@@ -33,7 +33,7 @@ function formatSettings(settings: Summary["settings"]): [string, string][] {
   ];
 }
 
-/** What units get at boot when kmesh can't come up. */
+/** The start order of units at boot. */
 export function formatBoot(atBoot: Record<string, BootOrder> = {}): [string, string][] {
   const orders = Object.entries(atBoot);
   const of = (order: BootOrder) =>
@@ -46,7 +46,7 @@ export function formatBoot(atBoot: Record<string, BootOrder> = {}): [string, str
   return parts.length > 0 ? [["at boot", parts.join("; ")]] : [];
 }
 
-/** Endpoints that are told; --output json has all. */
+/** Endpoints that are listed; --output json has all. */
 const EJECTED = 5;
 
 function formatEjections(ejections: Summary["ejections"]): [string, string][] {

@@ -1,4 +1,4 @@
-/** The rows of `kmesh status` about mesh names: who is answered, where, and how often. */
+/** The rows of `kmesh status` about mesh names: enrolment, interfaces and counters. */
 import type { NamesStatus } from "../../names/status.ts";
 import { plural } from "../framework/output.ts";
 

@@ -283,7 +283,7 @@ test("connections older than the attach are told with their cgroups, and what to
   expect(told({ error: "no tcp_diag" })).toContain("is not known: no tcp_diag");
 });
 
-/** The lines of a page about an agent, blanks joined. */
+/** The lines of a page, with runs of blanks reduced to one. */
 function linesOf(change: Partial<AgentStatus>): string[] {
   return formatStatus({ agent: agent(change), kernel: undefined }, undefined, "/b", false, NOW)
     .split("\n")

@@ -22,11 +22,11 @@ import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.t
 export interface Answer {
   agent: AgentStatus | undefined;
   kernel: Summary | undefined;
-  /** Connections to this machine; an agent of an earlier version says nothing of them. */
+  /** Inbound connections; undefined from an agent of an earlier version. */
   inbound?: InboundView | undefined;
-  /** What this command counts itself, so that no agent waits for it. */
+  /** Values that the command reads itself, so that the agent does not wait for them. */
   older?: PreexistingConnections | NotKnown | undefined;
-  /** Tunnel processes that live. */
+  /** Running tunnel processes. */
   tunnels?: TunnelStatus[] | undefined;
   standing?: ReturnType<typeof readStanding>;
   /** By unit. */
@@ -34,7 +34,7 @@ export interface Answer {
   damage?: Damage[];
 }
 
-/** The whole page. `dead` is the sentence about the agent when none lives. */
+/** The whole page. `dead` is the sentence about the agent when none runs. */
 export function formatStatus(
   { agent, kernel, inbound, older, atBoot, tunnels, standing, damage = [] }: Answer,
   dead: string | undefined,
@@ -69,7 +69,7 @@ export function formatStatus(
   return parts.join("\n\n");
 }
 
-/** What is damaged, and what is worth knowing. */
+/** Damage and warnings. */
 function formatTrouble(
   { agent, kernel, inbound, older, tunnels, damage = [] }: Answer,
   now: number,
@@ -88,7 +88,7 @@ function formatTrouble(
   return parts;
 }
 
-/** `--problems`: what is wrong, and nothing else. */
+/** `--problems`: damage and warnings only. */
 export function formatProblems(answer: Answer, dead: string | undefined, now = Date.now()): string {
   const { agent, kernel, inbound, damage = [] } = answer;
   const parts: string[] = [];

@@ -1,11 +1,11 @@
-/** The connections of `kmesh status` that were refused or failed last. */
+/** The last refused and failed connections of `kmesh status`. */
 import type { RecentConnection } from "../../datapath/inspect/recent.ts";
 import { formatSpan, indent, table } from "../framework/output.ts";
 
-/** Rows on the page; JSON has all that the kernel still knows. */
+/** Rows on the page; JSON has all that the kernel keeps. */
 const ROWS = 10;
 
-/** A section, or nothing when there was none. */
+/** The section; empty without such connections. */
 export function formatRecent(recent: readonly RecentConnection[] = []): string[] {
   if (recent.length === 0) return [];
   const rows = recent

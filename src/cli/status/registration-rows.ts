@@ -1,4 +1,4 @@
-/** The rows of `kmesh status` about what istiod has of this machine: its WorkloadEntry and its health. */
+/** The rows of `kmesh status` about this machine's WorkloadEntry and its health. */
 import type { AgentStatus } from "../../admin/status.ts";
 import { formatSpan, plural } from "../framework/output.ts";
 
@@ -17,7 +17,7 @@ export function formatRegistration(
   return [["registered", `while connected, as ${where} by group ${group}`], ...formatPeers(registration)];
 }
 
-/** What istiod tells others to send to this machine, and what to do when that is mTLS. */
+/** The protocol that istiod tells peers to use for this machine, and the next step when that is mTLS. */
 function formatPeers({
   address,
   group,

@@ -1,24 +1,24 @@
-/** The services of `kmesh status`: those in trouble first, idle ones summed up, and what is not enforced of them. */
+/** The services of `kmesh status`: services with problems first, idle ones as a sum, and notes. */
 import type { AgentStatus } from "../../admin/status.ts";
 import type { ServiceCounters, Summary } from "../../datapath/inspect/inspect.ts";
 import { NOTE_TITLES } from "../../mesh/model.ts";
 import { indent, plural, table } from "../framework/output.ts";
 
-/** Rows of text that a screen bears; JSON and --all have the rest. */
+/** Rows of text; JSON and --all have the rest. */
 const ROWS = 40;
 
-/** Services that the head names one by one. */
+/** Services that the head lists by name. */
 const NAMED = 3;
 
-/** Which services are shown. */
+/** The filter for services. */
 export interface Filter {
-  /** A part of the name, or a pattern with * and ?. */
+  /** A part of the name, or a pattern with * and ? for the whole name. */
   pattern?: string | undefined;
-  /** Only those whose connections were refused or failed. */
+  /** Only services with refused or failed connections. */
   problems: boolean;
 }
 
-/** The part of the status that a filter lets through: services, their counters and their notes. */
+/** The services that match a filter, with their counters and notes. */
 export function narrow<T extends { agent?: AgentStatus | undefined; kernel?: Summary | undefined }>(
   answer: T,
   { pattern, problems }: Filter,
@@ -45,7 +45,7 @@ export function narrow<T extends { agent?: AgentStatus | undefined; kernel?: Sum
   };
 }
 
-/** Whether a service's name holds `pattern`, or is it as a whole where that has * or ?. */
+/** Whether a name contains `pattern`, or matches it as a whole if it has * or ?. */
 export function matcher(pattern: string): (name: string) => boolean {
   if (!/[*?]/.test(pattern)) return (name) => name.includes(pattern);
   const source = pattern
@@ -76,7 +76,7 @@ function nameOf({ service }: ServiceCounters): string {
   return service === "" ? "(no service)" : service;
 }
 
-/** The rows that stand above all others: how many connections were refused or failed, and of which services. */
+/** The first rows: how many connections were refused or failed, and of which services. */
 export function troubleFacts(kernel: Summary | undefined): [string, string][] {
   if (!kernel) return [];
   const rows: [string, (each: ServiceCounters) => number, (each: ServiceCounters) => string][] = [
@@ -95,7 +95,7 @@ export function troubleFacts(kernel: Summary | undefined): [string, string][] {
   });
 }
 
-/** The same for programs. */
+/** The same in JSON. */
 export function troubles(kernel: Summary): object {
   const concerned = kernel.services.filter(isInTrouble);
   return {
@@ -106,7 +106,7 @@ export function troubles(kernel: Summary): object {
   };
 }
 
-/** The table: trouble first, then by traffic. Without `all` idle services are only counted. */
+/** The table: services with problems first, then by traffic. Without `all`, idle services are only counted. */
 export function formatServices(kernel: Summary, all: boolean): string {
   const shadow = kernel.settings?.shadow ?? true;
   const trouble = (each: ServiceCounters) => refusedOf(each) + each.failed + each.wouldRefuse;
@@ -160,7 +160,7 @@ export function formatRemarks(agent: AgentStatus, all: boolean): string[] {
   });
 }
 
-/** The abbreviation keeps its spelling. */
+/** Keeps the spelling of abbreviations. */
 function heading(title: string): string {
   return title.toUpperCase().replace("MTLS", "mTLS");
 }

@@ -1,4 +1,4 @@
-/** What `kmesh status` says of each type of istiod's resources, as `istioctl proxy-status` does from the other side. */
+/** The sync state of each resource type in `kmesh status`, like `istioctl proxy-status`. */
 import type { AgentStatus } from "../../admin/status.ts";
 import type { ResourceType } from "../../istiod/stream/sink.ts";
 import type { TypeStatus } from "../../istiod/stream/status.ts";
@@ -12,14 +12,14 @@ const TYPES: readonly [ResourceType, string][] = [
   ["route", "RDS"],
   ["names", "NDS"],
 ];
-/** Of the workload API. */
+/** Types of the workload API. */
 const WORKLOAD_TYPES: readonly [ResourceType, string][] = [
   ["address", "ADDRESS"],
   ["authorization", "AUTHORIZATION"],
   ["names", "NDS"],
 ];
 
-/** A table of types; undefined when nothing was ever received (the line of the stream says why). */
+/** The table of types; undefined when nothing was ever received (the line of the stream says why). */
 export function formatSync({ stream, mode }: AgentStatus, now: number): string | undefined {
   const types = mode === "dual-engine" ? WORKLOAD_TYPES : TYPES;
   if (types.every(([type]) => stream.types[type]?.answered === undefined)) return undefined;
@@ -38,7 +38,7 @@ export function formatSync({ stream, mode }: AgentStatus, now: number): string |
   return table(["ISTIOD", "STATE", "HELD", "ANSWERED", "LAST VERSION", "RECEIVED"], rows);
 }
 
-/** One word first: SYNCED, REJECTED (part of what istiod sends is refused), WAITING or NOT SENT. */
+/** Begins with SYNCED, REJECTED (a part of the configuration is refused), WAITING or NOT SENT. */
 function stateOf({ answered, rejected, unanswered }: TypeStatus): string {
   if (rejected > 0) return `REJECTED ${rejected}`;
   if (unanswered > 0) return `WAITING for ${unanswered}`;

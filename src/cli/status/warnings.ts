@@ -1,4 +1,4 @@
-/** What `kmesh status` warns of: damage, what is not live, connections that are not governed, a clock set back. */
+/** The warnings of `kmesh status`: damage, pending configuration, ungoverned connections, a clock that was set back. */
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
@@ -27,7 +27,7 @@ export function warningsOf(agent: AgentStatus | undefined, kernel: Summary | und
   return warnings;
 }
 
-/** Cgroups that are named one by one. */
+/** Cgroups that are listed by name. */
 const CGROUPS = 5;
 
 export function formatOlder(older: PreexistingConnections | NotKnown | undefined): string[] {
@@ -45,10 +45,10 @@ export function formatOlder(older: PreexistingConnections | NotKnown | undefined
   ];
 }
 
-/** What may lie ahead of the clock without a word, milliseconds. */
+/** Tolerance for times in the future, milliseconds. */
 const AHEAD = 60_000;
 
-/** Every time in the status has passed: one that has not says that the clock was set back since. */
+/** A time in the future means that the clock was set back since. */
 export function formatClock(agent: AgentStatus | undefined, now: number): string[] {
   if (!agent) return [];
   const { startedAt, writtenAt, snapshot, tables, stream } = agent;

@@ -55,7 +55,7 @@ export const doctor = command({
   },
 });
 
-/** Tries each endpoint of a destination. */
+/** Connects to each endpoint of a destination. */
 async function tryDestination(destination: string, flags: Flags, format: Format): Promise<number> {
   const folders = foldersOf(flags);
   await exemptFromMesh(folders.bpffs);
@@ -98,7 +98,7 @@ const VERDICTS: Record<Explained["verdict"], string> = {
   refuse: "is refused",
 };
 
-/** What the kernel would do, a row an endpoint, and what helps against those that fail. */
+/** Prints the kernel's decision, a row for each endpoint, and the next step for endpoints that fail. */
 export function formatTrial({ explanation, endpoints, left }: Trial): string {
   const { asked, verdict, reason, why } = explanation;
   const at = (address: string, port: number) => formatMatch({ kind: "address", address, port });
@@ -125,7 +125,7 @@ export function formatTrial({ explanation, endpoints, left }: Trial): string {
 
 const MARKS: Readonly<Record<Finding["state"], string>> = { ok: "ok", warning: "note", error: "WRONG" };
 
-/** A line for each finding; what mends it stands below. */
+/** One line for each finding, followed by the fix. */
 export function formatResult({ check, findings }: Result, width: number): string {
   if (findings.length === 0)
     return `${check.padEnd(width)}  -      not looked at: it needs what is wrong above`;
@@ -138,9 +138,9 @@ export function formatResult({ check, findings }: Result, width: number): string
     .join("\n");
 }
 
-/** The mesh may govern this very process, and refuse or redirect what the agent itself would reach. */
+/** Exempts this process, because the mesh may govern it and redirect connections that the agent makes directly. */
 async function exemptFromMesh(bpffs: string): Promise<void> {
-  // Loaded here: it needs libbpf, which the checks may find to be of no use on this machine.
+  // Loaded here, because libbpf may not load on this machine; the checks report that.
   try {
     const [{ openPinned }, { exemptSelf }] = await Promise.all([
       import("../../../datapath/inspect/inspect.ts"),
@@ -153,6 +153,6 @@ async function exemptFromMesh(bpffs: string): Promise<void> {
       tables.close();
     }
   } catch {
-    // Nothing is pinned, or not so that this version can read it: the checks say what can be said.
+    // Nothing is pinned, or this version can't read it. The checks report that.
   }
 }

@@ -66,7 +66,7 @@ export const dump = command({
     if (format === "json" && isEmpty(filter)) {
       printJson(value as object);
     } else {
-      // The agent's answer was JSON; what is read here becomes the same by it.
+      // The agent answers in JSON. Convert data that was read here to the same form.
       const whole = (alive ? value : JSON.parse(toJson(value))) as Record<string, unknown>;
       const same = isEmpty(filter) ? whole : filterDump(whole, filter);
       if (!isEmpty(filter) && Object.keys(same).length === 0) {
@@ -109,7 +109,7 @@ function filterOf(flags: Flags): Filter {
   return { ...filter, port: Number(port) };
 }
 
-/** The snapshot that a dead agent left on this machine, when it can be used. */
+/** The snapshot of an agent that is gone, if it is usable. */
 async function lastSnapshot(stateDir: string): Promise<Snapshot | undefined> {
   const [{ BadSnapshot, readSnapshot }, { machineId }] = await Promise.all([
     import("../../../state/snapshot.ts"),

@@ -84,7 +84,7 @@ async function explainInboundPeer(
   }
 }
 
-/** Whether a peer is let in, as text. */
+/** Formats the decision about an inbound connection. */
 function formatPeer({ from, to, decision, enforced, why }: InboundExplanation): string {
   const who = [from.principal, from.address].filter(Boolean).join(" at ");
   const where = to.address
@@ -97,9 +97,9 @@ function formatPeer({ from, to, decision, enforced, why }: InboundExplanation): 
   ].join("\n");
 }
 
-/** What the user is told. */
+/** Prints an explanation. */
 function told(error: unknown): unknown {
-  // By name: the class is only loaded where the tables were looked at.
+  // Compared by name, because the class is loaded only when the tables were read.
   if (error instanceof ActionableError && error.name === "NothingPinned")
     return new Failure(EXIT.agentNotRunning, error.message, error.next);
   const refused = error instanceof BadRequest || (error instanceof AdminError && error.status === 400);
@@ -113,7 +113,7 @@ const VERDICTS: Record<Explained["verdict"], string> = {
   refuse: "is refused",
 };
 
-/** One explanation as text. */
+/** Formats one explanation. */
 export function formatExplanation(explanation: Explained): string {
   const { asked, verdict, reason, shadow, service, clusters, why } = explanation;
   const to = formatMatch({ kind: "address", ...asked });
@@ -138,7 +138,7 @@ export function formatExplanation(explanation: Explained): string {
   return [head, ...[...parts.slice(1), ...endpoints].map((part) => indent(part))].join("\n");
 }
 
-/** A row an endpoint: those that get connections, then those that istiod named and that get none. */
+/** One row for each endpoint: first those that get connections, then those that get none. */
 function endpointRows(
   cluster: Explained["clusters"][number],
   configured: ConfiguredEndpoint[] | undefined,

@@ -22,7 +22,7 @@ export const history = command({
   },
 });
 
-/** A line an entry. */
+/** One line for each entry. */
 export function formatHistory(entries: readonly Entry[]): string {
   return table(
     ["WHEN", "WHAT", "VERSION", "RESULT", "PID", ""],

@@ -7,7 +7,7 @@ import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, outputIsLost, print } from "../../framework/output.ts";
 import { foldersOf, lastWords } from "../../framework/view.ts";
 
-/** Milliseconds in which there may be no connection at all. */
+/** Longest wait for the next connection, milliseconds. */
 const SILENCE = 86_400_000;
 
 export const log = command({

@@ -4,7 +4,7 @@ import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, print, printJson } from "../../framework/output.ts";
 import { foldersOf } from "../../framework/view.ts";
 
-/** What becomes of a query that passes. */
+/** Explains what happens to a query that passes. */
 const PASSED: Readonly<Record<string, string>> = {
   "passed-unknown": "it is no mesh name: the query goes on to the machine's name servers",
   "passed-excluded": "dns-exclude names it: the query goes on to the machine's name servers",

@@ -10,7 +10,7 @@ import { installedPaths } from "../../service/install-plan.ts";
 import { type Answer, formatBrief, formatProblems, formatStatus } from "../../status/page.ts";
 import { type Filter, narrow, troubles } from "../../status/services.ts";
 
-/** Between two looks of --watch, milliseconds. */
+/** Interval of --watch, milliseconds. */
 const LOOK = 2_000;
 
 export const status = command({
@@ -59,7 +59,7 @@ export const status = command({
   },
 });
 
-/** Looks once, and prints it after `before`. Gives the exit code. */
+/** Reads and prints the status once, after the text `before`. Returns the exit code. */
 async function look(
   flags: Parameters<typeof sourcesOf>[0],
   filter: Filter,
@@ -73,9 +73,9 @@ async function look(
     kernel: await kernelState(folders.bpffs, false),
     inbound: await inboundState(folders.bpffs),
   }));
-  // An agent of an earlier version does not look for it.
+  // An agent of an earlier version does not check this.
   const damage = value.damage ?? (await damageNow(folders, sourcesOf(flags, process.env)));
-  // Members of admin-group see what the agent answers; these need root.
+  // Members of admin-group get the agent's answer only; the following needs root.
   const root = process.geteuid?.() === 0;
   const older = root && value.kernel ? await olderThanAttach(folders.bpffs) : undefined;
   const standing = root ? readStanding(folders.stateDir) : undefined;
@@ -102,7 +102,7 @@ async function look(
   return alive ? EXIT.done : EXIT.agentNotRunning;
 }
 
-/** Connections to this machine, as what is pinned has them; undefined without inbound policies. */
+/** Inbound policies and refusals, read from the pins; undefined without inbound policies. */
 async function inboundState(bpffs: string): Promise<Answer["inbound"]> {
   const { viewInbound } = await import("../../../inbound/view.ts");
   return viewInbound(bpffs);

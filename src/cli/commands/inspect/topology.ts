@@ -108,7 +108,7 @@ function portOf(text = "0"): number {
   );
 }
 
-/** Throws Failure for one that can't be read. */
+/** Throws Failure for a document that can't be read. */
 async function readAll(sources: readonly string[], window: number): Promise<EdgesDocument[]> {
   const { readDocument } = await import("../../../topology/read-documents.ts");
   try {

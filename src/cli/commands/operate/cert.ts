@@ -48,7 +48,7 @@ function load(store: CertificateStore): Certificate {
   );
 }
 
-/** The page, a paragraph each certificate. */
+/** The page, with a paragraph for each certificate. */
 export function formatChain(
   folder: string,
   certificate: Pick<Certificate, "id">,

@@ -72,7 +72,7 @@ export const config = command({
   },
 });
 
-/** The file alone. Its name need not be given; that it is there is required nevertheless. */
+/** The sources without environment and flags. The file must exist, even if its path is the default. */
 function fileOf(flags: Parameters<typeof sourcesOf>[0]): Sources {
   const { file } = sourcesOf(flags, process.env);
   return { flags: {}, env: {}, file: { ...file, required: true } };
@@ -110,7 +110,7 @@ async function examine(sources: Sources): Promise<{ problems: ConfigError[]; rem
   }
 }
 
-/** What the agent would find out at its start: files that are no certificates, cgroups that are not there. */
+/** Faults that the agent would find at start: files that are not certificates, missing cgroups. */
 async function furtherProblems(config: Config): Promise<ConfigError[]> {
   const { enrolledCgroups } = await import("../../../machine/machine.ts");
   const problems: ConfigError[] = [];
@@ -141,10 +141,10 @@ async function furtherProblems(config: Config): Promise<ConfigError[]> {
   return problems;
 }
 
-/** One setting in which not all say the same. A place that has no say about it is left out. */
+/** A setting whose values differ between places. Places without a value are left out. */
 interface Difference {
   setting: SettingName;
-  /** As istioctl's files would have it. */
+  /** The value that istioctl's files give. */
   files?: unknown;
   file: unknown;
   agent?: unknown;
@@ -170,7 +170,7 @@ async function diff(sources: Sources, from: string | undefined, format: Format):
       add("files", files[setting] ?? null, isDeepStrictEqual(files[setting] ?? null, values[setting]));
     if (running?.[setting] !== undefined)
       add("agent", running[setting], isDeepStrictEqual(running[setting], values[setting]));
-    // A snapshot knows only of some, as texts.
+    // A snapshot has only some settings, as text.
     const [then, now] = [snapshot?.[setting], shape[setting]];
     if (snapshot && (then !== undefined || now !== undefined)) add("snapshot", then ?? null, then === now);
     if (!same) found.push(row);
@@ -189,7 +189,7 @@ async function diff(sources: Sources, from: string | undefined, format: Format):
   return running === undefined ? EXIT.agentNotRunning : EXIT.done;
 }
 
-/** What istioctl's files decide, with fallbacks filled in as the file's own would be. */
+/** The settings of istioctl's files, with the defaults that a configuration file would get. */
 function valuesOfFiles(from: string, config: Config): Partial<SettingValues> {
   const { membership, paths } = readMembers(from, certifiedId(config.stateDir)?.id);
   const decided: DecidedSettings = settingsOf(membership, keptFiles(config.stateDir));
@@ -201,7 +201,7 @@ function valuesOfFiles(from: string, config: Config): Partial<SettingValues> {
   return { ...Object.fromEntries(names.map((name) => [name, values[name]])), ca: decided.ca ?? null };
 }
 
-/** The table and what to do about it. */
+/** The table, followed by the next step. */
 export function formatDifferences(
   found: readonly Difference[],
   needs: { live: readonly string[]; later: readonly string[] },

@@ -1,4 +1,4 @@
-/** `kmesh enrol` and `unenrol`: the list of units in the configuration file, and at once in what governs. */
+/** `kmesh enrol` and `unenrol`: change the list of units in the configuration file and apply it at once. */
 import { readFileSync, realpathSync, statSync } from "node:fs";
 import { readFolders } from "../../../config/config.ts";
 import { sourcesOf } from "../../../config/sources.ts";
@@ -98,7 +98,7 @@ async function changeAlone(kind: Change, { flags, positionals }: Arguments, path
       "Name those that are to be governed: kmesh enrol --only UNIT...",
     );
   if (kind === "add") for (const name of names) warnOfUnknown(name);
-  // A unit that is governed with all of the machine gets only what was asked for.
+  // The whole machine is governed already, so only the requested boot order is written.
   const steps = edited.everything && flags["at-boot"] === undefined && kind === "add" ? [] : boot;
   let effect: Effect = "none";
   let told = "";
@@ -131,7 +131,7 @@ async function changeAlone(kind: Change, { flags, positionals }: Arguments, path
   return EXIT.done;
 }
 
-/** What a person reads. */
+/** The result as text. */
 export function tell(kind: Change, path: string, edited: Edited, effect: Effect, told: string): string {
   if (edited.everything)
     return kind === "add"
@@ -179,20 +179,20 @@ function textOf(path: string): string {
   }
 }
 
-/** The file whole, or as it was; with its mode and owner, and where a link leads. */
+/** Replaces the file atomically. Keeps its mode and owner, and follows a link. */
 function replace(path: string, text: string): void {
   const real = realpathSync(path);
   const { mode, uid, gid } = statSync(real);
   replaceFile(real, text, { mode: mode & 0o7777, owner: { uid, gid }, durable: true });
 }
 
-/** It may be installed later. */
+/** Warns about a unit that does not exist: it may be installed later. */
 function warnOfUnknown(unit: string): void {
   if (!systemdRuns()) return;
   try {
     if (systemctl("show", "--property=LoadState", "--value", "--", unit) === "not-found")
       remark(`kmesh: systemd knows no ${unit}; it is governed as soon as it runs`);
   } catch {
-    // Nothing that matters here.
+    // The answer does not matter here.
   }
 }

@@ -40,7 +40,7 @@ import { activeState, enableSteps, runStep, startStep, tunnelSteps } from "../..
 import { confirmed, findAll, takeDown } from "../../service/teardown.ts";
 import { afterLeftovers, serviceAgent, upgradeSteps } from "../../service/upgrade-plan.ts";
 
-/** The service's own. */
+/** The configuration file of the service. */
 const FOLDERS: Folders = {
   bpffs: SETTINGS.bpffs.fallback,
   stateDir: SETTINGS["state-dir"].fallback,
@@ -114,13 +114,13 @@ export const install = command({
       const [copy, ...files] = installSteps(paths, await partsFor(paths, program));
       const joining = from === undefined ? undefined : joiningOf(from, root);
       if (joining) more.remarks = joining.remarks;
-      // With files to join by, the configuration is theirs to write.
+      // With --from, joining writes the configuration.
       const others = joining ? files.filter(({ target }) => target !== paths.config) : files;
       const newUnit = others.some(({ act, target }) => act && unitsOf(paths).includes(target));
       const fresh = others.some(({ act, target }) => act && target === paths.config);
       const changed = newUnit || copy.act !== undefined;
       const agent = start && !joining ? await serviceAgent(FOLDERS) : undefined;
-      // What runs judges its own configuration, and joining has judged it.
+      // A running agent checks its own configuration, and joining has checked it.
       const problems = root !== undefined || joining || agent ? [] : configProblems(paths, fresh);
       if (problems.length > 0) more.problems = problems.map(({ message, next }) => ({ message, next }));
       const steps = [...others, ...(joining?.steps ?? [])];
@@ -211,7 +211,7 @@ export const uninstall = command({
   },
 });
 
-/** Stopping and detaching come first: files that are in use must not be missing. */
+/** Stops and detaches before it removes files, because a running agent needs them. */
 async function serviceEnd(
   flags: Parameters<typeof sourcesOf>[0],
   paths: Paths,
@@ -221,10 +221,10 @@ async function serviceEnd(
   const folders = readFolders(sourcesOf(flags, process.env));
   const service = systemdRuns() && existsSync(paths.unit);
   const steps: Step[] = [];
-  // Whether a package's service is enabled outlives the removal, as for every package.
+  // The service of a package stays enabled after removal, as for every package.
   const end = paths.origin === "package" ? ["stop"] : ["disable", "--now"];
   if (service) steps.push(runStep(...end, SERVICE));
-  // The socket first, or the next connection would start the tunnel again.
+  // Stop the socket first, or the next connection starts the tunnel again.
   if (service && existsSync(paths.tunnelSocket)) steps.push(runStep("stop", TUNNEL_SOCKET, TUNNEL));
   const { pins, agent } = await findAll(folders);
   if (pins > 0 || agent !== undefined) {
@@ -243,7 +243,7 @@ async function serviceEnd(
   return steps;
 }
 
-/** The service's configuration and folders are where they are by default. */
+/** Whether the flags name the default configuration and folders, which the service uses. */
 function joiningOf(from: string, root: string | undefined): Joining {
   return joinSteps({ from, configFile: CONFIG_FILE, stateDir: FOLDERS.stateDir, root });
 }
@@ -263,7 +263,7 @@ function formatProof({ from_version, to_version, pid, gap_ms, connections, faile
   );
 }
 
-/** What keeps the service from starting: asked of the file as it will be. */
+/** Reasons why the service would not start with the new file. */
 function configProblems(paths: Paths, fresh: boolean): ConfigError[] {
   const file = { path: paths.config, required: true, ...(fresh ? { text: configTemplate() } : {}) };
   try {

@@ -44,7 +44,7 @@ export const join = command({
     const format = formatOf(flags);
     const dry = flags["dry-run"] === true;
     const sources = sourcesOf(flags, process.env);
-    // Not there yet is no fault here.
+    // A missing file is not an error here.
     const folders = readFolders({ ...sources, file: { ...sources.file, required: false } });
     const service = sources.file.path === CONFIG_FILE && systemdRuns() && existsSync(installedPaths().unit);
     const starts = service && flags.start !== false;

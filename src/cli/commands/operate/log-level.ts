@@ -7,7 +7,7 @@ import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, print, printJson } from "../../framework/output.ts";
 
-/** For an answer, milliseconds. */
+/** Time limit for the agent's answer, milliseconds. */
 const SILENCE = 10_000;
 
 interface Level {

@@ -67,7 +67,7 @@ interface Anew {
   service: string | undefined;
 }
 
-/** By the service manager where there is one, else the agent executes itself. */
+/** The service manager starts the successor if there is one; otherwise the agent executes itself. */
 async function restartAnew(folders: Folders, timeout: number): Promise<Anew> {
   const before = await runningAgent(folders);
   const service = serviceOf(before.pid);

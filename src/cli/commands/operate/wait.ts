@@ -6,7 +6,7 @@ import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/co
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, printJson, remark } from "../../framework/output.ts";
 
-/** Between two looks, milliseconds: at first, and when it takes long. */
+/** Poll interval, milliseconds: at first, and later. */
 const LOOK = 100;
 const SLOW_LOOK = 1_000;
 const SOON = 30_000;
@@ -50,7 +50,7 @@ export const wait = command({
           return EXIT.done;
         }
       } catch (error) {
-        // Whoever waits for as long as it takes waits until it is mended, too.
+        // Without a time limit, wait until somebody repairs it.
         if (seconds !== Number.POSITIVE_INFINITY) throw error;
         const text = reasonOf(error);
         if (text !== trouble) remark(`kmesh: waiting, since ${text}`);
