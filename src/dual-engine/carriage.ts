@@ -1,7 +1,7 @@
 /** How connections to a workload are carried: in plaintext, through its own tunnel, or through a gateway to its network. */
 import type { SanMatch, Transport } from "../mesh/transport.ts";
+import { HBONE_PORT } from "../mesh/tunnel-address.ts";
 import type { Gateway, Place, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
-import { HBONE_PORT } from "./service.ts";
 import type { Store } from "./store.ts";
 
 /** What decides how peers are reached. */

@@ -2,11 +2,9 @@
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { checkEnum, shortName } from "../kernel-native/resources/wire.ts";
 import { formatAddress, formatV4, isV4, maskPrefix } from "../mesh/address.ts";
+import { HBONE_PORT } from "../mesh/tunnel-address.ts";
 import { type Gateway, MODES, SCOPES, type ServiceAddress, type ServiceRecord } from "./records.ts";
 import { workload } from "./workload.gen.js";
-
-/** The port of HBONE. */
-export const HBONE_PORT = 15_008;
 
 /** Throws MalformedResource; errors of the protobuf reader go through. */
 export function readService(resource: string, bytes: Uint8Array): ServiceRecord {

@@ -1,9 +1,8 @@
 /** Whether something on this machine takes what the data path leads to the tunnel. */
 import { readFileSync } from "node:fs";
 import type { Config } from "../config/config.ts";
+import { TUNNEL_PORT } from "../mesh/tunnel-address.ts";
 
-/** TCP port at which the tunnel takes the machine's own connections. */
-const OUTBOUND_PORT = 15001;
 /** TCP_LISTEN in /proc/net/tcp. */
 const LISTEN = "0A";
 
@@ -20,7 +19,7 @@ export function usesTunnel(
     shadow,
     allowPlaintext,
   }: Pick<Config, "tunnel" | "plaintext" | "shadow" | "allowPlaintext">,
-  listens: () => boolean = () => rootListens("/proc/net/tcp", OUTBOUND_PORT),
+  listens: () => boolean = () => rootListens("/proc/net/tcp", TUNNEL_PORT),
 ): boolean {
   if (tunnel === "off" || shadow || allowPlaintext) return false;
   return tunnel === "on" || (!plaintext && listens());

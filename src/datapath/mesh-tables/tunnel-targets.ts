@@ -1,22 +1,22 @@
 /**
  * Tunnel targets in the kernel (bpf/include/tunnel.h): endpoints that `kmesh tunnel` reaches for the apps. Such an endpoint
- * is one at 127.a.b.c:15001 for the programs; a.b.c is its id + FIRST_NUMBER, so numbers are given, rest and come back as
+ * is one at 127.a.b.c:15001 for the programs; a.b.c is its id + FIRST_TARGET, so numbers are given, rest and come back as
  * the endpoints' ids do.
  */
 import { formatAddress } from "../../mesh/address.ts";
 import { ENDPOINT_WORDS, EndpointList } from "../../mesh/endpoint-list.ts";
 import type { Transport } from "../../mesh/transport.ts";
+import {
+  addressOfTarget,
+  FIRST_TARGET,
+  LAST_TARGET,
+  TUNNEL_PORT,
+  targetOfAddress,
+} from "../../mesh/tunnel-address.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
 import { NameLines, NameSpace, nameOf } from "../tables/names.ts";
 import type { Tables } from "../tables/tables.ts";
-
-/** 127.0.0.1 is no target: see TUNNEL_FIRST_NUMBER. */
-const FIRST_NUMBER = 2;
-/** 127.255.255.255 is a broadcast address. */
-const LAST_NUMBER = 2 ** 24 - 2;
-/** TCP port at which the tunnel takes the machine's own connections. */
-export const TUNNEL_PORT = 15001;
 
 const { fields } = layout.tunnel_target;
 const TRANSPORT = fields.transport.offset;
@@ -46,7 +46,7 @@ export interface Peer {
 /** More endpoints are reached through the tunnel than 127.0.0.0/8 has addresses. */
 export class TooManyTargets extends Error {
   constructor() {
-    super(`endpoint ids above ${LAST_NUMBER - FIRST_NUMBER} can't be reached through the tunnel`);
+    super(`endpoint ids above ${LAST_TARGET - FIRST_TARGET} can't be reached through the tunnel`);
     this.name = "TooManyTargets";
   }
 }
@@ -88,7 +88,7 @@ export class TunnelTargets {
 
   /** Writes the target of a new endpoint id. Gives the endpoint as the programs see it. Throws TooManyTargets. */
   add(id: number, list: EndpointList, index: number, through: Tunnelled): EndpointList {
-    if (id > LAST_NUMBER - FIRST_NUMBER) throw new TooManyTargets();
+    if (id > LAST_TARGET - FIRST_TARGET) throw new TooManyTargets();
     const text = textOf(through.transport);
     const transport = this.#transports.id(text) ?? this.#transports.add(text);
     this.#table.reserve(id + 1);
@@ -105,7 +105,9 @@ export class TunnelTargets {
     this.#table.setWord(id, TRANSPORT, transport);
     this.#users.set(transport, (this.#users.get(transport) ?? 0) + 1);
     this.#ids.set(this.#keyOf(id), id);
-    return EndpointList.of([{ address: addressOf(id), port: TUNNEL_PORT, weight: 1, healthy: true }]);
+    return EndpointList.of([
+      { address: addressOfTarget(id + FIRST_TARGET), port: TUNNEL_PORT, weight: 1, healthy: true },
+    ]);
   }
 
   /** The id is about to be free. Gives whether it was a target. */
@@ -172,20 +174,13 @@ export function readTransport(
 
 /** The endpoint id of a target by its number, a.b.c of 127.a.b.c; undefined for a number that is given to none. */
 export function idOfNumber(number: number): number | undefined {
-  return number >= FIRST_NUMBER && number <= LAST_NUMBER ? number - FIRST_NUMBER : undefined;
-}
-
-/** The target's address for the programs. */
-export function addressOf(id: number): string {
-  const number = id + FIRST_NUMBER;
-  return `127.${number >>> 16}.${(number >>> 8) & 255}.${number & 255}`;
+  return number >= FIRST_TARGET && number <= LAST_TARGET ? number - FIRST_TARGET : undefined;
 }
 
 /** The peer behind an address that a connection was led to; undefined when that is no target's. */
 export function peerBehind(tables: Tables, address: string, port: number): Peer | undefined {
-  if (port !== TUNNEL_PORT || !address.startsWith("127.")) return undefined;
-  const number = address.split(".").reduce((sum, byte) => sum * 256 + Number(byte), 0) % 2 ** 24;
-  const id = idOfNumber(number);
+  const number = port === TUNNEL_PORT ? targetOfAddress(address) : undefined;
+  const id = number === undefined ? undefined : idOfNumber(number);
   return id === undefined ? undefined : readPeer(tables, id);
 }
 
@@ -193,7 +188,7 @@ export function peerBehind(tables: Tables, address: string, port: number): Peer 
 function isLocal(endpoints: ChunkedTable, id: number): boolean {
   if (endpoints.word(id, END.used.offset) === 0) return false;
   const record = endpoints.record(id);
-  const number = id + FIRST_NUMBER;
+  const number = id + FIRST_TARGET;
   const at = END.address.offset + 12;
   return (
     record[at] === 127 &&

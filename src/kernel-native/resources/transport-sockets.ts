@@ -3,6 +3,7 @@
  * whose `match` the endpoint's metadata has; else transport_socket; else plaintext.
  */
 import type { SanMatch, Transport } from "../../mesh/transport.ts";
+import { HBONE_PORT } from "../../mesh/tunnel-address.ts";
 import { envoy } from "./envoy.gen.js";
 import { decode, decodeAny, guarded, messageName, shortName } from "./wire.ts";
 
@@ -27,8 +28,6 @@ export type Demands = readonly Demand[];
 
 const PLAINTEXT: Demand = { kind: "plaintext" };
 const NO_HOST: HostCheck = { host: "", isChecked: false };
-/** What ztunnel and istiod's own sidecars listen at. */
-const HBONE_PORT = 15008;
 
 type Socket = envoy.TransportSocket.$Properties | null | undefined;
 type Match = envoy.TransportSocketMatch.$Properties;

@@ -2,6 +2,7 @@
 import { networkInterfaces } from "node:os";
 import { canonicalAddress } from "../../mesh/address.ts";
 import type { Identity, MtlsMode } from "../../mesh/inbound.ts";
+import { TUNNEL_PORTS } from "../../mesh/tunnel-address.ts";
 import { TunnelFailure } from "../failure.ts";
 
 export interface InboundConnection {
@@ -25,9 +26,6 @@ export const NOBODY: Admission = {
   mtls: () => "strict",
 };
 
-/** Ports that are kmesh's own on every machine. */
-const OWN_PORTS = new Set([15001, 15006, 15008]);
-
 /**
  * Checks the destination of a CONNECT: an address of this machine other than loopback, which would lead back into the
  * tunnel or to what listens for this machine alone, and no port of the tunnel's. Gives it. Throws TunnelFailure:
@@ -46,7 +44,7 @@ export function parseDestination(authority: string): { address: string; port: nu
 }
 
 export function isOwnPort(port: number): boolean {
-  return OWN_PORTS.has(port);
+  return TUNNEL_PORTS.has(port);
 }
 
 function isLoopback(address: string): boolean {

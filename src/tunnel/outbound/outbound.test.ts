@@ -7,12 +7,13 @@ import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
 import { dialTcp, listening, outcome, TestMesh } from "../../../test/lab/mesh-member.ts";
 import type { Transport } from "../../mesh/transport.ts";
+import { addressOfTarget } from "../../mesh/tunnel-address.ts";
 import { Counters } from "../counters.ts";
 import { Budget } from "../http2/budget.ts";
 import { MeshCredentials } from "../tls/mesh-credentials.ts";
 import { Dialer } from "./dial.ts";
 import { carryOutbound } from "./outbound.ts";
-import { addressOfTarget, type TunnelTarget } from "./target.ts";
+import type { TunnelTarget } from "./target.ts";
 
 let mesh: TestMesh;
 let foreign: TestMesh;
@@ -121,7 +122,7 @@ async function ask(address: string, text = "hello"): Promise<string> {
 const failures = () => counters.rows.ways.outbound.failures;
 
 test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both ways", async () => {
-  const at = target(7, await peer({ ...mesh.issue("web"), ALPNProtocols: ["istio"] }), istio("other", "web"));
+  const at = target(8, await peer({ ...mesh.issue("web"), ALPNProtocols: ["istio"] }), istio("other", "web"));
   expect(await ask(at)).toBe("got hello");
   expect(seen).toEqual([
     {
@@ -144,17 +145,17 @@ test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both 
 });
 
 test("a peer that chooses no ALPN and speaks TLS 1.2 only is right, too", async () => {
-  const at = target(7, await peer({ ...mesh.issue("web"), maxVersion: "TLSv1.2" }), istio("web"));
+  const at = target(8, await peer({ ...mesh.issue("web"), maxVersion: "TLSv1.2" }), istio("web"));
   expect(await ask(at)).toBe("got hello");
 });
 
 test("16 MB go each way unchanged, and a reader that does not read holds the writer back", async () => {
-  const at = target(1, await peer({ ...mesh.issue("web") }), istio("web"));
+  const at = target(2, await peer({ ...mesh.issue("web") }), istio("web"));
   const text = "0123456789abcdef".repeat(1 << 20);
   expect((await ask(at, text)) === `got ${text}`).toBe(true);
   const slow = createTlsServer({ ...mesh.issue("web"), requestCert: true }, (socket) => socket.pause());
   cleanup.push(() => slow.close());
-  const stuck = await dialTcp(entrance, target(2, await listening(slow), istio("web")));
+  const stuck = await dialTcp(entrance, target(3, await listening(slow), istio("web")));
   cleanup.push(() => stuck.destroy());
   let taken = 0;
   const block = Buffer.alloc(1 << 16);
@@ -174,20 +175,20 @@ test("16 MB go each way unchanged, and a reader that does not read holds the wri
 
 test("every failure is a reset for the app, with its reason counted", async () => {
   const cases: [string, () => Promise<string>][] = [
-    ["wrong-san", async () => target(1, await peer({ ...mesh.issue("web") }), istio("other"))],
+    ["wrong-san", async () => target(2, await peer({ ...mesh.issue("web") }), istio("other"))],
     [
       "unknown-ca",
-      async () => target(1, await peer({ ...foreign.issue("web"), ca: mesh.authority.root }), istio("web")),
+      async () => target(2, await peer({ ...foreign.issue("web"), ca: mesh.authority.root }), istio("web")),
     ],
     [
       "expired",
-      async () => target(1, await peer({ ...mesh.issue("web", { from: -3, to: -1 }) }), istio("web")),
+      async () => target(2, await peer({ ...mesh.issue("web", { from: -3, to: -1 }) }), istio("web")),
     ],
     [
       "not-yet-valid",
-      async () => target(1, await peer({ ...mesh.issue("web", { from: 1, to: 2 }) }), istio("web")),
+      async () => target(2, await peer({ ...mesh.issue("web", { from: 1, to: 2 }) }), istio("web")),
     ],
-    ["refused-by-peer", async () => target(1, await demanding(), istio("web"))],
+    ["refused-by-peer", async () => target(2, await demanding(), istio("web"))],
     [
       "connect-refused",
       async () => {
@@ -195,23 +196,23 @@ test("every failure is a reset for the app, with its reason counted", async () =
         const port = await listening(server);
         server.close();
         await once(server, "close");
-        return target(1, port, istio("web"));
+        return target(2, port, istio("web"));
       },
     ],
     [
       "not-tls",
-      async () => target(1, await plain((socket) => socket.write("HTTP/1.1 400\r\n\r\n")), istio("web")),
+      async () => target(2, await plain((socket) => socket.write("HTTP/1.1 400\r\n\r\n")), istio("web")),
     ],
-    ["handshake-timeout", async () => target(1, await plain(() => {}), istio("web"))],
-    ["reset", async () => target(1, await plain((socket) => socket.resetAndDestroy()), istio("web"))],
-    ["no-alpn", async () => target(1, await peer({ ...mesh.issue("web") }), hboneAt(1))],
+    ["handshake-timeout", async () => target(2, await plain(() => {}), istio("web"))],
+    ["reset", async () => target(2, await plain((socket) => socket.resetAndDestroy()), istio("web"))],
+    ["no-alpn", async () => target(2, await peer({ ...mesh.issue("web") }), hboneAt(1))],
     ["unknown-target", async () => addressOfTarget(99)],
-    ["bad-file", async () => target(1, 1, { ...external, roots: "/nowhere/ca.pem" })],
+    ["bad-file", async () => target(2, 1, { ...external, roots: "/nowhere/ca.pem" })],
   ];
   for (const [reason, prepare] of cases) {
     const address = await prepare();
-    const transport = targets.get(1)?.transport;
-    if (transport?.kind === "hbone") transport.port = targets.get(1)?.peer.port ?? 0;
+    const transport = targets.get(2)?.transport;
+    if (transport?.kind === "hbone") transport.port = targets.get(2)?.peer.port ?? 0;
     expect([reason, await ask(address)]).toEqual([reason, "ECONNRESET"]);
     await Bun.sleep(10);
     expect({ [reason]: 1 }).toEqual(failures());
@@ -270,7 +271,7 @@ async function plain(accept: (socket: Socket) => void): Promise<number> {
 }
 
 test("a new certificate is used without a restart, and open connections go on", async () => {
-  const at = target(1, await peer({ ...mesh.issue("web") }), istio("web"));
+  const at = target(2, await peer({ ...mesh.issue("web") }), istio("web"));
   const old = await dialTcp(entrance, at);
   old.write("a");
   while (seen[0]?.text !== "a") await Bun.sleep(5);
@@ -307,26 +308,26 @@ test("TLS of a DestinationRule: SIMPLE, MUTUAL, names, no verification", async (
   const port = await peer({ key, cert: chain, ca: foreign.authority.root, rejectUnauthorized: false });
   const roots = join(foreign.folder, "ca.pem");
   const exact = (value: string) => [{ kind: "exact" as const, value }];
-  expect(await ask(target(1, port, { ...external, roots, sans: exact("db.example.com") }))).toBe("got hello");
+  expect(await ask(target(2, port, { ...external, roots, sans: exact("db.example.com") }))).toBe("got hello");
   expect(seen.at(-1)).toMatchObject({ sni: "db.example.com", peer: undefined });
-  expect(await ask(target(2, port, { ...external, roots, sans: exact("example.com") }))).toBe("ECONNRESET");
-  expect(await ask(target(3, port, { ...external, roots: join(mesh.folder, "ca.pem") }))).toBe("ECONNRESET");
-  expect(await ask(target(4, port, external))).toBe("got hello");
-  expect(await ask(target(5, port, { ...external, sans: exact("other.org") }))).toBe("ECONNRESET");
+  expect(await ask(target(3, port, { ...external, roots, sans: exact("example.com") }))).toBe("ECONNRESET");
+  expect(await ask(target(4, port, { ...external, roots: join(mesh.folder, "ca.pem") }))).toBe("ECONNRESET");
+  expect(await ask(target(5, port, external))).toBe("got hello");
+  expect(await ask(target(6, port, { ...external, sans: exact("other.org") }))).toBe("ECONNRESET");
   await Bun.sleep(10);
   expect(failures()).toEqual({ "wrong-san": 2, "unknown-ca": 1 });
   const client = foreign.issue("client");
   const files = { certificate: join(foreign.folder, "c.pem"), key: join(foreign.folder, "c.key") };
   writeFileSync(files.certificate, client.cert);
   writeFileSync(files.key, client.key);
-  expect(await ask(target(6, port, { ...external, ...files, roots }))).toBe("got hello");
+  expect(await ask(target(7, port, { ...external, ...files, roots }))).toBe("got hello");
   expect(seen.at(-1)?.peer).toBe(`URI:${foreign.id("client")}`);
 });
 
 test("PROXY protocol: the header comes first, alone or before TLS", async () => {
   const heard: Buffer[] = [];
   const port = await plain((socket) => socket.on("data", (chunk) => heard.push(chunk as Buffer)));
-  const v1 = await dialTcp(entrance, target(1, port, { kind: "proxy-protocol", version: 1 }));
+  const v1 = await dialTcp(entrance, target(2, port, { kind: "proxy-protocol", version: 1 }));
   const port1 = v1.localPort;
   v1.end("x");
   await Bun.sleep(50);
@@ -334,7 +335,7 @@ test("PROXY protocol: the header comes first, alone or before TLS", async () => 
   heard.length = 0;
   const v2 = await dialTcp(
     entrance,
-    target(2, port, { kind: "proxy-protocol", version: 2, over: istio("web") }),
+    target(3, port, { kind: "proxy-protocol", version: 2, over: istio("web") }),
   );
   cleanup.push(() => v2.destroy());
   await Bun.sleep(50);

@@ -1,9 +1,10 @@
 import type { Socket } from "node:net";
+import { targetOfAddress } from "../../mesh/tunnel-address.ts";
 import type { Counters } from "../counters.ts";
 import { isAlert, reasonOfFailure, TunnelFailure } from "../failure.ts";
 import { reset, splice } from "../splice.ts";
 import type { Dialer } from "./dial.ts";
-import { type ReadTarget, targetOfAddress } from "./target.ts";
+import type { ReadTarget } from "./target.ts";
 
 /** Seconds of silence after which the kernel asks whether the app is still there. */
 export const KEEPALIVE = 60_000;

@@ -1,14 +1,15 @@
 /** The life of a tunnel process: signals, hand-over to the next one, drain. */
+import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
 import { LISTENERS, type ListenerName, takeInherited } from "./listeners.ts";
 import { READY_SIGNAL, startSuccessor } from "./successor.ts";
 import { Tunnel, type TunnelOptions } from "./tunnel.ts";
 
 /** What it listens on where nobody hands it sockets. Steered connections come by the kernel, so those sockets are local. */
 const DEFAULTS: Record<ListenerName, { host: string; port: number }> = {
-  outbound: { host: "0.0.0.0", port: 15001 },
-  hbone: { host: "::", port: 15008 },
-  inbound: { host: "127.0.0.1", port: 15006 },
-  inbound6: { host: "::1", port: 15006 },
+  outbound: { host: "0.0.0.0", port: TUNNEL_PORT },
+  hbone: { host: "::", port: HBONE_PORT },
+  inbound: { host: "127.0.0.1", port: STEERED_PORT },
+  inbound6: { host: "::1", port: STEERED_PORT },
 };
 
 export interface ProcessOptions extends Omit<TunnelOptions, "listeners"> {

@@ -3,6 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { replaceFile } from "../../files/replace-file.ts";
 import type { CounterRows } from "../counters.ts";
+import type { CredentialStatus } from "../tls/mesh-credentials.ts";
 
 /** Times are milliseconds since the epoch. */
 export interface TunnelStatus extends CounterRows {
@@ -19,14 +20,7 @@ export interface TunnelStatus extends CounterRows {
   connections: number;
   /** Bytes that are held for readers which do not read. */
   held: number;
-  certificate: {
-    id?: string;
-    serial?: string;
-    notAfter?: number;
-    valid: boolean;
-    rotations: number;
-    trouble?: string;
-  };
+  certificate: CredentialStatus;
 }
 
 /** The folder of the status files. */

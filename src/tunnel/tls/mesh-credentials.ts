@@ -22,6 +22,20 @@ export interface CredentialGeneration {
   context(from: "TLSv1.2" | "TLSv1.3"): SecureContext;
 }
 
+/** The certificate that new handshakes use, without the key. */
+export interface CredentialStatus {
+  /** `spiffe://...` of this machine; absent while no certificate was ever read, like the two below. */
+  id?: string;
+  serial?: string;
+  /** Milliseconds since the epoch. */
+  notAfter?: number;
+  valid: boolean;
+  /** How often it was replaced. */
+  rotations: number;
+  /** What is wrong with the files. */
+  trouble?: string;
+}
+
 /**
  * The machine's certificate, key and roots from the identity's files, read again when the agent replaces them. The last
  * ones that were right stay in use while the files are missing or broken. Never logs a key.
@@ -59,15 +73,7 @@ export class MeshCredentials {
     return generation;
   }
 
-  /** For the status: what is loaded, valid or not; how often it was replaced; what is wrong with the files. */
-  status(): {
-    id?: string;
-    serial?: string;
-    notAfter?: number;
-    valid: boolean;
-    rotations: number;
-    trouble?: string;
-  } {
+  status(): CredentialStatus {
     const generation = this.#generation;
     return {
       ...(generation && { id: generation.id, serial: generation.serial, notAfter: generation.notAfter }),
