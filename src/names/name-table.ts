@@ -8,7 +8,7 @@ import { ChunkedTable } from "../datapath/tables/chunked-table.ts";
 import { DeferredFree } from "../datapath/tables/deferred-free.ts";
 import { ExtentAllocator } from "../datapath/tables/extent-allocator.ts";
 import { Ids } from "../datapath/tables/ids.ts";
-import { innerMap, installInnerMap } from "../datapath/tables/inner-map.ts";
+import { innerMap, installInnerMap, withRoomFor } from "../datapath/tables/inner-map.ts";
 import { BpfMap, FLAG } from "../kernel/maps.ts";
 import { formatAddress, isV4, parseAddress } from "../mesh/address.ts";
 import type { Entry } from "./entries.ts";
@@ -178,7 +178,7 @@ export class NameTable {
       if (made.length === 0) return 0;
       // Before the keys: a wildcard whose depth is not looked for is not found.
       this.#publishDepths(true);
-      this.#reserve(this.#placed.size);
+      this.#hash = withRoomFor(this.#placed.size, this.#maps.names, this.#hash, createHash);
       const keys = BigUint64Array.from(made, ({ key }) => key);
       const values = BigUint64Array.from(made, ({ key, id }) => ((key >> 32n) << 32n) | BigInt(id));
       this.#hash.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(values.buffer), made.length);
@@ -289,19 +289,6 @@ export class NameTable {
     if (placed.kind === "pointer")
       return { kind: "pointer", name, target: this.#byId.get(placed.first) ?? "" };
     return { kind: placed.kind, name };
-  }
-
-  /** A hash can't grow: a larger copy takes its place at once. */
-  #reserve(count: number): void {
-    let size = this.#hash.info.maxEntries;
-    if (count <= size * 0.75) return;
-    while (count > size * 0.75) size *= 2;
-    const { keys, values, count: held } = this.#hash.entries();
-    const old = this.#hash;
-    this.#hash = installInnerMap(this.#maps.names, createHash(size), (larger) =>
-      larger.updateBatch(keys, values, held),
-    );
-    old.close();
   }
 
   #hashOf(wire: Uint8Array): bigint {

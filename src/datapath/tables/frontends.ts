@@ -15,7 +15,7 @@ import {
   prefixKey,
   putExactKey,
 } from "./frontend-key.ts";
-import { innerMap, installInnerMap } from "./inner-map.ts";
+import { innerMap, installInnerMap, withRoomFor } from "./inner-map.ts";
 import * as layout from "./layout.gen.ts";
 
 const REF_SIZE = layout.frontend_ref.size;
@@ -64,7 +64,7 @@ export class ExactTable {
   add(frontends: readonly PlacedFrontend[]): void {
     if (frontends.length === 0) return;
     const count = this.#held() + frontends.length;
-    this.#reserve(count);
+    this.#hash = withRoomFor(count, this.#outer, this.#hash, createHash, () => faultPoint("publish.growth"));
     const keys = new Uint8Array(new ArrayBuffer(frontends.length * EXACT_KEY_SIZE));
     const words = new Uint32Array(keys.buffer);
     const refs = new Uint32Array(new ArrayBuffer(frontends.length * REF_SIZE));
@@ -86,20 +86,6 @@ export class ExactTable {
   #held(): number {
     this.#count ??= this.#hash.entries().count;
     return this.#count;
-  }
-
-  /** A hash can't grow: a larger copy takes its place at once, three quarters full at most. */
-  #reserve(count: number): void {
-    let size = this.#hash.info.maxEntries;
-    if (count <= size * 0.75) return;
-    while (count > size * 0.75) size *= 2;
-    const { keys, values, count: held } = this.#hash.entries();
-    const old = this.#hash;
-    this.#hash = installInnerMap(this.#outer, createHash(size), (larger) => {
-      larger.updateBatch(keys, values, held);
-      faultPoint("publish.growth");
-    });
-    old.close();
   }
 
   close(): void {

@@ -27,3 +27,29 @@ export function installInnerMap(
   }
   return inner;
 }
+
+/** A hash is three quarters full at most: fuller, its buckets are long. */
+const FULLEST = 0.75;
+
+/**
+ * A hash with room for `count` elements: `hash` itself, or where that is too small a larger copy, which takes its place at
+ * once. `hash` is closed then. `create` makes an empty one; `copied` runs before the copy is put in place. Throws KernelError.
+ */
+export function withRoomFor(
+  count: number,
+  outer: BpfMap,
+  hash: BpfMap,
+  create: (maxEntries: number) => BpfMap,
+  copied: () => void = () => {},
+): BpfMap {
+  let size = hash.info.maxEntries;
+  if (count <= size * FULLEST) return hash;
+  while (count > size * FULLEST) size *= 2;
+  const { keys, values, count: held } = hash.entries();
+  const larger = installInnerMap(outer, create(size), (copy) => {
+    copy.updateBatch(keys, values, held);
+    copied();
+  });
+  hash.close();
+  return larger;
+}
