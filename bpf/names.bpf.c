@@ -33,6 +33,7 @@
 #define LONGEST_RECORD (12 + 16) /* AAAA */
 #define MOST_ANSWERS 76 /* A records in the longest response */
 #define TTL_SECONDS 30
+#define RESPONSE_HOPS 64 /* TTL or hop limit of the IP header */
 #define NAME_POINTER 0xc00c /* to the question's name (RFC 1035, 4.1.4) */
 #define LOOKUP_RETRIES 4
 /* Bits of an offset into the response, and room for what is written from there on. */
@@ -442,7 +443,7 @@ static __always_inline void put_pointer(struct query *q, __u32 id)
 }
 
 /* Turns the query in `q->packet` into the response. Gives what to count it as. */
-static __always_inline __u32 build_response(struct query *q, struct name_entry *entry)
+static __always_inline __u32 build_response(struct query *q, struct name_entry *entry, const struct names_settings *set)
 {
 	/* One load: the run is the old one or the new one. */
 	const union {
@@ -451,6 +452,7 @@ static __always_inline __u32 build_response(struct query *q, struct name_entry *
 	} answers = { .word = *(volatile __u64 *)&entry->answers };
 	__u32 event = NAMES_ANSWERED_EMPTY;
 	__u16 type = q->type;
+	__u32 total = 0;
 	__u32 at;
 
 	STORE(q->count, 0);
@@ -461,14 +463,19 @@ static __always_inline __u32 build_response(struct query *q, struct name_entry *
 		}
 	} else if (type == TYPE_A || (type == TYPE_ANY && answers.run.v4)) {
 		event = NAMES_ANSWERED_A;
-		names_put_addresses(answers.run.first, answers.run.v4, false);
+		total = answers.run.v4;
+		names_put_addresses(answers.run.first, total, false);
 	} else if (type == TYPE_AAAA || type == TYPE_ANY) {
 		event = NAMES_ANSWERED_AAAA;
-		names_put_addresses(answers.run.first + answers.run.v4, answers.run.v6, true);
+		total = answers.run.v6;
+		names_put_addresses(answers.run.first + answers.run.v4, total, true);
 	}
 	if (!LOAD(q->count))
 		event = NAMES_ANSWERED_EMPTY;
 	q->packet[2] = QR | AA | (q->packet[2] & RD);
+	/* Off by default: a client that sees it asks by TCP a server that may not know the name. See docs/names.md. */
+	if (LOAD(q->count) < total && set->flags & NAMES_TRUNCATE)
+		q->packet[2] |= TC;
 	q->packet[3] = RA | (q->packet[3] & CD);
 	put_word(q->packet + 6, LOAD(q->count));
 	put_word(q->packet + 8, 0);
@@ -513,10 +520,45 @@ static __always_inline __u16 checksum_v6(struct query *q, struct ipv6hdr *ip, st
 	return fold(sum) ?: 0xffff;
 }
 
-/* Swaps who sent and who receives, and puts the response into the packet. Gives 0, or -1 when that went wrong halfway. */
+/* Turns the IPv4 header at `at` round: the response goes back to the sender. Gives 0, or -1. */
+static __always_inline int turn_v4(struct __sk_buff *skb, __u32 at, __u32 udp_length)
+{
+	struct iphdr ip;
+	__be32 sender;
+
+	if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)))
+		return -1;
+	sender = ip.saddr;
+	ip.saddr = ip.daddr;
+	ip.daddr = sender;
+	ip.tot_len = bpf_htons(sizeof(ip) + udp_length);
+	ip.ttl = RESPONSE_HOPS;
+	ip.check = 0;
+	ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
+	return bpf_skb_store_bytes(skb, at, &ip, sizeof(ip), 0);
+}
+
+/* The same for IPv6. `ip` becomes the new header: the UDP checksum covers its addresses. */
+static __always_inline int turn_v6(struct __sk_buff *skb, __u32 at, __u32 udp_length, struct ipv6hdr *ip)
+{
+	struct in6_addr sender;
+
+	if (bpf_skb_load_bytes(skb, at, ip, sizeof(*ip)))
+		return -1;
+	sender = ip->saddr;
+	ip->saddr = ip->daddr;
+	ip->daddr = sender;
+	ip->payload_len = bpf_htons(udp_length);
+	ip->hop_limit = RESPONSE_HOPS;
+	return bpf_skb_store_bytes(skb, at, ip, sizeof(*ip), 0);
+}
+
+/* Makes the packet the response in `q->packet`. Gives 0, or -1 when it is half done. */
 VERIFIED_ONCE int names_rewrite(struct __sk_buff *skb, __u32 at, __u32 v6)
 {
+	__u32 udp_at = at + (v6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr));
 	struct query *q = this_query();
+	struct ipv6hdr ip;
 	struct udphdr udp;
 	__u64 length;
 
@@ -527,52 +569,23 @@ VERIFIED_ONCE int names_rewrite(struct __sk_buff *skb, __u32 at, __u32 v6)
 	if (length < SHORTEST_QUERY)
 		return -1;
 	*(__u32 *)(q->packet + length) = 0;
-	if (v6) {
-		struct ipv6hdr ip;
-		struct in6_addr sender;
-
-		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) ||
-		    bpf_skb_load_bytes(skb, at + sizeof(ip), &udp, sizeof(udp)))
-			return -1;
-		sender = ip.saddr;
-		ip.saddr = ip.daddr;
-		ip.daddr = sender;
-		ip.payload_len = bpf_htons(sizeof(udp) + length);
-		ip.hop_limit = 64;
-		udp.dest = udp.source;
-		udp.source = bpf_htons(DNS_PORT);
-		udp.len = ip.payload_len;
-		udp.check = 0;
-		udp.check = checksum_v6(q, &ip, &udp, length);
-		if (bpf_skb_store_bytes(skb, at, &ip, sizeof(ip), 0))
-			return -1;
-		at += sizeof(ip);
-	} else {
-		struct iphdr ip;
-		__be32 sender;
-
-		if (bpf_skb_load_bytes(skb, at, &ip, sizeof(ip)) ||
-		    bpf_skb_load_bytes(skb, at + sizeof(ip), &udp, sizeof(udp)))
-			return -1;
-		sender = ip.saddr;
-		ip.saddr = ip.daddr;
-		ip.daddr = sender;
-		ip.tot_len = bpf_htons(sizeof(ip) + sizeof(udp) + length);
-		ip.ttl = 64;
-		ip.check = 0;
-		ip.check = fold(bpf_csum_diff(NULL, 0, (__be32 *)&ip, sizeof(ip), 0));
-		udp.dest = udp.source;
-		udp.source = bpf_htons(DNS_PORT);
-		udp.len = bpf_htons(sizeof(udp) + length);
-		/* None (RFC 768): the packet does not leave the machine. */
-		udp.check = 0;
-		if (bpf_skb_store_bytes(skb, at, &ip, sizeof(ip), 0))
-			return -1;
-		at += sizeof(ip);
-	}
-	if (bpf_skb_store_bytes(skb, at, &udp, sizeof(udp), 0))
+	if (bpf_skb_load_bytes(skb, udp_at, &udp, sizeof(udp)))
 		return -1;
-	return bpf_skb_store_bytes(skb, at + sizeof(udp), q->packet, length, 0) ? -1 : 0;
+	udp.dest = udp.source;
+	udp.source = bpf_htons(DNS_PORT);
+	udp.len = bpf_htons(sizeof(udp) + length);
+	/* IPv4 needs none (RFC 768): the packet does not leave the machine. */
+	udp.check = 0;
+	if (v6) {
+		if (turn_v6(skb, at, sizeof(udp) + length, &ip))
+			return -1;
+		udp.check = checksum_v6(q, &ip, &udp, length);
+	} else if (turn_v4(skb, at, sizeof(udp) + length)) {
+		return -1;
+	}
+	if (bpf_skb_store_bytes(skb, udp_at, &udp, sizeof(udp), 0))
+		return -1;
+	return bpf_skb_store_bytes(skb, udp_at + sizeof(udp), q->packet, length, 0) ? -1 : 0;
 }
 
 static __always_inline int swap_link_addresses(struct __sk_buff *skb)
@@ -631,7 +644,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct interface 
 		return pass(skb, in, NAMES_PASSED_AGENT);
 	if (!in->explain && !(set->flags & NAMES_EVERY_CGROUP) && !is_enrolled_asker(skb))
 		return pass(skb, in, NAMES_PASSED_NOT_ENROLLED);
-	event = build_response(q, entry);
+	event = build_response(q, entry, set);
 	if (set->flags & NAMES_SHADOW && !in->explain)
 		return pass(skb, in, NAMES_WOULD_ANSWER);
 	if (bpf_skb_change_tail(skb, message + LOAD(q->at), 0))
@@ -667,29 +680,26 @@ static __always_inline int query_length(const struct __sk_buff *skb, const struc
 /* IP options, extension headers and fragments pass, too. */
 static __always_inline int handle(struct __sk_buff *skb, const struct interface in)
 {
-	__u32 at = in.link_header;
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	void *ip_at = (void *)(long)skb->data + in.link_header, *end = (void *)(long)skb->data_end;
+	bool v6 = skb->protocol == bpf_htons(ETH_P_IPV6);
 	int length = -1;
 
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		struct iphdr *ip = data + at;
-
-		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_UDP)
-			return TC_ACT_UNSPEC;
-		if (*(__u8 *)ip == 0x45 && !(ip->frag_off & bpf_htons(0x3fff)))
-			length = query_length(skb, (void *)(ip + 1), end, bpf_ntohs(ip->tot_len) - sizeof(*ip));
-		return length < 0 ? TC_ACT_UNSPEC : answer(skb, &in, at, false, length);
-	}
-	if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
-		struct ipv6hdr *ip = data + at;
+	if (v6) {
+		struct ipv6hdr *ip = ip_at;
 
 		if ((void *)(ip + 1) > end || ip->nexthdr != IPPROTO_UDP)
 			return TC_ACT_UNSPEC;
 		if ((*(__u8 *)ip & 0xf0) == 0x60)
 			length = query_length(skb, (void *)(ip + 1), end, bpf_ntohs(ip->payload_len));
-		return length < 0 ? TC_ACT_UNSPEC : answer(skb, &in, at, true, length);
+	} else if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr *ip = ip_at;
+
+		if ((void *)(ip + 1) > end || ip->protocol != IPPROTO_UDP)
+			return TC_ACT_UNSPEC;
+		if (*(__u8 *)ip == 0x45 && !(ip->frag_off & bpf_htons(0x3fff)))
+			length = query_length(skb, (void *)(ip + 1), end, bpf_ntohs(ip->tot_len) - sizeof(*ip));
 	}
-	return TC_ACT_UNSPEC;
+	return length < 0 ? TC_ACT_UNSPEC : answer(skb, &in, in.link_header, v6, length);
 }
 
 SEC("tc")

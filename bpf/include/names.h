@@ -26,6 +26,7 @@ enum names_flag {
 	NAMES_SHADOW = 2, /* count, answer nothing */
 	NAMES_FORWARDED = 4, /* answer queries of other network namespaces that pass through */
 	NAMES_EVERY_CGROUP = 8, /* answer whoever asks */
+	NAMES_TRUNCATE = 16, /* set TC when not all addresses fit, so that the client asks again by TCP */
 };
 
 /* Each member is published by itself with one store. */

@@ -236,11 +236,11 @@ export class Agent {
       namesSettings(config),
       enforcesInbound(config),
     );
-    const { dns, dnsExcludes, inbound, traffic, metrics, accessLog } = config;
+    const { dns, dnsExcludes, dnsTruncate, inbound, traffic, metrics, accessLog } = config;
     this.#config = {
       ...this.#config,
-      ...{ cgroups: config.cgroups, units, excludes, netns, dns, dnsExcludes, inbound, shadow },
-      ...{ traffic, metrics, accessLog },
+      ...{ cgroups: config.cgroups, units, excludes, netns, shadow },
+      ...{ dns, dnsExcludes, dnsTruncate, inbound, traffic, metrics, accessLog },
     };
     this.#telemetry.configure(this.#config);
     this.#controlPlane.exclude(excludes);
@@ -511,9 +511,13 @@ export class Agent {
   }
 }
 
-function namesSettings({ cgroups, units, dns, dnsExcludes, shadow, netns }: Config): NamesSettings {
+function namesSettings(config: Config): NamesSettings {
+  const { cgroups, units, dns, dnsExcludes, dnsTruncate, shadow, netns } = config;
   const everybody = cgroups.includes("/") && units.length === 0;
-  return { dns, excludes: dnsExcludes, shadow, forwarded: netns === "all", everybody };
+  return {
+    ...{ dns, excludes: dnsExcludes, truncate: dnsTruncate, shadow, everybody },
+    forwarded: netns === "all",
+  };
 }
 
 /** Shadow mode changes nothing, so it refuses nobody. */

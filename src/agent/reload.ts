@@ -13,6 +13,7 @@ export type LiveSettings = Pick<
   | "netns"
   | "dns"
   | "dnsExcludes"
+  | "dnsTruncate"
   | "inbound"
   | "shadow"
   | "traffic"
@@ -28,6 +29,7 @@ const LIVE: ReadonlySet<SettingName> = new Set([
   "dns",
   "inbound",
   "dns-exclude",
+  "dns-truncate",
   "shadow",
   "traffic",
   "metrics",

@@ -105,6 +105,8 @@ export interface Config extends Folders {
   inbound: "on" | "off";
   /** Lower case, without dots at their ends. */
   dnsExcludes: string[];
+  /** Whether an answer that lacks addresses has the TC bit. */
+  dnsTruncate: boolean;
   shadow: boolean;
   allowPlaintext: boolean;
   /** Whether `kmesh tunnel` carries what needs TLS. */
@@ -207,6 +209,7 @@ export function examineConfig(
     dns: given.choice("dns", ["auto", "on", "off"]),
     inbound: given.choice("inbound", ["on", "off"]),
     dnsExcludes: [...new Set(given.list("dns-exclude", parseSuffix))],
+    dnsTruncate: given.switch("dns-truncate"),
     shadow: given.switch("shadow"),
     allowPlaintext: given.switch("allow-plaintext"),
     tunnel: given.choice("tunnel", ["auto", "on", "off"]),

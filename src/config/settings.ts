@@ -159,6 +159,10 @@ export const SETTINGS = {
     fallback: "auto",
   },
   "dns-exclude": { kind: "list", hint: "SUFFIX", about: "never answer this name and names below it" },
+  "dns-truncate": {
+    kind: "switch",
+    about: "mark an answer that lacks addresses as truncated: for name servers that know mesh names by TCP",
+  },
   inbound: {
     kind: "text",
     hint: "on|off",

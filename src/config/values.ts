@@ -51,6 +51,7 @@ export function settingValues(config: Config): SettingValues {
     dns: config.dns,
     inbound: config.inbound,
     "dns-exclude": config.dnsExcludes,
+    "dns-truncate": config.dnsTruncate,
     shadow: config.shadow,
     "allow-plaintext": config.allowPlaintext,
     tunnel: config.tunnel,

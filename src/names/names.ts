@@ -291,11 +291,12 @@ export function removeNames(bpffs: string): boolean {
   return true;
 }
 
-function flagsOf({ shadow, forwarded }: NamesSettings, askers: NamesStatus["askers"]): number {
+function flagsOf({ shadow, forwarded, truncate }: NamesSettings, askers: NamesStatus["askers"]): number {
   return (
     NAME_FLAGS.NAMES_ON |
     (askers === "enrolled" ? 0 : NAME_FLAGS.NAMES_EVERY_CGROUP) |
     (shadow ? NAME_FLAGS.NAMES_SHADOW : 0) |
-    (forwarded ? NAME_FLAGS.NAMES_FORWARDED : 0)
+    (forwarded ? NAME_FLAGS.NAMES_FORWARDED : 0) |
+    (truncate ? NAME_FLAGS.NAMES_TRUNCATE : 0)
   );
 }

@@ -1,5 +1,5 @@
 /** A DNS query in the frame that names_explain takes, and what the kernel made of it. */
-import { decode, encode, type Packet, type RecordType } from "dns-packet";
+import { type DecodedPacket, decode, encode, type RecordType } from "dns-packet";
 import type { BpfProgram } from "../kernel/object.ts";
 import { eventOf } from "./counts.ts";
 
@@ -21,7 +21,7 @@ export interface KernelAnswer {
   /** The entry that matched; undefined when none did. */
   entry: number | undefined;
   /** Absent when the query passes. */
-  response?: Packet;
+  response?: DecodedPacket;
 }
 
 /** The message of a query with recursion desired, and EDNS(0) as resolvers send it. */

@@ -5,6 +5,8 @@ export interface NamesSettings {
   dns: "on" | "off" | "auto";
   /** Names and all below them that are never answered. */
   excludes: readonly string[];
+  /** Set the TC bit in answers that lack addresses. */
+  truncate: boolean;
   /** Count, answer nothing. */
   shadow: boolean;
   /** Every cgroup is governed, so that who asks need not be known. */

@@ -6,15 +6,27 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
-import { encode } from "dns-packet";
 import { ensureBpffs, unpin } from "../../src/kernel/bpffs.ts";
 import type { BpfProgram } from "../../src/kernel/object.ts";
+import { eventOf } from "../../src/names/counts.ts";
+import { NAME_FLAGS } from "../../src/names/name-table.ts";
 import { closeNames, type NamesOpened, openNames } from "../../src/names/pins.ts";
 import { askKernel, frameOf, type QueryType, queryMessage } from "../../src/names/query.ts";
 import { ownName } from "../lab/namespace.ts";
 import { run } from "../lab/process.ts";
 import { Random } from "../lab/random.ts";
-import { checkAnswer, fillTable, HEADS, LONG, mutated, plainText, seeds } from "./fuzzing.ts";
+import { badPackets } from "./bad-input.ts";
+import {
+  ANSWER_ALL,
+  checkAnswer,
+  fillTable,
+  HEADS,
+  LONG,
+  mutated,
+  plainQuery,
+  plainText,
+  seeds,
+} from "./fuzzing.ts";
 
 const COUNT = Number(process.env.KMESH_TEST_FUZZ ?? 1_000_000);
 setDefaultTimeout(120_000);
@@ -100,11 +112,28 @@ describe.skipIf(process.getuid?.() !== 0)("the program of names", () => {
       first.add(found[0] ?? "");
     }
     expect(first.size).toBeGreaterThan(20);
-    const plain = encode({ type: "query", id: 7, questions: [{ type: "A", name: "many.demo.internal" }] });
-    const { response } = askKernel(explain, plain);
-    expect(response?.answers?.length).toBe(29);
-    expect(response?.additionals).toEqual([]);
-    expect(explain.testPacket(frameOf(plain)).packet.length - HEADS.v4).toBeLessThanOrEqual(512);
+    const sizes = [undefined, 100, 512, 600, 1232, 4096].map((room) => {
+      const query = plainQuery("many.demo.internal", room);
+      const { packet } = explain.testPacket(frameOf(query));
+      expect(packet.length - HEADS.v4).toBeLessThanOrEqual(Math.min(Math.max(room ?? 0, 512), 1232));
+      const { response } = askKernel(explain, query);
+      expect(response?.flag_tc).toBe(false);
+      return response?.answers?.length;
+    });
+    expect(sizes).toEqual([29, 29, 29, 34, 74, 74]);
+    expect(askKernel(explain, plainQuery("many.demo.internal")).response?.additionals).toEqual([]);
+  });
+
+  test("with dns-truncate an answer that lacks addresses has the TC bit, and no other", () => {
+    opened.table.flags = ANSWER_ALL | NAME_FLAGS.NAMES_TRUNCATE;
+    try {
+      expect(ask("many.demo.internal", "A").response).toMatchObject({ flag_tc: true, flag_aa: true });
+      for (const type of ["A", "AAAA", "ANY", "MX"] as const)
+        expect([type, ask("shop.demo.internal", type).response?.flag_tc]).toEqual([type, false]);
+      expect(ask("many.demo.internal", "AAAA").response?.flag_tc).toBe(false);
+    } finally {
+      opened.table.flags = ANSWER_ALL;
+    }
   });
 
   test("an address that changes is the old one or the new one, and the entry keeps its id", () => {
@@ -130,6 +159,16 @@ describe.skipIf(process.getuid?.() !== 0)("the program of names", () => {
     }
   });
 
+  test("each kind of bad input passes untouched, for its own reason", () => {
+    for (const { kind, frame, reason } of badPackets()) {
+      const { result, packet, cb } = explain.testPacket(frame);
+      expect([kind, result]).toEqual([kind, 0xffffffff]);
+      expect([kind, Buffer.compare(packet, frame)]).toEqual([kind, 0]);
+      // What is not looked at leaves no reason.
+      expect([kind, cb[0] === 0 ? "none" : eventOf(cb[0] ?? 0)]).toEqual([kind, reason]);
+    }
+  });
+
   test(`${COUNT} mutated packets`, () => {
     const random = new Random(20261129);
     const { frames, unknown } = seeds();
@@ -138,11 +177,13 @@ describe.skipIf(process.getuid?.() !== 0)("the program of names", () => {
     let answered = 0;
     let passed = 0;
     for (let i = 0; i < COUNT; i++) {
+      const truncates = i * 2 >= COUNT;
+      if (i * 2 === COUNT) opened.table.flags = ANSWER_ALL | NAME_FLAGS.NAMES_TRUNCATE;
       const frame = mutated(random, random.pick(frames));
       const { result, packet } = explain.testPacket(frame);
       if (result === 0) {
         answered++;
-        checkAnswer(frame, packet);
+        checkAnswer(frame, packet, truncates);
       } else {
         passed++;
         if (result !== 0xffffffff || Buffer.compare(frame, packet) !== 0)

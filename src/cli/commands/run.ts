@@ -34,7 +34,7 @@ export const run = command({
     "and service-account. A flag wins over a variable, a variable over the file. Lists are written with commas.",
     "",
     "SIGTERM and SIGINT end the agent and leave the kernel as it is; so does SIGKILL. SIGHUP reads the configuration",
-    "again: cgroup, unit, exclude, netns, dns, dns-exclude and shadow change at once, for the rest the log says what needs a restart.",
+    "again: cgroup, unit, exclude, netns, dns, dns-exclude, dns-truncate and shadow change at once, for the rest the log says what needs a restart.",
   ].join("\n"),
   examples: [
     [
