@@ -30,7 +30,7 @@ const OUTBOUND = 2;
 const DENY = 1;
 const UNHEALTHY = 2;
 
-/** What one service contributes. Kept as long as the service object lives. */
+/** The resources of one service. Kept as long as the service object lives. */
 interface ServiceParts {
   clusters: [name: string, bytes: Uint8Array][];
   endpoints: [name: string, bytes: Uint8Array][];
@@ -43,8 +43,8 @@ interface ServiceParts {
 const parts = new WeakMap<DemoService, ServiceParts>();
 
 /**
- * The resources of a mesh. What is the same as in `before` is the same object there. `workloads`: those of the workload API,
- * too, which are as many as there are endpoints.
+ * The resources of a mesh. Unchanged resources are the same objects as in `before`. With `workloads` also those of the
+ * workload API, one for each endpoint.
  */
 export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = false): Resources {
   const clusters = new Bytes("cluster", before?.cluster);
@@ -93,7 +93,7 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
   };
 }
 
-/** What istiod answers for endpoints of a cluster that it does not know. */
+/** istiod's answer for the endpoints of an unknown cluster. */
 export function noEndpoints(name: string): Uint8Array {
   return envoy.ClusterLoadAssignment.encode({ clusterName: name }).finish();
 }
@@ -379,7 +379,7 @@ function virtualHost(service: DemoService): Uint8Array {
     };
   } else route.cluster = clusters[0]?.name ?? clusterName(service);
   if (hashes(service)) route.hashPolicy = [{ connectionProperties: { sourceIp: true } }];
-  // Like istiod: one of the addresses; the table of names has them all.
+  // Like istiod: one of the addresses. The name table has all of them.
   const [address = ""] = service.addresses;
   return envoy.VirtualHost.encode({
     name: `${host}:${port}`,

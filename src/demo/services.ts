@@ -49,7 +49,7 @@ export interface DemoService {
   split?: Readonly<Record<string, number>>;
 }
 
-/** A service port of the machine that asks: its PeerAuthentication, and a DENY policy. */
+/** A service port of the client machine: its PeerAuthentication and a DENY policy. */
 export interface DemoInbound {
   port: number;
   /** Default permissive. */
@@ -61,13 +61,13 @@ export interface DemoInbound {
 export interface DemoMesh {
   /** Default ALLOW_ANY. */
   outbound?: "ALLOW_ANY" | "REGISTRY_ONLY";
-  /** A host with several ports is several services. What is kept as the same object is not encoded anew. */
+  /** A host with several ports is several services. A service with the same object is not encoded again. */
   services: readonly DemoService[];
-  /** Who may connect to the machine that asks; kernel-native alone. */
+  /** Inbound policies of the client machine; kernel-native mode only. */
   inbound?: readonly DemoInbound[];
 }
 
-/** The largest weight that Envoy's messages can carry in sum. */
+/** The largest sum of weights that Envoy accepts. */
 const MOST = 0xffff_ffff;
 
 /** Reads and checks the YAML. Throws an Error that names the place and what is expected there. */
@@ -194,7 +194,7 @@ function address(place: Place, protocol: "tcp" | "http"): string {
   return `${block.address}/${block.length}`;
 }
 
-/** A value of the file and where it stands. */
+/** A value of the file and its position. */
 class Place {
   readonly path: string;
   readonly #value: unknown;

@@ -11,10 +11,10 @@ const SHARE = 1_000;
 
 type Resource = [name: string, bytes: Uint8Array];
 
-/** Resources of hosts with one port; kept as long as the service object lives. */
+/** Resources of hosts with one port. Kept as long as the service object lives. */
 const known = new WeakMap<DemoService, Resource[]>();
 
-/** The Address resources of all services. What is kept as the same service object is not encoded anew. */
+/** The Address resources of all services. A service with the same object is not encoded again. */
 export function* addressesOf(services: readonly DemoService[]): Generator<Resource> {
   const hosts = new Map<string, DemoService[]>();
   for (const service of services) {
