@@ -105,23 +105,23 @@ export class Book {
   compare(kernel: KernelCounts): void {
     this.#directory.services.forEach((name, service) => {
       const found = kernel.services.get(name) ?? { redirected: 0, refused: 0, failed: 0, other: 0 };
-      this.#counter(`${name}: redirected`, found.redirected, this.#redirected[service] ?? 0);
-      this.#counter(`${name}: refused`, found.refused, this.#refused[service] ?? 0);
-      this.#counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
-      this.#counter(`${name}: passed`, found.other, 0);
+      this.counter(`${name}: redirected`, found.redirected, this.#redirected[service] ?? 0);
+      this.counter(`${name}: refused`, found.refused, this.#refused[service] ?? 0);
+      this.counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
+      this.counter(`${name}: passed`, found.other, 0);
     });
     const live = new Map(kernel.live);
     this.#directory.endpoints.forEach(({ address, port }, endpoint) => {
       const key = `${address} ${port}`;
-      this.#counter(`${key}: live`, live.get(key) ?? 0, this.#open[endpoint] ?? 0);
+      this.counter(`${key}: live`, live.get(key) ?? 0, this.#open[endpoint] ?? 0);
       live.delete(key);
     });
-    for (const [key, count] of live) this.#counter(`${key}: live`, count, 0);
-    this.#counter("live of all clusters", kernel.clusterLive, this.open);
+    for (const [key, count] of live) this.counter(`${key}: live`, count, 0);
+    this.counter("live of all clusters", kernel.clusterLive, this.open);
     const all = (counts: readonly number[]) => counts.reduce((sum, count) => sum + count, 0);
-    this.#counter("traffic: opened", kernel.traffic.opened, all(this.#redirected));
-    this.#counter("traffic: ended", kernel.traffic.ended, all(this.#redirected) - this.open);
-    this.#counter("traffic: refused", kernel.traffic.refused, all(this.#refused));
+    this.counter("traffic: opened", kernel.traffic.opened, all(this.#redirected));
+    this.counter("traffic: ended", kernel.traffic.ended, all(this.#redirected) - this.open);
+    this.counter("traffic: refused", kernel.traffic.refused, all(this.#refused));
   }
 
   complain(text: string): void {
@@ -219,8 +219,8 @@ export class Book {
     this.complain(text);
   }
 
-  /** A count that stays off by as much is one error. */
-  #counter(name: string, found: number, expected: number): void {
+  /** Compares one of the kernel's counters. A count that stays off by as much is one error. */
+  counter(name: string, found: number, expected: number): void {
     const off = found - expected;
     if (off === (this.#told.get(name) ?? 0)) return;
     this.#told.set(name, off);

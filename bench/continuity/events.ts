@@ -42,6 +42,14 @@ const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
     return { gap: gap_ms, writes: map_writes };
   },
 
+  async "other mode"({ stage, random }) {
+    if (random.chance(0.5)) await change(stage, random);
+    const { gap_ms } = await stage.changeMode(stage.mode === "dual-engine" ? "kernel-native" : "dual-engine");
+    const { mode } = await stage.inSync();
+    if (mode !== stage.mode) throw new Error(`the mode is ${mode}`);
+    return { gap: gap_ms };
+  },
+
   async upgrade({ stage }) {
     const { gap_ms } = await stage.upgrade(otherThan(stage.installed));
     await stage.inSync();

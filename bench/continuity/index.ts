@@ -3,15 +3,18 @@
  * the agent is restarted, upgraded, killed, stopped, robbed of its disk, its state and its control plane, in an order that
  * the seed decides (schedule.ts has the kinds):
  *
- *     bun bench/continuity [--events N] [--seed N] [--rate N] [--quick] [--output json]
+ *     bun bench/continuity [--events N] [--seed N] [--rate N] [--mode dual-engine] [--quick] [--output json]
  *
  * Every connection is written into a ledger at both ends, and judged: was it answered, by an endpoint that might serve it
- * at that time, with the right bytes; and are the kernel's counters what the ledgers say, to the last connection. Exit
- * code 1 when anything is not as it should be.
+ * at that time, with the right bytes; and are the kernel's counters what the ledgers say, to the last connection. Another
+ * host connects to the machine all the time, from addresses that policy admits and refuses: each outcome is compared with
+ * the policies that governed. With `--mode dual-engine` the change of the mode is one of the events. Exit code 1 when
+ * anything is not as it should be.
  */
 import { spawn } from "node:child_process";
 import { availableParallelism } from "node:os";
 import { parseArgs } from "node:util";
+import { MODES } from "../../src/istiod/stream/types.ts";
 import { otherBuild } from "../../test/lab/other-build.ts";
 import { KMESH, requireTools } from "../machine.ts";
 import { progress } from "../measure.ts";
@@ -28,6 +31,7 @@ const { values: flags } = parseArgs({
     /** Short connections a second; 0: as many as the machine makes. */
     rate: { type: "string", default: "0" },
     hold: { type: "string", default: "1000" },
+    mode: { type: "string", default: "kernel-native" },
     /** Short stops and pauses. */
     quick: { type: "boolean", default: false },
     /** Misroutes on purpose after the last event: the run must end with exit code 1. */
@@ -62,11 +66,14 @@ function enterNamespaces(): void {
 async function inside(): Promise<void> {
   const seed = flags.seed === undefined ? Math.floor(Math.random() * 2 ** 31) : Number(flags.seed);
   const { quick, misroute } = flags;
+  const mode = MODES.find((each) => each === flags.mode);
+  if (!mode) throw new Error(`--mode is one of ${MODES.join(", ")}`);
   progress(`seed ${seed}`);
   const report = await runContinuity({
     seed,
     events: Number(flags.events),
     misroute,
+    mode,
     builds: { own: KMESH, wide: await otherBuild("wide-layout"), bad: await otherBuild("bad-probe") },
     load: {
       makers: Math.max(1, Math.floor(availableParallelism() / 2)),

@@ -1,6 +1,7 @@
 /** The mesh that the connections run over: services of every kind, each with a pool of endpoints of its own. */
 import { BALANCES, type DemoMesh, type DemoService } from "../../src/demo/services.ts";
 import type { Random } from "../../test/lab/random.ts";
+import { AdmissionPlan, MACHINE } from "./admission-plan.ts";
 
 const POOL = 6;
 const PORT = 80;
@@ -53,6 +54,8 @@ const SHARE = { service: 8, unanswered: 1, direct: 8 };
 
 export class Plan {
   readonly endpoints: readonly Endpoint[];
+  /** Who may connect to the machine. */
+  readonly admission = new AdmissionPlan();
   /** By service, the endpoints that it is to have. */
   readonly #sets: number[][];
   readonly #weights: number[];
@@ -102,8 +105,9 @@ export class Plan {
     return SHAPES[service]?.dead ?? false;
   }
 
-  /** Gives one to three services other endpoints; gives these services. */
+  /** Gives one to three services other endpoints, and one port of the machine other policies; gives these services. */
   change(random: Random): number[] {
+    this.admission.change(random);
     const open = SHAPES.flatMap(({ pool, dead }, service) => (pool > 0 && !dead ? [service] : []));
     const changed = random.shuffled(open).slice(0, 1 + random.below(3));
     for (const service of changed) {
@@ -114,7 +118,11 @@ export class Plan {
   }
 
   mesh(): DemoMesh {
-    return { services: SHAPES.map((_, service) => this.#service(service)) };
+    return {
+      services: SHAPES.map((_, service) => this.#service(service)),
+      inbound: this.admission.inbound(),
+      machine: MACHINE,
+    };
   }
 
   /** `SERVICE,ADDRESS,PORT,SHARE` for ends.c. */

@@ -5,9 +5,11 @@ import type { KindReport, Report } from "./run.ts";
 /** Whether all is as it should be. */
 export function isClean(report: Report): boolean {
   const { failed, misrouted, counterErrors, ledgerErrors, stuck, unneededWrites, left, made } = report;
-  const { lookups, failedLookups } = report;
+  const { lookups, failedLookups, admission } = report;
   const wrong = failed + misrouted + counterErrors + ledgerErrors + stuck + unneededWrites + failedLookups;
-  return wrong + left.length === 0 && made > 0 && lookups > 0;
+  const { admitted, refused, wronglyAdmitted, wronglyRefused } = admission;
+  const wrongPeers = wronglyAdmitted + wronglyRefused + admission.failed;
+  return wrong + wrongPeers + left.length === 0 && made > 0 && lookups > 0 && admitted > 0 && refused > 0;
 }
 
 export function printReport(report: Report): void {
@@ -32,6 +34,11 @@ export function printReport(report: Report): void {
       ["writes though nothing had changed", report.unneededWrites],
       ["lookups of mesh names", report.lookups],
       ["lookups without the right answer", report.failedLookups],
+      ["to the machine, admitted", report.admission.admitted],
+      ["to the machine, refused", report.admission.refused],
+      ["wrongly admitted", report.admission.wronglyAdmitted],
+      ["wrongly refused", report.admission.wronglyRefused],
+      ["to the machine, failed", report.admission.failed],
     ],
   );
   console.log(

@@ -2,8 +2,10 @@
 
 import { readFileSync, truncateSync } from "node:fs";
 import { reasonOf } from "../../src/errors/reason.ts";
+import type { Mode } from "../../src/istiod/stream/types.ts";
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
+import { AdmissionBook, type AdmissionSums, refusalsOf } from "./admission.ts";
 import { Book, type Sums } from "./book.ts";
 import { monotonic } from "./clock.ts";
 import { type Pace, play } from "./events.ts";
@@ -11,16 +13,18 @@ import { Histogram } from "./histogram.ts";
 import { readKernelCounts } from "./kernel-counts.ts";
 import { hostOf, Plan } from "./plan.ts";
 import { MadeLedger, TakenLedger } from "./records.ts";
-import { type EventKind, type ScheduledEvent, schedule } from "./schedule.ts";
+import { EVENTS, type EventKind, MODE_EVENTS, type ScheduledEvent, schedule } from "./schedule.ts";
 import { type Builds, type LoadOptions, Stage } from "./stage.ts";
 import { Validity } from "./validity.ts";
 
 export interface RunOptions {
   seed: number;
   events: number;
-  /** Misroutes, and expects a wrong address of a name, on purpose: the report must show both. */
+  /** Misroutes, admits and refuses wrongly, and expects a wrong address of a name, on purpose: the report must show all. */
   misroute: boolean;
   builds: Builds;
+  /** That the agent begins in. From dual-engine on, the mode changes as well. */
+  mode: Mode;
   load: LoadOptions;
   pace: Pace & {
     /** Without any event at the beginning, ms. */
@@ -61,6 +65,8 @@ export interface Report extends Sums {
   /** Queries for mesh names by a resolver that never asks twice, and those that got no answer or a wrong one. */
   lookups: number;
   failedLookups: number;
+  /** Connections to the machine. */
+  admission: AdmissionSums;
   quiet: KindReport;
   kinds: Partial<Record<EventKind, KindReport>>;
   milliseconds: number;
@@ -76,7 +82,7 @@ const CHURN = 20;
 export async function runContinuity(options: RunOptions): Promise<Report> {
   const plan = new Plan();
   const validity = new Validity(plan.endpoints.map(({ service }) => service));
-  const stage = new Stage(plan, validity, options.builds);
+  const stage = new Stage(plan, validity, options.builds, options.mode);
   const run = new Run(options, stage, plan, validity);
   const stop = () => {
     void stage.remove().finally(() => process.exit(1));
@@ -118,6 +124,7 @@ class Run {
   readonly #stage: Stage;
   readonly #plan: Plan;
   readonly #book: Book;
+  readonly #admission: AdmissionBook;
   readonly #quiet = new Times();
   readonly #kinds = new Map<EventKind, Times>();
   #slowFrom = { service: Number.POSITIVE_INFINITY, direct: Number.POSITIVE_INFINITY };
@@ -138,10 +145,11 @@ class Run {
       },
       validity,
     );
+    this.#admission = new AdmissionBook(plan.admission, (text) => this.#book.complain(text));
   }
 
   async play(): Promise<Report> {
-    const { seed, events, load, progress } = this.#options;
+    const { seed, events, load, mode, progress } = this.#options;
     const began = performance.now();
     const random = new Random(seed ^ 0x5eed);
     await this.#stage.build();
@@ -151,7 +159,8 @@ class Run {
     await this.#stage.go();
     await this.#measureQuiet();
     progress(`quiet: ${this.#tell()}`);
-    for (const [i, event] of schedule(seed, events).entries()) {
+    const kinds = Object.keys(mode === "dual-engine" ? { ...EVENTS, ...MODE_EVENTS } : EVENTS) as EventKind[];
+    for (const [i, event] of schedule(seed, events, kinds).entries()) {
       const line = await this.#playOne(event, random);
       progress(`${i + 1}/${events} ${event.kind}: ${line}`);
     }
@@ -174,6 +183,7 @@ class Run {
       unneededWrites: this.#unneededWrites,
       lookups: lookups.asked,
       failedLookups: lookups.asked - lookups.right,
+      admission: this.#admission.sums,
       quiet: this.#quiet.report(),
       kinds: Object.fromEntries([...this.#kinds].map(([kind, times]) => [kind, times.report()])),
       milliseconds: performance.now() - began,
@@ -245,6 +255,8 @@ class Run {
       if (connectTime > this.#slowFrom[kind]) times.slow[kind]++;
     });
     this.#book.compare(readKernelCounts(this.#stage.bpffs));
+    this.#admission.take(takeFile(this.#stage.admission.ledger));
+    this.#book.counter("refusals of peers", refusalsOf(this.#stage.bpffs), this.#admission.sums.refused);
   }
 
   #timesOf(kind: EventKind): Times {
@@ -256,7 +268,11 @@ class Run {
   /** What is wrong so far. */
   #tell(): string {
     const { failed, misrouted, counterErrors, ledgerErrors } = this.#book.sums;
+    const { wronglyAdmitted, wronglyRefused, failed: lost } = this.#admission.sums;
     const others = [
+      ...(wronglyAdmitted > 0 ? [`${wronglyAdmitted} wrongly admitted`] : []),
+      ...(wronglyRefused > 0 ? [`${wronglyRefused} wrongly refused`] : []),
+      ...(lost > 0 ? [`${lost} to the machine failed`] : []),
       ...(ledgerErrors > 0 ? [`${ledgerErrors} ledger errors`] : []),
       ...(this.#stuck > 0 ? [`${this.#stuck} stuck`] : []),
       ...(this.#unneededWrites > 0 ? [`${this.#unneededWrites} unneeded writes`] : []),

@@ -18,7 +18,12 @@ export const EVENTS = {
   "state corrupt": "other bytes in every file of the state folder, a start",
 } as const;
 
-export type EventKind = keyof typeof EVENTS;
+/** Events of a bench that begins in dual-engine mode. */
+export const MODE_EVENTS = {
+  "other mode": "kernel-native or dual-engine, whichever it is not, by kmesh restart --graceful",
+} as const;
+
+export type EventKind = keyof typeof EVENTS | keyof typeof MODE_EVENTS;
 
 export interface ScheduledEvent {
   kind: EventKind;
@@ -27,13 +32,13 @@ export interface ScheduledEvent {
 }
 
 /**
- * `count` events. Every kind comes once before any comes again, in a new order each time.
+ * `count` events of these kinds. Every kind comes once before any comes again, in a new order each time.
  */
-export function schedule(seed: number, count: number): ScheduledEvent[] {
+export function schedule(seed: number, count: number, kinds: readonly EventKind[]): ScheduledEvent[] {
   const random = new Random(seed);
   const events: ScheduledEvent[] = [];
   while (events.length < count) {
-    for (const kind of random.shuffled(Object.keys(EVENTS) as EventKind[])) {
+    for (const kind of random.shuffled(kinds)) {
       events.push({ kind, seed: random.below(2 ** 31) });
     }
   }

@@ -24,11 +24,14 @@ import type { Inspection, Summary } from "../../src/datapath/inspect/inspect.ts"
 import { codeOf } from "../../src/errors/reason.ts";
 import type { Proof } from "../../src/handover/predecessor.ts";
 import type { RestartRequest } from "../../src/handover/restart-request.ts";
+import type { Mode } from "../../src/istiod/stream/types.ts";
 import { machineId } from "../../src/machine/machine-id.ts";
 import { hasManifest, readManifest } from "../../src/state/manifest.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
 import { compileC } from "../machine.ts";
+import { AdmissionLoad, admissionDifference } from "./admission.ts";
+import { MACHINE } from "./admission-plan.ts";
 import { monotonic } from "./clock.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
@@ -88,9 +91,14 @@ export class Stage {
   readonly #builds: Builds;
   /** The build that `executable` is. */
   installed: Build = "own";
+  /** What the configuration says. */
+  mode: Mode;
+  /** Connections to the machine. */
+  readonly admission = new AdmissionLoad(this.folder);
 
-  constructor(plan: Plan, validity: Validity, builds: Builds) {
+  constructor(plan: Plan, validity: Validity, builds: Builds, mode: Mode) {
     this.plan = plan;
+    this.mode = mode;
     this.validity = validity;
     this.#builds = builds;
   }
@@ -101,6 +109,8 @@ export class Stage {
     for (const folder of [disk, join(this.folder, "bin")]) mkdirSync(folder);
     await output(["mount", "-t", "tmpfs", "-o", `size=${DISK},mode=0700`, "kmesh-continuity", disk]);
     await output(["ip", "link", "set", "lo", "up"]);
+    await this.admission.link();
+    this.#configure(this.mode);
     for (const { address } of this.plan.endpoints) {
       if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
     }
@@ -143,6 +153,7 @@ export class Stage {
     }
     for (const maker of this.#makers) await maker.hear();
     await this.#startResolver(lookups);
+    await this.admission.start();
     await this.pause();
   }
 
@@ -156,11 +167,13 @@ export class Stage {
   }
 
   async go(): Promise<void> {
+    await this.admission.say("go");
     await Promise.all(this.#makers.map((maker) => maker.ask("go")));
   }
 
   /** No short connection is under way any more, and both ledgers are written, when this resolves. */
   async pause(): Promise<void> {
+    await this.admission.say("pause");
     await Promise.all(this.#makers.map((maker) => maker.ask("pause", 60_000)));
     await this.#taker?.ask("flush");
   }
@@ -174,6 +187,7 @@ export class Stage {
 
   /** Ends all connections and the resolver; gives what that got. */
   async endLoad(): Promise<Lookups> {
+    await this.admission.say("end");
     await Promise.all(this.#makers.map((maker) => maker.ask("end", 60_000)));
     await this.#taker?.ask("flush");
     const tally = await this.#resolver?.ask("end");
@@ -200,11 +214,13 @@ export class Stage {
     this.plan.services.forEach((_, service) => {
       this.validity.pushed(service, this.plan.set(service), at);
     });
+    this.plan.admission.pushed(at);
     await this.#plane.ask(JSON.stringify(this.plan.mesh()));
   }
 
   /**
-   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one.
+   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and policies
+   * admit whom they should refuse and refuse whom they should admit.
    * Resolves when it is in the tables.
    */
   async misroute(): Promise<void> {
@@ -213,10 +229,11 @@ export class Stage {
     const foreign = second?.endpoints.slice(0, 1) ?? [];
     if (!first) return;
     const services = [{ ...first, endpoints: [...first.endpoints, ...foreign] }, ...mesh.services.slice(1)];
-    await this.#plane?.ask(JSON.stringify({ ...mesh, services }));
+    await this.#plane?.ask(JSON.stringify({ ...mesh, services, inbound: this.plan.admission.contrary() }));
     await eventually("the misroute is in the tables", async () => {
       const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
-      return inspection && this.#difference(inspection) !== undefined;
+      const differs = inspection && this.#difference(inspection) !== undefined;
+      return differs && admissionDifference(this.bpffs, this.plan.admission) !== undefined;
     });
   }
 
@@ -227,8 +244,24 @@ export class Stage {
       `--bpffs=${this.bpffs}`,
       `--state-dir=${this.state}`,
       `--run-dir=${join(this.folder, "run")}`,
-      "--config=/dev/null",
+      `--config=${this.#config}`,
     ];
+  }
+
+  get #config(): string {
+    return join(this.folder, "kmesh.yaml");
+  }
+
+  /** Writes the configuration; an agent reads it when it starts. */
+  #configure(mode: Mode): void {
+    this.mode = mode;
+    writeFileSync(this.#config, `mode: ${mode}\n`);
+  }
+
+  /** Another mode, and `kmesh restart --graceful`. Gives its proof. */
+  changeMode(mode: Mode): Promise<Proof> {
+    this.#configure(mode);
+    return this.restartGracefully();
   }
 
   /** Puts a build into place by rename, as a package would. What runs is not touched. */
@@ -247,7 +280,8 @@ export class Stage {
         "run",
         `--istiod=127.0.0.1:${ISTIOD}`,
         "--plaintext",
-        "--ip=172.31.0.1",
+        `--ip=${MACHINE[0]}`,
+        "--namespace=demo",
         `--cgroup=${this.#apps}`,
         ...this.folders,
       ],
@@ -352,7 +386,10 @@ export class Stage {
         const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
         const differs = inspection ? this.#difference(inspection) : "no tables";
         if (differs !== undefined) throw new Error(differs);
+        const policies = admissionDifference(this.bpffs, this.plan.admission);
+        if (policies !== undefined) throw new Error(policies);
         this.validity.applied(monotonic());
+        this.plan.admission.applied(monotonic());
         return status;
       },
       PATIENCE,
@@ -413,6 +450,7 @@ export class Stage {
   async remove(): Promise<string[]> {
     if (this.#pid !== 0) await this.killAgent();
     for (const talker of [...this.#makers, this.#resolver, this.#plane, this.#taker]) await talker?.end();
+    await this.admission.end();
     if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
     await this.#cgroup.remove();
     // What a program of ours has open for another moment must not keep the disk.

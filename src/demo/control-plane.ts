@@ -125,7 +125,7 @@ export class ControlPlane {
   }
 
   #of(type: ResourceType): Resources[ResourceType] {
-    if (type === "address" && !this.#workloads) {
+    if ((type === "address" || type === "authorization") && !this.#workloads) {
       this.#workloads = true;
       this.#resources = resourcesOf(this.#mesh, this.#resources, true);
     }

@@ -7,6 +7,7 @@ import type { ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";
+import { machineAddresses, machinePolicies } from "./machine.ts";
 import type { DemoEndpoint, DemoInbound, DemoMesh, DemoService } from "./services.ts";
 import { addressesOf } from "./workloads.ts";
 
@@ -81,7 +82,13 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
   for (const [port, hosts] of httpPorts) routes.set(String(port), routeTable(port, hosts, catchAll));
   names.set("", nameTable(hosts));
   const addresses = new Bytes("address", before?.address);
-  if (workloads) for (const [name, bytes] of addressesOf(mesh.services)) addresses.set(name, bytes);
+  const authorizations = new Bytes("authorization", before?.authorization);
+  if (workloads) {
+    for (const [name, bytes] of addressesOf(mesh.services)) addresses.set(name, bytes);
+    const { machine, inbound = [] } = mesh;
+    for (const [name, bytes] of machine ? machineAddresses(machine, inbound) : []) addresses.set(name, bytes);
+    for (const [name, bytes] of machinePolicies(inbound)) authorizations.set(name, bytes);
+  }
   return {
     cluster: clusters.map,
     endpoints: endpoints.map,
@@ -89,7 +96,7 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
     route: routes.map,
     names: names.map,
     address: addresses.map,
-    authorization: new Map(),
+    authorization: authorizations.map,
   };
 }
 

@@ -13,6 +13,7 @@
  *         split: { v1: 90, v2: 10 }       # weights of subsets; without it all endpoints are one cluster
  *     inbound:                            # ports of the machine itself
  *       - { port: 8080, mtls: strict, deny: [10.0.0.0/8] }   # or permissive (default), disable
+ *     machine: [10.0.0.1]                 # its addresses: dual-engine mode needs them for inbound, and namespace demo
  */
 import { parse } from "yaml";
 import { canonicalAddress, parsePrefix } from "../mesh/address.ts";
@@ -63,8 +64,10 @@ export interface DemoMesh {
   outbound?: "ALLOW_ANY" | "REGISTRY_ONLY";
   /** A host with several ports is several services. A service with the same object is not encoded again. */
   services: readonly DemoService[];
-  /** Inbound policies of the client machine; kernel-native mode only. */
+  /** Inbound policies of the client machine. */
   inbound?: readonly DemoInbound[];
+  /** Its addresses. Dual-engine mode needs them for `inbound`, and the namespace `demo`. */
+  machine?: readonly string[];
 }
 
 /** The largest sum of weights that Envoy accepts. */
@@ -72,7 +75,12 @@ const MOST = 0xffff_ffff;
 
 /** Reads and checks the YAML. Throws an Error that names the place and what is expected there. */
 export function parseDemoMesh(text: string): DemoMesh {
-  const root = new Place("the file", parse(text) ?? {}).object(["outbound", "services", "inbound"]);
+  const root = new Place("the file", parse(text) ?? {}).object([
+    "outbound",
+    "services",
+    "inbound",
+    "machine",
+  ]);
   const outbound = root.optional("outbound")?.oneOf(["ALLOW_ANY", "REGISTRY_ONLY"] as const);
   const services = root.required("services").list().map(service);
   const seen = new Set<string>();
@@ -88,7 +96,13 @@ export function parseDemoMesh(text: string): DemoMesh {
     }
   }
   const inbound = root.optional("inbound")?.list().map(inboundPort);
-  return { ...(outbound && { outbound }), services, ...(inbound && { inbound }) };
+  const machine = root.optional("machine")?.list().map(machineAddress);
+  return {
+    ...(outbound && { outbound }),
+    services,
+    ...(inbound && { inbound }),
+    ...(machine && { machine }),
+  };
 }
 
 /**
@@ -111,6 +125,12 @@ export function manyServices(count: number, endpoints: number): DemoMesh {
     });
   }
   return { services };
+}
+
+function machineAddress(place: Place): string {
+  const known = canonicalAddress(place.text());
+  if (known === undefined) throw new Error(`${place.path}: "${place.text()}" is no IP address`);
+  return known;
 }
 
 function inboundPort(place: Place): DemoInbound {

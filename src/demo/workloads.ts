@@ -4,12 +4,12 @@ import { parseLocality } from "../istiod/node.ts";
 import { parseAddress, parsePrefix } from "../mesh/address.ts";
 import type { DemoEndpoint, DemoService } from "./services.ts";
 
-const NAMESPACE = "demo";
-const CLUSTER = "Kubernetes";
+export const NAMESPACE = "demo";
+export const CLUSTER = "Kubernetes";
 /** A share of a split, spread over its endpoints as whole numbers. */
 const SHARE = 1_000;
 
-type Resource = [name: string, bytes: Uint8Array];
+export type Resource = [name: string, bytes: Uint8Array];
 
 /** Resources of hosts with one port. Kept as long as the service object lives. */
 const known = new WeakMap<DemoService, Resource[]>();
@@ -101,7 +101,7 @@ function networkAddress(text: string): workload.NetworkAddress.$Properties {
 }
 
 /** 4 or 16 bytes in network order. */
-function bytesOf(address: string): Uint8Array {
+export function bytesOf(address: string): Uint8Array {
   const bytes = parseAddress(address) ?? new Uint8Array(16);
   return address.includes(":") ? bytes : bytes.slice(12);
 }

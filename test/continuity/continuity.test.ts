@@ -38,6 +38,7 @@ describe.skipIf(!root)("continuity", () => {
       stuck: 0,
       unneededWrites: 0,
       failedLookups: 0,
+      admission: { wronglyAdmitted: 0, wronglyRefused: 0, failed: 0 },
       left: [],
     });
     expect(report.made).toBeGreaterThan(5_000);
@@ -46,11 +47,13 @@ describe.skipIf(!root)("continuity", () => {
     expect(code).toBe(0);
   });
 
-  test("a misroute and a wrong lookup on purpose are seen", async () => {
-    const { code, report } = await bench("--events=0", "--misroute");
+  test("a misroute, a wrong lookup, wrong admissions and refusals on purpose are seen, in dual-engine mode", async () => {
+    const { code, report } = await bench("--events=0", "--misroute", "--mode=dual-engine");
     expect(report.misrouted).toBeGreaterThan(0);
     expect(report).toMatchObject({ clean: false, failed: 0, ledgerErrors: 0 });
     expect(report.failedLookups).toBeGreaterThan(0);
+    expect(report.admission.wronglyAdmitted).toBeGreaterThan(0);
+    expect(report.admission.wronglyRefused).toBeGreaterThan(0);
     expect(report.complaints.filter((text: string) => /^lookup, /.test(text))).not.toEqual([]);
     expect(report.complaints.filter((text: string) => /another service$/.test(text))).not.toEqual([]);
     expect(code).toBe(1);
