@@ -1,6 +1,6 @@
 /**
- * Makes everything that is made from source: BPF objects, struct layouts, protobuf code, the single file. Each step does
- * nothing when its result is newer than what it is made from. Run by build/compile.
+ * Builds all generated files: BPF objects, struct layouts, protobuf code, the single file. A step does nothing when its
+ * result is newer than its sources. Run by build/compile.
  */
 import { spawnSync } from "node:child_process";
 import {
@@ -23,11 +23,11 @@ const BUN = process.execPath;
 const LIBBPF = required("LIBBPF");
 /** build/compile --generate: stop before the single file. */
 const generateOnly = process.argv.includes("--generate");
-/** Another architecture's runtime, when the single file is for that one; then everything lies in a folder of its own. */
+/** The runtime of another architecture, to build the single file for it; its results are in a folder of their own. */
 const RUNTIME = process.env.RUNTIME || undefined;
 const OUT = relative(ROOT, required("OUT"));
 
-/** The two ways each object is compiled: kernels before 5.12 have no fetching atomics. */
+/** The two variants of each object: kernels before 5.12 have no fetching atomics. */
 const VARIANTS = [
   { suffix: ".bpf.o", flags: ["-mcpu=v3"] },
   { suffix: ".compat.bpf.o", flags: ["-mcpu=v2", "-DKMESH_NO_FETCH_ATOMICS"] },
@@ -45,7 +45,7 @@ const LAYOUTS = [
   { out: "src/inbound/layout.gen.ts", of: isInbound },
 ];
 
-/** They travel inside the executable: `kmesh install` writes them. */
+/** Units that are embedded in the executable; `kmesh install` writes them. */
 const UNITS = [
   "systemd/kmesh.service",
   "systemd/kmesh-wait.service",
@@ -53,10 +53,10 @@ const UNITS = [
   "systemd/kmesh-tunnel.socket",
 ];
 
-/** What bundlePage() makes; travels inside the executable, too. */
+/** The results of bundlePage(), which are embedded in the executable, too. */
 const PAGE = ["dist/page.html", "dist/page.js", "dist/page.css"];
 
-/** Where the code of each package of proto/ goes. */
+/** The generated file of each package of proto/. */
 const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
   ca: "src/istiod/ca.gen.js",
@@ -75,7 +75,7 @@ generateProtos();
 bundlePage();
 if (!generateOnly) compileExecutable(objects);
 
-/** Compiles every NAME.bpf.c of a folder, which may include `more`; gives the objects' paths. */
+/** Compiles every NAME.bpf.c of a folder; `more` are further include folders. Returns the paths of the objects. */
 function compileObjects(source: string, out: string, more: string[] = []): string[] {
   const made: string[] = [];
   const sources = filesBelow(source).filter((file) => /\.[ch]$/.test(file));
@@ -88,24 +88,24 @@ function compileObjects(source: string, out: string, more: string[] = []): strin
       mkdirSync(out, { recursive: true });
       const part = `${object}.part`;
       run("clang", [...bpfFlags(source, flags), "-c", file, "-o", part]);
-      // Without DWARF; the BTF stays.
+      // Remove DWARF and keep the BTF.
       run("llvm-strip", ["-g", part]);
       renameSync(part, object);
     }
   return made;
 }
 
-/** Relative paths only for what is ours: the object must not tell where it was built. */
+/** Relative paths for files of the checkout, so that the object does not contain the path of the build. */
 function bpfFlags(source: string, flags: readonly string[]): string[] {
   return [
     ...["-target", "bpf", "-O2", "-g", "-Wall", "-Wextra", "-Wno-unused-parameter"],
-    // No __TARGET_ARCH: one set of objects serves every architecture, and what would not does not compile.
+    // No __TARGET_ARCH: one set of objects serves every architecture, and code that depends on one does not compile.
     ...["-fdebug-compilation-dir=.", ...flags, "-I", source],
     ...["-isystem", `${LIBBPF}/include`, "-isystem", required("INCLUDE")],
   ];
 }
 
-/** For editors (.clangd): with which flags each C file is compiled. */
+/** For editors (.clangd): the compiler flags of each C file. */
 function writeCompileCommands(): void {
   const flags = VARIANTS[0]?.flags ?? [];
   const commands = [
@@ -151,7 +151,7 @@ function generateProtos(): void {
     say(`generating ${out}`);
     const cli = "node_modules/protobufjs-cli/bin";
     const options = ["--no-verify", "--no-convert", "--no-delimited", "--no-service", "--no-typeurl"];
-    // One root a group: their names must not meet in protobufjs's global one.
+    // One root for each group, so that their names don't collide in protobufjs's global root.
     const part = `dist/${group}.gen.js`;
     const partTypes = `dist/${group}.gen.d.ts`;
     run(BUN, [
@@ -222,25 +222,26 @@ function compileExecutable(built: string[]): void {
   mkdirSync(build, { recursive: true });
   writeFileSync("dist/embedded.gen.ts", `${lines.join("\n")}\n`);
   writeFileSync("dist/entry.gen.ts", 'import "./embedded.gen.ts";\nimport "../src/main.ts";\n');
-  // The name is part of the bytes, so it is built under its own and moved: a running one is never half written.
+  // The name is part of the bytes, so it is built under its final name in another folder and moved: a running executable
+  // is never overwritten.
   const parameters = [
     ...["build", "--compile", `--target=bun-linux-${required("TARGET")}`],
     ...(RUNTIME === undefined ? [] : [`--compile-executable-path=${RUNTIME}`]),
     ...["--minify-whitespace", "--minify-syntax", "--bytecode", "--format=esm", "--splitting"],
     ...["--no-compile-autoload-dotenv", "--no-compile-autoload-bunfig"],
     ...["--define", `KMESH_VERSION=${JSON.stringify(version)}`],
-    // Packages' own folders, or the executable would tell where it was built; it has no files of theirs to find there.
+    // Replaces the folders of packages, or the executable would contain the path of the build. It needs no files of them.
     ...["--define", '__dirname="/"', "--define", '__filename="/"'],
     ...["--outfile", join(build, "kmesh"), "dist/entry.gen.ts"],
   ];
-  // The bundler writes NODE_ENV into the code: whatever it is here.
+  // Fixed, because the bundler writes NODE_ENV into the code.
   run(BUN, parameters, { NODE_ENV: "production" });
   renameSync(join(build, "kmesh"), out);
   rmSync(build, { recursive: true });
   say(`${out} is ${Math.round(statSync(out).size / 2 ** 20)} MB, version ${version}`);
 }
 
-/** package.json's version and the commit; nothing that differs between two builds of one commit. */
+/** The version of package.json and the commit: equal for all builds of one commit. */
 function versionText(): string {
   const { version } = JSON.parse(readFileSync("package.json", "utf8")) as { version: string };
   const git = spawnSync("git", ["-c", `safe.directory=${ROOT}`, "rev-parse", "--short=12", "HEAD"], {

@@ -22,7 +22,7 @@ import { gzipSync } from "node:zlib";
 
 const ROOT = dirname(import.meta.dirname);
 
-/** Where apt says to report to; nobody's address is in a package that anybody can make. */
+/** The maintainer field. It names no person, because anybody can build the package. */
 const MAINTAINER = "kmesh maintainers <maintainers@kmesh.example.org>";
 
 export interface Package {
@@ -44,7 +44,7 @@ export interface Package {
   compression: readonly string[];
 }
 
-/** Writes the package to `out`; `work` is a folder that is made and removed. */
+/** Writes the package to `out`. `work` is a temporary folder. */
 export function buildDeb(what: Package, out: string, work: string): void {
   rmSync(work, { recursive: true, force: true });
   const tree = join(work, "tree");

@@ -19,6 +19,6 @@ test.skipIf(missing)("C is formatted as .clang-format says", () => {
     encoding: "utf8",
   });
   const wrong = [...new Set([...stderr.matchAll(/^([^\s:]+\.[ch]):\d+/gm)].map(([, file]) => file))];
-  // What mends it.
+  // The fix.
   expect(wrong.length === 0 ? "" : `clang-format -i ${wrong.join(" ")}`).toBe("");
 });

@@ -19,9 +19,7 @@ const MAP_TYPES: Readonly<Record<number, string>> = {
   27: "ringbuf",
 };
 
-/**
- * Merges what several objects say. Throws when two give the same name to different things: maps are shared by name.
- */
+/** Merges the layouts of several objects. Throws when a name has two definitions, because maps are shared by name. */
 export function mergeLayouts(objects: Readonly<Record<string, ObjectLayout>>): ObjectLayout {
   const merged: ObjectLayout = { structs: {}, enums: {}, maps: {} };
   for (const [object, layout] of Object.entries(objects))
@@ -58,7 +56,7 @@ export function layoutModule(layout: ObjectLayout): string {
   return lines.join("\n");
 }
 
-/** Over maps, structs and enums; independent of the order in which they stand in the source. */
+/** Covers maps, structs and enums, independent of their order in the source. */
 export function abiId(layout: ObjectLayout): string {
   return createHash("sha256").update(canonical(layout)).digest("hex").slice(0, 16);
 }

@@ -1,4 +1,4 @@
-/** Puts the files of a release together. Run by build/release: COMMIT-TIME HOST LIBBPF-OF-X64 LIBBPF-OF-ARM64. */
+/** Assembles the files of a release. Run by build/release: COMMIT-TIME HOST LIBBPF-OF-X64 LIBBPF-OF-ARM64. */
 import { spawnSync } from "node:child_process";
 import {
   chmodSync,
@@ -20,7 +20,7 @@ const ARCHITECTURES = [
   { name: "x64", debian: "amd64" },
   { name: "arm64", debian: "arm64" },
 ];
-/** Seconds, where xz takes minutes for a fifth fewer bytes. lintian refuses zstd. */
+/** gzip takes seconds; xz takes minutes and saves a fifth. lintian refuses zstd. */
 const COMPRESSION = ["-Zgzip", "-z6"];
 
 process.chdir(ROOT);
@@ -29,7 +29,7 @@ const full = readFileSync("dist/version", "utf8");
 const [number = "", commit = ""] = full.split("+");
 const tagged = git("tag", "--points-at", "HEAD").split("\n").includes(`v${number}`);
 const version = tagged ? number : full;
-// Debian sorts ~ before nothing: what comes before the tag is older, and the later commit is newer.
+// Debian sorts ~ before the end of the text, so a build before the tag is older than the tag, and later commits are newer.
 const debianVersion = tagged ? number : `${number}~${stamp(seconds)}.${commit}`;
 
 const lock = JSON.parse(readFileSync("package-lock.json", "utf8")) as Lock;
@@ -79,7 +79,7 @@ rmSync(out, { recursive: true, force: true });
 renameSync(part, out);
 say(`${out} has kmesh ${version}`);
 
-/** What libbpf.so and the executable have inside beside the npm packages. */
+/** The components of libbpf.so and the executable that are not npm packages. */
 function libraries(archive: string): Library[] {
   const source = new Map(
     readFileSync(join(archive, "sources"), "utf8")
@@ -113,7 +113,7 @@ function libraries(archive: string): Library[] {
   ];
 }
 
-/** The licence texts of everything inside, as far as the packages have them. */
+/** The licence texts of all components that have one. */
 function licences(archive: string): string {
   const texts = [
     ["libbpf", readFileSync(join(archive, "LICENSE.BSD-2-Clause"), "utf8")],
@@ -129,7 +129,7 @@ function licences(archive: string): string {
   return texts.map(([name, text = ""]) => `==== ${name}\n\n${text.trim()}\n`).join("\n");
 }
 
-/** The highest version of glibc's symbols that the files ask for. */
+/** The highest version of glibc's symbols that the files need. */
 function glibcOf(files: readonly string[]): string {
   const { status, stdout } = spawnSync("readelf", ["--wide", "--version-info", ...files], {
     encoding: "utf8",

@@ -1,10 +1,10 @@
 /**
- * What a release is made of, as CycloneDX 1.6: the npm packages that the executable has inside by package-lock.json, the
- * runtime, and the C libraries of libbpf.so.
+ * The components of a release as CycloneDX 1.6: the npm packages in the executable by package-lock.json, the runtime, and
+ * the C libraries of libbpf.so.
  */
 import { createHash } from "node:crypto";
 
-/** A package of package-lock.json's `packages`, as far as it is read. */
+/** The used fields of an entry of package-lock.json's `packages`. */
 export interface LockedPackage {
   version?: string;
   license?: string;
@@ -17,7 +17,7 @@ export interface Lock {
   packages: Record<string, LockedPackage>;
 }
 
-/** Something that is linked in and comes from no npm package. */
+/** A component that is not an npm package. */
 export interface Library {
   name: string;
   version: string;
@@ -48,7 +48,7 @@ export interface Sbom {
 
 const FOLDER = "node_modules/";
 
-/** The packages that are no development dependencies, by their path in `packages`. */
+/** The packages without development dependencies, by their path in `packages`. */
 export function runtimePackages({ packages }: Lock): [path: string, found: LockedPackage][] {
   return Object.entries(packages)
     .filter(([path, { dev }]) => path.startsWith(FOLDER) && dev !== true)
@@ -61,8 +61,8 @@ export function packageName(path: string): string {
 }
 
 /**
- * `time` is that of the commit, seconds since 1970. The same arguments give the same bill, its serial number too.
- * Throws when package-lock.json lacks a version or a dependency.
+ * `time` is the time of the commit, seconds since 1970. Equal arguments give equal bills with equal serial numbers. Throws
+ * when package-lock.json lacks a version or a dependency.
  */
 export function sbomOf(version: string, time: number, lock: Lock, libraries: readonly Library[]): Sbom {
   const { packages } = lock;

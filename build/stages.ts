@@ -1,8 +1,8 @@
 /**
  * Runs the tests stage by stage and sums them up. Run by build/test.
  *
- * A stage is a folder of bun tests; every folder of test/ that has some is one. Each runs in a process of its own, so that
- * a crash is that stage's alone. Most of them wait more than they work, so two rows of them run side by side.
+ * A stage is a folder of test/ with bun tests. Each stage runs in its own process, so that a crash affects only that stage.
+ * Most tests wait more than they compute, so two rows of stages run side by side.
  */
 import { spawn } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
@@ -14,7 +14,7 @@ import { belongings, MARK } from "./belongings.ts";
 const ROOT = dirname(dirname(fileURLToPath(import.meta.url)));
 process.chdir(ROOT);
 
-/** Left out by --quick, with the script that fetches or builds what they need; its exit code 3 means: not possible here. */
+/** Stages that --quick leaves out, with the script that fetches or builds their tools. Exit code 3: not possible here. */
 const SLOW: Readonly<Record<string, string>> = {
   "test/envoy": "test/envoy/fetch",
   "test/interop": "test/control-plane/build",
@@ -23,7 +23,7 @@ const SLOW: Readonly<Record<string, string>> = {
   "test/systemd": "test/systemd/fetch",
 };
 
-/** These in one row, beside all others: both rows take about as long. */
+/** The second row. The other stages form the first one; both take about the same time. */
 const BESIDE: readonly string[] = [
   "test/datapath",
   "test/interop",
@@ -31,7 +31,7 @@ const BESIDE: readonly string[] = [
   "test/page",
   "test/release",
 ];
-/** After all others: they need the whole machine. */
+/** Stages that run after all others, because they need the whole machine. */
 const ALONE: readonly string[] = ["test/stress", "test/kernels"];
 
 type Print = (text: string) => void;
@@ -45,11 +45,11 @@ interface Sum {
 const quick = process.argv.includes("--quick");
 const total: Sum = { passed: 0, failed: 0, skipped: 0 };
 const scratch = mkdtempSync(join(tmpdir(), "kmesh-test-"));
-/** What the stages leave is told from what others leave by these. */
+/** Marks of our own leftovers, to tell them from those of other programs. */
 const pids = new Set<number>();
 const own = { mark: `${process.pid}-${Date.now()}`, folder: join(scratch, "tmp"), pids };
 mkdirSync(own.folder);
-// Tests have other users look into folders of theirs below it.
+// Some tests let other users read folders below it.
 for (const folder of [scratch, own.folder]) chmodSync(folder, 0o755);
 const running = new Set<ReturnType<typeof spawn>>();
 for (const signal of ["SIGINT", "SIGTERM"] as const)
@@ -93,7 +93,7 @@ async function runAll(): Promise<void> {
 
   heading("the machine is as before");
   let left = belongings(own).filter((thing) => !before.includes(thing));
-  // The kernel lets go of a program a moment after the last who held it.
+  // The kernel frees a program a moment after its last reference.
   for (let tries = 0; left.length > 0 && tries < 20; tries++) {
     await new Promise((later) => setTimeout(later, 500));
     left = belongings(own).filter((thing) => left.includes(thing));
@@ -102,7 +102,7 @@ async function runAll(): Promise<void> {
   count(left.length === 0);
 }
 
-/** One after the other; what each prints appears when it has ended, beside another row. */
+/** Runs stages one after the other. The output of each appears at its end, because another row prints, too. */
 async function row(folders: readonly string[]): Promise<void> {
   for (const folder of folders) {
     print(`\n${folder} begins\n`);
@@ -125,12 +125,12 @@ async function stage(folder: string, print: Print): Promise<void> {
   await tests(folder, [`./${folder}`], print);
 }
 
-/** Runs the script that a stage needs; false when the stage can't run. */
+/** Runs the script of a stage; false when the stage can't run. */
 async function prepared(folder: string, script: string, print: Print): Promise<boolean> {
   print(`\n== ${folder}: ${script}\n`);
   const code = await run(script, [], print);
   if (code === 0) return true;
-  // The script has said why.
+  // The script has printed the reason.
   if (code === 3) total.skipped++;
   else count(false);
   return false;
@@ -144,7 +144,7 @@ async function tests(name: string, paths: string[], print: Print): Promise<void>
     process.execPath,
     [
       "test",
-      // A test that says nothing else has this long: stages share the processors.
+      // The default time limit of a test is generous, because stages share the processors.
       "--timeout=30000",
       "--reporter=junit",
       `--reporter-outfile=${report}`,
@@ -164,7 +164,7 @@ async function tests(name: string, paths: string[], print: Print): Promise<void>
   if (code !== 0 && failed === 0) print(`${name}: bun test ended with exit code ${code}\n`);
 }
 
-/** The sums that stand in the root element of a JUnit report. */
+/** The sums in the root element of a JUnit report. */
 function readReport(xml: string): Sum | undefined {
   const root = /<testsuites\b[^>]*>/.exec(xml)?.[0];
   if (root === undefined) return undefined;
@@ -185,7 +185,7 @@ function count(passed: boolean): void {
   else total.failed++;
 }
 
-/** The exit code; 1 when it could not be started or died of a signal. */
+/** The exit code; 1 when the command could not start or was killed by a signal. */
 function run(program: string, parameters: string[], print: Print): Promise<number> {
   return new Promise((done) => {
     const child = spawn(program, parameters, {
@@ -207,7 +207,7 @@ function run(program: string, parameters: string[], print: Print): Promise<numbe
       end(1);
     });
     child.once("exit", (code) => {
-      // A process that was left behind may hold the other end of the pipe.
+      // A process that a test left behind may still hold the other end of the pipe.
       const late = setTimeout(() => end(code ?? 1), 5_000);
       child.once("close", () => {
         clearTimeout(late);
