@@ -50,6 +50,8 @@ export interface ConnectionOptions {
   request?(stream: ConnectStream, headers: Headers): void;
   /** The connection has ended; without a reason it was closed in good order. */
   closed?(reason: Error | undefined): void;
+  /** There may be room for a stream more: one has ended, or the peer allows more. */
+  room?(): void;
   /** Milliseconds; for tests. */
   pingEvery?: number;
 }
@@ -70,6 +72,7 @@ export class Http2Connection implements StreamOwner {
   #lastPeerStream = 0;
   #nextStream = 1;
   #sendWindow = DEFAULT_WINDOW;
+  #largestSendWindow = DEFAULT_WINDOW;
   #initialSendWindow = DEFAULT_WINDOW;
   #peerMaxFrame = MAX_FRAME;
   #peerMaxStreams = Number.POSITIVE_INFINITY;
@@ -137,6 +140,15 @@ export class Http2Connection implements StreamOwner {
     );
   }
 
+  /**
+   * How many streams the peer takes at the same time without one of them being able to starve another: as many as whole
+   * stream windows fit into the connection's.
+   */
+  get capacity(): number {
+    const windows = Math.floor(this.#largestSendWindow / Math.max(1, this.#initialSendWindow));
+    return Math.max(1, Math.min(windows, this.#peerMaxStreams));
+  }
+
   get ended(): boolean {
     return this.#ended;
   }
@@ -200,6 +212,7 @@ export class Http2Connection implements StreamOwner {
     if (!this.#streams.delete(stream.id) || this.#ended) return;
     if (code !== undefined) this.#write(encodeNumber(FRAME.rstStream, stream.id, code));
     if (this.#draining && this.#streams.size === 0 && this.#goaway === undefined) this.#finish(undefined);
+    if (!this.#ended) this.#options.room?.();
   }
 
   #onBytes(chunk: Buffer): void {
@@ -283,6 +296,7 @@ export class Http2Connection implements StreamOwner {
     }
     this.#write(encodeFrame(FRAME.settings, FLAG.ack, 0, Buffer.alloc(0)));
     this.#send();
+    this.#options.room?.();
   }
 
   #onWindowUpdate(id: number, payload: Buffer): void {
@@ -293,6 +307,10 @@ export class Http2Connection implements StreamOwner {
       this.#sendWindow += more;
       if (this.#sendWindow > MAX_WINDOW)
         throw new ConnectionFault(ERROR.flowControl, "the window is too large");
+      if (this.#sendWindow > this.#largestSendWindow) {
+        this.#largestSendWindow = this.#sendWindow;
+        this.#options.room?.();
+      }
       this.#send();
       return;
     }

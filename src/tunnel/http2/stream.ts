@@ -3,7 +3,7 @@ import { ERROR } from "./frames.ts";
 import type { Headers } from "./hpack.ts";
 
 /** Windows in bytes: where a stream begins, and what it grows to while its reader keeps pace. */
-export const FIRST_STREAM_WINDOW = 256 * 1024;
+export const FIRST_STREAM_WINDOW = 64 * 1024;
 const LARGEST_STREAM_WINDOW = 4 * 1024 * 1024;
 /** What node:stream keeps beside our own queue. */
 const HIGH_WATER_MARK = 64 * 1024;

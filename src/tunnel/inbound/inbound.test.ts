@@ -1,45 +1,33 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { spawn } from "node:child_process";
 import { writeFileSync } from "node:fs";
-import { createServer, type Socket } from "node:net";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { type ConnectionOptions, connect as connectTls } from "node:tls";
-import { dialTcp, listening, outcome, TestMesh } from "../../../test/lab/mesh-member.ts";
+import { dialTcp, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
+import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
 import type { MtlsMode } from "../../mesh/inbound.ts";
 import type { Transport } from "../../mesh/transport.ts";
-import { Counters } from "../counters.ts";
-import { Budget } from "../http2/budget.ts";
-import { Dialer } from "../outbound/dial.ts";
-import { MeshCredentials } from "../tls/mesh-credentials.ts";
 import type { Admission } from "./admission.ts";
-import { InboundTunnel } from "./inbound.ts";
+import type { InboundTunnel } from "./inbound.ts";
 
+let lab: TunnelHalves;
 let mesh: TestMesh;
 let foreign: TestMesh;
 beforeAll(() => {
-  mesh = new TestMesh();
-  foreign = new TestMesh();
+  lab = new TunnelHalves();
+  ({ mesh, foreign } = lab);
 });
-afterAll(() => {
-  mesh.close();
-  foreign.close();
-});
+afterAll(() => lab.close());
+afterEach(() => lab.end());
 
 /** An address of this machine other than loopback: a CONNECT to loopback is refused. */
 const OWN = Object.values(networkInterfaces())
   .flatMap((addresses) => addresses ?? [])
   .find(({ family, internal }) => family === "IPv4" && !internal)?.address;
 
-const cleanup: (() => void)[] = [];
-afterEach(() => {
-  for (const end of cleanup.splice(0)) end();
-});
-
-let counters: Counters;
 let tunnel: InboundTunnel;
 let mode: MtlsMode | undefined;
-let credentials: MeshCredentials;
 let refused: string[] = [];
 let app = 0;
 
@@ -53,50 +41,16 @@ const admission: Admission = {
 };
 
 beforeEach(async () => {
-  counters = new Counters();
+  lab.begin();
   refused = [];
   mode = "permissive";
-  credentials = new MeshCredentials(mesh.store("vm"));
-  cleanup.push(() => credentials.close());
-  const server = createServer({ allowHalfOpen: true }, (socket) => {
-    let text = "";
-    socket.on("error", () => {});
-    socket.on("data", (chunk) => {
-      text += chunk;
-      if (text.startsWith("\x16")) socket.end("HTTP/1.1 400 Bad Request\r\n\r\n");
-    });
-    socket.on("end", () => socket.end(`app got ${text}`));
-  });
-  app = await listening(server, "0.0.0.0");
-  cleanup.push(() => server.close());
-  tunnel = new InboundTunnel({
-    credentials,
-    admission,
-    counters,
-    budget: new Budget(1 << 26),
-    trustDomainAliases: ["old.example"],
-    log: (text) => lines.push(text),
-    patience: 400,
-    sniffPatience: 200,
-  });
-  lines.length = 0;
+  app = await lab.app();
+  tunnel = lab.inbound(lab.credentials("vm"), admission);
 });
 
-const lines: string[] = [];
-
-/** A listener of the tunnel. For steering tests the accepted socket pretends to be on its way to the app. */
-async function listener(serve: (socket: Socket) => void): Promise<number> {
-  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
-    cleanup.push(() => socket.destroy());
-    serve(socket);
-  });
-  cleanup.push(() => server.close());
-  return listening(server);
-}
-
-const hbonePort = () => listener((socket) => void tunnel.serveHbone(socket, () => {}));
+const hbonePort = () => lab.listen((socket) => void tunnel.serveHbone(socket, () => {}));
 const steeredPort = () =>
-  listener((socket) => {
+  lab.listen((socket) => {
     // What sk_assign gives: the socket's own address is the app's.
     Object.defineProperty(socket, "localPort", { value: app });
     void tunnel.serveSteered(socket, () => {}, 1);
@@ -108,13 +62,7 @@ async function viaHbone(
   account = "client",
   text = "hello",
 ): Promise<string> {
-  const client = new MeshCredentials(mesh.store(account));
-  cleanup.push(() => client.close());
-  const dialer = new Dialer({
-    credentials: client,
-    budget: new Budget(1 << 26),
-    baggage: "service.name=test",
-  });
+  const dialer = lab.dialer(lab.credentials(account));
   const transport: Transport = {
     kind: "hbone",
     authority,
@@ -156,15 +104,21 @@ test("HBONE: an allowed CONNECT reaches the app, others get ztunnel's statuses",
     expect([authority, await viaHbone(port, authority)]).toEqual([authority, "bad-response"]);
   expect(await viaHbone(port, `${own}:1`)).toBe("peer-unavailable");
   await Bun.sleep(20);
-  expect(counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 1, received: 5, sent: 13 });
-  expect(counters.rows.ways.hbone.failures).toEqual({
+  expect(lab.counters.rows.ways.hbone).toMatchObject({
+    open: 0,
+    pending: 0,
+    total: 1,
+    received: 5,
+    sent: 13,
+  });
+  expect(lab.counters.rows.ways.hbone.failures).toEqual({
     denied: 1,
     "not-ours": 5,
     "bad-request": 3,
     "connect-refused": 1,
   });
-  expect(counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
-  expect(lines.join()).toContain("is refused by shop/no (mallory at 127.0.0.1 to the app)");
+  expect(lab.counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
+  expect(lab.lines.join()).toContain("is refused by shop/no (mallory at 127.0.0.1 to the app)");
 });
 
 /** A client of bare TLS; gives what it reads until the end, or its error's code. */
@@ -172,7 +126,7 @@ async function tlsClient(port: number, options: ConnectionOptions, text = "hello
   const socket = connectTls({ host: "127.0.0.1", port, rejectUnauthorized: false, ...options });
   const answer = outcome(socket);
   socket.once("secureConnect", () => socket.end(text));
-  cleanup.push(() => socket.destroy());
+  lab.defer(() => socket.destroy());
   return answer;
 }
 
@@ -193,8 +147,8 @@ test("sidecar mTLS on a permissive port, plaintext beside it, TLS of the app's o
   silent.end("after the server spoke first");
   expect(await late).toBe("app got after the server spoke first");
   await Bun.sleep(20);
-  expect(counters.rows.ways.inbound).toMatchObject({ open: 0, pending: 0, total: 4, failures: {} });
-  expect(counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
+  expect(lab.counters.rows.ways.inbound).toMatchObject({ open: 0, pending: 0, total: 4, failures: {} });
+  expect(lab.counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
 });
 
 test("a strict port takes mutual TLS alone, whatever ALPN it offers", async () => {
@@ -210,7 +164,7 @@ test("a strict port takes mutual TLS alone, whatever ALPN it offers", async () =
   const passed = outcome(open);
   open.end("plain");
   expect(await passed).toBe("app got plain");
-  expect(counters.rows.ways.inbound.failures).toEqual({ plaintext: 1 });
+  expect(lab.counters.rows.ways.inbound.failures).toEqual({ plaintext: 1 });
 });
 
 test("a client that is not of the mesh gets nothing, with its reason", async () => {
@@ -241,11 +195,11 @@ test("a client that is not of the mesh gets nothing, with its reason", async () 
   for (const [reason, options] of cases) {
     expect(await tlsClient(steered, options)).not.toContain("app got");
     await Bun.sleep(20);
-    expect([reason, counters.rows.ways.inbound.failures]).toEqual([reason, { [reason]: 1 }]);
-    counters.rows.ways.inbound.failures = {};
+    expect([reason, lab.counters.rows.ways.inbound.failures]).toEqual([reason, { [reason]: 1 }]);
+    lab.counters.rows.ways.inbound.failures = {};
   }
   expect(await tlsClient(steered, uris("spiffe://old.example/ns/shop/sa/client"))).toBe("app got hello");
-  expect(counters.rows.ways.inbound).toMatchObject({ total: 1, pending: 0 });
+  expect(lab.counters.rows.ways.inbound).toMatchObject({ total: 1, pending: 0 });
 });
 
 test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall", async () => {
@@ -253,11 +207,11 @@ test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall"
   const client = mesh.issue("client");
   await tlsClient(port, { ...client, maxVersion: "TLSv1.2", ALPNProtocols: ["h2"] });
   await Bun.sleep(20);
-  expect(counters.rows.ways.hbone.failures).toEqual({ "tls-error": 1 });
+  expect(lab.counters.rows.ways.hbone.failures).toEqual({ "tls-error": 1 });
   await tlsClient(port, { ...client, ALPNProtocols: ["http/1.1"] });
   await tlsClient(port, client);
   await Bun.sleep(20);
-  expect(counters.rows.ways.hbone.failures).toEqual({ "tls-error": 1, "no-alpn": 2 });
+  expect(lab.counters.rows.ways.hbone.failures).toEqual({ "tls-error": 1, "no-alpn": 2 });
   const plain = await dialTcp(port);
   const answer = outcome(plain);
   plain.write("GET / HTTP/1.1\r\n\r\n");
@@ -268,15 +222,13 @@ test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall"
   // Bun ends the connection here instead of resetting it.
   expect(["", "ECONNRESET"]).toContain(await outcome(stalled));
   expect(performance.now() - started).toBeGreaterThan(350);
-  expect(counters.rows.ways.hbone.failures).toMatchObject({ "not-tls": 1, "handshake-timeout": 1 });
+  expect(lab.counters.rows.ways.hbone.failures).toMatchObject({ "not-tls": 1, "handshake-timeout": 1 });
 });
 
 test("an outbound half of kmesh comes in by sidecar mTLS, and 8 MB pass both ways", async () => {
   mode = "strict";
   const port = await steeredPort();
-  const client = new MeshCredentials(mesh.store("client"));
-  cleanup.push(() => client.close());
-  const dialer = new Dialer({ credentials: client, budget: new Budget(1 << 26) });
+  const dialer = lab.dialer(lab.credentials("client"));
   const transport: Transport = {
     kind: "istio",
     sni: "outbound_.80_._.vm",
@@ -294,15 +246,8 @@ test("an outbound half of kmesh comes in by sidecar mTLS, and 8 MB pass both way
 test("double HBONE: a CONNECT inside of a CONNECT, each with its own TLS", async () => {
   const port = await hbonePort();
   // Listens at every address, since the outer CONNECT must not lead to loopback.
-  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => {
-    cleanup.push(() => socket.destroy());
-    void tunnel.serveHbone(socket, () => {});
-  });
-  cleanup.push(() => server.close());
-  const innerPort = await listening(server, "0.0.0.0");
-  const client = new MeshCredentials(mesh.store("client"));
-  cleanup.push(() => client.close());
-  const dialer = new Dialer({ credentials: client, budget: new Budget(1 << 26) });
+  const innerPort = await lab.listen((socket) => void tunnel.serveHbone(socket, () => {}), "0.0.0.0");
+  const dialer = lab.dialer(lab.credentials("client"));
   const sans = [{ kind: "exact" as const, value: mesh.id("vm") }];
   const through = async (inner: { authority: string; sans: typeof sans }) => {
     const transport: Transport = { kind: "hbone", authority: `${OWN}:${innerPort}`, port, sans, inner };
@@ -321,17 +266,19 @@ test("double HBONE: a CONNECT inside of a CONNECT, each with its own TLS", async
   await expect(through({ authority: `${OWN}:1`, sans })).rejects.toMatchObject({
     reason: "peer-unavailable",
   });
-  for (let i = 0; i < 50 && counters.rows.ways.hbone.open > 0; i++) await Bun.sleep(20);
-  expect(counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 4 });
+  for (let i = 0; i < 50 && lab.counters.rows.ways.hbone.open > 0; i++) await Bun.sleep(20);
+  expect(lab.counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 4 });
 });
 
 test("a connection to the listener itself leads nowhere", async () => {
-  const port = await listener((socket) => void tunnel.serveSteered(socket, () => {}, socket.localPort ?? 0));
+  const port = await lab.listen(
+    (socket) => void tunnel.serveSteered(socket, () => {}, socket.localPort ?? 0),
+  );
   const socket = await dialTcp(port);
   const answer = outcome(socket);
   socket.write("hello");
   expect(await answer).toBe("ECONNRESET");
-  expect(counters.rows.ways.inbound.failures).toEqual({ "not-ours": 1 });
+  expect(lab.counters.rows.ways.inbound.failures).toEqual({ "not-ours": 1 });
 });
 
 test("openssl s_client comes in by sidecar mTLS, and gets no renegotiation", async () => {
@@ -361,7 +308,7 @@ test("openssl s_client comes in by sidecar mTLS, and gets no renegotiation", asy
       ...files,
       ...extra,
     ]);
-    cleanup.push(() => child.kill("SIGKILL"));
+    lab.defer(() => child.kill("SIGKILL"));
     let text = "";
     child.stdout.on("data", (chunk) => {
       text += chunk;
@@ -376,7 +323,7 @@ test("openssl s_client comes in by sidecar mTLS, and gets no renegotiation", asy
   };
   const text = await run(["-quiet", "-no_ign_eof"], "hello\n");
   expect(text).toContain("depth=0");
-  expect(counters.rows.ways.inbound.total).toBe(1);
+  expect(lab.counters.rows.ways.inbound.total).toBe(1);
   // "R" asks for a renegotiation, which TLS 1.2 would allow.
   expect(await run(["-tls1_2"], "R\n")).toMatch(
     /RENEGOTIATING[\s\S]*(no renegotiation|alert|unexpected|reset|closed)/i,

@@ -1,18 +1,20 @@
 /** Opens the way to a target, as its transport says. */
 import type { Duplex } from "node:stream";
+import type { TLSSocket } from "node:tls";
 import type { SanMatch, Transport } from "../../mesh/transport.ts";
 import { TunnelFailure } from "../failure.ts";
 import type { Budget } from "../http2/budget.ts";
 import { Http2Connection } from "../http2/connection.ts";
-import { ERROR } from "../http2/frames.ts";
 import type { Headers } from "../http2/hpack.ts";
 import type { ConnectStream } from "../http2/stream.ts";
 import { reset } from "../splice.ts";
 import { CONNECT_PATIENCE, openTcp } from "../tcp.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
-import { asFailure, openTls } from "../tls/open.ts";
+import { asFailure, openTls, type PeerTls } from "../tls/open.ts";
 import { matchesSans, readSans, spiffeOf } from "../tls/san.ts";
 import { TlsFiles } from "../tls/tls-files.ts";
+import { requestConnect } from "./connect-request.ts";
+import { HbonePool } from "./hbone-pool.ts";
 import { type AddressAndPort, proxyHeader } from "./proxy-protocol.ts";
 import type { TunnelTarget } from "./target.ts";
 
@@ -21,8 +23,12 @@ export interface DialerOptions {
   budget: Budget;
   /** The `baggage` header of HBONE: who we are, for the peer's telemetry. */
   baggage?: string;
+  /** A TLS handshake has succeeded. */
+  handshake?(): void;
   /** Milliseconds for one TCP and TLS connection; for tests. */
   patience?: number;
+  /** Milliseconds that an HBONE connection without a stream is kept; for tests. */
+  idleFor?: number;
 }
 
 export interface Dialled {
@@ -35,9 +41,22 @@ export interface Dialled {
 export class Dialer {
   readonly #options: DialerOptions;
   readonly #files = new TlsFiles();
+  readonly #pool: HbonePool;
 
+  /** Call `drain` at the end. */
   constructor(options: DialerOptions) {
     this.#options = options;
+    this.#pool = new HbonePool(options.budget, options.idleFor);
+  }
+
+  /** HBONE connections that are open, and those of them that carry nothing. */
+  get shared(): { open: number; idle: number } {
+    return this.#pool.size;
+  }
+
+  /** Shares no HBONE connection any more: each ends with its last stream, those without one at once. */
+  drain(): void {
+    this.#pool.drain();
   }
 
   /**
@@ -91,7 +110,7 @@ export class Dialer {
   ): Promise<Dialled> {
     const { names, check } = meshPeer(sans);
     // `istio` alone: with istio-peer-exchange Istio's Envoy writes bytes of its own into the stream.
-    const stream = await openTls(
+    const stream = await this.#handshake(
       { to, sni, alpn: ["istio"], verify: true, check, ...this.#mesh("TLSv1.2") },
       signal,
     );
@@ -109,60 +128,88 @@ export class Dialer {
     const context = this.#files.context(transport);
     const patience = this.#patience();
     return {
-      stream: await openTls({ to, context, sni, alpn, verify: roots !== "", check, ...patience }, signal),
+      stream: await this.#handshake(
+        { to, context, sni, alpn, verify: roots !== "", check, ...patience },
+        signal,
+      ),
     };
   }
 
-  /** One connection for each app's connection: always right, at the price of a handshake. */
   async #hbone(
     peer: AddressAndPort,
     transport: Extract<Transport, { kind: "hbone" }>,
     source: AddressAndPort,
     signal: AbortSignal,
   ): Promise<Dialled> {
-    const outer = await this.#connect(
-      { host: peer.address, port: transport.port },
-      transport.authority || hostPort(peer),
-      transport.sans,
-      source,
+    const { port, sans, inner } = transport;
+    const to = { host: peer.address, port };
+    const { names, check } = meshPeer(sans);
+    const { stream, identity } = await this.#pool.connect(
+      {
+        key: `${peer.address} ${port} ${textOfSans(sans)}`,
+        generation: this.#options.credentials.current(),
+        open: async (given) => {
+          const socket = await this.#h2(to, check, given);
+          const notAfter = Date.parse(socket.getPeerCertificate().valid_to);
+          return { socket, notAfter, ...names };
+        },
+        headers: this.#headers(transport.authority || hostPort(peer), source),
+        patience: this.#options.patience ?? CONNECT_PATIENCE,
+      },
       signal,
     );
-    const { inner } = transport;
-    if (!inner) return outer;
-    return this.#connect({ stream: outer.stream }, inner.authority, inner.sans, source, signal);
+    if (inner) return this.#inner(stream, inner, source, signal);
+    return { stream, ...(identity !== undefined && { identity }) };
   }
 
-  async #connect(
-    to: { host: string; port: number } | { stream: Duplex },
-    authority: string,
-    sans: readonly SanMatch[],
+  /** The second CONNECT is for one workload that a gateway chose: connections of that are not shared. */
+  async #inner(
+    outer: ConnectStream,
+    { authority, sans }: { authority: string; sans: readonly SanMatch[] },
     source: AddressAndPort,
     signal: AbortSignal,
   ): Promise<Dialled> {
     const { names, check } = meshPeer(sans);
-    const socket = await openTls(
-      { to, sni: "", alpn: ["h2"], requireAlpn: "h2", verify: true, check, ...this.#mesh("TLSv1.3") },
+    const socket = await this.#h2({ stream: outer }, check, signal);
+    const connection = new Http2Connection(socket, { role: "client", budget: this.#options.budget });
+    const patience = this.#options.patience ?? CONNECT_PATIENCE;
+    const answered = requestConnect(connection, this.#headers(authority, source), patience, signal);
+    // No further stream: the connection ends with this one.
+    connection.drain();
+    try {
+      return { stream: await answered, ...names };
+    } catch (error) {
+      connection.destroy();
+      throw error;
+    }
+  }
+
+  async #h2(
+    to: { host: string; port: number } | { stream: Duplex },
+    check: (names: string | undefined) => TunnelFailure | undefined,
+    signal: AbortSignal,
+  ): Promise<TLSSocket> {
+    const mesh = this.#mesh("TLSv1.3");
+    return this.#handshake(
+      { to, sni: "", alpn: ["h2"], requireAlpn: "h2", verify: true, check, ...mesh },
       signal,
     );
-    const connection = new Http2Connection(socket, { role: "client", budget: this.#options.budget });
+  }
+
+  #headers(authority: string, source: AddressAndPort): Headers {
     const { baggage } = this.#options;
-    const headers: Headers = [
+    return [
       [":method", "CONNECT"],
       [":authority", authority],
       ...(baggage === undefined ? [] : [["baggage", baggage] as [string, string]]),
       ["forwarded", `for="${hostPort(source)}"`],
     ];
-    const stream = connection.connect(headers);
-    stream.on("error", () => {});
-    // No further stream: the connection ends with this one.
-    connection.drain();
-    try {
-      requireSuccess(await answerOf(stream, this.#options.patience ?? CONNECT_PATIENCE, signal));
-    } catch (error) {
-      connection.destroy();
-      throw error;
-    }
-    return { stream, ...names };
+  }
+
+  async #handshake(options: PeerTls, signal: AbortSignal): Promise<TLSSocket> {
+    const socket = await openTls(options, signal);
+    this.#options.handshake?.();
+    return socket;
   }
 
   #mesh(from: "TLSv1.2" | "TLSv1.3") {
@@ -204,39 +251,13 @@ function wrongSan(names: string | undefined): TunnelFailure {
   );
 }
 
-function requireSuccess(headers: Headers): void {
-  const status = headers.find(([name]) => name === ":status")?.[1] ?? "";
-  if (/^2\d\d$/.test(status)) return;
-  const reason =
-    status === "401" || status === "403"
-      ? "denied-by-peer"
-      : status === "503"
-        ? "peer-unavailable"
-        : "bad-response";
-  throw new TunnelFailure(reason, `the peer answers CONNECT with ${status || "no status"}`);
-}
+/** Of one list, which many targets have, made once. */
+const texts = new WeakMap<readonly SanMatch[], string>();
 
-function answerOf(stream: ConnectStream, patience: number, signal: AbortSignal): Promise<Headers> {
-  return new Promise((resolve, reject) => {
-    const finish = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", aborted);
-    };
-    const fail = (failure: Error) => {
-      finish();
-      stream.reset(ERROR.cancel);
-      reject(failure);
-    };
-    const aborted = () => fail(new TunnelFailure("reset", "the app has gone"));
-    const timer = setTimeout(
-      () => fail(new TunnelFailure("handshake-timeout", "the peer does not answer CONNECT")),
-      patience,
-    );
-    signal.addEventListener("abort", aborted);
-    stream.response.then((headers) => {
-      finish();
-      resolve(headers);
-    }, fail);
-    if (signal.aborted) aborted();
-  });
+function textOfSans(sans: readonly SanMatch[]): string {
+  const known = texts.get(sans);
+  if (known !== undefined) return known;
+  const text = JSON.stringify(sans);
+  texts.set(sans, text);
+  return text;
 }

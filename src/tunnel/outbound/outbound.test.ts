@@ -5,58 +5,32 @@ import { writeFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
-import { dialTcp, listening, outcome, TestMesh } from "../../../test/lab/mesh-member.ts";
+import { dialTcp, listening, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
+import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
 import type { Transport } from "../../mesh/transport.ts";
 import { addressOfTarget } from "../../mesh/tunnel-address.ts";
-import { Counters } from "../counters.ts";
-import { Budget } from "../http2/budget.ts";
-import { MeshCredentials } from "../tls/mesh-credentials.ts";
-import { Dialer } from "./dial.ts";
-import { carryOutbound } from "./outbound.ts";
-import type { TunnelTarget } from "./target.ts";
+import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 
+let lab: TunnelHalves;
 let mesh: TestMesh;
 let foreign: TestMesh;
 beforeAll(() => {
-  mesh = new TestMesh();
-  foreign = new TestMesh();
+  lab = new TunnelHalves();
+  ({ mesh, foreign } = lab);
 });
-afterAll(() => {
-  mesh.close();
-  foreign.close();
-});
+afterAll(() => lab.close());
 
-const cleanup: (() => void)[] = [];
-const targets = new Map<number, TunnelTarget>();
-let counters: Counters;
 let store: ReturnType<TestMesh["store"]>;
 let credentials: MeshCredentials;
 let entrance = 0;
-let lines: string[] = [];
 
 beforeEach(async () => {
-  targets.clear();
-  counters = new Counters();
-  lines = [];
+  lab.begin();
   store = mesh.store("app");
-  credentials = new MeshCredentials(store);
-  cleanup.push(() => credentials.close());
-  const dialer = new Dialer({ credentials, budget: new Budget(1 << 26), patience: 400 });
-  const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true }, (socket) => {
-    const options = {
-      readTarget: (n: number) => targets.get(n),
-      dialer,
-      counters,
-      log: (text: string) => lines.push(text),
-    };
-    void carryOutbound(socket, options);
-  });
-  entrance = await listening(server, "0.0.0.0");
-  cleanup.push(() => server.close());
+  credentials = lab.credentials("app", store);
+  entrance = await lab.outbound(lab.dialer(credentials));
 });
-afterEach(() => {
-  for (const end of cleanup.splice(0)) end();
-});
+afterEach(() => lab.end());
 
 const seen: {
   sni: string | false | null;
@@ -91,35 +65,19 @@ async function peer(options: TlsOptions): Promise<number> {
   });
   server.on("tlsClientError", () => {});
   const port = await listening(server);
-  cleanup.push(() => server.close());
+  lab.defer(() => server.close());
   return port;
 }
 
-function target(number: number, port: number, transport: Transport): string {
-  targets.set(number, {
-    number,
-    peer: { address: "127.0.0.1", port },
-    transport,
-    service: "web",
-    cluster: "c",
-  });
-  return addressOfTarget(number);
-}
+const target = (number: number, port: number, transport: Transport) => lab.target(number, port, transport);
+const ask = (address: string, text?: string) => lab.ask(entrance, address, text);
 
 function istio(...accounts: string[]): Transport {
   const sans = accounts.map((account) => ({ kind: "exact" as const, value: mesh.id(account) }));
   return { kind: "istio", sni: "outbound_.80_._.web.shop.svc.cluster.local", sans };
 }
 
-/** What an app gets that sends `text` and half-closes. */
-async function ask(address: string, text = "hello"): Promise<string> {
-  const socket = await dialTcp(entrance, address);
-  const answer = outcome(socket);
-  socket.end(text);
-  return answer;
-}
-
-const failures = () => counters.rows.ways.outbound.failures;
+const failures = () => lab.counters.rows.ways.outbound.failures;
 
 test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both ways", async () => {
   const at = target(8, await peer({ ...mesh.issue("web"), ALPNProtocols: ["istio"] }), istio("other", "web"));
@@ -133,7 +91,7 @@ test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both 
     },
   ]);
   await Bun.sleep(20);
-  expect(counters.rows.ways.outbound).toEqual({
+  expect(lab.counters.rows.ways.outbound).toEqual({
     open: 0,
     total: 1,
     pending: 0,
@@ -141,7 +99,7 @@ test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both 
     received: 9,
     failures: {},
   });
-  expect(counters.rows.identities).toEqual({ [mesh.id("web")]: 1 });
+  expect(lab.counters.rows.identities).toEqual({ [mesh.id("web")]: 1 });
 });
 
 test("a peer that chooses no ALPN and speaks TLS 1.2 only is right, too", async () => {
@@ -154,9 +112,9 @@ test("16 MB go each way unchanged, and a reader that does not read holds the wri
   const text = "0123456789abcdef".repeat(1 << 20);
   expect((await ask(at, text)) === `got ${text}`).toBe(true);
   const slow = createTlsServer({ ...mesh.issue("web"), requestCert: true }, (socket) => socket.pause());
-  cleanup.push(() => slow.close());
+  lab.defer(() => slow.close());
   const stuck = await dialTcp(entrance, target(3, await listening(slow), istio("web")));
-  cleanup.push(() => stuck.destroy());
+  lab.defer(() => stuck.destroy());
   let taken = 0;
   const block = Buffer.alloc(1 << 16);
   const more = () => {
@@ -211,15 +169,15 @@ test("every failure is a reset for the app, with its reason counted", async () =
   ];
   for (const [reason, prepare] of cases) {
     const address = await prepare();
-    const transport = targets.get(2)?.transport;
-    if (transport?.kind === "hbone") transport.port = targets.get(2)?.peer.port ?? 0;
+    const transport = lab.targets.get(2)?.transport;
+    if (transport?.kind === "hbone") transport.port = lab.targets.get(2)?.peer.port ?? 0;
     expect([reason, await ask(address)]).toEqual([reason, "ECONNRESET"]);
     await Bun.sleep(10);
     expect({ [reason]: 1 }).toEqual(failures());
-    counters.rows.ways.outbound.failures = {};
+    lab.counters.rows.ways.outbound.failures = {};
   }
-  expect(counters.rows.ways.outbound).toMatchObject({ open: 0, pending: 0 });
-  expect(lines.join("\n")).not.toContain("PRIVATE KEY");
+  expect(lab.counters.rows.ways.outbound).toMatchObject({ open: 0, pending: 0 });
+  expect(lab.lines.join("\n")).not.toContain("PRIVATE KEY");
 });
 
 /** openssl's server, which trusts another CA and refuses us by an alert. Bun's own servers close without a word. */
@@ -250,7 +208,7 @@ async function demanding(): Promise<number> {
     "-verify_return_error",
     ...files,
   ]);
-  cleanup.push(() => child.kill("SIGKILL"));
+  lab.defer(() => child.kill("SIGKILL"));
   for await (const chunk of child.stdout) if (String(chunk).includes("ACCEPT")) break;
   return port;
 }
@@ -263,10 +221,10 @@ async function plain(accept: (socket: Socket) => void): Promise<number> {
   const server: Server = createServer((socket) => {
     socket.on("error", () => {});
     socket.on("data", () => {});
-    cleanup.push(() => socket.destroy());
+    lab.defer(() => socket.destroy());
     accept(socket);
   });
-  cleanup.push(() => server.close());
+  lab.defer(() => server.close());
   return listening(server);
 }
 
@@ -337,7 +295,7 @@ test("PROXY protocol: the header comes first, alone or before TLS", async () => 
     entrance,
     target(3, port, { kind: "proxy-protocol", version: 2, over: istio("web") }),
   );
-  cleanup.push(() => v2.destroy());
+  lab.defer(() => v2.destroy());
   await Bun.sleep(50);
   const bytes = Buffer.concat(heard);
   expect(bytes.subarray(0, 16).toString("hex")).toBe("0d0a0d0a000d0a515549540a2111000c");

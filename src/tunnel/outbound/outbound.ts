@@ -42,7 +42,6 @@ export async function carryOutbound(socket: Socket, options: OutboundOptions): P
     const source = { address: socket.remoteAddress ?? "0.0.0.0", port: socket.remotePort ?? 0 };
     const { stream, identity } = await dialer.dial(target, source, abort.signal);
     socket.off("close", gone);
-    counters.rows.handshakes.client++;
     counters.opened("outbound", identity);
     if ("setKeepAlive" in stream && typeof stream.setKeepAlive === "function")
       stream.setKeepAlive(true, KEEPALIVE);

@@ -64,8 +64,15 @@ export class Tunnel {
     this.#credentials = new MeshCredentials(store, (text) => log.info(text));
     const credentials = this.#credentials;
     const budget = this.#budget;
-    this.#dialer = new Dialer({ credentials, budget, ...(baggage !== undefined && { baggage }) });
     const counters = this.#counters;
+    this.#dialer = new Dialer({
+      credentials,
+      budget,
+      handshake: () => {
+        counters.rows.handshakes.client++;
+      },
+      ...(baggage !== undefined && { baggage }),
+    });
     this.#inbound = new InboundTunnel({
       credentials,
       admission,
@@ -105,6 +112,7 @@ export class Tunnel {
     this.#draining = true;
     for (const listener of this.#listeners) listener.close();
     this.#inbound.drain();
+    this.#dialer.drain();
     this.#writeStatus();
     this.#finishWhenIdle();
   }
@@ -216,6 +224,7 @@ export class Tunnel {
   #close(): void {
     clearInterval(this.#timer);
     for (const listener of this.#listeners) listener.close();
+    this.#dialer.drain();
     this.#credentials.close();
     this.#file.remove();
   }
