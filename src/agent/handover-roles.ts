@@ -1,4 +1,4 @@
-/** An agent's part in a hand-over, as the predecessor and as the successor. */
+/** What an agent does in a hand-over, as the one that hands over and as the one that takes over. */
 
 import type { Folders } from "../config/config.ts";
 import { pinnedTotals } from "../datapath/inspect/pinned-totals.ts";
@@ -12,7 +12,7 @@ import type { ControlPlane } from "./control-plane.ts";
 import type { LiveTables } from "./live-tables.ts";
 import type { Ownership } from "./ownership.ts";
 
-/** The parts of an agent that a hand-over uses. */
+/** An agent as a hand-over needs it. */
 export interface HandoverContext {
   folders: Folders;
   controlPlane: ControlPlane;
@@ -20,13 +20,13 @@ export interface HandoverContext {
   tables: LiveTables;
   snapshots: SnapshotKeeper;
   statusFile: StatusFile;
-  /** Serves the admin socket, in place of another process. */
+  /** Answers on the admin socket, whoever did before. */
   serve(): Promise<void>;
-  /** Whether the path of the admin socket leads to this agent's socket. */
+  /** Whether the admin socket under its path is this agent's. */
   isReachable(): boolean;
-  /** Another process has become the agent. */
+  /** Another process is the agent from now on. */
   succeeded(pid: number): void;
-  /** This process must end. */
+  /** This process has to end. */
   end(why: End): void;
 }
 
@@ -46,12 +46,12 @@ export function asPredecessor(agent: HandoverContext): Predecessor {
       try {
         await tables.acquireWithin();
       } catch (error) {
-        // An ordinary start, with its waiting times and log lines.
+        // A start like any other, with its patience and its words.
         agent.end(executedAnew());
         throw error;
       }
       tables.takeBack();
-      // The predecessor still has to answer the client of POST /restart.
+      // The one before still answers who asked for all this.
       if (!agent.isReachable()) await agent.serve();
       statusFile.write();
     },

@@ -1,10 +1,10 @@
-/** Compares two configurations for a reload. */
+/** What a changed configuration means for an agent that runs. */
 import { isDeepStrictEqual } from "node:util";
 import type { Config } from "../config/config.ts";
 import { SETTINGS, type SettingName } from "../config/settings.ts";
 import { type SettingValues, settingValues } from "../config/values.ts";
 
-/** The settings that a running agent can change: they are in a kernel map, or only the agent uses them. */
+/** The settings that change under running connections: a map in the kernel has them, or the agent alone heeds them. */
 export type LiveSettings = Pick<
   Config,
   | "cgroups"
@@ -41,18 +41,18 @@ const LIVE: ReadonlySet<SettingName> = new Set([
 ]);
 
 export interface Differences {
-  /** Changed settings that a running agent applies. */
+  /** Settings that a running agent can take over. */
   live: SettingName[];
-  /** Changed settings that wait for the next start. */
+  /** Settings that the next start takes over. */
   later: SettingName[];
 }
 
-/** The names of the settings that differ, as in the file. */
+/** The names of the settings in which two configurations differ, as the file writes them. */
 export function differences(before: Config, after: Config): Differences {
   return differencesOf(settingValues(before), settingValues(after));
 }
 
-/** The same, ignoring settings that one of the two does not have. */
+/** The same; a setting that one of the two does not know is no difference. */
 export function differencesOf(before: Partial<SettingValues>, after: Partial<SettingValues>): Differences {
   const result: Differences = { live: [], later: [] };
   for (const name of Object.keys(SETTINGS) as SettingName[]) {

@@ -1,4 +1,4 @@
-/** A configuration as values by setting, as in the file. */
+/** A configuration by the names of its settings, with each value as it would be written in the file. */
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
 import type { Config } from "./config.ts";
@@ -8,13 +8,13 @@ import { formatFilter } from "./telemetry.ts";
 
 export type SettingValues = Record<SettingName, Json>;
 
-/** A list with one element is written as that element. */
+/** A list of one is written as that one. */
 export function oneOrAll(addresses: readonly string[]): Json {
   const [first = ""] = addresses;
   return addresses.length === 1 ? first : addresses;
 }
 
-/** Null stands for a setting without value and default. */
+/** Null stands for a setting that is not set and has no fallback. */
 export function settingValues(config: Config): SettingValues {
   const { locality } = config;
   return {

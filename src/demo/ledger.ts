@@ -1,21 +1,21 @@
-/** The counters of the load, and their differences. */
+/** What the load counts, and what two counts tell about the time between them. */
 export interface Ledger {
-  /** New connections with and without an answer. */
+  /** New connections that were answered, and those that were not. */
   made: number;
   failed: number;
-  /** Long-lived connections that are open, and those that were cut. */
+  /** Long-lived connections that are open, and those that ended though nobody ended them. */
   open: number;
   cut: number;
-  /** Answers over long-lived connections. */
+  /** Answers that came over long-lived connections. */
   answers: number;
-  /** Connections whose peer address, as the app sees it, differs from the requested one. */
+  /** Connections whose peer's address, as the app sees it, was not the one that it asked for. */
   wrongPeer: number;
-  /** Queries for the service's name with and without the right answer. */
+  /** Queries for the service's name that were answered rightly, and those that were not. */
   resolved: number;
   unresolved: number;
-  /** Answered new connections, by upstream. */
+  /** Answered new connections by the upstream that answered. */
   byUpstream: Record<string, number>;
-  /** Reasons of failed and cut connections, with counts. */
+  /** Why connections failed or were cut, with counts. */
   reasons: Record<string, number>;
 }
 
@@ -34,7 +34,7 @@ export function emptyLedger(): Ledger {
   };
 }
 
-/** The share of each upstream in the new connections between two counts, 0 to 1, sorted by name. */
+/** The share of each upstream in the new connections between two counts: 0 to 1, by name, in the names' order. */
 export function spreadBetween(
   before: Ledger,
   after: Ledger,

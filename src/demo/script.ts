@@ -1,15 +1,15 @@
-/** The steps of `kmesh demo`, and its checks. */
+/** What happens in `kmesh demo`, and what it proves. */
 import { type Ledger, spreadBetween } from "./ledger.ts";
 import { MESH, type Shares, shareOf } from "./mesh.ts";
 import { type Stage, sleep } from "./stage.ts";
 
 export interface ScriptOptions {
-  /** Observation time of each state of the mesh, seconds. */
+  /** How long each state of the mesh is watched, seconds. */
   seconds: number;
-  /** New connections per second, and connections that stay open. */
+  /** New connections a second, and connections that stay open. */
   rate: number;
   longLived: number;
-  /** Called at the end of each step. */
+  /** Told of each step as it ends. */
   on(event: DemoEvent): void;
 }
 
@@ -22,7 +22,7 @@ export type DemoEvent =
   | { kind: "changed-unseen"; to: Shares }
   | { kind: "restarted"; pid: number; adopted: boolean; writes: number };
 
-/** One state of the mesh, and the distribution of new connections in it. */
+/** One state of the mesh, and where new connections went meanwhile. */
 export interface Step {
   name: string;
   configured: Shares;
@@ -33,15 +33,15 @@ export interface Step {
 }
 
 export interface DemoReport {
-  /** Whether all checks passed. */
+  /** Everything below is as promised. */
   ok: boolean;
   connections: { made: number; failed: number; withoutAgent: number };
   longLived: { opened: number; cut: number; answers: number };
-  /** Connections whose peer address differs from the requested one. */
+  /** Connections that saw another peer than the address that they asked for. */
   wrongPeer: number;
   /** Queries for the service's name. */
   names: { resolved: number; unresolved: number };
-  /** Milliseconds from SIGKILL until the next agent's tables were live. */
+  /** From SIGKILL until the next agent's tables were live. */
   unattendedMilliseconds: number;
   restart: { adopted: boolean; mapWrites: number };
   steps: Step[];
@@ -52,7 +52,7 @@ const FIRST: Shares = { v1: 90, v2: 10 };
 const SECOND: Shares = { v1: 50, v2: 50 };
 const THIRD: Shares = { v1: 20, v2: 80 };
 
-/** Builds the stage and plays the script. Rejects when a process of the demo fails. */
+/** Plays it on a stage that is not built yet. Rejects when a process of the demo fails. */
 export async function playScript(stage: Stage, options: ScriptOptions): Promise<DemoReport> {
   const { seconds, rate, longLived, on } = options;
   const steps: Step[] = [];
@@ -124,7 +124,7 @@ export function isAsPromised(report: DemoReport): boolean {
   );
 }
 
-/** Tolerance for connections that are in progress when a step begins or ends. */
+/** Connections may be under way while a step begins or ends: a few more or less are no fault. */
 function isSpreadRight(step: Step): boolean {
   const slack = Math.max(0.02, 10 / Math.max(1, step.connections));
   return (
@@ -153,7 +153,7 @@ export function stepOf(
   };
 }
 
-/** Changes the configuration under load. Returns the time from the file's change to live tables. */
+/** Changes the configuration under load; gives the time from the file's change to live tables. */
 async function shift(stage: Stage, to: Shares): Promise<number> {
   const { tables } = await stage.agentOnce(() => true);
   const begun = Date.now();

@@ -1,11 +1,14 @@
-/** A server that answers each line with its name and the line, and an HTTP request with its name, so that curl works. */
+/**
+ * A server that says who it is: it answers each line with its name and the line, and an HTTP request with its name,
+ * so that curl can play along.
+ */
 import { createServer, type Server, type Socket } from "node:net";
 
-/** Listens on `address`:`port`. Rejects with the error of listen. */
+/** Listens on `address`:`port`. Rejects with what listen says. */
 export function startUpstream(name: string, address: string, port: number): Promise<Server> {
   const server = createServer((socket) => {
     socket.setNoDelay(true);
-    // Ignore clients that reset.
+    // A client that resets is its own business.
     socket.on("error", () => socket.destroy());
     eachLine(socket, (line) => answer(socket, name, line));
   });
@@ -24,7 +27,7 @@ function answer(socket: Socket, name: string, line: string): void {
   socket.end(`HTTP/1.1 200 OK\r\ncontent-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`);
 }
 
-/** Calls `take` for each complete line, without its line end. */
+/** Calls `take` for each whole line that arrives, without its line end. */
 export function eachLine(socket: NodeJS.ReadableStream, take: (line: string) => void): void {
   let rest = "";
   socket.setEncoding("utf8");

@@ -1,8 +1,8 @@
-/** The machine or the user can't do it. `next` is the next step. */
+/** This machine, or this user, can't. `next` is what would help. */
 import { ActionableError } from "../errors/actionable-error.ts";
 export class Unsupported extends ActionableError {}
 
-/** Throws Unsupported unless the user is root. `what` names the operation that needs root. */
+/** Throws Unsupported unless this is root. `what` is what root is needed for. */
 export function requireRoot(what: string): void {
   if (process.getuid?.() === 0) return;
   throw new Unsupported(`${what} needs root`, "Run it as root, or with sudo.");
