@@ -25,7 +25,7 @@ export interface Explained extends Explanation {
 /**
  * Explains `HOST`, `HOST:PORT` or `IP:PORT`, one explanation an address and port that it stands for. A host is looked
  * for among the mesh's services (whole, or its first labels), then by the machine's resolver.
- * `mesh` adds what the tables don't hold: weights, health, priorities.
+ * `mesh` adds what the tables don't hold: weights, health, priorities, and why a service refuses.
  * Rejects with BadRequest when the text or the host means nothing, with NothingPinned without tables.
  */
 export async function explainDestination(bpffs: string, text: string, mesh?: Mesh): Promise<Explained[]> {
@@ -64,7 +64,11 @@ function configured(explanation: Explanation, mesh: Mesh | undefined): Explained
     });
     return [name, endpoints];
   });
-  return { ...explanation, configured: Object.fromEntries(known) };
+  const notes = mesh.services.get(explanation.service ?? "")?.notes ?? [];
+  // The tables know the kind of refusal alone; the mesh knows what is missing.
+  const reasons = explanation.verdict === "refuse" ? notes.filter(({ kind }) => kind === "refused") : [];
+  const why = [...explanation.why, ...reasons.map(({ text }) => text)];
+  return { ...explanation, why, configured: Object.fromEntries(known) };
 }
 
 interface Place {

@@ -65,6 +65,8 @@ export interface ControlPlaneOptions {
   meshConfig?: Record<string, unknown>;
   /** How long istiod keeps a connection before it asks for its end, such as 10s. */
   maxConnectionAge?: string;
+  /** Serve the Gateway API's kinds, and have istiod watch them: waypoints are Gateways. */
+  gatewayApi?: boolean;
   /** Environment of istiod beside what this file sets. */
   istiodEnv?: Record<string, string>;
 }
@@ -157,7 +159,9 @@ export class ControlPlane {
         ENABLE_CA_SERVER: "true",
         INJECT_ENABLED: "false",
         PILOT_ENABLE_AMBIENT: "true",
-        PILOT_ENABLE_GATEWAY_API: "false",
+        PILOT_ENABLE_GATEWAY_API: String(this.#options.gatewayApi === true),
+        // It would make Deployments, which nobody runs here.
+        PILOT_ENABLE_GATEWAY_API_DEPLOYMENT_CONTROLLER: "false",
         PILOT_DEBOUNCE_AFTER: "100ms",
         ...this.#options.istiodEnv,
         ...env,
@@ -307,8 +311,11 @@ export class ControlPlane {
 
   async #prepare(): Promise<void> {
     const { kube } = this;
-    const definitions = readFileSync(join(this.#options.binaries, "crds.yaml"), "utf8");
-    const crds = parseAllDocuments(definitions).map((document) => document.toJS() as KubeObject | null);
+    const files = ["crds.yaml", ...(this.#options.gatewayApi ? ["gateway-crds.yaml"] : [])];
+    const crds = files
+      .flatMap((file) => parseAllDocuments(readFileSync(join(this.#options.binaries, file), "utf8")))
+      .map((document) => document.toJS() as KubeObject | null)
+      .filter((object) => object === null || object.kind === "CustomResourceDefinition");
     await Promise.all(crds.filter((crd) => crd !== null).map((crd) => kube.apply(crd)));
     const namespaces = ["istio-system", ...(this.#options.namespaces ?? [])];
     for (const name of namespaces)

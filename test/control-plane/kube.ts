@@ -13,7 +13,7 @@ export interface KubeObject {
   [field: string]: unknown;
 }
 
-const CLUSTER_SCOPED = new Set(["Namespace", "CustomResourceDefinition", "Node"]);
+const CLUSTER_SCOPED = new Set(["Namespace", "CustomResourceDefinition", "Node", "GatewayClass"]);
 
 export class KubeError extends Error {
   constructor(
@@ -30,7 +30,11 @@ export class KubeError extends Error {
 /** Path of the collection of `kind`, such as /api/v1/namespaces/shop/services. */
 export function collectionPath(apiVersion: string, kind: string, namespace: string | undefined): string {
   const lower = kind.toLowerCase();
-  const plural = /[^aeiou]y$/.test(lower) ? `${lower.slice(0, -1)}ies` : `${lower}s`;
+  const plural = /[^aeiou]y$/.test(lower)
+    ? `${lower.slice(0, -1)}ies`
+    : lower.endsWith("s")
+      ? `${lower}es`
+      : `${lower}s`;
   const root = apiVersion.includes("/") ? `/apis/${apiVersion}` : `/api/${apiVersion}`;
   return CLUSTER_SCOPED.has(kind)
     ? `${root}/${plural}`

@@ -1,10 +1,14 @@
 /** Dual-engine mode under a real istiod with ambient on, and under one without. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { identityStore } from "../../src/machine/identity-store.ts";
 import type { KubeObject } from "../control-plane/kube.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
-import { eventually, run } from "../lab/process.ts";
-import { MeshLab, missing } from "./mesh-lab.ts";
+import { eventually, OwnedProcess, run } from "../lab/process.ts";
+import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 import { hostOf, inNamespace, pod, running, service, serviceEntry, slice } from "./objects.ts";
+import { Waypoint } from "./waypoint-envoy.ts";
 
 setDefaultTimeout(60_000);
 const why = missing();
@@ -13,11 +17,14 @@ if (why !== undefined) console.warn(`interop tests are skipped: ${why}`);
 /** The machine, and another one. */
 const VM = "172.31.9.1";
 const PEER = "172.31.9.2";
-const DUAL = ["--mode=dual-engine", `--ip=${VM}`];
+/** On that other machine: this one's tunnel has port 15008 itself. */
+const WAYPOINT = "172.31.9.3";
 
 describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () => {
   let lab: MeshLab;
   let peer: NetworkNamespace;
+  let flags: string[] = [];
+  const others: OwnedProcess[] = [];
 
   /** A pod with a port called `web`, of the service `web`. */
   const podOf = (name: string, port: number) => {
@@ -55,7 +62,7 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
   });
 
   beforeAll(async () => {
-    lab = await MeshLab.create();
+    lab = await MeshLab.create({ gatewayApi: true });
     peer = await NetworkNamespace.create("peer");
     await lab.namespace.connect(peer, [`${VM}/24`], [`${PEER}/24`]);
     await lab.serve({
@@ -110,9 +117,17 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
       inNamespace("other", service("far", "10.96.2.1", [{ name: "tcp", port: 80, targetPort: 8080 }])),
       inNamespace("other", slice("far", ["172.31.1.1"], [{ name: "tcp", port: 80, targetPort: 8080 }])),
     );
-    await lab.startedAgent(...DUAL);
+    const [ca, token] = [join(lab.folder, "root-cert.pem"), join(lab.folder, "istio-token")];
+    writeFileSync(ca, await lab.plane.rootCertificate());
+    writeFileSync(token, await kube.serviceAccountToken("shop", "vm"), { mode: 0o600 });
+    flags = [
+      ...["--mode=dual-engine", `--ip=${VM}`, `--istiod=localhost:${lab.plane.ports.secureGrpc}`],
+      ...[`--ca=${ca}`, `--token=${token}`, "--tunnel=on"],
+    ];
+    await lab.startedAgent(...flags);
   }, 120_000);
   afterAll(async () => {
+    for (const each of others) await each.stop("SIGKILL");
     await peer?.remove();
     await lab?.remove();
   }, 60_000);
@@ -199,6 +214,130 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     await eventually("it is open again", async () => (await ask()) === "vm hello", 10_000);
   });
 
+  describe("a waypoint", () => {
+    let waypoint: Waypoint;
+    const GUARDED = "10.96.1.9";
+    const guarded = (labels: Record<string, string>) => {
+      const made = service("guarded", GUARDED, [{ name: "tcp", port: 80, targetPort: 8080 }]);
+      return {
+        ...made,
+        metadata: { ...made.metadata, labels },
+        spec: { ...(made.spec as object), selector: { app: "guarded" } },
+      };
+    };
+    const podAt = (name: string, labels: Record<string, string>) => {
+      const made = pod(name, "web");
+      return { ...made, metadata: { ...made.metadata, labels } };
+    };
+    const instance = podAt("waypoint-0", { "gateway.networking.k8s.io/gateway-name": "waypoint" });
+    const behind = (labels: Record<string, string>) => podAt("guarded-0", { app: "guarded", ...labels });
+    const note = async () => (await lab.kmesh("status", "--all")).stdout;
+
+    beforeAll(async () => {
+      const { kube } = lab.plane;
+      await lab.serve({ e: "172.31.1.5:8080" });
+      const identity = identityStore(join(lab.folder, "state")).load();
+      if (!identity) throw new Error("the agent has no certificate");
+      await peer.addLoopback(WAYPOINT);
+      await peer.ip("route", "add", "172.31.1.0/24", "via", VM);
+      await lab.namespace.ip("route", "add", `${WAYPOINT}/32`, "via", PEER);
+      waypoint = await Waypoint.start({
+        ...{ folder: lab.folder, netns: peer.path, address: WAYPOINT, identity },
+        upstreams: { [`${GUARDED}:80`]: "172.31.1.5:8080", "172.31.1.5:8080": "172.31.1.5:8080" },
+      });
+      const tunnel = new OwnedProcess({
+        name: "tunnel",
+        log: join(lab.folder, "tunnel.log"),
+        command: [KMESH, "tunnel", ...lab.folders],
+        netns: lab.namespace.path,
+      });
+      others.push(waypoint.process, tunnel);
+      await eventually("the tunnel accepts", () => tunnel.output().includes("accepts (pid"));
+      const own = service("waypoint", "10.96.1.8", [{ name: "mesh", port: 15008 }]);
+      const gateway = {
+        apiVersion: "gateway.networking.k8s.io/v1",
+        kind: "Gateway",
+        metadata: { name: "waypoint", namespace: "shop", labels: { "istio.io/waypoint-for": "all" } },
+        spec: {
+          gatewayClassName: "istio-waypoint",
+          listeners: [{ name: "mesh", port: 15008, protocol: "HBONE" }],
+        },
+      };
+      await kube.apply(
+        gateway,
+        {
+          ...own,
+          spec: {
+            ...(own.spec as object),
+            selector: { "gateway.networking.k8s.io/gateway-name": "waypoint" },
+          },
+        },
+        instance,
+        behind({}),
+        guarded({}),
+      );
+      await kube.applyStatus(running(instance, WAYPOINT));
+      await kube.applyStatus(running(behind({}), "172.31.1.5"));
+      // What the deployment controller says when it runs.
+      await kube.applyStatus({
+        ...gateway,
+        status: { addresses: [{ type: "Hostname", value: "waypoint.shop.svc.cluster.local" }] },
+      });
+      await lab.connectUntil("the service is there", GUARDED, 80, ({ by }) => by.e === 1);
+    });
+
+    test("of a service: an unmodified app's bytes go through a real Envoy, which sees the identity and the address asked for", async () => {
+      expect(waypoint.streams()).toEqual([]);
+      await lab.plane.kube.apply(guarded({ "istio.io/use-waypoint": "waypoint" }));
+      await eventually("istiod names the waypoint", async () => {
+        return ((await lab.status()).workloads?.waypoints.length ?? 0) > 0;
+      });
+      const { by, peers } = await lab.connect(GUARDED, 80, { count: 5 });
+      expect({ by, peers }).toEqual({ by: { e: 5 }, peers: { [`${GUARDED} 80`]: 5 } });
+      expect((await lab.status()).workloads?.waypoints).toEqual([
+        { name: "shop/waypoint.shop.svc.cluster.local", services: 1 },
+      ]);
+      const stream = `${GUARDED}:80 spiffe://cluster.local/ns/shop/sa/vm`;
+      await eventually("the waypoint has written five streams", () => waypoint.streams().length === 5);
+      expect(waypoint.streams()).toEqual([stream, stream, stream, stream, stream]);
+      // The workload itself names no waypoint.
+      expect((await lab.connect("172.31.1.5", 8080)).by).toEqual({ e: 1 });
+      expect(waypoint.streams()).toHaveLength(5);
+    });
+
+    test("without a healthy instance the service is refused, never led past it; status says why", async () => {
+      const { kube } = lab.plane;
+      await kube.applyStatus({
+        ...instance,
+        status: {
+          ...(running(instance, WAYPOINT).status as object),
+          conditions: [{ type: "Ready", status: "False" }],
+        },
+      });
+      await lab.connectUntil("it is refused", GUARDED, 80, ({ errors }) => errors.ECONNREFUSED === 1);
+      expect(await note()).toContain("waypoint shop/waypoint.shop.svc.cluster.local has no healthy instance");
+      const { stdout } = await lab.kmesh("explain", `${GUARDED}:80`);
+      expect(stdout).toContain("has no healthy instance");
+      await kube.applyStatus(running(instance, WAYPOINT));
+      await lab.connectUntil("it is carried again", GUARDED, 80, ({ by }) => by.e === 1);
+    });
+
+    test("of a workload: connections to its own address go through it; without the label they go directly", async () => {
+      const { kube } = lab.plane;
+      await kube.apply(guarded({}), behind({ "istio.io/use-waypoint": "waypoint" }));
+      const before = waypoint.streams().length;
+      await lab.connectUntil("it is carried", "172.31.1.5", 8080, () =>
+        waypoint.streams().slice(before).includes("172.31.1.5:8080 spiffe://cluster.local/ns/shop/sa/vm"),
+      );
+      await kube.apply(behind({}));
+      await eventually("it is reached directly", async () => {
+        const seen = waypoint.streams().length;
+        const { by } = await lab.connect("172.31.1.5", 8080, { count: 3 });
+        return by.e === 3 && waypoint.streams().length === seen;
+      });
+    });
+  });
+
   test("istiod goes and comes back: only what changed meanwhile is sent and written", async () => {
     await lab.plane.stopIstiod();
     expect((await lab.connect("10.96.1.1", 80, { count: 4 })).by).toEqual({ a: 2, b: 2 });
@@ -223,7 +362,7 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     await lab.agent.stop("SIGTERM");
     await lab.plane.stopIstiod();
     await lab.plane.startIstiod({ PILOT_ENABLE_AMBIENT: "false" });
-    lab.startAgent(...DUAL);
+    lab.startAgent(...flags);
     const { tables } = await eventually(
       "the agent knows that",
       async () => {
