@@ -2,27 +2,29 @@
 
 import { readFileSync, truncateSync } from "node:fs";
 import { reasonOf } from "../../src/errors/reason.ts";
+import type { Mode } from "../../src/istiod/stream/types.ts";
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
+import { AdmissionBook, type AdmissionSums, refusalsOf } from "./admission.ts";
 import { Book, type Sums } from "./book.ts";
-import type { Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
 import { type Pace, play } from "./events.ts";
 import { Histogram } from "./histogram.ts";
 import { readKernelCounts } from "./kernel-counts.ts";
 import { hostOf, Plan } from "./plan.ts";
 import { MadeLedger, TakenLedger } from "./records.ts";
-import { type EventKind, type ScheduledEvent, schedule } from "./schedule.ts";
-import { type LoadOptions, Stage } from "./stage.ts";
+import { EVENTS, type EventKind, MODE_EVENTS, type ScheduledEvent, schedule } from "./schedule.ts";
+import { type Builds, type LoadOptions, Stage } from "./stage.ts";
 import { Validity } from "./validity.ts";
 
 export interface RunOptions {
   seed: number;
   events: number;
-  kinds: readonly EventKind[];
-  /** Misroutes, and expects a wrong address of a name, on purpose: the report must show both. */
+  /** Misroutes, admits and refuses wrongly, and expects a wrong address of a name, on purpose: the report must show all. */
   misroute: boolean;
   builds: Builds;
+  /** That the agent begins in. From dual-engine on, the mode changes as well. */
+  mode: Mode;
   load: LoadOptions;
   pace: Pace & {
     /** Without any event at the beginning, ms. */
@@ -43,23 +45,9 @@ export interface ConnectTimes {
   slow: number;
 }
 
-/** What happened to connections through the tunnel in events of one kind. */
-export interface TunnelTimes {
-  /** Short ones, and the time to their answers, microseconds. */
-  connections: number;
-  p50: number;
-  p99: number;
-  /** Connections of a tunnel that was killed. */
-  cut: number;
-  /** All others that failed or were cut, of the tunnel or not. */
-  failed: number;
-  wrongIdentity: number;
-}
-
 export interface KindReport {
   events: number;
   worstGap: number;
-  tunnel: TunnelTimes;
   service: ConnectTimes;
   /** Connections to no service, made by the same process in the same time. */
   direct: ConnectTimes;
@@ -77,6 +65,8 @@ export interface Report extends Sums {
   /** Queries for mesh names by a resolver that never asks twice, and those that got no answer or a wrong one. */
   lookups: number;
   failedLookups: number;
+  /** Connections to the machine. */
+  admission: AdmissionSums;
   quiet: KindReport;
   kinds: Partial<Record<EventKind, KindReport>>;
   milliseconds: number;
@@ -90,11 +80,9 @@ const CHURN = 20;
 
 /** Runs it all in this process's namespaces, which must be its own, and cleans up however it ends. */
 export async function runContinuity(options: RunOptions): Promise<Report> {
-  const stage = new Stage((identities) => {
-    const plan = new Plan(identities);
-    return { plan, validity: new Validity(plan.endpoints.map(({ service }) => service)) };
-  }, options.builds);
-  const { plan, validity } = stage;
+  const plan = new Plan();
+  const validity = new Validity(plan.endpoints.map(({ service }) => service));
+  const stage = new Stage(plan, validity, options.builds, options.mode);
   const run = new Run(options, stage, plan, validity);
   const stop = () => {
     void stage.remove().finally(() => process.exit(1));
@@ -115,11 +103,7 @@ export async function runContinuity(options: RunOptions): Promise<Report> {
 class Times {
   readonly service = new Histogram();
   readonly direct = new Histogram();
-  readonly tunnel = new Histogram();
   slow = { service: 0, direct: 0 };
-  cut = 0;
-  failed = 0;
-  wrongIdentity = 0;
   events = 0;
   worstGap = 0;
 
@@ -130,19 +114,7 @@ class Times {
       p99: this[kind].quantile(0.99) / 1000,
       slow: this.slow[kind],
     });
-    const { events, worstGap, cut, failed, wrongIdentity, tunnel } = this;
-    const times = {
-      connections: tunnel.total,
-      p50: tunnel.quantile(0.5) / 1000,
-      p99: tunnel.quantile(0.99) / 1000,
-    };
-    return {
-      events,
-      worstGap,
-      tunnel: { ...times, cut, failed, wrongIdentity },
-      service: of("service"),
-      direct: of("direct"),
-    };
+    return { events: this.events, worstGap: this.worstGap, service: of("service"), direct: of("direct") };
   }
 }
 
@@ -152,6 +124,7 @@ class Run {
   readonly #stage: Stage;
   readonly #plan: Plan;
   readonly #book: Book;
+  readonly #admission: AdmissionBook;
   readonly #quiet = new Times();
   readonly #kinds = new Map<EventKind, Times>();
   #slowFrom = { service: Number.POSITIVE_INFINITY, direct: Number.POSITIVE_INFINITY };
@@ -169,15 +142,14 @@ class Run {
         endpoints,
         refuses: (service) => plan.refuses(service),
         fails: (service) => plan.fails(service),
-        tunnelled: (service) => plan.tunnelled(service),
-        impostor: (service) => plan.impostor(service),
       },
       validity,
     );
+    this.#admission = new AdmissionBook(plan.admission, (text) => this.#book.complain(text));
   }
 
   async play(): Promise<Report> {
-    const { seed, events, kinds, load, progress } = this.#options;
+    const { seed, events, load, mode, progress } = this.#options;
     const began = performance.now();
     const random = new Random(seed ^ 0x5eed);
     await this.#stage.build();
@@ -187,6 +159,7 @@ class Run {
     await this.#stage.go();
     await this.#measureQuiet();
     progress(`quiet: ${this.#tell()}`);
+    const kinds = Object.keys(mode === "dual-engine" ? { ...EVENTS, ...MODE_EVENTS } : EVENTS) as EventKind[];
     for (const [i, event] of schedule(seed, events, kinds).entries()) {
       const line = await this.#playOne(event, random);
       progress(`${i + 1}/${events} ${event.kind}: ${line}`);
@@ -194,8 +167,6 @@ class Run {
     if (this.#options.misroute) {
       await this.#stage.misroute();
       await sleep(this.#options.pace.after);
-      // And a crash that the judge does not hear of.
-      await this.#stage.tunnels.crash("apps");
     }
     const { open } = this.#book;
     const lookups = await this.#stage.endLoad();
@@ -212,6 +183,7 @@ class Run {
       unneededWrites: this.#unneededWrites,
       lookups: lookups.asked,
       failedLookups: lookups.asked - lookups.right,
+      admission: this.#admission.sums,
       quiet: this.#quiet.report(),
       kinds: Object.fromEntries([...this.#kinds].map(([kind, times]) => [kind, times.report()])),
       milliseconds: performance.now() - began,
@@ -252,7 +224,6 @@ class Run {
     try {
       const outcome = await play(this.#stage, event, pace);
       gap = outcome.gap;
-      if (outcome.crash) this.#book.crashed(outcome.crash);
       times.worstGap = Math.max(times.worstGap, gap);
       if (outcome.writes) {
         this.#unneededWrites += outcome.writes;
@@ -265,13 +236,7 @@ class Run {
     const to = monotonic();
     await sleep(pace.after);
     await this.#pauseAndCheck((began) => (from <= began && began <= to ? times : undefined));
-    const { made, tunnelled, cut, failed, wrongIdentity } = this.#book.sums;
-    times.cut += cut - before.cut;
-    times.failed += failed - before.failed;
-    times.wrongIdentity += wrongIdentity - before.wrongIdentity;
-    const through = `${tunnelled - before.tunnelled} of them by the tunnel`;
-    const lost = cut > before.cut ? `, ${cut - before.cut} lost with a tunnel` : "";
-    return `gap ${Math.round(gap)} ms; ${made - before.made} connections, ${through}${lost}; ${this.#tell()}`;
+    return `gap ${Math.round(gap)} ms; ${this.#book.sums.made - before.made} connections; ${this.#tell()}`;
   }
 
   async #pauseAndCheck(timesAt: (began: number) => Times | undefined): Promise<void> {
@@ -282,14 +247,16 @@ class Run {
 
   #check(timesAt: (began: number) => Times | undefined = () => undefined): void {
     const made = this.#stage.madeFiles.map((file) => new MadeLedger(takeFile(file)));
-    const taken = this.#stage.takenFiles.map((file) => new TakenLedger(takeFile(file)));
-    this.#book.take(made, taken, (kind, began, time) => {
+    const taken = new TakenLedger(takeFile(this.#stage.takenFile));
+    this.#book.take(made, taken, (kind, began, connectTime) => {
       const times = timesAt(began);
       if (!times) return;
-      times[kind].add(time);
-      if (kind !== "tunnel" && time > this.#slowFrom[kind]) times.slow[kind]++;
+      times[kind].add(connectTime);
+      if (connectTime > this.#slowFrom[kind]) times.slow[kind]++;
     });
     this.#book.compare(readKernelCounts(this.#stage.bpffs));
+    this.#admission.take(takeFile(this.#stage.admission.ledger));
+    this.#book.counter("refusals of peers", refusalsOf(this.#stage.bpffs), this.#admission.sums.refused);
   }
 
   #timesOf(kind: EventKind): Times {
@@ -300,9 +267,12 @@ class Run {
 
   /** What is wrong so far. */
   #tell(): string {
-    const { failed, misrouted, counterErrors, ledgerErrors, wrongIdentity } = this.#book.sums;
+    const { failed, misrouted, counterErrors, ledgerErrors } = this.#book.sums;
+    const { wronglyAdmitted, wronglyRefused, failed: lost } = this.#admission.sums;
     const others = [
-      ...(wrongIdentity > 0 ? [`${wrongIdentity} of a wrong identity`] : []),
+      ...(wronglyAdmitted > 0 ? [`${wronglyAdmitted} wrongly admitted`] : []),
+      ...(wronglyRefused > 0 ? [`${wronglyRefused} wrongly refused`] : []),
+      ...(lost > 0 ? [`${lost} to the machine failed`] : []),
       ...(ledgerErrors > 0 ? [`${ledgerErrors} ledger errors`] : []),
       ...(this.#stuck > 0 ? [`${this.#stuck} stuck`] : []),
       ...(this.#unneededWrites > 0 ? [`${this.#unneededWrites} unneeded writes`] : []),

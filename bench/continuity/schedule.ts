@@ -16,15 +16,14 @@ export const EVENTS = {
   "disk full": "the state folder full, other endpoints, a start",
   "state lost": "the state folder gone, a start",
   "state corrupt": "other bytes in every file of the state folder, a start",
-  "tunnel restart":
-    "the next kmesh tunnel on the same sockets, once or twice, perhaps with another certificate",
-  "tunnel upgrade": "the same with another build, and the one before the next time",
-  "failed tunnel restart": "a next tunnel that ends at once",
-  "tunnel crash":
-    "SIGKILL of the tunnel that accepts, perhaps while another drains; started again as systemd does",
 } as const;
 
-export type EventKind = keyof typeof EVENTS;
+/** Events of a bench that begins in dual-engine mode. */
+export const MODE_EVENTS = {
+  "other mode": "kernel-native or dual-engine, whichever it is not, by kmesh restart --graceful",
+} as const;
+
+export type EventKind = keyof typeof EVENTS | keyof typeof MODE_EVENTS;
 
 export interface ScheduledEvent {
   kind: EventKind;
@@ -35,11 +34,7 @@ export interface ScheduledEvent {
 /**
  * `count` events of these kinds. Every kind comes once before any comes again, in a new order each time.
  */
-export function schedule(
-  seed: number,
-  count: number,
-  kinds: readonly EventKind[] = Object.keys(EVENTS) as EventKind[],
-): ScheduledEvent[] {
+export function schedule(seed: number, count: number, kinds: readonly EventKind[]): ScheduledEvent[] {
   const random = new Random(seed);
   const events: ScheduledEvent[] = [];
   while (events.length < count) {

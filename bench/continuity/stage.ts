@@ -24,26 +24,30 @@ import type { Inspection, Summary } from "../../src/datapath/inspect/inspect.ts"
 import { codeOf } from "../../src/errors/reason.ts";
 import type { Proof } from "../../src/handover/predecessor.ts";
 import type { RestartRequest } from "../../src/handover/restart-request.ts";
+import type { Mode } from "../../src/istiod/stream/types.ts";
 import { machineId } from "../../src/machine/machine-id.ts";
 import { hasManifest, readManifest } from "../../src/state/manifest.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
 import { compileC } from "../machine.ts";
-import type { Build, Builds } from "./builds.ts";
+import { AdmissionLoad, admissionDifference } from "./admission.ts";
+import { MACHINE } from "./admission-plan.ts";
 import { monotonic } from "./clock.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
-import { Tunnels } from "./tunnels.ts";
 import type { Validity } from "./validity.ts";
 
 const BPFFS = "/sys/fs/bpf";
 const ISTIOD = 15010;
 /** The agent's disk, bytes. */
 const DISK = 4 << 20;
-/** Between two frames on a long connection, milliseconds. */
-const BEAT = 1_000;
 /** How long the agent may take to be in sync, milliseconds. */
 const PATIENCE = 30_000;
+
+/** The build under test, and one with another table layout. */
+export type Build = "own" | "wide";
+/** By build, its file. `bad`: with the other layout, and programs that lead connections astray. */
+export type Builds = Readonly<Record<Build | "bad", string>>;
 
 export interface LoadOptions {
   /** Processes that connect. */
@@ -54,12 +58,7 @@ export interface LoadOptions {
   rate: number;
   /** Long connections in all. */
   hold: number;
-  /** Of another process, to services that demand mutual TLS. Connections a second: 0 for none but the long ones. */
-  tunnel: { rate: number; hold: number };
 }
-
-/** Short connections through the tunnel that are under way at once. */
-const TUNNEL_WINDOW = 8;
 
 /** What a resolver got that asked all the time (test/names/resolver.py). */
 export interface Lookups {
@@ -83,8 +82,6 @@ export class Stage {
   #ends = "";
   #plane: Talker | undefined;
   #taker: Talker | undefined;
-  #peersTaker: Talker | undefined;
-  readonly tunnels: Tunnels;
   readonly #makers: Talker[] = [];
   #resolver: Talker | undefined;
   /** The agent that was started here last. */
@@ -94,27 +91,16 @@ export class Stage {
   readonly #builds: Builds;
   /** The build that `executable` is. */
   installed: Build = "own";
+  /** What the configuration says. */
+  mode: Mode;
+  /** Connections to the machine. */
+  readonly admission = new AdmissionLoad(this.folder);
 
-  /** `planned` gets the peers' identities, and makes the plan and its validity. */
-  constructor(
-    planned: (identities: Tunnels["identities"]) => { plan: Plan; validity: Validity },
-    builds: Builds,
-  ) {
-    this.#builds = builds;
-    this.tunnels = new Tunnels({
-      folder: this.folder,
-      copy: (build) => this.#copy(build),
-      bpffs: this.bpffs,
-      state: this.state,
-      runDir: this.#runDir,
-      peersBpffs: join(BPFFS, ownName("p")),
-      cgroup: this.#cgroup.child("tunnels"),
-      unit: join(this.folder, "unit"),
-      log: (name) => this.#log(name),
-    });
-    const { plan, validity } = planned(this.tunnels.identities);
+  constructor(plan: Plan, validity: Validity, builds: Builds, mode: Mode) {
     this.plan = plan;
+    this.mode = mode;
     this.validity = validity;
+    this.#builds = builds;
   }
 
   /** Makes the disk, starts the servers, the control plane and the first agent; resolves when that is in sync. */
@@ -123,34 +109,27 @@ export class Stage {
     for (const folder of [disk, join(this.folder, "bin")]) mkdirSync(folder);
     await output(["mount", "-t", "tmpfs", "-o", `size=${DISK},mode=0700`, "kmesh-continuity", disk]);
     await output(["ip", "link", "set", "lo", "up"]);
-    const { endpoints } = this.plan;
-    for (const { address } of endpoints) {
+    await this.admission.link();
+    this.#configure(this.mode);
+    for (const { address } of this.plan.endpoints) {
       if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
     }
     for (const [build, file] of Object.entries(this.#builds)) copyFileSync(file, this.#copy(build));
     this.install("own");
     this.#ends = await compileC("ends", this.folder, import.meta.dirname);
-    await compileC("unit", this.folder, import.meta.dirname);
-    const behindTunnels = endpoints.filter(({ service }) => this.plan.tunnelled(service));
-    await this.tunnels.buildMachine(behindTunnels.map(({ address }) => address));
-    const serve = async (where: "here" | "peers", ledger: string, netns?: string) => {
-      const command = [this.#ends, "serve", ledger, ...this.plan.listeners(where)];
-      const place = netns === undefined ? {} : { netns };
-      const taker = new Talker(`the servers ${where}`, command, this.#log(`servers-${where}`), place);
-      await taker.hear();
-      return taker;
-    };
-    const [here = "", peers = ""] = this.takenFiles;
-    this.#taker = await serve("here", here);
-    this.#peersTaker = await serve("peers", peers, this.tunnels.netns);
+    this.#taker = new Talker(
+      "the servers",
+      [this.#ends, "serve", this.takenFile, ...this.plan.listeners()],
+      this.#log("servers"),
+    );
+    await this.#taker.hear();
     await this.startIstiod();
     await this.startAgent();
     await this.inSync();
-    await this.tunnels.start("own");
   }
 
-  get takenFiles(): string[] {
-    return ["taken", "taken-peers"].map((name) => join(this.folder, name));
+  get takenFile(): string {
+    return join(this.folder, "taken");
   }
 
   get madeFiles(): string[] {
@@ -160,31 +139,21 @@ export class Stage {
   // Load
 
   /** Starts the clients; resolves when the long connections are open. Short ones begin with `go`. */
-  async startLoad(
-    { makers, window, rate, hold, tunnel }: LoadOptions,
-    lookups: readonly string[],
-  ): Promise<void> {
-    const start = (i: number, numbers: number[], by: "plaintext" | "tunnel") =>
+  async startLoad({ makers, window, rate, hold }: LoadOptions, lookups: readonly string[]): Promise<void> {
+    for (let i = 0; i < makers; i++) {
+      const numbers = [i + 1, window, Math.ceil(rate / makers), Math.ceil(hold / makers), 1_000];
       this.#makers.push(
         new Talker(
           `client ${i}`,
-          [
-            this.#ends,
-            "connect",
-            this.#madeFile(i),
-            ...[i + 1, ...numbers].map(String),
-            ...this.plan.targets(by),
-          ],
+          [this.#ends, "connect", this.#madeFile(i), ...numbers.map(String), ...this.plan.targets()],
           this.#log(`client-${i}`),
           { cgroup: this.#apps },
         ),
       );
-    for (let i = 0; i < makers; i++)
-      start(i, [window, Math.ceil(rate / makers), Math.ceil(hold / makers), BEAT], "plaintext");
-    const { rate: tunnelRate, hold: tunnelHold } = tunnel;
-    start(makers, [tunnelRate > 0 ? TUNNEL_WINDOW : 0, tunnelRate, tunnelHold, BEAT], "tunnel");
+    }
     for (const maker of this.#makers) await maker.hear();
     await this.#startResolver(lookups);
+    await this.admission.start();
     await this.pause();
   }
 
@@ -198,13 +167,15 @@ export class Stage {
   }
 
   async go(): Promise<void> {
+    await this.admission.say("go");
     await Promise.all(this.#makers.map((maker) => maker.ask("go")));
   }
 
   /** No short connection is under way any more, and both ledgers are written, when this resolves. */
   async pause(): Promise<void> {
+    await this.admission.say("pause");
     await Promise.all(this.#makers.map((maker) => maker.ask("pause", 60_000)));
-    await this.#flushTakers();
+    await this.#taker?.ask("flush");
   }
 
   /** Has so many of the oldest long connections closed, and others opened. */
@@ -216,14 +187,11 @@ export class Stage {
 
   /** Ends all connections and the resolver; gives what that got. */
   async endLoad(): Promise<Lookups> {
+    await this.admission.say("end");
     await Promise.all(this.#makers.map((maker) => maker.ask("end", 60_000)));
-    await this.#flushTakers();
+    await this.#taker?.ask("flush");
     const tally = await this.#resolver?.ask("end");
     return tally === undefined ? { asked: 0, right: 0, wrong: {} } : JSON.parse(tally);
-  }
-
-  async #flushTakers(): Promise<void> {
-    await Promise.all([this.#taker, this.#peersTaker].map((taker) => taker?.ask("flush")));
   }
 
   // istiod
@@ -246,23 +214,26 @@ export class Stage {
     this.plan.services.forEach((_, service) => {
       this.validity.pushed(service, this.plan.set(service), at);
     });
+    this.plan.admission.pushed(at);
     await this.#plane.ask(JSON.stringify(this.plan.mesh()));
   }
 
   /**
-   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and lacks one; and
-   * impostors are said to be right. Resolves when it is in the tables.
+   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and policies
+   * admit whom they should refuse and refuse whom they should admit.
+   * Resolves when it is in the tables.
    */
   async misroute(): Promise<void> {
-    const mesh = this.plan.meshWithImpostors();
+    const mesh = this.plan.mesh();
     const [first, second] = mesh.services;
     const foreign = second?.endpoints.slice(0, 1) ?? [];
     if (!first) return;
     const services = [{ ...first, endpoints: [...first.endpoints, ...foreign] }, ...mesh.services.slice(1)];
-    await this.#plane?.ask(JSON.stringify({ ...mesh, services }));
+    await this.#plane?.ask(JSON.stringify({ ...mesh, services, inbound: this.plan.admission.contrary() }));
     await eventually("the misroute is in the tables", async () => {
       const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
-      return inspection && this.#difference(inspection) !== undefined;
+      const differs = inspection && this.#difference(inspection) !== undefined;
+      return differs && admissionDifference(this.bpffs, this.plan.admission) !== undefined;
     });
   }
 
@@ -272,9 +243,25 @@ export class Stage {
     return [
       `--bpffs=${this.bpffs}`,
       `--state-dir=${this.state}`,
-      `--run-dir=${this.#runDir}`,
-      "--config=/dev/null",
+      `--run-dir=${join(this.folder, "run")}`,
+      `--config=${this.#config}`,
     ];
+  }
+
+  get #config(): string {
+    return join(this.folder, "kmesh.yaml");
+  }
+
+  /** Writes the configuration; an agent reads it when it starts. */
+  #configure(mode: Mode): void {
+    this.mode = mode;
+    writeFileSync(this.#config, `mode: ${mode}\n`);
+  }
+
+  /** Another mode, and `kmesh restart --graceful`. Gives its proof. */
+  changeMode(mode: Mode): Promise<Proof> {
+    this.#configure(mode);
+    return this.restartGracefully();
   }
 
   /** Puts a build into place by rename, as a package would. What runs is not touched. */
@@ -293,8 +280,8 @@ export class Stage {
         "run",
         `--istiod=127.0.0.1:${ISTIOD}`,
         "--plaintext",
-        "--tunnel=on",
-        "--ip=172.31.0.1",
+        `--ip=${MACHINE[0]}`,
+        "--namespace=demo",
         `--cgroup=${this.#apps}`,
         ...this.folders,
       ],
@@ -399,7 +386,10 @@ export class Stage {
         const inspection = (await this.#ask("/dump/tables")) as Inspection | undefined;
         const differs = inspection ? this.#difference(inspection) : "no tables";
         if (differs !== undefined) throw new Error(differs);
+        const policies = admissionDifference(this.bpffs, this.plan.admission);
+        if (policies !== undefined) throw new Error(policies);
         this.validity.applied(monotonic());
+        this.plan.admission.applied(monotonic());
         return status;
       },
       PATIENCE,
@@ -459,9 +449,8 @@ export class Stage {
   /** Stops and removes everything. Gives what could not be removed. */
   async remove(): Promise<string[]> {
     if (this.#pid !== 0) await this.killAgent();
-    const talkers = [...this.#makers, this.#resolver, this.#plane, this.#taker, this.#peersTaker];
-    for (const talker of talkers) await talker?.end();
-    await this.tunnels.remove();
+    for (const talker of [...this.#makers, this.#resolver, this.#plane, this.#taker]) await talker?.end();
+    await this.admission.end();
     if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
     await this.#cgroup.remove();
     // What a program of ours has open for another moment must not keep the disk.
@@ -475,12 +464,8 @@ export class Stage {
     return join(this.folder, "disk", "filler");
   }
 
-  get #runDir(): string {
-    return join(this.folder, "run");
-  }
-
   get #socket(): string {
-    return adminSocket(this.#runDir);
+    return adminSocket(join(this.folder, "run"));
   }
 
   async #handOver(...command: string[]): Promise<Proof> {

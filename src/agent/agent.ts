@@ -1,6 +1,6 @@
 /**
- * The daemon's life. It wires the rooms below: istiod's stream feeds the compiler, the compiler's mesh goes to the
- * data path. Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
+ * The daemon. It connects the modules: istiod's stream feeds the compiler, and the compiler's mesh goes to the data path.
+ * Nothing here detaches or empties anything: an agent that fails, stops or dies leaves the kernel as it is.
  */
 
 import { hostname } from "node:os";
@@ -55,13 +55,13 @@ import { Reporter, tell } from "./reporter.ts";
 import { snapshotSettings } from "./snapshot-key.ts";
 import { Telemetry } from "./telemetry.ts";
 
-/** Who hears of the agent. */
+/** Callbacks of the agent's owner. */
 export interface AgentListener {
-  /** Each new status, half a second after the news at the earliest. */
+  /** Called with each new status, at most twice a second. */
   status(status: AgentStatus): void;
-  /** Somebody asks for what SIGHUP asks for. Gives the line that tells of it; throws when all stays as it was. */
+  /** Reloads the configuration, as at SIGHUP. Returns the log line; throws when nothing was changed. */
   reload(): string;
-  /** Another process is the agent from now on. */
+  /** Another process has become the agent. */
   succeeded(pid: number): void;
 }
 
@@ -81,13 +81,13 @@ export class Agent {
   readonly #statusFile: StatusFile;
   readonly #restart: Restart;
   #admin: AdminServer | undefined;
-  /** For the group that may look; absent without admin-group. */
+  /** The read-only socket; absent without admin-group. */
   #reader: AdminServer | undefined;
-  /** Where an agent that is to take over tells how far it is. */
+  /** The socket on which a successor reports its progress. */
   #progress: ((text: string) => void) | undefined;
   readonly #end = Promise.withResolvers<End>();
 
-  /** All that can be wrong with the settings is found before the machine is touched. */
+  /** Checks the settings completely before the machine is touched. */
   private constructor(config: Config, log: LevelledLog, audience: AgentListener) {
     this.#config = config;
     this.#log = log;
@@ -165,9 +165,8 @@ export class Agent {
   }
 
   /**
-   * Checks the machine, takes the locks, adopts or builds the tables, and begins to talk to istiod.
-   * Rejects with Unsupported, ConfigError, LockHeld, KernelError or an Error of one line: this process has to end
-   * then, and what was pinned before works on.
+   * Checks the machine, takes the locks, adopts or builds the tables, and connects to istiod. Rejects with Unsupported,
+   * ConfigError, LockHeld, KernelError or an Error of one line. The process must then end; pinned state continues to work.
    */
   static async start(config: Config, log: LevelledLog, audience: AgentListener): Promise<Agent> {
     requireMachine(log);
@@ -180,8 +179,8 @@ export class Agent {
   }
 
   /**
-   * Takes over from an agent that runs. Rejects as `start`, and with an Error when the other one goes on: this process has
-   * to end then.
+   * Succeeds a running agent. Rejects as `start`, and with an Error when the predecessor continues; this process must then
+   * end.
    */
   static async succeed(
     config: Config,
@@ -191,7 +190,7 @@ export class Agent {
   ): Promise<Agent> {
     requireMachine(log);
     const agent = new Agent(config, log, audience);
-    // Before the first connection, and without a lock: it is one entry of our own.
+    // Before the first connection. It needs no lock, because the entry is this process's own.
     exemptSelfPinned(config.bpffs);
     agent.#progress = (text) => succession.progress(text);
     agent.#controlPlane.start();
@@ -199,7 +198,7 @@ export class Agent {
       agent.#ownership.prepare();
       await succession.take(asSuccessor(agent.#party()));
     } catch (error) {
-      // Without a word in any file: they are the other agent's.
+      // Writes no file: all files belong to the other agent.
       agent.#quit();
       agent.#closeSockets();
       agent.#tables.release();
@@ -210,25 +209,25 @@ export class Agent {
     return agent;
   }
 
-  /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
+  /** Resolves when the tables hold a mesh: at once if they were adopted, otherwise with the first push. */
   get live(): Promise<void> {
     return this.#tables.live;
   }
 
-  /** Resolves when this process has to end: with `leave` when another took over, else with `stop`. */
+  /** Resolves when this process must end: after `leave` if a successor runs, otherwise after `stop`. */
   get ended(): Promise<End> {
     return this.#end.promise;
   }
 
   /**
-   * Takes over what can change under running connections; the rest stays as it was until the next start.
-   * Throws ConfigError, KernelError or Conflict, and all stays as it was.
+   * Applies the settings that can change while the agent runs; the others wait for the next start. Throws ConfigError,
+   * KernelError or Conflict, and then nothing has changed.
    */
   reload(config: Config): Differences {
     if (this.#restart.isUnderWay || !this.#ownership.datapath)
       throw new Conflict("another agent is about to take over: ask again when that has ended");
     const found = differences(this.#config, config);
-    // Also when their names are the same: a cgroup that was made anew is another one.
+    // Also when the names are equal: a cgroup that was made anew has another id.
     const cgroups = enrolledCgroups(config.cgroups);
     const { units, excludes, netns, shadow } = config;
     this.#ownership.govern(
@@ -248,12 +247,12 @@ export class Agent {
     return found;
   }
 
-  /** Has whoever is the agent after a hand-over that is under way reload then. Gives false when none is. */
+  /** During a hand-over: lets the agent that results from it reload. Returns false without a hand-over. */
   postponeReload(): boolean {
     return this.#restart.postponeReload();
   }
 
-  /** Ends the process's part. Programs, maps and links stay pinned: connections go on as they are. */
+  /** Stops the agent. Programs, maps and links stay pinned, so connections continue. */
   stop(): void {
     this.#restart.abandon();
     this.#quit();
@@ -265,7 +264,7 @@ export class Agent {
     this.#tables.release();
   }
 
-  /** Ends the process's part after another took over, or took the locks: everything is that one's. */
+  /** Stops the agent after another one succeeded it or took the locks. Everything belongs to that one. */
   async leave(): Promise<void> {
     this.#quit();
     this.#snapshots.pause();
@@ -299,7 +298,7 @@ export class Agent {
     };
   }
 
-  /** Answers on the admin socket. */
+  /** Serves the admin socket. */
   async #serve(): Promise<void> {
     const { bpffs, runDir } = this.#config;
     const answers = {
@@ -352,7 +351,7 @@ export class Agent {
     await this.#serveReaders(answers);
   }
 
-  /** The page of `kmesh topology --open`, with its data beside it. */
+  /** Serves the page of `kmesh topology --open` and its data. */
   #pageAnswers(): Record<string, Answer> {
     const files = PAGE_PATHS.map((path): [string, Answer] => [
       PAGE_FOLDER + path,
@@ -368,14 +367,14 @@ export class Agent {
     };
   }
 
-  /** Why connections are not governed by what istiod says, in a sentence. */
+  /** The reason, in one sentence, why istiod's configuration does not govern connections. */
   #unready(): string | undefined {
     const { datapath } = this.#ownership;
     if (!datapath?.attached) return "the hooks are not attached yet";
     return this.#controlPlane.synced ? undefined : "istiod has not sent its configuration yet";
   }
 
-  /** Until the client goes. */
+  /** Streams the access log until the client disconnects. */
   #followLog(answer: (line: unknown) => void, closed: Promise<void>): Promise<void> {
     const stop = this.#telemetry.follow(answer);
     return closed.finally(stop);
@@ -397,7 +396,7 @@ export class Agent {
     };
   }
 
-  /** Answers the group that may look. A group that is not there is no reason to stop anything. */
+  /** Serves the read-only socket. A missing group does not stop the agent. */
   async #serveReaders(answers: Record<string, Answer>): Promise<void> {
     const { runDir, adminGroup } = this.#config;
     this.#reader?.close();
@@ -418,20 +417,20 @@ export class Agent {
     this.#reader?.close();
   }
 
-  /** Until the next start. Gives the level; throws BadRequest. */
+  /** Sets the log level until the next start. Returns the level; throws BadRequest. */
   #setLogLevel(body: unknown): LogLevel {
     const asked = typeof body === "object" && body !== null && "level" in body ? body.level : undefined;
     const level = LOG_LEVELS.find((each) => each === asked);
     if (level === undefined) throw new BadRequest(`a level is one of ${LOG_LEVELS.join(", ")}`);
     const before = this.#log.logLevel;
-    // Said at the more talkative of the two, so that the journal shows where the detail begins and ends.
+    // Logged at the more verbose of the two levels, so that the journal shows where the details begin and end.
     if (LOG_LEVELS.indexOf(level) > LOG_LEVELS.indexOf(before)) this.#log.logLevel = level;
     this.#log.info(`The log level is ${level} now, instead of ${before}; a restart takes the configured one`);
     this.#log.logLevel = level;
     return level;
   }
 
-  /** Folders of this agent were emptied. */
+  /** Folders of this agent were removed. */
   #refill(paths: string[]): void {
     const { mesh, behind } = this.#tables;
     if (paths.includes(this.#config.stateDir) && mesh && !behind) this.#snapshots.changed(mesh);
@@ -501,7 +500,7 @@ export class Agent {
     this.#controlPlane.stop();
   }
 
-  /** For `kmesh history`. A disk that takes nothing is no reason to stop anything. */
+  /** Adds an entry to `kmesh history`. A full disk does not stop the agent. */
   #record(entry: Omit<Entry, "at" | "boot" | "pid"> & { pid?: number }): void {
     try {
       remember(this.#config.stateDir, { pid: process.pid, ...entry });
@@ -520,7 +519,7 @@ function namesSettings(config: Config): NamesSettings {
   };
 }
 
-/** Shadow mode changes nothing, so it refuses nobody. */
+/** Shadow mode refuses no connection. */
 function enforcesInbound({ inbound, shadow }: Config): boolean {
   return inbound === "on" && !shadow;
 }

@@ -1,6 +1,6 @@
 /**
- * The agent's side of istiod: as whom it speaks (addresses, certificate, registration), what it hears, which becomes a
- * mesh, and what it reports of the application. Knows nothing of the kernel's tables.
+ * The agent's connection to istiod: the identity (addresses, certificate, registration), the received configuration,
+ * which a compiler turns into a mesh, and the reported health of the application. It does not know the kernel's tables.
  */
 
 import { isDeepStrictEqual } from "node:util";
@@ -29,27 +29,27 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import type { Reporter } from "./reporter.ts";
 
-/** Stands in the node of a machine without an address, which is told to nobody (RFC 5737). */
+/** The address in the node of a machine that has none yet. It is never sent (RFC 5737). */
 const UNSPOKEN = "192.0.2.0";
 
-/** What both modes' compilers do. */
+/** The interface of both modes' compilers. */
 type Engine = KernelNative | DualEngine;
 
 export interface ControlPlaneOptions {
-  /** Is told which workload each endpoint is one of. */
+  /** Receives the workload of each endpoint. */
   workloads: WorkloadIndex;
   config: Config;
-  /** The machine's own, the main one first; none yet, maybe. */
+  /** The machine's addresses, the primary one first; may be empty at first. */
   addresses: string[];
   log: Log;
   reporter: Reporter;
   /** A push is complete. */
   publish(mesh: Mesh, changes: Changes): void;
-  /** Something happened on the stream. */
+  /** An event of the stream. */
   heard(event: StreamEvent): void;
-  /** Certificate, registration or health are others now. */
+  /** Certificate, registration or health changed. */
   changed(): void;
-  /** The machine has other addresses, so it is another node: the agent has to begin anew. */
+  /** The machine's addresses changed, so it is another node: the agent must restart. */
   moved(): void;
 }
 
@@ -63,12 +63,12 @@ export class ControlPlane {
   #addressWatch: AddressWatch | undefined;
   #stopped = false;
 
-  /** Says nothing to anybody yet. Throws ConfigError for a token that is needed and can't be read. */
+  /** Sends nothing yet. Throws ConfigError when a required token can't be read. */
   constructor(options: ControlPlaneOptions) {
     const { config, addresses } = options;
     this.#options = options;
     this.#identity = this.#openIdentity();
-    // Without an address the stream is made and never begins.
+    // Without an address the stream is created but not started.
     const node = nodeIdentity(config, this.#nameless ? [UNSPOKEN] : addresses);
     this.#registration = this.#nameless ? undefined : registrationOf(node);
     this.#health = this.#openHealth();
@@ -93,7 +93,7 @@ export class ControlPlane {
     return this.#stream.status().synced && this.#dualEngine?.status().ambientLacking !== true;
   }
 
-  /** As the agent's status has it. */
+  /** For the agent's status. */
   status(): Pick<AgentStatus, "identity" | "registration" | "health" | "stream" | "workloads"> {
     const workloads = this.#dualEngine?.status();
     return {
@@ -105,17 +105,17 @@ export class ControlPlane {
     };
   }
 
-  /** What istiod sent, resource by resource. */
+  /** The resources that istiod sent. */
   received(): Record<string, unknown> {
     return this.#engine.describe();
   }
 
-  /** Frontends within these blocks are listed as never reached. */
+  /** Frontends within these blocks get a note that no connection reaches them. */
   exclude(excludes: Config["excludes"]): void {
     this.#engine.exclude(excludes);
   }
 
-  /** The application is asked for its health, and istiod for the mesh, as soon as there is an address to be told of. */
+  /** Starts the health checks and the stream as soon as the machine has an address. */
   start(): void {
     this.#health?.start();
     void this.#connect();
@@ -130,7 +130,7 @@ export class ControlPlane {
     this.#engine.close();
   }
 
-  /** The certificate first. Without one the stream begins with the token: whoever refuses both says why. */
+  /** Gets the certificate first. Without one the stream starts with the token; istiod's refusal then gives the reason. */
   async #connect(): Promise<void> {
     const { log } = this.#options;
     this.#watchAddresses();
@@ -149,13 +149,13 @@ export class ControlPlane {
     if (!this.#stopped) this.#stream.start();
   }
 
-  /** Whether there is no address yet by which istiod could be told of this machine. */
+  /** Whether the machine has no address yet to register. */
   get #nameless(): boolean {
     const { config, addresses } = this.#options;
     return addresses.length === 0 && config.serviceIp === undefined;
   }
 
-  /** Other addresses make another node of this machine: the agent begins anew, in this process, and nobody notices. */
+  /** When the addresses change, the machine is another node. The agent restarts within this process; connections continue. */
   #watchAddresses(): void {
     const { config, addresses: told, log, moved } = this.#options;
     if (config.ips.length > 0) return;
@@ -168,7 +168,7 @@ export class ControlPlane {
     });
   }
 
-  /** Whoever has a token gets a certificate for it. */
+  /** A machine with a token gets a certificate. */
   #openIdentity(): WorkloadIdentity | undefined {
     const { config, reporter, changed } = this.#options;
     if (config.plaintext || config.ca === undefined || config.token === undefined) return undefined;
@@ -224,15 +224,15 @@ export class ControlPlane {
     return this.#engine instanceof DualEngine ? this.#engine : undefined;
   }
 
-  /** The way to the compiler; for a machine that is registered, its endpoints are looked for on that way. */
+  /** The sink of the stream: the compiler. For a registered machine it also looks for the machine's own endpoints. */
   #sinkFor(node: Identity): ResourceSink {
     const [address] = node.ips;
-    // The workload API says of each workload itself how peers reach it.
+    // The workload API has the protocol of each workload.
     if (!this.#registration || address === undefined || this.#dualEngine) return this.#engine;
     return new Reflection(this.#engine, address, (peers) => this.#seen(peers));
   }
 
-  /** Peers see this machine so. */
+  /** How peers reach this machine. */
   #seen(peers: Reflected | undefined): void {
     if (!this.#registration || isDeepStrictEqual(peers, this.#registration.peers)) return;
     const { peers: _, ...registration } = this.#registration;
@@ -241,7 +241,7 @@ export class ControlPlane {
     this.#options.changed();
   }
 
-  /** istiod can be told only of a machine that it has a WorkloadEntry of; `kmesh status` tells in any case. */
+  /** istiod accepts health only for a machine with a WorkloadEntry. `kmesh status` always shows it. */
   #openHealth(): HealthWatch | undefined {
     const { config, addresses, reporter, changed } = this.#options;
     if (config.readinessProbe === undefined) return undefined;

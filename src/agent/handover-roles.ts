@@ -1,4 +1,4 @@
-/** What an agent does in a hand-over, as the one that hands over and as the one that takes over. */
+/** An agent's part in a hand-over, as the predecessor and as the successor. */
 
 import type { Folders } from "../config/config.ts";
 import { pinnedTotals } from "../datapath/inspect/pinned-totals.ts";
@@ -12,7 +12,7 @@ import type { ControlPlane } from "./control-plane.ts";
 import type { LiveTables } from "./live-tables.ts";
 import type { Ownership } from "./ownership.ts";
 
-/** An agent as a hand-over needs it. */
+/** The parts of an agent that a hand-over uses. */
 export interface HandoverContext {
   folders: Folders;
   controlPlane: ControlPlane;
@@ -20,13 +20,13 @@ export interface HandoverContext {
   tables: LiveTables;
   snapshots: SnapshotKeeper;
   statusFile: StatusFile;
-  /** Answers on the admin socket, whoever did before. */
+  /** Serves the admin socket, in place of another process. */
   serve(): Promise<void>;
-  /** Whether the admin socket under its path is this agent's. */
+  /** Whether the path of the admin socket leads to this agent's socket. */
   isReachable(): boolean;
-  /** Another process is the agent from now on. */
+  /** Another process has become the agent. */
   succeeded(pid: number): void;
-  /** This process has to end. */
+  /** This process must end. */
   end(why: End): void;
 }
 
@@ -46,12 +46,12 @@ export function asPredecessor(agent: HandoverContext): Predecessor {
       try {
         await tables.acquireWithin();
       } catch (error) {
-        // A start like any other, with its patience and its words.
+        // An ordinary start, with its waiting times and log lines.
         agent.end(executedAnew());
         throw error;
       }
       tables.takeBack();
-      // The one before still answers who asked for all this.
+      // The predecessor still has to answer the client of POST /restart.
       if (!agent.isReachable()) await agent.serve();
       statusFile.write();
     },

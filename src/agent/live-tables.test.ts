@@ -8,7 +8,7 @@ const RETRY = 20;
 const PATIENCE = 60;
 const report = { frontends: 0, clusters: 0, writes: 7, milliseconds: 1, relinked: 0 };
 
-/** Tables that nothing governs by, in a kernel that answers as `answers` says, the last of them for good. */
+/** Tables that are not live. Writes succeed or fail as `answers` says; the last answer repeats. */
 function tables(answers: (() => ReturnType<Tables["publish"]>)[]) {
   const written: Mesh[] = [];
   const told: string[] = [];

@@ -1,6 +1,6 @@
 /**
- * Has the kernel's tables follow the mesh: each push as it comes, all of it again when one could not be written, the last
- * good snapshot where istiod does not answer. While another agent has the tables, the mesh goes on in memory alone.
+ * Publishes the mesh to the kernel's tables: each push as it arrives, everything again after a failed write, and the last
+ * snapshot while istiod does not answer. While another agent owns the tables, pushes change the mesh in memory only.
  */
 
 import type { MeshStatus, SnapshotStatus, TablesStatus } from "../admin/status.ts";
@@ -16,14 +16,14 @@ import type { Urgency } from "../state/status-file.ts";
 import type { Ownership } from "./ownership.ts";
 import { meshStatusBefore, meshStatusOf, type Reporter } from "./reporter.ts";
 
-/** After what could not be written, a push or the snapshot, milliseconds. */
+/** Delay after a failed write of a push or the snapshot, milliseconds. */
 const RETRY = 5_000;
-/** How long istiod may take to fill the tables of a new version, before the snapshot does; milliseconds. */
+/** Longest wait for istiod to fill the tables of a new version, before the snapshot fills them; milliseconds. */
 const ISTIOD_PATIENCE = 10_000;
-/** After istiod's first push names of DNS clusters are looked up; a successor waits for them so long at most, milliseconds. */
+/** Longest wait of a successor for the addresses of DNS clusters after istiod's first push, milliseconds. */
 const NAMES_PATIENCE = 3_000;
 
-/** What of the tables it takes. */
+/** The operations that it needs. */
 export type Tables = Pick<
   Ownership,
   "adopted" | "before" | "acquire" | "acquireWithin" | "release" | "publish"
@@ -31,7 +31,7 @@ export type Tables = Pick<
   readonly datapath: Pick<Datapath, "governs" | "takesOver" | "readBack"> | undefined;
 };
 
-/** What a complaint begins with. */
+/** The subject of an error message. */
 const PUSH = "istiod's push is not wholly live, the rest of the tables stays as it is: ";
 const SNAPSHOT = "The snapshot can't be made live: ";
 
@@ -40,7 +40,7 @@ export interface LiveTablesOptions {
   snapshots: Pick<SnapshotKeeper, "load" | "changed" | "hold" | "pause">;
   reporter: Pick<Reporter, "applied" | "restored">;
   log: { error(line: string): void };
-  /** The status is another one now. */
+  /** The status changed. */
   changed(urgency: Urgency): void;
 }
 
@@ -50,26 +50,26 @@ export class LiveTables {
   readonly #retry: number;
   readonly #patience: number;
   #mesh: Mesh | undefined;
-  /** What is to govern until istiod says something. */
+  /** The snapshot that governs until istiod answers. */
   #restored: Snapshot | undefined;
   /** Set while the tables come from a snapshot. */
   #snapshot: SnapshotStatus | undefined;
   #status: TablesStatus = { applies: 0, writes: 0 };
   #relinked = 0;
-  /** Of the programs, as it was told last. */
+  /** The last logged error of the self-test. */
   #selfTestFailed: SelfTestFailed | undefined;
-  /** The kernel lags behind the mesh: the next write compares everything. */
+  /** A write failed, so the next write compares everything. */
   #behind = false;
   #retryTimer: ReturnType<typeof setTimeout> | undefined;
   #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #namesTimer: ReturnType<typeof setTimeout> | undefined;
   #restTimer: ReturnType<typeof setTimeout> | undefined;
-  /** The tables of another version are not kept for parts of the mesh that are still pending. */
+  /** No longer keeps another version's tables while parts of the mesh are pending. */
   #restOver = false;
   readonly #live = Promise.withResolvers<void>();
   readonly #synced = Promise.withResolvers<void>();
 
-  /** `retry`: after what could not be written; `patience`: for istiod to fill the tables of a new version; milliseconds. */
+  /** `retry`: delay after a failed write; `patience`: wait for istiod to fill the tables of a new version; milliseconds. */
   constructor(options: LiveTablesOptions, retry = RETRY, patience = ISTIOD_PATIENCE) {
     this.#options = options;
     this.#ownership = options.ownership;
@@ -77,32 +77,32 @@ export class LiveTables {
     this.#patience = patience;
   }
 
-  /** Resolves as soon as the tables hold a mesh: at once when they were adopted, else with the first push. */
+  /** Resolves when the tables hold a mesh: at once if they were adopted, otherwise with the first push. */
   get live(): Promise<void> {
     return this.#live.promise;
   }
 
-  /** Resolves as soon as istiod's first complete push is in memory while the tables are another's. */
+  /** Resolves when istiod's first complete push is in memory, while another agent owns the tables. */
   get synced(): Promise<void> {
     return this.#synced.promise;
   }
 
-  /** What is, or is to be, live: istiod's, or the snapshot's. */
+  /** The mesh to publish: istiod's or the snapshot's. */
   get mesh(): Mesh | undefined {
     return this.#mesh;
   }
 
-  /** Whether the kernel lags behind the mesh. */
+  /** Whether a part of the mesh is not published yet. */
   get behind(): boolean {
     return this.#behind;
   }
 
-  /** Map writes and hooks that changed hands since the start. */
+  /** Map writes and replaced hooks since the start. */
   get work(): { writes: number; relinked: number } {
     return { writes: this.#status.writes, relinked: this.#relinked };
   }
 
-  /** As the agent's status has it. */
+  /** For the agent's status. */
   status(): { snapshot?: SnapshotStatus; tables: TablesStatus; mesh: MeshStatus } {
     const { adopted, before } = this.#ownership;
     return {
@@ -114,26 +114,26 @@ export class LiveTables {
     };
   }
 
-  /** Takes the tables, and nothing is written yet. Rejects with what Ownership.acquire throws. */
+  /** Acquires the tables without writing. Rejects as Ownership.acquire. */
   async take(): Promise<void> {
     await this.#ownership.acquireWithin("command");
     this.#inherit();
   }
 
-  /** The same when the agent that had them last is about to be gone. */
+  /** The same, and waits for the end of the previous owner. */
   async acquireWithin(): Promise<void> {
     await this.#ownership.acquireWithin("agent");
     this.#inherit();
   }
 
-  /** From here on pushes only change the mesh in memory. */
+  /** Releases the tables. Pushes then change only the mesh in memory. */
   release(): void {
     clearTimeout(this.#patienceTimer);
     clearTimeout(this.#restTimer);
     this.#ownership.release();
   }
 
-  /** Nothing is tried again, and nobody is waited for any more. */
+  /** Cancels retries and waits. */
   stop(): void {
     clearTimeout(this.#retryTimer);
     clearTimeout(this.#patienceTimer);
@@ -141,7 +141,7 @@ export class LiveTables {
     clearTimeout(this.#restTimer);
   }
 
-  /** At a start, before istiod says anything: what governs goes on, else the snapshot governs. */
+  /** At a start, before istiod answers: keeps live tables, otherwise publishes the snapshot. */
   begin(): void {
     const { governs = false, takesOver = false } = this.#ownership.datapath ?? {};
     if (takesOver) this.#patienceTimer = setTimeout(() => this.#restore(), this.#patience);
@@ -151,7 +151,7 @@ export class LiveTables {
     } else this.#restore();
   }
 
-  /** What a successor does with the tables. Throws when they can't become what istiod wants. */
+  /** Publishes a successor's mesh to the tables. Throws when that fails. */
   takeOver(): void {
     const { datapath } = this.#ownership;
     if (this.#mesh) {
@@ -167,18 +167,18 @@ export class LiveTables {
     this.#live.resolve();
   }
 
-  /** Another agent is about to take them: the snapshot is that one's, too. Takes effect until `takeBack`. */
+  /** Another agent is about to acquire the tables, and with them the snapshot. Holds until `takeBack`. */
   pause(): void {
     clearTimeout(this.#retryTimer);
     this.#options.snapshots.pause();
     this.release();
   }
 
-  /** Whatever another agent did to them, they become what istiod wants. To be called when they are taken again. */
+  /** Publishes the whole mesh, whatever another agent wrote. Call it when the tables are acquired again. */
   takeBack(): void {
     const { datapath } = this.#ownership;
     if (this.#hasPush) this.#publishNow({ everything: true });
-    // It came as far as to govern by its own tables; or nothing governs yet.
+    // The other agent's tables are live, or none are.
     else if (datapath && (datapath.takesOver || !datapath.governs)) {
       this.#mesh = undefined;
       this.#restored = undefined;
@@ -186,12 +186,12 @@ export class LiveTables {
     }
   }
 
-  /** A push of istiod. Never throws: what can't be written is tried again. */
+  /** Publishes a push of istiod. Never throws: a failed write is repeated. */
   publish(mesh: Mesh, changes: Changes): void {
     this.#mesh = mesh;
     this.#restored = undefined;
     if (!this.#ownership.datapath) {
-      // Whoever takes the tables next compares everything.
+      // The next owner of the tables compares everything.
       this.#behind = true;
       this.#noteSync(mesh);
       return;
@@ -204,8 +204,8 @@ export class LiveTables {
   }
 
   /**
-   * The tables of another version know what this push does not say yet, and these would govern without it: the others go
-   * on until all is known, for a while.
+   * Whether to wait with a flip: the live tables of another version have parts that are still pending here. They stay live
+   * until all parts are known, for a limited time.
    */
   #waitsForRest(mesh: Mesh): boolean {
     if (!this.#ownership.datapath?.takesOver || this.#restOver || !hasPending(mesh)) return false;
@@ -220,33 +220,33 @@ export class LiveTables {
     return true;
   }
 
-  /** While istiod thinks about its first answer. */
+  /** Verifies the programs while istiod prepares its first answer. */
   #readBack(): void {
     try {
       this.#ownership.datapath?.readBack();
     } catch {
-      // The first push finds the same, and tells.
+      // The first push finds the same fault and logs it.
     }
   }
 
-  /** Who fills them from a snapshot says so until istiod answers, over as many agents as that takes. */
+  /** The origin of tables that hold a snapshot. Successors keep it until istiod answers. */
   #inherit(): void {
     this.#status = { ...this.#status, openedAt: new Date().toISOString() };
     if (this.#ownership.datapath?.governs) this.#snapshot = this.#ownership.before?.snapshot;
   }
 
-  /** A successor is in sync when it knows the addresses of names, too, or nobody says them in time. */
+  /** A successor is in sync when it also knows the addresses of DNS clusters, or when their time limit has passed. */
   #noteSync(mesh: Mesh): void {
     if (!hasPending(mesh)) this.#synced.resolve();
     else this.#namesTimer ??= setTimeout(() => this.#synced.resolve(), NAMES_PATIENCE);
   }
 
-  /** Whether the mesh is istiod's. */
+  /** Whether the mesh is istiod's, not the snapshot's. */
   get #hasPush(): boolean {
     return this.#mesh !== undefined && this.#mesh !== this.#restored?.mesh;
   }
 
-  /** Governs by the last good snapshot until istiod answers, unless it has by now. Never throws: it is tried again. */
+  /** Publishes the last snapshot unless istiod has answered by now. Never throws: a failed write is repeated. */
   #restore(): void {
     if (this.#hasPush || !this.#ownership.datapath) return;
     const { snapshots, reporter, changed } = this.#options;
@@ -267,7 +267,7 @@ export class LiveTables {
       if (selfTestFailed) this.#complain(selfTestFailed, SNAPSHOT);
       else this.#selfTestFailed = undefined;
     } catch (error) {
-      // What it left half done is not attached, and the next write compares all of it.
+      // An incomplete generation is not attached, and the next write compares all of it.
       this.#complain(error, SNAPSHOT);
     }
     changed("news");
@@ -301,7 +301,7 @@ export class LiveTables {
       if (selfTestFailed) this.#complain(selfTestFailed, PUSH);
       else this.#selfTestFailed = undefined;
     } catch (error) {
-      // What was not written yet stays as it was; the mesh is tried again as a whole.
+      // The unwritten rest keeps its old content; the retry writes the whole mesh.
       this.#behind = true;
       snapshots.hold();
       this.#complain(error, PUSH);
@@ -309,13 +309,13 @@ export class LiveTables {
     changed(changes.everything || changes.services.size > 0 ? "news" : "numbers");
   }
 
-  /** Tells why not all is live, in log and status, and tries again later. */
+  /** Records in log and status why a part is not live, and schedules a retry. */
   #complain(error: unknown, what: string): void {
     const failed = error instanceof SelfTestFailed ? error : undefined;
     const reason = reasonOf(error);
     const wait = failed?.retryAfter ?? this.#retry;
     this.#status = { ...this.#status, lastError: { at: new Date().toISOString(), text: reason } };
-    // It is the same error at each push until the next self-test.
+    // Each push fails with the same error until the next self-test.
     if (!failed || failed !== this.#selfTestFailed)
       this.#options.log.error(`${failed ? "" : what}${reason}. Next try in ${wait / 1000} s.`);
     this.#selfTestFailed = failed;

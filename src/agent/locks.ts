@@ -1,4 +1,4 @@
-/** One agent for each set of folders. The kernel lets go of the locks when the agent ends, however it ends. */
+/** Locks that allow one agent for each set of folders. The kernel releases them when the agent ends, however it ends. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Folders } from "../config/config.ts";
@@ -16,12 +16,12 @@ export class Locks {
     this.#locks = locks;
   }
 
-  /** Takes the lock of each folder that exists. Throws LockHeld with the pid of the agent that has one of them. */
+  /** Locks each folder that exists. Throws LockHeld with the pid of the agent that holds one of them. */
   static acquire(folders: Folders): Locks {
     return Locks.#acquire(folders, true);
   }
 
-  /** The same for a command that lets go at once: it tells no pid, and an agent that starts waits for its end. */
+  /** The same for a command, which releases the locks soon: it writes no pid, and a starting agent waits for it. */
   static acquireBriefly(folders: Folders): Locks {
     return Locks.#acquire(folders, false);
   }
@@ -29,11 +29,11 @@ export class Locks {
   static #acquire(folders: Folders, named: boolean): Locks {
     const taken: FileLock[] = [];
     try {
-      // A set: both folders may be the same one.
+      // A set, because both folders may be the same.
       for (const folder of new Set([folders.runDir, folders.stateDir])) {
         if (existsSync(folder)) taken.push(lockIn(folder, named));
       }
-      // The tables have one writer, whatever its other folders are.
+      // The tables have one writer, even among agents with different run folders.
       if (existsSync(folders.bpffs)) taken.push(FileLock.acquireFolder(folders.bpffs));
     } catch (error) {
       for (const lock of taken) lock.release();
@@ -43,8 +43,8 @@ export class Locks {
   }
 
   /**
-   * Takes again the locks of what somebody removed and made anew, the agent itself maybe. Gives the paths. Throws LockHeld
-   * when another agent was faster.
+   * Locks folders that were removed and created again, perhaps by the agent itself. Returns their paths. Throws LockHeld
+   * when another agent has locked one.
    */
   renew(): string[] {
     const lost = this.#lost();
@@ -57,7 +57,7 @@ export class Locks {
     return lost;
   }
 
-  /** Which of what somebody removed and made anew another process has locked; undefined when it has none. Takes nothing. */
+  /** The first recreated folder that another process has locked; undefined if there is none. Locks nothing. */
   lockedElsewhere(): LockHeld | undefined {
     for (const place of this.#lost()) {
       try {
@@ -69,7 +69,7 @@ export class Locks {
     return undefined;
   }
 
-  /** The folders that are there and whose locks are not these any more. */
+  /** The existing folders that these locks no longer cover. */
   #lost(): string[] {
     const { runDir, stateDir, bpffs } = this.#folders;
     const places = [...new Set([runDir, stateDir]), bpffs].filter((folder) => existsSync(folder));
@@ -90,7 +90,7 @@ export class Locks {
   }
 }
 
-/** A disk that is full or read-only keeps no agent from starting: the folder itself is locked then, without a pid. */
+/** On a full or read-only disk the folder itself is locked, without a pid, so that an agent can start. */
 function lockIn(folder: string, named = true): FileLock {
   try {
     return FileLock.acquire(join(folder, NAME), named);
@@ -101,7 +101,7 @@ function lockIn(folder: string, named = true): FileLock {
   }
 }
 
-/** The pid of the agent that lives with these folders; undefined when none does, 0 when it shares only the pins. */
+/** The pid of the agent with these folders; undefined if there is none, 0 if it shares only the pins. */
 export function livingAgent(folders: Folders): number | undefined {
   try {
     Locks.acquireBriefly(folders).release();

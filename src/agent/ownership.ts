@@ -1,6 +1,6 @@
 /**
- * What one agent alone has at a time: the locks, the kernel's tables, and those that the version before left. An agent
- * lets go of it while another takes over, and takes it again when that one fails.
+ * Exclusive ownership of the locks, the kernel's tables, and the previous version's tables. An agent releases it during a
+ * hand-over, and acquires it again if the successor fails.
  */
 
 import { type AgentStatus, readStatus } from "../admin/status.ts";
@@ -27,32 +27,32 @@ import { recover } from "../state/recovery.ts";
 import { KeptGenerations } from "../state/retention.ts";
 import { Locks } from "./locks.ts";
 
-/** Between two looks at whether the hooks are still attached, milliseconds. */
+/** Interval of the check that hooks are attached, milliseconds. */
 const UPKEEP = 5_000;
-/** How often the kernel is told that its tables follow istiod, milliseconds; it waits for ten times that. */
+/** Interval at which the kernel is marked as in sync with istiod, milliseconds. The mark expires after ten intervals. */
 const CURRENT = 1_000;
-/** Another agent's last moment with the tables, and a command's with what is pinned, milliseconds. */
+/** Longest waits for a previous agent and for a command to release the tables, milliseconds. */
 const LOCKS_PATIENCE = { agent: 5_000, command: 500 } as const;
 
 export interface OwnershipOptions {
   folders: Folders;
   governed: Governed;
-  /** How queries for mesh names are answered. */
+  /** Settings for mesh names. */
   names: NamesSettings;
   /** Whether inbound policies are enforced. */
   inbound: boolean;
-  /** The machine's own. */
+  /** The machine's addresses. */
   addresses: string[];
   log: Log;
-  /** The tables are this process's from now on, until `onReleasing`. */
+  /** Called when this process has acquired the tables. */
   onAcquired?(datapath: Datapath): void;
-  /** They are about to be closed. */
+  /** Called before the tables are closed. */
   onReleasing?(): void;
-  /** Whether the tables follow istiod now: without it nobody says which endpoints are gone. */
+  /** Whether the tables follow istiod now. Otherwise nobody reports removed endpoints. */
   isCurrent(): boolean;
-  /** These folders were lost, with all that was in them. */
+  /** Called with folders that were removed with their content. */
   onFoldersRecreated(paths: string[]): void;
-  /** Another process holds the locks, after somebody removed what they lay on: this one has to end. */
+  /** Called when another process holds the locks, because their folders were removed: this process must end. */
   onLost(holder: LockHeld): void;
 }
 
@@ -70,7 +70,7 @@ export class Ownership {
   #governed: Governed;
   #nameSettings: NamesSettings;
   #enforceInbound: boolean;
-  /** Absent before an agent takes over from another, and while another takes over from it. */
+  /** Absent in a successor before it acquires, and in a predecessor after it releases. */
   #held: Held | undefined;
   #adopted = false;
   #unfinished: string | undefined;
@@ -79,10 +79,10 @@ export class Ownership {
   #preloaded: PreloadedPrograms | undefined;
   #currentTimer: ReturnType<typeof setInterval> | undefined;
   #foldersTimer: ReturnType<typeof setInterval> | undefined;
-  /** Told once. */
+  /** Logged once. */
   #trouble = "";
 
-  /** Holds nothing yet. */
+  /** Acquires nothing yet. */
   constructor(options: OwnershipOptions) {
     this.#options = options;
     this.#governed = options.governed;
@@ -90,42 +90,42 @@ export class Ownership {
     this.#enforceInbound = options.inbound;
   }
 
-  /** The tables; undefined while another agent has them, or may have. */
+  /** The tables; undefined while another agent may own them. */
   get datapath(): Datapath | undefined {
     return this.#held?.datapath;
   }
 
   /**
-   * Whether this agent holds the locks, and with them all that is pinned and all files in its folders. False also while
-   * another process holds a lock that somebody removed under this agent.
+   * Whether this agent holds the locks, and thereby owns all pins and all files in its folders. Also false while another
+   * process holds a lock whose folder was removed under this agent.
    */
   get owns(): boolean {
     return this.#held !== undefined && this.#held.locks.lockedElsewhere() === undefined;
   }
 
-  /** Whether the tables were those of an earlier start when they were taken last. */
+  /** Whether the last acquisition adopted existing tables. */
   get adopted(): boolean {
     return this.#adopted;
   }
 
-  /** The step in whose middle the agent ended that had them before. */
+  /** The step that the previous owner did not finish. */
   get unfinished(): string | undefined {
     return this.#unfinished;
   }
 
-  /** What the agent that had them before left in the status file. */
+  /** The status file of the previous owner. */
   get before(): AgentStatus | undefined {
     return this.#before;
   }
 
-  /** Who is enrolled and what is left alone, now and whenever the tables are taken again. */
+  /** Enrolment and exclusions, applied now and at each acquisition. */
   get governed(): Governed {
     return this.#governed;
   }
 
   /**
-   * Proves and loads this build's programs while another agent has the tables, if they would take hooks over: its part is
-   * not held up by that then. Throws SelfTestFailed or KernelError, and what governs goes on.
+   * Tests and loads this build's programs while another agent still owns the tables, if a flip is ahead. The pause of the
+   * hand-over is shorter then. Throws SelfTestFailed or KernelError; the live generation stays.
    */
   prepare(): void {
     const { folders, log } = this.#options;
@@ -134,7 +134,7 @@ export class Ownership {
     this.#preloaded = preloadAhead(folders.bpffs);
   }
 
-  /** Takes locks and tables. What is pinned governs on, whatever this throws: LockHeld, UnknownManifest, KernelError, or an Error of one line. */
+  /** Acquires locks and tables. Throws LockHeld, UnknownManifest, KernelError, or an Error of one line; pinned state stays live. */
   acquire(): void {
     const { folders, addresses, log } = this.#options;
     const locks = Locks.acquire(folders);
@@ -176,7 +176,7 @@ export class Ownership {
       });
       this.#held = { locks, manifest, datapath, names, inbound, kept };
       this.#adopted = datapath.adopted;
-      // Before the first connection, or we would be sent through our own mesh.
+      // Before the first connection of this process, or the mesh would redirect it.
       datapath.exemptSelf();
       this.#options.onAcquired?.(datapath);
       this.#unfinished = recover(manifest, datapath, log);
@@ -197,8 +197,8 @@ export class Ownership {
   }
 
   /**
-   * The same when whoever has them is about to be gone: an agent, since a dead process's locks end a moment after its
-   * sockets; or a command, which tells no pid. With `command` an agent is not waited for.
+   * The same, but waits for a holder that is about to end: an agent, because the locks of a dead process end a moment after
+   * its sockets, or a command, which writes no pid. With `command` it does not wait for an agent.
    */
   async acquireWithin(holder: "agent" | "command"): Promise<void> {
     const until = performance.now() + LOCKS_PATIENCE[holder];
@@ -214,7 +214,7 @@ export class Ownership {
     }
   }
 
-  /** Programs, tables and links stay pinned: connections go on as they are. */
+  /** Releases everything. Programs, tables and links stay pinned, so connections continue. */
   release(): void {
     clearInterval(this.#currentTimer);
     clearInterval(this.#foldersTimer);
@@ -222,7 +222,7 @@ export class Ownership {
     if (!held) return;
     held.kept.stop();
     try {
-      // What another process owns by now is not to be touched, not even to end an access log.
+      // Another process may own the state by now, so even the access log is not ended.
       if (held.locks.lockedElsewhere() === undefined) this.#options.onReleasing?.();
     } catch (error) {
       this.#options.log.warn(`while the tables were released: ${reasonOf(error)}`);
@@ -236,17 +236,17 @@ export class Ownership {
     this.#trouble = "";
   }
 
-  /** How queries for mesh names are answered; undefined as `datapath` is. */
+  /** The names tables; undefined as `datapath` is. */
   get names(): Names | undefined {
     return this.#held?.names;
   }
 
-  /** Authorization of inbound connections; undefined as `datapath` is. */
+  /** The inbound policies; undefined as `datapath` is. */
   get inbound(): InboundKeeper | undefined {
     return this.#held?.inbound;
   }
 
-  /** Takes effect at once. Throws KernelError, and everything stays as it was. */
+  /** Applies enrolment and exclusions at once. Throws KernelError, and then nothing has changed. */
   govern(governed: Governed, names: NamesSettings, enforceInbound: boolean): void {
     try {
       this.datapath?.govern(governed);
@@ -261,27 +261,27 @@ export class Ownership {
     this.inbound?.configure({ enforce: enforceInbound });
   }
 
-  /** Makes `mesh` what connections see; see Datapath.publish. Throws also when another agent has the tables. */
+  /** Publishes `mesh`; see Datapath.publish. Also throws when another agent owns the tables. */
   publish(mesh: Mesh, changes: Changes): ReturnType<Datapath["publish"]> {
     const held = this.#held;
     if (!held || !this.owns) throw new Error("another agent has the tables");
     const { takesOver, attached: wasAttached } = held.datapath;
     try {
       const report = held.datapath.publish(mesh, changes);
-      // Behind the frontends: a name leads to an address that is governed already.
+      // After the frontends, so that a name never leads to an address that is not governed yet.
       held.names.publish(mesh, changes);
       held.inbound.publish(mesh.inbound);
       return report;
     } finally {
-      // Also when only what came behind the last hook failed.
+      // Also when only a step after the last hook failed.
       if (takesOver && !held.datapath.takesOver) held.kept.watch();
       if (wasAttached !== held.datapath.attached) this.#recordLinks();
     }
   }
 
   /**
-   * Folders that somebody removed are made and locked again: another agent could start with them. When one did, this one
-   * gives up all that it held and has to end: what is pinned, and every file, is the other's from then on.
+   * Creates and locks removed folders again, because another agent could start with them. If one did, this agent releases
+   * everything and must end: all pins and files then belong to the other agent.
    */
   #keepFolders(): void {
     const { folders, log, onFoldersRecreated, onLost } = this.#options;
@@ -303,7 +303,7 @@ export class Ownership {
       this.#trouble = text;
       if (!(error instanceof LockHeld)) {
         if (!again) log.error(text);
-        // A command may have it for a moment.
+        // A command may hold it for a moment.
       } else if (again) {
         log.error(
           `This agent lost its locks, which somebody removed: ${text}. It ends and leaves everything as it is: the other agent goes on`,
@@ -314,7 +314,7 @@ export class Ownership {
     }
   }
 
-  /** So that the next start finds them even where somebody mounts a bpffs over their pins. */
+  /** Records the link ids, so that the next start finds the links even if a mount hides their pins. */
   #recordLinks(): void {
     if (this.#held) this.#held.manifest.recordLinks(this.#held.datapath.linkIds, bootId());
   }

@@ -1,10 +1,10 @@
-/** What a changed configuration means for an agent that runs. */
+/** Compares two configurations for a reload. */
 import { isDeepStrictEqual } from "node:util";
 import type { Config } from "../config/config.ts";
 import { SETTINGS, type SettingName } from "../config/settings.ts";
 import { type SettingValues, settingValues } from "../config/values.ts";
 
-/** The settings that change under running connections: a map in the kernel has them, or the agent alone heeds them. */
+/** The settings that a running agent can change: they are in a kernel map, or only the agent uses them. */
 export type LiveSettings = Pick<
   Config,
   | "cgroups"
@@ -41,18 +41,18 @@ const LIVE: ReadonlySet<SettingName> = new Set([
 ]);
 
 export interface Differences {
-  /** Settings that a running agent can take over. */
+  /** Changed settings that a running agent applies. */
   live: SettingName[];
-  /** Settings that the next start takes over. */
+  /** Changed settings that wait for the next start. */
   later: SettingName[];
 }
 
-/** The names of the settings in which two configurations differ, as the file writes them. */
+/** The names of the settings that differ, as in the file. */
 export function differences(before: Config, after: Config): Differences {
   return differencesOf(settingValues(before), settingValues(after));
 }
 
-/** The same; a setting that one of the two does not know is no difference. */
+/** The same, ignoring settings that one of the two does not have. */
 export function differencesOf(before: Partial<SettingValues>, after: Partial<SettingValues>): Differences {
   const result: Differences = { live: [], later: [] };
   for (const name of Object.keys(SETTINGS) as SettingName[]) {

@@ -1,4 +1,4 @@
-/** What the agent says about itself: the log's lines, each once, and the notes of the status. */
+/** The agent's log lines, each logged once, and the notes of its status. */
 import type { AgentStatus, MeshStatus, RegistrationStatus, SnapshotStatus } from "../admin/status.ts";
 import type { Config } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
@@ -24,7 +24,7 @@ export class Reporter {
     this.#log = log;
   }
 
-  /** `found`: tables of this version, live ones of another that these will take over from, or nothing. */
+  /** `found`: tables of this version, live tables of another version, or nothing. */
   started(found: "own" | "foreign" | "nothing", config: Config): void {
     const tables = {
       own: "took over what an earlier agent left, traffic goes on",
@@ -41,7 +41,7 @@ export class Reporter {
   heard(event: StreamEvent): void {
     const [level, line] = tell(event);
     if (event.kind === "connected") this.#lastEnd = "";
-    // An istiod that stays away is told once, not at every attempt, and what stops the certificate is told already.
+    // An absent istiod is logged once, not at each attempt. The certificate's error is logged elsewhere.
     const again = event.kind === "disconnected" && [this.#lastEnd, this.#lastRefusal].includes(event.reason);
     if (event.kind === "disconnected") this.#lastEnd = event.reason;
     this.#log[again ? "debug" : level](line);
@@ -59,7 +59,7 @@ export class Reporter {
     else this.#log.warn(`The application is not healthy: ${message}`);
   }
 
-  /** Once: it is the same at each push. */
+  /** Logged once, because each push repeats it. */
   onAmbientLacking(): void {
     if (this.#said.has(AMBIENT)) return;
     this.#said.add(AMBIENT);
@@ -111,7 +111,7 @@ export class Reporter {
   }
 }
 
-/** What happened on the stream to istiod as a line of the log, and how much it matters. */
+/** Formats an event of istiod's stream as a log line with its level. */
 export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", string] {
   switch (event.kind) {
     case "connecting":
@@ -119,7 +119,7 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
     case "connected":
       return ["info", `Connected to istiod at ${event.target}`];
     case "disconnected":
-      // istiod ends every stream after half an hour: no reason to worry anybody.
+      // istiod ends every stream after half an hour, which is normal.
       return [event.held > 0 ? "info" : "warn", `${event.reason}. Traffic goes on; trying again`];
     case "renewed":
       return ["debug", `A new connection to istiod at ${event.target} took over`];
@@ -146,7 +146,7 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
   }
 }
 
-/** What happened to the machine's certificate as a line of the log, and how much it matters. */
+/** Formats an event of the machine's certificate as a log line with its level. */
 export function logIdentity(event: IdentityEvent): ["error" | "warn" | "info", string] {
   switch (event.kind) {
     case "reused":
@@ -193,7 +193,7 @@ export function formatOneLine({ adopted, stream, tables, mesh, shadow }: AgentSt
   return `${shadow ? "Shadow mode. " : ""}${state}${error}`;
 }
 
-/** The mesh in numbers, and what is to be said about it. */
+/** The numbers of the mesh, and its notes. */
 export function meshStatusOf(mesh: Mesh): MeshStatus {
   let endpoints = 0;
   for (const { localities } of mesh.clusters.values()) {
@@ -212,7 +212,7 @@ export function meshStatusOf(mesh: Mesh): MeshStatus {
   };
 }
 
-/** Before the first mesh: what the agent before knew, since its tables are still in use. */
+/** Before the first mesh: the previous agent's notes, because its tables are still live. */
 export function meshStatusBefore(previous: MeshStatus | undefined): MeshStatus {
   const nothing = { services: 0, frontends: 0, clusters: 0, endpoints: 0, notes: [], serviceNotes: [] };
   return { ...(previous ?? nothing), current: false };

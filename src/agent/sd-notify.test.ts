@@ -8,7 +8,7 @@ const PYTHON = "/usr/bin/python3";
 const why = existsSync(PYTHON) ? undefined : `needs ${PYTHON}`;
 if (why) console.warn(`skipped: sd_notify: ${why}`);
 
-/** A service manager's end: prints each datagram as one line of JSON. */
+/** Plays the service manager: prints each datagram as one line of JSON. */
 const RECEIVER = `
 import json, socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

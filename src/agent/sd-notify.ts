@@ -49,7 +49,7 @@ export class ServiceNotifier {
     this.#send(`STATUS=${oneLine(text)}`);
   }
 
-  /** To be followed by `ready`. */
+  /** Must be followed by `ready`. */
   reloading(): void {
     this.#send("RELOADING=1");
   }

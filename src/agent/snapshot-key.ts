@@ -1,17 +1,17 @@
-/** To which settings a snapshot is bound. */
+/** The settings to which a snapshot is bound. */
 import type { Config } from "../config/config.ts";
 import { localityOf } from "../machine/node.ts";
 import { usesTunnel } from "../machine/tunnel-listener.ts";
 import type { SnapshotKey } from "../state/snapshot.ts";
 
-/** The settings without which istiod's configuration would have become another mesh: a snapshot is only good for these. */
+/** Settings that change the mesh which istiod's configuration becomes. A snapshot is valid for equal values only. */
 export function snapshotSettings(config: Config): SnapshotKey["settings"] {
   const labels = Object.entries(config.labels).sort(([a], [b]) => (a < b ? -1 : 1));
   const locality = localityOf(config);
   return {
     mode: config.mode,
     "allow-plaintext": config.allowPlaintext,
-    // Absent without it, as in snapshots from before there was one.
+    // Absent by default, as in snapshots of versions without this setting.
     ...(usesTunnel(config) ? { tunnel: true } : {}),
     namespace: config.namespace,
     "service-account": config.serviceAccount,

@@ -17,7 +17,7 @@ const backoff = () => {
   if (!found) throw new Error("systemd runs it");
   return found;
 };
-/** Waits, and gives how long in milliseconds and what was told. */
+/** Waits; returns the duration in milliseconds and the report. */
 async function waited(stopped = new AbortController().signal): Promise<{ ms: number; told: string[] }> {
   const told: string[] = [];
   const begin = performance.now();
@@ -45,7 +45,7 @@ test("after the second failure in a row it waits, until what was missing is ther
   expect(told).toEqual([`The last 2 starts failed: this one waits 2 s, or until ${config} changes`]);
   expect(ms).toBeGreaterThan(250);
   expect(ms).toBeLessThan(1_500);
-  // Changed before the start, it does not wait at all.
+  // A change before the start ends the wait at once.
   expect((await waited()).told).toEqual([]);
 });
 

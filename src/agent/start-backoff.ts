@@ -1,7 +1,7 @@
 /**
- * How long a start waits after starts that failed. systemd starts the service again after 2 s, which is right for an agent
- * that died at its work and wrong for one that can't begin. systemd's own RestartSteps= (from 254 on) is no way out: its
- * counter never goes back while the service is well, so an agent killed for the tenth time in a year would come back late.
+ * Delays a start after failed starts. systemd starts the service again after 2 s, which is right for an agent that crashed
+ * and too often for one that can't start. systemd's RestartSteps= (254 and later) does not help: its counter is not reset
+ * while the service is healthy, so the tenth crash in a year would be followed by a long pause.
  */
 import { rmSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -9,20 +9,20 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { readTextFile } from "../files/read-file.ts";
 import { replaceFile } from "../files/replace-file.ts";
 
-/** systemd waits as long itself before it starts the service again, milliseconds: RestartSec=. */
+/** systemd's own delay before a restart, milliseconds: RestartSec=. */
 const RESTART = 2_000;
-/** From one start to the next at most, milliseconds; well below the unit's TimeoutStartSec=. */
+/** Longest time between two starts, milliseconds; well below the unit's TimeoutStartSec=. */
 const LONGEST = 30_000;
-/** A start that comes later than that after the one that failed was asked for by somebody: it does not wait. */
+/** A later start was requested by an operator and does not wait, milliseconds. */
 const AUTOMATIC = 10_000;
 const LOOK = 250;
 
 interface FailedStarts {
-  /** In a row. */
+  /** Consecutive failures. */
   count: number;
-  /** When the last one ended, milliseconds since the epoch. */
+  /** The end of the last one, milliseconds since the epoch. */
   at: number;
-  /** What was missing or wrong, as it was then. */
+  /** The files that were missing or wrong, with their state at that time. */
   seen: Record<string, string>;
 }
 
@@ -33,15 +33,15 @@ export class StartBackoff {
     this.#file = join(folder, "failed-starts.json");
   }
 
-  /** Where systemd runs the agent; undefined elsewhere. The unit's RuntimeDirectory outlives a failed start. */
+  /** The state file under systemd; undefined elsewhere. The unit's RuntimeDirectory outlives a failed start. */
   static of(env: Readonly<Record<string, string | undefined>>): StartBackoff | undefined {
     const folder = env.RUNTIME_DIRECTORY?.split(":")[0];
     return env.NOTIFY_SOCKET && folder ? new StartBackoff(folder) : undefined;
   }
 
   /**
-   * Waits as long as the failed starts before this one ask for, or until one of the files that they failed for changes.
-   * Calls `report` with a sentence when it waits at all.
+   * Waits for the backoff of earlier failed starts, or until one of the files that caused them changes. Calls `report` with
+   * a sentence if it waits.
    */
   async wait(report: (text: string) => void, stopped: AbortSignal): Promise<void> {
     const failed = this.#read();
@@ -56,11 +56,11 @@ export class StartBackoff {
     );
     const until = performance.now() + delay;
     while (performance.now() < until && !stopped.aborted && !changed()) await sleep(LOOK);
-    // Whoever stops it is about to start it again, mended.
+    // A stop ends the wait: the operator has repaired the fault and starts it again.
     if (stopped.aborted) this.succeeded();
   }
 
-  /** This start failed. `paths` are files whose change may mend it. Never throws. */
+  /** Records a failed start. A change of a file in `paths` may repair it. Never throws. */
   failed(paths: readonly string[]): void {
     const before = this.#read();
     const seen = Object.fromEntries(paths.map((path) => [path, fingerprint(path)]));
@@ -68,16 +68,16 @@ export class StartBackoff {
     try {
       replaceFile(this.#file, JSON.stringify(failed), { mode: 0o600 });
     } catch {
-      // On a full disk the next start comes sooner.
+      // On a full disk the next start does not wait.
     }
   }
 
-  /** The next start does not wait. Never throws. */
+  /** Clears the record, so that the next start does not wait. Never throws. */
   succeeded(): void {
     try {
       rmSync(this.#file, { force: true });
     } catch {
-      // It is stale in ten seconds.
+      // The record expires in ten seconds.
     }
   }
 
@@ -92,7 +92,7 @@ export class StartBackoff {
   }
 }
 
-/** Milliseconds, besides those of systemd: starts are 2, 4, 8, 16, then 30 s apart. */
+/** Milliseconds in addition to systemd's delay: starts are 2, 4, 8, 16, then 30 s apart. */
 export function delayAfter(failures: number): number {
   return Math.min(LONGEST, RESTART * 2 ** Math.max(0, failures - 1)) - RESTART;
 }

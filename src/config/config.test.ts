@@ -83,7 +83,7 @@ describe("values", () => {
       cgroups: ["/a.slice"],
       units: ["nginx.service"],
     });
-    // The last one was taken out: that must not enrol the whole machine.
+    // Removing the last unit must not enrol the whole machine.
     expect(governed("unit: []")).toEqual({ cgroups: [], units: [] });
   });
 
@@ -161,7 +161,7 @@ describe("values", () => {
       units: ["010.service"],
       hosts: { "1.10": ["10.0.0.1"] },
     });
-    // Numbers stay numbers where a setting has some, in JSON too.
+    // Settings with numbers keep them as numbers, also in JSON.
     const probe =
       '{"httpGet": {"port": 8080, "httpHeaders": [{"name": "v", "value": 1.10}]}, "timeoutSeconds": 2}';
     expect(readConfig(withFile(`readiness-probe: ${probe}`, base)).readinessProbe).toEqual(

@@ -1,4 +1,4 @@
-/** The configuration, read from all the places of sources.ts and checked as a whole. */
+/** The configuration, read from all sources (sources.ts) and checked as a whole. */
 import { resolve } from "node:path";
 import type { Json } from "../istiod/node.ts";
 import { MODES, type Mode } from "../istiod/stream/types.ts";
@@ -59,12 +59,12 @@ export interface AccessLogConfig {
 }
 
 export interface Config extends Folders {
-  /** The whole path of the file, whether or not it is there. */
+  /** The absolute path of the file, whether or not it exists. */
   file: string;
   istiod: { host: string; port: number };
-  /** Names to canonical addresses, in the order in which they are tried. */
+  /** Canonical addresses of names, in the order in which they are tried. */
   hosts: Record<string, string[]>;
-  /** Absent when istiod is. */
+  /** Absent without istiod. */
   caServer: { host: string; port: number } | undefined;
   plaintext: boolean;
   ca: string | undefined;
@@ -76,7 +76,7 @@ export interface Config extends Folders {
   /** Seconds. */
   certificateLife: number;
   name: string | undefined;
-  /** Canonical; empty when they are to be found out. */
+  /** Canonical; empty to detect them. */
   ips: string[];
   /** Canonical. */
   serviceIp: string | undefined;
@@ -90,13 +90,13 @@ export interface Config extends Folders {
   workloadGroup: string | undefined;
   workloadEntry: string | undefined;
   ports: readonly Json[] | undefined;
-  /** As in a WorkloadGroup. */
+  /** In the format of a WorkloadGroup. */
   readinessProbe: { readonly [key: string]: Json } | undefined;
   probeLocalhost: boolean;
   metadata: Record<string, Json>;
-  /** As given: a path below the cgroup2 root, or the whole path of the directory. */
+  /** As given: paths below the cgroup2 root, or absolute paths. */
   cgroups: string[];
-  /** Whole names. */
+  /** Full names. */
   units: string[];
   excludes: Exclude[];
   netns: "own" | "all";
@@ -120,16 +120,16 @@ export interface Config extends Folders {
   adminGroup: string | undefined;
 }
 
-/** What the process that is to use the configuration can reach: a service's sandbox. */
+/** The files that the user of the configuration can access: a service's sandbox. */
 export interface FileAccess {
-  /** Why a file can't be read, or a folder not be written to, and what helps; undefined when it can. */
+  /** The reason why a file can't be read or a folder can't be written, and the next step; undefined when it can. */
   blocked(path: string, access: "read" | "write"): { reason: string; next: string } | undefined;
 }
 export const LOG_LEVELS = ["error", "warn", "info", "debug"] as const;
 
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** All of it, for `run`. Throws ConfigError at the first thing that is wrong. */
+/** Reads the whole configuration, for `run`. Throws ConfigError for the first fault. */
 export function readConfig(sources: Sources): Config {
   const { config, problems } = examineConfig(sources);
   const [first] = problems;
@@ -138,8 +138,8 @@ export function readConfig(sources: Sources): Config {
 }
 
 /**
- * The same, with everything that is wrong; with a `sandbox`, also what it keeps from a file that is named; the configuration then has fallbacks in its place and is for no agent.
- * Throws ConfigError when the file can't be read as one.
+ * Reads the whole configuration and collects all faults; with a `sandbox`, also inaccessible files. Faulty settings have
+ * their defaults in the result, so no agent may use it. Throws ConfigError when the file is not a configuration.
  */
 export function examineConfig(
   sources: Sources,
@@ -179,7 +179,7 @@ export function examineConfig(
     caServer: given.text("ca-server", (text) => parseIstiod(text, port)),
     plaintext,
     ca,
-    // Not read here: a machine that has a certificate needs no token.
+    // Not read here, because a machine with a certificate needs no token.
     token: given.text("token", (path) => resolve(visible(path, "read"))),
     mode: given.choice("mode", MODES),
     namespace: given.always("namespace", parseName),
@@ -230,7 +230,7 @@ export function examineConfig(
   return { config, problems };
 }
 
-/** The folders alone, for commands that inspect a mesh whose agent may have been started with other settings. */
+/** The folders only, for commands that inspect a mesh whose agent may have other settings. */
 export function readFolders(sources: Sources): Folders {
   const problems: ConfigError[] = [];
   const found = folders(new Values(sources, readFile(sources.file), problems), visibleIn(undefined));
@@ -238,7 +238,7 @@ export function readFolders(sources: Sources): Folders {
   return found;
 }
 
-/** Undefined without the setting access-log. The others are checked all the same. */
+/** Undefined without the setting access-log. The other settings are checked in any case. */
 function accessLog(given: Values): AccessLogConfig | undefined {
   const rest = {
     format: given.choice("access-log-format", ["text", "json"]),
@@ -256,7 +256,7 @@ function folders(given: Values, visible: Visible): Folders {
   return { bpffs: folder("bpffs"), stateDir: folder("state-dir"), runDir: folder("run-dir") };
 }
 
-/** Gives the path back. Throws Invalid when the sandbox does not let it. */
+/** Returns the path. Throws Invalid when the sandbox denies access. */
 type Visible = (path: string, access: "read" | "write") => string;
 
 function visibleIn(sandbox: FileAccess | undefined): Visible {
@@ -267,7 +267,7 @@ function visibleIn(sandbox: FileAccess | undefined): Visible {
   };
 }
 
-/** The program of an exec probe, and whatever it is given that looks like a whole path. */
+/** The program of an exec probe, and its arguments that are absolute paths. */
 function visibleProbe<P extends { readonly [key: string]: Json }>(probe: P, visible: Visible): P {
   const { exec } = probe;
   const command = isObject(exec) && Array.isArray(exec.command) ? exec.command : [];
@@ -278,7 +278,7 @@ function visibleProbe<P extends { readonly [key: string]: Json }>(probe: P, visi
   return probe;
 }
 
-/** Throws ConfigError when the file that `from` names can't be read. */
+/** Throws ConfigError when the file `from` can't be read. */
 export function requireReadable(from: string, path: string): void {
   try {
     readable(path);

@@ -1,6 +1,6 @@
 /**
- * The one of `names` that `typed` most likely meant, or undefined when none is near: at most a third of the
- * letters differ, or it is the only one that starts so.
+ * The name most similar to `typed`: at most a third of the letters differ, or it is the only name with this prefix.
+ * undefined without a similar name.
  */
 export function closest(typed: string, names: readonly string[]): string | undefined {
   let best: { name: string; distance: number } | undefined;

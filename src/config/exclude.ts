@@ -1,15 +1,15 @@
-/** Addresses that are left alone, as the setting `exclude` writes them. */
+/** Parses the setting `exclude`: destinations that are not governed. */
 import { isV4, parsePrefix } from "../mesh/address.ts";
 import { Invalid, parsePort } from "./syntax.ts";
 
-/** Connections to `address`/`length` are left alone; port 0 means every port. */
+/** Connections to `address`/`length` are not governed; port 0 means every port. */
 export interface Exclude {
   address: string;
   length: number;
   port: number;
 }
 
-/** CIDR, ADDRESS, either with :PORT; an IPv6 block that has a port stands in brackets. */
+/** CIDR or ADDRESS, optionally with :PORT. An IPv6 block with a port has brackets. */
 export function parseExclude(text: string): Exclude {
   const example = "Write CIDR or CIDR:PORT, for example 10.0.0.0/8, 192.0.2.7:443 or [fd00::/8]:443.";
   const found = /^(\[[^\]]+\]|[\d.]+(?:\/\d+)?)(?::([^:]*))?$/.exec(text);
@@ -18,7 +18,7 @@ export function parseExclude(text: string): Exclude {
   return { ...block, port: found?.[2] === undefined ? 0 : parsePort(found[2], example) };
 }
 
-/** How an exclusion is written. */
+/** Formats an exclusion. */
 export function formatExclude(exclude: Exclude): string {
   const block = `${exclude.address}/${exclude.length}`;
   if (exclude.port === 0) return block;

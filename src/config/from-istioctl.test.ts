@@ -17,7 +17,7 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-/** Everything that files can say. */
+/** All settings that the files can contain. */
 const MEMBER: Membership = {
   id: { trustDomain: "mesh.example", namespace: "shop", serviceAccount: "vm.one" },
   istiod: { host: "istiod-v2.istio-system.svc", port: 15012 },

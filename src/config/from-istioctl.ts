@@ -1,14 +1,14 @@
-/** What istioctl's files decide, as settings. */
+/** Converts istioctl's files to settings. */
 import type { Membership } from "../istiod/join/membership.ts";
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
 import type { SettingName } from "./settings.ts";
 import { oneOrAll } from "./values.ts";
 
-/** The settings that the files decide; undefined means that there is to be none. */
+/** The settings in the files; undefined removes a setting. */
 export type DecidedSettings = Partial<Record<SettingName, Json | undefined>>;
 
-/** `ca` and `token` are the files that the roots and the token are kept in. */
+/** `ca` and `token` are the paths of the copied roots and token. */
 export function settingsOf(member: Membership, kept: { ca: string; token: string }): DecidedSettings {
   const { id, istiod, ca } = member;
   const sameServer = formatTarget(ca) === formatTarget(istiod);
@@ -25,7 +25,7 @@ export function settingsOf(member: Membership, kept: { ca: string; token: string
     namespace: id.namespace,
     "service-account": id.serviceAccount,
     "trust-domain": id.trustDomain,
-    // Where the files say nothing, the administrator's own setting stays.
+    // Without a value in the files, the operator's setting stays.
     ...stated("name", member.name),
     ...stated("service-ip", member.serviceIp),
     "cluster-id": member.clusterId,
@@ -34,7 +34,7 @@ export function settingsOf(member: Membership, kept: { ca: string; token: string
     labels: filled(member.labels),
     "workload-name": member.workloadName,
     "workload-group": member.autoRegisterGroup,
-    // The operator names an existing entry, and only where istiod registers none.
+    // An existing WorkloadEntry is named by the operator, and only when istiod does not create one.
     ...(member.autoRegisterGroup === undefined ? {} : { "workload-entry": undefined }),
     ports: member.ports,
     "readiness-probe": member.readinessProbe,

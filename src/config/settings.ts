@@ -1,5 +1,5 @@
 /**
- * What can be set. Every setting has one name: `service-account` is the flag `--service-account`, the variable
+ * All settings. Each has one name: `service-account` is the flag `--service-account`, the variable
  * `KMESH_SERVICE_ACCOUNT` and the key `service-account` of the file.
  */
 import { MODES } from "../istiod/stream/types.ts";
@@ -7,16 +7,16 @@ import { FAULT_VARIABLE } from "../runtime/fault.ts";
 
 /** Describes a setting for flags, help, environment and file. */
 export interface Setting {
-  /** A map has keys with values, json is anything; both are plain YAML in the file. */
+  /** "map": keys with values; "json": any value. Both are plain YAML in the file. */
   kind: "text" | "switch" | "list" | "map" | "json";
-  /** What the value looks like; switches have none. */
+  /** A placeholder for the value; switches have none. */
   hint?: string;
   about: string;
-  /** A letter that stands for the flag. */
+  /** The short form of the flag, one letter. */
   short?: string;
-  /** Values that are offered for completion. */
+  /** Values for completion. */
   choices?: readonly string[];
-  /** The text that is used when the setting is given nowhere. */
+  /** The default, as text. */
   fallback?: string;
 }
 
@@ -230,7 +230,7 @@ export const SETTINGS = {
 
 export type SettingName = keyof typeof SETTINGS;
 
-/** The three that every command takes, so that several kmesh can run side by side. */
+/** The three folders, which every command accepts, so that several installations can run side by side. */
 export const FOLDERS = ["bpffs", "state-dir", "run-dir"] as const satisfies readonly SettingName[];
 
 /** The environment variable of a setting. */
@@ -238,7 +238,7 @@ export function variableOf(name: string): string {
   return `KMESH_${name.toUpperCase().replaceAll("-", "_")}`;
 }
 
-/** KMESH_ variables that are no setting: worth a warning, no error, since other programs may have set them. */
+/** Unknown KMESH_ variables. They give a warning, not an error, because other programs may have set them. */
 export function unknownVariables(env: Record<string, string | undefined>): string[] {
   const known = new Set(["KMESH_CONFIG", FAULT_VARIABLE, ...Object.keys(SETTINGS).map(variableOf)]);
   return Object.keys(env).filter((name) => name.startsWith("KMESH_") && !known.has(name));

@@ -1,4 +1,4 @@
-/** Where a setting is looked up: flag, then environment, then file, then default. */
+/** Looks settings up: in flags, then the environment, then the file, then the defaults. */
 import { codeOrReason, reasonOf } from "../errors/reason.ts";
 import { readTextFile } from "../files/read-file.ts";
 import type { Json } from "../istiod/node.ts";
@@ -8,29 +8,29 @@ import { SETTINGS, type Setting, type SettingName, variableOf } from "./settings
 import { Invalid, isObject, MissingFile, parseJson, TEXT_FIELDS } from "./syntax.ts";
 import { entriesOf, jsonOf, readYaml, textsOf, type Written } from "./yaml.ts";
 
-/** Where the file lies unless `--config` says otherwise. It need not exist. */
+/** The default path of the file. It need not exist. */
 export const CONFIG_FILE = "/etc/kmesh/config.yaml";
 
-/** What the command line held: text as typed, true and false for switches, all values of a list. */
+/** The flags of the command line: text as typed, booleans for switches, all values of a list. */
 export type Flags = Partial<Record<string, string | boolean | string[]>>;
 
 export interface Sources {
   flags: Flags;
   env: Record<string, string | undefined>;
-  /** The file's path; `required` when the operator named it; `text` when it is not written yet. */
+  /** The file's path; `required`: the operator named it; `text`: its content, if it is not written yet. */
   file: { path: string; required: boolean; text?: string };
 }
 
-/** The sources of one invocation: `--config` or KMESH_CONFIG name the file. */
+/** The sources of one command. `--config` or KMESH_CONFIG names the file. */
 export function sourcesOf(flags: Flags, env: Record<string, string | undefined>): Sources {
   const named = typeof flags.config === "string" ? flags.config : env.KMESH_CONFIG;
   return { flags, env, file: { path: named ?? CONFIG_FILE, required: named !== undefined } };
 }
 
-/** What the file says, by key; a key whose value is empty, ~ or null says nothing. */
+/** The file's values by key. An empty value, ~ or null counts as absent. */
 export type FileSettings = ReadonlyMap<string, Written>;
 
-/** Throws ConfigError when the file can't be read or holds no settings. */
+/** Throws ConfigError when the file can't be read or is not a map of settings. */
 export function readFile(file: Sources["file"]): FileSettings {
   let text: string;
   try {
@@ -72,7 +72,7 @@ export function refuseUnknown(file: FileSettings, path: string, problems: Config
   }
 }
 
-/** The same as plain values, as they may be written again. Keys that are no setting are texts. */
+/** The same as plain values that can be written back. Values of unknown keys are texts. */
 export function fileValues(file: FileSettings): Record<string, Json> {
   const isSetting = (key: string): key is SettingName => Object.hasOwn(SETTINGS, key);
   return Object.fromEntries(
@@ -83,7 +83,7 @@ export function fileValues(file: FileSettings): Record<string, Json> {
   );
 }
 
-/** A setting's value in the file: texts are as written, numbers are numbers only where the setting has some. */
+/** A setting's value in the file. Texts are as written; only settings with numbers have numbers. */
 function settingOf(name: SettingName, written: Written): Json {
   const { kind }: Setting = SETTINGS[name];
   if (kind === "json") return jsonOf(written, TEXT_FIELDS);
@@ -91,7 +91,7 @@ function settingOf(name: SettingName, written: Written): Json {
   return (kind === "map" ? mapOf(written) : undefined) ?? textsOf(written);
 }
 
-/** Keys and texts; a value that is a map or a list itself stays one. Undefined for what is no map. */
+/** Keys and texts; nested maps and lists are kept. Undefined for a value that is not a map. */
 function mapOf(written: Written): { readonly [key: string]: Json } | undefined {
   const entries = entriesOf(written)?.map(([key, each]): [string, Json] => {
     const inner = each.typed === null || typeof each.typed === "object";
@@ -100,7 +100,7 @@ function mapOf(written: Written): { readonly [key: string]: Json } | undefined {
   return entries && Object.fromEntries(entries);
 }
 
-/** Looks a setting up in the four places and names the place in errors. A wrong value is recorded and counts as not given. */
+/** Looks a setting up in the four sources and names the source in errors. A wrong value is recorded and counts as absent. */
 export class Values {
   readonly #sources: Sources;
   readonly #file: FileSettings;
@@ -112,7 +112,7 @@ export class Values {
     this.#problems = problems;
   }
 
-  /** Whether the setting is given anywhere. */
+  /** Whether any source has the setting. */
   has(name: SettingName): boolean {
     return this.#find(name) !== undefined;
   }
@@ -125,7 +125,7 @@ export class Values {
     return this.#parsed(found.from, found.value, parse);
   }
 
-  /** For settings whose fallback parses. */
+  /** For settings with a valid default. */
   always<T>(name: SettingName, parse: (text: string) => T): T {
     return this.text(name, parse) ?? parse(fallbackOf(name));
   }
@@ -158,7 +158,7 @@ export class Values {
     });
   }
 
-  /** A map of the file, a JSON object, or KEY=VALUE like a list. */
+  /** A map in the file, a JSON object, or a list of KEY=VALUE. */
   map<T>(name: SettingName, parse: (key: string, value: Json) => T): Record<string, T> {
     const found = this.#find(name);
     if (found === undefined) return {};
@@ -183,7 +183,7 @@ export class Values {
     const flag = this.#sources.flags[name];
     if (flag !== undefined) return { value: flag, from: `--${name}` };
     const variable = this.#sources.env[variableOf(name)];
-    // Unit files unset a variable by an empty value.
+    // A unit file can only unset a variable by an empty value.
     if (variable !== undefined && variable !== "") return { value: variable, from: variableOf(name) };
     const key = this.#file.get(name);
     if (key === undefined || key.typed === null || key.typed === undefined) return undefined;
@@ -208,7 +208,7 @@ export class Values {
   }
 }
 
-/** A variable holds a list with commas; a flag and a key are repeated, or hold commas just as well. */
+/** Lists: a variable has commas; flags and keys repeat, or have commas. */
 function partsOf(value: unknown): string[] {
   return (Array.isArray(value) ? value : [value])
     .flatMap((part) => String(part).split(","))
@@ -232,7 +232,7 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
     const key = part.slice(0, equals);
     found.set(key, [...(found.get(key) ?? []), part.slice(equals + 1)]);
   }
-  // A key that is given twice has a list.
+  // A repeated key has a list.
   return Object.fromEntries([...found].map(([key, all]) => [key, all.length === 1 ? (all[0] ?? "") : all]));
 }
 

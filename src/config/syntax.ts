@@ -1,4 +1,4 @@
-/** Parses single values. Each function returns the value that the text stands for, or throws Invalid. */
+/** Parses single values. Each function returns the value of the text, or throws Invalid. */
 
 import { accessSync, constants } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
@@ -13,7 +13,7 @@ import { isDialledList, parseDialled } from "../istiod/target.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { jsonOf, readYaml } from "./yaml.ts";
 
-/** The fields of `ports` and `readiness-probe` that are texts, whatever they look like. */
+/** The fields of `ports` and `readiness-probe` that are always texts. */
 export const TEXT_FIELDS: ReadonlySet<string> = new Set([
   "name",
   "protocol",
@@ -25,10 +25,10 @@ export const TEXT_FIELDS: ReadonlySet<string> = new Set([
   "command",
 ]);
 
-/** The text is no value of the setting; `next` shows one. Values turns it into a ConfigError. */
+/** The text is not a value of the setting; `next` shows a valid one. Values turns it into a ConfigError. */
 export class Invalid extends ActionableError {}
 
-/** The value names a file that is not there. */
+/** The value names a missing file. */
 export class MissingFile extends Invalid {
   readonly path: string;
   constructor(reason: string, next: string, path: string) {
@@ -51,7 +51,7 @@ export function parseIstiod(text: string, port: number): { host: string; port: n
   return { host, port: found[2] === undefined ? port : parsePort(found[2], example) };
 }
 
-/** A name of DNS (RFC 1123, underscores too) or a canonical address; four numbers that are no address are no name either. */
+/** A DNS name (RFC 1123, with underscores) or a canonical address. Four numbers that are not an address are rejected. */
 function isHost(text: string): boolean {
   if (canonicalAddress(text) === text) return true;
   const label = /^[A-Za-z0-9_]([-A-Za-z0-9_]{0,61}[A-Za-z0-9_])?$/;
@@ -72,7 +72,7 @@ export function parseIp(text: string): string {
   return address;
 }
 
-/** What is dialled for a name: one address or a list of them, or the DNS name of a load balancer. */
+/** The destination for a name: addresses, or the DNS name of a load balancer. */
 export function parseAddresses(name: string, value: Json): string[] {
   const next = `Write ${name}: ADDRESS, a list of addresses, or the DNS name of a gateway.`;
   const list = [
@@ -108,7 +108,7 @@ export function parseName(text: string): string {
   throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
 }
 
-/** In seconds. istiod backdates certificates by two minutes, so a shorter one would be renewed all the time. */
+/** In seconds. istiod backdates certificates by two minutes, so a shorter lifetime would be renewed permanently. */
 export function parseLife(text: string): number {
   const [, digits, unit = ""] = /^(\d{1,9})([smh])$/.exec(text) ?? [];
   const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
@@ -126,7 +126,7 @@ export function parseNodeName(text: string): string {
   );
 }
 
-/** The name of an object in Kubernetes. */
+/** The name of a Kubernetes object. */
 export function parseObjectName(text: string): string {
   if (isObjectName(text)) return text;
   throw new Invalid(
@@ -135,7 +135,7 @@ export function parseObjectName(text: string): string {
   );
 }
 
-/** A group's name as groupadd(8) takes it, or its number. */
+/** A group's name, as groupadd(8) accepts it, or its number. */
 export function parseGroup(text: string): string {
   if (/^([a-z_][a-z0-9_-]{0,31}\$?|\d{1,9})$/i.test(text)) return text;
   throw new Invalid(`"${text}" is no group's name`, "Name a group of this machine, for example adm.");
@@ -155,7 +155,7 @@ export function parseProbe(value: Json): { readonly [key: string]: Json } {
   );
 }
 
-/** istiod wants single values as texts: a bare boolean makes it close the stream. */
+/** istiod requires texts as single values: a bare boolean makes it close the stream. */
 export function parseMetadata(key: string, value: Json): Json {
   if (DECIDED_METADATA.has(key))
     throw new Invalid(`${key} has a setting of its own, or is decided by kmesh`, "Take it out.");
@@ -167,7 +167,7 @@ export function textOf(value: Json, key: string): string {
   throw new Invalid(`${key} is no text`, `Write ${key}: "..." with quotes.`);
 }
 
-/** JSON, with its numbers read as in the file. */
+/** JSON. Numbers are read as in the file. */
 export function parseJson(text: string): Json {
   try {
     JSON.parse(text);

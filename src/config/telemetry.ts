@@ -2,7 +2,7 @@
 import { resolve } from "node:path";
 import { Invalid, parsePort } from "./syntax.ts";
 
-/** Connections that are logged: those that match all that is set. */
+/** Filter of the access log: a connection must match all given fields. */
 export interface AccessLogFilter {
   failures: boolean;
   /** Host, or host and port; empty = all. */

@@ -1,4 +1,4 @@
-/** A configuration by the names of its settings, with each value as it would be written in the file. */
+/** A configuration as values by setting, as in the file. */
 import type { Json } from "../istiod/node.ts";
 import { formatTarget } from "../istiod/target.ts";
 import type { Config } from "./config.ts";
@@ -8,13 +8,13 @@ import { formatFilter } from "./telemetry.ts";
 
 export type SettingValues = Record<SettingName, Json>;
 
-/** A list of one is written as that one. */
+/** A list with one element is written as that element. */
 export function oneOrAll(addresses: readonly string[]): Json {
   const [first = ""] = addresses;
   return addresses.length === 1 ? first : addresses;
 }
 
-/** Null stands for a setting that is not set and has no fallback. */
+/** Null stands for a setting without value and default. */
 export function settingValues(config: Config): SettingValues {
   const { locality } = config;
   return {

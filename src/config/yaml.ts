@@ -1,20 +1,20 @@
 /**
- * Reads YAML so that a text stays what somebody wrote: the core schema makes 5000000000 of `5e9`, 10 of `010` and 1.1 of
- * `1.10`, which is right for a port and wrong for a name.
+ * Reads YAML and keeps texts as written: the core schema turns `5e9` into 5000000000, `010` into 10 and `1.10` into 1.1,
+ * which is right for a port and wrong for a name.
  */
 import { type DocumentOptions, parseDocument, type SchemaOptions } from "yaml";
 import type { Json } from "../istiod/node.ts";
 
-/** One value in both readings. Maps are Map, whose keys are in the file's order. */
+/** One value in both readings. Maps are Map objects in the file's order. */
 export interface Written {
-  /** As YAML's core schema reads it: numbers, true, false and null among texts. */
+  /** By YAML's core schema: texts, numbers, true, false and null. */
   typed: unknown;
   /** The same shape; each scalar is the text as written, without its quotes. */
   text: unknown;
 }
 
 type Options = DocumentOptions & SchemaOptions;
-/** Whatever a %YAML line in the file says. */
+/** Ignores a %YAML line in the file. */
 const CORE: Options = { version: "1.2", schema: "core" };
 const FAILSAFE: Options = { version: "1.2", schema: "failsafe" };
 
@@ -28,7 +28,7 @@ export function readYaml(source: string): Written {
   return { typed, text };
 }
 
-/** The entries of a map, by their keys as written; undefined for what is no map. */
+/** The entries of a map by their keys as written; undefined for a value that is not a map. */
 export function entriesOf({ typed, text }: Written): [key: string, value: Written][] | undefined {
   if (!(typed instanceof Map) || !(text instanceof Map)) return undefined;
   const values = [...typed.values()];
@@ -46,8 +46,8 @@ export function textsOf({ text }: Written): Json {
 }
 
 /**
- * Numbers and booleans where they were meant: a scalar under one of the keys `texts` is a text, and so is a number that
- * would be written another way (010, 1.10, 5e9), since nobody can tell whether it is one.
+ * Converts scalars to numbers and booleans. A scalar under one of the keys `texts` stays a text, and so does a number that
+ * is not in its normal form (010, 1.10, 5e9), because it may be a name.
  */
 export function jsonOf(written: Written, texts: ReadonlySet<string> = new Set(), isText = false): Json {
   const { typed, text } = written;

@@ -1,13 +1,13 @@
-/** The demo's processes, as the process sees them that started them. */
+/** The demo's child processes, from the parent's side. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { openSync } from "node:fs";
 import { selfCommand } from "../runtime/self.ts";
 import { eachLine } from "./upstream.ts";
 
-/** How long a child may take to get ready, and to answer. */
+/** Time limits for a child to get ready, and to answer. */
 const PATIENCE = 15_000;
 
-/** A child that died or did not answer. `log` is the file that says more. */
+/** A child that died or did not answer. `log` is the file with the details. */
 export class ChildError extends Error {
   constructor(name: string, what: string, log: string) {
     super(`the demo's ${name} ${what}; its output is in ${log}`);
@@ -42,7 +42,7 @@ export class Child {
     if (child.stdout) eachLine(child.stdout, (line) => this.#waiting.shift()?.(line));
   }
 
-  /** Starts a part; what it says on standard error is appended to `log`. */
+  /** Starts a part. Its standard error is appended to `log`. */
   static start(name: string, part: string, options: unknown, log: string, env: NodeJS.ProcessEnv): Child {
     const [executable, ...args] = selfCommand();
     const child = spawn(executable, [...args, "demo-part", part, JSON.stringify(options)], {
@@ -60,18 +60,18 @@ export class Child {
     return this.#process.exitCode !== null || this.#process.signalCode !== null;
   }
 
-  /** Waits for the first line that the part says of itself. Rejects with ChildError. */
+  /** Waits for the part's first line. Rejects with ChildError. */
   async ready(): Promise<void> {
     await this.#line("did not get ready");
   }
 
-  /** Sends a word, gives the JSON of the answer. Rejects with ChildError. */
+  /** Sends a word and returns the JSON of the answer. Rejects with ChildError. */
   async ask(word: string): Promise<unknown> {
     this.#process.stdin?.write(`${word}\n`);
     return JSON.parse(await this.#line(`did not answer "${word}"`));
   }
 
-  /** Sends a signal and waits for the end. SIGKILL follows where `signal` does not help within 5 s. */
+  /** Sends a signal and waits for the end. Sends SIGKILL after 5 s. */
   async end(signal: NodeJS.Signals = "SIGKILL"): Promise<void> {
     if (this.dead || this.pid === 0) return;
     this.#process.kill(signal);

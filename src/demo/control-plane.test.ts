@@ -214,7 +214,7 @@ test("a removed service takes its resources with it, without waiting for anythin
   const start = performance.now();
   plane.set({ services: [TCP] });
   await until(() => sink.commits.length === 2, "the second commit");
-  // Who waits for answers that never come waits five seconds.
+  // A client waits five seconds for an answer that never comes.
   expect(performance.now() - start).toBeLessThan(4_000);
   expect(sink.stored.filter((key) => key.includes("web") || key.includes("80"))).toEqual([]);
 });

@@ -15,12 +15,12 @@ import { noEndpoints, type Resources, resourcesOf } from "./resources.ts";
 import { type DemoMesh, parseDemoMesh } from "./services.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
-/** How often a watched file is looked at, milliseconds. */
+/** Interval of the check of a watched file, milliseconds. */
 const WATCH = 100;
-/** How much may be on its way to a client, bytes. */
+/** Most unsent bytes for a client. */
 const FLOW_WINDOW = 8 << 20;
 
-/** The order of one push, as istiod's. */
+/** The order of types in a push, as istiod's. */
 const ORDER: readonly ResourceType[] = [
   "cluster",
   "endpoints",
@@ -33,7 +33,7 @@ const ORDER: readonly ResourceType[] = [
 
 type Call = ServerDuplexStream<Buffer, Buffer>;
 
-/** What a client said to a push. */
+/** A client's answer to a push. */
 export interface Answer {
   node: string;
   type: ResourceType;
@@ -47,7 +47,7 @@ export class ControlPlane {
   readonly #heard: ((answer: Answer) => void) | undefined;
   #mesh: DemoMesh = { services: [] };
   #resources: Resources = resourcesOf(this.#mesh);
-  /** A client has asked for services and workloads. */
+  /** Whether a client has subscribed to services and workloads. */
   #workloads = false;
   #pushes = 0;
   #port = 0;
@@ -76,8 +76,8 @@ export class ControlPlane {
   }
 
   /**
-   * Serves `mesh` in plaintext on `host:port` (port 0: any free one). `heard` is told of every ACK and NACK.
-   * Rejects when the address can't be bound.
+   * Serves `mesh` in plaintext on `host:port` (port 0: any free one). `heard` is called with every ACK and NACK. Rejects
+   * when the address can't be bound.
    */
   static async start(
     mesh: DemoMesh,
@@ -98,17 +98,17 @@ export class ControlPlane {
     return this.#port;
   }
 
-  /** Clients connected now. */
+  /** The number of connected clients. */
   get clients(): number {
     return this.#clients.size;
   }
 
-  /** The version of the push that was sent last. */
+  /** The version of the last push. */
   get version(): string {
     return `demo/${this.#pushes}`;
   }
 
-  /** Replaces the whole mesh: what differs goes out as one push. Gives its version. */
+  /** Replaces the whole mesh and sends the difference as one push. Returns its version. */
   set(mesh: DemoMesh): string {
     const before = this.#resources;
     this.#mesh = mesh;
@@ -125,7 +125,7 @@ export class ControlPlane {
   }
 
   #of(type: ResourceType): Resources[ResourceType] {
-    if (type === "address" && !this.#workloads) {
+    if ((type === "address" || type === "authorization") && !this.#workloads) {
       this.#workloads = true;
       this.#resources = resourcesOf(this.#mesh, this.#resources, true);
     }
@@ -151,14 +151,14 @@ export class ControlPlane {
 }
 
 /**
- * Serves the services of a YAML file (services.ts) and pushes its changes. A file that can't be understood changes
- * nothing and is reported on standard error. Rejects when the first reading fails or the port is taken.
+ * Serves the services of a YAML file (services.ts) and pushes its changes. An invalid file changes nothing and is reported
+ * on standard error. Rejects when the first reading fails or the port is taken.
  */
 export async function serveFile(file: string, port: number, host?: string): Promise<ControlPlane> {
   let seen = readFileSync(file, "utf8");
   const plane = await ControlPlane.start(parseDemoMesh(seen), { port, ...(host !== undefined && { host }) });
   let complaint = "";
-  // By what it says: a change before the first look at its times would be missed.
+  // Compare the content: the times of the file would miss a change before the first check.
   const watch = setInterval(() => {
     try {
       const text = readFileSync(file, "utf8");
@@ -181,7 +181,7 @@ export async function serveFile(file: string, port: number, host?: string): Prom
   return plane;
 }
 
-/** What one type gains and loses in a push. */
+/** The changes of one type in a push. */
 interface Difference {
   type: ResourceType;
   changed: Map<string, Encoded>;
@@ -201,7 +201,7 @@ function differenceOf(
 
 /** Types that change when endpoints do. */
 const ENDPOINTS: ReadonlySet<ResourceType> = new Set(["endpoints", "address"]);
-/** Types of which istiod sends nothing when nothing changed. */
+/** Types that istiod omits from a push when nothing changed. */
 const SILENT: ReadonlySet<ResourceType> = new Set(["names", "address", "authorization"]);
 
 const isEmpty = ({ changed, removed }: Difference) => changed.size === 0 && removed.length === 0;
@@ -212,11 +212,11 @@ interface Source {
   heard(answer: Answer): void;
 }
 
-/** One client: what it watches, and what it is told. */
+/** One client and its subscriptions. */
 class ClientStream {
   readonly #call: Call;
   readonly #source: Source;
-  /** By type, the names asked for; present as soon as the type was asked for. */
+  /** The subscribed names of each subscribed type. */
   readonly #watched = new Map<ResourceType, Set<string>>();
   #node = "";
   #nonce = 0;
@@ -227,7 +227,7 @@ class ClientStream {
     call.on("data", (bytes: Buffer) => this.#handle(bytes));
   }
 
-  /** Sends a push: endpoints alone, or every watched type, changed or not, so that its end can be seen. */
+  /** Sends a push: endpoints only, or every subscribed type, changed or not, so that the client sees its end. */
   push(version: string, differences: readonly Difference[]): void {
     const endpointsOnly = differences.every(
       (difference) => ENDPOINTS.has(difference.type) || isEmpty(difference),
@@ -243,7 +243,7 @@ class ClientStream {
       const entries = entriesOf(
         [...changed].filter(([name]) => watched.has(name)).map(([, encoded]) => encoded),
       );
-      // istiod never removes endpoints: those of an unknown cluster are none.
+      // istiod never removes endpoints; an unknown cluster has an empty list.
       if (type === "endpoints") {
         for (const name of removed) if (watched.has(name)) entries.push(emptyEntry(name));
         if (entries.length > 0) this.#send(type, version, entries, []);

@@ -1,4 +1,4 @@
-/** For tests: keeps what a control plane sends as decoded messages, and says what a mesh of them lacks. */
+/** For tests: keeps a control plane's resources as decoded messages, and finds missing references. */
 import { workload } from "../dual-engine/workload.gen.js";
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
@@ -18,7 +18,7 @@ export class DecodingSink implements ResourceSink {
   /** The versions committed. */
   readonly commits: string[] = [];
 
-  /** Type and name of all that is stored, sorted. */
+  /** Type and name of all stored resources, sorted. */
   get stored(): string[] {
     const all = [
       ["cluster", this.clusters],

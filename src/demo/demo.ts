@@ -1,4 +1,4 @@
-/** `kmesh demo`, from the operator's process to the stage and back. */
+/** Runs `kmesh demo`: moves into a namespace, plays the script on the stage, and cleans up. */
 
 import type { Mode } from "../istiod/stream/types.ts";
 import { loopbackUp, unshareNetns } from "../kernel/netns.ts";
@@ -8,8 +8,8 @@ import { type DemoReport, playScript, type ScriptOptions } from "./script.ts";
 import { Stage, sweepDeadStages } from "./stage.ts";
 
 /**
- * Moves into a network namespace of its own and starts this program anew in it, as `kmesh ARGS`. Only a fresh start
- * has no thread in the old one. Throws KernelError; does not return otherwise.
+ * Moves into a new network namespace and executes this program in it, as `kmesh ARGS`. Only a new start has no thread in
+ * the old namespace. Throws KernelError; does not return otherwise.
  */
 export function enterStage(args: readonly string[]): never {
   sweepDeadStages();
@@ -20,13 +20,13 @@ export function enterStage(args: readonly string[]): never {
 
 export interface DemoRun {
   report: DemoReport;
-  /** What could not be removed afterwards, with the reason. */
+  /** Things that could not be removed, with the reasons. */
   left: string[];
 }
 
 /**
- * Plays the demo in this process's network namespace and clears up whatever happens. `afterwards` is waited for
- * before that: `--keep` waits there for the end. `signal` ends it at any point.
+ * Plays the demo in this process's network namespace, and cleans up in any case. Before that it waits for `afterwards`,
+ * where `--keep` waits. `signal` ends it at any point.
  */
 export async function playDemo(
   options: ScriptOptions & { mode: Mode },
@@ -43,7 +43,7 @@ export async function playDemo(
   try {
     report = await Promise.race([playScript(stage, options), aborted]);
     await Promise.race([afterwards(stage, report), aborted]).catch((error) => {
-      // The report is there: an end by Ctrl-C is how --keep is meant to end.
+      // The report is complete: Ctrl-C is the normal end of --keep.
       if (!(error instanceof Aborted)) throw error;
     });
   } finally {
@@ -52,7 +52,7 @@ export async function playDemo(
   return { report, left };
 }
 
-/** The operator ended the demo before it had anything to report. */
+/** The operator ended the demo before its report. */
 export class Aborted extends Error {
   constructor() {
     super("ended before its end; everything is cleaned up");

@@ -1,4 +1,4 @@
-/** Protobuf bytes put together from parts that are encoded already: ten thousand services change one at a time. */
+/** Builds protobuf bytes from encoded parts, because ten thousand services change one at a time. */
 import { Writer } from "protobufjs/minimal.js";
 import type { ResourceType } from "../istiod/stream/sink.ts";
 import { TYPE_URL } from "../istiod/stream/types.ts";
@@ -10,7 +10,7 @@ const tag = (field: number) => (field << 3) | WIRE_BYTES;
 
 /** One resource. */
 export interface Encoded {
-  /** As Resource.version; istiod gives one to services and workloads alone. */
+  /** Resource.version, which istiod sets for services and workloads only. */
   version: string;
   /** The resource's own bytes. */
   value: Uint8Array;
@@ -47,7 +47,7 @@ export function encodeResponse(
   return Buffer.concat([head, ...entries, tail.finish()]);
 }
 
-/** The resources of one type; what did not change keeps its object. */
+/** The resources of one type. Unchanged resources keep their objects. */
 export class Bytes {
   readonly map = new Map<string, Encoded>();
   readonly #type: ResourceType;
@@ -69,7 +69,7 @@ export class Bytes {
     this.map.set(name, { value, version, entry: encodeEntry(this.#type, name, value, version) });
   }
 
-  /** A message of length-delimited fields (by number) followed by fields that are encoded already. */
+  /** A message of length-delimited fields (by number) followed by encoded fields. */
   static message(fields: Record<number, string | readonly Uint8Array[]>, rest: Uint8Array): Uint8Array {
     const writer = new Writer();
     for (const [field, value] of Object.entries(fields)) {

@@ -1,21 +1,21 @@
-/** What the load counts, and what two counts tell about the time between them. */
+/** The counters of the load, and their differences. */
 export interface Ledger {
-  /** New connections that were answered, and those that were not. */
+  /** New connections with and without an answer. */
   made: number;
   failed: number;
-  /** Long-lived connections that are open, and those that ended though nobody ended them. */
+  /** Long-lived connections that are open, and those that were cut. */
   open: number;
   cut: number;
-  /** Answers that came over long-lived connections. */
+  /** Answers over long-lived connections. */
   answers: number;
-  /** Connections whose peer's address, as the app sees it, was not the one that it asked for. */
+  /** Connections whose peer address, as the app sees it, differs from the requested one. */
   wrongPeer: number;
-  /** Queries for the service's name that were answered rightly, and those that were not. */
+  /** Queries for the service's name with and without the right answer. */
   resolved: number;
   unresolved: number;
-  /** Answered new connections by the upstream that answered. */
+  /** Answered new connections, by upstream. */
   byUpstream: Record<string, number>;
-  /** Why connections failed or were cut, with counts. */
+  /** Reasons of failed and cut connections, with counts. */
   reasons: Record<string, number>;
 }
 
@@ -34,7 +34,7 @@ export function emptyLedger(): Ledger {
   };
 }
 
-/** The share of each upstream in the new connections between two counts: 0 to 1, by name, in the names' order. */
+/** The share of each upstream in the new connections between two counts, 0 to 1, sorted by name. */
 export function spreadBetween(
   before: Ledger,
   after: Ledger,

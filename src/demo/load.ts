@@ -1,4 +1,4 @@
-/** Connections to one service address, as an app that knows nothing of meshes makes them. */
+/** Connects to one service address, like an ordinary app. */
 import { Resolver } from "node:dns";
 import { connect, type Socket } from "node:net";
 import { emptyLedger, type Ledger } from "./ledger.ts";
@@ -7,18 +7,18 @@ import { eachLine } from "./upstream.ts";
 export interface LoadOptions {
   address: string;
   port: number;
-  /** New connections a second. */
+  /** New connections per second. */
   rate: number;
-  /** Connections that stay open and pass a line every `beat` milliseconds. */
+  /** Connections that stay open and send a line every `beat` milliseconds. */
   longLived: number;
   beat: number;
-  /** Milliseconds after which an unanswered connection has failed, or a silent one is cut. */
+  /** Milliseconds after which an unanswered connection counts as failed, or a silent one as cut. */
   patience: number;
-  /** Is asked for all the time, of a server at 127.0.0.1 that is not there, and has to be `address`. Absent: nothing is. */
+  /** The name to query, from a missing server at 127.0.0.1. The answer must be `address`. Absent: no queries. */
   name?: string;
 }
 
-/** Between two queries for the service's name, milliseconds. */
+/** Interval of the queries, milliseconds. */
 const QUERY = 20;
 
 export class Load {
@@ -40,13 +40,13 @@ export class Load {
     const began = performance.now();
     let asked = 0;
     this.#pacer = setInterval(() => {
-      // By the clock, not by the tick: a late tick makes up for what it missed.
+      // By the clock, not by the tick: a late tick catches up.
       const due = Math.floor(((performance.now() - began) * this.#options.rate) / 1000);
       for (; asked < due; asked++) this.#once();
     }, 5);
   }
 
-  /** No more new connections; those under way are waited for. Then the long-lived ones are ended. */
+  /** Stops new connections, waits for those in progress, then ends the long-lived ones. */
   async stop(): Promise<Ledger> {
     clearInterval(this.#pacer);
     clearInterval(this.#queries);
@@ -115,7 +115,7 @@ export class Load {
       else this.ledger.failed++;
       count(this.ledger.reasons, `long-lived: ${reason}`);
     };
-    // Not the socket's own timeout: what we write would count as life.
+    // Not the socket's own timeout, which our own writes would reset.
     let heard = performance.now();
     socket.on("error", (error) => end(codeOf(error)));
     socket.on("close", () => end("closed"));

@@ -10,7 +10,7 @@ export interface Shares {
 export const ISTIOD_PORT = 15010;
 
 export const MESH = {
-  /** What the demo's machine says that it is. */
+  /** The node of the demo's machine. */
   node: "10.96.0.2",
   service: { host: "shop.demo.internal", address: "10.96.0.10", port: 80 },
   upstreamPort: 8080,
@@ -21,7 +21,7 @@ export const MESH = {
   ],
 } as const;
 
-/** The share of all new connections that an upstream is meant to get: 0 to 1. */
+/** The configured share of an upstream in the new connections, 0 to 1. */
 export function shareOf(upstream: string, shares: Shares): number {
   const own = MESH.upstreams.find(({ name }) => name === upstream);
   if (!own) return 0;

@@ -1,4 +1,4 @@
-/** The demo's processes, as they see themselves: `kmesh demo-part NAME OPTIONS`. */
+/** The demo's child processes, from their own side: `kmesh demo-part NAME OPTIONS`. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { execSelf, prctlDeathSignal } from "../kernel/process.ts";
@@ -15,7 +15,7 @@ export interface PartOptions {
   agent: string[];
 }
 
-/** The numbers of signals that a part gets when its parent is gone. */
+/** The signal numbers that a part gets when its parent ends. */
 const SIGKILL = 9;
 const SIGTERM = 15;
 
@@ -25,7 +25,7 @@ export async function runPart(name: string, json: string): Promise<void> {
   const options: unknown = JSON.parse(json);
   switch (name) {
     case "agent": {
-      // A real `kmesh run`, which knows nothing of the demo; the death signal survives the exec.
+      // An ordinary `kmesh run`. The death signal survives the exec.
       const [executable, ...args] = selfCommand();
       return execSelf([executable, ...args, ...(options as PartOptions["agent"])], process.env);
     }
@@ -41,7 +41,7 @@ export async function runPart(name: string, json: string): Promise<void> {
     }
     case "load": {
       const { cgroup, ...rest } = options as PartOptions["load"];
-      // Before the first socket: a socket belongs to the cgroup in which it was made.
+      // Before the first socket, because a socket belongs to the cgroup in which it was created.
       writeFileSync(join(cgroup, "cgroup.procs"), String(process.pid));
       const load = new Load(rest);
       load.start();
@@ -52,7 +52,7 @@ export async function runPart(name: string, json: string): Promise<void> {
   }
 }
 
-/** Says ready, answers the parent's words with JSON, ends when the parent closes the pipe. */
+/** Prints ready, answers the parent's words with JSON, and ends when the parent closes the pipe. */
 function untilParentGoes(answers: Record<string, () => unknown>): Promise<void> {
   process.stdout.write("ready\n");
   eachLine(process.stdin, async (word) => {

@@ -7,6 +7,7 @@ import type { ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";
+import { machineAddresses, machinePolicies } from "./machine.ts";
 import type { DemoEndpoint, DemoInbound, DemoMesh, DemoService } from "./services.ts";
 import { addressesOf } from "./workloads.ts";
 
@@ -19,15 +20,6 @@ const RAW_BUFFER = {
   name: "envoy.transport_sockets.raw_buffer",
   typedConfig: any("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", new Uint8Array(0)),
 };
-const INTERNAL_UPSTREAM = {
-  name: "envoy.transport_sockets.internal_upstream",
-  typedConfig: any(
-    "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
-    new Uint8Array(0),
-  ),
-};
-/** Of the machine that asks, whatever its own is: peers that are reached by HBONE are checked for it. */
-const TRUST_DOMAIN = "cluster.local";
 /** Cluster.lb_policy */
 const LB_POLICY = { "round-robin": 0, "least-request": 1, "ring-hash": 2, random: 3, maglev: 5 } as const;
 const EDS = 3;
@@ -38,16 +30,8 @@ const OUTBOUND = 2;
 /** The action of an RBAC filter. */
 const DENY = 1;
 const UNHEALTHY = 2;
-/** SubjectAltNameMatcher.san_type */
-const URI_SAN = 3;
-const CONNECT_ORIGINATE = "connect_originate";
-const socketMatch = (key: string, stringValue: string): envoy.Metadata.$Properties => ({
-  filterMetadata: { "envoy.transport_socket_match": { fields: { [key]: { stringValue } } } },
-});
-/** Of endpoints. Those of HBONE are told apart by theirs. */
-const METADATA = { istio: socketMatch("tlsMode", "istio"), hbone: socketMatch("tunnel", "http") } as const;
 
-/** What one service contributes. Kept as long as the service object lives. */
+/** The resources of one service. Kept as long as the service object lives. */
 interface ServiceParts {
   clusters: [name: string, bytes: Uint8Array][];
   endpoints: [name: string, bytes: Uint8Array][];
@@ -60,8 +44,8 @@ interface ServiceParts {
 const parts = new WeakMap<DemoService, ServiceParts>();
 
 /**
- * The resources of a mesh. What is the same as in `before` is the same object there. `workloads`: those of the workload API,
- * too, which are as many as there are endpoints.
+ * The resources of a mesh. Unchanged resources are the same objects as in `before`. With `workloads` also those of the
+ * workload API, one for each endpoint.
  */
 export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = false): Resources {
   const clusters = new Bytes("cluster", before?.cluster);
@@ -89,8 +73,7 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
     );
   }
   if (mesh.inbound) listeners.set("virtualInbound", inboundListener(mesh.inbound));
-  for (const [name, bytes] of builtInClusters(mesh.services.some(({ mtls }) => mtls === "hbone")))
-    clusters.set(name, bytes);
+  for (const [name, bytes] of builtInClusters()) clusters.set(name, bytes);
   for (const port of httpPorts.keys()) listeners.set(`0.0.0.0_${port}`, httpListener(port, catchAll));
   for (const [port, list] of chains) {
     if (!httpPorts.has(port)) listeners.set(`0.0.0.0_${port}`, portListener(port, list, catchAll));
@@ -99,7 +82,13 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
   for (const [port, hosts] of httpPorts) routes.set(String(port), routeTable(port, hosts, catchAll));
   names.set("", nameTable(hosts));
   const addresses = new Bytes("address", before?.address);
-  if (workloads) for (const [name, bytes] of addressesOf(mesh.services)) addresses.set(name, bytes);
+  const authorizations = new Bytes("authorization", before?.authorization);
+  if (workloads) {
+    for (const [name, bytes] of addressesOf(mesh.services)) addresses.set(name, bytes);
+    const { machine, inbound = [] } = mesh;
+    for (const [name, bytes] of machine ? machineAddresses(machine, inbound) : []) addresses.set(name, bytes);
+    for (const [name, bytes] of machinePolicies(inbound)) authorizations.set(name, bytes);
+  }
   return {
     cluster: clusters.map,
     endpoints: endpoints.map,
@@ -107,11 +96,11 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
     route: routes.map,
     names: names.map,
     address: addresses.map,
-    authorization: new Map(),
+    authorization: authorizations.map,
   };
 }
 
-/** What istiod answers for endpoints of a cluster that it does not know. */
+/** istiod's answer for the endpoints of an unknown cluster. */
 export function noEndpoints(name: string): Uint8Array {
   return envoy.ClusterLoadAssignment.encode({ clusterName: name }).finish();
 }
@@ -138,7 +127,7 @@ function makeParts(service: DemoService): ServiceParts {
     const name = clusterName(service, subset);
     const own = subset === "" ? endpoints : endpoints.filter((endpoint) => endpoint.subset === subset);
     made.clusters.push([name, cluster(service, name, subset)]);
-    made.endpoints.push([name, loadAssignment(name, own, service.mtls)]);
+    made.endpoints.push([name, loadAssignment(name, own)]);
   }
   if (protocol === "http") {
     made.virtualHost = virtualHost(service);
@@ -167,6 +156,10 @@ export function clusterName(service: Pick<DemoService, "host" | "port">, subset 
 
 function cluster(service: DemoService, name: string, subset: string): Uint8Array {
   const { balance = "least-request", host, port } = service;
+  const tls = envoy.UpstreamTlsContext.encode({
+    commonTlsContext: { alpnProtocols: ["istio-peer-exchange", "istio"] },
+    sni: `outbound_.${port}_.${subset || "_"}.${host}`,
+  }).finish();
   const localities = new Set(
     service.endpoints.map(({ locality = "", priority = 0 }) => `${locality} ${priority}`),
   );
@@ -191,16 +184,10 @@ function cluster(service: DemoService, name: string, subset: string): Uint8Array
       {
         name: "tlsMode-istio",
         match: { fields: { tlsMode: { stringValue: "istio" } } },
-        transportSocket: meshTls(
-          ["istio-peer-exchange", "istio"],
-          (service.sans ?? []).map((exact) => ({ exact })),
-          `outbound_.${port}_.${subset || "_"}.${host}`,
-        ),
-      },
-      {
-        name: "hbone",
-        match: { fields: { tunnel: { stringValue: "http" } } },
-        transportSocket: INTERNAL_UPSTREAM,
+        transportSocket: {
+          name: "envoy.transport_sockets.tls",
+          typedConfig: any("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", tls),
+        },
       },
       { name: "tlsMode-disabled", match: {}, transportSocket: RAW_BUFFER },
     ],
@@ -212,57 +199,24 @@ function cluster(service: DemoService, name: string, subset: string): Uint8Array
   return envoy.Cluster.encode(message).finish();
 }
 
-/** TLS with the certificate and the roots of the mesh. */
-function meshTls(
-  alpnProtocols: string[],
-  sans: readonly envoy.StringMatcher.$Properties[],
-  sni = "",
-): envoy.TransportSocket.$Properties {
-  const context = envoy.UpstreamTlsContext.encode({
-    commonTlsContext: {
-      alpnProtocols,
-      tlsCertificateSdsSecretConfigs: [{ name: "default" }],
-      combinedValidationContext: {
-        defaultValidationContext: {
-          matchTypedSubjectAltNames: sans.map((matcher) => ({ sanType: URI_SAN, matcher })),
-        },
-        validationContextSdsSecretConfig: { name: "ROOTCA" },
-      },
-    },
-    sni,
-  }).finish();
-  return {
-    name: "envoy.transport_sockets.tls",
-    typedConfig: any("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", context),
-  };
-}
-
-function loadAssignment(
-  name: string,
-  endpoints: readonly DemoEndpoint[],
-  mtls: DemoService["mtls"],
-): Uint8Array {
+function loadAssignment(name: string, endpoints: readonly DemoEndpoint[]): Uint8Array {
   const groups = new Map<string, DemoEndpoint[]>();
   for (const endpoint of endpoints) {
     append(groups, `${endpoint.priority ?? 0} ${endpoint.locality ?? ""}`, [endpoint]);
   }
   return envoy.ClusterLoadAssignment.encode({
     clusterName: name,
-    endpoints: [...groups.values()].map((group) => localityOf(group, mtls)),
+    endpoints: [...groups.values()].map(localityOf),
   }).finish();
 }
 
-function localityOf(
-  endpoints: readonly DemoEndpoint[],
-  mtls: DemoService["mtls"],
-): envoy.LocalityLbEndpoints.$Properties {
+function localityOf(endpoints: readonly DemoEndpoint[]): envoy.LocalityLbEndpoints.$Properties {
   const [first] = endpoints;
   const group: envoy.LocalityLbEndpoints.$Properties = {
     loadBalancingWeight: { value: endpoints.reduce((sum, { weight = 1 }) => sum + weight, 0) },
     lbEndpoints: endpoints.map(({ address, port, weight = 1, healthy = true }) => ({
-      endpoint: { address: addressOf(address, port, mtls) },
+      endpoint: { address: { socketAddress: { address, portValue: port } } },
       ...(!healthy && { healthStatus: UNHEALTHY }),
-      ...(mtls && { metadata: METADATA[mtls] }),
       loadBalancingWeight: { value: weight },
     })),
   };
@@ -272,15 +226,6 @@ function localityOf(
     group.locality = { region, zone, subZone: subzone };
   } else group.locality = {};
   return group;
-}
-
-/** As istiod writes the address of an endpoint that is reached by HBONE: inside of the listener for that. */
-function addressOf(address: string, portValue: number, mtls: DemoService["mtls"]): envoy.Address.$Properties {
-  if (mtls !== "hbone") return { socketAddress: { address, portValue } };
-  const host = address.includes(":") ? `[${address}]` : address;
-  return {
-    envoyInternalAddress: { serverListenerName: CONNECT_ORIGINATE, endpointId: `${host}:${portValue}` },
-  };
 }
 
 const hashes = (service: DemoService) => service.balance === "ring-hash" || service.balance === "maglev";
@@ -419,8 +364,7 @@ function virtualOutbound(catchAll: string): Uint8Array {
   }).finish();
 }
 
-/** `hbone`: some peer is reached by it. */
-function builtInClusters(hbone: boolean): [string, Uint8Array][] {
+function builtInClusters(): [string, Uint8Array][] {
   const connectTimeout = { seconds: 10 };
   const blackHole = { name: "BlackHoleCluster", type: 0, connectTimeout };
   const passthrough = {
@@ -429,17 +373,7 @@ function builtInClusters(hbone: boolean): [string, Uint8Array][] {
     lbPolicy: CLUSTER_PROVIDED,
     connectTimeout,
   };
-  const originate = {
-    name: CONNECT_ORIGINATE,
-    type: ORIGINAL_DST,
-    lbPolicy: CLUSTER_PROVIDED,
-    connectTimeout,
-    transportSocket: meshTls(["h2"], [{ prefix: `spiffe://${TRUST_DOMAIN}/` }]),
-  };
-  return [blackHole, passthrough, ...(hbone ? [originate] : [])].map((message) => [
-    message.name,
-    envoy.Cluster.encode(message).finish(),
-  ]);
+  return [blackHole, passthrough].map((message) => [message.name, envoy.Cluster.encode(message).finish()]);
 }
 
 function virtualHost(service: DemoService): Uint8Array {
@@ -452,7 +386,7 @@ function virtualHost(service: DemoService): Uint8Array {
     };
   } else route.cluster = clusters[0]?.name ?? clusterName(service);
   if (hashes(service)) route.hashPolicy = [{ connectionProperties: { sourceIp: true } }];
-  // Like istiod: one of the addresses; the table of names has them all.
+  // Like istiod: one of the addresses. The name table has all of them.
   const [address = ""] = service.addresses;
   return envoy.VirtualHost.encode({
     name: `${host}:${port}`,

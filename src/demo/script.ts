@@ -1,15 +1,15 @@
-/** What happens in `kmesh demo`, and what it proves. */
+/** The steps of `kmesh demo`, and its checks. */
 import { type Ledger, spreadBetween } from "./ledger.ts";
 import { MESH, type Shares, shareOf } from "./mesh.ts";
 import { type Stage, sleep } from "./stage.ts";
 
 export interface ScriptOptions {
-  /** How long each state of the mesh is watched, seconds. */
+  /** Observation time of each state of the mesh, seconds. */
   seconds: number;
-  /** New connections a second, and connections that stay open. */
+  /** New connections per second, and connections that stay open. */
   rate: number;
   longLived: number;
-  /** Told of each step as it ends. */
+  /** Called at the end of each step. */
   on(event: DemoEvent): void;
 }
 
@@ -22,7 +22,7 @@ export type DemoEvent =
   | { kind: "changed-unseen"; to: Shares }
   | { kind: "restarted"; pid: number; adopted: boolean; writes: number };
 
-/** One state of the mesh, and where new connections went meanwhile. */
+/** One state of the mesh, and the distribution of new connections in it. */
 export interface Step {
   name: string;
   configured: Shares;
@@ -33,15 +33,15 @@ export interface Step {
 }
 
 export interface DemoReport {
-  /** Everything below is as promised. */
+  /** Whether all checks passed. */
   ok: boolean;
   connections: { made: number; failed: number; withoutAgent: number };
   longLived: { opened: number; cut: number; answers: number };
-  /** Connections that saw another peer than the address that they asked for. */
+  /** Connections whose peer address differs from the requested one. */
   wrongPeer: number;
   /** Queries for the service's name. */
   names: { resolved: number; unresolved: number };
-  /** From SIGKILL until the next agent's tables were live. */
+  /** Milliseconds from SIGKILL until the next agent's tables were live. */
   unattendedMilliseconds: number;
   restart: { adopted: boolean; mapWrites: number };
   steps: Step[];
@@ -52,7 +52,7 @@ const FIRST: Shares = { v1: 90, v2: 10 };
 const SECOND: Shares = { v1: 50, v2: 50 };
 const THIRD: Shares = { v1: 20, v2: 80 };
 
-/** Plays it on a stage that is not built yet. Rejects when a process of the demo fails. */
+/** Builds the stage and plays the script. Rejects when a process of the demo fails. */
 export async function playScript(stage: Stage, options: ScriptOptions): Promise<DemoReport> {
   const { seconds, rate, longLived, on } = options;
   const steps: Step[] = [];
@@ -124,7 +124,7 @@ export function isAsPromised(report: DemoReport): boolean {
   );
 }
 
-/** Connections may be under way while a step begins or ends: a few more or less are no fault. */
+/** Tolerance for connections that are in progress when a step begins or ends. */
 function isSpreadRight(step: Step): boolean {
   const slack = Math.max(0.02, 10 / Math.max(1, step.connections));
   return (
@@ -153,7 +153,7 @@ export function stepOf(
   };
 }
 
-/** Changes the configuration under load; gives the time from the file's change to live tables. */
+/** Changes the configuration under load. Returns the time from the file's change to live tables. */
 async function shift(stage: Stage, to: Shares): Promise<number> {
   const { tables } = await stage.agentOnce(() => true);
   const begun = Date.now();

@@ -11,17 +11,13 @@
  *         endpoints:
  *           - { address: 10.98.0.1, port: 8080, weight: 1, locality: r1/z1/s1, priority: 0, subset: v1 }
  *         split: { v1: 90, v2: 10 }       # weights of subsets; without it all endpoints are one cluster
- *         mtls: istio                     # or hbone; how its endpoints are reached; default in plaintext
- *         sans: ["spiffe://cluster.local/ns/demo/sa/shop"]   # who they must be with mtls: istio; default anybody of the mesh
  *     inbound:                            # ports of the machine itself
  *       - { port: 8080, mtls: strict, deny: [10.0.0.0/8] }   # or permissive (default), disable
+ *     machine: [10.0.0.1]                 # its addresses: dual-engine mode needs them for inbound, and namespace demo
  */
 import { parse } from "yaml";
 import { canonicalAddress, parsePrefix } from "../mesh/address.ts";
 import { MTLS_MODES, type MtlsMode } from "../mesh/inbound.ts";
-
-/** How the endpoints of a service are reached that demands mutual TLS: as a sidecar does, or by HBONE. */
-export const DEMO_MTLS = ["istio", "hbone"] as const;
 
 export const BALANCES = ["least-request", "round-robin", "random", "ring-hash", "maglev"] as const;
 
@@ -52,13 +48,9 @@ export interface DemoService {
   endpoints: readonly DemoEndpoint[];
   /** By subset, its weight. */
   split?: Readonly<Record<string, number>>;
-  /** Default: in plaintext. */
-  mtls?: (typeof DEMO_MTLS)[number];
-  /** Identities that its endpoints may have with `mtls: istio`. Default: any of the mesh. */
-  sans?: readonly string[];
 }
 
-/** A service port of the machine that asks: its PeerAuthentication, and a DENY policy. */
+/** A service port of the client machine: its PeerAuthentication and a DENY policy. */
 export interface DemoInbound {
   port: number;
   /** Default permissive. */
@@ -70,18 +62,25 @@ export interface DemoInbound {
 export interface DemoMesh {
   /** Default ALLOW_ANY. */
   outbound?: "ALLOW_ANY" | "REGISTRY_ONLY";
-  /** A host with several ports is several services. What is kept as the same object is not encoded anew. */
+  /** A host with several ports is several services. A service with the same object is not encoded again. */
   services: readonly DemoService[];
-  /** Who may connect to the machine that asks; kernel-native alone. */
+  /** Inbound policies of the client machine. */
   inbound?: readonly DemoInbound[];
+  /** Its addresses. Dual-engine mode needs them for `inbound`, and the namespace `demo`. */
+  machine?: readonly string[];
 }
 
-/** The largest weight that Envoy's messages can carry in sum. */
+/** The largest sum of weights that Envoy accepts. */
 const MOST = 0xffff_ffff;
 
 /** Reads and checks the YAML. Throws an Error that names the place and what is expected there. */
 export function parseDemoMesh(text: string): DemoMesh {
-  const root = new Place("the file", parse(text) ?? {}).object(["outbound", "services", "inbound"]);
+  const root = new Place("the file", parse(text) ?? {}).object([
+    "outbound",
+    "services",
+    "inbound",
+    "machine",
+  ]);
   const outbound = root.optional("outbound")?.oneOf(["ALLOW_ANY", "REGISTRY_ONLY"] as const);
   const services = root.required("services").list().map(service);
   const seen = new Set<string>();
@@ -97,7 +96,13 @@ export function parseDemoMesh(text: string): DemoMesh {
     }
   }
   const inbound = root.optional("inbound")?.list().map(inboundPort);
-  return { ...(outbound && { outbound }), services, ...(inbound && { inbound }) };
+  const machine = root.optional("machine")?.list().map(machineAddress);
+  return {
+    ...(outbound && { outbound }),
+    services,
+    ...(inbound && { inbound }),
+    ...(machine && { machine }),
+  };
 }
 
 /**
@@ -122,6 +127,12 @@ export function manyServices(count: number, endpoints: number): DemoMesh {
   return { services };
 }
 
+function machineAddress(place: Place): string {
+  const known = canonicalAddress(place.text());
+  if (known === undefined) throw new Error(`${place.path}: "${place.text()}" is no IP address`);
+  return known;
+}
+
 function inboundPort(place: Place): DemoInbound {
   const object = place.object(["port", "mtls", "deny"]);
   const mtls = object.optional("mtls")?.oneOf(MTLS_MODES);
@@ -142,8 +153,6 @@ function service(place: Place): DemoService {
     "maxConnections",
     "endpoints",
     "split",
-    "mtls",
-    "sans",
   ]);
   const host = object.required("host").text();
   const protocol = object.optional("protocol")?.oneOf(["tcp", "http"] as const);
@@ -155,11 +164,6 @@ function service(place: Place): DemoService {
   const maxConnections = object.optional("maxConnections")?.integer(0, MOST);
   const endpoints = (object.optional("endpoints")?.list() ?? []).map(endpoint);
   const split = object.optional("split")?.entries();
-  const mtls = object.optional("mtls")?.oneOf(DEMO_MTLS);
-  const sans = object
-    .optional("sans")
-    ?.list()
-    .map((at) => at.text());
   const weights = split?.map(([subset, weight]) => [subset, weight.integer(0, MOST)] as const);
   for (const [subset] of weights ?? []) {
     if (!endpoints.some((candidate) => candidate.subset === subset)) {
@@ -175,8 +179,6 @@ function service(place: Place): DemoService {
     ...(maxConnections !== undefined && { maxConnections }),
     endpoints,
     ...(weights && { split: Object.fromEntries(weights) }),
-    ...(mtls && { mtls }),
-    ...(sans && { sans }),
   };
 }
 
@@ -212,7 +214,7 @@ function address(place: Place, protocol: "tcp" | "http"): string {
   return `${block.address}/${block.length}`;
 }
 
-/** A value of the file and where it stands. */
+/** A value of the file and its position. */
 class Place {
   readonly path: string;
   readonly #value: unknown;

@@ -1,6 +1,6 @@
 /**
- * Where the demo plays: a network namespace (this process is in it already), a cgroup, a folder of pins and a folder
- * of files, all named after this process's pid and all gone when it ends.
+ * The demo's environment: a network namespace (this process is in it already), a cgroup, a folder of pins and a folder of
+ * files. All are named after this process's pid and removed at its end.
  */
 
 import {
@@ -30,7 +30,7 @@ import { ISTIOD_PORT, MESH, meshYaml, type Shares } from "./mesh.ts";
 import type { PartOptions } from "./parts.ts";
 
 const NAME = "kmesh-demo-";
-/** How long a configuration may take to become tables, milliseconds. */
+/** Time limit from a configuration to live tables, milliseconds. */
 const PATIENCE = 15_000;
 
 export class Stage {
@@ -39,7 +39,7 @@ export class Stage {
   readonly bpffs: string;
   readonly configFile: string;
   readonly meshFile: string;
-  /** Names a server that is not there: the kernel answers. */
+  /** A resolv.conf that names a missing server: the kernel answers. */
   readonly resolvFile: string;
   readonly #children = new Map<string, Child>();
   #agent: Child | undefined;
@@ -71,13 +71,13 @@ export class Stage {
     await this.#start("control plane", "control-plane", { file: this.meshFile, port: ISTIOD_PORT });
   }
 
-  /** Writes what the control plane serves; it notices. */
+  /** Writes the file that the control plane watches. */
   configure(shares: Shares): void {
-    // By rename: the control plane must not read half of it.
+    // By rename, so that the control plane never reads a part.
     replaceFile(this.meshFile, meshYaml(shares), { mode: 0o644 });
   }
 
-  /** Starts an agent. Resolves once its first tables are live; gives its status. */
+  /** Starts an agent. Resolves with its status when its first tables are live. */
   async startAgent(): Promise<AgentStatus> {
     const args: PartOptions["agent"] = ["run", "--config", this.configFile];
     this.#agent = Child.start("agent", "agent", args, this.#log("agent"), environment());
@@ -96,7 +96,7 @@ export class Stage {
     await this.#agent?.end("SIGKILL");
   }
 
-  /** Resolves with the agent's status as soon as it fits. Rejects after 15 s, or when the agent is dead. */
+  /** Resolves with the agent's status as soon as it matches. Rejects after 15 s, or when the agent is dead. */
   async agentOnce(fits: (status: AgentStatus) => boolean): Promise<AgentStatus> {
     const deadline = performance.now() + PATIENCE;
     while (performance.now() < deadline && this.#agent?.dead === false) {
@@ -127,7 +127,7 @@ export class Stage {
     return (await this.#load.ask("ledger")) as Ledger;
   }
 
-  /** Ends the load: waits for the last answers, and gives the final count. */
+  /** Ends the load, waits for the last answers, and returns the final count. */
   async stopLoad(): Promise<Ledger> {
     if (!this.#load) throw new Error("there is no load");
     const ledger = (await this.#load.ask("stop")) as Ledger;
@@ -135,7 +135,7 @@ export class Stage {
     return ledger;
   }
 
-  /** Ends all processes and removes all that was made. Gives what could not be removed, with the reason. */
+  /** Ends all processes and removes everything. Returns the things that could not be removed, with the reasons. */
   async clear(): Promise<string[]> {
     await Promise.all([...this.#children.values()].map((child) => child.end()));
     return removeStage(this.folder, this.cgroup, this.bpffs);
@@ -174,7 +174,7 @@ export class Stage {
   }
 }
 
-/** Removes what demos left that were killed with SIGKILL themselves. */
+/** Removes leftovers of demos that were killed by SIGKILL. */
 export function sweepDeadStages(): void {
   const homes = [cgroup2Root(), BPFFS, ...filesFolders()];
   const names = new Set(
@@ -212,18 +212,18 @@ function removeStage(folder: string, cgroup: string, bpffs: string): string[] {
   return left;
 }
 
-/** Moves the operator's own shells out, which the hints of --keep brought in. */
+/** Moves the operator's shells, which followed the hints of --keep, out of the cgroup. */
 function evacuate(cgroup: string): void {
   for (const pid of readFileSync(join(cgroup, "cgroup.procs"), "utf8").split("\n").filter(Boolean)) {
     try {
       writeFileSync(join(cgroup2Root(), "cgroup.procs"), pid);
     } catch {
-      // It has ended meanwhile.
+      // The process has ended meanwhile.
     }
   }
 }
 
-/** A cgroup is busy for a moment after its last process ended. */
+/** Removes a cgroup, which is busy for a moment after its last process ended. */
 function rmdirPatiently(path: string): void {
   for (let tries = 0; ; tries++) {
     try {
@@ -236,7 +236,7 @@ function rmdirPatiently(path: string): void {
   }
 }
 
-/** Where files may lie: /tmp may be read-only, /run may be missing. */
+/** A writable folder: /tmp may be read-only, /run may be missing. */
 function filesFolders(): string[] {
   return ["/run", tmpdir(), "/dev/shm"];
 }
@@ -254,7 +254,7 @@ function filesFolder(): string {
   return usable;
 }
 
-/** Ours, without what would configure the demo's agent from outside. */
+/** The environment without variables that would configure the demo's agent. */
 function environment(): NodeJS.ProcessEnv {
   return Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith("KMESH_")));
 }

@@ -1,14 +1,11 @@
-/**
- * A server that says who it is: it answers each line with its name and the line, and an HTTP request with its name,
- * so that curl can play along.
- */
+/** A server that answers each line with its name and the line, and an HTTP request with its name, so that curl works. */
 import { createServer, type Server, type Socket } from "node:net";
 
-/** Listens on `address`:`port`. Rejects with what listen says. */
+/** Listens on `address`:`port`. Rejects with the error of listen. */
 export function startUpstream(name: string, address: string, port: number): Promise<Server> {
   const server = createServer((socket) => {
     socket.setNoDelay(true);
-    // A client that resets is its own business.
+    // Ignore clients that reset.
     socket.on("error", () => socket.destroy());
     eachLine(socket, (line) => answer(socket, name, line));
   });
@@ -27,7 +24,7 @@ function answer(socket: Socket, name: string, line: string): void {
   socket.end(`HTTP/1.1 200 OK\r\ncontent-length: ${body.length}\r\nconnection: close\r\n\r\n${body}`);
 }
 
-/** Calls `take` for each whole line that arrives, without its line end. */
+/** Calls `take` for each complete line, without its line end. */
 export function eachLine(socket: NodeJS.ReadableStream, take: (line: string) => void): void {
   let rest = "";
   socket.setEncoding("utf8");

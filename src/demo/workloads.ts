@@ -4,17 +4,17 @@ import { parseLocality } from "../istiod/node.ts";
 import { parseAddress, parsePrefix } from "../mesh/address.ts";
 import type { DemoEndpoint, DemoService } from "./services.ts";
 
-const NAMESPACE = "demo";
-const CLUSTER = "Kubernetes";
+export const NAMESPACE = "demo";
+export const CLUSTER = "Kubernetes";
 /** A share of a split, spread over its endpoints as whole numbers. */
 const SHARE = 1_000;
 
-type Resource = [name: string, bytes: Uint8Array];
+export type Resource = [name: string, bytes: Uint8Array];
 
-/** Resources of hosts with one port; kept as long as the service object lives. */
+/** Resources of hosts with one port. Kept as long as the service object lives. */
 const known = new WeakMap<DemoService, Resource[]>();
 
-/** The Address resources of all services. What is kept as the same service object is not encoded anew. */
+/** The Address resources of all services. A service with the same object is not encoded again. */
 export function* addressesOf(services: readonly DemoService[]): Generator<Resource> {
   const hosts = new Map<string, DemoService[]>();
   for (const service of services) {
@@ -101,7 +101,7 @@ function networkAddress(text: string): workload.NetworkAddress.$Properties {
 }
 
 /** 4 or 16 bytes in network order. */
-function bytesOf(address: string): Uint8Array {
+export function bytesOf(address: string): Uint8Array {
   const bytes = parseAddress(address) ?? new Uint8Array(16);
   return address.includes(":") ? bytes : bytes.slice(12);
 }

@@ -1,17 +1,17 @@
 /** Runs checks one after the other and collects their findings. */
 import { reasonOf } from "../errors/reason.ts";
 
-/** One thing that was found. */
+/** One result of a check. */
 export type Finding =
   | { state: "ok"; text: string }
-  /** It works, and could be better. */
+  /** A warning: it works, but could be better. */
   | { state: "warning"; text: string; cure?: string }
   | { state: "error"; text: string; cure: string };
 
-/** One check. It returns what it finds and throws nothing. */
+/** One check. It returns its findings and throws nothing. */
 export interface Check {
   name: string;
-  /** Checks that must have passed for this one to mean anything. */
+  /** Checks that must pass before this one is meaningful. */
   needs: readonly string[];
   look(): Finding[] | Promise<Finding[]>;
 }
@@ -19,12 +19,12 @@ export interface Check {
 /** The result of a check. */
 export interface Result {
   check: string;
-  /** "skipped": what it needs is wrong itself. */
+  /** "skipped": a check that it needs has failed. */
   state: Finding["state"] | "skipped";
   findings: Finding[];
 }
 
-/** Runs the checks in order; `report` gets each result as soon as it is there. */
+/** Runs the checks in order; `report` gets each result at once. */
 export async function runChecks(
   checks: readonly Check[],
   report: (result: Result) => void = () => {},
@@ -42,7 +42,7 @@ export async function runChecks(
   return results;
 }
 
-/** The first thing that is wrong, which the others may follow from; undefined when all is well. */
+/** The first error, which may cause the others; undefined when all checks pass. */
 export function firstError(
   results: readonly Result[],
 ): { check: string; text: string; cure: string } | undefined {
@@ -53,7 +53,7 @@ export function firstError(
   return undefined;
 }
 
-/** A finding that is wrong, from whatever was thrown. */
+/** Turns a thrown error into a finding. */
 export function errorFinding(error: unknown, cure: string): Finding {
   return { state: "error", text: reasonOf(error), cure };
 }

@@ -28,7 +28,7 @@ afterAll(() => {
   rmSync(folder, { recursive: true, force: true });
 });
 
-/** One as the API server writes it, good for so many seconds. */
+/** A token in the API server's format, valid for this number of seconds. */
 function tokenOf(account: string, seconds: number): string {
   const exp = Math.floor(Date.now() / 1000) + seconds;
   const claims = { aud: ["istio-ca"], exp, sub: `system:serviceaccount:default:${account}` };
@@ -52,10 +52,10 @@ function configOf(settings: Record<string, unknown> = {}): { config: Config; che
   return { config, checks: checksOf({ config, problems, remarks: [] }, "none.yaml") };
 }
 
-/** What one check finds, all that it needs given. */
+/** The findings of one check, as if the checks that it needs had passed. */
 async function look(name: string, settings: Record<string, unknown> = {}): Promise<Finding[]> {
   const { checks } = configOf(settings);
-  // The name is what the connection's check works with.
+  // The check of the connection uses the name.
   for (const before of ["name", name]) {
     const check = checks.find((each) => each.name === before);
     const findings = (await check?.look()) ?? [];

@@ -1,11 +1,11 @@
-/** The checks for what keeps this machine from the mesh, each after those that it depends on. */
+/** The checks of `kmesh doctor`, each after those that it depends on. */
 import type { ExaminedConfig } from "../machine/config-files.ts";
 import type { Check } from "./check-runner.ts";
 import { istiodChecks } from "./istiod-checks.ts";
 import { machineChecks } from "./machine-checks.ts";
 import { nameChecks } from "./name-checks.ts";
 
-/** All checks for a configuration; the first one reports what is wrong with the configuration itself. */
+/** All checks for a configuration. The first one checks the configuration itself. */
 export function checksOf(examined: ExaminedConfig, file: string): Check[] {
   const { config, problems, remarks } = examined;
   const configuration: Check = {

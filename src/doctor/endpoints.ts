@@ -1,41 +1,41 @@
-/** Tries the endpoints of a destination with real connections, from this process, which the mesh must not govern. */
+/** Connects to the endpoints of a destination. The mesh must not govern this process. */
 import { connect } from "node:net";
 import type { Explained } from "../admin/explain.ts";
 import { codeOf, reasonOf } from "../errors/reason.ts";
 
-/** For one connection, milliseconds. */
+/** Time limit of one connection, milliseconds. */
 const PATIENCE = 3_000;
-/** Connections at once. */
+/** Concurrent connections. */
 const AT_ONCE = 32;
-/** Endpoints that are tried of one destination. */
+/** Most endpoints that are tried for one destination. */
 export const MOST = 1_000;
 
-/** One endpoint and how it answered. */
+/** One endpoint and the result. */
 export interface Attempt {
-  /** "" where the address itself is what connections go to. */
+  /** "" when the mesh passes the address unchanged. */
   cluster: string;
   address: string;
   port: number;
-  /** Of the connections to the destination, 0 to 1. */
+  /** Share of the connections to the destination, 0 to 1. */
   share: number;
-  /** Milliseconds until it gets new connections again; 0 when it gets them. */
+  /** Milliseconds until its ejection ends; 0 without an ejection. */
   ejectedFor: number;
   state: "ok" | "error";
-  /** The connect took so long. */
+  /** Duration of the connect, milliseconds. */
   milliseconds: number;
-  /** Why it failed, and what to look at. */
+  /** The error and the next step. */
   error?: { code: string; text: string; cure: string };
 }
 
-/** One address and port, what the kernel would do with a connection to it, and what its endpoints say. */
+/** One address and port, the kernel's decision for a connection to it, and the results of its endpoints. */
 export interface Trial {
   explanation: Explained;
   endpoints: Attempt[];
-  /** Endpoints that were left out, since there are too many. */
+  /** Endpoints beyond the limit, which were not tried. */
   left: number;
 }
 
-/** Connects to each endpoint that a connection could get now; to the address itself where the mesh passes it. */
+/** Connects to each endpoint that a connection could get now, or to the address itself when the mesh passes it. */
 export async function tryEndpoints(explanation: Explained): Promise<Trial> {
   const { verdict, asked, clusters } = explanation;
   const direct = { cluster: "", ...asked, share: 1, ejectedFor: 0 };
@@ -66,7 +66,7 @@ export async function tryEndpoints(explanation: Explained): Promise<Trial> {
   return { explanation, endpoints, left: places.length - tried.length };
 }
 
-/** Whether a connection can go wrong now: refused by the mesh, or an endpoint that gets connections does not answer. */
+/** Whether a connection can fail now: the mesh refuses it, or an endpoint that gets connections does not answer. */
 export function isFaulty({ explanation, endpoints }: Trial): boolean {
   return explanation.verdict === "refuse" || endpoints.some(({ state }) => state === "error");
 }

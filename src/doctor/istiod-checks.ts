@@ -1,4 +1,4 @@
-/** The checks on the way to istiod: name, connection, TLS, certificate; and the state of the agent. */
+/** The checks of the connection to istiod: name, connection, TLS, certificate; and the state of the agent. */
 
 import { createSocket } from "node:dgram";
 import { lookup } from "node:dns/promises";
@@ -17,7 +17,7 @@ import { describeTarget, formatTarget, parseTarget, serverName, type Target } fr
 import { identityStore } from "../machine/identity-store.ts";
 import { type Check, errorFinding, type Finding } from "./check-runner.ts";
 
-/** How long an answer from the network may take, milliseconds. */
+/** Time limit of an answer from the network, milliseconds. */
 const PATIENCE = 5_000;
 /** gRPC's status code for an unreachable peer. */
 const UNAVAILABLE = 14;
@@ -28,7 +28,7 @@ export function istiodChecks(config: Config): Check[] {
     config.plaintext || config.ca === undefined
       ? { kind: "plaintext" }
       : { kind: "tls", ca: config.ca, ...(config.token === undefined ? {} : { token: config.token }) };
-  /** The check of the name fills it for the checks after it. */
+  /** Set by the check of the name, for the checks after it. */
   const addresses: string[] = [];
   return [
     { name: "name", needs: ["configuration"], look: () => lookUp(target, addresses) },
@@ -76,7 +76,7 @@ async function lookUpName(host: string, before: string, addresses: string[]): Pr
   return [{ state: "ok", text: `${before}${host} is ${addresses.join(", ")}` }];
 }
 
-/** The address that answers is the first one afterwards: the checks that follow speak to it. */
+/** Moves the address that answers to the front, because the following checks use the first one. */
 async function lookAtConnection(target: Target, addresses: string[]): Promise<Finding[]> {
   const { port } = target;
   const failures: string[] = [];
@@ -100,7 +100,7 @@ async function lookAtConnection(target: Target, addresses: string[]): Promise<Fi
   return [{ state: "error", text, cure: cureOf(failures, addresses[0] ?? target.host, port) }];
 }
 
-/** Whether a route leads there. A runtime may call that, too, a refused connection; a UDP socket sends nothing to find out. */
+/** Whether there is a route. A runtime may report a missing route as a refused connection. Connecting a UDP socket sends nothing. */
 async function isRouted(address: string, port: number): Promise<boolean> {
   const socket = createSocket(isIP(address) === 6 ? "udp6" : "udp4");
   try {
@@ -116,7 +116,7 @@ async function isRouted(address: string, port: number): Promise<boolean> {
   }
 }
 
-/** What helps, by what the kernel said of every attempt. */
+/** The next step, by the kernel's error of each attempt. */
 function cureOf(failures: readonly string[], address: string, port: number): string {
   const all = (...codes: string[]) => failures.every((text) => codes.some((code) => text.includes(code)));
   if (all("ECONNREFUSED"))
@@ -170,7 +170,7 @@ const HTTP2_HELLO = Buffer.concat([
   Buffer.from([0, 0, 0, 4, 0, 0, 0, 0, 0]),
 ]);
 
-/** Without TLS nothing is proven; whether gRPC is spoken there at all can be seen. */
+/** Without TLS this only shows whether the server speaks gRPC; it proves no identity. */
 async function lookAtPlaintext({ host, port }: Target, addresses: readonly string[]): Promise<Finding[]> {
   const socket = connectTcp({ host: addresses[0] ?? host, port });
   let first: Buffer = Buffer.alloc(0);
@@ -210,7 +210,7 @@ function describe(socket: TLSSocket): { until?: number; version?: string } {
   return { ...(Number.isNaN(until) ? {} : { until }), ...(version === null ? {} : { version }) };
 }
 
-/** Has istiod sign a certificate and discards it: that proves the token or certificate and shows istiod's clock. */
+/** Requests a certificate and discards it. That tests the token or certificate and shows istiod's clock. */
 async function lookAtIdentity(config: Config, security: Security): Promise<Finding[]> {
   if (security.kind === "plaintext" || config.ca === undefined)
     return [{ state: "warning", text: "not proven (--plaintext)" }];
@@ -256,7 +256,7 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
     const reason = reasonOf(error);
     const [what = reason, ...next] = reason.split(/: (?=write a fresh|pass |set |--namespace|nor )/);
     const [cure, said] = withoutReason(next.join(": "));
-    // A token that looks right is refused by whoever knows another cluster's keys.
+    // A well-formed token is refused by an istiod with another cluster's keys.
     const fits =
       what.includes("refuses the token") && isFitting(token, { namespace, serviceAccount, trustDomain });
     const cluster = `, or cluster-id (${clusterId}) is not this cluster's name: ISTIO_META_CLUSTER_ID of cluster.env has it`;
@@ -272,7 +272,7 @@ async function lookAtIdentity(config: Config, security: Security): Promise<Findi
   }
 }
 
-/** Whether nothing about the token in `file` is wrong to see. */
+/** Whether the token in `file` is well-formed and not expired. */
 function isFitting(file: string, id: SpiffeId): boolean {
   try {
     return faultOfToken(readToken(file), id, Date.now()) === undefined;
@@ -282,7 +282,7 @@ function isFitting(file: string, id: SpiffeId): boolean {
   }
 }
 
-/** A next step, and the reason that stands in brackets behind it: in the middle of a command it would be pasted, too. */
+/** A next step, followed by its reason in brackets. Inside the command the reason would be pasted, too. */
 function withoutReason(next: string): [next: string, reason: string] {
   const [, step = next, reason = ""] = /^(.*)( \(.*\))$/s.exec(next) ?? [];
   return [step, reason];
@@ -335,7 +335,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
   ];
 }
 
-/** Waits for the event and closes the socket. Returns what went wrong; undefined when nothing did. */
+/** Waits for the event and closes the socket. Returns the error; undefined on success. */
 function connected(
   socket: ReturnType<typeof connectTcp> | TLSSocket,
   event: string,

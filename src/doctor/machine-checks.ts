@@ -23,7 +23,7 @@ import { Unsupported } from "../machine/unsupported.ts";
 import { refuseUnknown, UnknownManifest } from "../state/manifest.ts";
 import { type Check, errorFinding, type Finding } from "./check-runner.ts";
 
-/** A clock may be a little behind a file's date: another machine may have written it. Milliseconds. */
+/** Tolerance for a file's date, which another machine may have written, milliseconds. */
 const TOLERANCE = 300_000;
 
 export function machineChecks(config: Config): Check[] {
@@ -59,7 +59,7 @@ export function isLockedDown(text: string): boolean {
   return text.includes("[confidentiality]");
 }
 
-/** "" where there is no such file. */
+/** The text of a file; "" if it is missing. */
 function textOf(path: string): string {
   try {
     return readRegularFile(path).toString("utf8");
@@ -165,7 +165,7 @@ function lookAtFiles(config: Config): Finding[] {
       doubtful(`others can read the token in ${token}, and be this machine with it`, `chmod 0600 ${token}`),
     );
   const fault = faultOfTokenFile(token, { namespace, serviceAccount, trustDomain });
-  // Who has a certificate needs none until that has run out.
+  // A machine with a certificate needs no token until it expires.
   if (fault === undefined) findings.push({ state: "ok", text: `${token}: a token for this machine` });
   else if (needed) findings.push(faulty(fault, `Write a fresh one with ${fresh}`));
   else findings.push(doubtful(`${fault}; it is not needed while there is a certificate`));
@@ -182,7 +182,7 @@ function faultOfTokenFile(file: string, id: SpiffeId): string | undefined {
   }
 }
 
-/** One of a later version: `kmesh run` refuses it. */
+/** A manifest of a later version, which `kmesh run` refuses. */
 function lookAtManifest(stateDir: string): Finding[] {
   try {
     refuseUnknown(stateDir);
@@ -210,7 +210,7 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
   }
   const exposure = unsafeModeOf(folder);
   if (exposure) return [faulty(`${exposure.what}: \`kmesh run\` refuses that`, exposure.cure)];
-  // Keys lie in one, the socket that obeys in the other.
+  // The state folder has keys, the run folder has the admin socket.
   if (stat && (stat.mode & 0o077) !== 0)
     return [
       doubtful(
@@ -246,7 +246,7 @@ function lookAtRoots(ca: string): Finding[] {
   }
 }
 
-/** The certificate's life, undefined where there is none, or why it can't be used. */
+/** The certificate's validity; undefined without one, or the reason why it can't be used. */
 function keptCertificate(stateDir: string): { notBefore: number; notAfter: number } | string | undefined {
   try {
     return identityStore(stateDir).load();

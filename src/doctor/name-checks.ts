@@ -1,4 +1,4 @@
-/** Whether mesh names resolve: asks for one through the machine's real resolver, and says where the query was lost. */
+/** Resolves a mesh name by the machine's own resolver, and reports which step lost the query. */
 import { spawnSync } from "node:child_process";
 import type { Config } from "../config/config.ts";
 import { isV4 } from "../mesh/address.ts";
@@ -8,7 +8,7 @@ import type { NameCounts } from "../names/status.ts";
 import type { Check, Finding } from "./check-runner.ts";
 import { keptByResolved, readResolved } from "./resolved.ts";
 
-/** How long the machine's resolver may take, milliseconds. */
+/** Time limit of the machine's resolver, milliseconds. */
 const PATIENCE = 12_000;
 
 export function nameChecks(config: Config): Check[] {
@@ -32,7 +32,7 @@ function lookAtNames({ dns, bpffs }: Config): Finding[] {
     const example = exampleOf(names.table);
     if (!example) return [{ state: "ok", text: "the mesh has no name with an IPv4 address to ask for" }];
     const before = names.counts();
-    // A child: this process is exempt from the mesh.
+    // In a child, because this process is exempt from the mesh.
     const { stdout } = spawnSync("getent", ["ahostsv4", example.name], {
       encoding: "utf8",
       timeout: PATIENCE,
@@ -51,7 +51,7 @@ function lookAtNames({ dns, bpffs }: Config): Finding[] {
   }
 }
 
-/** The first name that an app could ask for. */
+/** A name to query. */
 function exampleOf(table: NonNullable<ReturnType<typeof pinnedNames>>["table"]) {
   for (const name of table.names()) {
     const entry = table.get(name);
@@ -62,7 +62,7 @@ function exampleOf(table: NonNullable<ReturnType<typeof pinnedNames>>["table"]) 
   return undefined;
 }
 
-/** Which link of the chain lost the query, by the kernel's counters. */
+/** Finds the step that lost the query, by the kernel's counters. */
 function lostAt(
   name: string,
   found: readonly string[],
@@ -96,7 +96,7 @@ function lostAt(
   };
 }
 
-/** Whether the machine's resolver is systemd-resolved: by nss-resolve, or by its stub's address. */
+/** Whether the machine uses systemd-resolved, by nss-resolve or by its stub's address. */
 function asksResolved(servers: readonly string[]): boolean {
   return asksForAll() || servers.includes("127.0.0.53");
 }

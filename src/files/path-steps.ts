@@ -1,20 +1,20 @@
-/** The way that the kernel goes to a file: through which folders and over which links. */
+/** The folders and links that the kernel follows to a file. */
 import { lstatSync, readlinkSync, type Stats } from "node:fs";
 import { dirname, join } from "node:path";
 
 export interface PathStep {
   /** Absolute; no folder in it is a link. */
   path: string;
-  /** Of the link itself where it is one; undefined for what is not there or must not be looked at. */
+  /** The status of the step itself (of a link, not its target); undefined when it is missing or not accessible. */
   stat: Stats | undefined;
 }
 
-/** ELOOP of the kernel. */
+/** The kernel's limit of links (ELOOP). */
 const MOST_LINKS = 40;
 
 /**
- * Every folder, link and file on the way to the absolute `path`, / first, what it leads to last. Behind something that
- * is missing, the names that are left follow as they are written.
+ * Every folder, link and file on the way to the absolute `path`, from / to the target. After a missing step, the remaining
+ * names follow as written.
  */
 export function pathSteps(path: string): PathStep[] {
   const steps: PathStep[] = [{ path: "/", stat: lookAt("/") }];

@@ -1,16 +1,16 @@
-/** Unix sockets that only their owner, or also a group, can ever open. */
+/** Unix sockets that only their owner, and optionally a group, can open at any moment. */
 import { chmodSync, chownSync, lstatSync, mkdirSync, mkdtempSync, renameSync, rmSync } from "node:fs";
 import type { Server } from "node:net";
 import { dirname, join } from "node:path";
 
 /**
- * Has `server` listen on the unix socket `path`, mode 0700, in place of whatever lies there; there is a socket under the
- * name at every moment. Missing folders are made with mode 0700. Gives the inode of the socket. Rejects with what the file
- * system says; the server is closed then.
+ * Makes `server` listen on the unix socket `path` with mode 0700, or 0770 with the group `group`. It replaces an existing
+ * file by rename, so that a socket exists at every moment. Makes missing folders with mode 0700. Returns the inode of the
+ * socket. Rejects with the file system's error and closes the server.
  *
- * bind(2) creates the socket with the mode that the umask leaves, and listening is asynchronous: a umask changed meanwhile
- * would hold for every file that the process creates. So the socket is made in a folder that only the owner can enter, gets
- * its mode there, and only then its name. Members of the group `group` may open it, too: mode 0770.
+ * bind(2) creates the socket with the mode that the umask leaves. Listening is asynchronous, so a changed umask would apply
+ * to every file that the process creates meanwhile. The socket is therefore created in a folder that only the owner can
+ * enter, gets its mode there, and is then renamed.
  */
 export async function listenPrivately(server: Server, path: string, group?: number): Promise<bigint> {
   mkdirSync(dirname(path), { recursive: true, mode: 0o700 });

@@ -1,13 +1,13 @@
-/** Reads files that an operator names: a pipe, a device or a huge file at that place must not hang or exhaust the process. */
+/** Reads files that an operator names. A pipe, a device or a huge file must not block or exhaust the process. */
 import { closeSync, constants, fstatSync, openSync, readSync, type Stats, statSync } from "node:fs";
 
-/** No file that kmesh reads for its configuration is larger: settings, certificates, tokens. Bytes. */
+/** Largest file of the configuration (settings, certificates, tokens), bytes. */
 export const MEBIBYTE = 1 << 20;
 
 /** Character device 1:3. */
 const NULL_DEVICE = 0x103;
 
-/** The path leads to something that is not read. The message says why, without a subject: "it is a named pipe, ...". */
+/** The path is not a readable regular file. The message says why: "it is a named pipe, ...". */
 export class NotReadable extends Error {
   override readonly name = "NotReadable";
 
@@ -17,8 +17,8 @@ export class NotReadable extends Error {
 }
 
 /**
- * The bytes of the regular file `path`, of which there may be `largest` at most. Never blocks on a pipe.
- * Throws NotReadable for what is no regular file or larger, and the file system's own errors.
+ * The bytes of the regular file `path`, at most `largest`. Never blocks on a pipe. Throws NotReadable for a larger file or
+ * another kind of file, and the file system's error.
  */
 export function readRegularFile(path: string, largest = MEBIBYTE): Buffer {
   // A pipe without a writer would make a blocking open() wait.
@@ -27,7 +27,7 @@ export function readRegularFile(path: string, largest = MEBIBYTE): Buffer {
     const stat = fstatSync(fd);
     requireRegular(stat);
     if (stat.size > largest) throw new NotReadable(`it is larger than ${sizeText(largest)}`);
-    // Files of /proc have no size, and others may grow: one byte more shows whether that is all.
+    // Files of /proc have no size, and others may grow: reading one more byte finds the end.
     let bytes = Buffer.allocUnsafe(Math.max(stat.size, 4095) + 1);
     let length = 0;
     for (;;) {
@@ -47,7 +47,7 @@ export function readTextFile(path: string, largest = MEBIBYTE): string {
   return readRegularFile(path, largest).toString("utf8");
 }
 
-/** Throws NotReadable unless `path` is a regular file, and the file system's own error when it can't be looked at. */
+/** Throws NotReadable unless `path` is a regular file, and the file system's error when stat(2) fails. */
 export function requireRegularFile(path: string): void {
   requireRegular(statSync(path));
 }

@@ -1,11 +1,11 @@
-/** A file of the state folder, as an agent before this one left it. */
+/** Reads a file of the state folder that an earlier agent wrote. */
 
 import { isMissing } from "../errors/reason.ts";
 import { NotReadable, readRegularFile } from "./read-file.ts";
 
 /**
- * All that the file holds, `largest` bytes at most; undefined when there is none.
- * Throws Bad for what is no regular file or larger, and what the file system says.
+ * The content of the file, at most `largest` bytes; undefined when it is missing. Throws Bad for a larger file or another
+ * kind of file, and the file system's error.
  */
 export function readWhole(
   path: string,

@@ -46,7 +46,7 @@ test("an error of the file system leaves the old file, and nothing beside it", (
   const path = join(folder, "kept");
   replaceFile(path, "old", { mode: 0o600 });
   expect(() => replaceFile(join(path, "below"), "x", { mode: 0o600 })).toThrow("ENOTDIR");
-  // A folder in the file's place: written in full, and only the rename fails.
+  // A folder has the file's name: the write succeeds and only the rename fails.
   mkdirSync(join(folder, "folder"));
   expect(() => replaceFile(join(folder, "folder"), "x", { mode: 0o600 })).toThrow("EISDIR");
   expect(readFileSync(path, "utf8")).toBe("old");

@@ -1,4 +1,4 @@
-/** Atomic replacement of a file: a reader, and a process killed at any moment, finds the old content or the new one. */
+/** Replaces a file atomically: readers find the old content or the new one, also after a kill at any moment. */
 import {
   closeSync,
   fchmodSync,
@@ -15,29 +15,29 @@ import { dirname } from "node:path";
 export interface Replacement {
   /** Permission bits of the new file. */
   mode: number;
-  /** Owner of the new file; this process's own when left out. */
+  /** Owner of the new file; by default the process's user. */
   owner?: { uid: number; gid: number };
   /** Creates missing folders with this mode; without it a missing folder is an error. */
   folderMode?: number;
   /**
-   * Writes the content to the disk before the rename, so that a power loss can't leave an empty file under the name.
-   * Leave it out for what does not outlive a reboot, where waiting for a disk costs more than it gives.
+   * Syncs the content to the disk before the rename, so that a power loss can't leave an empty file. Not needed for files
+   * that do not outlive a reboot.
    */
   durable?: boolean;
-  /** Called after the first half of the content, before the rename, and after it: where tests end the process. */
+  /** Called after the first half of the content, before the rename, and after it, so that tests can end the process there. */
   onHalf?(): void;
   onWritten?(): void;
   onRenamed?(): void;
 }
 
-/** The name under which the new content is written first. */
+/** The temporary name of the new content. */
 export function unfinishedPath(path: string): string {
   return `${path}.new`;
 }
 
 /**
- * Replaces `path` by `content` by way of a new file beside it and rename(2). Throws what the file system says; the file is
- * then as it was, and nothing is left beside it. One writer at a time: the name of the new file is always the same.
+ * Replaces `path` by `content`: writes a new file beside it and renames it. Throws the file system's error; the file is
+ * then unchanged and the new file removed. Only one writer at a time, because the temporary name is fixed.
  */
 export function replaceFile(path: string, content: string | Uint8Array, how: Replacement): void {
   const fresh = unfinishedPath(path);
@@ -61,7 +61,7 @@ export function replaceFile(path: string, content: string | Uint8Array, how: Rep
   how.onRenamed?.();
 }
 
-/** Waits until a file, or the names in a folder, are on the disk. */
+/** Syncs a file, or the names in a folder, to the disk. */
 export function syncPath(path: string): void {
   const fd = openSync(path, "r");
   try {
@@ -74,7 +74,7 @@ export function syncPath(path: string): void {
 function writeHalves(fd: number, bytes: Uint8Array, onHalf: (() => void) | undefined): void {
   const half = bytes.length >> 1;
   for (let at = 0; at < bytes.length; ) {
-    // A full disk takes a part first and reports ENOSPC only at the next write.
+    // A full disk may accept a part and report ENOSPC at the next write.
     at += writeSync(fd, bytes, at, (at < half ? half : bytes.length) - at);
     if (at === half) onHalf?.();
   }

@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { AddressWatch, mainFirst } from "./address-watch.ts";
 
-/** What a watch says to what it finds look by look; the last one stays. */
+/** The calls of a watch that finds these addresses in turn; the last one repeats. */
 async function changes(told: string[], looks: string[][]): Promise<string[][]> {
   const heard: string[][] = [];
   let i = 0;

@@ -1,4 +1,4 @@
-/** The machine's own addresses, as peers could reach it. */
+/** The addresses at which peers could reach this machine. */
 import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { usableAddresses } from "../istiod/node.ts";
@@ -9,7 +9,7 @@ export interface InterfaceAddress {
   address: string;
 }
 
-/** Interfaces of bridges, containers and virtual machines: no other machine reaches this one by their addresses. */
+/** Interfaces of bridges, containers and virtual machines. Other machines can't reach their addresses. */
 const INNER =
   /^(br-|docker|podman|virbr|vnet|veth|cni|cbr|flannel|cali|tunl|vxlan|cilium|lxc|lxdbr|weave|kube-|nodelocaldns|antrea|ovs|ovn|genev)/;
 /** include/uapi/linux/if_addr.h: IFA_F_TEMPORARY, DADFAILED, DEPRECATED, TENTATIVE. */
@@ -23,7 +23,7 @@ export function machineAddresses(): string[] {
   return choose(all, fleeting(textOf("/proc/net/if_inet6")), defaultInterface(textOf("/proc/net/route")));
 }
 
-/** Selects from `all`; canonical and in order. `passing` are IPv6 addresses that will not stay, `main` an interface's name. */
+/** Selects from `all`; canonical and in order. `passing` are temporary IPv6 addresses, `main` is an interface's name. */
 export function choose(
   all: readonly InterfaceAddress[],
   passing: ReadonlySet<string>,
@@ -63,7 +63,7 @@ export function defaultInterface(table: string): string | undefined {
   return routes[0]?.[0];
 }
 
-/** "" where the kernel has no such family. */
+/** "" if the kernel does not have the family. */
 function textOf(path: string): string {
   try {
     return readFileSync(path, "utf8");

@@ -91,7 +91,7 @@ describe("files that others may write", () => {
     expect(examine({ ca: link }).remarks).toEqual([]);
     lchownSync(link, NOBODY, NOBODY);
     expect(examine({ ca: link }).remarks.join()).toEndWith(`=> chown -h root: ${link}`);
-    // What the link leads to counts, too.
+    // The target of the link is checked, too.
     const far = join(folder, "far");
     mkdirSync(far, { mode: 0o755 });
     chmodSync(far, 0o777);

@@ -1,6 +1,6 @@
 /**
- * The configuration's files as a whole: whether the service can read them, and who else could write them. Whoever writes
- * them is root (an exec probe runs as root) or decides where this machine's connections go (istiod, ca).
+ * Checks all files of the configuration: whether the service can read them, and who else can write them. A writer gets
+ * root's rights (an exec probe runs as root) or decides where this machine's connections go (istiod, ca).
  */
 import { existsSync, statSync } from "node:fs";
 import { delimiter, isAbsolute, join } from "node:path";
@@ -13,7 +13,7 @@ import { readTextFile } from "../files/read-file.ts";
 import { type UnsafeMode, unsafeMode } from "./folder-permissions.ts";
 import { isServiceInstalled, runsAsService, type ServiceSandbox, serviceSandbox } from "./service-sandbox.ts";
 
-/** Something that works and ought to be mended: a main clause and a command or sentence. */
+/** A warning: a main clause, and a command or sentence as the next step. */
 export interface ConfigRemark {
   text: string;
   cure: string;
@@ -25,10 +25,10 @@ export interface ExaminedConfig {
   remarks: ConfigRemark[];
 }
 
-/** What it means that the service can't see a file: a problem where it is the service that reads the configuration. */
+/** How to report a file that the service can't see: an error if the service reads this configuration. */
 export type Hidden = "problem" | "remark" | "ignored";
 
-/** examineConfig, and a judgement of the files that are named. Throws ConfigError when the file can't be read as one. */
+/** Like examineConfig, and checks the named files. Throws ConfigError when the file is not a configuration. */
 export function examineFiles(
   sources: Sources,
   hidden: Hidden = hiddenFor(sources.file.path),
@@ -55,7 +55,7 @@ export function examineFiles(
   return { config, problems, remarks };
 }
 
-/** For those who only look at a configuration: another file may yet become the service's. */
+/** For commands that only check a configuration, which may become the service's later. */
 function hiddenFor(file: string): Hidden {
   return file === CONFIG_FILE && isServiceInstalled() ? "problem" : "remark";
 }
@@ -73,7 +73,7 @@ export function unsafeConfig(config: Config): Damage[] {
   return unsafeFiles(config).map(({ what, cure }) => ({ what, consequence: WRITERS, cure }));
 }
 
-/** Each path on the way to one of the files that others than root, or who runs this, may write; each once. */
+/** Paths on the way to the files that users other than root and the present user may write, each once. */
 function unsafeFiles(config: Config): UnsafeMode[] {
   const found = new Map<string, UnsafeMode>();
   for (const file of [config.file, ...[config.ca, config.token].filter(isText), ...commandOf(config)])
@@ -81,13 +81,13 @@ function unsafeFiles(config: Config): UnsafeMode[] {
   return [...found.values()];
 }
 
-/** What others may write on the way to `path`, and at its end. Nothing for a file that is not there. */
+/** The path or the folders on the way to it that others may write. Empty for a missing file. */
 export function unsafeSteps(path: string): UnsafeMode[] {
   if (!isAbsolute(path) || !existsSync(path)) return [];
   return pathSteps(path).flatMap(({ path: at, stat }) => {
-    // /dev/null stands for an empty file, whoever writes to it.
+    // /dev/null stands for an empty file. Writing to it changes nothing.
     if (!stat || stat.isCharacterDevice()) return [];
-    // A link's mode says nothing. In a folder like /tmp nobody can replace what is another's.
+    // The mode of a link has no meaning. In a sticky folder such as /tmp, users can't replace files of others.
     const sticky = stat.isDirectory() && (stat.mode & 0o1000) !== 0;
     const mode = stat.isSymbolicLink() || sticky ? stat.mode & ~0o022 : stat.mode;
     const unsafe = unsafeMode(at, { uid: stat.uid, mode });
@@ -96,7 +96,7 @@ export function unsafeSteps(path: string): UnsafeMode[] {
   });
 }
 
-/** Files that the service would not see. */
+/** Files that the service can't see. */
 function hiddenFiles(config: Config, sandbox: ServiceSandbox): ConfigRemark[] {
   const files = [config.ca, config.token, ...commandOf(config)].filter(isText);
   return files.flatMap((path) => {
@@ -105,7 +105,7 @@ function hiddenFiles(config: Config, sandbox: ServiceSandbox): ConfigRemark[] {
   });
 }
 
-/** The files among the words of an exec probe: its program, and what it is given by its whole path. */
+/** The files in the command of an exec probe: its program, and arguments that are absolute paths. */
 function commandOf({ readinessProbe }: Config): string[] {
   const exec = readinessProbe?.exec;
   const command = typeof exec === "object" && exec !== null && "command" in exec ? exec.command : undefined;

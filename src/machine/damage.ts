@@ -1,4 +1,4 @@
-/** Everything that is damaged for one kmesh: its pins, its folders, and who may write its configuration. */
+/** Finds damage of one installation: pins, folders, and permissions of the configuration. */
 
 import { accessSync, constants, statfsSync, statSync } from "node:fs";
 import type { Config, Folders } from "../config/config.ts";
@@ -8,8 +8,8 @@ import { unsafeConfig } from "./config-files.ts";
 import { unsafeModeOf } from "./folder-permissions.ts";
 
 /**
- * Checks everything, changes nothing, never throws. `snapshot` is the running agent's reason why it could not write the last
- * snapshot; `pins` finds the damaged pins; of `config` the files are looked at. Needs root.
+ * Checks everything, changes nothing, never throws. `snapshot` is the running agent's error of its last snapshot, `pins`
+ * finds damaged pins, and `config` names the files to check. Needs root.
  */
 export function damageOf(
   folders: Folders,
@@ -56,14 +56,14 @@ function exposed({ runDir, stateDir, bpffs }: Folders): Damage[] {
   });
 }
 
-/** Whether it can be written to. A missing folder is no damage: the next start makes it. */
+/** Whether a folder is writable. A missing folder is not damage: the next start creates it. */
 function damagedState(path: string): Damage[] {
   const trouble = unwritable(path);
   if (trouble === undefined) return [];
   return [{ what: `nothing can be written to ${path}: ${trouble[0]}`, consequence: STALE, cure: trouble[1] }];
 }
 
-/** Why root can't write there, and what mends it. */
+/** The reason why root can't write there, and the next step. */
 function unwritable(path: string): [string, string] | undefined {
   const entry = statSync(path, { throwIfNoEntry: false });
   if (!entry) return undefined;
@@ -74,7 +74,7 @@ function unwritable(path: string): [string, string] | undefined {
     return [reasonOf(error), `make it writable: mount -o remount,rw its file system (findmnt -T ${path})`];
   }
   const { bavail, files, ffree } = statfsSync(path);
-  // Some file systems have no fixed number of files, and say 0 of 0.
+  // File systems without a fixed number of inodes report 0 of 0.
   if (bavail === 0 || (files > 0 && ffree === 0))
     return [
       `its disk is full (no ${bavail === 0 ? "block" : "inode"} is left)`,

@@ -1,4 +1,4 @@
-/** Whether others than root could change what lies in a folder. */
+/** Finds folders that users other than root can write. */
 import { type Stats, statSync } from "node:fs";
 
 const WRITABLE_BY_OTHERS = 0o022;
@@ -10,13 +10,13 @@ export interface UnsafeMode {
   cure: string;
 }
 
-/** Undefined when only root, or the user of this process, can write there; also for a path that is no folder or is missing. */
+/** Undefined when only root or the user of this process can write there, and for a path that is missing or not a folder. */
 export function unsafeModeOf(path: string): UnsafeMode | undefined {
   const stat = statSync(path, { throwIfNoEntry: false });
   return stat?.isDirectory() ? unsafeMode(path, stat) : undefined;
 }
 
-/** The same, from what stat(2) says. */
+/** The same, from the result of stat(2). */
 export function unsafeMode(path: string, { uid, mode }: Pick<Stats, "uid" | "mode">): UnsafeMode | undefined {
   const owned = uid === 0 || uid === process.geteuid?.();
   const open = (mode & WRITABLE_BY_OTHERS) !== 0;

@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
 
-/** The machine's id, as /etc/machine-id has it; undefined when there is none (yet). */
+/** The content of /etc/machine-id; undefined when it is missing or empty. */
 export function machineId(): string | undefined {
   try {
     return /^[0-9a-f]{32}$/.exec(readFileSync("/etc/machine-id", "utf8").trim())?.[0];

@@ -1,4 +1,4 @@
-/** Checks what the agent needs from the machine, before it touches anything. */
+/** Checks the machine's requirements before the agent changes anything. */
 
 import { existsSync, mkdirSync, readFileSync, statSync } from "node:fs";
 import { join } from "node:path";
@@ -11,7 +11,7 @@ import { type Feature, formatMissing, kernelRelease, probe } from "../kernel/fea
 import { unsafeModeOf } from "./folder-permissions.ts";
 import { requireRoot, Unsupported } from "./unsupported.ts";
 
-/** Throws Unsupported when a required feature is missing; logs which functions are off because an optional one is. */
+/** Throws Unsupported when a required feature is missing. Logs functions that are off because an optional one is missing. */
 export function requireMachine(log: Pick<Log, "warn">): void {
   requireRoot("kmesh run");
   requireKernel(log);
@@ -32,7 +32,7 @@ export function requireKernel(log: { warn(line: string): void }): void {
   for (const feature of absent) log.warn(`This kernel has ${formatMissing(feature)}.`);
 }
 
-/** A place where it hides nothing: mounted over /sys/fs/cgroup it would hide every cgroup v1 controller. */
+/** A mount point that hides nothing. A mount over /sys/fs/cgroup would hide all cgroup v1 controllers. */
 const CGROUP2_CURE =
   "Mount one where it hides nothing: mkdir -p /run/cgroup2 && mount -t cgroup2 cgroup2 /run/cgroup2 (not over /sys/fs/cgroup, where the cgroup v1 controllers are).";
 
@@ -56,7 +56,7 @@ function probed(): Feature[] {
   }
 }
 
-/** Makes the run and state folders, readable by root alone. Throws Unsupported with the path. */
+/** Makes the run and state folders, readable by root only. Throws Unsupported with the path. */
 export function makeFolders(folders: Folders): void {
   for (const path of [folders.runDir, folders.stateDir]) {
     try {
@@ -70,7 +70,7 @@ export function makeFolders(folders: Folders): void {
   }
 }
 
-/** Throws Unsupported for a folder that others can write to: whoever writes there decides where connections go. */
+/** Throws Unsupported for a folder that others can write, because its content decides where connections go. */
 export function requirePrivate(folders: Folders): void {
   for (const path of [folders.runDir, folders.stateDir, folders.bpffs]) {
     const exposure = unsafeModeOf(path);
@@ -82,10 +82,10 @@ export function requirePrivate(folders: Folders): void {
   }
 }
 
-/** Units are matched by the names of their cgroup2 folders. Warns where they have none: no unit is governed then. */
+/** Warns when units have no cgroup2 folders: units are matched by those names, so none would be governed. */
 export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): void {
   if (units.length === 0) return;
-  // systemd's own place, as 0::/init.scope.
+  // The cgroup of systemd itself, such as 0::/init.scope.
   if (/^0::\/./m.test(readFileSync("/proc/1/cgroup", "utf8"))) return;
   log.warn(
     `No systemd keeps its units in cgroup2 on this machine, so none of ${units.join(", ")} is governed by its name. ` +
@@ -95,8 +95,8 @@ export function warnOfUnits(units: readonly string[], log: Pick<Log, "warn">): v
 }
 
 /**
- * The folders of the cgroups to enrol: paths below the cgroup2 root as systemd writes them, or whole paths.
- * Throws NotThereYet for one that does not exist.
+ * The folders of the cgroups to enrol. `paths` are below the cgroup2 root, as systemd writes them, or absolute. Throws
+ * NotThereYet for a missing one.
  */
 export function enrolledCgroups(paths: readonly string[]): string[] {
   const root = cgroup2Root();

@@ -12,10 +12,10 @@ import {
 import { version } from "../runtime/version.ts";
 import { usesTunnel } from "./tunnel-listener.ts";
 
-/** The label that carries a locality where nothing else says one; dots stand for the slashes that labels can't hold. */
+/** The label with the locality, if nothing else sets it. Dots replace slashes, which labels can't contain. */
 const LOCALITY_LABEL = "istio-locality";
 
-/** `addresses` are the machine's own; the one that peers use comes first. */
+/** `addresses` are the machine's; the one that peers use is first. */
 export function nodeIdentity(config: Config, addresses: readonly string[]): Identity {
   const { serviceIp, workloadName, workloadGroup, workloadEntry, ports, readinessProbe } = config;
   const locality = localityOf(config);
@@ -57,7 +57,7 @@ export function registrationOf(node: Identity): RegistrationStatus | undefined {
   };
 }
 
-/** The configured locality, else that of the label; undefined without either. */
+/** The configured locality, or the label's; undefined without either. */
 export function localityOf({ locality, labels }: Pick<Config, "locality" | "labels">): Locality | undefined {
   if (locality.region !== "") return locality;
   const label = labels[LOCALITY_LABEL] ?? "";

@@ -62,6 +62,6 @@ test("drop-ins count, and an empty value takes back what was said", () => {
   expect(more.blocked("/etc/secret/x", "read")?.reason).toContain(
     "InaccessiblePaths=-/etc/secret hides /etc/secret",
   );
-  // Nothing is hidden by a unit that hides nothing.
+  // A unit without sandbox settings hides nothing.
   expect(new ServiceSandbox("[Service]\nExecStart=/bin/true\n").blocked(path, "write")).toBeUndefined();
 });

@@ -1,6 +1,6 @@
 /**
- * Which files kmesh.service can see and write, read from the unit itself and its drop-ins (systemd.exec(5), "Sandboxing").
- * `kmesh run`, `config check` and `doctor` all ask here, so that no file passes one and fails the other.
+ * The files that kmesh.service can read and write, from the unit and its drop-ins (systemd.exec(5), "Sandboxing").
+ * `kmesh run`, `config check` and `doctor` use it, so that all three agree.
  */
 import { existsSync, readdirSync } from "node:fs";
 import { basename, isAbsolute, join } from "node:path";
@@ -8,10 +8,10 @@ import { pathSteps } from "../files/path-steps.ts";
 import { readTextFile } from "../files/read-file.ts";
 import { asset } from "../runtime/assets.ts";
 
-/** The name of our own service. */
+/** The name of kmesh's service. */
 export const SERVICE = "kmesh.service";
 
-/** Where units and their drop-ins lie, what counts most last: systemd.unit(5). */
+/** The folders of units and drop-ins, in rising priority: systemd.unit(5). */
 const UNIT_FOLDERS = [
   "/lib/systemd/system",
   "/usr/lib/systemd/system",
@@ -21,29 +21,29 @@ const UNIT_FOLDERS = [
 
 export type Access = "read" | "write";
 
-/** Why the service can't do it, without a subject, and what helps. */
+/** The reason why the service can't do it, without a subject, and the next step. */
 export interface Blocked {
   reason: string;
   next: string;
 }
 
-/** What a path and all below it is to the service; the longest path that fits counts. */
+/** The access of the service to a path and all below it. The longest matching path decides. */
 interface Rule {
   path: string;
   access: "none" | Access;
-  /** As the unit has it: ProtectHome=yes. */
+  /** The setting of the unit, such as ProtectHome=yes. */
   directive: string;
 }
 
 export class ServiceSandbox {
   readonly #rules: readonly Rule[];
 
-  /** From the texts of the unit and its drop-ins, in systemd's order. */
+  /** Parses the texts of the unit and its drop-ins, in systemd's order. */
   constructor(...texts: string[]) {
     this.#rules = rulesOf(settingsOf(texts));
   }
 
-  /** Why the service can't read, or write to, the path; undefined when the sandbox lets it. Follows links. */
+  /** The reason why the service can't read or write the path; undefined when it can. Follows links. */
   blocked(path: string, access: Access): Blocked | undefined {
     if (!isAbsolute(path))
       return {
@@ -52,7 +52,7 @@ export class ServiceSandbox {
       };
     const steps = pathSteps(path);
     const last = steps.at(-1)?.path ?? path;
-    // Each link has to be seen, and what is at the end; a folder on the way may be hidden around what is bound into it.
+    // Each link and the target must be visible. A folder on the way may be hidden if a path below it is bound into it.
     for (const at of [...steps.filter(({ stat }) => stat?.isSymbolicLink()).map((step) => step.path), last]) {
       const rule = this.#ruleOf(at);
       if (rule?.access !== "none") continue;
@@ -81,19 +81,19 @@ export class ServiceSandbox {
   }
 }
 
-/** The sandbox of the service as it is installed with its drop-ins, else of the unit that this executable would install. */
+/** The sandbox of the installed service with its drop-ins, or of the unit that this executable would install. */
 export function serviceSandbox(): ServiceSandbox {
   const unit = unitFile();
   const text = unit === undefined ? new TextDecoder().decode(asset(SERVICE)) : textOf(unit);
   return new ServiceSandbox(text, ...dropIns().map(textOf));
 }
 
-/** Whether systemd has a unit of that name on this machine. */
+/** Whether systemd has a unit with this name. */
 export function isServiceInstalled(): boolean {
   return unitFile() !== undefined;
 }
 
-/** Whether this process is the service's: it runs in the unit's cgroup, and so in its sandbox. */
+/** Whether this process runs in the service's cgroup, and so in its sandbox. */
 export function runsAsService(): boolean {
   return textOf("/proc/self/cgroup")
     .split("\n")
@@ -104,7 +104,7 @@ function unitFile(): string | undefined {
   return UNIT_FOLDERS.map((folder) => join(folder, SERVICE)).findLast((path) => existsSync(path));
 }
 
-/** By name; of two with the same name, the one that counts more. */
+/** By name. Of two with the same name, the one with the higher priority. */
 function dropIns(): string[] {
   const found = new Map<string, string>();
   for (const folder of UNIT_FOLDERS) {
@@ -125,7 +125,7 @@ function textOf(path: string): string {
   }
 }
 
-/** The values of each key of [Service]; an empty one takes back those before. */
+/** The values of each key of [Service]. An empty value resets the list. */
 function settingsOf(texts: readonly string[]): Map<string, string[]> {
   const settings = new Map<string, string[]>();
   for (const text of texts) {
@@ -198,7 +198,7 @@ function rulesOf(settings: ReadonlyMap<string, string[]>): Rule[] {
     for (const entry of (settings.get(key) ?? []).flatMap((each) => each.split(/\s+/))) {
       const [source = "", target] = entry.replace(/^[-+]+/, "").split(":");
       const path = key.startsWith("Bind") ? (target ?? source) : source;
-      // What holds a specifier is the unit's own cgroup.
+      // A path with a specifier belongs to the unit itself.
       if (path.startsWith("/") && !path.includes("%"))
         add(access, `${key}=${entry}`, path.replace(/(.)\/+$/, "$1"));
     }

@@ -1,6 +1,6 @@
 /**
- * Keeps the heap small. JavaScriptCore lets garbage pile up in proportion to the machine's memory, which an agent beside
- * somebody's applications has no claim to; what it takes that memory to be can only be said before a process starts.
+ * Keeps the heap small. JavaScriptCore lets garbage grow in proportion to the machine's memory, which belongs to the
+ * applications. The size that it assumes can only be set before a process starts.
  */
 
 /**
@@ -11,8 +11,8 @@ const VARIABLE = "BUN_JSC_forceRAMSize";
 const BYTES = 160 * 1024 * 1024;
 
 /**
- * The environment with which this program would have a small heap, or undefined when it has (or when the runtime knows
- * no such thing): start again with it.
+ * The environment in which this program must be started again to have a small heap. undefined when it has one already, or
+ * when the runtime does not support it.
  */
 export function smallHeapEnvironment(
   env: Readonly<Record<string, string | undefined>>,
