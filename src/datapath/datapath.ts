@@ -1,13 +1,13 @@
 /**
- * The data path as the agent sees it: opened once, given meshes, closed without a trace in the traffic.
+ * The data path for the agent: opened once, given meshes, and closed without effect on the traffic.
  *
- * The words for what is not yet as it shall be, the same in all layers above:
+ * Its states, under the same names in all modules above:
  *
- *     adopted       the tables are those that an earlier start pinned
- *     attached      every hook runs this generation's programs
- *     takesOver     connections read the tables of another version, until the first `publish` has filled these
- *     selfTestFailed  the programs must not get the hooks, which stay as they are; the tables are written
- *     behind        a `publish` threw: the tables hold a part of the mesh, the rest is as it was (LiveTables)
+ *     adopted         the tables were pinned by an earlier start
+ *     attached        every hook runs this generation's programs
+ *     takesOver       another version's tables are live until the first `publish` has filled these
+ *     selfTestFailed  the programs failed their test, so the hooks keep their programs; the tables are still written
+ *     behind          a `publish` threw, so the tables hold only a part of the mesh (LiveTables)
  */
 
 import { reasonOf } from "../errors/reason.ts";
@@ -39,29 +39,29 @@ import { Takeover, type TakeoverOptions } from "./takeover.ts";
 import { Upkeep } from "./upkeep.ts";
 
 export interface DatapathOptions extends Governed, TakeoverOptions {
-  /** What source hashing takes for sockets that have no address yet. */
+  /** The source addresses for source hashing when a socket has no address yet. */
   nodeAddresses: string[];
   /**
-   * Looks after what is attached, so often in milliseconds: hooks that somebody detached are attached again, and live
-   * counts are put right at the start. Absent: neither.
+   * Interval of the upkeep, milliseconds: it attaches detached hooks again, and corrects live counts after the start.
+   * Absent: no upkeep.
    */
   upkeep?: number;
-  /** Asked before pins are repaired and before the last writes: whether this process still owns them. Absent: it does. */
+  /** Whether this process still owns the pins; called before repairs and before the last writes. Absent: it does. */
   ownsPins?(): boolean;
-  /** What `preloadAhead` gave before. */
+  /** The result of `preloadAhead`. */
   preloaded?: PreloadedPrograms;
 }
 
 export class Datapath {
   readonly #options: DatapathOptions;
-  /** What holds from the moment on at which connections read this generation. */
+  /** Settings that take effect when connections read this generation. */
   #governed: Governed;
   readonly #generation: Generation;
   readonly #takeover: Takeover;
   readonly #writer: TableWriter;
   readonly #upkeep: Upkeep;
   #attached: boolean;
-  /** There is more to be removed than a push will say. */
+  /** The tables have more to remove than a push names. */
   #untidy = false;
 
   private constructor(options: DatapathOptions, generation: Generation, code: Code) {
@@ -75,7 +75,7 @@ export class Datapath {
       attached: () => this.#attached,
       log: options.log,
     });
-    // Programs that were not tested yet wait for the first push, for all hooks.
+    // Untested programs are attached with the first push, at all hooks.
     const mends = generation.others !== "live" && generation.live && !generation.replaces;
     const lost = mends ? this.#upkeep.relink() : [];
     this.#attached = generation.attached;
@@ -88,10 +88,10 @@ export class Datapath {
   }
 
   /**
-   * Adopts what is pinned below `options.bpffs`, or builds empty tables; attaches nothing yet. Settings (enrolment,
-   * exclusions, shadow) take effect at once, or while the tables of another version govern, when these take over.
-   * Throws KernelError, and Error for a pin that is none of ours and for a cgroup or namespace that can't be governed;
-   * what was pinned before keeps working. `code` is what runs, this build's own but in tests.
+   * Adopts the pins below `options.bpffs`, or builds empty tables; attaches nothing yet. Settings (enrolment, exclusions,
+   * shadow) take effect at once, or with the flip while another version's tables are live. Throws KernelError, and Error for
+   * a foreign pin and for a cgroup or namespace that can't be governed; existing pins keep working. `code` are the programs,
+   * by default this build's.
    */
   static open(options: DatapathOptions, code: Code = ownCode()): Datapath {
     removeDeadSelfTests();
@@ -107,58 +107,58 @@ export class Datapath {
     }
   }
 
-  /** What these tables and programs are called beside those of other versions. */
+  /** The name of this generation among other versions'. */
   get name(): GenerationName {
     return this.#generation.name;
   }
 
-  /** True when tables from an earlier start were found and are in use. */
+  /** Whether the tables of an earlier start were adopted. */
   get adopted(): boolean {
     return this.#generation.adopted;
   }
 
-  /** The kernel's numbers of the links that run, whichever generation's programs they run. */
+  /** The ids of the attached links, whichever generation's programs they run. */
   get linkIds(): LinkIds {
     return this.#generation.linkIds;
   }
 
-  /** Whether connections are being governed by this generation. */
+  /** Whether this generation governs connections. */
   get attached(): boolean {
     return this.#attached;
   }
 
   /**
-   * Whether what an earlier start pinned governs, be it of this version or another. False after a reboot, and when that
-   * start ended before its hooks were all attached.
+   * Whether an earlier start's generation governs, of this version or another. False after a reboot, and when that start
+   * ended before all hooks were attached.
    */
   get governs(): boolean {
     return this.takesOver || (this.#generation.adopted && this.#generation.linked);
   }
 
-  /** Whether the tables of another version govern, until the first `publish` has filled these. */
+  /** Whether another version's tables are live until the first `publish` has filled these. */
   get takesOver(): boolean {
     return this.#generation.others === "live";
   }
 
-  /** Layouts of other versions' tables that lie beside and don't govern. */
+  /** Layouts of other versions' tables that are pinned and not live. */
   get kept(): string[] {
     return this.#generation.keptLayouts;
   }
 
-  /** Removes what is kept of another version: no way back to it is left but by filling it anew. */
+  /** Removes another version's kept generation. A rollback to it must then fill its tables again. */
   removeKept(layout: string): void {
     this.#takeover.removeOther(layout);
     this.#untidy = true;
   }
 
-  /** Removes what a flip to these programs left that was cut short behind its last hook. Before that it does nothing. */
+  /** Completes an interrupted flip to these programs after its last hook: removes the rest. Otherwise does nothing. */
   finishFlip(): void {
     this.#generation.finishFlip();
   }
 
   /**
-   * Other settings from now on, for new connections. Throws as `open`, and some may have changed then: call it again
-   * with those from before.
+   * Applies settings for new connections. Throws as `open`; a part may then be applied, so call it again with the previous
+   * settings.
    */
   govern(governed: Governed): void {
     if (!this.takesOver) govern(this.#generation.tables, governed);
@@ -166,26 +166,26 @@ export class Datapath {
   }
 
   /**
-   * Reads the tables that were found, unless that is done. The first `publish` does it otherwise: call this when nothing
-   * waits. Throws KernelError or RangeError for tables that can't be read.
+   * Reads adopted tables, once. Without this call the first `publish` does it, so call it when nothing waits. Throws
+   * KernelError or RangeError for unreadable tables.
    */
   readBack(): void {
     this.#writer.readBack();
   }
 
-  /** Keeps this process's own connections out of the mesh. Call it before the first one. */
+  /** Exempts this process's connections from the mesh. Call it before the first one. */
   exemptSelf(): void {
     exemptSelf(this.#generation.tables.maps.agents);
   }
 
   /**
-   * Makes `mesh` what connections see, then, the first time, attaches the hooks or takes them over from another version,
-   * whose tables govern unchanged until then. `changes` names what may differ from the mesh before.
+   * Publishes `mesh`. The first call then attaches the hooks, or flips them from another version, whose tables are live and
+   * unchanged until then. `changes` names the parts that may differ from the previous mesh.
    *
-   * Programs that take hooks over are tested first. When they don't work the hooks stay as they are: throws SelfTestFailed
-   * if another version's tables govern, and gives it if it is these tables, which are written then. Throws KernelError (out
-   * of memory, say): what was not written yet stays as it was, and the next call, which compares everything whatever its
-   * `changes` say, mends the rest.
+   * Programs are tested before they replace others. If the test fails, the hooks keep their programs: throws SelfTestFailed
+   * when another version's tables are live, and returns it when these are live, which are then written. Throws KernelError
+   * (out of memory, for example): unwritten parts keep their content, and the next call compares everything, whatever its
+   * `changes` are.
    */
   publish(
     mesh: Mesh,
@@ -202,30 +202,30 @@ export class Datapath {
     return { ...report, relinked };
   }
 
-  /** The kernel's count of connections, over all services. */
+  /** The kernel's counts of connections, over all services. */
   totals(): Totals {
     return totalsOf(this.#generation.tables.serviceCounts);
   }
 
   /**
-   * Says that the tables follow istiod. Ten seconds after the last time they are stale, and every cluster leaves out
+   * Marks the tables as in sync with istiod. Ten seconds after the last call they count as stale, and every cluster ejects
    * endpoints whose connects fail.
    */
   keepCurrent(): void {
     this.#generation.tables.settings.set("current_ns", monotonic());
   }
 
-  /** The tables, for who reads counters: they stay the data path's, which closes them. */
+  /** The tables, for readers of counters. The data path closes them. */
   get tables(): Tables {
     return this.#generation.tables;
   }
 
-  /** Exempts these broadcast addresses, and no others; by default this machine's. Throws KernelError. */
+  /** Sets the exempt broadcast addresses, by default this machine's. Throws KernelError. */
   exemptBroadcasts(addresses: readonly string[] = broadcastAddresses()): void {
     exemptBroadcasts(this.#generation.tables, addresses);
   }
 
-  /** Takes connections that have ended out of the live counts, though apps still hold their sockets. Throws KernelError. */
+  /** Removes ended connections from the live counts, even if apps still hold their sockets. Throws KernelError. */
   uncountClosed(): void {
     this.#upkeep.uncountClosed();
   }
@@ -234,17 +234,17 @@ export class Datapath {
     return inspectTables(this.#options.bpffs, this.#generation.tables);
   }
 
-  /** The same without the long lists: cheap enough to ask for at any time. */
+  /** The same without the long lists; cheap. */
   summarize(): Summary {
     return summarizeTables(this.#options.bpffs, this.#generation.tables);
   }
 
-  /** What a scrape of metrics asks for: a summary would walk the machine's cgroups and all services each time. */
+  /** The values for a scrape of metrics. A summary would walk the machine's cgroups and all services. */
   vitals(): Vitals {
     return vitalsOf(this.#options.bpffs, this.#generation.tables);
   }
 
-  /** What somebody did to the pins, as far as it is not repaired yet. */
+  /** Damage of the pins that is not repaired yet. */
   damage(): Damage[] {
     const { bpffs } = this.#options;
     const faults = formatFaults(bpffs, this.#generation.pinFaults(this.#attached));
@@ -255,14 +255,14 @@ export class Datapath {
   }
 
   /**
-   * Closes descriptors. Programs, tables and links stay pinned: connections go on as they are. Programs that failed their
-   * self-test are unpinned. When the pins are another process's, nothing is written.
+   * Closes descriptors. Programs, tables and links stay pinned, so connections continue. Programs that failed their
+   * self-test are unpinned. If another process owns the pins, nothing is written.
    */
   close(): void {
     const owns = this.#ownsPins;
     if (owns) this.#writer.close();
     else this.#writer.abandon();
-    // What was unpinned since the last look would end with this process's descriptors.
+    // Objects that were unpinned since the last check would end with this process's descriptors.
     this.#upkeep.close({ repin: owns });
     if (owns && this.#takeover.failed) this.#generation.discard();
     this.#generation.close();
@@ -272,13 +272,13 @@ export class Datapath {
     return this.#options.ownsPins?.() ?? true;
   }
 
-  /** Gives how many hooks run another program than before. */
+  /** Returns the number of hooks that run another program than before. */
   #attach(mesh: Mesh): number {
     const { takesOver } = this;
     if (takesOver) govern(this.#generation.tables, this.#governed);
     const hooks = this.#takeover.attach();
     this.#attached = true;
-    // What the other one still needed until now.
+    // Remove what only the other version needed.
     if (takesOver) this.#writer.publish(mesh, { everything: true });
     return hooks.length;
   }

@@ -1,12 +1,12 @@
-/** Which connections a generation governs. */
+/** The enrolment settings of a generation. */
 import { type Exclusion, enrol, exclude, governNetns } from "./tables/enrolment.ts";
 import type { Tables } from "./tables/tables.ts";
 
-/** Who is governed, and whether in earnest. */
+/** Which connections are governed, and whether in shadow mode. */
 export interface Governed {
-  /** Enrolled: these cgroup2 folders and what is below them. */
+  /** Enrolled cgroup2 folders, with everything below them. */
   cgroups: string[];
-  /** Enrolled too: these systemd units, by their whole names, whichever cgroup they have. */
+  /** Enrolled systemd units by full name, in any cgroup. */
   units: string[];
   excludes: Exclusion[];
   netns: "own" | "all";
@@ -15,8 +15,8 @@ export interface Governed {
 }
 
 /**
- * Writes it into the tables, for new connections. Throws KernelError, and Error for a cgroup or namespace that can't be
- * governed; a part may be written then.
+ * Writes the settings into the tables, for new connections. Throws KernelError, and Error for a cgroup or namespace that
+ * can't be governed; a part may then be written.
  */
 export function govern(tables: Tables, { cgroups, units, netns, excludes, shadow }: Governed): void {
   enrol(tables, { cgroups, units });

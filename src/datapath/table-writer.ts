@@ -1,4 +1,4 @@
-/** Writes meshes into one generation's tables, and finds out what they hold where it can't know. */
+/** Writes meshes into one generation's tables. Reads adopted tables first. */
 import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { Others } from "./mesh-tables/others.ts";
@@ -8,36 +8,33 @@ import type { Tables } from "./tables/tables.ts";
 /** The generation whose tables are written. */
 export interface Written {
   readonly tables: Tables;
-  /** False when its tables are empty and new. */
+  /** Whether the tables were adopted; false for new, empty ones. */
   readonly adopted: boolean;
-  /** What generations of other layouts there are at the time. */
+  /** The present generations of other layouts. */
   readonly others: Others;
 }
 
 export class TableWriter {
   readonly #generation: Written;
   readonly #report: (error: unknown) => void;
-  /** Absent until tables that were found are read, and after a write that failed halfway. */
+  /** Absent until adopted tables are read, and after a failed write. */
   #publisher: Publisher | undefined;
 
-  /** `report` gets what fails after a grace period, off the path of a push; it may throw. */
+  /** `report` gets errors of work after a grace period, outside of a push; it may throw. */
   constructor(generation: Written, report: (error: unknown) => void) {
     this.#generation = generation;
     this.#report = report;
     if (!generation.adopted) this.#publisher = this.#open();
   }
 
-  /**
-   * Reads the tables that were found, unless that is done. The first `publish` does it otherwise. Throws KernelError or
-   * RangeError for tables that can't be read.
-   */
+  /** Reads adopted tables, once. Without this call `publish` does it. Throws KernelError or RangeError for unreadable tables. */
   readBack(): void {
     this.#publisher ??= this.#readBack();
   }
 
   /**
-   * Makes `mesh` what the tables hold; `changes` names what may differ from the mesh before. Throws KernelError: what was
-   * not written yet stays as it was, and the next call compares everything, whatever its `changes` say.
+   * Writes `mesh` into the tables; `changes` names the parts that may differ from the previous mesh. Throws KernelError:
+   * unwritten parts keep their content, and the next call compares everything, whatever its `changes` are.
    */
   publish(mesh: Mesh, changes: Changes): PublishReport {
     try {
@@ -45,26 +42,26 @@ export class TableWriter {
       this.#publisher = this.#readBack();
       return this.#publisher.publish(mesh, { everything: true });
     } catch (error) {
-      // Only the tables know how far it came.
+      // Only the tables show how much was written.
       this.#publisher?.abandon();
       this.#publisher = undefined;
       throw error;
     }
   }
 
-  /** Frees what still waits for its grace period, so that the next start finds nothing to do. */
+  /** Frees everything that waits for its grace period, so that the next start finds nothing to free. */
   close(): void {
     this.#publisher?.close();
   }
 
-  /** Writes nothing more: whoever opens the tables next finds by itself what is free. */
+  /** Ends without writes: the next owner of the tables finds free records by itself. */
   abandon(): void {
     this.#publisher?.abandon();
   }
 
-  /** Reads what a publisher before wrote, this agent's or another's. */
+  /** Reads the tables that an earlier publisher wrote. */
   #readBack(): Publisher {
-    // A program may still read what that one unpublished last.
+    // A program may still read records that the earlier publisher unpublished last.
     waitForGracePeriod();
     this.#generation.tables.reread();
     return this.#open();

@@ -1,4 +1,4 @@
-/** How a generation's programs get the hooks: tried first, then attached or put in the place of others, each step announced. */
+/** Gives the hooks to a generation's programs: tests them, then attaches them or replaces others. Announces each step. */
 import { cgroup2Root } from "../kernel/cgroup.ts";
 import type { Hook } from "../kernel/link.ts";
 import { type Generation, governedByOthers } from "./generation/generation.ts";
@@ -11,21 +11,21 @@ import type { Announce, Step } from "./generation/step.ts";
 export interface TakeoverOptions {
   /** Folder on a bpffs for the pins. */
   bpffs: string;
-  /** Hears of each step between two generations before it is taken. */
+  /** Called before each step between two generations. */
   announce?: Announce;
-  /** What `selfTestAhead` gave before, so that it need not be done again. */
+  /** The result of `selfTestAhead`. */
   tested?: SelfTestResult;
   log(line: string): void;
-  /** Of what should not stay so; absent: goes to `log`. */
+  /** Logs warnings; absent: `log` does. */
   warn?(line: string): void;
 }
 
-/** Between two self-tests of programs that failed one, milliseconds; each wait is twice as long. */
+/** Pause before a failed self-test is repeated, milliseconds; it doubles each time. */
 const RETRY = { first: 5_000, longest: 300_000 };
 
 /**
- * Tests this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock and
- * changes nothing. Throws SelfTestFailed.
+ * Tests this build's programs if they would replace others; undefined if not. Needs no lock and changes nothing. Throws
+ * SelfTestFailed.
  */
 export function selfTestAhead(
   options: Pick<TakeoverOptions, "bpffs" | "log" | "warn"> & { netns: "own" | "all" },
@@ -39,8 +39,8 @@ export function selfTestAhead(
 }
 
 /**
- * Loads this build's programs if they would take hooks over from others: undefined when they would not. Needs no lock;
- * closing what is given leaves nothing behind. Throws KernelError.
+ * Loads this build's programs if they would replace others; undefined if not. Needs no lock; closing the result leaves
+ * nothing behind. Throws KernelError.
  */
 export function preloadAhead(bpffs: string): PreloadedPrograms | undefined {
   const code = ownCode();
@@ -51,12 +51,12 @@ export class Takeover {
   readonly #options: TakeoverOptions;
   readonly #generation: Generation;
   readonly #code: Code;
-  /** The result of the self-test, once there is one. */
+  /** The result of the self-test. */
   #tested: SelfTestResult | undefined;
-  /** The self-test that failed, and when to try again: by performance.now(). */
+  /** The failed self-test, and the time of the next one by performance.now(). */
   #failure: { error: SelfTestFailed; until: number; wait: number } | undefined;
 
-  /** `code` is what the generation's programs have to be. */
+  /** `code` are the generation's programs. */
   constructor(options: TakeoverOptions, generation: Generation, code: Code) {
     this.#options = options;
     this.#generation = generation;
@@ -70,8 +70,8 @@ export class Takeover {
   }
 
   /**
-   * Tests the programs if they would replace others. Gives the error when they must not be attached: the last one until it
-   * is time for another try. Throws KernelError.
+   * Tests the programs if they would replace others. Returns the error when they must not be attached, and the same error
+   * until the next test is due. Throws KernelError.
    */
   test(netns: "own" | "all"): SelfTestFailed | undefined {
     if (!this.#generation.replaces) return undefined;
@@ -92,8 +92,8 @@ export class Takeover {
   }
 
   /**
-   * Gives every hook the generation's programs; the tables are complete. Of other layouts the one that governed before is
-   * kept, the others are removed. Gives the hooks that run another program than before.
+   * Gives every hook the generation's program; the tables must be complete. Keeps the previously live generation of another
+   * layout and removes the others. Returns the hooks that run another program than before.
    */
   attach(): Hook[] {
     const generation = this.#generation;
@@ -117,11 +117,11 @@ export class Takeover {
     this.#options.announce?.(undefined);
   }
 
-  /** Announces a step towards governing. */
+  /** Announces a step. */
   announce(name: Step["name"]): void {
     const { announce, bpffs } = this.#options;
     if (!announce) return;
-    // In the middle of a flip that is taken up again, what governed before it.
+    // When an interrupted flip is resumed: the generation that was live before it.
     const { abi, code } = this.#generation.name;
     const from = generationStateAt(bpffs).live.find((each) => each.abi !== abi || each.code !== code);
     announce({ name, ...(from ? { from } : {}), to: this.#generation.name });

@@ -1,4 +1,4 @@
-/** The pinned tunnel targets for who only reads: the tunnel, which works while no agent runs. */
+/** Reads the pinned tunnel targets, for the tunnel, which also works while no agent runs. */
 import { statSync } from "node:fs";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { Transport } from "../mesh/transport.ts";
@@ -10,7 +10,7 @@ import * as layout from "./tables/layout.gen.ts";
 import { nameOf } from "./tables/names.ts";
 import type { MapName } from "./tables/tables.ts";
 
-/** One endpoint that is reached through the tunnel, by the number in its address 127.a.b.c. */
+/** An endpoint behind the tunnel, by the number in its address 127.a.b.c. */
 export interface ReadTunnelTarget {
   number: number;
   peer: { address: string; port: number };
@@ -19,7 +19,7 @@ export interface ReadTunnelTarget {
   cluster: string;
 }
 
-/** Record sizes of the tables that are read. */
+/** Record sizes of the tables. */
 const SIZES = {
   endpoints: layout.endpoint.size,
   tunnel_targets: layout.tunnel_target.size,
@@ -31,32 +31,29 @@ const SIZES = {
 } as const;
 type Name = keyof typeof SIZES;
 
-/** Transports that are kept decoded; each text is one object as long as it is kept. */
+/** Number of decoded transports in the cache. */
 const KEPT_TRANSPORTS = 20_000;
-/** Between two tries to open tables that are not there, milliseconds. */
+/** Pause between attempts to open missing tables, milliseconds. */
 const RETRY_MS = 500;
 
 export class TunnelTargetReader {
   readonly #bpffs: string;
   #tables: Record<Name, ChunkedTable> | undefined;
   #maps: BpfMap[] = [];
-  /** Of the pin of `tunnel_targets`: another one means other tables. */
+  /** Identifies the pin of `tunnel_targets`. Another value means other tables. */
   #inode: number | undefined;
   #triedAt = Number.NEGATIVE_INFINITY;
   readonly #transports = new Map<string, Transport>();
 
   readonly #opened: () => void;
 
-  /**
-   * Opens nothing yet: the tables below `bpffs` may come later, and be replaced. `opened` is called when other tables than
-   * before were opened.
-   */
+  /** Opens nothing yet: the tables below `bpffs` may appear later and be replaced. `opened` is called for each new set. */
   constructor(bpffs: string, opened: () => void = () => {}) {
     this.#bpffs = bpffs;
     this.#opened = opened;
   }
 
-  /** The target of a number; undefined when there is none, or when the tables can't be read now. */
+  /** The target of a number; undefined if there is none or if the tables can't be read now. */
   read(number: number): ReadTunnelTarget | undefined {
     const id = idOfNumber(number);
     if (id === undefined) return undefined;
@@ -106,10 +103,10 @@ export class TunnelTargetReader {
     }
   }
 
-  /** Opens the tables if they are not open, or if `kmesh down` and a new start made others. */
+  /** Opens the tables if they are not open, or if `kmesh down` and a new start created others. */
   #follow(): void {
     const inode = this.#pinned();
-    // Somebody removed the pin: the agent makes it again, and the tables are the same.
+    // The pin was removed. The agent pins the same table again.
     if (this.#tables && (inode === undefined || inode === this.#inode)) return;
     if (!this.#tables && performance.now() - this.#triedAt < RETRY_MS) return;
     this.#open();
@@ -131,7 +128,7 @@ export class TunnelTargetReader {
         if (map) opened[name] = new ChunkedTable(map, name, SIZES[name]);
       }
     } catch {
-      // Shorter of memory than before: what is open goes on.
+      // Out of memory: keep the open tables.
     }
     const isWhole = names.every((name) => opened[name] !== undefined);
     if (!isWhole) {

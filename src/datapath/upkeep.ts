@@ -1,4 +1,4 @@
-/** Looks after what is attached while an agent runs: pins, hooks that somebody detached, and live counts. */
+/** Periodic upkeep while an agent runs: repairs pins, attaches detached hooks, and corrects live counts. */
 
 import { reasonOf } from "../errors/reason.ts";
 import { cgroup2Root } from "../kernel/cgroup.ts";
@@ -10,7 +10,7 @@ import { formatReconciliation, reconcileLive } from "./inspect/reconcile.ts";
 import { broadcastAddresses, exemptBroadcasts } from "./tables/broadcast.ts";
 
 export interface UpkeepOptions {
-  /** Milliseconds between two looks; absent: nothing is looked after, but by call. */
+  /** Interval, milliseconds; absent: upkeep only by call. */
   interval: number | undefined;
   /** Whether this process still owns the pins. */
   ownsPins(): boolean;
@@ -19,7 +19,7 @@ export interface UpkeepOptions {
   log(line: string): void;
 }
 
-/** Between two looks for sockets whose connections have ended, milliseconds; and what a look may take of that, a share. */
+/** Interval of the check for ended connections, milliseconds, and the largest share of it that a check may take. */
 const CLOSED_EVERY = 1_000;
 const CLOSED_SHARE = 0.02;
 
@@ -28,12 +28,12 @@ export class Upkeep {
   readonly #generation: Generation;
   #timer: ReturnType<typeof setInterval> | undefined;
   #closedTimer: ReturnType<typeof setTimeout> | undefined;
-  /** Loaded when it is first wanted; null when this kernel does not take it. */
+  /** Loaded at the first use; null when this kernel refuses it. */
   #closedSockets: ClosedSockets | null | undefined;
-  /** Set until live counts are compared with the sockets: whether sock_release had been gone. */
+  /** Set until live counts are compared with the sockets: whether sock_release was detached. */
   #uncompared: boolean | undefined;
   #closed = false;
-  /** What could not be done, logged once. */
+  /** The last logged failure. */
   #trouble = "";
 
   /** Does nothing before `start`. */
@@ -42,7 +42,7 @@ export class Upkeep {
     this.#options = options;
   }
 
-  /** `lost` are the hooks that this start had to attach again. */
+  /** `lost` are hooks that this start had to attach again. */
   start(lost: readonly Hook[]): void {
     const { interval } = this.#options;
     if (interval === undefined) return;
@@ -52,18 +52,18 @@ export class Upkeep {
     if (this.#generation.adopted) this.#uncompared = lost.includes("sock_release");
   }
 
-  /** What could not be done, "" when all could. */
+  /** The last failure; "" without one. */
   get trouble(): string {
     return this.#trouble;
   }
 
-  /** Logs it unless that was the last thing that was logged. */
+  /** Logs a failure unless it repeats the last one. */
   complain(text: string): void {
     if (text !== this.#trouble) this.#options.log(text);
     this.#trouble = text;
   }
 
-  /** Attaches what somebody detached or unpinned. Gives the hooks. Throws KernelError. */
+  /** Attaches and pins hooks that were detached or unpinned. Returns them. Throws KernelError. */
   relink(): Hook[] {
     const lost = this.#generation.relink(cgroup2Root());
     if (lost.length > 0)
@@ -71,18 +71,18 @@ export class Upkeep {
     return lost;
   }
 
-  /** Compares the live counts of an adopted generation with the sockets, once and soon: it takes a while. */
+  /** Schedules one comparison of an adopted generation's live counts with the sockets. */
   compareSoon(): void {
     if (this.#uncompared !== undefined) setTimeout(() => this.#compareOnce(), 0);
   }
 
-  /** Takes connections that have ended out of the live counts, though apps still hold their sockets. Throws KernelError. */
+  /** Removes ended connections from the live counts, even if apps still hold their sockets. Throws KernelError. */
   uncountClosed(): void {
     this.#closedSockets ??= ClosedSockets.open(this.#generation.tables);
     this.#closedSockets.uncount();
   }
 
-  /** Ends it. With `repin`, what was unpinned since the last look is pinned once more. */
+  /** Stops. With `repin`, objects that were unpinned since the last check are pinned again. */
   close({ repin }: { repin: boolean }): void {
     clearInterval(this.#timer);
     clearTimeout(this.#closedTimer);
@@ -108,7 +108,7 @@ export class Upkeep {
       }
     };
     attempt(() => troubles.push(...this.#repin()));
-    // They come and go with the machine's addresses.
+    // Broadcast addresses change with the machine's addresses.
     attempt(() => exemptBroadcasts(this.#generation.tables, broadcastAddresses()));
     attempt(() => {
       if (this.#options.attached() && this.relink().includes("sock_release")) void this.#reconcile(true);
@@ -117,7 +117,7 @@ export class Upkeep {
     else this.complain(`what is pinned is damaged and can't be put right: ${troubles.join("; ")}. Trying on`);
   }
 
-  /** In `wait` milliseconds, and on from there: many sockets take longer, and are looked at less often. */
+  /** Schedules a check in `wait` milliseconds, and the following ones. Many sockets take longer and are checked less often. */
   #uncountLater(wait: number): void {
     this.#closedTimer = setTimeout(() => {
       const began = performance.now();
@@ -134,7 +134,7 @@ export class Upkeep {
     this.#closedTimer.unref?.();
   }
 
-  /** Gives what could not be pinned again, a line each. */
+  /** Returns one line for each object that could not be pinned again. */
   #repin(): string[] {
     const { done, failed } = this.#generation.repin();
     for (const line of done) this.#options.log(line);
@@ -147,7 +147,7 @@ export class Upkeep {
     if (damaged !== undefined && !this.#closed) void this.#reconcile(damaged);
   }
 
-  /** Corrects live counts. `damaged`: sock_release was gone, so that ends of connections were missed. */
+  /** Corrects live counts. `damaged`: sock_release was detached, so that ends of connections were missed. */
   async #reconcile(damaged: boolean): Promise<void> {
     const { tables } = this.#generation;
     try {

@@ -1,4 +1,4 @@
-/** Builds what is not pinned yet: programs over the maps that are there, and their pins, each folder by one rename. */
+/** Builds the missing parts of a generation: loads programs over existing maps, and pins each folder by one rename. */
 import { existsSync, mkdirSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { listPins, unpin } from "../../kernel/bpffs.ts";
@@ -12,7 +12,7 @@ import { runningProgram } from "./generations.ts";
 import { generationFolder, keptPin, programFolder, tablePin, unfinished } from "./pins.ts";
 import { type Code, type Loaded, type LoadedAhead, loadPrograms } from "./programs.ts";
 
-/** Loads the programs over the maps that are `pinned`, which it takes over, and adds those that are not. */
+/** Loads the programs over the maps `pinned`, which it then owns, and adds the missing maps. */
 export function load(code: Code, pinned: Map<MapName, BpfMap>, preloaded: LoadedAhead | undefined): Loaded {
   const ahead = preloaded?.take(pinned);
   if (!ahead) return { maps: pinned, programs: loadPrograms(code, pinned) };
@@ -20,7 +20,7 @@ export function load(code: Code, pinned: Map<MapName, BpfMap>, preloaded: Loaded
   return ahead;
 }
 
-/** Pins all that is new. Of programs over adopted tables those that are `pinned` stay, and those that run. */
+/** Pins all new objects. Over adopted tables, programs that are `pinned` or attached stay. */
 export function pinNew(
   bpffs: string,
   { maps, programs }: Loaded,
@@ -64,7 +64,7 @@ function pinGeneration(
   faultPoint("pin.generation");
 }
 
-/** Puts into `programs`, by hook, the same one that is pinned already or that runs without any pin. */
+/** Replaces programs by identical ones that are pinned already or attached without a pin. */
 function keepOld(
   bpffs: string,
   programs: Map<Hook, BpfProgram>,
@@ -72,7 +72,7 @@ function keepOld(
   pinned: Map<Hook, BpfProgram>,
 ): void {
   const tables = new Set([...maps.values()].map(({ info }) => info.id));
-  // Those of another code end by a flip, also where they are the same: its folder goes then.
+  // Programs of another code are replaced by a flip, even if they are identical, because their folder is removed.
   const others = listPins(join(generationFolder(bpffs), "programs")).map((path) => pinnedAt(path)?.id);
   for (const [hook, fresh] of programs) {
     const old = pinned.get(hook) ?? runningTwin(bpffs, hook, fresh, tables);
@@ -86,7 +86,7 @@ function keepOld(
   }
 }
 
-/** What runs at the hook, when it has the same instructions and the same tables. */
+/** The attached program, if it has the same instructions and tables. */
 function runningTwin(
   bpffs: string,
   hook: Hook,

@@ -1,4 +1,4 @@
-/** Connections that have ended while an app still holds their sockets leave the live counts: bpf/closed.bpf.c. */
+/** Removes ended connections from the live counts while apps still hold their sockets (bpf/closed.bpf.c). */
 import { fetchAtomics } from "../../kernel/features.ts";
 import { BpfObject, type BpfProgram } from "../../kernel/object.ts";
 import { asset } from "../../runtime/assets.ts";
@@ -6,7 +6,7 @@ import type { MapName, Tables } from "../tables/tables.ts";
 
 const NAME = "closed";
 
-/** A program over the tables, which it does not own. Its owner closes it. */
+/** The loaded program. It does not own the tables. Its owner closes it. */
 export class ClosedSockets {
   readonly #program: BpfProgram;
   readonly #tables: Tables;
@@ -16,7 +16,7 @@ export class ClosedSockets {
     this.#tables = tables;
   }
 
-  /** Loads it; nothing is attached or pinned. Throws KernelError. */
+  /** Loads the program; attaches and pins nothing. Throws KernelError. */
   static open(tables: Tables): ClosedSockets {
     const image = asset(fetchAtomics() ? `${NAME}.bpf.o` : `${NAME}.compat.bpf.o`);
     using object = BpfObject.open(image, NAME);
@@ -25,10 +25,7 @@ export class ClosedSockets {
     return new ClosedSockets(object.program("end_closed"), tables);
   }
 
-  /**
-   * Walks over all sockets that carry state, in every network namespace, and returns when it is done (100,000 take about
-   * 10 ms). Throws KernelError.
-   */
+  /** Visits all sockets with state in every network namespace; 100,000 take about 10 ms. Throws KernelError. */
   uncount(): void {
     this.#program.walk(this.#tables.maps.sockets);
   }

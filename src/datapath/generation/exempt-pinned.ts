@@ -1,8 +1,8 @@
-/** The exemption of a process from tables that another agent holds. */
+/** Exempts a process from tables that another agent owns. */
 import { exemptSelf } from "../tables/enrolment.ts";
 import { readableMap } from "./map-owners.ts";
 
-/** From now on connections of this process are not governed by the tables pinned below `bpffs`. Throws KernelError. */
+/** Exempts this process's connections from the tables pinned below `bpffs`. Throws KernelError. */
 export function exemptSelfPinned(bpffs: string): void {
   const agents = readableMap(bpffs, "agents");
   try {

@@ -1,4 +1,4 @@
-/** Which generations there are and which of them governs, as the pins tell it: of any version. */
+/** The pinned generations of all versions, and the live one. */
 import { join } from "node:path";
 import type { Hook } from "../../kernel/link.ts";
 import { pinnedAt } from "../../kernel/pinned.ts";
@@ -6,17 +6,17 @@ import { generationsAt, runningProgram, UNKNOWN } from "./generations.ts";
 import { completeFolders, generationFolder, programFolder } from "./pins.ts";
 import type { GenerationName } from "./step.ts";
 
-/** They decide where connections go. */
+/** Live generations. */
 const DECIDING = ["connect4", "connect6"] as const satisfies readonly Hook[];
 
 export interface GenerationState {
-  /** What connect4 and connect6 run: none, one, or two in the middle of a flip, the first is connect4's. */
+  /** The generations of connect4 and connect6: none, one, or two during a flip (connect4's first). */
   live: GenerationName[];
-  /** The other complete ones. */
+  /** The other complete generations. */
   others: GenerationName[];
 }
 
-/** What is pinned below `bpffs`, as far as it has a name. Throws KernelError. */
+/** Reads the pins below `bpffs`; unnamed ones are left out. Throws KernelError. */
 export function generationStateAt(bpffs: string): GenerationState {
   const found = generationsAt(bpffs)
     .filter(({ abi }) => abi !== UNKNOWN)
@@ -30,7 +30,7 @@ export function generationStateAt(bpffs: string): GenerationState {
       live.push({ abi, code });
     }
   }
-  // Programs whose own pins are gone: the tables are known by the maps that they use.
+  // The programs' own pins are gone: identify the tables by the maps that they use.
   for (const { abi } of found.filter((each) => each.live))
     if (!live.some((each) => each.abi === abi)) live.push({ abi });
   const others = found

@@ -1,4 +1,4 @@
-/** A generation in the kernel: its tables and programs, built and pinned once, adopted by every later start. */
+/** A generation in the kernel: tables and programs that are built and pinned once, and adopted by every later start. */
 
 import { existsSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
@@ -48,16 +48,16 @@ import type { Announce, GenerationName } from "./step.ts";
 
 export class Generation {
   readonly tables: Tables;
-  /** False when it was built just now, with empty tables. */
+  /** False when it was just built, with empty tables. */
   readonly adopted: boolean;
   readonly #bpffs: string;
   readonly #programs: Map<Hook, BpfProgram>;
-  /** What this process has pinned and nobody knows yet, but for what is kept. */
+  /** The folders that this process has pinned and that are not live yet; without keep/. */
   readonly #built: string | undefined;
-  /** Names this build's programs among those that were pinned over the same tables. */
+  /** The name of this build's programs, among others over the same tables. */
   readonly code: string;
   #others: FoundGeneration[];
-  /** Held, so that hooks run on when their pins are removed: they are pinned again then. */
+  /** Open links, so that hooks stay attached when their pins are removed; they are then pinned again. */
   readonly #links = new Map<Hook, CgroupLink>();
 
   private constructor(
@@ -75,7 +75,7 @@ export class Generation {
         const link = pinnedLink(bpffs, hook);
         if (link) this.#links.set(hook, link);
       }
-      // No program uses them. Whatever holds a program holds the names, too, and a start finds them by it.
+      // No program uses the names. Bind them to a program, so that a start finds them by it.
       for (const program of programs.values())
         for (const name of [...NAME_MAPS, ...AGENT_MAPS]) program.bind(tables.maps[name]);
     } catch (error) {
@@ -91,11 +91,10 @@ export class Generation {
   }
 
   /**
-   * Adopts what is pinned below `bpffs`, or loads `code` and pins an empty generation, beside those of other layouts when there
-   * are any; attaches nothing. What an earlier start left half built is removed, pins that somebody removed are made
-   * again, and what somebody else pinned in their place is moved to aside/: `log` is told.
-   * `announce` hears of it before it builds, which takes less with a `preloaded`.
-   * Throws KernelError, and an Error that names the pin which is missing for good; what was pinned before stays as it was.
+   * Adopts the pins below `bpffs`, or loads `code` and pins an empty generation beside those of other layouts; attaches
+   * nothing. Removes incomplete generations, repairs removed pins, and moves foreign pins to aside/, with lines in `log`.
+   * `announce` is called before a build, which is faster with `preloaded`. Throws KernelError, and an Error that names a pin
+   * which is lost; existing pins stay.
    */
   static open(
     bpffs: string,
@@ -110,7 +109,7 @@ export class Generation {
     const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
     for (const line of done) log(line);
     if (failed.length > 0) throw new Error(failed.join("; "));
-    // A link that lay where another's belongs.
+    // The link was pinned at another hook's path.
     for (const line of nameLinks(bpffs)) log(line);
     const opened = new OpenHandles();
     try {
@@ -121,7 +120,7 @@ export class Generation {
     }
   }
 
-  /** Adds to `opened` each descriptor that a later step may leave behind. */
+  /** Opens the pins. Adds each descriptor to `opened`, for an error in a later step. */
   static #openWhole(
     bpffs: string,
     announce: Announce,
@@ -161,23 +160,23 @@ export class Generation {
     return { abi: ABI_ID, code: this.code };
   }
 
-  /** What generations of other layouts there are beside this one. */
+  /** The present generations of other layouts. */
   get others(): Others {
     if (this.#others.some(({ live }) => live)) return "live";
     return this.#others.length > 0 ? "kept" : "none";
   }
 
-  /** Their layouts; those that connect() reads first. */
+  /** Their layouts, the live ones first. */
   get otherLayouts(): string[] {
     return [...this.#others].sort((a, b) => Number(b.live) - Number(a.live)).map(({ abi }) => abi);
   }
 
-  /** Those of them that connect() does not read. */
+  /** Their layouts without live ones. */
   get keptLayouts(): string[] {
     return this.#others.filter(({ live }) => !live).map(({ abi }) => abi);
   }
 
-  /** Removes another layout's generation. Throws when hooks still read it. */
+  /** Removes another layout's generation. Throws when it is live. */
   removeOther(abi: string): void {
     if (this.#others.some((other) => other.abi === abi && other.live))
       throw new Error(`the tables of layout ${abi} are in use`);
@@ -195,25 +194,22 @@ export class Generation {
     });
   }
 
-  /** Whether hooks run other programs than these, which `attach` would put in their place. */
+  /** Whether hooks run other programs, which `attach` would replace. */
   get replaces(): boolean {
     return runOthers(this.#bpffs, (hook) => this.#programs.get(hook)?.info.id);
   }
 
-  /** By hook, what names the instructions of its program. */
+  /** The tag of each hook's program, which identifies its instructions. */
   get tags(): Map<Hook, string> {
     return new Map([...this.#programs].map(([hook, program]) => [hook, program.info.tag]));
   }
 
-  /** Whether connect() reads these tables, by one hook at least: they are filled. */
+  /** Whether at least one hook reads these tables. Then they are filled. */
   get live(): boolean {
     return generationsAt(this.#bpffs).some(({ abi, live }) => abi === ABI_ID && live);
   }
 
-  /**
-   * Attaches the hooks whose link is gone or was detached, and leaves the others as they are. Gives those that it
-   * attached. Only for tables that are filled.
-   */
+  /** Attaches the hooks whose link is gone or was detached. Returns them. Only for filled tables. */
   relink(root: string): Hook[] {
     const lost = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
     if (lost.length > 0) mkdirSync(join(this.#bpffs, "links"), { recursive: true });
@@ -221,8 +217,8 @@ export class Generation {
   }
 
   /**
-   * What somebody has done to the pins since they were made, and to the links: those that were found, all if `attached`.
-   * A path that can't be looked at is a fault of its own.
+   * Damage of the pins and links since they were made. With `attached` every link is expected, otherwise only those that
+   * were found. An inaccessible path counts as damage.
    */
   pinFaults(attached: boolean): PinFault[] {
     const off = HOOK_ORDER.filter((hook) => !this.#isLinked(hook));
@@ -243,20 +239,20 @@ export class Generation {
   }
 
   /**
-   * Pins again what somebody unpinned, up to the bpffs itself, from what this process holds; nothing was ever detached by
-   * that. What was pinned in its place is moved to aside/; what can't be looked at stays. Gives what was done and what could
-   * not be, a line each. Throws where there is no bpffs.
+   * Pins removed objects again, up to the bpffs itself, from the descriptors of this process; they were never detached.
+   * Foreign pins in their places are moved to aside/. Inaccessible paths stay. Returns one line for each repair and each
+   * failure. Throws without a bpffs.
    */
   repin(): { done: string[]; failed: string[] } {
     remakeBpffs(this.#bpffs);
-    // Of generations that were only kept nothing is left then.
+    // Kept generations are lost then.
     this.#others = this.#others.filter(
       ({ abi, live }) => live || existsSync(generationFolder(this.#bpffs, abi)),
     );
     return repairPins(this.#bpffs, this.pinFaults(false));
   }
 
-  /** The kernel's numbers of the links that run. */
+  /** The ids of the attached links. */
   get linkIds(): LinkIds {
     const ids: LinkIds = {};
     for (const [hook, link] of this.#links) {
@@ -271,7 +267,7 @@ export class Generation {
     return info !== undefined && isAlive(info);
   }
 
-  /** Everything that has a pin, and is held. */
+  /** All objects with a pin, as descriptors. */
   #held(): Held[] {
     const generation = generationFolder(this.#bpffs);
     const { maps } = this.tables;
@@ -294,7 +290,7 @@ export class Generation {
       ),
       ...[...this.#links].flatMap(([hook, link]): Held[] => {
         const info = link.info();
-        // Those that were detached are attached anew instead.
+        // Detached links are attached again instead.
         if (!isAlive(info)) return [];
         const path = linkPin(this.#bpffs, hook);
         return [{ path, part: { kind: "link", hook }, id: info.id, pin: (at) => link.pin(at) }];
@@ -302,14 +298,14 @@ export class Generation {
     ];
   }
 
-  /** Whether every hook has a link, whichever program runs there: what is pinned governs, or did until someone detached it. */
+  /** Whether every hook has a link, with any program: the pinned state governs, or did until its links were detached. */
   get linked(): boolean {
     return HOOK_ORDER.every((hook) => this.#links.has(hook));
   }
 
   /**
-   * Gives every hook this generation's program: new links at the cgroup2 root `root`, another program for those that
-   * are there. Then the hooks that only another version has end. Gives the hooks that changed.
+   * Gives every hook this generation's program: creates missing links at the cgroup2 root `root` and updates the others.
+   * Then removes hooks that only another version has. Returns the changed hooks.
    */
   attach(root: string): Hook[] {
     const folder = join(this.#bpffs, "links");
@@ -319,13 +315,13 @@ export class Generation {
       return this.#point(root, hook);
     });
     faultPoint("flip.hooks");
-    // What had no pins is gone with its last hook.
+    // A generation without pins ends with its last hook.
     this.#others = this.#others.flatMap(({ abi }) => (abi === UNKNOWN ? [] : [{ abi, live: false }]));
     this.#removeRest();
     return changed;
   }
 
-  /** True when the hook runs this generation's program only since this call. */
+  /** Returns true when this call changed the hook's program. */
   #point(root: string, hook: Hook): boolean {
     const program = this.#programs.get(hook);
     if (!program) return false;
@@ -339,14 +335,14 @@ export class Generation {
     held?.close();
     this.#links.delete(hook);
     const path = linkPin(this.#bpffs, hook);
-    // Detached, that is; anything else there is left to `repin`.
+    // The link was detached. `repin` handles other pins there.
     unpinLink(path);
     const link = CgroupLink.attach(program, root, hook);
     try {
       faultPoint("link.attached");
       link.pin(path);
     } catch (error) {
-      // Without its pin it is gone with this, so that the next try does not attach a second one.
+      // The link has no pin, so closing it detaches it, and the next attempt attaches only one.
       link.close();
       throw error;
     }
@@ -354,12 +350,12 @@ export class Generation {
     return true;
   }
 
-  /** After a flip that may have broken off behind its last hook: removes what it had not removed yet. */
+  /** Completes a flip that was interrupted after its last hook: removes the rest. */
   finishFlip(): void {
     if (this.attached) this.#removeRest();
   }
 
-  /** Hooks that only another version has end; programs over the same tables that no hook runs any more are unpinned. */
+  /** Removes hooks that only another version has, and unpins programs over the same tables that no hook runs. */
   #removeRest(): void {
     const links = join(this.#bpffs, "links");
     for (const name of readdirSync(links)) if (!ownsPins(name)) unpinLink(join(links, name));
@@ -368,13 +364,13 @@ export class Generation {
     for (const name of completeFolders(programs)) if (name !== this.code) unpin(join(programs, name));
   }
 
-  /** Unpins what this process has built, for no hook runs it: its programs don't work. */
+  /** Unpins the generation that this process has built, because its programs failed and no hook runs them. */
   discard(): void {
     if (this.#built === undefined || (!this.adopted && this.live)) return;
     unpin(this.#built);
   }
 
-  /** Lets go of descriptors; nothing is unpinned or detached. */
+  /** Closes descriptors; unpins and detaches nothing. */
   close(): void {
     for (const link of this.#links.values()) link.close();
     for (const program of this.#programs.values()) program.close();
@@ -382,7 +378,7 @@ export class Generation {
   }
 }
 
-/** Descriptors of a generation that is being opened: closed when that fails. Closing one twice is no fault. */
+/** Descriptors of a generation that is being opened, to close them after an error. Closing one twice is allowed. */
 class OpenHandles {
   readonly #maps: ReadonlyMap<string, { close(): void }>[] = [];
   #tables: Tables | undefined;
@@ -403,7 +399,7 @@ class OpenHandles {
   }
 }
 
-/** Whether hooks run programs that are not `code`'s: those of another version. Throws KernelError. */
+/** Whether hooks run programs of another version than `code`. Throws KernelError. */
 export function governedByOthers(bpffs: string, code: Code): boolean {
   const folder = programFolder(generationFolder(bpffs), code.hash);
   return runOthers(bpffs, (hook) => {
@@ -424,7 +420,7 @@ function ownsPins(link: string): boolean {
   return (HOOK_ORDER as readonly string[]).includes(link);
 }
 
-/** Only a link of kmesh's. */
+/** Removes a link if it is kmesh's. */
 function unpinLink(path: string): void {
   using link = ownLink(path);
   if (link) unpin(path);

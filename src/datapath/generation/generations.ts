@@ -1,7 +1,4 @@
-/**
- * The generations that lie side by side: each version of kmesh whose tables look different has one of its own. The live
- * one is the one that the hooks' programs read.
- */
+/** The pinned generations: one for each layout of tables. The live one is the one that the hooks' programs read. */
 import { basename, join } from "node:path";
 import { listPins, unpin } from "../../kernel/bpffs.ts";
 import type { CgroupLink, Hook, LinkInfo } from "../../kernel/link.ts";
@@ -12,13 +9,13 @@ import { ownLink } from "./pin-ownership.ts";
 import { completeFolders, generationFolder, isLayout, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
 
 export interface FoundGeneration {
-  /** Names its folder: what its tables look like. */
+  /** The layout of its tables, which names its folder. */
   abi: string;
-  /** Whether connect() is decided by its tables. In the middle of a flip this is so of two. */
+  /** Whether its tables decide connect(). During a flip two generations do. */
   live: boolean;
 }
 
-/** What governs was made by a kmesh whose tables look different. */
+/** The live tables belong to a version with another layout. */
 export class ForeignGeneration extends Error {
   constructor(bpffs: string, abi: string) {
     super(
@@ -29,13 +26,10 @@ export class ForeignGeneration extends Error {
   }
 }
 
-/** Stands for the layout of tables that connect() reads and whose pins are all gone. */
+/** The layout of live tables whose pins are all gone. */
 export const UNKNOWN = "unknown";
 
-/**
- * The complete generations below `bpffs`, and UNKNOWN if connections are decided by tables of which no pin is left.
- * Throws KernelError.
- */
+/** The complete generations below `bpffs`, and UNKNOWN if live tables have no pin left. Throws KernelError. */
 export function generationsAt(bpffs: string): FoundGeneration[] {
   const running = (["connect4", "connect6"] as const).flatMap((hook) => runningProgram(bpffs, hook) ?? []);
   const orphans = new Set(running);
@@ -48,7 +42,7 @@ export function generationsAt(bpffs: string): FoundGeneration[] {
   return orphans.size > 0 ? [...found, { abi: UNKNOWN, live: true }] : found;
 }
 
-/** The layout of the tables that decide, when it is another than this build's. */
+/** The layout of the live tables, if it differs from this build's. */
 export function foreignGovernor(bpffs: string): string | undefined {
   const all = generationsAt(bpffs);
   const live = all.filter((generation) => generation.live);
@@ -56,12 +50,12 @@ export function foreignGovernor(bpffs: string): string | undefined {
   return candidates.some(({ abi }) => abi === ABI_ID) ? undefined : candidates[0]?.abi;
 }
 
-/** Removes a generation that no hook reads any more. */
+/** Removes a generation that no hook reads. */
 export function removeGeneration(bpffs: string, abi: string): void {
   unpin(generationFolder(bpffs, abi));
 }
 
-/** Removes what a start that died has left half built. Only the agent that holds the locks may call it. */
+/** Removes incomplete generations of starts that died. Only the holder of the locks may call it. */
 export function removeUnfinished(bpffs: string): void {
   const generations = join(bpffs, "gen");
   for (const path of unfinishedFolders(generations)) if (isLayout(basename(path))) unpin(path);
@@ -70,24 +64,24 @@ export function removeUnfinished(bpffs: string): void {
   }
 }
 
-/** Whether a link still runs its program: one that was detached stays pinned and does nothing. */
+/** Whether a link is attached. A detached link stays pinned and does nothing. */
 export function isAlive(link: LinkInfo): boolean {
   return link.cgroupId !== 0n;
 }
 
-/** The link of a hook, of whatever version; undefined when there is none, or none of kmesh's. The caller closes it. */
+/** kmesh's link of a hook, of any version; undefined if there is none. The caller closes it. */
 export function pinnedLink(bpffs: string, hook: Hook): CgroupLink | undefined {
   return ownLink(linkPin(bpffs, hook), hook);
 }
 
-/** A loaded program, by the kernel's numbers. */
+/** A loaded program, by ids. */
 export interface ProgramIds {
   id: number;
-  /** Of the maps that it uses. */
+  /** The ids of its maps. */
   maps: number[];
 }
 
-/** Undefined when nothing of kmesh's runs at the hook. */
+/** Undefined when the hook runs no program of kmesh. */
 export function runningProgram(bpffs: string, hook: Hook): ProgramIds | undefined {
   using link = pinnedLink(bpffs, hook);
   const info = link?.info();
@@ -96,10 +90,10 @@ export function runningProgram(bpffs: string, hook: Hook): ProgramIds | undefine
   return { id: program.info.id, maps: program.mapIds() };
 }
 
-/** Whether a program reads the tables of that layout: known by any of their pins, or by its own. */
+/** Whether a program reads the tables of a layout, by any of their pins or its own pin. */
 export function belongsTo(bpffs: string, abi: string, { id, maps }: ProgramIds): boolean {
   const folder = generationFolder(bpffs, abi);
-  // Every layout has the first.
+  // Every layout has the first table.
   return [
     tablePin(folder, "settings"),
     ...listPins(join(folder, "tables")),

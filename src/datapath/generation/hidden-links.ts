@@ -1,6 +1,6 @@
 /**
- * Links of ours that run without a pin below our folder: a bpffs mounted over another hides its pins, and the hooks stay
- * attached. A start that did not know of them would attach a second set, and each connection would be decided twice.
+ * Attached links whose pins are hidden, because another bpffs was mounted over them. A start that did not find them would
+ * attach a second set, and each connection would be decided twice.
  */
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -11,19 +11,19 @@ import { isAlive } from "./generations.ts";
 import { isOwnLink } from "./pin-ownership.ts";
 import { HOOK_ORDER, linkPin } from "./pins.ts";
 
-/** The kernel's numbers of attached links, by hook. They hold for one boot. */
+/** The ids of attached links by hook. They are valid for one boot. */
 export type LinkIds = Partial<Record<Hook, number>>;
 
 /**
- * Pins below `bpffs` the links in `known` that still run a program of kmesh's and have no pin there. Gives a line for each.
- * The folder has to be on a bpffs. Throws KernelError, and what the file system says.
+ * Pins below `bpffs` the links in `known` that are still attached and have no pin there. Returns one line for each. The
+ * folder must be on a bpffs. Throws KernelError and the file system's error.
  */
 export function pinHiddenLinks(bpffs: string, known: LinkIds): string[] {
   const done: string[] = [];
   for (const hook of HOOK_ORDER) {
     const path = linkPin(bpffs, hook);
     const id = known[hook];
-    // Any link that lies there has its own repair (pin-repair.ts).
+    // A link that is pinned there is handled by pin-repair.ts.
     if (id === undefined || pinnedAt(path)) continue;
     using link = openLink(id);
     if (!link || !isAlive(link.info()) || !isOwnLink(link, hook)) continue;

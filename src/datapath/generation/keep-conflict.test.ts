@@ -16,7 +16,7 @@ test("two versions can live side by side while neither takes for something else 
   expect(
     keptConflict(OWN, [...OWN, "load.failed: 8 at 24", "map more: hash, key 4", "FLAG_TWO = 2"]),
   ).toBeUndefined();
-  // As the older one sees the newer one, and the newer the older.
+  // From the older version's view, and from the newer one's.
   expect(keptConflict([...OWN, "load.failed: 8 at 24"], OWN)).toBeUndefined();
 });
 

@@ -1,4 +1,4 @@
-/** What is pinned in keep/ never changes its shape: bpf/include/keep.h against the table of what was released. */
+/** Maps in keep/ never change their layouts: compares bpf/include/keep.h with the released layouts. */
 import { expect, test } from "bun:test";
 import { keptLayouts } from "./keep.ts";
 
@@ -11,7 +11,7 @@ const ADDED =
   "keep.h has what this table lacks. If it is a new map, its record, or a field in the place of `reserved`, add these " +
   "lines. If it took the place of something else, don't.";
 
-/** Maps; then each record's size and its fields, offset and size in bytes; then what numbers mean. */
+/** Maps; then each record's size and fields (offset and size in bytes); then the meanings of numbers. */
 const TABLE = `
 map sockets: sk-storage, key 4, value 96, 0 at most, flags 1
 map endpoints: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 32, 256 at most, flags 5120

@@ -1,6 +1,6 @@
 /**
- * The layouts of what is pinned in keep/ (bpf/include/keep.h), as text. Every version of kmesh reads and writes those maps,
- * two at once while one hands over to the other, so what both know has to be the same to both.
+ * The layouts of the maps in keep/ (bpf/include/keep.h), as text. Every version reads and writes these maps, two versions
+ * at once during a hand-over, so their common parts must be equal.
  */
 import { createHash } from "node:crypto";
 import * as layout from "../tables/layout.gen.ts";
@@ -25,8 +25,8 @@ interface Shape {
 }
 
 /**
- * A line for each map, each record, each field of one (its size and offset in bytes), and each number that stands for
- * something. Room that is left for later is no field.
+ * One line for each map, each record, each field (size and offset in bytes), and each named number. Reserved space is not
+ * a field.
  */
 export function keptLayouts(): string[] {
   const maps: Record<string, Shape & { inner?: Shape; key?: string; value?: string }> = layout.maps;
@@ -47,19 +47,19 @@ export function keptLayouts(): string[] {
   return [...new Set([...lines, ...more.flatMap(recordLines)])];
 }
 
-/** 16 hex digits over all of them. */
+/** A hash of all lines, 16 hex digits. */
 export function keepId(): string {
   return createHash("sha256").update(keptLayouts().sort().join("\n")).digest("hex").slice(0, 16);
 }
 
 /**
- * What another version takes for something else than this one does; undefined when the two can live side by side: what
- * only one of them knows is another map, or lies where the other has room.
+ * The first conflict with another version's layouts; undefined without one. Parts that only one version knows are no
+ * conflict if they are separate maps or lie in the other's reserved space.
  */
 export function keptConflict(own: readonly string[], other: readonly string[]): string | undefined {
   const known = new Map(own.map((line) => [subjectOf(line), line]));
   const differing = other.filter((line) => (known.get(subjectOf(line)) ?? line) !== line);
-  // A record says more than the map that holds it.
+  // A conflict of the record is more specific than one of its map.
   const differs = differing.find((line) => !line.startsWith("map ")) ?? differing[0];
   if (differs !== undefined) return `${known.get(subjectOf(differs))} here, ${differs} there`;
   const fields = own.map(placeOf).filter((place) => place !== undefined);
@@ -75,7 +75,7 @@ function snapshotSettings({ type, keySize, valueSize, maxEntries, flags }: Shape
   return `${type}, key ${keySize}, value ${valueSize}, ${maxEntries} at most, flags ${flags}`;
 }
 
-/** Those of a record, and of the records within it. */
+/** The lines of a record and of the records within it. */
 function recordLines(name: string): string[] {
   const enums: Record<string, Record<string, number>> = layout.enums;
   const values = enums[name];
@@ -100,11 +100,11 @@ interface PlacedField {
   line: string;
   record: string;
   from: number;
-  /** The first byte behind it. */
+  /** The offset after the field. */
   to: number;
 }
 
-/** Where a line says that a field lies; undefined when it is about something else. */
+/** The offset in a line about a field; undefined for other lines. */
 function placeOf(line: string): PlacedField | undefined {
   const [, record = "", bytes, count = "1", at] =
     /^(\w+)\.\w+: (\d+)(?: x (\d+))? at (\d+)$/.exec(line) ?? [];

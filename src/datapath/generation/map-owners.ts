@@ -1,4 +1,4 @@
-/** The tables by who holds them: programs that run or are pinned hold their maps, though no pin of these is left. */
+/** Finds tables by the programs that hold them. Attached and pinned programs hold their maps even without pins. */
 import { join } from "node:path";
 import { BpfMap, type MapInfo } from "../../kernel/maps.ts";
 import { ABI_ID } from "../tables/layout.gen.ts";
@@ -8,8 +8,8 @@ import { looksLike, ownProgram, ownTable } from "./pin-ownership.ts";
 import { completeFolders, generationFolder, HOOK_ORDER, keptPin, programFolder, tablePin } from "./pins.ts";
 
 /**
- * The maps below `bpffs` for who only reads: as the programs have them, though pins be missing, else as they are pinned.
- * The caller closes them. Throws KernelError.
+ * Opens the maps below `bpffs` for reading: through the programs, even if pins are missing, otherwise by their pins. The
+ * caller closes them. Throws KernelError.
  */
 export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
   const { all, own } = mapOwnersAt(bpffs);
@@ -26,7 +26,7 @@ export function readableMaps(bpffs: string): Map<MapName, BpfMap> {
   return maps;
 }
 
-/** One of those maps. Throws an Error that names it where it is lost. */
+/** One of those maps. Throws an Error that names a lost one. */
 export function readableMap(bpffs: string, name: MapName): BpfMap {
   const maps = readableMaps(bpffs);
   const wanted = maps.get(name);
@@ -35,19 +35,19 @@ export function readableMap(bpffs: string, name: MapName): BpfMap {
   throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
 }
 
-/** What the maps are called that programs below `bpffs` use, of every layout, whatever they look like. Throws KernelError. */
+/** The names of all maps that programs below `bpffs` use, of every layout. Throws KernelError. */
 export function heldNames(bpffs: string): Set<string> {
   const ids = new Set(mapOwnersAt(bpffs).all.flatMap(({ maps }) => maps));
   return new Set([...ids].map((id) => infoOfMap(id).name));
 }
 
-/** Programs, those that run first. */
+/** Programs, attached ones first. */
 export interface MapOwners {
-  /** Of every layout: they hold what is kept. */
+  /** Programs of every layout. They hold the maps of keep/. */
   all: ProgramIds[];
-  /** Over the tables of this one. */
+  /** Programs over this layout's tables. */
   own: ProgramIds[];
-  /** There is a generation of this layout. */
+  /** Whether a generation of this layout exists. */
   built: boolean;
 }
 
@@ -60,7 +60,7 @@ export function mapOwnersAt(bpffs: string): MapOwners {
   return { all, own: built ? all.filter((program) => belongsTo(bpffs, ABI_ID, program)) : [], built };
 }
 
-/** The ids of the maps that programs hold, by name; the first program's word counts. */
+/** The ids of the programs' maps by name. The first program wins. */
 export function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[]): Map<MapName, number> {
   const found = new Map<MapName, number>();
   const seen = new Set<number>();
@@ -74,10 +74,10 @@ export function mapsOf(programs: readonly ProgramIds[], names: readonly MapName[
   return found;
 }
 
-/** Maps that were looked at, by id: a start asks about each several times. The kernel reuses no id before it gave all. */
+/** Cache by map id, because a start asks several times. The kernel reuses an id only after all others. */
 const looked = new Map<number, MapInfo>();
 
-/** What a map is, for a program that holds it, so that it exists. Throws KernelError. */
+/** The description of a map that a program holds. Throws KernelError. */
 function infoOfMap(id: number): MapInfo {
   let info = looked.get(id);
   if (info === undefined) {

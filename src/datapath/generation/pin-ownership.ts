@@ -1,4 +1,4 @@
-/** Whether what is pinned at one of our paths is ours: other programs pin there too, by mistake or on purpose. */
+/** Whether an object at one of kmesh's paths is kmesh's. Other programs may pin there, too. */
 import { CGROUP_LINK, CgroupLink, HOOKS, type Hook } from "../../kernel/link.ts";
 import { BpfMap } from "../../kernel/maps.ts";
 import { BpfProgram } from "../../kernel/object.ts";
@@ -7,15 +7,15 @@ import { maps as LAYOUTS } from "../tables/layout.gen.ts";
 import type { MapName } from "../tables/tables.ts";
 
 /**
- * The link, when it runs a program of kmesh's, of whatever version, at `hook`, or at any. The caller closes it. Throws
- * KernelError, as the others here do, when that can't be told.
+ * The link, if it runs a kmesh program of any version at `hook`, or at any hook. The caller closes it. Like the other
+ * functions here, throws KernelError when the object can't be examined.
  */
 export function ownLink(path: string, hook?: Hook): CgroupLink | undefined {
   if (pinnedAt(path)?.kind !== "link") return undefined;
   return keepIf(CgroupLink.fromPin(path), (link) => isOwnLink(link, hook));
 }
 
-/** Whether the link, of whatever kind it is, runs a program of kmesh's at `hook`, or at any. Throws KernelError. */
+/** Whether a link of any kind runs a kmesh program at `hook`, or at any hook. Throws KernelError. */
 export function isOwnLink(link: CgroupLink, hook?: Hook): boolean {
   const { type, programId, attachType } = link.info();
   if (type !== CGROUP_LINK || (hook !== undefined && attachType !== HOOKS[hook])) return false;
@@ -23,20 +23,20 @@ export function isOwnLink(link: CgroupLink, hook?: Hook): boolean {
   return isOwnProgram(program, hook);
 }
 
-/** The program, when it is kmesh's for `hook`. The caller closes it. */
+/** The program, if it is kmesh's for `hook`. The caller closes it. */
 export function ownProgram(path: string, hook: Hook): BpfProgram | undefined {
   if (pinnedAt(path)?.kind !== "program") return undefined;
   return keepIf(BpfProgram.fromPin(path), (program) => isOwnProgram(program, hook));
 }
 
-/** The map, when it looks like the table `name`. The caller closes it. */
+/** The map, if it has the layout of the table `name`. The caller closes it. */
 export function ownTable(path: string, name: MapName): BpfMap | undefined {
   const pinned = pinnedAt(path);
   if (pinned?.kind !== "map" || pinned.name !== name) return undefined;
   return keepIf(BpfMap.fromPin(path), (map) => looksLike(map, name));
 }
 
-/** Closes it otherwise, also when that throws. */
+/** Returns the object if it is kmesh's. Closes it otherwise, also after an error. */
 function keepIf<T extends { close(): void }>(held: T, isOwn: (held: T) => boolean): T | undefined {
   let own = false;
   try {
@@ -54,7 +54,7 @@ export function looksLike({ info }: Pick<BpfMap, "info">, name: MapName): boolea
   );
 }
 
-/** Each program of each version is named after its hook, and uses the storage of sockets, whose layout never changes. */
+/** Every program of every version has its hook's name and uses the socket storage, whose layout never changes. */
 function isOwnProgram(program: BpfProgram, hook: Hook | undefined): boolean {
   const { id, tag, name } = program.info;
   if (hook !== undefined && name !== hook) return false;
@@ -67,7 +67,7 @@ function isOwnProgram(program: BpfProgram, hook: Hook | undefined): boolean {
   return own;
 }
 
-/** Programs that were looked at, each once: the kernel gives no number a second time before it has given all. */
+/** Cache by program id. The kernel reuses an id only after all others. */
 const judged = new Map<string, boolean>();
 
 function isSockets(id: number): boolean {

@@ -1,6 +1,6 @@
 /**
- * Pins that are missing, and others that lie where ours belong. What is lost is found by what still holds it: programs
- * (owners.ts), and a running agent, which holds everything.
+ * Finds and repairs missing and foreign pins. Lost objects are found by their holders: programs (map-owners.ts), and a
+ * running agent, which holds everything.
  */
 
 import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
@@ -25,42 +25,42 @@ import {
   tablePin,
 } from "./pins.ts";
 
-/** What belongs at a path. */
+/** The object that belongs at a path. */
 export type Part =
   | { kind: "folder" }
   | { kind: "link" | "program"; hook: Hook }
   | { kind: "table"; name: MapName };
 
-/** One of our paths at which not that lies which belongs there. */
+/** A path without its object. */
 export interface PinFault {
   path: string;
   part: Part;
-  /** What lies there instead; absent when nothing does, and when it is a link of ours that was detached. */
+  /** The foreign object there; absent for a missing pin and for a detached link of kmesh. */
   found?: Pinned;
-  /** The link is ours and runs nothing any more. */
+  /** The link is kmesh's and was detached. */
   detached?: true;
-  /** Why the path can't be looked at: what lies there may be ours and stays. */
+  /** The reason why the path can't be examined. Its object may be kmesh's and stays. */
   unreadable?: string;
-  /** Pins what belongs there; absent when that is lost, or made by other means. */
+  /** Pins the object; absent when it is lost, or created in another way. */
   pin?(): void;
 }
 
-/** What belongs at a path, and is held. */
+/** The object that belongs at a path, as a descriptor. */
 export interface Held {
   path: string;
   part: Part;
-  /** The kernel's number. */
+  /** The kernel's id. */
   id: number;
   pin(path: string): void;
 }
 
-/** As pinned things are called, but for tables. */
+/** The name for messages; tables have their own. */
 const KINDS = { folder: "folder", link: "link", program: "program", table: "map" } as const;
 
-/** How often the same path is cleared for ours before something else has to be done about it. */
+/** Most repairs of one path before the repair gives up. */
 const ASIDES = 8;
 
-/** Whether `held` lies where it belongs: [] when it does. Throws nothing: see `faultsAt`. */
+/** The fault of `held`; [] when it is pinned at its path. Throws nothing: see `faultsAt`. */
 export function faultsOf({ path, part, id, pin }: Held): PinFault[] {
   return faultsAt(path, part, () => {
     const found = pinnedAt(path);
@@ -69,10 +69,7 @@ export function faultsOf({ path, part, id, pin }: Held): PinFault[] {
   });
 }
 
-/**
- * What `look` finds at one path. A path that the kernel does not let us look at becomes a fault of its own, so that it
- * holds up no other.
- */
+/** The result of `look` for one path. An inaccessible path becomes a fault, so that it does not block other repairs. */
 export function faultsAt(path: string, part: Part, look: () => PinFault[]): PinFault[] {
   try {
     return look();
@@ -82,7 +79,7 @@ export function faultsAt(path: string, part: Part, look: () => PinFault[]): PinF
   }
 }
 
-/** The faults of folders: what is below them has to be looked at when they are there. */
+/** The faults of folders. Their content must be checked when the folders exist. */
 export function folderFaults(bpffs: string): PinFault[] {
   const generation = generationFolder(bpffs);
   const programs = join(generation, "programs");
@@ -101,8 +98,8 @@ export function folderFaults(bpffs: string): PinFault[] {
 }
 
 /**
- * What is wrong with the pins below `bpffs`, as far as it can be told without an agent's memory. Links count as missing if
- * one is there, or if `filled` says that the tables hold a mesh. Throws KernelError.
+ * The faults of the pins below `bpffs` that can be found without an agent. A missing link is a fault if another one exists,
+ * or if the tables hold a mesh (`filled`). Throws KernelError.
  */
 export function pinFaults(bpffs: string, filled = false): PinFault[] {
   const owners = mapOwnersAt(bpffs);
@@ -115,8 +112,8 @@ export function pinFaults(bpffs: string, filled = false): PinFault[] {
 }
 
 /**
- * Puts right what can be: what lies at a path of ours is moved to `aside`, never removed, and ours is pinned there. Gives
- * what was done and what could not be, a line each. Never throws.
+ * Repairs faults: moves a foreign object to `aside`, never removes it, and pins kmesh's object. Returns one line for each
+ * repair and each failure. Never throws.
  */
 export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: string[]; failed: string[] } {
   const done: string[] = [];
@@ -143,8 +140,8 @@ export function repairPins(bpffs: string, faults: readonly PinFault[]): { done: 
 }
 
 /**
- * Gives links of kmesh's that somebody renamed, or that were moved aside, their names back, where nothing else has them:
- * with a second link a hook would run twice. Gives a line for each. Throws KernelError, and what the file system says.
+ * Renames kmesh's links that were renamed or moved aside back to their paths, unless another object is there: with a
+ * second link a hook would run twice. Returns one line for each. Throws KernelError and the file system's error.
  */
 export function nameLinks(bpffs: string): string[] {
   const done: string[] = [];
@@ -160,7 +157,7 @@ export function nameLinks(bpffs: string): string[] {
     done.push(`the link of ${hook} was called ${path}: it has its name again`);
     return true;
   };
-  // One that gets its name back may clear another's.
+  // Renaming one link may free the path of another.
   while (folders.flatMap(entries).some(rename));
   return done;
 }
@@ -171,7 +168,7 @@ function entries(folder: string): string[] {
 
 function setAside(bpffs: string, path: string): string {
   const folder = join(bpffs, ASIDE);
-  // The folder itself may be what has to be cleared.
+  // The folder itself may be foreign.
   const base = relative(bpffs, path).replaceAll("/", "_");
   const parent = path === folder ? bpffs : folder;
   mkdirSync(parent, { recursive: true });
@@ -216,7 +213,7 @@ function tableFaults(bpffs: string, { all, own, built }: MapOwners): PinFault[] 
         using table = ownTable(path, name);
         if (table) return [];
         const found = pinnedAt(path);
-        // Before a first start is over none has to be there, and other versions may do without one that is new.
+        // Links may be missing before the first start is complete, and another version may lack a new one.
         const isDue = built || (all.length > 0 && isNameMap(name));
         return found || isDue ? [{ path, part, ...(found ? { found } : {}) }] : [];
       });

@@ -1,4 +1,4 @@
-/** What an earlier start has pinned of this layout, as a start finds it: opened, asked for whole, or cleared away. */
+/** Opens the pins of this layout that an earlier start left, requires them complete, or removes incomplete ones. */
 import { existsSync, renameSync } from "node:fs";
 import { join } from "node:path";
 import { unpin } from "../../kernel/bpffs.ts";
@@ -12,7 +12,7 @@ import { heldNames } from "./map-owners.ts";
 import { ownProgram, ownTable } from "./pin-ownership.ts";
 import { generationFolder, HOOK_ORDER, keptPin, tablePin, unfinished } from "./pins.ts";
 
-/** The maps that are pinned below `bpffs`, of this layout. The caller closes them. Throws KernelError. */
+/** The pinned maps of this layout below `bpffs`. The caller closes them. Throws KernelError. */
 export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
   const generation = generationFolder(bpffs);
   const maps = new Map<MapName, BpfMap>();
@@ -26,7 +26,7 @@ export function pinnedMaps(bpffs: string): Map<MapName, BpfMap> {
   }
 }
 
-/** All of them, or an error that names what is missing. */
+/** All maps. Throws an Error that names a missing one. */
 export function complete(
   maps: Map<MapName, BpfMap>,
   names: readonly MapName[] = [...GENERATION_MAPS, ...KEPT_MAPS],
@@ -42,8 +42,8 @@ export function complete(
 }
 
 /**
- * The kept maps that versions beside this one use: those that their programs hold, and the names, which every version has
- * had. One that a later version brings is made beside them; one that somebody else uses never is.
+ * The kept maps that other versions use: those that their programs hold, and the names, which every version has. Such a
+ * map must never be created again; a map that only this version knows may be.
  */
 export function knownBefore(bpffs: string): MapName[] {
   const held = heldNames(bpffs);
@@ -56,9 +56,9 @@ function openInto(maps: Map<MapName, BpfMap>, name: MapName, path: string): void
 }
 
 /**
- * The generations below `bpffs`, and the maps that are pinned there of this layout, which the caller closes. What is
- * incomplete for good and read by nobody is removed first, so that it is built anew: a generation of this layout, and
- * where there is none at all what generations share. Throws KernelError.
+ * The generations below `bpffs`, and the pinned maps of this layout, which the caller closes. First removes parts that are
+ * incomplete and unused, so that they are built again: a generation of this layout, and without any generation the shared
+ * maps. Throws KernelError.
  */
 export function findUseful(bpffs: string): { found: FoundGeneration[]; maps: Map<MapName, BpfMap> } {
   const found = generationsAt(bpffs);
@@ -72,7 +72,7 @@ export function findUseful(bpffs: string): { found: FoundGeneration[]; maps: Map
   return { found, maps };
 }
 
-/** Takes out of `found` and `maps` what it removes. */
+/** Removes entries from `found` and `maps`, too. */
 function removeUseless(bpffs: string, found: FoundGeneration[], maps: Map<MapName, BpfMap>): void {
   const isWhole = (names: readonly MapName[]) => names.every((name) => maps.has(name));
   const remove = (folder: string, names: readonly MapName[]) => {
@@ -88,14 +88,14 @@ function removeUseless(bpffs: string, found: FoundGeneration[], maps: Map<MapNam
   if (found.length === 0 && !isWhole(KEPT_MAPS)) remove(join(bpffs, "keep"), KEPT_MAPS);
 }
 
-/** Never half of it. */
+/** Removes all shared maps or none. */
 function removeWhole(folder: string): void {
   unpin(unfinished(folder));
   if (existsSync(folder)) renameSync(folder, unfinished(folder));
   unpin(unfinished(folder));
 }
 
-/** The programs of one code that are pinned in `folder`, by hook. The caller closes them. */
+/** The pinned programs of one code in `folder`, by hook. The caller closes them. */
 export function pinnedPrograms(folder: string): Map<Hook, BpfProgram> {
   const programs = new Map<Hook, BpfProgram>();
   try {

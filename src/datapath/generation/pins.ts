@@ -1,20 +1,20 @@
 /**
- * Where everything is pinned:
+ * The paths of all pins:
  *
- *     links/<hook>                 one link a hook; it outlives generations
- *     keep/<map>                   what every generation reads and writes
+ *     links/<hook>                 one link for each hook; it outlives generations
+ *     keep/<map>                   maps that every generation reads and writes
  *     gen/<abi>/tables/<map>       the tables of one layout
  *     gen/<abi>/programs/<code>/   programs over those tables, by the hash of their object files
- *     aside/                       what somebody else pinned at one of these paths
+ *     aside/                       foreign objects that were pinned at one of these paths
  *
- * A folder is built under a name with `_new` behind it and renamed when it is complete.
+ * A folder is built under a name that ends in `_new` and renamed when it is complete.
  */
 import { readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { Hook } from "../../kernel/link.ts";
 import { ABI_ID } from "../tables/layout.gen.ts";
 
-/** The order in which hooks get programs: those that read first, those that decide last. */
+/** The order in which hooks get programs: hooks that only read first, hooks that decide last. */
 export const HOOK_ORDER: readonly Hook[] = [
   "sock_release",
   "getpeername4",
@@ -23,7 +23,7 @@ export const HOOK_ORDER: readonly Hook[] = [
   "connect6",
 ];
 
-/** The folder for what is somebody else's. */
+/** The folder for foreign objects. */
 export const ASIDE = "aside";
 
 export function linkPin(bpffs: string, hook: Hook): string {
@@ -63,12 +63,12 @@ export function unfinishedFolders(folder: string): string[] {
     .map((name) => join(folder, name));
 }
 
-/** Whether a folder below gen/ is named as a layout is, or was to be when it is complete: others are somebody else's. */
+/** Whether the name of a folder below gen/ is a layout's, complete or not. Other folders are foreign. */
 export function isLayout(name: string): boolean {
   return /^[0-9a-f]{16}(_new)?$/.test(name);
 }
 
-/** Folders alone: what somebody pinned among them is no generation and no code. */
+/** Folders only: an object that is pinned among them is neither a generation nor code. */
 function namesIn(folder: string): string[] {
   if (!statSync(folder, { throwIfNoEntry: false })?.isDirectory()) return [];
   return readdirSync(folder, { withFileTypes: true }).flatMap((each) =>

@@ -1,6 +1,6 @@
 /**
- * What takes longest of a new generation, done while another agent still has the tables: its programs are loaded over what
- * is pinned, with maps of their own for what is not. Nothing of it is pinned, so nothing is left when it comes to nothing.
+ * Loads a new generation's programs while another agent still owns the tables, because loading takes longest. They use the
+ * pinned maps, and new ones for missing maps. Nothing is pinned, so nothing remains if the result is not used.
  */
 import type { Hook } from "../../kernel/link.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
@@ -12,7 +12,7 @@ import { type Code, type Loaded, type LoadedAhead, loadPrograms } from "./progra
 export class PreloadedPrograms implements LoadedAhead {
   readonly #maps: Map<MapName, BpfMap>;
   readonly #programs: Map<Hook, BpfProgram>;
-  /** The maps that were there already. */
+  /** The maps that were pinned already. */
   readonly #pinned: ReadonlySet<MapName>;
   #taken = false;
 
@@ -22,7 +22,7 @@ export class PreloadedPrograms implements LoadedAhead {
     this.#pinned = pinned;
   }
 
-  /** Needs no lock. Throws KernelError, and an Error that names a pin which is none of ours. */
+  /** Needs no lock. Throws KernelError, and an Error that names a foreign pin. */
   static load(bpffs: string, code: Code): PreloadedPrograms {
     const maps = pinnedMaps(bpffs);
     const pinned = new Set(maps.keys());
@@ -39,8 +39,8 @@ export class PreloadedPrograms implements LoadedAhead {
   }
 
   /**
-   * Programs and maps, which are the caller's from now on; undefined when `pinned`, what is there by now, are not the maps
-   * over which they were loaded, or when they were given before.
+   * The programs and maps, which the caller then owns. undefined when the maps `pinned` now differ from those at loading, or
+   * when they were taken before.
    */
   take(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined {
     const same = [...pinned].every(
@@ -51,7 +51,7 @@ export class PreloadedPrograms implements LoadedAhead {
     return { maps: this.#maps, programs: this.#programs };
   }
 
-  /** Lets go of what was not taken. */
+  /** Closes programs and maps that were not taken. */
   close(): void {
     if (this.#taken) return;
     this.#taken = true;

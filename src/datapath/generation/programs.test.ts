@@ -6,7 +6,7 @@ import { asset } from "../../runtime/assets.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "../tables/tables.ts";
 import { loadPrograms, ownCode } from "./programs.ts";
 
-// A constant that clang puts into a section of its own becomes a map without a pin: each load would make another one.
+// A constant in a separate section becomes a map without a pin, and each load would create another one.
 test.each(["connect", "release", "flush"])("%s uses only maps that are pinned", (name) => {
   const known = new Set<string>([...GENERATION_MAPS, ...KEPT_MAPS]);
   for (const suffix of [".bpf.o", ".compat.bpf.o"]) {
@@ -15,7 +15,7 @@ test.each(["connect", "release", "flush"])("%s uses only maps that are pinned", 
   }
 });
 
-/** Of struct bpf_prog_info: `verified_insns`, from Linux 5.16 on. */
+/** `verified_insns` of struct bpf_prog_info, in Linux 5.16 and later. */
 const VERIFIED = { at: 216, end: 220 };
 
 // It gives up at a million. With 300,000 Linux 6.1 needed minutes.

@@ -1,4 +1,4 @@
-/** This build's BPF programs: what they are made of, and how they get into the kernel. */
+/** This build's BPF programs: their objects, and how they are loaded. */
 import { createHash } from "node:crypto";
 import { fetchAtomics } from "../../kernel/features.ts";
 import type { Hook } from "../../kernel/link.ts";
@@ -10,22 +10,22 @@ import type { MapName } from "../tables/tables.ts";
 /** The BPF objects, in the order in which they are loaded: the first has every map. */
 const OBJECTS = ["connect", "release"] as const;
 
-/** What this build loads on this kernel. */
+/** The code that this build loads on this kernel. */
 export interface Code {
   images: readonly Uint8Array[];
-  /** Names the folder of these programs among those that were pinned over the same tables. */
+  /** The name of the programs' folder. */
   hash: string;
 }
 
-/** Programs in the kernel, and all maps that they use. */
+/** Loaded programs, and all maps that they use. */
 export interface Loaded {
   maps: Map<MapName, BpfMap>;
   programs: Map<Hook, BpfProgram>;
 }
 
-/** What was loaded before anybody could know which maps are there when it is wanted. */
+/** Programs that were loaded ahead, before it is known which maps exist when they are needed. */
 export interface LoadedAhead {
-  /** It, the caller's from now on; undefined when it does not fit the maps that are pinned by now. */
+  /** The programs, which the caller then owns; undefined when they don't match the pinned maps. */
   take(pinned: ReadonlyMap<MapName, BpfMap>): Loaded | undefined;
 }
 
@@ -37,9 +37,8 @@ export function ownCode(): Code {
 }
 
 /**
- * Loads the programs over `maps`, to which the maps are added that it lacks. The caller closes all of them,
- * and the maps also after an error.
- * Throws KernelError with the verifier's words.
+ * Loads the programs over `maps` and adds missing maps to it. The caller closes all of them, the maps also after an error.
+ * Throws KernelError with the verifier's message.
  */
 export function loadPrograms({ images }: Code, maps: Map<MapName, BpfMap>): Map<Hook, BpfProgram> {
   const programs = new Map<Hook, BpfProgram>();

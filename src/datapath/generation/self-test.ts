@@ -1,9 +1,9 @@
 /**
- * Proves programs before they take hooks over: a real connection through them, in a cgroup of its own.
+ * Tests programs before they replace others: makes a real connection through them, in a separate cgroup.
  *
- * The very programs are loaded a second time, over maps that nobody else has and nothing pins. So whatever the probe does
- * there, and whenever anybody dies, nothing of it is left, and it can be done while other programs govern, over the same
- * tables even. Those hang above: what they see is a process that is exempt.
+ * The same programs are loaded a second time over private maps that nothing pins. So the test leaves nothing behind, also
+ * when a process dies, and other programs may govern meanwhile, even over the same tables. Those are attached above the
+ * cgroup, and the test's process is exempt from them.
  */
 
 import { existsSync, mkdirSync, readdirSync, rmdirSync } from "node:fs";
@@ -32,33 +32,32 @@ import { type Code, loadPrograms } from "./programs.ts";
 
 const NAME = "kmesh-probe";
 const PORT = 80;
-/** Of each family: what the child asks for, what is refused (documentation addresses both), and where it has to arrive. */
+/** By family: the address to redirect and the one to refuse (both documentation addresses), and the expected endpoint. */
 const FAMILIES = {
   v4: { asked: "192.0.2.1", refused: "192.0.2.2", loopback: "127.0.0.1" },
   v6: { asked: "2001:db8::1", refused: "2001:db8::2", loopback: "::1" },
 } as const;
-/** A cgroup whose last process has ended may be held for a moment more, milliseconds. */
+/** Longest wait for a cgroup to become free after its last process ended, milliseconds. */
 const RELEASE_PATIENCE = 200;
 
-/** Nothing changed hands: the programs do not do what they have to. */
+/** The programs do not work as required. No hook was changed. */
 export class SelfTestFailed extends Error {
   override readonly name = "SelfTestFailed";
-  /** Until they are worth another try, milliseconds. */
+  /** Pause before the next test, milliseconds. */
   retryAfter = 0;
 }
 
-/** That programs work, or that nobody could tell. */
+/** The result: the programs work, or could not be tested. */
 export interface SelfTestResult {
-  /** Equal tags mean equal instructions, whatever maps they use. */
+  /** Tags of the programs. Equal tags mean equal instructions, independent of their maps. */
   tags: ReadonlyMap<Hook, string>;
-  /** Why no connection could be tried; the programs loaded all the same. */
+  /** The reason why no connection could be made. The programs did load. */
   untried?: string;
   milliseconds: number;
 }
 
 /**
- * Proves programs while others, pinned below `bpffs`, govern. Nothing of it is left when this returns or throws.
- * Throws SelfTestFailed, which says what went wrong.
+ * Tests programs while others, pinned below `bpffs`, govern. Leaves nothing behind. Throws SelfTestFailed with the reason.
  */
 export function selfTest(bpffs: string, code: Code, netns: "own" | "all"): SelfTestResult {
   const began = performance.now();
@@ -85,7 +84,7 @@ export function selfTest(bpffs: string, code: Code, netns: "own" | "all"): SelfT
   }
 }
 
-/** Removes the cgroups of probes whose agents were killed. */
+/** Removes the cgroups of tests whose agents were killed. */
 export function removeDeadSelfTests(): void {
   for (const parent of parents()) {
     for (const name of readdirSync(parent)) {
@@ -94,13 +93,13 @@ export function removeDeadSelfTests(): void {
       try {
         rmdirSync(join(parent, name));
       } catch {
-        // Somebody is in it, or may not remove it: it does nothing.
+        // It is in use, or can't be removed. It has no effect.
       }
     }
   }
 }
 
-/** Gives why it can't be tried here; throws when it fails. */
+/** Returns the reason why a test is not possible here. Throws when the test fails. */
 function probe(
   bpffs: string,
   programs: ReadonlyMap<Hook, BpfProgram>,
@@ -128,14 +127,14 @@ function probe(
     }
     return undefined;
   } catch (error) {
-    // Another's program there, or above, shares its hook with nobody: that says nothing about these.
+    // A foreign program at or above the cgroup does not allow others at its hook. The programs may still work.
     if (error instanceof KernelError && error.call === "bpf_link_create" && error.errno === ERRNO.EPERM)
       return error.message;
     throw error;
   } finally {
     if (exempted) unexempt(agents, exempted);
     agents.close();
-    // Its sockets end before the links: under the programs that counted them.
+    // Its sockets end before the links, while the programs that counted them are attached.
     room?.child?.end();
     for (const link of links) link.close();
     for (const listener of listeners.values()) listener.close();
@@ -144,7 +143,7 @@ function probe(
   }
 }
 
-/** A cgroup with a process in it, or why there is none. */
+/** A cgroup with a process in it, or the reason why there is none. */
 class Room {
   readonly cgroup: string;
   readonly child: SelfTestChild | undefined;
@@ -156,7 +155,7 @@ class Room {
     this.trouble = trouble;
   }
 
-  /** Below this process's own cgroup; where that can't be written to, or is out of sight, below the root. */
+  /** The parent cgroup: this process's own, or the root if that is not writable or not visible. */
   static make(): Room {
     const reasons: string[] = [];
     for (const parent of parents()) {
@@ -198,14 +197,14 @@ function removeCgroup(path: string): void {
       return;
     } catch (error) {
       const busy = codeOf(error) === "EBUSY";
-      // It is empty and does nothing; the next start removes it.
+      // It is empty and has no effect. The next start removes it.
       if (!busy || performance.now() > until) return;
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
     }
   }
 }
 
-/** Where a family is off nothing can be probed, nor does anything use it. */
+/** Whether a family is enabled. A disabled family needs no test. */
 function listen(): Map<Family, LoopbackListener> {
   const listeners = new Map<Family, LoopbackListener>();
   for (const family of ["v4", "v6"] as const) {
@@ -218,7 +217,7 @@ function listen(): Map<Family, LoopbackListener> {
   return listeners;
 }
 
-/** Those that can be reached without the programs: a firewall may forbid it. */
+/** The families that work without the programs. A firewall may block one. */
 function answering(
   child: SelfTestChild,
   listeners: ReadonlyMap<Family, LoopbackListener>,
@@ -241,7 +240,7 @@ function fill(
   publisher.abandon();
 }
 
-/** Nothing is released here: these tables are filled once. */
+/** Releases nothing: these tables are filled only once. */
 function raise(error: unknown): never {
   throw error;
 }
@@ -284,7 +283,7 @@ function checkRefusal(
   if (counted !== 1) throw new Error(`${way}: ${outcome.reason}, and ${counted} refusals are counted`);
 }
 
-/** Over all endpoints and clusters, which have to agree. */
+/** The sum over all endpoints, which must equal the sum over all clusters. */
 function live(tables: Tables): number {
   const sum = (table: ChunkedTable, offset: number) => {
     let all = 0;

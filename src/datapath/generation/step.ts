@@ -1,20 +1,20 @@
-/** The steps by which a generation comes to govern and those before it go. Whoever wants to note them is told before each. */
+/** The steps between two generations. Each is announced before it is taken, so that it can be recorded. */
 
-/** A generation, by what names it. */
+/** Identifies a generation. */
 export interface GenerationName {
-  /** What its tables look like. */
+  /** The layout of its tables. */
   abi: string;
-  /** Which programs run over them; absent when that can't be told. */
+  /** Its programs; absent when unknown. */
   code?: string;
 }
 
 export interface Step {
   name: "build" | "fill" | "probe" | "flip" | "remove";
-  /** What governs while it is taken; of a removal, what goes. Absent when nothing governs. */
+  /** The live generation during the step; for a removal, the removed one. Absent when none governs. */
   from?: GenerationName;
-  /** What is to govern. Absent for a removal. */
+  /** The generation that will be live. Absent for a removal. */
   to?: GenerationName;
 }
 
-/** Hears of a step before it is taken, and `undefined` when it is done. A step that throws is not done. */
+/** Called with a step before it is taken, and with `undefined` when it is done. A step that throws is not done. */
 export type Announce = (step: Step | undefined) => void;

@@ -1,4 +1,4 @@
-/** What somebody has done to what kmesh pinned, in words: what is wrong, what follows from it, and what mends it. */
+/** Describes damage of kmesh's pins: the fault, its effect, and the repair. */
 import { join } from "node:path";
 import type { Hook } from "../../kernel/link.ts";
 import { formatPinned, pinnedAt } from "../../kernel/pinned.ts";
@@ -10,13 +10,13 @@ import { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
 
 export interface Damage {
-  /** Names the thing. */
+  /** The damaged object. */
   what: string;
   consequence: string;
   cure: string;
 }
 
-/** What it costs that a hook is not attached. */
+/** The effect of a detached hook. */
 const WITHOUT: Partial<Record<Hook, string>> = {
   sock_release: "ends of connections are not counted, so live counts only grow until it is back",
   getpeername4: "apps see the endpoint's IPv4 address instead of the service's",
@@ -33,12 +33,12 @@ const CLEAR =
 const ANEW =
   "`kmesh down --yes`, then start the agent: all is made anew; meanwhile new connections go past the mesh";
 
-/** The damage to what is pinned below `bpffs`; [] also when nothing is. Changes nothing. Throws KernelError. */
+/** The damage of the pins below `bpffs`; also [] when nothing is pinned. Changes nothing. Throws KernelError. */
 export function damageAt(bpffs: string): Damage[] {
   return formatFaults(bpffs, pinFaults(bpffs, wasAttached(bpffs)));
 }
 
-/** The same of what was found already. Throws KernelError. */
+/** The same for faults that were found already. Throws KernelError. */
 export function formatFaults(bpffs: string, faults: readonly PinFault[]): Damage[] {
   const missing = faults.filter(
     ({ part, found, unreadable }) => part.kind !== "link" && !found && unreadable === undefined,
@@ -106,7 +106,7 @@ function formatUnreadable({ path, unreadable }: PinFault): Damage[] {
 
 function formatLink({ path, part, found, detached, pin, unreadable }: PinFault): Damage[] | undefined {
   if (part.kind !== "link" || unreadable !== undefined) return undefined;
-  // An agent holds it: the hook runs.
+  // An agent holds the link, so the hook is attached.
   if (pin)
     return [
       {
@@ -127,7 +127,7 @@ function formatLink({ path, part, found, detached, pin, unreadable }: PinFault):
   ];
 }
 
-/** Hooks are attached when the tables hold a mesh for the first time, and then they have a folder. */
+/** Whether hooks were ever attached: that happens when the tables first hold a mesh, and creates the folder. */
 function wasAttached(bpffs: string): boolean {
   if (pinnedAt(join(bpffs, "links"))) return true;
   using map = ownTable(keptPin(bpffs, "cluster_names"), "cluster_names");

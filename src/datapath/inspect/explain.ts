@@ -10,17 +10,17 @@ import { type ClusterState, openPinned, TableView } from "./inspect.ts";
 
 export interface Explanation {
   asked: { address: string; port: number };
-  /** What a connection made now would meet. In shadow mode it is only counted. */
+  /** The decision for a connection made now. In shadow mode it is only counted. */
   verdict: "redirect" | "pass" | "refuse";
   reason?: Reason;
   shadow: boolean;
-  /** The frontend that matched, `10.0.0.1:80`; absent when none did. */
+  /** The matching frontend, `10.0.0.1:80`; absent without a match. */
   frontend?: string;
   service?: string;
-  /** The split, if the target is one, and every cluster that a connection may go to. */
+  /** The split, if the target is one, and all clusters that it may choose. */
   split?: string;
   clusters: (ClusterState & { share: number })[];
-  /** The walk, a step a line. */
+  /** The steps of the decision, one line each. */
   why: string[];
 }
 
@@ -86,7 +86,7 @@ function followCluster(view: TableView, known: Known, id: number, family: "IPv4"
   return settle({ ...known, split: state.name, clusters, why }, family);
 }
 
-/** The verdict over the clusters that it may come to: a redirect when one of them takes connections. */
+/** The verdict over all possible clusters: a redirect if one of them accepts connections. */
 function settle(known: Known, family: "IPv4" | "IPv6"): Explanation {
   const fates = known.clusters.map((cluster) => ({ cluster, fate: fateOf(cluster, family) }));
   const why = [...known.why, ...fates.map(({ cluster, fate }) => `cluster ${cluster.name}: ${fate.text}`)];
@@ -136,7 +136,7 @@ function fateOf(cluster: ClusterState, family: "IPv4" | "IPv6"): Fate {
   return { verdict: "redirect", text: `${cluster.policy} over ${usable.length} endpoint(s)${then}` };
 }
 
-/** The target word for an address that is governed, and how it was found. */
+/** The target word for a governed address, and how it was found. */
 export function findFrontend(tables: Tables, address: string, port: number) {
   const exact = tables.exact.find(address, port);
   const text = formatMatch({ kind: "address", address, port });
@@ -152,7 +152,7 @@ export function findFrontend(tables: Tables, address: string, port: number) {
   return { word: tables.settings.get("fallback"), why: "no frontend matches: the mesh's default" };
 }
 
-/** Why the destination is never governed; undefined when it is. */
+/** The reason why the destination is never governed; undefined when it is. */
 export function exemption(tables: Tables, address: string, port: number): string | undefined {
   if (!parseAddress(address)) throw new TypeError(`"${address}" is no IP address`);
   const block = exemptBlockOf(address);

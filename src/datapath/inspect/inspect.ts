@@ -1,4 +1,4 @@
-/** What the kernel holds, read back in words. Works on pinned state, with no agent alive. */
+/** Reads the pinned tables back, with names instead of ids. Needs no agent. */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { ActionableError } from "../../errors/actionable-error.ts";
@@ -49,9 +49,9 @@ export interface ServiceCounters {
   passed: number;
   wouldRedirect: number;
   wouldRefuse: number;
-  /** Only reasons that occurred. */
+  /** Reasons with at least one refusal. */
   refused: Partial<Record<Reason, number>>;
-  /** Redirected ones whose endpoint refused or did not answer. */
+  /** Redirected connections whose endpoint refused or did not answer. */
   failed: number;
 }
 
@@ -60,20 +60,20 @@ export interface FrontendState {
   match: string;
   service: string;
   action: "cluster" | "split" | "pass" | "refuse";
-  /** Name of a cluster or split, or the reason. */
+  /** The name of a cluster or split, or the reason of a refusal. */
   target: string;
 }
 
 export interface EndpointState {
   address: string;
   port: number;
-  /** Of the connections that its cluster gets, 0 to 1. */
+  /** The share of its cluster's connections, 0 to 1. */
   share: number;
   live: number;
-  /** Connects that failed: ever, and in the present row. */
+  /** Failed connects: all, and consecutive ones now. */
   failed: number;
   failures: number;
-  /** Milliseconds until it gets connections of this cluster again; 0 when it is not left out. */
+  /** Milliseconds until its ejection from this cluster ends; 0 without one. */
   ejectedFor: number;
 }
 
@@ -81,7 +81,7 @@ export interface EjectedEndpoint {
   cluster: string;
   address: string;
   port: number;
-  /** Milliseconds until it gets connections again. */
+  /** Milliseconds until the ejection ends. */
   forMs: number;
 }
 
@@ -90,30 +90,30 @@ export interface ClusterState {
   kind: Descriptor["kind"];
   policy: Descriptor["policy"];
   reason?: Reason;
-  /** Where connections go at the address that the app asked for; present for the kind port. */
+  /** The destination port at the address that the app asked for; present for kind port. */
   port?: number;
   maxConnections: number;
   live: number;
   endpoints: EndpointState[];
-  /** Those of further priorities, which get connections when every one before is ejected. Absent when there are none. */
+  /** Endpoints of further priorities, used when all earlier ones are ejected. Absent if there are none. */
   fallbacks?: EndpointState[][];
-  /** Of a split: clusters and their share, 0 to 1. */
+  /** The clusters of a split and their shares, 0 to 1. */
   shares: { cluster: string; share: number }[];
 }
 
 export interface TableState {
   name: string;
-  /** Records there is room for. */
+  /** The capacity in records. */
   capacity: number;
   bytes: number;
 }
 
-/** What the kernel holds, without the long lists. */
+/** The kernel's state without the long lists. */
 export interface Summary {
   bpffs: string;
-  /** What the tables look like that this version reads. */
+  /** The layout of this version's tables. */
   abi: string;
-  /** What those look like that govern, when another version made them: settings and tables are not theirs then. */
+  /** The layout of the live tables if another version made them. Settings and tables below are then not theirs. */
   foreign?: string;
   hooks: HookState[];
   /** Absent when this version has no tables. */
@@ -121,30 +121,30 @@ export interface Summary {
     shadow: boolean;
     netns: "all" | "initial" | string;
     cgroups: string[];
-    /** Enrolled by name, and where each is now. */
+    /** Units that are enrolled by name, with their present cgroups. */
     units: UnitState[];
     exclusions: string[];
     fallback: string;
   };
   services: ServiceCounters[];
-  /** Endpoints that get no connections, since their connects failed in a row. Absent as the settings. */
+  /** Ejected endpoints. Absent as the settings. */
   ejections?: {
     now: EjectedEndpoint[];
-    /** How often that came about. */
+    /** The number of ejections. */
     ever: number;
-    /** Nobody keeps the tables up to date: clusters without outlier detection eject, too. */
+    /** Whether the tables are stale, so that clusters without outlier detection eject, too. */
     stale: boolean;
   };
-  /** Endpoints that the tunnel reaches, by the kind of their transport. Absent as the settings. */
+  /** The number of endpoints behind the tunnel, by kind of transport. Absent as the settings. */
   tunnel?: Record<string, number>;
   tables: TableState[];
-  /** What kmesh does not do on this kernel, a line each. Absent as the settings. */
+  /** Functions that this kernel does not support, one line each. Absent as the settings. */
   limits?: string[];
-  /** The connections that were refused or failed last, the newest first. Absent as the settings. */
+  /** The last refused and failed connections, the newest first. Absent as the settings. */
   recent?: RecentConnection[];
 }
 
-/** The part of a summary that changes without anybody's doing. */
+/** The part of a summary that changes with traffic. */
 export type Vitals = Pick<Summary, "hooks" | "tables"> & Required<Pick<Summary, "ejections">>;
 
 export interface Inspection extends Summary {
@@ -152,19 +152,19 @@ export interface Inspection extends Summary {
   clusters: ClusterState[];
 }
 
-/** Nothing is pinned there. */
+/** Nothing is pinned below the folder. */
 export class NothingPinned extends ActionableError {
   constructor(bpffs: string) {
     super(
       `no kmesh tables are pinned at ${bpffs}`,
       "Start an agent with kmesh run, or name the folder with --bpffs.",
     );
-    // Written out, since commands compare it and the bundler renames classes.
+    // A literal, because commands compare it and the bundler renames classes.
     this.name = "NothingPinned";
   }
 }
 
-/** Opens what is pinned below `bpffs`, for reading. The caller closes it. Throws NothingPinned and ForeignGeneration. */
+/** Opens the pins below `bpffs` for reading. The caller closes them. Throws NothingPinned and ForeignGeneration. */
 export function openPinned(bpffs: string): Tables {
   const foreign = foreignGovernor(bpffs);
   if (foreign !== undefined) throw new ForeignGeneration(bpffs, foreign);
@@ -173,14 +173,14 @@ export function openPinned(bpffs: string): Tables {
   return new Tables(complete(maps));
 }
 
-/** Reads all that is pinned below `bpffs`. Throws NothingPinned, ForeignGeneration and KernelError. */
+/** Reads everything below `bpffs`. Throws NothingPinned, ForeignGeneration and KernelError. */
 export function inspectPinned(bpffs: string): Inspection {
   return readPinned(bpffs, inspectTables);
 }
 
 /**
- * The same without the long lists; of another version's tables what all versions share, and of damaged ones what is left.
- * Throws NothingPinned and KernelError.
+ * The same without the long lists. For another version's tables it has the parts that all versions share; for damaged
+ * ones, the readable parts. Throws NothingPinned and KernelError.
  */
 export function summarizePinned(bpffs: string): Summary {
   const foreign = foreignGovernor(bpffs);
@@ -200,7 +200,7 @@ export function summarizePinned(bpffs: string): Summary {
   }
 }
 
-/** Takes the maps over. */
+/** Owns the maps. */
 function summarizeKept(bpffs: string, foreign: string | undefined, maps: Map<MapName, BpfMap>): Summary {
   const base: Summary = {
     bpffs,
@@ -224,7 +224,7 @@ function summarizeKept(bpffs: string, foreign: string | undefined, maps: Map<Map
   }
 }
 
-/** An empty table of names in the place of one that is lost, for who only reads. */
+/** An empty name table in place of a lost one, for readers. */
 function standIn(name: MapName): BpfMap {
   const { type, keySize, valueSize, maxEntries } = layout.maps[name];
   const flags = FLAG.mmapable | FLAG.innerMap;
@@ -239,7 +239,7 @@ function standIn(name: MapName): BpfMap {
   return BpfMap.create({ name, type, keySize, valueSize, maxEntries, inner });
 }
 
-/** Services whose names are lost, as far as they were connected to. */
+/** Services with connections whose names are lost. */
 function namelessCounters(counts: ChunkedTable): ServiceCounters[] {
   const names = new Map<number, string>();
   for (let id = 1; id < counts.capacity; id++) names.set(id, `service ${id}, whose name is lost`);
@@ -259,14 +259,14 @@ function readPinned<T>(bpffs: string, read: (bpffs: string, tables: Tables) => T
 }
 
 /**
- * Detaches and removes everything below `bpffs`, other versions' links, programs and tables too, but what lies in aside/
- * and is no link of kmesh's: the decision of `kmesh down`. Links go first, those that decide before those that read.
- * Throws KernelError, before it changes anything, when it can't be told whose a link is.
+ * Detaches and removes everything below `bpffs`, of all versions, except foreign objects in aside/. Only `kmesh down` calls
+ * it. Removes links first, those that decide before those that read. Throws KernelError before any change when the owner
+ * of a link can't be determined.
  */
 export function removePinned(bpffs: string): { removed: string[] } {
   if (!existsSync(bpffs)) return { removed: [] };
   const removed = ownPins(bpffs);
-  // What somebody else pinned among them goes with its pin.
+  // Foreign objects among them lose their pins, too.
   const aside = linksAside(bpffs);
   const links = [...linkPins(bpffs), ...aside].flatMap((path) => ownLink(path) ?? []);
   for (const link of links) {
@@ -279,14 +279,14 @@ export function removePinned(bpffs: string): { removed: string[] } {
   return { removed };
 }
 
-/** All that `removePinned` removes. What others pinned here, and the agent moved aside, is not in it. Throws KernelError. */
+/** The paths that `removePinned` removes, without foreign objects in aside/. Throws KernelError. */
 export function ownPins(bpffs: string): string[] {
   const own = linksAside(bpffs);
   const others = listPins(join(bpffs, ASIDE)).filter((path) => !own.includes(path));
   return listPins(bpffs).filter((path) => !others.includes(path));
 }
 
-/** Links of kmesh's that were moved aside, as those that somebody renamed are where another belongs. */
+/** kmesh's links in aside/, such as renamed links that were moved there. */
 function linksAside(bpffs: string): string[] {
   return listPins(join(bpffs, ASIDE)).filter((path) => {
     using link = ownLink(path);
@@ -294,7 +294,7 @@ function linksAside(bpffs: string): string[] {
   });
 }
 
-/** Pinned links of whatever version, those of hooks that this one does not know first. */
+/** Pinned links of all versions, first those of hooks that this version does not know. */
 function linkPins(bpffs: string): string[] {
   const known = [...HOOK_ORDER].reverse().map((hook) => linkPin(bpffs, hook));
   const all = listPins(join(bpffs, "links"));
@@ -327,7 +327,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
   };
 }
 
-/** What metrics say of the tables: no list, and of names those of clusters alone. Throws KernelError. */
+/** The tables' values for metrics: no lists, and only the names of clusters. Throws KernelError. */
 export function vitalsOf(bpffs: string, tables: Tables): Vitals {
   return {
     hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
@@ -336,7 +336,7 @@ export function vitalsOf(bpffs: string, tables: Tables): Vitals {
   };
 }
 
-/** The tables with ids turned into names. Names are read when the first is asked for. */
+/** The tables with names instead of ids. Names are read at the first use. */
 export class TableView {
   readonly tables: Tables;
   readonly #now = monotonic();
@@ -377,7 +377,7 @@ export class TableView {
     );
   }
 
-  /** What a target word says. */
+  /** Decodes a target word. */
   frontend(match: string, word: bigint): FrontendState {
     const { action, service, value } = decodeTarget(word);
     const base = { match, service: this.serviceName(service) };
@@ -396,7 +396,7 @@ export class TableView {
       .filter((state) => state !== undefined);
   }
 
-  /** The cluster as it is walked now; undefined when nothing is published under the id. */
+  /** The published cluster of an id; undefined without one. */
   cluster(id: number): ClusterState | undefined {
     const { clusters, clusterLoads } = this.tables;
     const descriptor = this.descriptor(id);
@@ -444,7 +444,7 @@ export class TableView {
     return id ? readDescriptor(descriptors, id) : undefined;
   }
 
-  /** The same as leaves_out() in connect.bpf.c: a cluster without outlier detection does so only while the tables are stale. */
+  /** Like leaves_out() in connect.bpf.c: a cluster without outlier detection ejects only while the tables are stale. */
   #leavesOut(id: number, { ejection }: Descriptor): boolean {
     const { clusterLoads, settings } = this.tables;
     if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;
@@ -484,7 +484,7 @@ export class TableView {
     };
   }
 
-  /** Milliseconds until then, 0 when it is over. */
+  /** Milliseconds until a time; 0 when it has passed. */
   #left(until: bigint): number {
     return Math.max(0, Number((until - this.#now) / 1_000_000n));
   }
@@ -522,7 +522,7 @@ function counters(counts: ChunkedTable, id: number, service: string): ServiceCou
   };
 }
 
-/** Whether programs of whatever version decide connections: hooks are attached last, over tables that hold a mesh. */
+/** Whether programs of any version decide connections. Hooks are attached last, over tables that hold a mesh. */
 export function governsPinned(bpffs: string): boolean {
   return HOOK_ORDER.every((hook) => hookState(bpffs, hook).attached);
 }
@@ -556,7 +556,7 @@ function enrolledCgroups(tables: Tables): string[] {
   return enrolledIds(tables).map((id) => cgroupPath(id) ?? `cgroup ${id}, whose folder is not found`);
 }
 
-/** Also of targets that nothing leads to any more, for as long as their numbers rest. */
+/** Includes unused targets while their numbers are in quarantine. */
 function targetsOf(tables: Tables): Record<string, number> {
   const counts: Record<string, number> = {};
   for (let id = 0; id < tables.tunnelTargets.capacity; id++) {

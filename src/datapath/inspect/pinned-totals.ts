@@ -4,7 +4,7 @@ import { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
 import { type Totals, totalsOf } from "../tables/totals.ts";
 
-/** The same of what is pinned below `bpffs`, whichever version made it. Throws KernelError when nothing is. */
+/** The counts of the pins below `bpffs`, of any version. Throws KernelError when nothing is pinned. */
 export function pinnedTotals(bpffs: string): Totals {
   const map = readableMap(bpffs, "service_counts");
   try {

@@ -1,6 +1,6 @@
 /**
- * Connections that go directly although their address is governed: they began before the hooks were attached, before
- * their cgroup was enrolled, or before the service was there. Found by asking the kernel for its sockets.
+ * Connections that bypass the mesh although their address is governed: they began before the hooks were attached, before
+ * their cgroup was enrolled, or before the service existed. Found in the kernel's list of sockets.
  */
 import { cgroupPath } from "../../kernel/cgroup.ts";
 import { CONNECTED, listSockets, type SocketBatch, TCP } from "../../kernel/net/sockets.ts";
@@ -15,16 +15,16 @@ import { openPinned } from "./inspect.ts";
 
 export interface PreexistingConnections {
   connections: number;
-  /** False when there was no time to look at every socket: there may be more. */
+  /** False when the time limit was reached before all sockets were read: there may be more. */
   complete: boolean;
-  /** By the cgroup in which the socket was made, most first. */
+  /** Counts by the cgroup in which the socket was created, in descending order. */
   cgroups: { cgroup: string; connections: number }[];
 }
 
-/** Looking takes no longer, milliseconds. 100,000 sockets take a fifth of it. */
+/** Time limit, milliseconds. 100,000 sockets take a fifth of it. */
 const PATIENCE = 1_000;
 
-/** A socket that may be one, until the list of listeners and agents is whole. */
+/** A candidate, until the lists of listeners and agents are complete. */
 interface Successor {
   localPort: number;
   inode: number;
@@ -32,9 +32,8 @@ interface Successor {
 }
 
 /**
- * Counts them in this process's network namespace, which must be the governed one: undefined when it is not, in shadow
- * mode, where every connection goes directly, and when nobody is enrolled.
- * Throws NothingPinned and KernelError.
+ * Counts them in this process's network namespace. undefined when that is not the governed one, in shadow mode, where all
+ * connections bypass the mesh, and without enrolment. Throws NothingPinned and KernelError.
  */
 export function preexistingConnections(bpffs: string): PreexistingConnections | undefined {
   const tables = openPinned(bpffs);
@@ -50,11 +49,11 @@ function governsHere(tables: Tables): boolean {
   return !shadow && (everyNetns || isOwnNetns(tables));
 }
 
-/** Whether the governed network namespace is the one of this process. */
+/** Whether this process's network namespace is the governed one. */
 export function isOwnNetns(tables: Tables): boolean {
   const governed = tables.settings.get("netns");
   const own = netnsCookie();
-  // Before 5.14 only the first one can be governed, and one without a cookie is taken for it.
+  // Before 5.14 only the initial namespace can be governed, and a namespace without a cookie counts as it.
   return own === undefined ? governed === 0n : governed === own;
 }
 
@@ -69,7 +68,7 @@ function count(tables: Tables): PreexistingConnections {
     for (let i = 0; i < batch.count; i++) {
       const socket = batch.at(i);
       if (socket.state === TCP.listen) listening[socket.localPort] = 1;
-      // With a value, connect() of this socket was decided by us.
+      // A socket with a value was decided by kmesh.
       else if (!socket.hasValue && isEnrolled(socket.cgroup) && isGoverned(socket))
         candidates.push({ localPort: socket.localPort, inode: socket.inode, cgroup: socket.cgroup });
     }
@@ -78,7 +77,7 @@ function count(tables: Tables): PreexistingConnections {
   }
   const agents = candidates.length > 0 ? agentSockets(tables) : new Set<number>();
   const older = candidates.filter(
-    // Who came in by a port that is listened on has not called connect().
+    // A connection to a listening port was accepted, not made by connect().
     ({ localPort, inode }) => listening[localPort] === 0 && !agents.has(inode),
   );
   return { connections: older.length, complete, cgroups: byCgroup(older) };
@@ -92,7 +91,7 @@ function byCgroup(sockets: readonly Successor[]): PreexistingConnections["cgroup
     .sort((a, b) => b.connections - a.connections);
 }
 
-/** Says of a socket whether a connect() to its address would be redirected or refused now. */
+/** Whether a connect() to the socket's address would be redirected or refused now. */
 function governedTest(tables: Tables): (socket: SocketBatch) => boolean {
   const known = new Map<string, boolean>();
   return (socket) => {

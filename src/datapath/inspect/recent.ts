@@ -1,4 +1,4 @@
-/** The connections that were refused or failed last (bpf/include/recent.h), read from the kernel's maps. */
+/** Reads the last refused and failed connections from the kernel's maps (bpf/include/recent.h). */
 import { monotonic } from "../../kernel/clock.ts";
 import { fixedText } from "../../kernel/info.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
@@ -11,34 +11,34 @@ import type { Tables } from "../tables/tables.ts";
 
 const { fields: AT } = layout.recent;
 const { RECENT_REFUSED } = layout.enums.recent_kind;
-/** Of a source: above it, the rest is a user's id. */
+/** The bit of a source that marks a user id. */
 const SOURCE_USER = 1n << 47n;
-/** Tries to read a record that is being written. */
+/** Attempts to read a record that is being written. */
 const TRIES = 3;
 
 export interface RecentConnection {
-  /** Counts all that were ever refused or failed. */
+  /** The number of the connection among all refused and failed ones. */
   number: number;
-  /** How long ago, milliseconds. */
+  /** Its age, milliseconds. */
   agoMs: number;
-  /** Refused on purpose, with a reason; or failed: the endpoint refused or did not answer. */
+  /** "refused": on purpose, with a reason. "failed": the endpoint refused or did not answer. */
   outcome: "refused" | "failed";
   reason?: Reason;
-  /** Where the app wanted to go. */
+  /** The destination that the app asked for. */
   address: string;
   port: number;
-  /** "" when it belongs to none. */
+  /** The service; "" without one. */
   service: string;
-  /** Of a failed one: where it was led to. */
+  /** The endpoint of a failed connection. */
   endpoint?: { address: string; port: number };
-  /** The systemd unit or cgroup that connected, or "user 1000". Absent when nobody knows. */
+  /** The systemd unit or cgroup that connected, or "user 1000". Absent when unknown. */
   unit?: string;
   pid?: number;
   /** The command's name, as in /proc/PID/comm. */
   command?: string;
 }
 
-/** All that the kernel still has, the newest first. `serviceName` gives "" for an id without a name. Throws KernelError. */
+/** All records in the kernel, the newest first. `serviceName` gives "" for an unknown id. Throws KernelError. */
 export function recentConnections(tables: Tables, serviceName: (id: number) => string): RecentConnection[] {
   const { maps } = tables;
   const { keySize, valueSize, maxEntries } = maps.recent.info;
@@ -58,7 +58,7 @@ export function recentConnections(tables: Tables, serviceName: (id: number) => s
   return found.sort((a, b) => b.number - a.number);
 }
 
-/** A record that nobody wrote meanwhile; undefined when it is empty, or written all the time. */
+/** A consistent record; undefined when it is empty, or written at each attempt. */
 function readWhole(
   map: BpfMap,
   at: number,
@@ -109,7 +109,7 @@ function connection(
   };
 }
 
-/** The name of a source (bpf/include/source.h); "" when it has none. */
+/** The name of a source (bpf/include/source.h); "" without one. */
 function unitOf(names: BpfMap, source: bigint): string {
   if (source >= SOURCE_USER) return `user ${source & 0xffffffffn}`;
   const name = new Uint8Array(new ArrayBuffer(names.info.valueSize));

@@ -1,7 +1,7 @@
 /**
- * Live counts against the sockets that there are. A count goes from connect() to sock_release, so a closed socket that
- * an app still holds is counted and not in the kernel's list: what is counted beyond the list is an error only when
- * sock_release was detached for a while. What is in the list and not counted always is one.
+ * Compares live counts with the kernel's list of sockets. A connection is counted from connect() to sock_release. A closed
+ * socket that an app still holds is therefore counted but not in the list, so a count above the list is an error only if
+ * sock_release was detached for some time. A count below the list always is.
  */
 import { CONNECTED, listSockets, type SocketBatch } from "../../kernel/net/sockets.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
@@ -12,19 +12,19 @@ const STATE = layout.socket_state.fields;
 const { SOCKET_COUNTED } = layout.enums.socket_flag;
 
 export interface Reconciliation {
-  /** Counted sockets that were found. */
+  /** Counted sockets in the list. */
   sockets: number;
-  /** Connections that were missing in an endpoint's count and in a cluster's, and were added. */
+  /** Connections added to the counts of endpoints and of clusters. */
   raised: { endpoints: number; clusters: number };
-  /** Connections that were counted and are gone. */
+  /** Connections removed from the counts. */
   lowered: { endpoints: number; clusters: number };
   milliseconds: number;
 }
 
 /**
- * Corrects the live counts of endpoints and clusters. Connections begin and end meanwhile: only what was there through
- * all of it is raised, and only what no look at all found is lowered. Others work between the batches.
- * @param lower sock_release was not attached for a while and is now, and no other network namespace is governed
+ * Corrects the live counts of endpoints and clusters. Connections begin and end meanwhile, so it adds only sockets that
+ * both reads found, and removes only counts that neither read explains. Other work runs between the batches.
+ * @param lower sock_release was detached for some time and is attached now, and no other network namespace is governed
  * Rejects with KernelError when the kernel can't list its sockets; nothing is corrected then.
  */
 export async function reconcileLive(tables: Tables, lower: boolean): Promise<Reconciliation> {
@@ -39,12 +39,12 @@ export async function reconcileLive(tables: Tables, lower: boolean): Promise<Rec
     first.set(socket.cookie, socket.value64(STATE.since_ns.offset));
     for (const side of sides) side.seen(socket);
   });
-  // In the middle, when whatever both looks find is alive and counted.
+  // Between the two reads, when every socket that both find is alive and counted.
   for (const side of sides) side.readMiddle();
   let sockets = first.size;
   await eachCounted(tables, (socket) => {
     const isSame = first.get(socket.cookie) === socket.value64(STATE.since_ns.offset);
-    // A list that is taken in parts may name a socket twice; one that is sure is so once.
+    // The list is read in parts and may have a socket twice; count it once.
     if (isSame) first.delete(socket.cookie);
     else sockets++;
     for (const side of sides) isSame ? side.sure(socket) : side.seen(socket);
@@ -61,7 +61,7 @@ export async function reconcileLive(tables: Tables, lower: boolean): Promise<Rec
   };
 }
 
-/** One in words; undefined when nothing was wrong. */
+/** Describes a correction; undefined when nothing was wrong. */
 export function formatReconciliation({ raised, lowered, sockets }: Reconciliation): string | undefined {
   const parts = [
     ...(raised.endpoints + raised.clusters > 0 ? [`${largest(raised)} were not counted`] : []),
@@ -76,19 +76,19 @@ function largest({ endpoints, clusters }: { endpoints: number; clusters: number 
   return `${connections} ${connections === 1 ? "connection" : "connections"}`;
 }
 
-/** The counts of one kind of thing. */
+/** The counts of endpoints, or of clusters. */
 class Side {
   readonly #loads: ChunkedTable;
   readonly #live: number;
   readonly #id: number;
-  /** By id: sockets that were found in both looks, and in one at least. */
+  /** By id: sockets that both reads found, and sockets that at least one found. */
   readonly #sure: Uint32Array;
   readonly #seen: Uint32Array;
-  /** By id: the count between the looks, and the lowest of all that were read. */
+  /** By id: the count between the two reads, and the lowest count. */
   readonly #middle: Float64Array;
   readonly #lowest: Float64Array;
 
-  /** `live` and `id` are offsets: of the count in its record, of the id in what a socket carries. */
+  /** `live` and `id` are offsets: of the count in its record, and of the id in the socket's storage. */
   constructor(loads: ChunkedTable, live: number, id: number) {
     this.#loads = loads;
     this.#live = live;
@@ -113,19 +113,19 @@ class Side {
     this.read();
   }
 
-  /** A socket that was found for the first time. */
+  /** The first read found a socket. */
   seen(socket: SocketBatch): void {
     const id = socket.value32(this.#id);
     if (id < this.#seen.length) this.#seen[id] = (this.#seen[id] ?? 0) + 1;
   }
 
-  /** A socket that was found before, with the same connection. */
+  /** The second read found the same socket with the same connection. */
   sure(socket: SocketBatch): void {
     const id = socket.value32(this.#id);
     if (id < this.#sure.length) this.#sure[id] = (this.#sure[id] ?? 0) + 1;
   }
 
-  /** Gives what was added in all. */
+  /** Returns the number of added connections. */
   raise(): number {
     return this.#correct((id) => Math.max(0, (this.#sure[id] ?? 0) - (this.#middle[id] ?? 0)));
   }
@@ -150,7 +150,7 @@ async function eachCounted(tables: Tables, visit: (socket: SocketBatch) => void)
   for (const batch of listSockets(CONNECTED, tables.maps.sockets)) {
     for (let i = 0; i < batch.count; i++) {
       const socket = batch.at(i);
-      // Without an inode no process holds it: sock_release has been, or has passed unseen.
+      // Without an inode no process holds the socket: sock_release ran, or was missed.
       if (!socket.hasValue || socket.inode === 0) continue;
       if ((socket.value16(STATE.flags.offset) & SOCKET_COUNTED) !== 0) visit(socket);
     }
