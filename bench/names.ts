@@ -3,12 +3,13 @@
  * are not DNS with and without the programs, and the table at 10 to 100,000 names. In a network namespace of its own, as
  * root: `bun bench/names.ts`. Where iperf3, dnsmasq or unbound is missing it says so and leaves it out.
  */
-import { spawn, spawnSync } from "node:child_process";
+import { spawn } from "node:child_process";
 import { createSocket } from "node:dgram";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
+import { innerMap } from "../src/datapath/tables/inner-map.ts";
 import { ensureBpffs, unpin } from "../src/kernel/bpffs.ts";
 import { loopbackUp, unshareNetns } from "../src/kernel/netns.ts";
 import { attachEverywhere, detachEverywhere } from "../src/names/attach.ts";
@@ -16,12 +17,19 @@ import type { Entry } from "../src/names/entries.ts";
 import { NAME_FLAGS } from "../src/names/name-table.ts";
 import { closeNames, linkFolder, openNames } from "../src/names/pins.ts";
 import { frameOf, queryMessage } from "../src/names/query.ts";
+import { compileC } from "./machine.ts";
+import { median } from "./measure.ts";
 
 const HOST = "shop.demo.internal";
 const ADDRESS = "10.99.0.1";
 /** Queries of one measurement of the round trip, and rounds of everything: the median counts. */
 const QUERIES = 3_000;
 const ROUNDS = 5;
+/** Times that the programs are switched on and off under one load. */
+const SWITCHES = 60;
+/** Of one count, and between a switch and the count, milliseconds: the queues empty, the old program's last run ends. */
+const SLICE = 90;
+const SETTLE = 10;
 const SIZES = [10, 1_000, 10_000, 100_000] as const;
 
 unshareNetns();
@@ -54,10 +62,6 @@ function entryOf(name: string, address: string): Entry {
 function attach(on: boolean): void {
   if (on) attachEverywhere(linkFolder(bpffs), names.programs, new Map());
   else detachEverywhere(linkFolder(bpffs));
-}
-
-function median(values: readonly number[]): number {
-  return [...values].sort((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
 }
 
 /** Microseconds of one query and its answer, one after the other; NaN when nobody answers. */
@@ -104,7 +108,7 @@ async function roundTrips(): Promise<void> {
     `--address=/${HOST}/${ADDRESS}`,
   );
   const unbound = start("/usr/sbin/unbound", "-d", "-c", join(folder, "unbound.conf"));
-  await new Promise((resolve) => setTimeout(resolve, 1_500));
+  await sleep(1_500);
   const peers = [
     { name: "kernel", port: 53, there: true, found: [] as number[] },
     { name: "dnsmasq", port: 5301, there: dnsmasq, found: [] as number[] },
@@ -121,66 +125,94 @@ async function roundTrips(): Promise<void> {
       console.log(`  ${name.padEnd(8)} ${median(found).toFixed(1)}  ${(median(found) / own).toFixed(2)}`);
 }
 
-/** Connections a second that are made one after the other, for half a second. */
-async function connections(port: number): Promise<number> {
-  const until = performance.now() + 500;
-  let made = 0;
-  while (performance.now() < until) {
-    await new Promise<void>((resolve, reject) => {
-      const socket = connect(port, "127.0.0.1", () => socket.destroy());
-      socket.on("close", () => resolve());
-      socket.on("error", reject);
-    });
-    made++;
-  }
-  return made * 2;
+/** What a counter gains a second, in one slice of time with or without the programs attached. */
+async function rate(counter: () => number, on: boolean): Promise<number> {
+  attach(on);
+  await sleep(SETTLE);
+  const [from, began] = [counter(), performance.now()];
+  await sleep(SLICE);
+  const [to, ended] = [counter(), performance.now()];
+  return ((to - from) * 1_000) / (ended - began);
 }
 
-/** Gbit/s of one stream over loopback. */
-function stream(): number {
-  const { stdout } = spawnSync("iperf3", ["-c", "127.0.0.1", "-p", "5303", "-t", "1", "-J"], {
-    encoding: "utf8",
-  });
-  return JSON.parse(stdout).end.sum_received.bits_per_second / 1e9;
+/** Under one load that goes on: slices without, with, with and without the programs, so that a drift cancels out. */
+async function compare(what: string, unit: string, scale: number, counter: () => number): Promise<void> {
+  const ratios: number[] = [];
+  const noise: number[] = [];
+  const rates: number[] = [];
+  for (let round = 0; round < SWITCHES; round++) {
+    const [off, on, onAgain, offAgain] = [
+      await rate(counter, false),
+      await rate(counter, true),
+      await rate(counter, true),
+      await rate(counter, false),
+    ];
+    ratios.push((on + onAgain) / (off + offAgain));
+    noise.push(offAgain / off);
+    rates.push(off);
+  }
+  const spread = (values: readonly number[]) => {
+    const sorted = [...values].sort((one, other) => one - other);
+    const at = (share: number) => (sorted[Math.floor(sorted.length * share)] ?? Number.NaN).toFixed(3);
+    return `${median(values).toFixed(4)} (quartiles ${at(0.25)} to ${at(0.75)})`;
+  };
+  console.log(`  ${what}: ${(median(rates) / scale).toFixed(1)} ${unit} without`);
+  console.log(`    with by without     ${spread(ratios)}`);
+  console.log(`    without by without  ${spread(noise)}`);
+}
+
+function number(file: string, pattern: RegExp): number {
+  return Number(pattern.exec(readFileSync(file, "utf8"))?.[1]);
 }
 
 async function otherPackets(): Promise<void> {
-  const server = createServer((socket) => socket.on("error", () => {}).resume());
-  await new Promise<void>((resolve) => server.listen(5304, "127.0.0.1", resolve));
-  const iperf = start("/usr/bin/iperf3", "-s", "-p", "5303");
-  await new Promise((resolve) => setTimeout(resolve, 300));
-  const pairs = { connections: [] as number[], stream: [] as number[] };
-  const order = [true, false];
-  for (let round = 0; round < 2 * ROUNDS; round++) {
-    const found = { connections: [0, 0], stream: [0, 0] };
-    // In turn, so that a machine that gets slower hits both.
-    for (const on of round % 2 === 0 ? order : [...order].reverse()) {
-      attach(on);
-      found.connections[on ? 1 : 0] = await connections(5304);
-      if (iperf) found.stream[on ? 1 : 0] = stream();
-    }
-    pairs.connections.push((found.connections[1] ?? 0) / (found.connections[0] ?? 1));
-    pairs.stream.push((found.stream[1] ?? 0) / (found.stream[0] ?? 1));
+  console.log(`packets that are no DNS, ${SWITCHES} rounds of four slices of ${SLICE} ms (medians):`);
+  const seconds = Math.ceil((SWITCHES * 4 * (SLICE + SETTLE)) / 1_000) * 2 + 5;
+  const loop = await compileC("connect-loop", folder);
+  const load = spawn(loop, ["127.0.0.1", "5304", String(1 << 20), "100000", "127.0.0.1:5304"], {
+    stdio: ["ignore", "ignore", "inherit"],
+  });
+  await sleep(300);
+  // Of this network namespace: nobody else connects here.
+  await compare("new connections", "thousand a second", 1e3, () =>
+    number("/proc/self/net/snmp", /Tcp:(?: -?\d+){4} (\d+)/),
+  );
+  load.kill("SIGKILL");
+  if (start("/usr/bin/iperf3", "-s", "-p", "5303")) {
+    await sleep(300);
+    const client = spawn("iperf3", ["-c", "127.0.0.1", "-p", "5303", "-t", String(seconds)], {
+      stdio: "ignore",
+    });
+    await sleep(500);
+    await compare("one iperf3 stream", "Gbit/s", 1e9, () => 8 * number("/proc/self/net/dev", /lo: *(\d+)/));
+    client.kill("SIGKILL");
   }
   attach(false);
-  server.close();
-  console.log("packets that are no DNS, with the program by without it (median of the pairs' ratios):");
-  console.log(`  new connections/s  ${median(pairs.connections).toFixed(3)}`);
-  if (iperf) console.log(`  one iperf3 stream  ${median(pairs.stream).toFixed(3)}`);
+  const program = names.programs.get("names_loopback");
+  if (!program) throw new Error("names_loopback is missing");
+  const tcp = frameOf(new Uint8Array(1_000));
+  tcp[23] = 6;
+  const runs = Array.from({ length: 3 * ROUNDS }, () => program.testRun(tcp, 200_000).nanoseconds);
+  console.log(`  one TCP packet: ${median(runs)} ns, what BPF_PROG_TEST_RUN takes itself included`);
 }
 
-/** Kilobytes of memory that is free or can be freed: what the kernel's tables take is not in any process. */
-function available(): number {
-  return Number(/MemAvailable:\s+(\d+)/.exec(readFileSync("/proc/meminfo", "utf8"))?.[1]);
+/** Bytes that the kernel says a map takes. */
+function mapBytes(map: { fd: number }): number {
+  return number(`/proc/self/fdinfo/${map.fd}`, /memlock:\s+(\d+)/);
+}
+
+/** Records and the hash, as the kernel allocates them; the small maps beside do not grow. */
+function tableBytes(): number {
+  using hash = innerMap(names.maps.names);
+  return names.table.bytes + (hash ? mapBytes(hash) : 0);
 }
 
 function tables(): void {
-  console.log("names     fill ms   one change ms   look-up ns (ratio to 10)   MB");
-  const explain = names.programs.get("names_explain");
-  if (!explain) throw new Error("names_explain is missing");
-  const host = (i: number) => `svc-${i}.some-namespace.svc.cluster.local`;
+  console.log("names     fill ms   one change ms   look-up ns (ratio to 10)   kernel MB");
+  const program = names.programs.get("names_loopback");
+  if (!program) throw new Error("names_loopback is missing");
+  const host = (i: number) => `svc-${100_000 + i}.some-namespace.svc.cluster.local`;
   const address = (i: number) => `10.${i >> 16}.${(i >> 8) & 255}.${i & 255}`;
-  const before = available();
   let there = 0;
   let first = 0;
   for (const size of SIZES) {
@@ -199,17 +231,19 @@ function tables(): void {
       names.table.apply([[name, entryOf(name, `10.200.0.${i + 1}`)]]);
       changes.push(performance.now() - began);
     }
-    const frames = Array.from({ length: 64 }, (_, i) => frameOf(queryMessage(host((i * 7919) % size), "MX")));
-    const rounds: number[] = [];
-    for (let round = 0; round < 3 * ROUNDS; round++) {
-      let sum = 0;
-      for (const frame of frames) sum += explain.testRun(frame, 1).nanoseconds;
-      rounds.push(sum / frames.length);
-    }
-    const cost = Math.min(...rounds);
+    // Shadow mode finds the entry, builds the answer and lets the packet on as it is, so that it can be asked again. All
+    // names are equally long: a longer name takes longer to read.
+    names.table.flags = NAME_FLAGS.NAMES_ON | NAME_FLAGS.NAMES_EVERY_CGROUP | NAME_FLAGS.NAMES_SHADOW;
+    const frames = Array.from({ length: 64 }, (_, i) => frameOf(queryMessage(host((i * 7919) % size), "A")));
+    const rounds = Array.from(
+      { length: 3 * ROUNDS },
+      () => frames.reduce((sum, frame) => sum + program.testRun(frame, 1_000).nanoseconds, 0) / frames.length,
+    );
+    names.table.flags = NAME_FLAGS.NAMES_ON | NAME_FLAGS.NAMES_EVERY_CGROUP;
+    const cost = median(rounds);
     first ||= cost;
     console.log(
-      `${String(size).padEnd(9)} ${fill.toFixed(1).padEnd(9)} ${median(changes).toFixed(3).padEnd(15)} ${`${cost.toFixed(0)} (${(cost / first).toFixed(2)})`.padEnd(26)} ${((before - available()) / 1024).toFixed(1)}`,
+      `${String(size).padEnd(9)} ${fill.toFixed(1).padEnd(9)} ${median(changes).toFixed(3).padEnd(15)} ${`${cost.toFixed(0)} (${(cost / first).toFixed(3)})`.padEnd(26)} ${(tableBytes() / 1e6).toFixed(1)}`,
     );
   }
 }
