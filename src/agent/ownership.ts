@@ -12,6 +12,7 @@ import { pinHiddenLinks } from "../datapath/generation/hidden-links.ts";
 import type { PreloadedPrograms } from "../datapath/generation/preload.ts";
 import type { SelfTestResult } from "../datapath/generation/self-test.ts";
 import type { Governed } from "../datapath/governed.ts";
+import { enrolmentTest } from "../datapath/tables/enrolment.ts";
 import { preloadAhead, selfTestAhead } from "../datapath/takeover.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { InboundKeeper } from "../inbound/inbound.ts";
@@ -161,11 +162,13 @@ export class Ownership {
         ...told(log),
       });
       this.#preloaded?.close();
+      const opened = datapath;
       const kept = new KeptGenerations(datapath, log);
       const names = new Names({
         bpffs: folders.bpffs,
         ...this.#nameSettings,
         ownsPins: () => locks.lockedElsewhere() === undefined,
+        isEnrolled: (cgroup) => enrolmentTest(opened.tables)(cgroup),
         log: (line) => log.warn(line),
       });
       const inbound = new InboundKeeper({

@@ -33,7 +33,7 @@ const TABLE = {
   kmesh_map_create: ["i32", "i32", "buffer", "u32", "u32", "u32", "u32", "i32"],
   kmesh_place_inner: ["i32", "buffer", "u32"],
   kmesh_test_run: ["i32", "i32", "buffer", "u32", "i32", "buffer", "buffer"],
-  kmesh_sockets_open: ["i32", "i32", "u32", "i32"],
+  kmesh_sockets_open: ["i32", "i32", "i32", "u32", "i32"],
   kmesh_sockets_read: ["i32", "i32", "buffer", "u32", "u32", "buffer"],
   kmesh_add: ["void", "buffer", "i64"],
   kmesh_program_maps: ["i32", "i32", "buffer", "u32"],

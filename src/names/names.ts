@@ -8,11 +8,13 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { reasonOf } from "../errors/reason.ts";
 import { isOnBpffs, unpin } from "../kernel/bpffs.ts";
+import { KernelError } from "../kernel/error.ts";
 import { InterfaceWatch } from "../kernel/net/interfaces.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { attachEverywhere, detachEverywhere, type HeldLinks } from "./attach.ts";
 import { countsOf } from "./counts.ts";
 import { Entries, type Entry } from "./entries.ts";
+import { localResolvers, nssResolved } from "./local-resolvers.ts";
 import { NAME_FLAGS } from "./name-table.ts";
 import {
   closeNames,
@@ -24,8 +26,8 @@ import {
   repinNames,
   tableFolder,
 } from "./pins.ts";
-import { asksForAll, searchDomain } from "./resolv-conf.ts";
-import type { Coverage, NamesSettings, NamesStatus } from "./status.ts";
+import { asksForAll, readResolvConf, searchDomain } from "./resolv-conf.ts";
+import type { Coverage, LocalResolver, NamesSettings, NamesStatus } from "./status.ts";
 import { labelCount, wireName } from "./wire.ts";
 
 export interface NamesOptions extends NamesSettings {
@@ -33,12 +35,16 @@ export interface NamesOptions extends NamesSettings {
   log(line: string): void;
   /** Whether what is pinned still is this process's to change. */
   ownsPins(): boolean;
+  /** Whether a cgroup, given by its id, is governed. Throws KernelError. */
+  isEnrolled(cgroup: bigint): boolean;
 }
 
 /** Between two looks at whether interfaces came or went, milliseconds. */
 const WATCH = 250;
 /** Between two looks at whether everything is still attached, and after what went wrong, milliseconds. */
 const UPKEEP = 5_000;
+/** How long it is taken as true which resolvers this machine has, milliseconds. */
+const FRESH = 1_000;
 
 export class Names {
   readonly #options: NamesOptions;
@@ -55,6 +61,8 @@ export class Names {
   #coverage: Coverage[] = [];
   #trouble = "";
   #search: string | undefined;
+  #lastResolvers: LocalResolver[] | undefined;
+  #resolversAt: number | undefined;
   #lastLook = 0;
   #timer: ReturnType<typeof setInterval> | undefined;
   #opening: ReturnType<typeof setTimeout> | undefined;
@@ -80,13 +88,17 @@ export class Names {
   /** Other settings from now on. Never throws. */
   configure(settings: NamesSettings): void {
     this.#settings = settings;
+    this.#resolversAt = undefined;
     if (this.#mesh) this.#attempt(() => this.#fill());
   }
 
   status(): NamesStatus {
+    const resolvers = this.#resolvers();
     return {
       dns: this.#settings.dns,
-      askers: this.#askers(),
+      askers: this.#askers(resolvers),
+      ...(resolvers ? { resolvers } : {}),
+      ...this.#localHost(),
       entries: this.#held?.table.size ?? 0,
       hosts: this.#entries.hosts,
       writes: this.#writes,
@@ -114,12 +126,44 @@ export class Names {
     closeNames(held);
   }
 
-  /** Whose queries are answered. */
-  #askers(): NamesStatus["askers"] {
+  /** Whose queries are answered. Apps that ask a governed resolver of this machine are, whoever they are. */
+  #askers(resolvers: readonly LocalResolver[] = []): NamesStatus["askers"] {
     const { dns, everybody } = this.#settings;
     if (dns === "off") return "nobody";
     if (dns === "on" || everybody) return "everybody";
-    return asksForAll() ? "machine" : "enrolled";
+    return asksForAll() || resolvers.some(({ governed }) => governed) ? "machine" : "enrolled";
+  }
+
+  /** Whether the program answers whatever cgroup asks. */
+  #answersEveryCgroup(): boolean {
+    return this.#settings.dns === "on" || this.#settings.everybody || asksForAll();
+  }
+
+  /** Undefined where the kernel can't list UDP sockets. Looked up again after a second. */
+  #resolvers(): LocalResolver[] | undefined {
+    if (this.#settings.dns === "off") return [];
+    const now = performance.now();
+    if (this.#resolversAt !== undefined && now - this.#resolversAt < FRESH) return this.#lastResolvers;
+    this.#resolversAt = now;
+    try {
+      const every = this.#answersEveryCgroup();
+      const found = localResolvers(
+        readResolvConf().servers,
+        (cgroup) => every || this.#options.isEnrolled(cgroup),
+      );
+      const nss = asksForAll() && !found.some(({ program }) => program === "systemd-resolved");
+      this.#lastResolvers = nss ? [nssResolved(), ...found] : found;
+    } catch (error) {
+      if (!(error instanceof KernelError)) throw error;
+      this.#lastResolvers = undefined;
+    }
+    return this.#lastResolvers;
+  }
+
+  #localHost(): { localHost?: string } {
+    for (const localHost of this.#mesh?.names.keys() ?? [])
+      if (localHost.endsWith(".local") && !localHost.startsWith("*.")) return { localHost };
+    return {};
   }
 
   #attempt(step: () => void): void {
@@ -179,7 +223,7 @@ export class Names {
     this.#writes += writes;
     table.searchDepth =
       this.#search === undefined ? 0 : labelCount(wireName(this.#search) ?? new Uint8Array());
-    table.flags = flagsOf(this.#settings, this.#askers());
+    table.flags = flagsOf(this.#settings, this.#answersEveryCgroup());
     this.#filled = true;
     this.#attach();
     removeOthers(this.#options.bpffs);
@@ -273,7 +317,7 @@ export class Names {
       this.#lastLook = now;
       if (due) this.#repin();
       this.#attach();
-      if (due && this.#held) this.#held.table.flags = flagsOf(this.#settings, this.#askers());
+      if (due && this.#held) this.#held.table.flags = flagsOf(this.#settings, this.#answersEveryCgroup());
       if (searchDomain() !== this.#search) this.#fill();
     });
   }
@@ -291,10 +335,10 @@ export function removeNames(bpffs: string): boolean {
   return true;
 }
 
-function flagsOf({ shadow, forwarded, truncate }: NamesSettings, askers: NamesStatus["askers"]): number {
+function flagsOf({ shadow, forwarded, truncate }: NamesSettings, everyCgroup: boolean): number {
   return (
     NAME_FLAGS.NAMES_ON |
-    (askers === "enrolled" ? 0 : NAME_FLAGS.NAMES_EVERY_CGROUP) |
+    (everyCgroup ? NAME_FLAGS.NAMES_EVERY_CGROUP : 0) |
     (shadow ? NAME_FLAGS.NAMES_SHADOW : 0) |
     (forwarded ? NAME_FLAGS.NAMES_FORWARDED : 0) |
     (truncate ? NAME_FLAGS.NAMES_TRUNCATE : 0)

@@ -24,10 +24,26 @@ export interface Coverage {
   error?: string;
 }
 
+/** A resolver of this machine, and where apps reach it. */
+export interface LocalResolver {
+  /** An address of resolv.conf, or "nss-resolve". */
+  via: string;
+  /** "systemd-resolved", "dnsmasq", "unbound", or the name of the process. */
+  program: string;
+  /** Its systemd unit. */
+  unit?: string;
+  /** Whether its own queries are answered, and so whoever asks it. */
+  governed: boolean;
+}
+
 export interface NamesStatus {
   dns: NamesSettings["dns"];
-  /** Whose queries are answered. "machine": everybody's, since a resolver asks in the name of all. */
+  /** Whose queries are answered. "machine": whoever asks a governed resolver of this machine, which asks in the name of all. */
   askers: "everybody" | "enrolled" | "machine" | "nobody";
+  /** Resolvers of this machine that apps ask; absent when they can't be found out. */
+  resolvers?: LocalResolver[];
+  /** A host below .local, which some resolvers keep to themselves. */
+  localHost?: string;
   /** Entries of the table. */
   entries: number;
   hosts: number;

@@ -5,9 +5,11 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { AgentLab, missing, SERVICE, shop } from "../e2e/agent-lab.ts";
+import type { NamesStatus } from "../../src/names/status.ts";
+import { AgentLab, KMESH, missing, SERVICE, shop, UPSTREAMS } from "../e2e/agent-lab.ts";
+import { RunningClient } from "../interop/mesh-lab.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
-import { eventually, OwnedProcess, type RunResult, run } from "../lab/process.ts";
+import { eventually, OwnedProcess, placed, type RunResult, run } from "../lab/process.ts";
 
 const why = missing();
 if (why) console.warn(`skipped: resolvers: ${why}`);
@@ -15,6 +17,9 @@ if (why) console.warn(`skipped: resolvers: ${why}`);
 setDefaultTimeout(60_000);
 
 const HOST = "shop.demo.svc.cluster.local";
+/** More addresses than fit into any answer. */
+const MANY = "many.demo.internal";
+const ADDRESSES = Array.from({ length: 100 }, (_, i) => `10.97.0.${i + 1}`);
 const SERVER = "10.77.0.2";
 
 /** Tests of `tool`, which is a path, are left out where it is missing. */
@@ -26,6 +31,8 @@ function testWith(tool: string, name: string, body: () => Promise<void>): void {
 describe.skipIf(why !== undefined)("resolvers of other programs", () => {
   let lab: AgentLab;
   let beyond: NetworkNamespace;
+  let agent: OwnedProcess;
+  let config: string;
 
   /** Runs a shell command in the lab's namespace, with a name server of its own. */
   const ask = (command: string, server = SERVER, enrolled = true): Promise<RunResult> => {
@@ -49,12 +56,36 @@ describe.skipIf(why !== undefined)("resolvers of other programs", () => {
     return out;
   };
 
+  const names = async (): Promise<NamesStatus | undefined> => (await lab.toldStatus()).names;
+
+  /** A real name server where the others find none; it knows these names, as "NAME=ADDRESS,ADDRESS", and no other. */
+  const server = async (...known: string[]): Promise<RunningClient> => {
+    const script = join(import.meta.dirname, "name-server.py");
+    const running = new RunningClient(placed(["python3", script, SERVER, ...known], { netns: beyond.path }));
+    expect(await running.line()).toBe("ready");
+    return running;
+  };
+
   beforeAll(async () => {
-    lab = await AgentLab.create(shop({ v1: 50, v2: 50 }));
+    const endpoints = [{ address: UPSTREAMS.a, port: 8080 }];
+    const many = { host: MANY, addresses: ADDRESSES, port: 80, endpoints };
+    lab = await AgentLab.create({ services: [...shop({ v1: 50, v2: 50 }).services, many] });
+    config = join(lab.folder, "config.yaml");
+    writeFileSync(config, "dns: auto\n");
+    // The agent reads the machine's resolv.conf: here it names a resolver of this machine.
+    const resolvConf = join(lab.folder, "resolv-agent");
+    writeFileSync(resolvConf, "nameserver 127.0.0.1\n");
+    const start = join(lab.folder, "kmesh-with-resolver");
+    writeFileSync(
+      start,
+      `#!/bin/sh\nexec unshare -m sh -c 'mount --bind ${resolvConf} /etc/resolv.conf && exec ${KMESH} "$@"' kmesh "$@"\n`,
+      { mode: 0o755 },
+    );
+    lab.program = [start];
     beyond = await NetworkNamespace.create("far");
     await lab.namespace.connect(beyond, ["10.77.0.1/24"], [`${SERVER}/24`]);
-    await lab.liveAgent();
-    await eventually("names are live", async () => ((await lab.toldStatus()).names?.entries ?? 0) > 0);
+    agent = await lab.liveAgent(`--config=${config}`);
+    await eventually("names are live", async () => ((await names())?.entries ?? 0) > 0);
   }, 60_000);
   afterAll(async () => {
     await beyond?.remove();
@@ -89,6 +120,49 @@ describe.skipIf(why !== undefined)("resolvers of other programs", () => {
     },
   );
 
+  testWith(
+    "/usr/bin/dig",
+    "more addresses than fit: every client gets some; with dns-truncate it asks by TCP, where the name has to be known",
+    async () => {
+      const counts = async () => ({
+        dig: (await output(`dig +short ${MANY} A`)).split("\n").length,
+        plain: (await output(`dig +short +noedns ${MANY} A`)).split("\n").length,
+        libc: new Set((await output(`getent ahostsv4 ${MANY}`)).match(/^[0-9.]+/gm)).size,
+        node: Number(
+          await output(
+            `node -e 'require("dns").resolve4("${MANY}", (e, a) => console.log(e ? 0 : a.length))'`,
+          ),
+        ),
+        go: (await output(`${await goBinary()} ${MANY}`)).match(/10\.97\.0\./g)?.length ?? 0,
+      });
+      const some = await counts();
+      expect(some).toEqual({ dig: 74, plain: 29, libc: 29, node: some.node, go: 74 });
+      // Newer ones use EDNS(0).
+      expect([29, 74]).toContain(some.node);
+      writeFileSync(config, "dns-truncate: true\n");
+      agent.signal("SIGHUP");
+      await eventually("answers are truncated", async () =>
+        (await output(`dig +ignore ${MANY} A`)).includes("flags: qr aa tc rd ra"),
+      );
+      expect(await output(`dig +ignore ${HOST} A`)).toContain("flags: qr aa rd ra");
+      const stranger = await server();
+      try {
+        expect(await output(`dig ${MANY} A`)).toContain("status: NXDOMAIN");
+        expect(await counts()).toEqual({ dig: 1, plain: 1, libc: 0, node: 0, go: 0 });
+      } finally {
+        stranger.kill();
+      }
+      const knows = await server(`${MANY}=${ADDRESSES}`);
+      try {
+        expect(await counts()).toEqual({ dig: 100, plain: 100, libc: 100, node: 100, go: 100 });
+      } finally {
+        knows.kill();
+      }
+      writeFileSync(config, "dns: auto\n");
+      agent.signal("SIGHUP");
+    },
+  );
+
   testWith("/usr/bin/host", "host", async () => {
     expect(await output(`host ${HOST}`)).toContain(`has address ${SERVICE}`);
     expect(await output(`host ${SERVICE}`)).toContain(`domain name pointer ${HOST}.`);
@@ -113,22 +187,21 @@ int main(int argc, char **argv) {
   });
 
   const go = ["/usr/local/go/bin/go", "/usr/bin/go"].find((path) => existsSync(path)) ?? "/usr/bin/go";
-  testWith(go, "Go's own resolver", async () => {
+  let goBuilt: Promise<string> | undefined;
+  const goBinary = (): Promise<string> => {
     const source = `package main
 import ("fmt"; "net"; "os")
 func main() {
   found, err := net.LookupHost(os.Args[1])
   fmt.Println(found, err)
 }`;
-    const binary = await built("ask.go", source, (file, out) => [
-      "env",
-      "CGO_ENABLED=0",
-      go,
-      "build",
-      "-o",
-      out,
-      file,
-    ]);
+    goBuilt ??= built("ask.go", source, (file, out) => {
+      return ["env", "CGO_ENABLED=0", go, "build", "-o", out, file];
+    });
+    return goBuilt;
+  };
+  testWith(go, "Go's own resolver", async () => {
+    const binary = await goBinary();
     expect(await output(`${binary} ${HOST}`)).toBe(`[${SERVICE}] <nil>`);
     expect(await output(`${binary} ${HOST}`, "127.0.0.1")).toBe(`[${SERVICE}] <nil>`);
   });
@@ -153,15 +226,18 @@ func main() {
     expect(await output(`node -e '${script}'`)).toBe(`${SERVICE} ${SERVICE}`);
   });
 
-  /** A cache that is governed asks a server that is not there, in the name of who is not governed. */
-  const behindCache = async (name: string, command: string) => {
-    const cache = new OwnedProcess({
+  const cacheOf = (name: string, command: string, governed = true) =>
+    new OwnedProcess({
       name,
       log: join(lab.folder, `${name}.log`),
       command: ["sh", "-c", command],
       netns: lab.namespace.path,
-      cgroup: lab.apps,
+      ...(governed ? { cgroup: lab.apps } : {}),
     });
+
+  /** A cache that is governed asks a server that is not there, in the name of who is not governed. */
+  const behindCache = async (name: string, command: string) => {
+    const cache = cacheOf(name, command);
     try {
       await eventually(`${name} answers`, async () => {
         const found = await output(`getent ahostsv4 ${HOST}`, "127.0.0.1", false);
@@ -170,6 +246,16 @@ func main() {
       expect(await output(`getent hosts ${SERVICE}`, "127.0.0.1", false)).toContain(HOST);
       expect(await output(`dig +short ${HOST} AAAA`, "127.0.0.1", false)).toBe("");
       expect(await output(`dig ${HOST} AAAA`, "127.0.0.1", false)).toMatch(/status: NOERROR/);
+      await eventually("status knows who asks for all", async () => {
+        const { askers, resolvers } = (await names()) ?? {};
+        return Bun.deepEquals(
+          [askers, resolvers],
+          ["machine", [{ via: "127.0.0.1", program: name, governed: true }]],
+        );
+      });
+      expect((await lab.kmesh("status")).stdout).toContain(
+        `answered in the kernel for whoever asks on this machine, since ${name} asks in the name of all`,
+      );
     } catch (error) {
       throw new Error(`${error}\n${cache.tail(20)}`);
     } finally {
@@ -177,14 +263,34 @@ func main() {
     }
   };
 
-  testWith("/usr/sbin/dnsmasq", "dnsmasq as a local cache", () =>
-    behindCache(
-      "dnsmasq",
-      `exec dnsmasq --no-daemon --no-resolv --no-hosts --conf-file=/dev/null --user=root --pid-file= --server=${SERVER} --listen-address=127.0.0.1 --bind-interfaces`,
-    ),
+  const dnsmasq = `exec dnsmasq --no-daemon --no-resolv --no-hosts --conf-file=/dev/null --user=root --pid-file= --server=${SERVER} --listen-address=127.0.0.1 --bind-interfaces`;
+
+  testWith("/usr/sbin/dnsmasq", "dnsmasq as a local cache", () => behindCache("dnsmasq", dnsmasq));
+
+  testWith(
+    "/usr/sbin/dnsmasq",
+    "a cache that is not governed has no mesh names; who is governed gets them before it",
+    async () => {
+      const upstream = await server();
+      const cache = cacheOf("dnsmasq", dnsmasq, false);
+      try {
+        await eventually("status knows it", async () => {
+          const { askers, resolvers } = (await names()) ?? {};
+          return askers === "enrolled" && resolvers?.[0]?.program === "dnsmasq" && !resolvers[0].governed;
+        });
+        expect(await output(`getent ahostsv4 ${HOST}`, "127.0.0.1", false)).toBe("");
+        expect(await output(`getent ahostsv4 ${HOST}`, "127.0.0.1")).toContain(SERVICE);
+        expect((await lab.kmesh("status")).stdout).toContain(
+          "apps ask dnsmasq at 127.0.0.1: it is not governed",
+        );
+      } finally {
+        upstream.kill();
+        await cache.stop("SIGKILL");
+      }
+    },
   );
 
-  testWith("/usr/sbin/unbound", "unbound as a local cache", () => {
+  const unbound = (modules: string, more = "") => {
     const file = join(lab.folder, "unbound.conf");
     writeFileSync(
       file,
@@ -196,13 +302,58 @@ func main() {
   use-syslog: no
   interface: 127.0.0.1
   do-ip6: no
-  module-config: "iterator"
+  module-config: "${modules}"
   local-zone: "10.in-addr.arpa." nodefault
-forward-zone:
+${more}forward-zone:
   name: "."
   forward-addr: ${SERVER}
 `,
     );
-    return behindCache("unbound", `exec unbound -d -c ${file}`);
-  });
+    return `exec unbound -d -c ${file}`;
+  };
+
+  testWith("/usr/sbin/unbound", "unbound as a local cache", () =>
+    behindCache("unbound", unbound("iterator")),
+  );
+
+  /** The root's (data.iana.org/root-anchors). */
+  const ANCHOR = ". IN DS 20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D";
+
+  testWith(
+    "/usr/sbin/unbound",
+    "unbound that validates refuses mesh names, unless they are insecure to it",
+    async () => {
+      const anchor = `  trust-anchor: "${ANCHOR}"\n`;
+      const upstream = await server();
+      const cache = cacheOf("unbound", unbound("validator iterator", anchor));
+      try {
+        await eventually("it says that it can't be true", async () =>
+          /status: SERVFAIL/.test(await output(`dig +time=5 +tries=1 ${HOST}`, "127.0.0.1", false)),
+        );
+        // The kernel answered: the resolver drops it.
+        expect(await output(`dig +cd +short ${HOST}`, "127.0.0.1", false)).toBe(SERVICE);
+      } finally {
+        upstream.kill();
+        await cache.stop("SIGKILL");
+      }
+      await behindCache(
+        "unbound",
+        unbound(
+          "validator iterator",
+          `${anchor}  domain-insecure: "cluster.local"\n  domain-insecure: "10.in-addr.arpa"\n`,
+        ),
+      );
+    },
+  );
+
+  testWith(
+    "/usr/bin/delv",
+    "delv validates itself: without a signature there is no answer, with -i there is",
+    async () => {
+      expect(await output(`delv -i ${HOST}`)).toContain(SERVICE);
+      const { stdout, stderr } = await ask(`delv ${HOST}`);
+      expect(stdout).not.toContain(SERVICE);
+      expect(stderr).toContain("resolution failed");
+    },
+  );
 });

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * The TCP sockets of this network namespace, by sock_diag netlink. The kernel's messages become records of one size, so
+ * The TCP or UDP sockets of this network namespace, by sock_diag netlink. The kernel's messages become records of one size, so
  * that a hundred thousand of them cost a few buffers.
  */
 #define _GNU_SOURCE
@@ -47,10 +47,10 @@ struct request {
 };
 
 /*
- * Asks for all sockets of one family (AF_INET, AF_INET6) in the states of a mask, with what they hold in the storage map
+ * Asks for all sockets of one family (AF_INET, AF_INET6) and protocol (IPPROTO_TCP, IPPROTO_UDP) in the states of a mask, with what they hold in the storage map
  * `map` (-1 = nothing). Gives a descriptor for kmesh_sockets_read.
  */
-API int kmesh_sockets_open(int family, unsigned int states, int map)
+API int kmesh_sockets_open(int family, int protocol, unsigned int states, int map)
 {
 	struct request request = {
 		.head = {
@@ -58,7 +58,7 @@ API int kmesh_sockets_open(int family, unsigned int states, int map)
 			.nlmsg_type = SOCK_DIAG_BY_FAMILY,
 			.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP,
 		},
-		.body = { .sdiag_family = family, .sdiag_protocol = IPPROTO_TCP, .idiag_states = states },
+		.body = { .sdiag_family = family, .sdiag_protocol = protocol, .idiag_states = states },
 		.storages = { .rta_len = sizeof(request) - offsetof(struct request, storages), .rta_type = INET_DIAG_REQ_SK_BPF_STORAGES },
 		.map = { .rta_len = sizeof(request) - offsetof(struct request, map), .rta_type = SK_DIAG_BPF_STORAGE_REQ_MAP_FD },
 		.map_fd = map,

@@ -1,4 +1,4 @@
-/** The TCP sockets of this network namespace, as the kernel lists them, with what they hold in a socket storage map. */
+/** The TCP and UDP sockets of this network namespace, as the kernel lists them, with what they hold in a socket storage map. */
 import { check, ERRNO, KernelError } from "../error.ts";
 import type { BpfMap } from "../maps.ts";
 import { native } from "../native.ts";
@@ -31,6 +31,9 @@ const HEAD = 64;
 /** Holds at least one answer of the kernel; about 10 ms of work. */
 const BATCH_RECORDS = 4096;
 const FAMILIES = { v6: 10, v4: 2 } as const;
+const PROTOCOLS = { tcp: 6, udp: 17 } as const;
+/** A UDP socket that is bound and not connected has the state of a closed TCP one. */
+const UNCONNECTED = 7;
 const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 
 /** A cursor over a batch: `at(i)` selects a socket, then read its members. No object is made per socket. */
@@ -126,8 +129,21 @@ export class SocketBatch {
  * @param storage a "sk-storage" map whose values are wanted too
  * Throws KernelError; its message says so where the kernel has no sock_diag for TCP (the modules tcp_diag and inet_diag).
  */
-export function* listSockets(
+export function listSockets(
   states: readonly number[] = CONNECTED,
+  storage?: BpfMap,
+): Generator<SocketBatch, void, void> {
+  return batches("tcp", states, storage);
+}
+
+/** The same for UDP sockets that take datagrams from anybody. Needs the module udp_diag. */
+export function listUdpServers(): Generator<SocketBatch, void, void> {
+  return batches("udp", [UNCONNECTED]);
+}
+
+function* batches(
+  protocol: keyof typeof PROTOCOLS,
+  states: readonly number[],
   storage?: BpfMap,
 ): Generator<SocketBatch, void, void> {
   const lib = native();
@@ -137,15 +153,15 @@ export function* listSockets(
   const done = new Uint32Array(new ArrayBuffer(4));
   for (const family of [FAMILIES.v6, FAMILIES.v4]) {
     const fd = check(
-      lib.kmesh_sockets_open(family, mask, storage ? storage.fd : -1),
+      lib.kmesh_sockets_open(family, PROTOCOLS[protocol], mask, storage ? storage.fd : -1),
       "sock_diag",
-      "TCP sockets",
+      `${protocol.toUpperCase()} sockets`,
     );
     try {
       for (done[0] = 0; done[0] === 0; ) {
         const { buffer } = batch;
         const count = lib.kmesh_sockets_read(fd, buffer, buffer.length, storage?.info.valueSize ?? 0, done);
-        if (count < 0) throw failed(-count);
+        if (count < 0) throw failed(protocol, -count);
         batch.count = count;
         if (count > 0) yield batch;
       }
@@ -155,12 +171,12 @@ export function* listSockets(
   }
 }
 
-function failed(errno: number): KernelError {
+function failed(protocol: keyof typeof PROTOCOLS, errno: number): KernelError {
   const detail =
     errno === ERRNO.ENOENT
-      ? "the kernel can't list its sockets: it lacks the modules inet_diag and tcp_diag (modprobe tcp_diag)"
+      ? `the kernel can't list its sockets: it lacks the modules inet_diag and ${protocol}_diag (modprobe ${protocol}_diag)`
       : "";
-  return new KernelError("sock_diag", errno, "TCP sockets", detail);
+  return new KernelError("sock_diag", errno, `${protocol.toUpperCase()} sockets`, detail);
 }
 
 /**
