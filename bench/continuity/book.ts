@@ -23,6 +23,19 @@ export interface Directory {
   refuses(service: number): boolean;
   /** Whether connections to it are expected to find no listener. */
   fails(service: number): boolean;
+  /** Whether connections to it go through the tunnel. */
+  tunnelled(service: number): boolean;
+  /** Whether the tunnel is to reset them, since the peer is somebody else. */
+  impostor(service: number): boolean;
+}
+
+/** What a tunnel may cut: its own connections, when it is killed. */
+export interface Crash {
+  /** SIGKILL was sent, and the process is gone. */
+  from: Instant;
+  to: Instant;
+  /** Connections that it carried. */
+  most: number;
 }
 
 export interface Sums {
@@ -36,6 +49,14 @@ export interface Sums {
   unanswered: number;
   /** To no service. */
   direct: number;
+  /** Of those made and opened: through the tunnel. */
+  tunnelled: number;
+  /** Connections of a tunnel that was killed, which ended with it. */
+  cut: number;
+  /** Reset by the tunnel since the peer was somebody else, as they should be. */
+  impostors: number;
+  /** Answered by a peer that is somebody else. */
+  wrongIdentity: number;
   /** Connections that failed, were cut, or brought other bytes or another peer's address than they should. */
   failed: number;
   /** Connections that another service's endpoint answered, or a removed one. */
@@ -46,8 +67,14 @@ export interface Sums {
   counterErrors: number;
 }
 
-/** Told of each connection that a service answered, and of each direct one. */
-export type Watcher = (kind: "service" | "direct", began: Instant, connectTime: number) => void;
+/**
+ * Called for each connection that a service answered, and for each direct one, with the time of its connect(); through the
+ * tunnel with the time to the answer, ns.
+ */
+export type Watcher = (kind: "service" | "tunnel" | "direct", began: Instant, time: number) => void;
+
+/** A client must see at once that its tunnel was killed, ns. */
+const AT_ONCE = 2e9;
 
 export class Book {
   readonly sums: Sums = {
@@ -56,6 +83,10 @@ export class Book {
     refused: 0,
     unanswered: 0,
     direct: 0,
+    tunnelled: 0,
+    cut: 0,
+    impostors: 0,
+    wrongIdentity: 0,
     failed: 0,
     misrouted: 0,
     ledgerErrors: 0,
@@ -71,6 +102,9 @@ export class Book {
   readonly #failures: number[];
   /** By endpoint, long connections that are open. */
   readonly #open: number[];
+  readonly #crashes: (Crash & { cut: number })[] = [];
+  /** Connections that were cut by a crash since the last look: the servers lost them, too. */
+  readonly #cut = new Set<number>();
   /** By counter, the difference that was reported last. */
   readonly #told = new Map<string, number>();
 
@@ -88,12 +122,21 @@ export class Book {
     return this.#open.reduce((sum, count) => sum + count, 0);
   }
 
+  /** A tunnel was killed: its own connections end with it. */
+  crashed(crash: Crash): void {
+    this.#crashes.push({ ...crash, cut: 0 });
+  }
+
   /** Reads the new ledger entries of both ends. No short connection may be in progress. */
-  take(made: readonly MadeLedger[], taken: TakenLedger, watch: Watcher = () => {}): void {
-    const servers = this.#takenBy(taken);
+  take(made: readonly MadeLedger[], taken: readonly TakenLedger[], watch: Watcher = () => {}): void {
+    const servers = new Map<number, number>();
+    const lost = new Map<number, string>();
+    for (const ledger of taken) this.#readTaken(ledger, servers, lost);
     for (const ledger of made) {
       for (let i = 0; i < ledger.length; i++) this.#judge(ledger, i, servers, watch);
     }
+    for (const [key, text] of lost) if (!this.#cut.has(key)) this.#ledgerError(text);
+    this.#cut.clear();
     for (const [key, endpoint] of servers) {
       this.#ledgerError(
         `${this.#endpoint(endpoint)} took connection ${key.toString(16)}, which no client made`,
@@ -128,20 +171,20 @@ export class Book {
     if (this.complaints.length < 50) this.complaints.push(text);
   }
 
-  #takenBy(taken: TakenLedger): Map<number, number> {
-    const servers = new Map<number, number>();
+  /** Puts into `servers` who took which connection, and into `lost` those that a server lost. */
+  #readTaken(taken: TakenLedger, servers: Map<number, number>, lost: Map<number, string>): void {
     for (let i = 0; i < taken.length; i++) {
       const key = keyOf(taken.maker(i), taken.serial(i));
       const endpoint = taken.endpoint(i);
       if (taken.flaws(i) !== 0) {
-        this.#ledgerError(
+        lost.set(
+          key,
           `${this.#endpoint(endpoint)} lost a connection: ${tell(taken.error(i), taken.flaws(i))}`,
         );
       } else if (servers.has(key)) {
         this.#ledgerError(`${this.#endpoint(endpoint)} took connection ${key.toString(16)} a second time`);
       } else servers.set(key, endpoint);
     }
-    return servers;
   }
 
   #judge(ledger: MadeLedger, i: number, servers: Map<number, number>, watch: Watcher): void {
@@ -152,7 +195,8 @@ export class Book {
     const endpoint = ledger.endpoint(i);
     if (kind === KIND.closed) {
       this.#open[endpoint] = (this.#open[endpoint] ?? 0) - 1;
-      if (error !== 0 || flaws !== 0) this.#failed(ledger, i, "a long connection was cut");
+      if ((error !== 0 || flaws !== 0) && !this.#cutByCrash(ledger, i))
+        this.#failed(ledger, i, "a long connection was cut");
       return;
     }
     const key = keyOf(ledger.maker(i), ledger.serial(i));
@@ -175,7 +219,13 @@ export class Book {
         }
       }
     }
+    const impostor = !direct && this.#directory.impostor(service);
+    if (impostor && error === constants.errno.ECONNRESET && (flaws & FLAW.wrongBytes) === 0) {
+      this.sums.impostors++;
+      return;
+    }
     if (error !== 0 || flaws !== 0) {
+      if (this.#cutByCrash(ledger, i)) return;
       this.#failed(
         ledger,
         i,
@@ -190,7 +240,11 @@ export class Book {
     }
     const began = ledger.began(i);
     const took = ledger.connectTime(i);
-    watch(direct ? "direct" : "service", began, took);
+    const tunnelled = !direct && this.#directory.tunnelled(service);
+    if (tunnelled) {
+      this.sums.tunnelled++;
+      if (kind === KIND.short) watch("tunnel", began, ledger.totalTime(i) * 1000);
+    } else watch(direct ? "direct" : "service", began, took);
     if (direct) {
       this.sums.direct++;
       return;
@@ -199,12 +253,31 @@ export class Book {
       this.sums.opened++;
       this.#open[endpoint] = (this.#open[endpoint] ?? 0) + 1;
     } else this.sums.made++;
+    if (impostor) {
+      this.sums.wrongIdentity++;
+      this.complain(`a connection to ${this.#directory.services[service]} was answered by somebody else`);
+    }
     const fault = this.#validity.fault(service, endpoint, began, began + took);
     if (fault === undefined) return;
     this.sums.misrouted++;
     this.complain(
       `a connection to ${this.#directory.services[service]} met ${this.#endpoint(endpoint)}: ${fault}`,
     );
+  }
+
+  /** Whether the connection ended, too early, with the tunnel that carried it. */
+  #cutByCrash(ledger: MadeLedger, i: number): boolean {
+    const service = ledger.service(i);
+    if (service === NOBODY || !this.#directory.tunnelled(service)) return false;
+    if ((ledger.flaws(i) & (FLAW.wrongBytes | FLAW.wrongPeer | FLAW.atOnce)) !== 0) return false;
+    const began = ledger.began(i);
+    const ended = began + ledger.totalTime(i) * 1000;
+    const crash = this.#crashes.find(({ from, to }) => began <= to && from <= ended && ended <= to + AT_ONCE);
+    if (!crash || crash.cut === crash.most) return false;
+    crash.cut++;
+    this.sums.cut++;
+    this.#cut.add(keyOf(ledger.maker(i), ledger.serial(i)));
+    return true;
   }
 
   #failed(ledger: MadeLedger, i: number, what: string): void {

@@ -2,14 +2,19 @@
 
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
+import type { Crash } from "./book.ts";
+import type { Build } from "./builds.ts";
 import type { EventKind, ScheduledEvent } from "./schedule.ts";
-import type { Build, Stage } from "./stage.ts";
+import type { Stage } from "./stage.ts";
+import { SIDES } from "./tunnels.ts";
 
 export interface Outcome {
   /** How long no process could change the tables, apart from the pause that the event itself prescribes, ms. */
   gap: number;
   /** Of a start after which nothing had changed: map writes that it took all the same. */
   writes?: number;
+  /** A tunnel was killed: what it carried is lost. */
+  crash?: Crash;
 }
 
 export interface Pace {
@@ -143,14 +148,58 @@ const PLAYS: Record<EventKind, (scene: Scene) => Promise<Outcome>> = {
 
   async "state lost"({ stage }) {
     stage.loseState();
-    return killAndStart(stage);
+    const outcome = await killAndStart(stage);
+    stage.tunnels.renewCertificate("apps");
+    return outcome;
   },
 
   async "state corrupt"({ stage }) {
     stage.corruptState();
-    return killAndStart(stage);
+    const outcome = await killAndStart(stage);
+    stage.tunnels.renewCertificate("apps");
+    return outcome;
+  },
+
+  async "tunnel restart"({ stage, random, pace }) {
+    let gap = 0;
+    for (const side of random.chance(0.3) ? SIDES : [random.pick(SIDES)]) {
+      gap = Math.max(gap, await stage.tunnels.restart(side));
+      // Another certificate while the one before drains; then the next one, while two drain.
+      if (random.chance(0.5)) stage.tunnels.renewCertificate(side);
+      if (random.chance(0.5)) {
+        await sleep(random.below(pace.absence));
+        gap = Math.max(gap, await stage.tunnels.restart(side));
+      }
+    }
+    return { gap };
+  },
+
+  async "tunnel upgrade"({ stage, random }) {
+    stage.tunnels.install(otherThan(stage.tunnels.installed));
+    let gap = 0;
+    for (const side of random.shuffled(SIDES)) gap = Math.max(gap, await stage.tunnels.restart(side));
+    return { gap };
+  },
+
+  async "failed tunnel restart"({ stage, random }) {
+    const gap = stopwatch();
+    await stage.tunnels.failRestart(random.pick(SIDES));
+    return { gap: gap() };
+  },
+
+  async "tunnel crash"({ stage, random }) {
+    const side = random.pick(SIDES);
+    if (random.chance(0.5)) {
+      // What the one before still carries must not be cut.
+      await stage.tunnels.restart(side);
+      await stage.churn(CHURN_BEFORE_CRASH);
+    }
+    return stage.tunnels.crash(side);
   },
 };
+
+/** Long connections that a new tunnel gets before it is killed. */
+const CHURN_BEFORE_CRASH = 20;
 
 function otherThan(build: Build): Build {
   return build === "own" ? "wide" : "own";

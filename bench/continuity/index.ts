@@ -1,9 +1,10 @@
 /**
- * Does anything stop when the agent stops? New connections at the machine's rate and a thousand long ones run on while
- * the agent is restarted, upgraded, killed, stopped, robbed of its disk, its state and its control plane, in an order that
- * the seed decides (schedule.ts has the kinds):
+ * Does anything stop when the agent or the tunnel stops? New connections at the machine's rate and a thousand long ones run
+ * on, and two hundred more by mutual TLS, while the agent is restarted, upgraded, killed, stopped, robbed of its disk, its
+ * state and its control plane, and kmesh tunnel restarted, upgraded and killed, in an order that the seed decides
+ * (schedule.ts has the kinds):
  *
- *     bun bench/continuity [--events N] [--seed N] [--rate N] [--mode dual-engine] [--quick] [--output json]
+ *     bun bench/continuity [--events N] [--seed N] [--only KIND,...] [--rate N] [--mode dual-engine] [--quick] [--output json]
  *
  * Every connection is written into a ledger at both ends, and judged: was it answered, by an endpoint that might serve it
  * at that time, with the right bytes; and are the kernel's counters what the ledgers say, to the last connection. Another
@@ -20,6 +21,7 @@ import { KMESH, requireTools } from "../machine.ts";
 import { progress } from "../measure.ts";
 import { isClean, printReport } from "./report.ts";
 import { runContinuity } from "./run.ts";
+import { EVENTS, type EventKind } from "./schedule.ts";
 
 /** Set in the process that has the namespaces. */
 const INSIDE = "BENCH_CONTINUITY_INSIDE";
@@ -31,9 +33,14 @@ const { values: flags } = parseArgs({
     /** Short connections a second; 0: as many as the machine makes. */
     rate: { type: "string", default: "0" },
     hold: { type: "string", default: "1000" },
+    /** The same through the tunnel. */
+    "tunnel-rate": { type: "string", default: "100" },
+    "tunnel-hold": { type: "string", default: "200" },
     mode: { type: "string", default: "kernel-native" },
     /** Short stops and pauses. */
     quick: { type: "boolean", default: false },
+    /** Kinds of events, with commas; default: all. */
+    only: { type: "string" },
     /** Misroutes on purpose after the last event: the run must end with exit code 1. */
     misroute: { type: "boolean", default: false },
     output: { type: "string", default: "text" },
@@ -63,6 +70,16 @@ function enterNamespaces(): void {
   child.once("exit", (code) => process.exit(code ?? 1));
 }
 
+function kindsOf(text: string | undefined): readonly EventKind[] {
+  const all = Object.keys(EVENTS) as EventKind[];
+  if (text === undefined) return all;
+  return text.split(",").map((name) => {
+    const kind = all.find((each) => each === name);
+    if (kind === undefined) throw new Error(`--only: no kind "${name}"; there are ${all.join(", ")}`);
+    return kind;
+  });
+}
+
 async function inside(): Promise<void> {
   const seed = flags.seed === undefined ? Math.floor(Math.random() * 2 ** 31) : Number(flags.seed);
   const { quick, misroute } = flags;
@@ -72,6 +89,7 @@ async function inside(): Promise<void> {
   const report = await runContinuity({
     seed,
     events: Number(flags.events),
+    kinds: kindsOf(flags.only),
     misroute,
     mode,
     builds: { own: KMESH, wide: await otherBuild("wide-layout"), bad: await otherBuild("bad-probe") },
@@ -80,6 +98,7 @@ async function inside(): Promise<void> {
       window: 32,
       rate: Number(flags.rate),
       hold: Number(flags.hold),
+      tunnel: { rate: Number(flags["tunnel-rate"]), hold: Number(flags["tunnel-hold"]) },
     },
     pace: quick
       ? { stopped: 3_000, absence: 300, quiet: 2_000, after: 200 }

@@ -5,7 +5,9 @@ import { AdmissionPlan, MACHINE } from "./admission-plan.ts";
 
 const POOL = 6;
 const PORT = 80;
-const ENDPOINT_PORT = 9000;
+export const ENDPOINT_PORT = 9000;
+/** The addresses of the peers' machine: a block of 16 bits. */
+export const PEERS = "172.30";
 
 export interface Endpoint {
   index: number;
@@ -25,6 +27,10 @@ interface Shape {
   pool: number;
   /** Nobody listens at its endpoints. */
   dead: boolean;
+  /** Its endpoints are on the peers' machine and demand mutual TLS. */
+  mtls?: "istio" | "hbone";
+  /** Its endpoints are somebody else than istiod says: the tunnel must refuse them. */
+  impostor: boolean;
 }
 
 const shape = (name: string, more: Partial<Shape>): Shape => ({
@@ -35,6 +41,7 @@ const shape = (name: string, more: Partial<Shape>): Shape => ({
   split: false,
   pool: POOL,
   dead: false,
+  impostor: false,
   ...more,
 });
 
@@ -47,12 +54,17 @@ const SHAPES: readonly Shape[] = [
   shape("dual", { families: [4, 6] }),
   shape("closed", { pool: 0 }),
   shape("dead", { pool: 1, dead: true }),
+  shape("sidecar", { mtls: "istio" }),
+  shape("hbone", { mtls: "hbone", balance: "round-robin" }),
+  shape("impostor", { pool: 1, mtls: "istio", impostor: true }),
 ];
 
 /** Of the connections, to each: services that answer, those that do not, and no service, to compare with. */
 const SHARE = { service: 8, unanswered: 1, direct: 8 };
 
 export class Plan {
+  /** Who the peers are, and who istiod says that the impostors are. */
+  readonly #identities: { peer: string; other: string };
   readonly endpoints: readonly Endpoint[];
   /** Who may connect to the machine. */
   readonly admission = new AdmissionPlan();
@@ -60,15 +72,20 @@ export class Plan {
   readonly #sets: number[][];
   readonly #weights: number[];
 
-  constructor() {
+  /** `identities`: SPIFFE ids. */
+  constructor(identities: { peer: string; other: string }) {
+    this.#identities = identities;
     const endpoints: Endpoint[] = [];
-    SHAPES.forEach(({ families, pool }, service) => {
+    SHAPES.forEach(({ families, pool, mtls }, service) => {
       for (let i = 0; i < pool; i++) {
         const family = families[i % families.length];
         endpoints.push({
           index: endpoints.length,
           service,
-          address: family === 6 ? `fd00:31::${service + 1}:${i + 1}` : `127.1.${service + 1}.${i + 1}`,
+          address:
+            family === 6
+              ? `fd00:31::${service + 1}:${i + 1}`
+              : `${mtls ? PEERS : "127.1"}.${service + 1}.${i + 1}`,
           port: ENDPOINT_PORT,
           subset: i < pool / 2 ? "v1" : "v2",
         });
@@ -105,10 +122,22 @@ export class Plan {
     return SHAPES[service]?.dead ?? false;
   }
 
+  /** Whether connections to it go through the tunnel. */
+  tunnelled(service: number): boolean {
+    return SHAPES[service]?.mtls !== undefined;
+  }
+
+  /** Whether the tunnel is to reset connections to it, since its endpoints are somebody else. */
+  impostor(service: number): boolean {
+    return SHAPES[service]?.impostor ?? false;
+  }
+
   /** Gives one to three services other endpoints, and one port of the machine other policies; gives these services. */
   change(random: Random): number[] {
     this.admission.change(random);
-    const open = SHAPES.flatMap(({ pool, dead }, service) => (pool > 0 && !dead ? [service] : []));
+    const open = SHAPES.flatMap(({ pool, dead, impostor }, service) =>
+      pool > 0 && !dead && !impostor ? [service] : [],
+    );
     const changed = random.shuffled(open).slice(0, 1 + random.below(3));
     for (const service of changed) {
       this.#sets[service] = this.#otherSet(service, random);
@@ -125,16 +154,23 @@ export class Plan {
     };
   }
 
-  /** `SERVICE,ADDRESS,PORT,SHARE` for ends.c. */
-  targets(): string[] {
-    const services = SHAPES.flatMap(({ pool, dead, families }, service) =>
-      families.map(
-        (family) =>
-          `${service},${vip(service, family)},${PORT},${pool === 0 || dead ? SHARE.unanswered : SHARE.service / families.length}`,
-      ),
-    );
+  /** The same, but istiod says that the impostors are right. */
+  meshWithImpostors(): DemoMesh {
+    const right = (service: DemoService) =>
+      service.mtls ? { ...service, sans: [this.#identities.peer] } : service;
+    const mesh = this.mesh();
+    return { ...mesh, services: mesh.services.map(right) };
+  }
+
+  /** `SERVICE,ADDRESS,PORT,SHARE` for ends.c: what is reached in plaintext, or what goes through the tunnel. */
+  targets(by: "plaintext" | "tunnel"): string[] {
+    const services = SHAPES.flatMap(({ pool, dead, families, impostor }, service) => {
+      if (this.tunnelled(service) !== (by === "tunnel")) return [];
+      const share = pool === 0 || dead || impostor ? SHARE.unanswered : SHARE.service / families.length;
+      return families.map((family) => `${service},${vip(service, family)},${PORT},${share}`);
+    });
     const first = this.endpoints[0];
-    return [...services, `-1,${first?.address},${first?.port},${SHARE.direct}`];
+    return by === "tunnel" ? services : [...services, `-1,${first?.address},${first?.port},${SHARE.direct}`];
   }
 
   /** `NAME:TYPE=ADDRESS` for test/names/resolver.py: each service's name by each family, and one reverse name. */
@@ -149,10 +185,10 @@ export class Plan {
     return [...forward, `${reverse}.in-addr.arpa:PTR=${hostOf(SHAPES[0]?.name ?? "")}`];
   }
 
-  /** `INDEX,ADDRESS,PORT` for ends.c. */
-  listeners(): string[] {
+  /** `INDEX,ADDRESS,PORT` for ends.c: here, or on the peers' machine. */
+  listeners(where: "here" | "peers"): string[] {
     return this.endpoints
-      .filter(({ service }) => !this.fails(service))
+      .filter(({ service }) => !this.fails(service) && this.tunnelled(service) === (where === "peers"))
       .map(({ index, address, port }) => `${index},${address},${port}`);
   }
 
@@ -176,7 +212,8 @@ export class Plan {
   }
 
   #service(service: number): DemoService {
-    const { name, families, protocol, balance, split } = SHAPES[service] ?? shape("", {});
+    const { name, families, protocol, balance, split, mtls, impostor } = SHAPES[service] ?? shape("", {});
+    const { peer, other } = this.#identities;
     const weight = this.#weights[service] ?? 50;
     return {
       host: hostOf(name),
@@ -191,6 +228,7 @@ export class Plan {
         return [{ address, port, ...(split && { subset }) }];
       }),
       ...(split && { split: { v1: weight, v2: 100 - weight } }),
+      ...(mtls && { mtls, sans: [impostor ? other : peer] }),
     };
   }
 }

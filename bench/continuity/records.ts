@@ -45,6 +45,11 @@ export class MadeLedger {
     return this.#word(i, 4);
   }
 
+  /** Until the answer, or its end, us. */
+  totalTime(i: number): number {
+    return this.#word(i, 5);
+  }
+
   service(i: number): number {
     return this.#short(i, 12);
   }

@@ -5,11 +5,12 @@ import type { KindReport, Report } from "./run.ts";
 /** Whether all is as it should be. */
 export function isClean(report: Report): boolean {
   const { failed, misrouted, counterErrors, ledgerErrors, stuck, unneededWrites, left, made } = report;
-  const { lookups, failedLookups, admission } = report;
-  const wrong = failed + misrouted + counterErrors + ledgerErrors + stuck + unneededWrites + failedLookups;
+  const { lookups, failedLookups, tunnelled, impostors, wrongIdentity, admission } = report;
+  const wrong = failed + misrouted + wrongIdentity + counterErrors + ledgerErrors + stuck + unneededWrites;
   const { admitted, refused, wronglyAdmitted, wronglyRefused } = admission;
   const wrongPeers = wronglyAdmitted + wronglyRefused + admission.failed;
-  return wrong + wrongPeers + left.length === 0 && made > 0 && lookups > 0 && admitted > 0 && refused > 0;
+  const looked = [made, lookups, tunnelled, impostors, admitted, refused].every((count) => count > 0);
+  return wrong + wrongPeers + failedLookups + left.length === 0 && looked;
 }
 
 export function printReport(report: Report): void {
@@ -24,10 +25,14 @@ export function printReport(report: Report): void {
       ["a second", report.made / (milliseconds / 1000)],
       ["long connections, opened", report.opened],
       ["long connections, open to the end", report.open],
+      ["new and long ones through the tunnel", report.tunnelled],
       ["refused, as they should be", report.refused],
+      ["to a peer that is somebody else, reset as they should be", report.impostors],
+      ["lost with a tunnel that was killed", report.cut],
       ["to where nobody listens, as they should be", report.unanswered],
       ["failed", report.failed],
       ["misrouted", report.misrouted],
+      ["answered by somebody else", report.wrongIdentity],
       ["counter errors", report.counterErrors],
       ["ledger errors", report.ledgerErrors],
       ["agent not in sync again", report.stuck],
@@ -70,5 +75,25 @@ export function printReport(report: Report): void {
       "slow, 0/00",
     ],
     [row("quiet", report.quiet), ...Object.entries(report.kinds).map(([kind, times]) => row(kind, times))],
+  );
+  console.log(
+    "\nThrough the tunnel; failed: of all connections, cut ones too, but those lost with a tunnel that was killed:",
+  );
+  const tunnelRow = (name: string, { events: count, tunnel }: KindReport) => [
+    name,
+    count,
+    tunnel.connections,
+    tunnel.p50 / 1000,
+    tunnel.p99 / 1000,
+    tunnel.cut,
+    tunnel.failed,
+    tunnel.wrongIdentity,
+  ];
+  printTable(
+    ["", "events", "connections", "answer p50, ms", "p99, ms", "lost with it", "failed", "wrong identity"],
+    [
+      tunnelRow("quiet", report.quiet),
+      ...Object.entries(report.kinds).map(([kind, times]) => tunnelRow(kind, times)),
+    ],
   );
 }

@@ -7,19 +7,22 @@ import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
 import { AdmissionBook, type AdmissionSums, refusalsOf } from "./admission.ts";
 import { Book, type Sums } from "./book.ts";
+import type { Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
 import { type Pace, play } from "./events.ts";
 import { Histogram } from "./histogram.ts";
 import { readKernelCounts } from "./kernel-counts.ts";
 import { hostOf, Plan } from "./plan.ts";
 import { MadeLedger, TakenLedger } from "./records.ts";
-import { EVENTS, type EventKind, MODE_EVENTS, type ScheduledEvent, schedule } from "./schedule.ts";
-import { type Builds, type LoadOptions, Stage } from "./stage.ts";
+import type { EventKind, ScheduledEvent } from "./schedule.ts";
+import { schedule } from "./schedule.ts";
+import { type LoadOptions, Stage } from "./stage.ts";
 import { Validity } from "./validity.ts";
 
 export interface RunOptions {
   seed: number;
   events: number;
+  kinds: readonly EventKind[];
   /** Misroutes, admits and refuses wrongly, and expects a wrong address of a name, on purpose: the report must show all. */
   misroute: boolean;
   builds: Builds;
@@ -45,9 +48,23 @@ export interface ConnectTimes {
   slow: number;
 }
 
+/** What happened to connections through the tunnel in events of one kind. */
+export interface TunnelTimes {
+  /** Short ones, and the time to their answers, microseconds. */
+  connections: number;
+  p50: number;
+  p99: number;
+  /** Connections of a tunnel that was killed. */
+  cut: number;
+  /** All others that failed or were cut, of the tunnel or not. */
+  failed: number;
+  wrongIdentity: number;
+}
+
 export interface KindReport {
   events: number;
   worstGap: number;
+  tunnel: TunnelTimes;
   service: ConnectTimes;
   /** Connections to no service, made by the same process in the same time. */
   direct: ConnectTimes;
@@ -80,9 +97,15 @@ const CHURN = 20;
 
 /** Runs it all in this process's namespaces, which must be its own, and cleans up however it ends. */
 export async function runContinuity(options: RunOptions): Promise<Report> {
-  const plan = new Plan();
-  const validity = new Validity(plan.endpoints.map(({ service }) => service));
-  const stage = new Stage(plan, validity, options.builds, options.mode);
+  const stage = new Stage(
+    (identities) => {
+      const plan = new Plan(identities);
+      return { plan, validity: new Validity(plan.endpoints.map(({ service }) => service)) };
+    },
+    options.builds,
+    options.mode,
+  );
+  const { plan, validity } = stage;
   const run = new Run(options, stage, plan, validity);
   const stop = () => {
     void stage.remove().finally(() => process.exit(1));
@@ -103,7 +126,11 @@ export async function runContinuity(options: RunOptions): Promise<Report> {
 class Times {
   readonly service = new Histogram();
   readonly direct = new Histogram();
+  readonly tunnel = new Histogram();
   slow = { service: 0, direct: 0 };
+  cut = 0;
+  failed = 0;
+  wrongIdentity = 0;
   events = 0;
   worstGap = 0;
 
@@ -114,7 +141,19 @@ class Times {
       p99: this[kind].quantile(0.99) / 1000,
       slow: this.slow[kind],
     });
-    return { events: this.events, worstGap: this.worstGap, service: of("service"), direct: of("direct") };
+    const { events, worstGap, cut, failed, wrongIdentity, tunnel } = this;
+    const times = {
+      connections: tunnel.total,
+      p50: tunnel.quantile(0.5) / 1000,
+      p99: tunnel.quantile(0.99) / 1000,
+    };
+    return {
+      events,
+      worstGap,
+      tunnel: { ...times, cut, failed, wrongIdentity },
+      service: of("service"),
+      direct: of("direct"),
+    };
   }
 }
 
@@ -142,6 +181,8 @@ class Run {
         endpoints,
         refuses: (service) => plan.refuses(service),
         fails: (service) => plan.fails(service),
+        tunnelled: (service) => plan.tunnelled(service),
+        impostor: (service) => plan.impostor(service),
       },
       validity,
     );
@@ -149,7 +190,7 @@ class Run {
   }
 
   async play(): Promise<Report> {
-    const { seed, events, load, mode, progress } = this.#options;
+    const { seed, events, kinds, load, progress } = this.#options;
     const began = performance.now();
     const random = new Random(seed ^ 0x5eed);
     await this.#stage.build();
@@ -159,7 +200,6 @@ class Run {
     await this.#stage.go();
     await this.#measureQuiet();
     progress(`quiet: ${this.#tell()}`);
-    const kinds = Object.keys(mode === "dual-engine" ? { ...EVENTS, ...MODE_EVENTS } : EVENTS) as EventKind[];
     for (const [i, event] of schedule(seed, events, kinds).entries()) {
       const line = await this.#playOne(event, random);
       progress(`${i + 1}/${events} ${event.kind}: ${line}`);
@@ -167,6 +207,8 @@ class Run {
     if (this.#options.misroute) {
       await this.#stage.misroute();
       await sleep(this.#options.pace.after);
+      // And a crash that the judge does not hear of.
+      await this.#stage.tunnels.crash("apps");
     }
     const { open } = this.#book;
     const lookups = await this.#stage.endLoad();
@@ -224,6 +266,7 @@ class Run {
     try {
       const outcome = await play(this.#stage, event, pace);
       gap = outcome.gap;
+      if (outcome.crash) this.#book.crashed(outcome.crash);
       times.worstGap = Math.max(times.worstGap, gap);
       if (outcome.writes) {
         this.#unneededWrites += outcome.writes;
@@ -236,7 +279,13 @@ class Run {
     const to = monotonic();
     await sleep(pace.after);
     await this.#pauseAndCheck((began) => (from <= began && began <= to ? times : undefined));
-    return `gap ${Math.round(gap)} ms; ${this.#book.sums.made - before.made} connections; ${this.#tell()}`;
+    const { made, tunnelled, cut, failed, wrongIdentity } = this.#book.sums;
+    times.cut += cut - before.cut;
+    times.failed += failed - before.failed;
+    times.wrongIdentity += wrongIdentity - before.wrongIdentity;
+    const through = `${tunnelled - before.tunnelled} of them by the tunnel`;
+    const lost = cut > before.cut ? `, ${cut - before.cut} lost with a tunnel` : "";
+    return `gap ${Math.round(gap)} ms; ${made - before.made} connections, ${through}${lost}; ${this.#tell()}`;
   }
 
   async #pauseAndCheck(timesAt: (began: number) => Times | undefined): Promise<void> {
@@ -247,12 +296,12 @@ class Run {
 
   #check(timesAt: (began: number) => Times | undefined = () => undefined): void {
     const made = this.#stage.madeFiles.map((file) => new MadeLedger(takeFile(file)));
-    const taken = new TakenLedger(takeFile(this.#stage.takenFile));
-    this.#book.take(made, taken, (kind, began, connectTime) => {
+    const taken = this.#stage.takenFiles.map((file) => new TakenLedger(takeFile(file)));
+    this.#book.take(made, taken, (kind, began, time) => {
       const times = timesAt(began);
       if (!times) return;
-      times[kind].add(connectTime);
-      if (connectTime > this.#slowFrom[kind]) times.slow[kind]++;
+      times[kind].add(time);
+      if (kind !== "tunnel" && time > this.#slowFrom[kind]) times.slow[kind]++;
     });
     this.#book.compare(readKernelCounts(this.#stage.bpffs));
     this.#admission.take(takeFile(this.#stage.admission.ledger));
@@ -267,9 +316,10 @@ class Run {
 
   /** What is wrong so far. */
   #tell(): string {
-    const { failed, misrouted, counterErrors, ledgerErrors } = this.#book.sums;
+    const { failed, misrouted, counterErrors, ledgerErrors, wrongIdentity } = this.#book.sums;
     const { wronglyAdmitted, wronglyRefused, failed: lost } = this.#admission.sums;
     const others = [
+      ...(wrongIdentity > 0 ? [`${wrongIdentity} of a wrong identity`] : []),
       ...(wronglyAdmitted > 0 ? [`${wronglyAdmitted} wrongly admitted`] : []),
       ...(wronglyRefused > 0 ? [`${wronglyRefused} wrongly refused`] : []),
       ...(lost > 0 ? [`${lost} to the machine failed`] : []),

@@ -16,6 +16,12 @@ export const EVENTS = {
   "disk full": "the state folder full, other endpoints, a start",
   "state lost": "the state folder gone, a start",
   "state corrupt": "other bytes in every file of the state folder, a start",
+  "tunnel restart":
+    "the next kmesh tunnel on the same sockets, once or twice, perhaps with another certificate",
+  "tunnel upgrade": "the same with another build, and the one before the next time",
+  "failed tunnel restart": "a next tunnel that ends at once",
+  "tunnel crash":
+    "SIGKILL of the tunnel that accepts, perhaps while another drains; started again as systemd does",
 } as const;
 
 /** Events of a bench that begins in dual-engine mode. */

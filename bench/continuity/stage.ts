@@ -32,22 +32,21 @@ import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "..
 import { compileC } from "../machine.ts";
 import { AdmissionLoad, admissionDifference } from "./admission.ts";
 import { MACHINE } from "./admission-plan.ts";
+import type { Build, Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
+import { Tunnels } from "./tunnels.ts";
 import type { Validity } from "./validity.ts";
 
 const BPFFS = "/sys/fs/bpf";
 const ISTIOD = 15010;
 /** The agent's disk, bytes. */
 const DISK = 4 << 20;
+/** Between two frames on a long connection, milliseconds. */
+const BEAT = 1_000;
 /** How long the agent may take to be in sync, milliseconds. */
 const PATIENCE = 30_000;
-
-/** The build under test, and one with another table layout. */
-export type Build = "own" | "wide";
-/** By build, its file. `bad`: with the other layout, and programs that lead connections astray. */
-export type Builds = Readonly<Record<Build | "bad", string>>;
 
 export interface LoadOptions {
   /** Processes that connect. */
@@ -58,7 +57,12 @@ export interface LoadOptions {
   rate: number;
   /** Long connections in all. */
   hold: number;
+  /** Of another process, to services that demand mutual TLS. Connections a second: 0 for none but the long ones. */
+  tunnel: { rate: number; hold: number };
 }
+
+/** Short connections through the tunnel that are under way at once. */
+const TUNNEL_WINDOW = 8;
 
 /** What a resolver got that asked all the time (test/names/resolver.py). */
 export interface Lookups {
@@ -82,6 +86,8 @@ export class Stage {
   #ends = "";
   #plane: Talker | undefined;
   #taker: Talker | undefined;
+  #peersTaker: Talker | undefined;
+  readonly tunnels: Tunnels;
   readonly #makers: Talker[] = [];
   #resolver: Talker | undefined;
   /** The agent that was started here last. */
@@ -96,11 +102,28 @@ export class Stage {
   /** Connections to the machine. */
   readonly admission = new AdmissionLoad(this.folder);
 
-  constructor(plan: Plan, validity: Validity, builds: Builds, mode: Mode) {
+  /** `planned` gets the peers' identities, and makes the plan and its validity. */
+  constructor(
+    planned: (identities: Tunnels["identities"]) => { plan: Plan; validity: Validity },
+    builds: Builds,
+    mode: Mode,
+  ) {
+    this.#builds = builds;
+    this.tunnels = new Tunnels({
+      folder: this.folder,
+      copy: (build) => this.#copy(build),
+      bpffs: this.bpffs,
+      state: this.state,
+      runDir: this.#runDir,
+      peersBpffs: join(BPFFS, ownName("p")),
+      cgroup: this.#cgroup.child("tunnels"),
+      unit: join(this.folder, "unit"),
+      log: (name) => this.#log(name),
+    });
+    const { plan, validity } = planned(this.tunnels.identities);
     this.plan = plan;
     this.mode = mode;
     this.validity = validity;
-    this.#builds = builds;
   }
 
   /** Makes the disk, starts the servers, the control plane and the first agent; resolves when that is in sync. */
@@ -111,25 +134,34 @@ export class Stage {
     await output(["ip", "link", "set", "lo", "up"]);
     await this.admission.link();
     this.#configure(this.mode);
-    for (const { address } of this.plan.endpoints) {
+    const { endpoints } = this.plan;
+    for (const { address } of endpoints) {
       if (address.includes(":")) await output(["ip", "addr", "add", `${address}/128`, "dev", "lo", "nodad"]);
     }
     for (const [build, file] of Object.entries(this.#builds)) copyFileSync(file, this.#copy(build));
     this.install("own");
     this.#ends = await compileC("ends", this.folder, import.meta.dirname);
-    this.#taker = new Talker(
-      "the servers",
-      [this.#ends, "serve", this.takenFile, ...this.plan.listeners()],
-      this.#log("servers"),
-    );
-    await this.#taker.hear();
+    await compileC("unit", this.folder, import.meta.dirname);
+    const behindTunnels = endpoints.filter(({ service }) => this.plan.tunnelled(service));
+    await this.tunnels.buildMachine(behindTunnels.map(({ address }) => address));
+    const serve = async (where: "here" | "peers", ledger: string, netns?: string) => {
+      const command = [this.#ends, "serve", ledger, ...this.plan.listeners(where)];
+      const place = netns === undefined ? {} : { netns };
+      const taker = new Talker(`the servers ${where}`, command, this.#log(`servers-${where}`), place);
+      await taker.hear();
+      return taker;
+    };
+    const [here = "", peers = ""] = this.takenFiles;
+    this.#taker = await serve("here", here);
+    this.#peersTaker = await serve("peers", peers, this.tunnels.netns);
     await this.startIstiod();
     await this.startAgent();
     await this.inSync();
+    await this.tunnels.start("own");
   }
 
-  get takenFile(): string {
-    return join(this.folder, "taken");
+  get takenFiles(): string[] {
+    return ["taken", "taken-peers"].map((name) => join(this.folder, name));
   }
 
   get madeFiles(): string[] {
@@ -139,18 +171,29 @@ export class Stage {
   // Load
 
   /** Starts the clients; resolves when the long connections are open. Short ones begin with `go`. */
-  async startLoad({ makers, window, rate, hold }: LoadOptions, lookups: readonly string[]): Promise<void> {
-    for (let i = 0; i < makers; i++) {
-      const numbers = [i + 1, window, Math.ceil(rate / makers), Math.ceil(hold / makers), 1_000];
+  async startLoad(
+    { makers, window, rate, hold, tunnel }: LoadOptions,
+    lookups: readonly string[],
+  ): Promise<void> {
+    const start = (i: number, numbers: number[], by: "plaintext" | "tunnel") =>
       this.#makers.push(
         new Talker(
           `client ${i}`,
-          [this.#ends, "connect", this.#madeFile(i), ...numbers.map(String), ...this.plan.targets()],
+          [
+            this.#ends,
+            "connect",
+            this.#madeFile(i),
+            ...[i + 1, ...numbers].map(String),
+            ...this.plan.targets(by),
+          ],
           this.#log(`client-${i}`),
           { cgroup: this.#apps },
         ),
       );
-    }
+    for (let i = 0; i < makers; i++)
+      start(i, [window, Math.ceil(rate / makers), Math.ceil(hold / makers), BEAT], "plaintext");
+    const { rate: tunnelRate, hold: tunnelHold } = tunnel;
+    start(makers, [tunnelRate > 0 ? TUNNEL_WINDOW : 0, tunnelRate, tunnelHold, BEAT], "tunnel");
     for (const maker of this.#makers) await maker.hear();
     await this.#startResolver(lookups);
     await this.admission.start();
@@ -175,7 +218,7 @@ export class Stage {
   async pause(): Promise<void> {
     await this.admission.say("pause");
     await Promise.all(this.#makers.map((maker) => maker.ask("pause", 60_000)));
-    await this.#taker?.ask("flush");
+    await this.#flushTakers();
   }
 
   /** Has so many of the oldest long connections closed, and others opened. */
@@ -189,9 +232,13 @@ export class Stage {
   async endLoad(): Promise<Lookups> {
     await this.admission.say("end");
     await Promise.all(this.#makers.map((maker) => maker.ask("end", 60_000)));
-    await this.#taker?.ask("flush");
+    await this.#flushTakers();
     const tally = await this.#resolver?.ask("end");
     return tally === undefined ? { asked: 0, right: 0, wrong: {} } : JSON.parse(tally);
+  }
+
+  async #flushTakers(): Promise<void> {
+    await Promise.all([this.#taker, this.#peersTaker].map((taker) => taker?.ask("flush")));
   }
 
   // istiod
@@ -219,12 +266,12 @@ export class Stage {
   }
 
   /**
-   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, and policies
-   * admit whom they should refuse and refuse whom they should admit.
+   * Pushes what neither the plan nor the judge knows of: the first service has an endpoint of the second, impostors are said
+   * to be right, and policies admit whom they should refuse and refuse whom they should admit.
    * Resolves when it is in the tables.
    */
   async misroute(): Promise<void> {
-    const mesh = this.plan.mesh();
+    const mesh = this.plan.meshWithImpostors();
     const [first, second] = mesh.services;
     const foreign = second?.endpoints.slice(0, 1) ?? [];
     if (!first) return;
@@ -243,7 +290,7 @@ export class Stage {
     return [
       `--bpffs=${this.bpffs}`,
       `--state-dir=${this.state}`,
-      `--run-dir=${join(this.folder, "run")}`,
+      `--run-dir=${this.#runDir}`,
       `--config=${this.#config}`,
     ];
   }
@@ -280,6 +327,7 @@ export class Stage {
         "run",
         `--istiod=127.0.0.1:${ISTIOD}`,
         "--plaintext",
+        "--tunnel=on",
         `--ip=${MACHINE[0]}`,
         "--namespace=demo",
         `--cgroup=${this.#apps}`,
@@ -449,8 +497,10 @@ export class Stage {
   /** Stops and removes everything. Gives what could not be removed. */
   async remove(): Promise<string[]> {
     if (this.#pid !== 0) await this.killAgent();
-    for (const talker of [...this.#makers, this.#resolver, this.#plane, this.#taker]) await talker?.end();
+    const talkers = [...this.#makers, this.#resolver, this.#plane, this.#taker, this.#peersTaker];
+    for (const talker of talkers) await talker?.end();
     await this.admission.end();
+    await this.tunnels.remove();
     if (existsSync(this.bpffs)) await this.kmesh("down", "--yes");
     await this.#cgroup.remove();
     // What a program of ours has open for another moment must not keep the disk.
@@ -464,8 +514,12 @@ export class Stage {
     return join(this.folder, "disk", "filler");
   }
 
+  get #runDir(): string {
+    return join(this.folder, "run");
+  }
+
   get #socket(): string {
-    return adminSocket(join(this.folder, "run"));
+    return adminSocket(this.#runDir);
   }
 
   async #handOver(...command: string[]): Promise<Proof> {
@@ -489,12 +543,16 @@ export class Stage {
         return cluster?.shares.flatMap((share) => endpointsOf(share.cluster, "cluster")) ?? [];
       return cluster?.endpoints.map(({ address, port }) => `${address} ${port}`) ?? [];
     };
+    const endpoints = new Set(this.plan.endpoints.map(({ address, port }) => `${address}:${port}`));
     for (const [service, name] of this.plan.services.entries()) {
       const wanted = this.plan.set(service).map((index) => {
         const endpoint = this.plan.endpoints[index];
         return `${endpoint?.address} ${endpoint?.port}`;
       });
-      const frontends = tables.frontends.filter((frontend) => frontend.service === name);
+      // In dual-engine mode a workload that takes HBONE has a frontend at its own address, too.
+      const frontends = tables.frontends.filter(
+        ({ service, match }) => service === name && !endpoints.has(match),
+      );
       if (frontends.length === 0) return `no frontend of ${name}`;
       for (const { match, action, target } of frontends) {
         const found = new Set(action === "refuse" ? [] : endpointsOf(target, action));

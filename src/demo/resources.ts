@@ -20,6 +20,15 @@ const RAW_BUFFER = {
   name: "envoy.transport_sockets.raw_buffer",
   typedConfig: any("envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer", new Uint8Array(0)),
 };
+const INTERNAL_UPSTREAM = {
+  name: "envoy.transport_sockets.internal_upstream",
+  typedConfig: any(
+    "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport",
+    new Uint8Array(0),
+  ),
+};
+/** Of the machine that asks, whatever its own is: peers that are reached by HBONE are checked for it. */
+const TRUST_DOMAIN = "cluster.local";
 /** Cluster.lb_policy */
 const LB_POLICY = { "round-robin": 0, "least-request": 1, "ring-hash": 2, random: 3, maglev: 5 } as const;
 const EDS = 3;
@@ -30,6 +39,14 @@ const OUTBOUND = 2;
 /** The action of an RBAC filter. */
 const DENY = 1;
 const UNHEALTHY = 2;
+/** SubjectAltNameMatcher.san_type */
+const URI_SAN = 3;
+const CONNECT_ORIGINATE = "connect_originate";
+const socketMatch = (key: string, stringValue: string): envoy.Metadata.$Properties => ({
+  filterMetadata: { "envoy.transport_socket_match": { fields: { [key]: { stringValue } } } },
+});
+/** Of endpoints. Those of HBONE are told apart by theirs. */
+const METADATA = { istio: socketMatch("tlsMode", "istio"), hbone: socketMatch("tunnel", "http") } as const;
 
 /** The resources of one service. Kept as long as the service object lives. */
 interface ServiceParts {
@@ -73,7 +90,8 @@ export function resourcesOf(mesh: DemoMesh, before?: Resources, workloads = fals
     );
   }
   if (mesh.inbound) listeners.set("virtualInbound", inboundListener(mesh.inbound));
-  for (const [name, bytes] of builtInClusters()) clusters.set(name, bytes);
+  for (const [name, bytes] of builtInClusters(mesh.services.some(({ mtls }) => mtls === "hbone")))
+    clusters.set(name, bytes);
   for (const port of httpPorts.keys()) listeners.set(`0.0.0.0_${port}`, httpListener(port, catchAll));
   for (const [port, list] of chains) {
     if (!httpPorts.has(port)) listeners.set(`0.0.0.0_${port}`, portListener(port, list, catchAll));
@@ -127,7 +145,7 @@ function makeParts(service: DemoService): ServiceParts {
     const name = clusterName(service, subset);
     const own = subset === "" ? endpoints : endpoints.filter((endpoint) => endpoint.subset === subset);
     made.clusters.push([name, cluster(service, name, subset)]);
-    made.endpoints.push([name, loadAssignment(name, own)]);
+    made.endpoints.push([name, loadAssignment(name, own, service.mtls)]);
   }
   if (protocol === "http") {
     made.virtualHost = virtualHost(service);
@@ -156,10 +174,6 @@ export function clusterName(service: Pick<DemoService, "host" | "port">, subset 
 
 function cluster(service: DemoService, name: string, subset: string): Uint8Array {
   const { balance = "least-request", host, port } = service;
-  const tls = envoy.UpstreamTlsContext.encode({
-    commonTlsContext: { alpnProtocols: ["istio-peer-exchange", "istio"] },
-    sni: `outbound_.${port}_.${subset || "_"}.${host}`,
-  }).finish();
   const localities = new Set(
     service.endpoints.map(({ locality = "", priority = 0 }) => `${locality} ${priority}`),
   );
@@ -184,10 +198,16 @@ function cluster(service: DemoService, name: string, subset: string): Uint8Array
       {
         name: "tlsMode-istio",
         match: { fields: { tlsMode: { stringValue: "istio" } } },
-        transportSocket: {
-          name: "envoy.transport_sockets.tls",
-          typedConfig: any("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", tls),
-        },
+        transportSocket: meshTls(
+          ["istio-peer-exchange", "istio"],
+          (service.sans ?? []).map((exact) => ({ exact })),
+          `outbound_.${port}_.${subset || "_"}.${host}`,
+        ),
+      },
+      {
+        name: "hbone",
+        match: { fields: { tunnel: { stringValue: "http" } } },
+        transportSocket: INTERNAL_UPSTREAM,
       },
       { name: "tlsMode-disabled", match: {}, transportSocket: RAW_BUFFER },
     ],
@@ -199,24 +219,57 @@ function cluster(service: DemoService, name: string, subset: string): Uint8Array
   return envoy.Cluster.encode(message).finish();
 }
 
-function loadAssignment(name: string, endpoints: readonly DemoEndpoint[]): Uint8Array {
+/** TLS with the certificate and the roots of the mesh. */
+function meshTls(
+  alpnProtocols: string[],
+  sans: readonly envoy.StringMatcher.$Properties[],
+  sni = "",
+): envoy.TransportSocket.$Properties {
+  const context = envoy.UpstreamTlsContext.encode({
+    commonTlsContext: {
+      alpnProtocols,
+      tlsCertificateSdsSecretConfigs: [{ name: "default" }],
+      combinedValidationContext: {
+        defaultValidationContext: {
+          matchTypedSubjectAltNames: sans.map((matcher) => ({ sanType: URI_SAN, matcher })),
+        },
+        validationContextSdsSecretConfig: { name: "ROOTCA" },
+      },
+    },
+    sni,
+  }).finish();
+  return {
+    name: "envoy.transport_sockets.tls",
+    typedConfig: any("envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext", context),
+  };
+}
+
+function loadAssignment(
+  name: string,
+  endpoints: readonly DemoEndpoint[],
+  mtls: DemoService["mtls"],
+): Uint8Array {
   const groups = new Map<string, DemoEndpoint[]>();
   for (const endpoint of endpoints) {
     append(groups, `${endpoint.priority ?? 0} ${endpoint.locality ?? ""}`, [endpoint]);
   }
   return envoy.ClusterLoadAssignment.encode({
     clusterName: name,
-    endpoints: [...groups.values()].map(localityOf),
+    endpoints: [...groups.values()].map((group) => localityOf(group, mtls)),
   }).finish();
 }
 
-function localityOf(endpoints: readonly DemoEndpoint[]): envoy.LocalityLbEndpoints.$Properties {
+function localityOf(
+  endpoints: readonly DemoEndpoint[],
+  mtls: DemoService["mtls"],
+): envoy.LocalityLbEndpoints.$Properties {
   const [first] = endpoints;
   const group: envoy.LocalityLbEndpoints.$Properties = {
     loadBalancingWeight: { value: endpoints.reduce((sum, { weight = 1 }) => sum + weight, 0) },
     lbEndpoints: endpoints.map(({ address, port, weight = 1, healthy = true }) => ({
-      endpoint: { address: { socketAddress: { address, portValue: port } } },
+      endpoint: { address: addressOf(address, port, mtls) },
       ...(!healthy && { healthStatus: UNHEALTHY }),
+      ...(mtls && { metadata: METADATA[mtls] }),
       loadBalancingWeight: { value: weight },
     })),
   };
@@ -226,6 +279,15 @@ function localityOf(endpoints: readonly DemoEndpoint[]): envoy.LocalityLbEndpoin
     group.locality = { region, zone, subZone: subzone };
   } else group.locality = {};
   return group;
+}
+
+/** As istiod writes the address of an endpoint that is reached by HBONE: inside of the listener for that. */
+function addressOf(address: string, portValue: number, mtls: DemoService["mtls"]): envoy.Address.$Properties {
+  if (mtls !== "hbone") return { socketAddress: { address, portValue } };
+  const host = address.includes(":") ? `[${address}]` : address;
+  return {
+    envoyInternalAddress: { serverListenerName: CONNECT_ORIGINATE, endpointId: `${host}:${portValue}` },
+  };
 }
 
 const hashes = (service: DemoService) => service.balance === "ring-hash" || service.balance === "maglev";
@@ -364,7 +426,8 @@ function virtualOutbound(catchAll: string): Uint8Array {
   }).finish();
 }
 
-function builtInClusters(): [string, Uint8Array][] {
+/** `hbone`: some peer is reached by it. */
+function builtInClusters(hbone: boolean): [string, Uint8Array][] {
   const connectTimeout = { seconds: 10 };
   const blackHole = { name: "BlackHoleCluster", type: 0, connectTimeout };
   const passthrough = {
@@ -373,7 +436,17 @@ function builtInClusters(): [string, Uint8Array][] {
     lbPolicy: CLUSTER_PROVIDED,
     connectTimeout,
   };
-  return [blackHole, passthrough].map((message) => [message.name, envoy.Cluster.encode(message).finish()]);
+  const originate = {
+    name: CONNECT_ORIGINATE,
+    type: ORIGINAL_DST,
+    lbPolicy: CLUSTER_PROVIDED,
+    connectTimeout,
+    transportSocket: meshTls(["h2"], [{ prefix: `spiffe://${TRUST_DOMAIN}/` }]),
+  };
+  return [blackHole, passthrough, ...(hbone ? [originate] : [])].map((message) => [
+    message.name,
+    envoy.Cluster.encode(message).finish(),
+  ]);
 }
 
 function virtualHost(service: DemoService): Uint8Array {

@@ -26,6 +26,7 @@ test.each([
   [service("addresses: [here]"), 'services[0].addresses[0]: "here" is no IP address'],
   [service("protocol: http"), "needs addresses"],
   [service("protocol: http, addresses: [10.0.0.0/8]"), "needs protocol tcp"],
+  [service("mtls: strict"), "services[0].mtls: expected one of istio, hbone"],
   [service("balance: best"), "services[0].balance: expected one of least-request"],
   [service("endpoints: [{ address: 10.1.0.1 }]"), "services[0].endpoints[0].port: expected a value"],
   [

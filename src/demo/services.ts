@@ -11,6 +11,8 @@
  *         endpoints:
  *           - { address: 10.98.0.1, port: 8080, weight: 1, locality: r1/z1/s1, priority: 0, subset: v1 }
  *         split: { v1: 90, v2: 10 }       # weights of subsets; without it all endpoints are one cluster
+ *         mtls: istio                     # or hbone; how its endpoints are reached; default in plaintext
+ *         sans: ["spiffe://cluster.local/ns/demo/sa/shop"]   # who they must be with mtls: istio; default anybody of the mesh
  *     inbound:                            # ports of the machine itself
  *       - { port: 8080, mtls: strict, deny: [10.0.0.0/8] }   # or permissive (default), disable
  *     machine: [10.0.0.1]                 # its addresses: dual-engine mode needs them for inbound, and namespace demo
@@ -18,6 +20,9 @@
 import { parse } from "yaml";
 import { canonicalAddress, parsePrefix } from "../mesh/address.ts";
 import { MTLS_MODES, type MtlsMode } from "../mesh/inbound.ts";
+
+/** How the endpoints of a service are reached that demands mutual TLS: as a sidecar does, or by HBONE. */
+export const DEMO_MTLS = ["istio", "hbone"] as const;
 
 export const BALANCES = ["least-request", "round-robin", "random", "ring-hash", "maglev"] as const;
 
@@ -48,6 +53,10 @@ export interface DemoService {
   endpoints: readonly DemoEndpoint[];
   /** By subset, its weight. */
   split?: Readonly<Record<string, number>>;
+  /** Default: in plaintext. */
+  mtls?: (typeof DEMO_MTLS)[number];
+  /** Identities that its endpoints may have with `mtls: istio`. Default: any of the mesh. */
+  sans?: readonly string[];
 }
 
 /** A service port of the client machine: its PeerAuthentication and a DENY policy. */
@@ -153,6 +162,8 @@ function service(place: Place): DemoService {
     "maxConnections",
     "endpoints",
     "split",
+    "mtls",
+    "sans",
   ]);
   const host = object.required("host").text();
   const protocol = object.optional("protocol")?.oneOf(["tcp", "http"] as const);
@@ -164,6 +175,11 @@ function service(place: Place): DemoService {
   const maxConnections = object.optional("maxConnections")?.integer(0, MOST);
   const endpoints = (object.optional("endpoints")?.list() ?? []).map(endpoint);
   const split = object.optional("split")?.entries();
+  const mtls = object.optional("mtls")?.oneOf(DEMO_MTLS);
+  const sans = object
+    .optional("sans")
+    ?.list()
+    .map((at) => at.text());
   const weights = split?.map(([subset, weight]) => [subset, weight.integer(0, MOST)] as const);
   for (const [subset] of weights ?? []) {
     if (!endpoints.some((candidate) => candidate.subset === subset)) {
@@ -179,6 +195,8 @@ function service(place: Place): DemoService {
     ...(maxConnections !== undefined && { maxConnections }),
     endpoints,
     ...(weights && { split: Object.fromEntries(weights) }),
+    ...(mtls && { mtls }),
+    ...(sans && { sans }),
   };
 }
 

@@ -1,6 +1,7 @@
 /** The mesh of the embedded control plane as the workload API has it: one Service a host, one Workload an endpoint. */
 import { workload } from "../dual-engine/workload.gen.js";
 import { parseLocality } from "../istiod/node.ts";
+import { parseSpiffe } from "../istiod/spiffe.ts";
 import { parseAddress, parsePrefix } from "../mesh/address.ts";
 import type { DemoEndpoint, DemoService } from "./services.ts";
 
@@ -8,6 +9,8 @@ export const NAMESPACE = "demo";
 export const CLUSTER = "Kubernetes";
 /** A share of a split, spread over its endpoints as whole numbers. */
 const SHARE = 1_000;
+/** TunnelProtocol */
+const HBONE = 1;
 
 export type Resource = [name: string, bytes: Uint8Array];
 
@@ -49,10 +52,11 @@ function encodeHost(host: string, services: readonly DemoService[]): Resource[] 
     canonical: true,
   };
   const workloads = new Map<string, workload.Workload.$Properties>();
-  for (const { port, endpoints, split } of services) {
+  for (const each of services) {
+    const { port, endpoints } = each;
     for (const endpoint of endpoints) {
       const uid = `${CLUSTER}/networking.istio.io/ServiceEntry/${key}/${endpoint.address}`;
-      const made = workloads.get(uid) ?? workloadOf(uid, host, endpoint, endpoints, split);
+      const made = workloads.get(uid) ?? workloadOf(uid, endpoint, each);
       made.services?.[key]?.ports?.push({ servicePort: port, targetPort: endpoint.port });
       workloads.set(uid, made);
     }
@@ -67,10 +71,8 @@ function encodeHost(host: string, services: readonly DemoService[]): Resource[] 
 
 function workloadOf(
   uid: string,
-  host: string,
   endpoint: DemoEndpoint,
-  all: readonly DemoEndpoint[],
-  split: DemoService["split"],
+  { host, endpoints: all, split, mtls, sans = [] }: DemoService,
 ): workload.Workload.$Properties {
   const { address, locality, healthy = true, weight = 1, subset } = endpoint;
   const name = `${host.split(".")[0]}-${subset ?? address}`;
@@ -85,6 +87,10 @@ function workloadOf(
     workloadName: name,
     services: { [`${NAMESPACE}/${host}`]: { ports: [] } },
   };
+  // The workload API knows HBONE alone, and one identity for each workload.
+  if (mtls) message.tunnelProtocol = HBONE;
+  const identity = parseSpiffe(sans[0] ?? "");
+  if (identity) Object.assign(message, identity);
   if (locality !== undefined) message.locality = parseLocality(locality);
   // The workload API knows no subsets: a share becomes the weight of its workloads.
   const siblings = all.filter((each) => each.subset === subset).length;

@@ -4,12 +4,12 @@ import { Book } from "../../bench/continuity/book.ts";
 import { FLAW, KIND, MadeLedger, NOBODY, TakenLedger } from "../../bench/continuity/records.ts";
 import { Validity } from "../../bench/continuity/validity.ts";
 
-const SERVICES = ["shop:80", "cart:80", "closed:80", "dead:80"];
-const [SHOP, CART, CLOSED, DEAD] = [0, 1, 2, 3];
-const ENDPOINTS = ["a", "b", "c", "d"].map((_, i) => ({ address: `127.1.0.${i + 1}`, port: 9000 }));
-const [A, B, C] = [0, 1, 2];
-/** The services of the endpoints: two each. */
-const OWNERS = [SHOP, SHOP, CART, CART];
+const SERVICES = ["shop:80", "cart:80", "closed:80", "dead:80", "secret:80", "impostor:80"];
+const [SHOP, CART, CLOSED, DEAD, SECRET, IMPOSTOR] = [0, 1, 2, 3, 4, 5];
+const ENDPOINTS = ["a", "b", "c", "d", "e", "f"].map((_, i) => ({ address: `127.1.0.${i + 1}`, port: 9000 }));
+const [A, B, C, E, F] = [0, 1, 2, 4, 5];
+/** The services of the endpoints. */
+const OWNERS = [SHOP, SHOP, CART, CART, SECRET, IMPOSTOR];
 
 interface Entry {
   serial: number;
@@ -17,6 +17,8 @@ interface Entry {
   endpoint?: number;
   began?: number;
   took?: number;
+  /** Until its end, ns. */
+  total?: number;
   kind?: number;
   error?: number;
   flaws?: number;
@@ -30,6 +32,7 @@ function made(...entries: Entry[]): MadeLedger {
     view.setBigUint64(at, (1n << 40n) | BigInt(serial), true);
     view.setBigUint64(at + 8, BigInt(began), true);
     view.setUint32(at + 16, took, true);
+    view.setUint32(at + 20, (entry.total ?? 0) / 1000, true);
     view.setUint16(at + 24, service, true);
     view.setUint16(at + 26, endpoint, true);
     view.setUint16(at + 28, entry.error ?? 0, true);
@@ -39,14 +42,14 @@ function made(...entries: Entry[]): MadeLedger {
   return new MadeLedger(new Uint8Array(view.buffer));
 }
 
-function taken(...entries: { serial: number; endpoint?: number; flaws?: number }[]): TakenLedger {
+function taken(...entries: { serial: number; endpoint?: number; flaws?: number }[]): TakenLedger[] {
   const view = new DataView(new ArrayBuffer(entries.length * 16));
   entries.forEach(({ serial, endpoint = A, flaws = 0 }, i) => {
     view.setBigUint64(i * 16, (1n << 40n) | BigInt(serial), true);
     view.setUint16(i * 16 + 10, endpoint, true);
     view.setUint16(i * 16 + 14, flaws, true);
   });
-  return new TakenLedger(new Uint8Array(view.buffer));
+  return [new TakenLedger(new Uint8Array(view.buffer))];
 }
 
 function bookOf(validity = new Validity(OWNERS)): Book {
@@ -54,7 +57,14 @@ function bookOf(validity = new Validity(OWNERS)): Book {
   validity.pushed(CART, [C], 0);
   const refuses = (service: number) => service === CLOSED;
   const fails = (service: number) => service === DEAD;
-  return new Book({ services: SERVICES, endpoints: ENDPOINTS, refuses, fails }, validity);
+  const tunnelled = (service: number) => service === SECRET || service === IMPOSTOR;
+  const impostor = (service: number) => service === IMPOSTOR;
+  validity.pushed(SECRET, [E], 0);
+  validity.pushed(IMPOSTOR, [F], 0);
+  return new Book(
+    { services: SERVICES, endpoints: ENDPOINTS, refuses, fails, tunnelled, impostor },
+    validity,
+  );
 }
 
 /** What a kernel counted that saw `redirected` connections to the shop. */
@@ -75,7 +85,7 @@ function kernel(redirected: number, more: { refused?: number; live?: [string, nu
   };
 }
 
-const CLEAN = { failed: 0, misrouted: 0, ledgerErrors: 0, counterErrors: 0 };
+const CLEAN = { failed: 0, misrouted: 0, ledgerErrors: 0, counterErrors: 0, wrongIdentity: 0 };
 
 describe("validity", () => {
   test("an endpoint may serve from the push that brings it to the moment when its removal was seen", () => {
@@ -141,7 +151,8 @@ describe("a book", () => {
     );
     book.compare(kernel(2, { refused: 1, live: [["127.1.0.2 9000", 1]] }));
     expect(book.complaints).toEqual([]);
-    expect(book.sums).toEqual({ made: 1, opened: 1, refused: 1, unanswered: 0, direct: 1, ...CLEAN });
+    const nothing = { unanswered: 0, tunnelled: 0, cut: 0, impostors: 0 };
+    expect(book.sums).toEqual({ made: 1, opened: 1, refused: 1, direct: 1, ...nothing, ...CLEAN });
     expect(watched).toEqual(["service 0 10", "service 0 10", "direct 0 10"]);
     book.take([made({ serial: 2, kind: KIND.closed, endpoint: B })], taken());
     book.compare(kernel(2, { refused: 1 }));
@@ -210,6 +221,52 @@ describe("a book", () => {
     services.set("dead:80", { ...count, failed: 2 });
     book.compare({ services, live: new Map(), clusterLive: 0, traffic });
     expect(book.sums.counterErrors).toBe(1);
+  });
+
+  test("lets a tunnel that was killed cut its own connections, and no more", () => {
+    const book = bookOf();
+    const second = 1e9;
+    const reset = { error: constants.errno.ECONNRESET, flaws: FLAW.noAnswer, service: SECRET };
+    const crash = { from: 10 * second, to: 10.1 * second, most: 3 };
+    book.crashed(crash);
+    const at = (began: number, ended: number) => ({
+      began: began * second,
+      total: (ended - began) * second,
+    });
+    const cut = [
+      { serial: 1, ...reset, ...at(1, 10.05), kind: KIND.closed, endpoint: E },
+      { serial: 2, ...reset, ...at(9.99, 10.05), endpoint: NOBODY },
+      // A server lost it, too.
+      { serial: 3, ...reset, ...at(10.05, 10.1), endpoint: NOBODY },
+    ];
+    book.take([made(...cut)], taken({ serial: 3, endpoint: E, flaws: FLAW.noAnswer }));
+    expect(book.sums).toMatchObject({ ...CLEAN, cut: 3 });
+    // One more than it carried; and what may not be cut at all.
+    book.take([made({ serial: 4, ...reset, ...at(9, 10.05), endpoint: NOBODY })], taken());
+    expect(book.sums).toMatchObject({ ...CLEAN, cut: 3, failed: 1 });
+    book.crashed({ ...crash, most: 100 });
+    const others = [
+      // Begun after it, ended before it, ended long after it, not through the tunnel, wrong bytes.
+      { serial: 5, ...reset, ...at(10.2, 10.3), endpoint: NOBODY },
+      { serial: 6, ...reset, ...at(9, 9.9), endpoint: NOBODY },
+      { serial: 7, ...reset, ...at(9, 19), endpoint: NOBODY },
+      { serial: 8, ...reset, ...at(9, 10.05), endpoint: NOBODY, service: SHOP },
+      { serial: 9, ...reset, ...at(9, 10.05), endpoint: E, flaws: FLAW.wrongBytes },
+    ];
+    book.take([made(...others)], taken({ serial: 10, endpoint: E, flaws: FLAW.noAnswer }));
+    expect(book.sums).toMatchObject({ ...CLEAN, cut: 3, failed: 6, ledgerErrors: 1 });
+  });
+
+  test("sees a tunnel that takes somebody else for the peer", () => {
+    const book = bookOf();
+    const reset = { error: constants.errno.ECONNRESET, flaws: FLAW.noAnswer, endpoint: NOBODY };
+    book.take([made({ serial: 1, ...reset, service: IMPOSTOR })], taken());
+    expect(book.sums).toMatchObject({ ...CLEAN, impostors: 1 });
+    book.take(
+      [made({ serial: 2, service: IMPOSTOR, endpoint: F }, { serial: 3, ...reset, service: SECRET })],
+      taken({ serial: 2, endpoint: F }),
+    );
+    expect(book.sums).toMatchObject({ ...CLEAN, impostors: 1, wrongIdentity: 1, failed: 1 });
   });
 
   test("sees a refusing service that answers", () => {

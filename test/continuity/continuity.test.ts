@@ -12,7 +12,8 @@ const BENCH = join(import.meta.dirname, "../../bench/continuity");
 
 /** Not at the machine's rate: other tests may run beside it. */
 async function bench(...flags: string[]) {
-  const short = ["--quick", "--rate=2000", "--hold=200", "--output=json"];
+  const load = ["--rate=2000", "--hold=200", "--tunnel-rate=50", "--tunnel-hold=100"];
+  const short = ["--quick", ...load, "--output=json"];
   const { code, stdout, stderr } = await run([process.execPath, BENCH, ...short, ...flags], {
     timeoutMs: 110_000,
   });
@@ -30,8 +31,9 @@ describe.skipIf(!root)("continuity", () => {
     expect(report).toMatchObject({
       clean: true,
       events,
-      open: 200,
+      open: 300,
       failed: 0,
+      wrongIdentity: 0,
       misrouted: 0,
       counterErrors: 0,
       ledgerErrors: 0,
@@ -44,13 +46,21 @@ describe.skipIf(!root)("continuity", () => {
     expect(report.made).toBeGreaterThan(5_000);
     expect(report.refused).toBeGreaterThan(0);
     expect(report.lookups).toBeGreaterThan(1_000);
+    expect(report.tunnelled).toBeGreaterThan(300);
+    expect(report.impostors).toBeGreaterThan(0);
+    expect(report.cut).toBeGreaterThan(0);
     expect(code).toBe(0);
   });
 
-  test("a misroute, a wrong lookup, wrong admissions and refusals on purpose are seen, in dual-engine mode", async () => {
+  test("what is wrong on purpose is seen, in dual-engine mode: routes, lookups, identities, admissions, a crash", async () => {
     const { code, report } = await bench("--events=0", "--misroute", "--mode=dual-engine");
     expect(report.misrouted).toBeGreaterThan(0);
-    expect(report).toMatchObject({ clean: false, failed: 0, ledgerErrors: 0 });
+    expect(report).toMatchObject({ clean: false, cut: 0 });
+    expect(report.wrongIdentity).toBeGreaterThan(0);
+    // The long connections of a tunnel that was killed without the judge's knowledge.
+    expect(report.failed).toBeGreaterThanOrEqual(100);
+    const cut = /^a long connection was cut: to (sidecar|hbone)/;
+    expect(report.complaints.filter((text: string) => cut.test(text))).not.toEqual([]);
     expect(report.failedLookups).toBeGreaterThan(0);
     expect(report.admission.wronglyAdmitted).toBeGreaterThan(0);
     expect(report.admission.wronglyRefused).toBeGreaterThan(0);
