@@ -1,6 +1,6 @@
 /**
- * Frontends that only the kernel has, from a start until the mesh says all it has to say: where the mesh does not know yet
- * (`Mesh.pending`), they stay, with what they lead to.
+ * Frontends that only the kernel has, from a start until the mesh is complete. They stay with their targets while the part
+ * of the mesh that could contain them is pending (`Mesh.pending`).
  */
 import type { Match, Mesh, Pending } from "../../mesh/model.ts";
 import type { PlacedFrontend } from "../tables/frontends.ts";
@@ -9,7 +9,7 @@ import { decodeTarget } from "./target.ts";
 export interface Kept {
   /** Keys of frontends. */
   frontends: Set<string>;
-  /** Ids of services and of clusters (and splits) that they lead to. */
+  /** Ids of their services, and of their clusters and splits. */
   services: Set<number>;
   clusters: Set<number>;
 }
@@ -17,27 +17,27 @@ export interface Kept {
 const NOTHING: Kept = { frontends: new Set(), services: new Set(), clusters: new Set() };
 
 export class AdoptedFrontends {
-  /** What no mesh of this process has had. */
+  /** Frontends that no mesh of this process has had. */
   readonly #unclaimed = new Map<string, PlacedFrontend>();
   #kept = NOTHING;
 
-  /** `found`: all that the kernel held at the start, by key. */
+  /** `found`: all frontends in the kernel at the start, by key. */
   constructor(found: ReadonlyMap<string, PlacedFrontend>) {
     for (const [key, placed] of found) this.#unclaimed.set(key, placed);
   }
 
-  /** What stays though the mesh lacks it, by the mesh that was looked at last. */
+  /** The frontends that stay although the last mesh lacks them. */
   get kept(): Kept {
     return this.#kept;
   }
 
-  /** Looks at a whole mesh; `wordOf` gives the target word of a frontend's id. */
+  /** Processes a whole mesh; `wordOf` returns the target word of a frontend id. */
   look(mesh: Mesh, wordOf: (id: number) => bigint): void {
     const { pending } = mesh;
     if (this.#unclaimed.size === 0) return;
     for (const [key, frontend] of mesh.frontends) if (!frontend.pending) this.#unclaimed.delete(key);
     if (pending === undefined) {
-      // Whatever is left is no more.
+      // The mesh is complete: the remaining frontends are gone.
       this.#unclaimed.clear();
       this.#kept = NOTHING;
       return;

@@ -1,4 +1,4 @@
-/** From a cluster or split of the mesh to what its descriptor and slots will hold, and a digest of that. */
+/** Compiles a cluster or split of the mesh to the content of its descriptor and slots, with a digest. */
 import { hash } from "node:crypto";
 import { ENDPOINT_WORDS } from "../../mesh/endpoint-list.ts";
 import {
@@ -24,18 +24,18 @@ export interface Compiled {
   policy: SlotPolicy;
   reason: Reason;
   maxConnections: number;
-  /** Of the kind port; 0 for all others. */
+  /** The port of kind port; 0 for other kinds. */
   port: number;
   ejection: Ejection;
   v4: Selection;
   v6: Selection;
-  /** By further priorities, for when every endpoint before is ejected. */
+  /** Further priorities, used when all earlier endpoints are ejected. */
   fallbacks: { v4: Selection; v6: Selection }[];
-  /** How its endpoints are reached that are not reached directly; as in the model. */
+  /** The transports of endpoints that are not reached directly, as in the model. */
   transports: readonly Transport[];
-  /** Of a cluster with transports; else "". */
+  /** The name of a cluster with transports; otherwise "". */
   service: string;
-  /** Of a split: cluster names and weights. */
+  /** The cluster names and weights of a split. */
   shares: { cluster: string; weight: number }[];
   order: (members: Members) => Uint32Array;
   digest: Uint8Array;
@@ -56,7 +56,7 @@ export function compileCluster(cluster: Cluster): Compiled {
   const v6 = members ? weighEndpoints(cluster, "v6") : NOBODY;
   const fallbacks = members ? fallbacksOf(cluster) : [];
   const { after, base, longest, percent, enforcing } = ejection;
-  // As it was before there were any, where there are none.
+  // Without transports the digest is the same as before transports existed.
   const part = after > 0 && enforcing < 100 ? `\nenforcing ${enforcing}` : "";
   const transports = members ? cluster.transports : [];
   const tunnel = transports.length > 0 ? `\n${cluster.service}\n${transports.map(textOf).join("\n")}` : "";
@@ -101,12 +101,12 @@ export function compileSplit(split: Split): Compiled {
   };
 }
 
-/** What a name stands for that istiod never sent. */
+/** The content of a cluster that istiod never sent. */
 export function compileMissing(): Compiled {
   return { ...NOTHING, kind: "refuse", reason: "missing-cluster", digest: digest("missing") };
 }
 
-/** As the kernel takes it. */
+/** The kernel's value. */
 function boundedEjection({ after, base, longest, percent, enforcing }: Ejection): Ejection {
   return {
     after: Math.min(after, MAX_UINT32),
@@ -149,22 +149,22 @@ function tableSizeOf(balance: Balance): number {
   return "tableSize" in balance ? balance.tableSize : 0;
 }
 
-/** Of each member in a digest: four words of address, the port, the weight as a double. */
+/** Words of a member in a digest: four of the address, the port, and the weight as a double. */
 const MEMBER_BYTES = (ENDPOINT_WORDS - 1) * 4 + 8;
 const encoder = new TextEncoder();
 let draft = new DataView(new ArrayBuffer(4096));
 
-/** Compared with what an earlier start, or an earlier version, wrote: never change how it is made. */
+/** Compared with digests of earlier starts and versions, so its computation must never change. */
 function digest(head: string, ...selections: Selection[]): Uint8Array {
   const members = selections.reduce((sum, { places }) => sum + places.length, 0);
-  // Three bytes of UTF-8 a unit of UTF-16 at most; between two fallbacks a word.
+  // At most three bytes of UTF-8 for each unit of UTF-16; one word between two fallbacks.
   const size = head.length * 3 + 1 + members * MEMBER_BYTES + selections.length * 4;
   if (draft.byteLength < size) draft = new DataView(new ArrayBuffer(size * 2));
   const { written } = encoder.encodeInto(head, new Uint8Array(draft.buffer));
   draft.setUint8(written, 0);
   let end = written + 1;
   selections.forEach((selection, i) => {
-    // Which priority a member belongs to; the first two selections had no such mark, and must not get one.
+    // Marks a member's priority. The first two selections had no mark, so they must not get one.
     if (i >= 2) {
       draft.setUint32(end, selection.places.length);
       end += 4;
@@ -176,7 +176,7 @@ function digest(head: string, ...selections: Selection[]): Uint8Array {
   return result;
 }
 
-/** Writes the members into the draft from `at` on; gives where they end. */
+/** Writes the members into the draft at `at`. Returns the end. */
 function pack({ lists, places, weights }: Selection, at: number): number {
   for (let i = 0; i < places.length; i++) {
     const list = lists[i];

@@ -1,6 +1,6 @@
 /**
- * Clusters and splits in the kernel. A name has one id as long as it lives; what it stands for is an immutable
- * descriptor with its slots, and one store replaces it.
+ * Clusters and splits in the kernel. A name keeps its id. Its content is an immutable descriptor with slots, which one store
+ * replaces.
  */
 import type { EndpointList } from "../../mesh/endpoint-list.ts";
 import type { Cluster, Split } from "../../mesh/model.ts";
@@ -35,7 +35,7 @@ import type { Selection } from "./weights.ts";
 
 const LIVE = layout.cluster_load.fields.live.offset;
 const NO_RUN: Run = { firstLine: 0, count: 0 };
-/** Splits have names of their own beside the clusters'. */
+/** The prefix of splits, whose names are separate from the clusters'. */
 const SPLIT_PREFIX = "split:";
 
 export class ClusterTable {
@@ -49,14 +49,14 @@ export class ClusterTable {
   readonly #descriptorIds: Ids;
   readonly #lines: ExtentAllocator;
   readonly #resting: Quarantine;
-  /** Unpublished by name, waiting for readers to leave. */
+  /** Unpublished clusters by name, which wait for the end of readers. */
   readonly #leaving = new Set<string>();
   readonly #alone: () => boolean;
   readonly #serviceId: (name: string) => number;
 
   /**
-   * `alone`: no other generation's tables are kept, so that ids which it may use can be given again. `serviceId` gives the
-   * id of a service, new or not.
+   * `alone`: no other generation is kept that may use the ids, so they can be reused. `serviceId` returns the id of a
+   * service and creates it if necessary.
    */
   constructor(
     tables: Tables,
@@ -85,7 +85,7 @@ export class ClusterTable {
     for (let id = 0; id < counted.length; id++) if (counted[id] !== 0) this.#resting.add(id);
   }
 
-  /** Makes `cluster` what its name stands for. Gives the records written: 0 when it was that already. */
+  /** Publishes `cluster` under its name. Returns the records written: 0 if nothing changed. */
   putCluster(cluster: Cluster): number {
     if (cluster.pending && this.#isPublished(cluster.name)) {
       this.#leaving.delete(cluster.name);
@@ -94,23 +94,23 @@ export class ClusterTable {
     return this.#put(cluster.name, compileCluster(cluster));
   }
 
-  /** The clusters that it names may follow later; until then their share is refused. */
+  /** Publishes a split. Its clusters may follow later; until then their shares are refused. */
   putSplit(split: Split): number {
     const named = split.shares.reduce((written, { cluster }) => written + this.ensure(cluster), 0);
     return named + this.#put(splitName(split.name), compileSplit(split));
   }
 
-  /** A target names a cluster that the mesh lacks. */
+  /** Publishes a missing cluster that a target names. */
   putMissing(name: string): number {
     return this.#put(name, compileMissing());
   }
 
-  /** The id of a name that was put before, or of one that is missing from now on. */
+  /** The id of a published name; publishes an unknown name as missing. */
   id(name: string): number | undefined {
     return this.#names.id(name);
   }
 
-  /** Every name that has an id and is not on its way out. */
+  /** All names with an id, except those that are being removed. */
   names(): string[] {
     return [...this.#names.names()].filter((name) => !this.#leaving.has(name));
   }
@@ -119,10 +119,10 @@ export class ClusterTable {
     return this.#loads.count(id, LIVE);
   }
 
-  /** Nothing leads to the name any more. Takes effect after a grace period, unless the name is put again. */
+  /** Removes a name that nothing leads to, after a grace period, unless it is published again. */
   remove(name: string): number {
     if (this.#names.id(name) === undefined || this.#leaving.has(name)) return 0;
-    // Its name stays for the sake of another generation.
+    // Another generation may use the id, so the name stays.
     if (!this.#alone() && !this.#isPublished(name)) return 0;
     this.#leaving.add(name);
     this.#grace.defer(() => this.#forget(name));
@@ -138,13 +138,13 @@ export class ClusterTable {
       this.#clusters.publish(id, 0n);
       this.#retire(old);
     }
-    // Splits of another generation know the cluster by this id.
+    // Splits of another generation may use this id.
     if (!this.#alone()) return;
     this.#names.remove(name);
     this.#resting.add(id);
   }
 
-  /** What a generation that was kept, and that nobody reads, has published for clusters that ended since. */
+  /** Removes clusters that a kept, unread generation has published and that ended since. */
   #unpublishNameless(): void {
     const named = new Uint8Array(this.#clusters.capacity);
     for (const id of this.#names.ids()) named[id] = 1;
@@ -153,7 +153,7 @@ export class ClusterTable {
     }
   }
 
-  /** Something leads to the name: when it was never put, it is a missing one. */
+  /** Ensures that a target's name is published, as missing if necessary. */
   ensure(name: string): number {
     this.#leaving.delete(name);
     return this.#isPublished(name) ? 0 : this.putMissing(name);
@@ -180,13 +180,13 @@ export class ClusterTable {
 
   #add(name: string): number {
     for (const id of this.#resting.expired()) this.#names.recycle(id);
-    // Room first: a name without a record would fail for ever.
+    // Make room first: a name without a record would fail at each attempt.
     this.#clusters.reserve(this.#names.bound + 1);
     this.#loads.reserve(this.#names.bound + 1);
     return this.#names.add(name);
   }
 
-  /** Writes slots and descriptor where no reader looks yet. */
+  /** Writes slots and descriptor in unpublished records. */
   #write(compiled: Compiled, cluster: number): { descriptor: number; written: number } {
     let written = 1;
     const run = (members: Members) => {
@@ -194,7 +194,7 @@ export class ClusterTable {
       const placed = this.#writeRun(slots);
       if (compiled.kind === "endpoints") {
         for (const endpoint of slots) this.#endpoints.hold(endpoint);
-        // A hash table has no slot for some, when their weight is small.
+        // Members with a small weight may have no slot in a hash table.
         for (const endpoint of members.ids) this.#endpoints.restUnheld(endpoint);
       }
       written += linesOf(placed);
@@ -233,7 +233,7 @@ export class ClusterTable {
       writeDescriptor(this.#descriptors, id, { ...compiled, reason, ...runs, fallback });
       return id;
     };
-    // The last one first: each names the one behind it.
+    // The last descriptor first, because each refers to the next.
     let fallback = 0;
     for (const each of compiled.fallbacks.toReversed()) {
       fallback = describe({ v4: run(endpoints(each.v4)), v6: run(endpoints(each.v6)) }, fallback);
@@ -257,7 +257,7 @@ export class ClusterTable {
     return run;
   }
 
-  /** The descriptor is published no more: what it owned is free after a grace period. */
+  /** Frees an unpublished descriptor and its slots after a grace period. */
   #retire(first: number): void {
     const chain = chainOf(this.#descriptors, first).map((id) => ({
       id,
@@ -283,12 +283,12 @@ export function splitName(split: string): string {
   return SPLIT_PREFIX + split;
 }
 
-/** The name of the split, or undefined when `name` is a cluster's. */
+/** The name of a split; undefined for a cluster's name. */
 export function splitOf(name: string): string | undefined {
   return name.startsWith(SPLIT_PREFIX) ? name.slice(SPLIT_PREFIX.length) : undefined;
 }
 
-/** What published clusters occupy, found by walking them: marks by id, and how many slots hold an endpoint. */
+/** The records that published clusters occupy: marks by id, and the number of slots of each endpoint. */
 function usedRecords(tables: Tables): { descriptors: Uint8Array; lines: Uint8Array; endpoints: Uint32Array } {
   const descriptors = new Uint8Array(tables.descriptors.capacity);
   const lines = new Uint8Array(tables.slots.capacity);
@@ -313,7 +313,7 @@ function usedRecords(tables: Tables): { descriptors: Uint8Array; lines: Uint8Arr
   return { descriptors, lines, endpoints };
 }
 
-/** Marks the ids that live connections count on; `live` is the count's place in the record. */
+/** Marks the ids with live connections; `live` is the offset of the count in the record. */
 function countedOn(loads: ChunkedTable, live: number): Uint8Array {
   const marks = new Uint8Array(loads.capacity);
   for (const { first, count, words, step } of loads.spans()) {

@@ -1,4 +1,4 @@
-/** A cluster as the kernel walks it (struct descriptor of bpf/include/tables.h). Immutable once published. */
+/** A cluster in the kernel (struct descriptor of bpf/include/tables.h). Immutable after publication. */
 import type { Ejection } from "../../mesh/model.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
@@ -14,17 +14,17 @@ export interface Run {
 export interface Descriptor {
   kind: Kind;
   policy: SlotPolicy;
-  /** Number of a reason. */
+  /** The number of a reason. */
   reason: number;
   maxConnections: number;
-  /** Of the kind port; 0 for all others. */
+  /** The port of kind port; 0 for other kinds. */
   port: number;
   v4: Run;
   v6: Run;
   ejection: Ejection;
-  /** The descriptor of the next priority, for when every endpoint of this one is ejected; 0 = none. */
+  /** The descriptor of the next priority, used when all endpoints of this one are ejected; 0 = none. */
   fallback: number;
-  /** 16 bytes over what this was compiled from. */
+  /** A digest of its source, 16 bytes. */
   digest: Uint8Array;
 }
 
@@ -48,16 +48,16 @@ const POLICIES: Record<SlotPolicy, number> = {
   hash: BALANCE.BALANCE_HASH,
 };
 
-/** Descriptors behind the first in a chain at most (MAX_FALLBACKS of bpf/include/tables.h). */
+/** Longest chain of further descriptors (MAX_FALLBACKS of bpf/include/tables.h). */
 export const MAX_FALLBACKS = 8;
 
 export const SLOTS_PER_LINE = layout.slot_line.size / 4;
-/** In a slot instead of an id: refuse, with the reason's number in the low bits. */
+/** Marks a slot that refuses; the low bits have the reason's number. */
 export const SLOT_REFUSE = 0x80000000;
 
 const LITTLE_ENDIAN = new Uint8Array(new Uint16Array([1]).buffer)[0] === 1;
 
-/** One record, put together here and copied as a whole. */
+/** A buffer for one record, which is copied as a whole. */
 const draft = new Uint8Array(new ArrayBuffer(layout.descriptor.size));
 const draftWords = new Uint32Array(draft.buffer);
 const draftHalves = new Uint16Array(draft.buffer);
@@ -108,7 +108,7 @@ export function readDescriptor(table: ChunkedTable, id: number): Descriptor {
   };
 }
 
-/** Whether the record was compiled from the same. */
+/** Whether the record was compiled from the same source. */
 export function hasDigest(table: ChunkedTable, id: number, digest: Uint8Array): boolean {
   const words = new Uint32Array(digest.buffer, digest.byteOffset, digest.length / 4);
   for (let i = 0; i < words.length; i++) {
@@ -122,7 +122,7 @@ export function readFallback(table: ChunkedTable, id: number): number {
   return table.word(id, fields.fallback.offset);
 }
 
-/** The ids of a descriptor and of its fallbacks, in their order. */
+/** The ids of a descriptor and of its fallbacks, in order. */
 export function chainOf(table: ChunkedTable, id: number): number[] {
   const chain: number[] = [];
   for (let at = id; at !== 0 && table.has(at) && chain.length <= MAX_FALLBACKS; at = readFallback(table, at))
@@ -130,7 +130,7 @@ export function chainOf(table: ChunkedTable, id: number): number[] {
   return chain;
 }
 
-/** The kind alone, and the runs that own slot lines. */
+/** The kind, and the runs with slot lines. */
 export function readRuns(table: ChunkedTable, id: number): { kind: Kind; runs: Run[] } {
   const kind = nameOf(KINDS, table.record(id)[fields.kind.offset], "refuse");
   return {
@@ -139,7 +139,7 @@ export function readRuns(table: ChunkedTable, id: number): { kind: Kind; runs: R
   };
 }
 
-/** The two runs that own slot lines; one run that serves both families counts once. */
+/** The runs with slot lines, by family; a run for both families once. */
 export function runsOf({ v4, v6 }: Pick<Descriptor, "v4" | "v6">): Run[] {
   const runs = v4.count > 0 ? [v4] : [];
   if (v6.count > 0 && (v4.count === 0 || v6.firstLine !== v4.firstLine)) runs.push(v6);
@@ -150,7 +150,7 @@ export function linesOf(run: Run): number {
   return Math.ceil(run.count / SLOTS_PER_LINE);
 }
 
-/** Reads the slots of a run; what is given may be live. */
+/** The slots of a run; the result may be live memory. */
 export function readSlots(table: ChunkedTable, run: Run): Uint32Array {
   if (run.count === 0) return new Uint32Array();
   const { buffer, byteOffset } = table.bytesOf(run.firstLine, linesOf(run));

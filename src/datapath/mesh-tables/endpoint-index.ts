@@ -7,7 +7,7 @@ import type { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
 
 const { address: ADDRESS, port: PORT } = layout.endpoint.fields;
-/** Where the port's two bytes lie in the 32-bit word around them. */
+/** The position of the port's two bytes in their 32-bit word. */
 const PORT_WORD = PORT.offset & ~3;
 const PORT_BYTE = PORT.offset & 3;
 
@@ -15,7 +15,7 @@ const EMPTY = 0;
 const REMOVED = 0xffffffff;
 const SMALLEST = 64;
 
-/** A port as its record's word holds it, without the bytes beside it. */
+/** A port in the form of its record's word, without the neighbouring bytes. */
 const portBytes = new DataView(new ArrayBuffer(4));
 const portWord = new Uint32Array(portBytes.buffer);
 portBytes.setUint16(PORT_BYTE, 0xffff);
@@ -29,7 +29,7 @@ export class EndpointIndex {
   #used = 0;
   #count = 0;
 
-  /** With room for so many to begin with. */
+  /** `count`: the initial capacity. */
   constructor(table: ChunkedTable, room = 0) {
     this.#table = table;
     this.#slots = new Uint32Array(sizeFor(room * 2));
@@ -52,14 +52,14 @@ export class EndpointIndex {
     }
   }
 
-  /** Adds an id whose record is written and that is not in yet. */
+  /** Adds a new id. Its record must be written. */
   add(id: number): void {
     if ((this.#used + 1) * 2 > this.#slots.length) this.#rebuild();
     this.#insert(id);
     this.#count++;
   }
 
-  /** Takes an id out; its record is still the one that it was added with. */
+  /** Removes an id. Its record must be unchanged. */
   remove(id: number): void {
     const mask = this.#slots.length - 1;
     for (let slot = this.#hashOf(id) & mask; this.#slots[slot] !== EMPTY; slot = (slot + 1) & mask) {
@@ -104,7 +104,7 @@ export class EndpointIndex {
   }
 }
 
-/** The power of two that is not below `floor`. */
+/** The smallest power of two that is at least `floor`. */
 function sizeFor(floor: number): number {
   let size = SMALLEST;
   while (size < floor) size *= 2;

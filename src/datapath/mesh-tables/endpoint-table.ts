@@ -1,6 +1,6 @@
 /**
- * Endpoints in the kernel: one id for each address and port, however many clusters and generations use it. Which ids
- * are given away stands in the records themselves.
+ * Endpoints in the kernel: one id for each address and port, shared by all clusters and generations. The records themselves
+ * show which ids are in use.
  */
 import { formatAddress } from "../../mesh/address.ts";
 import { ENDPOINT_WORDS, type EndpointList } from "../../mesh/endpoint-list.ts";
@@ -25,20 +25,20 @@ export class EndpointTable {
   readonly #table: ChunkedTable;
   readonly #loads: ChunkedTable;
   readonly #ids: Ids;
-  /** Absent until an endpoint has to be found: a start that changes nothing asks for none. */
+  /** Absent until an endpoint is looked up: a start without changes needs none. */
   #index: EndpointIndex | undefined;
-  /** Those of them that the tunnel reaches; absent until one has to be found or forgotten. */
+  /** Endpoints behind the tunnel; absent until one is looked up or removed. */
   #targets: TunnelTargets | undefined;
   readonly #tables: Tables;
-  /** How many published slots hold the id. */
+  /** The number of published slots of each id. */
   #uses: Uint32Array;
   readonly #resting: Quarantine;
   readonly #alone: () => boolean;
   readonly #mayReuse: MayReuse;
 
   /**
-   * `uses` counts, by id, the slots that hold an endpoint already; it is taken over. `alone` says that no other
-   * generation's slots can hold an id either, and `mayReuse` that nothing else is called by one.
+   * `uses` has the number of slots by endpoint id; this object then owns it. `alone`: no other generation's slots use the
+   * ids. `mayReuse` returns true when nothing else uses an id.
    */
   constructor(tables: Tables, uses: Uint32Array, alone: () => boolean, mayReuse: MayReuse = () => true) {
     const table = tables.endpoints;
@@ -58,11 +58,12 @@ export class EndpointTable {
   }
 
   /**
-   * The id of an endpoint of `list`, new or not; `through` says how the tunnel reaches it, if it does. Its record is in
-   * place when this returns.
+   * The id of an endpoint of `list`; creates it if necessary. `through` is its tunnel target, if any. Its record is complete
+   * when this returns.
    */
   place(list: EndpointList, index: number, through?: Tunnelled): { id: number; written: boolean } {
-    // Before anything leads to the tunnel it must be closed to everybody else. It stays so: connections may still be there.
+    // Close the tunnel's port to direct connections before the first endpoint uses it. It stays closed, because connections
+    // may remain.
     if (through) this.#tables.settings.setFlags({ tunnel: true });
     const known = through ? this.#tunnelled().find(list, index, through) : this.#plain().find(list, index);
     if (known !== undefined) {
@@ -94,24 +95,24 @@ export class EndpointTable {
     return this.#targets;
   }
 
-  /** A slot that holds `id` is about to be published. */
+  /** Call it before a slot with `id` is published. */
   hold(id: number): void {
     this.#setUses(id, (this.#uses[id] ?? 0) + 1);
   }
 
-  /** A slot that held `id` is read by nobody any more. */
+  /** Call it when no reader uses a slot with `id`. */
   drop(id: number): void {
     const uses = (this.#uses[id] ?? 1) - 1;
     this.#uses[id] = uses;
     if (uses === 0) this.#resting.add(id);
   }
 
-  /** An endpoint that was placed and got no slot: its id may be given to another. */
+  /** Frees the id of an endpoint that got no slot. */
   restUnheld(id: number): void {
     if (this.#uses[id] === 0) this.#resting.add(id);
   }
 
-  /** Connections to it: sockets, from connect() to their close. */
+  /** Live connections to it: sockets from connect() to their release. */
   live(id: number): number {
     return this.#loads.count(id, LIVE);
   }
@@ -135,14 +136,14 @@ export class EndpointTable {
   }
 }
 
-/** Every id that is given away. */
+/** All ids in use. */
 function eachUsed(table: ChunkedTable, visit: (id: number) => void): void {
   for (const { first, count, words, step } of table.spans()) {
     for (let i = 0; i < count; i++) if (words[i * step + (USED >> 2)] !== 0) visit(first + i);
   }
 }
 
-/** Of those that are reached directly. */
+/** Endpoints that are reached directly. */
 function indexOf(tables: Tables): EndpointIndex {
   const index = new EndpointIndex(tables.endpoints, tables.endpoints.capacity);
   eachUsed(tables.endpoints, (id) => {
@@ -151,7 +152,7 @@ function indexOf(tables: Tables): EndpointIndex {
   return index;
 }
 
-/** Where the endpoint is: the peer's own address where the tunnel reaches it. */
+/** The address of the endpoint; for a tunnelled one, the peer's. */
 export function readEndpoint(
   tables: Pick<Tables, "endpoints" | "tunnelTargets">,
   id: number,
@@ -167,7 +168,7 @@ export function readEndpoint(
   };
 }
 
-/** One record, put together here and copied as a whole: a start writes 100,000. */
+/** A buffer for one record, which is copied as a whole: a start writes 100,000. */
 const draft = new DataView(new ArrayBuffer(layout.endpoint.size));
 const draftBytes = new Uint8Array(draft.buffer);
 const draftWords = new Uint32Array(draft.buffer);

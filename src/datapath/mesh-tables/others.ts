@@ -1,2 +1,2 @@
-/** What other generations there are: ids that they use must not come to mean something else. */
+/** The other generations, whose ids must not be reused. */
 export type Others = "none" | "kept" | "live";

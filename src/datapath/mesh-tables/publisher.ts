@@ -1,6 +1,6 @@
 /**
- * Writes a mesh into the tables, by difference against what the kernel holds: first what is new where nobody looks,
- * then one store a cluster and one a frontend, last what is gone. What did not change is not touched.
+ * Writes the difference between a mesh and the kernel's tables: first new records that no reader uses, then one store for
+ * each cluster and each frontend, then removals. Unchanged records are not touched.
  */
 
 import { frontendKey } from "../../mesh/frontend.ts";
@@ -18,11 +18,11 @@ import { SLOTS_PER_LINE } from "./descriptor.ts";
 import type { Others } from "./others.ts";
 import { encodeTarget, reasonNumber } from "./target.ts";
 
-/** The id of a service that went is given to no other for that long: sockets carry it. */
+/** Quarantine of a removed service's id, because sockets carry it. */
 const SERVICE_REST_MS = 600_000;
 
 export interface PublishReport {
-  /** Records and words written; 0 when the kernel held all of it already. */
+  /** Records and words written; 0 without a difference. */
   writes: number;
   milliseconds: number;
   frontends: number;
@@ -38,16 +38,16 @@ export class Publisher {
   readonly #restingServices = new Quarantine(SERVICE_REST_MS, () => true);
   readonly #frontendIds: Ids;
   readonly #frontends = new Map<string, PlacedFrontend>();
-  /** How many targets (frontends, splits, fallback) lead to a cluster name. */
+  /** The number of targets (frontends, splits, fallback) that lead to each cluster name. */
   readonly #references = new Map<string, number>();
-  /** Those that the kernel had at the start and no mesh since. */
+  /** Frontends that the kernel had at the start and no mesh has had since. */
   readonly #adopted: AdoptedFrontends;
   #splits = new Map<string, string[]>();
   #targets = new Map<string, string>();
 
   /**
-   * `others` says what other generations there are at the time. `report` gets what fails after a grace period, off the path
-   * of a push; it may throw.
+   * `others` returns the present other generations. `report` gets errors of work after a grace period, outside of a push; it
+   * may throw.
    */
   constructor(tables: Tables, others: () => Others, report: (error: unknown) => void) {
     this.#tables = tables;
@@ -93,17 +93,17 @@ export class Publisher {
     };
   }
 
-  /** Takes back what still waits for its grace period, so that the next start finds nothing to do. */
+  /** Frees everything that waits for its grace period, so that the next start finds nothing to free. */
   close(): void {
     this.#grace.close();
   }
 
-  /** Leaves what waits for its grace period to the publisher that reads the tables next. */
+  /** Leaves waiting releases to the next publisher, which reads the tables. */
   abandon(): void {
     this.#grace.abandon();
   }
 
-  /** All that the mesh has and all that only the kernel has. */
+  /** All frontends of the mesh and all that only the kernel has. */
   #difference(mesh: Mesh) {
     const clusters: string[] = [];
     const splits: string[] = [];
@@ -120,7 +120,7 @@ export class Publisher {
     };
   }
 
-  /** Every table grows once, to what this mesh needs, instead of chunk by chunk: each growth waits for the kernel. */
+  /** Grows every table once to the needed size. Growing chunk by chunk would wait for the kernel each time. */
   #reserve(mesh: Mesh): void {
     let endpoints = 0;
     let slotLines = 0;
@@ -180,7 +180,7 @@ export class Publisher {
         this.#addService(name);
         writes++;
       }
-      // Another generation that is live counts for the service by this id.
+      // Another live generation counts for the service by this id.
       const isKept = id !== undefined && this.#adopted.kept.services.has(id);
       if (!service && id !== undefined && !isKept && this.#others() !== "live") {
         this.#services.remove(name);
@@ -196,7 +196,7 @@ export class Publisher {
     for (const id of this.#restingServices.expired()) this.#services.recycle(id);
     this.#tables.serviceCounts.reserve(this.#services.bound + 1);
     const id = this.#services.add(name);
-    // Another service may have had it, also under an agent before this one.
+    // Another service may have had the id, also under an earlier agent.
     this.#tables.serviceCounts.record(id).fill(0);
     return id;
   }
@@ -229,7 +229,7 @@ export class Publisher {
     return writes + added.size * 2 + removed.length;
   }
 
-  /** The frontend's target word, with what it leads to in place. */
+  /** The target word of a frontend. Publishes its target first. */
   #point(key: string, frontend: Frontend, unreferenced: Set<string>): { value: bigint; written: number } {
     this.#repoint(key, frontend.target, unreferenced);
     const known = this.#services.id(frontend.service);
@@ -255,7 +255,7 @@ export class Publisher {
     return 1;
   }
 
-  /** Gives a new frontend its id and its target; `#addToTables` then makes it reachable. */
+  /** Gives a new frontend its id and target. `#addToTables` then makes it reachable. */
   #place({ match }: Frontend, word: bigint): PlacedFrontend {
     const placed = { match, id: this.#frontendIds.take() };
     this.#store(placed.id, word);
@@ -265,7 +265,7 @@ export class Publisher {
   #addToTables(added: PlacedFrontend[]): void {
     const blocks = added.filter(({ match }) => match.kind !== "address");
     this.#tables.exact.add(added.filter(({ match }) => match.kind === "address"));
-    // First, or an agent killed in between leaves blocks that nobody looks at, and the next one finds no difference.
+    // First: if the agent is killed between the two, the next one must find the difference.
     if (blocks.length > 0) this.#tables.settings.setFlags({ prefixes: true });
     this.#tables.prefixes.add(blocks);
   }
@@ -292,7 +292,7 @@ export class Publisher {
     return written + this.#tables.settings.set("fallback", value);
   }
 
-  /** Clusters that the mesh lacks: refused where something still leads to them, else gone. */
+  /** Clusters that the mesh lacks: refused while something leads to them, otherwise removed. */
   #removeClusters(mesh: Mesh, candidates: string[]): number {
     let writes = 0;
     for (const name of candidates) {
@@ -306,7 +306,7 @@ export class Publisher {
     return writes;
   }
 
-  /** Notes that the frontend `key` (or the fallback, "") now leads to `target`. */
+  /** Records that the frontend `key` (or the fallback, "") now leads to `target`. */
   #repoint(key: string, target: Target | undefined, unreferenced: Set<string>): void {
     const name = target && nameOf(target);
     const old = this.#targets.get(key);
@@ -333,14 +333,14 @@ export class Publisher {
   }
 }
 
-/** The keys of `now`, and those of `before` that it lacks. */
+/** The keys of `now`, and the keys that only `before` has. */
 function union(now: ReadonlyMap<string, unknown>, before: Iterable<string>): string[] {
   const all = [...now.keys()];
   for (const name of before) if (!now.has(name)) all.push(name);
   return all;
 }
 
-/** The name in the cluster table that a target leads to. */
+/** The name in the cluster table for a target. */
 function nameOf(target: Target): string | undefined {
   if (target.kind === "cluster") return target.cluster;
   return target.kind === "split" ? splitName(target.split) : undefined;

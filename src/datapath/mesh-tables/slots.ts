@@ -1,29 +1,29 @@
 /**
- * Orders of slots: what a run holds so that walking it, or hashing into it, gives every member its weight.
- * All functions are deterministic: the same members give the same slots, on every machine.
+ * Computes the slots of a run, so that walking it, or hashing into it, gives every member its weight. All functions are
+ * deterministic: the same members give the same slots on every machine.
  */
 
-/** What slots are made of; ids and weights go side by side. */
+/** The members of a run; ids and weights are parallel. */
 export interface Members {
-  /** What the slots hold: endpoint ids or cluster ids. */
+  /** Endpoint ids or cluster ids. */
   ids: Uint32Array;
   /** Positive. */
   weights: readonly number[];
-  /** What hash tables place a member by: it stays the same when ids do not. */
+  /** The hash keys of the members, which are stable when ids change. */
   nameOf(i: number): string;
 }
 
-/** Slots of a run at most, unless there are more members: bounds the error of a share to 1 / 8192. */
+/** Most slots of a run, unless it has more members. The error of a share is at most 1 / 8192. */
 const MAX_SLOTS = 4096;
 const SLOTS_PER_MEMBER = 8;
-/** Hash tables: Maglev's paper wants a table much larger than its members; a host hashes with one address. */
+/** Size limits of hash tables: Maglev's paper asks for a table much larger than the number of members. */
 const HASH_SLOTS_PER_MEMBER = 32;
 const DEFAULT_MAGLEV_SIZE = 65537;
 const DEFAULT_RING_SIZE = 1024;
 
 /**
- * Every member as often as its weight says, spread out evenly (earliest deadline first): 80/20 is
- * A A B A A. Integer weights are exact as long as their sum, without common divisors, fits.
+ * Every member in proportion to its weight, spread evenly (earliest deadline first): 80/20 is A A B A A. Integer weights
+ * are exact if their sum, without common divisors, fits.
  */
 export function smoothOrder({ ids, weights }: Members): Uint32Array {
   if (weights.every((weight) => weight === weights[0])) return ids;
@@ -37,7 +37,7 @@ export function smoothOrder({ ids, weights }: Members): Uint32Array {
   return Uint32Array.from(deadlines, ({ id }) => id);
 }
 
-/** Whole turns in the proportion of the weights; every member has one at least. */
+/** Turns in proportion to the weights; every member has at least one. */
 function quantise(weights: readonly number[]): number[] {
   const limit = Math.max(MAX_SLOTS, weights.length * SLOTS_PER_MEMBER);
   const sum = sumOf(weights);

@@ -1,16 +1,16 @@
 /**
- * This machine's IPv4 broadcast addresses: no connection leads there, so none is governed. They lie among the exclusions,
- * and a filter in the settings keeps others from being looked for.
+ * Exempts this machine's IPv4 broadcast addresses, which accept no connections. They are entries among the exclusions. A
+ * bit filter in the settings avoids the lookup for most other addresses.
  */
 import { networkInterfaces } from "node:os";
 import { formatV4, parseV4 } from "../../mesh/address.ts";
 import type { Match } from "../../mesh/model.ts";
 import type { Tables } from "./tables.ts";
 
-/** Id of a broadcast address in the table of exclusions; what the configuration excludes has 0. */
+/** The value of a broadcast address in the table of exclusions; configured exclusions have 0. */
 export const BROADCAST_ID = 1;
 
-/** The broadcast addresses of the networks that this network namespace's interfaces are in, in order. */
+/** The broadcast addresses of this network namespace's interfaces, sorted. */
 export function broadcastAddresses(interfaces = networkInterfaces()): string[] {
   const found = Object.values(interfaces).flatMap((addresses = []) =>
     addresses.flatMap(({ family, address, netmask }) => {
@@ -24,7 +24,7 @@ export function broadcastAddresses(interfaces = networkInterfaces()): string[] {
   return [...new Set(found)].sort();
 }
 
-/** Exempts exactly these, whatever the configuration excludes. Gives the records written. Throws KernelError. */
+/** Sets the exempt broadcast addresses, independent of configured exclusions. Returns the records written. Throws KernelError. */
 export function exemptBroadcasts(tables: Tables, addresses: readonly string[]): number {
   const { exclusions, settings } = tables;
   const listed = exclusions.list();
@@ -46,7 +46,7 @@ export function exemptBroadcasts(tables: Tables, addresses: readonly string[]): 
   return added.length + removed.length + written;
 }
 
-/** The same as broadcast_bit() in bpf/include/exempt.h. */
+/** Like broadcast_bit() in bpf/include/exempt.h. */
 function broadcastBit(address: string): number {
   return Math.imul(parseV4(address) ?? 0, 0x9e3779b1) >>> 26;
 }

@@ -5,7 +5,7 @@
 import { BpfMap, FLAG, type Placement, placeInner, unmap } from "../../kernel/maps.ts";
 import { atomicAdd } from "../../kernel/net/sockets.ts";
 
-/** The smallest chunk's records; chunked.h says the same. */
+/** Records of the smallest chunk, as in chunked.h. */
 const BASE_SHIFT = 8;
 const BASE = 1 << BASE_SHIFT;
 
@@ -16,7 +16,7 @@ interface Chunk {
   longs: BigUint64Array;
 }
 
-/** Records as words that lie one behind the other, for those who read a whole table. */
+/** Consecutive records as words, for reading a whole table. */
 export interface Span {
   /** The first record's id. */
   first: number;
@@ -35,12 +35,12 @@ export class ChunkedTable {
   /** Bytes from one record to the next. */
   readonly stride: number;
   #chunks: Chunk[] = [];
-  /** How many ids have a record. */
+  /** The number of records. */
   capacity = 0;
 
   /**
-   * Opens what `outer` (an array-of-maps, which stays the caller's) holds by now.
-   * `size` is the record's, in bytes; `name` names new chunks (at most 12 characters).
+   * Opens the present chunks of `outer` (an array-of-maps, which stays the caller's). `size` is the record's size in bytes;
+   * `name` is the name of new chunks (at most 12 characters).
    */
   constructor(outer: BpfMap, name: string, size: number) {
     this.#outer = outer;
@@ -79,13 +79,13 @@ export class ChunkedTable {
     }
   }
 
-  /** Takes the next chunk over; it is in the outer map already. */
+  /** Owns the next chunk, which is in the outer map already. */
   take(inner: BpfMap): void {
     this.#chunks.push(map(inner));
     this.capacity = BASE * (2 ** this.#chunks.length - 1);
   }
 
-  /** Lets go of the memory: the table has no records any more as far as this process goes. */
+  /** Unmaps the memory. The table then has no records for this process. */
   unmap(): void {
     for (const { bytes } of this.#chunks) unmap(bytes.buffer);
     this.#chunks = [];
@@ -125,8 +125,8 @@ export class ChunkedTable {
   }
 
   /**
-   * The bytes of `count` consecutive records, with what lies between them: live, or a copy where a chunk ends between.
-   * Throws RangeError when one of them has no record.
+   * The bytes of `count` consecutive records, with padding: live, or a copy if they span two chunks. Throws RangeError when
+   * one of them has no record.
    */
   bytesOf(first: number, count: number): Uint8Array {
     const at = this.#offset(first);
@@ -156,12 +156,12 @@ export class ChunkedTable {
     return this.#chunk(id).longs[(this.#offset(id) + at) >> 3] ?? 0n;
   }
 
-  /** The same as a signed number: a count that damage took below zero reads so. 0 for an id without a record. */
+  /** The same as a signed number, because damage may make a count negative. 0 for an id without a record. */
   count(id: number, at: number): number {
     return this.has(id) ? Number(BigInt.asIntN(64, this.long(id, at))) : 0;
   }
 
-  /** Stores the aligned 8 bytes at once, after all that was written before: this is how a record is published. */
+  /** Stores the aligned 8 bytes atomically, after all earlier writes. This publishes a record. */
   publish(id: number, value: bigint, at = 0): void {
     Atomics.store(this.#chunk(id).longs, (this.#offset(id) + at) >> 3, value);
   }
@@ -177,28 +177,28 @@ export class ChunkedTable {
     return chunk;
   }
 
-  /** Of the record in its chunk, in bytes. */
+  /** The offset of the record in its chunk, bytes. */
   #offset(id: number): number {
     const place = id + BASE;
     return (place - (1 << (31 - Math.clz32(place)))) * this.stride;
   }
 }
 
-/** Makes room in several tables at once: together they wait once for the kernel. */
+/** Makes room in several tables at once, so that they wait for the kernel only once. */
 export function reserveAll(rooms: readonly (readonly [table: ChunkedTable, count: number])[]): void {
   const grown = rooms.map(([table, count]) => ({ table, count, placements: [] as Placement[] }));
   try {
     for (const { table, count, placements } of grown) table.missing(count, placements);
     placeInner(grown.flatMap(({ placements }) => placements));
   } catch (error) {
-    // Short of memory, as a rule: the next try must not find even less.
+    // Usually out of memory: free the new chunks, so that the next attempt has more.
     for (const { placements } of grown) for (const { inner } of placements) inner.close();
     throw error;
   }
   for (const { table, placements } of grown) for (const { inner } of placements) table.take(inner);
 }
 
-/** Takes the map over: its mapping outlives the descriptor. */
+/** Owns the map. Its mapping outlives the descriptor. */
 function map(inner: BpfMap): Chunk {
   let memory: ArrayBuffer;
   try {

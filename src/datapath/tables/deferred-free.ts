@@ -1,14 +1,14 @@
 /**
- * Frees records in two steps: after a grace period of the kernel no program that was running when a record was unpublished
- * runs any more; ids that sockets may still carry then go into a quarantine.
+ * Frees records in two steps. After an RCU grace period no program can still read an unpublished record. Ids that sockets
+ * may still carry then go into quarantine.
  */
 import { waitForGracePeriod } from "../../kernel/grace-period.ts";
 
 /** Records unpublished within this time share one grace period, off the path of an update. */
 const DELAY_MS = 200;
-/** After a grace period that the kernel could not give, milliseconds. */
+/** Pause after a failed grace period, milliseconds. */
 const RETRY_MS = 5_000;
-/** What is released may defer more; nothing does so more often than this in a row. */
+/** Longest chain of releases that defer further releases. */
 const CLOSING_ROUNDS = 8;
 
 export class DeferredFree {
@@ -18,28 +18,28 @@ export class DeferredFree {
   #timer: ReturnType<typeof setTimeout> | undefined;
 
   /**
-   * `report` gets what a release, or the wait itself, throws: the other releases go on, and what was to be released stays
-   * in use until the next start reads the tables. `wait` returns after a grace period.
+   * `report` gets errors of a release or of the wait. Other releases continue, and the failed one stays in use until the next
+   * start reads the tables. `wait` returns after a grace period.
    */
   constructor(report: (error: unknown) => void, wait: () => void = waitForGracePeriod) {
     this.#report = report;
     this.#wait = wait;
   }
 
-  /** Calls `release` when no program can hold what was unpublished before this call. */
+  /** Calls `release` when no program can still read records that were unpublished before this call. */
   defer(release: () => void): void {
     this.#waiting.push(release);
     if (!this.#timer) this.#flushIn(DELAY_MS);
   }
 
-  /** Waits for the grace period now. What is released may defer more, which waits for the next. */
+  /** Waits for the grace period now. Releases that defer further ones wait for the next grace period. */
   flush(): void {
     this.#stopTimer();
     if (this.#waiting.length === 0) return;
     try {
       this.#wait();
     } catch (error) {
-      // Nothing may be written again yet: all of it waits for another try.
+      // The grace period failed, so nothing may be reused: all releases wait for the next attempt.
       this.#flushIn(RETRY_MS);
       this.#report(error);
       return;
@@ -57,13 +57,13 @@ export class DeferredFree {
     for (const error of errors) this.#report(error);
   }
 
-  /** Drops what is waiting: whoever reads the tables next finds it by itself. */
+  /** Drops waiting releases: the next reader of the tables finds free records by itself. */
   abandon(): void {
     this.#stopTimer();
     this.#waiting = [];
   }
 
-  /** Releases what is waiting, as far as the kernel gives grace periods. */
+  /** Runs all waiting releases, unless a grace period fails. */
   close(): void {
     for (let round = 0; round < CLOSING_ROUNDS && this.#waiting.length > 0; round++) this.flush();
     this.abandon();

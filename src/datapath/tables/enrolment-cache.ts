@@ -1,10 +1,10 @@
-/** What the programs remember of who is governed (`enrolment` and `verdicts` of bpf/include/keep.h). */
+/** The programs' cache of enrolment (`enrolment` and `verdicts` of bpf/include/keep.h). */
 
 import { waitForGracePeriod } from "../../kernel/grace-period.ts";
 import { type BpfMap, unmap } from "../../kernel/maps.ts";
 import * as layout from "./layout.gen.ts";
 
-/** Bits of the epoch that stand in a verdict. */
+/** Bits of the epoch in a verdict. */
 const EPOCH_BITS = 15n;
 
 export class EnrolmentCache {
@@ -16,7 +16,7 @@ export class EnrolmentCache {
     this.#cache = new BigUint64Array(cache.mmap());
   }
 
-  /** Lets go of the memory: nobody may use this any more. */
+  /** Unmaps the memory. The object must not be used afterwards. */
   unmap(): void {
     unmap(this.#enrolment.buffer);
     unmap(this.#cache.buffer);
@@ -26,7 +26,7 @@ export class EnrolmentCache {
     return this.#at("root");
   }
 
-  /** The id of the cgroup that units are looked for below. Gives 1 when it was another. */
+  /** Sets the id of the cgroup below which units are searched. Returns 1 if it changed. */
   setRoot(id: bigint): number {
     if (this.root === id) return 0;
     Atomics.store(this.#enrolment, layout.enrolment.fields.root.offset >> 3, id);
@@ -34,13 +34,13 @@ export class EnrolmentCache {
   }
 
   /**
-   * Makes all of them void, once no program runs that read the maps as they were before: nothing is found by the old
-   * ones and kept as if by the new. Takes a grace period, 6 to 32 ms.
+   * Invalidates all cached verdicts, after a grace period (6 to 32 ms): a program that still reads the old maps can then not
+   * store a verdict that counts as new.
    */
   forget(): void {
     waitForGracePeriod();
     const epoch = this.#at("epoch") + 1n;
-    // Those of a whole round ago would count again.
+    // The epoch wraps around, so very old verdicts would become valid again.
     if (epoch % (1n << EPOCH_BITS) === 0n) this.#cache.fill(0n);
     Atomics.store(this.#enrolment, layout.enrolment.fields.epoch.offset >> 3, epoch);
   }

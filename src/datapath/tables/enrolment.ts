@@ -1,4 +1,4 @@
-/** Who is governed: cgroups, systemd units, network namespace, exclusions; and who never is: agents. */
+/** Enrolment in the tables: cgroups, systemd units, network namespace, exclusions, and exempt agents. */
 import { existsSync } from "node:fs";
 import { basename, dirname } from "node:path";
 import { cgroup2Root, cgroupId, cgroupLevel, cgroupPath } from "../../kernel/cgroup.ts";
@@ -19,21 +19,21 @@ export interface Exclusion {
   port: number;
 }
 
-/** Who is governed. */
+/** The enrolled cgroups and units. */
 export interface Enrolled {
-  /** These cgroup2 folders and what is below them. */
+  /** cgroup2 folders, with everything below them. */
   cgroups: readonly string[];
-  /** These systemd units, by their whole names: whichever cgroup they have, now or later. */
+  /** systemd units by full name, in any present or future cgroup. */
   units: readonly string[];
 }
 
 /**
- * Enrols exactly these. Gives the records written; when there were any, a grace period passes.
- * Throws for a folder that is missing or no cgroup, and KernelError when there are more than the maps hold.
+ * Sets the enrolment. Returns the records written; a change waits for a grace period. Throws for a folder that is missing
+ * or not a cgroup, and KernelError when the maps are full.
  */
 export function enrol(tables: Tables, { cgroups, units }: Enrolled): number {
   const root = cgroup2Root();
-  // cgroupLevel refuses what is no cgroup.
+  // cgroupLevel throws for a folder that is not a cgroup.
   const ids = new Map(cgroups.map((path) => [cgroupId(path), cgroupLevel(path)]));
   const everywhere = [...ids.values()].includes(0);
   const changed =
@@ -50,7 +50,7 @@ export function enrolCgroup(tables: Tables, id: bigint): void {
   tables.enrolmentCache.setRoot(cgroupId(cgroup2Root()));
 }
 
-/** Enrols these units besides, or no longer, and nothing else. Gives the records written. Throws KernelError when there are too many. */
+/** Adds and removes units. Returns the records written. Throws KernelError when the map is full. */
 export function changeUnits(tables: Tables, change: "add" | "remove", units: readonly string[]): number {
   const held = new Set(enrolledUnits(tables));
   const wanted = units.filter((unit) => held.has(unit) === (change === "remove"));
@@ -62,7 +62,7 @@ export function changeUnits(tables: Tables, change: "add" | "remove", units: rea
   return wanted.length;
 }
 
-/** The units that are enrolled by name, in the order of the alphabet. */
+/** The units that are enrolled by name, sorted. */
 export function enrolledUnits(tables: Pick<Tables, "maps">): string[] {
   return keysOf(tables.maps.units).map(unitOfKey).sort();
 }
@@ -72,7 +72,7 @@ export function enrolledIds(tables: Pick<Tables, "maps">): bigint[] {
   return keysOf(tables.maps.enrolled).map((key) => new BigUint64Array(key.buffer)[0] ?? 0n);
 }
 
-/** Makes `wanted` the keys of a map whose values are all 1; new ones come before old ones go. Gives the writes. */
+/** Makes `wanted` the keys of a map whose values are all 1. Adds new keys before it removes old ones. Returns the writes. */
 function setKeys(map: BpfMap, wanted: readonly Uint8Array[]): number {
   const text = (key: Uint8Array) => Buffer.from(key).toString("hex");
   const held = new Map(keysOf(map).map((key) => [text(key), key]));
@@ -93,7 +93,7 @@ function keysOf(map: BpfMap): Uint8Array[] {
   return Array.from({ length: count }, (_, i) => keys.slice(i * size, (i + 1) * size));
 }
 
-/** Says of a cgroup's id whether what is made in that cgroup is enrolled now. Remembers what it was asked. */
+/** Returns a function that says whether sockets of a cgroup (by id) are enrolled now. It caches its answers. */
 export function enrolmentTest(tables: Tables): (cgroup: bigint) => boolean {
   if (tables.settings.flags.everyCgroup) return () => true;
   const ids = new Set(enrolledIds(tables));
@@ -109,7 +109,7 @@ export function enrolmentTest(tables: Tables): (cgroup: bigint) => boolean {
   };
 }
 
-/** The same walk upwards as find_enrolment() in bpf/include/enrolment.h. */
+/** The same walk to the root as find_enrolment() in bpf/include/enrolment.h. */
 function isEnrolled(path: string, ids: ReadonlySet<bigint>, units: ReadonlySet<string>): boolean {
   const root = cgroup2Root();
   let byName = false;
@@ -123,19 +123,19 @@ function isEnrolled(path: string, ids: ReadonlySet<bigint>, units: ReadonlySet<s
   return false;
 }
 
-/** Inodes of the sockets that this process and exempt agents hold: theirs are never governed. Of a pid namespace it sees only its own. */
+/** Inodes of the sockets of this process and of exempt agents, which are never governed. Limited to this pid namespace. */
 export function agentSockets(tables: Tables): Set<number> {
   const pids = inInitialNamespaces() ? exemptTasks(tables.maps.agents).map(({ tgid }) => tgid) : [];
   return new Set([process.pid, ...pids].flatMap(socketInodes));
 }
 
-/** Governs the network namespace of this process, or every one. Throws where a kernel before 5.14 can't tell. */
+/** Governs this process's network namespace, or every one. Throws on a kernel before 5.14 that can't identify it. */
 export function governNetns(tables: Tables, which: "own" | "all"): number {
   if (which === "all") return tables.settings.setFlags({ everyNetns: true });
   return tables.settings.set("netns", ownNetns()) + tables.settings.setFlags({ everyNetns: false });
 }
 
-/** Never governs connections to these destinations. */
+/** Sets the destinations that are never governed. */
 export function exclude(tables: Tables, exclusions: readonly Exclusion[]): number {
   const wanted = exclusions.map(
     ({ address, length, port }): Match => ({ kind: "prefix", address, length, port }),
@@ -152,8 +152,8 @@ export function exclude(tables: Tables, exclusions: readonly Exclusion[]): numbe
 }
 
 /**
- * From now on this process's own connections are never governed. Entries of dead processes are taken out, unless a pid
- * namespace hides who lives; then the oldest makes room when there is none left. Throws KernelError.
+ * Exempts this process's connections. Removes entries of dead processes. In a pid namespace, where other processes are not
+ * visible, it removes the oldest entry when the map is full. Throws KernelError.
  */
 export function exemptSelf(agents: BpfMap): void {
   if (inInitialNamespaces()) removeDead(agents);
@@ -168,8 +168,8 @@ export function exemptSelf(agents: BpfMap): void {
 }
 
 /**
- * From now on connections of this process, or of a child that this thread made, are never governed. Gives what `unexempt`
- * takes. Throws when it is gone, and KernelError.
+ * Exempts connections of this process, or of a child of this thread. Returns the argument for `unexempt`. Throws when the
+ * process is gone, and KernelError.
  */
 export function exempt(agents: BpfMap, pid: number | "self"): TaskIdentity {
   const task = kernelIdentity(pid);

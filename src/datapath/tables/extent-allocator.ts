@@ -1,16 +1,16 @@
 /**
  * Allocates extents of consecutive ids, for records of variable length (slot lines, name lines). Free neighbours merge, so
- * what many short extents left can hold a long one, and what is free at the end shortens the table.
+ * that many short extents can become a long one, and a free extent at the end shortens the table.
  */
 export class ExtentAllocator {
   #next = 0;
-  /** Free extents: length by first id, and first id by the id behind the last. No two of them touch. */
+  /** Free extents: length by first id, and first id by end (the id after the last). No two are adjacent. */
   readonly #lengths = new Map<number, number>();
   readonly #firsts = new Map<number, number>();
   /** First ids by length. */
   readonly #bySize = new Map<number, Set<number>>();
 
-  /** `taken` has a number other than 0 for each id in use already. */
+  /** `taken` is not 0 for each id in use. */
   constructor(taken: ArrayLike<number> = []) {
     let used = taken.length;
     while (used > 0 && !taken[used - 1]) used--;
@@ -36,7 +36,7 @@ export class ExtentAllocator {
     return first;
   }
 
-  /** The ids may be taken again. */
+  /** Frees ids. */
   give(first: number, length: number): void {
     if (length === 0) return;
     let from = first;
@@ -55,12 +55,12 @@ export class ExtentAllocator {
     else this.#add(from, to - from);
   }
 
-  /** How many ids a table must have room for. */
+  /** The number of ids that a table must hold. */
   get bound(): number {
     return this.#next;
   }
 
-  /** Lengths are few: a mesh's clusters come in some dozens of sizes. */
+  /** The lengths are few: a mesh's clusters have some dozens of sizes. */
   #shortestAbove(length: number): number | undefined {
     let best: number | undefined;
     for (const size of this.#bySize.keys())

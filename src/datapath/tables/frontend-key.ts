@@ -1,4 +1,4 @@
-/** Frontends as the kernel's keys (struct frontend_key and struct prefix_key of bpf/include/tables.h). */
+/** Encodes frontends as keys of the kernel (struct frontend_key and struct prefix_key of bpf/include/tables.h). */
 import { formatAddress, isV4, parseAddress, prefixBits } from "../../mesh/address.ts";
 import type { Match } from "../../mesh/model.ts";
 import * as layout from "./layout.gen.ts";
@@ -17,14 +17,14 @@ export const EXACT_KEY_SIZE = layout.frontend_key.size;
 const EXACT_KEY_WORDS = EXACT_KEY_SIZE / 4;
 export const PREFIX_KEY_SIZE = layout.prefix_key.size;
 
-/** The key of an exact frontend. Throws TypeError when `address` is none. */
+/** The key of an exact frontend. Throws TypeError when `address` is not an IP address. */
 export function exactKey(address: string, port: number): Uint8Array {
   const key = new Uint8Array(new ArrayBuffer(EXACT_KEY_SIZE));
   putExactKey(key, 0, address, port);
   return key;
 }
 
-/** Writes such a key `at` bytes into `keys`, which is zero there. */
+/** Writes such a key at offset `at` of `keys`, which must be zero there. */
 export function putExactKey(keys: Uint8Array, at: number, address: string, port: number): void {
   keys.set(bytesOf(address), at + exact.address.offset);
   keys[at + exact.port.offset] = port >> 8;
@@ -32,7 +32,7 @@ export function putExactKey(keys: Uint8Array, at: number, address: string, port:
   keys[at + exact.protocol.offset] = TCP;
 }
 
-/** The key of a block and port; without a block, of every address of both families. */
+/** The key of a block and port; without a block, of all addresses of both families. */
 export function prefixKey(block: { address: string; length: number } | undefined, port: number): Uint8Array {
   const key = new Uint8Array(new ArrayBuffer(PREFIX_KEY_SIZE));
   const bits = block ? HEAD_BITS + prefixBits(block) : PORT_WIDE_BITS;
@@ -64,8 +64,8 @@ export function matchOfPrefixKey(key: Uint8Array): Match {
 }
 
 /**
- * Says whose value this is (struct frontend_ref); connect.bpf.c computes the same. `words` are keys one behind the
- * other, `index` counts them.
+ * The check word that binds a value to its key (struct frontend_ref); connect.bpf.c computes the same. `words` are
+ * consecutive keys; `index` selects one.
  */
 export function fingerprint(words: Uint32Array, index: number): number {
   let hash = 0x9e3779b9;

@@ -31,16 +31,16 @@ export interface PlacedFrontend {
 export class ExactTable {
   readonly #outer: BpfMap;
   #hash: BpfMap;
-  /** Its elements; absent until somebody has to know. */
+  /** The number of elements; absent until it is needed. */
   #count: number | undefined;
 
-  /** Opens what `outer` holds; it stays the caller's. Without a hash in it, an empty one is put there. */
+  /** Opens the hash in `outer`, which stays the caller's. Creates an empty hash if there is none. */
   constructor(outer: BpfMap) {
     this.#outer = outer;
     this.#hash = innerMap(outer) ?? installInnerMap(outer, createHash(SMALLEST_HASH));
   }
 
-  /** Forgets what is known of the hash. */
+  /** Drops cached knowledge of the hash. */
   reread(): void {
     this.#count = undefined;
   }
@@ -60,7 +60,7 @@ export class ExactTable {
     return this.#hash.info.maxEntries;
   }
 
-  /** Adds frontends whose targets are published already. */
+  /** Adds frontends. Their targets must be published. */
   add(frontends: readonly PlacedFrontend[]): void {
     if (frontends.length === 0) return;
     const count = this.#held() + frontends.length;
@@ -94,8 +94,8 @@ export class ExactTable {
 }
 
 /**
- * Frontends by block and port, or by port alone. A trie gets additions only; a removal builds another one without
- * it, so that no node's memory is reused under a reader.
+ * Frontends by block and port, or by port alone. Entries are only added to a trie. A removal builds a new trie without the
+ * entry, so that no node's memory is reused under a reader.
  */
 export class PrefixTable {
   readonly #outer: BpfMap;
@@ -111,7 +111,7 @@ export class PrefixTable {
     this.reread();
   }
 
-  /** Learns again what the trie holds. */
+  /** Reads the trie's content again. */
   reread(): void {
     this.#placed = new Map(this.list().map((placed) => [textOf(placed.match), placed]));
   }
@@ -120,7 +120,7 @@ export class PrefixTable {
     return list(this.#trie, PREFIX_KEY_SIZE, matchOfPrefixKey);
   }
 
-  /** The frontend with the longest block that has the address, of this port. */
+  /** The frontend of this port with the longest block that contains the address. */
   find(address: string, port: number): PlacedFrontend | undefined {
     const host = { address, length: isV4(address) ? 32 : 128 };
     const id = find(this.#trie, prefixKey(host, port));

@@ -1,9 +1,9 @@
-/** Dense ids of one table: given once, the smallest free one first, so that tables stay small. */
+/** Dense ids of one table. The smallest free id is given first, so that tables stay small. */
 export class Ids {
   #next: number;
   #free: number[];
 
-  /** `taken` has a number other than 0 for each id in use already; `first` is the smallest id that may be given. */
+  /** `taken` is not 0 for each id in use; `first` is the smallest id to give. */
   constructor(first = 0, taken: ArrayLike<number> = []) {
     this.#next = taken.length;
     while (this.#next > first && !taken[this.#next - 1]) this.#next--;
@@ -12,7 +12,7 @@ export class Ids {
     for (let id = this.#next - 1; id >= first; id--) if (!taken[id]) this.#free.push(id);
   }
 
-  /** The next one for which `may` says yes; those for which it does not stay free. */
+  /** The next free id that `may` accepts. */
   take(may: (id: number) => boolean = () => true): number {
     const refused: number[] = [];
     for (;;) {
@@ -26,12 +26,12 @@ export class Ids {
     }
   }
 
-  /** The id may be taken again. Giving one back that some reader still uses is the caller's fault. */
+  /** Frees an id. The caller must ensure that no reader uses it. */
   give(id: number): void {
     this.#free.push(id);
   }
 
-  /** How many ids a table must have room for. */
+  /** The number of ids that a table must hold. */
   get bound(): number {
     return this.#next;
   }

@@ -1,4 +1,4 @@
-/** Names of clusters and services in the kernel: ids to text, and back when an agent starts. */
+/** Names of clusters and services in the kernel: text by id, and ids by text when an agent starts. */
 import type { ChunkedTable } from "./chunked-table.ts";
 import { ExtentAllocator } from "./extent-allocator.ts";
 import { Ids } from "./ids.ts";
@@ -7,7 +7,7 @@ import * as layout from "./layout.gen.ts";
 const LINE = layout.name_line.size;
 const { first_line: FIRST_LINE, length: LENGTH } = layout.name_ref.fields;
 
-/** One line on its way into the table. */
+/** A buffer for one line of the table. */
 const line = new Uint8Array(LINE);
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
@@ -17,7 +17,7 @@ export class NameLines {
   readonly table: ChunkedTable;
   readonly #runs: ExtentAllocator;
 
-  /** `spaces` are the tables whose names lie here already. */
+  /** `spaces` are the tables whose names are stored already. */
   constructor(table: ChunkedTable, spaces: readonly ChunkedTable[]) {
     this.table = table;
     const taken = new Uint8Array(table.capacity);
@@ -53,8 +53,8 @@ export class NameSpace {
   readonly #mayGive: (id: number) => boolean;
 
   /**
-   * `first` is the smallest id to give; those that are not 0 in `occupied` must not be given yet, with a name or without,
-   * and those that `mayGive` refuses not now.
+   * `first` is the smallest id to give. Ids that are not 0 in `occupied` must not be given yet, with or without a name; ids
+   * that `mayGive` refuses must not be given now.
    */
   constructor(
     refs: ChunkedTable,
@@ -85,7 +85,7 @@ export class NameSpace {
     return this.#byName.values();
   }
 
-  /** How many ids a table beside this one must have room for. */
+  /** The number of ids that a parallel table must hold. */
   get bound(): number {
     return this.#ids.bound;
   }
@@ -101,7 +101,7 @@ export class NameSpace {
     return id;
   }
 
-  /** Takes the name back; the id stays out of use until `recycle`. */
+  /** Removes the name. The id stays unused until `recycle`. */
   remove(name: string): void {
     const id = this.#byName.get(name);
     if (id === undefined) return;
@@ -110,13 +110,13 @@ export class NameSpace {
     this.#refs.publish(id, 0n);
   }
 
-  /** No table, program or socket knows the id any more. */
+  /** Frees the id. No table, program or socket may use it. */
   recycle(id: number): void {
     this.#ids.give(id);
   }
 }
 
-/** All names that `refs` holds, with their ids. */
+/** All names in `refs`, with their ids. */
 export function readNames(refs: ChunkedTable, lines: ChunkedTable): Map<string, number> {
   const names = new Map<string, number>();
   eachName(refs, (id, first, length) => {
@@ -125,7 +125,7 @@ export function readNames(refs: ChunkedTable, lines: ChunkedTable): Map<string, 
   return names;
 }
 
-/** The name of one id; undefined when it has none. */
+/** The name of an id; undefined without one. */
 export function nameOf(refs: ChunkedTable, lines: ChunkedTable, id: number): string | undefined {
   const length = refs.has(id) ? refs.word(id, LENGTH.offset) : 0;
   if (length === 0) return undefined;
@@ -133,7 +133,7 @@ export function nameOf(refs: ChunkedTable, lines: ChunkedTable, id: number): str
   return decoder.decode(lines.bytesOf(first, linesOf(length)).subarray(0, length));
 }
 
-/** Every id with a name: the name's first line, and its length in bytes. */
+/** By id: the first line of the name, and its length in bytes. */
 function eachName(refs: ChunkedTable, visit: (id: number, line: number, length: number) => void): void {
   for (const { first, count, words, step } of refs.spans()) {
     for (let i = 0; i < count; i++) {
@@ -143,7 +143,7 @@ function eachName(refs: ChunkedTable, visit: (id: number, line: number, length: 
   }
 }
 
-/** Lines that names of these lengths take, were they all new. */
+/** The number of lines for new names of these lengths. */
 export function linesOfNames(names: Iterable<string>): number {
   let lines = 0;
   for (const name of names) lines += linesOf(name.length);

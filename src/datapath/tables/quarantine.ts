@@ -1,18 +1,18 @@
 /**
- * Ids that nothing leads to any more but that a socket may still carry. An id may be used again after a term in quarantine,
- * once no socket carries it.
+ * Unpublished ids that a socket may still carry. An id may be used again after a time in quarantine, when no socket carries
+ * it.
  */
 
-/** Ids that one call looks at. */
+/** Most ids that one call checks. */
 const LOOKS = 64;
 
 export class Quarantine {
   readonly #ms: number;
   readonly #idle: (id: number) => boolean;
-  /** Id -> since when, in milliseconds of the monotonic clock. */
+  /** Id -> begin of its quarantine, milliseconds of the monotonic clock. */
   #ids = new Map<number, number>();
 
-  /** `idle` says whether no socket carries the id. */
+  /** `idle` returns true when no socket carries the id. */
   constructor(ms: number, idle: (id: number) => boolean) {
     this.#ms = ms;
     this.#idle = idle;
@@ -23,14 +23,14 @@ export class Quarantine {
     this.#ids.set(id, performance.now());
   }
 
-  /** Something leads to the id again. */
+  /** Removes an id that is published again. */
   remove(id: number): void {
     this.#ids.delete(id);
   }
 
   /**
-   * Takes out ids that may be used again. One that a socket still carries stays for another term. At most `LOOKS` ids are
-   * looked at, oldest first: the caller needs one id, and asks again when it needs the next.
+   * Removes and returns ids that may be used again. An id that a socket still carries stays for another term. Checks at most
+   * `LOOKS` ids, oldest first, because the caller needs only one at a time.
    */
   expired(): number[] {
     const ready: number[] = [];
@@ -41,12 +41,12 @@ export class Quarantine {
       if (since > now - this.#ms || ready.length + busy.length === LOOKS) break;
       (this.#idle(id) ? ready : busy).push(id);
     }
-    // Taken out after all were looked at: a look that throws loses no id.
+    // Removed after all checks, so that a check that throws loses no id.
     for (const id of [...ready, ...busy]) this.#ids.delete(id);
     for (const id of busy) this.#ids.set(id, now);
     return ready;
   }
 }
 
-/** Between an id's last look-up and the moment when the live counts know of it lies a part of one connect(). */
+/** A connect() may have looked an id up without having counted it yet; the term covers that time. */
 export const SOCKET_REST_MS = 10_000;

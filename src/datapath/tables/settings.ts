@@ -13,7 +13,7 @@ export interface SettingsFlags {
   everyCgroup: boolean;
   prefixes: boolean;
   exclusions: boolean;
-  /** Endpoints are reached through the tunnel: its port is closed to everybody else. */
+  /** Endpoints are reached through the tunnel, so direct connections to its port are refused. */
   tunnel: boolean;
 }
 
@@ -26,7 +26,7 @@ const BITS: Record<keyof SettingsFlags, number> = {
   tunnel: FLAGS.SETTING_TUNNEL,
 };
 
-/** So long after the last word from it, istiod's configuration is no longer taken for current; eject.h says the same. */
+/** Time after the last sync with istiod when the tables count as stale, as in eject.h. */
 export const STALE_NS = 10_000_000_000n;
 
 export class Settings {
@@ -36,7 +36,7 @@ export class Settings {
     this.#words = new BigUint64Array(map.mmap());
   }
 
-  /** Lets go of the memory: nobody may read or write these settings any more. */
+  /** Unmaps the memory. The object must not be used afterwards. */
   unmap(): void {
     unmap(this.#words.buffer);
   }
@@ -45,14 +45,14 @@ export class Settings {
     return this.#words[(layout.settings.fields[field].offset >> 3) + index] ?? 0n;
   }
 
-  /** Publishes one member; gives 1 when it was another, 0 when there was nothing to write. */
+  /** Publishes one member. Returns 1 if it changed, otherwise 0. */
   set(field: Field, value: bigint, index = 0): number {
     if (this.get(field, index) === value) return 0;
     Atomics.store(this.#words, (layout.settings.fields[field].offset >> 3) + index, value);
     return 1;
   }
 
-  /** Whether the tables were not kept up to date lately; `now` by CLOCK_MONOTONIC. */
+  /** Whether the tables are stale; `now` by CLOCK_MONOTONIC. */
   isStale(now: bigint): boolean {
     return this.get("current_ns") + STALE_NS < now;
   }
@@ -77,12 +77,12 @@ export class Settings {
     return this.set("flags", BigInt(word));
   }
 
-  /** What source hashing takes for a socket that has no address yet: the node's first of each family. */
+  /** The source addresses for source hashing when a socket has no address yet: the node's first of each family. */
   setNodeAddresses(addresses: readonly string[]): number {
     const bytes = addresses.map(parseAddress).filter((address) => address !== undefined);
     const v4 = bytes.find((address) => address[10] === 0xff && address[11] === 0xff && address[0] === 0);
     const v6 = bytes.find((address) => address !== v4 && !(address[0] === 0 && address[10] === 0xff));
-    // Without an IPv6 address the IPv4 one stands in: nodes must not all hash to the same endpoint.
+    // Without an IPv6 address use the IPv4 one, so that nodes do not all hash to the same endpoint.
     const six = v6 ?? v4;
     const longs = six ? new BigUint64Array(six.slice().buffer) : new BigUint64Array(2);
     const low = v4 ? new Uint32Array(v4.slice(12).buffer)[0] : 0;

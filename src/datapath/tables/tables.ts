@@ -6,7 +6,7 @@ import { ExactTable, PrefixTable } from "./frontends.ts";
 import * as layout from "./layout.gen.ts";
 import { Settings } from "./settings.ts";
 
-/** Names of the maps in bpf/include/tables.h: one set a generation. */
+/** Maps of bpf/include/tables.h: one set for each generation. */
 export const GENERATION_MAPS = [
   "settings",
   "frontends",
@@ -18,7 +18,7 @@ export const GENERATION_MAPS = [
   "slots",
 ] as const;
 
-/** Names of the maps in bpf/include/traffic.h: one set for ever, too. */
+/** Maps of bpf/include/traffic.h: one set for all generations. */
 export const TRAFFIC_MAPS = [
   "traffic",
   "served_ports",
@@ -35,16 +35,16 @@ export const TRAFFIC_MAPS = [
   "retirement",
 ] as const;
 
-/** Names of the maps in bpf/include/tunnel.h: one set for ever, too. */
+/** Maps of bpf/include/tunnel.h: one set for all generations. */
 export const TUNNEL_MAPS = ["tunnel_targets", "transports", "transport_lines"] as const;
 
-/** The kept maps that no program uses and that not every version has: for agents and the tunnel. */
+/** Kept maps for agents and the tunnel. No program uses them, and not every version has them. */
 export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement", ...TUNNEL_MAPS] as const;
 
-/** Names of the maps in bpf/include/recent.h: one set for ever, too. */
+/** Maps of bpf/include/recent.h: one set for all generations. */
 export const RECENT_MAPS = ["recent", "recent_number"] as const;
 
-/** Names of the maps in bpf/include/keep.h: one set for ever. */
+/** Maps of bpf/include/keep.h: one set for all generations. */
 export const KEPT_MAPS = [
   "sockets",
   "endpoints",
@@ -64,13 +64,13 @@ export const KEPT_MAPS = [
   ...TUNNEL_MAPS,
 ] as const;
 
-/** Of these, the ones that no program uses: who is who, for agents alone. */
+/** The kept maps with names, for agents; no program uses them. */
 export const NAME_MAPS = ["name_lines", "cluster_names", "service_names"] as const;
 
 export type MapName = (typeof GENERATION_MAPS)[number] | (typeof KEPT_MAPS)[number];
 export type Maps = Record<MapName, BpfMap>;
 
-/** Whether it is one of NAME_MAPS. */
+/** Whether a map is one of NAME_MAPS. */
 export function isNameMap(name: MapName): boolean {
   return (NAME_MAPS as readonly MapName[]).includes(name);
 }
@@ -86,7 +86,7 @@ export interface Room {
   services: number;
 }
 
-/** Puts empty inner maps into tables that have none, of those that `wanted` names: each waits for the kernel. */
+/** Puts empty inner maps into those `wanted` tables that have none. Each waits for the kernel. */
 export function installEmpty(maps: ReadonlyMap<MapName, BpfMap>, wanted: (name: MapName) => boolean): void {
   const frontends = maps.get("frontends");
   if (frontends && wanted("frontends")) new ExactTable(frontends).close();
@@ -96,11 +96,11 @@ export function installEmpty(maps: ReadonlyMap<MapName, BpfMap>, wanted: (name: 
   }
 }
 
-/** Asked before an id is given to another: false when something that carries it is still to be counted. */
+/** Called before an id is reused: false while something that carries it is not counted yet. */
 export type MayReuse = (kind: "service" | "cluster" | "endpoint", id: number) => boolean;
 
 export class Tables {
-  /** Set by who keeps records by these ids; absent: nobody does. */
+  /** Set by an owner of records by these ids; absent without one. */
   mayReuse: MayReuse | undefined;
   readonly maps: Maps;
   readonly settings: Settings;
@@ -121,12 +121,12 @@ export class Tables {
   readonly endpointLoads: ChunkedTable;
   readonly clusterLoads: ChunkedTable;
   readonly serviceCounts: ChunkedTable;
-  /** Endpoint id -> where the tunnel goes. Shorter than `endpoints`: it grows with the first target. */
+  /** Endpoint id -> tunnel target. May be shorter than `endpoints`: it grows with the first target. */
   readonly tunnelTargets: ChunkedTable;
   readonly transports: ChunkedTable;
   readonly transportLines: ChunkedTable;
 
-  /** Takes the maps over: `close` closes them. */
+  /** Owns the maps; `close` closes them. */
   constructor(maps: Maps) {
     this.maps = maps;
     this.settings = new Settings(maps.settings);
@@ -155,7 +155,7 @@ export class Tables {
     }
   }
 
-  /** Makes room for that many ids of each kind. */
+  /** Makes room for this number of ids of each kind. */
   reserve(room: Room): void {
     reserveAll([
       [this.targets, room.targets],
@@ -172,12 +172,12 @@ export class Tables {
     ]);
   }
 
-  /** Forgets what is known of the frontends' tables: a write that failed left them otherwise. */
+  /** Drops cached knowledge of the frontends' tables, after a failed write. */
   reread(): void {
     for (const table of [this.exact, this.prefixes, this.exclusions]) table.reread();
   }
 
-  /** Closes them and gives back the memory: without pins the kernel forgets them with that. Nobody may use them afterwards. */
+  /** Closes the maps and unmaps the memory. Unpinned maps end. The object must not be used afterwards. */
   discard(): void {
     this.close();
     this.settings.unmap();

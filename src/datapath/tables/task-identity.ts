@@ -1,6 +1,6 @@
 /**
- * What the kernel's programs call a process: its pid in the initial pid namespace, and its start by the boot's clock.
- * /proc says the same in the initial namespaces; in others the kernel is asked (bpf/identity.bpf.c).
+ * A process's identity for the kernel's programs: its pid in the initial pid namespace, and its start time by the boot
+ * clock. /proc has them in the initial namespaces. In other namespaces a program finds them (bpf/identity.bpf.c).
  */
 import { statSync } from "node:fs";
 import { fetchAtomics } from "../../kernel/features.ts";
@@ -14,21 +14,21 @@ const INITIAL = { pid: 0xeffffffc, time: 0xeffffffa } as const;
 /** enum question of bpf/identity.bpf.c. */
 const QUESTION = { tgid: 0, startLow: 1, startHigh: 2 } as const;
 
-/** Whether /proc counts pids and times of this process as the kernel's programs do. */
+/** Whether /proc has the same pids and times as the kernel's programs. */
 export function inInitialNamespaces(): boolean {
   return Object.entries(INITIAL).every(([name, inode]) => {
     try {
       return statSync(`/proc/self/ns/${name}`).ino === inode;
     } catch {
-      // A kernel without such namespaces (time: before 5.6), or without them in /proc.
+      // A kernel without these namespaces (time: before 5.6), or without them in /proc.
       return true;
     }
   });
 }
 
 /**
- * The identity of this process, or of a child that the calling thread made (its pid as this process sees it). undefined when
- * it is gone. Throws KernelError when the kernel can't be asked.
+ * The identity of this process, or of a child of the calling thread (by its pid in this process's namespace). undefined
+ * when it is gone. Throws KernelError when the program can't run.
  */
 export function kernelIdentity(pid: number | "self" = "self"): TaskIdentity | undefined {
   if (inInitialNamespaces()) return taskIdentity(pid);

@@ -1,15 +1,15 @@
-/** The kernel's own count of connections, over all services: it goes on whichever agent and generation there is. */
+/** The kernel's counts of connections over all services, independent of agents and generations. */
 
 import type { ChunkedTable } from "./chunked-table.ts";
 import * as layout from "./layout.gen.ts";
 
 /** Since the counters began. */
 export interface Totals {
-  /** That the kernel decided and let go on: redirected or passed. */
+  /** Redirected or passed. */
   connections: number;
-  /** Redirected, and the endpoint did not answer or refused. */
+  /** Redirected connections whose endpoint refused or did not answer. */
   failed: number;
-  /** On purpose, for any reason. */
+  /** Refused on purpose, for any reason. */
   refused: number;
 }
 
@@ -28,7 +28,7 @@ export function totalsOf(counts: ChunkedTable): Totals {
   return totals;
 }
 
-/** What was added from one to the other. A counter that began anew meanwhile, with another service, counts as nothing. */
+/** The difference of two counts. A counter that restarted for another service adds nothing. */
 export function since(before: Totals, after: Totals): Totals {
   const difference = (name: keyof Totals) => Math.max(0, after[name] - before[name]);
   return {

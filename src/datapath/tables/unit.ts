@@ -1,18 +1,18 @@
-/** systemd's units as the kernel sees them: names of cgroups below slices (find_enrolment of bpf/include/enrolment.h). */
+/** systemd units by the names of their cgroups below slices (find_enrolment of bpf/include/enrolment.h). */
 import { readdirSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import * as layout from "./layout.gen.ts";
 
-/** The longest name that is told from longer ones; systemd itself allows 255. */
+/** The longest distinct name, bytes; systemd allows 255. */
 export const LONGEST_UNIT = layout.unit_name.size - 2;
 
-/** Units that have processes. Others have none whose connections could be governed. */
+/** Unit types with processes. */
 const KINDS = ["service", "scope", "slice", "socket", "mount", "swap"] as const;
 
-/** Why a text names no unit that can be enrolled. The message is a clause without a full stop. */
+/** The text is not the name of a unit that can be enrolled. The message is a clause without a full stop. */
 export class NoUnit extends Error {}
 
-/** A unit's whole name: `nginx` is nginx.service. Throws NoUnit. */
+/** A unit's full name: `nginx` is nginx.service. Throws NoUnit. */
 export function unitName(text: string): string {
   const kind = /\.([a-z]+)$/.exec(text)?.[1];
   const known = kind !== undefined && [...KINDS, ...OTHER_KINDS].includes(kind);
@@ -44,13 +44,13 @@ export function unitOfKey(key: Uint8Array): string {
 
 export interface UnitState {
   unit: string;
-  /** Its cgroup's folder; absent while it does not run. */
+  /** The folder of its cgroup; absent while it does not run. */
   cgroup?: string;
   /** Whether it has processes now. */
   populated: boolean;
 }
 
-/** Where the units are now, below the cgroup2 folder `root`. */
+/** The present cgroups of the units, below the cgroup2 folder `root`. */
 export function findUnits(root: string, units: readonly string[]): UnitState[] {
   const found = new Map<string, string>();
   if (units.length > 0) collect(root, new Set(units), found);
@@ -64,7 +64,7 @@ export function findUnits(root: string, units: readonly string[]): UnitState[] {
 
 function collect(folder: string, wanted: ReadonlySet<string>, found: Map<string, string>): void {
   for (const entry of entriesOf(folder)) {
-    // systemd's own mark before names that the kernel might take for its files.
+    // systemd's prefix for names that could collide with the kernel's files.
     const unit = entry.replace(/^_/, "");
     const path = join(folder, entry);
     if (wanted.has(unit)) found.set(unit, path);
@@ -72,7 +72,7 @@ function collect(folder: string, wanted: ReadonlySet<string>, found: Map<string,
   }
 }
 
-/** The folders in a cgroup; [] for one that has just gone. */
+/** The folders in a cgroup; [] if it has just been removed. */
 function entriesOf(folder: string): string[] {
   try {
     return readdirSync(folder, { withFileTypes: true })
