@@ -51,6 +51,9 @@ const UNITS = [
   "systemd/kmesh-wait.service",
   "systemd/kmesh-tunnel.service",
   "systemd/kmesh-tunnel.socket",
+  "systemd/kmesh-tunnel-hbone.socket",
+  "systemd/kmesh-tunnel-inbound.socket",
+  "systemd/kmesh-tunnel-inbound6.socket",
 ];
 
 /** The results of bundlePage(), which are embedded in the executable, too. */

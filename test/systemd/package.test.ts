@@ -4,6 +4,7 @@ import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { buildDeb } from "../../build/deb.ts";
+import { TUNNEL_SOCKETS } from "../../src/cli/service/systemd.ts";
 import { HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
 import { KMESH } from "../e2e/agent-lab.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
@@ -133,7 +134,7 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
       "/usr/lib/systemd/system/kmesh.service",
       "/usr/lib/systemd/system/kmesh-wait.service",
       "/usr/lib/systemd/system/kmesh-tunnel.service",
-      "/usr/lib/systemd/system/kmesh-tunnel.socket",
+      ...TUNNEL_SOCKETS.map((name) => `/usr/lib/systemd/system/${name}`),
       "/etc/systemd/system/shop.service.d",
     ])
       expect(machine.exists(path)).toBe(false);

@@ -3,6 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { TUNNEL_SOCKETS } from "../../src/cli/service/systemd.ts";
 import { HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
 import { Authority } from "../lab/authority.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
@@ -375,7 +376,7 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
       "/etc/systemd/system/kmesh.service",
       "/etc/systemd/system/kmesh-wait.service",
       "/etc/systemd/system/kmesh-tunnel.service",
-      "/etc/systemd/system/kmesh-tunnel.socket",
+      ...TUNNEL_SOCKETS.map((name) => `/etc/systemd/system/${name}`),
       "/var/lib/kmesh",
       "/run/kmesh",
     ])

@@ -8,7 +8,7 @@ import { textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { type AtBoot, bootOrderOf, bootRemoval, bootStep, canWait } from "../service/boot-order.ts";
-import { installedPaths, type Paths } from "../service/install-plan.ts";
+import { installedPaths, type Paths, unitPath } from "../service/install-plan.ts";
 import { GATE, needsReload, SERVICE, systemdRuns } from "../service/systemd.ts";
 import { runStep } from "../service/systemd-plan.ts";
 
@@ -52,7 +52,7 @@ export function bootSteps(
 
 /** The unit is missing where an earlier version installed kmesh. */
 function gateStep(paths: Paths): Step {
-  return fileStep(paths.gate, new TextDecoder().decode(asset(GATE)), 0o644);
+  return fileStep(unitPath(paths, GATE), new TextDecoder().decode(asset(GATE)), 0o644);
 }
 
 function requireService(paths: Paths, config: string): void {

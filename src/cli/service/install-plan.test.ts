@@ -16,7 +16,9 @@ import { tmpdir } from "node:os";
 import { dirname, join, relative } from "node:path";
 import { parse } from "yaml";
 import { readConfig } from "../../config/config.ts";
+import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
 import { asset } from "../../runtime/assets.ts";
+import { LISTENERS } from "../../tunnel/process/listeners.ts";
 import { configTemplate } from "../config-file/config-file.ts";
 import type { Step } from "../framework/plan.ts";
 import { bootStep, dropInOf } from "./boot-order.ts";
@@ -28,8 +30,11 @@ import {
   packageSteps,
   prefixOf,
   uninstallSteps,
+  unitPath,
+  unitsOf,
   unitTexts,
 } from "./install-plan.ts";
+import { GATE, SERVICE, TUNNEL, TUNNEL_SOCKETS } from "./systemd.ts";
 
 let folder: string;
 let paths: Paths;
@@ -52,7 +57,11 @@ function plan(
   documents: { path: string; text: string }[] = [],
 ): Step[] {
   return [
-    ...installSteps(paths, { executable, ...unitTexts("install"), unit, gate: "[Unit]\n", documents }),
+    ...installSteps(paths, {
+      executable,
+      units: { ...unitTexts("install"), "kmesh.service": unit, "kmesh-wait.service": "[Unit]\n" },
+      documents,
+    }),
     enableStep(paths),
   ];
 }
@@ -78,16 +87,16 @@ describe("install", () => {
     const source = download("one");
     const first = plan(source);
     expect(existsSync(paths.executable)).toBe(false);
-    expect(await perform(first)).toEqual([...Array(6).fill("write"), "link"]);
+    expect(await perform(first)).toEqual([...Array(9).fill("write"), "link"]);
     expect(readFileSync(paths.executable, "utf8")).toBe("one");
     expect(statSync(paths.executable).mode & 0o777).toBe(0o755);
     expect(readFileSync(paths.unit, "utf8")).toBe("[Unit]\n");
     expect(statSync(paths.config).mode & 0o777).toBe(0o600);
     expect(readlinkSync(paths.wanted)).toBe("../kmesh.service");
     expect(existsSync(paths.previous)).toBe(false);
-    expect(await perform(plan(source))).toEqual(Array(7).fill("keep"));
+    expect(await perform(plan(source))).toEqual(Array(10).fill("keep"));
     // From its own place, too.
-    expect(await perform(plan(paths.executable))).toEqual(Array(7).fill("keep"));
+    expect(await perform(plan(paths.executable))).toEqual(Array(10).fill("keep"));
   });
 
   test("an upgrade keeps the executable before it, and what the operator wrote", async () => {
@@ -96,7 +105,7 @@ describe("install", () => {
     expect(await perform(plan(download("two"), "[Unit]\nDescription=x\n"))).toEqual([
       "replace",
       "replace",
-      ...Array(5).fill("keep"),
+      ...Array(8).fill("keep"),
     ]);
     expect(readFileSync(paths.executable, "utf8")).toBe("two");
     expect(readFileSync(paths.previous, "utf8")).toBe("one");
@@ -131,10 +140,10 @@ describe("a package", () => {
     const packaged = installedPaths(join(folder, "root"), "package");
     const parts = {
       executable: download("one"),
-      ...unitTexts("package"),
+      units: unitTexts("package"),
       documents: [],
     };
-    expect(await perform(packageSteps(packaged, parts))).toEqual(Array(5).fill("write"));
+    expect(await perform(packageSteps(packaged, parts))).toEqual(Array(8).fill("write"));
     return packaged;
   }
 
@@ -150,12 +159,16 @@ describe("a package", () => {
         .sort(),
     ).toEqual([
       "root/usr/bin/kmesh",
+      "root/usr/lib/systemd/system/kmesh-tunnel-hbone.socket",
+      "root/usr/lib/systemd/system/kmesh-tunnel-inbound.socket",
+      "root/usr/lib/systemd/system/kmesh-tunnel-inbound6.socket",
       "root/usr/lib/systemd/system/kmesh-tunnel.service",
       "root/usr/lib/systemd/system/kmesh-tunnel.socket",
       "root/usr/lib/systemd/system/kmesh-wait.service",
       "root/usr/lib/systemd/system/kmesh.service",
     ]);
-    for (const unit of [packaged.unit, packaged.gate, packaged.tunnel]) {
+    for (const name of [SERVICE, GATE, TUNNEL] as const) {
+      const unit = unitPath(packaged, name);
       const text = readFileSync(unit, "utf8");
       expect(text).toMatch(/^ExecStart=\/usr\/bin\/kmesh (run|tunnel|wait .*)$/m);
       expect(text).not.toContain("/usr/local");
@@ -169,10 +182,7 @@ describe("a package", () => {
     const steps = uninstallSteps(packaged, false);
     expect(steps.map(({ action, target }) => [action, target])).toEqual([
       ["remove", dropInOf(packaged.units, "a.service")],
-      ["keep", packaged.unit],
-      ["keep", packaged.gate],
-      ["keep", packaged.tunnel],
-      ["keep", packaged.tunnelSocket],
+      ...unitsOf(packaged).map((path) => ["keep", path]),
       ["keep", packaged.executable],
       ["remove", packaged.state],
     ]);
@@ -189,7 +199,7 @@ describe("uninstall", () => {
     mkdirSync(paths.state, { recursive: true });
     writeFileSync(join(paths.state, "snapshot"), "x");
     await perform(uninstallSteps(paths, false));
-    const { origin: _, units, ...files } = paths;
+    const { origin: _, units, shipped: _folder, ...files } = paths;
     expect(readdirSync(units)).toEqual(["multi-user.target.wants"]);
     for (const path of Object.values(files))
       expect(lstatSync(path, { throwIfNoEntry: false })).toBeUndefined();
@@ -292,7 +302,8 @@ describe("the unit that others wait for", () => {
 });
 
 describe("the tunnel's units", () => {
-  const { tunnel, tunnelSocket } = unitTexts("install");
+  const texts = unitTexts("install");
+  const tunnel = texts[TUNNEL];
 
   test("the socket outlives every tunnel, and takes the machine's own connections alone", () => {
     for (const line of [
@@ -301,12 +312,28 @@ describe("the tunnel's units", () => {
       "FileDescriptorName=outbound",
       "TriggerLimitIntervalSec=0",
     ])
-      expect(tunnelSocket).toContain(`\n${line}\n`);
+      expect(texts["kmesh-tunnel.socket"]).toContain(`\n${line}\n`);
+  });
+
+  test("each listener of the tunnel has a socket unit of its name and port, which starts the one service", () => {
+    const sockets = TUNNEL_SOCKETS.map((name) => {
+      const setting = (key: string) => new RegExp(`^${key}=(.*)$`, "m").exec(texts[name])?.[1] ?? "";
+      expect(setting("Service")).toBe(TUNNEL);
+      for (const unit of [TUNNEL, SERVICE] as const)
+        expect(texts[unit]).toMatch(new RegExp(`^After=.*${name}`, "m"));
+      expect(texts[SERVICE]).toMatch(new RegExp(`^Wants=.*${name}`, "m"));
+      expect(tunnel).toMatch(new RegExp(`^Sockets=.*${name}`, "m"));
+      return [setting("FileDescriptorName"), Number(/(\d+)$/.exec(setting("ListenStream"))?.[1])] as const;
+    });
+    expect(sockets.map(([name]) => name)).toEqual([...LISTENERS]);
+    expect(sockets.map(([, port]) => port)).toEqual([TUNNEL_PORT, HBONE_PORT, STEERED_PORT, STEERED_PORT]);
+    // An accepted connection has the device of its listener: what the kernel steers would answer by lo.
+    expect(texts["kmesh-tunnel-inbound.socket"]).not.toMatch(/^BindToDevice=/m);
   });
 
   test("a stop or crash of the one that accepts cuts none that drains, and no core file holds keys", () => {
     expect(tunnel).toContain(`ExecStart=${installedPaths().executable} tunnel\n`);
-    for (const line of ["KillMode=process", "LimitCORE=0", "UMask=0077", "Requires=kmesh-tunnel.socket"])
+    for (const line of ["KillMode=process", "LimitCORE=0", "UMask=0077"])
       expect(tunnel).toContain(`\n${line}\n`);
     expect(tunnel).not.toMatch(/^(ProtectKernelTunables|MemoryDenyWriteExecute|PrivateTmp)=/m);
   });

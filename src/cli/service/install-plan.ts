@@ -27,7 +27,7 @@ import { type Document, documentPaths } from "../documents/documents.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { fileStep, type Step } from "../framework/plan.ts";
 import { bootRemovals } from "./boot-order.ts";
-import { GATE, SERVICE, TUNNEL, TUNNEL_SOCKET } from "./systemd.ts";
+import { SERVICE, UNITS, type UnitName } from "./systemd.ts";
 
 /** Who owns the installed files: `kmesh install`, or the machine's package manager. */
 export type Origin = "install" | "package";
@@ -37,11 +37,10 @@ export interface Paths {
   executable: string;
   /** The previous executable, for a rollback. */
   previous: string;
+  /** The agent's unit. */
   unit: string;
-  /** The unit that `closed` units wait for. */
-  gate: string;
-  tunnel: string;
-  tunnelSocket: string;
+  /** The folder of kmesh's own units. */
+  shipped: string;
   /** systemd's folder for the machine's own units and drop-ins. */
   units: string;
   /** The links that `systemctl enable` makes. */
@@ -61,9 +60,7 @@ export function installedPaths(root = "/", origin: Origin = originBelow(root)): 
     executable,
     previous: `${executable}.previous`,
     unit: join(shipped, SERVICE),
-    gate: join(shipped, GATE),
-    tunnel: join(shipped, TUNNEL),
-    tunnelSocket: join(shipped, TUNNEL_SOCKET),
+    shipped,
     units,
     wanted: join(units, "multi-user.target.wants", SERVICE),
     config: join(root, CONFIG_FILE),
@@ -83,16 +80,9 @@ function binFolder(origin: Origin): string {
   return origin === "package" ? "/usr/bin" : "/usr/local/bin";
 }
 
-type UnitName = typeof SERVICE | typeof GATE | typeof TUNNEL | typeof TUNNEL_SOCKET;
-
 /** The units of a package or an installation, with their texts. */
 export function unitTexts(origin: Origin): UnitTexts {
-  return {
-    unit: unitText(SERVICE, origin),
-    gate: unitText(GATE, origin),
-    tunnel: unitText(TUNNEL, origin),
-    tunnelSocket: unitText(TUNNEL_SOCKET, origin),
-  };
+  return Object.fromEntries(UNITS.map((name) => [name, unitText(name, origin)])) as UnitTexts;
 }
 
 /** The text of a unit embedded in the executable, with the folder of the executable for `origin`. */
@@ -106,21 +96,26 @@ export function prefixOf({ executable }: Paths): string {
 }
 
 /** By their file names. */
-export type UnitTexts = Record<"unit" | "gate" | "tunnel" | "tunnelSocket", string>;
+export type UnitTexts = Readonly<Record<UnitName, string>>;
+
+/** The path of a unit. */
+export function unitPath({ shipped }: Paths, name: UnitName): string {
+  return join(shipped, name);
+}
 
 /** Paths of the units. */
 export function unitsOf(paths: Paths): string[] {
-  return [paths.unit, paths.gate, paths.tunnel, paths.tunnelSocket];
+  return UNITS.map((name) => unitPath(paths, name));
 }
 
 function unitSteps(paths: Paths, texts: UnitTexts): Step[] {
-  const names = ["unit", "gate", "tunnel", "tunnelSocket"] as const;
-  return names.map((name) => fileStep(paths[name], texts[name], 0o644));
+  return UNITS.map((name) => fileStep(unitPath(paths, name), texts[name], 0o644));
 }
 
 /** The content to install: an executable to copy, and the text of the units. */
-export interface Parts extends UnitTexts {
+export interface Parts {
   executable: string;
+  units: UnitTexts;
   /** Manual pages and completion. */
   documents: readonly Document[];
 }
@@ -129,7 +124,7 @@ export interface Parts extends UnitTexts {
 export function packageSteps(paths: Paths, parts: Parts): Step[] {
   return [
     executableStep(paths, parts.executable),
-    ...unitSteps(paths, parts),
+    ...unitSteps(paths, parts.units),
     ...parts.documents.map(({ path, text }) => fileStep(path, text, 0o644)),
   ];
 }
@@ -145,7 +140,7 @@ export function installSteps(paths: Paths, parts: Parts): [executable: Step, ...
   }
   return [
     executableStep(paths, parts.executable),
-    ...unitSteps(paths, parts),
+    ...unitSteps(paths, parts.units),
     ...parts.documents.map(({ path, text }) => fileStep(path, text, 0o644)),
     existsSync(paths.config)
       ? { action: "keep", target: paths.config, note: "yours" }

@@ -3,7 +3,7 @@ import { existsSync } from "node:fs";
 import { EXIT, Failure } from "../framework/exit.ts";
 import type { Step } from "../framework/plan.ts";
 import { installedPaths, type Paths } from "./install-plan.ts";
-import { needsReload, SERVICE, systemctl, TUNNEL } from "./systemd.ts";
+import { needsReload, SERVICE, systemctl, TUNNEL, TUNNEL_SOCKETS } from "./systemd.ts";
 
 /** What a running service needs to apply new files. */
 export type Need = "nothing" | "reload" | "restart";
@@ -28,10 +28,16 @@ export function runStep(...args: string[]): Step {
   return { action: "run", target: `systemctl ${args.join(" ")}`, act: () => void systemctl(...args) };
 }
 
-/** Replaces a running tunnel with the installed executable. Its connections stay in the old process until they end. */
+/**
+ * Replaces a running tunnel with the installed executable. Its connections stay in the old process until they end. Where
+ * none runs, starts the sockets that do not listen; systemd starts no socket of a service that runs.
+ */
 export function tunnelSteps(): Step[] {
-  if (activeState(TUNNEL) !== "active") return [];
-  return [{ ...runStep("reload", TUNNEL), note: "connections go on meanwhile" }];
+  if (activeState(TUNNEL) === "active")
+    return [{ ...runStep("reload", TUNNEL), note: "connections go on meanwhile" }];
+  const silent = TUNNEL_SOCKETS.filter((name) => activeState(name) !== "active");
+  // Not waited for: a port that is in use is a matter of doctor's, and stops no upgrade.
+  return silent.length === 0 ? [] : [runStep("start", "--no-block", ...silent)];
 }
 
 export function activeState(unit: string = SERVICE): string {

@@ -9,9 +9,19 @@ export { SERVICE };
 /** Finishes when connections are governed. Units that are `closed` at boot require it. */
 export const GATE = "kmesh-wait.service";
 
-/** Carries connections that need mutual TLS. Its socket unit starts it. */
+/** Carries connections that need mutual TLS. Its socket units start it. */
 export const TUNNEL = "kmesh-tunnel.service";
-export const TUNNEL_SOCKET = "kmesh-tunnel.socket";
+/** Each holds one socket of the tunnel, since the sockets of one unit share one FileDescriptorName=. */
+export const TUNNEL_SOCKETS = [
+  "kmesh-tunnel.socket",
+  "kmesh-tunnel-hbone.socket",
+  "kmesh-tunnel-inbound.socket",
+  "kmesh-tunnel-inbound6.socket",
+] as const;
+
+/** Every unit of kmesh. */
+export const UNITS = [SERVICE, GATE, TUNNEL, ...TUNNEL_SOCKETS] as const;
+export type UnitName = (typeof UNITS)[number];
 
 /** Whether this machine was booted with systemd: sd_booted(3). */
 export function systemdRuns(): boolean {

@@ -31,11 +31,12 @@ import {
   packageSteps,
   prefixOf,
   uninstallSteps,
+  unitPath,
   unitsOf,
   unitTexts,
 } from "../../service/install-plan.ts";
 import { arrival, type Joining, joinSteps, needOf } from "../../service/join-plan.ts";
-import { SERVICE, systemdRuns, TUNNEL, TUNNEL_SOCKET } from "../../service/systemd.ts";
+import { SERVICE, systemdRuns, TUNNEL, TUNNEL_SOCKETS } from "../../service/systemd.ts";
 import { activeState, enableSteps, runStep, startStep, tunnelSteps } from "../../service/systemd-plan.ts";
 import { confirmed, findAll, takeDown } from "../../service/teardown.ts";
 import { afterLeftovers, serviceAgent, upgradeSteps } from "../../service/upgrade-plan.ts";
@@ -175,7 +176,7 @@ async function partsFor(paths: Paths, { commands, about }: Program): Promise<Par
   return {
     documents: documents(prefixOf(paths), await loadAll(commands), about),
     executable: process.execPath,
-    ...unitTexts(origin),
+    units: unitTexts(origin),
   };
 }
 
@@ -224,8 +225,9 @@ async function serviceEnd(
   // The service of a package stays enabled after removal, as for every package.
   const end = paths.origin === "package" ? ["stop"] : ["disable", "--now"];
   if (service) steps.push(runStep(...end, SERVICE));
-  // Stop the socket first, or the next connection starts the tunnel again.
-  if (service && existsSync(paths.tunnelSocket)) steps.push(runStep("stop", TUNNEL_SOCKET, TUNNEL));
+  // Stop the sockets first, or the next connection starts the tunnel again.
+  const sockets = TUNNEL_SOCKETS.filter((name) => existsSync(unitPath(paths, name)));
+  if (service && sockets.length > 0) steps.push(runStep("stop", ...sockets, TUNNEL));
   const { pins, agent } = await findAll(folders);
   if (pins > 0 || agent !== undefined) {
     steps.push({
