@@ -34,6 +34,7 @@ import {
   warnOfUnits,
 } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
+import { wakeTunnel } from "../machine/tunnel/wake.ts";
 import { Unsupported } from "../machine/unsupported.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
 import type { NamesSettings } from "../names/status.ts";
@@ -119,6 +120,7 @@ export class Agent {
       onReleasing: () => this.#telemetry.close(),
       onFoldersRecreated: (paths) => this.#refill(paths),
       onLost: (holder) => this.#end.resolve({ kind: "lost", holder }),
+      wakeTunnel: () => wakeTunnel(config),
     });
     warnOfUnits(config.units, log);
     this.#reporter = new Reporter(log);

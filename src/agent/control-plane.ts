@@ -24,7 +24,7 @@ import { AddressWatch } from "../machine/address-watch.ts";
 import { machineAddresses } from "../machine/addresses.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { nodeIdentity, registrationOf } from "../machine/node.ts";
-import { usesTunnel } from "../machine/tunnel-listener.ts";
+import { usesTunnel } from "../machine/tunnel/listener.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import type { Reporter } from "./reporter.ts";

@@ -55,6 +55,8 @@ export interface OwnershipOptions {
   onFoldersRecreated(paths: string[]): void;
   /** Called when another process holds the locks, because their folders were removed: this process must end. */
   onLost(holder: LockHeld): void;
+  /** A service port needs the tunnel, and no tunnel has offered its listener yet. */
+  wakeTunnel(): void;
 }
 
 interface Held {
@@ -176,6 +178,7 @@ export class Ownership {
         enforce: this.#enforceInbound,
         ownsPins: () => locks.lockedElsewhere() === undefined,
         log: (line) => log.warn(line),
+        wakeTunnel: () => this.#options.wakeTunnel(),
       });
       this.#held = { locks, manifest, datapath, names, inbound, kept };
       this.#adopted = datapath.adopted;

@@ -7,7 +7,7 @@ import type { IdentityEvent } from "../istiod/identity/identity.ts";
 import { time } from "../istiod/identity/token.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
-import { usesTunnel } from "../machine/tunnel-listener.ts";
+import { usesTunnel } from "../machine/tunnel/listener.ts";
 import { type Mesh, NOTE_TITLES, type NoteKind } from "../mesh/model.ts";
 
 const AMBIENT =

@@ -1,7 +1,7 @@
 /** The settings to which a snapshot is bound. */
 import type { Config } from "../config/config.ts";
 import { localityOf } from "../machine/node.ts";
-import { usesTunnel } from "../machine/tunnel-listener.ts";
+import { usesTunnel } from "../machine/tunnel/listener.ts";
 import type { SnapshotKey } from "../state/snapshot.ts";
 
 /** Settings that change the mesh which istiod's configuration becomes. A snapshot is valid for equal values only. */

@@ -8,7 +8,7 @@ import { existsSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import type { NetnsLink } from "../kernel/net/netns-link.ts";
 import { canonicalAddress } from "../mesh/address.ts";
-import type { Inbound } from "../mesh/inbound.ts";
+import { type Inbound, mtlsOf } from "../mesh/inbound.ts";
 import { attachInbound } from "./attach.ts";
 import {
   closeInbound,
@@ -19,6 +19,7 @@ import {
   repinInbound,
 } from "./pins.ts";
 import { InboundTables } from "./tables.ts";
+import { hasListener } from "./view.ts";
 
 export interface InboundOptions {
   bpffs: string;
@@ -27,6 +28,8 @@ export interface InboundOptions {
   log(line: string): void;
   /** Whether what is pinned still is this process's to change. */
   ownsPins(): boolean;
+  /** A port needs the tunnel and no tunnel offers its listener: starts one. Must not throw. */
+  wakeTunnel?(): void;
 }
 
 export interface InboundStatus {
@@ -150,6 +153,16 @@ export class InboundKeeper {
     this.#link = attachInbound(linkPin(bpffs), opened.program, this.#link);
     removeOtherInbound(bpffs, opened.code);
     this.#behind = false;
+    this.#wake();
+  }
+
+  /** systemd holds the tunnel's sockets; the first process has to run before the kernel can steer to them. */
+  #wake(): void {
+    const { bpffs, wakeTunnel } = this.#options;
+    const inbound = this.#inbound;
+    if (!wakeTunnel || !inbound || !this.#enforce) return;
+    if (inbound.ports.some((port) => mtlsOf(inbound, port) !== "disable") && !hasListener(bpffs))
+      wakeTunnel();
   }
 
   #repin(): void {
@@ -165,7 +178,11 @@ export class InboundKeeper {
   #lookAfter(): void {
     if (!this.#inbound || !this.#options.ownsPins()) return;
     if (this.#behind) this.#attempt(() => this.#apply());
-    else if (this.#held) this.#attempt(() => this.#repin());
+    else if (this.#held)
+      this.#attempt(() => {
+        this.#repin();
+        this.#wake();
+      });
   }
 }
 

@@ -72,7 +72,8 @@ function isAttached(bpffs: string): boolean {
   }
 }
 
-function hasListener(bpffs: string): boolean {
+/** Whether a tunnel offers a listening socket, to which the kernel steers. Throws KernelError. */
+export function hasListener(bpffs: string): boolean {
   const pin = keptInboundPin(bpffs, "inbound_listeners");
   if (!existsSync(pin)) return false;
   using map = BpfMap.fromPin(pin);

@@ -10,7 +10,7 @@ import {
   registeredName,
 } from "../istiod/registration.ts";
 import { version } from "../runtime/version.ts";
-import { usesTunnel } from "./tunnel-listener.ts";
+import { usesTunnel } from "./tunnel/listener.ts";
 
 /** The label with the locality, if nothing else sets it. Dots replace slashes, which labels can't contain. */
 const LOCALITY_LABEL = "istio-locality";

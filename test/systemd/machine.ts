@@ -15,12 +15,16 @@ import {
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 import { stringify } from "yaml";
+import { identityStore } from "../../src/machine/identity-store.ts";
 import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
 import { KMESH } from "../interop/mesh-lab.ts";
+import type { TestMesh } from "../lab/mesh-member.ts";
 import { ownName, TestCgroup } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, type Place, type RunResult, run, sleep } from "../lab/process.ts";
 
 export const SERVICE = "10.96.0.10";
+/** A service port of the machine that demands mutual TLS. */
+export const STRICT_PORT = 8443;
 const UPSTREAM = "127.1.0.1";
 
 /**
@@ -97,6 +101,21 @@ export class SystemdMachine {
   /** Runs one of this machine's commands in the other's network. Throws unless it exits with 0. */
   network(...command: string[]): Promise<string> {
     return output(command, { netns: `/proc/${this.#init}/ns/net` });
+  }
+
+  /** The namespace of its network. */
+  get netns(): string {
+    return `/proc/${this.#init}/ns/net`;
+  }
+
+  /** Gives it a certificate of the mesh, as its agent would get one from istiod. */
+  enrolIn(mesh: TestMesh, account: string): void {
+    const root = `/proc/${this.#init}/root`;
+    const store = identityStore(
+      `${root}/var/lib/kmesh`,
+      readFileSync(`${root}/etc/machine-id`, "utf8").trim(),
+    );
+    mesh.renew(store, account);
   }
 
   /** The executable that was built, as somebody who wants to install it has it. */
@@ -266,7 +285,12 @@ export class SystemdMachine {
     ).catch((error: Error) => {
       throw new Error(`${error.message}\n${container.tail()}`);
     });
-    await this.#helper("upstream", "../interop/upstream.ts", `shop=${UPSTREAM}:8080`);
+    await this.#helper(
+      "upstream",
+      "../interop/upstream.ts",
+      `shop=${UPSTREAM}:8080`,
+      `own=0.0.0.0:${STRICT_PORT}`,
+    );
     const mesh = {
       services: [
         {
@@ -278,6 +302,7 @@ export class SystemdMachine {
           endpoints: [{ address: UPSTREAM, port: 8080, subset: "v1" }],
         },
       ],
+      inbound: [{ port: STRICT_PORT, mtls: "strict" }],
     };
     const file = join(this.#folder, "mesh.yaml");
     writeFileSync(file, stringify(mesh));

@@ -1,17 +1,24 @@
 /** kmesh as a package: upgraded and removed by dpkg with the scripts of systemd/package. The tests are one life, in order. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { buildDeb } from "../../build/deb.ts";
-import { TUNNEL_SOCKETS } from "../../src/cli/service/systemd.ts";
+import { TUNNEL, TUNNEL_SOCKETS } from "../../src/cli/service/systemd.ts";
 import { HOOK_ORDER } from "../../src/datapath/generation/pins.ts";
+import { LISTENERS } from "../../src/tunnel/process/listeners.ts";
 import { KMESH } from "../e2e/agent-lab.ts";
+import { TestMesh } from "../lab/mesh-member.ts";
+import { NetworkNamespace, ownName } from "../lab/namespace.ts";
 import { OTHER_VERSION, otherBuild } from "../lab/other-build.ts";
-import { eventually, output } from "../lab/process.ts";
-import { fetchRoot, SystemdMachine } from "./machine.ts";
+import { eventually, output, run, sleep } from "../lab/process.ts";
+import { fetchRoot, STRICT_PORT, SystemdMachine } from "./machine.ts";
+import type { Tally } from "./tunnel-peer.ts";
 
 setDefaultTimeout(120_000);
+
+/** The machine's address for peers. */
+const VM = "172.31.0.1";
 
 const { root, missing } = fetchRoot();
 const why = missing ?? (existsSync("/usr/bin/dpkg-deb") ? undefined : "needs /usr/bin/dpkg-deb");
@@ -123,6 +130,100 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     expect(Object.keys(await machine.links()).sort()).toEqual([...HOOK_ORDER].sort());
     expect(await machine.answered("shop")).toBe(true);
     expect(await machine.wasOutside("shop")).toBe(false);
+  });
+
+  describe("its tunnel", () => {
+    const mesh = new TestMesh();
+    const peerFile = join(folder, "peer.json");
+    let far: NetworkNamespace;
+    const states = () => Promise.all(TUNNEL_SOCKETS.map((name) => machine.property("ActiveState", name)));
+    const asPeer = (seconds: number) =>
+      output(
+        [
+          process.execPath,
+          join(import.meta.dirname, "tunnel-peer.ts"),
+          peerFile,
+          VM,
+          `${STRICT_PORT}`,
+          `${seconds}`,
+        ],
+        { netns: far.path, timeoutMs: 30_000 },
+      ).then((text): Tally => JSON.parse(text.trim().split("\n").at(-1) ?? ""));
+    /** What a peer without TLS gets. */
+    const plaintext = () =>
+      run(["bash", "-c", `exec 3<>/dev/tcp/${VM}/${STRICT_PORT} && echo hello >&3 && head -n1 <&3`], {
+        netns: far.path,
+        timeoutMs: 5_000,
+      });
+
+    beforeAll(async () => {
+      writeFileSync(peerFile, JSON.stringify(mesh.issue("web")), { mode: 0o600 });
+      far = await NetworkNamespace.create("far");
+      const device = ownName("v");
+      await machine.network(
+        "ip",
+        "link",
+        "add",
+        device,
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "vm",
+        "netns",
+        far.name,
+      );
+      await machine.network("ip", "addr", "add", `${VM}/24`, "dev", device);
+      await machine.network("ip", "link", "set", device, "up");
+      await far.ip("addr", "add", "172.31.0.2/24", "dev", "vm");
+      await far.ip("link", "set", "vm", "up");
+    });
+    afterAll(async () => {
+      await far?.remove();
+      mesh.close();
+    });
+
+    test("the agent starts it where a port demands mutual TLS; a peer comes in, plaintext does not", async () => {
+      expect(await states()).toEqual(TUNNEL_SOCKETS.map(() => "active"));
+      expect(await machine.property("ActiveState", TUNNEL)).toBe("inactive");
+      machine.enrolIn(mesh, "vm");
+      machine.configure({ tunnel: "on" });
+      await machine.output("systemctl", "restart", "kmesh");
+      await eventually(
+        "the tunnel runs",
+        async () => (await machine.property("ActiveState", TUNNEL)) === "active",
+      );
+      await eventually("a peer is served", async () => (await asPeer(0.2)).served > 0, 15_000, 200);
+      expect((await plaintext()).stdout).toBe("");
+      const { tunnels } = JSON.parse((await machine.run("kmesh", "status", "--output=json")).stdout);
+      const names = tunnels[0].listening.map(({ name }: { name: string }) => name);
+      expect(names.sort()).toEqual([...LISTENERS].sort());
+    });
+
+    test("killed again and again while peers connect, it refuses nobody", async () => {
+      const peer = asPeer(4);
+      for (let i = 0; i < 3; i++) {
+        await sleep(900);
+        await machine.output("systemctl", "kill", "--signal=KILL", TUNNEL);
+      }
+      const { served, failed, cut } = await peer;
+      expect({ failed }).toEqual({ failed: {} });
+      expect(served).toBeGreaterThan(100);
+      // Four connections at once, three crashes.
+      expect(cut).toBeLessThanOrEqual(12);
+      console.info(`tunnel killed 3 times: ${served} served, 0 connects failed, ${cut} cut`);
+    });
+
+    test("with everything of kmesh dead plaintext is refused, and mutual TLS too", async () => {
+      await machine.output("systemctl", "stop", ...TUNNEL_SOCKETS, TUNNEL);
+      await machine.output("systemctl", "kill", "--signal=KILL", "kmesh");
+      await machine.output("systemctl", "stop", "kmesh");
+      expect((await plaintext()).stderr).toContain("refused");
+      expect((await asPeer(0.2)).failed).toEqual({ ECONNREFUSED: expect.any(Number) });
+      await machine.output("systemctl", "start", "kmesh");
+      expect(await states()).toEqual(TUNNEL_SOCKETS.map(() => "active"));
+      await eventually("a peer is served again", async () => (await asPeer(0.2)).served > 0, 15_000, 200);
+    });
   });
 
   test("a removal detaches and leaves state and configuration; a purge takes them, too", async () => {

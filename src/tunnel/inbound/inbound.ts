@@ -84,16 +84,22 @@ export class InboundTunnel {
 
   /**
    * Serves one connection that was steered here on its way to a port of an app: its local address and port are the app's.
-   * One to the listener itself was steered by nobody, and would lead back here. Owns the socket.
+   * One to the listener itself was steered by nobody: the agent makes such a connection to start the tunnel, and it is
+   * reset. Owns the socket.
    */
   async serveSteered(raw: Socket, settled: () => void, listenerPort: number): Promise<void> {
     const { counters, admission } = this.#options;
     raw.on("error", () => {});
     const source = canonicalAddress(raw.remoteAddress ?? "") ?? "";
     const destination = { address: canonicalAddress(raw.localAddress ?? "") ?? "", port: raw.localPort ?? 0 };
+    if (destination.port === listenerPort) {
+      settled();
+      reset(raw);
+      return;
+    }
     counters.begin("inbound");
     try {
-      if (destination.port === listenerPort || isOwnPort(destination.port))
+      if (isOwnPort(destination.port))
         throw new TunnelFailure("not-ours", `port ${destination.port} is kmesh's own`);
       const mode = admission.mtls(destination.port);
       const first = await sniff(raw, this.#options.sniffPatience ?? SNIFF_PATIENCE);

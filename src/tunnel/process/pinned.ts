@@ -1,18 +1,26 @@
 /** What the tunnel takes from pinned tables, with or without an agent: targets, policies, its own exemption, steering. */
-import { existsSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
 import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { mtlsOf } from "../../mesh/inbound.ts";
 import type { Judge } from "../../policy/decide.ts";
-import { offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
+import { keptInboundPin, offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
 import { type Admission, type InboundConnection, NOBODY } from "../inbound/admission.ts";
 import type { TunnelTarget } from "../outbound/target.ts";
 import type { Listener } from "./listeners.ts";
 
-/** Milliseconds between two tries while tables are not there, and between renewals: `kmesh down` and a start make others. */
+/** Milliseconds between two tries to read policies that are not there. */
 const RETRY_EVERY = 1_000;
+/** Milliseconds between two looks at the pin, one stat(2): `kmesh down` and a start make other tables. */
+const LOOK_EVERY = 1_000;
+/** Milliseconds between two renewals while the pin stays the same. */
 const RENEW_EVERY = 10_000;
+
+/** Identifies the pinned map of listeners; undefined while there is none. */
+function pinOf(bpffs: string): number | undefined {
+  return statSync(keptInboundPin(bpffs, "inbound_listeners"), { throwIfNoEntry: false })?.ino;
+}
 
 export class PinnedMesh implements Admission {
   readonly #bpffs: string;
@@ -65,15 +73,23 @@ export class PinnedMesh implements Admission {
    */
   serve(listeners: readonly Listener[]): void {
     const fd = (name: string) => listeners.find((listener) => listener.name === name)?.fd;
-    const renew = () => {
-      const exempt = this.#exempt();
-      const offered = this.#try("it can't offer its listeners", () =>
-        offerListeners(this.#bpffs, fd("inbound"), fd("inbound6")),
-      );
-      this.#timer = setTimeout(renew, exempt && offered ? RENEW_EVERY : RETRY_EVERY);
+    let pinned: number | undefined;
+    let renewed = Number.NEGATIVE_INFINITY;
+    const look = () => {
+      const now = performance.now();
+      const pin = pinOf(this.#bpffs);
+      if (pin === undefined || pin !== pinned || now - renewed >= RENEW_EVERY) {
+        const exempt = this.#exempt();
+        const offered = this.#try("it can't offer its listeners", () =>
+          offerListeners(this.#bpffs, fd("inbound"), fd("inbound6")),
+        );
+        pinned = exempt && offered ? pin : undefined;
+        renewed = now;
+      }
+      this.#timer = setTimeout(look, LOOK_EVERY);
       this.#timer.unref();
     };
-    renew();
+    look();
   }
 
   /** Offers no listeners any more: another process does, on the same sockets, or none. */

@@ -1,0 +1,109 @@
+/** Whether something on this machine takes what the data path leads to the tunnel. */
+import { closeSync, openSync, readSync } from "node:fs";
+import type { Config } from "../../config/config.ts";
+import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
+
+export const TCP4 = "/proc/net/tcp";
+export const TCP6 = "/proc/net/tcp6";
+/** Addresses as these files have them. */
+export const ANY4 = "0".repeat(8);
+const ANY6 = "0".repeat(32);
+export const LOOPBACK4 = "0100007F";
+/** TCP_LISTEN in /proc/net/tcp. */
+const LISTEN = "0A";
+/** Bytes of one read(2). */
+const PIECE = 16_384;
+
+/**
+ * Whether connections go through the tunnel that need it. `tunnel: auto` means: where one listens, which systemd does for
+ * kmesh-tunnel.socket from the boot on, and where there is a certificate to show, which an agent that speaks to istiod
+ * without TLS never gets. In shadow mode nothing is led anywhere, and --allow-plaintext is for those who
+ * run without a tunnel.
+ */
+export function usesTunnel(
+  {
+    tunnel,
+    plaintext,
+    shadow,
+    allowPlaintext,
+  }: Pick<Config, "tunnel" | "plaintext" | "shadow" | "allowPlaintext">,
+  listens: () => boolean = () => rootListens(TCP4, ANY4, TUNNEL_PORT),
+): boolean {
+  if (tunnel === "off" || shadow || allowPlaintext) return false;
+  return tunnel === "on" || (!plaintext && listens());
+}
+
+/** In which ways peers can reach this machine through the tunnel. */
+export interface TunnelReach {
+  /** HBONE, at port 15008. */
+  hbone: boolean;
+  /** A sidecar's mutual TLS, at the ports of the services. */
+  mtls: boolean;
+}
+
+export const UNREACHED: TunnelReach = { hbone: false, mtls: false };
+
+/**
+ * How peers can reach this machine through the tunnel: where its sockets listen, a certificate is there or can be had, and
+ * inbound policies govern. systemd holds the sockets, so a tunnel that has crashed, or has not started yet, counts.
+ */
+export function tunnelReach(
+  config: Pick<Config, "tunnel" | "plaintext" | "shadow" | "inbound">,
+  certificate: boolean,
+  tables: { tcp4: string; tcp6: string } = { tcp4: TCP4, tcp6: TCP6 },
+): TunnelReach {
+  const { tunnel, shadow, inbound, plaintext } = config;
+  if (tunnel === "off" || shadow || inbound === "off" || plaintext || !certificate) return UNREACHED;
+  return {
+    hbone: rootListens(tables.tcp6, ANY6, HBONE_PORT) || rootListens(tables.tcp4, ANY4, HBONE_PORT),
+    mtls: rootListens(tables.tcp4, LOOPBACK4, STEERED_PORT),
+  };
+}
+
+export function isSameReach(one: TunnelReach, other: TunnelReach): boolean {
+  return one.hbone === other.hbone && one.mtls === other.mtls;
+}
+
+/**
+ * Whether a socket of root's listens at `address` and `port` in this network namespace. `table` is /proc/net/tcp, tcp6 or a
+ * file like them, and `address` is as they write it (proc_net_tcp of the kernel's documentation). A sidecar's Envoy, which
+ * uses the same ports, runs as another user.
+ */
+export function rootListens(table: string, address: string, port: number): boolean {
+  const local = `${address}:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  for (const line of listeningRows(table)) {
+    const fields = line.trim().split(/\s+/);
+    if (fields[1] === local && fields[3] === LISTEN && fields[7] === "0") return true;
+  }
+  return false;
+}
+
+/**
+ * The kernel lists sockets that listen before all others, so a machine with many connections costs no more. Nothing when the
+ * file can't be read.
+ */
+function* listeningRows(table: string): Generator<string> {
+  let fd: number;
+  try {
+    fd = openSync(table, "r");
+  } catch {
+    return;
+  }
+  try {
+    const piece = Buffer.alloc(PIECE);
+    let rest = "";
+    for (let isHead = true; ; ) {
+      const count = readSync(fd, piece);
+      const lines = (rest + piece.toString("latin1", 0, count)).split("\n");
+      rest = lines.pop() ?? "";
+      for (const line of lines) {
+        if (isHead) isHead = false;
+        else if (line.trim().split(/\s+/, 4)[3] === LISTEN) yield line;
+        else return;
+      }
+      if (count === 0) return;
+    }
+  } finally {
+    closeSync(fd);
+  }
+}
