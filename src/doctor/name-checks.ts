@@ -1,12 +1,13 @@
 /** Resolves a mesh name by the machine's own resolver, and reports which step lost the query. */
 import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
 import type { Config } from "../config/config.ts";
 import { isV4 } from "../mesh/address.ts";
 import { pinnedNames } from "../names/pins.ts";
 import { asksForAll, readResolvConf } from "../names/resolv-conf.ts";
 import type { NameCounts } from "../names/status.ts";
 import type { Check, Finding } from "./check-runner.ts";
-import { keptByResolved, readResolved } from "./resolved.ts";
+import { lostInResolved } from "./resolved.ts";
 
 /** Time limit of the machine's resolver, milliseconds. */
 const PATIENCE = 12_000;
@@ -86,9 +87,15 @@ function lostAt(
       text: `${name} ${got}, though the kernel answered a query: the local resolver dropped the answer`,
       cure: "Look at its DNSSEC setting: mesh answers are not signed (systemd-resolved: DNSSEC=no or allow-downgrade).",
     };
-  const kept = asksResolved(servers) ? readResolved() : undefined;
-  const why = kept && keptByResolved(name, kept);
+  const why = lostInResolved(name);
   if (why) return { state: "warning", text: `${name} ${got}: ${why.text}`, cure: why.cure };
+  const dead = servers.map((server) => ({ server, reason: unreachable(server) }));
+  if (dead.every(({ reason }) => reason !== undefined))
+    return {
+      state: "warning",
+      text: `${name} ${got}: no query leaves for a name server (${dead.map(({ server, reason }) => `${server}: ${reason}`).join("; ")})`,
+      cure: "Mend the way to a server of /etc/resolv.conf, or name one that is there. For mesh names alone 127.0.0.1 will do: they need no server.",
+    };
   return {
     state: "warning",
     text: `${name} ${got}, and no query for it left by UDP (servers: ${servers.join(", ")})`,
@@ -96,7 +103,23 @@ function lostAt(
   };
 }
 
-/** Whether the machine uses systemd-resolved, by nss-resolve or by its stub's address. */
-function asksResolved(servers: readonly string[]): boolean {
-  return asksForAll() || servers.includes("127.0.0.53");
+/** The kernel's IPv4 neighbours, as text; empty without IPv4. */
+function neighbours(): string {
+  try {
+    return readFileSync("/proc/net/arp", "utf8");
+  } catch {
+    return "";
+  }
+}
+
+/** Why no packet leaves for a name server; undefined when one can, as far as can be found out. */
+function unreachable(server: string): string | undefined {
+  const { status } = spawnSync("ip", ["route", "get", server], { timeout: PATIENCE, stdio: "ignore" });
+  if (status !== null && status !== 0) return "there is no route to it";
+  const entry = neighbours()
+    .split("\n")
+    .map((line) => line.split(/\s+/))
+    .find(([address]) => address === server);
+  // Flags 0: the address was asked for, and nobody answered.
+  return entry?.[2] === "0x0" ? "nobody on its network answers to its address (ARP)" : undefined;
 }

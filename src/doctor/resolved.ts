@@ -1,8 +1,17 @@
 /** What systemd-resolved keeps to itself: names below .local go to no name server, unless a routing domain says so. */
 import { spawnSync } from "node:child_process";
+import { asksForAll, readResolvConf } from "../names/resolv-conf.ts";
 
 /** How long resolvectl may take, milliseconds. */
 const PATIENCE = 3_000;
+/** Addresses at which resolved answers. */
+const STUBS = ["127.0.0.53", "127.0.0.54"];
+
+/** Why a name goes to no name server, and what to do. */
+export interface KeptName {
+  text: string;
+  cure: string;
+}
 
 /** What resolved asks and what it routes, each by interface; "Global" is resolved.conf. */
 export interface Resolved {
@@ -21,6 +30,14 @@ export function readResolved(): Resolved | undefined {
   const domains = servers === undefined ? undefined : told("domain");
   if (servers === undefined || domains === undefined) return undefined;
   return { servers: parseTable(servers), domains: parseTable(domains) };
+}
+
+/** Why the machine's resolver asks nobody for `name`, and the cure; undefined when it does, or is not systemd-resolved. */
+export function lostInResolved(name: string): KeptName | undefined {
+  // By nss-resolve, or by its stub's addresses.
+  const isAsked = asksForAll() || readResolvConf().servers.some((server) => STUBS.includes(server));
+  const resolved = isAsked ? readResolved() : undefined;
+  return resolved && keptByResolved(name, resolved);
 }
 
 /** Lines "Global: WORD..." and "Link 3 (eth0): WORD...". */
@@ -45,7 +62,7 @@ export function parseTable(text: string): Map<string, string[]> {
  * Why resolved asks nobody for `name`, and the cure; undefined when it does ask. A routing domain counts where the servers
  * are: one in resolved.conf has no effect when only interfaces have servers (seen with version 252).
  */
-export function keptByResolved(name: string, resolved: Resolved): { text: string; cure: string } | undefined {
+export function keptByResolved(name: string, resolved: Resolved): KeptName | undefined {
   const asked = [...resolved.servers].filter(([, servers]) => servers.length > 0).map(([link]) => link);
   if (asked.length === 0)
     return {

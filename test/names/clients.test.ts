@@ -92,6 +92,34 @@ describe.skipIf(why !== undefined)("mesh names", () => {
     expect((await names()).counts["passed-not-enrolled"]).toBeGreaterThan(0);
   });
 
+  /** What kmesh doctor finds about names. */
+  const doctor = async (servers: readonly string[], enrolled: boolean) => {
+    const command = `${KMESH} doctor --istiod=127.0.0.1:15010 --plaintext --output=json ${lab.folders.join(" ")}`;
+    const { stdout } = await ask(command, servers, enrolled);
+    const { checks } = JSON.parse(stdout) as { checks: { check: string; findings: { text: string }[] }[] };
+    return checks.find(({ check }) => check === "names")?.findings[0]?.text;
+  };
+
+  test("several name servers: one that can't be reached is passed over, and doctor says when none can be", async () => {
+    // Nobody has this address, so nobody answers ARP for it: the query never gets as far as the interface.
+    const absent = "10.77.0.99";
+    // There is no route to this one.
+    const apart = "203.0.113.9";
+    for (const dead of [absent, apart]) {
+      expect((await ask(`getent ahostsv4 ${HOST}`, [dead, SERVER.v4])).stdout).toContain(SERVICE);
+      expect((await ask(`getent ahostsv4 ${HOST}`, [SERVER.v4, dead])).stdout).toContain(SERVICE);
+    }
+    const { code, stdout } = await ask(`getent ahostsv4 ${HOST}`, [absent, apart]);
+    expect([code, stdout]).toEqual([2, ""]);
+    const text = await doctor([absent, apart], true);
+    expect(text).toContain(`${absent}: nobody on its network answers to its address (ARP)`);
+    expect(text).toContain(`${apart}: there is no route to it`);
+    // A server that is down behind a router is no matter: the query leaves, and the kernel answers it.
+    await lab.namespace.ip("route", "add", `${apart}/32`, "via", SERVER.v4);
+    expect((await ask(`getent ahostsv4 ${HOST}`, [apart])).stdout).toContain(SERVICE);
+    await lab.namespace.ip("route", "delete", `${apart}/32`);
+  });
+
   test("kmesh resolve and kmesh doctor say what the kernel answers, and what the machine's resolver makes of it", async () => {
     const resolved = await lab.json<{
       answers: { event: string; entry: string | null; records: string[] }[];
@@ -99,12 +127,6 @@ describe.skipIf(why !== undefined)("mesh names", () => {
     expect(resolved.answers[0]).toMatchObject({ event: "answered-a", entry: HOST, records: [SERVICE] });
     expect((await lab.kmesh("resolve", "example.com")).stdout).toContain("it is no mesh name");
     expect((await lab.kmesh("resolve", SERVICE)).stdout).toContain(HOST);
-    const doctor = async (servers: readonly string[], enrolled: boolean) => {
-      const command = `${KMESH} doctor --istiod=127.0.0.1:15010 --plaintext --output=json ${lab.folders.join(" ")}`;
-      const { stdout } = await ask(command, servers, enrolled);
-      const { checks } = JSON.parse(stdout) as { checks: { check: string; findings: { text: string }[] }[] };
-      return checks.find(({ check }) => check === "names")?.findings[0]?.text;
-    };
     expect(await doctor(["127.0.0.1"], true)).toContain("through the machine's resolver");
     expect(await doctor(["127.0.0.1"], false)).toContain("not in a governed cgroup");
     expect(await doctor([], true)).toContain("names no server");

@@ -45,6 +45,13 @@ describe.skipIf(why !== undefined)("systemd-resolved", () => {
       `${HOST} does not resolve: systemd-resolved keeps names below .local to itself`,
     );
     expect(doctor.stdout).toContain("resolvectl domain up0 '~cluster.local'");
+    const status = await machine.output("kmesh", "status", "--problems");
+    expect(status).toContain(`${HOST} does not resolve: systemd-resolved keeps names below .local to itself`);
+    expect(status).toContain("resolvectl domain up0 '~cluster.local'");
+    const install = await machine.run(machine.download, "install", "--dry-run");
+    expect(install.stderr.replaceAll(/\s+/g, " ")).toContain(
+      "names below svc.cluster.local, the usual domain of a mesh, will not resolve: systemd-resolved keeps",
+    );
     await machine.output("mkdir", "-p", "/etc/systemd/resolved.conf.d");
     machine.write("/etc/systemd/resolved.conf.d/kmesh.conf", "[Resolve]\nDomains=~cluster.local\n");
     await machine.output("systemctl", "restart", "systemd-resolved");
@@ -57,6 +64,18 @@ describe.skipIf(why !== undefined)("systemd-resolved", () => {
     expect(await resolved()).toContain(SERVICE);
     expect((await machine.run("kmesh", "doctor")).stdout).toContain(`${HOST} resolves to ${SERVICE}`);
     expect((await names()).askers).toBe("machine");
+    const status = JSON.parse(await machine.output("kmesh", "status", "--output=json"));
+    expect(status.lostNames).toBeNull();
+    const stub = { via: "127.0.0.53", program: "systemd-resolved", unit: "systemd-resolved.service" };
+    expect(status.names.resolvers).toEqual([{ ...stub, governed: true }]);
+    // Without nss-resolve the packet is the app's, and resolved's own is not answered.
+    machine.write("/etc/nsswitch.conf", "passwd: files\nhosts: files dns\n");
+    await eventually("status knows the stub, which is not governed", async () => {
+      const { askers, resolvers } = await names();
+      return askers === "enrolled" && Bun.deepEquals(resolvers, [{ ...stub, governed: false }]);
+    });
+    machine.write("/etc/nsswitch.conf", "passwd: files\nhosts: files resolve [!UNAVAIL=return] dns\n");
+    await eventually("resolved asks for all again", async () => (await names()).askers === "machine");
     await machine.output("systemctl", "stop", "kmesh");
     await machine.output("resolvectl", "flush-caches");
     expect(await resolved()).toContain(SERVICE);

@@ -3,6 +3,7 @@ import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { KeptName } from "../../doctor/resolved.ts";
 import type { InboundView } from "../../inbound/view.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 import { indent, since } from "../framework/output.ts";
@@ -31,12 +32,14 @@ export interface Answer {
   standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;
+  /** Mesh names that the machine's resolver asks nobody for, such as this one. */
+  lostNames?: ({ example: string } & KeptName) | undefined;
   damage?: Damage[];
 }
 
 /** The whole page. `dead` is the sentence about the agent when none runs. */
 export function formatStatus(
-  { agent, kernel, inbound, older, atBoot, tunnels, standing, damage = [] }: Answer,
+  { agent, kernel, inbound, older, atBoot, tunnels, standing, lostNames, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -60,7 +63,7 @@ export function formatStatus(
     ...formatStanding(standing, dead === undefined, now),
   ];
   const parts = [formatFacts(facts)];
-  parts.push(...formatTrouble({ agent, kernel, inbound, older, tunnels, damage }, now));
+  parts.push(...formatTrouble({ agent, kernel, inbound, older, tunnels, lostNames, damage }, now));
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
@@ -71,7 +74,7 @@ export function formatStatus(
 
 /** Damage and warnings. */
 function formatTrouble(
-  { agent, kernel, inbound, older, tunnels, damage = [] }: Answer,
+  { agent, kernel, inbound, older, tunnels, lostNames, damage = [] }: Answer,
   now: number,
 ): string[] {
   const parts: string[] = [];
@@ -79,6 +82,7 @@ function formatTrouble(
   const warnings = [
     ...warningsOf(agent, kernel),
     ...namesWarnings(agent?.names),
+    ...(lostNames ? [`${lostNames.example} does not resolve: ${lostNames.text}. ${lostNames.cure}`] : []),
     ...inboundWarnings(agent?.inbound, inbound),
     ...tunnelWarnings(tunnels),
     ...formatOlder(older),

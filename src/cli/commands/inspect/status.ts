@@ -1,4 +1,6 @@
 import { sourcesOf } from "../../../config/sources.ts";
+import { lostInResolved } from "../../../doctor/resolved.ts";
+import type { NamesStatus } from "../../../names/status.ts";
 import { readTunnels } from "../../../tunnel/process/status-file.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT } from "../../framework/exit.ts";
@@ -81,7 +83,8 @@ async function look(
   const standing = root ? readStanding(folders.stateDir) : undefined;
   const tunnels = root ? readTunnels(folders.runDir) : [];
   const atBoot = bootOrders(installedPaths().units);
-  const answer = narrow({ ...value, older, atBoot, tunnels, standing, damage }, filter);
+  const lostNames = lookForLostNames(value.agent?.names);
+  const answer = narrow({ ...value, older, atBoot, tunnels, standing, lostNames, damage }, filter);
   if (format === "json") {
     printJson({
       alive,
@@ -95,11 +98,20 @@ async function look(
       preexistingConnections: older ?? null,
       atBoot,
       manifest: standing ?? null,
+      lostNames: lostNames ?? null,
       damage,
     });
   } else print(before + page(answer, alive ? undefined : lastWords(folders).sentence, folders.bpffs));
   if (damage.length > 0) return EXIT.damaged;
   return alive ? EXIT.done : EXIT.agentNotRunning;
+}
+
+/** Mesh names that systemd-resolved asks nobody for. */
+function lookForLostNames(names: NamesStatus | undefined): Answer["lostNames"] {
+  const { localHost, askers } = names ?? {};
+  if (localHost === undefined || askers === "nobody") return undefined;
+  const lost = lostInResolved(localHost);
+  return lost && { example: localHost, ...lost };
 }
 
 /** Inbound policies and refusals, read from the pins; undefined without inbound policies. */

@@ -3,6 +3,7 @@ import { type Folders, readFolders } from "../../../config/config.ts";
 import { ConfigError } from "../../../config/config-error.ts";
 import { SETTINGS, type Setting } from "../../../config/settings.ts";
 import { CONFIG_FILE, sourcesOf } from "../../../config/sources.ts";
+import { lostInResolved } from "../../../doctor/resolved.ts";
 import type { Proof } from "../../../handover/predecessor.ts";
 import { examineFiles } from "../../../machine/config-files.ts";
 import { requireRoot, Unsupported } from "../../../machine/unsupported.ts";
@@ -114,7 +115,8 @@ export const install = command({
     const done = await lockedUnless(dry || root !== undefined, paths.config, async (written) => {
       const [copy, ...files] = installSteps(paths, await partsFor(paths, program));
       const joining = from === undefined ? undefined : joiningOf(from, root);
-      if (joining) more.remarks = joining.remarks;
+      const remarks = [...(joining?.remarks ?? []), ...(root === undefined ? aboutNames() : [])];
+      if (remarks.length > 0) more.remarks = remarks;
       // With --from, joining writes the configuration.
       const others = joining ? files.filter(({ target }) => target !== paths.config) : files;
       const newUnit = others.some(({ act, target }) => act && unitsOf(paths).includes(target));
@@ -139,7 +141,7 @@ export const install = command({
         const need = changed ? "restart" : joining ? await needOf(FOLDERS, joining.config) : "nothing";
         steps.push(written(startStep(need)));
       }
-      for (const text of joining?.remarks ?? []) remark(`kmesh: ${text}`);
+      for (const text of remarks) remark(`kmesh: ${text}`);
       await perform(steps, dry, format, more);
       return { joining, problems, changed };
     });
@@ -157,6 +159,19 @@ export const install = command({
     return EXIT.done;
   },
 });
+
+/** Where the mesh's names end when nobody says otherwise. */
+const USUAL_DOMAIN = "svc.cluster.local";
+
+/** What the machine's resolver would do with mesh names. */
+function aboutNames(): string[] {
+  const lost = lostInResolved(USUAL_DOMAIN);
+  return lost
+    ? [
+        `names below ${USUAL_DOMAIN}, the usual domain of a mesh, will not resolve: ${lost.text}. ${lost.cure}`,
+      ]
+    : [];
+}
 
 async function writePackage(
   root: string | undefined,
