@@ -8,6 +8,7 @@
  */
 #include "keep.h"
 #include "outcome.h"
+#include "tunnel-port.h"
 #include "walk.h"
 
 #define NSEC_PER_MSEC 1000000ull
@@ -141,6 +142,16 @@ static __always_inline void note_ejection(struct cluster_load *cluster, __u64 un
 		*(volatile __u64 *)&cluster->ejected_until_ns = until;
 }
 
+/*
+ * Whether `kmesh tunnel` reaches the endpoint for the apps. A connect() only says then how the tunnel is. The tunnel itself
+ * records how the endpoint is, by the rules here (src/datapath/tunnel-outcomes.ts).
+ */
+static __always_inline bool is_tunnelled(const struct endpoint *endpoint)
+{
+	return endpoint->port == bpf_htons(TUNNEL_PORT) && endpoint->is_v4 &&
+	       (endpoint->address.word[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+}
+
 /* One more connect to the endpoint failed; it began at `since`. */
 __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 endpoint_id, __u64 since)
 {
@@ -159,7 +170,7 @@ __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 end
 	cluster = chunked_lookup(&cluster_loads, cluster_id);
 	endpoint = chunked_lookup(&endpoints, endpoint_id);
 	desc = descriptor_of(cluster_id);
-	if (!load || !cluster || !endpoint)
+	if (!load || !cluster || !endpoint || is_tunnelled(endpoint))
 		return 0;
 	__sync_fetch_and_add(&load->failed, 1);
 	now = bpf_ktime_get_ns();
@@ -206,7 +217,12 @@ __noinline int outlier_record_failure(__u32 service, __u32 cluster_id, __u32 end
 /* A connect that began in the present row, or after the last ejection, succeeded. */
 static __always_inline void outlier_record_success(const struct socket_state *state, struct endpoint_load *load)
 {
+	const struct endpoint *endpoint;
+
 	if (!load->failures && !load->ejections)
+		return;
+	endpoint = chunked_lookup(&endpoints, state->endpoint);
+	if (!endpoint || is_tunnelled(endpoint))
 		return;
 	if (state->since_ns < *(volatile __u64 *)&load->ejected_until_ns)
 		return;

@@ -83,7 +83,7 @@ struct endpoint_load {
 	__u64 failed; /* connects that failed, ever */
 };
 
-/* Endpoint id -> live connections and health. Written by connect4/6 and sock_release, read at choice and by the agent. */
+/* Endpoint id -> live connections and health. Written by connect4/6, sock_release and the tunnel, read at choice and by the agent. */
 struct {
 	CHUNKED(struct endpoint_load);
 } endpoint_loads SEC(".maps");
@@ -99,7 +99,7 @@ struct cluster_load {
 	__u64 reserved2[2];
 };
 
-/* Cluster id -> turns and live connections. Written by connect4/6 and sock_release. */
+/* Cluster id -> turns and live connections. Written by connect4/6, sock_release and the tunnel. */
 struct {
 	CHUNKED(struct cluster_load);
 } cluster_loads SEC(".maps");

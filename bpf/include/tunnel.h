@@ -9,13 +9,7 @@
 #include "address.h"
 #include "chunked.h"
 #include "keep.h"
-
-#define TUNNEL_PORT 15001
-/*
- * The smallest a.b.c. Who connects to :: from a socket that is bound to an IPv4 address comes to 127.0.0.1, so that must
- * not be a target.
- */
-#define TUNNEL_FIRST_NUMBER 2
+#include "tunnel-port.h"
 
 struct tunnel_target {
 	struct address address; /* the peer's own */

@@ -1,14 +1,17 @@
-/** Reads the pinned tunnel targets, for the tunnel, which also works while no agent runs. */
+/** Reads the pinned tables for the tunnel: its targets, and how their endpoints are. It also works while no agent runs. */
 import { statSync } from "node:fs";
+import { monotonic } from "../kernel/clock.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { Transport } from "../mesh/transport.ts";
 import { readableMaps } from "./generation/map-owners.ts";
 import { keptPin } from "./generation/pins.ts";
-import { idOfNumber, readPeer } from "./mesh-tables/tunnel-targets.ts";
+import { idOfNumber, numberOf, readPeer } from "./mesh-tables/tunnel-targets.ts";
 import { ChunkedTable } from "./tables/chunked-table.ts";
 import * as layout from "./tables/layout.gen.ts";
 import { nameOf } from "./tables/names.ts";
+import { Settings } from "./tables/settings.ts";
 import type { MapName } from "./tables/tables.ts";
+import { anotherEndpoint, type BalanceTables, recordFailure, recordSuccess } from "./tunnel-outcomes.ts";
 
 /** An endpoint behind the tunnel, by the number in its address 127.a.b.c. */
 export interface ReadTunnelTarget {
@@ -31,14 +34,27 @@ const SIZES = {
 } as const;
 type Name = keyof typeof SIZES;
 
+/** Those by which the kernel balances. Without them (another version's tables) targets are reached all the same. */
+const BALANCE_SIZES = {
+  clusters: 8,
+  descriptors: layout.descriptor.size,
+  slots: layout.slot_line.size,
+  endpoint_loads: layout.endpoint_load.size,
+  cluster_loads: layout.cluster_load.size,
+  service_counts: layout.service_counters.size,
+} as const;
+
 /** Number of decoded transports in the cache. */
 const KEPT_TRANSPORTS = 20_000;
 /** Pause between attempts to open missing tables, milliseconds. */
 const RETRY_MS = 500;
+/** The tables grow and are replaced meanwhile: before a failure is recorded, those that were opened so long ago are again. */
+const BALANCE_MS = 10_000;
 
 export class TunnelTargetReader {
   readonly #bpffs: string;
   #tables: Record<Name, ChunkedTable> | undefined;
+  #balance: BalanceTables | undefined;
   #maps: BpfMap[] = [];
   /** Identifies the pin of `tunnel_targets`. Another value means other tables. */
   #inode: number | undefined;
@@ -65,8 +81,27 @@ export class TunnelTargetReader {
     return this.#find(number, id);
   }
 
+  /** Another endpoint of the same cluster for a target that failed; undefined when there is none. */
+  another(number: number): ReadTunnelTarget | undefined {
+    const id = idOfNumber(number);
+    if (id === undefined || !this.#balance) return undefined;
+    const other = anotherEndpoint(this.#balance, id, monotonic());
+    return other === undefined ? undefined : this.read(numberOf(other));
+  }
+
+  /** Records how a connection to a target went that began at `since`, for the kernel's balancing. */
+  record(number: number, went: "well" | "wrong", since: bigint): void {
+    const id = idOfNumber(number);
+    if (id === undefined) return;
+    if (went === "wrong" && performance.now() - this.#triedAt >= BALANCE_MS) this.#open();
+    if (!this.#balance) return;
+    if (went === "well") recordSuccess(this.#balance, id, since);
+    else recordFailure(this.#balance, id, since, monotonic());
+  }
+
   close(): void {
     for (const table of Object.values(this.#tables ?? {})) table.unmap();
+    this.#closeBalance();
     for (const map of this.#maps) map.close();
     this.#tables = undefined;
     this.#maps = [];
@@ -138,11 +173,51 @@ export class TunnelTargetReader {
     }
     this.close();
     this.#tables = opened as Record<Name, ChunkedTable>;
+    this.#balance = this.#openBalance(maps, this.#tables);
     this.#maps = [...maps.values()];
     const inode = this.#pinned();
     const isOther = inode === undefined || inode !== this.#inode;
     this.#inode = inode;
     if (isOther) this.#opened();
+  }
+
+  #openBalance(maps: Map<MapName, BpfMap>, tables: Record<Name, ChunkedTable>): BalanceTables | undefined {
+    const opened: ChunkedTable[] = [];
+    const open = (name: keyof typeof BALANCE_SIZES) => {
+      const map = maps.get(name);
+      if (!map) throw new Error(`the table ${name} is not there`);
+      const table = new ChunkedTable(map, name, BALANCE_SIZES[name]);
+      opened.push(table);
+      return table;
+    };
+    const settings = maps.get("settings");
+    if (!settings) return undefined;
+    try {
+      return {
+        endpoints: tables.endpoints,
+        tunnelTargets: tables.tunnel_targets,
+        clusters: open("clusters"),
+        descriptors: open("descriptors"),
+        slots: open("slots"),
+        endpointLoads: open("endpoint_loads"),
+        clusterLoads: open("cluster_loads"),
+        serviceCounts: open("service_counts"),
+        settings: new Settings(settings),
+      };
+    } catch {
+      for (const table of opened) table.unmap();
+      return undefined;
+    }
+  }
+
+  #closeBalance(): void {
+    if (!this.#balance) return;
+    const { settings, clusters, descriptors, slots, endpointLoads, clusterLoads, serviceCounts } =
+      this.#balance;
+    for (const table of [clusters, descriptors, slots, endpointLoads, clusterLoads, serviceCounts])
+      table.unmap();
+    settings.unmap();
+    this.#balance = undefined;
   }
 
   #pinned(): number | undefined {

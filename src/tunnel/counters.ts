@@ -23,6 +23,8 @@ export interface CounterRows {
   ways: Record<Way, WayCounters>;
   /** TLS handshakes that succeeded. */
   handshakes: { client: number; server: number };
+  /** Outbound connections that failed and came about on another endpoint. */
+  retried: number;
   /** Verified identities of peers, with their connections. */
   identities: Record<string, number>;
   /** Outbound failures as SERVICE -> reason -> count. */
@@ -33,6 +35,7 @@ export class Counters {
   readonly rows: CounterRows = {
     ways: { outbound: empty(), inbound: empty(), hbone: empty() },
     handshakes: { client: 0, server: 0 },
+    retried: 0,
     identities: {},
     services: {},
   };

@@ -86,6 +86,30 @@ export function reasonOfFailure(error: unknown): FailureReason {
   return "other";
 }
 
+/** Those that another endpoint may not have, and that count against this one, as failed connects do. */
+const ENDPOINTS_FAULT: ReadonlySet<FailureReason> = new Set<FailureReason>([
+  "connect-refused",
+  "connect-timeout",
+  "unreachable",
+  "reset",
+  "unknown-ca",
+  "wrong-san",
+  "expired",
+  "not-yet-valid",
+  "no-peer-certificate",
+  "no-alpn",
+  "handshake-timeout",
+  "not-tls",
+  "tls-error",
+  "peer-unavailable",
+  "protocol-error",
+]);
+
+/** Whether the endpoint is to blame, rather than this machine, the peer's policies or the app. */
+export function isEndpointsFault(reason: FailureReason): boolean {
+  return ENDPOINTS_FAULT.has(reason);
+}
+
 /** Whether the error is a TLS alert: in TLS 1.3 a server refuses a client's certificate after the client's handshake. */
 export function isAlert(error: unknown): boolean {
   return error instanceof Error && "code" in error && /ALERT/.test(String(error.code));

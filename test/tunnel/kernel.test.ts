@@ -61,7 +61,7 @@ const runDir = (account: string) => join(folder, `${account}-run`);
 const status = (account: string): TunnelStatus | undefined => readTunnels(runDir(account))[0];
 
 async function govern(policies: Policy[]): Promise<void> {
-  const set: Inbound = { ports: [PORT], mtls: { default: "strict", ports: [] }, policies };
+  const set: Inbound = { ports: [PORT, 10], mtls: { default: "strict", ports: [] }, policies };
   const publisher = join(ROOT, "test/inbound/publisher.ts");
   await output([process.execPath, publisher, bpffs, "leave", JSON.stringify(set)], { netns: there.path });
 }
@@ -87,6 +87,13 @@ beforeAll(async () => {
   const model = emptyMesh();
   addCluster(model, "sidecar", [endpoint(`${THERE}:${PORT}`, { transport: 1 })], { transports: [istio] });
   addCluster(model, "ambient", [endpoint(`${THERE}:${PORT}`, { transport: 1 })], { transports: [hbone] });
+  // Nobody listens at ports 9 and 10 there: TCP is refused, and CONNECT is answered with 503.
+  const pair = (dead: number) => [PORT, dead].map((port) => endpoint(`${THERE}:${port}`, { transport: 1 }));
+  const ejection = { after: 3, base: 60_000, longest: 60_000, percent: 50, enforcing: 100 };
+  addCluster(model, "half", pair(9), { transports: [istio], ejection });
+  addCluster(model, "half-hbone", pair(10), { transports: [hbone], ejection });
+  addFrontend(model, "10.96.8.3:80", { kind: "cluster", cluster: "half" }, "half");
+  addFrontend(model, "10.96.8.4:80", { kind: "cluster", cluster: "half-hbone" }, "half-hbone");
   addFrontend(model, "10.96.8.1:80", { kind: "cluster", cluster: "sidecar" }, "sidecar");
   addFrontend(model, "10.96.8.2:80", { kind: "cluster", cluster: "ambient" }, "ambient");
   lab.publish(model);
@@ -141,6 +148,24 @@ test("policies decide by the identity, as they are pinned now", async () => {
   await eventually("refusals are counted", () => status("web")?.ways.hbone.failures.denied === 2);
   await govern([{ name: "shop/yes", action: "allow", rules }]);
   for (const vip of ["10.96.8.1", "10.96.8.2"]) expect((await reach(vip, 2)).by).toEqual({ web: 2 });
+});
+
+test("a connect that fails is tried on the other endpoint, and failures in a row eject the endpoint, without an agent", async () => {
+  for (const [vip, name] of [
+    ["10.96.8.3", "half"],
+    ["10.96.8.4", "half-hbone"],
+  ] as const) {
+    const before = status("client")?.retried ?? 0;
+    // Every second connection is led to the dead one, until three of them have failed.
+    expect(await reach(vip, 20)).toEqual({ by: { web: 20 }, errors: {} });
+    const ejected = () =>
+      lab.datapath
+        .inspect()
+        .clusters.filter((cluster) => cluster.name === name)
+        .flatMap(({ endpoints }) => endpoints.filter((each) => each.ejectedFor > 0));
+    expect(ejected()).toMatchObject([{ failed: 3, failures: 0, live: 0 }]);
+    await eventually("they are counted", () => (status("client")?.retried ?? 0) === before + 3);
+  }
 });
 
 test("both tunnels are handed over and none of the connects fails", async () => {

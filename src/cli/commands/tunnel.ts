@@ -50,6 +50,7 @@ export const tunnel = command({
         env: process.env,
         store: identityStore(folders.stateDir),
         readTarget: (number) => mesh.readTarget(number),
+        endpoints: mesh,
         admission: mesh,
         runDir: folders.runDir,
         version,

@@ -177,6 +177,11 @@ export function idOfNumber(number: number): number | undefined {
   return number >= FIRST_TARGET && number <= LAST_TARGET ? number - FIRST_TARGET : undefined;
 }
 
+/** The number of an endpoint's id. */
+export function numberOf(id: number): number {
+  return id + FIRST_TARGET;
+}
+
 /** The peer behind an address that a connection was led to; undefined when that is no target's. */
 export function peerBehind(tables: Tables, address: string, port: number): Peer | undefined {
   const number = port === TUNNEL_PORT ? targetOfAddress(address) : undefined;
@@ -188,7 +193,7 @@ export function peerBehind(tables: Tables, address: string, port: number): Peer 
 function isLocal(endpoints: ChunkedTable, id: number): boolean {
   if (endpoints.word(id, END.used.offset) === 0) return false;
   const record = endpoints.record(id);
-  const number = id + FIRST_TARGET;
+  const number = numberOf(id);
   const at = END.address.offset + 12;
   return (
     record[at] === 127 &&

@@ -171,6 +171,16 @@ export class ChunkedTable {
     atomicAdd(this.#chunk(id).bytes.subarray(this.#offset(id) + at), BigInt(change));
   }
 
+  /** Adds to the 32-bit word, which programs may add to at the same time. Gives what it is then. */
+  addToWord(id: number, at: number, change: number): number {
+    return Atomics.add(this.#chunk(id).words, (this.#offset(id) + at) >> 2, change) + change;
+  }
+
+  /** Stores the aligned 8 bytes if they still are `old`, and gives whether they were. */
+  replace(id: number, at: number, old: bigint, value: bigint): boolean {
+    return Atomics.compareExchange(this.#chunk(id).longs, (this.#offset(id) + at) >> 3, old, value) === old;
+  }
+
   #chunk(id: number): Chunk {
     const chunk = this.#chunks[31 - Math.clz32(id + BASE) - BASE_SHIFT];
     if (!chunk) throw new RangeError(`table ${this.#name} has no record ${id}`);

@@ -31,7 +31,7 @@ function requireSuccess(headers: Headers): void {
   const reason =
     status === "401" || status === "403"
       ? "denied-by-peer"
-      : status === "503"
+      : /^5\d\d$/.test(status)
         ? "peer-unavailable"
         : "bad-response";
   throw new TunnelFailure(reason, `the peer answers CONNECT with ${status || "no status"}`);

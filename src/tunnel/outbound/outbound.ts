@@ -1,16 +1,19 @@
 import type { Socket } from "node:net";
 import { targetOfAddress } from "../../mesh/tunnel-address.ts";
 import type { Counters } from "../counters.ts";
-import { isAlert, reasonOfFailure, TunnelFailure } from "../failure.ts";
+import { type FailureReason, isAlert, isEndpointsFault, reasonOfFailure } from "../failure.ts";
 import { reset, splice } from "../splice.ts";
-import type { Dialer } from "./dial.ts";
-import type { ReadTarget } from "./target.ts";
+import type { Dialer, Dialled } from "./dial.ts";
+import type { AddressAndPort } from "./proxy-protocol.ts";
+import type { Endpoints, ReadTarget, TunnelTarget } from "./target.ts";
 
 /** Seconds of silence after which the kernel asks whether the app is still there. */
 export const KEEPALIVE = 60_000;
 
 export interface OutboundOptions {
   readTarget: ReadTarget;
+  /** Absent: nothing is tried on another endpoint, and no outcome is recorded. */
+  endpoints?: Endpoints;
   dialer: Dialer;
   counters: Counters;
   /** Called for each failure: one line, rate-limited by the receiver. */
@@ -18,11 +21,12 @@ export interface OutboundOptions {
 }
 
 /**
- * Carries one accepted connection of an app to the target that its local address names. The app's connect() has succeeded
- * already, so every failure is a reset for it. Owns the socket.
+ * Carries one accepted connection of an app to the target that its local address names, or to another endpoint of the same
+ * cluster when that one fails before its first byte. The app's connect() has succeeded already, so a failure is a reset for
+ * it. Owns the socket.
  */
 export async function carryOutbound(socket: Socket, options: OutboundOptions): Promise<void> {
-  const { counters, dialer, log } = options;
+  const { counters, log } = options;
   const number = targetOfAddress(socket.localAddress);
   const target = number === undefined ? undefined : options.readTarget(number);
   socket.on("error", () => {});
@@ -32,7 +36,6 @@ export async function carryOutbound(socket: Socket, options: OutboundOptions): P
     reset(socket);
     return;
   }
-  const { service, peer } = target;
   const abort = new AbortController();
   const gone = () => abort.abort();
   socket.once("close", gone);
@@ -40,27 +43,58 @@ export async function carryOutbound(socket: Socket, options: OutboundOptions): P
   counters.begin("outbound");
   try {
     const source = { address: socket.remoteAddress ?? "0.0.0.0", port: socket.remotePort ?? 0 };
-    const { stream, identity } = await dialer.dial(target, source, abort.signal);
-    socket.off("close", gone);
+    const { stream, identity, to } = await dial(target, source, abort.signal, options);
     counters.opened("outbound", identity);
     if ("setKeepAlive" in stream && typeof stream.setKeepAlive === "function")
       stream.setKeepAlive(true, KEEPALIVE);
     splice(socket, stream, ({ forth, back, error, failed }) => {
       counters.closed("outbound", forth, back);
       if (failed !== "second" || back > 0) return;
-      const reason = isAlert(error) ? "refused-by-peer" : reasonOfFailure(error);
-      counters.failed("outbound", reason, service);
-      log(`outbound: ${service} at ${peer.address}:${peer.port}: ${reason}: ${error?.message}`);
+      note(options, to, isAlert(error) ? "refused-by-peer" : reasonOfFailure(error), error);
     });
-  } catch (error) {
-    socket.off("close", gone);
+  } catch {
     counters.abandoned("outbound");
-    const reason = reasonOfFailure(error);
-    if (!abort.signal.aborted) {
-      counters.failed("outbound", reason, service);
-      const text = error instanceof TunnelFailure ? error.message : String(error);
-      log(`outbound: ${service} at ${peer.address}:${peer.port}: ${reason}: ${text}`);
-    }
     reset(socket);
+  } finally {
+    socket.off("close", gone);
   }
+}
+
+/** Tries the target, then another endpoint of its cluster. Rejects with the last failure, which is counted and logged. */
+async function dial(
+  target: TunnelTarget,
+  source: AddressAndPort,
+  signal: AbortSignal,
+  options: OutboundOptions,
+): Promise<Dialled & { to: TunnelTarget }> {
+  const { dialer, endpoints, counters } = options;
+  for (let to = target; ; ) {
+    const since = endpoints?.now() ?? 0n;
+    try {
+      const dialled = await dialer.dial(to, source, signal);
+      endpoints?.record(to, "well", since);
+      if (to !== target) counters.rows.retried++;
+      return { ...dialled, to };
+    } catch (error) {
+      if (signal.aborted) throw error;
+      const reason = reasonOfFailure(error);
+      note(options, to, reason, error);
+      if (!isEndpointsFault(reason)) throw error;
+      endpoints?.record(to, "wrong", since);
+      const another = to === target ? endpoints?.another(target) : undefined;
+      if (!another) throw error;
+      to = another;
+    }
+  }
+}
+
+function note(
+  { counters, log }: OutboundOptions,
+  { service, peer }: TunnelTarget,
+  reason: FailureReason,
+  error: unknown,
+): void {
+  counters.failed("outbound", reason, service);
+  const text = error instanceof Error ? error.message : String(error);
+  log(`outbound: ${service} at ${peer.address}:${peer.port}: ${reason}: ${text}`);
 }

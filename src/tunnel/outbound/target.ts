@@ -15,3 +15,13 @@ export interface TunnelTarget {
 
 /** Looks a target up by its number: undefined when there is none. Must not throw. */
 export type ReadTarget = (number: number) => TunnelTarget | undefined;
+
+/** How the kernel balances between the endpoints of a cluster, and what it has to know for that. Must not throw. */
+export interface Endpoints {
+  /** Another endpoint of the target's cluster that may take its place; undefined: there is none. */
+  another(target: TunnelTarget): TunnelTarget | undefined;
+  /** A connection to the target came about, or failed by the target's own fault. It began at `since`. */
+  record(target: TunnelTarget, went: "well" | "wrong", since: bigint): void;
+  /** CLOCK_MONOTONIC, for `record`. */
+  now(): bigint;
+}

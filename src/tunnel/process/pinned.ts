@@ -3,11 +3,12 @@ import { existsSync, statSync } from "node:fs";
 import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
 import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
 import { reasonOf } from "../../errors/reason.ts";
+import { monotonic } from "../../kernel/clock.ts";
 import { mtlsOf } from "../../mesh/inbound.ts";
 import type { Judge } from "../../policy/decide.ts";
 import { keptInboundPin, offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
 import { type Admission, type InboundConnection, NOBODY } from "../inbound/admission.ts";
-import type { TunnelTarget } from "../outbound/target.ts";
+import type { Endpoints, TunnelTarget } from "../outbound/target.ts";
 import type { Listener } from "./listeners.ts";
 
 /** Milliseconds between two tries to read policies that are not there. */
@@ -22,7 +23,7 @@ function pinOf(bpffs: string): number | undefined {
   return statSync(keptInboundPin(bpffs, "inbound_listeners"), { throwIfNoEntry: false })?.ino;
 }
 
-export class PinnedMesh implements Admission {
+export class PinnedMesh implements Admission, Endpoints {
   readonly #bpffs: string;
   readonly #warn: (text: string) => void;
   readonly #targets: TunnelTargetReader;
@@ -46,6 +47,27 @@ export class PinnedMesh implements Admission {
       this.#complain(`the tunnel targets can't be read: ${reasonOf(error)}`);
       return undefined;
     }
+  }
+
+  another(target: TunnelTarget): TunnelTarget | undefined {
+    try {
+      return this.#targets.another(target.number);
+    } catch (error) {
+      this.#complain(`the endpoints can't be read: ${reasonOf(error)}`);
+      return undefined;
+    }
+  }
+
+  record(target: TunnelTarget, went: "well" | "wrong", since: bigint): void {
+    try {
+      this.#targets.record(target.number, went, since);
+    } catch (error) {
+      this.#complain(`how endpoints are can't be recorded: ${reasonOf(error)}`);
+    }
+  }
+
+  now(): bigint {
+    return monotonic();
   }
 
   decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string } {

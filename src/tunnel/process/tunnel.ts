@@ -10,7 +10,7 @@ import type { Admission } from "../inbound/admission.ts";
 import { InboundTunnel } from "../inbound/inbound.ts";
 import { Dialer } from "../outbound/dial.ts";
 import { carryOutbound } from "../outbound/outbound.ts";
-import type { ReadTarget } from "../outbound/target.ts";
+import type { Endpoints, ReadTarget } from "../outbound/target.ts";
 import { reset } from "../splice.ts";
 import { MeshCredentials } from "../tls/mesh-credentials.ts";
 import { Gate, LIMITS, type Limits } from "./gate.ts";
@@ -29,6 +29,8 @@ export interface TunnelOptions {
   listeners: Partial<Record<ListenerName, { fd: number } | { host: string; port: number }>>;
   store: CertificateStore;
   readTarget: ReadTarget;
+  /** Absent: nothing is tried on another endpoint, and no outcome is recorded. */
+  endpoints?: Endpoints;
   admission: Admission;
   runDir: string;
   version: string;
@@ -150,8 +152,10 @@ export class Tunnel {
       outbound: (socket) => {
         const log = (text: string) => this.#line(text);
         const counters = this.#counters;
+        const { readTarget, endpoints } = this.#options;
         return carryOutbound(socket, {
-          readTarget: this.#options.readTarget,
+          readTarget,
+          ...(endpoints && { endpoints }),
           dialer: this.#dialer,
           counters,
           log,
