@@ -24,41 +24,46 @@ export const SETTINGS = {
   istiod: {
     kind: "text",
     hint: "HOST:PORT",
-    about: "where istiod listens (port 15012, with --plaintext 15010)",
+    about: "istiod's address (default port 15012, with --plaintext 15010)",
   },
   hosts: {
     kind: "map",
     hint: "NAME=ADDRESS",
     about:
-      "where istiod and its CA are dialled: addresses, one after the other, or a DNS name; their certificates must still be for NAME",
+      "dial these addresses, in order, or this DNS name instead of NAME, for istiod and its CA; their certificates must be for NAME",
   },
   "ca-server": {
     kind: "text",
     hint: "HOST:PORT",
-    about: "where certificates are asked for, when that is not istiod itself",
+    about: "the certificate authority (default: istiod)",
   },
-  plaintext: { kind: "switch", about: "speak to istiod without TLS" },
-  ca: { kind: "text", hint: "FILE", about: "root certificates that istiod is checked against" },
+  plaintext: { kind: "switch", about: "connect to istiod without TLS" },
+  ca: { kind: "text", hint: "FILE", about: "root certificates that verify istiod (PEM)" },
   token: {
     kind: "text",
     hint: "FILE",
-    about: "token that istiod gives the first certificate for, read again at each use",
+    about: "token for the first certificate; read again at each use",
   },
   mode: {
     kind: "text",
     hint: "kernel-native|dual-engine",
     choices: MODES,
     about:
-      "what is asked of istiod: listeners, routes, clusters and endpoints, or ambient's services and workloads",
+      "the configuration that istiod sends: listeners, routes, clusters and endpoints, or ambient's services and workloads",
     fallback: "kernel-native",
   },
   namespace: {
     kind: "text",
     hint: "NAME",
-    about: "the namespace this machine belongs to",
+    about: "this machine's namespace",
     fallback: "default",
   },
-  "service-account": { kind: "text", hint: "NAME", about: "its service account", fallback: "default" },
+  "service-account": {
+    kind: "text",
+    hint: "NAME",
+    about: "this machine's service account",
+    fallback: "default",
+  },
   "trust-domain": {
     kind: "text",
     hint: "NAME",
@@ -68,70 +73,70 @@ export const SETTINGS = {
   "certificate-life": {
     kind: "text",
     hint: "TIME",
-    about: "how long certificates are asked for (24h, 90m, 300s); istiod may allow less",
+    about: "the requested lifetime of certificates (24h, 90m, 300s); istiod may shorten it",
     fallback: "24h",
   },
   name: {
     kind: "text",
     hint: "NAME",
-    about: "what istiod calls this machine (default: its host name)",
+    about: "this machine's name for istiod (default: the host name)",
   },
   ip: {
     kind: "list",
     hint: "ADDRESS",
-    about: "the machine's own addresses, the main one first (default: those of its interfaces)",
+    about: "the machine's addresses, the primary one first (default: those of its interfaces)",
   },
   "service-ip": {
     kind: "text",
     hint: "ADDRESS",
-    about: "where peers reach this machine, when none of its own addresses is it (NAT)",
+    about: "the address at which peers reach this machine behind NAT",
   },
   locality: {
     kind: "text",
     hint: "REGION/ZONE/SUBZONE",
-    about: "where the machine stands, for locality failover",
+    about: "the machine's locality, for locality load balancing and failover",
   },
   "cluster-id": {
     kind: "text",
     hint: "NAME",
-    about: "the cluster whose addresses are meant",
+    about: "the cluster id for istiod",
     fallback: "Kubernetes",
   },
-  network: { kind: "text", hint: "NAME", about: "the mesh network the machine is in", fallback: "" },
-  "mesh-id": { kind: "text", hint: "NAME", about: "the mesh's own name, where several are joined" },
+  network: { kind: "text", hint: "NAME", about: "the machine's mesh network", fallback: "" },
+  "mesh-id": { kind: "text", hint: "NAME", about: "the mesh's id, for several joined meshes" },
   labels: {
     kind: "map",
     hint: "KEY=VALUE",
-    about: "the workload's labels, by which policies and routes select it",
+    about: "the workload's labels, which policies and routes select",
   },
   "workload-name": {
     kind: "text",
     hint: "NAME",
-    about: "the name of the workload that this machine is one of",
+    about: "the name of this machine's workload",
   },
   "workload-group": {
     kind: "text",
     hint: "NAME",
-    about: "the WorkloadGroup with which istiod registers this machine while it is connected",
+    about: "the WorkloadGroup by which istiod registers this machine while it is connected",
   },
   "workload-entry": {
     kind: "text",
     hint: "NAME",
-    about: "the WorkloadEntry that stands for this machine already, instead of a workload-group",
+    about: "the existing WorkloadEntry of this machine, instead of a workload-group",
   },
   ports: {
     kind: "json",
     hint: "JSON",
-    about: "the workload's ports, as its WorkloadGroup names them",
+    about: "the workload's ports, in the format of its WorkloadGroup",
   },
   "readiness-probe": {
     kind: "json",
     hint: "JSON",
-    about: "how to find out whether the app is healthy: a WorkloadGroup's probe",
+    about: "the health check of the app, in the format of a WorkloadGroup",
   },
   "probe-localhost": {
     kind: "switch",
-    about: "probe the app at localhost, not at the machine's first address",
+    about: "check the app at localhost instead of the machine's first address",
   },
   metadata: {
     kind: "map",
@@ -141,10 +146,10 @@ export const SETTINGS = {
   unit: {
     kind: "list",
     hint: "NAME",
-    about: "enrol this systemd unit, whichever cgroup it has; then nothing else unless cgroup says so",
+    about: "enrol this systemd unit, in any cgroup; nothing else is enrolled unless --cgroup is given, too",
   },
-  cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and what is below it", fallback: "/" },
-  exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never touch connections to these addresses" },
+  cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and everything below it", fallback: "/" },
+  exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never govern connections to these addresses" },
   netns: {
     kind: "text",
     hint: "own|all",
@@ -155,13 +160,19 @@ export const SETTINGS = {
     kind: "text",
     hint: "auto|on|off",
     choices: ["auto", "on", "off"],
-    about: "answer queries for mesh names in the kernel: of those who are governed, of everybody, of nobody",
+    about:
+      "answer queries for mesh names in the kernel: auto for enrolled processes, on for all, off for none",
     fallback: "auto",
   },
-  "dns-exclude": { kind: "list", hint: "SUFFIX", about: "never answer this name and names below it" },
+  "dns-exclude": {
+    kind: "list",
+    hint: "SUFFIX",
+    about: "never answer queries for this name and names below it",
+  },
   "dns-truncate": {
     kind: "switch",
-    about: "mark an answer that lacks addresses as truncated: for name servers that know mesh names by TCP",
+    about:
+      "set the TC bit when not all addresses fit; for machines whose name servers know mesh names by TCP",
   },
   inbound: {
     kind: "text",
@@ -170,13 +181,14 @@ export const SETTINGS = {
     about: "enforce authorization policies and STRICT mutual TLS on connections to this machine's services",
     fallback: "on",
   },
-  shadow: { kind: "switch", about: "decide and count, change nothing" },
+  shadow: { kind: "switch", about: "decide and count, but change no connection" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
   tunnel: {
     kind: "text",
     hint: "auto|on|off",
     choices: ["auto", "on", "off"],
-    about: "carry what needs mutual TLS through kmesh tunnel: where one listens, always, never",
+    about:
+      "carry connections that need mutual TLS through kmesh tunnel: auto if one listens, on always, off never",
     fallback: "auto",
   },
   traffic: {
@@ -188,44 +200,54 @@ export const SETTINGS = {
   metrics: {
     kind: "text",
     hint: "ADDRESS:PORT",
-    about: "where GET /metrics is answered, beside the admin socket (default: nowhere)",
+    about: "serve GET /metrics here, too (default: only on the admin socket)",
   },
   "access-log": {
     kind: "text",
     hint: "FILE|stdout|journal",
-    about: "write a line for each connection that ends (default: none)",
+    about: "write one line for each ended connection (default: off)",
   },
-  "access-log-format": { kind: "text", hint: "text|json", about: "what a line looks like", fallback: "text" },
+  "access-log-format": { kind: "text", hint: "text|json", about: "the format of a line", fallback: "text" },
   "access-log-filter": {
     kind: "list",
     hint: "failures|service=NAME|unit=NAME",
-    about: "only connections that match all of these",
+    about: "log only connections that match all of these",
   },
   "access-log-rate": {
     kind: "text",
     hint: "LINES",
-    about: "lines a second at most; what is dropped is counted",
+    about: "most lines per second; dropped lines are counted",
     fallback: "1000",
   },
   "access-log-interval": {
     kind: "text",
     hint: "TIME",
-    about: "log connections that live each time as well (30s, 5m, 1h; default: only when they end)",
+    about: "also log open connections at this interval (30s, 5m, 1h; default: only at their end)",
   },
   "log-level": { kind: "text", hint: "error|warn|info|debug", about: "how much to log", fallback: "info" },
   "admin-group": {
     kind: "text",
     hint: "GROUP",
-    about: "the group whose members may look (status, explain, dump), and change nothing",
+    about: "the group whose members may read the state (status, explain, dump)",
   },
   bpffs: {
     kind: "text",
     hint: "DIR",
-    about: "where programs, maps and links are pinned",
+    about: "the folder of pinned programs, maps and links",
     fallback: "/sys/fs/bpf/kmesh",
   },
-  "state-dir": { kind: "text", hint: "DIR", about: "what outlives a reboot", fallback: "/var/lib/kmesh" },
-  "run-dir": { kind: "text", hint: "DIR", about: "lock, admin socket, status", fallback: "/run/kmesh" },
+  "state-dir": {
+    kind: "text",
+    hint: "DIR",
+    about: "the folder for state that outlives a reboot",
+    fallback: "/var/lib/kmesh",
+  },
+  "run-dir": {
+    kind: "text",
+    hint: "DIR",
+    about: "the folder for lock, admin socket and status",
+    fallback: "/run/kmesh",
+  },
 } as const satisfies Record<string, Setting>;
 
 export type SettingName = keyof typeof SETTINGS;

@@ -5,15 +5,15 @@ import { print } from "../framework/output.ts";
 
 export const completion = command({
   name: "completion",
-  about: "Print what a shell needs to complete kmesh's commands, flags, services and units",
+  about: "Print the completion script of a shell: commands, flags, services and units",
   access: "anyone",
   positionals: [{ name: "shell", about: "bash, zsh or fish", required: true, choices: SHELLS }],
   notes:
-    "kmesh install and the packages put it into place for new shells. Names of services come from the agent that runs, those of " +
+    "kmesh install and the packages install it for new shells. Names of services come from the running agent, names of " +
     "units from systemd.",
   examples: [
-    ["completion bash > /etc/bash_completion.d/kmesh", "Complete in bash, for everybody"],
-    ["completion fish | source", "Complete in this fish"],
+    ["completion bash > /etc/bash_completion.d/kmesh", "Install completion for bash, for all users"],
+    ["completion fish | source", "Load completion into this fish"],
   ],
   async run({ positionals: [shell] }) {
     print(completionScript(shell as Shell).trimEnd());

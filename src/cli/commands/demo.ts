@@ -21,12 +21,12 @@ const LONG_LIVED = 20;
 
 export const demo = command({
   name: "demo",
-  about: "Show what kmesh promises, in a network namespace of its own, in under a minute",
+  about: "Show kmesh at work in a separate network namespace, in under a minute",
   flags: FLAGS,
   examples: [
-    ["demo", "Show it, in half a minute"],
-    ["demo --keep", "Leave it up to play with"],
-    ["demo --mode dual-engine", "The same by ambient's workload API"],
+    ["demo", "Run the demo, half a minute"],
+    ["demo --keep", "Keep it running afterwards, to try it out"],
+    ["demo --mode dual-engine", "Run it with ambient's workload API"],
   ],
   async run({ flags }) {
     formatOf(flags);

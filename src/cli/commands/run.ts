@@ -27,21 +27,21 @@ const READY_PATIENCE = 3_000;
 
 export const run = command({
   name: "run",
-  about: "Run the agent: keep the kernel's tables as istiod wants them",
+  about: "Run the agent, which publishes istiod's configuration to the kernel",
   flags: { ...SETTINGS, ...CONFIG_FLAG },
   notes: [
     "Each flag is also a variable and a key of the configuration file: --service-account is KMESH_SERVICE_ACCOUNT",
-    "and service-account. A flag wins over a variable, a variable over the file. Lists are written with commas.",
+    "and service-account. A flag wins over a variable, a variable over the file. Lists have commas.",
     "",
-    "SIGTERM and SIGINT end the agent and leave the kernel as it is; so does SIGKILL. SIGHUP reads the configuration",
+    "SIGTERM, SIGINT and SIGKILL end the agent and leave the kernel's state in place. SIGHUP reloads the configuration:",
     "again: cgroup, unit, exclude, netns, dns, dns-exclude, dns-truncate and shadow change at once, for the rest the log says what needs a restart.",
   ].join("\n"),
   examples: [
     [
       "run --istiod istiod.example:15012 --ca root.pem --token token",
-      "Run an agent with what flags and /etc/kmesh/config.yaml say",
+      "Run an agent with these flags and /etc/kmesh/config.yaml",
     ],
-    ["run --shadow --unit nginx", "Decide and count for one unit, and change nothing"],
+    ["run --shadow --unit nginx", "Decide and count for one unit without changing connections"],
   ],
   async run({ flags }) {
     const invitation = process.env[INVITATION];

@@ -18,7 +18,7 @@ const AFTER_SUCCESSION = 1_000;
 
 export const tunnel = command({
   name: "tunnel",
-  about: "Run the tunnel: mutual TLS and HBONE for the connections of this machine",
+  about: "Run the tunnel, which carries this machine's connections by mutual TLS and HBONE",
   flags: {
     "drain-timeout": {
       kind: "text",
@@ -35,7 +35,7 @@ export const tunnel = command({
     "SIGHUP starts the next tunnel on the same sockets; this one accepts nothing more and ends with its last connection.",
     "SIGTERM and SIGINT end it with its last connection, or after --drain-timeout; a second one resets what is left.",
   ].join("\n"),
-  examples: [["tunnel --drain-timeout 10m", "Run it, and give connections ten minutes at its end"]],
+  examples: [["tunnel --drain-timeout 10m", "Run it; when it ends, open connections have ten minutes"]],
   async run({ flags }) {
     const folders = foldersOf(flags);
     const drainTimeout = durationOf(textFlag(flags, "drain-timeout"));

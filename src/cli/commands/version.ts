@@ -12,7 +12,7 @@ export const version = command({
   about: "Print the version",
   access: "anyone",
   flags: OUTPUT_FLAG,
-  examples: [["version -o json", "Give version, kernel and table layout to a program"]],
+  examples: [["version -o json", "Print version, kernel and table layout as JSON"]],
   async run({ flags }) {
     const { keepId } = await import("../../datapath/generation/keep.ts");
     const runtime =

@@ -55,7 +55,7 @@ export function command(definition: Definition): Command {
 
 /** `--verbose`, which every command takes. */
 const VERBOSE_FLAG: Record<string, Setting> = {
-  verbose: { kind: "switch", short: "v", about: "say how the answer was found, and where an error arose" },
+  verbose: { kind: "switch", short: "v", about: "print how the answer was found, and the stack of an error" },
 };
 
 /** `--config FILE`. */
@@ -70,7 +70,7 @@ export const OUTPUT_FLAG: Record<string, Setting> = {
     short: "o",
     hint: "text|json",
     choices: ["text", "json"],
-    about: "how to print",
+    about: "the output format",
     fallback: "text",
   },
 };

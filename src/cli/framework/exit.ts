@@ -27,18 +27,18 @@ export const EXIT = {
 
 /** For --help and the README. */
 export const EXIT_CODES: readonly [number, string][] = [
-  [EXIT.done, "done"],
+  [EXIT.done, "success"],
   [EXIT.failed, "failed"],
   [EXIT.usage, "a flag, an argument or the configuration is wrong"],
-  [EXIT.agentNotRunning, "no agent runs (what the kernel holds was printed)"],
-  [EXIT.unsupported, "not root, or the kernel lacks something"],
+  [EXIT.agentNotRunning, "no agent runs; the kernel's state was printed"],
+  [EXIT.unsupported, "not root, or the machine lacks a required feature"],
   [EXIT.alreadyRunning, "another agent holds these folders"],
-  [EXIT.notHandedOver, "no restart, upgrade or rollback: the agent before goes on"],
-  [EXIT.busy, "another restart, upgrade or rollback is under way"],
+  [EXIT.notHandedOver, "restart, upgrade or rollback failed; the previous agent continues"],
+  [EXIT.busy, "another restart, upgrade or rollback is in progress"],
   [EXIT.notGoverned, "kmesh wait: nothing is governed yet"],
-  [EXIT.unknownState, "a later version's state lies there: nothing was touched"],
-  [EXIT.damaged, "kmesh status: something is damaged, and it says what mends it"],
-  [EXIT.notThereYet, "kmesh run as a service: something is not there yet, and it is tried again"],
+  [EXIT.unknownState, "the state of a later version was found; nothing was changed"],
+  [EXIT.damaged, "kmesh status: something is damaged; the output has the repair"],
+  [EXIT.notThereYet, "kmesh run as a service: something is missing; systemd tries again"],
 ];
 
 /** Ends a command with `code` and one line; `next` is the next step. */

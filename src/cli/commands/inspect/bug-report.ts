@@ -11,7 +11,7 @@ import { formatOf, print, printJson, remark } from "../../framework/output.ts";
 
 export const bugReport = command({
   name: "bug-report",
-  about: "Write one archive with all that helps to find a fault, and without secrets",
+  about: "Write an archive with diagnostic information, without secrets",
   changes: true,
   positionals: [
     {
@@ -23,10 +23,10 @@ export const bugReport = command({
   ],
   flags: { ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   notes:
-    "Status, doctor, history, certificates, what istiod sent, the model and the tables, the configuration, the journal, and facts " +
+    "It has status, doctor, history, certificates, dumps, the configuration, the journal, and facts " +
     "of kernel, network and BPF. Keys, tokens, passwords, header values and arguments of probes are left out; names, addresses " +
-    "and labels are not: read it before you pass it on.",
-  examples: [["bug-report /tmp/report.tar.gz", "Write the archive there; tar -tzf lists it"]],
+    "and labels are not: read it before you share it.",
+  examples: [["bug-report /tmp/report.tar.gz", "Write the archive to this file; tar -tzf lists it"]],
   async run({ flags, positionals: [file] }) {
     const format = formatOf(flags);
     const from = sourcesOf(flags, process.env);

@@ -17,7 +17,7 @@ import { foldersOf, view } from "../../framework/view.ts";
 
 export const doctor = command({
   name: "doctor",
-  about: "Look for what keeps this machine from the mesh, or a service from answering, and say what mends it",
+  about: "Find what keeps this machine out of the mesh, or a service from answering, and say how to fix it",
   positionals: [
     {
       name: "destination",
@@ -28,13 +28,13 @@ export const doctor = command({
   ],
   flags: { ...SETTINGS, ...CONFIG_FLAG, ...OUTPUT_FLAG },
   notes:
-    "Looks in this order: configuration, kernel, cgroup2, bpffs, clock, files, istiod's name, a connection, TLS, identity, agent. The " +
-    "settings come from where kmesh run has them. Nothing is changed; istiod is asked for a certificate that is not kept. Exit code 1 " +
-    "when something is wrong; remarks alone are none.\n\nWith a destination it shows what the kernel would do with a connection to it, " +
+    "Checks in this order: configuration, kernel, cgroup2, bpffs, clock, files, istiod's name, a connection, TLS, identity, agent. The " +
+    "settings are those of kmesh run. It changes nothing; it requests a certificate from istiod and discards it. Exit code 1 " +
+    "for an error, 0 with warnings only.\n\nWith a destination it shows the kernel's decision for a connection to it, " +
     "and connects to each endpoint from this process, which the mesh does not govern. Exit code 1 when the connection would be refused " +
     "or an endpoint does not answer.",
   examples: [
-    ["doctor", "Check this machine and its way to istiod"],
+    ["doctor", "Check this machine and its connection to istiod"],
     ["doctor shop.demo:80", "Find which endpoint of a service fails, and why"],
   ],
   async run({ flags, positionals: [destination] }) {

@@ -30,14 +30,14 @@ const PARTS = ["received", "model", "tables"] as const;
 
 export const dump = command({
   name: "dump",
-  about: "Print the configuration as received, the model made of it, or the kernel's tables",
+  about: "Print the received configuration, the compiled model, or the kernel's tables",
   access: "reader",
   positionals: [{ name: "part", about: "received, model or tables", required: true, choices: PARTS }],
   flags: { ...FILTER_FLAGS, ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   examples: [
-    ["dump model --type frontends --port 80", "what apps connect to on port 80"],
-    ["dump received --fqdn reviews.shop", "all that istiod sent of a host"],
-    ["dump tables --type clusters --subset v2 -o json", "a subset's clusters as the kernel holds them"],
+    ["dump model --type frontends --port 80", "Print the frontends of port 80"],
+    ["dump received --fqdn reviews.shop", "Print istiod's resources for a host"],
+    ["dump tables --type clusters --subset v2 -o json", "Print a subset's clusters in the kernel as JSON"],
   ],
   async run({ flags, positionals: [part = ""] }) {
     const format = formatOf(flags);

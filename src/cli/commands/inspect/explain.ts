@@ -12,7 +12,7 @@ import { foldersOf, lastWords, view } from "../../framework/view.ts";
 
 export const explain = command({
   name: "explain",
-  about: "Show where a connection would go now, and why: a dry run through the live tables",
+  about: "Show where a connection would go now, and why, by a dry run through the live tables",
   access: "reader",
   positionals: [
     { name: "destination", about: "HOST, HOST:PORT or IP:PORT", required: false, completes: "service" },
@@ -21,7 +21,8 @@ export const explain = command({
     from: {
       kind: "text",
       hint: "IP|PRINCIPAL",
-      about: "whether this peer is let in: an address, or TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT[@IP]",
+      about:
+        "explain whether this peer may connect: an address, or TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT[@IP]",
     },
     to: { kind: "text", hint: "PORT", about: "with --from: the port of this machine, or IP:PORT" },
     ...FOLDER_FLAGS,
@@ -29,7 +30,7 @@ export const explain = command({
   },
   examples: [
     ["explain shop.demo:80", "Show where a connection to a service would go"],
-    ["explain 10.96.0.10:80 -o json", "Give the same for an address to a program"],
+    ["explain 10.96.0.10:80 -o json", "Print the same for an address as JSON"],
     [
       "explain --from 10.0.0.7 --to 8080",
       "Show whether a peer may connect to this machine, and which rule decides",

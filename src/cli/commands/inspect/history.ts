@@ -9,8 +9,8 @@ export const history = command({
   name: "history",
   about: "Print this machine's starts, restarts, upgrades and rollbacks, the latest last",
   flags: { ...OUTPUT_FLAG, ...FOLDER_FLAGS },
-  notes: "It is kept in history.json in the state folder, the last 200 of them, and needs no agent.",
-  examples: [["history", "Show what was started, upgraded and rolled back, and how it went"]],
+  notes: "The last 200 entries are in history.json in the state folder. Needs no agent.",
+  examples: [["history", "Show starts, upgrades and rollbacks, and their results"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));

@@ -14,19 +14,18 @@ export const log = command({
   name: "log",
   about: "Show connections as they end, live",
   flags: {
-    follow: { kind: "switch", short: "f", about: "until Ctrl-C, which is the default" },
-    count: { kind: "text", hint: "COUNT", about: "end after so many lines" },
-    failures: { kind: "switch", about: "only those that failed or were refused" },
-    service: { kind: "text", hint: "HOST[:PORT]", about: "only those to this service" },
-    unit: { kind: "text", hint: "NAME", about: "only those of this unit" },
+    follow: { kind: "switch", short: "f", about: "continue until Ctrl-C (default)" },
+    count: { kind: "text", hint: "COUNT", about: "end after this number of lines" },
+    failures: { kind: "switch", about: "only failed and refused connections" },
+    service: { kind: "text", hint: "HOST[:PORT]", about: "only connections to this service" },
+    unit: { kind: "text", hint: "NAME", about: "only connections of this unit" },
     ...OUTPUT_FLAG,
     ...FOLDER_FLAGS,
   },
-  notes:
-    "With --output json each line is an object. Lines that this command does not read in time are dropped: it never holds up the agent.",
+  notes: "With --output json each line is an object. A slow reader loses lines: it never delays the agent.",
   examples: [
-    ["log --follow --failures", "what fails, as it happens"],
-    ["log --count 10 --unit shop.service", "the next ten connections of one unit"],
+    ["log --follow --failures", "Follow failed connections"],
+    ["log --count 10 --unit shop.service", "Show the next ten connections of one unit"],
   ],
   async run({ flags }) {
     const format = formatOf(flags);

@@ -14,7 +14,7 @@ const PASSED: Readonly<Record<string, string>> = {
 
 export const resolve = command({
   name: "resolve",
-  about: "Show what the kernel answers to a DNS query, and from which entry of its table",
+  about: "Show the kernel's answer to a DNS query, and its table entry",
   positionals: [
     { name: "name", about: "a name, or an address for its reverse name", required: true },
     {
@@ -25,9 +25,9 @@ export const resolve = command({
   ],
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
   examples: [
-    ["resolve shop.demo.internal", "its addresses, as the kernel answers them"],
-    ["resolve 10.96.0.10", "the name of an address"],
-    ["resolve shop.demo.internal HTTPS", "a type of record that mesh names lack"],
+    ["resolve shop.demo.internal", "Show the addresses in the kernel's answer"],
+    ["resolve 10.96.0.10", "Show the name of an address"],
+    ["resolve shop.demo.internal HTTPS", "Show the answer for a record type that mesh names lack"],
   ],
   async run({ flags, positionals: [asked = "", type] }) {
     const format = formatOf(flags);

@@ -17,31 +17,31 @@ const LOOK = 2_000;
 
 export const status = command({
   name: "status",
-  about: "Show the agent, its stream to istiod, the services and what is not enforced",
+  about: "Show the agent, its stream to istiod, the services, and unenforced configuration",
   access: "reader",
   positionals: [
     {
       name: "pattern",
-      about: "show services whose name holds this, or matches it where it has * or ?",
+      about: "show services whose name contains this, or matches it if it has * or ?",
       required: false,
       completes: "service",
     },
   ],
   flags: {
-    all: { kind: "switch", short: "a", about: "list every service, also those without a connection" },
-    problems: { kind: "switch", short: "p", about: "show what is wrong, and nothing else" },
-    brief: { kind: "switch", short: "b", about: "show a few lines: agent, istiod, hooks, trouble" },
-    watch: { kind: "switch", short: "w", about: "show it again every 2 s, until Ctrl-C" },
+    all: { kind: "switch", short: "a", about: "list all services, also idle ones" },
+    problems: { kind: "switch", short: "p", about: "show problems only" },
+    brief: { kind: "switch", short: "b", about: "show a few lines: agent, istiod, hooks, problems" },
+    watch: { kind: "switch", short: "w", about: "repeat every 2 s until Ctrl-C" },
     ...FOLDER_FLAGS,
     ...OUTPUT_FLAG,
   },
   notes:
-    "Connections that were refused or failed stand above all else, with their services. Counters are the kernel's: they go " +
-    "on over restarts of the agent. Exit code 10 when something is damaged, 3 when no agent runs.",
+    "Refused and failed connections come first, with their services. The counters are the kernel's: they continue " +
+    "over restarts of the agent. Exit code 10 when something is damaged, 3 when no agent runs.",
   examples: [
-    ["status --problems", "Show refused and failed connections, damage, and what is not enforced"],
-    ["status shop.demo", "Show the services of that name, also idle ones"],
-    ["status '*.internal:*' -o json", "Give counters and remarks of some services to a program"],
+    ["status --problems", "Show refused and failed connections, damage, and unenforced configuration"],
+    ["status shop.demo", "Show the services with this name, also idle ones"],
+    ["status '*.internal:*' -o json", "Print counters and notes of some services as JSON"],
   ],
   async run({ flags, positionals: [pattern] }) {
     const format = formatOf(flags);

@@ -18,15 +18,15 @@ export const top = command({
       kind: "text",
       hint: TOP_ORDERS.join("|"),
       choices: TOP_ORDERS,
-      about: "what comes first",
+      about: "the sort order",
       fallback: "rate",
     },
-    once: { kind: "switch", about: "print once and end" },
-    lines: { kind: "text", hint: "COUNT", about: "so many edges", fallback: "20" },
+    once: { kind: "switch", about: "print once" },
+    lines: { kind: "text", hint: "COUNT", about: "number of edges", fallback: "20" },
     ...OUTPUT_FLAG,
     ...FOLDER_FLAGS,
   },
-  examples: [["top --by failures", "what fails most, live"]],
+  examples: [["top --by failures", "Show the edges with most failures, live"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = foldersOf(flags);

@@ -17,19 +17,18 @@ export const topology = command({
   about: "Show who talks to whom: callers, units, services and endpoints, and what is wrong",
   access: "reader",
   flags: {
-    since: { kind: "text", hint: "TIME", about: "look back so far, an hour at most", fallback: "5m" },
-    namespace: { kind: "text", hint: "NAME", about: "only what touches this namespace" },
-    failing: { kind: "switch", about: "only what has a problem" },
-    idle: { kind: "switch", about: "also what had no traffic in that time" },
-    problems: { kind: "switch", about: "only the problems, worst first; exit code 1 when there is an error" },
-    watch: { kind: "switch", about: "again every two seconds" },
-    open: { kind: "switch", about: "show it in a browser: serves a page on 127.0.0.1 until Ctrl-C" },
-    port: { kind: "text", hint: "PORT", about: "where --open serves it (default: a free port)" },
+    since: { kind: "text", hint: "TIME", about: "the time window, at most 1h", fallback: "5m" },
+    namespace: { kind: "text", hint: "NAME", about: "show only edges of this namespace" },
+    failing: { kind: "switch", about: "show only edges with a problem" },
+    idle: { kind: "switch", about: "also show edges without traffic in the window" },
+    problems: { kind: "switch", about: "show only the problems, worst first; exit code 1 for an error" },
+    watch: { kind: "switch", about: "repeat every two seconds" },
+    open: { kind: "switch", about: "serve the map as a page on 127.0.0.1 until Ctrl-C, and open a browser" },
+    port: { kind: "text", hint: "PORT", about: "the port of --open (default: a free port)" },
     from: {
       kind: "list",
       hint: "FILE|URL",
-      about:
-        "the map of other machines instead, merged: what --output json --idle wrote there, or the URL of --open",
+      about: "show the merged map of other machines: files of --output json --idle, or URLs of --open",
     },
     output: {
       kind: "text",
@@ -42,16 +41,16 @@ export const topology = command({
     ...FOLDER_FLAGS,
   },
   notes: [
-    "Numbers are the kernel's own and go on while no agent runs; rates and history need the agent.",
+    "The kernel counts, also while no agent runs. Rates and history need the agent.",
     "",
-    "! fails, ~ is slow or lossy, . had no traffic in that time.",
+    "Marks: ! fails, ~ is slow or lossy, . had no traffic in the window.",
   ].join("\n"),
   examples: [
-    ["topology --problems", "what is wrong, and what to type next"],
-    ["topology --since 1h --namespace shop", "an hour of one namespace"],
-    ["topology --open", "the map as a page, with curves and details"],
-    ["topology --from vm-a.json --from vm-b.json", "one map of two machines"],
-    ["topology -o mermaid", "a graph for a Markdown page"],
+    ["topology --problems", "Show problems, each with the next command"],
+    ["topology --since 1h --namespace shop", "Show an hour of one namespace"],
+    ["topology --open", "Show the map as a page, with curves and details"],
+    ["topology --from vm-a.json --from vm-b.json", "Show one map of two machines"],
+    ["topology -o mermaid", "Print a graph for a Markdown page"],
   ],
   async run({ flags }) {
     const format = FORMATS.find((each) => each === (textFlag(flags, "output") ?? "text"));

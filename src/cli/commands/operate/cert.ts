@@ -12,10 +12,10 @@ import { formatOf, formatSpan, print, printJson } from "../../framework/output.t
 
 export const cert = command({
   name: "cert",
-  about: "Show the machine's certificate, what signed it, and the roots it trusts",
+  about: "Show the machine's certificate, its chain and its roots",
   flags: { ...FOLDER_FLAGS, ...OUTPUT_FLAG },
-  notes: "Needs no agent. Exit code 1 when there is no certificate, or a part of it is not valid now.",
-  examples: [["cert", "Show the certificate, who signed it, and until when each is valid"]],
+  notes: "Needs no agent. Exit code 1 without a certificate, or when a part of the chain is not valid now.",
+  examples: [["cert", "Show the certificate and its chain, with their validity"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const store = identityStore(readFolders(sourcesOf(flags, process.env)).stateDir);

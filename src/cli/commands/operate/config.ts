@@ -25,30 +25,30 @@ import { certifiedId, keptFiles } from "../../service/join-plan.ts";
 
 export const config = command({
   name: "config",
-  about: "Check the configuration file, or compare it with what is in use",
+  about: "Check the configuration file, or compare it with the settings in use",
   access: "anyone",
   flags: {
     from: {
       kind: "text",
       hint: "DIR|istio",
-      about: "diff: istioctl's files too, as kmesh join --from would take them over",
+      about: "diff: also compare istioctl's files, as kmesh join --from would use them",
     },
     ...CONFIG_FLAG,
     ...OUTPUT_FLAG,
   },
   positionals: [
-    { name: "action", about: "what to do", required: true, choices: ["check", "diff"] },
+    { name: "action", about: "check or diff", required: true, choices: ["check", "diff"] },
     { name: "file", about: "check this file instead of the configuration", required: false },
   ],
   notes: [
-    "check names everything that is wrong and ends with 2, or with 0 when an agent could start with the file. Flags and",
-    "variables that an agent may have got besides are not looked at.",
+    "check prints all faults and ends with 2, or with 0 when an agent could start with the file. It ignores flags and",
+    "variables of an agent.",
     "",
-    "diff shows the settings in which the file, the agent that runs, and the mesh's snapshot (which was made with some of",
-    "them) are not the same. It ends with 3 when no agent runs.",
+    "diff shows the settings that differ between the file, the running agent, and the mesh's snapshot (which depends on",
+    "some of them). It ends with 3 when no agent runs.",
   ].join("\n"),
   examples: [
-    ["config check ./config.yaml", "Name everything that is wrong with a file"],
+    ["config check ./config.yaml", "Print all faults of a file"],
     ["config diff", "Show settings that the agent does not have yet"],
   ],
   async run({ flags, positionals: [action, file] }) {

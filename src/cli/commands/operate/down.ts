@@ -7,10 +7,10 @@ import { confirmed, type Found, findAll, takeDown } from "../../service/teardown
 
 export const down = command({
   name: "down",
-  about: "Stop the agent, then detach and remove all that kmesh put into the kernel",
+  about: "Stop the agent, then detach and remove everything of kmesh from the kernel",
   changes: true,
   flags: { yes: { kind: "switch", about: "do not ask" }, ...FOLDER_FLAGS, ...OUTPUT_FLAG },
-  examples: [["down --yes", "Take kmesh out of the kernel without being asked"]],
+  examples: [["down --yes", "Remove kmesh from the kernel without a question"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = readFolders(sourcesOf(flags, process.env));

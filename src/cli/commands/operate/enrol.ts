@@ -41,17 +41,17 @@ const BOOT_NOTES = [
 
 export const enrol = command({
   name: "enrol",
-  about: "Govern these systemd units from now on",
+  about: "Govern these systemd units",
   changes: true,
   flags: {
     only: {
       kind: "switch",
-      about: "where the whole machine is governed: govern these alone from now on",
+      about: "when the whole machine is governed: govern only these units instead",
     },
     "at-boot": {
       kind: "text",
       hint: "open|closed",
-      about: "when kmesh can't come up: start outside the mesh, or wait",
+      about: "if kmesh can't start at boot: start the unit outside the mesh (open), or wait (closed)",
     },
     ...DRY_FLAG,
     ...OUTPUT_FLAG,
@@ -60,8 +60,8 @@ export const enrol = command({
   positionals: [UNITS],
   notes: [...NOTES, ...BOOT_NOTES].join("\n"),
   examples: [
-    ["enrol nginx", "Govern nginx.service from now on"],
-    ["enrol shop --at-boot closed", "Have it wait at boot until connections are governed"],
+    ["enrol nginx", "Govern nginx.service"],
+    ["enrol shop --at-boot closed", "Also let it wait at boot until connections are governed"],
   ],
   run: (input) => change("add", input),
 });

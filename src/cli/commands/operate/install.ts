@@ -57,14 +57,14 @@ const FLAGS: Record<string, Setting> = {
 
 export const install = command({
   name: "install",
-  about: "Put this executable, its systemd service and an empty configuration into place",
+  about: "Install this executable, its systemd service and an empty configuration",
   // --root writes files below a folder, which anyone may.
   access: "anyone",
   changes: true,
   flags: {
     start: {
       kind: "switch",
-      about: "start the service too, or have the agent that runs hand over to what is new",
+      about: "also start the service; a running agent hands over to the new executable",
     },
     from: {
       kind: "text",
@@ -73,18 +73,18 @@ export const install = command({
     },
     package: {
       kind: "switch",
-      about: "with --root, what a Debian package ships: in /usr/bin, without configuration, not enabled",
+      about: "with --root: the files of a Debian package, in /usr/bin, without configuration, not enabled",
     },
     ...FLAGS,
   },
   notes: [
-    "Again with a newer executable it is an upgrade: the one before stays as /usr/local/bin/kmesh.previous, your",
-    "configuration stays as it is, and what the kernel holds is not touched. With --start an agent that runs hands over as",
-    `with kmesh upgrade; when that fails the executable before stays, too (exit code ${EXIT.notHandedOver}).`,
+    "With a newer executable it is an upgrade: the previous one stays as /usr/local/bin/kmesh.previous, your",
+    "configuration and the kernel's state are not changed. With --start a running agent hands over as",
+    `in kmesh upgrade; if that fails, the previous executable stays installed (exit code ${EXIT.notHandedOver}).`,
   ].join("\n"),
   examples: [
     ["install --from ./files", "Install, join the mesh with istioctl's files, and start"],
-    ["install --dry-run", "Show what would be done"],
+    ["install --dry-run", "Print the steps without doing them"],
   ],
   async run({ flags }, program) {
     const format = formatOf(flags);

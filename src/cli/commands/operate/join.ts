@@ -20,25 +20,25 @@ export const join = command({
     from: {
       kind: "text",
       hint: "DIR|istio",
-      about: "the folder of the five files; istio: where Istio's own agent has them",
+      about: "the folder of the five files; istio: the places of Istio's own agent",
       fallback: ISTIO,
     },
-    start: { kind: "switch", about: "start the service, or have it take up what is new (--no-start: don't)" },
-    "dry-run": { kind: "switch", about: "say what would be done, do nothing" },
+    start: { kind: "switch", about: "start the service, or let it apply the changes (--no-start: don't)" },
+    "dry-run": { kind: "switch", about: "print the steps without doing them" },
     ...FOLDER_FLAGS,
     ...OUTPUT_FLAG,
   },
   notes: [
-    "All five files are read and checked before anything is written. The roots and the token are kept in the state",
-    "folder for root alone, the rest becomes keys of the configuration file; its other keys stay as they are. The files",
-    "are not needed any more then. Again with newer files, only what is new is taken over.",
+    "All five files are checked before anything is written. Roots and token are copied to the state",
+    "folder, readable by root only; the rest becomes keys of the configuration file, and its other keys stay. The files",
+    "are then no longer needed. Run it again with newer files to apply their changes.",
     "",
     "Istio's own places are /var/lib/istio/envoy/cluster.env, /etc/istio/config/mesh, /etc/certs/root-cert.pem and",
     "/var/run/secrets/tokens/istio-token. A folder that is called istio is ./istio.",
   ].join("\n"),
   examples: [
-    ["join --from ./files --dry-run", "Check istioctl's five files, and show what would be done"],
-    ["join --from istio", "Take over what Istio's own agent has on this machine"],
+    ["join --from ./files --dry-run", "Check istioctl's five files, and print the steps"],
+    ["join --from istio", "Use the files of Istio's own agent on this machine"],
   ],
   async run({ flags }) {
     const format = formatOf(flags);

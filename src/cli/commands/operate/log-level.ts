@@ -17,14 +17,14 @@ interface Level {
 
 export const logLevel = command({
   name: "log-level",
-  about: "Show how much the running agent logs, or change it until its next start",
+  about: "Show the running agent's log level, or change it until its next start",
   changes: true,
   positionals: [{ name: "level", about: "error, warn, info or debug", required: false, choices: LOG_LEVELS }],
   flags: { ...OUTPUT_FLAG, ...FOLDER_FLAGS },
-  notes: "The configuration stays as it is: key log-level is what the next agent starts with.",
+  notes: "The configuration is not changed: the next agent starts with its key log-level.",
   examples: [
-    ["log-level debug", "Log everything, and see it with journalctl -fu kmesh"],
-    ["log-level", "Show the level that is in use"],
+    ["log-level debug", "Log everything; journalctl -fu kmesh shows it"],
+    ["log-level", "Show the present level"],
   ],
   async run({ flags, positionals: [level] }) {
     const format = formatOf(flags);

@@ -21,26 +21,26 @@ const SILENCE = 10_000;
 
 export const restart = command({
   name: "restart",
-  about: "Start the agent anew; no connection notices",
+  about: "Restart the agent; connections continue",
   changes: true,
   flags: {
     graceful: {
       kind: "switch",
-      about: "start a successor first, wait until it is in sync, then let it take over; prints the proof",
+      about: "start a successor, wait until it is in sync, then hand over; prints the proof",
     },
     ...TIMEOUT_FLAG,
     ...OUTPUT_FLAG,
     ...FOLDER_FLAGS,
   },
   notes: [
-    "With --graceful the agent that runs starts its successor, with its own arguments and environment, and ends when",
-    "that one took over. Under systemd the unit stays active and its main process changes. Without a service manager",
-    "the successor is nobody's child: a supervisor that waits for its own child, or a shell, sees the agent end.",
-    "A successor that is not ready in time is stopped, and the agent before goes on (exit code 6).",
+    "With --graceful the running agent starts its successor, with the same arguments and environment, and ends after",
+    "the hand-over. Under systemd the unit stays active and its main process changes. Without a service manager",
+    "the successor is not a child of the caller: a supervisor or a shell that waits for the agent sees it end.",
+    "A successor that is not ready in time is stopped, and the previous agent continues (exit code 6).",
     "",
-    "Without --graceful the unit is restarted by systemd, or else the agent executes itself anew under its pid.",
+    "Without --graceful systemd restarts the unit, or the agent executes itself again under its pid.",
   ].join("\n"),
-  examples: [["restart --graceful", "Have a successor take over without a gap, and print the proof"]],
+  examples: [["restart --graceful", "Hand over to a successor without a gap, and print the proof"]],
   async run({ flags }) {
     const format = formatOf(flags);
     const timeout = timeoutOf(flags);

@@ -10,11 +10,11 @@ import { formatLayout, replace, requireOwnExecutable, runningNames } from "../..
 
 export const rollback = command({
   name: "rollback",
-  about: "Put the version before back in the running agent's place; no connection notices",
+  about: "Go back to the previous version; connections continue",
   changes: true,
   flags: { ...TIMEOUT_FLAG, ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   notes: [
-    "The same as `kmesh upgrade` with NAME.previous, which the last upgrade or install left. What runs now becomes the",
+    "The same as `kmesh upgrade` with NAME.previous, which the last upgrade or install left. The present version becomes the",
     "previous one, so a second rollback goes forward again.",
   ].join("\n"),
   examples: [["rollback", "Go back to the version before the last upgrade"]],

@@ -16,24 +16,24 @@ import {
 
 export const upgrade = command({
   name: "upgrade",
-  about: "Put another version in the running agent's place; no connection notices",
+  about: "Replace the running agent by another version; connections continue",
   changes: true,
   positionals: [{ name: "FILE", about: "a kmesh executable, newer or older", required: true }],
   flags: {
     sha256: {
       kind: "text",
       hint: "SUM",
-      about: "the checksum FILE must have (default: as FILE.sha256 or SHA256SUMS beside it says)",
+      about: "FILE's checksum (default: from FILE.sha256 or SHA256SUMS beside it)",
     },
     ...TIMEOUT_FLAG,
     ...OUTPUT_FLAG,
     ...FOLDER_FLAGS,
   },
   notes: [
-    "FILE is looked at first: an executable for this machine, undamaged, one that runs, a kmesh. It is then copied beside",
-    "the one that runs and takes over as with `kmesh restart --graceful`. When that worked it gets the name of the one",
-    "before, which stays as NAME.previous for `kmesh rollback`; otherwise the agent before goes on (exit code 6).",
-    "The systemd unit and the configuration stay as they are: FILE's own `install` brings a new unit.",
+    "FILE is checked first: it must be an undamaged kmesh that runs on this machine. It is then copied beside",
+    "the running one, and the agent hands over to it as in `kmesh restart --graceful`. If that works, it gets the installed",
+    "name, and the old one stays as NAME.previous for `kmesh rollback`; otherwise the old agent continues (exit code 6).",
+    "The systemd unit and the configuration are not changed: `FILE install` brings a new unit.",
   ].join("\n"),
   examples: [
     ["upgrade ./kmesh-0.2.0-linux-x64", "Hand over to another version; the checksum beside it is checked"],

@@ -19,16 +19,16 @@ export const wait = command({
     timeout: {
       kind: "text",
       hint: "SECONDS",
-      about: "how long at most, 0 for one look, or infinity",
+      about: "longest wait; 0: check once; infinity: no limit",
       fallback: "30",
     },
     ...OUTPUT_FLAG,
     ...FOLDER_FLAGS,
   },
   notes: [
-    `Ends with 0 as soon as all hooks are attached, and silently; with ${EXIT.notGoverned} when they are not in time. Hooks are attached`,
-    "last, over tables that hold a mesh. With infinity it also waits for a configuration that can be read. A unit that must",
-    "not start outside the mesh: kmesh enrol UNIT --at-boot closed.",
+    `Ends silently with 0 as soon as all hooks are attached, with ${EXIT.notGoverned} when they are not in time. Hooks are attached`,
+    "last, over tables that hold a mesh. With infinity it also waits for a readable configuration. For a unit that must",
+    "not start outside the mesh, use kmesh enrol UNIT --at-boot closed.",
   ].join("\n"),
   examples: [
     ["wait --timeout 60 && ./app", "Start an application when its connections are governed"],
