@@ -227,7 +227,7 @@ export class Agent {
    */
   reload(config: Config): Differences {
     if (this.#restart.isUnderWay || !this.#ownership.datapath)
-      throw new Conflict("another agent is about to take over: ask again when that has ended");
+      throw new Conflict("a hand-over is in progress: ask again when it has ended");
     const found = differences(this.#config, config);
     // Also when the names are equal: a cgroup that was made anew has another id.
     const cgroups = enrolledCgroups(config.cgroups);
@@ -445,7 +445,7 @@ export class Agent {
 
   #reloadByOrder(): string {
     if (this.#restart.isUnderWay)
-      throw new Conflict("another agent is about to take over: ask again when that has ended");
+      throw new Conflict("a hand-over is in progress: ask again when it has ended");
     try {
       return this.#audience.reload();
     } catch (error) {

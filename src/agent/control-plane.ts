@@ -136,7 +136,7 @@ export class ControlPlane {
     this.#watchAddresses();
     if (this.#nameless) {
       log.warn(
-        "This machine has no address that peers could reach, so istiod is not told of it yet. " +
+        "This machine has no address that peers could reach, so it is not registered with istiod yet. " +
           "It is as soon as there is one; --ip names one",
       );
       return;
@@ -162,7 +162,7 @@ export class ControlPlane {
     this.#addressWatch = new AddressWatch(told, machineAddresses, (addresses) => {
       log.info(
         `This machine's addresses are ${addresses.join(", ")} now, not ${told.join(", ") || "none"}: ` +
-          "the agent begins anew to tell istiod, what the kernel holds stays",
+          "the agent restarts to register them; the kernel's state stays",
       );
       moved();
     });

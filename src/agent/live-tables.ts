@@ -32,7 +32,7 @@ export type Tables = Pick<
 };
 
 /** The subject of an error message. */
-const PUSH = "istiod's push is not wholly live, the rest of the tables stays as it is: ";
+const PUSH = "istiod's push is only partly live, the rest of the tables is unchanged: ";
 const SNAPSHOT = "The snapshot can't be made live: ";
 
 export interface LiveTablesOptions {

@@ -32,6 +32,6 @@ test("what is decided in the kernel changes at once, the rest is named", () => {
     later: ["istiod", "service-account", "ip"],
   });
   expect(formatReload(found)).toBe(
-    "Reloaded unit, cgroup, exclude, netns, shadow, metrics, access-log. A restart is needed for istiod, service-account, ip (connections go on meanwhile)",
+    "Reloaded unit, cgroup, exclude, netns, shadow, metrics, access-log. A restart is needed for istiod, service-account, ip (connections continue meanwhile)",
   );
 });

@@ -70,6 +70,6 @@ export function formatReload({ live, later }: Differences): string {
       ? `Reloaded ${live.join(", ")}`
       : "Reloaded: nothing that can change without a restart did";
   return later.length > 0
-    ? `${done}. A restart is needed for ${later.join(", ")} (connections go on meanwhile)`
+    ? `${done}. A restart is needed for ${later.join(", ")} (connections continue meanwhile)`
     : done;
 }

@@ -97,7 +97,7 @@ test("an istiod that stays away is told once, and again after it was back", () =
 test("a stream that held and ends is news, one that never stood is a warning", () => {
   const ended = (held: number) =>
     tell({ kind: "disconnected", reason: "istiod closed the stream", held, retry: 1500 });
-  expect(ended(10)).toEqual(["info", "istiod closed the stream. Traffic goes on; trying again"]);
+  expect(ended(10)).toEqual(["info", "istiod closed the stream. Traffic continues; trying again"]);
   expect(ended(0)[0]).toBe("warn");
 });
 
@@ -114,7 +114,7 @@ test("a certificate that can't be had is told once, and again after one was had"
   } as const;
   for (const event of [failed, failed, obtained, failed]) reporter.onIdentity(event);
   reporter.onIdentity({ kind: "remark", reason: "others can read it" });
-  const failure = "No new certificate: no token. Traffic goes on; trying again";
+  const failure = "No new certificate: no token. Traffic continues; trying again";
   expect(lines).toEqual([
     `error ${failure}`,
     `debug ${failure}`,
@@ -155,7 +155,7 @@ test("what keeps the certificate away is told once, not again as the stream's", 
   reporter.heard({ kind: "disconnected", reason, held: 0, retry: 100 });
   reporter.onIdentity({ kind: "failed", reason, expired: true, retry: 100 });
   expect(lines.filter((line) => !line.startsWith("debug"))).toEqual([
-    `error No new certificate: ${reason}. Traffic goes on; trying again`,
+    `error No new certificate: ${reason}. Traffic continues; trying again`,
   ]);
 });
 

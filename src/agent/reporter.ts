@@ -27,8 +27,8 @@ export class Reporter {
   /** `found`: tables of this version, live tables of another version, or nothing. */
   started(found: "own" | "foreign" | "nothing", config: Config): void {
     const tables = {
-      own: "took over what an earlier agent left, traffic goes on",
-      foreign: "the tables of another version govern until these are filled, traffic goes on",
+      own: "adopted an earlier agent's tables, traffic continues",
+      foreign: "another version's tables are live until these are filled, traffic continues",
       nothing: "tables are empty, nothing is governed yet",
     }[found];
     this.#log.info(`kmesh runs (pid ${process.pid}, ${config.mode}): ${tables}`);
@@ -120,11 +120,11 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
       return ["info", `Connected to istiod at ${event.target}`];
     case "disconnected":
       // istiod ends every stream after half an hour, which is normal.
-      return [event.held > 0 ? "info" : "warn", `${event.reason}. Traffic goes on; trying again`];
+      return [event.held > 0 ? "info" : "warn", `${event.reason}. Traffic continues; trying again`];
     case "renewed":
       return ["debug", `A new connection to istiod at ${event.target} took over`];
     case "not-renewed":
-      return ["warn", `No new connection to istiod, the one before goes on: ${event.reason}`];
+      return ["warn", `No new connection to istiod, the old one stays in use: ${event.reason}`];
     case "health-not-taken":
       return ["warn", `The application's health is not reported: ${event.reason}`];
     case "rejected":
@@ -142,7 +142,7 @@ export function tell(event: StreamEvent): ["error" | "warn" | "info" | "debug", 
         `Push ${event.version || "without a version"} was complete after ${Math.round(event.took)} ms`,
       ];
     case "failed":
-      return ["error", `A fault of kmesh, the tables stay as they are: ${event.reason}`];
+      return ["error", `A bug in kmesh; the tables are unchanged: ${event.reason}`];
   }
 }
 
@@ -162,7 +162,7 @@ export function logIdentity(event: IdentityEvent): ["error" | "warn" | "info", s
     case "failed":
       return [
         event.expired ? "error" : "warn",
-        `No new certificate: ${event.reason}. Traffic goes on; trying again`,
+        `No new certificate: ${event.reason}. Traffic continues; trying again`,
       ];
     case "remark":
       return ["warn", capital(event.reason)];

@@ -82,7 +82,7 @@ export function parseAddresses(name: string, value: Json): string[] {
         const dialled = parseDialled(text);
         if (dialled === undefined)
           throw new Invalid(`"${text}" is neither an IP address nor a full DNS name`, next);
-        if (dialled === name.toLowerCase()) throw new Invalid(`${name} stands for itself`, next);
+        if (dialled === name.toLowerCase()) throw new Invalid(`${name} is mapped to itself`, next);
         return dialled;
       }),
     ),

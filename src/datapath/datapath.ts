@@ -80,9 +80,7 @@ export class Datapath {
     const lost = mends ? this.#upkeep.relink() : [];
     this.#attached = generation.attached;
     this.#writer = new TableWriter(generation, (error) =>
-      this.#upkeep.complain(
-        `records that nothing leads to any more stay in use until the next start: ${reasonOf(error)}`,
-      ),
+      this.#upkeep.complain(`unused records stay allocated until the next start: ${reasonOf(error)}`),
     );
     this.#upkeep.start(lost);
   }

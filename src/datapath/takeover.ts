@@ -105,7 +105,7 @@ export class Takeover {
     announce?.(undefined);
     if (hooks.length > 0) log(`attached: ${hooks.join(", ")}`);
     if (replacesLayout) {
-      log(`took over from the tables of another version, layout ${before}; they are kept`);
+      log(`replaced the tables of another version, layout ${before}, which are kept`);
       for (const layout of older) this.removeOther(layout);
     }
     return hooks;
@@ -156,5 +156,5 @@ function logSelfTest(
 ): void {
   if (untried === undefined)
     to.log(`the new programs led connections right on trial (${milliseconds.toFixed(0)} ms)`);
-  else (to.warn ?? to.log)(`the new programs take over without a trial: ${untried}`);
+  else (to.warn ?? to.log)(`the new programs replace the old ones without a self-test: ${untried}`);
 }

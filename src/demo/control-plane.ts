@@ -167,7 +167,7 @@ export async function serveFile(file: string, port: number, host?: string): Prom
       plane.set(parseDemoMesh(text));
       complaint = "";
     } catch (error) {
-      const told = `${file} is not taken over: ${reasonOf(error)}`;
+      const told = `${file} is not applied: ${reasonOf(error)}`;
       if (told !== complaint) console.error(told);
       complaint = told;
     }

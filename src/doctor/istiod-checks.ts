@@ -141,7 +141,7 @@ async function lookAtTls(
     ca = readRoots(security.ca, "");
   } catch (error) {
     if (!(error instanceof FileError)) throw error;
-    return [errorFinding(error, "Write the mesh's root there anew.")];
+    return [errorFinding(error, "Write the mesh's root certificate to it again.")];
   }
   const name = serverName(target);
   const socket = connectTls({
@@ -316,7 +316,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
       {
         state: "error",
         text: `it runs (pid ${pid}) in dual-engine mode, and istiod sent no service and no workload: it runs without ambient`,
-        cure: "Set PILOT_ENABLE_AMBIENT=true in istiod's environment, or mode: kernel-native here. Until then the tables stay as they are.",
+        cure: "Set PILOT_ENABLE_AMBIENT=true in istiod's environment, or mode: kernel-native here. Until then the tables are unchanged.",
       },
     ];
   if (tables.lastError)

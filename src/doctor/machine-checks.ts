@@ -222,7 +222,8 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
 }
 
 function lookAtRoots(ca: string): Finding[] {
-  const cure = "Write the mesh's root there anew: root-cert.pem of config map istio-ca-root-cert.";
+  const cure =
+    "Write the mesh's root certificate to it again: root-cert.pem of config map istio-ca-root-cert.";
   let blocks: string[];
   try {
     blocks = pemBlocks(readRegularFile(ca).toString("latin1"));

@@ -237,7 +237,7 @@ class Deadline {
     const at = performance.now() + milliseconds;
     if (at >= this.#at) return;
     this.#at = at;
-    this.#set(`it did not take over within ${milliseconds / 1000} s`);
+    this.#set(`it did not succeed this agent within ${milliseconds / 1000} s`);
   }
 
   clear(): void {

@@ -108,7 +108,7 @@ export class Restart {
     const { log, record, end } = this.#options;
     const [executable] = command;
     this.#current = { kind, since: new Date() };
-    log.info(`A ${kind} was asked for: ${executable} is to take over`);
+    log.info(`A ${kind} was requested: ${executable} will succeed this agent`);
     const beat = setInterval(() => answer({ beat: true }), BEAT);
     const progress = (text: string) => {
       log.debug(text);
@@ -132,7 +132,7 @@ export class Restart {
     } catch (error) {
       const reason = reasonOf(error);
       this.#current = undefined;
-      log.error(`No ${kind}, this agent goes on: ${reason}`);
+      log.error(`No ${kind}, this agent continues: ${reason}`);
       record({ kind, from: version, result: "failed", reason });
       answer({ failure: reason });
       this.#reloadNow();

@@ -54,7 +54,7 @@ function programPin(bpffs: string, code: string): string {
  * KernelError, and an Error when `bpffs` is none.
  */
 export function openInbound(bpffs: string): InboundOpened {
-  if (!isOnBpffs(bpffs)) throw new Error(`no bpffs is mounted any more where ${bpffs} was`);
+  if (!isOnBpffs(bpffs)) throw new Error(`the bpffs at ${bpffs} is no longer mounted`);
   const image = asset(fetchAtomics() ? "inbound.bpf.o" : "inbound.compat.bpf.o");
   const code = createHash("sha256").update(image).digest("hex").slice(0, 12);
   for (const name of MAPS) ensureBpffs(dirname(inboundPin(bpffs, name)));

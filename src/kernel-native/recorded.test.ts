@@ -126,7 +126,7 @@ describe("frontends", () => {
 
   test("a Sidecar's listener on a unix socket is listed, not taken over", () => {
     expect(meshNotes("egress-proxy")).toEqual([
-      "listener unix:///run/x.sock_0 is not taken over: it listens on the unix socket /run/x.sock",
+      "listener unix:///run/x.sock_0 is not applied: it listens on the unix socket /run/x.sock",
     ]);
   });
 

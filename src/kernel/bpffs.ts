@@ -48,7 +48,7 @@ export function ensureBpffs(folder: string): void {
  */
 export function remakeBpffs(folder: string): void {
   if (!isOnBpffs(folder) && !(isBelow(folder, BPFFS) && seesAllMounts()))
-    throw new Error(`no bpffs is mounted any more where ${folder} was. Mount it: mount -t bpf bpf FOLDER`);
+    throw new Error(`the bpffs at ${folder} is no longer mounted. Mount it: mount -t bpf bpf FOLDER`);
   ensureBpffs(folder);
 }
 

@@ -25,7 +25,7 @@ export function damageOf(
     ...state,
     ...(snapshot === undefined || state.length > 0
       ? []
-      : [{ what: snapshot, consequence: STALE, cure: "mend what it says; it is tried again each minute" }]),
+      : [{ what: snapshot, consequence: STALE, cure: "repair it; the agent tries again each minute" }]),
   ];
 }
 
@@ -43,7 +43,7 @@ function damagedPins(bpffs: string, pins: () => Damage[]): Damage[] {
       {
         what: `what is pinned in ${bpffs} can't be looked at: ${reasonOf(error)}`,
         consequence: "whether it is damaged is not known",
-        cure: "look again; when it stays, `bpftool link` and `bpftool cgroup tree` tell what is attached",
+        cure: "look again; when it stays, `bpftool link` and `bpftool cgroup tree` show what is attached",
       },
     ];
   }

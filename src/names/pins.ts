@@ -120,7 +120,7 @@ export function openNames(bpffs: string, report: (error: unknown) => void = () =
 
 function adoptNames(bpffs: string, report: (error: unknown) => void): NamesOpened {
   // No bpffs is mounted for names: the tables of connections are pinned on one already, unless somebody took it away.
-  if (!isOnBpffs(bpffs)) throw new Error(`no bpffs is mounted any more where ${bpffs} was`);
+  if (!isOnBpffs(bpffs)) throw new Error(`the bpffs at ${bpffs} is no longer mounted`);
   const { image, code } = ownImage();
   const folder = tableFolder(bpffs);
   ensureBpffs(linkFolder(bpffs));

@@ -139,7 +139,7 @@ test("what a dead attempt of another version left is undone", () => {
   died([{ ...step, from: A }], { live: [A], others: [] }, { live: [A], others: [B] });
   expect(lines).toEqual([expect.stringMatching(/Undone: they are removed$/)]);
   died([{ ...step, from: A }], { live: [A], others: [] }, { live: [A], others: [] });
-  expect(lines).toEqual([expect.stringMatching(/These take over with the first push$/)]);
+  expect(lines).toEqual([expect.stringMatching(/These become live with the first push$/)]);
 });
 
 test("a removal is ended", () => {

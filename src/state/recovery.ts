@@ -84,5 +84,5 @@ function outcomeOf({ name, from, to }: UnderWay, datapath: Recovered, removed: r
   if (own)
     return datapath.adopted ? "Taken up again with the first push" : "Nothing of it is left; begun again";
   if (removed.includes(to?.abi ?? "")) return "Undone: they are removed";
-  return datapath.takesOver ? "These take over with the first push" : "Nothing of it is left";
+  return datapath.takesOver ? "These become live with the first push" : "Nothing of it is left";
 }

@@ -327,7 +327,7 @@ describe.skipIf(why !== undefined)("killed at every step", () => {
     });
   });
 
-  test("a successor with other tables: the agent before goes on with its own", async () => {
+  test("a successor with other tables: the previous agent continues with its own", async () => {
     const successor = join(lab.folder, "successor");
     await walk("handed", async (point, times) => {
       lab.program = [KMESH];

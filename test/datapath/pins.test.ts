@@ -467,7 +467,7 @@ describe.skipIf(!root)("a bpffs that is taken away", () => {
     const storm = await lab.storm(AT);
     shell("umount", "-l", mountpoint);
     await eventually("it is missed", () =>
-      said.join().includes(`no bpffs is mounted any more where ${bpffs} was`),
+      said.join().includes(`the bpffs at ${bpffs} is no longer mounted`),
     );
     expect(
       lab.datapath

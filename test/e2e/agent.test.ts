@@ -148,7 +148,7 @@ describe.skipIf(why !== undefined)("an agent's life", () => {
     expect((await lab.connect(100)).made).toBe(100);
   });
 
-  test("istiod is not there at the start: the tables stay as they are, and status says what is wrong", async () => {
+  test("istiod is not there at the start: the tables are unchanged, and status says what is wrong", async () => {
     agent = lab.startAgent("--istiod=127.0.0.1:1");
     const status = await lab.statusOnce(
       "istiod is missed",

@@ -63,7 +63,7 @@ describe.skipIf(why !== undefined)("kmesh demo", () => {
     for (const line of [
       "Killed the agent",
       "Started the agent again",
-      "took over what was pinned",
+      "adopted the pinned tables",
       "-> shop:80",
       "No problems.",
       "As promised.",

@@ -117,7 +117,7 @@ describe.skipIf(why !== undefined)("the manifest", () => {
   test("a newer version's: no agent starts, nothing is touched, connections are governed on", async () => {
     const whole = read();
     const text = JSON.stringify({ ...whole, version: 2, live: { ...whole.live, version: "7.0.0" } });
-    // Also as a successor: the agent before goes on.
+    // Also as a successor: the previous agent continues.
     writeFileSync(file, text);
     const { code, stderr } = await lab.kmesh("restart", "--graceful");
     expect(code).toBe(6);

@@ -89,7 +89,7 @@ describe.skipIf(why !== undefined)("a bpffs under the single file", () => {
     const before = links();
     const count = pins();
     await mount("tmpfs");
-    const text = `no bpffs is mounted any more where ${lab.bpffs} was`;
+    const text = `the bpffs at ${lab.bpffs} is no longer mounted`;
     const told = await eventually(
       "it is told",
       async () => {

@@ -96,7 +96,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     expect(code).toBe(0);
     for (const line of [
       /^Restarted in \d/m,
-      /^nobody was in control for +[\d.]+ ms$/m,
+      /^no agent in control for +[\d.]+ ms$/m,
       /^map writes +0$/m,
       /^failed +0$/m,
     ])
@@ -138,7 +138,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
       lab.freezeControlPlane(false);
       expect(code).toBe(6);
       expect(stderr).toContain("no restart: the successor was not ready within 2 s");
-      expect(stderr).toContain("The agent before goes on");
+      expect(stderr).toContain("The previous agent continues");
       expect(await agents()).toEqual([before]);
     });
     expect(await lab.status()).toMatchObject({ alive: true, pid: before });
@@ -331,7 +331,7 @@ describe.skipIf(why !== undefined)("an upgrade", () => {
     const { code, stderr } = await lab.kmesh("upgrade", bad);
     expect(performance.now() - began).toBeLessThan(15_000);
     expect([code, stderr]).toEqual([6, expect.stringContaining(`the successor gave up: ${FLAW}`)]);
-    expect(stderr).toContain("The agent before goes on");
+    expect(stderr).toContain("The previous agent continues");
     expect(await lab.status()).toMatchObject({ alive: true, pid, version, executable: installed });
     expect(pins()).toEqual(left);
     const [made, held] = await Promise.all([storm.end(), hold.end()]);

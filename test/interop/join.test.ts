@@ -113,7 +113,7 @@ describe.skipIf(why !== undefined)("a VM with istioctl's files", () => {
     expect(changed.stdout).toMatch(/^network +net2 +net1 +net1$/m);
     expect(changed.stdout).toMatch(/^exclude +192\.0\.2\.0\/24 +\(none\) +-$/m);
     expect(changed.stdout).toContain(
-      "systemctl restart kmesh takes the file over (connections go on): network",
+      "systemctl restart kmesh applies the file (connections continue): network",
     );
     const json = JSON.parse((await kmesh("config", "diff", "--output=json")).stdout);
     expect(json).toMatchObject({ alive: true, snapshot: true, reload: ["exclude"], restart: ["network"] });

@@ -208,7 +208,7 @@ describe.skipIf(why !== undefined)("a VM's life in the mesh", () => {
     expect((await lab.connect("10.97.1.1", 7000)).errors).toEqual({ ENETUNREACH: 1 });
   }
 
-  test("expired and without a token that is good: one line with the command, and traffic goes on", async () => {
+  test("expired and without a token that is good: one line with the command, and traffic continues", async () => {
     await agent?.stop("SIGKILL");
     await expire();
     starts += 1;
@@ -244,7 +244,7 @@ describe.skipIf(why !== undefined)("a VM's life in the mesh", () => {
     expect((await kmesh("doctor")).code).toBe(0);
   });
 
-  test("istiod's CA is replaced: traffic goes on, doctor names it, and the new root with a token mends it", async () => {
+  test("istiod's CA is replaced: traffic continues, doctor names it, and the new root with a token mends it", async () => {
     const roots = join(lab.folder, "state/root-cert.pem");
     const before = await lab.plane.rootCertificate();
     await lab.plane.stopIstiod("SIGKILL");

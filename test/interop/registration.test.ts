@@ -88,7 +88,7 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     expect(page).toMatch(
       /registered +while connected, as WorkloadEntry vms-172.31.0.1 of namespace shop by group vms/,
     );
-    expect(page).toMatch(/health +NOT HEALTHY for .*; istiod is told/);
+    expect(page).toMatch(/health +NOT HEALTHY for .*; reported to istiod/);
     app = await lab.serve({ app: "172.31.0.1:8080" });
     await peer.sees("vms", "172.31.0.1");
     expect((await entryOf(lab.plane, NAME))?.uid).toBe(entry.uid);

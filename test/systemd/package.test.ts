@@ -97,7 +97,7 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
     const links = await machine.links();
     await machine.wasOutside("shop");
     const text = await machine.output("dpkg", "--install", "/root/new.deb");
-    expect(text).toMatch(/nobody was in control for +\d/);
+    expect(text).toMatch(/no agent in control for +\d/);
     expect(await version()).toBe(OTHER_VERSION["wide-layout"]);
     await machine.until("MainPID", (pid) => pid !== before.pid && pid !== "0");
     expect(await machine.property("ActiveEnterTimestampMonotonic")).toBe(before.active);

@@ -133,11 +133,11 @@ export function formatEvent(event: DemoEvent): string {
     case "shifted":
       return `Shifted to ${event.to.v1}/${event.to.v2} under load: live after ${formatSpan(event.milliseconds)}.`;
     case "killed":
-      return `Killed the agent (pid ${event.pid}) with SIGKILL. Nobody is in control; the kernel goes on.`;
+      return `Killed the agent (pid ${event.pid}) with SIGKILL. No agent is in control; the kernel continues.`;
     case "changed-unseen":
-      return `Changed the configuration to ${event.to.v1}/${event.to.v2}: nobody is there to notice.`;
+      return `Changed the configuration to ${event.to.v1}/${event.to.v2}: no agent runs to notice.`;
     case "restarted":
-      return `Started the agent again (pid ${event.pid}): it ${event.adopted ? "took over what was pinned" : "built new tables"}, ${event.writes} map writes.`;
+      return `Started the agent again (pid ${event.pid}): it ${event.adopted ? "adopted the pinned tables" : "built new tables"}, ${event.writes} map writes.`;
     case "watched":
       return `${indent(formatStep(event.step))}\n`;
   }
@@ -164,7 +164,7 @@ export function formatReport(report: DemoReport): string {
       `${longLived.cut} of ${longLived.opened} (${longLived.answers} answers over them)`,
     ],
     [
-      "nobody was in control for",
+      "no agent in control for",
       `${formatSpan(report.unattendedMilliseconds)}, ${connections.withoutAgent} connections made in it`,
     ],
     ["map writes after the restart", String(restart.mapWrites)],

@@ -122,7 +122,7 @@ async function begin(flags: Flags, succession: Succession | undefined, ready = (
       const early = await Promise.race([taken, stopped]);
       if (typeof early === "string") return EXIT.done;
       agent = early;
-      log.info(`kmesh ${version} runs (pid ${process.pid}): took over from the agent before`);
+      log.info(`kmesh ${version} runs (pid ${process.pid}): succeeded the previous agent`);
       await Promise.race([succession.acknowledged(), stopped]);
       known = true;
     } else {
@@ -172,7 +172,7 @@ async function begin(flags: Flags, succession: Succession | undefined, ready = (
     } else {
       await agent.leave();
       agent.stop();
-      log.info("Executing the agent anew; what the kernel holds stays");
+      log.info("Executing the agent again; the kernel's state stays");
       execSelf(end.command, process.env, end.command[0]);
     }
     return EXIT.done;

@@ -44,7 +44,7 @@ export function configTemplate(values: DecidedSettings = {}): string {
       return `# ${aboutOf(setting)}\n#${name}: ${example}\n`;
     });
   return [
-    "# kmesh's settings. Needed are istiod and ca (or plaintext); `kmesh run --help` tells of all.",
+    "# kmesh's settings. Needed are istiod and ca (or plaintext); `kmesh run --help` lists all.",
     "# After a change: kmesh config check, then systemctl reload kmesh; its log says when a restart is needed. Neither",
     "# touches a connection.",
     "",

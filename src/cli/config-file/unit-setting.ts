@@ -53,7 +53,7 @@ function contentOf(path: string, text: string): Record<string, unknown> {
     return fileValues(readFile({ path, required: true, text }));
   } catch (error) {
     if (!(error instanceof ConfigError)) throw error;
-    throw new ConfigError(error.message, "kmesh config check tells what is wrong.");
+    throw new ConfigError(error.message, "kmesh config check shows the faults.");
   }
 }
 

@@ -161,10 +161,13 @@ async function changeTables(
     } finally {
       tables.close();
     }
-    return { effect: "tables", told: "No agent runs; what the kernel holds was changed." };
+    return { effect: "tables", told: "No agent runs; the pinned tables were changed." };
   } catch (error) {
     if (error instanceof NothingPinned)
-      return { effect: "next start", told: "Nothing is pinned: it holds from the next start of the agent." };
+      return {
+        effect: "next start",
+        told: "Nothing is pinned: the change takes effect at the next start of the agent.",
+      };
     if (error instanceof ForeignGeneration)
       return {
         effect: "next start",

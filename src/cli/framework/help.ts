@@ -20,7 +20,7 @@ export function formatOverview(
         width,
       ),
     ),
-    wrap("kmesh COMMAND --help says more of one, with examples; so does man 8 kmesh.", width),
+    wrap("kmesh COMMAND --help shows the details and examples of a command; see also man 8 kmesh.", width),
     section(
       "EXIT CODES",
       definitions(

@@ -55,8 +55,8 @@ export function examine(path: string, sha256?: string): Executable {
   if (typeof about.abi !== "string" || typeof about.version !== "string" || about.handover !== PROTOCOL)
     throw wrong(
       path,
-      `is kmesh ${about.version}, which can't take over from a running agent`,
-      "Install it with its own `kmesh install --start`: connections go on meanwhile.",
+      `is kmesh ${about.version}, which can't succeed a running agent`,
+      "Install it with its own `kmesh install --start`: connections continue meanwhile.",
     );
   const { version, abi } = about;
   const found: Executable = { version, abi, names: typeof about.names === "string" };

@@ -21,7 +21,7 @@ export const TIMEOUT_FLAG: Record<string, Setting> = {
   timeout: {
     kind: "text",
     hint: "SECONDS",
-    about: "how long the successor may take until it is stopped and the agent before goes on",
+    about: "time limit for the successor; after it the previous agent continues",
     fallback: "60",
   },
 };
@@ -32,7 +32,7 @@ export class CannotHandOver extends Failure {
     super(
       EXIT.failed,
       "the agent that runs is of a version that can't hand over",
-      "Restart it once without --graceful: connections go on meanwhile.",
+      "Restart it once without --graceful: connections continue meanwhile.",
     );
   }
 }
@@ -59,7 +59,7 @@ export async function runningAgent(folders: Folders): Promise<AgentStatus> {
   if (agent) return agent;
   throw new Failure(
     EXIT.agentNotRunning,
-    `no agent runs with ${folders.runDir}; what the kernel holds stays as it is`,
+    `no agent runs with ${folders.runDir}; the kernel's state is unchanged`,
     systemdRuns() && isInstalled() ? `Start it: systemctl start ${SERVICE}` : "Start it with kmesh run.",
   );
 }
@@ -88,7 +88,7 @@ export async function handOverBy(
     proof = given ?? proof;
     failure = reason ?? failure;
   };
-  const restore = ignoreSignals(`The ${order.kind} goes on; its end will be told here and by kmesh history`);
+  const restore = ignoreSignals(`The ${order.kind} continues; this command and kmesh history show its end`);
   try {
     const there = await orderAgent(
       adminSocket(folders.runDir),
@@ -108,7 +108,7 @@ export async function handOverBy(
     throw new Failure(
       EXIT.notHandedOver,
       `no ${order.kind}: ${failure}`,
-      "The agent before goes on, and all connections with it.",
+      "The previous agent continues, and so do all connections.",
     );
   throw new Failure(
     EXIT.failed,
@@ -129,12 +129,12 @@ export function printProof(title: string, proof: Proof, format: Format, more: ob
       ["", ""],
       [
         ["version", from === to ? from : `${from} -> ${to}`],
-        ["nobody was in control for", `${proof.gap_ms} ms`],
+        ["no agent in control for", `${proof.gap_ms} ms`],
         ["connections governed meanwhile", `${proof.connections}`],
         ["failed", `${proof.failed}`],
         ["refused on purpose", `${proof.refused}`],
         ["map writes", `${proof.map_writes}`],
-        ["hooks linked anew", `${proof.relinked}`],
+        ["hooks attached again", `${proof.relinked}`],
       ],
     ).trim()}`,
   );
@@ -149,7 +149,7 @@ function explain(error: unknown, kind: string): unknown {
     return new Failure(
       error.status === 409 ? EXIT.busy : EXIT.failed,
       `no ${kind}: ${error.message}`,
-      error.status === 409 ? "The agent goes on; try again afterwards." : "",
+      error.status === 409 ? "The agent continues; try again afterwards." : "",
     );
   }
   return hangs(reasonOf(error));
@@ -159,7 +159,7 @@ function hangs(reason: string): Failure {
   return new Failure(
     EXIT.failed,
     `the agent hangs: ${reason}`,
-    "Connections go on. A start anew without its help: systemctl restart kmesh, or kill -9 and kmesh run.",
+    "Connections continue. To restart it without its help: systemctl restart kmesh, or kill -9 and kmesh run.",
   );
 }
 

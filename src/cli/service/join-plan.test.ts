@@ -117,7 +117,7 @@ describe("join", () => {
     expect(text("var/lib/kmesh/istio-token").trim()).toBe(readFileSync(join(from, "istio-token"), "utf8"));
     expect(config()).toMatchObject({ ...DECIDED, token: "/var/lib/kmesh/istio-token", plaintext: false });
     // Every key is explained, whether or not it is set.
-    for (const line of ["# where istiod listens", "ca: /var/lib/kmesh/root-cert.pem", "#exclude: ["])
+    for (const line of ["# istiod's address", "ca: /var/lib/kmesh/root-cert.pem", "#exclude: ["])
       expect(text(CONFIG)).toContain(line);
     expect((await perform()).map((each) => each.split(" ")[0])).toEqual(["keep", "keep", "keep"]);
   });
@@ -154,7 +154,7 @@ describe("join", () => {
     const written = text(CONFIG);
     expect(written).toStartWith("# ours\n");
     expect(written).toContain("# the shop\n");
-    expect(written).toContain("# the WorkloadGroup with which istiod registers this machine");
+    expect(written).toContain("# the WorkloadGroup by which istiod registers this machine");
     expect(statSync(below(CONFIG)).mode & 0o777).toBe(0o644);
     await perform();
     expect(text(CONFIG)).toBe(written);

@@ -110,7 +110,7 @@ export async function arrival(folders: Folders): Promise<string> {
     reason = identity?.lastError?.text ?? stream?.lastError?.text ?? (status ? "no answer yet" : reason);
     await new Promise((resolve) => setTimeout(resolve, 200));
   }
-  return `Not in the mesh yet, the agent goes on trying: ${reason}`;
+  return `Not in the mesh yet; the agent keeps trying: ${reason}`;
 }
 
 /** The machine's certificate, if it is valid. */

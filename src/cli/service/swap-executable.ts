@@ -31,7 +31,7 @@ export async function runningNames(folders: Folders): Promise<Names> {
     throw new Failure(
       EXIT.failed,
       "the agent that runs is not the single file, or that file is gone",
-      "kmesh restart --graceful starts it anew from what it runs from.",
+      "kmesh restart --graceful starts it again from its own file.",
     );
   if (!executable.endsWith(".next")) return namesOf(executable);
   const names = namesOf(executable.slice(0, -".next".length));
@@ -64,7 +64,7 @@ export async function replace(
   examined: Pick<Executable, "version" | "names">,
   timeout: number,
 ): Promise<Proof> {
-  const restore = ignoreSignals(`The ${kind} goes on; wait for its end`);
+  const restore = ignoreSignals(`The ${kind} continues; wait for its end`);
   try {
     stage(names, source);
     let proof: Proof;
@@ -90,8 +90,8 @@ export async function replace(
 export function formatLayout(abi: string): void {
   remark(
     abi === ABI_ID
-      ? "Its tables have the layout of this version: they are taken over as they are"
-      : `Its tables have another layout (${abi}): they are filled beside those that govern, then take over`,
+      ? "Its tables have the layout of this version: they are adopted"
+      : `Its tables have another layout (${abi}): they are filled beside the live ones, then become live`,
   );
 }
 

@@ -21,7 +21,7 @@ export function enableSteps(paths: Paths, changed: boolean): Step[] {
 export function startStep(need: Need): Step {
   if (activeState() !== "active") return beginStep("start");
   if (need === "nothing") return { action: "keep", target: SERVICE, note: "runs" };
-  return { ...beginStep(need), note: "connections go on meanwhile" };
+  return { ...beginStep(need), note: "connections continue meanwhile" };
 }
 
 export function runStep(...args: string[]): Step {
@@ -34,7 +34,7 @@ export function runStep(...args: string[]): Step {
  */
 export function tunnelSteps(): Step[] {
   if (activeState(TUNNEL) === "active")
-    return [{ ...runStep("reload", TUNNEL), note: "connections go on meanwhile" }];
+    return [{ ...runStep("reload", TUNNEL), note: "connections continue meanwhile" }];
   const silent = TUNNEL_SOCKETS.filter((name) => activeState(name) !== "active");
   // Not waited for: a port that is in use is a matter of doctor's, and stops no upgrade.
   return silent.length === 0 ? [] : [runStep("start", "--no-block", ...silent)];

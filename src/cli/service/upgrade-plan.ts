@@ -34,7 +34,7 @@ export function upgradeSteps(
   newUnit: boolean,
   proved: (proof: Proof) => void,
 ): Step[] {
-  const restart: Step = { ...beginStep("restart"), note: "connections go on meanwhile" };
+  const restart: Step = { ...beginStep("restart"), note: "connections continue meanwhile" };
   const { installed, next } = namesOf(paths.executable);
   // Started by another unit than ours, for example, which would not start the new executable.
   if (agent.executable !== installed && agent.executable !== next) return copy.act ? [copy, restart] : [];
@@ -72,7 +72,7 @@ export function upgradeSteps(
       });
     else if (!newUnit) steps.push({ action: "keep", target: SERVICE, note: "runs" });
   }
-  if (newUnit) steps.push({ ...restart, note: "by its new unit; connections go on meanwhile" });
+  if (newUnit) steps.push({ ...restart, note: "by its new unit; connections continue meanwhile" });
   return steps;
 }
 

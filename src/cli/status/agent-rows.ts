@@ -11,7 +11,7 @@ export function agentFacts(agent: AgentStatus, alive: boolean, now: number): [st
     ? "not followed now"
     : stream.connected
       ? `connected for ${formatSpan(now - (stream.connectedSince ?? now))}`
-      : `not connected${stream.disconnectedSince ? ` for ${formatSpan(now - stream.disconnectedSince)}` : ""}; the tables stay as they are`;
+      : `not connected${stream.disconnectedSince ? ` for ${formatSpan(now - stream.disconnectedSince)}` : ""}; the tables are unchanged`;
   const push = stream.lastPush ? `, last push ${formatSpan(now - stream.lastPush)} ago` : ", no push yet";
   const error =
     !stream.connected && stream.lastError ? [["", stream.lastError.text] as [string, string]] : [];
@@ -26,7 +26,7 @@ export function agentFacts(agent: AgentStatus, alive: boolean, now: number): [st
     ...formatHealth(agent, now),
     ...formatWorkloads(agent.workloads),
     ["mesh", formatMesh(mesh, agent.snapshot !== undefined)],
-    ["tables", `${agent.adopted ? "taken over from an earlier agent; " : ""}${applied}`],
+    ["tables", `${agent.adopted ? "adopted from an earlier agent; " : ""}${applied}`],
     ...formatSnapshot(agent.snapshot, now),
   ];
 }
@@ -36,9 +36,7 @@ function formatWorkloads(workloads: AgentStatus["workloads"]): [string, string][
   if (!workloads) return [];
   const { services, workloads: count, waypoints, policies, ambientLacking, unknownPolicies, own } = workloads;
   if (ambientLacking)
-    return [
-      ["workloads", "istiod sent none: it needs PILOT_ENABLE_AMBIENT=true. The tables stay as they are"],
-    ];
+    return [["workloads", "istiod sent none: it needs PILOT_ENABLE_AMBIENT=true. The tables are unchanged"]];
   const self = own === undefined ? "" : `; this machine is ${own}`;
   const numbers = `${plural(count, "workload")} of ${plural(services, "service")}, ${plural(policies, "policy", "policies")}`;
   const through = waypoints.map(({ name, services: users }) => `${name} (${plural(users, "service")})`);

@@ -208,7 +208,7 @@ test("what is not as it should be is told before the services", () => {
       settings: { ...SETTINGS, shadow: true },
     }),
   );
-  expect(text).toContain("not connected for 3.0 s; the tables stay as they are");
+  expect(text).toContain("not connected for 3.0 s; the tables are unchanged");
   expect(text).toContain("nothing listens at istiod:15010");
   expect(text).toContain("NOT attached: connect6");
   const warnings = text.slice(text.indexOf("NOT ENFORCED, OR"), text.indexOf("SERVICE "));
@@ -343,12 +343,12 @@ test("health: the verdict, what speaks against it, and whether istiod is told", 
   const registration = { namespace: "shop", entry: "e", address: "10.0.0.5", group: "vms", needs: [] };
   const health = { probe: "GET http://10.0.0.5:80/", streak: 0, checks: 7 };
   expect(linesOf({ health })).toContain(
-    "health not known yet after 7 checks (GET http://10.0.0.5:80/); istiod is not told: set workload-group, or workload-entry",
+    "health not known yet after 7 checks (GET http://10.0.0.5:80/); not reported to istiod: set workload-group, or workload-entry",
   );
   const reported = { healthy: false, at: NOW };
   const bad = { ...health, healthy: false, since: NOW - 60_000, message: "HTTP status 503" };
   const lines = linesOf({ registration, health: bad, stream: { ...agent().stream, reported } });
-  expect(lines).toContain("health NOT HEALTHY for 60 s (GET http://10.0.0.5:80/); istiod is told");
+  expect(lines).toContain("health NOT HEALTHY for 60 s (GET http://10.0.0.5:80/); reported to istiod");
   expect(lines).toContain(" HTTP status 503");
   const stream = { ...agent().stream, healthNotTaken: "this istiod takes no health reports" };
   const streak = { ...health, healthy: true, since: NOW - 60_000, streak: 1, message: "no" };

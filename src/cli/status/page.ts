@@ -104,7 +104,7 @@ export function formatProblems(answer: Answer, dead: string | undefined, now = D
   if (off.length > 0) facts.push(["hooks", `NOT attached: ${off.join(", ")}`]);
   const stream = agent?.stream;
   if (dead === undefined && stream && !stream.connected)
-    facts.push(["istiod", stream.lastError?.text ?? "not connected; the tables stay as they are"]);
+    facts.push(["istiod", stream.lastError?.text ?? "not connected; the tables are unchanged"]);
   if (facts.length > 0) parts.push(formatFacts(facts));
   parts.push(...formatTrouble(answer, now));
   const concerned = kernel?.services.filter(isInTrouble) ?? [];

@@ -60,8 +60,8 @@ export function formatHealth({ health, stream, registration }: AgentStatus, now:
       : `${healthy ? "healthy" : "NOT HEALTHY"} for ${formatSpan(now - from)}`;
   const against = streak > 0 && healthy !== undefined ? `, ${plural(streak, "check")} against it` : "";
   const reported = !registration
-    ? "istiod is not told: set workload-group, or workload-entry"
-    : (stream.healthNotTaken ?? (stream.reported ? "istiod is told" : "istiod is not told yet"));
+    ? "not reported to istiod: set workload-group, or workload-entry"
+    : (stream.healthNotTaken ?? (stream.reported ? "reported to istiod" : "not reported to istiod yet"));
   return [
     ["health", `${state}${against} (${probe}); ${reported}`],
     ...(message === undefined ? [] : [["", message] as [string, string]]),

@@ -32,7 +32,7 @@ export function readableMap(bpffs: string, name: MapName): BpfMap {
   const wanted = maps.get(name);
   for (const map of maps.values()) if (map !== wanted) map.close();
   if (wanted) return wanted;
-  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status tells what is damaged`);
+  throw new Error(`nothing of kmesh's has the map ${name} in ${bpffs}: kmesh status shows the damage`);
 }
 
 /** The names of all maps that programs below `bpffs` use, of every layout. Throws KernelError. */

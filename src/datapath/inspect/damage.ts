@@ -31,7 +31,7 @@ const REPIN = "`kmesh run` pins them again, and an agent that runs within 5 s; n
 const CLEAR =
   "`kmesh run` moves it to aside/ and puts its own there, and so does an agent that runs within 5 s";
 const ANEW =
-  "`kmesh down --yes`, then start the agent: all is made anew; meanwhile new connections go past the mesh";
+  "`kmesh down --yes`, then start the agent, which builds everything again; meanwhile new connections bypass the mesh";
 
 /** The damage of the pins below `bpffs`; also [] when nothing is pinned. Changes nothing. Throws KernelError. */
 export function damageAt(bpffs: string): Damage[] {
@@ -87,8 +87,8 @@ function formatUnknown(bpffs: string): Damage[] {
   return [
     {
       what: `of the tables that connect() reads no pin is left in ${join(bpffs, "gen")}`,
-      consequence: "connections are governed on as they are; nothing can change or show these tables",
-      cure: "`kmesh run` makes new ones beside them, which take over when they are complete",
+      consequence: "connections stay governed; nothing can change or show these tables",
+      cure: "`kmesh run` builds new ones beside them, which become live when they are complete",
     },
   ];
 }
@@ -98,8 +98,8 @@ function formatUnreadable({ path, unreadable }: PinFault): Damage[] {
   return [
     {
       what: `what is pinned at ${path} can't be looked at: ${unreadable}`,
-      consequence: "whether it is damaged is not known, and it stays as it is; other pins are repaired",
-      cure: "mend what forbids it; an agent that runs looks again within 5 s",
+      consequence: "its state is unknown and unchanged; other pins are repaired",
+      cure: "remove the obstacle; a running agent checks again within 5 s",
     },
   ];
 }

@@ -138,7 +138,7 @@ function flatten(resource: string, listener: envoy.Listener): ListenerRecord {
 }
 
 function ignoredNote(resource: string, why: string): Notes {
-  return [note("not-enforced", `listener ${shortName(resource)} is not taken over: ${why}`)];
+  return [note("not-enforced", `listener ${shortName(resource)} is not applied: ${why}`)];
 }
 
 function addressOf(resource: string, socket: envoy.SocketAddress.$Properties): ListenerAddress {

@@ -59,7 +59,7 @@ export async function runTunnel(options: ProcessOptions): Promise<void> {
       .catch((error: unknown) => {
         handingOver = false;
         log.warn(
-          `No hand-over, this tunnel goes on: ${error instanceof Error ? error.message : String(error)}`,
+          `No hand-over, this tunnel continues: ${error instanceof Error ? error.message : String(error)}`,
         );
       });
   });

@@ -57,7 +57,7 @@ function detailsOf(entry: Entry): string {
     `${entry.failed} failed`,
     `${entry.refused} refused`,
     `${entry.map_writes} map writes`,
-    `${entry.relinked} hooks linked anew`,
+    `${entry.relinked} hooks attached again`,
   ].join(", ");
 }
 

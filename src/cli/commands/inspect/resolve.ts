@@ -6,8 +6,8 @@ import { foldersOf } from "../../framework/view.ts";
 
 /** Explains what happens to a query that passes. */
 const PASSED: Readonly<Record<string, string>> = {
-  "passed-unknown": "it is no mesh name: the query goes on to the machine's name servers",
-  "passed-excluded": "dns-exclude names it: the query goes on to the machine's name servers",
+  "passed-unknown": "it is no mesh name: the query passes to the machine's name servers",
+  "passed-excluded": "dns-exclude names it: the query passes to the machine's name servers",
   "passed-malformed": "it is not a valid name",
   "passed-off": "names are not answered (dns: off)",
 };

@@ -35,7 +35,7 @@ export const topology = command({
       short: "o",
       hint: FORMATS.join("|"),
       choices: FORMATS,
-      about: "how to print",
+      about: "the output format",
       fallback: "text",
     },
     ...FOLDER_FLAGS,

@@ -37,14 +37,14 @@ function load(store: CertificateStore): Certificate {
     throw new Failure(
       EXIT.failed,
       `the certificate in ${store.folder} can't be used: ${error.message}`,
-      "The agent asks for a new one by itself; kmesh doctor tells what may keep it from that.",
+      "The agent asks for a new one by itself; kmesh doctor shows what may prevent that.",
     );
   }
   if (found) return found;
   throw new Failure(
     EXIT.failed,
     `there is no certificate in ${store.folder}`,
-    "The agent gets one with the token; kmesh doctor tells what may keep it from that.",
+    "The agent gets one with the token; kmesh doctor shows what may prevent that.",
   );
 }
 

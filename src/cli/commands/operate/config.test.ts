@@ -18,7 +18,7 @@ test("differences are a column a place, with what takes the file over", () => {
     "network  net1   net2                net1    (not set)",
     'labels   -      {"app":"x"}         (none)  -',
     "exclude  -      10.0.0.0/8,::1/128  (none)  -",
-    "systemctl restart kmesh takes the file over (connections go on): network, labels",
+    "systemctl restart kmesh applies the file (connections continue): network, labels",
   ]);
 });
 

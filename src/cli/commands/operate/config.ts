@@ -117,7 +117,7 @@ async function furtherProblems(config: Config): Promise<ConfigError[]> {
   if (config.ca !== undefined) {
     const fault = faultOfRoots(readTextFile(config.ca));
     if (fault !== undefined)
-      problems.push(new ConfigError(`${config.ca} ${fault}`, "Write the mesh's root-cert.pem there anew."));
+      problems.push(new ConfigError(`${config.ca} ${fault}`, "Write the mesh's root-cert.pem to it again."));
   }
   if (config.token !== undefined && !config.plaintext && certifiedId(config.stateDir) === undefined) {
     try {
@@ -232,7 +232,7 @@ export function formatDifferences(
     );
   }
   if (needs.later.length > 0)
-    lines.push(`systemctl restart kmesh takes the file over (connections go on): ${needs.later.join(", ")}`);
+    lines.push(`systemctl restart kmesh applies the file (connections continue): ${needs.later.join(", ")}`);
   if (needs.live.length > 0 && needs.later.length === 0)
     lines.push(`systemctl reload kmesh takes the file over: ${needs.live.join(", ")}`);
   return lines.join("\n");

@@ -16,7 +16,7 @@ import { formatOf, print, printJson, remark } from "../../framework/output.ts";
 import { tell as formatSteps } from "../../framework/plan.ts";
 import { systemctl, systemdRuns } from "../../service/systemd.ts";
 
-const DRY_FLAG = { "dry-run": { kind: "switch", about: "show what would be done" } } as const;
+const DRY_FLAG = { "dry-run": { kind: "switch", about: "print the steps without doing them" } } as const;
 
 const UNITS = {
   name: "UNIT",

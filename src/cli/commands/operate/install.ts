@@ -275,7 +275,7 @@ function requireSystemd(): void {
 
 function formatProof({ from_version, to_version, pid, gap_ms, connections, failed }: Proof): string {
   return (
-    `Handed over from ${from_version} to ${to_version} (pid ${pid}): nobody was in control for ${gap_ms} ms, ` +
+    `Handed over from ${from_version} to ${to_version} (pid ${pid}): no agent in control for ${gap_ms} ms, ` +
     `${connections} connections governed meanwhile, ${failed} failed.`
   );
 }
@@ -308,7 +308,7 @@ function nextStep(
     ].join("\n");
   if (activeState() === "active")
     return changed
-      ? "Next: kmesh restart --graceful takes the new one into use; connections go on."
+      ? "Next: kmesh restart --graceful switches to the new one; connections continue."
       : "It runs.";
   return "Next: systemctl start kmesh";
 }

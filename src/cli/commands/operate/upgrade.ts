@@ -48,7 +48,7 @@ export const upgrade = command({
     const names = await runningNames(folders);
     requireOwnExecutable(names);
     if (same(file, names.installed)) {
-      const text = `Nothing to do: ${names.installed} is that very file. kmesh restart --graceful starts it anew.`;
+      const text = `Nothing to do: ${names.installed} is that very file. kmesh restart --graceful restarts it.`;
       if (format === "json") printJson({ nothing: text });
       else print(text);
       return EXIT.done;

@@ -65,7 +65,7 @@ export const wait = command({
     throw new Failure(
       EXIT.notGoverned,
       `connections are not governed${seconds > 0 ? ` after ${seconds} s` : ""}: not all hooks are attached in ${bpffs}`,
-      "kmesh status and kmesh doctor tell why; systemctl start kmesh starts the agent.",
+      "kmesh status and kmesh doctor show why; systemctl start kmesh starts the agent.",
     );
   },
 });
