@@ -81,7 +81,7 @@ describe.skipIf(why !== undefined)("kmesh as a package", () => {
       `cp -p ${config} /root/good.yaml && echo 'shadow: perhaps' >> ${config}`,
     );
     const { code, stdout, stderr } = await machine.run("dpkg", "--install", file);
-    expect(stdout + stderr).toContain("the version before runs on; mend what is said above");
+    expect(stdout + stderr).toContain("the previous version continues; repair the fault above");
     expect(code).toBe(0);
     expect(await running()).toEqual(before);
     expect(await machine.property("NRestarts")).toBe("0");

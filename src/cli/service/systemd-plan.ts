@@ -60,7 +60,7 @@ export function beginStep(verb: "start" | "restart" | "reload"): Step {
       } catch {
         throw new Failure(
           EXIT.failed,
-          `${SERVICE} is installed but did not ${verb}${isTriedAgain() ? "; systemd goes on trying" : ""}`,
+          `${SERVICE} is installed but did not ${verb}${isTriedAgain() ? "; systemd keeps trying" : ""}`,
           `Its own words: journalctl -u ${SERVICE} -n 20. Most often the configuration lacks something: ${installedPaths().config}`,
         );
       }
