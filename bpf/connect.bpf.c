@@ -61,18 +61,6 @@ struct decision {
 	struct cluster_load *load; /* of the cluster that serves */
 };
 
-static __always_inline bool in_governed_netns(struct bpf_sock_addr *ctx, const struct settings *set)
-{
-	__u64 governed;
-
-	if (set->flags & SETTING_EVERY_NETNS)
-		return true;
-	governed = set->netns;
-	if (!governed)
-		governed = bpf_get_netns_cookie(NULL);
-	return bpf_get_netns_cookie(ctx) == governed;
-}
-
 static __always_inline bool is_enrolled_task(const struct settings *set)
 {
 	return set->flags & SETTING_EVERY_CGROUP || is_enrolled_cgroup(bpf_get_current_cgroup_id(), NULL);

@@ -22,7 +22,7 @@ int sock_release(struct bpf_sock *ctx)
 		return 1;
 	}
 	set = traffic_settings();
-	if (set && set->flags & TRAFFIC_SERVED && ctx->protocol == IPPROTO_TCP)
+	if (set && set->flags & (TRAFFIC_SERVED | TRAFFIC_ACCEPTED) && ctx->protocol == IPPROTO_TCP)
 		count_accepted(ctx, ctx->state);
 	return 1;
 }

@@ -8,14 +8,16 @@ import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
 import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";
-import type { Maps } from "../../src/datapath/tables/tables.ts";
-import { BpfMap, unmap } from "../../src/kernel/maps.ts";
+import { type Maps, TRAFFIC_MAPS } from "../../src/datapath/tables/tables.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
+import { Counting } from "../../src/telemetry/counting.ts";
 import { Flusher } from "../../src/telemetry/flush.ts";
 import { readRetired } from "../../src/telemetry/reading.ts";
 import { addCounters, closedOf, noCounters, readRows } from "../../src/telemetry/rows.ts";
 
 const SERVICE = layout.service_counters;
-const ROWS = ["flow_rows", "retired_rows", "traffic_other", "latency_rows", "latency_blank"] as const;
+/** What bpf/flush.bpf.c and its readers use. */
+const FLUSHED = ["sockets", "enrolment", "units", ...TRAFFIC_MAPS] as const;
 
 export interface ServiceCount {
   redirected: number;
@@ -76,15 +78,14 @@ export function readKernelCounts(bpffs: string): KernelCounts {
 
 /** Connections that live are in the rows from the last flush on, so opened ones are brought up to date first. */
 function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
-  const names = ["traffic", "sockets", "traffic_log", ...ROWS] as const;
-  const maps = Object.fromEntries(names.map((name) => [name, pinned(name)])) as Maps;
-  const words = new BigUint64Array(maps.traffic.mmap());
+  const maps = Object.fromEntries(FLUSHED.map((name) => [name, pinned(name)])) as Maps;
+  const counting = new Counting(maps.traffic, maps.served_ports);
   try {
-    const flusher = Flusher.open(maps, words);
+    const flusher = Flusher.open(maps, counting);
     flusher?.flush();
     flusher?.close();
   } finally {
-    unmap(words.buffer);
+    counting.close();
   }
   const out = noCounters();
   const refused = noCounters();

@@ -1,76 +1,92 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
-/* Counts connections that this machine accepted, at their end. They have no storage: a table of served ports tells them. */
+/*
+ * Counts connections that this machine accepted, at their end. No hook sees their beginning: a table of served ports tells
+ * them, and `accepted` those that the agent's walk has seen.
+ */
 #include "flow-end.h"
+#include "served.h"
+#include "walk.h"
 
-#ifndef AF_INET6
-#define AF_INET6 10
+static __always_inline bool is_in_governed_netns(struct bpf_sock *ctx)
+{
+	__u32 zero = 0;
+	const struct settings *set = bpf_map_lookup_elem(&settings, &zero);
+
+	return set && in_governed_netns(ctx, set);
+}
+
+/* Marks that the end is counted, and gives what was counted before. */
+static __always_inline __u32 take_end(struct accepted_flow *flow)
+{
+#ifdef KMESH_NO_FETCH_ATOMICS
+	/* Nothing else counts on these kernels. */
+	__u32 before = flow->progress.flow;
+
+	flow->progress.flow = FLOW_ENDED;
+	return before;
+#else
+	return __sync_lock_test_and_set(&flow->progress.flow, FLOW_ENDED);
 #endif
-
-static __always_inline bool is_served(__be16 port)
-{
-	__u32 host = bpf_ntohs(port);
-	__u32 at = host / 64;
-	__u64 *word = bpf_map_lookup_elem(&served_ports, &at);
-
-	return word && *(volatile __u64 *)word >> (host & 63) & 1;
 }
 
-static __always_inline __be16 local_port(const struct sock *sk)
-{
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
-		const struct inet_sock *inet = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct inet_sock));
-
-		return inet->inet_sport;
-	}
-	return BPF_CORE_READ((const struct inet_sock *)sk, inet_sport);
-}
-
-static __always_inline struct address remote_address(const struct sock *sk)
-{
-	struct address remote = {};
-
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
-		bpf_probe_read_kernel(&remote, sizeof(remote), &sk->__sk_common.skc_v6_daddr);
-		return remote;
-	}
-	remote.word[2] = bpf_htonl(0xffff);
-	remote.word[3] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
-	return remote;
-}
-
-/* A connection that was accepted on a served port has ended: its socket has no storage, and is counted now as a whole. */
+/*
+ * An accepted connection has ended. One that the agent's walk came by is settled; one that it did not see is counted now as
+ * a whole. The walk and this never count the same one: see see_accepted in flush.bpf.c.
+ */
 __noinline int count_accepted(struct bpf_sock *ctx, __u32 tcp_state)
 {
 	const struct sock *sk = (const struct sock *)ctx;
 	struct traffic *set = traffic_settings();
+	struct accepted_flow *flow = NULL;
 	struct facts facts;
 	struct flow_sum sum = {};
-	struct flow_key key = {
-		.direction = FLOW_IN,
-		.protocol = IPPROTO_TCP,
-		.port = local_port(sk),
-	};
+	/* No constant of its own: that would be a map. */
+	struct flow_key key = {};
+	__u32 before = FLOW_NONE;
 	struct flow_row *row;
 	__u64 now;
 
-	if (!set || !is_served(key.port) || tcp_state == BPF_TCP_LISTEN || tcp_state == BPF_TCP_SYN_SENT)
+	if (!set || tcp_state == BPF_TCP_LISTEN || tcp_state == BPF_TCP_SYN_SENT)
 		return 0;
+	if (set->flags & TRAFFIC_ACCEPTED)
+		flow = bpf_sk_storage_get(&accepted, ctx, NULL, 0);
+	if (flow) {
+		before = take_end(flow);
+		if (before == FLOW_ENDED)
+			return 0;
+	}
+	key.direction = FLOW_IN;
+	key.protocol = IPPROTO_TCP;
+	if (before == FLOW_NONE) {
+		key.port = local_port(sk);
+		if (!(set->flags & TRAFFIC_SERVED) || !is_served(key.port) || !is_in_governed_netns(ctx))
+			return 0;
+		key.source = current_source();
+		key.remote = remote_address(sk);
+	} else {
+		key.port = flow->port;
+		key.source = flow->progress.source;
+		key.remote = flow->remote;
+	}
 	read_facts(sk, &facts);
 	if (!facts.max_window)
 		return 0;
 	now = bpf_ktime_get_ns();
 	sum.end = end_of(ctx, tcp_state, 0, 0) & (FLOW_ENDS - 1);
 	find_bytes(tcp_state, &facts, &sum);
-	key.source = current_source();
-	key.remote = remote_address(sk);
-	row = find_row(&caller_rows, &key, OTHER_IN);
+	row = row_of(&key, before, FLOW_IN);
 	if (row) {
-		__sync_fetch_and_add(&row->opened, 1);
-		__sync_fetch_and_add(&row->sent, sum.sent);
-		__sync_fetch_and_add(&row->received, sum.received);
-		__sync_fetch_and_add(&row->retransmits, sum.retransmits);
+		if (before == FLOW_NONE || before == FLOW_BEGUN)
+			__sync_fetch_and_add(&row->opened, 1);
+		if (before == FLOW_NONE) {
+			__sync_fetch_and_add(&row->sent, sum.sent);
+			__sync_fetch_and_add(&row->received, sum.received);
+			__sync_fetch_and_add(&row->retransmits, sum.retransmits);
+		} else {
+			add_progress(row, &flow->progress, &sum);
+		}
 		add_end(row, &sum, 0, now);
 		count_latency(key.source, bpf_ntohs(key.port), FLOW_IN, sum.rtt_us, 0);
 	}

@@ -17,7 +17,7 @@ __noinline int open_at_once(struct bpf_sock_addr *ctx)
 	if (!state || !state->flow)
 		return 0;
 	key = key_of(state);
-	open_flow(state, &key, state->since_ns);
+	open_flow(&state->progress, &key, FLOW_OUT, state->since_ns);
 	return 0;
 }
 #else
@@ -41,7 +41,7 @@ __noinline int count_decided(__u32 direction, __u32 service, __u32 value, __u64 
 	if (!set || !(set->flags & TRAFFIC_COUNT))
 		return 0;
 	now = bpf_ktime_get_ns();
-	row = find_row(&flow_rows, &key, OTHER_OUT);
+	row = find_row(&flow_rows, &key, OTHER_OUT, false);
 	if (row) {
 		__sync_fetch_and_add(&row->opened, 1);
 		__sync_fetch_and_add(&row->ends[FLOW_CLOSED], 1);

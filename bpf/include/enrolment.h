@@ -97,14 +97,11 @@ static __always_inline struct kernfs_node *task_cgroup(void)
 	return BPF_CORE_READ(task, cgroups, dfl_cgrp, kn);
 }
 
-/* The cgroup in which a packet's socket was made; NULL when the socket does not say it. */
-static __always_inline struct kernfs_node *socket_cgroup(struct __sk_buff *skb)
+/* The cgroup in which a socket, or its listener, was made; NULL when the socket does not say it. */
+static __always_inline struct kernfs_node *cgroup_of(const struct sock *sk)
 {
-	struct sock *sk = BPF_CORE_READ((struct sk_buff *)skb, sk);
 	struct cgroup *cgroup;
 
-	if (!sk)
-		return NULL;
 	if (bpf_core_field_exists(sk->sk_cgrp_data.cgroup)) {
 		cgroup = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	} else {
@@ -115,6 +112,14 @@ static __always_inline struct kernfs_node *socket_cgroup(struct __sk_buff *skb)
 			return NULL;
 	}
 	return BPF_CORE_READ(cgroup, kn);
+}
+
+/* The same for a packet's socket. */
+static __always_inline struct kernfs_node *socket_cgroup(struct __sk_buff *skb)
+{
+	struct sock *sk = BPF_CORE_READ((struct sk_buff *)skb, sk);
+
+	return sk ? cgroup_of(sk) : NULL;
 }
 
 /* Whether the cgroup `id` is governed; `skb` is the packet that it sent, or NULL when it is the current task's. */

@@ -20,8 +20,6 @@
 #define NO_RTT 0xffffffff
 /* A SYN is sent again after so long. */
 #define SYN_TIMEOUT_NS 1000000000ull
-/* From 6.2 on: its fields are then read without a helper call each. */
-extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
 
 /* What the kernel's socket says at its end. */
 struct facts {

@@ -63,6 +63,15 @@ static __always_inline void add_end(struct flow_row *row, const struct flow_sum 
 	*(volatile __u64 *)&row->used_ns = now;
 }
 
+/* What the flush has not added yet. */
+static __always_inline void add_progress(struct flow_row *row, struct flow_progress *progress,
+					 const struct flow_sum *sum)
+{
+	add_to(&row->sent, advance(&progress->sent, sum->sent));
+	add_to(&row->received, advance(&progress->received, sum->received));
+	add_to(&row->retransmits, advance32(&progress->retransmits, sum->retransmits));
+}
+
 static __noinline int log_end(struct traffic *set, const struct flow_key *key, const struct flow_sum *sum,
 			      const struct socket_state *state, __u64 now)
 {
@@ -131,11 +140,9 @@ __noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
 		sum.failed_ns = tcp_state == BPF_TCP_SYN_SENT ? now - state->since_ns
 							      : busy_ns(socket_of(ctx), state->since_ns);
 	key = key_of(state);
-	row = open_flow(state, &key, state->since_ns);
+	row = open_flow(&state->progress, &key, FLOW_OUT, state->since_ns);
 	if (row) {
-		add_to(&row->sent, advance(&state->flushed_sent, sum.sent));
-		add_to(&row->received, advance(&state->flushed_received, sum.received));
-		add_to(&row->retransmits, advance32(&state->flushed_retransmits, sum.retransmits));
+		add_progress(row, &state->progress, &sum);
 		add_end(row, &sum, duration_ns, now);
 		count_latency(key.source, key.service, FLOW_OUT, sum.rtt_us, duration_ns);
 	}

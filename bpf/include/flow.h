@@ -26,14 +26,17 @@ static __always_inline struct flow_row *other_row(__u32 at)
 	return bpf_map_lookup_elem(&traffic_other, &at);
 }
 
-/* The row of a key, made when it is missing; where there is no room, the other one. `rows` must be a map by name. */
-static __always_inline struct flow_row *find_row(void *rows, const struct flow_key *key, __u32 other)
+/*
+ * The row of a key, made when it is missing; where there is no room, the other one. `rows` must be a map by name. What stands
+ * in a row as opened (`is_open`) is settled there: no row with a live connection is retired.
+ */
+static __always_inline struct flow_row *find_row(void *rows, const struct flow_key *key, __u32 other, bool is_open)
 {
 	struct flow_row *row = bpf_map_lookup_elem(rows, key);
 	struct flow_row *blank;
 
 	if (row)
-		return row;
+		return is_open || !*(volatile __u32 *)&row->retiring ? row : other_row(other);
 	blank = other_row(OTHER_BLANK);
 	if (!blank)
 		return NULL;
@@ -94,34 +97,41 @@ static __always_inline struct flow_key key_of(const struct socket_state *state)
 	return key;
 }
 
-/* Where a socket's connection is counted. `flow` is what it was just now. */
-static __always_inline struct flow_row *row_of(const struct flow_key *key, __u32 flow)
+/* Where a connection is counted. `flow` is what it was just now, `direction` a constant. */
+static __always_inline struct flow_row *row_of(const struct flow_key *key, __u32 flow, enum flow_direction direction)
 {
-	return flow == FLOW_OTHER ? other_row(OTHER_OUT) : find_row(&flow_rows, key, OTHER_OUT);
+	bool is_open = flow == FLOW_OPENED;
+
+	if (direction == FLOW_IN)
+		return flow == FLOW_OTHER ? other_row(OTHER_IN) : find_row(&caller_rows, key, OTHER_IN, is_open);
+	return flow == FLOW_OTHER ? other_row(OTHER_OUT) : find_row(&flow_rows, key, OTHER_OUT, is_open);
 }
 
 /* False when another connection began on the socket: a flush runs at the same time as the app, which may reconnect. */
-static __always_inline bool is_same_flow(const struct socket_state *state, __u64 since_ns)
+static __always_inline bool is_same_flow(const struct flow_progress *progress, __u64 since_ns)
 {
-	return *(const volatile __u64 *)&state->since_ns == since_ns;
+	return *(const volatile __u64 *)&progress->since_ns == since_ns;
 }
 
-/* Counts the connection that began at `since_ns` as opened, once. Gives its row. */
-static __always_inline struct flow_row *open_flow(struct socket_state *state, const struct flow_key *key,
-						  __u64 since_ns)
+/* Counts the connection that began at `since_ns` as opened, once. Gives its row. `direction` is a constant. */
+static __always_inline struct flow_row *open_flow(struct flow_progress *progress, const struct flow_key *key,
+						  enum flow_direction direction, __u64 since_ns)
 {
-	struct flow_row *row = row_of(key, state->flow);
-	__u32 next = row && row == other_row(OTHER_OUT) ? FLOW_OTHER : FLOW_OPENED;
+	__u32 flow = *(volatile __u32 *)&progress->flow;
+	struct flow_row *row = row_of(key, flow, direction);
+	struct flow_row *other = other_row(direction == FLOW_IN ? OTHER_IN : OTHER_OUT);
+	__u32 next = row && row == other ? FLOW_OTHER : FLOW_OPENED;
 
-	if (!row || state->flow != FLOW_BEGUN)
+	if (!row || flow != FLOW_BEGUN)
 		return row;
 #ifdef KMESH_NO_FETCH_ATOMICS
-	state->flow = next;
+	progress->flow = next;
 #else
-	if (__sync_val_compare_and_swap(&state->flow, FLOW_BEGUN, next) != FLOW_BEGUN)
+	if (__sync_val_compare_and_swap(&progress->flow, FLOW_BEGUN, next) != FLOW_BEGUN)
 		return row;
 	/* Another connection has begun on the socket since `key` was read: if it got the mark, take the mark back. */
-	if (!is_same_flow(state, since_ns) && __sync_val_compare_and_swap(&state->flow, next, FLOW_BEGUN) == next)
+	if (!is_same_flow(progress, since_ns) &&
+	    __sync_val_compare_and_swap(&progress->flow, next, FLOW_BEGUN) == next)
 		return NULL;
 #endif
 	__sync_fetch_and_add(&row->opened, 1);

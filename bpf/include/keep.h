@@ -28,6 +28,19 @@ enum flow_state {
 	FLOW_BEGUN = 1, /* it will: the next flush, or its end, adds it */
 	FLOW_OPENED = 2,
 	FLOW_OTHER = 3, /* the same, in traffic_other */
+	FLOW_ENDED = 4, /* of an accepted connection: its end stands there, too */
+};
+
+/* What is counted of a connection so far (flow.h). All of it says something only while `flow` is not FLOW_NONE. */
+struct flow_progress {
+	__u64 since_ns; /* CLOCK_MONOTONIC at connect(), or when an accepted connection was first seen */
+	__u64 source; /* who connected, or who accepts */
+	__u64 sent; /* bytes that stand in the row already */
+	__u64 received;
+	__u32 retransmits;
+	__u32 flow; /* enum flow_state */
+	__u32 pid; /* thread group that connected */
+	__u32 zero;
 };
 
 struct socket_state {
@@ -40,15 +53,19 @@ struct socket_state {
 	__be16 asked_port;
 	__u16 zero;
 	__u32 sequence; /* write_seq at connect(): another one later tells that a SYN was sent */
-	__u64 since_ns; /* CLOCK_MONOTONIC at connect() */
-	/* What is counted of it so far (flow.h); all of it says something only while `flow` is not FLOW_NONE. */
-	__u64 source; /* who connected */
-	__u64 flushed_sent; /* bytes that stand in the row already */
-	__u64 flushed_received;
-	__u32 flushed_retransmits;
-	__u32 flow; /* enum flow_state */
-	__u32 pid; /* thread group that connected */
-	__u32 zero2;
+	union {
+		struct flow_progress progress;
+		struct {
+			__u64 since_ns;
+			__u64 source;
+			__u64 flushed_sent;
+			__u64 flushed_received;
+			__u32 flushed_retransmits;
+			__u32 flow;
+			__u32 pid;
+			__u32 zero2;
+		};
+	};
 	__u64 reserved;
 };
 

@@ -56,13 +56,36 @@ struct sock_common {
 	struct in6_addr___kernel skc_v6_daddr;
 };
 
+struct user_id {
+	__u32 val;
+};
+
 struct sock {
 	struct sock_common __sk_common;
 	unsigned int sk_kern_sock : 1;
 	int sk_err;
 	void *sk_bpf_storage; /* NULL when no program ever gave it storage */
 	unsigned long sk_lingertime;
+	struct socket *sk_socket; /* NULL before accept() and after close() */
+	struct user_id sk_uid;
 	struct sock_cgroup_data sk_cgrp_data;
+};
+
+struct socket {
+	struct file *file;
+};
+
+struct file_count {
+	__s64 counter;
+};
+
+struct file {
+	struct file_count f_count;
+};
+
+/* From 6.13 on: f_ref is one less than there are references. */
+struct file___6_13 {
+	struct file_count f_ref;
 };
 
 struct sk_buff {
@@ -102,6 +125,9 @@ struct mptcp_sock {
 };
 
 #pragma clang attribute pop
+
+/* From 6.2 on: its fields are then read without a helper call each. */
+extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
 
 static __always_inline struct kernfs_node *kernfs_parent(struct kernfs_node *node)
 {

@@ -13,6 +13,8 @@
 #define SOURCE_USER (1ull << 47)
 /* In `source_cache`: the tasks of this cgroup are told apart by their users. */
 #define SOURCE_BY_USER 1
+/* In `source_cache`: `source_names` had no room for this cgroup's name. The agent clears it when there is room again. */
+#define SOURCE_UNNAMED 2
 
 static __always_inline __u64 user_source(void)
 {
@@ -44,10 +46,10 @@ static __always_inline __u64 hash_name(const struct unit_name *unit)
 		hash ^= hash >> 29;
 	}
 	hash &= SOURCE_USER - 1;
-	return hash > SOURCE_BY_USER ? hash : SOURCE_BY_USER + 1;
+	return hash > SOURCE_UNNAMED ? hash : SOURCE_UNNAMED + 1;
 }
 
-/* The source that a unit's or another cgroup's name stands for, SOURCE_BY_USER, or 0 when there is no room for the name. */
+/* The source that a unit's or another cgroup's name stands for, SOURCE_BY_USER, or SOURCE_UNNAMED. */
 __noinline __u64 name_source(__u64 node)
 {
 	const char *name = BPF_CORE_READ((struct kernfs_node *)node, name);
@@ -62,14 +64,13 @@ __noinline __u64 name_source(__u64 node)
 	if (!bpf_map_lookup_elem(&source_names, &source) &&
 	    bpf_map_update_elem(&source_names, &source, &unit, BPF_NOEXIST))
 		/* Unless another CPU was faster. */
-		return bpf_map_lookup_elem(&source_names, &source) ? source : 0;
+		return bpf_map_lookup_elem(&source_names, &source) ? source : SOURCE_UNNAMED;
 	return source;
 }
 
-/* The outermost cgroup between the task's own and the root that is no slice has the name: units lie in slices. */
-static __always_inline __u64 find_source(__u64 root)
+/* The outermost cgroup between this one and the root that is no slice has the name: units lie in slices. */
+static __always_inline __u64 find_source(__u64 node, __u64 root)
 {
-	__u64 node = (__u64)task_cgroup();
 	__u64 outermost = 0;
 
 	for (int i = 0; node && i < MAX_CGROUP_LEVELS; i++) {
@@ -82,33 +83,44 @@ static __always_inline __u64 find_source(__u64 root)
 	return outermost ? name_source(outermost) : SOURCE_BY_USER;
 }
 
-/* The source of the current task; 0 when it has no name. */
-__noinline __u64 current_source(void)
+/*
+ * What the cgroup `id` is as a source: a name's, SOURCE_BY_USER, or 0 when its name found no room. `node` is the address of
+ * its kernfs_node; 0: it is the current task's.
+ */
+__noinline __u64 cgroup_source(__u64 id, __u64 node)
 {
-	__u64 id = bpf_get_current_cgroup_id();
 	__u32 at = id % SOURCE_CACHE;
 	__u64 *cached = bpf_map_lookup_elem(&source_cache, &at);
 	__u64 tag = id / SOURCE_CACHE << SOURCE_BITS;
+	struct enrolment *current;
 	__u64 word, source;
+	__u32 zero = 0;
 
 	if (!cached)
 		return 0;
 	word = *(volatile __u64 *)cached;
 	source = word & ((1ull << SOURCE_BITS) - 1);
 	if (!source || word - source != tag) {
-		struct enrolment *current;
-		struct traffic *set;
-		__u32 zero = 0;
-
 		current = bpf_map_lookup_elem(&enrolment, &zero);
-		source = find_source(current ? current->root : 0);
-		if (!source) {
-			set = bpf_map_lookup_elem(&traffic, &zero);
-			if (set)
-				__sync_fetch_and_add(&set->unnamed, 1);
-			return 0;
-		}
+		if (!node)
+			node = (__u64)task_cgroup();
+		source = find_source(node, current ? current->root : 0);
 		*(volatile __u64 *)cached = tag | source;
 	}
+	if (source == SOURCE_UNNAMED) {
+		struct traffic *set = bpf_map_lookup_elem(&traffic, &zero);
+
+		if (set)
+			__sync_fetch_and_add(&set->unnamed, 1);
+		return 0;
+	}
+	return source;
+}
+
+/* The source of the current task; 0 when it has no name. */
+static __always_inline __u64 current_source(void)
+{
+	__u64 source = cgroup_source(bpf_get_current_cgroup_id(), 0);
+
 	return source == SOURCE_BY_USER ? user_source() : source;
 }

@@ -13,6 +13,7 @@ enum traffic_flag {
 	TRAFFIC_COUNT = 1, /* outbound connections are counted */
 	TRAFFIC_SERVED = 2, /* some bit of `served_ports` is set: accepted connections are counted */
 	TRAFFIC_LOG = 4, /* each end of a connection is written to `traffic_log` */
+	TRAFFIC_ACCEPTED = 8, /* sockets may stand in `accepted`; once set, it stays */
 };
 
 /* Each member is published by itself with one store. */
@@ -86,7 +87,7 @@ struct flow_key {
 /* Only ever added to. Live connections are opened minus the sum of ends. */
 struct flow_row {
 	__u32 version;
-	__u32 zero;
+	__u32 retiring; /* 1 = the agent is about to move it into retired_rows: what begins now is counted in traffic_other */
 	__u64 opened;
 	__u64 ends[FLOW_ENDS];
 	__u64 sent; /* payload bytes that this machine's app sent */
@@ -124,6 +125,27 @@ struct {
 	__type(key, struct flow_key);
 	__type(value, struct flow_row);
 } caller_rows SEC(".maps");
+
+/* A connection that was accepted on a served port, and was seen while it lived. */
+struct accepted_flow {
+	struct flow_progress progress;
+	struct address remote;
+	__be16 port; /* the local one */
+	__u16 zero;
+	__u32 version;
+	__u64 reserved[4];
+};
+
+/*
+ * Accepted socket -> what is counted of it. Made by the agent's walk over TCP sockets (flush.bpf.c), so a connection that
+ * ends before the walk comes by has none. Written by that walk, the flush and sock_release; ends with the socket.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct accepted_flow);
+} accepted SEC(".maps");
 
 enum other {
 	OTHER_OUT = 0,

@@ -4,6 +4,19 @@
 /* Steps through the tables that more than one program takes. */
 #include "tables.h"
 
+/* Whether a socket's connections are governed and counted: it lies in the network namespace that the settings name. */
+static __always_inline bool in_governed_netns(void *ctx, const struct settings *set)
+{
+	__u64 governed;
+
+	if (set->flags & SETTING_EVERY_NETNS)
+		return true;
+	governed = set->netns;
+	if (!governed)
+		governed = bpf_get_netns_cookie(NULL);
+	return bpf_get_netns_cookie(ctx) == governed;
+}
+
 static __always_inline struct descriptor *descriptor_of(__u32 cluster)
 {
 	__u64 *word = chunked_lookup(&clusters, cluster);

@@ -1,11 +1,15 @@
-/** Iterator programs over all sockets with a value in a socket storage map, in all network namespaces. */
+/**
+ * Iterator programs over sockets: those with a value in a socket storage map, in all network namespaces, or all TCP sockets of
+ * one namespace.
+ */
+import { closeSync, openSync } from "node:fs";
 import { check } from "./error.ts";
 import type { BpfMap } from "./maps.ts";
 import { native } from "./native.ts";
 import type { BpfProgram } from "./object.ts";
 
 /** Owns its file descriptor; `close()` may be called twice. Only `run` visits sockets. */
-export class StorageIterator {
+export class SocketIterator {
   #fd: number;
 
   private constructor(fd: number) {
@@ -13,15 +17,29 @@ export class StorageIterator {
   }
 
   /** `program` is an "iter/bpf_sk_storage_map" program; it and `map` stay the caller's. Throws KernelError. */
-  static attach(program: BpfProgram, map: BpfMap): StorageIterator {
+  static overStorage(program: BpfProgram, map: BpfMap): SocketIterator {
     const fd = native().kmesh_iterator_attach(program.fd, map.fd);
-    return new StorageIterator(check(fd, "bpf_link_create", program.info.name));
+    return new SocketIterator(check(fd, "bpf_link_create", program.info.name));
   }
 
-  /** Runs the program once for each socket; about 0.2 us per socket. Throws KernelError. */
-  run(): void {
+  /** `program` is an "iter/tcp" program; it stays the caller's. Throws KernelError. */
+  static overTcp(program: BpfProgram): SocketIterator {
+    const fd = native().kmesh_iterator_attach(program.fd, -1);
+    return new SocketIterator(check(fd, "bpf_link_create", program.info.name));
+  }
+
+  /**
+   * Runs the program once for each socket; about 0.2 us per socket. TCP sockets are those of the calling thread's network
+   * namespace, or of the one at the path `netns`. Throws KernelError.
+   */
+  run(netns?: string): void {
     if (this.#fd < 0) throw new Error("the iterator is closed");
-    check(native().kmesh_iterator_run(this.#fd), "bpf_iter_create", "socket storage");
+    const at = netns === undefined ? -1 : openSync(netns, "r");
+    try {
+      check(native().kmesh_iterator_run(this.#fd, at), "bpf_iter_create", "sockets");
+    } finally {
+      if (at >= 0) closeSync(at);
+    }
   }
 
   close(): void {

@@ -42,7 +42,7 @@ const TABLE = {
   kmesh_probe_end: ["void", "i32", "i32"],
   kmesh_listen_loopback: ["i32", "i32", "buffer"],
   kmesh_iterator_attach: ["i32", "i32", "i32"],
-  kmesh_iterator_run: ["i32", "i32"],
+  kmesh_iterator_run: ["i32", "i32", "i32"],
   kmesh_ring_open: ["i32", "i32", "u32", "buffer"],
   kmesh_ring_read: ["i32", "u64", "buffer", "u32", "u32"],
   kmesh_ring_close: ["void", "u64"],

@@ -40,7 +40,16 @@ export class Counting {
     return (this.get("flags") & FLAGS.TRAFFIC_LOG) !== 0;
   }
 
-  /** Counts connections accepted on these local ports, and on no others, when they end. */
+  /** From now on programs look for what see_accepted (bpf/flush.bpf.c) has stored with a socket. */
+  expectAccepted(): void {
+    this.#flag(FLAGS.TRAFFIC_ACCEPTED, true);
+  }
+
+  get isServing(): boolean {
+    return (this.get("flags") & FLAGS.TRAFFIC_SERVED) !== 0;
+  }
+
+  /** Counts connections accepted on these local ports, and on no others: those that begin from now on. */
   serve(ports: Iterable<number>): void {
     const words = new BigUint64Array(this.#served.length);
     let some = false;

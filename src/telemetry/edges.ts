@@ -132,7 +132,7 @@ function edgeOf(
     port: sum.port,
     total: countersOf(sum.counters, Object.fromEntries(sum.refused), sum.kind),
     recent: countersOf(recent, refused, sum.kind),
-    live: sum.kind === "inbound" ? 0 : liveOf(sum.counters),
+    live: liveOf(sum.counters),
     rate: {
       opened: recent.opened / window,
       failed: (failed + denied) / window,

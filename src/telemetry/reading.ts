@@ -19,7 +19,7 @@ import {
 export interface RetiredRow {
   source: number;
   direction: Direction;
-  /** "host:port". */
+  /** "host:port"; "in": the local port. */
   service: string;
   /** istiod's words; "" when there are none. */
   workload: string;

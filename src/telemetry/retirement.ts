@@ -1,13 +1,17 @@
 /**
- * Rows whose service, cluster or endpoint is about to mean something else are moved into sums by name, so that no counter
- * ever goes back. Each move is four steps, and what is to be stored is absolute: an agent that is killed after any of them
+ * Rows whose service, cluster or endpoint is about to mean something else, and rows that were not used for long (ageing.ts), are
+ * moved into sums by name, so that no counter ever goes back. Each move is four steps, and what is to be stored is absolute: an agent that is killed after any of them
  * leaves a record in the kernel (map `retirement`), by which the next one does the same steps again.
  */
 
 import * as layout from "../datapath/tables/layout.gen.ts";
 import type { Maps, MayReuse } from "../datapath/tables/tables.ts";
 import { ERRNO, KernelError } from "../kernel/error.ts";
+import { fetchAtomics } from "../kernel/features.ts";
+import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import { type BpfMap, unmap } from "../kernel/maps.ts";
+import { BpfObject } from "../kernel/object.ts";
+import { asset } from "../runtime/assets.ts";
 import { type Labels, labelBytes } from "./labels.ts";
 import {
   addCounters,
@@ -76,6 +80,44 @@ export class Retirement {
     return true;
   }
 
+  /**
+   * Moves rows that programs may begin to count in at any moment: they are marked first (bpf/ageing.bpf.c), and those of which
+   * a connection lives after that stay. `source`: under which one they go on, or their own. Waits for a grace period. Gives
+   * how many were moved. Throws KernelError.
+   */
+  retire(rows: readonly FlowRow[], source?: number): number {
+    if (rows.length === 0) return 0;
+    let moved = 0;
+    const marker = Marker.open();
+    try {
+      const maps = new Set(rows.map(({ key }) => this.#mapOf(key.direction)));
+      marker.choose(rows);
+      for (const map of maps) marker.walk(map);
+      waitForGracePeriod();
+      for (const row of rows) if (this.#retire(row, source)) moved++;
+      marker.dismiss(rows);
+      for (const map of maps) marker.walk(map);
+    } finally {
+      marker.close();
+    }
+    this.#readAt = Number.NEGATIVE_INFINITY;
+    return moved;
+  }
+
+  /** Takes marks away that an agent before left. Throws KernelError. */
+  unmark(): void {
+    const marker = Marker.open();
+    try {
+      for (const map of [this.#maps.flow_rows, this.#maps.caller_rows]) marker.walk(map);
+    } finally {
+      marker.close();
+    }
+  }
+
+  #mapOf(direction: FlowKey["direction"]): BpfMap {
+    return direction === "in" ? this.#maps.caller_rows : this.#maps.flow_rows;
+  }
+
   #read(): void {
     this.#rows = readRows(this.#maps.flow_rows);
     this.#used = new Set(
@@ -88,15 +130,15 @@ export class Retirement {
   }
 
   /** False when a connection of it lives. */
-  #retire({ key, bytes: bytesOf }: FlowRow): boolean {
+  #retire({ key, bytes: bytesOf }: FlowRow, source = key.source): boolean {
     const bytes = bytesOf();
     const value = new Uint8Array(new ArrayBuffer(layout.flow_row.size));
     // It may be gone already, and it may have changed since it was read: a service's connections outlive its name.
-    if (!this.#maps.flow_rows.lookup(bytes, value)) return true;
+    if (!this.#mapOf(key.direction).lookup(bytes, value)) return true;
     const counters = decodeCounters(viewOf(value), 0);
     if (counters.opened !== closedOf(counters)) return false;
     const sum = new Uint8Array(new ArrayBuffer(ROW.size));
-    const to = this.#entryFor(key, sum);
+    const to = this.#entryFor({ ...key, source }, sum);
     if (!to) return false;
     addCounters(counters, decodeCounters(viewOf(sum), ROW.fields.sum.offset));
     encodeCounters(counters, viewOf(sum), ROW.fields.sum.offset);
@@ -137,13 +179,16 @@ export class Retirement {
     };
     this.#maps.retired_rows.update(part("to"), part("sum"));
     this.#step("stored");
-    this.#maps.flow_rows.delete(part("from"));
+    const from = part("from");
+    const key = decodeKey(viewOf(from), from, 0);
+    if (key) this.#mapOf(key.direction).delete(from);
     this.#step("deleted");
     Atomics.store(this.#pending, 0, 0n);
   }
 
-  /** Service, newline, workload. */
+  /** Service, or the local port of an accepted connection; newline; workload. */
   #labelOf(key: FlowKey): string {
+    if (key.direction === "in") return `${key.port}\n${this.#labels.caller(key.remote)}`;
     const service = this.#labels.service(key.service) ?? "";
     return `${service}\n${key.direction === "out" ? this.#labels.workload(key.endpoint) : ""}`;
   }
@@ -161,6 +206,65 @@ export class Retirement {
       )
         this.#maps.latency_rows.delete(keys.subarray(i * size, (i + 1) * size));
     }
+  }
+}
+
+/** The programs of bpf/ageing.bpf.c over the choice of one agent. Owns program and choice. */
+class Marker {
+  readonly #object: BpfObject;
+
+  private constructor(object: BpfObject) {
+    this.#object = object;
+  }
+
+  /** Throws KernelError. */
+  static open(): Marker {
+    const object = BpfObject.open(asset(fetchAtomics() ? "ageing.bpf.o" : "ageing.compat.bpf.o"), "ageing");
+    try {
+      object.load();
+    } catch (error) {
+      object.close();
+      throw error;
+    }
+    return new Marker(object);
+  }
+
+  choose(rows: readonly FlowRow[]): void {
+    const { size } = layout.flow_key;
+    const keys = new Uint8Array(new ArrayBuffer(rows.length * size));
+    rows.forEach((row, i) => {
+      keys.set(row.bytes(), i * size);
+    });
+    const values = new Uint8Array(new ArrayBuffer(rows.length * 4));
+    const map = this.#object.map("chosen");
+    try {
+      map.updateBatch(keys, values, rows.length);
+    } finally {
+      map.close();
+    }
+  }
+
+  dismiss(rows: readonly FlowRow[]): void {
+    const map = this.#object.map("chosen");
+    try {
+      for (const row of rows) map.delete(row.bytes());
+    } finally {
+      map.close();
+    }
+  }
+
+  /** Marks what is chosen, and nothing else. */
+  walk(map: BpfMap): void {
+    const program = this.#object.program("mark_rows");
+    try {
+      program.walk(map);
+    } finally {
+      program.close();
+    }
+  }
+
+  close(): void {
+    this.#object.close();
   }
 }
 

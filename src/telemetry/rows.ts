@@ -75,6 +75,8 @@ export interface FlowRow {
   counters: Counters;
   /** CLOCK_MONOTONIC, nanoseconds. */
   usedNs: number;
+  /** An agent was about to move it into sums (retirement.ts): what begins is counted elsewhere meanwhile. */
+  isRetiring: boolean;
 }
 
 const KEY = layout.flow_key;
@@ -159,6 +161,7 @@ export function readRows(map: BpfMap): FlowRow[] {
       bytes: () => keys.slice(i * KEY.size, (i + 1) * KEY.size),
       counters: decodeCounters(valueView, i * ROW.size),
       usedNs: longAt(valueView, i * ROW.size + ROW.fields.used_ns.offset),
+      isRetiring: valueView.getUint32(i * ROW.size + ROW.fields.retiring.offset, LITTLE) !== 0,
     });
   }
   return rows;

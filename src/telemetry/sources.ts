@@ -29,6 +29,7 @@ export class Sources {
     const { keys, values, count } = this.#map.entries();
     const { keySize, valueSize } = this.#map.info;
     const view = viewOf(keys);
+    this.#names = new Map();
     for (let i = 0; i < count; i++)
       this.#names.set(
         longAt(view, i * keySize),

@@ -27,6 +27,7 @@ const row = (direction: Direction, source: number, service: number, endpoint: nu
   bytes: () => new Uint8Array(0),
   counters: { ...noCounters(), opened: 10 * service + endpoint, sent: 7 },
   usedNs: endpoint,
+  isRetiring: false,
 });
 
 test("the edges for metrics are the map's calls, with the same counters", () => {

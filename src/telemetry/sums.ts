@@ -69,6 +69,12 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
     add(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 }, row);
   }
   for (const row of reading.retired) {
+    if (row.direction === "in") {
+      const to = unitNode(sums, sources.of(row.source));
+      const from = formerCallerNode(sums, row.workload);
+      const edge = edgeOf(sums, { from, to, kind: "inbound", port: Number(row.service) });
+      addCounters(edge.counters, row.counters);
+    }
     if (row.direction !== "out") continue;
     const from = unitNode(sums, sources.of(row.source));
     addRetired(sums, from, serviceNode(sums, row.service === "" ? undefined : row.service), row);
@@ -145,7 +151,10 @@ function unitNode({ nodes }: Sums, source: Source): string {
       namespace: "",
       source: source.kind,
       ...(source.kind === "unknown"
-        ? { unknown: "The kernel had no room for its name: more than 4,096 units connected." }
+        ? {
+            unknown:
+              "The kernel had no room for its name, or it was idle for so long that others needed the room: 4,096 units have one.",
+          }
         : {}),
     });
   return id;
@@ -218,6 +227,22 @@ function callerNode({ nodes }: Sums, address: string, workloadText: string): str
       ...(workload ? { workload } : { unknown: "No endpoint that istiod knows has this address." }),
     });
   }
+  return id;
+}
+
+/** Callers of a workload whose rows were retired: their addresses are gone, their numbers are not. */
+function formerCallerNode({ nodes }: Sums, workloadText: string): string {
+  const workload = parseWorkload(workloadText);
+  const id = `caller:former:${workload ? `${workload.namespace}/${workload.name}` : "unknown"}`;
+  if (!nodes.has(id))
+    nodes.set(id, {
+      kind: "caller",
+      id,
+      name: workload ? `${workload.name} (earlier)` : "earlier callers",
+      namespace: workload?.namespace ?? "",
+      address: "",
+      ...(workload ? { workload } : { unknown: "There were more callers than have a row of their own." }),
+    });
   return id;
 }
 

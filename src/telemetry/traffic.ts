@@ -7,6 +7,7 @@ import { join } from "node:path";
 import type { Tables } from "../datapath/tables/tables.ts";
 import { reasonOf } from "../errors/reason.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
+import { Ageing } from "./ageing.ts";
 import { Counting } from "./counting.ts";
 import { historyOf, makeDocument, type ServiceState, totalsFor } from "./edges.ts";
 import { Flusher } from "./flush.ts";
@@ -56,6 +57,7 @@ export class Traffic {
   #flusher: Flusher | undefined | null = null;
   readonly #begin: ReturnType<typeof setTimeout>;
   readonly #retirement: Retirement;
+  readonly #ageing: Ageing;
   readonly #history: History;
   readonly #off: string[] = [];
   #counts: boolean;
@@ -71,6 +73,7 @@ export class Traffic {
     this.labels = new Labels(tables, workloads, true);
     this.sources = new Sources(tables.maps.source_names);
     this.#retirement = new Retirement(tables.maps, this.labels);
+    this.#ageing = new Ageing(tables.maps, this.#retirement);
     tables.mayReuse = this.#retirement.mayReuse;
     this.#counts = counts;
     this.counting.count(counts);
@@ -132,6 +135,7 @@ export class Traffic {
     this.#save();
     this.#flusher?.close();
     this.#retirement.close();
+    this.#ageing.close();
     this.counting.close();
   }
 
@@ -142,7 +146,7 @@ export class Traffic {
 
   #openFlusher(): Flusher | undefined {
     try {
-      const flusher = Flusher.open(this.#options.tables.maps, this.counting.words);
+      const flusher = Flusher.open(this.#options.tables.maps, this.counting);
       if (!flusher)
         this.#off.push(
           "This kernel (before 5.12) counts the bytes of a connection when it ends, not while it lives.",
@@ -162,6 +166,7 @@ export class Traffic {
       if (this.#rounds++ % Math.round((STEP * 1000) / FLUSH) === 0) {
         const { reading, sums } = this.read();
         this.#history.record(totalsFor(sums), reading.wall);
+        this.#ageing.round(reading);
       } else this.#flush();
       if (this.#rounds % SAVE_EVERY === 0) this.#save();
       this.#trouble = "";

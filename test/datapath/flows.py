@@ -378,5 +378,21 @@ def alive():
     return 7000, 3000
 
 
+def unaccepted():
+    """Three connections that wait for accept() until a line comes, and then for ever."""
+    listener = listen()
+    clients = [socket.create_connection((frontend, port)) for _ in range(3)]
+    for client in clients:
+        client.sendall(b"u" * 100)
+    pause()
+    print("waiting", flush=True)
+    sys.stdin.readline()
+    listener.close()
+    pause()
+    for client in clients:
+        client.close()
+    return 0, 0
+
+
 sent, received, *more = globals()[way]()
 print(json.dumps({"sent": sent, "received": received, **({"retransmits": more[0]} if more else {})}))

@@ -1,6 +1,7 @@
 /** What the kernel counts of a connection is what the apps at both ends saw, however it goes. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { netnsCookie } from "../../src/kernel/netns.ts";
 import { Counting } from "../../src/telemetry/counting.ts";
 import { Flusher } from "../../src/telemetry/flush.ts";
 import {
@@ -20,6 +21,8 @@ import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(30_000);
+/** Accepted connections are counted in every namespace: no other test may serve the same port. */
+const PORT = 20_000 + (process.pid % 10_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("traffic tests are skipped: they need root");
 
@@ -38,7 +41,7 @@ describe.skipIf(!root)("traffic", () => {
     ]);
     const mesh = emptyMesh();
     const endpoints = {
-      open: "172.31.1.1:8090",
+      open: `172.31.1.1:${PORT}`,
       closed: "172.31.1.1:9",
       silent: "172.31.9.9:80",
       away: "198.51.100.1:80",
@@ -54,8 +57,8 @@ describe.skipIf(!root)("traffic", () => {
     const { maps } = lab.datapath.tables;
     counting = new Counting(maps.traffic, maps.served_ports);
     counting.count(true);
-    counting.serve([8090]);
-    flusher = Flusher.open(maps, counting.words);
+    counting.serve([PORT]);
+    flusher = Flusher.open(maps, counting);
   });
   afterAll(async () => {
     flusher?.close();
@@ -75,10 +78,13 @@ describe.skipIf(!root)("traffic", () => {
   const FRONTENDS = { open: 1, closed: 2, silent: 3, away: 4, shut: 5, denied: 9 };
   const script = (way: string, to: keyof typeof FRONTENDS) => {
     const path = join(import.meta.dirname, "flows.py");
-    return placed(["/usr/bin/python3", path, way, `10.96.8.${FRONTENDS[to]}`, "80", "172.31.1.1", "8090"], {
-      netns: lab.namespace.path,
-      cgroup: lab.cgroup,
-    });
+    return placed(
+      ["/usr/bin/python3", path, way, `10.96.8.${FRONTENDS[to]}`, "80", "172.31.1.1", String(PORT)],
+      {
+        netns: lab.namespace.path,
+        cgroup: lab.cgroup,
+      },
+    );
   };
   const run = async (way: string, to: keyof typeof FRONTENDS) => {
     const text = await output(script(way, to));
@@ -168,7 +174,7 @@ describe.skipIf(!root)("traffic", () => {
     const nft = (...rule: string[]) =>
       output(["nsenter", `--net=${lab.namespace.path}`, "/usr/sbin/nft", ...rule]);
     await nft("add table inet loss; add chain inet loss in { type filter hook input priority 0; }");
-    await nft("add rule inet loss in tcp dport 8090 numgen inc mod 9 == 0 drop");
+    await nft(`add rule inet loss in tcp dport ${PORT} numgen inc mod 9 == 0 drop`);
     try {
       const before = { out: sum("out"), in: sum("in") };
       const { retransmits = 0, ...apps } = await run("lossy", "open");
@@ -183,22 +189,108 @@ describe.skipIf(!root)("traffic", () => {
     }
   });
 
-  test("a live connection is in the row after a flush", async () => {
-    const before = sum("out");
+  /** As the agent does each few seconds in its own namespace. */
+  const findAccepted = () => flusher?.findAccepted(lab.namespace.path);
+
+  test("a live connection is in the rows of both ends after a flush", async () => {
+    const before = { out: sum("out"), in: sum("in") };
     const client = new RunningClient(script("alive", "open"));
     try {
       expect(await client.line()).toBe("alive");
       flusher?.flush();
-      const live = subtractCounters(sum("out"), before);
+      findAccepted();
+      const live = subtractCounters(sum("out"), before.out);
       expect([live.opened, closedOf(live)]).toEqual([1, 0]);
-      // A SYN and a FIN may be in what was acknowledged: two bytes at most wait for the end.
-      if (flusher) expect([live.sent, live.received]).toEqual([6999, 2999]);
+      const accepted = subtractCounters(sum("in"), before.in);
+      if (flusher) {
+        // A SYN and a FIN may be in what was acknowledged: two bytes at most wait for the end.
+        expect([live.sent, live.received]).toEqual([6999, 2999]);
+        expect([accepted.opened, closedOf(accepted)]).toEqual([1, 0]);
+        expect([accepted.sent, accepted.received]).toEqual([2998, 6999]);
+      }
+      // What is counted goes on being counted, also when its port is served no more.
+      counting.serve([]);
       client.go();
       await client.line();
-      const over = subtractCounters(sum("out"), before);
+      const over = subtractCounters(sum("out"), before.out);
       expect([over.sent, over.received, closedOf(over)]).toEqual([7000, 3000, 1]);
+      const past = subtractCounters(sum("in"), before.in);
+      if (flusher)
+        expect([past.opened, past.sent, past.received, named(past)]).toEqual([1, 3000, 7000, { closed: 1 }]);
     } finally {
       client.kill();
+      counting.serve([PORT]);
+    }
+  });
+
+  test("each accepted connection and byte once, while others look for them and flush without pause", async () => {
+    const before = { out: sum("out"), in: sum("in") };
+    let busy = true;
+    let flushes = 0;
+    const work = run("many", "open").finally(() => {
+      busy = false;
+    });
+    while (busy && flusher) {
+      findAccepted();
+      flusher.flush();
+      flushes++;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    const apps = await work;
+    const out = subtractCounters(sum("out"), before.out);
+    const accepted = subtractCounters(sum("in"), before.in);
+    if (flusher) expect(flushes).toBeGreaterThan(20);
+    expect({ sent: out.sent, received: out.received, opened: out.opened }).toEqual({ ...apps, opened: 300 });
+    expect([accepted.received, accepted.sent, accepted.opened, closedOf(accepted)]).toEqual([
+      apps.sent,
+      apps.received,
+      300,
+      300,
+    ]);
+  });
+
+  test("what waits for accept() is not counted, and what nobody ever accepts neither", async () => {
+    const before = sum("in");
+    const client = new RunningClient(script("unaccepted", "open"));
+    try {
+      expect(await client.line()).toBe("waiting");
+      findAccepted();
+      expect(subtractCounters(sum("in"), before).opened).toBe(0);
+      client.go();
+      await client.line();
+      findAccepted();
+      expect(subtractCounters(sum("in"), before)).toEqual(subtractCounters(before, before));
+    } finally {
+      client.kill();
+    }
+  });
+
+  test("connections of a network namespace that is not governed are not counted", async () => {
+    const { settings } = lab.datapath.tables;
+    const path = join(import.meta.dirname, "flows.py");
+    const direct = [
+      "/usr/bin/python3",
+      path,
+      "normal",
+      "172.31.1.1",
+      String(PORT),
+      "172.31.1.1",
+      String(PORT),
+    ];
+    const accepted = async () => {
+      const before = sum("in");
+      await output(direct, { netns: lab.namespace.path });
+      return subtractCounters(sum("in"), before).opened;
+    };
+    expect(await accepted()).toBe(1);
+    // This process's namespace, as an agent has it; the servers are in another one.
+    settings.set("netns", netnsCookie() ?? 0n);
+    settings.setFlags({ everyNetns: false });
+    try {
+      expect(await accepted()).toBe(0);
+    } finally {
+      settings.setFlags({ everyNetns: true });
+      settings.set("netns", 0n);
     }
   });
 

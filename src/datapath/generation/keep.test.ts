@@ -224,6 +224,24 @@ tunnel_target.port: 2 at 16
 tunnel_target.transport: 4 at 20
 tunnel_target.cluster: 4 at 24
 tunnel_target.service: 4 at 28
+socket_state.progress: 48 at 40
+flow_progress: 48 bytes
+flow_progress.since_ns: 8 at 0
+flow_progress.source: 8 at 8
+flow_progress.sent: 8 at 16
+flow_progress.received: 8 at 24
+flow_progress.retransmits: 4 at 32
+flow_progress.flow: 4 at 36
+flow_progress.pid: 4 at 40
+flow_row.retiring: 4 at 4
+map accepted: sk-storage, key 4, value 104, 0 at most, flags 1
+accepted_flow: 104 bytes
+accepted_flow.progress: 48 at 0
+accepted_flow.remote: 16 at 48
+accepted_flow.port: 2 at 64
+accepted_flow.version: 4 at 68
+FLOW_ENDED = 4
+TRAFFIC_ACCEPTED = 8
 `.trim();
 
 test("nothing that was released has changed", () => {

@@ -24,6 +24,7 @@ export const TRAFFIC_MAPS = [
   "served_ports",
   "flow_rows",
   "caller_rows",
+  "accepted",
   "traffic_other",
   "latency_rows",
   "latency_blank",

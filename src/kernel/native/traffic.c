@@ -2,6 +2,8 @@
 /* Iterators over socket storage, and ring buffers: what libbpf wraps in callbacks, as calls that a foreign-function runtime can make. */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,20 +14,45 @@
 
 #define API __attribute__((visibility("default")))
 
-/* A link of the iterator program over a socket storage map; it visits nothing yet. */
+/* A link of the iterator program over a socket storage map, or over TCP sockets (`map` -1); it visits nothing yet. */
 API int kmesh_iterator_attach(int program, int map)
 {
 	union bpf_iter_link_info info = { .map = { .map_fd = map } };
 	LIBBPF_OPTS(bpf_link_create_opts, options, .iter_info = &info, .iter_info_len = sizeof(info.map));
 
+	if (map < 0)
+		return bpf_link_create(program, 0, BPF_TRACE_ITER, NULL);
 	return bpf_link_create(program, 0, BPF_TRACE_ITER, &options);
 }
 
-/* Visits everything once; what the program writes is thrown away. */
-API int kmesh_iterator_run(int link)
+/* bpf_iter_create() takes the calling thread's network namespace: it is another one for so long. */
+static int create_in(int link, int netns)
+{
+	int own, fd, error = 0;
+
+	own = open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC);
+	if (own < 0)
+		return -errno;
+	if (setns(netns, CLONE_NEWNET)) {
+		error = -errno;
+		close(own);
+		return error;
+	}
+	fd = bpf_iter_create(link);
+	if (setns(own, CLONE_NEWNET))
+		abort(); /* Nothing that this thread does would be where it belongs. */
+	close(own);
+	return fd;
+}
+
+/*
+ * Visits everything once; what the program writes is thrown away. An iterator over TCP sockets visits those of the network
+ * namespace `netns`, a descriptor, or of the calling thread's (-1).
+ */
+API int kmesh_iterator_run(int link, int netns)
 {
 	char bytes[4096];
-	int fd = bpf_iter_create(link);
+	int fd = netns < 0 ? bpf_iter_create(link) : create_in(link, netns);
 	int result;
 
 	if (fd < 0)

@@ -41,7 +41,13 @@ const counters = (more: Partial<Counters>, ends: number[] = []): Counters => {
 const reading = (rows: [FlowKey, Counters][], retired: Reading["retired"] = []): Reading => ({
   atNs: 0,
   wall: 0,
-  rows: rows.map(([each, sum]) => ({ key: each, bytes: () => new Uint8Array(), counters: sum, usedNs: 0 })),
+  rows: rows.map(([each, sum]) => ({
+    key: each,
+    bytes: () => new Uint8Array(),
+    counters: sum,
+    usedNs: 0,
+    isRetiring: false,
+  })),
   retired,
   latency: [],
   other: { out: noCounters(), in: noCounters() },

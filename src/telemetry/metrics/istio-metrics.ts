@@ -115,22 +115,23 @@ export function istioFamilies(
         sent: 0,
       });
   };
+  const accepted = (caller: string, port: number, counters: Counters) => {
+    const at = inbound(port);
+    const set = setOf(`destination\n${caller}\n${at}`, () =>
+      destinationSet(self, parseWorkload(caller) ?? NOBODY, at),
+    );
+    add(set, {
+      opened: counters.opened,
+      closed: closedOf(counters),
+      received: counters.received,
+      sent: counters.sent,
+    });
+  };
   for (const { key, counters } of reading.rows) {
     const service = labels.service(key.service);
     if (key.direction === "out") out(service, labels.workload(key.endpoint), counters);
-    else if (key.direction === "in") {
-      const caller = labels.caller(key.remote);
-      const at = inbound(key.port);
-      const set = setOf(`destination\n${caller}\n${at}`, () =>
-        destinationSet(self, parseWorkload(caller) ?? NOBODY, at),
-      );
-      add(set, {
-        opened: counters.opened,
-        closed: closedOf(counters),
-        received: counters.received,
-        sent: counters.sent,
-      });
-    } else {
+    else if (key.direction === "in") accepted(labels.caller(key.remote), key.port, counters);
+    else {
       const { opened } = counters;
       const reason = REASONS[key.endpoint] ?? "internal";
       const flags = key.direction === "passed" ? "-" : (FLAGS[reason] ?? "DENY");
@@ -147,6 +148,7 @@ export function istioFamilies(
   }
   for (const { service, workload, direction, counters } of reading.retired) {
     if (direction === "out") out(service === "" ? undefined : service, workload, counters);
+    else if (direction === "in") accepted(workload, Number(service), counters);
     else if (direction === "refused" || direction === "passed") {
       const flags = direction === "passed" ? "-" : "DENY";
       const name = direction === "passed" ? "PassthroughCluster" : service;

@@ -1,0 +1,131 @@
+/**
+ * Makes room in the kernel's tables of rows and names before they are full: what was not used for longest goes into sums by
+ * name (retirement.ts), so no total ever goes down. A row of which a connection lives stays, and so does its source's name.
+ */
+import * as layout from "../datapath/tables/layout.gen.ts";
+import type { Maps } from "../datapath/tables/tables.ts";
+import { waitForGracePeriod } from "../kernel/grace-period.ts";
+import { unmap } from "../kernel/maps.ts";
+import type { Reading } from "./reading.ts";
+import type { Retirement } from "./retirement.ts";
+import { type FlowRow, liveOf, longAt, viewOf } from "./rows.ts";
+
+/** A table that holds more than this share of its room is brought down to the second one. */
+const FULL = 0.75;
+const LEFT = 0.5;
+/** bpf/include/source.h. */
+const UNNAMED = 2n;
+const SOURCE_MASK = (1n << 48n) - 1n;
+const DIRECTION = layout.enums.flow_direction;
+
+export class Ageing {
+  readonly #maps: Maps;
+  readonly #retirement: Retirement;
+  readonly #cache: BigUint64Array;
+
+  /** Maps and retirement stay the caller's. Throws KernelError. */
+  constructor(maps: Maps, retirement: Retirement) {
+    this.#maps = maps;
+    this.#retirement = retirement;
+    this.#cache = new BigUint64Array(maps.source_cache.mmap());
+  }
+
+  /** Lets go of the memory. */
+  close(): void {
+    unmap(this.#cache.buffer);
+  }
+
+  /** Looks whether a table fills up; `reading` is new. Gives how many rows and names went. Throws KernelError. */
+  round(reading: Reading): number {
+    const callers = reading.rows.filter(({ key }) => key.direction === "in");
+    const others = reading.rows.filter(({ key }) => key.direction !== "in");
+    let gone = this.#ageRows(callers, reading.room.callers);
+    gone += this.#ageRows(others, reading.room.rows);
+    gone += this.#ageSources(reading.rows);
+    gone += this.#ageLatency(reading);
+    // An agent before may have died between the mark and its removal.
+    if (reading.rows.some(({ isRetiring }) => isRetiring)) this.#retirement.unmark();
+    return gone;
+  }
+
+  #ageRows(rows: FlowRow[], room: number): number {
+    if (rows.length <= room * FULL) return 0;
+    const idle = rows.filter(({ counters }) => liveOf(counters) === 0).sort((a, b) => a.usedNs - b.usedNs);
+    return this.#retirement.retire(idle.slice(0, rows.length - Math.floor(room * LEFT)));
+  }
+
+  #ageSources(rows: FlowRow[]): number {
+    const { source_names } = this.#maps;
+    const { keys, count } = source_names.entries();
+    const room = source_names.info.maxEntries;
+    if (count < room) this.#uncache(new Set([UNNAMED]));
+    if (count <= room * FULL) return 0;
+    const used = new Map<number, number>();
+    for (const { key, counters, usedNs } of rows) {
+      const at = liveOf(counters) > 0 ? Number.POSITIVE_INFINITY : usedNs;
+      used.set(key.source, Math.max(used.get(key.source) ?? 0, at));
+    }
+    const view = viewOf(keys);
+    const lastUse = (source: number) => used.get(source) ?? 0;
+    const victims = new Set(
+      Array.from({ length: count }, (_, i) => longAt(view, i * 8))
+        .filter((source) => Number.isFinite(lastUse(source)))
+        .sort((a, b) => lastUse(a) - lastUse(b))
+        .slice(0, count - Math.floor(room * LEFT)),
+    );
+    this.#retirement.retire(
+      rows.filter(({ key }) => victims.has(key.source)),
+      0,
+    );
+    for (const source of victims) source_names.delete(longBytes(source));
+    // A program that found a name before it was deleted may still write its source to the cache.
+    waitForGracePeriod();
+    this.#uncache(new Set([UNNAMED, ...[...victims].map(BigInt)]));
+    this.#dropLatency(({ source }) => victims.has(source));
+    return victims.size;
+  }
+
+  /** Cgroups of these sources are named anew when they connect next. */
+  #uncache(sources: ReadonlySet<bigint>): void {
+    this.#cache.forEach((word, at) => {
+      if (word !== 0n && sources.has(word & SOURCE_MASK)) Atomics.compareExchange(this.#cache, at, word, 0n);
+    });
+  }
+
+  /** Histograms of pairs that have no row any more. */
+  #ageLatency({ rows, latency }: Reading): number {
+    if (latency.length <= this.#maps.latency_rows.info.maxEntries * FULL) return 0;
+    const pair = (direction: string, source: number, service: number) => `${direction} ${source} ${service}`;
+    const known = new Set(
+      rows.map(({ key }) => pair(key.direction, key.source, key.direction === "in" ? key.port : key.service)),
+    );
+    return this.#dropLatency(
+      ({ source, service, direction }) =>
+        !known.has(pair(direction === DIRECTION.FLOW_IN ? "in" : "out", source, service)),
+    );
+  }
+
+  #dropLatency(isOver: (key: { source: number; service: number; direction: number }) => boolean): number {
+    const { latency_rows } = this.#maps;
+    const { keys, count } = latency_rows.entries();
+    const view = viewOf(keys);
+    const { size, fields } = layout.latency_key;
+    let dropped = 0;
+    for (let i = 0; i < count; i++) {
+      const at = i * size;
+      const key = {
+        source: longAt(view, at + fields.source.offset),
+        service: view.getUint32(at + fields.service.offset, true),
+        direction: view.getUint32(at + fields.direction.offset, true),
+      };
+      if (!isOver(key)) continue;
+      latency_rows.delete(keys.slice(at, at + size));
+      dropped++;
+    }
+    return dropped;
+  }
+}
+
+function longBytes(value: number): Uint8Array {
+  return new Uint8Array(BigUint64Array.of(BigInt(value)).buffer);
+}
