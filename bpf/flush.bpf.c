@@ -64,15 +64,15 @@ static __always_inline void read_live(const struct tcp_sock *tcp, struct live *l
  * the socket since `now` was read. begin_flow() writes since_ns before it clears `done`: when this moved a `done` of the next
  * connection, since_ns differs, and the move is taken back. Gives whether it added anything.
  */
-#define SETTLE(progress, since, done, now, difference, counter)                  \
-	({                                                                       \
-		bool is_news = (difference) && is_same_flow(progress, since);    \
-										 \
-		if (is_news)                                                     \
-			__sync_fetch_and_add(counter, difference);               \
-		else if (difference)                                             \
-			(void)exchange(done, now, (now) - (difference));         \
-		is_news;                                                         \
+#define SETTLE(progress, since, done, now, difference, counter)               \
+	({                                                                    \
+		bool is_news = (difference) && is_same_flow(progress, since); \
+                                                                              \
+		if (is_news)                                                  \
+			__sync_fetch_and_add(counter, difference);            \
+		else if (difference)                                          \
+			(void)exchange(done, now, (now) - (difference));      \
+		is_news;                                                      \
 	})
 
 /* Adds what is new since the last flush. Gives whether anything is. */

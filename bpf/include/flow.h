@@ -130,8 +130,7 @@ static __always_inline struct flow_row *open_flow(struct flow_progress *progress
 	if (__sync_val_compare_and_swap(&progress->flow, FLOW_BEGUN, next) != FLOW_BEGUN)
 		return row;
 	/* Another connection has begun on the socket since `key` was read: if it got the mark, take the mark back. */
-	if (!is_same_flow(progress, since_ns) &&
-	    __sync_val_compare_and_swap(&progress->flow, next, FLOW_BEGUN) == next)
+	if (!is_same_flow(progress, since_ns) && __sync_val_compare_and_swap(&progress->flow, next, FLOW_BEGUN) == next)
 		return NULL;
 #endif
 	__sync_fetch_and_add(&row->opened, 1);
