@@ -3,6 +3,7 @@ import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "nod
 import { homedir, tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
 import { type AgentStatus, adminSocket } from "../src/admin/status.ts";
+import type { DemoService } from "../src/demo/services.ts";
 import { ownName, TestCgroup } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run } from "../test/lab/process.ts";
 
@@ -67,7 +68,7 @@ export interface SimpleService {
 }
 
 export interface MeshSpec {
-  services: SimpleService[];
+  services: readonly (SimpleService | DemoService)[];
   /** Further services that nobody calls: a count, and endpoints each. */
   many?: { count: number; endpoints: number };
 }

@@ -70,8 +70,12 @@ export interface ServiceNode extends Named {
   kind: "service";
   host: string;
   port: number;
-  /** Endpoints that istiod sent, and those of them that are healthy and not ejected; absent without an agent. */
-  endpoints?: { known: number; usable: number };
+  /**
+   * Endpoints of the clusters that its connections are led to, and those of them that are healthy and not ejected; absent
+   * without an agent. `largestShare` is what one endpoint gets of the connections at most by the configuration, 0 to 1: 1
+   * where it is chosen by the source's address, or where no other one has its priority or a weight.
+   */
+  endpoints?: { known: number; usable: number; largestShare: number };
   /** Of its clusters' max_connections, and live ones, for the cluster that is nearest to its limit. */
   limit?: { live: number; most: number };
 }

@@ -26,8 +26,9 @@ const service: ServiceNode = {
   namespace: "shop",
   host: "cart.shop.svc.cluster.local",
   port: 80,
-  endpoints: { known: 3, usable: 3 },
+  endpoints: { known: 3, usable: 3, largestShare: 1 / 3 },
 };
+const single: ServiceNode = { ...service, endpoints: { known: 1, usable: 1, largestShare: 1 } };
 const endpoint = (last: number, more: Partial<EndpointNode> = {}): EndpointNode => ({
   kind: "endpoint",
   id: `endpoint:10.0.0.${last}:8080`,
@@ -90,13 +91,14 @@ test("nothing at all has no problem", () => {
 });
 
 test("connects that fail, each with its reason", () => {
+  const alone = [unit, single, endpoint(1)];
   const leg = (more: Partial<EdgeCounters["failures"]>) =>
     edge("endpoint", service, endpoint(1), { opened: 10, closed: 10, failures: failures(more), received: 1 });
-  expect(rules([leg({ refused: 1 })])).toEqual(["connect-refused warning"]);
-  expect(rules([leg({ refused: 5 })])).toEqual(["connect-refused error"]);
-  expect(rules([leg({ timedOut: 9 })])).toEqual(["connect-timeout error"]);
-  expect(rules([leg({ unreachable: 4 })])).toEqual(["unreachable warning"]);
-  const [problem] = find([leg({ refused: 5 })]);
+  expect(rules([leg({ refused: 1 })], alone)).toEqual(["connect-refused warning"]);
+  expect(rules([leg({ refused: 5 })], alone)).toEqual(["connect-refused error"]);
+  expect(rules([leg({ timedOut: 9 })], alone)).toEqual(["connect-timeout error"]);
+  expect(rules([leg({ unreachable: 4 })], alone)).toEqual(["unreachable warning"]);
+  const [problem] = find([leg({ refused: 5 })], alone);
   expect(problem).toMatchObject({
     text: "5 of 10 connections to 10.0.0.1:8080 were refused by its host: nothing listens there",
     value: 5,
@@ -113,7 +115,7 @@ test("resets count from three and five percent on", () => {
       received: 1,
       failures: failures({ reset }),
     });
-  const alone = [unit, { ...service, endpoints: { known: 1, usable: 1 } }, endpoint(1)];
+  const alone = [unit, single, endpoint(1)];
   expect(rules([leg(2, 10)], alone)).toEqual([]);
   expect(rules([leg(3, 100)], alone)).toEqual([]);
   expect(rules([leg(5, 100)], alone)).toEqual(["reset warning"]);
@@ -175,8 +177,17 @@ test("ejected, alone, silent, outside", () => {
   expect(rules([], [endpoint(1, { ejected: 12 })])).toEqual(["ejected warning"]);
   const one = edge("endpoint", service, endpoint(1), { ...healthy });
   expect(rules([one])).toEqual(["alone warning"]);
-  expect(rules([one], [{ ...service, endpoints: { known: 3, usable: 1 } }, endpoint(1)])).toEqual([]);
-  expect(rules([{ ...one, recent: { ...one.recent, opened: 19 } }])).toEqual([]);
+  expect(
+    rules([one], [{ ...service, endpoints: { known: 3, usable: 1, largestShare: 1 } }, endpoint(1)]),
+  ).toEqual([]);
+  expect(rules([{ ...one, recent: { ...one.recent, opened: 9 } }])).toEqual([]);
+  // By the configuration: a hash of the source, weights of 99 to 1.
+  for (const largestShare of [1, 0.99])
+    expect(
+      rules([one], [{ ...service, endpoints: { known: 3, usable: 3, largestShare } }, endpoint(1)]),
+    ).toEqual([]);
+  const pool = edge("endpoint", service, endpoint(2), {}, { live: 3 });
+  expect(rules([one, pool])).toEqual([]);
   const silent = edge("endpoint", service, endpoint(1), { opened: 5, closed: 5, sent: 500 });
   expect(rules([silent])).toEqual(["no-answer warning"]);
   // A connection that is reset after it took bytes is named for that alone.

@@ -16,7 +16,7 @@
  * | slower-than-before | 20 connections or more, twice the round trip of the time before, and 1 ms more | warning |
  * | slower-than-siblings | 10 connections or more, twice the round trip of the service's median endpoint, and 1 ms more | warning |
  * | ejected | the kernel leaves an endpoint out, since its connects failed | warning |
- * | alone | 20 connections or more in the window, all to one endpoint of several usable ones | warning |
+ * | alone | 10 connections or more, all to one of several usable endpoints though the configured shares make that a chance of 1 in 1,000; no other one has live connections | warning |
  * | no-answer | 3 or more connections ended without a failure, bytes went out, none came back | warning |
  * | outside-mesh | connections that go to no endpoint of the mesh | info |
  */
@@ -40,7 +40,8 @@ const LIMITS = {
   slowUs: 1000,
   beforeCount: 20,
   siblingCount: 10,
-  aloneCount: 20,
+  aloneCount: 10,
+  aloneChance: 0.001,
   silentCount: 3,
   fullShare: 0.9,
 } as const;
@@ -271,9 +272,12 @@ function ejected({ id, name, address, port, ejected: seconds }: EndpointNode): P
 
 function alone(service: ServiceNode, { edges }: Document): Problem[] {
   if (!service.endpoints || service.endpoints.usable < 2) return [];
-  const used = edges.filter(({ from, recent }) => from === service.id && recent.opened > 0);
+  // One with live connections carries its part, though least-request gives it no new ones.
+  const used = edges.filter(({ from, recent, live }) => from === service.id && recent.opened + live > 0);
   const [only] = used;
   if (used.length !== 1 || !only || only.recent.opened < LIMITS.aloneCount) return [];
+  // The first one may go anywhere.
+  if (service.endpoints.largestShare ** (only.recent.opened - 1) > LIMITS.aloneChance) return [];
   return [
     {
       subject: only.id,

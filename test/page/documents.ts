@@ -76,7 +76,7 @@ const service = (name: string, namespace: string, port: number, known = 2, usabl
   namespace,
   host: `${name}.${namespace}.svc.cluster.local`,
   port,
-  endpoints: { known, usable },
+  endpoints: { known, usable, largestShare: 1 / known },
 });
 const endpoint = (name: string, namespace: string, address: string, port: number): Node => ({
   kind: "endpoint",
