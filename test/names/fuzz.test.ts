@@ -1,7 +1,8 @@
 /**
  * A million broken queries, over IPv4 and IPv6, through the program itself (BPF_PROG_TEST_RUN). What it answers is compared with what
  * dns-packet makes of query and response; a packet that passes has to be untouched, and no plain query of a known name.
- * KMESH_TEST_FUZZ is another number of packets.
+ * KMESH_TEST_FUZZ is another number of packets. On another kernel (before 6.6 with clsact):
+ * test/kernels/boot 5.10 env KMESH_TEST_FUZZ=3000 bun test ./test/names/fuzz.test.ts
  */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";

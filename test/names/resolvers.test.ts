@@ -139,6 +139,9 @@ describe.skipIf(why !== undefined)("resolvers of other programs", () => {
       expect(some).toEqual({ dig: 74, plain: 29, libc: 29, node: some.node, go: 74 });
       // Newer ones use EDNS(0).
       expect([29, 74]).toContain(some.node);
+      expect((await lab.kmesh("resolve", MANY, "A")).stdout).toContain(
+        `(entry ${MANY}; 26 more do not fit, each answer has others)`,
+      );
       writeFileSync(config, "dns-truncate: true\n");
       agent.signal("SIGHUP");
       await eventually("answers are truncated", async () =>

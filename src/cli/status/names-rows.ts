@@ -1,5 +1,5 @@
 /** The rows of `kmesh status` about mesh names: enrolment, interfaces and counters. */
-import type { NamesStatus } from "../../names/status.ts";
+import type { NameCounts, NamesStatus } from "../../names/status.ts";
 import { plural } from "../framework/output.ts";
 
 /** Whose queries are answered. */
@@ -32,26 +32,53 @@ export function namesFacts(names: NamesStatus | undefined): [string, string][] {
   if (askers === "nobody") return [["names", `answered for ${formatAskers(names)}`]];
   const covered = interfaces.filter(({ way }) => way !== "none").map(({ name }) => name);
   const bare = interfaces.filter(({ way }) => way === "none").map(({ name }) => name);
-  const sum = (prefix: string) =>
-    Object.entries(counts).reduce((all, [event, count]) => (event.startsWith(prefix) ? all + count : all), 0);
-  const passed = Object.entries(counts)
-    .filter(([event, count]) => event.startsWith("passed-") && count > 0)
-    .map(([event, count]) => `${count} ${event.slice("passed-".length)}`);
+  const rows: string[] = [
+    ...formatResolvers(names),
+    `at ${covered.join(", ") || "no interface"}${bare.length > 0 ? `; not at ${bare.join(", ")}` : ""}`,
+    ...formatCounts(counts),
+  ];
   return [
     ["names", `${plural(hosts, "host")}, answered in the kernel for ${formatAskers(names)}`],
-    ...formatResolvers(names).map((text): [string, string] => ["", text]),
-    ["", `at ${covered.join(", ") || "no interface"}${bare.length > 0 ? `; not at ${bare.join(", ")}` : ""}`],
-    [
-      "",
-      `${plural(sum("answered-"), "query", "queries")} answered${passed.length > 0 ? `; passed: ${passed.join(", ")}` : ""}`,
-    ],
+    ...rows.map((text): [string, string] => ["", text]),
   ];
 }
 
+/** Queries that were answered by type, and that passed by reason. */
+function formatCounts(counts: NameCounts): string[] {
+  const of = (prefix: string) =>
+    Object.entries(counts)
+      .filter(([event, count]) => event.startsWith(prefix) && count > 0)
+      .map(([event, count]): [string, number] => [event.slice(prefix.length), count]);
+  const answered = of("answered-").map(
+    ([type, count]) => `${count} ${type === "empty" ? type : type.toUpperCase()}`,
+  );
+  const all = of("answered-").reduce((sum, [, count]) => sum + count, 0);
+  const passed = of("passed-").map(([reason, count]) => `${count} ${reason}`);
+  const { "would-answer": would = 0, failed = 0 } = counts;
+  return [
+    `${plural(all, "query", "queries")} answered${answered.length > 0 ? ` (${answered.join(", ")})` : ""}${passed.length > 0 ? `; passed: ${passed.join(", ")}` : ""}`,
+    ...(would > 0
+      ? [`${plural(would, "query", "queries")} would have been answered without shadow mode`]
+      : []),
+    ...(failed > 0
+      ? [`${plural(failed, "query", "queries")} dropped, since the packet could not be rewritten`]
+      : []),
+  ];
+}
+
+/** Names that are listed one by one. */
+const LISTED = 10;
+
 export function namesWarnings(names: NamesStatus | undefined): string[] {
   if (!names) return [];
+  const more = names.skipped.length - LISTED;
   return [
     ...(names.trouble === undefined ? [] : [`Names are not up to date: ${names.trouble}`]),
-    ...names.skipped.map(({ name, reason }) => `The name ${name} is not answered: ${reason}.`),
+    ...names.skipped
+      .slice(0, LISTED)
+      .map(({ name, reason }) => `The name ${name} is not answered: ${reason}.`),
+    ...(more > 0
+      ? [`${plural(more, "more name is", "more names are")} not answered: see --output json.`]
+      : []),
   ];
 }

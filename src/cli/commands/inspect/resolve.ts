@@ -12,6 +12,12 @@ const PASSED: Readonly<Record<string, string>> = {
   "passed-off": "names are not answered (dns: off)",
 };
 
+/** How many of the addresses a query of this type is answered with, as far as they fit. */
+function ofFamily(addresses: readonly string[], type: string): number {
+  if (type !== "A" && type !== "AAAA") return 0;
+  return addresses.filter((address) => address.includes(":") === (type === "AAAA")).length;
+}
+
 export const resolve = command({
   name: "resolve",
   about: "Show the kernel's answer to a DNS query, and its table entry",
@@ -69,21 +75,27 @@ export const resolve = command({
         const records = (response?.answers ?? []).map((record) =>
           "data" in record ? String(record.data) : "",
         );
+        const held = entry === undefined ? undefined : names.table.byId(entry);
         return {
           type: each,
           answered: response !== undefined,
           event,
-          entry: entry === undefined ? null : (names.table.byId(entry)?.name ?? null),
+          entry: held?.name ?? null,
           records,
+          truncated: response?.flag_tc ?? false,
+          leftOut:
+            response && held?.kind === "addresses"
+              ? Math.max(0, ofFamily(held.addresses, each) - records.length)
+              : 0,
         };
       });
       if (format === "json") printJson({ name, answers });
       else
         print(
           answers
-            .map(({ type: of, answered, event, entry, records }) =>
+            .map(({ type: of, answered, event, entry, records, leftOut }) =>
               answered
-                ? `${name} ${of}: ${records.length > 0 ? records.join(", ") : "exists without such a record"} (entry ${entry})`
+                ? `${name} ${of}: ${records.length > 0 ? records.join(", ") : "exists without such a record"} (entry ${entry}${leftOut > 0 ? `; ${leftOut} more do not fit, each answer has others` : ""})`
                 : `${name} ${of}: not answered: ${PASSED[event] ?? event}${entry === null ? "" : ` (entry ${entry})`}`,
             )
             .join("\n"),
