@@ -19,6 +19,7 @@ import { reasonOf } from "../errors/reason.ts";
 import { type End, executedAnew, Restart } from "../handover/restart.ts";
 import { readRestartRequest } from "../handover/restart-request.ts";
 import type { Succession } from "../handover/successor.ts";
+import type { InboundSettings } from "../inbound/inbound.ts";
 import { viewInbound } from "../inbound/view.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
@@ -112,7 +113,7 @@ export class Agent {
       folders: config,
       governed: { cgroups: enrolledCgroups(config.cgroups), units, excludes, netns, shadow },
       names: namesSettings(config),
-      inbound: enforcesInbound(config),
+      inbound: inboundSettings(config),
       addresses: this.#addresses,
       log,
       isCurrent: () => this.#controlPlane.connected && !this.#tables.behind,
@@ -235,13 +236,14 @@ export class Agent {
     this.#ownership.govern(
       { cgroups, units, excludes, netns, shadow },
       namesSettings(config),
-      enforcesInbound(config),
+      inboundSettings(config),
     );
-    const { dns, dnsExcludes, dnsTruncate, inbound, traffic, metrics, accessLog } = config;
+    const { dns, dnsExcludes, dnsTruncate, inbound, enforceEstablished, traffic, metrics, accessLog } =
+      config;
     this.#config = {
       ...this.#config,
       ...{ cgroups: config.cgroups, units, excludes, netns, shadow },
-      ...{ dns, dnsExcludes, dnsTruncate, inbound, traffic, metrics, accessLog },
+      ...{ dns, dnsExcludes, dnsTruncate, inbound, enforceEstablished, traffic, metrics, accessLog },
     };
     this.#telemetry.configure(this.#config);
     this.#controlPlane.exclude(excludes);
@@ -522,6 +524,6 @@ function namesSettings(config: Config): NamesSettings {
 }
 
 /** Shadow mode refuses no connection. */
-function enforcesInbound({ inbound, shadow }: Config): boolean {
-  return inbound === "on" && !shadow;
+function inboundSettings({ inbound, shadow, enforceEstablished }: Config): InboundSettings {
+  return { enforce: inbound === "on" && !shadow, enforceEstablished };
 }

@@ -15,7 +15,7 @@ import type { Governed } from "../datapath/governed.ts";
 import { enrolmentTest } from "../datapath/tables/enrolment.ts";
 import { preloadAhead, selfTestAhead } from "../datapath/takeover.ts";
 import { reasonOf } from "../errors/reason.ts";
-import { InboundKeeper } from "../inbound/inbound.ts";
+import { InboundKeeper, type InboundSettings } from "../inbound/inbound.ts";
 import { LockHeld } from "../kernel/lock.ts";
 import { makeFolders } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
@@ -26,6 +26,7 @@ import { bootId } from "../state/history.ts";
 import { linksInManifest, Manifest } from "../state/manifest.ts";
 import { recover } from "../state/recovery.ts";
 import { KeptGenerations } from "../state/retention.ts";
+import { readTunnels } from "../tunnel/process/status-file.ts";
 import { Locks } from "./locks.ts";
 
 /** Interval of the check that hooks are attached, milliseconds. */
@@ -40,8 +41,8 @@ export interface OwnershipOptions {
   governed: Governed;
   /** Settings for mesh names. */
   names: NamesSettings;
-  /** Whether inbound policies are enforced. */
-  inbound: boolean;
+  /** Whether inbound policies are enforced, on new connections and on established ones. */
+  inbound: InboundSettings;
   /** The machine's addresses. */
   addresses: string[];
   log: Log;
@@ -72,7 +73,7 @@ export class Ownership {
   readonly #options: OwnershipOptions;
   #governed: Governed;
   #nameSettings: NamesSettings;
-  #enforceInbound: boolean;
+  #inboundSettings: InboundSettings;
   /** Absent in a successor before it acquires, and in a predecessor after it releases. */
   #held: Held | undefined;
   #adopted = false;
@@ -90,7 +91,7 @@ export class Ownership {
     this.#options = options;
     this.#governed = options.governed;
     this.#nameSettings = options.names;
-    this.#enforceInbound = options.inbound;
+    this.#inboundSettings = options.inbound;
   }
 
   /** The tables; undefined while another agent may own them. */
@@ -175,7 +176,8 @@ export class Ownership {
       });
       const inbound = new InboundKeeper({
         bpffs: folders.bpffs,
-        enforce: this.#enforceInbound,
+        ...this.#inboundSettings,
+        tunnels: () => readTunnels(folders.runDir).map(({ pid }) => pid),
         ownsPins: () => locks.lockedElsewhere() === undefined,
         log: (line) => log.warn(line),
         wakeTunnel: () => this.#options.wakeTunnel(),
@@ -253,7 +255,7 @@ export class Ownership {
   }
 
   /** Applies enrolment and exclusions at once. Throws KernelError, and then nothing has changed. */
-  govern(governed: Governed, names: NamesSettings, enforceInbound: boolean): void {
+  govern(governed: Governed, names: NamesSettings, inbound: InboundSettings): void {
     try {
       this.datapath?.govern(governed);
     } catch (error) {
@@ -263,8 +265,8 @@ export class Ownership {
     this.#governed = governed;
     this.#nameSettings = names;
     this.names?.configure(names);
-    this.#enforceInbound = enforceInbound;
-    this.inbound?.configure({ enforce: enforceInbound });
+    this.#inboundSettings = inbound;
+    this.inbound?.configure(inbound);
   }
 
   /** Publishes `mesh`; see Datapath.publish. Also throws when another agent owns the tables. */

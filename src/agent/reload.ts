@@ -15,6 +15,7 @@ export type LiveSettings = Pick<
   | "dnsExcludes"
   | "dnsTruncate"
   | "inbound"
+  | "enforceEstablished"
   | "shadow"
   | "traffic"
   | "metrics"
@@ -28,6 +29,7 @@ const LIVE: ReadonlySet<SettingName> = new Set([
   "netns",
   "dns",
   "inbound",
+  "enforce-established",
   "dns-exclude",
   "dns-truncate",
   "shadow",

@@ -103,6 +103,7 @@ export interface Config extends Folders {
   dns: "auto" | "on" | "off";
   /** Whether policies for connections to this machine are enforced. */
   inbound: "on" | "off";
+  enforceEstablished: boolean;
   /** Lower case, without dots at their ends. */
   dnsExcludes: string[];
   /** Whether an answer that lacks addresses has the TC bit. */
@@ -208,6 +209,7 @@ export function examineConfig(
     netns: given.choice("netns", ["own", "all"]),
     dns: given.choice("dns", ["auto", "on", "off"]),
     inbound: given.choice("inbound", ["on", "off"]),
+    enforceEstablished: given.switch("enforce-established"),
     dnsExcludes: [...new Set(given.list("dns-exclude", parseSuffix))],
     dnsTruncate: given.switch("dns-truncate"),
     shadow: given.switch("shadow"),

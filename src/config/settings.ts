@@ -181,6 +181,10 @@ export const SETTINGS = {
     about: "enforce authorization policies and STRICT mutual TLS on connections to this machine's services",
     fallback: "on",
   },
+  "enforce-established": {
+    kind: "switch",
+    about: "cut established connections of peers when new policies refuse them",
+  },
   shadow: { kind: "switch", about: "decide and count, but change no connection" },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
   tunnel: {

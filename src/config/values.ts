@@ -50,6 +50,7 @@ export function settingValues(config: Config): SettingValues {
     netns: config.netns,
     dns: config.dns,
     inbound: config.inbound,
+    "enforce-established": config.enforceEstablished,
     "dns-exclude": config.dnsExcludes,
     "dns-truncate": config.dnsTruncate,
     shadow: config.shadow,

@@ -6,10 +6,12 @@
  */
 import { existsSync } from "node:fs";
 import { networkInterfaces } from "node:os";
+import { reasonOf } from "../errors/reason.ts";
 import type { NetnsLink } from "../kernel/net/netns-link.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { type Inbound, mtlsOf } from "../mesh/inbound.ts";
 import { attachInbound } from "./attach.ts";
+import { cutEstablished } from "./established.ts";
 import {
   closeInbound,
   type InboundOpened,
@@ -25,12 +27,18 @@ export interface InboundOptions {
   bpffs: string;
   /** Off: nothing is refused, whatever the policies say. */
   enforce: boolean;
+  /** Established connections are cut when the policies refuse them. Default: they are left alone. */
+  enforceEstablished?: boolean;
+  /** Processes of the tunnel, which looks after its connections itself. */
+  tunnels?(): number[];
   log(line: string): void;
   /** Whether what is pinned still is this process's to change. */
   ownsPins(): boolean;
   /** A port needs the tunnel and no tunnel offers its listener: starts one. Must not throw. */
   wakeTunnel?(): void;
 }
+
+export type InboundSettings = Pick<InboundOptions, "enforce" | "enforceEstablished">;
 
 export interface InboundStatus {
   enforce: boolean;
@@ -40,16 +48,25 @@ export interface InboundStatus {
   lastMilliseconds?: number;
   /** Ports whose policies don't fit into the tables: everybody is refused there. */
   tooLarge: readonly number[];
+  /** Established connections that were cut since the start, by who refuses them; absent: they are left alone. */
+  cut?: Readonly<Record<string, number>>;
   /** Why what istiod wants is not live. */
   trouble?: string;
 }
 
 /** Between two looks at whether everything is still pinned and attached, and after what went wrong, milliseconds. */
 const UPKEEP = 5_000;
+/** A handshake that the old policies admitted may end after a look at the connections: another look after that time. */
+const SECOND_LOOK = 1_000;
 
 export class InboundKeeper {
   readonly #options: InboundOptions;
   #enforce: boolean;
+  #enforceEstablished: boolean;
+  readonly #cut: Record<string, number> = {};
+  #secondLook: ReturnType<typeof setTimeout> | undefined;
+  #looked = false;
+  #cutTrouble = "";
   #held: { opened: InboundOpened; tables: InboundTables } | undefined;
   #link: NetnsLink | undefined;
   #inbound: Inbound | undefined;
@@ -62,6 +79,7 @@ export class InboundKeeper {
   constructor(options: InboundOptions) {
     this.#options = options;
     this.#enforce = options.enforce;
+    this.#enforceEstablished = options.enforceEstablished ?? false;
     this.#timer = setInterval(() => this.#lookAfter(), UPKEEP);
     this.#timer.unref?.();
   }
@@ -74,26 +92,31 @@ export class InboundKeeper {
   }
 
   /** Never throws. */
-  configure({ enforce }: { enforce: boolean }): void {
-    if (enforce === this.#enforce) return;
+  configure({ enforce, enforceEstablished = false }: InboundSettings): void {
+    if (enforce === this.#enforce && enforceEstablished === this.#enforceEstablished) return;
     this.#enforce = enforce;
+    this.#enforceEstablished = enforceEstablished;
+    this.#looked = false;
     this.#attempt(() => this.#apply());
   }
 
   status(): InboundStatus {
+    const trouble = this.#trouble || this.#cutTrouble;
     return {
       enforce: this.#enforce,
       attached: this.#link !== undefined,
       applied: this.#applied,
       ...(this.#lastMilliseconds === undefined ? {} : { lastMilliseconds: this.#lastMilliseconds }),
       tooLarge: this.#held?.tables.tooLarge ?? [],
-      ...(this.#trouble === "" ? {} : { trouble: this.#trouble }),
+      ...(this.#enforceEstablished ? { cut: { ...this.#cut } } : {}),
+      ...(trouble === "" ? {} : { trouble }),
     };
   }
 
   /** Pins once more what somebody removed, then closes descriptors and timers. What is pinned goes on deciding. */
   close(): void {
     clearInterval(this.#timer);
+    clearTimeout(this.#secondLook);
     if (this.#held) this.#attempt(() => this.#repin());
     this.#link?.close();
     this.#link = undefined;
@@ -143,7 +166,8 @@ export class InboundKeeper {
     const { opened, tables } = this.#held;
     tables.exempt(ownAddresses());
     if (this.#enforce) {
-      const { changed } = tables.publish(inbound);
+      const { changed } = tables.publish(inbound, this.#enforceEstablished);
+      if (changed) this.#looked = false;
       if (changed) {
         this.#applied++;
         this.#lastMilliseconds = performance.now() - started;
@@ -154,6 +178,7 @@ export class InboundKeeper {
     removeOtherInbound(bpffs, opened.code);
     this.#behind = false;
     this.#wake();
+    this.#cutRefused();
   }
 
   /** systemd holds the tunnel's sockets; the first process has to run before the kernel can steer to them. */
@@ -163,6 +188,41 @@ export class InboundKeeper {
     if (!wakeTunnel || !inbound || !this.#enforce) return;
     if (inbound.ports.some((port) => mtlsOf(inbound, port) !== "disable") && !hasListener(bpffs))
       wakeTunnel();
+  }
+
+  /** Once for each set, and once more for handshakes that ended meanwhile. */
+  #cutRefused(): void {
+    if (!this.#enforceEstablished || !this.#enforce || this.#looked) return;
+    this.#looked = true;
+    this.#look();
+    clearTimeout(this.#secondLook);
+    this.#secondLook = setTimeout(() => this.#look(), SECOND_LOOK);
+    this.#secondLook.unref?.();
+  }
+
+  /** Never throws: new connections are refused all the same. */
+  #look(): void {
+    const inbound = this.#inbound;
+    const { bpffs, log, tunnels, ownsPins } = this.#options;
+    if (!inbound || !this.#enforceEstablished || !this.#enforce || !ownsPins()) return;
+    try {
+      const cut = cutEstablished(inbound, {
+        own: new Set(ownAddresses()),
+        tunnels: tunnels?.() ?? [],
+        steered: hasListener(bpffs),
+      });
+      for (const [by, count] of cut) {
+        this.#cut[by] = (this.#cut[by] ?? 0) + count;
+        log(
+          `${count} established ${count === 1 ? "connection is" : "connections are"} cut: refused by ${by}`,
+        );
+      }
+      this.#cutTrouble = "";
+    } catch (error) {
+      const text = `established connections are not cut: ${reasonOf(error)}`;
+      if (text !== this.#cutTrouble) log(text);
+      this.#cutTrouble = text;
+    }
   }
 
   #repin(): void {

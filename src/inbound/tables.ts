@@ -13,7 +13,7 @@ import {
   compileInbound,
   type Refuser,
 } from "../policy/compile.ts";
-import { encodeSet, PolicySet } from "../policy/pinned.ts";
+import { encodeSet, type PinnedSet, PolicySet } from "../policy/pinned.ts";
 import * as layout from "./layout.gen.ts";
 import type { InboundMaps } from "./pins.ts";
 
@@ -49,7 +49,9 @@ export class InboundTables {
   /** The text of what governs, as far as this process knows. */
   #text: string | undefined;
   #numbers = new Map<string, number>();
-  #tooLarge: number[] = [];
+  /** Undefined: not known yet of a set that was found. */
+  #tooLarge: number[] | undefined;
+  #enforcesEstablished = false;
   #switchedAt = Number.NEGATIVE_INFINITY;
 
   /** `maps` stay the caller's. Reads back what governs. Throws KernelError. */
@@ -60,8 +62,11 @@ export class InboundTables {
     try {
       const pinned = this.#set.read();
       this.#numbers = new Map(pinned?.numbers);
-      // A set that nobody switched to, or of another layout, is made again.
-      if (pinned && this.isOn) this.#text = inboundText(pinned.inbound);
+      // A set that nobody switched to, or of another layout, is made again: who wrote it was killed in between.
+      if (pinned && this.isOn && (pinned.slot ?? this.#slot) === this.#slot) {
+        this.#text = inboundText(pinned.inbound);
+        this.#enforcesEstablished = pinned.enforcesEstablished ?? false;
+      }
     } catch {
       // Not ours to read: the first set replaces it.
     }
@@ -72,20 +77,35 @@ export class InboundTables {
   }
 
   /** Ports whose policies don't fit. */
-  get tooLarge(): readonly number[] {
-    return this.#tooLarge;
+  get tooLarge(): number[] {
+    if (this.#tooLarge === undefined && this.#text !== undefined) {
+      const found = this.#set.read();
+      this.#tooLarge = found ? compileInbound(found.inbound).tooLarge : [];
+    }
+    return this.#tooLarge ?? [];
+  }
+
+  /** The slot that governs. */
+  get #slot(): number {
+    return ((this.#settings[0] ?? 0n) & BigInt(FLAGS.INBOUND_SLOT)) === 0n ? 0 : 1;
   }
 
   /**
-   * Makes the set govern. What is equal writes nothing. Throws KernelError, or RangeError for a prefix that is no block of
+   * Makes the set govern, established connections too if `enforcesEstablished`. What is equal writes nothing. Throws KernelError, or RangeError for a prefix that is no block of
    * addresses; then the set before goes on.
    */
-  publish(inbound: Inbound): InboundReport {
+  publish(inbound: Inbound, enforcesEstablished = false): InboundReport {
     const text = inboundText(inbound);
-    if (text === this.#text && this.isOn) return { changed: false, writes: 0, tooLarge: this.#tooLarge };
+    const same = text === this.#text && this.isOn;
+    if (same && enforcesEstablished === this.#enforcesEstablished)
+      return { changed: false, writes: 0, tooLarge: this.tooLarge };
+    if (same) {
+      this.#write({ inbound, numbers: this.#numbers, slot: this.#slot, enforcesEstablished });
+      return { changed: true, writes: 1, tooLarge: this.tooLarge };
+    }
     const compiled = compileInbound(inbound);
     this.#number(inbound);
-    const slot = ((this.#settings[0] ?? 0n) & BigInt(FLAGS.INBOUND_SLOT)) === 0n || !this.isOn ? 1 : 0;
+    const slot = this.#slot === 0 || !this.isOn ? 1 : 0;
     if (performance.now() - this.#switchedAt < SETTLED) waitForGracePeriod();
     const made = this.#make(compiled);
     try {
@@ -93,7 +113,7 @@ export class InboundTables {
     } finally {
       for (const { inner } of made) inner.close();
     }
-    installInnerMap(this.#maps.inbound_text, encodeSet({ inbound, numbers: this.#numbers })).close();
+    this.#write({ inbound, numbers: this.#numbers, slot, enforcesEstablished });
     const word = BigInt(FLAGS.INBOUND_ON | (slot === 1 ? FLAGS.INBOUND_SLOT : 0));
     Atomics.store(this.#settings, 0, word);
     this.#switchedAt = performance.now();
@@ -145,6 +165,11 @@ export class InboundTables {
       if (this.#numbers.has(name)) continue;
       this.#numbers.set(name, next < NUMBERS ? next++ : REFUSALS.REFUSED_OTHER);
     }
+  }
+
+  #write(set: PinnedSet): void {
+    installInnerMap(this.#maps.inbound_text, encodeSet(set)).close();
+    this.#enforcesEstablished = set.enforcesEstablished ?? false;
   }
 
   #make(compiled: Compiled): { outer: BpfMap; inner: BpfMap }[] {

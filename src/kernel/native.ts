@@ -35,6 +35,7 @@ const TABLE = {
   kmesh_test_run: ["i32", "i32", "buffer", "u32", "i32", "buffer", "buffer"],
   kmesh_sockets_open: ["i32", "i32", "i32", "u32", "i32"],
   kmesh_sockets_read: ["i32", "i32", "buffer", "u32", "u32", "buffer"],
+  kmesh_socket_destroy: ["i32", "buffer"],
   kmesh_add: ["void", "buffer", "i64"],
   kmesh_program_maps: ["i32", "i32", "buffer", "u32"],
   kmesh_probe_start: ["i32", "i32", "buffer"],

@@ -27,18 +27,28 @@ export type KeptInboundMap = (typeof KEPT_INBOUND_MAPS)[number];
 export interface PinnedSet {
   inbound: Inbound;
   numbers: ReadonlyMap<string, number>;
+  /** The slot of the tables that were filled from it, 0 or 1; undefined: whoever wrote it did not say. */
+  slot?: number | undefined;
+  /** Established connections that it refuses are cut. */
+  enforcesEstablished?: boolean;
 }
 
+/** Length of the text (4 bytes), slot + 1 or 0, flags, and two bytes that are 0. */
 const HEADER = 8;
+const SLOT_AT = 4;
+const FLAGS_AT = 5;
+const ENFORCES_ESTABLISHED = 1;
 const PIECE = 4096;
 const SLOT = new Uint8Array(4);
 
 /** An inner map that holds the set. The caller closes it. */
-export function encodeSet({ inbound, numbers }: PinnedSet): BpfMap {
+export function encodeSet({ inbound, numbers, slot, enforcesEstablished }: PinnedSet): BpfMap {
   const text = new TextEncoder().encode(`${JSON.stringify([...numbers])}\n${inboundText(inbound)}`);
   const pieces = Math.ceil((HEADER + text.length) / PIECE);
   const bytes = new Uint8Array(new ArrayBuffer(pieces * PIECE));
   new DataView(bytes.buffer).setUint32(0, text.length);
+  bytes[SLOT_AT] = slot === undefined ? 0 : slot + 1;
+  bytes[FLAGS_AT] = enforcesEstablished ? ENFORCES_ESTABLISHED : 0;
   bytes.set(text, HEADER);
   const innerMapFlag = 4096;
   const map = BpfMap.create({
@@ -58,13 +68,17 @@ export function encodeSet({ inbound, numbers }: PinnedSet): BpfMap {
 function decodeSet(map: BpfMap): PinnedSet {
   const { values, count } = map.entries();
   if (count === 0) throw new RangeError("the pinned policies are empty");
-  const length = new DataView(values.buffer, values.byteOffset).getUint32(0);
+  const header = new DataView(values.buffer, values.byteOffset);
+  const length = header.getUint32(0);
+  const slot = header.getUint8(SLOT_AT);
   const text = new TextDecoder().decode(values.subarray(HEADER, HEADER + length));
   const end = text.indexOf("\n");
   const numbers: unknown = JSON.parse(text.slice(0, Math.max(end, 0)) || "[]");
   return {
     numbers: new Map(Array.isArray(numbers) ? (numbers as [string, number][]) : []),
     inbound: parseInbound(text.slice(end + 1)),
+    slot: slot === 0 ? undefined : slot - 1,
+    enforcesEstablished: (header.getUint8(FLAGS_AT) & ENFORCES_ESTABLISHED) !== 0,
   };
 }
 
@@ -76,6 +90,11 @@ export class PolicySet {
 
   constructor(outer: BpfMap) {
     this.#outer = outer;
+  }
+
+  /** Of the set that was read last: another one has another id. */
+  get id(): number {
+    return this.#id;
   }
 
   /** What governs; undefined while no agent has published any. Throws RangeError, or KernelError when it can't be read. */

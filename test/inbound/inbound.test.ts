@@ -3,10 +3,13 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { Talker } from "../../bench/continuity/talker.ts";
+import { installInnerMap } from "../../src/datapath/tables/inner-map.ts";
 import { readRefusals } from "../../src/inbound/refusals.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
+import { BpfMap } from "../../src/kernel/maps.ts";
 import type { Condition, Inbound, Policy } from "../../src/mesh/inbound.ts";
-import { keptInboundPin, openPolicySet } from "../../src/policy/pinned.ts";
+import { encodeSet, keptInboundPin, openPolicySet } from "../../src/policy/pinned.ts";
 import { NetworkNamespace, ownName } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, run } from "../lab/process.ts";
 
@@ -18,6 +21,7 @@ const PEER = { v4: "10.79.0.2", v6: "fd79::2", second: "10.79.0.3" };
 const PORT = 8080;
 const STRICT = 8443;
 const OPEN = 9000;
+const KEPT = 8888;
 
 const source = (...prefixes: string[]): Condition => ({ kind: "source", prefixes });
 const policy = (name: string, action: Policy["action"], when: Condition): Policy => ({
@@ -32,6 +36,7 @@ describe("inbound policies", () => {
   let vm: NetworkNamespace;
   let peer: NetworkNamespace;
   const started: OwnedProcess[] = [];
+  const talkers: Talker[] = [];
 
   const python = (netns: NetworkNamespace, ...args: (string | number)[]) => ({
     command: ["python3", join(HERE, "peers.py"), ...args.map(String)],
@@ -47,13 +52,21 @@ describe("inbound policies", () => {
     const { command } = python(netns, "ask", from, address, port);
     return (await output(command, { netns: netns.path })).trim();
   };
-  const publish = (mode: "leave" | "flip" | "off", ...sets: Inbound[]): Promise<string> =>
+  const publish = (mode: "leave" | "flip" | "off" | "cut", ...sets: Inbound[]): Promise<string> =>
     output(
       [process.execPath, join(HERE, "publisher.ts"), bpffs, mode, ...sets.map((set) => JSON.stringify(set))],
       { netns: vm.path },
     );
+  /** Connections that stay, each SOURCE>ADDRESS. */
+  const holding = async (netns: NetworkNamespace, ...pairs: string[]): Promise<Talker> => {
+    const { command } = python(netns, "hold", KEPT, ...pairs);
+    const client = new Talker("hold", command, join(folder, "hold"), { netns: netns.path });
+    talkers.push(client);
+    expect(await client.hear(5_000)).toBe("ready");
+    return client;
+  };
   const inbound = (policies: Policy[], strict: number[] = []): Inbound => ({
-    ports: [PORT, STRICT],
+    ports: [PORT, STRICT, KEPT],
     mtls: { default: "disable", ports: strict.map((port) => ({ port, mode: "strict" })) },
     policies,
   });
@@ -67,6 +80,7 @@ describe("inbound policies", () => {
     await start("app", "serve", PORT, STRICT, OPEN);
   });
   afterAll(async () => {
+    for (const talker of talkers) await talker.end();
     for (const process of started) await process.stop();
     unpin(bpffs);
     await vm?.remove();
@@ -169,6 +183,29 @@ describe("inbound policies", () => {
     expect(refusals?.map(({ by }) => by)).toEqual(expect.arrayContaining(["shop/a", "shop/b"]));
   });
 
+  test("established connections live on when a policy denies them, and are cut with enforce-established", async () => {
+    await publish("leave", inbound([]));
+    await start("keeper", "keep", KEPT);
+    const from = [PEER.v4, PEER.second, PEER.v6].map(
+      (each) => `${each}>${each.includes(":") ? VM.v6 : VM.v4}`,
+    );
+    const far = await holding(peer, ...from);
+    const near = await holding(vm, `127.0.0.1>127.0.0.1`, `${VM.other}>${VM.v4}`);
+    const deny = inbound([
+      policy("shop/no", "deny", source(`${PEER.v4}/32`)),
+      policy("shop/six", "deny", source("fd79::/64")),
+    ]);
+    await publish("leave", deny);
+    expect(await far.ask("", 5_000)).toBe("open open open");
+    expect(await publish("cut", deny)).toContain("1 established connection is cut: refused by shop/no");
+    expect(await far.ask("", 5_000)).toBe("ECONNRESET open ECONNRESET");
+    expect(await near.ask("", 5_000)).toBe("open open");
+    // An error is told once. Plaintext where it is not let in any more; the machine itself is exempt.
+    expect(await publish("cut", inbound([], [KEPT]))).toContain("cut: refused by strict");
+    expect(await far.ask("", 5_000)).toBe("closed ECONNRESET closed");
+    expect(await near.ask("", 5_000)).toBe("open open");
+  });
+
   test("off: nothing is refused, until it is on again", async () => {
     const set = inbound([policy("shop/no", "deny", source("10.79.0.0/16"))], [STRICT]);
     await publish("off", set);
@@ -178,8 +215,26 @@ describe("inbound policies", () => {
     expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
   });
 
+  test("killed between the text of a set and the switch to it: the next start switches", async () => {
+    await publish("leave", inbound([policy("shop/no", "deny", source("10.79.0.0/16"))]));
+    const next = inbound([policy("shop/six", "deny", source("fd79::/64"))]);
+    {
+      using text = BpfMap.fromPin(keptInboundPin(bpffs, "inbound_text"));
+      using set = openPolicySet(bpffs);
+      const before = set?.read();
+      if (before?.slot === undefined) throw new Error("the set does not say which slot it filled");
+      installInnerMap(text, encodeSet({ ...before, inbound: next, slot: 1 - before.slot })).close();
+    }
+    expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
+    expect(await publish("leave", next)).toContain("applied 1 attached true");
+    expect(await ask(VM.v4, PORT)).toStartWith("app");
+    expect(await ask(VM.v6, PORT)).toBe("ECONNREFUSED");
+    expect(await publish("leave", next)).toContain("applied 0 attached true");
+  });
+
   test("a start that changes nothing writes nothing, and repairs what was removed", async () => {
     const set = inbound([policy("shop/no", "deny", source("10.79.0.0/16"))], [STRICT]);
+    await publish("leave", set);
     expect(await publish("leave", set)).toContain("applied 0 attached true");
     await run(["rm", `${bpffs}/inbound/link`]);
     expect(await ask(VM.v4, PORT)).toStartWith("app");

@@ -1,6 +1,8 @@
 """Peers of test/inbound. serve PORT...: an app that answers "app PEER LOCAL". tunnel MAP [4|6...]: offers listening sockets on
 loopback by the pinned sockmap and answers "tunnel PEER LOCAL". ask SOURCE ADDRESS PORT: prints the answer or the error's name.
-storm ADDRESS PORT SECONDS: connects without a pause, prints how many were accepted and refused."""
+storm ADDRESS PORT SECONDS: connects without a pause, prints how many were accepted and refused. keep PORT...: an app that
+answers nothing and keeps connections. hold PORT SOURCE>ADDRESS...: connects, prints "ready", then for each line of standard
+input how each connection is: "open", or how it ended."""
 import ctypes, errno, os, select, socket, struct, sys, time
 
 def name(address):
@@ -65,6 +67,29 @@ elif mode == "tunnel":
     answer([v4, v6], "tunnel")
 elif mode == "ask":
     print(connect(rest[0], rest[1], int(rest[2])))
+elif mode == "keep":
+    listeners, held = [listen(socket.AF_INET6, "::", int(port)) for port in rest], []
+    print("ready", flush=True)
+    while True:
+        held += [one.accept()[0] for one in select.select(listeners, [], [])[0]]
+elif mode == "hold":
+    held = []
+    for source, address in (pair.split(">") for pair in rest[1:]):
+        one = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
+        one.bind((source, 0))
+        one.connect((address, int(rest[0])))
+        held.append(one)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        words = []
+        for one in held:
+            try:
+                words.append("open" if one.recv(1, socket.MSG_DONTWAIT | socket.MSG_PEEK) else "closed")
+            except BlockingIOError:
+                words.append("open")
+            except OSError as error:
+                words.append(errno.errorcode.get(error.errno))
+        print(" ".join(words), flush=True)
 elif mode == "storm":
     counts, end = {}, time.time() + float(rest[2])
     while time.time() < end:

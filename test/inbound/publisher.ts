@@ -1,7 +1,7 @@
 /**
  * An agent's part in inbound policies, in the network namespace where it runs. argv: bpffs folder, "leave" or
  * "flip", then sets of policies as JSON. "leave" makes the last one live and ends; "flip" makes them live in turn, 40 times;
- * "off" makes the last one live and turns enforcement off.
+ * "off" makes the last one live and turns enforcement off; "cut" makes it govern established connections as well.
  */
 import { InboundKeeper } from "../../src/inbound/inbound.ts";
 import { ensureBpffs } from "../../src/kernel/bpffs.ts";
@@ -13,6 +13,7 @@ ensureBpffs(bpffs);
 const keeper = new InboundKeeper({
   bpffs,
   enforce: true,
+  enforceEstablished: mode === "cut",
   log: console.log,
   ownsPins: () => true,
 });

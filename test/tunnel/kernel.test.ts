@@ -16,7 +16,7 @@ import { DatapathLab } from "../datapath/lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
 import { TestMesh } from "../lab/mesh-member.ts";
 import { NetworkNamespace, ownName } from "../lab/namespace.ts";
-import { eventually, OwnedProcess, output } from "../lab/process.ts";
+import { eventually, OwnedProcess, output, sleep } from "../lab/process.ts";
 
 setDefaultTimeout(30_000);
 
@@ -60,10 +60,11 @@ async function tunnel(
 const runDir = (account: string) => join(folder, `${account}-run`);
 const status = (account: string): TunnelStatus | undefined => readTunnels(runDir(account))[0];
 
-async function govern(policies: Policy[]): Promise<void> {
+/** With `cut` the policies govern established connections as well. */
+async function govern(policies: Policy[], mode: "leave" | "cut" = "leave"): Promise<void> {
   const set: Inbound = { ports: [PORT, 10], mtls: { default: "strict", ports: [] }, policies };
   const publisher = join(ROOT, "test/inbound/publisher.ts");
-  await output([process.execPath, publisher, bpffs, "leave", JSON.stringify(set)], { netns: there.path });
+  await output([process.execPath, publisher, bpffs, mode, JSON.stringify(set)], { netns: there.path });
 }
 
 /** Connections of an app here to a service: which server answered, or the error. */
@@ -166,6 +167,26 @@ test("a connect that fails is tried on the other endpoint, and failures in a row
     expect(ejected()).toMatchObject([{ failed: 3, failures: 0, live: 0 }]);
     await eventually("they are counted", () => (status("client")?.retried ?? 0) === before + 3);
   }
+});
+
+test("established connections are cut when a policy denies their identity, with enforce-established alone", async () => {
+  const when = { kind: "namespace" as const, match: [{ kind: "exact" as const, value: "shop" }] };
+  const deny: Policy[] = [{ name: "shop/shut", action: "deny", rules: [{ name: "rule 1", when }] }];
+  await govern([], "cut");
+  await lab.keep("10.96.8.1:80", 2);
+  await lab.keep("10.96.8.2:80", 3);
+  const open = (way: "inbound" | "hbone") => status("web")?.ways[way].open;
+  const carried = () => [open("inbound"), open("hbone")].join();
+  await eventually("five are carried", () => carried() === "2,3");
+  const before = status("web")?.ways.hbone.failures.denied ?? 0;
+  await govern(deny);
+  await sleep(1_200);
+  expect(carried()).toBe("2,3");
+  // The agent's own look leaves the tunnel's connections alone.
+  await govern(deny, "cut");
+  await eventually("all are cut", () => carried() === "0,0");
+  expect(status("web")?.ways.hbone.failures.denied).toBe(before + 3);
+  await govern([]);
 });
 
 test("both tunnels are handed over and none of the connects fails", async () => {

@@ -8,7 +8,8 @@ const MOST = 3;
 /** Rows of the last refusals. */
 const ROWS = 10;
 
-export function inboundFacts(view: InboundView | undefined): [string, string][] {
+/** The rows of what governs and what was refused; `status` is the running agent's. */
+export function inboundFacts(view: InboundView | undefined, status?: InboundStatus): [string, string][] {
   if (!view) return [];
   const { ports, policies, refusals, enforced, tunnel, trouble } = view;
   if (trouble !== undefined) return [["inbound", `what is pinned can't be read: ${trouble}`]];
@@ -23,12 +24,18 @@ export function inboundFacts(view: InboundView | undefined): [string, string][] 
         `${ports.length === 0 ? "no service ports" : `ports ${where}`}${tunnel ? ", a tunnel listens" : ""}`,
     ],
   ];
-  if (total > 0) {
-    const most = refusals.slice(0, MOST).map(({ by, count }) => `${count} by ${by}`);
-    const others = refusals.length > MOST ? ` and ${refusals.length - MOST} others` : "";
-    rows.push(["", `${plural(total, "connection")} refused: ${most.join(", ")}${others}`]);
-  }
+  if (total > 0) rows.push(["", `${plural(total, "connection")} refused: ${mostOf(refusals)}`]);
+  const cut = Object.entries(status?.cut ?? {}).map(([by, count]) => ({ by, count }));
+  const cuts = cut.reduce((sum, { count }) => sum + count, 0);
+  if (cuts > 0)
+    rows.push(["", `${plural(cuts, "established connection")} cut since the start: ${mostOf(cut)}`]);
   return rows;
+}
+
+function mostOf(list: readonly { by: string; count: number }[]): string {
+  const most = [...list].sort((a, b) => b.count - a.count).slice(0, MOST);
+  const others = list.length > MOST ? ` and ${list.length - MOST} others` : "";
+  return `${most.map(({ by, count }) => `${count} by ${by}`).join(", ")}${others}`;
 }
 
 export function inboundWarnings(status: InboundStatus | undefined, view: InboundView | undefined): string[] {

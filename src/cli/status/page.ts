@@ -57,7 +57,7 @@ export function formatStatus(
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
     ...namesFacts(agent?.names),
-    ...inboundFacts(inbound),
+    ...inboundFacts(inbound, agent?.inbound),
     ...tunnelFacts(kernel, tunnels),
     ...formatBoot(atBoot),
     ...formatStanding(standing, dead === undefined, now),

@@ -185,6 +185,64 @@ API int kmesh_sockets_read(int fd, unsigned char *records, unsigned int size, un
 	return count;
 }
 
+/*
+ * Ends a TCP socket of this network namespace: its peer gets a RST, its app ECONNABORTED. `socket` is a record, whose cookie
+ * names it, so that another one at the same addresses is never meant. -ENOENT when it is gone, -EOPNOTSUPP when the
+ * kernel was built without CONFIG_INET_DIAG_DESTROY.
+ */
+API int kmesh_socket_destroy(const unsigned char *bytes)
+{
+	const struct record *socket_of = (const struct record *)bytes;
+	const int v4 = socket_of->family == AF_INET;
+	struct {
+		struct nlmsghdr head;
+		struct inet_diag_req_v2 body;
+	} request = {
+		.head = {
+			.nlmsg_len = sizeof(request),
+			.nlmsg_type = SOCK_DESTROY,
+			.nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK,
+		},
+		.body = {
+			.sdiag_family = socket_of->family,
+			.sdiag_protocol = IPPROTO_TCP,
+			.idiag_states = ~0u,
+			.id = {
+				.idiag_sport = socket_of->local_port,
+				.idiag_dport = socket_of->remote_port,
+				.idiag_cookie = { (uint32_t)socket_of->cookie, (uint32_t)(socket_of->cookie >> 32) },
+			},
+		},
+	};
+	struct timeval patience = { .tv_sec = 5 };
+	struct {
+		struct nlmsghdr head;
+		struct nlmsgerr error;
+		unsigned char rest[256];
+	} answer;
+	int fd = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG);
+	ssize_t size;
+	int error;
+
+	if (fd < 0)
+		return -errno;
+	memcpy(request.body.id.idiag_src, socket_of->local + (v4 ? 12 : 0), v4 ? 4 : 16);
+	memcpy(request.body.id.idiag_dst, socket_of->remote + (v4 ? 12 : 0), v4 ? 4 : 16);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	error = send(fd, &request, sizeof(request), 0) < 0 ? -errno : 0;
+	if (!error) {
+		size = recv(fd, &answer, sizeof(answer), 0);
+		if (size < 0)
+			error = -errno;
+		else if (size < (ssize_t)NLMSG_LENGTH(sizeof(int)) || answer.head.nlmsg_type != NLMSG_ERROR)
+			error = -EPROTO;
+		else
+			error = answer.error.error;
+	}
+	close(fd);
+	return error;
+}
+
 /* Adds to a number that programs add to as well. */
 API void kmesh_add(long *number, long change)
 {

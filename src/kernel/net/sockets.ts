@@ -117,6 +117,11 @@ export class SocketBatch {
     return this.#longs[(this.#at + HEAD + offset) >> 3] ?? 0n;
   }
 
+  /** A copy of the socket's record, for `destroySocket`. */
+  record(): Uint8Array<ArrayBuffer> {
+    return this.#bytes.slice(this.#at, this.#at + HEAD);
+  }
+
   /** The buffer for the next batch. */
   get buffer(): Uint8Array {
     return this.#bytes;
@@ -177,6 +182,21 @@ function failed(protocol: keyof typeof PROTOCOLS, errno: number): KernelError {
       ? `the kernel can't list its sockets: it lacks the modules inet_diag and ${protocol}_diag (modprobe ${protocol}_diag)`
       : "";
   return new KernelError("sock_diag", errno, `${protocol.toUpperCase()} sockets`, detail);
+}
+
+/**
+ * Ends a socket that `SocketBatch.record` named: its peer gets a RST, its app ECONNABORTED. Needs CAP_NET_ADMIN. Gives false
+ * when it is gone already. Throws KernelError; its message says so where the kernel can't do it.
+ */
+export function destroySocket(record: Uint8Array): boolean {
+  const result = native().kmesh_socket_destroy(record);
+  if (result === 0) return true;
+  if (result === -ERRNO.ENOENT) return false;
+  const detail =
+    result === -ERRNO.EOPNOTSUPP
+      ? "the kernel can't end connections of others: it was built without CONFIG_INET_DIAG_DESTROY"
+      : "";
+  throw new KernelError("sock_destroy", -result, "a TCP socket", detail);
 }
 
 /**

@@ -18,6 +18,8 @@ export interface Admission {
   decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string };
   /** What PeerAuthentication says of the port. `undefined`: the port is none of this machine's services. */
   mtls(port: number): MtlsMode | undefined;
+  /** Differs when the policies do. Undefined: established connections are left alone. Must not throw. */
+  establishedRevision?(): number | undefined;
 }
 
 /** Lets nobody in: while it is not known which policies there are. */

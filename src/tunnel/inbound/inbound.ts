@@ -15,8 +15,9 @@ import { CONNECT_PATIENCE, openTcp } from "../tcp.ts";
 import { acceptTls } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 
-import { type Admission, isOwnPort, parseDestination } from "./admission.ts";
+import { type Admission, type InboundConnection, isOwnPort, parseDestination } from "./admission.ts";
 import { readFirstBytes } from "./client-hello.ts";
+import { Established } from "./established.ts";
 
 /** What an Istio client may offer for a stream; the app's own `h2` is not among them. */
 const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1"];
@@ -40,9 +41,16 @@ export interface InboundOptions {
 export class InboundTunnel {
   readonly #options: InboundOptions;
   readonly #connections = new Set<Http2Connection>();
+  readonly #established: Established;
 
   constructor(options: InboundOptions) {
     this.#options = options;
+    this.#established = new Established(options.admission);
+  }
+
+  /** Resets connections that new policies do not admit, where they govern established ones (enforce-established). */
+  review(): void {
+    this.#established.review();
   }
 
   /** HTTP/2 connections that are open. */
@@ -115,11 +123,11 @@ export class InboundTunnel {
         peer = accepted;
       } else if (mode === "strict")
         throw new TunnelFailure("plaintext", "plaintext, and mutual TLS is demanded");
-      this.#admit(source, destination, peer?.identity);
+      const connection = this.#admit(source, destination, peer?.identity);
       const app = await this.#openApp(destination);
       settled();
       counters.opened("inbound", peer?.id);
-      splice(stream, app, ({ forth, back }) => counters.closed("inbound", back, forth));
+      this.#join("inbound", connection, stream, app);
     } catch (error) {
       counters.abandoned("inbound");
       this.#refused("inbound", source, error);
@@ -155,7 +163,7 @@ export class InboundTunnel {
       const destination = destinationOf(headers);
       if (this.#options.admission.mtls(destination.port) === undefined)
         throw new TunnelFailure("not-ours", `port ${destination.port} is none of this machine's services`);
-      this.#admit(peer.from, destination, peer.identity);
+      const connection = this.#admit(peer.from, destination, peer.identity);
       const app = await this.#openApp(destination);
       if (stream.destroyed) {
         counters.abandoned("hbone");
@@ -164,7 +172,7 @@ export class InboundTunnel {
       }
       stream.respond(200);
       counters.opened("hbone", peer.id);
-      splice(stream, app, ({ forth, back }) => counters.closed("hbone", back, forth));
+      this.#join("hbone", connection, stream, app);
     } catch (error) {
       counters.abandoned("hbone");
       this.#refused("hbone", `${peer.id} at ${peer.from}`, error);
@@ -172,19 +180,37 @@ export class InboundTunnel {
     }
   }
 
-  /** Throws TunnelFailure `denied`. */
+  /** Carries an admitted connection to its end. */
+  #join(way: "inbound" | "hbone", connection: InboundConnection, stream: Duplex, app: Socket): void {
+    const { counters, log } = this.#options;
+    const forget = this.#established.add(connection, (reason) => {
+      counters.failed(way, "denied");
+      log(
+        `${way}: ${connection.sourceAddress}: cut: port ${connection.destinationPort} is refused now (${reason})`,
+      );
+      reset(stream);
+      reset(app);
+    });
+    splice(stream, app, ({ forth, back }) => {
+      forget();
+      counters.closed(way, back, forth);
+    });
+  }
+
+  /** Gives the connection as policies see it. Throws TunnelFailure `denied`. */
   #admit(
     sourceAddress: string,
     { address, port }: { address: string; port: number },
     identity: Identity | undefined,
-  ): void {
-    const decision = this.#options.admission.decide({
+  ): InboundConnection {
+    const connection = {
       sourceAddress,
       destinationAddress: address,
       destinationPort: port,
       ...(identity && { identity }),
-    });
-    if (decision.allowed) return;
+    };
+    const decision = this.#options.admission.decide(connection);
+    if (decision.allowed) return connection;
     const by = decision.policy === undefined ? "" : ` by ${decision.policy}`;
     throw new TunnelFailure("denied", `port ${port} is refused${by} (${decision.reason})`);
   }

@@ -89,6 +89,16 @@ export class PinnedMesh implements Admission, Endpoints {
     }
   }
 
+  establishedRevision(): number | undefined {
+    try {
+      this.#judge();
+      return this.#policies?.read()?.enforcesEstablished ? this.#policies.id : undefined;
+    } catch (error) {
+      this.#complain(`the policies can't be read: ${reasonOf(error)}`);
+      return undefined;
+    }
+  }
+
   /**
    * From now on this process is not governed by the tables, and connections that need mutual TLS are steered to its
    * listeners `inbound` and `inbound6`; also when the tables come later.

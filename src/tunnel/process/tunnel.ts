@@ -238,6 +238,7 @@ export class Tunnel {
       this.#options.log.warn(`${this.#suppressed} more failures, counted by kmesh status`);
     this.#suppressed = 0;
     this.#lines = LINES;
+    this.#inbound.review();
     this.#writeStatus();
   }
 
