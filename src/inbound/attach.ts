@@ -1,4 +1,4 @@
-/** Attaches the program to this network namespace, and keeps it attached. */
+/** Attaches the program to this network namespace. */
 import { existsSync } from "node:fs";
 import { KernelError } from "../kernel/error.ts";
 import { NetnsLink, ownNetns } from "../kernel/net/netns-link.ts";
@@ -6,9 +6,9 @@ import type { BpfProgram } from "../kernel/object.ts";
 import { pinLink } from "./pins.ts";
 
 /**
- * A link of this namespace with this program, pinned at `path`. What is there is used: it gets the program if it has another
- * one, and is replaced if its namespace is another or gone. `held` is the link of the last call, which the agent holds, so
- * that a removed pin detaches nothing. The caller closes the result. Throws KernelError.
+ * A link of this namespace with this program, pinned at `path`. An existing link is updated to the program, or replaced if
+ * its namespace differs or is gone. `held` is the link of the last call; the agent holds it, so that a removed pin detaches
+ * nothing. The caller closes the result. Throws KernelError.
  */
 export function attachInbound(path: string, program: BpfProgram, held: NetnsLink | undefined): NetnsLink {
   const netns = ownNetns();
@@ -42,7 +42,7 @@ function fromPin(path: string, netns: number): NetnsLink | undefined {
   try {
     if (link.info().netns === netns) return link;
   } catch {
-    // Something else is pinned there: it is replaced.
+    // Replace a foreign object.
   }
   link.close();
   return undefined;

@@ -1,6 +1,6 @@
 /**
- * Cuts established connections that the policies do not admit any more, as ztunnel does: those that the kernel admitted in
- * plaintext. Connections that the tunnel carries are the tunnel's to cut: it knows who the peer is.
+ * Cuts established plaintext connections that the policies no longer admit, like ztunnel. The tunnel cuts the connections
+ * that it carries, because it knows their peers.
  */
 import { readdirSync, readlinkSync } from "node:fs";
 import { CONNECTED, destroySocket, listSockets } from "../kernel/net/sockets.ts";
@@ -9,17 +9,17 @@ import { type Inbound, mtlsOf } from "../mesh/inbound.ts";
 import { type Decision, judgeOf } from "../policy/decide.ts";
 
 export interface Surroundings {
-  /** The machine's own addresses, canonical: connections from there are exempt. */
+  /** The machine's addresses, canonical. Connections from them are exempt. */
   own: ReadonlySet<string>;
-  /** Processes of the tunnel. */
+  /** The tunnel's processes. */
   tunnels: readonly number[];
-  /** New connections to ports where mutual TLS is possible go to the tunnel. */
+  /** Whether new connections to ports with mutual TLS are steered to the tunnel. */
   steered: boolean;
 }
 
 /**
- * Resets the connections of this network namespace that `inbound` refuses. Gives how many, by who refuses them. Throws
- * KernelError when sockets can't be listed, or the kernel can't end connections.
+ * Resets the connections of this network namespace that `inbound` refuses. Returns their number by refuser. Throws
+ * KernelError when the kernel can't list sockets or can't end connections.
  */
 export function cutEstablished(inbound: Inbound, around: Surroundings): Map<string, number> {
   const ports = new Set(inbound.ports);

@@ -1,4 +1,4 @@
-/** Explains whether a connection to this machine would be let in, by the pinned policies. */
+/** Explains whether a connection to this machine would be admitted, by the pinned policies. */
 import { networkInterfaces } from "node:os";
 import { canonicalAddress } from "../mesh/address.ts";
 import { type Identity, type MtlsMode, mtlsOf, principalOf } from "../mesh/inbound.ts";
@@ -11,13 +11,13 @@ export interface InboundExplanation {
   to: { address?: string; port: number };
   governed: boolean;
   mtls: MtlsMode;
-  /** The kernel decides by the policies now. */
+  /** Whether the kernel decides by the policies now. */
   enforced: boolean;
   decision: Decision;
   why: string[];
 }
 
-/** The text means nothing; the message says what is expected. */
+/** The text is invalid; the message says what is expected. */
 export class UnclearPeer extends Error {
   constructor(message: string) {
     super(message);

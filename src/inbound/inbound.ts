@@ -1,8 +1,8 @@
 /**
- * Authorization of inbound connections: the pinned tables follow the mesh, and the program that decides by them is attached
- * to this network namespace. All of it goes on when this process ends.
+ * Authorization of inbound connections: publishes the mesh's policies to the pinned tables, and attaches the program that
+ * decides by them to this network namespace. Everything continues when this process ends.
  *
- * Nothing here throws at those who publish a mesh: connections out don't wait for it.
+ * Publishing a mesh never throws here: outbound connections don't wait for it.
  */
 import { existsSync } from "node:fs";
 import { networkInterfaces } from "node:os";
@@ -25,16 +25,16 @@ import { hasListener } from "./view.ts";
 
 export interface InboundOptions {
   bpffs: string;
-  /** Off: nothing is refused, whatever the policies say. */
+  /** Off: the policies are not enforced. */
   enforce: boolean;
-  /** Established connections are cut when the policies refuse them. Default: they are left alone. */
+  /** Whether established connections are cut when the policies refuse them; default: no. */
   enforceEstablished?: boolean;
-  /** Processes of the tunnel, which looks after its connections itself. */
+  /** The tunnel's processes. The tunnel cuts its connections itself. */
   tunnels?(): number[];
   log(line: string): void;
-  /** Whether what is pinned still is this process's to change. */
+  /** Whether this process still owns the pins. */
   ownsPins(): boolean;
-  /** A port needs the tunnel and no tunnel offers its listener: starts one. Must not throw. */
+  /** Starts a tunnel, when a port needs one and none offers its listener. Must not throw. */
   wakeTunnel?(): void;
 }
 
@@ -43,20 +43,20 @@ export type InboundSettings = Pick<InboundOptions, "enforce" | "enforceEstablish
 export interface InboundStatus {
   enforce: boolean;
   attached: boolean;
-  /** Sets of policies that were made live since the start. */
+  /** Published sets of policies since the start. */
   applied: number;
   lastMilliseconds?: number;
-  /** Ports whose policies don't fit into the tables: everybody is refused there. */
+  /** Ports whose policies don't fit into the tables. All connections to them are refused. */
   tooLarge: readonly number[];
-  /** Established connections that were cut since the start, by who refuses them; absent: they are left alone. */
+  /** Established connections that were cut since the start, by refuser; absent: they are not cut. */
   cut?: Readonly<Record<string, number>>;
-  /** Why what istiod wants is not live. */
+  /** The reason why istiod's policies are not live. */
   trouble?: string;
 }
 
-/** Between two looks at whether everything is still pinned and attached, and after what went wrong, milliseconds. */
+/** Interval of the check of pins and attachment, and pause after an error, milliseconds. */
 const UPKEEP = 5_000;
-/** A handshake that the old policies admitted may end after a look at the connections: another look after that time. */
+/** Delay of a second check of established connections, for handshakes that the old policies admitted, milliseconds. */
 const SECOND_LOOK = 1_000;
 
 export class InboundKeeper {
@@ -84,14 +84,14 @@ export class InboundKeeper {
     this.#timer.unref?.();
   }
 
-  /** Makes the policies govern; undefined: they are not known, and what governs goes on. Never throws. */
+  /** Publishes the policies; undefined: they are not known, and the live ones stay. Never throws. */
   publish(inbound: Inbound | undefined): void {
     if (inbound === undefined || inbound === this.#inbound) return;
     this.#inbound = inbound;
     this.#attempt(() => this.#apply());
   }
 
-  /** Never throws. */
+  /** Applies settings. Never throws. */
   configure({ enforce, enforceEstablished = false }: InboundSettings): void {
     if (enforce === this.#enforce && enforceEstablished === this.#enforceEstablished) return;
     this.#enforce = enforce;
@@ -113,7 +113,7 @@ export class InboundKeeper {
     };
   }
 
-  /** Pins once more what somebody removed, then closes descriptors and timers. What is pinned goes on deciding. */
+  /** Repairs pins, then closes descriptors and timers. The pinned program continues to decide. */
   close(): void {
     clearInterval(this.#timer);
     clearTimeout(this.#secondLook);
@@ -148,7 +148,7 @@ export class InboundKeeper {
     const inbound = this.#inbound;
     if (!inbound) return;
     const { bpffs } = this.#options;
-    // A machine without services gets no program: there is nothing to decide.
+    // A machine without services needs no program.
     if (inbound.ports.length === 0 && !this.#held && !existsSync(linkPin(bpffs))) {
       this.#behind = false;
       return;
@@ -173,7 +173,7 @@ export class InboundKeeper {
         this.#lastMilliseconds = performance.now() - started;
       }
     } else tables.turnOff();
-    // Filled first: a program over empty tables would let everybody in.
+    // Fill the tables first: a program over empty tables would admit all connections.
     this.#link = attachInbound(linkPin(bpffs), opened.program, this.#link);
     removeOtherInbound(bpffs, opened.code);
     this.#behind = false;
@@ -181,7 +181,7 @@ export class InboundKeeper {
     this.#cutRefused();
   }
 
-  /** systemd holds the tunnel's sockets; the first process has to run before the kernel can steer to them. */
+  /** Starts a tunnel: systemd holds its sockets, but the kernel can steer to them only after a first process has run. */
   #wake(): void {
     const { bpffs, wakeTunnel } = this.#options;
     const inbound = this.#inbound;
@@ -200,7 +200,7 @@ export class InboundKeeper {
     this.#secondLook.unref?.();
   }
 
-  /** Never throws: new connections are refused all the same. */
+  /** Never throws: new connections are refused in any case. */
   #look(): void {
     const inbound = this.#inbound;
     const { bpffs, log, tunnels, ownsPins } = this.#options;

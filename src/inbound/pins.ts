@@ -1,5 +1,5 @@
 /**
- * Where the tables and programs of inbound connections are pinned, and how they get there:
+ * The pins of inbound connections:
  *
  *     inbound/keep/<map>             policies as text, counters, the tunnel's listeners: they outlive every layout
  *     inbound/<abi>/tables/<map>     the tables of one layout
@@ -38,7 +38,7 @@ function folderOf(bpffs: string): string {
   return join(bpffs, "inbound", layout.ABI_ID);
 }
 
-/** Where a map is pinned. */
+/** The path of a map. */
 export function inboundPin(bpffs: string, name: MapName): string {
   return KEPT_INBOUND_MAPS.includes(name as KeptInboundMap)
     ? keptInboundPin(bpffs, name as KeptInboundMap)
@@ -50,8 +50,8 @@ function programPin(bpffs: string, code: string): string {
 }
 
 /**
- * Adopts what is pinned, or makes what is missing, empty. Makes no bpffs: connections out have one already. Throws
- * KernelError, and an Error when `bpffs` is none.
+ * Adopts the pins, and creates missing objects empty. Mounts no bpffs: the data path has mounted one. Throws KernelError, and
+ * an Error when `bpffs` is not a bpffs.
  */
 export function openInbound(bpffs: string): InboundOpened {
   if (!isOnBpffs(bpffs)) throw new Error(`the bpffs at ${bpffs} is no longer mounted`);
@@ -76,7 +76,7 @@ export function openInbound(bpffs: string): InboundOpened {
   }
 }
 
-/** Whether the program reads these maps: one of them may have been lost and made anew. */
+/** Whether the program reads these maps. One map may have been lost and created again. */
 function reads(program: BpfProgram, maps: Partial<Record<MapName, BpfMap>>): boolean {
   const ids = new Set(program.mapIds());
   return MAPS.every((name) => {
@@ -85,7 +85,7 @@ function reads(program: BpfProgram, maps: Partial<Record<MapName, BpfMap>>): boo
   });
 }
 
-/** Completes `maps`, and pins what it makes. */
+/** Completes `maps`, and pins the new ones. */
 function load(
   bpffs: string,
   image: Uint8Array,
@@ -107,7 +107,7 @@ function load(
       map.pin(inboundPin(bpffs, name));
     }
     const text = maps.inbound_text;
-    // No program reads it, and a start finds it through the program when its pin is lost.
+    // No program reads this map. Bind it to the program, so that a start finds it when its pin is lost.
     if (text) program.bind(text);
     unpin(pin);
     program.pin(pin);
@@ -118,7 +118,7 @@ function load(
   }
 }
 
-/** Pins again what somebody removed. Gives the paths, none as a rule. Throws KernelError. */
+/** Pins removed objects again. Returns their paths. Throws KernelError. */
 export function repinInbound(bpffs: string, { maps, program, code }: InboundOpened): string[] {
   if (!isOnBpffs(bpffs)) return [];
   const pins: [path: string, held: { pin(path: string): void }][] = [
@@ -133,7 +133,7 @@ export function repinInbound(bpffs: string, { maps, program, code }: InboundOpen
   return lost.map(([path]) => path);
 }
 
-/** Removes other layouts and other code, to which nothing is attached any more. */
+/** Removes other layouts and other code, which are no longer attached. */
 export function removeOtherInbound(bpffs: string, code: string): void {
   const all = join(bpffs, "inbound");
   for (const name of readdirSync(all))
@@ -147,7 +147,7 @@ export function closeInbound({ maps, program }: InboundOpened): void {
   for (const map of Object.values(maps)) map.close();
 }
 
-/** Pins `link` in place of what is pinned there, which stays attached until it is replaced. */
+/** Pins `link` in place of another pin, whose link stays attached until then. */
 export function pinLink(path: string, link: { pin(path: string): void }): void {
   const fresh = `${path}_new`;
   unpin(fresh);

@@ -1,4 +1,4 @@
-/** What the kernel refused, read from the pinned tables: with and without an agent. */
+/** Reads the kernel's refusals from the pinned tables, with or without an agent. */
 import { existsSync } from "node:fs";
 import { monotonic } from "../kernel/clock.ts";
 import { BpfMap } from "../kernel/maps.ts";
@@ -9,7 +9,7 @@ import * as layout from "./layout.gen.ts";
 const REFUSALS = layout.enums.inbound_refusal;
 const RECENT = layout.inbound_recent;
 
-/** Refusers that are no policy. */
+/** Refusers that are not policies. */
 const NAMES: Readonly<Record<number, string>> = {
   [REFUSALS.REFUSED_STRICT]: "PeerAuthentication STRICT",
   [REFUSALS.REFUSED_TOO_LARGE]: "policies too large for the tables",
@@ -18,14 +18,14 @@ const NAMES: Readonly<Record<number, string>> = {
 };
 
 export interface Refusal {
-  /** Name of the policy, or of another refuser. */
+  /** The name of the policy or of another refuser. */
   by: string;
-  /** Connections refused since the tables were made. */
+  /** Refused connections since the tables were created. */
   count: number;
 }
 
 export interface RecentRefusal {
-  /** Seconds ago. */
+  /** Age, seconds. */
   ago: number;
   by: string;
   source: string;
@@ -34,7 +34,7 @@ export interface RecentRefusal {
   port: number;
 }
 
-/** The refusers with a count, most first; the last refusals, newest first. */
+/** The refusers by descending count, and the last refusals, newest first. */
 export interface Refusals {
   refusals: Refusal[];
   recent: RecentRefusal[];

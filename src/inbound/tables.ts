@@ -1,4 +1,4 @@
-/** The kernel's tables of what may come in: a whole set is made beside the one that governs, then takes its place at once. */
+/** The kernel's tables of inbound policies. A new set is written beside the live one, then one store switches to it. */
 
 import { installInnerMap } from "../datapath/tables/inner-map.ts";
 import { waitForGracePeriod } from "../kernel/grace-period.ts";
@@ -30,11 +30,11 @@ const MODE_NUMBER = {
   strict: MODES.MODE_STRICT,
 } as const;
 
-/** After a switch, for so long (milliseconds) a program may still read the set before it. Far longer than one runs. */
+/** Longest time that a program may still read the previous set after a switch, milliseconds. */
 const SETTLED = 1000;
 
 export interface InboundReport {
-  /** Whether the set differs from the one before. */
+  /** Whether the set differs from the previous one. */
   changed: boolean;
   /** Elements written. */
   writes: number;
@@ -46,15 +46,15 @@ export class InboundTables {
   readonly #maps: InboundMaps;
   readonly #settings: BigUint64Array<ArrayBuffer>;
   readonly #set: PolicySet;
-  /** The text of what governs, as far as this process knows. */
+  /** The text of the live set, if known. */
   #text: string | undefined;
   #numbers = new Map<string, number>();
-  /** Undefined: not known yet of a set that was found. */
+  /** Undefined: not known for an adopted set. */
   #tooLarge: number[] | undefined;
   #enforcesEstablished = false;
   #switchedAt = Number.NEGATIVE_INFINITY;
 
-  /** `maps` stay the caller's. Reads back what governs. Throws KernelError. */
+  /** `maps` stay the caller's. Reads the live set. Throws KernelError. */
   constructor(maps: InboundMaps) {
     this.#maps = maps;
     this.#settings = new BigUint64Array(maps.inbound_settings.mmap());
@@ -62,13 +62,13 @@ export class InboundTables {
     try {
       const pinned = this.#set.read();
       this.#numbers = new Map(pinned?.numbers);
-      // A set that nobody switched to, or of another layout, is made again: who wrote it was killed in between.
+      // The writer of the set was killed before it switched, or has another layout: write it again.
       if (pinned && this.isOn && (pinned.slot ?? this.#slot) === this.#slot) {
         this.#text = inboundText(pinned.inbound);
         this.#enforcesEstablished = pinned.enforcesEstablished ?? false;
       }
     } catch {
-      // Not ours to read: the first set replaces it.
+      // The set is unreadable. The first new set replaces it.
     }
   }
 
@@ -85,7 +85,7 @@ export class InboundTables {
     return this.#tooLarge ?? [];
   }
 
-  /** The slot that governs. */
+  /** The live slot. */
   get #slot(): number {
     return ((this.#settings[0] ?? 0n) & BigInt(FLAGS.INBOUND_SLOT)) === 0n ? 0 : 1;
   }
@@ -124,7 +124,7 @@ export class InboundTables {
     return { changed: true, writes, tooLarge: compiled.tooLarge };
   }
 
-  /** The machine's own addresses (canonical), whose connections are exempt. Throws KernelError. */
+  /** Sets the machine's addresses (canonical), whose connections are exempt. Throws KernelError. */
   exempt(addresses: readonly string[]): void {
     const map = this.#maps.inbound_local;
     const wanted = new Map(
@@ -145,7 +145,7 @@ export class InboundTables {
     for (const key of wanted.values()) if (size++ < map.info.maxEntries) map.update(key, one);
   }
 
-  /** Nothing is refused or steered from now on. The set stays. */
+  /** Turns refusing and steering off. The set stays. */
   turnOff(): void {
     const word = (this.#settings[0] ?? 0n) & ~BigInt(FLAGS.INBOUND_ON);
     if (word !== this.#settings[0]) Atomics.store(this.#settings, 0, word);
@@ -157,7 +157,7 @@ export class InboundTables {
     unmap(this.#settings.buffer);
   }
 
-  /** Gives each policy the number that it had, or a new one. A number is never another policy's. */
+  /** Gives each policy its previous number or a new one. Numbers are never reused. */
   #number({ policies }: Inbound): void {
     let next: number = REFUSALS.REFUSED_POLICY;
     for (const number of this.#numbers.values()) next = Math.max(next, number + 1);
@@ -244,7 +244,7 @@ function fillPorts(map: BpfMap, { ports, destinationClasses }: Compiled): void {
   map.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(values.buffer), ports.length);
 }
 
-/** One by one: kernels before 5.15 or so have no batches for tries, and BpfMap finds that out. */
+/** One by one: kernels before 5.15 or so have no batch calls for tries; BpfMap detects that. */
 function fillTrie(map: BpfMap, list: readonly Classified[]): void {
   const keys = new Uint8Array(new ArrayBuffer(list.length * PREFIX.size));
   const view = new DataView(keys.buffer);

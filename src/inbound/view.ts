@@ -1,4 +1,4 @@
-/** What governs inbound connections now, and what it refused: read from what is pinned, with and without an agent. */
+/** Reads the live inbound policies and their refusals from the pins, with or without an agent. */
 import { existsSync } from "node:fs";
 import { reasonOf } from "../errors/reason.ts";
 import { BpfMap } from "../kernel/maps.ts";
@@ -10,21 +10,21 @@ import { inboundPin, linkPin } from "./pins.ts";
 import { type RecentRefusal, type Refusal, readRefusals } from "./refusals.ts";
 
 export interface InboundView {
-  /** The tables are switched on, and the program is attached to a network namespace that exists. */
+  /** Whether the tables are switched on and the program is attached to an existing network namespace. */
   enforced: boolean;
   ports: { port: number; mtls: MtlsMode }[];
   policies: { name: string; action: "allow" | "deny"; rules: number; ports?: readonly number[] }[];
-  /** A tunnel offers a listening socket. */
+  /** Whether a tunnel offers a listening socket. */
   tunnel: boolean;
-  /** Refusers with a count, most first. */
+  /** Refusers by descending count. */
   refusals: Refusal[];
   /** Newest first. */
   recent: RecentRefusal[];
-  /** Why what is pinned can't be read. */
+  /** The reason why the pins can't be read. */
   trouble?: string;
 }
 
-/** Undefined when no inbound policies are pinned. Never throws: what can't be read is the view's `trouble`. */
+/** Undefined when no inbound policies are pinned. Never throws: a read error is in `trouble`. */
 export function viewInbound(bpffs: string): InboundView | undefined {
   try {
     return readView(bpffs);

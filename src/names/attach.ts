@@ -1,4 +1,4 @@
-/** Which interfaces' queries are answered: attaches the programs, and keeps them attached. */
+/** Attaches the programs to interfaces, and keeps them attached. */
 import { existsSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { unpin } from "../kernel/bpffs.ts";
@@ -21,15 +21,15 @@ const PROGRAM_OF: Readonly<Record<Interface["link"], ProgramName | undefined>> =
 };
 
 /**
- * Links by the index of their interface, held open by the agent: one whose pin somebody removed, or covered by a mount,
- * stays attached and is pinned again.
+ * Links by interface index, which the agent holds open. A link whose pin was removed or hidden by a mount stays attached and
+ * is pinned again.
  */
 export type HeldLinks = Map<number, TcxLink>;
 
 /**
- * Attaches to every interface that sends by itself; those that have the programs are not touched, those with older
- * programs get these without a gap. Links of interfaces that are gone, and links and filters of those that a bridge or bond
- * took, are removed. Throws KernelError when the interfaces can't be listed.
+ * Attaches to every interface that sends by itself. Interfaces with these programs are not touched; those with older
+ * programs are updated without a gap. Removes links of vanished interfaces, and links and filters of interfaces that joined
+ * a bridge or bond. Throws KernelError when the interfaces can't be listed.
  */
 export function attachEverywhere(links: string, programs: NamePrograms, held: HeldLinks): Coverage[] {
   const all = interfaces();
@@ -42,7 +42,7 @@ export function attachEverywhere(links: string, programs: NamePrograms, held: He
     try {
       return { name, index, way: attach(join(links, String(index)), index, program, held) };
     } catch (error) {
-      // It went meanwhile.
+      // The interface has vanished meanwhile.
       if (error instanceof KernelError && error.errno === ERRNO.ENODEV) return { name, index, way: "none" };
       return { name, index, way: "none", error: error instanceof Error ? error.message : String(error) };
     }
@@ -73,8 +73,8 @@ export function attachEverywhere(links: string, programs: NamePrograms, held: He
 }
 
 /**
- * Whether the link's interface is gone. The link itself says so: a list of interfaces that change meanwhile may lack one.
- * What is no link of an interface is left alone.
+ * Whether the link's interface is gone, by the link itself: a list of interfaces may lack one that is being changed. False
+ * for an object that is not a link of an interface.
  */
 function isGone(pin: string): boolean {
   try {
@@ -86,10 +86,10 @@ function isGone(pin: string): boolean {
   }
 }
 
-/** Takes the programs off again. Throws KernelError. */
+/** Detaches the programs. Throws KernelError. */
 export function detachEverywhere(links: string): void {
   if (existsSync(links)) for (const name of readdirSync(links)) unpin(join(links, name));
-  // Also those that a bridge or bond took meanwhile: a filter stays with its interface.
+  // Also from members of a bridge or bond: a filter stays with its interface.
   for (const { index } of interfaces()) removeFilter(index);
 }
 
@@ -113,7 +113,7 @@ function attach(pin: string, index: number, program: BpfProgram, held: HeldLinks
   return "clsact";
 }
 
-/** The interface's link, by its pin or as it is held since. What is pinned in its place for another interface is removed. */
+/** The interface's link, from its pin or the held one. Removes a pin of another interface's link at its path. */
 function openLink(pin: string, index: number, held: HeldLinks): TcxLink | undefined {
   const kept = held.get(index);
   if (kept?.info().ifindex === index) return kept;

@@ -1,9 +1,9 @@
-/** The counters of names, which the kernel's programs write. */
+/** Reads the counters of the names programs. */
 import type { BpfMap } from "../kernel/maps.ts";
 import * as layout from "./layout.gen.ts";
 import type { NameCounts } from "./status.ts";
 
-/** By event, in the kernel's order. */
+/** The events, in the kernel's order. */
 export function countsOf(map: BpfMap): NameCounts {
   const counts: NameCounts = {};
   const key = new Uint32Array(new ArrayBuffer(4));
@@ -17,7 +17,7 @@ export function countsOf(map: BpfMap): NameCounts {
   return counts;
 }
 
-/** The event of a number that `names_explain` gave. */
+/** The event of a number from `names_explain`. */
 export function eventOf(number: number): string {
   const found = Object.entries(layout.enums.names_count).find(([, value]) => value === number);
   return eventName(found?.[0] ?? "NAMES_UNKNOWN");

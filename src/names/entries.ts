@@ -1,4 +1,4 @@
-/** The mesh's names -> the entries of the table: who gets an entry when several claim it, reverse names, exclusions. */
+/** Compiles the mesh's names to table entries: decides between several claims to a name, adds reverse names and exclusions. */
 import { isV4, parseAddress } from "../mesh/address.ts";
 import type { Name } from "../mesh/model.ts";
 import { wireName } from "./wire.ts";
@@ -6,26 +6,26 @@ import { wireName } from "./wire.ts";
 /** One entry of the table. Its name may begin with "*.". */
 export type Entry =
   | { kind: "addresses"; name: string; addresses: readonly string[] }
-  /** Of a reverse name: `target` is a name with an entry of its own. */
+  /** A reverse name: `target` is a name with an entry. */
   | { kind: "pointer"; name: string; target: string }
-  /** Queries go on. */
+  /** An excluded name: its queries pass. */
   | { kind: "pass"; name: string }
-  /** "/" and a search domain of the machine: what stands before it is looked up alone. */
+  /** "/" and a search domain of the machine: the part before it is looked up alone. */
   | { kind: "search"; name: string };
 
-/** A name that has no entry, and why. */
+/** A name without an entry, and the reason. */
 export interface Skipped {
   name: string;
   reason: string;
 }
 
-/** How specific a claim is: a host's own name wins over another's short form. */
+/** The rank of a claim: a host's own name wins over another host's short form. */
 interface Claim {
   host: string;
   own: boolean;
 }
 
-/** Keeps what each name of the table is to say. Memory follows the mesh; a change costs what it touches. */
+/** The entries of all names. A change costs only the work for the names that it touches. */
 export class Entries {
   readonly #hosts = new Map<string, Name>();
   readonly #claims = new Map<string, Claim | Claim[]>();
@@ -34,7 +34,7 @@ export class Entries {
   readonly #skipped = new Map<string, Skipped>();
   #excluded: readonly string[] = [];
 
-  /** Takes a host in, changes it or takes it out. Adds to `touched` the names of entries that may differ now. */
+  /** Adds, changes or removes a host. Adds to `touched` the names whose entries may differ. */
   set(host: string, name: Name | undefined, touched: Set<string>): void {
     const before = this.#hosts.get(host);
     if (before) {
@@ -53,7 +53,7 @@ export class Entries {
       for (const address of name.addresses) this.#point(address, host, touched);
   }
 
-  /** Sets what `get` gives no addresses for: these names and all below them. Everything may differ then. */
+  /** Sets the excluded names, each with all names below it. Every entry may differ then. */
   exclude(suffixes: readonly string[]): void {
     this.#excluded = suffixes;
   }
@@ -74,7 +74,7 @@ export class Entries {
     return name && { kind: "addresses", name: entry, addresses: name.addresses };
   }
 
-  /** All names that may have an entry. */
+  /** All claimed names. */
   *names(): IterableIterator<string> {
     yield* this.#claims.keys();
     yield* this.#addressOf.keys();
@@ -84,12 +84,12 @@ export class Entries {
     return this.#hosts.size;
   }
 
-  /** Names that can't be in the table. */
+  /** Names that the table can't hold. */
   get skipped(): Skipped[] {
     return [...this.#skipped.values()];
   }
 
-  /** Reverse names and what they are of. */
+  /** Reverse names and their targets. */
   readonly #addressOf = new Map<string, string>();
 
   #isExcluded(name: string): boolean {
@@ -141,7 +141,7 @@ export class Entries {
   }
 }
 
-/** Whether a name, with or without "*." before it, can be in the table. */
+/** Whether the table can hold a name, with or without a leading "*.". */
 export function isName(name: string): boolean {
   return wireName(name.startsWith("*.") ? name.slice(2) : name) !== undefined;
 }

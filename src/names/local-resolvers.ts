@@ -1,6 +1,6 @@
 /**
- * Resolvers on this machine that apps ask instead of a name server: systemd-resolved, dnsmasq, unbound. They ask upstream
- * from their own cgroup, in the name of all who ask them.
+ * Finds resolvers on this machine that apps query instead of a name server: systemd-resolved, dnsmasq, unbound. They send
+ * upstream queries from their own cgroup for all their clients.
  */
 import { readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
@@ -22,16 +22,16 @@ const NAMES: Readonly<Record<string, string>> = {
   named: "named",
 };
 
-/** A UDP socket that takes queries. */
+/** A UDP socket that receives queries. */
 export interface DnsSocket {
   /** Canonical; "0.0.0.0" or "::" for all addresses. */
   address: string;
   inode: number;
-  /** Of the cgroup in which it was made; 0n when the kernel does not say. */
+  /** The id of the cgroup in which it was created; 0n when unknown. */
   cgroup: bigint;
 }
 
-/** Sockets of this network namespace on UDP port 53. Throws KernelError, also where the kernel has no udp_diag. */
+/** Sockets of this network namespace on UDP port 53. Throws KernelError, also on a kernel without udp_diag. */
 export function dnsSockets(): DnsSocket[] {
   const found: DnsSocket[] = [];
   for (const batch of listUdpServers())
@@ -45,8 +45,8 @@ export function dnsSockets(): DnsSocket[] {
 }
 
 /**
- * Who takes the queries to these servers of resolv.conf, where that is a process of this machine; one for each program.
- * `isEnrolled` says it of a cgroup's id. Throws KernelError.
+ * The local programs that receive queries for these servers of resolv.conf, each once. `isEnrolled` decides for a cgroup id.
+ * Throws KernelError.
  */
 export function localResolvers(
   servers: readonly string[],
@@ -63,7 +63,7 @@ export function localResolvers(
   });
 }
 
-/** systemd-resolved as apps reach it by nss-resolve: by no packet. */
+/** systemd-resolved, which apps reach by nss-resolve without a packet. */
 export function nssResolved(): LocalResolver {
   return {
     via: "nss-resolve",
@@ -73,7 +73,7 @@ export function nssResolved(): LocalResolver {
   };
 }
 
-/** The socket that gets what is sent to this address: one that is bound to it, or one that is bound to all. */
+/** The socket for this address: bound to it, or to all addresses. */
 export function listenerAt(sockets: readonly DnsSocket[], address: string): DnsSocket | undefined {
   const family = address.includes(":") ? ["::"] : ANY;
   return (
@@ -88,8 +88,8 @@ function ownAddresses(): Set<string> {
 }
 
 /**
- * The program that holds a socket, and its unit: by the cgroup, since another user's descriptors are hidden from a service
- * without CAP_SYS_PTRACE. Where the cgroup has several programs, the one that is known as a resolver.
+ * The program of a socket, and its unit, by the cgroup: a service without CAP_SYS_PTRACE can't see other users' descriptors.
+ * If the cgroup has several programs, a known resolver is preferred.
  */
 function ownerOf({ inode, cgroup }: DnsSocket): { program: string; unit?: string } {
   const path = cgroup === 0n ? undefined : pathOf(cgroup);
@@ -115,7 +115,7 @@ function pathOf(cgroup: bigint): string | undefined {
   }
 }
 
-/** Empty when the file is gone. */
+/** The text of a file; empty when it is gone. */
 function readLines(path: string): string[] {
   try {
     return readFileSync(path, "utf8").split("\n").filter(Boolean);

@@ -1,6 +1,6 @@
 /**
- * The table of names in the kernel (bpf/include/names.h), written by difference. A name that is there keeps its id while
- * it is; its addresses are replaced with one store.
+ * The name table in the kernel (bpf/include/names.h), written by difference. A name keeps its id as long as it exists. One
+ * store replaces its addresses.
  */
 
 import { randomBytes } from "node:crypto";
@@ -31,10 +31,10 @@ const ENTRY = layout.name_entry.size;
 const INLINE = NAME.count;
 const LONG_SIZE = layout.long_name.size;
 const MASK = (1n << 64n) - 1n;
-/** names.h has the same. */
+/** As in names.h. */
 const SALT = { none: 0n, wildcard: 0x9e3779b97f4a7c15n, search: 0xc2b2ae3d27d4eb4fn } as const;
 const SMALLEST_HASH = 1024;
-/** Different counts of labels behind asterisks. */
+/** Most distinct label counts of wildcards. */
 const MOST_DEPTHS = 8;
 const MOST_ADDRESSES = 0xffff;
 
@@ -42,7 +42,7 @@ interface Placed {
   id: number;
   key: bigint;
   kind: Entry["kind"];
-  /** Canonical, IPv4 first; of a pointer the id that it points at. */
+  /** Canonical addresses, IPv4 first; for a pointer, the target id. */
   first: number;
   v4: number;
   v6: number;
@@ -50,14 +50,14 @@ interface Placed {
   depth: number;
 }
 
-/** What an application of changes did. */
+/** The result of a change. */
 export interface Written {
-  /** Stores, insertions and deletions that programs can see. */
+  /** Stores, insertions and deletions that are visible to programs. */
   writes: number;
   skipped: { name: string; reason: string }[];
 }
 
-/** Owns what it opens of the maps' inner ones; the maps stay the caller's. */
+/** Owns the inner maps that it opens; the outer maps stay the caller's. */
 export class NameTable {
   readonly #maps: NameMaps;
   readonly #settings: BigUint64Array;
@@ -72,10 +72,10 @@ export class NameTable {
   #ids = new Ids(0);
   #longIds = new Ids(1);
   #runs = new ExtentAllocator();
-  /** How many wildcards and exclusions have so many labels. */
+  /** The number of wildcards and exclusions by label count. */
   readonly #depths = new Map<number, number>();
 
-  /** Reads back what the maps hold; `report` gets what goes wrong when records are freed. Throws KernelError, and RangeError for tables that contradict themselves. */
+  /** Reads the maps; `report` gets errors of freeing records. Throws KernelError, and RangeError for inconsistent tables. */
   constructor(maps: NameMaps, report: (error: unknown) => void = () => {}) {
     this.#deferred = new DeferredFree(report);
     this.#maps = maps;
@@ -92,12 +92,12 @@ export class NameTable {
     return this.#placed.size;
   }
 
-  /** Names that are in the table. */
+  /** The names in the table. */
   names(): IterableIterator<string> {
     return this.#placed.keys();
   }
 
-  /** What an entry says, as it stands in the kernel. */
+  /** The entry of a name in the kernel. */
   get(name: string): Entry | undefined {
     const placed = this.#placed.get(name);
     return placed && this.#entryOf(name, placed);
@@ -109,7 +109,7 @@ export class NameTable {
     return name === undefined ? undefined : this.get(name);
   }
 
-  /** Bytes of its records, as the kernel allocates them; the hash's elements take about 72 more each. */
+  /** Bytes of its records in the kernel; each element of the hash takes about 72 more. */
   get bytes(): number {
     return this.#entries.bytes + this.#longNames.bytes + this.#addresses.bytes;
   }
@@ -122,12 +122,12 @@ export class NameTable {
     return Number(this.#word("flags"));
   }
 
-  /** Labels of the search domain that has an entry; 0 when there is none. */
+  /** Labels of the search domain with an entry; 0 without one. */
   set searchDepth(labels: number) {
     this.#publish("search_depth", BigInt(labels));
   }
 
-  /** Makes these entries what programs see: new, changed, or removed where the second is undefined. */
+  /** Publishes entries: new, changed, or removed (undefined). */
   apply(changes: Iterable<readonly [name: string, entry: Entry | undefined]>): Written {
     const report: Written = { writes: 0, skipped: [] };
     const adds: { name: string; entry: Entry }[] = [];
@@ -143,7 +143,7 @@ export class NameTable {
       else if (!placed || placed.kind !== entry.kind) adds.push({ name, entry });
       else if (entry.kind === "addresses") report.writes += this.#change(placed, entry.addresses);
     }
-    // A kind that changed first goes: such names are reverse ones or exclusions, not services.
+    // Remove an entry whose kind changed first: it is a reverse name or an exclusion, not a service.
     for (const name of removals) this.#remove(name);
     report.writes += removals.length + this.#add(adds, report);
     const fresh: { name: string; entry: Entry }[] = [];
@@ -162,7 +162,7 @@ export class NameTable {
     return report;
   }
 
-  /** Waits until what was unpublished may be used again. */
+  /** Waits until unpublished records may be reused. */
   close(): void {
     this.#deferred.close();
     this.#hash.close();
@@ -176,21 +176,21 @@ export class NameTable {
         if (reason !== undefined) report.skipped.push({ name, reason });
       }
       if (made.length === 0) return 0;
-      // Before the keys: a wildcard whose depth is not looked for is not found.
+      // Before the keys: a wildcard is found only if its depth is searched.
       this.#publishDepths(true);
       this.#hash = withRoomFor(this.#placed.size, this.#maps.names, this.#hash, createHash);
       const keys = BigUint64Array.from(made, ({ key }) => key);
       const values = BigUint64Array.from(made, ({ key, id }) => ((key >> 32n) << 32n) | BigInt(id));
       this.#hash.updateBatch(new Uint8Array(keys.buffer), new Uint8Array(values.buffer), made.length);
     } catch (error) {
-      // The hash has a part of the keys, or none. All are taken back, so that the next try adds them again.
+      // The hash may have a part of the keys. Remove all, so that the next attempt adds them again.
       for (const { id } of made) this.#remove(this.#byId.get(id) ?? "");
       throw error;
     }
     return made.length;
   }
 
-  /** Writes the record where nobody looks yet. Gives why it can't be. */
+  /** Writes the record without publishing it. Returns the reason if that is impossible. */
   #place(name: string, entry: Entry, made: Placed[]): string | undefined {
     const wildcard = name.startsWith("*.");
     const wire = wireName(wildcard ? name.slice(2) : entry.kind === "search" ? name.slice(1) : name);
@@ -235,7 +235,7 @@ export class NameTable {
     if (placed.depth > 0) this.#depths.set(placed.depth, (this.#depths.get(placed.depth) ?? 0) + 1);
   }
 
-  /** Gives 1 when it differs. */
+  /** Returns 1 if the value changed. */
   #change(placed: Placed, addresses: readonly string[]): number {
     const before = this.#addressesOf(placed);
     const sorted = inOrder(addresses);
@@ -259,7 +259,7 @@ export class NameTable {
     else this.#depths.delete(placed.depth);
     const { id, long, first, v4, v6 } = placed;
     this.#deferred.defer(() => {
-      // Empty, or a start would take it for one that is in use.
+      // Clear it, or a start would regard it as used.
       this.#entries.record(id).fill(0);
       this.#ids.give(id);
       if (long > 0) this.#longIds.give(long);
@@ -267,7 +267,7 @@ export class NameTable {
     });
   }
 
-  /** Writes addresses where nobody looks yet. */
+  /** Writes addresses without publishing them. */
   #run(addresses: readonly string[]): { first: number; v4: number; v6: number } {
     const sorted = inOrder(addresses).slice(0, MOST_ADDRESSES);
     if (sorted.length === 0) return { first: 0, v4: 0, v6: 0 };
@@ -343,7 +343,7 @@ export class NameTable {
     this.#runs = new ExtentAllocator(takenAddresses);
   }
 
-  /** `growing`: depths are added, none is taken away. */
+  /** `growing`: only add depths. */
   #publishDepths(growing = false): void {
     const found = new Set([...this.#depths.keys()]);
     if (growing)
@@ -357,7 +357,7 @@ export class NameTable {
 
   #draw(): void {
     const multiplier = randomBytes(8).readBigUInt64LE() | 1n;
-    // Newton's way: each step doubles the bits that are right, of which an odd number has three.
+    // Newton's method: an odd number starts with three correct bits, and each step doubles them.
     let inverse = multiplier;
     for (let i = 0; i < 5; i++) inverse = (inverse * (2n - multiplier * inverse)) & MASK;
     this.#publish("inverse", inverse & MASK);
@@ -392,8 +392,8 @@ const record = new Uint8Array(new ArrayBuffer(ENTRY));
 const longRecord = new Uint8Array(new ArrayBuffer(LONG_SIZE));
 
 /**
- * The sum of byte i times M^i, mod 2^64. In halves of 32 bits, whose products are made of 16: a bigint a byte would take
- * most of the time that a table of 100,000 names needs.
+ * The sum of byte i times M^i, mod 2^64, computed in halves of 32 bits by products of 16 bits. A bigint for each byte would
+ * take most of the time of a table with 100,000 names.
  */
 export function hashOf(wire: Uint8Array, multiplier: bigint): bigint {
   const factor = Number(multiplier & 0xffffffffn);

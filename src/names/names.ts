@@ -1,8 +1,8 @@
 /**
- * Mesh names in the kernel: the pinned table follows the mesh, and the programs that answer from it hang at the egress of
- * this network namespace's interfaces, also of those that come later. All of it stays when this process ends:
+ * Mesh names in the kernel: publishes the mesh's names to the pinned table, and attaches the programs that answer from it to
+ * the egress of this network namespace's interfaces, also of later ones. Everything stays when this process ends.
  *
- * Nothing here throws at those who publish a mesh: connections don't wait for names.
+ * Publishing a mesh never throws here: connections don't wait for names.
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
@@ -33,17 +33,17 @@ import { labelCount, wireName } from "./wire.ts";
 export interface NamesOptions extends NamesSettings {
   bpffs: string;
   log(line: string): void;
-  /** Whether what is pinned still is this process's to change. */
+  /** Whether this process still owns the pins. */
   ownsPins(): boolean;
-  /** Whether a cgroup, given by its id, is governed. Throws KernelError. */
+  /** Whether a cgroup (by id) is governed. Throws KernelError. */
   isEnrolled(cgroup: bigint): boolean;
 }
 
-/** Between two looks at whether interfaces came or went, milliseconds. */
+/** Interval of the check for new and vanished interfaces, milliseconds. */
 const WATCH = 250;
-/** Between two looks at whether everything is still attached, and after what went wrong, milliseconds. */
+/** Interval of the check that everything is attached, and pause after an error, milliseconds. */
 const UPKEEP = 5_000;
-/** How long it is taken as true which resolvers this machine has, milliseconds. */
+/** Lifetime of the cached list of local resolvers, milliseconds. */
 const FRESH = 1_000;
 
 export class Names {
@@ -54,7 +54,7 @@ export class Names {
   #watch: InterfaceWatch | undefined;
   #entries = new Entries();
   #mesh: Mesh | undefined;
-  /** The table is the mesh's. */
+  /** Whether the table has the mesh's names. */
   #filled = false;
   #skipped: NamesStatus["skipped"] = [];
   #writes = 0;
@@ -74,7 +74,7 @@ export class Names {
     this.#timer.unref?.();
   }
 
-  /** Makes the mesh's names what queries are answered by; the first time a moment later. Never throws. */
+  /** Publishes the mesh's names; the first time after a moment. Never throws. */
   publish(mesh: Mesh, changes: Changes): void {
     this.#mesh = mesh;
     if (!this.#held || !this.#filled) {
@@ -85,7 +85,7 @@ export class Names {
     else if (changes.names.size > 0) this.#attempt(() => this.#update(changes.names));
   }
 
-  /** Other settings from now on. Never throws. */
+  /** Applies settings. Never throws. */
   configure(settings: NamesSettings): void {
     this.#settings = settings;
     this.#resolversAt = undefined;
@@ -109,7 +109,7 @@ export class Names {
     };
   }
 
-  /** Pins once more what somebody removed, then closes descriptors and timers. What is pinned goes on answering. */
+  /** Repairs pins, then closes descriptors and timers. The pinned programs continue to answer. */
   close(): void {
     clearInterval(this.#timer);
     clearTimeout(this.#opening);
@@ -126,7 +126,7 @@ export class Names {
     closeNames(held);
   }
 
-  /** Whose queries are answered. Apps that ask a governed resolver of this machine are, whoever they are. */
+  /** Whose queries are answered. All clients of a governed local resolver get answers. */
   #askers(resolvers: readonly LocalResolver[] = []): NamesStatus["askers"] {
     const { dns, everybody } = this.#settings;
     if (dns === "off") return "nobody";
@@ -134,12 +134,12 @@ export class Names {
     return asksForAll() || resolvers.some(({ governed }) => governed) ? "machine" : "enrolled";
   }
 
-  /** Whether the program answers whatever cgroup asks. */
+  /** Whether the program answers every cgroup. */
   #answersEveryCgroup(): boolean {
     return this.#settings.dns === "on" || this.#settings.everybody || asksForAll();
   }
 
-  /** Undefined where the kernel can't list UDP sockets. Looked up again after a second. */
+  /** The local resolvers; undefined when the kernel can't list UDP sockets. Cached. */
   #resolvers(): LocalResolver[] | undefined {
     if (this.#settings.dns === "off") return [];
     const now = performance.now();
@@ -198,7 +198,7 @@ export class Names {
     return held;
   }
 
-  /** The whole table, compared with what the mesh says. */
+  /** Compares the whole table with the mesh. */
   #fill(): void {
     const mesh = this.#mesh;
     if (!mesh) return;
@@ -241,7 +241,7 @@ export class Names {
     this.#writes += writes;
   }
 
-  /** Entries that no host of the mesh has. */
+  /** Entries without a host of the mesh. */
   #extra(): Map<string, Entry> {
     const extra = new Map<string, Entry>();
     for (const suffix of this.#settings.excludes)
@@ -254,20 +254,20 @@ export class Names {
     return extra;
   }
 
-  /** Before the first push: what an earlier agent left goes on, on new interfaces, too. */
+  /** Before the first push: attaches an earlier agent's table to new interfaces, too. */
   #adopt(): void {
     this.#lastLook = performance.now();
     const { bpffs } = this.#options;
     const links = linkFolder(bpffs);
     if (!existsSync(tableFolder(bpffs)) || !existsSync(links)) return;
     if (!this.#held && hasOtherLayout(bpffs)) return;
-    // An empty one was not filled yet: what is attached answers from another.
+    // An empty table was not filled yet. The attached programs answer from another one.
     if ((this.#open().table.flags & NAME_FLAGS.NAMES_ON) !== 0) this.#attach();
   }
 
   #attach(): void {
     const held = this.#held;
-    // Links that nothing can pin would end at once; the data path says that the bpffs is gone.
+    // Links without a pin would end at once. The data path reports that the bpffs is gone.
     if (!held || !isOnBpffs(this.#options.bpffs)) return;
     this.#coverage = attachEverywhere(linkFolder(this.#options.bpffs), held.programs, this.#links);
     const failed = this.#coverage.flatMap(({ name, error }) =>
@@ -324,8 +324,8 @@ export class Names {
 }
 
 /**
- * Takes names out of the kernel: detaches the programs, also filters of kernels before 6.6, and removes what is pinned. Gives
- * whether there was anything. Throws KernelError.
+ * Removes names from the kernel: detaches the programs, also filters of kernels before 6.6, and removes the pins. Returns
+ * whether there were any. Throws KernelError.
  */
 export function removeNames(bpffs: string): boolean {
   const folder = join(bpffs, "names");

@@ -1,5 +1,5 @@
 /**
- * Where names are pinned, and how they get there:
+ * The pins of names:
  *
  *     names/counts                      counters, which outlive every table
  *     names/<abi>/tables/<map>          the table of one layout
@@ -25,20 +25,20 @@ export interface NamesOpened {
   maps: NameMaps;
   table: NameTable;
   programs: NamePrograms;
-  /** Hash of the programs' object file, by which their folder is named. */
+  /** Hash of the programs' object file, which names their folder. */
   code: string;
-  /** Why the table that was pinned can't be read: an empty one is pinned in its place, the programs that are attached keep the old one. */
+  /** The reason why the pinned table can't be read. An empty one replaced its pin; attached programs keep the old one. */
   unreadable?: string;
 }
 
-/** Whether another layout's table is there: this one then waits for its first push. */
+/** Whether another layout's table exists: this one then waits for its first push. */
 export function hasOtherLayout(bpffs: string): boolean {
   return readdirSync(join(bpffs, "names")).some(
     (name) => name !== "links" && name !== "counts" && name !== layout.ABI_ID,
   );
 }
 
-/** The pinned table and the program that explains it, to look at. Undefined when there are none. The caller closes. */
+/** Opens the pinned table and its explaining program for reading. Undefined when there are none. The caller closes them. */
 export function pinnedNames(
   bpffs: string,
 ): { table: NameTable; explain: BpfProgram; counts(): NameCounts; close(): void } | undefined {
@@ -78,17 +78,17 @@ function ownImage(): { image: Uint8Array; code: string } {
   return { image, code: createHash("sha256").update(image).digest("hex").slice(0, 12) };
 }
 
-/** Maps of the connections' side that say who is governed and who is an agent. */
+/** Maps of the data path with enrolment and exempt agents. */
 const SHARED: ReadonlySet<string> = new Set(["agents", "enrolled", "units", "enrolment", "verdicts"]);
 
-/** Where a map is pinned. */
+/** The path of a map. */
 function pinOf(bpffs: string, folder: string, name: string): string {
   if (name === "names_counts") return countsPin(bpffs);
   return SHARED.has(name) ? keptPin(bpffs, name) : join(folder, "tables", name);
 }
 
 const MAPS = Object.keys(layout.maps) as (keyof typeof layout.maps)[];
-/** Those that lie in the folder of the layout. */
+/** The maps in the layout's folder. */
 const OWN_MAPS = MAPS.filter((name) => name !== "names_counts" && !SHARED.has(name));
 
 function openMaps(bpffs: string, folder: string): NameMaps {
@@ -103,9 +103,9 @@ function openMaps(bpffs: string, folder: string): NameMaps {
 }
 
 /**
- * Adopts the pinned table, or makes an empty one where there is none or one that contradicts itself; then the programs over
- * it. Nothing is attached or detached. `report` gets what goes wrong later, when records are freed. Throws KernelError, and
- * an Error when `bpffs` is none.
+ * Adopts the pinned table, or creates an empty one if there is none or if it is inconsistent, and then the programs over it.
+ * Attaches and detaches nothing. `report` gets later errors of freeing records. Throws KernelError, and an Error when `bpffs`
+ * is not a bpffs.
  */
 export function openNames(bpffs: string, report: (error: unknown) => void = () => {}): NamesOpened {
   try {
@@ -119,7 +119,7 @@ export function openNames(bpffs: string, report: (error: unknown) => void = () =
 }
 
 function adoptNames(bpffs: string, report: (error: unknown) => void): NamesOpened {
-  // No bpffs is mounted for names: the tables of connections are pinned on one already, unless somebody took it away.
+  // Names mount no bpffs: the data path has mounted one, unless it was unmounted since.
   if (!isOnBpffs(bpffs)) throw new Error(`the bpffs at ${bpffs} is no longer mounted`);
   const { image, code } = ownImage();
   const folder = tableFolder(bpffs);
@@ -138,21 +138,21 @@ function adoptNames(bpffs: string, report: (error: unknown) => void): NamesOpene
   }
 }
 
-/** Whether no table's pin was removed. Programs that are attached go on with a table that lost its pin. */
+/** Whether all tables are pinned. Attached programs continue with a table that lost its pin. */
 function hasEveryTable(folder: string): boolean {
   return OWN_MAPS.every((name) => existsSync(join(folder, "tables", name)));
 }
 
 /**
- * Pins again what somebody removed of an open table and its programs. Gives the paths, which is empty as a rule. What the
- * data path shares is its own to pin. Throws KernelError.
+ * Pins removed objects of an open table and its programs again. Returns their paths. The data path pins the shared maps.
+ * Throws KernelError.
  */
 export function repinNames(bpffs: string, { maps, programs, code }: NamesOpened): string[] {
-  // Whoever pins the rest says what to do about a bpffs that is gone.
+  // The data path reports a missing bpffs.
   if (!isOnBpffs(bpffs)) return [];
   const folder = tableFolder(bpffs);
   ensureBpffs(linkFolder(bpffs));
-  // A folder that is there is complete: a new one gets its name last.
+  // An existing folder is complete, because it is renamed last.
   const place = existsSync(folder) ? folder : `${folder}_new`;
   if (place !== folder) unpin(place);
   const pins: [path: string, held: { pin(path: string): void }][] = [
@@ -172,7 +172,7 @@ export function repinNames(bpffs: string, { maps, programs, code }: NamesOpened)
   return lost.map(([path]) => path.replace(place, folder));
 }
 
-/** Whether programs are there that read these maps: one of them may have been lost and made anew. */
+/** Whether the pinned programs read these maps. One map may have been lost and created again. */
 function isComplete(folder: string, maps: NameMaps): boolean {
   if (!existsSync(folder)) return false;
   using program = BpfProgram.fromPin(join(folder, "names_ethernet"));
@@ -180,7 +180,7 @@ function isComplete(folder: string, maps: NameMaps): boolean {
   return MAPS.every((name) => ids.has(maps[name].info.id));
 }
 
-/** Under another name until it is complete. */
+/** The temporary name of an incomplete folder. */
 function build(bpffs: string, folder: string, image: Uint8Array, code: string): void {
   const unfinished = `${folder}_new`;
   unpin(unfinished);
@@ -223,14 +223,14 @@ function pinPrograms(folder: string, object: BpfObject): void {
   }
 }
 
-/** Lets go of descriptors; what is pinned stays. */
+/** Closes descriptors; the pins stay. */
 export function closeNames({ table, programs, maps }: NamesOpened): void {
   table.close();
   for (const program of programs.values()) program.close();
   for (const map of Object.values(maps)) map.close();
 }
 
-/** Other layouts and other code: nothing is attached to them any more. */
+/** Removes other layouts and other code, which are no longer attached. */
 export function removeOthers(bpffs: string): void {
   const { code } = ownImage();
   const names = join(bpffs, "names");

@@ -1,9 +1,9 @@
-/** A DNS query in the frame that names_explain takes, and what the kernel made of it. */
+/** Runs a DNS query through the program names_explain. */
 import { type DecodedPacket, decode, encode, type RecordType } from "dns-packet";
 import type { BpfProgram } from "../kernel/object.ts";
 import { eventOf } from "./counts.ts";
 
-/** Types by name that `kmesh resolve` takes. */
+/** Record types that `kmesh resolve` accepts. */
 export const TYPES = ["A", "AAAA", "PTR", "HTTPS", "SVCB", "MX", "TXT", "SRV", "SOA", "NS", "ANY"] as const;
 export type QueryType = (typeof TYPES)[number];
 
@@ -12,13 +12,13 @@ const IP = 20;
 const UDP = 8;
 const HEADERS = ETHERNET + IP + UDP;
 const TC_ACT_OK = 0;
-/** Type numbers that dns-packet has no name for. */
+/** Types without a name in dns-packet. */
 const UNNAMED: Readonly<Partial<Record<QueryType, number>>> = { HTTPS: 65, SVCB: 64 };
 
 export interface KernelAnswer {
-  /** What the kernel counts it as: "answered-a", "passed-unknown", ... */
+  /** The counted event: "answered-a", "passed-unknown", ... */
   event: string;
-  /** The entry that matched; undefined when none did. */
+  /** The matching entry; undefined without one. */
   entry: number | undefined;
   /** Absent when the query passes. */
   response?: DecodedPacket;
@@ -65,7 +65,7 @@ export function frameOf(message: Uint8Array): Uint8Array {
   return frame;
 }
 
-/** What the kernel would answer. Runs the pinned program itself; nothing is counted. Throws KernelError. */
+/** The kernel's answer. Runs the pinned program; counts nothing. Throws KernelError. */
 export function askKernel(explain: BpfProgram, message: Uint8Array): KernelAnswer {
   const { result, packet, cb } = explain.testPacket(frameOf(message));
   const entry = cb[1] ?? 0;

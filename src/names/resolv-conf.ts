@@ -7,7 +7,7 @@ export interface ResolvConf {
   search: string[];
 }
 
-/** What the file says; empty when it can't be read. */
+/** The file's settings; empty when it can't be read. */
 export function readResolvConf(path = "/etc/resolv.conf"): ResolvConf {
   let text: string;
   try {
@@ -19,19 +19,19 @@ export function readResolvConf(path = "/etc/resolv.conf"): ResolvConf {
   for (const line of text.split("\n")) {
     const [key, ...values] = line.trim().split(/\s+/);
     if (key === "nameserver" && values[0]) found.servers.push(values[0]);
-    // The last one counts.
+    // The last line wins.
     if (key === "search" || key === "domain") found.search = values;
   }
   return found;
 }
 
-/** The first search domain: names below it are asked for before the short ones that are meant. */
+/** The first search domain. Resolvers query a short name with it before the name itself. */
 export function searchDomain(path?: string): string | undefined {
   const first = readResolvConf(path).search[0]?.toLowerCase().replace(/\.$/, "");
   return first !== undefined && wireName(first) ? first : undefined;
 }
 
-/** Whether a resolver asks in the name of all: nss-resolve hands names to systemd-resolved by no packet of the app's. */
+/** Whether a resolver queries for all apps: nss-resolve passes names to systemd-resolved without a packet of the app. */
 export function asksForAll(path = "/etc/nsswitch.conf"): boolean {
   try {
     return /^hosts:.*\bresolve\b/m.test(readFileSync(path, "utf8"));

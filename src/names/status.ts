@@ -1,60 +1,60 @@
-/** What is decided and known about the answering of mesh names. */
+/** The settings and the status of mesh names. */
 
-/** What the operator decides about names. */
+/** The settings. */
 export interface NamesSettings {
   dns: "on" | "off" | "auto";
-  /** Names and all below them that are never answered. */
+  /** Names that are never answered, with all names below them. */
   excludes: readonly string[];
-  /** Set the TC bit in answers that lack addresses. */
+  /** Sets the TC bit in answers that lack addresses. */
   truncate: boolean;
-  /** Count, answer nothing. */
+  /** Counts and answers nothing. */
   shadow: boolean;
-  /** Every cgroup is governed, so that who asks need not be known. */
+  /** Every cgroup is governed, so the asking process does not matter. */
   everybody: boolean;
-  /** Also answer what passes through from other network namespaces. */
+  /** Also answers queries from other network namespaces that pass through. */
   forwarded: boolean;
 }
 
-/** An interface, and how its queries are answered. */
+/** An interface and its attachment. */
 export interface Coverage {
   name: string;
   index: number;
   way: "tcx" | "clsact" | "none";
-  /** Why not. */
+  /** The reason if it is not attached. */
   error?: string;
 }
 
-/** A resolver of this machine, and where apps reach it. */
+/** A local resolver. */
 export interface LocalResolver {
-  /** An address of resolv.conf, or "nss-resolve". */
+  /** Its address in resolv.conf, or "nss-resolve". */
   via: string;
   /** "systemd-resolved", "dnsmasq", "unbound", or the name of the process. */
   program: string;
   /** Its systemd unit. */
   unit?: string;
-  /** Whether its own queries are answered, and so whoever asks it. */
+  /** Whether its queries are answered, and with them those of all its clients. */
   governed: boolean;
 }
 
 export interface NamesStatus {
   dns: NamesSettings["dns"];
-  /** Whose queries are answered. "machine": whoever asks a governed resolver of this machine, which asks in the name of all. */
+  /** Whose queries are answered. "machine": all clients of a governed local resolver. */
   askers: "everybody" | "enrolled" | "machine" | "nobody";
-  /** Resolvers of this machine that apps ask; absent when they can't be found out. */
+  /** Local resolvers that apps use; absent when unknown. */
   resolvers?: LocalResolver[];
-  /** A host below .local, which some resolvers keep to themselves. */
+  /** A host below .local, which some resolvers do not forward. */
   localHost?: string;
   /** Entries of the table. */
   entries: number;
   hosts: number;
-  /** Entries that this process wrote or removed; 0 after a restart that found all as it is to be. */
+  /** Entries that this process wrote or removed; 0 after a restart without changes. */
   writes: number;
   interfaces: Coverage[];
   counts: NameCounts;
   skipped: { name: string; reason: string }[];
-  /** What went wrong last and is tried again. */
+  /** The last error; the operation is repeated. */
   trouble?: string;
 }
 
-/** By event, since the machine's start. */
+/** Counts by event since the machine's start. */
 export type NameCounts = Record<string, number>;

@@ -1,12 +1,12 @@
-/** Names as DNS messages carry them (RFC 1035, 3.1), in lower case and without the root label. */
+/** Names in the wire format of DNS (RFC 1035, 3.1), in lower case and without the root label. */
 
-/** Bytes of a name without its root label. */
+/** Most bytes of a name without its root label. */
 const LONGEST = 254;
 const LONGEST_LABEL = 63;
 
 /**
- * "a.b" as bytes: each label behind its length. A dot at the end is taken off. Gives undefined for what is no name: an
- * empty label, one over 63 bytes, more than 253 characters, other characters than letters, digits, "-" and "_".
+ * Encodes "a.b": each label after its length. A trailing dot is ignored. Returns undefined for an invalid name: an empty
+ * label, a label over 63 bytes, more than 253 characters, or characters other than letters, digits, "-" and "_".
  */
 export function wireName(text: string): Uint8Array | undefined {
   const name = text.endsWith(".") ? text.slice(0, -1) : text;
@@ -31,7 +31,7 @@ export function wireName(text: string): Uint8Array | undefined {
   return bytes;
 }
 
-/** The text of such bytes. */
+/** Decodes such bytes. */
 export function nameOfWire(bytes: Uint8Array): string {
   const labels: string[] = [];
   for (let at = 0; at < bytes.length; at += 1 + (bytes[at] ?? 0))

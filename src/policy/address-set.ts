@@ -1,7 +1,7 @@
-/** Sets of address blocks that answer in a time that does not grow with their number. */
+/** Sets of address blocks. A lookup takes constant time. */
 import { isV4, type Prefix, parseAddress, parsePrefix, prefixBits } from "../mesh/address.ts";
 
-/** An address as a number of 128 bits; IPv4 in its v4-mapped form. undefined when the text is no address. */
+/** An address as a 128-bit number, IPv4 in its v4-mapped form. undefined for an invalid text. */
 export function addressNumber(address: string): bigint | undefined {
   const bytes = parseAddress(address);
   return bytes && numberOf(bytes);
@@ -12,14 +12,14 @@ function numberOf(bytes: Uint8Array): bigint {
   return (view.getBigUint64(0) << 64n) | view.getBigUint64(8);
 }
 
-/** Families never mix: ::/0 holds no IPv4 address. */
+/** A set of blocks. Families never mix: ::/0 contains no IPv4 address. */
 export class AddressSet {
   readonly prefixes: readonly Prefix[];
   /** By the bits that count (of 128), the highest of which are the key. */
   readonly #v4 = new Map<bigint, Set<bigint>>();
   readonly #v6 = new Map<bigint, Set<bigint>>();
 
-  /** Throws RangeError when a text is no block. */
+  /** Throws RangeError for an invalid block. */
   constructor(prefixes: Iterable<string>) {
     this.prefixes = [...prefixes].map(blockOf);
     for (const prefix of this.prefixes) {

@@ -1,6 +1,6 @@
 /**
- * Compiles policies into what the kernel looks up: classes of addresses that no policy tells apart, and for each (port,
- * class of sources, class of destinations) who refuses. Each cell is what the judge decides, so there is one engine.
+ * Compiles policies into lookup tables for the kernel: classes of addresses that all policies treat alike, and for each
+ * (port, class of sources, class of destinations) the refusing policy. The judge decides each cell, so there is one engine.
  */
 
 import { isV4, type Prefix, prefixBits } from "../mesh/address.ts";
@@ -11,7 +11,7 @@ import { type Judge, judgeOf, type Place, type Ruling } from "./decide.ts";
 /** Most cells of all ports: 4 MB in the kernel. */
 export const MOST_CELLS = 1 << 20;
 
-/** Who refuses, where it is no policy; see enum inbound_refusal. */
+/** Refusals without a policy; see enum inbound_refusal. */
 export type Refuser = { policy: string } | "strict" | "too-large";
 
 export interface CompiledPort {
@@ -41,14 +41,14 @@ export interface Compiled {
   sourceClasses: number;
   destinationClasses: number;
   cells: Cell[];
-  /** Ports whose policies don't fit: everybody is refused there. */
+  /** Ports whose policies don't fit. All connections to them are refused. */
   tooLarge: number[];
 }
 
 const FREE: Cell = { plaintext: undefined, anybody: undefined };
 const TOO_LARGE: Cell = { plaintext: "too-large", anybody: "too-large" };
 
-/** Throws RangeError when a prefix is no block of addresses. */
+/** Throws RangeError for an invalid prefix. */
 export function compileInbound(inbound: Inbound, mostCells = MOST_CELLS): Compiled {
   const judge: Judge = judgeOf(inbound);
   const rulings = inbound.ports.map((port) => ({ port, ruling: judge.rulesOf(port) }));
@@ -66,7 +66,7 @@ export function compileInbound(inbound: Inbound, mostCells = MOST_CELLS): Compil
   };
   /** First cells of equal tables, by their content. */
   const known = new Map<string, number>();
-  /** Ports whose connections are decided alike. */
+  /** Ports with equal decisions. */
   const alike = new Map<string, CompiledPort>();
   const tooLarge = new Set<string>();
   for (const [i, { port, ruling }] of rulings.entries()) {
@@ -105,7 +105,7 @@ export function compileInbound(inbound: Inbound, mostCells = MOST_CELLS): Compil
   return compiled;
 }
 
-/** What the tables say about a connection, read as the kernel does; for tests and `explain`. */
+/** Looks a connection up in the tables like the kernel, for tests and `explain`. */
 export function lookUp(
   compiled: Compiled,
   connection: { sourceAddress: string; destinationAddress: string; destinationPort: number },
@@ -177,7 +177,7 @@ function numbered(used: Sets, classes: readonly Sets[]): { key: string; place: P
   const numbers = new Map([...used].map((set, i) => [set, i] as const));
   return classes.map((sets) => {
     const own: number[] = [];
-    // A class lies in few sets as a rule.
+    // Most classes are in few sets.
     for (const set of sets) {
       const number = numbers.get(set);
       if (number !== undefined) own.push(number);

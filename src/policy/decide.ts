@@ -19,7 +19,7 @@ import { AddressSet, addressNumber } from "./address-set.ts";
 export interface Connection {
   /** Canonical text of the immediate peer's address. */
   sourceAddress: string;
-  /** The address of this machine that the peer asked for; inside HBONE that of `:authority`. */
+  /** The address of this machine that the peer connected to; inside HBONE the one in `:authority`. */
   destinationAddress: string;
   /** The workload's port. */
   destinationPort: number;
@@ -28,7 +28,7 @@ export interface Connection {
 }
 
 export type DecisionReason =
-  /** The port is none of this machine's services: not our business. */
+  /** The port belongs to no service of this machine, so it is not governed. */
   | "not-governed"
   /** No ALLOW policy exists there, and no DENY policy matches. */
   | "no-policy"
@@ -50,10 +50,10 @@ export interface Decision {
   rule?: string;
 }
 
-/** What is known of the peer's identity: none (plaintext), one, or not yet (mutual TLS before its handshake). */
+/** Knowledge of the peer's identity: none (plaintext), known, or not yet known (mutual TLS before its handshake). */
 export type Peer = Identity | "none" | "unknown";
 
-/** Kleene's three values: what can't be known stays `unknown` through and, or, not. */
+/** Three-valued logic (Kleene): `unknown` propagates through and, or, not. */
 export type Truth = "true" | "false" | "unknown";
 
 const TRUE_FIRST: readonly [Truth, Truth] = ["true", "false"];
@@ -62,7 +62,7 @@ const FALSE_FIRST: readonly [Truth, Truth] = ["false", "true"];
 /** A condition over a connection, prepared once. */
 type Predicate = (facts: Facts) => Truth;
 
-/** An address, a class of addresses, or one that is not known: all that conditions ask is whether it lies in a set. */
+/** An address, a class of addresses, or an unknown address. Conditions only test its membership in sets. */
 export interface Place {
   isIn(set: AddressSet): Truth;
 }
@@ -70,7 +70,7 @@ export interface Place {
 /** Any address. */
 export const ANYWHERE: Place = { isIn: () => "unknown" };
 
-/** A connection, as conditions look at it. */
+/** The facts of a connection that conditions test. */
 export interface Facts {
   source: Place;
   destination: Place;
@@ -81,10 +81,10 @@ export interface Facts {
 interface PreparedRule {
   name: string;
   id: number;
-  /** Whether it looks at the port. */
+  /** Whether it tests the port. */
   byPort: boolean;
   matches: Predicate;
-  /** The sets that it asks for. */
+  /** The sets that it tests. */
   sources: readonly AddressSet[];
   destinations: readonly AddressSet[];
 }
@@ -95,7 +95,7 @@ interface PreparedPolicy {
   rules: readonly PreparedRule[];
 }
 
-/** Decides by one set of policies. Immutable. */
+/** Decides connections by one set of policies. Immutable. */
 export class Judge {
   readonly inbound: Inbound;
   readonly #ports: ReadonlySet<number>;
@@ -113,7 +113,7 @@ export class Judge {
     this.#rules = new Ruling(prepared("deny"), prepared("allow"));
   }
 
-  /** The policies alone, as far as they may matter to a port. */
+  /** The policies that may match at a port. */
   rulesOf(port: number): Ruling {
     return this.#rules.narrowed(port);
   }
@@ -134,8 +134,8 @@ export class Judge {
   }
 
   /**
-   * A refusal that holds whatever identity the peer may prove, so that it needs no handshake; undefined when there is
-   * none. Throws RangeError when an address is none.
+   * A refusal that is independent of the peer's identity, so that it needs no handshake; undefined without one. Throws
+   * RangeError for an invalid address.
    */
   refusesAnybody(connection: Omit<Connection, "identity">): Decision | undefined {
     const { sourceAddress, destinationAddress, destinationPort } = connection;
@@ -170,7 +170,7 @@ export class Ruling {
     );
   }
 
-  /** Equal for two ports if every connection is decided alike there. Of one judge. */
+  /** A key that is equal for two ports of one judge if their decisions are equal. */
   keyOf(port: number): string {
     const policies = [...this.#deny, ...this.#allow];
     const byPort = policies.some(({ rules }) => rules.some((rule) => rule.byPort));
@@ -178,7 +178,7 @@ export class Ruling {
     return `${byPort ? port : ""}|${this.#deny.length}|${ids.join(";")}`;
   }
 
-  /** The sets of addresses that the rules ask for. */
+  /** The sets of addresses in the rules. */
   get sets(): { sources: Set<AddressSet>; destinations: Set<AddressSet> } {
     const rules = [...this.#deny, ...this.#allow].flatMap((policy) => policy.rules);
     return {
@@ -205,7 +205,7 @@ export class Ruling {
     return { allowed: true, reason: "no-policy" };
   }
 
-  /** A refusal that holds whatever identity the peer has, which `facts` say is unknown. */
+  /** A refusal that is independent of the identity, which must be unknown in `facts`. */
   refusesAnybody(facts: Facts): Decision | undefined {
     for (const policy of this.#deny) {
       if (!applies(policy, facts)) continue;
@@ -222,7 +222,7 @@ export class Ruling {
 
 const judges = new WeakMap<Inbound, Judge>();
 
-/** The judge of a set, made once. Throws RangeError when the set has a prefix that is no block of addresses. */
+/** The judge of a set, cached. Throws RangeError for an invalid prefix in the set. */
 export function judgeOf(inbound: Inbound): Judge {
   const known = judges.get(inbound) ?? new Judge(inbound);
   judges.set(inbound, known);
@@ -250,7 +250,7 @@ function applies({ ports }: PreparedPolicy, { port }: Facts): boolean {
   return ports === undefined || ports.has(port);
 }
 
-/** `known` has the sets that were made, by their content: equal lists share one. */
+/** `known` has the created sets by content, so that equal lists share one. */
 function preparePolicy({ name, ports, rules }: Policy, known: Map<string, AddressSet>): PreparedPolicy {
   return {
     name,

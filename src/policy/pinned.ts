@@ -1,7 +1,4 @@
-/**
- * The set of policies that governs, as it is pinned, for those who decide or show without an agent: the tunnel, `kmesh
- * explain`, `kmesh status`.
- */
+/** The pinned set of live policies, for readers without an agent: the tunnel, `kmesh explain`, `kmesh status`. */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { BpfMap } from "../kernel/maps.ts";
@@ -9,7 +6,7 @@ import type { Inbound } from "../mesh/inbound.ts";
 import { inboundText, parseInbound } from "../mesh/inbound-text.ts";
 import { type Judge, judgeOf } from "./decide.ts";
 
-/** Where a map is pinned that outlives layouts. */
+/** The path of a map that outlives layouts. */
 export function keptInboundPin(bpffs: string, name: KeptInboundMap): string {
   return join(bpffs, "inbound", "keep", name);
 }
@@ -23,13 +20,13 @@ export const KEPT_INBOUND_MAPS = [
 ] as const;
 export type KeptInboundMap = (typeof KEPT_INBOUND_MAPS)[number];
 
-/** What is pinned: the policies, and the number under which the kernel counts each one's refusals. */
+/** The pinned content: the policies, and the number under which the kernel counts each policy's refusals. */
 export interface PinnedSet {
   inbound: Inbound;
   numbers: ReadonlyMap<string, number>;
   /** The slot of the tables that were filled from it, 0 or 1; undefined: whoever wrote it did not say. */
   slot?: number | undefined;
-  /** Established connections that it refuses are cut. */
+  /** Whether established connections that it refuses are cut. */
   enforcesEstablished?: boolean;
 }
 
@@ -64,7 +61,7 @@ export function encodeSet({ inbound, numbers, slot, enforcesEstablished }: Pinne
   return map;
 }
 
-/** Throws RangeError when it is no such map. */
+/** Throws RangeError for another kind of map. */
 function decodeSet(map: BpfMap): PinnedSet {
   const { values, count } = map.entries();
   if (count === 0) throw new RangeError("the pinned policies are empty");
@@ -82,7 +79,7 @@ function decodeSet(map: BpfMap): PinnedSet {
   };
 }
 
-/** Reads the pinned set anew when another one took its place. Owns its descriptors. */
+/** Reads the pinned set, and again when it was replaced. Owns its descriptors. */
 export class PolicySet {
   readonly #outer: BpfMap;
   #id = 0;
@@ -92,12 +89,12 @@ export class PolicySet {
     this.#outer = outer;
   }
 
-  /** Of the set that was read last: another one has another id. */
+  /** The id of the set that was read last. */
   get id(): number {
     return this.#id;
   }
 
-  /** What governs; undefined while no agent has published any. Throws RangeError, or KernelError when it can't be read. */
+  /** The live set; undefined while none was published. Throws RangeError, or KernelError when it can't be read. */
   read(): PinnedSet | undefined {
     for (let attempt = 0; ; attempt++) {
       const id = new Uint32Array(new ArrayBuffer(4));
@@ -109,13 +106,13 @@ export class PolicySet {
         this.#id = id[0] ?? 0;
         return this.#set;
       } catch (error) {
-        // Replaced meanwhile: the next one is there.
+        // The set was replaced meanwhile: read the new one.
         if (attempt >= 3) throw error;
       }
     }
   }
 
-  /** The judge of what governs; one look-up when it did not change. Undefined and throws like `read`. */
+  /** The judge of the live set; one lookup if it did not change. Undefined and throws like `read`. */
   current(): Judge | undefined {
     const set = this.read();
     return set && judgeOf(set.inbound);
