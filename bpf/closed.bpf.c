@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Connections that have ended while an app still holds their sockets: refused, reset, shut down by both ends, dissolved by
- * AF_UNSPEC. No hook tells of them at a price that every connection of the machine could pay, so the agent has the kernel
- * walk over the sockets that carry state, each second, and what is closed is taken out of the counts. sock_release then
- * finds it done.
+ * Removes connections from the live counts that have ended while an app still holds their sockets: refused, reset, shut down
+ * by both ends, or dissolved by AF_UNSPEC. A hook for them would cost every connection of the machine too much. So the agent
+ * runs this iterator over the sockets with state each second. sock_release then finds the connection uncounted already.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>

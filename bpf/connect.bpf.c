@@ -74,7 +74,7 @@ static __always_inline bool is_agent(void)
 	return start && start_ticks((struct task_struct *)bpf_get_current_task()) == *start;
 }
 
-/* What the longest matching block of a trie is looked up by. */
+/* The key of a lookup for the longest matching block in a trie. */
 static __always_inline struct prefix_key host_key(const struct request *req)
 {
 	struct prefix_key key = {
@@ -122,7 +122,7 @@ static __always_inline __u32 fingerprint(const struct frontend_key *key)
 	return hash;
 }
 
-/* What a table that contradicts itself says: refused and counted, never passed by accident. */
+/* The verdict for tables that contradict each other: refused and counted, never passed by accident. */
 #define CONTRADICTION target_word(ACTION_REFUSE, 0, REASON_INTERNAL)
 
 static __always_inline __u64 target_of(__u32 frontend)
@@ -516,7 +516,7 @@ static __always_inline void resolve_cluster(struct bpf_sock_addr *ctx, const str
 	}
 }
 
-/* The cheapest and the most frequent reasons to leave a connection alone, which need none of the mesh's tables. */
+/* The cheapest and most frequent reasons to pass a connection. They need none of the mesh's tables. */
 static __always_inline bool is_governed(struct bpf_sock_addr *ctx, const struct settings *set,
 					const struct request *req)
 {
@@ -667,7 +667,7 @@ static __always_inline void record_refusal(const struct request *req, const stru
 	finish_recent(record, number);
 }
 
-/* EPERM unless the kernel lets us say more. */
+/* EPERM, unless the kernel allows another error. */
 static __always_inline int deny(enum reason reason)
 {
 	if (!can_set_retval())
@@ -679,7 +679,7 @@ static __always_inline int deny(enum reason reason)
 	return DENY;
 }
 
-/* What goes to no endpoint, by who asked for it. */
+/* Counts a connection without an endpoint, by its source. */
 static __always_inline void count_undirected(const struct decision *made)
 {
 	const struct traffic *counting = traffic_settings();
@@ -786,7 +786,7 @@ int connect6(struct bpf_sock_addr *ctx)
 	return verdict;
 }
 
-/* What this socket asked for, or NULL when it went where it asked to. */
+/* The address that this socket asked for, or NULL when it was not redirected. */
 static __always_inline struct socket_state *redirected(struct bpf_sock_addr *ctx)
 {
 	struct socket_state *state;

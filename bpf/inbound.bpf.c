@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * Who may connect to this machine's services. The kernel asks once for each SYN, before any socket is looked up: a refused
- * peer gets a RST at once, the application sees nothing. Nothing runs per packet, and no process takes part.
+ * Decides who may connect to this machine's services. The kernel runs it once for each SYN, before it looks a socket up. A
+ * refused peer gets a RST at once, and the application sees nothing. Nothing runs per packet, and no process takes part.
  *
- * Where mutual TLS is possible, the connection goes to the tunnel's listening socket instead of the application's.
+ * At ports with mutual TLS the connection goes to the tunnel's listening socket instead of the application's.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>

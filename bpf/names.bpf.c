@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * DNS queries for mesh names are answered here, at the egress of an interface: the query's own packet is rewritten into
- * the response and goes back to the socket that asked. No process takes part. Whatever is not a plain query for a name
- * of the table goes on untouched.
+ * Answers DNS queries for mesh names at the egress of an interface. The query's packet is rewritten into the response and
+ * returned to the socket that sent it. No process takes part. Everything else than a plain query for a name of the table
+ * passes untouched.
  *
- * One program per kind of interface, since they differ in what stands before the IP header and in the way back.
+ * There is one program for each kind of interface, because their packets differ before the IP header and in the way back.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -63,7 +63,7 @@ enum {
 /* In the flags of an OPT record: the client understands DNSSEC (RFC 3225). */
 #define DO_BIT 0x80
 
-/* What an interface is like. `explain` runs without an interface, for `kmesh resolve`. */
+/* The kind of an interface. `explain` runs without an interface, for `kmesh resolve`. */
 struct interface {
 	__u32 link_header; /* bytes */
 	bool loopback;
@@ -71,8 +71,8 @@ struct interface {
 };
 
 /*
- * What is known of a query. It lies in a map because it is longer than the stack, and so that the verifier takes what
- * the loops carry on as unknown: their states stay few.
+ * The state of a query. It is in a map because it exceeds the stack, and because the verifier then treats values that loops
+ * carry as unknown, which keeps its states few.
  */
 struct query {
 	__u8 packet[PACKET_ROOM]; /* the query, then the response that grows out of it */
@@ -107,7 +107,7 @@ struct {
 #define LOAD(field) (*(volatile typeof(field) *)&(field))
 #define STORE(field, value) (*(volatile typeof(field) *)&(field) = (value))
 
-/* Changes nothing of a value that was checked: it has the verifier know it, too. */
+/* Repeats a check for the verifier; it never changes a checked value. */
 static __always_inline __u64 bound(__u64 value, const __u32 mask)
 {
 	asm volatile("%0 &= %1" : "+r"(value) : "i"(mask));
@@ -334,7 +334,7 @@ static __always_inline int find_wildcard(struct query *q, __u64 depths)
 	return -1;
 }
 
-/* What of the name stands before the machine's search domain, as an entry of its own. */
+/* The entry of the part before the machine's search domain. */
 static __always_inline int find_below_search(struct query *q, __u64 depth)
 {
 	__u32 labels = LOAD(q->labels);
@@ -431,7 +431,7 @@ static __always_inline void put_pointer(struct query *q, __u32 id)
 	if (!at)
 		return;
 	at = bound(at, OFFSET_MASK);
-	/* What is copied too much is cut off, or overwritten by what follows. */
+	/* Excess bytes are cut off, or overwritten by the following record. */
 	__builtin_memcpy(q->packet + at, entry->name, INLINE_NAME);
 	if (length > INLINE_NAME) {
 		rest = chunked_lookup(&long_names, entry->long_name);

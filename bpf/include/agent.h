@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 #pragma once
 
-/* Who is an agent, by what is never given to another process: the pid and the start, both as the initial namespaces count. */
+/* Identifies an agent by its pid and start time, both in the initial namespaces. No two processes have both in common. */
 #include "kernel.h"
 
 #define NSEC_PER_TICK 10000000 /* USER_HZ is 100 on every architecture */

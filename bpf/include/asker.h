@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * Who asks: the cgroup of the socket that sent a packet, and the task that runs. Egress runs in the sender's own call, as
- * a rule.
+ * The sender of a query: the cgroup of the packet's socket, and the current task. Egress usually runs in the sender's own
+ * call.
  */
 #include "enrolment.h"
 #include "kernel.h"

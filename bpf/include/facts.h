@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * What the kernel's own socket says when a connection ends. Which fields can be trusted in which state was tried on 5.10,
- * 6.1 and 6.18 against what the apps at both ends counted.
+ * Reads the kernel's socket when a connection ends. The fields that are valid in each state were tested on 5.10, 6.1 and
+ * 6.18 against the counts of the apps at both ends.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -21,7 +21,7 @@
 /* A SYN is sent again after so long. */
 #define SYN_TIMEOUT_NS 1000000000ull
 
-/* What the kernel's socket says at its end. */
+/* The values of the kernel's socket at its end. */
 struct facts {
 	__u64 bytes_sent;
 	__u64 bytes_retrans;

@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * Who connects: the systemd unit of the current task, read from its cgroup's path, or where there is none the cgroup, or
- * the user. A source is a number of 48 bits that says the same at every boot: the hash of the name, which stands in
- * `source_names`, or SOURCE_USER and a user's id.
+ * The source of a connection: the systemd unit of the current task by its cgroup's path, otherwise the cgroup or the user. A
+ * source is a 48-bit number that is stable over boots: the hash of the name, which is in `source_names`, or SOURCE_USER and
+ * a user's id.
  */
 #include "enrolment.h"
 #include "traffic.h"

@@ -123,7 +123,7 @@ export class Judge {
     return this.#ports.has(port);
   }
 
-  /** Throws RangeError when an address is none. */
+  /** Throws RangeError for an invalid address. */
   decide({ sourceAddress, destinationAddress, destinationPort, identity }: Connection): Decision {
     if (!this.governs(destinationPort)) return { allowed: true, reason: "not-governed" };
     if (!identity && mtlsOf(this.inbound, destinationPort) === "strict")
@@ -234,7 +234,7 @@ export function decide(inbound: Inbound, connection: Connection): Decision {
   return judgeOf(inbound).decide(connection);
 }
 
-/** Throws RangeError when an address is none. */
+/** Throws RangeError for an invalid address. */
 export function factsOf(source: string, destination: string, port: number, peer: Peer): Facts {
   return { source: placeOf(source), destination: placeOf(destination), port, peer };
 }
