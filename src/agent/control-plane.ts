@@ -13,7 +13,8 @@ import { parseProbe } from "../health/probe.ts";
 import { HealthWatch } from "../health/watch.ts";
 import type { Security } from "../istiod/identity/credentials.ts";
 import { WorkloadIdentity } from "../istiod/identity/identity.ts";
-import type { Identity } from "../istiod/node.ts";
+import { type Identity, UNREACHED } from "../istiod/node.ts";
+import { differencesOf } from "../istiod/registration.ts";
 import type { ResourceSink } from "../istiod/stream/sink.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import { IstiodStream } from "../istiod/stream/stream.ts";
@@ -24,7 +25,10 @@ import { AddressWatch } from "../machine/address-watch.ts";
 import { machineAddresses } from "../machine/addresses.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { nodeIdentity, registrationOf } from "../machine/node.ts";
-import { usesTunnel } from "../machine/tunnel/listener.ts";
+import { noteAbsence, STAY_AWAY, wasAwayOfLate } from "../machine/tunnel/absence.ts";
+import { tunnelUse } from "../machine/tunnel/listener.ts";
+import { formatUse, ReachWatch, type TunnelUse } from "../machine/tunnel/reach-watch.ts";
+import { mtlsOf } from "../mesh/inbound.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import type { Reporter } from "./reporter.ts";
@@ -57,30 +61,48 @@ export class ControlPlane {
   readonly #options: ControlPlaneOptions;
   readonly #engine: Engine;
   readonly #identity: WorkloadIdentity | undefined;
-  readonly #stream: IstiodStream;
+  /** What istiod is told of the tunnel. */
+  #use: TunnelUse;
+  #stream: IstiodStream;
   readonly #health: HealthWatch | undefined;
   #registration: RegistrationStatus | undefined;
   #addressWatch: AddressWatch | undefined;
+  #reachWatch: ReachWatch | undefined;
+  #awayTimer: ReturnType<typeof setTimeout> | undefined;
+  /** Some port of this machine's services demands mutual TLS. */
+  #strict = false;
   #stopped = false;
 
   /** Sends nothing yet. Throws ConfigError when a required token can't be read. */
   constructor(options: ControlPlaneOptions) {
-    const { config, addresses } = options;
     this.#options = options;
     this.#identity = this.#openIdentity();
-    // Without an address the stream is created but not started.
-    const node = nodeIdentity(config, this.#nameless ? [UNSPOKEN] : addresses);
+    const certificate = this.#identity?.status().certificate;
+    // A certificate that is missing is requested before the stream starts.
+    this.#use = tunnelUse(options.config, this.#identity !== undefined && certificate?.valid !== false);
+    const node = this.#node();
     this.#registration = this.#nameless ? undefined : registrationOf(node);
     this.#health = this.#openHealth();
     this.#engine = this.#openEngine(node);
-    this.#stream = new IstiodStream({
+    this.#stream = this.#openStream(node);
+  }
+
+  /** Without an address the stream is created but not started. */
+  #node(): Identity {
+    const { config, addresses } = this.#options;
+    return nodeIdentity(config, this.#nameless ? [UNSPOKEN] : addresses, this.#use);
+  }
+
+  #openStream(node: Identity): IstiodStream {
+    const { config, heard } = this.#options;
+    return new IstiodStream({
       istiod: formatTarget(config.istiod),
       security: securityOf(config, this.#identity),
       hosts: config.hosts,
       identity: node,
       mode: config.mode,
       sink: this.#sinkFor(node),
-      on: (event) => options.heard(event),
+      on: heard,
     });
   }
 
@@ -123,6 +145,8 @@ export class ControlPlane {
 
   stop(): void {
     this.#addressWatch?.stop();
+    this.#reachWatch?.stop();
+    clearTimeout(this.#awayTimer);
     this.#stopped = true;
     this.#health?.stop();
     this.#identity?.stop();
@@ -146,7 +170,64 @@ export class ControlPlane {
     } catch (error) {
       log.error(`A fault of kmesh, no certificate is asked for: ${reasonOf(error)}`);
     }
-    if (!this.#stopped) this.#stream.start();
+    if (this.#stopped) return;
+    this.#withdrawWithoutCertificate();
+    this.#watchReach();
+    this.#stream.start();
+  }
+
+  /** Peers must not be sent to a tunnel that has no certificate. */
+  #withdrawWithoutCertificate(): void {
+    const { hbone, mtls } = this.#use.reach;
+    if ((!hbone && !mtls) || this.#certified) return;
+    this.#use = { ...this.#use, reach: UNREACHED };
+    const node = this.#node();
+    this.#registration = registrationOf(node);
+    this.#stream.stop();
+    this.#stream = this.#openStream(node);
+  }
+
+  /** Whether there is a certificate that the tunnel can use. */
+  get #certified(): boolean {
+    return this.#identity?.status().certificate?.valid === true;
+  }
+
+  /** A tunnel that came or went makes the machine another node, as other addresses do. */
+  #watchReach(): void {
+    const { config, log, moved } = this.#options;
+    const told = this.#use;
+    const read = () => tunnelUse(config, this.#certified);
+    this.#reachWatch = new ReachWatch(told, read, (now) => {
+      log.info(
+        `The tunnel now carries ${formatUse(now)}: the agent begins anew to tell istiod, what the kernel holds stays`,
+      );
+      const isLost = (told.reach.hbone && !now.reach.hbone) || (told.reach.mtls && !now.reach.mtls);
+      // Plaintext reaches no strict port, so an absence costs nothing there.
+      if (this.#registration?.group !== undefined && (isLost || this.#strict)) this.#stayAway();
+      else moved();
+    });
+  }
+
+  /** istiod removes the entry of a machine that is away for longer than its grace period, and then makes another one. */
+  #stayAway(): void {
+    const { log, config, moved } = this.#options;
+    log.warn(
+      "The entry of this machine tells peers to send something that it does not take, and istiod changes no labels of an " +
+        `entry that exists: kmesh leaves istiod for ${STAY_AWAY / 1000} s, so that istiod makes another one`,
+    );
+    noteAbsence(config.runDir);
+    this.#reachWatch?.stop();
+    this.#stream.stop();
+    this.#awayTimer = setTimeout(moved, STAY_AWAY);
+  }
+
+  /** Corrects an entry that is older than the tunnel, unless that was tried within the last hour. */
+  #correct(peers: Reflected): void {
+    const { group, reach } = this.#registration ?? {};
+    if (group === undefined || this.#awayTimer || this.#stopped) return;
+    const { unserved, unused } = differencesOf(peers, reach);
+    const isWrong = unserved.length > 0 || (unused.includes("mTLS") && this.#strict);
+    if (isWrong && !wasAwayOfLate(this.#options.config.runDir)) this.#stayAway();
   }
 
   /** Whether the machine has no address yet to register. */
@@ -197,9 +278,14 @@ export class ControlPlane {
 
   /** The compiler of the mode. */
   #openEngine(node: Identity): Engine {
-    const { config, workloads, publish } = this.#options;
+    const { config, workloads } = this.#options;
+    const publish = (mesh: Mesh, changes: Changes) => {
+      const { inbound } = mesh;
+      this.#strict = inbound?.ports.some((port) => mtlsOf(inbound, port) === "strict") ?? false;
+      this.#options.publish(mesh, changes);
+    };
     const { allowPlaintext, excludes: excluded, namespace } = config;
-    const tunnel = usesTunnel(config);
+    const tunnel = this.#use.outbound;
     if (config.mode === "kernel-native")
       return new KernelNative({ allowPlaintext, tunnel, excluded, workloads, namespace, publish });
     const { region = "", zone = "", subzone = "" } = node.locality ?? {};
@@ -239,6 +325,7 @@ export class ControlPlane {
     this.#registration = { ...registration, ...(peers ? { peers } : {}) };
     if (peers) this.#options.reporter.onPeers(peers, this.#registration);
     this.#options.changed();
+    if (peers) this.#correct(peers);
   }
 
   /** istiod accepts health only for a machine with a WorkloadEntry. `kmesh status` always shows it. */

@@ -5,6 +5,7 @@ import type { Log } from "../config/log.ts";
 import type { Verdict } from "../health/watch.ts";
 import type { IdentityEvent } from "../istiod/identity/identity.ts";
 import { time } from "../istiod/identity/token.ts";
+import { differencesOf } from "../istiod/registration.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
 import { usesTunnel } from "../machine/tunnel/listener.ts";
@@ -66,10 +67,13 @@ export class Reporter {
     this.#log.error(AMBIENT);
   }
 
-  onPeers({ mtls }: Reflected, registration: RegistrationStatus | undefined): void {
-    if (mtls.length === 0) return;
+  onPeers(peers: Reflected, registration: RegistrationStatus | undefined): void {
+    const { unserved } = differencesOf(peers, registration?.reach);
+    if (unserved.length === 0) return;
+    const services = [...new Set([...peers.mtls, ...peers.hbone])].sort();
     this.#log.warn(
-      `Peers are told to send mTLS to this machine (${list(mtls)}), which kmesh does not end: ${registration?.needs[0] ?? "kmesh status"}`,
+      `Peers are told to send ${unserved.join(" and ")} to this machine (${list(services)}), and no tunnel takes it: ` +
+        (registration?.needs[0] ?? "kmesh status"),
     );
   }
 

@@ -120,7 +120,7 @@ export class DualEngine implements ResourceSink {
    * The services (`HOST:PORT`, sorted) that this machine is an endpoint of, by how peers reach it. Undefined while istiod has
    * no workload of it.
    */
-  get peers(): { plaintext: string[]; mtls: string[] } | undefined {
+  get peers(): { plaintext: string[]; mtls: string[]; hbone: string[] } | undefined {
     const { own } = this.#store;
     if (!own) return undefined;
     const services = own.bindings.flatMap(({ service, ports }) => {
@@ -128,7 +128,13 @@ export class DualEngine implements ResourceSink {
       return host === undefined ? [] : ports.map(({ service: port }) => `${host}:${port}`);
     });
     const sorted = [...new Set(services)].sort();
-    return own.profile.tunnel === "none" ? { plaintext: sorted, mtls: [] } : { plaintext: [], mtls: sorted };
+    const { tunnel } = own.profile;
+    const of = (fits: boolean) => (fits ? sorted : []);
+    return {
+      plaintext: of(tunnel === "none"),
+      mtls: of(tunnel === "istio"),
+      hbone: of(tunnel === "hbone"),
+    };
   }
 
   status(): DualEngineStatus {

@@ -35,6 +35,22 @@ test("metadata has istiod's value types: joined lists, booleans as strings, labe
   expect(decoded.metadata?.fields?.DNS_CAPTURE?.stringValue).toBe("true");
 });
 
+test("istiod is told how peers reach this machine: labels of the entry that it makes, and HBONE", () => {
+  const told = (reach?: { hbone: boolean; mtls: boolean }) => {
+    const node = nodeOf({ ...IDENTITY, autoRegisterGroup: "vms", ...(reach ? { reach } : {}) });
+    const { ENABLE_HBONE, LABELS } = metadataOf(node);
+    return [
+      ENABLE_HBONE?.stringValue,
+      LABELS?.structValue?.fields?.["security.istio.io/tlsMode"]?.stringValue,
+    ];
+  };
+  expect(told()).toEqual([undefined, "disabled"]);
+  expect(told({ hbone: true, mtls: false })).toEqual(["true", "disabled"]);
+  expect(told({ hbone: true, mtls: true })).toEqual(["true", "istio"]);
+  // An entry of the operator's has labels of the operator's.
+  expect(metadataOf(nodeOf({ ...IDENTITY, reach: { hbone: false, mtls: true } })).LABELS).toBeUndefined();
+});
+
 test("what was not given is not sent", () => {
   const keys = Object.keys(metadataOf(nodeOf(IDENTITY))).sort();
   expect(keys).toEqual([

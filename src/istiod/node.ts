@@ -31,11 +31,27 @@ export const DECIDED_METADATA: ReadonlySet<string> = new Set([
   "WORKLOAD_NAME",
 ]);
 
+/** In which ways peers can reach this machine through the tunnel. */
+export interface TunnelReach {
+  /** HBONE, at port 15008. */
+  hbone: boolean;
+  /** A sidecar's mutual TLS, at the ports of the services. */
+  mtls: boolean;
+}
+
+export const UNREACHED: TunnelReach = { hbone: false, mtls: false };
+
+export function isSameReach(one: TunnelReach, other: TunnelReach): boolean {
+  return one.hbone === other.hbone && one.mtls === other.mtls;
+}
+
 /**
- * Sidecars send plaintext to a WorkloadEntry with this label. Without it istiod marks the endpoints of entries with a
- * service account as mTLS, and all entries that istiod makes have one.
+ * Whether sidecars send mutual TLS or plaintext to a WorkloadEntry. Without this label istiod marks the endpoints of entries
+ * with a service account as mTLS, and all entries that istiod makes have one.
  */
-export const PLAINTEXT_LABEL = { "security.istio.io/tlsMode": "disabled" } as const;
+export const TLS_LABEL = "security.istio.io/tlsMode";
+/** Peers send HBONE to a WorkloadEntry whose label has the value `http`. istiod sets it for a node with ENABLE_HBONE. */
+export const TUNNEL_LABEL = "networking.istio.io/tunnel";
 
 export interface Locality {
   region: string;
@@ -68,6 +84,8 @@ export interface Identity {
   locality?: Locality;
   /** The tunnel reaches peers by HBONE. */
   sendsHbone?: boolean;
+  /** How peers may reach this machine through the tunnel; absent: not at all. */
+  reach?: TunnelReach;
   /** The version of kmesh. */
   version?: string;
   /** Further metadata. The fields above win over it. */
@@ -103,9 +121,13 @@ export function nodeOf(identity: Identity): discovery.Node.$Properties {
   if (identity.clusterId) metadata.CLUSTER_ID = text(identity.clusterId);
   if (identity.network) metadata.NETWORK = text(identity.network);
   if (identity.meshId) metadata.MESH_ID = text(identity.meshId);
-  // istiod copies these labels to the entry that it makes. Without our label peers would send mTLS, which nothing on
-  // this machine terminates.
-  const labels = identity.autoRegisterGroup ? { ...identity.labels, ...PLAINTEXT_LABEL } : identity.labels;
+  const { hbone, mtls } = identity.reach ?? UNREACHED;
+  // Peers stop sending plaintext at once.
+  if (hbone) metadata.ENABLE_HBONE = text("true");
+  // istiod copies these labels to the entry that it makes, and does not change those of one that exists.
+  const labels = identity.autoRegisterGroup
+    ? { ...identity.labels, [TLS_LABEL]: mtls ? "istio" : "disabled" }
+    : identity.labels;
   if (labels) metadata.LABELS = { structValue: { fields: texts(labels) } };
   if (identity.autoRegisterGroup) metadata.AUTO_REGISTER_GROUP = text(identity.autoRegisterGroup);
   if (identity.workloadEntry) metadata.WORKLOAD_ENTRY = text(identity.workloadEntry);

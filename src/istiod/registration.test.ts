@@ -53,8 +53,11 @@ test("the stream's end tells it", () => {
 
 test("what an entry needs that was applied by hand, or made by another agent", () => {
   expect(commandsForEntry("shop", "vm-1")).toEqual([
-    "kubectl label workloadentry vm-1 --namespace shop --overwrite security.istio.io/tlsMode=disabled",
+    "kubectl label workloadentry vm-1 --namespace shop --overwrite security.istio.io/tlsMode=disabled networking.istio.io/tunnel-",
   ]);
+  expect(commandsForEntry("shop", "vm-1", { hbone: true, mtls: true })[0]).toEndWith(
+    "--overwrite security.istio.io/tlsMode=istio networking.istio.io/tunnel=http",
+  );
   expect(commandsForHealth("shop", "vm-1")[0]).toBe(
     "kubectl annotate workloadentry vm-1 --namespace shop --overwrite proxy.istio.io/health-checks-enabled=true",
   );

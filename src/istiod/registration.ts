@@ -1,5 +1,5 @@
 /** How istiod registers this machine, and why it may refuse to. */
-import { type Identity, PLAINTEXT_LABEL } from "./node.ts";
+import { type Identity, TLS_LABEL, TUNNEL_LABEL, type TunnelReach, UNREACHED } from "./node.ts";
 
 /** Kubernetes rejects longer names. istiod keeps the last 253 characters. */
 const LONGEST_NAME = 253;
@@ -54,10 +54,17 @@ export function explainRegistration(details: string, node: Registrant): string |
         `or --service-account to ${theirs} with a token of ${theirs}`;
 }
 
-/** The commands that make peers send plaintext to a WorkloadEntry that an operator applied. */
-export function commandsForEntry(namespace: string, entry: string): string[] {
-  const [[label, value] = []] = Object.entries(PLAINTEXT_LABEL);
-  return [`kubectl label workloadentry ${entry} --namespace ${namespace} --overwrite ${label}=${value}`];
+/** The commands that make peers send what this machine takes to a WorkloadEntry that an operator applied. */
+export function commandsForEntry(
+  namespace: string,
+  entry: string,
+  { hbone, mtls }: TunnelReach = UNREACHED,
+): string[] {
+  const labels = [
+    `${TLS_LABEL}=${mtls ? "istio" : "disabled"}`,
+    hbone ? `${TUNNEL_LABEL}=http` : `${TUNNEL_LABEL}-`,
+  ];
+  return [`kubectl label workloadentry ${entry} --namespace ${namespace} --overwrite ${labels.join(" ")}`];
 }
 
 /**
@@ -80,4 +87,31 @@ export function commandsForAnother(namespace: string, entry: string): string[] {
     `kubectl delete workloadentry ${entry} --namespace ${namespace}`,
     "systemctl restart kmesh  # then, on this machine: istiod makes a new entry",
   ];
+}
+
+/** How peers see this machine, as far as istiod's endpoints show it: services by what is sent. */
+export interface SeenByPeers {
+  plaintext: readonly string[];
+  mtls: readonly string[];
+  /** Absent from an agent of an earlier version. */
+  hbone?: readonly string[];
+}
+
+/**
+ * What peers send that this machine does not take (`unserved`), and what it takes and peers do not send (`unused`). Both
+ * mean that the labels of its entry are not those of its tunnel.
+ */
+export function differencesOf(
+  { mtls, hbone = [], plaintext }: SeenByPeers,
+  reach: TunnelReach = UNREACHED,
+): { unserved: ("mTLS" | "HBONE")[]; unused: ("mTLS" | "HBONE")[] } {
+  const isSeen = mtls.length + hbone.length + plaintext.length > 0;
+  const ways = [
+    ["mTLS", mtls.length > 0, reach.mtls],
+    ["HBONE", hbone.length > 0, reach.hbone],
+  ] as const;
+  return {
+    unserved: ways.flatMap(([way, sent, taken]) => (sent && !taken ? [way] : [])),
+    unused: isSeen ? ways.flatMap(([way, sent, taken]) => (!sent && taken ? [way] : [])) : [],
+  };
 }

@@ -53,9 +53,9 @@ test("the services that this machine is an endpoint of, by what is sent to it; t
   reflection.remove("endpoints", "outbound|81||b.shop");
   reflection.commit({ version: "v", first: false });
   expect(told).toEqual([
-    { plaintext: ["b.shop:81"], mtls: ["a.shop:80"] },
-    { plaintext: ["a.shop:80", "b.shop:81"], mtls: [] },
-    { plaintext: ["a.shop:80"], mtls: [] },
+    { plaintext: ["b.shop:81"], mtls: ["a.shop:80"], hbone: [] },
+    { plaintext: ["a.shop:80", "b.shop:81"], mtls: [], hbone: [] },
+    { plaintext: ["a.shop:80"], mtls: [], hbone: [] },
   ]);
   expect(sink.commits.length).toBe(4);
   expect(sink.calls.filter((call) => call.startsWith("upsert")).length).toBe(7);
@@ -64,7 +64,7 @@ test("the services that this machine is an endpoint of, by what is sent to it; t
 test("one that says both is worth the warning", () => {
   const { told, push } = reflecting("fd00::5");
   push({ "outbound|80||a.shop": assignment("fd00::5", "+fd00::5", "10.0.0.5") });
-  expect(told).toEqual([{ plaintext: [], mtls: ["a.shop:80"] }]);
+  expect(told).toEqual([{ plaintext: [], mtls: ["a.shop:80"], hbone: [] }]);
 });
 
 test("what the sink refuses is not looked at", () => {

@@ -10,13 +10,17 @@ import {
   registeredName,
 } from "../istiod/registration.ts";
 import { version } from "../runtime/version.ts";
-import { usesTunnel } from "./tunnel/listener.ts";
+import { NO_USE, type TunnelUse } from "./tunnel/reach-watch.ts";
 
 /** The label with the locality, if nothing else sets it. Dots replace slashes, which labels can't contain. */
 const LOCALITY_LABEL = "istio-locality";
 
-/** `addresses` are the machine's; the one that peers use is first. */
-export function nodeIdentity(config: Config, addresses: readonly string[]): Identity {
+/** `addresses` are the machine's; the one that peers use is first. `use` says what the tunnel carries. */
+export function nodeIdentity(
+  config: Config,
+  addresses: readonly string[],
+  use: TunnelUse = NO_USE,
+): Identity {
   const { serviceIp, workloadName, workloadGroup, workloadEntry, ports, readinessProbe } = config;
   const locality = localityOf(config);
   return {
@@ -35,7 +39,8 @@ export function nodeIdentity(config: Config, addresses: readonly string[]): Iden
     ...(readinessProbe === undefined ? {} : { proxyConfig: { readinessProbe } }),
     ...(locality ? { locality } : {}),
     metadata: config.metadata,
-    ...(usesTunnel(config) ? { sendsHbone: true } : {}),
+    ...(use.outbound ? { sendsHbone: true } : {}),
+    reach: use.reach,
     version,
   };
 }
@@ -50,7 +55,11 @@ export function registrationOf(node: Identity): RegistrationStatus | undefined {
     entry,
     address: ips[0] ?? "",
     ...(group === undefined ? {} : { group }),
-    needs: group === undefined ? commandsForEntry(namespace, entry) : commandsForAnother(namespace, entry),
+    ...(node.reach ? { reach: node.reach } : {}),
+    needs:
+      group === undefined
+        ? commandsForEntry(namespace, entry, node.reach)
+        : commandsForAnother(namespace, entry),
     ...(group === undefined && proxyConfig !== undefined
       ? { healthNeeds: commandsForHealth(namespace, entry) }
       : {}),

@@ -171,7 +171,7 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     await lab.startedAgent(...flags);
     const { registration } = await lab.status();
     expect(registration?.group).toBeUndefined();
-    expect(registration?.peers).toEqual({ plaintext: [], mtls: ["byhand.shop.internal:7000"] });
+    expect(registration?.peers).toEqual({ plaintext: [], mtls: ["byhand.shop.internal:7000"], hbone: [] });
     const [label = ""] = registration?.needs ?? [];
     const [annotate = "", restart = ""] = registration?.healthNeeds ?? [];
     const page = (await lab.kmesh("status")).stdout;
@@ -181,7 +181,7 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     await peer.sees("byhand", "172.31.0.2");
     await eventually("status sees it, too", async () =>
       (await lab.kmesh("status")).stdout.includes(
-        "peers are told to send plaintext to 172.31.0.2, for byhand",
+        "peers are told to send plaintext to 172.31.0.2 for byhand",
       ),
     );
     // From the next connection on istiod takes its health, and leaves it out until then.

@@ -316,13 +316,13 @@ test("the registration: by a group or by hand, and what peers are told, with the
   expect(told(undefined)).toEqual([]);
   expect(told(group)).toEqual([
     "registered while connected, as WorkloadEntry vms-10.0.0.5 of namespace shop by group vms",
-    " peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has 10.0.0.5 now",
+    " peers are told to send plaintext; no service has 10.0.0.5 now",
   ]);
-  expect(told({ ...group, peers: { plaintext: ["a:80", "b:80"], mtls: [] } })[1]).toBe(
-    " peers are told to send plaintext to 10.0.0.5, for a:80, b:80",
+  expect(told({ ...group, peers: { plaintext: ["a:80", "b:80"], mtls: [], hbone: [] } })[1]).toBe(
+    " peers are told to send plaintext to 10.0.0.5 for a:80, b:80",
   );
-  expect(told({ ...group, peers: { plaintext: [], mtls: ["a:80"] } }).slice(1)).toEqual([
-    " peers are told to send mTLS to 10.0.0.5 for a:80, WHICH KMESH DOES NOT END: another agent made the entry",
+  expect(told({ ...group, peers: { plaintext: [], mtls: ["a:80"], hbone: [] } }).slice(1)).toEqual([
+    " peers are told to send mTLS to 10.0.0.5 for a:80, WHICH NO TUNNEL TAKES: the entry is another agent's, or older than the tunnel, and istiod changes no labels of an entry that exists",
     " kubectl this",
   ]);
   const away = { ...agent().stream, connected: false };
@@ -331,11 +331,11 @@ test("the registration: by a group or by hand, and what peers are told, with the
   ]);
   expect(told(where)).toEqual([
     "registered by hand, as WorkloadEntry vms-10.0.0.5 of namespace shop",
-    " no service has 10.0.0.5 now; kmesh ends no mTLS, so it needs",
+    " no service has 10.0.0.5 now; for plaintext it needs",
     " kubectl this",
   ]);
-  expect(told({ ...where, peers: { plaintext: [], mtls: ["a:80"] } })[1]).toEndWith(
-    "NOT END: it lacks a label",
+  expect(told({ ...where, peers: { plaintext: [], mtls: ["a:80"], hbone: [] } })[1]).toEndWith(
+    "NO TUNNEL TAKES: the entry lacks labels",
   );
 });
 

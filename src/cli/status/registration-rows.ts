@@ -1,5 +1,6 @@
 /** The rows of `kmesh status` about this machine's WorkloadEntry and its health. */
 import type { AgentStatus } from "../../admin/status.ts";
+import { differencesOf } from "../../istiod/registration.ts";
 import { formatSpan, plural } from "../framework/output.ts";
 
 export function formatRegistration(
@@ -23,28 +24,40 @@ function formatPeers({
   group,
   needs,
   peers,
+  reach,
 }: NonNullable<AgentStatus["registration"]>): [string, string][] {
-  const { plaintext = [], mtls = [] } = peers ?? {};
-  if (mtls.length > 0) {
-    const why = group === undefined ? "it lacks a label" : "another agent made the entry";
+  const { plaintext = [], mtls = [], hbone = [] } = peers ?? {};
+  const { unserved, unused } = differencesOf({ plaintext, mtls, hbone }, reach);
+  const sent = [
+    ["plaintext", plaintext],
+    ["mTLS", mtls],
+    ["HBONE", hbone],
+  ] as const;
+  const rows = sent
+    .filter(([, services]) => services.length > 0)
+    .map(([what, services]): [string, string] => {
+      const isLost = unserved.some((each) => each === what);
+      const tail = isLost ? `, WHICH NO TUNNEL TAKES: ${whyOf(group)}` : "";
+      return ["", `peers are told to send ${what} to ${address} for ${services.join(", ")}${tail}`];
+    });
+  if (unserved.length > 0) return [...rows, ...formatCommands(needs)];
+  if (unused.length > 0)
     return [
-      [
-        "",
-        `peers are told to send mTLS to ${address} for ${mtls.join(", ")}, WHICH KMESH DOES NOT END: ${why}`,
-      ],
+      ...rows,
+      ["", `the tunnel takes ${unused.join(" and ")}, and peers are not told: ${whyOf(group)}`],
       ...formatCommands(needs),
     ];
-  }
-  if (plaintext.length > 0)
-    return [["", `peers are told to send plaintext to ${address}, for ${plaintext.join(", ")}`]];
-  if (group !== undefined)
-    return [
-      [
-        "",
-        `peers are told to send plaintext (security.istio.io/tlsMode: disabled); no service has ${address} now`,
-      ],
-    ];
-  return [["", `no service has ${address} now; kmesh ends no mTLS, so it needs`], ...formatCommands(needs)];
+  if (rows.length > 0) return rows;
+  const ways = [reach?.mtls ? "mTLS" : "plaintext", ...(reach?.hbone ? ["HBONE"] : [])].join(" and ");
+  if (group !== undefined) return [["", `peers are told to send ${ways}; no service has ${address} now`]];
+  return [["", `no service has ${address} now; for ${ways} it needs`], ...formatCommands(needs)];
+}
+
+/** Why an entry's labels are not those of this machine. */
+function whyOf(group: string | undefined): string {
+  return group === undefined
+    ? "the entry lacks labels"
+    : "the entry is another agent's, or older than the tunnel, and istiod changes no labels of an entry that exists";
 }
 
 function formatCommands(commands: readonly string[]): [string, string][] {

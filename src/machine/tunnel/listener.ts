@@ -1,7 +1,9 @@
 /** Whether something on this machine takes what the data path leads to the tunnel. */
 import { closeSync, openSync, readSync } from "node:fs";
 import type { Config } from "../../config/config.ts";
+import { type TunnelReach, UNREACHED } from "../../istiod/node.ts";
 import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
+import type { TunnelUse } from "./reach-watch.ts";
 
 export const TCP4 = "/proc/net/tcp";
 export const TCP6 = "/proc/net/tcp6";
@@ -33,16 +35,6 @@ export function usesTunnel(
   return tunnel === "on" || (!plaintext && listens());
 }
 
-/** In which ways peers can reach this machine through the tunnel. */
-export interface TunnelReach {
-  /** HBONE, at port 15008. */
-  hbone: boolean;
-  /** A sidecar's mutual TLS, at the ports of the services. */
-  mtls: boolean;
-}
-
-export const UNREACHED: TunnelReach = { hbone: false, mtls: false };
-
 /**
  * How peers can reach this machine through the tunnel: where its sockets listen, a certificate is there or can be had, and
  * inbound policies govern. systemd holds the sockets, so a tunnel that has crashed, or has not started yet, counts.
@@ -60,8 +52,9 @@ export function tunnelReach(
   };
 }
 
-export function isSameReach(one: TunnelReach, other: TunnelReach): boolean {
-  return one.hbone === other.hbone && one.mtls === other.mtls;
+/** Both directions. */
+export function tunnelUse(config: Config, certificate: boolean): TunnelUse {
+  return { outbound: usesTunnel(config), reach: tunnelReach(config, certificate) };
 }
 
 /**
