@@ -4,9 +4,14 @@
  *     bun bench/connect-cost.ts [--rounds N] [--sizes 10,1000,10000]
  *
  * A program connects, accepts and closes in a tight loop on one CPU (connect-loop.c). With and without kmesh take
- * turns; differences are taken round by round, and their median is printed.
+ * turns; differences are taken round by round, and their median is printed. Empty programs at the same hooks show what
+ * the kernel takes for the hooks alone; names add a program for each packet on loopback.
  */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
 import { parseArgs } from "node:util";
+import { CgroupLink } from "../src/kernel/link.ts";
+import { BpfObject } from "../src/kernel/object.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output } from "../test/lab/process.ts";
 import { BenchMesh, compileC, requireTools, runAndClean } from "./machine.ts";
@@ -19,6 +24,7 @@ requireTools(["ip", "iproute2"], ["taskset", "util-linux"]);
 
 const ENDPOINT = "172.31.1.1:8080";
 const VIP = "10.61.0.1:80";
+const EMPTY = join(import.meta.dirname, "../dist/test/empty.bpf.o");
 const BLOCKS = 15;
 const CONNECTIONS = 2_000;
 
@@ -65,6 +71,7 @@ async function measure(): Promise<void> {
   const rounds = Number(flags.rounds);
   const none: number[] = [];
   const cost = {
+    floor: [] as number[],
     service: [] as number[],
     unit: [] as number[],
     passed: [] as number[],
@@ -77,6 +84,18 @@ async function measure(): Promise<void> {
       await own.down();
       const [direct = Number.NaN] = await loop(program, governed, [ENDPOINT]);
       none.push(direct);
+    };
+    // Programs that do nothing, at the same hooks: what no program can be cheaper than.
+    const hooksAlone = async () => {
+      await own.down();
+      using object = BpfObject.open(readFileSync(EMPTY), "empty");
+      object.load();
+      using connect = CgroupLink.attach(object.program("connect4"), own.apps, "connect4");
+      using release = CgroupLink.attach(object.program("sock_release"), own.apps, "sock_release");
+      const [floor = Number.NaN] = await loop(program, governed, [ENDPOINT]);
+      cost.floor.push(floor);
+      release.close();
+      connect.close();
     };
     const withKmesh = async () => {
       await own.up();
@@ -91,9 +110,11 @@ async function measure(): Promise<void> {
     };
     if (round % 2 === 1) {
       await without();
+      await hooksAlone();
       await withKmesh();
     } else {
       await withKmesh();
+      await hooksAlone();
       await without();
     }
   }
@@ -108,6 +129,7 @@ async function measure(): Promise<void> {
     ["", "us", "us more", "speed against no mesh"],
     [
       ["no mesh", median(none) / 1000, 0, 1],
+      row("no mesh: empty programs at connect4 and sock_release", cost.floor),
       row("governed: a service", cost.service),
       row("governed: a service, enrolled by unit name", cost.unit),
       row("not governed: enrolled app, no service", cost.passed),

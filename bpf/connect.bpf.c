@@ -592,11 +592,14 @@ static __always_inline void count(const struct settings *set, const struct decis
 /* Drops the state that an earlier connect() left on this socket. The kernel calls us only when it is closed. */
 static __always_inline void forget(struct bpf_sock_addr *ctx)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);
 	struct mptcp_sock *mptcp;
 	struct socket_state *state;
+	struct tcp_sock *tcp;
 
-	if (!tcp || !may_have_storage(tcp))
+	if (!ctx->sk || !may_be_known(ctx->sk))
+		return;
+	tcp = bpf_skc_to_tcp_sock(ctx->sk);
+	if (!tcp)
 		return;
 	mptcp = mptcp_of(ctx->sk, tcp);
 	if (is_later_subflow(mptcp, tcp))

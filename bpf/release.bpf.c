@@ -6,20 +6,25 @@
 
 #include "include/accepted.h"
 #include "include/live.h"
+#include "include/socket.h"
 
 /* The context of this hook is the kernel's socket itself. */
 SEC("cgroup/sock_release")
 int sock_release(struct bpf_sock *ctx)
 {
-	struct socket_state *state = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
 	const struct sock *sk = (const struct sock *)ctx;
+	struct socket_state *state;
 	struct traffic *set;
 
-	if (state) {
-		if (state->flow)
-			end_flow(ctx, ctx->state);
-		end_socket(state, sk, ctx->state);
-		return 1;
+	/* This runs for each socket of the machine. */
+	if (may_have_storage(ctx)) {
+		state = bpf_sk_storage_get(&sockets, ctx, NULL, 0);
+		if (state) {
+			if (state->flow)
+				end_flow_of(ctx, state, ctx->state);
+			end_socket(state, sk, ctx->state);
+			return 1;
+		}
 	}
 	set = traffic_settings();
 	if (set && set->flags & (TRAFFIC_SERVED | TRAFFIC_ACCEPTED) && ctx->protocol == IPPROTO_TCP)

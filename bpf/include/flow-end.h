@@ -114,21 +114,24 @@ static __always_inline void find_sum(FLOW_CONTEXT *ctx, __u32 tcp_state, struct 
 #endif
 }
 
-/* The connection of the context's socket has ended. `tcp_state` is the socket's now. */
-__noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
+/* A frame of its own: sock_release's is in the longest chain of calls, which has 512 bytes of stack. */
+#ifdef FLOW_AT_CONNECT
+#define END_FLOW_OF static __always_inline
+#else
+#define END_FLOW_OF static __noinline
+#endif
+
+/* The connection of the context's socket, which carries `state`, has ended. `tcp_state` is the socket's now. */
+END_FLOW_OF int end_flow_of(FLOW_CONTEXT *ctx, struct socket_state *state, __u32 tcp_state)
 {
 	struct traffic *set = traffic_settings();
-	struct socket_state *state;
 	__u64 now, duration_ns = 0;
 	struct flow_sum sum = {};
 	struct flow_key key;
 	struct flow_row *row;
 	__u32 end;
 
-	if (!STORAGE_OWNER(ctx) || !set)
-		return 0;
-	state = bpf_sk_storage_get(&sockets, STORAGE_OWNER(ctx), NULL, 0);
-	if (!state || !state->flow)
+	if (!set)
 		return 0;
 	now = bpf_ktime_get_ns();
 	end = end_of(ctx, tcp_state, state->sequence, state->since_ns);
@@ -151,3 +154,18 @@ __noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
 		log_end(set, &key, &sum, state, now);
 	return 0;
 }
+
+#ifdef FLOW_AT_CONNECT
+/* The same, verified once for connect4 and connect6. */
+__noinline int end_flow(FLOW_CONTEXT *ctx, __u32 tcp_state)
+{
+	struct socket_state *state;
+
+	if (!STORAGE_OWNER(ctx))
+		return 0;
+	state = bpf_sk_storage_get(&sockets, STORAGE_OWNER(ctx), NULL, 0);
+	if (state && state->flow)
+		end_flow_of(ctx, state, tcp_state);
+	return 0;
+}
+#endif

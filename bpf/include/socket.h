@@ -47,12 +47,29 @@ static __always_inline bool adds_path(struct bpf_sock *sk)
 	return tcp && is_later_subflow(mptcp_of(sk, tcp), tcp);
 }
 
-/* Whether there may be state of an earlier connect(). Cheaper than a look-up, for all that is left alone. */
-static __always_inline bool may_have_storage(const struct tcp_sock *tcp)
+/*
+ * False when no program ever gave this socket storage: a load instead of a look-up, for all that is left alone. True where
+ * the kernel can't tell so cheaply.
+ */
+static __always_inline bool may_have_storage(const void *sk)
 {
-	const struct sock *sk = (const struct sock *)tcp;
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		const struct sock *full = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct sock));
 
-	return sk->sk_bpf_storage || is_kernel_socket(sk);
+		return full->sk_bpf_storage;
+	}
+	return true;
+}
+
+/* The same for a socket that connects: a subflow's state lies at its MPTCP socket. */
+static __always_inline bool may_be_known(struct bpf_sock *sk)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast)) {
+		const struct sock *full = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct sock));
+
+		return full->sk_bpf_storage || is_kernel_socket(full);
+	}
+	return true;
 }
 
 /* An IPv6 socket with V6ONLY can't reach a v4-mapped address. */

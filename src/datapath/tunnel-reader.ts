@@ -160,7 +160,7 @@ export class TunnelTargetReader {
     try {
       for (const name of names) {
         const map = maps.get(name);
-        if (map) opened[name] = new ChunkedTable(map, name, SIZES[name]);
+        if (map) opened[name] = new ChunkedTable(map, name, SIZES[name]).open();
       }
     } catch {
       // Out of memory: keep the open tables.

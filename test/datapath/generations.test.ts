@@ -51,8 +51,8 @@ function namesOf(bpffs: string): [refs: ChunkedTable, lines: ChunkedTable] {
   using refs = BpfMap.fromPin(keptPin(bpffs, "cluster_names"));
   using lines = BpfMap.fromPin(keptPin(bpffs, "name_lines"));
   return [
-    new ChunkedTable(refs, "cl_names", layout.name_ref.size),
-    new ChunkedTable(lines, "name_lines", layout.name_line.size),
+    new ChunkedTable(refs, "cl_names", layout.name_ref.size).open(),
+    new ChunkedTable(lines, "name_lines", layout.name_line.size).open(),
   ];
 }
 

@@ -34,30 +34,24 @@ export class ChunkedTable {
   readonly #size: number;
   /** Bytes from one record to the next. */
   readonly stride: number;
-  #chunks: Chunk[] = [];
-  /** The number of records. */
-  capacity = 0;
+  /** Absent until the first use. */
+  #opened: Chunk[] | undefined;
 
   /**
-   * Opens the present chunks of `outer` (an array-of-maps, which stays the caller's). `size` is the record's size in bytes;
-   * `name` is the name of new chunks (at most 12 characters).
+   * Opens the present chunks of `outer` (an array-of-maps, which stays the caller's) at the first use: a start adopts a
+   * hundred chunks, and needs none of them before istiod's first push. `size` is the record's size in bytes; `name` is the
+   * name of new chunks (at most 12 characters). The first use throws KernelError, and Error when records have another size.
    */
   constructor(outer: BpfMap, name: string, size: number) {
     this.#outer = outer;
     this.#name = name;
     this.#size = size;
     this.stride = (size + 7) & ~7;
-    const id = new Uint32Array(new ArrayBuffer(4));
-    for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
-      const inner = BpfMap.fromId(id[0] ?? 0);
-      if (inner.info.valueSize !== size) {
-        inner.close();
-        throw new Error(
-          `the table ${outer.info.name} is not kmesh's: its records have ${inner.info.valueSize} bytes, not ${size}`,
-        );
-      }
-      this.take(inner);
-    }
+  }
+
+  /** The number of records. */
+  get capacity(): number {
+    return BASE * (2 ** this.#chunks.length - 1);
   }
 
   /** Bytes of the records, as the kernel allocates them. */
@@ -82,14 +76,40 @@ export class ChunkedTable {
   /** Owns the next chunk, which is in the outer map already. */
   take(inner: BpfMap): void {
     this.#chunks.push(map(inner));
-    this.capacity = BASE * (2 ** this.#chunks.length - 1);
   }
 
   /** Unmaps the memory. The table then has no records for this process. */
   unmap(): void {
-    for (const { bytes } of this.#chunks) unmap(bytes.buffer);
-    this.#chunks = [];
-    this.capacity = 0;
+    for (const { bytes } of this.#opened ?? []) unmap(bytes.buffer);
+    this.#opened = [];
+  }
+
+  /** Opens the chunks now. `outer` may be closed afterwards. Throws as the first use does. */
+  open(): this {
+    this.#opened ??= this.#read();
+    return this;
+  }
+
+  get #chunks(): Chunk[] {
+    this.#opened ??= this.#read();
+    return this.#opened;
+  }
+
+  #read(): Chunk[] {
+    const chunks: Chunk[] = [];
+    const id = new Uint32Array(new ArrayBuffer(4));
+    for (let level = 0; this.#outer.lookup(key(level), new Uint8Array(id.buffer)); level++) {
+      const inner = BpfMap.fromId(id[0] ?? 0);
+      const { valueSize } = inner.info;
+      if (valueSize !== this.#size) {
+        inner.close();
+        throw new Error(
+          `the table ${this.#outer.info.name} is not kmesh's: its records have ${valueSize} bytes, not ${this.#size}`,
+        );
+      }
+      chunks.push(map(inner));
+    }
+    return chunks;
   }
 
   #create(level: number): BpfMap {
