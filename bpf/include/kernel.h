@@ -7,9 +7,6 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_helpers.h>
 
-/* From 6.2 on: an object's fields are then read by plain loads, without a helper call each. */
-extern void *bpf_rdonly_cast(const void *object, __u32 type) __ksym __weak;
-
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kernfs_node {
