@@ -109,9 +109,10 @@ export class Dialer {
     signal: AbortSignal,
   ): Promise<Dialled> {
     const { names, check } = meshPeer(sans);
+    const { sessions } = this.#options.credentials.current();
     // `istio` alone: with istio-peer-exchange Istio's Envoy writes bytes of its own into the stream.
     const stream = await this.#handshake(
-      { to, sni, alpn: ["istio"], verify: true, check, ...this.#mesh("TLSv1.2") },
+      { to, sni, alpn: ["istio"], verify: true, check, sessions, ...this.#mesh("TLSv1.2") },
       signal,
     );
     return { stream, ...names };

@@ -4,6 +4,7 @@ import { parseSpiffe } from "../../istiod/spiffe.ts";
 import type { Identity } from "../../mesh/inbound.ts";
 import { TunnelFailure } from "../failure.ts";
 import { reset } from "../splice.ts";
+import { expiryOf } from "./expiry.ts";
 import { readSans, spiffeOf } from "./san.ts";
 
 export interface AcceptedPeer {
@@ -83,7 +84,10 @@ function verifiedPeer(
     const error = socket.authorizationError;
     throw error instanceof Error ? error : Object.assign(new Error(String(error)), { code: String(error) });
   }
-  const names = socket.getPeerCertificate().subjectaltname;
+  const certificate = socket.getPeerCertificate(true);
+  const expired = expiryOf(certificate);
+  if (expired) throw expired;
+  const names = certificate.subjectaltname;
   const id = spiffeOf(readSans(names));
   const identity = id === undefined ? undefined : parseSpiffe(id);
   if (id === undefined || !identity)

@@ -6,6 +6,7 @@ import { type Certificate, isValidAt } from "../../istiod/identity/certificate.t
 import type { CertificateStore } from "../../istiod/identity/certificate-store.ts";
 import { formatSpiffe } from "../../istiod/spiffe.ts";
 import { TunnelFailure } from "../failure.ts";
+import { Sessions } from "./sessions.ts";
 
 /** Milliseconds between two looks at the folder's link: one readlink(2). */
 const LOOK_EVERY = 1_000;
@@ -20,6 +21,8 @@ export interface CredentialGeneration {
   notAfter: number;
   /** For handshakes of this version or later, TLS 1.3 at most. */
   context(from: "TLSv1.2" | "TLSv1.3"): SecureContext;
+  /** With peers that were verified by this certificate's roots. */
+  sessions: Sessions;
 }
 
 /** The certificate that new handshakes use, without the key. */
@@ -123,6 +126,7 @@ function prepare({ key, chain, roots, id, serial, notAfter }: Certificate): Cred
     trustDomain: id.trustDomain,
     serial,
     notAfter,
+    sessions: new Sessions(),
     context(from) {
       const found = contexts.get(from);
       if (found) return found;

@@ -1,8 +1,11 @@
 import type { Duplex } from "node:stream";
 import { type ConnectionOptions, connect, type SecureContext, type TLSSocket } from "node:tls";
+import { readPeerNamesOnly } from "../../runtime/peer-names.ts";
 import { reasonOfFailure, TunnelFailure } from "../failure.ts";
 import { reset } from "../splice.ts";
 import { CONNECT_PATIENCE } from "../tcp.ts";
+import { expiryOf } from "./expiry.ts";
+import type { Sessions } from "./sessions.ts";
 
 export interface PeerTls {
   /** TCP, or TLS inside of another stream (double HBONE, PROXY protocol), which is then owned by the result. */
@@ -17,6 +20,8 @@ export interface PeerTls {
   verify: boolean;
   /** Judges the certificate's names; the chain is good. Gives what is wrong. */
   check(names: string | undefined): TunnelFailure | undefined;
+  /** Sessions with verified peers that belong to the context; absent: each handshake is a whole one. */
+  sessions?: Sessions;
   patience?: number;
 }
 
@@ -25,7 +30,9 @@ export interface PeerTls {
  * TunnelFailure or the error of node:tls. `signal` aborts it.
  */
 export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocket> {
-  const { to, context, sni, alpn, verify } = options;
+  const { to, context, sni, alpn, verify, sessions } = options;
+  const peer = "stream" in to ? undefined : `${to.host} ${to.port} ${sni}`;
+  const session = peer === undefined ? undefined : sessions?.take(peer);
   return new Promise((resolve, reject) => {
     // @types/node lacks allowHalfOpen, which tls.connect takes.
     const settings: ConnectionOptions & { allowHalfOpen: boolean } = {
@@ -34,11 +41,15 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
       secureContext: context,
       ALPNProtocols: [...alpn],
       rejectUnauthorized: verify,
-      checkServerIdentity: (_host, { subjectaltname }) => options.check(subjectaltname),
+      checkServerIdentity: (_host, certificate) =>
+        // A session outlives the certificate that was verified when it began.
+        expiryOf(certificate) ?? options.check(certificate.subjectaltname),
+      ...(session && { session }),
       ...(sni === "" ? {} : { servername: sni }),
     };
     let connected = false;
     const socket = connect(settings);
+    readPeerNamesOnly(socket);
     // For moments when nobody else listens: an error without a listener ends the process.
     socket.on("error", () => {});
     const patience = options.patience ?? CONNECT_PATIENCE;
@@ -81,6 +92,8 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
         return;
       }
       finish();
+      if (sessions && peer !== undefined)
+        socket.on("session", (ticket: Buffer) => sessions.put(peer, ticket));
       socket.pause();
       resolve(socket);
     });
