@@ -188,7 +188,6 @@ async function startEnvoy(port: number): Promise<Proxy> {
   const { key, cert, ca } = mesh.issue("app");
   const tls = typed("transport_sockets.tls.v3.UpstreamTlsContext", {
     sni: SNI,
-    max_session_keys: 0,
     common_tls_context: {
       alpn_protocols: ["istio"],
       tls_params: { tls_minimum_protocol_version: "TLSv1_2", tls_maximum_protocol_version: "TLSv1_3" },

@@ -150,7 +150,9 @@ export class Book {
       const found = kernel.services.get(name) ?? { redirected: 0, refused: 0, failed: 0, other: 0 };
       this.counter(`${name}: redirected`, found.redirected, this.#redirected[service] ?? 0);
       this.counter(`${name}: refused`, found.refused, this.#refused[service] ?? 0);
-      this.counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
+      // With a tunnel that was killed went what it had not recorded yet; one whose peer was killed tries another.
+      if (this.#crashes.length === 0 || !this.#directory.tunnelled(service))
+        this.counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
       this.counter(`${name}: passed`, found.other, 0);
     });
     const live = new Map(kernel.live);
@@ -222,6 +224,8 @@ export class Book {
     const impostor = !direct && this.#directory.impostor(service);
     if (impostor && error === constants.errno.ECONNRESET && (flaws & FLAW.wrongBytes) === 0) {
       this.sums.impostors++;
+      // The tunnel records failures behind it as failed connects.
+      this.#failures[service] = (this.#failures[service] ?? 0) + 1;
       return;
     }
     if (error !== 0 || flaws !== 0) {

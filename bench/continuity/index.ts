@@ -4,7 +4,7 @@
  * state and its control plane, and kmesh tunnel restarted, upgraded and killed, in an order that the seed decides
  * (schedule.ts has the kinds):
  *
- *     bun bench/continuity [--events N] [--seed N] [--only KIND,...] [--rate N] [--mode dual-engine] [--quick] [--output json]
+ *     bun bench/continuity [--events N] [--seed N] [--only KIND,...] [--soak MINUTES] [--rate N] [--mode dual-engine] [--quick] [--output json]
  *
  * Every connection is written into a ledger at both ends, and judged: was it answered, by an endpoint that might serve it
  * at that time, with the right bytes; and are the kernel's counters what the ledgers say, to the last connection. Another
@@ -23,6 +23,8 @@ import { isClean, printReport } from "./report.ts";
 import { runContinuity } from "./run.ts";
 import { EVENTS, type EventKind } from "./schedule.ts";
 
+/** Minutes. */
+const LONGEST_SOAK = 240;
 /** Set in the process that has the namespaces. */
 const INSIDE = "BENCH_CONTINUITY_INSIDE";
 
@@ -39,6 +41,8 @@ const { values: flags } = parseArgs({
     mode: { type: "string", default: "kernel-native" },
     /** Short stops and pauses. */
     quick: { type: "boolean", default: false },
+    /** Minutes under load before the first event, 240 at most. */
+    soak: { type: "string", default: "0" },
     /** Kinds of events, with commas; default: all. */
     only: { type: "string" },
     /** Misroutes on purpose after the last event: the run must end with exit code 1. */
@@ -89,6 +93,7 @@ async function inside(): Promise<void> {
   const report = await runContinuity({
     seed,
     events: Number(flags.events),
+    soak: Math.min(Number(flags.soak), LONGEST_SOAK),
     kinds: kindsOf(flags.only),
     misroute,
     mode,

@@ -8,7 +8,7 @@ import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
 import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";
-import { type Maps, TRAFFIC_MAPS } from "../../src/datapath/tables/tables.ts";
+import { KEPT_MAPS, type Maps } from "../../src/datapath/tables/tables.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { Counting } from "../../src/telemetry/counting.ts";
 import { Flusher } from "../../src/telemetry/flush.ts";
@@ -16,8 +16,8 @@ import { readRetired } from "../../src/telemetry/reading.ts";
 import { addCounters, closedOf, noCounters, readRows } from "../../src/telemetry/rows.ts";
 
 const SERVICE = layout.service_counters;
-/** What bpf/flush.bpf.c and its readers use. */
-const FLUSHED = ["sockets", "enrolment", "units", ...TRAFFIC_MAPS] as const;
+/** Those that bpf/flush.bpf.c and its readers use are among them. */
+const FLUSHED = KEPT_MAPS;
 
 export interface ServiceCount {
   redirected: number;

@@ -46,6 +46,7 @@ export function printReport(report: Report): void {
       ["to the machine, failed", report.admission.failed],
     ],
   );
+  printMemory(report.memory);
   console.log(
     "\nconnect() to a service, and in the same time to an address that is none; slow: over 3 times the quiet p99:",
   );
@@ -96,4 +97,16 @@ export function printReport(report: Report): void {
       ...Object.entries(report.kinds).map(([kind, times]) => tunnelRow(kind, times)),
     ],
   );
+}
+
+function printMemory(memory: Report["memory"]): void {
+  const rows = Object.entries(memory).map(([name, kilobytes]) => {
+    const megabytes = kilobytes.map((each) => each / 1024);
+    // The first minutes fill pools and compile what is hot.
+    const warm = megabytes.slice(Math.min(5, megabytes.length - 1));
+    return [name, megabytes[0] ?? 0, warm[0] ?? 0, megabytes.at(-1) ?? 0, Math.max(...megabytes)];
+  });
+  if (rows.length === 0) return;
+  console.log("\nResident memory in the soak, MB:");
+  printTable(["", "at first", "after 5 min", "at last", "most"], rows);
 }

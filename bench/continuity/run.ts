@@ -22,6 +22,8 @@ import { Validity } from "./validity.ts";
 export interface RunOptions {
   seed: number;
   events: number;
+  /** Minutes under load before the first event, in which nothing happens. */
+  soak: number;
   kinds: readonly EventKind[];
   /** Misroutes, admits and refuses wrongly, and expects a wrong address of a name, on purpose: the report must show all. */
   misroute: boolean;
@@ -85,6 +87,8 @@ export interface Report extends Sums {
   /** Connections to the machine. */
   admission: AdmissionSums;
   quiet: KindReport;
+  /** Resident memory of each process, KiB, at each minute of the soak. */
+  memory: Record<string, number[]>;
   kinds: Partial<Record<EventKind, KindReport>>;
   milliseconds: number;
   complaints: string[];
@@ -167,6 +171,7 @@ class Run {
   readonly #quiet = new Times();
   readonly #kinds = new Map<EventKind, Times>();
   #slowFrom = { service: Number.POSITIVE_INFINITY, direct: Number.POSITIVE_INFINITY };
+  readonly #memory: Record<string, number[]> = {};
   #stuck = 0;
   #unneededWrites = 0;
 
@@ -200,6 +205,7 @@ class Run {
     await this.#stage.go();
     await this.#measureQuiet();
     progress(`quiet: ${this.#tell()}`);
+    await this.#soak();
     for (const [i, event] of schedule(seed, events, kinds).entries()) {
       const line = await this.#playOne(event, random);
       progress(`${i + 1}/${events} ${event.kind}: ${line}`);
@@ -227,6 +233,7 @@ class Run {
       failedLookups: lookups.asked - lookups.right,
       admission: this.#admission.sums,
       quiet: this.#quiet.report(),
+      memory: this.#memory,
       kinds: Object.fromEntries([...this.#kinds].map(([kind, times]) => [kind, times.report()])),
       milliseconds: performance.now() - began,
       complaints: this.#book.complaints,
@@ -247,6 +254,28 @@ class Run {
     this.#quiet.events = 1;
     await sleep(pace.quiet / 2);
     await this.#pauseAndCheck(() => this.#quiet);
+  }
+
+  /** Load and nothing else: who keeps what is over grows. */
+  async #soak(): Promise<void> {
+    const { soak, progress } = this.#options;
+    for (let minute = 0; soak > 0 && minute <= soak; minute++) {
+      if (minute > 0) {
+        await sleep(60_000);
+        await this.#stage.churn(CHURN);
+        await this.#pauseAndCheck(() => undefined);
+      }
+      const now = this.#stage.memory();
+      for (const [name, kilobytes] of Object.entries(now)) {
+        const row = this.#memory[name] ?? [];
+        row.push(kilobytes);
+        this.#memory[name] = row;
+      }
+      const text = Object.entries(now).map(
+        ([name, kilobytes]) => `${name} ${Math.round(kilobytes / 1024)} MB`,
+      );
+      progress(`minute ${minute} of ${soak}: ${text.join(", ")}; ${this.#tell()}`);
+    }
   }
 
   async #playOne(event: ScheduledEvent, random: Random): Promise<string> {

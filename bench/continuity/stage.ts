@@ -36,7 +36,7 @@ import type { Build, Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
-import { Tunnels } from "./tunnels.ts";
+import { residentMemory, Tunnels } from "./tunnels.ts";
 import type { Validity } from "./validity.ts";
 
 const BPFFS = "/sys/fs/bpf";
@@ -337,6 +337,11 @@ export class Stage {
     });
     this.#agent = agent;
     this.#pid = agent.pid;
+  }
+
+  /** Resident memory of the agent and of the tunnels that accept, KiB. */
+  memory(): Record<string, number> {
+    return { "the agent": residentMemory(this.#pid), ...this.tunnels.memory() };
   }
 
   signalAgent(signal: NodeJS.Signals): void {

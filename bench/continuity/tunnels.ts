@@ -146,6 +146,13 @@ export class Tunnels {
     return readTunnels(this.#runDir(side));
   }
 
+  /** Resident memory of the tunnels that accept, KiB. */
+  memory(): Record<string, number> {
+    return Object.fromEntries(
+      SIDES.map((side) => [`the ${side}' tunnel`, residentMemory(this.#accepting(side).pid)]),
+    );
+  }
+
   /** As `systemctl reload kmesh-tunnel`: resolves when the next one accepts and this one drains. Gives how long that took, ms. */
   async restart(side: Side): Promise<number> {
     const { pid } = this.#accepting(side);
@@ -246,6 +253,15 @@ export class Tunnels {
 
   #log(side: Side): string {
     return this.#options.log(`tunnel-${side}`);
+  }
+}
+
+/** KiB; 0 when the process has ended. */
+export function residentMemory(pid: number): number {
+  try {
+    return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1] ?? 0);
+  } catch {
+    return 0;
   }
 }
 
