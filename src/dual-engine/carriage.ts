@@ -27,23 +27,24 @@ export type Carriage =
   /** It is in another network, to which no gateway is known. */
   | { kind: "no-gateway" };
 
-/** `sni` is for a sidecar's mutual TLS. */
+/** `sni` is for a sidecar's mutual TLS, which the workload takes with `sidecar`. */
 export function carriageOf(
   { profile }: WorkloadRecord,
   around: Surroundings,
   sans: readonly string[],
   sni: string,
+  sidecar = false,
 ): Carriage {
   const { here, tunnel, allowPlaintext } = around;
   if (profile.network !== here.network) {
     if (!profile.gateway) return { kind: "no-gateway" };
     return tunnel ? { kind: "gateway", gateway: profile.gateway } : { kind: "no-tunnel" };
   }
-  if (profile.tunnel === "none") return { kind: "plaintext" };
+  const isSidecar = profile.tunnel === "istio" || (profile.tunnel === "none" && sidecar && tunnel);
+  if (profile.tunnel === "none" && !isSidecar) return { kind: "plaintext" };
   if (!tunnel) return { kind: allowPlaintext ? "plaintext-instead" : "no-tunnel" };
   const identities = sansOf([identityOf(profile), ...sans]);
-  if (profile.tunnel === "istio")
-    return { kind: "transport", transport: { kind: "istio", sni, sans: identities } };
+  if (isSidecar) return { kind: "transport", transport: { kind: "istio", sni, sans: identities } };
   return {
     kind: "transport",
     transport: { kind: "hbone", authority: "", port: HBONE_PORT, sans: identities },

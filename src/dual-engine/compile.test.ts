@@ -1,5 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { MalformedResource } from "../istiod/stream/sink.ts";
+import { envoy } from "../kernel-native/resources/envoy.gen.js";
+import type { Transport } from "../mesh/transport.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
 import { bytesOf, Fixture, HERE, pod, service } from "./testdata/resources.ts";
 import { workload } from "./workload.gen.js";
@@ -17,6 +19,86 @@ function frontends(fixture: Fixture): Record<string, string> {
 function notes(fixture: Fixture, name = "a.shop:80"): string[] {
   return (fixture.mesh.services.get(name)?.notes ?? []).map(({ kind, text }) => `${kind}: ${text}`);
 }
+
+describe("mutual TLS of sidecars, of which EDS alone knows", () => {
+  const pods = [
+    service("a", { addresses: ["10.96.0.1"], ports: { 80: 0 } }),
+    pod("p1", { addresses: ["10.1.0.1"], serviceAccount: "one", services: { "shop/a.shop": { 80: 8080 } } }),
+    pod("p2", { addresses: ["10.1.0.2"], serviceAccount: "two", services: { "shop/a.shop": { 80: 8080 } } }),
+  ];
+  /** What istiod says of the endpoints at port 8080: those with mutual TLS. */
+  const assignment = (tls: string[], plain: string[]) =>
+    envoy.ClusterLoadAssignment.encode({
+      clusterName: A,
+      endpoints: [
+        {
+          lbEndpoints: [...tls, ...plain].map((address) => ({
+            endpoint: { address: { socketAddress: { address, portValue: 8080 } } },
+            metadata: {
+              filterMetadata: tls.includes(address)
+                ? { "envoy.transport_socket_match": { fields: { tlsMode: { stringValue: "istio" } } } }
+                : {},
+            },
+          })),
+        },
+      ],
+    }).finish();
+  const carried = (fixture: Fixture) => {
+    const { transports = [], localities = [] } = fixture.mesh.clusters.get(A) ?? {};
+    return Object.fromEntries(
+      localities.flatMap(({ endpoints }) =>
+        endpoints.map(({ address, transport = 0 }) => [address, transports[transport - 1] ?? "plaintext"]),
+      ),
+    );
+  };
+  const istio = (account: string): Transport => ({
+    kind: "istio",
+    sni: "outbound_.80_._.a.shop",
+    sans: [{ kind: "exact", value: `spiffe://cluster.local/ns/shop/sa/${account}` }],
+  });
+
+  test("each endpoint is reached as EDS says, with the identity that the workload has", () => {
+    const fixture = new Fixture().push(...pods);
+    expect([...fixture.engine.wanted("endpoints")]).toEqual([A]);
+    expect([...fixture.engine.wanted("route")]).toEqual([]);
+    expect(carried(fixture)).toEqual({ "10.1.0.1": "plaintext", "10.1.0.2": "plaintext" });
+    fixture.engine.upsert("endpoints", A, assignment(["10.1.0.1"], ["10.1.0.2"]));
+    fixture.push();
+    expect(carried(fixture)).toEqual({ "10.1.0.1": istio("one"), "10.1.0.2": "plaintext" });
+    fixture.engine.upsert("endpoints", A, assignment(["10.1.0.1", "10.1.0.2"], []));
+    fixture.push();
+    expect(carried(fixture)).toEqual({ "10.1.0.1": istio("one"), "10.1.0.2": istio("two") });
+    fixture.engine.remove("endpoints", A);
+    fixture.push();
+    expect(carried(fixture)).toEqual({ "10.1.0.1": "plaintext", "10.1.0.2": "plaintext" });
+  });
+
+  test("nothing is asked of services that go, that a waypoint has, of whom all take HBONE, and without a tunnel", () => {
+    const fixture = new Fixture().push(...pods);
+    fixture.push(service("a", { addresses: ["10.96.0.1"], ports: { 80: 0, 81: 0 } }));
+    expect(fixture.engine.wanted("endpoints").size).toBe(2);
+    fixture.remove("shop/a.shop");
+    expect(fixture.engine.wanted("endpoints").size).toBe(0);
+    const hbone = pods.slice(1).map(([uid]) =>
+      pod(uid, {
+        ...{ addresses: ["10.1.0.1"], serviceAccount: "one", tunnelProtocol: TunnelProtocol.HBONE },
+        services: { "shop/a.shop": { 80: 8080 } },
+      }),
+    );
+    fixture.push(...pods.slice(0, 1), ...hbone);
+    expect(fixture.engine.wanted("endpoints").size).toBe(0);
+    expect(new Fixture({ tunnel: false }).push(...pods).engine.wanted("endpoints").size).toBe(0);
+  });
+
+  test("a malformed assignment is refused, and what was known stays", () => {
+    const fixture = new Fixture().push(...pods);
+    fixture.engine.upsert("endpoints", A, assignment(["10.1.0.1"], []));
+    fixture.push();
+    expect(() => fixture.engine.upsert("endpoints", A, Uint8Array.of(0x12, 9, 1))).toThrow(MalformedResource);
+    fixture.push();
+    expect(carried(fixture)["10.1.0.1"]).toEqual(istio("one"));
+  });
+});
 
 describe("services and workloads", () => {
   test("a service's addresses lead to the ports that its workloads say", () => {

@@ -9,9 +9,9 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { Compiler, type CompilerOptions } from "./compile.ts";
 import type { CompiledInbound } from "./inbound.ts";
-import { waypointsOf } from "./parts.ts";
 import type { WorkloadRecord } from "./records.ts";
 import { Store } from "./store.ts";
+import { waypointsOf } from "./waypoints.ts";
 
 export interface DualEngineOptions extends CompilerOptions {
   /**
@@ -68,6 +68,7 @@ export class DualEngine implements ResourceSink {
     this.#store = new Store(
       { entry, namespace, network: here.network, addresses: new Set(self.addresses) },
       workloads,
+      options.tunnel,
     );
     this.#resolver = new Resolver({
       ...(lookup ? { lookup } : {}),
@@ -85,9 +86,9 @@ export class DualEngine implements ResourceSink {
     this.#store.remove(type, name);
   }
 
-  /** Nothing is subscribed to by name. */
-  wanted(): ReadonlySet<string> {
-    return NOTHING;
+  /** Endpoints of services whose peers may have a sidecar, where a tunnel carries its mutual TLS. Of no other type. */
+  wanted(type: "endpoints" | "route"): ReadonlySet<string> {
+    return (type === "endpoints" && this.#store.sidecars?.wanted()) || NOTHING;
   }
 
   /**

@@ -56,7 +56,11 @@ export function serviceCluster(
     if (rank === undefined) continue;
     const priority = priorityOf(record, rank);
     const healthy = member.healthy || record.allowUnhealthy;
-    const carriage = carriageOf(member, around, record.sans, `outbound_.${port.port}_._.${record.host}`);
+    const sni = `outbound_.${port.port}_._.${record.host}`;
+    const sidecar = member.addresses.some((address) =>
+      around.store.sidecars?.takesTls(record.host, port.port, address, target),
+    );
+    const carriage = carriageOf(member, around, record.sans, sni, sidecar);
     if (carriage.kind === "no-tunnel" || carriage.kind === "no-gateway") counts[carriage.kind]++;
     else if (carriage.kind === "gateway") {
       if (healthy) addGateway(gateways, carriage.gateway, member, priority, record.sans);

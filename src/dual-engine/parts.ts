@@ -11,8 +11,9 @@ import {
   serviceCluster,
   waypointCluster,
 } from "./endpoints.ts";
-import type { Gateway, ServiceRecord, WorkloadRecord } from "./records.ts";
+import type { ServiceRecord, WorkloadRecord } from "./records.ts";
 import { isTunnelled } from "./store.ts";
+import { waypointsOf } from "./waypoints.ts";
 
 export interface Part {
   services: { id: ServiceId; notes: Note[] }[];
@@ -106,16 +107,4 @@ export function partOfWorkload(member: WorkloadRecord, around: Surroundings): Pa
     }
   }
   return part;
-}
-
-/** The waypoints of a service with their weights; none for the service of a waypoint itself. */
-export function waypointsOf(record: ServiceRecord): { gateway: Gateway; weight: number }[] {
-  const { waypoint, weightedWaypoints, key } = record;
-  const all =
-    weightedWaypoints.length > 0
-      ? [...weightedWaypoints]
-      : waypoint
-        ? [{ gateway: waypoint, weight: 1 }]
-        : [];
-  return all.filter(({ gateway }) => gateway.destination !== key);
 }

@@ -12,6 +12,7 @@ import {
   type ServiceRecord,
   type WorkloadRecord,
 } from "./records.ts";
+import { hostOf, Sidecars } from "./sidecars.ts";
 
 /** The changes for the next compilation. */
 export interface Dirty {
@@ -46,6 +47,8 @@ export class Store {
   names: NamesRecord = NO_NAMES;
   /** The machine's own workload; undefined when istiod has none, or not yet. */
   own: WorkloadRecord | undefined;
+  /** Which peers take a sidecar's mutual TLS; undefined where nothing carries it. */
+  readonly sidecars: Sidecars | undefined;
   readonly #self: Self;
   readonly #index: WorkloadIndex | undefined;
   readonly #reader = new AddressReader();
@@ -59,9 +62,11 @@ export class Store {
   readonly #users = new Map<string, Set<string>>();
   #dirty: Dirty = clean();
 
-  constructor(self: Self, index?: WorkloadIndex) {
+  /** With `tunnel` the store asks for what EDS knows of sidecars. */
+  constructor(self: Self, index?: WorkloadIndex, tunnel = false) {
     this.#self = self;
     this.#index = index;
+    this.sidecars = tunnel ? new Sidecars(this, self.network) : undefined;
   }
 
   /** Decodes and stores one resource. Throws MalformedResource; the stored version then stays. */
@@ -76,6 +81,9 @@ export class Store {
       case "authorization":
         this.authorizations.set(name, parseAuthorization(name, bytes));
         this.#dirty.inbound = true;
+        break;
+      case "endpoints":
+        if (this.sidecars?.put(name, bytes)) this.#touchHost(hostOf(name));
         break;
       case "names":
         this.names = flattenNames(name, bytes);
@@ -93,6 +101,8 @@ export class Store {
       this.#putWorkload(name, undefined);
     } else if (type === "authorization") {
       if (this.authorizations.delete(name)) this.#dirty.inbound = true;
+    } else if (type === "endpoints") {
+      if (this.sidecars?.put(name, undefined)) this.#touchHost(hostOf(name));
     } else if (type === "names") {
       this.names = NO_NAMES;
       this.#dirty.names = true;
@@ -120,6 +130,10 @@ export class Store {
 
   touch(services: Iterable<string>): void {
     for (const key of services) this.#dirty.services.add(key);
+  }
+
+  #touchHost(host: string): void {
+    this.touch(this.#byHost.get(host) ?? []);
   }
 
   membersOf(service: string): ReadonlySet<WorkloadRecord> {
@@ -168,6 +182,7 @@ export class Store {
       join(this.#byHost, host, key);
     }
     for (const { uid, profile } of this.membersOf(key)) if (isTunnelled(profile)) this.#dirty.direct.add(uid);
+    this.sidecars?.touch(key);
     this.#touchUsers(key, [...(before?.addresses ?? []), ...(record?.addresses ?? [])]);
     this.#dirty.services.add(key);
     this.#dirty.records = true;
@@ -200,6 +215,7 @@ export class Store {
     for (const { service, ports } of bindings) {
       join(this.#members, service, record);
       this.#dirty.services.add(service);
+      this.sidecars?.touch(service);
       this.#touchUsers(service, []);
       if (profile.gateway) join(this.#users, destinationKey(profile.gateway.destination), service);
       if (text_ === undefined) continue;
@@ -219,6 +235,7 @@ export class Store {
     for (const { service } of bindings) {
       leave(this.#members, service, record);
       this.#dirty.services.add(service);
+      this.sidecars?.touch(service);
       this.#touchUsers(service, []);
     }
     if (profile.waypoint) leave(this.#users, destinationKey(profile.waypoint.destination), DIRECT + uid);

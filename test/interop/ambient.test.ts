@@ -8,6 +8,7 @@ import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, run } from "../lab/process.ts";
 import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 import { hostOf, inNamespace, pod, running, service, serviceEntry, slice } from "./objects.ts";
+import { StrictPeer } from "./strict-peer.ts";
 import { Waypoint } from "./waypoint-envoy.ts";
 
 setDefaultTimeout(60_000);
@@ -336,6 +337,32 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
         return by.e === 3 && waypoint.streams().length === seen;
       });
     });
+  });
+
+  test("a sidecar's mutual TLS, of which only EDS knows: an unmodified app reaches a peer that takes nothing else", async () => {
+    const identity = identityStore(join(lab.folder, "state")).load();
+    if (!identity) throw new Error("the agent has no certificate");
+    await run(["ip", "-n", lab.namespace.name, "addr", "add", "172.31.1.6/32", "dev", "lo"]);
+    const strict = await StrictPeer.start({
+      ...{ folder: lab.folder, netns: lab.namespace.path, identity },
+      at: { address: "172.31.1.6", port: 8443 },
+    });
+    others.push(strict);
+    const ports = [{ number: 7000, name: "tcp", protocol: "TCP", targetPort: 8443 }];
+    await lab.plane.kube.apply(
+      serviceEntry("sidecar", {
+        ...{ addresses: ["10.97.0.8"], ports },
+        endpoints: [{ address: "172.31.1.6", serviceAccount: "vm" }],
+      }),
+    );
+    const { peers } = await lab.connectUntil("it answers", "10.97.0.8", 7000, ({ by }) => by.strict === 3, {
+      count: 3,
+    });
+    expect(peers).toEqual({ "10.97.0.8 7000": 3 });
+    // In plaintext it says nothing.
+    expect((await lab.connectOutside("172.31.1.6", 8443)).by).toEqual({});
+    // A peer without a sidecar stays as it was.
+    expect((await lab.connect("10.97.0.2", 7000)).by).toEqual({ d: 1 });
   });
 
   test("istiod goes and comes back: only what changed meanwhile is sent and written", async () => {

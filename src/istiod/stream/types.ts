@@ -7,7 +7,7 @@ export const MODES: readonly Mode[] = ["kernel-native", "dual-engine"];
 /** The types of each mode, in the order in which they are subscribed to. The first one announces the node. */
 export const SUBSCRIBED: Readonly<Record<Mode, readonly ResourceType[]>> = {
   "kernel-native": ["cluster", "endpoints", "listener", "route", "names"],
-  "dual-engine": ["authorization", "address", "names"],
+  "dual-engine": ["authorization", "address", "endpoints", "names"],
 };
 
 /** The types without which the first push of a process is not complete: it replaces what an earlier process left. */
