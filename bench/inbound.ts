@@ -14,11 +14,13 @@ import { NetnsLink } from "../src/kernel/net/netns-link.ts";
 import { loopbackUp, unshareNetns } from "../src/kernel/netns.ts";
 import { BpfProgram } from "../src/kernel/object.ts";
 import type { Inbound, Policy } from "../src/mesh/inbound.ts";
+import { Talker } from "./continuity/talker.ts";
 
 const SIZES = [0, 10, 1_000] as const;
-/** Connections of one measurement, and rounds of everything. What counts is the median of the rounds' ratios. */
-const CONNECTIONS = 500;
-const ROUNDS = 41;
+/** Connections of one measurement, a few milliseconds: the machine's own ups and downs are longer. */
+const CONNECTIONS = 150;
+/** Measurements without the program, with it, and without it again. What counts is the median of the rounds' ratios. */
+const ROUNDS = 60;
 const PORT = 8080;
 
 const SERVER = `
@@ -29,14 +31,15 @@ while True: one.accept()[0].close()
 `;
 const CLIENT = `
 import socket, struct, sys, time
-count, begun, failed = int(sys.argv[1]), time.perf_counter(), 0
-for _ in range(count):
-    one = socket.socket()
-    one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    try: one.connect(("10.78.0.1", ${PORT}))
-    except OSError: failed += 1
-    one.close()
-print((time.perf_counter() - begun) / count * 1e6, failed)
+for line in sys.stdin:
+    count, begun, failed = int(line), time.perf_counter(), 0
+    for _ in range(count):
+        one = socket.socket()
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        try: one.connect(("10.78.0.1", ${PORT}))
+        except OSError: failed += 1
+        one.close()
+    print((time.perf_counter() - begun) / count * 1e6, failed, flush=True)
 `;
 
 unshareNetns();
@@ -46,6 +49,7 @@ const bpffs = `/sys/fs/bpf/kmesh_bench_${process.pid}`;
 const peer = `kmb${process.pid}`;
 ensureBpffs(bpffs);
 let keeper: InboundKeeper | undefined;
+let client: Talker | undefined;
 const server = spawn("python3", ["-c", SERVER], { stdio: ["ignore", "pipe", "inherit"] });
 try {
   await once(server.stdout, "data");
@@ -53,39 +57,40 @@ try {
   shell(`ip link add kmb0 type veth peer name kmb1 netns ${peer}`);
   shell("ip addr add 10.78.0.1/24 dev kmb0 && ip link set kmb0 up");
   shell(`ip -n ${peer} addr add 10.78.0.2/24 dev kmb1 && ip -n ${peer} link set kmb1 up`);
-  writeFileSync(join(folder, "client.py"), CLIENT);
-  const costs = new Map<string, number[]>();
-  const ratios = new Map<string, number[]>();
-  connectionsOf(1000);
-  for (let round = 0; round < ROUNDS; round++) {
-    const now = new Map<string, number>();
-    // Each goes first in turn.
-    const order = ["none", ...SIZES] as const;
-    for (let i = 0; i < order.length; i++) {
-      const size = order[(round + i) % order.length] ?? "none";
-      if (size === "none") detach();
-      else attach(size);
-      now.set(String(size), connectionsOf(CONNECTIONS));
+  client = new Talker(
+    "client",
+    ["ip", "netns", "exec", peer, "python3", "-c", CLIENT],
+    join(folder, "client"),
+  );
+  await connectionsOf(1000);
+  console.log(`${ROUNDS} rounds of ${CONNECTIONS} connections without, with, and without the program:`);
+  for (const size of SIZES) {
+    const ratios: number[] = [];
+    const noise: number[] = [];
+    const costs: number[] = [];
+    for (let round = 0; round < ROUNDS; round++) {
+      detach();
+      const before = await connectionsOf(CONNECTIONS);
+      attach(size);
+      const cost = await connectionsOf(CONNECTIONS);
+      detach();
+      const after = await connectionsOf(CONNECTIONS);
+      costs.push(cost);
+      ratios.push((before + after) / 2 / cost);
+      noise.push(before / after);
     }
-    const base = now.get("none") ?? Number.NaN;
-    for (const [name, cost] of now) {
-      costs.set(name, [...(costs.get(name) ?? []), cost]);
-      ratios.set(name, [...(ratios.get(name) ?? []), base / cost]);
-    }
-  }
-  for (const [name, list] of costs) {
-    const what = name === "none" ? "no program" : `${name} policies`;
-    const ratio = median(ratios.get(name) ?? []).toFixed(3);
     console.log(
-      `${what.padEnd(14)} ${median(list).toFixed(2)} us a connection (best ${Math.min(...list).toFixed(2)}), accept rate ${ratio} of no program`,
+      `${String(size).padStart(5)} policies  ${median(costs).toFixed(2)} us a connection, accept rate ${median(ratios).toFixed(3)} of without; ` +
+        `without against without ${median(noise).toFixed(3)} (half of them within ${spread(noise)})`,
     );
   }
   for (const size of SIZES) {
     attach(size);
-    console.log(`${size} policies: the program takes ${programTime().toFixed(0)} ns a run`);
+    console.log(`${size} policies: the program takes ${(await programTime()).toFixed(0)} ns a run`);
   }
 } finally {
   detach();
+  await client?.end();
   server.kill("SIGKILL");
   spawnSync("ip", ["netns", "delete", peer]);
   unpin(bpffs);
@@ -108,7 +113,7 @@ function detach(): void {
 }
 
 /** Nanoseconds a run of the program, over some connections, by the kernel's own statistics. */
-function programTime(): number {
+async function programTime(): Promise<number> {
   const setting = "/proc/sys/kernel/bpf_stats_enabled";
   const before = readFileSync(setting, "utf8");
   using link = NetnsLink.fromPin(linkPin(bpffs));
@@ -122,7 +127,7 @@ function programTime(): number {
   writeFileSync(setting, "1");
   try {
     const from = stats();
-    connectionsOf(4 * CONNECTIONS);
+    await connectionsOf(10 * CONNECTIONS);
     const to = stats();
     return (to.time - from.time) / (to.count - from.count);
   } finally {
@@ -145,16 +150,19 @@ function policiesOf(size: number): Inbound {
   return { ports: [PORT], mtls: { default: "disable", ports: [] }, policies };
 }
 
-/** Microseconds a connection, from the peer's namespace. Throws when one is refused. */
-function connectionsOf(count: number): number {
-  const { stdout } = spawnSync(
-    "ip",
-    ["netns", "exec", peer, "python3", join(folder, "client.py"), String(count)],
-    { encoding: "utf8" },
-  );
-  const [cost = Number.NaN, failed = 1] = stdout.trim().split(" ").map(Number);
+/** Microseconds a connection, from the peer's namespace. Rejects when one is refused. */
+async function connectionsOf(count: number): Promise<number> {
+  const answer = (await client?.ask(String(count))) ?? "";
+  const [cost = Number.NaN, failed = 1] = answer.split(" ").map(Number);
   if (failed !== 0) throw new Error(`${failed} connections failed`);
   return cost;
+}
+
+/** The middle half of the values. */
+function spread(values: readonly number[]): string {
+  const sorted = [...values].sort((a, b) => a - b);
+  const at = (share: number) => (sorted[Math.floor(sorted.length * share)] ?? Number.NaN).toFixed(3);
+  return `${at(0.25)} to ${at(0.75)}`;
 }
 
 function shell(line: string): void {
