@@ -15,6 +15,7 @@ import { cutEstablished } from "./established.ts";
 import {
   closeInbound,
   type InboundOpened,
+  inboundPin,
   linkPin,
   openInbound,
   removeOtherInbound,
@@ -82,6 +83,7 @@ export class InboundKeeper {
     this.#enforceEstablished = options.enforceEstablished ?? false;
     this.#timer = setInterval(() => this.#lookAfter(), UPKEEP);
     this.#timer.unref?.();
+    this.#attempt(() => this.#adopt());
   }
 
   /** Publishes the policies; undefined: they are not known, and the live ones stay. Never throws. */
@@ -144,6 +146,32 @@ export class InboundKeeper {
     }
   }
 
+  /**
+   * Before the first push: attaches what is pinned, if it was to govern. Somebody may have removed the link while no agent
+   * ran, and until istiod answers nobody else would put it back.
+   */
+  #adopt(): void {
+    const { bpffs } = this.#options;
+    this.#behind = false;
+    if (!this.#enforce || !existsSync(inboundPin(bpffs, "inbound_settings"))) return;
+    const { opened, tables } = this.#open();
+    if (!tables.isOn) return;
+    tables.exempt(ownAddresses());
+    this.#link = attachInbound(linkPin(bpffs), opened.program, this.#link);
+  }
+
+  #open(): { opened: InboundOpened; tables: InboundTables } {
+    if (this.#held) return this.#held;
+    const opened = openInbound(this.#options.bpffs);
+    try {
+      this.#held = { opened, tables: new InboundTables(opened.maps) };
+      return this.#held;
+    } catch (error) {
+      closeInbound(opened);
+      throw error;
+    }
+  }
+
   #apply(): void {
     const inbound = this.#inbound;
     if (!inbound) return;
@@ -154,16 +182,7 @@ export class InboundKeeper {
       return;
     }
     const started = performance.now();
-    if (!this.#held) {
-      const opened = openInbound(bpffs);
-      try {
-        this.#held = { opened, tables: new InboundTables(opened.maps) };
-      } catch (error) {
-        closeInbound(opened);
-        throw error;
-      }
-    }
-    const { opened, tables } = this.#held;
+    const { opened, tables } = this.#open();
     tables.exempt(ownAddresses());
     if (this.#enforce) {
       const { changed } = tables.publish(inbound, this.#enforceEstablished);
@@ -236,8 +255,8 @@ export class InboundKeeper {
   }
 
   #lookAfter(): void {
-    if (!this.#inbound || !this.#options.ownsPins()) return;
-    if (this.#behind) this.#attempt(() => this.#apply());
+    if (!this.#options.ownsPins()) return;
+    if (this.#behind) this.#attempt(() => (this.#inbound ? this.#apply() : this.#adopt()));
     else if (this.#held)
       this.#attempt(() => {
         this.#repin();

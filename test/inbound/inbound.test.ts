@@ -52,7 +52,7 @@ describe("inbound policies", () => {
     const { command } = python(netns, "ask", from, address, port);
     return (await output(command, { netns: netns.path })).trim();
   };
-  const publish = (mode: "leave" | "flip" | "off" | "cut", ...sets: Inbound[]): Promise<string> =>
+  const publish = (mode: "leave" | "flip" | "off" | "cut" | "none", ...sets: Inbound[]): Promise<string> =>
     output(
       [process.execPath, join(HERE, "publisher.ts"), bpffs, mode, ...sets.map((set) => JSON.stringify(set))],
       { netns: vm.path },
@@ -232,12 +232,27 @@ describe("inbound policies", () => {
     expect(await publish("leave", next)).toContain("applied 0 attached true");
   });
 
+  test("own addresses that changed without an agent: a new one is judged as a peer, until an agent runs again", async () => {
+    const added = "10.79.9.10";
+    const set = inbound([policy("shop/no", "deny", source("10.79.9.0/24"))]);
+    await publish("leave", set);
+    await vm.addLoopback(added);
+    expect(await ask(VM.v4, PORT, added, vm)).toBe("ECONNREFUSED");
+    expect(await ask(VM.v4, PORT, VM.other, vm)).toStartWith("app");
+    await publish("none", set);
+    expect(await ask(VM.v4, PORT, added, vm)).toStartWith("app");
+  });
+
   test("a start that changes nothing writes nothing, and repairs what was removed", async () => {
     const set = inbound([policy("shop/no", "deny", source("10.79.0.0/16"))], [STRICT]);
     await publish("leave", set);
     expect(await publish("leave", set)).toContain("applied 0 attached true");
     await run(["rm", `${bpffs}/inbound/link`]);
     expect(await ask(VM.v4, PORT)).toStartWith("app");
+    // Before istiod's first push, too.
+    expect(await publish("none", set)).toContain("applied 0 attached true");
+    expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
+    await run(["rm", `${bpffs}/inbound/link`]);
     expect(await publish("leave", set)).toContain("applied 0 attached true");
     expect(await ask(VM.v4, PORT)).toBe("ECONNREFUSED");
   });

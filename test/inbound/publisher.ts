@@ -1,7 +1,7 @@
 /**
  * An agent's part in inbound policies, in the network namespace where it runs. argv: bpffs folder, "leave" or
  * "flip", then sets of policies as JSON. "leave" makes the last one live and ends; "flip" makes them live in turn, 40 times;
- * "off" makes the last one live and turns enforcement off; "cut" makes it govern established connections as well.
+ * "none" publishes nothing, as an agent before istiod's first push; "off" makes the last one live and turns enforcement off; "cut" makes it govern established connections as well.
  */
 import { InboundKeeper } from "../../src/inbound/inbound.ts";
 import { ensureBpffs } from "../../src/kernel/bpffs.ts";
@@ -18,7 +18,7 @@ const keeper = new InboundKeeper({
   ownsPins: () => true,
 });
 const rounds = mode === "flip" ? 40 : 1;
-for (let i = 0; i < rounds; i++) for (const set of sets) keeper.publish({ ...set });
+if (mode !== "none") for (let i = 0; i < rounds; i++) for (const set of sets) keeper.publish({ ...set });
 if (mode === "off") keeper.configure({ enforce: false });
 const { trouble, applied, attached } = keeper.status();
 if (trouble !== undefined) {
