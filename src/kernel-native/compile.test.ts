@@ -682,6 +682,26 @@ describe("what is published", () => {
   });
 });
 
+test("of a large table of names only what changed is compiled again", () => {
+  const table = Object.fromEntries(
+    Array.from({ length: 400 }, (_, i) => [`svc-${1000 + i}.internal`, [`10.0.1.${i % 250}`]]),
+  );
+  const { native } = observed();
+  native.upsert(...nds(table));
+  native.commit();
+  const before = new Map(native.mesh.names);
+  table["svc-1001.internal"] = ["10.0.9.9"];
+  table["svc-1002.internal"] = [];
+  table["svc-1003a.internal"] = ["10.0.9.10"];
+  const sorted = Object.fromEntries(Object.entries(table).sort(([one], [other]) => (one < other ? -1 : 1)));
+  native.upsert(...nds(sorted));
+  native.commit();
+  native.close();
+  const others = [...native.mesh.names].filter(([host, name]) => before.get(host) !== name);
+  expect(others.map(([host]) => host)).toEqual(["svc-1001.internal", "svc-1003a.internal"]);
+  expect(native.mesh.names).toEqual(compiled(nds(sorted)).names);
+});
+
 describe("names of DNS clusters", () => {
   const settled = () => new Promise((resolve) => setTimeout(resolve, 5));
 

@@ -11,13 +11,20 @@ const KUBERNETES = /^([^.]+)\.([^.]+)\.svc\.[^.]+(?:\..+)?$/;
 /** Names of istiod's table; `namespace` is the machine's. */
 export function namesOfTable(table: NamesRecord, namespace: string): Map<string, Name> {
   const names = new Map<string, Name>();
-  for (const [fqdn, addresses] of table.addresses) {
-    const host = canonicalHost(fqdn);
-    const kubernetes = table.kubernetes.get(fqdn);
-    const aliases = kubernetes ? shortForms(kubernetes.shortName, kubernetes.namespace, namespace) : [];
-    names.set(host, { host, addresses, aliases });
+  for (const fqdn of table.addresses.keys()) {
+    const name = nameOfTable(table, fqdn, namespace);
+    if (name) names.set(name.host, name);
   }
   return names;
+}
+
+/** One name of istiod's table; undefined when it has no address. */
+export function nameOfTable(table: NamesRecord, fqdn: string, namespace: string): Name | undefined {
+  const addresses = table.addresses.get(fqdn);
+  if (!addresses) return undefined;
+  const kubernetes = table.kubernetes.get(fqdn);
+  const aliases = kubernetes ? shortForms(kubernetes.shortName, kubernetes.namespace, namespace) : [];
+  return { host: canonicalHost(fqdn), addresses, aliases };
 }
 
 /** Names of the hosts of frontends with an address. */

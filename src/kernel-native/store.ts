@@ -7,7 +7,7 @@ import { type ClusterRecord, unknownCluster } from "./resources/cluster.ts";
 import { ClusterReader } from "./resources/cluster-reader.ts";
 import { type EndpointsRecord, flattenEndpoints } from "./resources/endpoint.ts";
 import { flattenListener, type ListenerRecord } from "./resources/listener.ts";
-import { flattenNames, type NamesRecord, NO_NAMES } from "./resources/names.ts";
+import { type NamesRecord, NameTableReader, NO_NAMES } from "./resources/names.ts";
 import { flattenRoutes, type RoutesRecord } from "./resources/route.ts";
 import { CONNECT_ORIGINATE, readHboneSans, withHbone } from "./resources/transport-sockets.ts";
 
@@ -43,6 +43,7 @@ export class Store {
   readonly #allowPlaintext: boolean;
   readonly #tunnel: boolean;
   readonly #clusterReader: ClusterReader;
+  readonly #nameTableReader = new NameTableReader();
   /** Clusters by EDS name; nearly always one. */
   readonly #users = new Map<string, string | readonly string[]>();
   readonly #wantedEndpoints = new Set<string>();
@@ -96,7 +97,7 @@ export class Store {
         this.#dirty.frontends = true;
         break;
       case "names":
-        this.names = flattenNames(name, bytes);
+        this.names = this.#nameTableReader.read(name, bytes);
         this.#dirty.frontends = true;
         break;
       default:
