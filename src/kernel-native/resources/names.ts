@@ -144,15 +144,14 @@ export class NameTableReader {
       for (const address of list) this.#point(address, host);
       if (kubernetes) this.#kubernetes.set(host, kubernetes);
     });
-    const moved = starts.subarray(end).map((start) => start + newEnd - to);
-    const whole = new Uint32Array(first + come.length + moved.length);
-    whole.set(starts.subarray(0, first));
-    whole.set(
-      come.map(({ start }) => start),
-      first,
-    );
-    whole.set(moved, first + come.length);
-    this.#starts = whole;
+    const all = new Uint32Array(first + come.length + starts.length - end);
+    all.set(starts.subarray(0, first));
+    come.forEach(({ start }, i) => {
+      all[first + i] = start;
+    });
+    for (let i = end; i < starts.length; i++)
+      all[first + come.length + i - end] = (starts[i] ?? 0) + newEnd - to;
+    this.#starts = all;
     this.#bytes = own(bytes);
     const since = this.#version;
     this.#version = ++versions;
