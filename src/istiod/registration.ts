@@ -112,6 +112,8 @@ export function differencesOf(
   ] as const;
   return {
     unserved: ways.flatMap(([way, sent, taken]) => (sent && !taken ? [way] : [])),
-    unused: isSeen ? ways.flatMap(([way, sent, taken]) => (!sent && taken ? [way] : [])) : [],
+    // Of both, sidecars are told of mTLS alone (PILOT_PREFER_SENDING_HBONE is off by default).
+    unused:
+      !isSeen || mtls.length > 0 ? [] : ways.flatMap(([way, sent, taken]) => (!sent && taken ? [way] : [])),
   };
 }

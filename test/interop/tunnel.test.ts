@@ -3,13 +3,19 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { identityStore } from "../../src/machine/identity-store.ts";
+import type { TunnelStatus } from "../../src/tunnel/process/status-file.ts";
 import { eventually, OwnedProcess } from "../lab/process.ts";
+import { connectedEntry, workloadGroup, workloadService } from "./membership.ts";
 import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 import { serviceEntry } from "./objects.ts";
+import { SecondMachine } from "./second-machine.ts";
 
 setDefaultTimeout(60_000);
 const why = missing();
 if (why !== undefined) console.warn(`interop tests are skipped: ${why}`);
+
+/** Addresses of the two machines. */
+const [A, B] = ["10.79.0.1", "10.79.0.2"];
 
 /** Answers each line with its name, and the caller's identity, as upstream.ts does; without a certificate of the mesh nobody gets in. */
 const STRICT_PEER = `
@@ -25,6 +31,8 @@ require("node:tls").createServer({ key, cert, ca, requestCert: true, rejectUnaut
 describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () => {
   let lab: MeshLab;
   const started: OwnedProcess[] = [];
+  let second: SecondMachine | undefined;
+  let joined: string[] = [];
 
   beforeAll(async () => {
     lab = await MeshLab.create();
@@ -50,15 +58,17 @@ describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () 
         endpoints: [{ address: "172.31.1.1" }],
       }),
     );
-    await lab.startedAgent(
+    joined = [
       `--istiod=localhost:${lab.plane.ports.secureGrpc}`,
       `--ca=${ca}`,
       `--token=${token}`,
       "--tunnel=on",
-    );
+    ];
+    await lab.startedAgent(...joined);
   }, 600_000);
 
   afterAll(async () => {
+    await second?.remove();
     for (const each of started) await each.stop("SIGKILL");
     await lab?.remove();
   }, 60_000);
@@ -104,5 +114,60 @@ describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () 
     await lab.agent.stop("SIGKILL");
     expect((await lab.connect("10.97.1.1", 7000, { count: 5 })).by).toEqual({ strict: 5 });
     await client.close();
+  });
+
+  test("two VMs under STRICT: istiod tells of their tunnels, apps talk both ways, plaintext stays out", async () => {
+    await lab.plane.kube.apply(workloadGroup("a"), workloadGroup("b"), {
+      apiVersion: "security.istio.io/v1",
+      kind: "PeerAuthentication",
+      metadata: { name: "default", namespace: "shop" },
+      spec: { mtls: { mode: "STRICT" } },
+    });
+    await lab.plane.kube.apply(workloadService("a", "10.97.2.1"), workloadService("b", "10.97.2.2"));
+    second = await SecondMachine.create(lab, `${A}/24`, `${B}/24`);
+    await lab.serve({ a: `${A}:8080` });
+    const upstream = join(import.meta.dirname, "upstream.ts");
+    await second.begin("b", "ready", second.namespace.path, [process.execPath, upstream, `b=${B}:8080`]);
+    await lab.startedAgent(...joined, "--workload-group=a", `--ip=${A}`);
+    // Where both are offered, istiod has sidecars send mutual TLS; here there is HBONE alone.
+    await second.start("outbound,hbone", ...joined, "--workload-group=b", `--ip=${B}`);
+
+    const labels = async (entry: string) => (await connectedEntry(lab.plane, entry)).labels;
+    const [tls, http] = ["security.istio.io/tlsMode", "networking.istio.io/tunnel"];
+    expect(await labels(`a-${A}`)).toMatchObject({ [tls]: "istio", [http]: "http" });
+    const ofB = await labels(`b-${B}`);
+    expect([ofB[tls], ofB[http]]).toEqual(["disabled", "http"]);
+
+    await lab.connectUntil("b answers", "10.97.2.2", 7000, ({ by }) => by.b === 1);
+    expect((await lab.connect("10.97.2.2", 7000, { count: 20 })).by).toEqual({ b: 20 });
+    await eventually("a answers", async () => (await second?.connect("10.97.2.1", 7000, 1))?.by.a === 1);
+    expect((await second.connect("10.97.2.1", 7000, 20)).by).toEqual({ a: 20 });
+    // A tunnel writes its status once a second.
+    await Bun.sleep(1_200);
+    const tunnelOf = (text: string): TunnelStatus => JSON.parse(text).tunnels[0];
+    const here = tunnelOf((await lab.kmesh("status", "--output", "json")).stdout);
+    const there = tunnelOf(await second.kmesh("status", "--output", "json"));
+    expect(here.ways.inbound.total).toBeGreaterThanOrEqual(20);
+    expect(there.ways.hbone.total).toBeGreaterThanOrEqual(20);
+    expect([here.ways.hbone.total, there.ways.inbound.total]).toEqual([0, 0]);
+    expect(Object.keys(there.identities)).toEqual(["spiffe://cluster.local/ns/shop/sa/vm"]);
+    expect((await lab.status()).registration?.peers).toEqual({
+      plaintext: [],
+      mtls: ["a.shop.internal:7000"],
+      hbone: [],
+    });
+
+    // Not enrolled: plaintext from outside.
+    expect((await second.connect(A, 8080, 3, false)).by).toEqual({});
+    expect((await lab.connectOutside(B, 8080, { count: 3 })).by).toEqual({});
+    await second.killAll();
+    await lab.agent.stop("SIGKILL");
+    for (const each of started.splice(0)) await each.stop("SIGKILL");
+    const refused = [
+      await second.connect(A, 8080, 3, false),
+      await lab.connectOutside(B, 8080, { count: 3 }),
+    ];
+    for (const { by, errors } of refused)
+      expect({ by, errors }).toEqual({ by: {}, errors: { ECONNREFUSED: 3 } });
   });
 });
