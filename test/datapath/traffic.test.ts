@@ -1,7 +1,9 @@
 /** What the kernel counts of a connection is what the apps at both ends saw, however it goes. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { netnsCookie } from "../../src/kernel/netns.ts";
+import { RingReader } from "../../src/kernel/ring.ts";
 import { Counting } from "../../src/telemetry/counting.ts";
 import { Flusher } from "../../src/telemetry/flush.ts";
 import {
@@ -9,11 +11,14 @@ import {
   type Counters,
   closedOf,
   type Direction,
+  decodeKey,
   ENDS,
   type FlowRow,
+  longAt,
   noCounters,
   readRows,
   subtractCounters,
+  viewOf,
 } from "../../src/telemetry/rows.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { output, placed } from "../lab/process.ts";
@@ -220,6 +225,63 @@ describe.skipIf(!root)("traffic", () => {
     } finally {
       client.kill();
       counting.serve([PORT]);
+    }
+  });
+
+  test("a long connection is logged once in each interval, at both ends, and at its end", async () => {
+    const INTERVAL = 100e6;
+    const ring = RingReader.open(lab.datapath.tables.maps.traffic_log, layout.flow_record.size);
+    const { fields } = layout.flow_record;
+    const records: { direction: string; at: number; since: number; live: boolean; sent: number }[] = [];
+    const read = () => {
+      for (;;) {
+        const { bytes, count } = ring.read();
+        if (count === 0) return;
+        for (let i = 0; i < count; i++) {
+          const at = i * layout.flow_record.size;
+          const view = viewOf(bytes);
+          const key = decodeKey(view, bytes, at + fields.key.offset);
+          // Accepted connections of the whole machine come by here.
+          if (!key || (key.direction === "in" && key.port !== PORT)) continue;
+          records.push({
+            direction: key.direction,
+            at: longAt(view, at + fields.at_ns.offset),
+            since: longAt(view, at + fields.since_ns.offset),
+            live: view.getUint8(at + fields.is_live.offset) === 1,
+            sent: longAt(view, at + fields.sent.offset),
+          });
+        }
+      }
+    };
+    counting.log(true);
+    counting.set("interval_ns", INTERVAL);
+    const client = new RunningClient(script("alive", "open"));
+    try {
+      expect(await client.line()).toBe("alive");
+      findAccepted();
+      for (let i = 0; i < 40; i++) {
+        flusher?.flush();
+        await new Promise((resolve) => setTimeout(resolve, 20));
+        read();
+      }
+      client.go();
+      await client.line();
+      read();
+      const out = records.filter(({ direction, live }) => direction === "out" && live);
+      const turns = out.map(({ at, since }) => Math.floor((at - since) / INTERVAL));
+      expect(new Set(turns).size).toBe(turns.length);
+      if (flusher) expect(turns.length).toBeGreaterThan(4);
+      const accepted = records.filter(({ direction, live }) => direction === "in" && live);
+      if (flusher) expect(Math.abs(accepted.length - out.length)).toBeLessThan(3);
+      expect(new Set(accepted.map(({ sent }) => sent))).toEqual(new Set(flusher ? [2998] : []));
+      expect(new Set(out.map(({ sent }) => sent))).toEqual(new Set(flusher ? [6999] : []));
+      const ends = records.filter(({ live }) => !live).map(({ direction, sent }) => `${direction} ${sent}`);
+      expect(ends.sort()).toEqual(["in 3000", "out 7000"]);
+    } finally {
+      client.kill();
+      counting.set("interval_ns", 0);
+      counting.log(false);
+      ring.close();
     }
   });
 

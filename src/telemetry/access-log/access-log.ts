@@ -64,6 +64,8 @@ export class AccessLog {
   readonly #timer: ReturnType<typeof setInterval>;
   #second = 0;
   #lines = 0;
+  /** What the kernel's buffer had no room for, as of the last look. */
+  #unlogged = 0;
   /** Lines beyond the rate, ever. */
   limited = 0;
 
@@ -72,6 +74,7 @@ export class AccessLog {
     this.#options = options;
     const { config } = options;
     this.#ring = RingReader.open(options.map, layout.flow_record.size);
+    this.#unlogged = options.traffic.counting.get("unlogged");
     // What an agent before left is nobody's any more, unless the log goes on.
     if (!config) this.#skip();
     this.configure(config);
@@ -85,7 +88,9 @@ export class AccessLog {
     if (this.#target) this.#look();
     this.#target?.close();
     this.#config = config;
-    this.#target = config ? new LogTarget(config.to, warn) : undefined;
+    this.#target = config
+      ? new LogTarget(config.to, warn, (count) => dropText(count, "target", config.format))
+      : undefined;
     traffic.counting.set("interval_ns", (config?.interval ?? 0) * 1e9);
     traffic.counting.log(config !== undefined || this.#followers.size > 0);
   }
@@ -101,6 +106,11 @@ export class AccessLog {
   }
 
   /** Ends this process's part; without a configured log the kernel writes no records from now on. */
+  /** Lines that the target did not take, ever. */
+  get dropped(): number {
+    return this.#target?.dropped ?? 0;
+  }
+
   close(): void {
     clearInterval(this.#timer);
     this.#look();
@@ -119,6 +129,10 @@ export class AccessLog {
     const config = this.#config;
     const offset = Date.now() - Number(monotonic()) / 1e6;
     let named = false;
+    const unlogged = traffic.counting.get("unlogged");
+    if (unlogged > this.#unlogged)
+      this.#target?.write(dropText(unlogged - this.#unlogged, "buffer", config?.format ?? "text"));
+    this.#unlogged = unlogged;
     for (let seen = 0; seen < MOST; ) {
       const { bytes, count } = this.#ring.read();
       if (count === 0) break;
@@ -142,7 +156,7 @@ export class AccessLog {
     const second = Math.floor(performance.now() / 1000);
     if (second !== this.#second) {
       const dropped = this.#lines - rate;
-      if (dropped > 0) this.#target?.write(dropText(dropped, this.#config?.format ?? "text"));
+      if (dropped > 0) this.#target?.write(dropText(dropped, "rate", this.#config?.format ?? "text"));
       this.#second = second;
       this.#lines = 0;
     }
@@ -242,11 +256,18 @@ function plain(text: string): string {
   return text.replace(/["\\]|\p{Cc}/gu, (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`);
 }
 
-function dropText(count: number, format: "text" | "json"): string {
+/** Why lines are missing. */
+const DROP_CAUSES = {
+  rate: "more than access-log-rate in a second",
+  buffer: "the kernel's buffer was full",
+  target: "the log could not be written, or its reader was too slow",
+} as const;
+
+function dropText(count: number, cause: keyof typeof DROP_CAUSES, format: "text" | "json"): string {
   const time = new Date().toISOString();
   return format === "json"
-    ? JSON.stringify({ time, dropped: count })
-    : `${time} ${count} connections were not logged: more than access-log-rate in a second`;
+    ? JSON.stringify({ time, dropped: count, cause: DROP_CAUSES[cause] })
+    : `${time} ${count} connections were not logged: ${DROP_CAUSES[cause]}`;
 }
 
 function join(address: string, port: number): string {

@@ -1,8 +1,9 @@
 /**
- * Where access log lines go: a file, stdout, or the journal. Lines wait in memory, a megabyte at most, while the one before
- * is written; what comes beyond, or can't be written, is dropped and counted.
+ * Where access log lines go: a file, a named pipe, stdout, or the journal. Lines wait in memory, a megabyte at most, while those
+ * before are written. What comes beyond, or can't be written, is dropped and counted, and the count is written as soon as
+ * something can be written again. A line that a full disk cut is completed then.
  */
-import { createWriteStream } from "node:fs";
+import { close, closeSync, constants, openSync, write, writeSync } from "node:fs";
 import { createConnection } from "node:net";
 import type { Writable } from "node:stream";
 import { reasonOf } from "../../errors/reason.ts";
@@ -13,29 +14,54 @@ const RETRY = 5_000;
 /** journald's stream protocol: a header of seven lines, then a line an entry (systemd's sd_journal_stream_fd). */
 const JOURNAL = "/run/systemd/journal/stdout";
 const JOURNAL_HEADER = "kmesh-access\n\n6\n0\n0\n0\n0\n";
+const NEWLINE = 10;
+
+/** How much of a text was taken; with an error when the target takes no more for now. */
+interface Outcome {
+  written: number;
+  error?: unknown;
+}
+
+/** Takes one text at a time: `done` is called once for each `write`, later. */
+interface Sink {
+  write(bytes: Uint8Array, done: (outcome: Outcome) => void): void;
+  /** Takes what it takes at once, and lets go. */
+  end(bytes: Uint8Array): void;
+  destroy(): void;
+}
 
 export class LogTarget {
   readonly #to: string;
   readonly #warn: (line: string) => void;
+  readonly #dropText: (count: number) => string;
   #lines: string[] = [];
   #size = 0;
-  #stream: Writable | undefined;
-  #busy = false;
+  /** What was taken out of `#lines` and not written: the rest of a line, or all that a slow reader left. */
+  #rest = new Uint8Array();
+  /** Whether the last byte that was written ended a line. */
+  #isAtStart = true;
+  #sink: Sink | undefined;
+  #isBusy = false;
+  #isClosed = false;
   #failedAt = Number.NEGATIVE_INFINITY;
   #trouble = "";
+  #untold = 0;
+  /** Of these, how many the last line of what is being written, or of `#rest`, tells. */
+  #telling = 0;
   /** Lines that were dropped, ever. */
   dropped = 0;
 
-  /** `to` is a path, "stdout" or "journal". Nothing is opened yet. */
-  constructor(to: string, warn: (line: string) => void) {
+  /** `to` is a path, "stdout" or "journal". `dropText` makes the line that says how many are missing. Nothing is opened yet. */
+  constructor(to: string, warn: (line: string) => void, dropText: (count: number) => string) {
     this.#to = to;
     this.#warn = warn;
+    this.#dropText = dropText;
   }
 
   /** Takes one line; `flush` writes it. */
   write(line: string): void {
-    if (this.#size + line.length > ROOM) {
-      this.dropped++;
+    if (this.#size + this.#rest.length + line.length > ROOM) {
+      this.#drop(1);
       return;
     }
     this.#lines.push(line);
@@ -44,50 +70,165 @@ export class LogTarget {
 
   /** Writes what waits, unless something is being written, and waits for nothing. */
   flush(): void {
-    if (this.#lines.length === 0 || this.#busy) return;
-    const stream = this.#open();
-    if (!stream) return;
-    const text = `${this.#lines.join("\n")}\n`;
-    const count = this.#lines.length;
-    this.#lines = [];
-    this.#size = 0;
-    this.#busy = true;
-    stream.write(text, (error) => {
-      this.#busy = false;
-      if (error) this.#fail(error, count);
-      else this.#trouble = "";
+    if (this.#isBusy || (this.#lines.length === 0 && this.#rest.length === 0 && this.#untold === 0)) return;
+    const sink = this.#open();
+    if (!sink) return;
+    const bytes = this.#take();
+    this.#isBusy = true;
+    sink.write(bytes, ({ written, error }) => {
+      this.#isBusy = false;
+      if (written > 0) this.#isAtStart = bytes[written - 1] === NEWLINE;
+      const left = bytes.subarray(written);
+      if (error === undefined) {
+        this.#rest = left.slice();
+        if (left.length === 0) this.#telling = 0;
+        this.#trouble = "";
+      } else {
+        const cut = this.#isAtStart ? 0 : left.indexOf(NEWLINE) + 1;
+        this.#rest = left.slice(0, cut);
+        const missing = countLines(left.subarray(cut));
+        // The line with the count is the last one.
+        const isTold = this.#telling === 0 || missing === 0;
+        if (!isTold) this.#untold += this.#telling;
+        this.#telling = 0;
+        this.#drop(isTold ? missing : missing - 1);
+        this.#fail(error);
+      }
+      if (this.#isClosed) this.#end();
     });
   }
 
+  /** Writes what can be written at once. */
   close(): void {
-    this.flush();
-    if (this.#stream && this.#stream !== process.stdout) this.#stream.end();
-    this.#stream = undefined;
+    this.#isClosed = true;
+    if (!this.#isBusy) this.#end();
   }
 
-  #open(): Writable | undefined {
-    if (this.#stream) return this.#stream;
-    if (performance.now() - this.#failedAt < RETRY) return undefined;
-    if (this.#to === "stdout") this.#stream = process.stdout;
-    else {
-      const journal = this.#to === "journal";
-      const stream = journal
-        ? createConnection(JOURNAL)
-        : createWriteStream(this.#to, { flags: "a", mode: 0o640 });
-      if (journal) stream.write(JOURNAL_HEADER);
-      stream.on("error", (error) => this.#fail(error, 0));
-      this.#stream = stream;
+  #end(): void {
+    const waits = this.#lines.length + this.#rest.length + this.#untold > 0;
+    const sink = waits ? this.#open() : this.#sink;
+    sink?.end(waits ? Buffer.concat([this.#take(), this.#take()]) : new Uint8Array());
+    this.#sink = undefined;
+  }
+
+  /** What was left before; else all lines that wait, and one that says how many are missing. */
+  #take(): Uint8Array {
+    if (this.#rest.length > 0) {
+      const rest = this.#rest;
+      this.#rest = new Uint8Array();
+      return rest;
     }
-    return this.#stream;
+    const lines = this.#untold > 0 ? [...this.#lines, this.#dropText(this.#untold)] : this.#lines;
+    this.#telling = this.#untold;
+    this.#untold = 0;
+    this.#lines = [];
+    this.#size = 0;
+    return new TextEncoder().encode(lines.map((line) => `${line}\n`).join(""));
   }
 
-  #fail(error: unknown, lost: number): void {
-    this.dropped += lost;
+  #open(): Sink | undefined {
+    if (this.#sink) return this.#sink;
+    if (performance.now() - this.#failedAt < RETRY) return undefined;
+    try {
+      this.#sink = this.#make();
+    } catch (error) {
+      this.#fail(error);
+    }
+    return this.#sink;
+  }
+
+  #make(): Sink {
+    if (this.#to === "stdout") return new StreamSink(process.stdout, true);
+    if (this.#to !== "journal") return new FileSink(this.#to);
+    const stream = createConnection(JOURNAL);
+    stream.write(JOURNAL_HEADER);
+    const sink = new StreamSink(stream, false);
+    stream.on("error", (error) => {
+      // Its write, if there is one, fails by itself.
+      if (this.#sink === sink && !this.#isBusy) this.#fail(error);
+    });
+    return sink;
+  }
+
+  #drop(count: number): void {
+    this.dropped += count;
+    this.#untold += count;
+  }
+
+  #fail(error: unknown): void {
     this.#failedAt = performance.now();
-    if (this.#stream && this.#stream !== process.stdout) this.#stream.destroy();
-    this.#stream = undefined;
+    this.#sink?.destroy();
+    this.#sink = undefined;
     const text = `the access log can't be written to ${this.#to}: ${reasonOf(error)}. Lines are dropped; next try in ${RETRY / 1000} s`;
     if (text !== this.#trouble) this.#warn(text);
     this.#trouble = text;
   }
+}
+
+/** A file, or a named pipe. Neither a pipe without a reader nor one that is full holds anybody up. */
+class FileSink implements Sink {
+  #fd: number;
+  #isBusy = false;
+
+  /** Throws: ENXIO for a pipe that nobody reads. */
+  constructor(path: string) {
+    const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK, O_NOCTTY } = constants;
+    this.#fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, 0o640);
+  }
+
+  write(bytes: Uint8Array, done: (outcome: Outcome) => void, before = 0): void {
+    this.#isBusy = true;
+    write(this.#fd, bytes, before, bytes.length - before, null, (error, count) => {
+      this.#isBusy = false;
+      const written = before + (error ? 0 : count);
+      if (error?.code === "EINTR") this.write(bytes, done, before);
+      else if (error?.code === "EAGAIN") done({ written });
+      else if (error) done({ written, error });
+      else if (count === 0 || written === bytes.length) done({ written });
+      else this.write(bytes, done, written);
+    });
+  }
+
+  end(bytes: Uint8Array): void {
+    try {
+      if (bytes.length > 0) writeSync(this.#fd, bytes);
+    } catch {
+      // Nobody is left who could be told.
+    }
+    closeSync(this.#fd);
+  }
+
+  destroy(): void {
+    if (!this.#isBusy) close(this.#fd, () => undefined);
+  }
+}
+
+class StreamSink implements Sink {
+  readonly #stream: Writable;
+  readonly #stays: boolean;
+
+  /** `stays`: others use the stream, too. */
+  constructor(stream: Writable, stays: boolean) {
+    this.#stream = stream;
+    this.#stays = stays;
+  }
+
+  write(bytes: Uint8Array, done: (outcome: Outcome) => void): void {
+    this.#stream.write(bytes, (error) => done(error ? { written: 0, error } : { written: bytes.length }));
+  }
+
+  end(bytes: Uint8Array): void {
+    if (bytes.length > 0) this.#stream.write(bytes);
+    if (!this.#stays) this.#stream.end();
+  }
+
+  destroy(): void {
+    if (!this.#stays) this.#stream.destroy();
+  }
+}
+
+function countLines(bytes: Uint8Array): number {
+  let count = 0;
+  for (const byte of bytes) if (byte === NEWLINE) count++;
+  return count;
 }
