@@ -14,7 +14,7 @@
  *
  * And the time from exec to governing when a reboot has emptied bpffs and istiod is away: from the snapshot.
  */
-import { existsSync, readFileSync, statSync } from "node:fs";
+import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { adminSocket } from "../src/admin/status.ts";
@@ -22,7 +22,7 @@ import { snapshotFile } from "../src/state/snapshot.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, output, sleep } from "../test/lab/process.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { figure, median, pairedRatio, printTable, progress } from "./measure.ts";
+import { cpuTime, figure, median, pairedRatio, printTable, progress } from "./measure.ts";
 
 const { values: flags } = parseArgs({
   options: {
@@ -89,13 +89,6 @@ async function startFromSnapshot(mesh: BenchMesh): Promise<number> {
     return (await mesh.agentStatus())?.snapshot?.appliedAt;
   });
   return Date.parse(appliedAt) - began;
-}
-
-/** Of a process so far, ms, in steps of 10. */
-function cpuTime(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * 10;
 }
 
 function changeOf(path: string): bigint | undefined {

@@ -5,13 +5,13 @@
  * loopback, less often than once in the second for which an answer is kept. Beside it `GET /healthz` of the same server: the
  * way there and back.
  */
-import { readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output, sleep } from "../test/lab/process.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { figure, median, printTable, progress } from "./measure.ts";
+import { cpuTime, figure, median, printTable, progress } from "./measure.ts";
 
 const { values: flags } = parseArgs({
   options: {
@@ -50,13 +50,6 @@ for (let i = 0; i < Number(process.argv[1]); i++) {
 }
 console.log(JSON.stringify({ times, ways, bytes }));
 `;
-
-/** User and system time of a process so far, ms, in steps of 10: steadier than the clock on a busy machine. */
-function cpuTime(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) * 10;
-}
 
 const namespace = await NetworkNamespace.create("scr");
 let mesh: BenchMesh | undefined;

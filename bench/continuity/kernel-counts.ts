@@ -16,8 +16,6 @@ import { readRetired } from "../../src/telemetry/reading.ts";
 import { addCounters, closedOf, noCounters, readRows } from "../../src/telemetry/rows.ts";
 
 const SERVICE = layout.service_counters;
-/** Those that bpf/flush.bpf.c and its readers use are among them. */
-const FLUSHED = KEPT_MAPS;
 
 export interface ServiceCount {
   redirected: number;
@@ -78,7 +76,7 @@ export function readKernelCounts(bpffs: string): KernelCounts {
 
 /** Connections that live are in the rows from the last flush on, so opened ones are brought up to date first. */
 function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
-  const maps = Object.fromEntries(FLUSHED.map((name) => [name, pinned(name)])) as Maps;
+  const maps = Object.fromEntries(KEPT_MAPS.map((name) => [name, pinned(name)])) as Maps;
   const counting = new Counting(maps.traffic, maps.served_ports);
   try {
     const flusher = Flusher.open(maps, counting);

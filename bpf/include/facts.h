@@ -48,34 +48,19 @@ struct flow_sum {
 
 static __always_inline void read_facts(const struct sock *sk, struct facts *facts)
 {
-#define FACTS(get_tcp, get_flags)                        \
-	facts->bytes_sent = get_tcp(bytes_sent);         \
-	facts->bytes_retrans = get_tcp(bytes_retrans);   \
-	facts->bytes_received = get_tcp(bytes_received); \
-	facts->write_seq = get_tcp(write_seq);           \
-	facts->snd_nxt = get_tcp(snd_nxt);               \
-	facts->rcv_nxt = get_tcp(rcv_nxt);               \
-	facts->copied_seq = get_tcp(copied_seq);         \
-	facts->max_window = get_tcp(max_window);         \
-	facts->total_retrans = get_tcp(total_retrans);   \
-	facts->rtt_us = get_tcp(rtt_min.s[0].v);         \
-	facts->flags = get_flags
-
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
-		const struct tcp_sock *tcp = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct tcp_sock));
-		const struct sock *plain = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct sock));
-
-#define LOADED(field) tcp->field
-		FACTS(LOADED, plain->__sk_common.skc_flags);
-#undef LOADED
-	} else {
-		const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
-
-#define PROBED(field) BPF_CORE_READ(tcp, field)
-		FACTS(PROBED, BPF_CORE_READ(sk, __sk_common.skc_flags));
-#undef PROBED
-	}
-#undef FACTS
+#define TCP(field) FIELD(sk, struct tcp_sock, field)
+	facts->bytes_sent = TCP(bytes_sent);
+	facts->bytes_retrans = TCP(bytes_retrans);
+	facts->bytes_received = TCP(bytes_received);
+	facts->write_seq = TCP(write_seq);
+	facts->snd_nxt = TCP(snd_nxt);
+	facts->rcv_nxt = TCP(rcv_nxt);
+	facts->copied_seq = TCP(copied_seq);
+	facts->max_window = TCP(max_window);
+	facts->total_retrans = TCP(total_retrans);
+	facts->rtt_us = TCP(rtt_min.s[0].v);
+	facts->flags = FIELD(sk, struct sock, __sk_common.skc_flags);
+#undef TCP
 }
 
 static __always_inline bool has_flag(const struct facts *facts, int bit)
@@ -111,7 +96,7 @@ static __always_inline const struct sock *socket_of(FLOW_CONTEXT *ctx)
 /* Nanoseconds from `since_ns` to when the socket was last busy: an app may close it much later. */
 static __always_inline __u64 busy_ns(const struct sock *sk, __u64 since_ns)
 {
-	__u64 last_ns = BPF_CORE_READ((const struct tcp_sock *)sk, tcp_mstamp) * 1000;
+	__u64 last_ns = FIELD(sk, struct tcp_sock, tcp_mstamp) * 1000;
 
 	return last_ns > since_ns ? last_ns - since_ns : 0;
 }
@@ -119,7 +104,7 @@ static __always_inline __u64 busy_ns(const struct sock *sk, __u64 since_ns)
 /* Why a connect() failed whose SYN was sent. The error is gone when the app has read it: then time and answers tell. */
 static __always_inline enum flow_end failure_of(const struct sock *sk, __u64 since_ns)
 {
-	switch (BPF_CORE_READ(sk, sk_err)) {
+	switch (FIELD(sk, struct sock, sk_err)) {
 	case ECONNREFUSED:
 		return FLOW_CONNECT_REFUSED;
 	case ETIMEDOUT:
@@ -132,7 +117,7 @@ static __always_inline enum flow_end failure_of(const struct sock *sk, __u64 sin
 	default:
 		return FLOW_UNREACHABLE;
 	}
-	if (BPF_CORE_READ((const struct tcp_sock *)sk, segs_in) || busy_ns(sk, since_ns) < SYN_TIMEOUT_NS)
+	if (FIELD(sk, struct tcp_sock, segs_in) || busy_ns(sk, since_ns) < SYN_TIMEOUT_NS)
 		return FLOW_CONNECT_REFUSED;
 	return FLOW_CONNECT_TIMED_OUT;
 }
@@ -142,12 +127,7 @@ static __always_inline enum flow_end failure_of(const struct sock *sk, __u64 sin
 
 static __always_inline bool has_socket_flag(const struct sock *sk, int bit)
 {
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
-		const struct sock *plain = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct sock));
-
-		return plain->__sk_common.skc_flags >> bit & 1;
-	}
-	return BPF_CORE_READ(sk, __sk_common.skc_flags) >> bit & 1;
+	return FIELD(sk, struct sock, __sk_common.skc_flags) >> bit & 1;
 }
 
 /*
@@ -156,22 +136,21 @@ static __always_inline bool has_socket_flag(const struct sock *sk, int bit)
 __noinline int end_of(FLOW_CONTEXT *ctx, __u32 tcp_state, __u32 sequence, __u64 since_ns)
 {
 	const struct sock *sk = socket_of(ctx);
-	const struct tcp_sock *tcp = (const struct tcp_sock *)sk;
 	__u32 written;
 
 	if (tcp_state == BPF_TCP_SYN_SENT)
-		return BPF_CORE_READ(tcp, total_retrans) ? FLOW_CONNECT_TIMED_OUT : FLOW_ABORTED;
+		return FIELD(sk, struct tcp_sock, total_retrans) ? FLOW_CONNECT_TIMED_OUT : FLOW_ABORTED;
 	if (tcp_state != BPF_TCP_CLOSE) {
-		if (has_socket_flag(sk, SOCK_LINGER) && !BPF_CORE_READ(sk, sk_lingertime))
+		if (has_socket_flag(sk, SOCK_LINGER) && !FIELD(sk, struct sock, sk_lingertime))
 			return WAS_ESTABLISHED | FLOW_ABORTED;
 		return WAS_ESTABLISHED | FLOW_CLOSED;
 	}
-	if (BPF_CORE_READ(tcp, max_window)) {
-		if (since_ns && !BPF_CORE_READ(tcp, bytes_acked))
+	if (FIELD(sk, struct tcp_sock, max_window)) {
+		if (since_ns && !FIELD(sk, struct tcp_sock, bytes_acked))
 			return WAS_ESTABLISHED | FLOW_REUSED;
 		return WAS_ESTABLISHED | (has_socket_flag(sk, SOCK_DONE) ? FLOW_CLOSED : FLOW_RESET);
 	}
-	written = BPF_CORE_READ(tcp, write_seq);
+	written = FIELD(sk, struct tcp_sock, write_seq);
 	if (!written || written == sequence)
 		return FLOW_UNREACHABLE;
 	return failure_of(sk, since_ns);

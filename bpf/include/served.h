@@ -25,23 +25,18 @@ static __always_inline bool is_served(__be16 port)
 
 static __always_inline __be16 local_port(const struct sock *sk)
 {
-	if (bpf_ksym_exists(bpf_rdonly_cast)) {
-		const struct inet_sock *inet = bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct inet_sock));
-
-		return inet->inet_sport;
-	}
-	return BPF_CORE_READ((const struct inet_sock *)sk, inet_sport);
+	return FIELD(sk, struct inet_sock, inet_sport);
 }
 
 static __always_inline struct address remote_address(const struct sock *sk)
 {
 	struct address remote = {};
 
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET6) {
+	if (FIELD(sk, struct sock, __sk_common.skc_family) == AF_INET6) {
 		bpf_probe_read_kernel(&remote, sizeof(remote), &sk->__sk_common.skc_v6_daddr);
 		return remote;
 	}
 	remote.word[2] = bpf_htonl(0xffff);
-	remote.word[3] = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	remote.word[3] = FIELD(sk, struct sock, __sk_common.skc_daddr);
 	return remote;
 }

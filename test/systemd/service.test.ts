@@ -311,9 +311,21 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     await says("Not reloaded, all stays as it was: /etc/kmesh/config.yaml");
     expect(await machine.governs()).toBe(false);
 
-    machine.configure();
+    machine.configure({ "access-log": "journal", "access-log-format": "json" });
     await machine.output("systemctl", "reload", "kmesh");
     await eventually("the service is governed again", () => machine.governs());
+    const logged = await eventually("the journal has the connection", () =>
+      machine.output("journalctl", "--identifier=kmesh-access", "--no-pager", "--output=json"),
+    );
+    const [entry] = logged.trim().split("\n");
+    // It is the agent's entry, by what journald itself knows of the writer.
+    expect(JSON.parse(entry ?? "")).toMatchObject({
+      _SYSTEMD_UNIT: "kmesh.service",
+      PRIORITY: "6",
+      MESSAGE: expect.stringMatching(/^\{"time":.*"unit":"run-[^"]+\.service".*"received":11,.*"end":"closed"/),
+    });
+    machine.configure();
+    await machine.output("systemctl", "reload", "kmesh");
     expect(await machine.property("ActiveState")).toBe("active");
     expect(await machine.property("MainPID")).toBe(pid);
   });
