@@ -314,15 +314,18 @@ describe.skipIf(why !== undefined)("kmesh.service", () => {
     machine.configure({ "access-log": "journal", "access-log-format": "json" });
     await machine.output("systemctl", "reload", "kmesh");
     await eventually("the service is governed again", () => machine.governs());
-    const logged = await eventually("the journal has the connection", () =>
-      machine.output("journalctl", "--identifier=kmesh-access", "--no-pager", "--output=json"),
-    );
-    const [entry] = logged.trim().split("\n");
+    const command = ["journalctl", "--identifier=kmesh-access", "--no-pager", "--output=json"];
+    const entry = await eventually("the journal has the connection", async () => {
+      const [first = ""] = (await machine.output(...command)).split("\n");
+      return first === "" ? undefined : first;
+    });
     // It is the agent's entry, by what journald itself knows of the writer.
-    expect(JSON.parse(entry ?? "")).toMatchObject({
+    expect(JSON.parse(entry)).toMatchObject({
       _SYSTEMD_UNIT: "kmesh.service",
       PRIORITY: "6",
-      MESSAGE: expect.stringMatching(/^\{"time":.*"unit":"run-[^"]+\.service".*"received":11,.*"end":"closed"/),
+      MESSAGE: expect.stringMatching(
+        /^\{"time":.*"unit":"run-[^"]+\.service".*"received":11,.*"end":"closed"/,
+      ),
     });
     machine.configure();
     await machine.output("systemctl", "reload", "kmesh");
