@@ -177,7 +177,7 @@ export class Ownership {
       const inbound = new InboundKeeper({
         bpffs: folders.bpffs,
         ...this.#inboundSettings,
-        tunnels: () => readTunnels(folders.runDir).map(({ pid }) => pid),
+        tunnels: () => readTunnels(folders.runDir).flatMap(({ pid, workers = [] }) => [pid, ...workers]),
         ownsPins: () => locks.lockedElsewhere() === undefined,
         log: (line) => log.warn(line),
         wakeTunnel: () => this.#options.wakeTunnel(),

@@ -95,3 +95,22 @@ function bounded(rows: Record<string, unknown>, name: string): string {
 function empty(): WayCounters {
   return { open: 0, total: 0, pending: 0, sent: 0, received: 0, failures: {} };
 }
+
+/** The sum of the rows of several processes. */
+export function addRows(all: readonly CounterRows[]): CounterRows {
+  return all.reduce<unknown>((sum, each) => added(sum, pick(each)), undefined) as CounterRows;
+}
+
+function pick({ ways, handshakes, retried, identities, services }: CounterRows): CounterRows {
+  return { ways, handshakes, retried, identities, services };
+}
+
+/** Numbers are added, objects member by member. */
+function added(left: unknown, right: unknown): unknown {
+  if (typeof left === "number" && typeof right === "number") return left + right;
+  if (typeof left !== "object" || typeof right !== "object" || left === null || right === null)
+    return left ?? right;
+  const result: Record<string, unknown> = { ...left };
+  for (const [name, value] of Object.entries(right)) result[name] = added(result[name], value);
+  return result;
+}

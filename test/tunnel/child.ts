@@ -13,6 +13,7 @@ export interface ChildSettings {
   targets: string;
   runDir: string;
   drainTimeout?: number;
+  workers?: number | "auto";
   listeners: Record<string, { host: string; port: number }>;
 }
 
@@ -32,6 +33,7 @@ function readTarget(number: number): TunnelTarget | undefined {
 await runTunnel({
   command: [process.execPath, import.meta.path],
   drainTimeout: settings.drainTimeout,
+  ...(settings.workers !== undefined && { workers: settings.workers }),
   env: process.env,
   store: new CertificateStore(settings.store),
   readTarget,

@@ -91,6 +91,15 @@ async function until(
     if (performance.now() > end) throw new Error(`not within ${patience} ms. ${explain()}`);
 }
 
+function lives(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 /** A service that answers each request line by `you said LINE`, and counts its connections. */
 async function service(): Promise<{ port: number; server: Server; sockets: Socket[] }> {
   const sockets: Socket[] = [];
@@ -213,6 +222,41 @@ test("a hand-over under load: no connect fails, open connections go on, the old 
   expect((await exits).map(([code]) => code as unknown)).toEqual([0, 0]);
   expect(readTunnels(here.runDir).map(({ draining }) => draining)).toEqual([false]);
 });
+
+test("two workers share the sockets: both are counted, a hand-over replaces both, and they end with the main process", async () => {
+  const { app, here, open } = await pair({ workers: 2 });
+  const workersOf = () => readTunnels(here.runDir)[0]?.workers ?? [];
+  const accepting = async (before: number[] = []) => {
+    await until(
+      () => workersOf().length === 1 && workersOf().every((pid) => !before.includes(pid)),
+      here.log,
+    );
+    const [status] = readTunnels(here.runDir);
+    const all = [status?.pid ?? 0, ...workersOf()];
+    for (const pid of all) pids.add(pid);
+    return all;
+  };
+  const first = await accepting();
+  const held: Socket[] = [];
+  for (let i = 0; i < 16; i++) held.push(await open());
+  for (const socket of held) expect(await say(socket, "x")).toBe("you said x");
+  await until(() => readTunnels(here.runDir)[0]?.ways.outbound.open === 16);
+  here.child.kill("SIGHUP");
+  const second = await accepting(first);
+  await until(() => readTunnels(here.runDir).length === 2 && readTunnels(here.runDir)[1]?.draining === true);
+  for (const socket of held) expect(await say(socket, "y")).toBe("you said y");
+  expect(readTunnels(here.runDir)[1]?.ways.outbound.open).toBe(16);
+  for (const socket of held) socket.end();
+  await until(() => first.every((pid) => !lives(pid)), here.log);
+  // One that dies is replaced; when the main process dies, its worker drains and ends.
+  const [main = 0, worker = 0] = second;
+  process.kill(worker, "SIGKILL");
+  const third = await accepting(second.slice(1));
+  expect(await say(await open(), "z")).toBe("you said z");
+  for (const socket of app.sockets) socket.destroy();
+  process.kill(main, "SIGKILL");
+  await until(() => third.every((pid) => !lives(pid)), here.log);
+}, 20_000);
 
 test("a successor that can't start leaves the tunnel as it is, and the next try succeeds", async () => {
   const { here, open } = await pair();

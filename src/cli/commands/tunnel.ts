@@ -5,8 +5,10 @@ import { reasonOf } from "../../errors/reason.ts";
 import { identityStore } from "../../machine/identity-store.ts";
 import { selfCommand } from "../../runtime/self.ts";
 import { version } from "../../runtime/version.ts";
+import { PREDECESSOR } from "../../tunnel/process/listeners.ts";
 import { PinnedMesh } from "../../tunnel/process/pinned.ts";
 import { runTunnel } from "../../tunnel/process/run.ts";
+import type { WorkerCount } from "../../tunnel/process/workers.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
@@ -15,6 +17,7 @@ import { foldersOf } from "../framework/view.ts";
 
 /** Milliseconds until a successor notifies systemd, which accepts only its predecessor's messages until then. */
 const AFTER_SUCCESSION = 1_000;
+const MOST_WORKERS = 64;
 
 export const tunnel = command({
   name: "tunnel",
@@ -25,6 +28,12 @@ export const tunnel = command({
       hint: "DURATION",
       about:
         "how long open connections may last after SIGTERM or a hand-over, such as 30s, 10m, 2h (default: no limit)",
+    },
+    workers: {
+      kind: "text",
+      hint: "N|auto",
+      about:
+        "processes that accept on the same sockets: a number, or auto, which starts one more when a core is full (default: 1)",
     },
     ...FOLDER_FLAGS,
   },
@@ -39,14 +48,16 @@ export const tunnel = command({
   async run({ flags }) {
     const folders = foldersOf(flags);
     const drainTimeout = durationOf(textFlag(flags, "drain-timeout"));
+    const workers = workersOf(textFlag(flags, "workers"));
     const log = openLog("info");
     const service = new ServiceNotifier(process.env, remark);
-    const successor = process.env.KMESH_TUNNEL_PREDECESSOR !== undefined;
+    const successor = process.env[PREDECESSOR] !== undefined;
     const mesh = new PinnedMesh(folders.bpffs, (text) => log.warn(text));
     try {
       await runTunnel({
         command: [...selfCommand(), ...process.argv.slice(2)],
         drainTimeout,
+        workers,
         env: process.env,
         store: identityStore(folders.stateDir),
         readTarget: (number) => mesh.readTarget(number),
@@ -87,6 +98,18 @@ export const tunnel = command({
     return EXIT.done;
   },
 });
+
+function workersOf(text: string | undefined): WorkerCount {
+  if (text === undefined) return 1;
+  if (text === "auto") return "auto";
+  const count = Number(text);
+  if (!/^\d{1,2}$/.test(text) || count < 1 || count > MOST_WORKERS)
+    throw new UsageError(
+      `--workers: "${text}" is no number of processes`,
+      `Say auto, or 1 to ${MOST_WORKERS}.`,
+    );
+  return count;
+}
 
 function durationOf(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;

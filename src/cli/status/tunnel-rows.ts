@@ -20,7 +20,7 @@ export function tunnelFacts(
   const accepting = processes.find(({ draining }) => !draining);
   const draining = processes.filter((each) => each.draining).length;
   const state = accepting
-    ? `runs (pid ${accepting.pid}): ${accepting.connections} connections`
+    ? `runs (${pidsOf(accepting)}): ${accepting.connections} connections`
     : "no process accepts: the next connection starts one where systemd holds the socket";
   const rest = draining > 0 ? `; ${draining} more end with their last connections` : "";
   const led = kinds.length > 0 ? kinds.join(", ") : "none";
@@ -28,6 +28,10 @@ export function tunnelFacts(
     ["tunnel", `${state}${rest}`],
     ["encrypted", `endpoints that are reached through it: ${led}`],
   ];
+}
+
+function pidsOf({ pid, workers = [] }: TunnelStatus): string {
+  return workers.length === 0 ? `pid ${pid}` : `pid ${pid} and workers ${workers.join(", ")}`;
 }
 
 /** What keeps it from carrying connections. */

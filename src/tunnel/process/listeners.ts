@@ -6,31 +6,39 @@ export type ListenerName = (typeof LISTENERS)[number];
 
 /** The variable by which a predecessor hands its sockets on: its pid. LISTEN_PID can't be known before the start. */
 export const PREDECESSOR = "KMESH_TUNNEL_PREDECESSOR";
+/** The variable by which a tunnel starts another process on its sockets: its own pid. */
+export const MAIN = "KMESH_TUNNEL_MAIN";
 const FIRST_FD = 3;
 
 type Env = Record<string, string | undefined>;
 
 /**
- * The sockets that were handed to this process, by name, and the pid of a predecessor. Names that are not known are
- * ignored. Removes the variables, so that no child takes them for its own.
+ * The sockets that were handed to this process, by name, and the pid of a predecessor, or of the main process that this one
+ * is a worker of. Names that are not known are ignored. Removes the variables, so that no child takes them for its own.
  */
 export function takeInherited(
   env: Env,
   pid: number,
-): { fds: Map<ListenerName, number>; predecessor?: number } {
+): { fds: Map<ListenerName, number>; predecessor?: number; main?: number } {
   const { LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES } = env;
-  const predecessor = Number(env[PREDECESSOR] ?? "");
-  for (const name of ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", PREDECESSOR]) delete env[name];
+  const predecessor = pidOf(env[PREDECESSOR]);
+  const main = pidOf(env[MAIN]);
+  for (const name of ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", PREDECESSOR, MAIN]) delete env[name];
   const fds = new Map<ListenerName, number>();
-  const successor = Number.isInteger(predecessor) && predecessor > 0;
+  const byTunnel = predecessor !== undefined || main !== undefined;
   const count = Number(LISTEN_FDS ?? "");
-  if ((!successor && Number(LISTEN_PID ?? "") !== pid) || !Number.isInteger(count)) return { fds };
+  if ((!byTunnel && Number(LISTEN_PID ?? "") !== pid) || !Number.isInteger(count)) return { fds };
   const names = (LISTEN_FDNAMES ?? "").split(":");
   for (let i = 0; i < count; i++) {
     const name = LISTENERS.find((each) => each === names[i]);
     if (name) fds.set(name, FIRST_FD + i);
   }
-  return { fds, ...(successor && { predecessor }) };
+  return { fds, ...(predecessor !== undefined && { predecessor }), ...(main !== undefined && { main }) };
+}
+
+function pidOf(text: string | undefined): number | undefined {
+  const pid = Number(text ?? "");
+  return Number.isInteger(pid) && pid > 0 ? pid : undefined;
 }
 
 /** A listening socket. `accept` gets each connection, paused. */

@@ -1,8 +1,12 @@
 /** The life of a tunnel process: signals, hand-over to the next one, drain. */
+
+import { constants } from "node:os";
+import { prctlDeathSignal } from "../../kernel/process.ts";
 import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
 import { LISTENERS, type ListenerName, takeInherited } from "./listeners.ts";
 import { READY_SIGNAL, startSuccessor } from "./successor.ts";
 import { Tunnel, type TunnelOptions } from "./tunnel.ts";
+import { DRAIN_SIGNAL, type WorkerCount, Workers } from "./workers.ts";
 
 /** What it listens on where nobody hands it sockets. Steered connections come by the kernel, so those sockets are local. */
 const DEFAULTS: Record<ListenerName, { host: string; port: number }> = {
@@ -12,9 +16,11 @@ const DEFAULTS: Record<ListenerName, { host: string; port: number }> = {
   inbound6: { host: "::1", port: STEERED_PORT },
 };
 
-export interface ProcessOptions extends Omit<TunnelOptions, "listeners"> {
+export interface ProcessOptions extends Omit<TunnelOptions, "listeners" | "main"> {
   /** Starts the next process: executable and arguments. */
   command: readonly string[];
+  /** Processes that accept on the same sockets; default 1. */
+  workers?: WorkerCount;
   /** Milliseconds after which a drain resets what is left; undefined: never. */
   drainTimeout: number | undefined;
   env: Record<string, string | undefined>;
@@ -37,18 +43,29 @@ export interface ProcessOptions extends Omit<TunnelOptions, "listeners"> {
 export async function runTunnel(options: ProcessOptions): Promise<void> {
   const { env, log, on } = options;
   const signals = new Signals();
-  const { fds, predecessor } = takeInherited(env, process.pid);
+  const { fds, predecessor, main } = takeInherited(env, process.pid);
+  if (main !== undefined) diesWith(main);
   const inherited = [...fds].map(([name, fd]) => [name, { fd }] as const);
   const listeners: TunnelOptions["listeners"] =
     inherited.length > 0 ? Object.fromEntries(inherited) : (options.listeners ?? DEFAULTS);
-  const tunnel = await Tunnel.start({ ...options, listeners });
+  const tunnel = await Tunnel.start({ ...options, listeners, ...(main !== undefined && { main }) });
   const names = LISTENERS.filter((name) => name in listeners).join(", ");
   log.info(`kmesh tunnel ${options.version} accepts (pid ${process.pid}: ${names})`);
   on?.ready?.(tunnel);
+  const workers =
+    main === undefined
+      ? new Workers(tunnel.listeners, { ...options, count: options.workers ?? 1 })
+      : undefined;
   if (predecessor !== undefined) tellReady(predecessor, log.warn);
   let handingOver = false;
+  let ending = false;
   signals.on("SIGHUP", () => {
-    if (handingOver) return;
+    // A worker has no successor of its own.
+    if (main !== undefined && !ending) {
+      on?.stopping?.();
+      end();
+    }
+    if (main !== undefined || handingOver) return;
     handingOver = true;
     startSuccessor(options.command, tunnel.listeners, env)
       .then((pid) => {
@@ -63,16 +80,17 @@ export async function runTunnel(options: ProcessOptions): Promise<void> {
         );
       });
   });
-  let ending = false;
   const end = () => {
     if (ending) {
       tunnel.abort();
+      workers?.abort();
       return;
     }
     ending = true;
     const { drainTimeout } = options;
     if (drainTimeout !== undefined) setTimeout(() => tunnel.abort(), drainTimeout).unref();
     tunnel.drain();
+    workers?.drain();
   };
   for (const signal of ["SIGTERM", "SIGINT"] as const)
     signals.on(signal, () => {
@@ -81,6 +99,13 @@ export async function runTunnel(options: ProcessOptions): Promise<void> {
     });
   await tunnel.ended;
   signals.close();
+}
+
+/** A worker drains when its main process ends, however that ends. */
+function diesWith(main: number): void {
+  prctlDeathSignal(constants.signals[DRAIN_SIGNAL]);
+  // It may have ended before.
+  if (process.ppid !== main) process.kill(process.pid, DRAIN_SIGNAL);
 }
 
 function tellReady(pid: number, warn: (text: string) => void): void {

@@ -2,12 +2,16 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { replaceFile } from "../../files/replace-file.ts";
-import type { CounterRows } from "../counters.ts";
+import { addRows, type CounterRows } from "../counters.ts";
 import type { CredentialStatus } from "../tls/mesh-credentials.ts";
 
 /** Times are milliseconds since the epoch. */
 export interface TunnelStatus extends CounterRows {
   pid: number;
+  /** The pid of the main process, of which this one is a worker. */
+  main?: number;
+  /** Pids of the workers that are added up in here. */
+  workers?: number[];
   /** From /proc/PID/stat, so that another process with the same pid is not taken for it. */
   startTicks: string;
   version: string;
@@ -45,13 +49,36 @@ export class StatusFile {
   }
 }
 
-/** The status of every tunnel process that lives, the accepting one first. Files of dead ones are left out, and removed by `sweep`. */
+/**
+ * The status of every tunnel that lives, the accepting one first; its workers are added up in it. Files of dead processes
+ * are left out, and removed by `sweep`.
+ */
 export function readTunnels(runDir: string): TunnelStatus[] {
   const found = files(runDir).flatMap((path) => {
     const status = read(path);
     return status && startTicks(status.pid) === status.startTicks ? [status] : [];
   });
-  return found.sort((a, b) => Number(a.draining) - Number(b.draining) || b.started - a.started);
+  const mains = found.filter(({ main }) => !found.some(({ pid }) => pid === main));
+  const whole = mains.map((main) =>
+    addUp(
+      main,
+      found.filter((each) => each.main === main.pid),
+    ),
+  );
+  return whole.sort((a, b) => Number(a.draining) - Number(b.draining) || b.started - a.started);
+}
+
+function addUp(main: TunnelStatus, workers: readonly TunnelStatus[]): TunnelStatus {
+  if (workers.length === 0) return main;
+  const all = [main, ...workers];
+  const sum = (of: (status: TunnelStatus) => number) => all.reduce((total, each) => total + of(each), 0);
+  return {
+    ...main,
+    workers: workers.map(({ pid }) => pid),
+    connections: sum(({ connections }) => connections),
+    held: sum(({ held }) => held),
+    ...addRows(all),
+  };
 }
 
 /** Removes what crashed processes left. */

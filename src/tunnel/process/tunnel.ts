@@ -33,6 +33,8 @@ export interface TunnelOptions {
   endpoints?: Endpoints;
   admission: Admission;
   runDir: string;
+  /** The pid of the process that this one is a worker of. */
+  main?: number;
   version: string;
   baggage?: string;
   trustDomainAliases?: readonly string[];
@@ -134,6 +136,7 @@ export class Tunnel {
         });
     return {
       pid: process.pid,
+      ...(this.#options.main !== undefined && { main: this.#options.main }),
       startTicks: this.#startTicks,
       version: this.#options.version,
       started: this.#started,
