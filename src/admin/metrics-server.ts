@@ -6,8 +6,8 @@ import { createServer, type IncomingMessage, type Server, type ServerResponse } 
 import type { AddressInfo } from "node:net";
 
 export interface MetricsAnswers {
-  /** The content type and the body in parts, for an Accept header. */
-  metrics(accept: string | undefined): { type: string; parts: Uint8Array[] };
+  /** The content type and the body, for an Accept header. A part is made when it is taken, and valid until the next one is. */
+  metrics(accept: string | undefined): { type: string; parts: Iterable<Uint8Array> };
   /** Undefined when ready, else one sentence with the reason. */
   unready(): string | undefined;
 }
@@ -19,15 +19,128 @@ const PATIENCE = 10_000;
 /** A body is reused for so long, milliseconds: hundreds of concurrent requests cost one body. */
 const FRESH = 250;
 
-interface Body {
-  parts: Uint8Array[];
-  length: number;
-  type: string;
-  /** performance.now() when it was made. */
-  at: number;
+/** The agent's other work waits for a scrape no longer than this at a time, milliseconds. */
+const SLICE = 4;
+
+/** Parts that nobody reads any more. New memory for each scrape would make the agent's small heap collect garbage. */
+const MOST_SPARE = 1_024;
+/** Bytes of one: a little more than a part has. */
+const SPARE = 72 << 10;
+
+class Bodies {
+  /** By Accept header. */
+  readonly #fresh = new Map<string, Body>();
+  readonly #spare: Uint8Array[] = [];
+
+  /** One that is fresh, or else what `make` gives. */
+  get(accept: string, make: () => ReturnType<MetricsAnswers["metrics"]>): Body {
+    const known = this.#fresh.get(accept);
+    if (known?.isFresh) return known;
+    // Few scrapers, few headers.
+    if (known || this.#fresh.size > 4) this.#forget(known ? [[accept, known]] : [...this.#fresh]);
+    const body = new Body(make(), this.#spare);
+    this.#fresh.set(accept, body);
+    return body;
+  }
+
+  #forget(bodies: readonly [accept: string, body: Body][]): void {
+    for (const [accept, body] of bodies) {
+      this.#fresh.delete(accept);
+      body.forget();
+    }
+  }
 }
-/** By Accept header. */
-type Cache = Map<string, Body>;
+
+/** One body for all who ask at the same time: made a few milliseconds at a time, while its first parts are sent. */
+class Body {
+  readonly type: string;
+  /** performance.now() when it was asked for. */
+  readonly at = performance.now();
+  readonly #parts: Uint8Array[] = [];
+  #state: "making" | "whole" | "failed" = "making";
+  #waiting: (() => void)[] = [];
+  readonly #spare: Uint8Array[];
+  #readers = 0;
+  #isForgotten = false;
+
+  /** Takes memory from `spare`, and gives it back when it is forgotten and read by nobody. */
+  constructor({ type, parts }: ReturnType<MetricsAnswers["metrics"]>, spare: Uint8Array[]) {
+    this.type = type;
+    this.#spare = spare;
+    this.#make(parts).then(
+      () => this.#end("whole"),
+      () => this.#end("failed"),
+    );
+  }
+
+  get isFresh(): boolean {
+    return this.#state === "making" || (this.#state === "whole" && performance.now() - this.at <= FRESH);
+  }
+
+  /** The part of this number as soon as it is made; undefined behind the last one. Rejects when they can't be made. */
+  async part(number: number): Promise<Uint8Array | undefined> {
+    while (number >= this.#parts.length && this.#state === "making")
+      await new Promise<void>((resolve) => {
+        this.#waiting.push(resolve);
+      });
+    if (this.#state === "failed") throw new Error("the metrics could not be made");
+    return this.#parts[number];
+  }
+
+  /** From now on until `leave`, parts stay as they are. */
+  enter(): void {
+    this.#readers++;
+  }
+
+  leave(): void {
+    this.#readers--;
+    this.#release();
+  }
+
+  /** Nobody enters any more. */
+  forget(): void {
+    this.#isForgotten = true;
+    this.#release();
+  }
+
+  #release(): void {
+    if (!this.#isForgotten || this.#readers > 0 || this.#state === "making") return;
+    for (const part of this.#parts.splice(0))
+      if (this.#spare.length < MOST_SPARE) this.#spare.push(new Uint8Array(part.buffer));
+  }
+
+  #copy(part: Uint8Array): Uint8Array {
+    let memory = this.#spare.pop();
+    if (!memory || memory.length < part.length) memory = new Uint8Array(Math.max(part.length, SPARE));
+    memory.set(part);
+    return memory.subarray(0, part.length);
+  }
+
+  async #make(parts: Iterable<Uint8Array>): Promise<void> {
+    // The reading before it took its time.
+    await new Promise(setImmediate);
+    let since = performance.now();
+    for (const part of parts) {
+      this.#parts.push(this.#copy(part));
+      this.#wake();
+      if (performance.now() - since < SLICE) continue;
+      await new Promise(setImmediate);
+      since = performance.now();
+    }
+  }
+
+  #end(state: "whole" | "failed"): void {
+    this.#state = state;
+    this.#wake();
+    this.#release();
+  }
+
+  #wake(): void {
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const resolve of waiting) resolve();
+  }
+}
 
 export class MetricsServer {
   readonly #server: Server;
@@ -38,13 +151,13 @@ export class MetricsServer {
 
   /** Listens on `host` and `port`. Rejects with the system's Error (EADDRINUSE, EADDRNOTAVAIL, EACCES). */
   static async listen(host: string, port: number, answers: MetricsAnswers): Promise<MetricsServer> {
-    const cache: Cache = new Map();
+    const bodies = new Bodies();
     const server = createServer(
       { requestTimeout: PATIENCE, headersTimeout: PATIENCE, maxHeaderSize: 16_384 },
       (request, response) => {
         response.setTimeout(PATIENCE, () => response.destroy());
         try {
-          answer(request, response, answers, cache);
+          answer(request, response, answers, bodies);
         } catch (error) {
           plain(response, 500, error instanceof Error ? error.message : String(error));
         }
@@ -74,7 +187,7 @@ function answer(
   request: IncomingMessage,
   response: ServerResponse,
   answers: MetricsAnswers,
-  cache: Cache,
+  bodies: Bodies,
 ): void {
   const path = (request.url ?? "/").split("?")[0];
   if (request.method !== "GET" && request.method !== "HEAD") {
@@ -96,24 +209,20 @@ function answer(
   }
   const accept = (request.headers.accept ?? "").slice(0, 1024);
   const key = accept.includes("openmetrics") ? accept : "";
-  let known = cache.get(key);
-  if (!known || performance.now() - known.at > FRESH) {
-    const { type, parts } = answers.metrics(accept);
-    const length = parts.reduce((sum, part) => sum + part.length, 0);
-    known = { parts, length, type, at: performance.now() };
-    // Few scrapers, few headers.
-    if (cache.size > 4) cache.clear();
-    cache.set(key, known);
-  }
-  response.writeHead(200, { "content-type": known.type, "content-length": known.length });
+  const body = bodies.get(key, () => answers.metrics(accept));
+  response.writeHead(200, { "content-type": body.type });
   if (request.method === "HEAD") response.end();
-  else void write(response, known.parts);
+  else write(response, body).catch(() => response.destroy());
 }
 
 /** One part after the other: what a slow reader has not taken is the body's own memory. */
-async function write(response: ServerResponse, parts: readonly Uint8Array[]): Promise<void> {
-  for (const part of parts) {
+async function write(response: ServerResponse, body: Body): Promise<void> {
+  body.enter();
+  response.once("close", () => body.leave());
+  for (let number = 0; ; number++) {
+    const part = await body.part(number);
     if (response.destroyed) return;
+    if (!part) break;
     if (!response.write(part)) await drained(response);
   }
   response.end();

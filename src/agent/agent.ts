@@ -20,6 +20,7 @@ import { type End, executedAnew, Restart } from "../handover/restart.ts";
 import { readRestartRequest } from "../handover/restart-request.ts";
 import type { Succession } from "../handover/successor.ts";
 import type { InboundSettings } from "../inbound/inbound.ts";
+import { countRefusals } from "../inbound/refusals.ts";
 import { viewInbound } from "../inbound/view.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
@@ -331,7 +332,10 @@ export class Agent {
       ...this.#pageAnswers(),
       "/metrics": (_: URLSearchParams, accept?: string) => {
         const { type, parts } = this.#telemetry.metrics(accept);
-        return new TextAnswer(type, parts);
+        return new TextAnswer(
+          type,
+          Array.from(parts, (part) => part.slice()),
+        );
       },
       "/healthz": () => ({ ok: true }),
       "/readyz": () => {
@@ -396,7 +400,7 @@ export class Agent {
       tables: kernel?.tables ?? [],
       ejections: kernel?.ejections.ever ?? 0,
       ejected: kernel?.ejections.now.length ?? 0,
-      inboundRefusals: viewInbound(this.#config.bpffs)?.refusals ?? [],
+      inboundRefusals: countRefusals(this.#config.bpffs),
     };
   }
 

@@ -14,8 +14,10 @@ import type { WorkloadIndex } from "../mesh/workload.ts";
 import { version } from "../runtime/version.ts";
 import { AccessLog, type LogRecord } from "../telemetry/access-log/access-log.ts";
 import { chooseFormat, expose } from "../telemetry/metrics/exposition.ts";
-import { istioFamilies, type LabelSets, type SelfLabels } from "../telemetry/metrics/istio-metrics.ts";
+import type { SelfLabels } from "../telemetry/metrics/istio-labels.ts";
+import { istioFamilies } from "../telemetry/metrics/istio-metrics.ts";
 import { type AgentNumbers, kmeshFamilies } from "../telemetry/metrics/kmesh-metrics.ts";
+import { Tally } from "../telemetry/metrics/tally.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "../telemetry/model.ts";
 import { ServiceStates } from "../telemetry/service-states.ts";
 import { Traffic } from "../telemetry/traffic.ts";
@@ -42,8 +44,8 @@ export class Telemetry {
   readonly #self: SelfLabels;
   readonly #states: ServiceStates;
   #config: Config;
-  readonly #labelSets: LabelSets = new Map();
   #traffic: Traffic | undefined;
+  #tally: Tally | undefined;
   #accessLog: AccessLog | undefined;
   #server: MetricsServer | undefined;
   #retry: ReturnType<typeof setTimeout> | undefined;
@@ -92,6 +94,12 @@ export class Telemetry {
         service: (name) => this.#states.of(name, datapath.tables, Number(monotonic())),
         warn: (line) => log.warn(line),
       });
+      this.#tally = new Tally({
+        labels: this.#traffic.labels,
+        sources: this.#traffic.sources,
+        self: this.#self,
+        inbound: (port) => this.#states.inbound(port),
+      });
       this.#accessLog = new AccessLog({
         map: datapath.tables.maps.traffic_log,
         traffic: this.#traffic,
@@ -112,6 +120,7 @@ export class Telemetry {
     this.#traffic?.close();
     this.#accessLog = undefined;
     this.#traffic = undefined;
+    this.#tally = undefined;
   }
 
   /** Answers scrapers over TCP, when the configuration names an address. A taken one is tried again. */
@@ -175,20 +184,17 @@ export class Telemetry {
     return this.#accessLog.follow(listener);
   }
 
-  metrics(accept: string | undefined): { type: string; parts: Uint8Array[] } {
+  /** All numbers are of one moment, the present; each part is written when it is taken, and valid until the next one is. Throws KernelError. */
+  metrics(accept: string | undefined): { type: string; parts: Iterable<Uint8Array> } {
     const type = chooseFormat(accept);
     const traffic = this.#open;
-    const moment = traffic.readCalls();
+    const tally = this.#tally;
+    if (!tally) throw new Error("another agent has the tables");
+    const rows = traffic.readRows();
+    tally.take(rows);
     const families = [
-      ...istioFamilies(
-        moment.reading,
-        traffic.labels,
-        this.#self,
-        (port) => this.#states.inbound(port),
-        version,
-        this.#labelSets,
-      ),
-      ...kmeshFamilies(moment, traffic.counting, { version, ...this.#options.numbers() }),
+      ...istioFamilies(tally, version),
+      ...kmeshFamilies(tally, rows, traffic.counting, { version, ...this.#options.numbers() }),
     ];
     return { type, parts: expose(families, type) };
   }

@@ -45,11 +45,30 @@ export function readRefusals(bpffs: string): Refusals | undefined {
   if (!existsSync(keptInboundPin(bpffs, "inbound_refusals"))) return undefined;
   using counts = BpfMap.fromPin(keptInboundPin(bpffs, "inbound_refusals"));
   using recent = BpfMap.fromPin(keptInboundPin(bpffs, "inbound_recent"));
-  using set = new PolicySet(BpfMap.fromPin(keptInboundPin(bpffs, "inbound_text")));
-  const names = new Map<number, string>();
-  for (const [name, number] of set.read()?.numbers ?? []) names.set(number, name);
-  const nameOf = (number: number) => NAMES[number] ?? names.get(number) ?? `policy ${number}`;
+  const nameOf = refuserNames(bpffs);
   return { refusals: countsOf(counts, nameOf), recent: recentOf(recent, nameOf) };
+}
+
+/** The counts alone, which a scrape asks for: policies are read only when one of them refused something. */
+export function countRefusals(bpffs: string): Refusal[] {
+  const pin = keptInboundPin(bpffs, "inbound_refusals");
+  if (!existsSync(pin)) return [];
+  using counts = BpfMap.fromPin(pin);
+  return countsOf(counts, refuserNames(bpffs));
+}
+
+/** Gives the name of a refuser by its number; reads the policies when it is first asked for one. */
+function refuserNames(bpffs: string): (number: number) => string {
+  let names: Map<number, string> | undefined;
+  return (number) => {
+    const fixed = NAMES[number];
+    if (fixed !== undefined) return fixed;
+    if (!names) {
+      using set = new PolicySet(BpfMap.fromPin(keptInboundPin(bpffs, "inbound_text")));
+      names = new Map([...(set.read()?.numbers ?? [])].map(([name, id]) => [id, name]));
+    }
+    return names.get(number) ?? `policy ${number}`;
+  };
 }
 
 function countsOf(map: BpfMap, nameOf: (number: number) => string): Refusal[] {

@@ -27,6 +27,7 @@ export class WorkloadIndex {
 
   /** Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. */
   set(key: number | string, text: number): void {
+    if (this.#byEndpoint.get(key) !== text) this.#revision++;
     this.#byEndpoint.delete(key);
     this.#byEndpoint.set(key, text);
     if (this.#byEndpoint.size > ROOM) {
@@ -60,11 +61,17 @@ export class WorkloadIndex {
     return addresses.flatMap((address) => [...(this.#ports.get(address) ?? [])]);
   }
 
+  /** Grows with each change. */
+  get revision(): number {
+    return this.#revision;
+  }
+
   get size(): number {
     return this.#byEndpoint.size;
   }
 
   #stale = false;
+  #revision = 0;
 
   #index(): void {
     if (!this.#stale) return;

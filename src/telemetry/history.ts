@@ -49,10 +49,16 @@ export class History {
     if (step < this.#last) this.#restart(step);
     if (this.#first === 0) this.#first = step;
     this.#last = step;
+    // Whether all tracks are known to be in use: thousands of edges beyond the room must not look again, each.
+    let isFull = false;
     for (const [id, counters] of totals) {
       let track = this.#tracks.get(id);
       if (!track) {
-        if (this.#tracks.size >= MOST_EDGES && !this.#forgetIdle(step)) continue;
+        if (isFull) continue;
+        if (this.#tracks.size >= MOST_EDGES && !this.#forgetIdle(step)) {
+          isFull = true;
+          continue;
+        }
         // What came before this agent looked is no event of this moment.
         track = { before: this.#first === step ? copyOf(counters) : noCounters(), chunks: new Map() };
         this.#tracks.set(id, track);

@@ -32,6 +32,8 @@ export class Labels {
   readonly #services = new Map<number, string>();
   readonly #endpoints = new Map<number, EndpointAddress & { key: number | string }>();
 
+  #changes = 0;
+
   /** `workloads` is absent for commands that know none; `writes` says that names may be kept for the next agent. */
   constructor(tables: Tables, workloads: WorkloadIndex | undefined, writes: boolean) {
     this.#tables = tables;
@@ -76,8 +78,14 @@ export class Labels {
     return found;
   }
 
+  /** Another number when a name may have changed since, of an id or of an address. */
+  get revision(): number {
+    return this.#changes + (this.#workloads?.revision ?? 0);
+  }
+
   /** The id is about to mean something else. */
   changed(kind: "service" | "cluster" | "endpoint", id: number): void {
+    this.#changes++;
     if (kind === "service") this.#services.delete(id);
     if (kind === "endpoint") this.#endpoints.delete(id);
   }
@@ -102,6 +110,7 @@ export class Labels {
 
   /** The number will mean something else from now on. */
   forget(kind: Kind, id: number): void {
+    this.#changes++;
     if (this.#kept[kind].delete(id)) this.#map.delete(mapKey(kind, id));
   }
 

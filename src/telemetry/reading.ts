@@ -68,7 +68,7 @@ export function readTraffic(maps: Maps): Reading {
   };
 }
 
-function readOther(map: BpfMap, at: number): Counters {
+export function readOther(map: BpfMap, at: number): Counters {
   const value = new Uint8Array(new ArrayBuffer(layout.flow_row.size));
   map.lookup(new Uint8Array(Uint32Array.of(at).buffer), value);
   return decodeCounters(viewOf(value), 0);

@@ -25,25 +25,6 @@ export interface Sums {
   edges: Map<string, EdgeSum>;
 }
 
-/**
- * The edges of kind "call" alone, and no nodes: what metrics are made of. With ten thousand pairs that takes a third of the
- * time.
- */
-export function sumCalls(reading: Reading, sources: Sources, labels: Labels): Sums {
-  const sums: Sums = { nodes: new Map(), edges: new Map() };
-  for (const row of reading.rows) {
-    const { key } = row;
-    if (key.direction === "in" || key.direction === "passed") continue;
-    addCall(sums, unitId(sources.of(key.source)), serviceId(labels.service(key.service)), row);
-  }
-  for (const row of reading.retired) {
-    if (row.direction === "out")
-      addRetired(sums, unitId(sources.of(row.source)), serviceId(row.service), row);
-  }
-  for (const row of reading.latency) addHistograms(sums, row, sources, labels);
-  return sums;
-}
-
 export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums {
   const sums: Sums = { nodes: new Map(), edges: new Map() };
   const ejectedIn = (id: number) => Math.max(0, labels.ejectedUntil(id) - reading.atNs) / 1e9;

@@ -13,11 +13,12 @@ import { historyOf, makeDocument, type ServiceState, totalsFor } from "./edges.t
 import { Flusher } from "./flush.ts";
 import { History, STEP } from "./history.ts";
 import { Labels } from "./labels.ts";
+import { type Rows, readRowTables } from "./metrics/row-table.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "./model.ts";
 import { type Reading, readTraffic } from "./reading.ts";
 import { Retirement } from "./retirement.ts";
 import { Sources } from "./sources.ts";
-import { type Sums, sumCalls, sumUp } from "./sums.ts";
+import { type Sums, sumUp } from "./sums.ts";
 
 /** Between two flushes, milliseconds; Istio's proxies report long connections as often. */
 const FLUSH = 5_000;
@@ -86,20 +87,17 @@ export class Traffic {
 
   /** Brings the rows up to date and reads them. Throws KernelError. */
   read(): Moment {
-    const reading = this.#read();
+    this.#flush();
+    this.sources.refresh();
+    const reading = readTraffic(this.#options.tables.maps);
     return { reading, sums: sumUp(reading, this.sources, this.labels) };
   }
 
-  /** The same with the edges alone that metrics are made of. Throws KernelError. */
-  readCalls(): Moment {
-    const reading = this.#read();
-    return { reading, sums: sumCalls(reading, this.sources, this.labels) };
-  }
-
-  #read(): Reading {
+  /** What metrics are made of, brought up to date. Throws KernelError. */
+  readRows(): Rows {
     this.#flush();
     this.sources.refresh();
-    return readTraffic(this.#options.tables.maps);
+    return readRowTables(this.#options.tables.maps);
   }
 
   /** The map over the last `window` seconds. Throws KernelError. */

@@ -1,13 +1,23 @@
 import { expect, test } from "bun:test";
-import { chooseFormat, expose, type Family, OPEN_METRICS, TEXT } from "./exposition.ts";
+import {
+  chooseFormat,
+  expose,
+  type Family,
+  type Labels,
+  labelSet,
+  OPEN_METRICS,
+  TEXT,
+} from "./exposition.ts";
 
-const counter = (labels: Family["samples"][number]["labels"], value: number): Family => ({
+const counter = (labels: Labels, value: number): Family => ({
   name: "a",
   help: 'what "it" is\nand a \\',
   type: "counter",
-  samples: [{ labels, value }],
+  sets: [labelSet(labels)],
+  values: [value],
 });
-const text = (family: Family, format: string) => Buffer.concat(expose([family], format)).toString();
+const text = (family: Family, format: string) =>
+  Buffer.concat(Array.from(expose([family], format), (part) => part.slice())).toString();
 
 test("a counter in both formats", () => {
   expect(text(counter([["x", "1"]], 3), TEXT)).toBe(
@@ -37,13 +47,14 @@ test("label values are escaped and cut, empty ones left out", () => {
 });
 
 test("a family without samples is not there; a histogram ends with all of them", () => {
-  expect(text({ ...counter([], 0), samples: [] }, TEXT)).toBe("");
+  expect(text({ ...counter([], 0), sets: [] }, TEXT)).toBe("");
   const family: Family = {
     name: "h",
     help: "h",
     type: "histogram",
-    samples: [],
-    histograms: [{ labels: [["u", "a"]], bounds: [0.5, 1], counts: [1, 3, 4], sum: 2.5 }],
+    sets: [labelSet([["u", "a"]])],
+    values: [],
+    histograms: { bounds: [0.5, 1], counts: [[1, 3, 4]], sums: [2.5] },
   };
   expect(text(family, OPEN_METRICS)).toBe(
     '# HELP h h\n# TYPE h histogram\nh_bucket{u="a",le="0.5"} 1\nh_bucket{u="a",le="1.0"} 3\n' +
@@ -52,14 +63,31 @@ test("a family without samples is not there; a histogram ends with all of them",
 });
 
 test("a body of many parts is whole, and text of several bytes a letter, too", () => {
-  const samples = Array.from({ length: 20_000 }, (_, i) => ({
-    labels: [["x", `\u20ac\u{1f600}-${i}`]] as const,
-    value: i,
-  }));
-  const parts = expose([{ name: "a", help: "", type: "gauge", samples }], TEXT);
+  const sets = Array.from({ length: 20_000 }, (_, i) => labelSet([["x", `\u20ac\u{1f600}-${i}`]]));
+  const values = sets.map((_, i) => i);
+  const parts = Array.from(expose([{ name: "a", help: "", type: "gauge", sets, values }], TEXT), (part) =>
+    part.slice(),
+  );
   expect(parts.length).toBeGreaterThan(1);
   const lines = Buffer.concat(parts).toString().trimEnd().split("\n").slice(2);
-  expect(lines).toEqual(samples.map(({ labels, value }) => `a{x="${labels[0][1]}"} ${value}`));
+  expect(lines).toEqual(sets.map((_, i) => `a{x="\u20ac\u{1f600}-${i}"} ${i}`));
+});
+
+test.each([
+  0,
+  9,
+  10,
+  12_345_678_901,
+  2 ** 53 - 1,
+  2 ** 64,
+  0.25,
+  -3,
+  1e-9,
+  Number.NaN,
+  Number.POSITIVE_INFINITY,
+])("the number %p", (value) => {
+  const [, written = ""] = / (\S+)\n$/.exec(text(counter([], value), TEXT)) ?? [];
+  expect(Number(written.replace("+Inf", "Infinity"))).toBe(value);
 });
 
 test.each([

@@ -3,12 +3,14 @@
  * so there is no registry: a scrape writes what it finds.
  */
 
-export interface Sample {
-  /** In the order in which they are written; an empty value is no label. */
-  labels: readonly (readonly [name: string, value: string])[];
-  value: number;
-  /** What `labelBlock` gives for them, where it is known. */
-  block?: string;
+/** In the order in which they are written; an empty value is no label. */
+export type Labels = readonly (readonly [name: string, value: string])[];
+
+/** Labels as bytes, as they stand behind a metric's name. Ten thousand of them as texts would be 20 MB. */
+export interface LabelSet {
+  block: Uint8Array;
+  /** Sets with one label more, by its text: made once, too. */
+  more?: Map<string, LabelSet>;
 }
 
 export interface Family {
@@ -16,18 +18,17 @@ export interface Family {
   name: string;
   help: string;
   type: "counter" | "gauge" | "histogram";
-  samples: Sample[];
-  /** Of a histogram: bounds in the metric's unit, with cumulative counts; the last is all of them. */
+  /** One for each series; of a histogram one for each histogram. */
+  sets: readonly LabelSet[];
+  /** By the index of `sets`; not of a histogram. */
+  values: ArrayLike<number>;
   histograms?: {
-    labels: Sample["labels"];
-    /** What `labelBlock` gives for them, where it is known. */
-    block?: string;
-    /** One array for all histograms of the family, so that its texts are made once. */
+    /** In the metric's unit, without the infinite one. */
     bounds: readonly number[];
-    /** Cumulative; one more than bounds. */
-    counts: number[];
-    sum: number;
-  }[];
+    /** By the index of `sets`: cumulative counts, one more than bounds; the last is all of them. */
+    counts: readonly ArrayLike<number>[];
+    sums: ArrayLike<number>;
+  };
 }
 
 export const TEXT = "text/plain; version=0.0.4; charset=utf-8";
@@ -47,73 +48,144 @@ export function chooseFormat(accept: string | undefined): typeof TEXT | typeof O
   return open > 0 && open >= plain ? OPEN_METRICS : TEXT;
 }
 
-/** The body in parts of some 64 KB. */
-export function expose(families: readonly Family[], format: string): Buffer[] {
+/** The body in parts of some 64 KB. A part is made when it is taken, and is valid until the next one is. */
+export function* expose(families: readonly Family[], format: string): Generator<Uint8Array> {
   const open = format === OPEN_METRICS;
   const body = new Body();
-  for (const { name, help, type, samples, histograms } of families) {
-    if (samples.length === 0 && !histograms?.length) continue;
-    const family = type === "counter" && !open ? `${name}_total` : name;
-    body.put(`# HELP ${family} ${escapeHelp(help, open)}\n`);
-    body.put(`# TYPE ${family} ${type}\n`);
-    const series = type === "counter" ? `${name}_total` : name;
-    for (const { labels, value, block } of samples) body.sample(series, block ?? labelBlock(labels), value);
-    let les: string[] = [];
-    let of: readonly number[] | undefined;
-    for (const { labels, block = labelBlock(labels), bounds, counts, sum } of histograms ?? []) {
-      if (bounds !== of) les = [...bounds, Number.POSITIVE_INFINITY].map(le);
-      of = bounds;
-      les.forEach((text, i) => {
-        body.sample(`${name}_bucket`, withLabel(block, "le", text), counts[i] ?? 0);
-      });
-      body.sample(`${name}_sum`, block, sum);
-      body.sample(`${name}_count`, block, counts.at(-1) ?? 0);
+  for (const family of families) {
+    const { name, help, type, sets, histograms } = family;
+    if (sets.length === 0) continue;
+    const metadata = type === "counter" && !open ? `${name}_total` : name;
+    body.text(`# HELP ${metadata} ${escapeHelp(help, open)}\n# TYPE ${metadata} ${type}\n`);
+    if (histograms) yield* exposeHistograms(body, family, histograms);
+    else {
+      const series = encoded(type === "counter" ? `${name}_total` : name);
+      for (let i = 0; i < sets.length; i++) {
+        body.sample(series, sets[i]?.block ?? NO_LABELS, family.values[i] ?? 0);
+        if (body.isPart) yield body.take();
+      }
     }
   }
-  if (open) body.put("# EOF\n");
-  return body.parts();
+  if (open) body.text("# EOF\n");
+  yield body.take();
 }
 
+function* exposeHistograms(
+  body: Body,
+  { name, sets }: Family,
+  { bounds, counts, sums }: NonNullable<Family["histograms"]>,
+): Generator<Uint8Array> {
+  const [bucket, sum, count] = ["bucket", "sum", "count"].map((suffix) => encoded(`${name}_${suffix}`));
+  const les = [...bounds, Number.POSITIVE_INFINITY].map((bound) => encoded(`le="${le(bound)}"}`));
+  for (let i = 0; i < sets.length; i++) {
+    const block = sets[i]?.block ?? NO_LABELS;
+    const open = openBlock(block);
+    les.forEach((text, at) => {
+      body.sample(bucket ?? NO_LABELS, open, counts[i]?.[at] ?? 0, text);
+    });
+    body.sample(sum ?? NO_LABELS, block, sums[i] ?? 0);
+    body.sample(count ?? NO_LABELS, block, counts[i]?.[bounds.length] ?? 0);
+    if (body.isPart) yield body.take();
+  }
+}
+
+/** Bytes of a part, beyond which the next one is begun. */
 const PART = 64 << 10;
+const NO_LABELS: Uint8Array = new Uint8Array();
+const SPACE = 0x20;
+const NEWLINE = 0x0a;
+const ZERO = 0x30;
+/** Digits that the largest number has which is written digit by digit. */
+const DIGITS = 16;
 
 /**
- * Text as bytes. A scrape has megabytes, and as one string they would make the agent's small heap collect garbage several
+ * Bytes, written in place: as strings, the megabytes of a scrape would make the agent's small heap collect garbage several
  * times.
  */
 class Body {
-  readonly #parts: Buffer[] = [];
-  #text = "";
+  #bytes = new Uint8Array(2 * PART);
+  #length = 0;
 
-  put(text: string): void {
-    this.#text += text;
-    if (this.#text.length >= PART) this.#encode();
+  get isPart(): boolean {
+    return this.#length >= PART;
   }
 
-  sample(series: string, block: string, value: number): void {
-    this.put(`${series + block} ${number(value)}\n`);
+  /** All that was written since the last call, until something else is written. */
+  take(): Uint8Array {
+    const part = this.#bytes.subarray(0, this.#length);
+    this.#length = 0;
+    return part;
   }
 
-  parts(): Buffer[] {
-    this.#encode();
-    return this.#parts;
+  text(text: string): void {
+    this.#put(encoded(text));
   }
 
-  #encode(): void {
-    if (this.#text !== "") this.#parts.push(Buffer.from(this.#text));
-    this.#text = "";
+  sample(series: Uint8Array, block: Uint8Array, value: number, more = NO_LABELS): void {
+    this.#room(series.length + block.length + more.length + 32);
+    this.#put(series);
+    this.#put(block);
+    if (more.length > 0) this.#put(more);
+    this.#bytes[this.#length++] = SPACE;
+    this.#number(value);
+    this.#bytes[this.#length++] = NEWLINE;
+  }
+
+  #put(bytes: Uint8Array): void {
+    this.#room(bytes.length);
+    this.#bytes.set(bytes, this.#length);
+    this.#length += bytes.length;
+  }
+
+  #number(value: number): void {
+    if (!Number.isSafeInteger(value) || value < 0) {
+      this.#put(encoded(number(value)));
+      return;
+    }
+    let digits = 1;
+    for (let power = 10; digits < DIGITS && power <= value; power *= 10) digits++;
+    let rest = value;
+    for (let at = this.#length + digits - 1; at >= this.#length; at--) {
+      const next = Math.floor(rest / 10);
+      this.#bytes[at] = ZERO + (rest - next * 10);
+      rest = next;
+    }
+    this.#length += digits;
+  }
+
+  #room(bytes: number): void {
+    if (this.#length + bytes <= this.#bytes.length) return;
+    const larger = new Uint8Array(2 * (this.#length + bytes));
+    larger.set(this.#bytes.subarray(0, this.#length));
+    this.#bytes = larger;
   }
 }
 
-/** Labels as they stand behind a metric's name. */
-export function labelBlock(labels: Sample["labels"]): string {
+/** Makes the bytes of labels, once for all scrapes. */
+export function labelSet(labels: Labels): LabelSet {
   const written = labels.filter(([, value]) => value !== "");
-  if (written.length === 0) return "";
-  return `{${written.map(([name, value]) => `${name}="${escapeLabel(value)}"`).join(",")}}`;
+  const text = written.map(([name, value]) => `${name}="${escapeLabel(value)}"`).join(",");
+  return { block: text === "" ? NO_LABELS : encoded(`{${text}}`) };
 }
 
-/** A block of labels with one more at its end, whose value needs no escape. */
-export function withLabel(block: string, name: string, value: string): string {
-  return block === "" ? `{${name}="${value}"}` : `${block.slice(0, -1)},${name}="${value}"}`;
+/** The set with one label more at its end. */
+export function withLabel(set: LabelSet, name: string, value: string): LabelSet {
+  set.more ??= new Map();
+  const label = `${name}="${escapeLabel(value)}"}`;
+  let found = set.more.get(label);
+  if (!found) {
+    found = { block: Buffer.concat([openBlock(set.block), encoded(label)]) };
+    set.more.set(label, found);
+  }
+  return found;
+}
+
+/** A block of labels as far as another label can follow. */
+function openBlock(block: Uint8Array): Uint8Array {
+  if (block.length === 0) return encoded("{");
+  const open = new Uint8Array(block);
+  open[open.length - 1] = ",".charCodeAt(0);
+  return open;
 }
 
 /** Values longer than that are cut: nothing of ours is, and others' names must not fill the scraper's memory. */
@@ -140,4 +212,8 @@ function number(value: number): string {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "+Inf" : "-Inf";
   return String(value);
+}
+
+function encoded(text: string): Uint8Array {
+  return Buffer.from(text);
 }

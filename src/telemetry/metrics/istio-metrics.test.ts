@@ -1,8 +1,13 @@
 import { expect, test } from "bun:test";
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import { parseAddress } from "../../mesh/address.ts";
 import type { Labels } from "../labels.ts";
-import type { Reading } from "../reading.ts";
-import { type Counters, type FlowKey, noCounters } from "../rows.ts";
+import { type Counters, encodeCounters, type FlowKey, noCounters, viewOf } from "../rows.ts";
+import type { Sources } from "../sources.ts";
+import type { LabelSet } from "./exposition.ts";
 import { istioFamilies } from "./istio-metrics.ts";
+import { Columns, type Rows, RowTable } from "./row-table.ts";
+import { Tally } from "./tally.ts";
 
 const self = {
   workload: "billing-vm",
@@ -38,34 +43,61 @@ const counters = (more: Partial<Counters>, ends: number[] = []): Counters => {
   });
   return all;
 };
-const reading = (rows: [FlowKey, Counters][], retired: Reading["retired"] = []): Reading => ({
-  atNs: 0,
-  wall: 0,
-  rows: rows.map(([each, sum]) => ({
-    key: each,
-    bytes: () => new Uint8Array(),
-    counters: sum,
-    usedNs: 0,
-    isRetiring: false,
-  })),
+const DIRECTIONS = { out: 1, in: 2, refused: 3, passed: 4 } as const;
+/** `struct flow_key`. */
+function encodeKey({ source, direction, port, service, cluster, endpoint, remote }: FlowKey): Uint8Array {
+  const bytes = new Uint8Array(layout.flow_key.size);
+  const view = viewOf(bytes);
+  const { fields } = layout.flow_key;
+  view.setBigUint64(fields.source.offset, BigInt(source), true);
+  view.setUint8(fields.direction.offset, DIRECTIONS[direction]);
+  view.setUint16(fields.port.offset, port, true);
+  if (direction === "in") {
+    bytes.set(parseAddress(remote) ?? [], fields.remote.offset);
+    return bytes;
+  }
+  view.setUint32(fields.service.offset, service, true);
+  view.setUint32(fields.cluster.offset, cluster, true);
+  view.setUint32(fields.endpoint.offset, endpoint, true);
+  return bytes;
+}
+/** As the kernel gives them. */
+const tableOf = (rows: [FlowKey, Counters][]): RowTable => {
+  const keys = new Uint8Array(rows.length * layout.flow_key.size);
+  const values = new Uint8Array(rows.length * layout.flow_row.size);
+  rows.forEach(([each, sum], i) => {
+    keys.set(encodeKey(each), i * layout.flow_key.size);
+    encodeCounters(sum, viewOf(values), i * layout.flow_row.size);
+  });
+  return new RowTable({ keys, values, count: rows.length });
+};
+const reading = (rows: [FlowKey, Counters][], retired: Rows["retired"] = []): Rows => ({
+  out: tableOf(rows.filter(([{ direction }]) => direction !== "in")),
+  in: tableOf(rows.filter(([{ direction }]) => direction === "in")),
   retired,
-  latency: [],
+  latency: new Columns({ keys: new Uint8Array(), values: new Uint8Array(), count: 0 }, 16, 384),
   other: { out: noCounters(), in: noCounters() },
   room: { rows: 1, callers: 1 },
 });
+const sources = { of: () => ({ kind: "unit", name: "shop.service" }) } as unknown as Sources;
+const tally = (names: Labels) =>
+  new Tally({ labels: names, sources, self, inbound: () => "billing.vms.svc.cluster.local:9080" });
+const familiesOf = (from: Rows, names = labels) => {
+  const own = tally(names);
+  own.take(from);
+  return istioFamilies(own, "1");
+};
+const labelOf = ({ block }: LabelSet, name: string) =>
+  new RegExp(`[{,]${name}="([^"]*)"`).exec(Buffer.from(block).toString())?.[1];
 /** By family, the series whose labels have all of `wanted`. */
-const find = (from: Reading, wanted: Record<string, string>) =>
+const find = (from: Rows, wanted: Record<string, string>) =>
   Object.fromEntries(
-    istioFamilies(from, labels, self, () => "billing.vms.svc.cluster.local:9080", "1").map(
-      ({ name, samples }) => [
-        name,
-        samples
-          .filter(({ labels: set }) =>
-            Object.entries(wanted).every(([n, v]) => set.some(([a, b]) => a === n && b === v)),
-          )
-          .map(({ value }) => value),
-      ],
-    ),
+    familiesOf(from).map(({ name, sets, values }) => [
+      name,
+      sets.flatMap((set, i) =>
+        Object.entries(wanted).every(([name, value]) => labelOf(set, name) === value) ? [values[i]] : [],
+      ),
+    ]),
   );
 
 test("at the source, received is what our app sent", () => {
@@ -155,7 +187,40 @@ test("series are bounded: beyond it the workload is unknown, and nothing is lost
     { length: 10_500 },
     (_, i) => [key({ endpoint: i }), counters({ opened: 1 }, [1])] as [FlowKey, Counters],
   );
-  const [opened] = istioFamilies(reading(rows), many, self, () => undefined, "1");
-  expect(opened?.samples.length).toBe(10_001);
-  expect(opened?.samples.reduce((sum, { value }) => sum + value, 0)).toBe(10_500);
+  const [opened] = familiesOf(reading(rows), many);
+  expect(opened?.sets.length).toBe(10_001);
+  expect([...Array.from(opened?.values ?? [])].reduce((sum, value) => sum + value, 0)).toBe(10_500);
+});
+
+test("a scrape counts anew, and names that change move to their own series", () => {
+  let name = "ledger-v1;shop;ledger;;Kubernetes";
+  let revision = 0;
+  const names = {
+    service: () => "ledger.shop.svc.cluster.local:80",
+    workload: () => name,
+    get revision() {
+      return revision;
+    },
+  } as unknown as Labels;
+  const own = tally(names);
+  const opened = (count: number) => {
+    own.take(reading([[key({}), counters({ opened: count }, [0, count])]]));
+    const [family] = istioFamilies(own, "1");
+    return family?.sets.map((set, i) => [
+      labelOf(set, "destination_workload"),
+      labelOf(set, "response_flags"),
+      family.values[i],
+    ]);
+  };
+  expect(opened(3)).toEqual([
+    ["ledger-v1", "-", 3],
+    ["ledger-v1", "UF", 0],
+  ]);
+  expect(opened(5)?.[0]).toEqual(["ledger-v1", "-", 5]);
+  name = "ledger-v2;shop;ledger;;Kubernetes";
+  revision++;
+  expect(opened(5)).toEqual([
+    ["ledger-v2", "-", 5],
+    ["ledger-v2", "UF", 0],
+  ]);
 });

@@ -1,0 +1,113 @@
+/**
+ * The labels of Istio's standard TCP metrics, as its sidecar's stats filter writes them (istio_stats.cc of istio/proxy): their
+ * order, and the values of what is not known.
+ */
+
+import { parseWorkload } from "../labels.ts";
+import type { Workload } from "../model.ts";
+import { shortName } from "../sums.ts";
+import type { Labels } from "./exposition.ts";
+
+/** This machine, as its proxy would name it. */
+export interface SelfLabels {
+  workload: string;
+  namespace: string;
+  canonicalService: string;
+  canonicalRevision: string;
+  app: string;
+  version: string;
+  cluster: string;
+}
+
+const UNKNOWN = "unknown";
+const NOBODY: Workload = {
+  name: UNKNOWN,
+  namespace: UNKNOWN,
+  canonicalService: UNKNOWN,
+  canonicalRevision: "latest",
+  cluster: UNKNOWN,
+};
+
+/** What Envoy says of connections that it refuses, by our reasons (response flags of its access log). */
+export const FLAGS: Readonly<Record<string, string>> = {
+  "no-endpoint": "UH",
+  "no-family": "UH",
+  "missing-cluster": "NC",
+  "max-connections": "UO",
+};
+
+/** Of a connection from this machine; `workload` in istiod's words. */
+export function sourceLabels(
+  self: SelfLabels,
+  service: string | undefined,
+  workload: string,
+  flags: string,
+): Labels {
+  const peer = parseWorkload(workload) ?? NOBODY;
+  return [
+    ["reporter", "source"],
+    ...clientLabels(self, self.app, self.version),
+    ...serverLabels(peer, UNKNOWN, UNKNOWN, service, peer.namespace),
+    ["request_protocol", "tcp"],
+    ["response_flags", flags],
+    // The source never knows whether the peer took it for mutual TLS.
+    ["connection_security_policy", UNKNOWN],
+  ];
+}
+
+/** Of a connection to this machine; `caller` in istiod's words. */
+export function destinationLabels(self: SelfLabels, caller: string, service: string | undefined): Labels {
+  const peer = parseWorkload(caller) ?? NOBODY;
+  return [
+    ["reporter", "destination"],
+    ...clientLabels({ ...peer, workload: peer.name }, UNKNOWN, UNKNOWN),
+    ...serverLabels({ ...self, name: self.workload }, self.app, self.version, service, self.namespace),
+    ["request_protocol", "tcp"],
+    ["response_flags", "-"],
+    ["connection_security_policy", "none"],
+  ];
+}
+
+function clientLabels(
+  who: Pick<SelfLabels, "workload" | "namespace" | "canonicalService" | "canonicalRevision" | "cluster">,
+  app: string,
+  version: string,
+): Labels {
+  return [
+    ["source_workload", known(who.workload)],
+    ["source_canonical_service", known(who.canonicalService)],
+    ["source_canonical_revision", who.canonicalRevision || "latest"],
+    ["source_workload_namespace", known(who.namespace)],
+    ["source_principal", UNKNOWN],
+    ["source_app", known(app)],
+    ["source_version", known(version)],
+    ["source_cluster", known(who.cluster)],
+  ];
+}
+
+function serverLabels(
+  who: Workload,
+  app: string,
+  version: string,
+  service: string | undefined,
+  namespace: string,
+): Labels {
+  const host = service?.replace(/:\d+$/, "") ?? UNKNOWN;
+  return [
+    ["destination_workload", known(who.name)],
+    ["destination_workload_namespace", known(who.namespace)],
+    ["destination_principal", UNKNOWN],
+    ["destination_app", known(app)],
+    ["destination_version", known(version)],
+    ["destination_service", host],
+    ["destination_canonical_service", known(who.canonicalService)],
+    ["destination_canonical_revision", who.canonicalRevision || "latest"],
+    ["destination_service_name", shortName(host)],
+    ["destination_service_namespace", known(namespace)],
+    ["destination_cluster", known(who.cluster)],
+  ];
+}
+
+function known(text: string): string {
+  return text === "" ? UNKNOWN : text;
+}

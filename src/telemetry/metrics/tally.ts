@@ -1,0 +1,400 @@
+/**
+ * Rows added up to series: Istio's by workload and service, kmesh's own by unit and service. What a row is added to is looked
+ * up once and kept while names mean the same, since a scrape has ten thousand rows and the agent has pushes to make.
+ */
+
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import { REASONS } from "../../mesh/model.ts";
+import type { Labels } from "../labels.ts";
+import { type Counters, closedOf, endsOf } from "../rows.ts";
+import type { Sources } from "../sources.ts";
+import { unitId } from "../sums.ts";
+import { type LabelSet, labelSet, type Labels as MetricLabels } from "./exposition.ts";
+import { destinationLabels, FLAGS, type SelfLabels, sourceLabels } from "./istio-labels.ts";
+import type { Rows, RowTable } from "./row-table.ts";
+
+/** Label sets of Istio's at most; what comes after is added to its service's with an unknown destination workload. */
+export const MOST_LABEL_SETS = 10_000;
+/** Pairs of a unit and a service that have series of their own; the rest is added to unit="other", service="other". */
+export const MOST_PAIRS = 2_000;
+/** Pairs that have histograms of their own: each is two dozen series. */
+export const MOST_HISTOGRAMS = 200;
+export const OTHER = "other";
+
+const ROW = layout.flow_row.fields;
+const LATENCY = layout.latency_row.fields;
+const BUCKETS = LATENCY.rtt.count;
+const { FLOW_OUT, FLOW_IN, FLOW_REFUSED, FLOW_PASSED } = layout.enums.flow_direction;
+const END = layout.enums.flow_end;
+const ENDS = ROW.ends.count;
+/** Above the ids of endpoints in a key of two numbers. */
+const ENDPOINTS = 2 ** 26;
+
+/** Series with numbers; the index is the series'. */
+export class Series<Field extends string> {
+  readonly sets: LabelSet[] = [];
+  readonly fields: readonly Field[];
+  #values: Float64Array;
+  #used: Uint8Array;
+  readonly #at: ReadonlyMap<Field, number>;
+
+  constructor(fields: readonly Field[]) {
+    this.fields = fields;
+    this.#at = new Map(fields.map((field, i) => [field, i]));
+    this.#values = new Float64Array(fields.length * 64);
+    this.#used = new Uint8Array(64);
+  }
+
+  /** Gives the new series' index. */
+  add(labels: MetricLabels): number {
+    const index = this.sets.push(labelSet(labels)) - 1;
+    if (index >= this.#used.length) {
+      const values = new Float64Array(this.#values.length * 2);
+      values.set(this.#values);
+      this.#values = values;
+      const used = new Uint8Array(this.#used.length * 2);
+      used.set(this.#used);
+      this.#used = used;
+    }
+    return index;
+  }
+
+  /** All numbers are zero, and no series is used. */
+  clear(): void {
+    this.#values.fill(0);
+    this.#used.fill(0);
+  }
+
+  /** Where the numbers of a series stand in `values`, in the order of `fields`. The series is there from now on. */
+  use(index: number): number {
+    this.#used[index] = 1;
+    return index * this.fields.length;
+  }
+
+  get values(): Float64Array {
+    return this.#values;
+  }
+
+  value(index: number, field: Field): number {
+    return this.#values[index * this.fields.length + (this.#at.get(field) ?? 0)] ?? 0;
+  }
+
+  /** Those that are there. */
+  used(): number[] {
+    return this.sets.flatMap((_, index) => (this.#used[index] === 1 ? [index] : []));
+  }
+}
+
+export const ISTIO_FIELDS = ["opened", "closed", "received", "sent"] as const;
+export type IstioField = (typeof ISTIO_FIELDS)[number];
+
+/** Of a pair; then its ends, by the kernel's number. */
+export const PAIR_FIELDS = [
+  ...(["opened", "sent", "received", "retransmits", "failedNs", "durationNs", "rttUs"] as const),
+  ...(["end0", "end1", "end2", "end3", "end4", "end5", "end6", "end7"] as const),
+] as const;
+const FIRST_END = PAIR_FIELDS.indexOf("end0");
+
+export interface TallyOptions {
+  labels: Labels;
+  sources: Sources;
+  self: SelfLabels;
+  /** "host:port" of the service of a local port. */
+  inbound(port: number): string | undefined;
+}
+
+/** Cumulative counts of a pair's connections. */
+export interface PairHistograms {
+  rtt: Float64Array;
+  duration: Float64Array;
+  /** The pairs that are in it. */
+  of: Set<number>;
+}
+
+export class Tally {
+  readonly #options: TallyOptions;
+  #revision = Number.NaN;
+  /** By what they are made from. */
+  #sets = new Map<string, number>();
+  #pairIds = new Map<string, number>();
+  /** By service and endpoint, or reason; one map for each direction but "in". */
+  #slots = new Map<number, Map<number, number>>();
+  /** By source, then by service. */
+  #pairSlots = new Map<number, Map<number, number>>();
+  #units = new Map<number, string>();
+  istio = new Series<IstioField>(ISTIO_FIELDS);
+  pairs = new Series<(typeof PAIR_FIELDS)[number]>(PAIR_FIELDS);
+  /** Refused on purpose: by a pair's index, then by reason. */
+  readonly refused = new Map<number, Map<string, number>>();
+  /** By a pair's index; of the pair OTHER those of the ones that have none. */
+  readonly histograms = new Map<number, PairHistograms>();
+
+  constructor(options: TallyOptions) {
+    this.#options = options;
+  }
+
+  /** The totals of these rows are what the members have, until the next call. */
+  take(rows: Rows): void {
+    this.#refresh();
+    this.istio.clear();
+    this.pairs.clear();
+    this.refused.clear();
+    this.histograms.clear();
+    for (let row = 0; row < rows.out.count; row++) this.#addOut(rows.out, row);
+    for (let row = 0; row < rows.in.count; row++) this.#addIn(rows.in, row);
+    for (const { source, direction, service, workload, counters } of rows.retired) {
+      const name = service === "" ? undefined : service;
+      if (direction === "out") {
+        this.#addCounters(name, workload, counters);
+        this.#addToPair(this.#pair(this.#unit(source), name), counters);
+      } else if (direction === "refused") this.#addRefused(this.#refusedSet(name, "DENY"), counters.opened);
+      else if (direction === "passed")
+        this.#addRefused(this.#refusedSet("PassthroughCluster", "-"), counters.opened);
+    }
+    if (rows.other.out.opened > 0) this.#addCounters(undefined, "", rows.other.out);
+    this.#addLatency(rows);
+  }
+
+  #addOut(rows: RowTable, row: number): void {
+    const direction = rows.direction(row);
+    const service = rows.service(row);
+    const endpoint = rows.endpoint(row);
+    if (direction === FLOW_PASSED) {
+      this.#addRefused(
+        this.#slot(direction, 0, 0, () => this.#refusedSet("PassthroughCluster", "-")),
+        rows.long(row, ROW.opened.offset),
+      );
+      return;
+    }
+    if (direction === FLOW_REFUSED) {
+      const reason = REASONS[endpoint] ?? "internal";
+      const opened = rows.long(row, ROW.opened.offset);
+      const set = this.#slot(direction, service, endpoint, () =>
+        this.#refusedSet(
+          reason === "not-in-registry" ? "BlackHoleCluster" : this.#options.labels.service(service),
+          FLAGS[reason] ?? "DENY",
+        ),
+      );
+      this.#addRefused(set, opened);
+      const pair = this.#pairSlot(rows.source(row), service);
+      this.pairs.use(pair);
+      let reasons = this.refused.get(pair);
+      if (!reasons) {
+        reasons = new Map();
+        this.refused.set(pair, reasons);
+      }
+      reasons.set(reason, (reasons.get(reason) ?? 0) + opened);
+      return;
+    }
+    if (direction !== FLOW_OUT) return;
+    const { labels } = this.#options;
+    const set = this.#slot(direction, service, endpoint, () =>
+      this.#source(labels.service(service), labels.workload(endpoint), "-"),
+    );
+    const sent = rows.long(row, ROW.sent.offset);
+    const received = rows.long(row, ROW.received.offset);
+    const opened = rows.long(row, ROW.opened.offset);
+    const pairAt = this.pairs.use(this.#pairSlot(rows.source(row), service));
+    const pairs = this.pairs.values;
+    let closed = 0;
+    let failed = 0;
+    for (let end = 0; end < ENDS; end++) {
+      const count = rows.long(row, ROW.ends.offset + end * 8);
+      if (count === 0) continue;
+      pairs[pairAt + FIRST_END + end] = (pairs[pairAt + FIRST_END + end] ?? 0) + count;
+      if (isFailedConnect(end)) failed += count;
+      else closed += count;
+    }
+    addTo(pairs, pairAt, [
+      opened,
+      sent,
+      received,
+      rows.long(row, ROW.retransmits.offset),
+      rows.long(row, ROW.failed_ns.offset),
+      rows.long(row, ROW.duration_ns.offset),
+      rows.long(row, ROW.rtt_us.offset),
+    ]);
+    // What the client sent is the request, which Istio calls received.
+    addTo(this.istio.values, this.istio.use(set), [opened, closed, sent, received]);
+    if (failed > 0) this.#addFailed(labels.service(service), labels.workload(endpoint), failed);
+  }
+
+  #addIn(rows: RowTable, row: number): void {
+    if (rows.direction(row) !== FLOW_IN) return;
+    const { labels, self, inbound } = this.#options;
+    const caller = labels.caller(rows.remote(row));
+    const service = inbound(rows.port(row));
+    const set = this.#set(`destination\n${caller}\n${service}`, () =>
+      destinationLabels(self, caller, service),
+    );
+    let closed = 0;
+    for (let end = 0; end < ENDS; end++) closed += rows.long(row, ROW.ends.offset + end * 8);
+    addTo(this.istio.values, this.istio.use(set), [
+      rows.long(row, ROW.opened.offset),
+      closed,
+      rows.long(row, ROW.received.offset),
+      rows.long(row, ROW.sent.offset),
+    ]);
+  }
+
+  #addCounters(service: string | undefined, workload: string, counters: Counters): void {
+    const failed =
+      endsOf(counters, "refused") + endsOf(counters, "timed-out") + endsOf(counters, "unreachable");
+    const at = this.istio.use(this.#source(service, workload, "-"));
+    const closed = closedOf(counters) - failed;
+    addTo(this.istio.values, at, [counters.opened, closed, counters.sent, counters.received]);
+    if (failed > 0) this.#addFailed(service, workload, failed);
+  }
+
+  /** Envoy gives a connection that never was the flag UF, and counts it as closed there. */
+  #addFailed(service: string | undefined, workload: string, failed: number): void {
+    addTo(this.istio.values, this.istio.use(this.#source(service, workload, "UF")), [0, failed, 0, 0]);
+  }
+
+  #addRefused(set: number, opened: number): void {
+    addTo(this.istio.values, this.istio.use(set), [opened, opened, 0, 0]);
+  }
+
+  #addToPair(pair: number, counters: Counters): void {
+    const { opened, sent, received, retransmits, failedNs, durationNs, rttUs, ends } = counters;
+    addTo(this.pairs.values, this.pairs.use(pair), [
+      ...[opened, sent, received, retransmits, failedNs, durationNs, rttUs],
+      ...ends,
+    ]);
+  }
+
+  #addLatency({ latency }: Rows): void {
+    const { source, service, direction } = layout.latency_key.fields;
+    for (let row = 0; row < latency.count; row++) {
+      if (latency.keyWord(row, direction.offset) !== FLOW_OUT) continue;
+      const own = this.#pairSlot(latency.keyLong(row, source.offset), latency.keyWord(row, service.offset));
+      let pair = own;
+      if (!this.histograms.has(pair) && this.histograms.size >= MOST_HISTOGRAMS) pair = this.#otherPair();
+      let sum = this.histograms.get(pair);
+      if (!sum) {
+        sum = { rtt: new Float64Array(BUCKETS), duration: new Float64Array(BUCKETS), of: new Set() };
+        this.histograms.set(pair, sum);
+      }
+      sum.of.add(own);
+      for (let i = 0; i < BUCKETS; i++) {
+        sum.rtt[i] = (sum.rtt[i] ?? 0) + latency.long(row, LATENCY.rtt.offset + i * 8);
+        sum.duration[i] = (sum.duration[i] ?? 0) + latency.long(row, LATENCY.duration.offset + i * 8);
+      }
+    }
+  }
+
+  #slot(direction: number, service: number, endpoint: number, make: () => number): number {
+    let slots = this.#slots.get(direction);
+    if (!slots) {
+      slots = new Map();
+      this.#slots.set(direction, slots);
+    }
+    const key = service * ENDPOINTS + endpoint;
+    let slot = slots.get(key);
+    if (slot === undefined) {
+      slot = make();
+      slots.set(key, slot);
+    }
+    return slot;
+  }
+
+  #pairSlot(source: number, service: number): number {
+    let slots = this.#pairSlots.get(source);
+    if (!slots) {
+      slots = new Map();
+      this.#pairSlots.set(source, slots);
+    }
+    let slot = slots.get(service);
+    if (slot === undefined) {
+      slot = this.#pair(this.#unit(source), this.#options.labels.service(service));
+      slots.set(service, slot);
+    }
+    return slot;
+  }
+
+  #pair(unit: string, service: string | undefined): number {
+    const known = this.#pairIds.get(`${unit}\n${service}`);
+    if (known !== undefined) return known;
+    if (this.pairs.sets.length >= MOST_PAIRS) return this.#otherPair();
+    return this.#newPair(unit, service ?? "none", `${unit}\n${service}`);
+  }
+
+  #otherPair(): number {
+    return this.#pairIds.get(OTHER) ?? this.#newPair(OTHER, OTHER, OTHER);
+  }
+
+  #newPair(unit: string, service: string, id: string): number {
+    const index = this.pairs.add([
+      ["unit", unit],
+      ["service", service],
+    ]);
+    this.#pairIds.set(id, index);
+    return index;
+  }
+
+  #unit(source: number): string {
+    let unit = this.#units.get(source);
+    if (unit === undefined) {
+      unit = unitLabel(this.#options.sources, source);
+      this.#units.set(source, unit);
+    }
+    return unit;
+  }
+
+  #source(service: string | undefined, workload: string, flags: string): number {
+    const known = this.#sets.get(`source\n${service}\n${workload}\n${flags}`);
+    if (known !== undefined) return known;
+    const named = this.istio.sets.length < MOST_LABEL_SETS ? workload : "";
+    return this.#set(`source\n${service}\n${named}\n${flags}`, () =>
+      sourceLabels(this.#options.self, service, named, flags),
+    );
+  }
+
+  #refusedSet(service: string | undefined, flags: string): number {
+    return this.#source(service, "", flags);
+  }
+
+  #set(key: string, make: () => MetricLabels): number {
+    let set = this.#sets.get(key);
+    if (set === undefined) {
+      set = this.istio.add(make());
+      this.#sets.set(key, set);
+    }
+    return set;
+  }
+
+  /** Forgets what means something else now, and series that nobody has used for long when they take the room. */
+  #refresh(): void {
+    const { labels, sources } = this.#options;
+    if (this.istio.sets.length >= MOST_LABEL_SETS && this.istio.used().length < MOST_LABEL_SETS / 2) {
+      this.istio = new Series(ISTIO_FIELDS);
+      this.#sets = new Map();
+      this.#revision = Number.NaN;
+    }
+    if (this.pairs.sets.length >= MOST_PAIRS && this.pairs.used().length < MOST_PAIRS / 2) {
+      this.pairs = new Series(PAIR_FIELDS);
+      this.#pairIds = new Map();
+      this.#revision = Number.NaN;
+    }
+    const isOther = [...this.#units].some(([source, unit]) => unitLabel(sources, source) !== unit);
+    if (labels.revision === this.#revision && !isOther) return;
+    this.#revision = labels.revision;
+    this.#slots = new Map();
+    this.#pairSlots = new Map();
+    this.#units = new Map();
+  }
+}
+
+function unitLabel(sources: Sources, source: number): string {
+  return unitId(sources.of(source)).replace(/^unit:/, "");
+}
+
+function isFailedConnect(end: number): boolean {
+  return (
+    end === END.FLOW_CONNECT_REFUSED || end === END.FLOW_CONNECT_TIMED_OUT || end === END.FLOW_UNREACHABLE
+  );
+}
+
+function addTo(values: Float64Array, at: number, more: readonly number[]): void {
+  for (let i = 0; i < more.length; i++) values[at + i] = (values[at + i] ?? 0) + (more[i] ?? 0);
+}
