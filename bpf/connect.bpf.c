@@ -2,7 +2,7 @@
 /*
  * connect(): where a connection to a frontend goes is decided here, once. The walk is frontend -> target word ->
  * cluster descriptor (a split goes round once more) -> slot -> endpoint, each step one look-up by id.
- * getpeername() then shows the app the address that it asked for.
+ * getpeername() then shows the app the address that it asked for, and an app that is called through the tunnel its caller.
  */
 #include <stdbool.h>
 #include <linux/bpf.h>
@@ -12,6 +12,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "include/agent.h"
+#include "include/caller.h"
 #include "include/exempt.h"
 #define FLOW_AT_CONNECT
 #include "include/kernel.h"
@@ -800,14 +801,43 @@ static __always_inline struct socket_state *redirected(struct bpf_sock_addr *ctx
 	return state && state->flags & SOCKET_REDIRECTED ? state : NULL;
 }
 
+static __always_inline bool is_v4_mapped(const struct address *address)
+{
+	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
+}
+
+/*
+ * Whom the app's socket `sk` is connected to by way of the tunnel. The tunnel connects from the address that it connects to,
+ * so all other sockets cost one comparison. Nobody else can have these two addresses and ports while the connection lives.
+ */
+static __always_inline struct caller *caller_of(const struct bpf_sock *sk, const struct address *address, __be16 port)
+{
+	struct caller_key key = { .address = *address, .port = port, .app_port = bpf_htons(sk->src_port) };
+
+	return bpf_map_lookup_elem(&callers, &key);
+}
+
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
 	struct socket_state *state = redirected(ctx);
+	struct bpf_sock *sk = ctx->sk;
+	struct address address = {};
+	struct caller *caller;
 
 	if (state) {
 		ctx->user_ip4 = state->asked.word[3];
 		ctx->user_port = state->asked_port;
+		return PROCEED;
+	}
+	if (!sk || sk->src_ip4 != ctx->user_ip4)
+		return PROCEED;
+	address.word[2] = bpf_htonl(0xffff);
+	address.word[3] = ctx->user_ip4;
+	caller = caller_of(sk, &address, ctx->user_port);
+	if (caller && is_v4_mapped(&caller->address)) {
+		ctx->user_ip4 = caller->address.word[3];
+		ctx->user_port = caller->port;
 	}
 	return PROCEED;
 }
@@ -816,6 +846,9 @@ SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
 	struct socket_state *state = redirected(ctx);
+	struct bpf_sock *sk = ctx->sk;
+	struct caller *caller;
+	struct address address;
 
 	if (state) {
 		ctx->user_ip6[0] = state->asked.word[0];
@@ -823,6 +856,21 @@ int getpeername6(struct bpf_sock_addr *ctx)
 		ctx->user_ip6[2] = state->asked.word[2];
 		ctx->user_ip6[3] = state->asked.word[3];
 		ctx->user_port = state->asked_port;
+		return PROCEED;
+	}
+	if (!sk || sk->src_ip6[3] != ctx->user_ip6[3] || sk->src_ip6[0] != ctx->user_ip6[0])
+		return PROCEED;
+	address.word[0] = ctx->user_ip6[0];
+	address.word[1] = ctx->user_ip6[1];
+	address.word[2] = ctx->user_ip6[2];
+	address.word[3] = ctx->user_ip6[3];
+	caller = caller_of(sk, &address, ctx->user_port);
+	if (caller) {
+		ctx->user_ip6[0] = caller->address.word[0];
+		ctx->user_ip6[1] = caller->address.word[1];
+		ctx->user_ip6[2] = caller->address.word[2];
+		ctx->user_ip6[3] = caller->address.word[3];
+		ctx->user_port = caller->port;
 	}
 	return PROCEED;
 }

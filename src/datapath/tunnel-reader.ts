@@ -55,6 +55,7 @@ export class TunnelTargetReader {
   readonly #bpffs: string;
   #tables: Record<Name, ChunkedTable> | undefined;
   #balance: BalanceTables | undefined;
+  #callers: BpfMap | undefined;
   #maps: BpfMap[] = [];
   /** Identifies the pin of `tunnel_targets`. Another value means other tables. */
   #inode: number | undefined;
@@ -99,11 +100,18 @@ export class TunnelTargetReader {
     else recordFailure(this.#balance, id, since, monotonic());
   }
 
+  /** The map of callers.ts; undefined while it is not there. It is the reader's: do not keep it. */
+  callers(): BpfMap | undefined {
+    this.#follow();
+    return this.#callers;
+  }
+
   close(): void {
     for (const table of Object.values(this.#tables ?? {})) table.unmap();
     this.#closeBalance();
     for (const map of this.#maps) map.close();
     this.#tables = undefined;
+    this.#callers = undefined;
     this.#maps = [];
   }
 
@@ -174,6 +182,7 @@ export class TunnelTargetReader {
     this.close();
     this.#tables = opened as Record<Name, ChunkedTable>;
     this.#balance = this.#openBalance(maps, this.#tables);
+    this.#callers = maps.get("callers");
     this.#maps = [...maps.values()];
     const inode = this.#pinned();
     const isOther = inode === undefined || inode !== this.#inode;

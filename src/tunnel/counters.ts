@@ -23,6 +23,8 @@ export interface CounterRows {
   ways: Record<Way, WayCounters>;
   /** TLS handshakes that succeeded. */
   handshakes: { client: number; server: number };
+  /** Connections to apps that show the caller's address, and that show this machine's own because the caller can't be shown. */
+  callers: { shown: number; hidden: number };
   /** Outbound connections that failed and came about on another endpoint. */
   retried: number;
   /** Verified identities of peers, with their connections. */
@@ -35,6 +37,7 @@ export class Counters {
   readonly rows: CounterRows = {
     ways: { outbound: empty(), inbound: empty(), hbone: empty() },
     handshakes: { client: 0, server: 0 },
+    callers: { shown: 0, hidden: 0 },
     retried: 0,
     identities: {},
     services: {},
@@ -101,8 +104,8 @@ export function addRows(all: readonly CounterRows[]): CounterRows {
   return all.reduce<unknown>((sum, each) => added(sum, pick(each)), undefined) as CounterRows;
 }
 
-function pick({ ways, handshakes, retried, identities, services }: CounterRows): CounterRows {
-  return { ways, handshakes, retried, identities, services };
+function pick({ ways, handshakes, callers, retried, identities, services }: CounterRows): CounterRows {
+  return { ways, handshakes, callers, retried, identities, services };
 }
 
 /** Numbers are added, objects member by member. */

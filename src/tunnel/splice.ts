@@ -40,7 +40,9 @@ export function splice(first: Duplex, second: Duplex, done: (result: Spliced) =>
       if (!to.write(chunk)) from.pause();
     });
     to.on("drain", () => from.resume());
-    from.on("end", () => to.end());
+    // Bun ends a paused TLS socket at once when its peer says that it sends nothing: before anybody listens.
+    if (from.readableEnded) to.end();
+    else from.on("end", () => to.end());
   };
   watch(first, "first");
   watch(second, "second");

@@ -6,7 +6,7 @@ export const CONNECT_PATIENCE = 10_000;
 
 /** Opens TCP. Rejects with the system's error, or TunnelFailure. */
 export function openTcp(
-  to: { host: string; port: number; localAddress?: string },
+  to: { host: string; port: number; localAddress?: string; localPort?: number },
   patience: number,
   signal: AbortSignal,
 ): Promise<Socket> {

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { readableMap } from "../../src/datapath/generation/map-owners.ts";
 import { readCertificate } from "../../src/istiod/identity/certificate.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
@@ -23,6 +24,8 @@ setDefaultTimeout(30_000);
 const ROOT = join(import.meta.dir, "../..");
 const HERE = "10.78.0.1";
 const THERE = "10.78.0.2";
+const HERE6 = "fd00:78::1";
+const THERE6 = "fd00:78::2";
 const PORT = 8080;
 const mesh = new TestMesh();
 const folder = mkdtempSync(join(tmpdir(), "kmesh-tunnels-"));
@@ -60,11 +63,14 @@ async function tunnel(
 const runDir = (account: string) => join(folder, `${account}-run`);
 const status = (account: string): TunnelStatus | undefined => readTunnels(runDir(account))[0];
 
-/** With `cut` the policies govern established connections as well. */
-async function govern(policies: Policy[], mode: "leave" | "cut" = "leave"): Promise<void> {
-  const set: Inbound = { ports: [PORT, 10], mtls: { default: "strict", ports: [] }, policies };
+/** With `mode` cut the policies govern established connections as well. */
+async function govern(
+  policies: Policy[],
+  { mode = "leave", pins = bpffs, ports = [PORT, 10], netns = there.path } = {},
+): Promise<void> {
+  const set: Inbound = { ports, mtls: { default: "strict", ports: [] }, policies };
   const publisher = join(ROOT, "test/inbound/publisher.ts");
-  await output([process.execPath, publisher, bpffs, mode, JSON.stringify(set)], { netns: there.path });
+  await output([process.execPath, publisher, pins, mode, JSON.stringify(set)], { netns });
 }
 
 /** Connections of an app here to a service: which server answered, or the error. */
@@ -76,7 +82,7 @@ async function reach(vip: string, count = 10) {
 beforeAll(async () => {
   lab = await DatapathLab.create();
   there = await NetworkNamespace.create("tn");
-  await lab.namespace.connect(there, [`${HERE}/24`], [`${THERE}/24`]);
+  await lab.namespace.connect(there, [`${HERE}/24`, `${HERE6}/64`], [`${THERE}/24`, `${THERE6}/64`]);
   const app = new OwnedProcess({
     name: "app",
     log: join(folder, "app.log"),
@@ -172,7 +178,7 @@ test("a connect that fails is tried on the other endpoint, and failures in a row
 test("established connections are cut when a policy denies their identity, with enforce-established alone", async () => {
   const when = { kind: "namespace" as const, match: [{ kind: "exact" as const, value: "shop" }] };
   const deny: Policy[] = [{ name: "shop/shut", action: "deny", rules: [{ name: "rule 1", when }] }];
-  await govern([], "cut");
+  await govern([], { mode: "cut" });
   await lab.keep("10.96.8.1:80", 2);
   await lab.keep("10.96.8.2:80", 3);
   const open = (way: "inbound" | "hbone") => status("web")?.ways[way].open;
@@ -183,10 +189,55 @@ test("established connections are cut when a policy denies their identity, with 
   await sleep(1_200);
   expect(carried()).toBe("2,3");
   // The agent's own look leaves the tunnel's connections alone.
-  await govern(deny, "cut");
+  await govern(deny, { mode: "cut" });
   await eventually("all are cut", () => carried() === "0,0");
   expect(status("web")?.ways.hbone.failures.denied).toBe(before + 3);
   await govern([]);
+});
+
+test("apps see their callers by accept() and getpeername(), by sidecar mTLS and by HBONE, in both families", async () => {
+  const app = new OwnedProcess({
+    name: "peers",
+    log: join(folder, "peers.log"),
+    command: ["python3", join(import.meta.dir, "peers.py"), "0.0.0.0:8081", "[::]:8082"],
+    netns: lab.namespace.path,
+    cgroup: lab.cgroup,
+  });
+  started.push(app);
+  await eventually("the app listens", () => app.output().includes("ready"));
+  await govern([], { pins: lab.bpffs, ports: [8081, 8082], netns: lab.namespace.path });
+  const store = mesh.store("web").folder;
+  const dial = async (address: string, port: number, transport: Transport) => {
+    const target = JSON.stringify({ peer: { address, port }, transport });
+    const command = [process.execPath, join(import.meta.dir, "dial.ts"), store, target];
+    const { answer, port: own } = JSON.parse(await output(command, { netns: there.path }));
+    const [accepted, acceptedPort, peer, peerPort] = String(answer).split(" ");
+    expect([peer, peerPort]).toEqual([accepted, acceptedPort]);
+    return { from: accepted, port: acceptedPort, own };
+  };
+  const own = [{ kind: "exact" as const, value: mesh.id("client") }];
+  await eventually("connections are steered", async () => {
+    const seen = await dial(HERE, 8081, { ...istio, sans: own }).catch(() => undefined);
+    return seen?.from === THERE;
+  });
+  for (const [address, port, from] of [
+    [HERE, 8081, THERE],
+    [HERE, 8082, `::ffff:${THERE}`],
+    [HERE6, 8082, THERE6],
+  ] as const) {
+    // The port is the caller's own where the connection is the caller's alone.
+    const sidecar = await dial(address, port, { ...istio, sans: own });
+    expect(sidecar).toEqual({ from, port: sidecar.own, own: sidecar.own });
+    expect((await dial(address, port, { ...hbone, sans: own })).from).toBe(from);
+  }
+  await eventually("they are counted", () => (status("client")?.callers.shown ?? 0) >= 6);
+  expect(status("client")?.callers.hidden).toBe(0);
+  // Nothing is left of connections that have ended.
+  using callers = readableMap(lab.bpffs, "callers");
+  await eventually("they are forgotten", () => callers.entries().count === 0);
+  // A connection of the machine's own shows what it is.
+  const script = `import socket;s=socket.create_connection(("${HERE}",8081));print(s.recv(99).decode())`;
+  expect(await output(["python3", "-c", script], { netns: lab.namespace.path })).toStartWith(`${HERE} `);
 });
 
 test("both tunnels are handed over and none of the connects fails", async () => {

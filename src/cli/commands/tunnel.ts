@@ -63,6 +63,7 @@ export const tunnel = command({
         readTarget: (number) => mesh.readTarget(number),
         endpoints: mesh,
         admission: mesh,
+        callers: mesh,
         runDir: folders.runDir,
         version,
         baggage: `k8s.workload.name=${hostname()}`,

@@ -224,6 +224,16 @@ tunnel_target.port: 2 at 16
 tunnel_target.transport: 4 at 20
 tunnel_target.cluster: 4 at 24
 tunnel_target.service: 4 at 28
+map callers: hash, key 20, value 48, 65536 at most, flags 1
+caller_key: 20 bytes
+caller_key.address: 16 at 0
+caller_key.port: 2 at 16
+caller_key.app_port: 2 at 18
+caller: 48 bytes
+caller.address: 16 at 0
+caller.port: 2 at 16
+caller.pid: 4 at 20
+caller.start_ticks: 8 at 24
 socket_state.progress: 48 at 40
 flow_progress: 48 bytes
 flow_progress.since_ns: 8 at 0

@@ -45,6 +45,9 @@ export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement", ...TUNNE
 /** Maps of bpf/include/recent.h: one set for all generations. */
 export const RECENT_MAPS = ["recent", "recent_number"] as const;
 
+/** Maps of bpf/include/caller.h: one set for all generations. */
+export const CALLER_MAPS = ["callers"] as const;
+
 /** Maps of bpf/include/keep.h: one set for all generations. */
 export const KEPT_MAPS = [
   "sockets",
@@ -63,6 +66,7 @@ export const KEPT_MAPS = [
   ...TRAFFIC_MAPS,
   ...RECENT_MAPS,
   ...TUNNEL_MAPS,
+  ...CALLER_MAPS,
 ] as const;
 
 /** The kept maps with names, for agents; no program uses them. */

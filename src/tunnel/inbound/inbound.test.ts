@@ -151,6 +151,13 @@ test("sidecar mTLS on a permissive port, plaintext beside it, TLS of the app's o
   expect(lab.counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
 });
 
+test("a client that half-closes at once is answered", async () => {
+  const port = await steeredPort();
+  expect(await tlsClient(port, { ...mesh.issue("client"), ALPNProtocols: ["istio"] }, "")).toBe("app got ");
+  const own = OWN ?? "10.0.0.1";
+  expect(await viaHbone(await hbonePort(), `${own}:${app}`, "client", "")).toBe("app got ");
+});
+
 test("a strict port takes mutual TLS alone, whatever ALPN it offers", async () => {
   mode = "strict";
   const port = await steeredPort();

@@ -11,11 +11,12 @@ import { ERROR } from "../http2/frames.ts";
 import type { Headers } from "../http2/hpack.ts";
 import type { ConnectStream } from "../http2/stream.ts";
 import { reset, splice } from "../splice.ts";
-import { CONNECT_PATIENCE, openTcp } from "../tcp.ts";
+import { CONNECT_PATIENCE } from "../tcp.ts";
 import { acceptTls } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 
 import { type Admission, type InboundConnection, isOwnPort, parseDestination } from "./admission.ts";
+import { type AddressAndPort, type Callers, openApp } from "./app.ts";
 import { readFirstBytes } from "./client-hello.ts";
 import { Established } from "./established.ts";
 
@@ -28,6 +29,8 @@ const SNIFF_PATIENCE = 2_000;
 export interface InboundOptions {
   credentials: MeshCredentials;
   admission: Admission;
+  /** Absent: apps see this machine's own address. */
+  callers?: Callers;
   counters: Counters;
   budget: Budget;
   /** Trust domains that are accepted beside our own. */
@@ -124,7 +127,7 @@ export class InboundTunnel {
       } else if (mode === "strict")
         throw new TunnelFailure("plaintext", "plaintext, and mutual TLS is demanded");
       const connection = this.#admit(source, destination, peer?.identity);
-      const app = await this.#openApp(destination);
+      const app = await this.#openApp(destination, { address: source, port: raw.remotePort ?? 0 });
       settled();
       counters.opened("inbound", peer?.id);
       this.#join("inbound", connection, stream, app);
@@ -164,7 +167,8 @@ export class InboundTunnel {
       if (this.#options.admission.mtls(destination.port) === undefined)
         throw new TunnelFailure("not-ours", `port ${destination.port} is none of this machine's services`);
       const connection = this.#admit(peer.from, destination, peer.identity);
-      const app = await this.#openApp(destination);
+      // Streams of one connection share its port: the app sees a port for each.
+      const app = await this.#openApp(destination, { address: peer.from, port: 0 });
       if (stream.destroyed) {
         counters.abandoned("hbone");
         reset(app);
@@ -215,13 +219,11 @@ export class InboundTunnel {
     throw new TunnelFailure("denied", `port ${port} is refused${by} (${decision.reason})`);
   }
 
-  /** From loopback or an own address: steering lets those pass to the app. */
-  #openApp({ address, port }: { address: string; port: number }): Promise<Socket> {
-    return openTcp(
-      { host: address, port },
-      this.#options.patience ?? CONNECT_PATIENCE,
-      new AbortController().signal,
-    );
+  async #openApp(to: AddressAndPort, caller: AddressAndPort): Promise<Socket> {
+    const { callers, counters, patience } = this.#options;
+    const { socket, shown } = await openApp(to, caller, callers, patience ?? CONNECT_PATIENCE);
+    counters.rows.callers[shown ? "shown" : "hidden"]++;
+    return socket;
   }
 
   #refused(way: Way, from: string, error: unknown): void {

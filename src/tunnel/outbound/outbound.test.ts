@@ -131,6 +131,45 @@ test("16 MB go each way unchanged, and a reader that does not read holds the wri
   expect(taken).toBeLessThan(32 << 20);
 });
 
+test("the app sees the end that the peer made: in good order, half of it, or a reset", async () => {
+  const ways: [string, string, (socket: TLSSocket) => void][] = [
+    ["at once", "", (socket) => socket.end()],
+    ["after its words", "bye", (socket) => socket.end("bye")],
+    ["a reset", "ECONNRESET", (socket) => socket.resetAndDestroy()],
+  ];
+  for (const [name, expected, act] of ways) {
+    const server = createTlsServer(
+      { ...mesh.issue("web"), requestCert: true, allowHalfOpen: true },
+      (socket) => {
+        socket.on("error", () => {});
+        socket.resume();
+        act(socket);
+      },
+    );
+    lab.defer(() => server.close());
+    const client = await dialTcp(entrance, target(2, await listening(server), istio("web")));
+    lab.defer(() => client.destroy());
+    expect([name, await outcome(client)]).toEqual([name, expected]);
+  }
+  // The app's reset reaches the peer as one, and no orderly end.
+  const ended = Promise.withResolvers<string>();
+  const server = createTlsServer(
+    { ...mesh.issue("web"), requestCert: true, allowHalfOpen: true },
+    (socket) => {
+      socket.on("error", (error: NodeJS.ErrnoException) => ended.resolve(error.code ?? error.message));
+      socket.on("end", () => ended.resolve("end"));
+      socket.on("close", () => ended.resolve("closed"));
+      socket.resume();
+      socket.write("hello");
+    },
+  );
+  lab.defer(() => server.close());
+  const client = await dialTcp(entrance, target(2, await listening(server), istio("web")));
+  await once(client, "data");
+  client.resetAndDestroy();
+  expect(["ECONNRESET", "closed"]).toContain(await ended.promise);
+});
+
 test("every failure is a reset for the app, with its reason counted", async () => {
   const cases: [string, () => Promise<string>][] = [
     ["wrong-san", async () => target(2, await peer({ ...mesh.issue("web") }), istio("other"))],

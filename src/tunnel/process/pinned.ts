@@ -1,13 +1,16 @@
 /** What the tunnel takes from pinned tables, with or without an agent: targets, policies, its own exemption, steering. */
 import { existsSync, statSync } from "node:fs";
+import { callerKey, putCaller, sweepCallers } from "../../datapath/callers.ts";
 import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
 import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { monotonic } from "../../kernel/clock.ts";
+import { taskIdentity } from "../../kernel/process.ts";
 import { mtlsOf } from "../../mesh/inbound.ts";
 import type { Judge } from "../../policy/decide.ts";
 import { keptInboundPin, offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
 import { type Admission, type InboundConnection, NOBODY } from "../inbound/admission.ts";
+import type { AddressAndPort, Callers } from "../inbound/app.ts";
 import type { Endpoints, TunnelTarget } from "../outbound/target.ts";
 import type { Listener } from "./listeners.ts";
 
@@ -23,13 +26,14 @@ function pinOf(bpffs: string): number | undefined {
   return statSync(keptInboundPin(bpffs, "inbound_listeners"), { throwIfNoEntry: false })?.ino;
 }
 
-export class PinnedMesh implements Admission, Endpoints {
+export class PinnedMesh implements Admission, Callers, Endpoints {
   readonly #bpffs: string;
   readonly #warn: (text: string) => void;
   readonly #targets: TunnelTargetReader;
   #policies: PolicySet | undefined;
   #policiesTriedAt = Number.NEGATIVE_INFINITY;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #self = taskIdentity();
   #trouble = "";
 
   /** Opens nothing yet. Call `close` at the end. */
@@ -68,6 +72,32 @@ export class PinnedMesh implements Admission, Endpoints {
 
   now(): bigint {
     return monotonic();
+  }
+
+  show(app: AddressAndPort, port: number, caller: AddressAndPort): (() => void) | undefined {
+    try {
+      const map = this.#targets.callers();
+      if (!map || !this.#self) return undefined;
+      const key = callerKey({ address: app.address, port }, app.port);
+      putCaller(map, key, caller, this.#self);
+      return () => this.#try("a caller that has gone can't be removed", () => this.#removeCaller(key));
+    } catch (error) {
+      this.#complain(`apps can't be shown their callers: ${reasonOf(error)}`);
+      return undefined;
+    }
+  }
+
+  #removeCaller(key: Uint8Array): boolean {
+    return this.#targets.callers()?.delete(key) ?? false;
+  }
+
+  /** Removes the callers of tunnels that have crashed: their connections are gone, and others may come from those ports. */
+  #sweepCallers(): boolean {
+    return this.#try("callers of a tunnel that has crashed can't be removed", () => {
+      const map = this.#targets.callers();
+      if (map) sweepCallers(map, ({ tgid, startTicks }) => taskIdentity(tgid)?.startTicks === startTicks);
+      return map !== undefined;
+    });
   }
 
   decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string } {
@@ -112,6 +142,7 @@ export class PinnedMesh implements Admission, Endpoints {
       const pin = pinOf(this.#bpffs);
       if (pin === undefined || pin !== pinned || now - renewed >= RENEW_EVERY) {
         const exempt = this.#exempt();
+        if (pin !== pinned) this.#sweepCallers();
         const offered = this.#try("it can't offer its listeners", () =>
           offerListeners(this.#bpffs, fd("inbound"), fd("inbound6")),
         );

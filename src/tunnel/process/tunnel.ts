@@ -7,6 +7,7 @@ import type { CertificateStore } from "../../istiod/identity/certificate-store.t
 import { Counters } from "../counters.ts";
 import { Budget } from "../http2/budget.ts";
 import type { Admission } from "../inbound/admission.ts";
+import type { Callers } from "../inbound/app.ts";
 import { InboundTunnel } from "../inbound/inbound.ts";
 import { Dialer } from "../outbound/dial.ts";
 import { carryOutbound } from "../outbound/outbound.ts";
@@ -32,6 +33,8 @@ export interface TunnelOptions {
   /** Absent: nothing is tried on another endpoint, and no outcome is recorded. */
   endpoints?: Endpoints;
   admission: Admission;
+  /** Absent: apps see this machine's own address instead of their callers'. */
+  callers?: Callers;
   runDir: string;
   /** The pid of the process that this one is a worker of. */
   main?: number;
@@ -62,7 +65,7 @@ export class Tunnel {
   readonly #ended = Promise.withResolvers<void>();
 
   private constructor(options: TunnelOptions) {
-    const { store, log, limits, baggage, admission, trustDomainAliases, runDir } = options;
+    const { store, log, limits, baggage, admission, callers, trustDomainAliases, runDir } = options;
     this.#options = options;
     this.#gate = new Gate(limits ?? LIMITS);
     this.#credentials = new MeshCredentials(store, (text) => log.info(text));
@@ -80,6 +83,7 @@ export class Tunnel {
     this.#inbound = new InboundTunnel({
       credentials,
       admission,
+      ...(callers && { callers }),
       counters,
       budget,
       trustDomainAliases: trustDomainAliases ?? [],
