@@ -85,7 +85,7 @@ function lostAt(
     return {
       state: "warning",
       text: `${name} ${got}, though the kernel answered a query: the local resolver dropped the answer`,
-      cure: "Look at its DNSSEC setting: mesh answers are not signed (systemd-resolved: DNSSEC=no or allow-downgrade).",
+      cure: "Exempt the mesh's domain from its DNSSEC check, since mesh answers are not signed: domain-insecure in unbound.conf, or a negative trust anchor of systemd-resolved (dnssec-trust-anchors.d(5)).",
     };
   const why = lostInResolved(name);
   if (why) return { state: "warning", text: `${name} ${got}: ${why.text}`, cure: why.cure };

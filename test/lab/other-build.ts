@@ -82,8 +82,8 @@ const VARIANTS = {
     ["src/cli/commands/version.ts", /^ *names: NAMES_ABI,$/m, ""],
     [
       "src/agent/agent.ts",
-      /return \{ dns, excludes: dnsExcludes,/,
-      'return { dns: "off", excludes: dnsExcludes,',
+      /\.\.\.\{ dns, excludes: dnsExcludes,/,
+      '...{ dns: "off" as const, excludes: dnsExcludes,',
     ],
     ["src/names/names.ts", /detachEverywhere\(linkFolder\(this\.#options\.bpffs\)\);/, ""],
     ["src/names/names.ts", /^ *removeOthers\(this\.#options\.bpffs\);$/m, ""],

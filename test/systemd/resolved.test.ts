@@ -90,5 +90,12 @@ describe.skipIf(why !== undefined)("systemd-resolved", () => {
     await machine.output("systemctl", "restart", "systemd-resolved");
     expect(await resolved()).toContain(SERVICE);
     expect((await machine.run("getent", "ahostsv4", "shop")).stdout).toContain(SERVICE);
+    // .local is among its negative trust anchors: an answer that is not signed is as good.
+    machine.write("/etc/systemd/resolved.conf.d/dnssec.conf", "[Resolve]\nDNSSEC=yes\n");
+    await machine.output("systemctl", "restart", "systemd-resolved");
+    expect(await machine.output("resolvectl", "dnssec")).toMatch(/Global: yes/);
+    expect(await machine.output("resolvectl", "query", HOST)).toMatch(
+      new RegExp(`${HOST}: ${SERVICE}[\\s\\S]*Data is authenticated: no`),
+    );
   });
 });
