@@ -7,6 +7,7 @@ import type { Config } from "../config/config.ts";
 import type { Log } from "../config/log.ts";
 import type { Datapath } from "../datapath/datapath.ts";
 import { reasonOf } from "../errors/reason.ts";
+import { RefusalFollower, readRefusals } from "../inbound/refusals.ts";
 import type { Json } from "../istiod/node.ts";
 import { monotonic } from "../kernel/clock.ts";
 import type { Mesh } from "../mesh/model.ts";
@@ -19,6 +20,7 @@ import { istioFamilies } from "../telemetry/metrics/istio-metrics.ts";
 import { type AgentNumbers, kmeshFamilies } from "../telemetry/metrics/kmesh-metrics.ts";
 import { Tally } from "../telemetry/metrics/tally.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "../telemetry/model.ts";
+import { withRefusedPeers } from "../telemetry/refused-peers.ts";
 import { ServiceStates } from "../telemetry/service-states.ts";
 import { Traffic } from "../telemetry/traffic.ts";
 
@@ -104,6 +106,7 @@ export class Telemetry {
         map: datapath.tables.maps.traffic_log,
         traffic: this.#traffic,
         ...(config.accessLog ? { config: config.accessLog } : {}),
+        refusals: new RefusalFollower(config.bpffs),
         warn: (line) => log.warn(line),
       });
     } catch (error) {
@@ -168,7 +171,9 @@ export class Telemetry {
   document(window: string | null): EdgesDocument {
     const seconds = window === null ? WINDOW : Number(window);
     if (!Number.isFinite(seconds) || seconds <= 0) throw new BadRequest("window is a number of seconds");
-    return this.#open.document(seconds);
+    const traffic = this.#open;
+    const refused = readRefusals(this.#config.bpffs)?.recent ?? [];
+    return withRefusedPeers(traffic.document(seconds), refused, (address) => traffic.labels.caller(address));
   }
 
   /** Throws BadRequest for an edge that has none. */

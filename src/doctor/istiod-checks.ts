@@ -300,7 +300,11 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
       { state: "warning", text: "no agent runs; what is pinned works on", cure: "systemctl start kmesh" },
     ];
   }
-  const { pid, stream, tables } = status;
+  return agentFindings(status);
+}
+
+/** What a running agent says of itself. */
+export function agentFindings({ pid, stream, tables, workloads, inbound }: AgentStatus): Finding[] {
   if (!stream.connected) {
     const said = stream.lastError?.text ?? "it has not tried yet";
     return [
@@ -311,7 +315,7 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
       },
     ];
   }
-  if (status.workloads?.ambientLacking)
+  if (workloads?.ambientLacking)
     return [
       {
         state: "error",
@@ -327,6 +331,20 @@ async function lookAtAgent(config: Config): Promise<Finding[]> {
         cure: "Look at its log: journalctl -u kmesh.",
       },
     ];
+  const policies: Finding[] = [];
+  if (workloads && workloads.unknownPolicies.length > 0)
+    policies.push({
+      state: "warning",
+      text: `every connection from outside is refused: istiod names policies for this machine that it has not sent (${workloads.unknownPolicies.join(", ")})`,
+      cure: "Look whether they exist: kubectl get authorizationpolicies,peerauthentications -A. It ends when istiod sends or drops them.",
+    });
+  if (inbound?.trouble !== undefined)
+    policies.push({
+      state: "warning",
+      text: `inbound policies are not up to date: ${inbound.trouble}`,
+      cure: "kmesh status says which policies are live; the agent tries again every five seconds.",
+    });
+  if (policies.length > 0) return policies;
   return [
     {
       state: "ok",

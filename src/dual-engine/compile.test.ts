@@ -465,6 +465,39 @@ test("an istiod without ambient sends nothing: nothing is published", () => {
   expect(fixture.mesh.services.size).toBe(0);
 });
 
+describe("odd, and valid", () => {
+  test("a workload of a service that is not there waits for it; one without ports is no frontend", () => {
+    const fixture = new Fixture().push(
+      pod("p1", {
+        addresses: ["10.1.0.1"],
+        services: { "shop/a.shop": { 80: 8080 }, "shop/none.shop": { 1: 1 } },
+      }),
+      service("bare", { addresses: ["10.96.0.9"], ports: {} }),
+    );
+    expect(frontends(fixture)).toEqual({});
+    expect(fixture.mesh.services.size).toBe(0);
+    fixture.push(service("a", { addresses: ["10.96.0.1"] }));
+    expect(fixture.endpoints(A)).toEqual(["10.1.0.1:8080"]);
+    fixture.push(service("bare", { addresses: ["10.96.0.9"] }));
+    expect(frontends(fixture)).toEqual({ "10.96.0.1:80": "a.shop:80", "10.96.0.9:80": "bare.shop:80" });
+  });
+
+  test("duplicates: an address twice, two workloads at one address, the same port twice, a resource twice", () => {
+    const twice = pod("p1", { addresses: ["10.1.0.1", "10.1.0.1"] });
+    const fixture = new Fixture().push(
+      service("a", { addresses: ["10.96.0.1", "10.96.0.1"] }),
+      service("a", { addresses: ["10.96.0.1", "10.96.0.1"] }),
+      twice,
+      twice,
+      pod("p2", { addresses: ["10.1.0.1"] }),
+    );
+    expect(fixture.endpoints(A)).toEqual(["10.1.0.1:8080"]);
+    expect(frontends(fixture)).toEqual({ "10.96.0.1:80": "a.shop:80" });
+    fixture.remove("p2");
+    expect(fixture.endpoints(A)).toEqual(["10.1.0.1:8080"]);
+  });
+});
+
 describe("malformed resources are rejected, and the one before stays", () => {
   const bad: Record<string, [string, Uint8Array]> = {
     "an address has 5 bytes, not 4 or 16": encode("p1", {
@@ -480,6 +513,7 @@ describe("malformed resources are rejected, and the one before stays", () => {
     "the workload has no uid": encode("p1", { workload: { name: "p1" } }),
     "service_port is 0": service("a", { ports: { 0: 80 } }),
     "target_port is 70000": pod("p1", { services: { "shop/a.shop": { 80: 70_000 } } }),
+    "not a valid message": ["p1", pod("p1", { addresses: ["10.1.0.1"] })[1].subarray(0, 9)],
     "the message inside is called shop/b.shop": ["shop/a.shop", service("b")[1]],
   };
   for (const [reason, [name, bytes]] of Object.entries(bad))

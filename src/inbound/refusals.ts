@@ -46,7 +46,58 @@ export function readRefusals(bpffs: string): Refusals | undefined {
   using counts = BpfMap.fromPin(keptInboundPin(bpffs, "inbound_refusals"));
   using recent = BpfMap.fromPin(keptInboundPin(bpffs, "inbound_recent"));
   const nameOf = refuserNames(bpffs);
-  return { refusals: countsOf(counts, nameOf), recent: recentOf(recent, nameOf) };
+  const list = numbered(recent, nameOf).map(({ number: _, ...rest }) => rest);
+  return { refusals: countsOf(counts, nameOf), recent: list };
+}
+
+/** Gives refusals as they come. Owns its descriptors. */
+export class RefusalFollower {
+  readonly #bpffs: string;
+  #maps: { recent: BpfMap; set: PolicySet } | undefined;
+  /** The number of the last refusal that was given; undefined: those from now on. */
+  #last: bigint | undefined;
+
+  /** Opens nothing yet. */
+  constructor(bpffs: string) {
+    this.#bpffs = bpffs;
+  }
+
+  /**
+   * The refusals since the last call, oldest first; none in the first call. `missed`: others between, which the kernel has
+   * overwritten. Throws KernelError.
+   */
+  take(): { refusals: RecentRefusal[]; missed: number } {
+    const maps = this.#open();
+    if (!maps) {
+      this.#last ??= 0n;
+      return { refusals: [], missed: 0 };
+    }
+    const found = numbered(maps.recent, namesIn(maps.set)).reverse();
+    const newest = found.at(-1)?.number ?? 0n;
+    const last = this.#last ?? newest;
+    const fresh = found.filter(({ number }) => number > last);
+    this.#last = newest;
+    return { refusals: fresh, missed: Number(newest - last) - fresh.length };
+  }
+
+  close(): void {
+    this.#maps?.recent.close();
+    this.#maps?.set.close();
+    this.#maps = undefined;
+  }
+
+  #open(): { recent: BpfMap; set: PolicySet } | undefined {
+    if (this.#maps || !existsSync(keptInboundPin(this.#bpffs, "inbound_recent"))) return this.#maps;
+    const recent = BpfMap.fromPin(keptInboundPin(this.#bpffs, "inbound_recent"));
+    try {
+      const set = new PolicySet(BpfMap.fromPin(keptInboundPin(this.#bpffs, "inbound_text")));
+      this.#maps = { recent, set };
+    } catch (error) {
+      recent.close();
+      throw error;
+    }
+    return this.#maps;
+  }
 }
 
 /** The counts alone, which a scrape asks for: policies are read only when one of them refused something. */
@@ -59,14 +110,23 @@ export function countRefusals(bpffs: string): Refusal[] {
 
 /** Gives the name of a refuser by its number; reads the policies when it is first asked for one. */
 function refuserNames(bpffs: string): (number: number) => string {
+  return lazyNames(() => {
+    using set = new PolicySet(BpfMap.fromPin(keptInboundPin(bpffs, "inbound_text")));
+    return set.read()?.numbers;
+  });
+}
+
+/** The same by a set that is open. */
+function namesIn(set: PolicySet): (number: number) => string {
+  return lazyNames(() => set.read()?.numbers);
+}
+
+function lazyNames(read: () => ReadonlyMap<string, number> | undefined): (number: number) => string {
   let names: Map<number, string> | undefined;
   return (number) => {
     const fixed = NAMES[number];
     if (fixed !== undefined) return fixed;
-    if (!names) {
-      using set = new PolicySet(BpfMap.fromPin(keptInboundPin(bpffs, "inbound_text")));
-      names = new Map([...(set.read()?.numbers ?? [])].map(([name, id]) => [id, name]));
-    }
+    names ??= new Map([...(read() ?? [])].map(([name, id]) => [id, name]));
     return names.get(number) ?? `policy ${number}`;
   };
 }
@@ -81,7 +141,8 @@ function countsOf(map: BpfMap, nameOf: (number: number) => string): Refusal[] {
   return refusals.sort((a, b) => b.count - a.count);
 }
 
-function recentOf(map: BpfMap, nameOf: (number: number) => string): RecentRefusal[] {
+/** Newest first. */
+function numbered(map: BpfMap, nameOf: (number: number) => string): (RecentRefusal & { number: bigint })[] {
   const { values, count } = map.entries();
   const view = new DataView(values.buffer, values.byteOffset);
   const now = monotonic();
@@ -101,6 +162,5 @@ function recentOf(map: BpfMap, nameOf: (number: number) => string): RecentRefusa
       port: view.getUint16(at + port.offset, true),
     });
   }
-  found.sort((a, b) => (a.number < b.number ? 1 : -1));
-  return found.map(({ number: _, ...rest }) => rest);
+  return found.sort((a, b) => (a.number < b.number ? 1 : -1));
 }

@@ -1,8 +1,10 @@
 /** The real single file enforces what virtualInbound says, over its own death, and says who was refused. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
+import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { InboundExplanation } from "../../src/inbound/explain.ts";
 import type { InboundView } from "../../src/inbound/view.ts";
+import type { EdgesDocument } from "../../src/telemetry/model.ts";
 import { AgentLab, missing, shop } from "../e2e/agent-lab.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output } from "../lab/process.ts";
@@ -100,9 +102,22 @@ describe.skipIf(why !== undefined)("an agent's inbound policies", () => {
   });
 
   test("the next agent writes nothing for what did not change; a policy that goes lets the peer in", async () => {
-    agent = await lab.liveAgent();
+    const log = join(lab.folder, "access.log");
+    agent = await lab.liveAgent(`--access-log=${log}`);
     expect((await lab.toldStatus()).inbound).toMatchObject({ applied: 0, attached: true });
     expect(await answers()).toEqual(CLOSED);
+    // Refusals from before this agent are not logged.
+    const line = new RegExp(
+      ` in - from ${PEER} on port ${PORTS.denied} refused-on-purpose:demo/deny-8081 `,
+      "g",
+    );
+    await eventually("the refusal is logged", () => existsSync(log) && line.test(readFileSync(log, "utf8")));
+    expect(readFileSync(log, "utf8").match(line)).toHaveLength(1);
+    const { problems } = await lab.json<EdgesDocument>("topology");
+    expect(problems.find(({ text }) => text.endsWith("refused by demo/deny-8081"))).toMatchObject({
+      ...{ subject: `caller:${PEER}`, rule: "refused-by-policy" },
+      next: `kmesh explain --from ${PEER} --to ${PORTS.denied}`,
+    });
     const socket = join(lab.folder, "run/admin.sock");
     const metrics = await output(["curl", "-sf", "--unix-socket", socket, "http://agent/metrics"]);
     expect(metrics).toMatch(/^kmesh_inbound_refusals(_total)?\{policy="demo\/deny-8081"\} [1-9]/m);

@@ -34,7 +34,16 @@ export function agentFacts(agent: AgentStatus, alive: boolean, now: number): [st
 /** What dual-engine mode holds. */
 function formatWorkloads(workloads: AgentStatus["workloads"]): [string, string][] {
   if (!workloads) return [];
-  const { services, workloads: count, waypoints, policies, ambientLacking, unknownPolicies, own } = workloads;
+  const {
+    services,
+    workloads: count,
+    waypoints,
+    policies,
+    ambientLacking,
+    unknownPolicies,
+    dryRun,
+    own,
+  } = workloads;
   if (ambientLacking)
     return [["workloads", "istiod sent none: it needs PILOT_ENABLE_AMBIENT=true. The tables are unchanged"]];
   const self = own === undefined ? "" : `; this machine is ${own}`;
@@ -45,6 +54,9 @@ function formatWorkloads(workloads: AgentStatus["workloads"]): [string, string][
     ...(through.length > 0 ? [["waypoints", through.join(", ")] as [string, string]] : []),
     ...(unknownPolicies.length > 0
       ? [["", `policies that are not known yet deny all: ${unknownPolicies.join(", ")}`] as [string, string]]
+      : []),
+    ...(dryRun.length > 0
+      ? [["", `policies of dry run, not enforced: ${dryRun.join(", ")}`] as [string, string]]
       : []),
   ];
 }

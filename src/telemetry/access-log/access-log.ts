@@ -6,12 +6,15 @@
 import type { AccessLogConfig } from "../../config/config.ts";
 import type { AccessLogFilter } from "../../config/telemetry.ts";
 import * as layout from "../../datapath/tables/layout.gen.ts";
+import { reasonOf } from "../../errors/reason.ts";
+import type { RefusalFollower } from "../../inbound/refusals.ts";
 import { monotonic } from "../../kernel/clock.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
 import { RingReader } from "../../kernel/ring.ts";
 import { formatAddress } from "../../mesh/address.ts";
 import { REASONS } from "../../mesh/model.ts";
 import { parseWorkload } from "../labels.ts";
+import { refusalRecord } from "../refused-peers.ts";
 import { type Direction, decodeKey, ENDS, FAILURES, longAt, viewOf } from "../rows.ts";
 import type { Traffic } from "../traffic.ts";
 import { LogTarget } from "./log-target.ts";
@@ -52,6 +55,8 @@ export interface AccessLogOptions {
   map: BpfMap;
   traffic: Traffic;
   config?: AccessLogConfig;
+  /** Peers that policies refused: they have no socket, so the buffer lacks them. */
+  refusals?: Pick<RefusalFollower, "take" | "close">;
   warn(line: string): void;
 }
 
@@ -62,6 +67,7 @@ export class AccessLog {
   #target: LogTarget | undefined;
   readonly #followers = new Set<(record: LogRecord) => void>();
   readonly #timer: ReturnType<typeof setInterval>;
+  #trouble = "";
   #second = 0;
   #lines = 0;
   /** What the kernel's buffer had no room for, as of the last look. */
@@ -86,6 +92,7 @@ export class AccessLog {
   configure(config: AccessLogConfig | undefined): void {
     const { traffic, warn } = this.#options;
     if (this.#target) this.#look();
+    else if (this.#followers.size === 0) this.#refusals();
     this.#target?.close();
     this.#config = config;
     this.#target = config
@@ -97,6 +104,8 @@ export class AccessLog {
 
   /** Gives each record to `listener` from now on; gives how to stop. */
   follow(listener: (record: LogRecord) => void): () => void {
+    // Refusals from before are nobody's.
+    if (!this.#target && this.#followers.size === 0) this.#refusals();
     this.#followers.add(listener);
     this.#options.traffic.counting.log(true);
     return () => {
@@ -116,6 +125,7 @@ export class AccessLog {
     this.#look();
     if (!this.#target) this.#options.traffic.counting.log(false);
     this.#target?.close();
+    this.#options.refusals?.close();
     this.#ring.close();
   }
 
@@ -126,7 +136,6 @@ export class AccessLog {
   #look(): void {
     if (!this.#target && this.#followers.size === 0) return;
     const { traffic } = this.#options;
-    const config = this.#config;
     const offset = Date.now() - Number(monotonic()) / 1e6;
     let named = false;
     const unlogged = traffic.counting.get("unlogged");
@@ -142,13 +151,33 @@ export class AccessLog {
       const view = viewOf(bytes);
       for (let i = 0; i < count; i++) {
         const record = this.#decode(view, bytes, i * layout.flow_record.size, offset);
-        if (!record) continue;
-        for (const follower of this.#followers) follower(record);
-        if (this.#target && config && matches(record, config.filter) && this.#mayWrite(config.rate))
-          this.#target.write(config.format === "json" ? JSON.stringify(record) : formatRecord(record));
+        if (record) this.#give(record);
       }
     }
+    for (const record of this.#refusals()) this.#give(record);
     this.#target?.flush();
+  }
+
+  #give(record: LogRecord): void {
+    const config = this.#config;
+    for (const follower of this.#followers) follower(record);
+    if (this.#target && config && matches(record, config.filter) && this.#mayWrite(config.rate))
+      this.#target.write(config.format === "json" ? JSON.stringify(record) : formatRecord(record));
+  }
+
+  /** Those since the last call. Never throws: other lines go on. */
+  #refusals(): LogRecord[] {
+    const { refusals, traffic, warn } = this.#options;
+    try {
+      const { refusals: list, missed } = refusals?.take() ?? { refusals: [], missed: 0 };
+      if (missed > 0) this.#target?.write(missedText(missed, this.#config?.format ?? "text"));
+      return list.map((each) => refusalRecord(each, Date.now(), traffic.labels.caller(each.source)));
+    } catch (error) {
+      const text = `refused peers can't be read for the access log: ${reasonOf(error)}`;
+      if (text !== this.#trouble) warn(text);
+      this.#trouble = text;
+      return [];
+    }
   }
 
   /** False for what is beyond the rate, which is said once a second. */
@@ -238,7 +267,7 @@ export function formatRecord(record: LogRecord): string {
   const parts = [
     time,
     direction,
-    `${plain(unit)}[${pid}]`,
+    unit === "" ? "-" : `${plain(unit)}[${pid}]`,
     plain(where.trim()),
     ...(workload === "" ? [] : [`(${plain(workload)})`]),
     record.end + (record.reason === "" ? "" : `:${record.reason}`),
@@ -268,6 +297,13 @@ function dropText(count: number, cause: keyof typeof DROP_CAUSES, format: "text"
   return format === "json"
     ? JSON.stringify({ time, dropped: count, cause: DROP_CAUSES[cause] })
     : `${time} ${count} connections were not logged: ${DROP_CAUSES[cause]}`;
+}
+
+function missedText(count: number, format: "text" | "json"): string {
+  const time = new Date().toISOString();
+  return format === "json"
+    ? JSON.stringify({ time, dropped: count })
+    : `${time} ${count} refused peers were not logged: the kernel keeps the last 64`;
 }
 
 function join(address: string, port: number): string {

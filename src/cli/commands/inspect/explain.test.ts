@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { Explained } from "../../../admin/explain.ts";
-import { formatExplanation } from "./explain.ts";
+import { formatExplanation, formatPeer } from "./explain.ts";
 
 const cluster = (
   name: string,
@@ -82,4 +82,32 @@ test("a living agent adds weights and health, also of endpoints that get nothing
     ["v1", "10.1.0.1:8080", "100.0 %", "3", "7", "yes", "3", "0", "healthy", "r1/z1"],
     ["v1", "10.1.0.2:8080", "-", "-", "-", "-", "1", "0", "unhealthy"],
   ]);
+});
+
+test("a peer: who, where, and the rule that decides", () => {
+  const base = { governed: true, mtls: "permissive" as const, enforced: true };
+  expect(
+    formatPeer({
+      ...base,
+      from: { address: "10.0.0.7" },
+      to: { port: 8080 },
+      decision: { allowed: false, reason: "denied", policy: "shop/no", rule: "rule 1" },
+      why: ["mutual TLS at port 8080: permissive", "policy shop/no denies it (rule 1)"],
+    }),
+  ).toBe(
+    "A connection from 10.0.0.7 to port 8080 is refused\n  1. mutual TLS at port 8080: permissive\n  2. policy shop/no denies it (rule 1)",
+  );
+  const named = {
+    ...base,
+    from: { principal: "cluster.local/ns/shop/sa/web", address: "fd00::7" },
+    to: { address: "fd00::1", port: 8080 },
+    decision: { allowed: true, reason: "no-policy" as const },
+    why: [],
+  };
+  expect(formatPeer(named)).toBe(
+    "A connection from cluster.local/ns/shop/sa/web at fd00::7 to [fd00::1]:8080 is let in",
+  );
+  // What is not enforced lets everybody in.
+  const open = { ...named, enforced: false, decision: { allowed: false, reason: "strict" as const } };
+  expect(formatPeer(open)).toEndWith("is let in");
 });

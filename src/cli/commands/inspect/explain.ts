@@ -86,7 +86,7 @@ async function explainInboundPeer(
 }
 
 /** Formats the decision about an inbound connection. */
-function formatPeer({ from, to, decision, enforced, why }: InboundExplanation): string {
+export function formatPeer({ from, to, decision, enforced, why }: InboundExplanation): string {
   const who = [from.principal, from.address].filter(Boolean).join(" at ");
   const where = to.address
     ? formatMatch({ kind: "address", address: to.address, port: to.port })
