@@ -114,12 +114,12 @@ export class AccessLog {
     };
   }
 
-  /** Ends this process's part; without a configured log the kernel writes no records from now on. */
   /** Lines that the target did not take, ever. */
   get dropped(): number {
     return this.#target?.dropped ?? 0;
   }
 
+  /** Ends this process's part; without a configured log the kernel writes no records from now on. */
   close(): void {
     clearInterval(this.#timer);
     this.#look();
@@ -136,6 +136,7 @@ export class AccessLog {
   #look(): void {
     if (!this.#target && this.#followers.size === 0) return;
     const { traffic } = this.#options;
+    const config = this.#config;
     const offset = Date.now() - Number(monotonic()) / 1e6;
     let named = false;
     const unlogged = traffic.counting.get("unlogged");
@@ -170,7 +171,7 @@ export class AccessLog {
     const { refusals, traffic, warn } = this.#options;
     try {
       const { refusals: list, missed } = refusals?.take() ?? { refusals: [], missed: 0 };
-      if (missed > 0) this.#target?.write(missedText(missed, this.#config?.format ?? "text"));
+      if (missed > 0) this.#target?.write(dropText(missed, "refusals", this.#config?.format ?? "text"));
       return list.map((each) => refusalRecord(each, Date.now(), traffic.labels.caller(each.source)));
     } catch (error) {
       const text = `refused peers can't be read for the access log: ${reasonOf(error)}`;
@@ -289,6 +290,7 @@ function plain(text: string): string {
 const DROP_CAUSES = {
   rate: "more than access-log-rate in a second",
   buffer: "the kernel's buffer was full",
+  refusals: "of refused peers the kernel keeps the last 64",
   target: "the log could not be written, or its reader was too slow",
 } as const;
 
@@ -297,13 +299,6 @@ function dropText(count: number, cause: keyof typeof DROP_CAUSES, format: "text"
   return format === "json"
     ? JSON.stringify({ time, dropped: count, cause: DROP_CAUSES[cause] })
     : `${time} ${count} connections were not logged: ${DROP_CAUSES[cause]}`;
-}
-
-function missedText(count: number, format: "text" | "json"): string {
-  const time = new Date().toISOString();
-  return format === "json"
-    ? JSON.stringify({ time, dropped: count })
-    : `${time} ${count} refused peers were not logged: the kernel keeps the last 64`;
 }
 
 function join(address: string, port: number): string {
