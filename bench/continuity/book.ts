@@ -100,6 +100,10 @@ export class Book {
   readonly #redirected: number[];
   readonly #refused: number[];
   readonly #failures: number[];
+  #answeredByReset = 0;
+  /** Payload bytes of connections to services that are over. */
+  #sent = 0;
+  #received = 0;
   /** By endpoint, long connections that are open. */
   readonly #open: number[];
   readonly #crashes: (Crash & { cut: number })[] = [];
@@ -167,6 +171,16 @@ export class Book {
     this.counter("traffic: opened", kernel.traffic.opened, all(this.#redirected));
     this.counter("traffic: ended", kernel.traffic.ended, all(this.#redirected) - this.open);
     this.counter("traffic: refused", kernel.traffic.refused, all(this.#refused));
+    this.counter(
+      "traffic: connects that a reset answered",
+      kernel.traffic.connectRefused,
+      this.#answeredByReset,
+    );
+    this.counter("traffic: connects that nothing answered", kernel.traffic.neverConnected, 0);
+    // What long ones have passed so far is known when they are closed.
+    if (this.open > 0) return;
+    this.counter("traffic: bytes sent", kernel.traffic.sent, this.#sent);
+    this.counter("traffic: bytes received", kernel.traffic.received, this.#received);
   }
 
   complain(text: string): void {
@@ -195,6 +209,11 @@ export class Book {
     const flaws = ledger.flaws(i);
     const service = ledger.service(i);
     const endpoint = ledger.endpoint(i);
+    const isOver = kind !== KIND.opened || error !== 0 || flaws !== 0;
+    if (isOver && kind !== KIND.direct) {
+      this.#sent += ledger.sent(i);
+      this.#received += ledger.received(i);
+    }
     if (kind === KIND.closed) {
       this.#open[endpoint] = (this.#open[endpoint] ?? 0) - 1;
       if ((error !== 0 || flaws !== 0) && !this.#cutByCrash(ledger, i))
@@ -215,6 +234,7 @@ export class Book {
       }
       if (!refused && (flaws & FLAW.noConnect) !== 0) {
         this.#failures[service] = (this.#failures[service] ?? 0) + 1;
+        if (error === constants.errno.ECONNREFUSED) this.#answeredByReset++;
         if (this.#directory.fails(service) && error === constants.errno.ECONNREFUSED) {
           this.sums.unanswered++;
           return;

@@ -56,6 +56,8 @@ struct made {
 	uint16_t error;
 	uint8_t kind;
 	uint8_t flaws;
+	uint32_t sent; /* payload bytes of the whole connection, as far as it went */
+	uint32_t received;
 };
 
 /* The server's. */
@@ -370,6 +372,8 @@ struct maker {
 	uint64_t due; /* when the next one goes */
 	uint32_t connect_ns;
 	uint8_t flaws;
+	uint32_t sent;
+	uint32_t received;
 	size_t have;
 	struct frame frame;
 };
@@ -404,6 +408,8 @@ static void note(const struct maker *m, enum kind kind, int error)
 		.error = error,
 		.kind = kind,
 		.flaws = m->flaws,
+		.sent = m->sent,
+		.received = m->received,
 	};
 
 	enter(&entry, sizeof(entry));
@@ -468,6 +474,7 @@ static void ask(struct maker *m)
 	}
 	m->stage = ASKED;
 	m->asked = now();
+	m->sent += n;
 	m->have = 0;
 }
 
@@ -564,6 +571,7 @@ static void hear_answer(struct maker *m)
 			return;
 		}
 		m->have += n;
+		m->received += n;
 		if (m->have < sizeof(m->frame))
 			continue;
 		m->have = 0;

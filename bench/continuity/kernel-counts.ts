@@ -12,8 +12,8 @@ import { KEPT_MAPS, type Maps } from "../../src/datapath/tables/tables.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { Counting } from "../../src/telemetry/counting.ts";
 import { Flusher } from "../../src/telemetry/flush.ts";
-import { readRetired } from "../../src/telemetry/reading.ts";
-import { addCounters, closedOf, noCounters, readRows } from "../../src/telemetry/rows.ts";
+import { readTraffic } from "../../src/telemetry/reading.ts";
+import { addCounters, closedOf, endsOf, noCounters } from "../../src/telemetry/rows.ts";
 
 const SERVICE = layout.service_counters;
 
@@ -34,7 +34,18 @@ export interface KernelCounts {
   /** The same number, as the clusters have it. */
   clusterLive: number;
   /** Of the traffic counters: over all rows, those that are retired, and what found no row. */
-  traffic: { opened: number; ended: number; refused: number };
+  traffic: {
+    opened: number;
+    ended: number;
+    refused: number;
+    /** Connects that a reset answered. */
+    connectRefused: number;
+    /** Connects that nothing answered, or an ICMP error. */
+    neverConnected: number;
+    /** Payload bytes; of connections that live at most two less. */
+    sent: number;
+    received: number;
+  };
 }
 
 /** Reads the counts below `bpffs`. Throws KernelError when there are none. */
@@ -87,15 +98,22 @@ function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
   }
   const out = noCounters();
   const refused = noCounters();
-  for (const { key, counters } of readRows(maps.flow_rows)) {
-    if (key.direction === "out") addCounters(out, counters);
-    if (key.direction === "refused") addCounters(refused, counters);
-  }
-  for (const { direction, counters } of readRetired(maps.retired_rows)) {
+  const { rows, retired, other } = readTraffic(maps);
+  addCounters(out, other.out);
+  const all = [...rows.map(({ key, counters }) => ({ direction: key.direction, counters })), ...retired];
+  for (const { direction, counters } of all) {
     if (direction === "out") addCounters(out, counters);
     if (direction === "refused") addCounters(refused, counters);
   }
-  return { opened: out.opened, ended: closedOf(out), refused: refused.opened };
+  return {
+    opened: out.opened,
+    ended: closedOf(out),
+    refused: refused.opened,
+    connectRefused: endsOf(out, "refused"),
+    neverConnected: endsOf(out, "timed-out") + endsOf(out, "unreachable"),
+    sent: out.sent,
+    received: out.received,
+  };
 }
 
 function countsOf(table: ChunkedTable, id: number): ServiceCount {

@@ -5,7 +5,7 @@ export const FLAW = { wrongBytes: 1, wrongPeer: 2, noConnect: 4, noAnswer: 8, at
 /** No endpoint answered; no service was asked. */
 export const NOBODY = 0xffff;
 
-const MADE = 32;
+const MADE = 40;
 const TAKEN = 16;
 const HIGH = 2 ** 32;
 
@@ -52,6 +52,15 @@ export class MadeLedger {
 
   service(i: number): number {
     return this.#short(i, 12);
+  }
+
+  /** Payload bytes that the client sent on the whole connection, as far as it went. */
+  sent(i: number): number {
+    return this.#word(i, 8);
+  }
+
+  received(i: number): number {
+    return this.#word(i, 9);
   }
 
   endpoint(i: number): number {

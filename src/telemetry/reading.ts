@@ -17,6 +17,8 @@ import {
 
 /** Sums of rows that are gone (src/telemetry/retirement.ts). */
 export interface RetiredRow {
+  /** Of the entry, as text. */
+  id: string;
   source: number;
   direction: Direction;
   /** "host:port"; "in": the local port. */
@@ -52,13 +54,15 @@ export interface Reading {
   room: { rows: number; callers: number };
 }
 
+/** Looks at rows and sums until none was moved from the one to the other meanwhile: an agent retires while others read. */
+const MOST_LOOKS = 8;
+
 /** Reads everything; flush before it. Throws KernelError. */
 export function readTraffic(maps: Maps): Reading {
   return {
     atNs: Number(monotonic()),
     wall: Date.now(),
-    rows: [...readRows(maps.flow_rows), ...readRows(maps.caller_rows)],
-    retired: readRetired(maps.retired_rows),
+    ...readBoth(maps),
     latency: readLatency(maps.latency_rows),
     other: {
       out: readOther(maps.traffic_other, layout.enums.other.OTHER_OUT),
@@ -66,6 +70,39 @@ export function readTraffic(maps: Maps): Reading {
     },
     room: { rows: maps.flow_rows.info.maxEntries, callers: maps.caller_rows.info.maxEntries },
   };
+}
+
+/**
+ * Rows and sums of one moment. Each retirement leaves another record (map `retirement`), since what it stores is absolute. One
+ * that an agent left half done is read as if it were done.
+ */
+function readBoth(maps: Maps): Pick<Reading, "rows" | "retired"> {
+  const read = () => {
+    const value = new Uint8Array(new ArrayBuffer(RECORD.size));
+    maps.retirement.lookup(new Uint8Array(4), value);
+    return value;
+  };
+  let before = read();
+  for (let look = 1; ; look++) {
+    const rows = [...readRows(maps.flow_rows), ...readRows(maps.caller_rows)];
+    const retired = readRetired(maps.retired_rows);
+    const after = read();
+    if (look < MOST_LOOKS && Buffer.compare(before, after) !== 0) {
+      before = after;
+      continue;
+    }
+    if (longAt(viewOf(after), RECORD.fields.pending.offset) !== 1) return { rows, retired };
+    const part = (field: "from" | "to" | "sum") => {
+      const { offset, size } = RECORD.fields[field];
+      return after.slice(offset, offset + size);
+    };
+    const from = part("from");
+    const [done] = decodeRetired(part("to"), part("sum"), 1);
+    return {
+      rows: rows.filter((row) => Buffer.compare(row.bytes(), from) !== 0),
+      retired: [...retired.filter(({ id }) => id !== done?.id), ...(done ? [done] : [])],
+    };
+  }
 }
 
 export function readOther(map: BpfMap, at: number): Counters {
@@ -76,9 +113,14 @@ export function readOther(map: BpfMap, at: number): Counters {
 
 export function readRetired(map: BpfMap): RetiredRow[] {
   const { keys, values, count } = map.entries();
+  return decodeRetired(keys, values, count);
+}
+
+function decodeRetired(keys: Uint8Array, values: Uint8Array, count: number): RetiredRow[] {
   const keyView = viewOf(keys);
   const valueView = viewOf(values);
   const { label } = layout.retired_row.fields;
+  const { size } = layout.retired_key;
   return Array.from({ length: count }, (_, i) => {
     const at = i * layout.retired_row.size;
     const text = fixedText(values.subarray(at + label.offset, at + label.offset + label.size));
@@ -87,7 +129,8 @@ export function readRetired(map: BpfMap): RetiredRow[] {
       i * layout.retired_key.size + layout.retired_key.fields.direction.offset,
     );
     return {
-      source: longAt(keyView, i * layout.retired_key.size),
+      id: Buffer.from(keys.subarray(i * size, (i + 1) * size)).toString("hex"),
+      source: longAt(keyView, i * size),
       direction: DIRECTIONS[direction] ?? "out",
       service,
       workload,
@@ -96,6 +139,7 @@ export function readRetired(map: BpfMap): RetiredRow[] {
   }).filter(({ counters }) => counters.opened > 0);
 }
 
+const RECORD = layout.retirement;
 const DIRECTIONS: Readonly<Record<number, Direction>> = { 1: "out", 2: "in", 3: "refused", 4: "passed" };
 const BUCKETS = layout.latency_row.fields.rtt.count;
 

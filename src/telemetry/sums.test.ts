@@ -32,6 +32,7 @@ const row = (direction: Direction, source: number, service: number, endpoint: nu
 
 test("calls have the counters of all their endpoints, refusals apart", () => {
   const retired = {
+    id: "",
     source: 2,
     direction: "out" as const,
     workload: "",

@@ -22,13 +22,15 @@ interface Entry {
   kind?: number;
   error?: number;
   flaws?: number;
+  /** Bytes; twice as many come back. */
+  sent?: number;
 }
 
 function made(...entries: Entry[]): MadeLedger {
-  const view = new DataView(new ArrayBuffer(entries.length * 32));
+  const view = new DataView(new ArrayBuffer(entries.length * 40));
   entries.forEach((entry, i) => {
     const { serial, service = SHOP, endpoint = A, began = 0, took = 10, kind = KIND.short } = entry;
-    const at = i * 32;
+    const at = i * 40;
     view.setBigUint64(at, (1n << 40n) | BigInt(serial), true);
     view.setBigUint64(at + 8, BigInt(began), true);
     view.setUint32(at + 16, took, true);
@@ -38,6 +40,8 @@ function made(...entries: Entry[]): MadeLedger {
     view.setUint16(at + 28, entry.error ?? 0, true);
     view.setUint8(at + 30, kind);
     view.setUint8(at + 31, entry.flaws ?? 0);
+    view.setUint32(at + 32, entry.sent ?? 0, true);
+    view.setUint32(at + 36, (entry.sent ?? 0) * 2, true);
   });
   return new MadeLedger(new Uint8Array(view.buffer));
 }
@@ -67,6 +71,8 @@ function bookOf(validity = new Validity(OWNERS)): Book {
   );
 }
 
+const NO_BYTES = { connectRefused: 0, neverConnected: 0, sent: 0, received: 0 };
+
 /** What a kernel counted that saw `redirected` connections to the shop. */
 function kernel(redirected: number, more: { refused?: number; live?: [string, number][] } = {}) {
   const live = new Map(more.live);
@@ -81,6 +87,7 @@ function kernel(redirected: number, more: { refused?: number; live?: [string, nu
       opened: redirected,
       ended: redirected - [...live.values()].reduce((sum, count) => sum + count, 0),
       refused: more.refused ?? 0,
+      ...NO_BYTES,
     },
   };
 }
@@ -211,7 +218,7 @@ describe("a book", () => {
     book.take([made({ ...nobody, serial: 1, service: DEAD }, { ...nobody, serial: 2 })], taken());
     expect(book.sums).toMatchObject({ ...CLEAN, unanswered: 1, failed: 1 });
     const count = { redirected: 1, refused: 0, failed: 1, other: 0 };
-    const traffic = { opened: 2, ended: 2, refused: 0 };
+    const traffic = { opened: 2, ended: 2, refused: 0, ...NO_BYTES, connectRefused: 2 };
     const services = new Map([
       ["dead:80", count],
       ["shop:80", count],
@@ -220,6 +227,24 @@ describe("a book", () => {
     expect(book.sums.counterErrors).toBe(0);
     services.set("dead:80", { ...count, failed: 2 });
     book.compare({ services, live: new Map(), clusterLive: 0, traffic });
+    expect(book.sums.counterErrors).toBe(1);
+    // Refused, and said to have timed out.
+    book.compare({
+      ...{ services, live: new Map(), clusterLive: 0 },
+      traffic: { ...traffic, connectRefused: 1, neverConnected: 1 },
+    });
+    expect(book.sums.counterErrors).toBe(3);
+  });
+
+  test("expects each byte once all connections are over", () => {
+    const book = bookOf();
+    const long = { serial: 2, kind: KIND.opened, sent: 64 };
+    book.take([made({ serial: 1, sent: 64 }, long)], taken({ serial: 1 }, { serial: 2 }));
+    book.take([made({ serial: 2, kind: KIND.closed, sent: 640 })], taken());
+    const over = kernel(2);
+    book.compare({ ...over, traffic: { ...over.traffic, sent: 704, received: 1408 } });
+    expect(book.sums.counterErrors).toBe(0);
+    book.compare({ ...over, traffic: { ...over.traffic, sent: 704, received: 1407 } });
     expect(book.sums.counterErrors).toBe(1);
   });
 

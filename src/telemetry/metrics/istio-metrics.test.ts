@@ -169,6 +169,7 @@ test("failed connects have the flag UF, refusals theirs, and all four series are
 test("rows that are gone count on in the same series", () => {
   const row = counters({ opened: 2, sent: 5 }, [2]);
   const gone = {
+    id: "",
     source: 5,
     direction: "out" as const,
     service: "ledger.shop.svc.cluster.local:80",
