@@ -8,7 +8,6 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { reasonOf } from "../errors/reason.ts";
 import { isOnBpffs, unpin } from "../kernel/bpffs.ts";
-import { KernelError } from "../kernel/error.ts";
 import { InterfaceWatch } from "../kernel/net/interfaces.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { attachEverywhere, detachEverywhere, type HeldLinks } from "./attach.ts";
@@ -62,6 +61,7 @@ export class Names {
   #trouble = "";
   #search: string | undefined;
   #lastResolvers: LocalResolver[] | undefined;
+  #resolversUnknown = "";
   #resolversAt: number | undefined;
   #lastLook = 0;
   #timer: ReturnType<typeof setInterval> | undefined;
@@ -97,7 +97,7 @@ export class Names {
     return {
       dns: this.#settings.dns,
       askers: this.#askers(resolvers),
-      ...(resolvers ? { resolvers } : {}),
+      ...(resolvers ? { resolvers } : { resolversUnknown: this.#resolversUnknown }),
       ...this.#localHost(),
       entries: this.#held?.table.size ?? 0,
       hosts: this.#entries.hosts,
@@ -154,8 +154,8 @@ export class Names {
       const nss = asksForAll() && !found.some(({ program }) => program === "systemd-resolved");
       this.#lastResolvers = nss ? [nssResolved(), ...found] : found;
     } catch (error) {
-      if (!(error instanceof KernelError)) throw error;
       this.#lastResolvers = undefined;
+      this.#resolversUnknown = reasonOf(error);
     }
     return this.#lastResolvers;
   }

@@ -42,6 +42,8 @@ export interface NamesStatus {
   askers: "everybody" | "enrolled" | "machine" | "nobody";
   /** Local resolvers that apps use; absent when unknown. */
   resolvers?: LocalResolver[];
+  /** Why they are unknown. */
+  resolversUnknown?: string;
   /** A host below .local, which some resolvers do not forward. */
   localHost?: string;
   /** Entries of the table. */

@@ -139,6 +139,18 @@ describe.skipIf(why !== undefined)("the hook of names", () => {
     await eventually("it is answered again", async () => (await ask()) === SERVICE);
   });
 
+  test("two queries in one send, which the interface is to cut (UDP_SEGMENT), pass", async () => {
+    const before = [await count("answered-a"), await count("passed-malformed")];
+    const script = ASK.replace(
+      "s.send(",
+      "s.setsockopt(socket.SOL_UDP if hasattr(socket, 'SOL_UDP') else 17, 103, 12 + len(question))\n    s.send(2 * (",
+    ).replace("+ question)\n    answer", "+ question))\n    answer");
+    const place = { netns: lab.namespace.path, cgroup: lab.apps };
+    expect((await output(placed(["python3", "-c", script, HOST, SERVER], place))).trim()).toBe(NOBODY);
+    // Not even read: what is read of two messages is malformed.
+    expect([await count("answered-a"), await count("passed-malformed")]).toEqual(before);
+  });
+
   test("shadow mode counts what it would answer, and answers nothing", async () => {
     reload("shadow: true\n");
     const answered = await count("answered-a");

@@ -54,6 +54,9 @@ test("resolvers of this machine: who asks in the name of all", () => {
   expect(text({ resolvers: [resolver({ governed: false, unit: "lxc-net.service" })] })[1]).toBe(
     "apps ask dnsmasq (lxc-net.service) at 127.0.0.1: it is not governed, so it has no mesh names for apps that are not governed either",
   );
+  expect(text({ resolversUnknown: "sock_diag(UDP sockets): ENOENT" })[1]).toBe(
+    "which resolver of this machine apps ask is not known: sock_diag(UDP sockets): ENOENT",
+  );
   const resolved = resolver({
     via: "nss-resolve",
     program: "systemd-resolved",

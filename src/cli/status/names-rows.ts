@@ -12,7 +12,9 @@ function formatAskers({ askers, resolvers = [] }: NamesStatus): string {
 }
 
 /** Resolvers of this machine that apps ask. */
-function formatResolvers({ askers, resolvers = [] }: NamesStatus): string[] {
+function formatResolvers({ askers, resolvers = [], resolversUnknown }: NamesStatus): string[] {
+  if (resolversUnknown !== undefined)
+    return [`which resolver of this machine apps ask is not known: ${resolversUnknown}`];
   return resolvers.map(({ via, program, unit, governed }) => {
     const where = `${program}${unit === undefined || unit === `${program}.service` ? "" : ` (${unit})`} ${via === "nss-resolve" ? "by nss-resolve" : `at ${via}`}`;
     if (askers === "everybody") return `apps ask ${where}`;
