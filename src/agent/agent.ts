@@ -49,6 +49,7 @@ import { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import { StatusFile } from "../state/status-file.ts";
 import type { AgentNumbers } from "../telemetry/metrics/kmesh-metrics.ts";
 import { PAGE_FOLDER, PAGE_HEADERS, PAGE_PATHS, pageFile } from "../topology/page-files.ts";
+import { readTunnels } from "../tunnel/process/status-file.ts";
 import { ControlPlane } from "./control-plane.ts";
 import { asPredecessor, asSuccessor, type HandoverContext } from "./handover-roles.ts";
 import { LiveTables } from "./live-tables.ts";
@@ -107,6 +108,7 @@ export class Agent {
       log,
       mesh: () => this.#tables.mesh,
       numbers: () => this.#numbers(),
+      tunnels: () => readTunnels(this.#config.runDir),
       unready: () => this.#unready(),
     });
     const { units, excludes, netns, shadow } = config;

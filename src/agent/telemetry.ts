@@ -19,10 +19,12 @@ import type { SelfLabels } from "../telemetry/metrics/istio-labels.ts";
 import { istioFamilies } from "../telemetry/metrics/istio-metrics.ts";
 import { type AgentNumbers, kmeshFamilies } from "../telemetry/metrics/kmesh-metrics.ts";
 import { Tally } from "../telemetry/metrics/tally.ts";
+import { tunnelFamilies } from "../telemetry/metrics/tunnel-metrics.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "../telemetry/model.ts";
 import { withRefusedPeers } from "../telemetry/refused-peers.ts";
 import { ServiceStates } from "../telemetry/service-states.ts";
 import { Traffic } from "../telemetry/traffic.ts";
+import type { TunnelStatus } from "../tunnel/process/status-file.ts";
 
 /** Seconds of a document when nobody says how many. */
 const WINDOW = 300;
@@ -36,6 +38,8 @@ export interface TelemetryOptions {
   log: Log;
   mesh(): Mesh | undefined;
   numbers(): Omit<AgentNumbers, "version">;
+  /** The status of each tunnel process that lives. */
+  tunnels(): TunnelStatus[];
   /** Undefined when all is well, else a sentence that says what is not. */
   unready(): string | undefined;
 }
@@ -200,6 +204,7 @@ export class Telemetry {
     const families = [
       ...istioFamilies(tally, version),
       ...kmeshFamilies(tally, rows, traffic.counting, { version, ...this.#options.numbers() }),
+      ...tunnelFamilies(this.#options.tunnels()),
     ];
     return { type, parts: expose(families, type) };
   }

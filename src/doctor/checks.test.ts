@@ -121,6 +121,7 @@ test("the configuration comes first, with each thing that is wrong", async () =>
     "TLS",
     "identity",
     "agent",
+    "tunnel",
   ]);
   for (const result of results.slice(7, 11)) expect(result.state).toBe("skipped");
 });

@@ -4,6 +4,7 @@ import type { Check } from "./check-runner.ts";
 import { istiodChecks } from "./istiod-checks.ts";
 import { machineChecks } from "./machine-checks.ts";
 import { nameChecks } from "./name-checks.ts";
+import { tunnelChecks } from "./tunnel-checks.ts";
 
 /** All checks for a configuration. The first one checks the configuration itself. */
 export function checksOf(examined: ExaminedConfig, file: string): Check[] {
@@ -18,5 +19,11 @@ export function checksOf(examined: ExaminedConfig, file: string): Check[] {
       ...remarks.map(({ text, cure }) => ({ state: "warning", text, cure }) as const),
     ],
   };
-  return [configuration, ...machineChecks(config), ...nameChecks(config), ...istiodChecks(config)];
+  return [
+    configuration,
+    ...machineChecks(config),
+    ...nameChecks(config),
+    ...istiodChecks(config),
+    ...tunnelChecks(config),
+  ];
 }

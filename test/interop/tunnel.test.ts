@@ -4,7 +4,7 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { TunnelStatus } from "../../src/tunnel/process/status-file.ts";
-import { eventually, OwnedProcess } from "../lab/process.ts";
+import { eventually, OwnedProcess, output } from "../lab/process.ts";
 import { connectedEntry, workloadGroup, workloadService } from "./membership.ts";
 import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 import { serviceEntry } from "./objects.ts";
@@ -155,6 +155,21 @@ describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () 
       plaintext: [],
       mtls: ["a.shop.internal:7000"],
       hbone: [],
+    });
+
+    const page = (await lab.kmesh("status")).stdout;
+    expect(page).toMatch(/from peers by mutual TLS: \d+ open, \d+ in all/);
+    expect(page).toMatch(/b\.shop\.internal:7000 +out +1 endpoint by HBONE/);
+    expect(page).toMatch(/this machine's port 8080 +in +mutual TLS alone/);
+    const socket = join(lab.folder, "run/admin.sock");
+    const metrics = await output(["curl", "-sf", "--unix-socket", socket, "http://agent/metrics"]);
+    expect(metrics).toMatch(/^kmesh_tunnel_connections(_total)?\{pid="\d+",direction="inbound"\} [1-9]/m);
+    expect(metrics).toMatch(
+      /^kmesh_tunnel_failures(_total)?\{pid="\d+",direction="outbound",reason="wrong-san"\} 1/m,
+    );
+    const doctor = JSON.parse((await lab.kmesh("doctor", "--output=json", ...joined)).stdout);
+    expect(doctor.checks.find(({ check }: { check: string }) => check === "tunnel")).toMatchObject({
+      findings: [{ state: "ok", text: expect.stringContaining("its sockets listen; pid ") }],
     });
 
     // Not enrolled: plaintext from outside.

@@ -17,7 +17,7 @@ import { namesFacts, namesWarnings } from "./names-rows.ts";
 import { formatRecent } from "./recent.ts";
 import { formatRemarks, formatServices, isInTrouble, troubleFacts } from "./services.ts";
 import { formatSync } from "./sync.ts";
-import { tunnelFacts, tunnelWarnings } from "./tunnel-rows.ts";
+import { formatEncryption, tunnelFacts, tunnelWarnings } from "./tunnel-rows.ts";
 import { formatClock, formatDamage, formatOlder, warningsOf } from "./warnings.ts";
 
 export interface Answer {
@@ -67,6 +67,7 @@ export function formatStatus(
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
+  parts.push(...formatEncryption(kernel, inbound, all));
   parts.push(...formatRecent(kernel?.recent), ...formatInboundRefusals(inbound));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");

@@ -137,6 +137,8 @@ export interface Summary {
   };
   /** The number of endpoints behind the tunnel, by kind of transport. Absent as the settings. */
   tunnel?: Record<string, number>;
+  /** The same by service: the encryption of connections to it. Services without such an endpoint are absent. */
+  encrypted?: Record<string, Record<string, number>>;
   tables: TableState[];
   /** Functions that this kernel does not support, one line each. Absent as the settings. */
   limits?: string[];
@@ -320,7 +322,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
     settings: settingsOf(tables, view),
     services: view.services(),
     ejections: view.ejections(),
-    tunnel: targetsOf(tables),
+    ...targetsOf(tables, (id) => view.serviceName(id)),
     tables: sizes(tables),
     limits: kernelLimits(),
     recent: recentConnections(tables, (id) => view.serviceName(id)),
@@ -557,14 +559,27 @@ function enrolledCgroups(tables: Tables): string[] {
 }
 
 /** Includes unused targets while their numbers are in quarantine. */
-function targetsOf(tables: Tables): Record<string, number> {
-  const counts: Record<string, number> = {};
+function targetsOf(
+  tables: Tables,
+  nameOf: (service: number) => string | undefined,
+): Required<Pick<Summary, "tunnel" | "encrypted">> {
+  const tunnel: Record<string, number> = {};
+  const encrypted: Record<string, Record<string, number>> = {};
+  const kinds = new Map<number, string | undefined>();
   for (let id = 0; id < tables.tunnelTargets.capacity; id++) {
     const peer = readPeer(tables, id);
-    const kind = peer && readTransport(tables, peer.transport)?.kind;
-    if (kind) counts[kind] = (counts[kind] ?? 0) + 1;
+    if (!peer) continue;
+    if (!kinds.has(peer.transport)) kinds.set(peer.transport, readTransport(tables, peer.transport)?.kind);
+    const kind = kinds.get(peer.transport);
+    if (!kind) continue;
+    tunnel[kind] = (tunnel[kind] ?? 0) + 1;
+    const service = nameOf(peer.service);
+    if (service === undefined) continue;
+    encrypted[service] ??= {};
+    const row = encrypted[service];
+    row[kind] = (row[kind] ?? 0) + 1;
   }
-  return counts;
+  return { tunnel, encrypted };
 }
 
 function sizes(tables: Tables): TableState[] {

@@ -1,5 +1,5 @@
 /** Whether something on this machine takes what the data path leads to the tunnel. */
-import { closeSync, openSync, readSync } from "node:fs";
+import { closeSync, existsSync, openSync, readSync } from "node:fs";
 import type { Config } from "../../config/config.ts";
 import { type TunnelReach, UNREACHED } from "../../istiod/node.ts";
 import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
@@ -9,8 +9,9 @@ export const TCP4 = "/proc/net/tcp";
 export const TCP6 = "/proc/net/tcp6";
 /** Addresses as these files have them. */
 export const ANY4 = "0".repeat(8);
-const ANY6 = "0".repeat(32);
+export const ANY6 = "0".repeat(32);
 export const LOOPBACK4 = "0100007F";
+export const LOOPBACK6 = "00000000000000000000000001000000";
 /** TCP_LISTEN in /proc/net/tcp. */
 const LISTEN = "0A";
 /** Bytes of one read(2). */
@@ -63,12 +64,20 @@ export function tunnelUse(config: Config, certificate: boolean): TunnelUse {
  * uses the same ports, runs as another user.
  */
 export function rootListens(table: string, address: string, port: number): boolean {
-  const local = `${address}:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  return ownersOf(table, port)?.some((owner) => owner.address === address && owner.user === 0) ?? false;
+}
+
+/** The sockets that listen at `port`: address as in the file, and the user's number. Undefined without such a file. */
+export function ownersOf(table: string, port: number): { address: string; user: number }[] | undefined {
+  if (!existsSync(table)) return undefined;
+  const tail = `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  const owners: { address: string; user: number }[] = [];
   for (const line of listeningRows(table)) {
     const fields = line.trim().split(/\s+/);
-    if (fields[1] === local && fields[3] === LISTEN && fields[7] === "0") return true;
+    const local = fields[1] ?? "";
+    if (local.endsWith(tail)) owners.push({ address: local.slice(0, -tail.length), user: Number(fields[7]) });
   }
-  return false;
+  return owners;
 }
 
 /**
