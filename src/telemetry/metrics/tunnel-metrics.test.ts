@@ -19,10 +19,17 @@ test("each process counts for itself, by direction and reason", () => {
     certificate: { valid: false, rotations: 0 },
   } as TunnelStatus;
   const families = tunnelFamilies([one, other]);
-  const samples = (name: string) =>
-    families
-      .find((family) => family.name === name)
-      ?.samples?.map(({ labels, value }) => [Object.values(Object.fromEntries(labels)).join(" "), value]);
+  const samples = (name: string) => {
+    const { sets = [], values = [] } = families.find((family) => family.name === name) ?? {};
+    return sets.map(({ block }, i) => [
+      new TextDecoder()
+        .decode(block)
+        .replace(/[{}]|\w+=|"/g, "")
+        .replaceAll(",", " ")
+        .trim(),
+      values[i],
+    ]);
+  };
   expect(samples("kmesh_tunnel_processes")).toEqual([
     ["accepting", 1],
     ["draining", 1],

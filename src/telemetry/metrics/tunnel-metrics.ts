@@ -1,7 +1,9 @@
 /** Metrics of the tunnel's processes, as their status files have them. */
 import type { WayCounters } from "../../tunnel/counters.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
-import type { Family, Sample } from "./exposition.ts";
+import { type Family, type Labels, labelSet } from "./exposition.ts";
+
+type Sample = { labels: Labels; value: number };
 
 /**
  * One series for each process that lives: each counts from its own start, so their sum would fall when one ends. Nothing
@@ -9,7 +11,7 @@ import type { Family, Sample } from "./exposition.ts";
  */
 export function tunnelFamilies(processes: readonly TunnelStatus[]): Family[] {
   if (processes.length === 0) return [];
-  const of = (each: TunnelStatus): Sample["labels"] => [["pid", String(each.pid)]];
+  const of = (each: TunnelStatus): Labels => [["pid", String(each.pid)]];
   const ways = (value: (row: WayCounters) => number): Sample[] =>
     processes.flatMap((each) =>
       Object.entries(each.ways).map(
@@ -37,18 +39,13 @@ export function tunnelFamilies(processes: readonly TunnelStatus[]): Family[] {
       }),
     ),
   );
-  const counter = (name: string, help: string, samples: Sample[]): Family => ({
-    name,
-    help,
-    type: "counter",
-    samples,
+  const family = (name: string, help: string, type: Family["type"], samples: Sample[]): Family => ({
+    ...{ name, help, type },
+    sets: samples.map(({ labels }) => labelSet(labels)),
+    values: samples.map(({ value }) => value),
   });
-  const gauge = (name: string, help: string, samples: Sample[]): Family => ({
-    name,
-    help,
-    type: "gauge",
-    samples,
-  });
+  const counter = (name: string, help: string, samples: Sample[]) => family(name, help, "counter", samples);
+  const gauge = (name: string, help: string, samples: Sample[]) => family(name, help, "gauge", samples);
   const draining = processes.filter((each) => each.draining).length;
   return [
     gauge(
