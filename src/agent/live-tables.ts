@@ -10,6 +10,7 @@ import type { PublishReport } from "../datapath/mesh-tables/publisher.ts";
 import { reasonOf } from "../errors/reason.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { hasPending } from "../mesh/pending.ts";
+import { collectGarbage } from "../runtime/heap.ts";
 import type { Snapshot } from "../state/snapshot.ts";
 import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import type { Urgency } from "../state/status-file.ts";
@@ -22,6 +23,9 @@ const RETRY = 5_000;
 const ISTIOD_PATIENCE = 10_000;
 /** Longest wait of a successor for the addresses of DNS clusters after istiod's first push, milliseconds. */
 const NAMES_PATIENCE = 3_000;
+
+/** From a push of the whole mesh until its garbage is collected, milliseconds: the agent has answered everybody by then. */
+const TIDY_AFTER = 2_000;
 
 /** The operations that it needs. */
 export type Tables = Pick<
@@ -64,6 +68,7 @@ export class LiveTables {
   #patienceTimer: ReturnType<typeof setTimeout> | undefined;
   #namesTimer: ReturnType<typeof setTimeout> | undefined;
   #restTimer: ReturnType<typeof setTimeout> | undefined;
+  #tidyTimer: ReturnType<typeof setTimeout> | undefined;
   /** No longer keeps another version's tables while parts of the mesh are pending. */
   #restOver = false;
   readonly #live = Promise.withResolvers<void>();
@@ -139,6 +144,7 @@ export class LiveTables {
     clearTimeout(this.#patienceTimer);
     clearTimeout(this.#namesTimer);
     clearTimeout(this.#restTimer);
+    clearTimeout(this.#tidyTimer);
   }
 
   /** At a start, before istiod answers: keeps live tables, otherwise publishes the snapshot. */
@@ -298,6 +304,7 @@ export class LiveTables {
       snapshots.changed(mesh);
       this.#live.resolve();
       reporter.applied(mesh, { first, writes, milliseconds });
+      if (first || changes.everything) this.#tidy();
       if (selfTestFailed) this.#complain(selfTestFailed, PUSH);
       else this.#selfTestFailed = undefined;
     } catch (error) {
@@ -307,6 +314,15 @@ export class LiveTables {
       this.#complain(error, PUSH);
     }
     changed(changes.everything || changes.services.size > 0 ? "news" : "numbers");
+  }
+
+  /**
+   * A push of the whole mesh leaves garbage of twice its size, which the runtime would collect when it needs the memory: the
+   * memory belongs to the applications.
+   */
+  #tidy(): void {
+    clearTimeout(this.#tidyTimer);
+    this.#tidyTimer = setTimeout(collectGarbage, TIDY_AFTER).unref();
   }
 
   /** Records in log and status why a part is not live, and schedules a retry. */

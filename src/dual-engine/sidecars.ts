@@ -9,7 +9,7 @@ import { waypointsOf } from "./waypoints.ts";
 
 interface Holder {
   services: ReadonlyMap<string, ServiceRecord>;
-  membersOf(service: string): ReadonlySet<WorkloadRecord>;
+  membersOf(service: string): Iterable<WorkloadRecord>;
 }
 
 const NOBODY: ReadonlySet<string> = new Set();

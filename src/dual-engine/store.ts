@@ -4,6 +4,7 @@ import { flattenNames, type NamesRecord, NO_NAMES } from "../kernel-native/resou
 import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
 import { type Authorization, parseAuthorization } from "../policy/authorization.ts";
 import { AddressReader } from "./address.ts";
+import { Groups } from "./groups.ts";
 import {
   addressKey,
   destinationKey,
@@ -36,7 +37,6 @@ export interface Self {
   addresses: ReadonlySet<string>;
 }
 
-const NOBODY: ReadonlySet<WorkloadRecord> = new Set();
 /** Marks a workload among the users of a gateway; services' names have no space. */
 const DIRECT = "workload ";
 
@@ -53,13 +53,13 @@ export class Store {
   readonly #index: WorkloadIndex | undefined;
   readonly #reader = new AddressReader();
   /** Workloads of a service, also of one that istiod has not sent. */
-  readonly #members = new Map<string, Set<WorkloadRecord>>();
+  readonly #members = new Groups<WorkloadRecord>();
   /** Services by address in its network. */
-  readonly #byAddress = new Map<string, Set<string>>();
+  readonly #byAddress = new Groups<string>();
   /** Services by host. */
-  readonly #byHost = new Map<string, Set<string>>();
+  readonly #byHost = new Groups<string>();
   /** By destination of a waypoint or gateway: services, and workloads behind DIRECT, that go through it. */
-  readonly #users = new Map<string, Set<string>>();
+  readonly #users = new Groups<string>();
   #dirty: Dirty = clean();
 
   /** With `tunnel` the store asks for what EDS knows of sidecars. */
@@ -133,16 +133,16 @@ export class Store {
   }
 
   #touchHost(host: string): void {
-    this.touch(this.#byHost.get(host) ?? []);
+    this.touch(this.#byHost.get(host));
   }
 
-  membersOf(service: string): ReadonlySet<WorkloadRecord> {
-    return this.#members.get(service) ?? NOBODY;
+  membersOf(service: string): Iterable<WorkloadRecord> {
+    return this.#members.get(service);
   }
 
   /** The services of this host, by resource name, the one that names mean first. */
   servicesOfHost(host: string): ServiceRecord[] {
-    const records = [...(this.#byHost.get(host) ?? [])].flatMap((key) => this.services.get(key) ?? []);
+    const records = [...this.#byHost.get(host)].flatMap((key) => this.services.get(key) ?? []);
     if (records.length < 2) return records;
     const order = (record: ServiceRecord) =>
       `${record.namespace === this.#self.namespace ? 0 : 1}${record.canonical ? 0 : 1} ${record.key}`;
@@ -151,7 +151,7 @@ export class Store {
 
   /** The service at this address; of several the first by name. */
   serviceAt(address: NetworkAddress): ServiceRecord | undefined {
-    const [first] = [...(this.#byAddress.get(addressKey(address)) ?? [])].sort();
+    const [first] = [...this.#byAddress.get(addressKey(address))].sort();
     return first === undefined ? undefined : this.services.get(first);
   }
 
@@ -165,21 +165,21 @@ export class Store {
   #putService(key: string, record: ServiceRecord | undefined): void {
     const before = this.services.get(key);
     if (before === undefined && record === undefined) return;
-    for (const gateway of gatewaysOf(before)) leave(this.#users, destinationKey(gateway.destination), key);
-    for (const gateway of gatewaysOf(record)) join(this.#users, destinationKey(gateway.destination), key);
-    for (const address of before?.addresses ?? []) leave(this.#byAddress, addressKey(address), key);
-    for (const address of record?.addresses ?? []) join(this.#byAddress, addressKey(address), key);
+    for (const gateway of gatewaysOf(before)) this.#users.delete(destinationKey(gateway.destination), key);
+    for (const gateway of gatewaysOf(record)) this.#users.add(destinationKey(gateway.destination), key);
+    for (const address of before?.addresses ?? []) this.#byAddress.delete(addressKey(address), key);
+    for (const address of record?.addresses ?? []) this.#byAddress.add(addressKey(address), key);
     // Who shares its host may be called by another name now.
     const host = record?.host ?? before?.host ?? "";
     if (before === undefined || record === undefined || before.canonical !== record.canonical) {
-      for (const other of this.#byHost.get(host) ?? []) this.#dirty.services.add(other);
+      for (const other of this.#byHost.get(host)) this.#dirty.services.add(other);
     }
     if (record === undefined) {
       this.services.delete(key);
-      leave(this.#byHost, host, key);
+      this.#byHost.delete(host, key);
     } else {
       this.services.set(key, record);
-      join(this.#byHost, host, key);
+      this.#byHost.add(host, key);
     }
     for (const { uid, profile } of this.membersOf(key)) if (isTunnelled(profile)) this.#dirty.direct.add(uid);
     this.sidecars?.touch(key);
@@ -211,18 +211,20 @@ export class Store {
 
   #enter(record: WorkloadRecord): void {
     const { profile, bindings, addresses, text, uid } = record;
-    const text_ = this.#index?.intern(text);
+    const known = this.#index?.intern(text);
+    // Workloads of one deployment share a text.
+    if (known !== undefined) record.text = this.#index?.text(known) ?? text;
     for (const { service, ports } of bindings) {
-      join(this.#members, service, record);
+      this.#members.add(service, record);
       this.#dirty.services.add(service);
       this.sidecars?.touch(service);
       this.#touchUsers(service, []);
-      if (profile.gateway) join(this.#users, destinationKey(profile.gateway.destination), service);
-      if (text_ === undefined) continue;
+      if (profile.gateway) this.#users.add(destinationKey(profile.gateway.destination), service);
+      if (known === undefined) continue;
       for (const address of addresses)
-        for (const { target } of ports) this.#index?.set(keyOf(address, target), text_);
+        for (const { target } of ports) this.#index?.set(keyOf(address, target), known);
     }
-    if (profile.waypoint) join(this.#users, destinationKey(profile.waypoint.destination), DIRECT + uid);
+    if (profile.waypoint) this.#users.add(destinationKey(profile.waypoint.destination), DIRECT + uid);
     if (isTunnelled(profile)) this.#dirty.direct.add(uid);
     this.#touchUsers(
       undefined,
@@ -233,12 +235,12 @@ export class Store {
   #withdraw(record: WorkloadRecord): void {
     const { profile, bindings, addresses, uid } = record;
     for (const { service } of bindings) {
-      leave(this.#members, service, record);
+      this.#members.delete(service, record);
       this.#dirty.services.add(service);
       this.sidecars?.touch(service);
       this.#touchUsers(service, []);
     }
-    if (profile.waypoint) leave(this.#users, destinationKey(profile.waypoint.destination), DIRECT + uid);
+    if (profile.waypoint) this.#users.delete(destinationKey(profile.waypoint.destination), DIRECT + uid);
     if (isTunnelled(profile)) this.#dirty.direct.add(uid);
     this.#touchUsers(
       undefined,
@@ -255,7 +257,7 @@ export class Store {
       for (const address of this.services.get(service)?.addresses ?? []) keys.push(addressKey(address));
     }
     for (const key of keys) {
-      for (const user of this.#users.get(key) ?? []) {
+      for (const user of this.#users.get(key)) {
         if (user.startsWith(DIRECT)) this.#dirty.direct.add(user.slice(DIRECT.length));
         else this.#dirty.services.add(user);
       }
@@ -289,18 +291,6 @@ function gatewaysOf(record: ServiceRecord | undefined): Gateway[] {
   if (record === undefined) return [];
   const { waypoint, weightedWaypoints } = record;
   return [...(waypoint ? [waypoint] : []), ...weightedWaypoints.map(({ gateway }) => gateway)];
-}
-
-function join<T>(map: Map<string, Set<T>>, key: string, value: T): void {
-  const known = map.get(key);
-  if (known) known.add(value);
-  else map.set(key, new Set([value]));
-}
-
-function leave<T>(map: Map<string, Set<T>>, key: string, value: T): void {
-  const known = map.get(key);
-  known?.delete(value);
-  if (known?.size === 0) map.delete(key);
 }
 
 function clean(): Dirty {

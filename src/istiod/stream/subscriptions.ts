@@ -152,7 +152,10 @@ export class Subscriptions {
     counts.bytes += bytes.length;
     this.#push.received(type, envelope.version, now);
 
-    const complete = isWildcard(type) && subscription.answeredAt === 0 ? new Set<string>() : undefined;
+    // The first complete response of a stream tells what is gone; where nothing is known, nothing is.
+    const isKnown = subscription.held.size > 0 || subscription.rejected.size > 0;
+    const complete =
+      isWildcard(type) && subscription.answeredAt === 0 && isKnown ? new Set<string>() : undefined;
     subscription.answeredAt = now;
     const before = counts.changed + counts.removed;
     const refused: Refusal[] = [];
