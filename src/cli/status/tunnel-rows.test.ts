@@ -30,6 +30,11 @@ test("how many endpoints by what, who accepts and who drains", () => {
   expect(tunnelFacts(kernel({ tls: 1 }))[0]?.[1]).toStartWith("no process accepts");
 });
 
+test("apps that do not see their callers are worth knowing", () => {
+  expect(tunnelWarnings([process({ callers: { shown: 5, hidden: 0 } })])).toEqual([]);
+  expect(tunnelWarnings([process({ callers: { shown: 5, hidden: 2 } })])[0]).toContain("for 2 connections");
+});
+
 test("a certificate that is not valid is worth knowing", () => {
   expect(tunnelWarnings([process()])).toEqual([]);
   const broken = process({ certificate: { valid: false, rotations: 0, trouble: "it has expired" } });

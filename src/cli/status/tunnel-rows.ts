@@ -139,8 +139,15 @@ export function tunnelWarnings(processes: readonly TunnelStatus[] = []): string[
   const accepting = processes.find(({ draining }) => !draining);
   if (!accepting) return [];
   const { valid, trouble } = accepting.certificate;
-  if (valid && trouble === undefined) return [];
+  const warnings: string[] = [];
+  const hidden = accepting.callers?.hidden ?? 0;
+  if (hidden > 0)
+    warnings.push(
+      `Apps saw this machine's own address instead of the caller's for ${hidden} connections through the tunnel. An app behind an IPv4 socket can't see an IPv6 caller; see docs/tunnel.md for the other causes.`,
+    );
+  if (valid && trouble === undefined) return warnings;
   return [
+    ...warnings,
     `The tunnel has no certificate that is valid${trouble === undefined ? "" : `: ${trouble}`}. kmesh cert shows this machine's.`,
   ];
 }

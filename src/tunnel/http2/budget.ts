@@ -1,23 +1,30 @@
+/** Something that holds bytes for a reader, and can be given up. */
+export interface Holder {
+  /** Bytes that it holds now. */
+  readonly held: number;
+  /** Drops them, and resets the stream. */
+  shed(): void;
+}
+
 /**
- * Bytes that all connections together hold for readers that do not read. While the budget is used up, connections give
- * their peers no further credit, so that what is held stays at the budget and one connection window each.
+ * Bytes that all connections together hold for readers that do not read. When it is used up, the streams that hold the most
+ * are reset until a quarter of it is free: they pay, and no other stream waits for them.
  */
 export class Budget {
   readonly #limit: number;
+  readonly #onShed: (bytes: number) => void;
+  readonly #holders = new Set<Holder>();
   #used = 0;
-  readonly #waiting = new Set<() => void>();
+  #shedding = false;
 
-  /** `limit` in bytes. */
-  constructor(limit: number) {
+  /** `limit` in bytes. `onShed` is called for each stream that is reset, with what it held. */
+  constructor(limit: number, onShed: (bytes: number) => void = () => {}) {
     this.#limit = limit;
+    this.#onShed = onShed;
   }
 
   get used(): number {
     return this.#used;
-  }
-
-  get exhausted(): boolean {
-    return this.#used >= this.#limit;
   }
 
   /** Whether windows may grow: less than half is used. */
@@ -25,25 +32,30 @@ export class Budget {
     return this.#used < this.#limit / 2;
   }
 
-  take(bytes: number): void {
+  /** `holder` holds so many bytes more. It may be reset by this call. */
+  take(holder: Holder, bytes: number): void {
     this.#used += bytes;
+    this.#holders.add(holder);
+    if (this.#used > this.#limit && !this.#shedding) this.#shed();
   }
 
-  /** Gives bytes back, and calls those who wait when there is room again. */
-  release(bytes: number): void {
+  /** `holder` holds so many bytes less. */
+  release(holder: Holder, bytes: number): void {
     this.#used -= bytes;
-    if (this.exhausted || this.#waiting.size === 0) return;
-    const waiting = [...this.#waiting];
-    this.#waiting.clear();
-    for (const resume of waiting) resume();
+    if (holder.held <= 0) this.#holders.delete(holder);
   }
 
-  /** Calls `resume` once when there is room. */
-  wait(resume: () => void): void {
-    this.#waiting.add(resume);
-  }
-
-  forget(resume: () => void): void {
-    this.#waiting.delete(resume);
+  #shed(): void {
+    this.#shedding = true;
+    try {
+      for (const holder of [...this.#holders].sort((a, b) => b.held - a.held)) {
+        if (this.#used <= (this.#limit * 3) / 4) break;
+        this.#onShed(holder.held);
+        holder.shed();
+        this.#holders.delete(holder);
+      }
+    } finally {
+      this.#shedding = false;
+    }
   }
 }

@@ -127,26 +127,42 @@ test("three downloads that nobody reads neither stall a fourth stream nor grow p
     expect(await collect(small)).toBe(4);
   }
   expect(performance.now() - started).toBeLessThan(2_000);
-  expect(budget.used).toBeLessThanOrEqual(3 * 256 * 1024);
+  expect(budget.used).toBeLessThanOrEqual(3 * 64 * 1024);
   expect(budget.used).toBeGreaterThan(0);
   // The unread ones are whole when they are read at last.
   expect(await Promise.all(unread.map(collect))).toEqual(Array(3).fill(64 * 1024 * 1024));
   expect(budget.used).toBe(0);
 });
 
-test("an exhausted budget holds all peers back, and they go on when it is read", async () => {
-  const { port } = await serve((stream) => {
+test("when the budget is used up, the streams that hold the most are reset, and no other one waits", async () => {
+  const { port } = await serve((stream, headers) => {
+    if (!headers.some(([name]) => name === "bulk")) return echo(stream);
+    stream.on("error", () => {});
     stream.respond(200);
     pour(stream, 8 * 1024 * 1024);
   });
-  const budget = new Budget(512 * 1024);
+  const shed: number[] = [];
+  const budget = new Budget(512 * 1024, (bytes) => shed.push(bytes));
   const clients = await Promise.all([1, 2].map(() => open(port, budget)));
-  const streams = clients.flatMap((client) => Array.from({ length: 10 }, () => client.connect(CONNECT)));
-  await Promise.all(streams.map((stream) => stream.response));
-  await Bun.sleep(100);
-  // The budget, and the window of 1 MiB of each connection.
-  expect(budget.used).toBeLessThanOrEqual(512 * 1024 + 2 * 1024 * 1024);
-  expect(await Promise.all(streams.map(collect))).toEqual(Array(20).fill(8 * 1024 * 1024));
+  const unread = clients.flatMap((client) =>
+    Array.from({ length: 10 }, () => client.connect([...CONNECT, ["bulk", "1"]])),
+  );
+  const errors: unknown[] = [];
+  for (const stream of unread) stream.on("error", (error) => errors.push(error));
+  for (let i = 0; i < 50 && errors.length === 0; i++) await Bun.sleep(20);
+  expect(budget.used).toBeLessThanOrEqual(512 * 1024);
+  expect(errors.length).toBe(shed.length);
+  expect(shed.length).toBeGreaterThan(0);
+  expect(errors[0]).toMatchObject({ code: ERROR.enhanceYourCalm });
+  for (const client of clients) {
+    const small = client.connect(CONNECT);
+    await small.response;
+    small.end("ping");
+    expect(await collect(small)).toBe(4);
+  }
+  // Those that are left are whole when they are read at last.
+  const left = unread.filter((stream) => !stream.destroyed);
+  expect(await Promise.all(left.map(collect))).toEqual(left.map(() => 8 * 1024 * 1024));
   expect(budget.used).toBe(0);
 });
 

@@ -66,7 +66,6 @@ export class Http2Connection implements StreamOwner {
   readonly #ready = new Set<ConnectStream>();
   readonly #resets = new TokenBucket(1000, 33);
   readonly #chatter = new TokenBucket(1000, 100);
-  readonly #resume = () => this.#giveCredit();
   readonly #pinger: ReturnType<typeof setInterval>;
   #goaway: ReturnType<typeof setTimeout> | undefined;
   #lastPeerStream = 0;
@@ -197,10 +196,14 @@ export class Http2Connection implements StreamOwner {
     stream.reset(ERROR.none);
   }
 
+  held(stream: ConnectStream, bytes: number): void {
+    this.#options.budget.take(stream, bytes);
+  }
+
   consumed(stream: ConnectStream, bytes: number, credit: number): void {
     if (credit > 0 && !this.#ended && !stream.destroyed)
       this.#write(encodeNumber(FRAME.windowUpdate, stream.id, credit));
-    this.#options.budget.release(bytes);
+    this.#options.budget.release(stream, bytes);
   }
 
   ample(): boolean {
@@ -415,12 +418,7 @@ export class Http2Connection implements StreamOwner {
     this.#receivedAtSize += window;
     const stream = this.#known(id);
     if (stream && !stream.remoteEnded) {
-      // Before the stream reads it and gives it back.
-      this.#options.budget.take(window);
-      if (!stream.receive(bytes, window, end)) {
-        this.#options.budget.release(window);
-        stream.reset(ERROR.flowControl);
-      }
+      if (!stream.receive(bytes, window, end)) stream.reset(ERROR.flowControl);
     } else if (stream) {
       stream.reset(ERROR.streamClosed);
     }
@@ -440,10 +438,6 @@ export class Http2Connection implements StreamOwner {
   /** Gives the connection's window back, and lets it grow while it is used. */
   #giveCredit(): void {
     if (this.#ended || this.#uncredited < this.#window / 2) return;
-    if (this.#options.budget.exhausted) {
-      this.#options.budget.wait(this.#resume);
-      return;
-    }
     let credit = this.#uncredited;
     this.#uncredited = 0;
     if (this.#receivedAtSize > 8 * this.#window && this.#window < LARGEST_WINDOW && this.ample()) {
@@ -534,7 +528,6 @@ export class Http2Connection implements StreamOwner {
     this.#ended = true;
     clearInterval(this.#pinger);
     clearTimeout(this.#goaway);
-    this.#options.budget.forget(this.#resume);
     this.#ready.clear();
     const streams = [...this.#streams.values()];
     this.#streams.clear();

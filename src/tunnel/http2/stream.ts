@@ -23,6 +23,8 @@ export interface StreamOwner {
   /** The stream has something to send. */
   ready(stream: ConnectStream): void;
   respond(stream: ConnectStream, headers: Headers, end: boolean): void;
+  /** `bytes` more are in the queue. The stream may be reset by this call. */
+  held(stream: ConnectStream, bytes: number): void;
   /** `bytes` of the queue were read or dropped. `credit` is what the stream's window grows by, 0 for nothing. */
   consumed(stream: ConnectStream, bytes: number, credit: number): void;
   /** Whether windows may grow. */
@@ -86,16 +88,27 @@ export class ConnectStream extends Duplex {
   receive(bytes: Buffer, window: number, end: boolean): boolean {
     this.receiveWindow -= window;
     if (this.receiveWindow < 0) return false;
-    const padding = window - bytes.length;
-    if (padding > 0) this.#owner.consumed(this, padding, 0);
-    this.#uncredited += padding;
+    // Padding is not kept.
+    this.#uncredited += window - bytes.length;
     if (bytes.length > 0) {
       this.#queue.push(bytes);
       this.#queued += bytes.length;
     }
     if (end) this.remoteEnded = true;
-    this.#deliver();
+    if (bytes.length > 0) this.#owner.held(this, bytes.length);
+    if (!this.destroyed) this.#deliver();
     return true;
+  }
+
+  /** Bytes that wait for the reader. */
+  get held(): number {
+    return this.#queued;
+  }
+
+  /** Drops what waits for a reader that does not read, and resets the stream. */
+  shed(): void {
+    this.#code = ERROR.enhanceYourCalm;
+    this.destroy(new StreamReset(ERROR.enhanceYourCalm, "the reader reads too slowly, and memory is short"));
   }
 
   /** The peer has reset the stream, or the connection has failed. */

@@ -209,6 +209,27 @@ test("a client that is not of the mesh gets nothing, with its reason", async () 
   expect(lab.counters.rows.ways.inbound).toMatchObject({ total: 1, pending: 0 });
 });
 
+test("a ClientHello that does not end, or is none, is given up on with its reason", async () => {
+  mode = "strict";
+  const port = await steeredPort();
+  for (const [hex, reason] of [
+    // The head of a record of 512 bytes, and one byte of it; a hello that ends before its random; a record of no bytes.
+    ["160301020001", "handshake-timeout"],
+    ["16030100050100000100", "tls-error"],
+    ["1603010000", "handshake-timeout"],
+  ] as const) {
+    const socket = await dialTcp(port);
+    lab.defer(() => socket.destroy());
+    socket.write(Buffer.from(hex, "hex"));
+    // Nothing, or an alert.
+    expect(await outcome(socket)).not.toContain("app got");
+    await Bun.sleep(20);
+    expect([hex, Object.keys(lab.counters.rows.ways.inbound.failures)]).toEqual([hex, [reason]]);
+    lab.counters.rows.ways.inbound.failures = {};
+  }
+  expect(lab.counters.rows.ways.inbound).toMatchObject({ open: 0, pending: 0, total: 0 });
+});
+
 test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall", async () => {
   const port = await hbonePort();
   const client = mesh.issue("client");

@@ -2,7 +2,7 @@
 import { mkdirSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { replaceFile } from "../../files/replace-file.ts";
-import { addRows, type CounterRows } from "../counters.ts";
+import { addRows, type CounterRows, Counters } from "../counters.ts";
 import type { CredentialStatus } from "../tls/mesh-credentials.ts";
 
 /** Times are milliseconds since the epoch. */
@@ -111,9 +111,24 @@ function files(runDir: string): string[] {
   }
 }
 
+/** Undefined for what is no status. Members that its version does not know yet are empty. */
 function read(path: string): TunnelStatus | undefined {
   try {
-    return JSON.parse(readFileSync(path, "utf8")) as TunnelStatus;
+    const status = { ...new Counters().rows, ...JSON.parse(readFileSync(path, "utf8")) } as TunnelStatus;
+    const { pid, startTicks, listening, draining, started, certificate, ways } = status;
+    const whole =
+      Number.isInteger(pid) &&
+      typeof startTicks === "string" &&
+      startTicks !== "" &&
+      Array.isArray(listening) &&
+      typeof draining === "boolean" &&
+      typeof started === "number" &&
+      typeof certificate === "object" &&
+      certificate !== null &&
+      (["outbound", "inbound", "hbone"] as const).every(
+        (way) => typeof (ways[way]?.failures ?? 0) === "object",
+      );
+    return whole ? status : undefined;
   } catch {
     return undefined;
   }

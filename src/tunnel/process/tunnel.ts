@@ -49,7 +49,10 @@ export class Tunnel {
   readonly #options: TunnelOptions;
   readonly #counters = new Counters();
   readonly #credentials: MeshCredentials;
-  readonly #budget = new Budget(BUDGET);
+  readonly #budget = new Budget(BUDGET, (bytes) => {
+    this.#counters.failed("hbone", "overload");
+    this.#line(`hbone: overload: a stream whose reader does not read was reset (${bytes} bytes)`);
+  });
   readonly #gate: Gate;
   readonly #inbound: InboundTunnel;
   readonly #dialer: Dialer;
