@@ -147,11 +147,11 @@ export class Traffic {
       const flusher = Flusher.open(this.#options.tables.maps, this.counting);
       if (!flusher)
         this.#off.push(
-          "This kernel (before 5.12) counts the bytes of a connection when it ends, not while it lives.",
+          "This kernel (before 5.12) counts bytes and accepted connections when a connection ends, not while it lives.",
         );
       return flusher;
     } catch (error) {
-      const text = `Bytes of live connections are counted at their end: ${reasonOf(error)}`;
+      const text = `Live connections are counted at their end: ${reasonOf(error)}`;
       this.#off.push(text);
       this.#options.warn(text);
       return undefined;

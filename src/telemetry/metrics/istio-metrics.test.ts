@@ -180,6 +180,19 @@ test("rows that are gone count on in the same series", () => {
     istio_tcp_connections_opened: [4],
     istio_tcp_received_bytes: [10],
   });
+  const accepted = counters({ opened: 3, sent: 70, received: 30 }, [3]);
+  const caller = { ...gone, direction: "in" as const, service: "9080", workload: labels.caller("10.0.0.9") };
+  const live = key({ direction: "in", remote: "10.0.0.9", port: 9080 });
+  const from = reading([[live, accepted]], [{ ...caller, counters: accepted }]);
+  expect(find(from, { source_workload: "frontend-v1" })).toMatchObject({
+    istio_tcp_connections_opened: [6],
+    istio_tcp_received_bytes: [60],
+    istio_tcp_sent_bytes: [140],
+  });
+  from.other.in = accepted;
+  expect(
+    find(from, { reporter: "destination", source_workload: "unknown" }).istio_tcp_connections_opened,
+  ).toEqual([3]);
 });
 
 test("series are bounded: beyond it the workload is unknown, and nothing is lost", () => {

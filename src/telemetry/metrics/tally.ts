@@ -147,11 +147,13 @@ export class Tally {
       if (direction === "out") {
         this.#addCounters(name, workload, counters);
         this.#addToPair(this.#pair(this.#unit(source), name), counters);
-      } else if (direction === "refused") this.#addRefused(this.#refusedSet(name, "DENY"), counters.opened);
+      } else if (direction === "in") this.#addAccepted(workload, Number(service), counters);
+      else if (direction === "refused") this.#addRefused(this.#refusedSet(name, "DENY"), counters.opened);
       else if (direction === "passed")
         this.#addRefused(this.#refusedSet("PassthroughCluster", "-"), counters.opened);
     }
     if (rows.other.out.opened > 0) this.#addCounters(undefined, "", rows.other.out);
+    if (rows.other.in.opened > 0) this.#addAccepted("", undefined, rows.other.in);
     this.#addLatency(rows);
   }
 
@@ -221,12 +223,7 @@ export class Tally {
 
   #addIn(rows: RowTable, row: number): void {
     if (rows.direction(row) !== FLOW_IN) return;
-    const { labels, self, inbound } = this.#options;
-    const caller = labels.caller(rows.remote(row));
-    const service = inbound(rows.port(row));
-    const set = this.#set(`destination\n${caller}\n${service}`, () =>
-      destinationLabels(self, caller, service),
-    );
+    const set = this.#destination(this.#options.labels.caller(rows.remote(row)), rows.port(row));
     let closed = 0;
     for (let end = 0; end < ENDS; end++) closed += rows.long(row, ROW.ends.offset + end * 8);
     addTo(this.istio.values, this.istio.use(set), [
@@ -235,6 +232,19 @@ export class Tally {
       rows.long(row, ROW.received.offset),
       rows.long(row, ROW.sent.offset),
     ]);
+  }
+
+  /** By who called and the local port; undefined: it is not known. */
+  #destination(caller: string, port: number | undefined): number {
+    const { self, inbound } = this.#options;
+    const service = port === undefined ? undefined : inbound(port);
+    return this.#set(`destination\n${caller}\n${service}`, () => destinationLabels(self, caller, service));
+  }
+
+  #addAccepted(caller: string, port: number | undefined, counters: Counters): void {
+    const { opened, received, sent } = counters;
+    const at = this.istio.use(this.#destination(caller, port));
+    addTo(this.istio.values, at, [opened, closedOf(counters), received, sent]);
   }
 
   #addCounters(service: string | undefined, workload: string, counters: Counters): void {

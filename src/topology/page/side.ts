@@ -160,7 +160,7 @@ export class SideView {
     ].filter(([, count]) => count > 0);
     const rows: [string, string][] = [
       ["Connections", `${formatRate(edge.rate.opened)} (${formatCount(edge.recent.opened)})`],
-      ...(edge.kind === "inbound" ? [] : [["Open now", formatCount(edge.live)] as [string, string]]),
+      ["Open now", formatCount(edge.live)],
       [
         "Failed",
         failuresOf(edge) === 0
