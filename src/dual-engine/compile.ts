@@ -1,21 +1,13 @@
 /** Compiles services and workloads into the mesh, each alone when it changed, and finds the difference from before. */
-import { namesOfTable } from "../kernel-native/resolvable.ts";
+import { applyNames, applyTable } from "../kernel-native/resolvable.ts";
 import type { Question, Resolver } from "../kernel-native/resolver.ts";
 import { NO_NAMES } from "../kernel-native/resources/names.ts";
 import { type Notes, note, sortedNotes } from "../kernel-native/resources/note.ts";
 import type { ServiceId } from "../kernel-native/resources/service.ts";
 import { type Excluded, unreachable } from "../kernel-native/unreachable.ts";
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
-import type { Changes, Cluster, Frontend, Mesh, Name, Note } from "../mesh/model.ts";
-import {
-  sameCluster,
-  sameFrontend,
-  sameInbound,
-  sameName,
-  sameNotes,
-  sameService,
-  sameSplit,
-} from "../mesh/same.ts";
+import type { Changes, Cluster, Frontend, Mesh, Note } from "../mesh/model.ts";
+import { sameCluster, sameFrontend, sameInbound, sameNotes, sameService, sameSplit } from "../mesh/same.ts";
 import type { Surroundings } from "./carriage.ts";
 import { Claims } from "./claims.ts";
 import { type CompiledInbound, compileInbound } from "./inbound.ts";
@@ -252,24 +244,15 @@ export class Compiler {
     const { namespace } = this.#options;
     if (table !== NO_NAMES) {
       if (!changed && this.#namesFrom === table) return;
+      const before = this.#namesFrom;
       this.#namesFrom = table;
-      this.#setNames(namesOfTable(table, namespace), changes);
+      applyTable(this.mesh.names, table, before, namespace, changes.names);
       return;
     }
     if (!changed && !services) return;
     this.#namesFrom = NO_NAMES;
-    this.#setNames(namesOfServices(this.#store, this.#options.here.network, namespace), changes);
-  }
-
-  #setNames(now: ReadonlyMap<string, Name>, changes: Difference["changes"]): void {
-    const { names } = this.mesh;
-    for (const host of names.keys()) if (!now.has(host) && names.delete(host)) changes.names.add(host);
-    for (const [host, name] of now) {
-      const before = names.get(host);
-      if (before !== undefined && sameName(before, name)) continue;
-      names.set(host, name);
-      changes.names.add(host);
-    }
+    const found = namesOfServices(this.#store, this.#options.here.network, namespace);
+    applyNames(this.mesh.names, found, changes.names);
   }
 
   /**

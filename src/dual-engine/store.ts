@@ -1,6 +1,6 @@
 /** istiod's services, workloads and policies, and what of them is to be compiled again. */
 import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
-import { flattenNames, type NamesRecord, NO_NAMES } from "../kernel-native/resources/names.ts";
+import { type NamesRecord, NameTableReader, NO_NAMES } from "../kernel-native/resources/names.ts";
 import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
 import { type Authorization, parseAuthorization } from "../policy/authorization.ts";
 import { AddressReader } from "./address.ts";
@@ -45,6 +45,7 @@ export class Store {
   readonly workloads = new Map<string, WorkloadRecord>();
   readonly authorizations = new Map<string, Authorization>();
   names: NamesRecord = NO_NAMES;
+  readonly #nameTableReader = new NameTableReader();
   /** The machine's own workload; undefined when istiod has none, or not yet. */
   own: WorkloadRecord | undefined;
   /** Which peers take a sidecar's mutual TLS; undefined where nothing carries it. */
@@ -86,7 +87,7 @@ export class Store {
         if (this.sidecars?.put(name, bytes)) this.#touchHost(hostOf(name));
         break;
       case "names":
-        this.names = flattenNames(name, bytes);
+        this.names = this.#nameTableReader.read(name, bytes);
         this.#dirty.names = true;
         break;
       default:

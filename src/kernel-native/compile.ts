@@ -7,7 +7,6 @@ import {
   sameCluster,
   sameFrontend,
   sameInbound,
-  sameName,
   sameNotes,
   samePending,
   sameService,
@@ -16,7 +15,7 @@ import {
 } from "../mesh/same.ts";
 import type { Transport } from "../mesh/transport.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
-import { nameOfTable, namesOfFrontends, namesOfTable } from "./resolvable.ts";
+import { applyNames, applyTable, namesOfFrontends } from "./resolvable.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
 import type { ClusterRecord } from "./resources/cluster.ts";
 import type { Discovery, DnsTarget } from "./resources/discovery.ts";
@@ -170,19 +169,12 @@ export class Compiler {
     const { names } = this.#store;
     // istiod's table replaces what the frontends say; unchanged it is the same object.
     if (names !== NO_NAMES && names === this.#namesFrom) return;
-    const { since } = names;
-    const isSmallChange = since !== undefined && since.version === this.#namesFrom?.version;
+    const before = this.#namesFrom;
     this.#namesFrom = names;
-    if (isSmallChange) {
-      for (const host of since.changed)
-        put(this.mesh.names, host, nameOfTable(names, host, this.#namespace), sameName, changes.names);
-      return;
-    }
-    const compiled =
-      names === NO_NAMES
-        ? namesOfFrontends(this.mesh.frontends.values(), this.#namespace)
-        : namesOfTable(names, this.#namespace);
-    update(this.mesh.names, compiled, sameName, changes.names);
+    if (names === NO_NAMES) {
+      const found = namesOfFrontends(this.mesh.frontends.values(), this.#namespace);
+      applyNames(this.mesh.names, found, changes.names);
+    } else applyTable(this.mesh.names, names, before, this.#namespace, changes.names);
   }
 
   /** Gives whether the cluster is new or removed. */
@@ -387,21 +379,6 @@ export class Compiler {
 }
 
 /** Makes `map` equal to `now` and adds the changed keys to `changed`. Equal values stay the same objects. */
-/** Sets or removes one value; adds its key to `changed` unless it is the same. */
-function put<T>(
-  map: Map<string, T>,
-  key: string,
-  value: T | undefined,
-  same: (a: T, b: T) => boolean,
-  changed: Set<string>,
-): void {
-  const before = map.get(key);
-  if (value === undefined ? before === undefined : before !== undefined && same(before, value)) return;
-  if (value === undefined) map.delete(key);
-  else map.set(key, value);
-  changed.add(key);
-}
-
 function update<T>(
   map: Map<string, T>,
   now: ReadonlyMap<string, T>,

@@ -3,6 +3,7 @@
  * those that Istio's own agent answers (pkg/dns/client).
  */
 import type { Frontend, Name } from "../mesh/model.ts";
+import { sameName } from "../mesh/same.ts";
 import type { NamesRecord } from "./resources/names.ts";
 
 /** Where services of Kubernetes end when nobody says. */
@@ -18,8 +19,44 @@ export function namesOfTable(table: NamesRecord, namespace: string): Map<string,
   return names;
 }
 
+/**
+ * Brings `names` up to date with istiod's table. `before` is the table that was applied last: of a table that was read as a
+ * difference to it only the difference is looked at. Adds to `changed` the hosts that differ.
+ */
+export function applyTable(
+  names: Map<string, Name>,
+  table: NamesRecord,
+  before: NamesRecord | undefined,
+  namespace: string,
+  changed: Set<string>,
+): void {
+  if (table.since === undefined || table.since.version !== before?.version) {
+    applyNames(names, namesOfTable(table, namespace), changed);
+    return;
+  }
+  for (const host of table.since.changed) put(names, host, nameOfTable(table, host, namespace), changed);
+}
+
+/** Makes `names` these; adds to `changed` the hosts that differ. */
+export function applyNames(
+  names: Map<string, Name>,
+  now: ReadonlyMap<string, Name>,
+  changed: Set<string>,
+): void {
+  for (const host of names.keys()) if (!now.has(host)) put(names, host, undefined, changed);
+  for (const [host, name] of now) put(names, host, name, changed);
+}
+
+function put(names: Map<string, Name>, host: string, name: Name | undefined, changed: Set<string>): void {
+  const before = names.get(host);
+  if (name === undefined ? before === undefined : before !== undefined && sameName(before, name)) return;
+  if (name === undefined) names.delete(host);
+  else names.set(host, name);
+  changed.add(host);
+}
+
 /** One name of istiod's table; undefined when it has no address. */
-export function nameOfTable(table: NamesRecord, fqdn: string, namespace: string): Name | undefined {
+function nameOfTable(table: NamesRecord, fqdn: string, namespace: string): Name | undefined {
   const addresses = table.addresses.get(fqdn);
   if (!addresses) return undefined;
   const kubernetes = table.kubernetes.get(fqdn);
