@@ -389,6 +389,9 @@ static int home_count, home_at;
 static int window, hold, beat;
 static uint64_t rate, number, next_id;
 static int under_way, held, opening;
+/* A long connection that did not open is not tried again at once, ns. */
+#define AGAIN_AFTER 10000000ull
+static uint64_t no_opening_before;
 static bool going, paused_said, ending;
 /* Oldest first. */
 static struct maker **holders;
@@ -427,8 +430,10 @@ static void end(struct maker *m, int error)
 {
 	enum kind kind = kind_of(m);
 
-	if (m->held && kind == OPENED)
+	if (m->held && kind == OPENED) {
 		opening--;
+		no_opening_before = now() + AGAIN_AFTER;
+	}
 	if (m->held) {
 		for (int i = 0; i < holder_count; i++) {
 			if (holders[i] != m)
@@ -647,7 +652,7 @@ static void start_due(void)
 	uint64_t allowed = UINT64_MAX;
 
 	/* Long ones first; a few at once, as an app would. */
-	while (held < hold && opening < 32 && idle_count)
+	while (held < hold && opening < 32 && idle_count && now() >= no_opening_before)
 		make(true, homes[home_at++ % home_count]);
 	if (!going)
 		return;
