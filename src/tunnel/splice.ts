@@ -11,6 +11,12 @@ export interface Spliced {
 }
 
 /**
+ * After a chunk of so many bytes other connections come first. Bun reads on from a socket that always has more, and leaves
+ * all others waiting: a small request beside a download took 47 ms instead of 5.
+ */
+const LARGE = 64 * 1024;
+
+/**
  * Joins two streams until both have ended, and calls `done` once. A half-close passes on; an error on one resets the
  * other. Each direction is held back by its receiver: nothing is kept but what the streams themselves hold.
  */
@@ -35,11 +41,23 @@ export function splice(first: Duplex, second: Duplex, done: (result: Spliced) =>
     else stream.once("close", closed);
   };
   const pump = (from: Duplex, to: Duplex, count: (bytes: number) => void) => {
+    let full = false;
+    const others = () => {
+      if (!full) from.resume();
+    };
     from.on("data", (chunk: Buffer) => {
       count(chunk.length);
-      if (!to.write(chunk)) from.pause();
+      full = !to.write(chunk);
+      if (full) from.pause();
+      else if (chunk.length >= LARGE) {
+        from.pause();
+        setImmediate(others);
+      }
     });
-    to.on("drain", () => from.resume());
+    to.on("drain", () => {
+      full = false;
+      from.resume();
+    });
     // Bun ends a paused TLS socket at once when its peer says that it sends nothing: before anybody listens.
     if (from.readableEnded) to.end();
     else from.on("end", () => to.end());
