@@ -1,7 +1,7 @@
 /**
  * An agent's part in inbound policies, in the network namespace where it runs. argv: bpffs folder, "leave" or
  * "flip", then sets of policies as JSON. "leave" makes the last one live and ends; "flip" makes them live in turn, 40 times;
- * "none" publishes nothing, as an agent before istiod's first push; "off" makes the last one live and turns enforcement off; "cut" makes it govern established connections as well.
+ * TUNNELS names processes of a tunnel. "none" publishes nothing, as an agent before istiod's first push; "off" makes the last one live and turns enforcement off; "cut" makes it govern established connections as well.
  */
 import { InboundKeeper } from "../../src/inbound/inbound.ts";
 import { ensureBpffs } from "../../src/kernel/bpffs.ts";
@@ -14,6 +14,7 @@ const keeper = new InboundKeeper({
   bpffs,
   enforce: true,
   enforceEstablished: mode === "cut",
+  tunnels: () => (process.env.TUNNELS ?? "").split(",").filter(Boolean).map(Number),
   log: console.log,
   ownsPins: () => true,
 });

@@ -7,6 +7,7 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { readableMap } from "../../src/datapath/generation/map-owners.ts";
+import { readRefusals } from "../../src/inbound/refusals.ts";
 import { readCertificate } from "../../src/istiod/identity/certificate.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
@@ -70,7 +71,9 @@ async function govern(
 ): Promise<void> {
   const set: Inbound = { ports, mtls: { default: "strict", ports: [] }, policies };
   const publisher = join(ROOT, "test/inbound/publisher.ts");
-  await output([process.execPath, publisher, pins, mode, JSON.stringify(set)], { netns });
+  // Whose connections the agent leaves alone.
+  const env = { TUNNELS: String(status("web")?.pid ?? "") };
+  await output([process.execPath, publisher, pins, mode, JSON.stringify(set)], { netns, env });
 }
 
 /** Connections of an app here to a service: which server answered, or the error. */
@@ -153,6 +156,9 @@ test("policies decide by the identity, as they are pinned now", async () => {
   await govern([{ name: "shop/no", action: "deny", rules }]);
   for (const vip of ["10.96.8.1", "10.96.8.2"]) expect((await reach(vip, 2)).by).toEqual({});
   await eventually("refusals are counted", () => status("web")?.ways.hbone.failures.denied === 2);
+  // By policy, where the kernel's own refusals are.
+  const { refusals } = readRefusals(bpffs) ?? {};
+  expect(refusals?.find(({ by }) => by === "shop/no")).toEqual({ by: "shop/no", count: 4 });
   await govern([{ name: "shop/yes", action: "allow", rules }]);
   for (const vip of ["10.96.8.1", "10.96.8.2"]) expect((await reach(vip, 2)).by).toEqual({ web: 2 });
 });
@@ -192,6 +198,8 @@ test("established connections are cut when a policy denies their identity, with 
   await govern(deny, { mode: "cut" });
   await eventually("all are cut", () => carried() === "0,0");
   expect(status("web")?.ways.hbone.failures.denied).toBe(before + 3);
+  const { refusals } = readRefusals(bpffs) ?? {};
+  expect(refusals?.find(({ by }) => by === "shop/shut")).toEqual({ by: "shop/shut", count: 5 });
   await govern([]);
 });
 

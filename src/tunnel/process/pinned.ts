@@ -9,6 +9,7 @@ import { taskIdentity } from "../../kernel/process.ts";
 import { mtlsOf } from "../../mesh/inbound.ts";
 import type { Judge } from "../../policy/decide.ts";
 import { keptInboundPin, offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
+import { RefusalCounter } from "../../policy/refusal-counter.ts";
 import { type Admission, type InboundConnection, NOBODY } from "../inbound/admission.ts";
 import type { AddressAndPort, Callers } from "../inbound/app.ts";
 import type { Endpoints, TunnelTarget } from "../outbound/target.ts";
@@ -30,6 +31,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
   readonly #bpffs: string;
   readonly #warn: (text: string) => void;
   readonly #targets: TunnelTargetReader;
+  readonly #refusals: RefusalCounter;
   #policies: PolicySet | undefined;
   #policiesTriedAt = Number.NEGATIVE_INFINITY;
   #timer: ReturnType<typeof setTimeout> | undefined;
@@ -40,6 +42,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
   constructor(bpffs: string, warn: (text: string) => void) {
     this.#bpffs = bpffs;
     this.#warn = warn;
+    this.#refusals = new RefusalCounter(bpffs);
     // Other tables: exempt from those, too, or connections to peers would be led to the tunnel again.
     this.#targets = new TunnelTargetReader(bpffs, () => this.#exempt());
   }
@@ -102,7 +105,9 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
 
   decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string } {
     try {
-      return this.#judge()?.decide(connection) ?? NOBODY.decide(connection);
+      const decision = this.#judge()?.decide(connection) ?? NOBODY.decide(connection);
+      if (!decision.allowed) this.#count(decision.policy);
+      return decision;
     } catch (error) {
       this.#complain(`the policies can't be read: ${reasonOf(error)}`);
       return NOBODY.decide(connection);
@@ -165,6 +170,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     this.#targets.close();
     this.#policies?.close();
     this.#policies = undefined;
+    this.#refusals.close();
   }
 
   #exempt(): boolean {
@@ -172,6 +178,16 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
       // No tables yet: an agent has to come first.
       if (!existsSync(this.#bpffs)) return false;
       exemptSelfPinned(this.#bpffs);
+      return true;
+    });
+  }
+
+  /** Where the kernel counts its own refusals. */
+  #count(policy: string | undefined): void {
+    const number = policy === undefined ? undefined : this.#policies?.read()?.numbers.get(policy);
+    if (number === undefined) return;
+    this.#try("it can't count a refusal", () => {
+      this.#refusals.add(number);
       return true;
     });
   }
