@@ -330,8 +330,13 @@ const sans = (account: string) => [{ kind: "exact" as const, value: mesh.id(acco
 const sni = "outbound_.80_._.web.shop.svc.cluster.local";
 
 /** What an app of ours gets through the transport. */
-async function ask(transport: Transport, port: number, text: string, from = credentials): Promise<string> {
-  const dialer = new Dialer({ credentials: from, budget, baggage: "k8s.namespace.name=shop" });
+async function ask(
+  transport: Transport,
+  port: number,
+  text: string,
+  from = credentials,
+  dialer = new Dialer({ credentials: from, budget, baggage: "k8s.namespace.name=shop" }),
+): Promise<string> {
   const peer = { address: "127.0.0.1", port };
   try {
     const { stream } = await dialer.dial(
@@ -374,6 +379,42 @@ test("Envoy's connect_terminate takes our HBONE", async () => {
   expect((await ask(transport, 80, "bulk")).length).toBe(32 << 20);
   const answers = await Promise.all(Array.from({ length: 30 }, (_, i) => ask(transport, 80, `text ${i}`)));
   expect(answers).toEqual(Array.from({ length: 30 }, (_, i) => `text ${i}`));
+});
+
+test("our HBONE connections to Envoy are shared, and three unread downloads and uploads stall no other stream", async () => {
+  const transport: Transport = {
+    kind: "hbone",
+    authority: "10.1.2.3:80",
+    port: ports.hbone,
+    sans: sans("web"),
+  };
+  let handshakes = 0;
+  const dialer = new Dialer({ credentials, budget, handshake: () => handshakes++ });
+  for (let i = 0; i < 10; i++)
+    expect(await ask(transport, 80, `text ${i}`, credentials, dialer)).toBe(`text ${i}`);
+  expect(handshakes).toBe(1);
+  const peer = { address: "127.0.0.1", port: 80 };
+  const stuck: Duplex[] = [];
+  for (const text of ["bulk", "bulk", "bulk", "hold", "hold", "hold"]) {
+    const { signal } = new AbortController();
+    const { stream } = await dialer.dial({ peer, transport }, peer, signal);
+    stream.on("error", () => {});
+    stuck.push(stream);
+    stream.write(text);
+    if (text === "hold") setTimeout(() => pour(stream, 32 << 20), 100);
+  }
+  await Bun.sleep(400);
+  const started = performance.now();
+  for (let i = 0; i < 20; i++)
+    expect(await ask(transport, 80, `text ${i}`, credentials, dialer)).toBe(`text ${i}`);
+  expect(performance.now() - started).toBeLessThan(2_000);
+  // Envoy's windows (16 MiB a stream, 24 MiB a connection) let one stream at a time have a connection.
+  expect(handshakes).toBeLessThanOrEqual(7);
+  for (const stream of stuck) stream.destroy();
+  for (const socket of holding.splice(0)) socket.resetAndDestroy();
+  dialer.drain();
+  for (let i = 0; i < 100 && dialer.shared.open > 0; i++) await Bun.sleep(20);
+  expect(dialer.shared.open).toBe(0);
 });
 
 /** What a client of Envoy's gets. */

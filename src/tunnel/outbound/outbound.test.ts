@@ -7,6 +7,7 @@ import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
 import { dialTcp, listening, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
 import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
+import { readCertificate } from "../../istiod/identity/certificate.ts";
 import type { Transport } from "../../mesh/transport.ts";
 import { addressOfTarget } from "../../mesh/tunnel-address.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
@@ -288,6 +289,25 @@ test("a new certificate is used without a restart, and open connections go on", 
   expect(credentials.status()).toMatchObject({ valid: false, rotations: 2 });
   expect(await ask(at)).toBe("ECONNRESET");
   expect(failures()).toEqual({ "own-certificate-expired": 1 });
+});
+
+test("new roots are right for new connections without a restart, and old roots are wrong from then on", async () => {
+  const theirs = foreign.issue("web");
+  const at = target(
+    2,
+    await peer({ ...theirs, ca: mesh.authority.root + foreign.authority.root }),
+    istio("web"),
+  );
+  expect(await ask(at)).toBe("ECONNRESET");
+  const { key, cert } = mesh.issue("app");
+  store.save(readCertificate(key, cert, mesh.authority.root + foreign.authority.root));
+  credentials.refresh();
+  expect(await ask(at)).toBe("got hello");
+  mesh.renew(store, "app");
+  credentials.refresh();
+  expect(await ask(at)).toBe("ECONNRESET");
+  expect(failures()).toEqual({ "unknown-ca": 2 });
+  expect(lab.lines.join("\n")).not.toMatch(/PRIVATE KEY|BEGIN/);
 });
 
 const external = {
