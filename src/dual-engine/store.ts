@@ -212,18 +212,17 @@ export class Store {
 
   #enter(record: WorkloadRecord): void {
     const { profile, bindings, addresses, text, uid } = record;
-    const known = this.#index?.intern(text);
-    // Workloads of one deployment share a text.
-    if (known !== undefined) record.text = this.#index?.text(known) ?? text;
+    const shared = this.#index?.intern(text);
+    if (shared !== undefined) record.text = shared;
     for (const { service, ports } of bindings) {
       this.#members.add(service, record);
       this.#dirty.services.add(service);
       this.sidecars?.touch(service);
       this.#touchUsers(service, []);
       if (profile.gateway) this.#users.add(destinationKey(profile.gateway.destination), service);
-      if (known === undefined) continue;
+      if (shared === undefined) continue;
       for (const address of addresses)
-        for (const { target } of ports) this.#index?.set(keyOf(address, target), known);
+        for (const { target } of ports) this.#index?.set(keyOf(address, target), shared);
     }
     if (profile.waypoint) this.#users.add(destinationKey(profile.waypoint.destination), DIRECT + uid);
     if (isTunnelled(profile)) this.#dirty.direct.add(uid);

@@ -7,35 +7,29 @@ import type { EndpointList } from "./endpoint-list.ts";
 
 /** Most endpoints in the index; the oldest are dropped first. */
 const ROOM = 262_144;
+/** Texts that `intern` remembers. */
+const MOST_SHARED = 4_096;
 
 export class WorkloadIndex {
   #revision = 0;
-  readonly #texts: string[] = [];
-  readonly #ids = new Map<string, number>();
-  readonly #byEndpoint = new Map<number | string, number>();
+  readonly #shared = new Map<string, string>();
+  readonly #byEndpoint = new Map<number | string, string>();
   /** By host, of any of its ports; undefined until it is asked for, since only callers are found by it. */
-  #hosts: Map<number | string, number> | undefined;
+  #hosts: Map<number | string, string> | undefined;
   /** The last answer of `portsOf`. */
   #ports: { addresses: readonly string[]; ports: readonly number[] } | undefined;
 
-  /** Gives the number of a text, for `set`. */
-  intern(text: string): number {
-    let id = this.#ids.get(text);
-    if (id === undefined) {
-      id = this.#texts.length;
-      this.#texts.push(text);
-      this.#ids.set(text, id);
-    }
-    return id;
-  }
-
-  /** The text of a number that `intern` gave. */
-  text(id: number): string | undefined {
-    return this.#texts[id];
+  /** Gives the one object for equal texts, mostly: endpoints of a deployment come together, and share it. */
+  intern(text: string): string {
+    const known = this.#shared.get(text);
+    if (known !== undefined) return known;
+    if (this.#shared.size >= MOST_SHARED) this.#shared.clear();
+    this.#shared.set(text, text);
+    return text;
   }
 
   /** Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. */
-  set(key: number | string, text: number): void {
+  set(key: number | string, text: string): void {
     const isNew = this.#byEndpoint.get(key) !== text;
     this.#byEndpoint.delete(key);
     this.#byEndpoint.set(key, text);
@@ -56,18 +50,16 @@ export class WorkloadIndex {
 
   /** Like `find`, by a key from `keyOf`. */
   at(key: number | string): string | undefined {
-    const id = this.#byEndpoint.get(key);
-    return id === undefined ? undefined : this.#texts[id];
+    return this.#byEndpoint.get(key);
   }
 
   /** Like `find`, for any port of a host: the port of a client is not known. */
   findHost(address: string): string | undefined {
     if (!this.#hosts) {
       this.#hosts = new Map();
-      for (const [key, id] of this.#byEndpoint) this.#hosts.set(hostOf(key), id);
+      for (const [key, text] of this.#byEndpoint) this.#hosts.set(hostOf(key), text);
     }
-    const id = this.#hosts.get(parseV4(address) ?? address);
-    return id === undefined ? undefined : this.#texts[id];
+    return this.#hosts.get(parseV4(address) ?? address);
   }
 
   /** The ports of endpoints with one of these addresses. Quick while `addresses` is the same list and nothing was set. */

@@ -9,18 +9,22 @@ export interface Rejection {
   since: number;
 }
 
+/** A resource that the sink holds, with istiod's version. */
+export interface Versioned {
+  hash: bigint;
+  version: string;
+}
+
 /**
  * The state of one type: the resources in the sink, which outlive streams, and the subscription on the present
  * stream.
  */
 export class Subscription {
   readonly type: ResourceType;
-  /** The hash of the bytes that the sink holds, by name. */
-  readonly held = new Map<string, bigint>();
+  /** The hash of the bytes that the sink holds, by name, and the version unless it is "" (istiod's mostly are). */
+  readonly held = new Map<string, bigint | Versioned>();
   /** Rejected resources by name. The sink may still hold an older version. */
   readonly rejected = new Map<string, Rejection>();
-  /** Versions other than "", by name (istiod's are all empty). */
-  readonly versions = new Map<string, string>();
 
   /**
    * Whether this stream began with the versions that kmesh holds. Then istiod omits what is unchanged and lists what is gone;
@@ -72,17 +76,26 @@ export class Subscription {
     };
   }
 
+  /** The hash of the held bytes of a resource. */
+  hashOf(name: string): bigint | undefined {
+    const held = this.held.get(name);
+    return typeof held === "object" ? held.hash : held;
+  }
+
+  hasVersion(name: string): boolean {
+    return typeof this.held.get(name) === "object";
+  }
+
   /** Versions held by name, for the first request of a new stream (initial_resource_versions). */
   known(): Map<string, string> {
     const known = new Map<string, string>();
-    for (const name of this.held.keys()) known.set(name, this.versions.get(name) ?? "");
+    for (const [name, held] of this.held) known.set(name, typeof held === "bigint" ? "" : held.version);
     return known;
   }
 
   /** Removes a name. Gives whether the sink knows it: as held, or as a rejected resource whose content is unknown. */
   forget(name: string): boolean {
     const rejected = this.rejected.delete(name);
-    this.versions.delete(name);
     this.unanswered.delete(name);
     return this.held.delete(name) || rejected;
   }

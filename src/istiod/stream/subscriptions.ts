@@ -196,7 +196,7 @@ export class Subscriptions {
     if (!isWildcard(type) && !subscription.asked.has(name)) return undefined;
     subscription.unanswered.delete(name);
     const hash = hash64(bytes);
-    if (subscription.held.get(name) === hash) {
+    if (subscription.hashOf(name) === hash) {
       subscription.rejected.delete(name);
       counts.unchanged++;
       return undefined;
@@ -211,10 +211,8 @@ export class Subscriptions {
       this.#options.on({ kind: "rejected", type, resource: name, reason });
       return reason;
     }
-    subscription.held.set(name, hash);
+    subscription.held.set(name, resource.version === "" ? hash : { hash, version: resource.version });
     subscription.rejected.delete(name);
-    if (resource.version === "") subscription.versions.delete(name);
-    else subscription.versions.set(name, resource.version);
     counts.changed++;
     this.#push.change(type, now);
     return undefined;
@@ -243,7 +241,7 @@ export class Subscriptions {
   #dropAbsent(subscription: Subscription, present: ReadonlySet<string>, now: number): void {
     const known = new Set([...subscription.held.keys(), ...subscription.rejected.keys()]);
     for (const name of known) {
-      const omitted = subscription.announced && subscription.versions.has(name);
+      const omitted = subscription.announced && subscription.hasVersion(name);
       if (!present.has(name) && !omitted) this.#drop(subscription, name, now);
     }
   }
