@@ -4,6 +4,7 @@ import { EndpointBuffer, MAX_TRANSPORTS } from "../mesh/endpoint-list.ts";
 import { compareLocalities } from "../mesh/locality.ts";
 import { type Cluster, type Locality, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
 import type { Transport } from "../mesh/transport.ts";
+import { isTunnelEntry, TUNNEL_ENTRY_TEXT } from "../mesh/tunnel-address.ts";
 import type { Place } from "./records.ts";
 
 /**
@@ -37,6 +38,10 @@ export class ClusterDraft {
   }
 
   add({ address, port, weight, healthy, priority, place, transport }: DraftEndpoint): void {
+    if (isTunnelEntry(address, port)) {
+      this.notes.push(note("refused", TUNNEL_ENTRY_TEXT));
+      return;
+    }
     const number = transport === undefined ? 0 : this.#number(transport);
     if (number > MAX_TRANSPORTS) {
       this.notes.push(

@@ -10,6 +10,7 @@ import { reasonOf } from "../errors/reason.ts";
 import type { NetnsLink } from "../kernel/net/netns-link.ts";
 import { canonicalAddress } from "../mesh/address.ts";
 import { type Inbound, mtlsOf } from "../mesh/inbound.ts";
+import { openPolicySet } from "../policy/pinned.ts";
 import { attachInbound } from "./attach.ts";
 import { cutEstablished } from "./established.ts";
 import {
@@ -55,6 +56,11 @@ export interface InboundStatus {
   trouble?: string;
 }
 
+/**
+ * Time for which ports stay governed after istiod names none, milliseconds. istiod finds them by this machine's WorkloadEntry,
+ * and answers a machine that registers before it has made the entry: without a delay every STRICT port would be open then.
+ */
+const HOLD_EMPTY = 30_000;
 /** Interval of the check of pins and attachment, and pause after an error, milliseconds. */
 const UPKEEP = 5_000;
 /** Delay of a second check of established connections, for handshakes that the old policies admitted, milliseconds. */
@@ -71,6 +77,8 @@ export class InboundKeeper {
   #held: { opened: InboundOpened; tables: InboundTables } | undefined;
   #link: NetnsLink | undefined;
   #inbound: Inbound | undefined;
+  /** performance.now() of the first set without ports, while an earlier one governs. */
+  #emptySince: number | undefined;
   #behind = false;
   #applied = 0;
   #lastMilliseconds: number | undefined;
@@ -127,6 +135,17 @@ export class InboundKeeper {
     this.#held = undefined;
   }
 
+  /** Whether a set without ports has to wait, and the pinned one governs meanwhile. */
+  #holdsEarlierPorts({ ports }: Inbound): boolean {
+    if (ports.length > 0 || !this.#enforce || !governsPorts(this.#options.bpffs)) {
+      this.#emptySince = undefined;
+      return false;
+    }
+    const now = performance.now();
+    this.#emptySince ??= now;
+    return now - this.#emptySince < HOLD_EMPTY;
+  }
+
   #attempt(step: () => void): void {
     if (!this.#options.ownsPins()) {
       this.#behind = true;
@@ -176,6 +195,10 @@ export class InboundKeeper {
     const inbound = this.#inbound;
     if (!inbound) return;
     const { bpffs } = this.#options;
+    if (this.#holdsEarlierPorts(inbound)) {
+      this.#behind = true;
+      return;
+    }
     // A machine without services needs no program.
     if (inbound.ports.length === 0 && !this.#held && !existsSync(linkPin(bpffs))) {
       this.#behind = false;
@@ -263,6 +286,12 @@ export class InboundKeeper {
         this.#wake();
       });
   }
+}
+
+/** Whether the pinned set has ports. */
+function governsPorts(bpffs: string): boolean {
+  using set = openPolicySet(bpffs);
+  return (set?.read()?.inbound.ports.length ?? 0) > 0;
 }
 
 /** All addresses of this network namespace, also those of bridges. */

@@ -14,6 +14,7 @@ import {
   sameTarget,
 } from "../mesh/same.ts";
 import type { Transport } from "../mesh/transport.ts";
+import { isTunnelEntry } from "../mesh/tunnel-address.ts";
 import { type CompiledFrontends, compileFrontends } from "./frontends.ts";
 import { applyNames, applyTable, namesOfFrontends } from "./resolvable.ts";
 import type { Family, Question, Resolver } from "./resolver.ts";
@@ -491,7 +492,8 @@ function endpointOf(address: string, { port, weight, healthy, metadata }: DnsTar
 
 function sortedEndpoints(endpoints: readonly Endpoint[]): EndpointList {
   const buffer = new EndpointBuffer();
-  for (const { address, port, weight, healthy, transport } of endpoints)
+  const own = endpoints.filter(({ address, port }) => !isTunnelEntry(address, port));
+  for (const { address, port, weight, healthy, transport } of own)
     buffer.push(address, port, weight, healthy, false, transport);
-  return buffer.pick(endpoints.map((_, i) => i).sort((a, b) => buffer.compare(a, b)));
+  return buffer.pick(own.map((_, i) => i).sort((a, b) => buffer.compare(a, b)));
 }

@@ -41,3 +41,15 @@ export function targetOfAddress(address: string | undefined): number | undefined
   const number = bytes.reduce((sum, byte) => sum * 256 + byte, 0);
   return number >= FIRST_TARGET && number <= LAST_TARGET ? number : undefined;
 }
+
+/**
+ * Whether a configured endpoint lies in the tunnel's own addresses. A connection to it would arrive at whatever target has
+ * that number, so it is no endpoint. `address` is a number for IPv4, the first octet in the highest bits, or canonical text.
+ */
+export function isTunnelEntry(address: number | string, port: number): boolean {
+  if (port !== TUNNEL_PORT) return false;
+  return typeof address === "number" ? address >>> 24 === 127 : address.startsWith("127.");
+}
+
+/** For a note about such endpoints. */
+export const TUNNEL_ENTRY_TEXT = `endpoints at 127.0.0.0/8 port ${TUNNEL_PORT} are left out: those addresses are the tunnel's`;

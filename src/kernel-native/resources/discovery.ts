@@ -3,6 +3,7 @@ import { MalformedResource } from "../../istiod/stream/sink.ts";
 import { canonicalAddress } from "../../mesh/address.ts";
 import { compareLocalities } from "../../mesh/locality.ts";
 import type { Note, Reason } from "../../mesh/model.ts";
+import { isTunnelEntry } from "../../mesh/tunnel-address.ts";
 import {
   arrange,
   type EndpointsRecord,
@@ -144,6 +145,10 @@ function readInline(
         resource,
         `an endpoint has the address ${JSON.stringify(target.host)}, which is no IP`,
       );
+    }
+    if (isTunnelEntry(target.host, target.port)) {
+      read.entries = true;
+      continue;
     }
     const { region, zone, subzone, priority } = target;
     const from = read.buffer.length;

@@ -141,6 +141,19 @@ describe("endpoints", () => {
     expect(flatten([{ endpoints: [at("127.0.0.1")] }]).localities[0]?.endpoints.length).toBe(1);
   });
 
+  test("an endpoint at one of the tunnel's own addresses is left out, with a note", () => {
+    const read = flatten([
+      {
+        endpoints: [
+          { ...at("127.0.0.7"), port: 15001 },
+          { ...at("10.0.0.1"), port: 15001 },
+        ],
+      },
+    ]);
+    expect(plain(read)).toMatchObject({ localities: [{ endpoints: [{ address: "10.0.0.1" }] }] });
+    expect(read.notes.map(({ kind }) => kind)).toEqual(["refused"]);
+  });
+
   test("2b.3 a gateway is known by its empty workload and tlsMode, on whatever port", () => {
     const gateway = { ...at("172.30.0.1"), port: 32001, tls: true, workload: ";;;;", weight: 4 };
     const pod = at("10.0.0.1", { workload: ";;;;Kubernetes", tls: true });

@@ -8,6 +8,7 @@ import { canonicalAddress, formatV4, parseV4Bytes } from "../../mesh/address.ts"
 import { EndpointBuffer } from "../../mesh/endpoint-list.ts";
 import { compareLocalities } from "../../mesh/locality.ts";
 import type { Locality, Note } from "../../mesh/model.ts";
+import { isTunnelEntry, TUNNEL_ENTRY_TEXT } from "../../mesh/tunnel-address.ts";
 import type { WorkloadIndex } from "../../mesh/workload.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
 import { TLS_MODE_ISTIO, TUNNEL_HTTP } from "./transport-sockets.ts";
@@ -49,6 +50,8 @@ export interface ReadAssignment {
   /** Number of endpoints without an IP address: pipes, and listeners inside Envoy. */
   unreachable: number;
   drops: boolean;
+  /** Some endpoint lies in the tunnel's own addresses. */
+  entries: boolean;
   /** Records the workload of each endpoint. */
   workloads?: WorkloadIndex | undefined;
   /** Endpoints carry the class of their metadata (transport-sockets.ts), and those of HBONE are read. */
@@ -69,6 +72,7 @@ export function emptyAssignment(name: string, tunnel = false): ReadAssignment {
     gateways: 0,
     unreachable: 0,
     drops: false,
+    entries: false,
     tunnel,
   };
 }
@@ -127,6 +131,7 @@ function assignmentNotes(read: ReadAssignment): Note[] {
     notes.push(note("not-enforced", text));
   }
   if (read.drops) notes.push(note("not-enforced", "drop_overloads"));
+  if (read.entries) notes.push(note("refused", TUNNEL_ENTRY_TEXT));
   return notes;
 }
 
@@ -350,6 +355,10 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   if (port === 0 || port > 65535) {
     const text = typeof literal === "number" ? formatV4(literal) : literal;
     throw new MalformedResource(resource, `endpoint ${text} has the port ${port}`);
+  }
+  if (isTunnelEntry(literal, port)) {
+    read.entries = true;
+    return;
   }
   const gateway = (metadata & TLS) !== 0 && (metadata & NO_WORKLOAD) !== 0;
   if (gateway) read.gateways++;
