@@ -93,7 +93,7 @@ export function probe(): Feature[] {
       since: "5.12",
       required: false,
       without:
-        "connections made at the same moment may take the same turn, so that shares are a little less exact",
+        "connections made at the same moment may take the same turn, so that shares are a little less exact; traffic counters learn of bytes and of accepted connections when a connection ends",
     },
     {
       feature: "network namespace cookies of sockets",
@@ -116,7 +116,7 @@ export function probe(): Feature[] {
       since: "5.19",
       required: false,
       without:
-        "connections of MPTCP sockets are redirected, but getpeername shows the endpoint, and neither maxConnections nor ejection counts them",
+        "connections of MPTCP sockets are redirected, but getpeername shows the endpoint, and neither maxConnections, ejection nor traffic counters count them",
     },
   ];
 }

@@ -127,7 +127,7 @@ export interface Edge {
   recent: EdgeCounters;
   /** In merged documents: what the other end of an "endpoint" edge counted of it within the window. */
   peer?: EdgeCounters;
-  /** Open now. "inbound" ones are counted when they end: 0. */
+  /** Open now. Accepted ones are found within about five seconds; before Linux 5.12 not at all: 0. */
   live: number;
   /** By `recent` and the window, per second. */
   rate: { opened: number; failed: number; sent: number; received: number };
