@@ -2,14 +2,14 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
 import { cgroupPath } from "../cgroup.ts";
-import { CONNECTED, listSockets, TCP } from "./sockets.ts";
+import { CONNECTED, destroySocket, listSockets, TCP } from "./sockets.ts";
 
 const root = process.getuid?.() === 0;
 const servers: Server[] = [];
 const clients: Socket[] = [];
 
 async function listen(host: string): Promise<number> {
-  const server = createServer((socket) => clients.push(socket)).listen(0, host);
+  const server = createServer((socket) => clients.push(socket.on("error", () => {}))).listen(0, host);
   servers.push(server);
   await once(server, "listening");
   const address = server.address();
@@ -92,5 +92,25 @@ describe.skipIf(!root)("the kernel's list of sockets", () => {
   test("ends early when the caller stops asking", () => {
     const first = listSockets([TCP.listen, ...CONNECTED]).next();
     expect(first.done).toBe(false);
+  });
+
+  test("ends a socket of either family that is named by its record: both ends see it, and no other one", async () => {
+    for (const host of ["127.0.0.1", "::1"]) {
+      const port = await listen(host);
+      const [kept, cut] = [await dial(host, port), await dial(host, port)];
+      const failure = new Promise<NodeJS.ErrnoException>((resolve) => cut.once("error", resolve));
+      const records: Uint8Array[] = [];
+      for (const batch of listSockets())
+        for (let i = 0; i < batch.count; i++)
+          if (batch.at(i).localPort === port && batch.remotePort === cut.localPort)
+            records.push(batch.record());
+      expect(records).toHaveLength(1);
+      const [record = new Uint8Array()] = records;
+      expect(destroySocket(record)).toBe(true);
+      expect((await failure).code).toBe("ECONNRESET");
+      expect(destroySocket(record)).toBe(false);
+      expect(kept.destroyed).toBe(false);
+      expect(found(port).map(({ localPort }) => localPort)).toEqual([kept.localPort as number]);
+    }
   });
 });
