@@ -128,17 +128,25 @@ describe.skipIf(why !== undefined)("resolvers of other programs", () => {
         dig: (await output(`dig +short ${MANY} A`)).split("\n").length,
         plain: (await output(`dig +short +noedns ${MANY} A`)).split("\n").length,
         libc: new Set((await output(`getent ahostsv4 ${MANY}`)).match(/^[0-9.]+/gm)).size,
-        node: Number(
-          await output(
-            `node -e 'require("dns").resolve4("${MANY}", (e, a) => console.log(e ? 0 : a.length))'`,
-          ),
-        ),
-        go: (await output(`${await goBinary()} ${MANY}`)).match(/10\.97\.0\./g)?.length ?? 0,
+        node: existsSync("/usr/bin/node")
+          ? Number(
+              await output(
+                `node -e 'require("dns").resolve4("${MANY}", (e, a) => console.log(e ? 0 : a.length))'`,
+              ),
+            )
+          : undefined,
+        go: existsSync(go)
+          ? ((await output(`${await goBinary()} ${MANY}`)).match(/10\.97\.0\./g)?.length ?? 0)
+          : undefined,
       });
       const some = await counts();
-      expect(some).toEqual({ dig: 74, plain: 29, libc: 29, node: some.node, go: 74 });
-      // Newer ones use EDNS(0).
-      expect([29, 74]).toContain(some.node);
+      /** For Node and Go where they are. */
+      const there = (node: number, ofGo: number) => ({
+        node: some.node === undefined ? undefined : node,
+        go: some.go === undefined ? undefined : ofGo,
+      });
+      // Newer releases of Node use EDNS(0).
+      expect(some).toEqual({ dig: 74, plain: 29, libc: 29, ...there(some.node === 29 ? 29 : 74, 74) });
       expect((await lab.kmesh("resolve", MANY, "A")).stdout).toContain(
         `(entry ${MANY}; 26 more do not fit, each answer has others)`,
       );
@@ -151,13 +159,13 @@ describe.skipIf(why !== undefined)("resolvers of other programs", () => {
       const stranger = await server();
       try {
         expect(await output(`dig ${MANY} A`)).toContain("status: NXDOMAIN");
-        expect(await counts()).toEqual({ dig: 1, plain: 1, libc: 0, node: 0, go: 0 });
+        expect(await counts()).toEqual({ dig: 1, plain: 1, libc: 0, ...there(0, 0) });
       } finally {
         stranger.kill();
       }
       const knows = await server(`${MANY}=${ADDRESSES}`);
       try {
-        expect(await counts()).toEqual({ dig: 100, plain: 100, libc: 100, node: 100, go: 100 });
+        expect(await counts()).toEqual({ dig: 100, plain: 100, libc: 100, ...there(100, 100) });
       } finally {
         knows.kill();
       }
