@@ -1,0 +1,35 @@
+import { describe, expect, test } from "bun:test";
+import { keyOf, WorkloadIndex } from "./workload.ts";
+
+describe("the index of workloads", () => {
+  const index = new WorkloadIndex();
+  index.set(keyOf("10.0.0.1", 80), index.intern("a;ns;a;;"));
+  index.set(keyOf("10.0.0.1", 81), index.intern("a;ns;a;;"));
+  index.set(keyOf("10.0.0.2", 80), index.intern("b;ns;b;;"));
+  index.set(keyOf("2001:db8::1", 80), index.intern("c;ns;c;;"));
+
+  test("finds by endpoint, and by host alone, in both families", () => {
+    expect(index.find("10.0.0.2", 80)).toBe("b;ns;b;;");
+    expect(index.find("10.0.0.2", 81)).toBeUndefined();
+    expect(index.findHost("10.0.0.1")).toBe("a;ns;a;;");
+    expect(index.findHost("2001:db8::1")).toBe("c;ns;c;;");
+    expect(index.findHost("10.0.0.9")).toBeUndefined();
+  });
+
+  test("the ports of hosts follow what is set, also for the same list of addresses", () => {
+    const addresses = ["10.0.0.1", "2001:db8::1"];
+    expect(index.portsOf(addresses)).toEqual([80, 81]);
+    index.set(keyOf("10.0.0.1", 443), "a;ns;a;;");
+    expect(index.portsOf(addresses)).toEqual([80, 81, 443]);
+    expect(index.portsOf(["10.0.0.2"])).toEqual([80]);
+  });
+
+  test("setting the same again is no change, another text is one", () => {
+    const { revision } = index;
+    index.set(keyOf("10.0.0.2", 80), "b;ns;b;;");
+    expect(index.revision).toBe(revision);
+    index.set(keyOf("10.0.0.2", 80), "d;ns;d;;");
+    expect(index.revision).toBeGreaterThan(revision);
+    expect(index.findHost("10.0.0.2")).toBe("d;ns;d;;");
+  });
+});
