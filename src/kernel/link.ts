@@ -32,14 +32,54 @@ export interface LinkInfo {
 }
 
 /**
- * Owns its file descriptor; `close()` may be called twice. A link that was never pinned detaches when the last
- * descriptor of it is closed, also by death.
+ * A link of any kind. Owns its file descriptor; `close()` may be called twice. A link that was never pinned detaches when
+ * the last descriptor of it is closed, also by death.
  */
-export class CgroupLink {
+export abstract class Link {
   #fd: number;
 
-  private constructor(fd: number) {
+  protected constructor(fd: number) {
     this.#fd = fd;
+  }
+
+  /** Throws after `close()`. */
+  get fd(): number {
+    if (this.#fd < 0) throw new Error("the link is closed");
+    return this.#fd;
+  }
+
+  /**
+   * Replaces the program by another one of the same type. Each connection or packet meets the old or the new one. Throws
+   * KernelError: ENOLINK when a cgroup link's cgroup is removed (some kernels report success: compare `info().cgroupId`).
+   */
+  update(program: BpfProgram): void {
+    check(native().bpf_link_update(this.fd, program.fd, null), "bpf_link_update", program.info.name);
+  }
+
+  /** Throws KernelError: EEXIST when the path is taken. */
+  pin(path: string): void {
+    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
+  }
+
+  close(): void {
+    if (this.#fd >= 0) native().kmesh_close(this.#fd);
+    this.#fd = -1;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** Opens the descriptor of a pinned link. Throws KernelError: ENOENT when nothing is pinned there. */
+export function openPinnedLink(path: string): number {
+  return check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path);
+}
+
+/** A program at a hook of a cgroup. */
+export class CgroupLink extends Link {
+  private constructor(fd: number) {
+    super(fd);
   }
 
   /**
@@ -69,31 +109,12 @@ export class CgroupLink {
 
   /** Opens a pinned link. Throws KernelError: ENOENT when nothing is pinned there. */
   static fromPin(path: string): CgroupLink {
-    return new CgroupLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
+    return new CgroupLink(openPinnedLink(path));
   }
 
   /** Opens a link by its id. Throws KernelError: ENOENT when it has ended, EPERM without CAP_SYS_ADMIN. */
   static fromId(id: number): CgroupLink {
     return new CgroupLink(check(native().bpf_link_get_fd_by_id(id), "bpf_link_get_fd_by_id", String(id)));
-  }
-
-  /** Throws after `close()`. */
-  get fd(): number {
-    if (this.#fd < 0) throw new Error("the link is closed");
-    return this.#fd;
-  }
-
-  /**
-   * Replaces the program by another one of the same type. Each connection meets the old or the new one. Throws
-   * KernelError: ENOLINK when the cgroup is removed (some kernels report success: compare `info().cgroupId`).
-   */
-  update(program: BpfProgram): void {
-    check(native().bpf_link_update(this.fd, program.fd, null), "bpf_link_update", program.info.name);
-  }
-
-  /** Throws KernelError: EEXIST when the path is taken. */
-  pin(path: string): void {
-    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
   }
 
   /** Detaches now, even if pins and other descriptors remain. */
@@ -112,14 +133,5 @@ export class CgroupLink {
       cgroupId: view.getBigUint64(16, little),
       attachType: view.getUint32(24, little),
     };
-  }
-
-  close(): void {
-    if (this.#fd >= 0) native().kmesh_close(this.#fd);
-    this.#fd = -1;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }

@@ -2,9 +2,9 @@
  * Programs at the egress of an interface, in both ways that kernels have: a tcx link (from 6.6 on), which is pinned, and
  * a filter of the clsact qdisc, which stays by itself. Both let other programs at the hook run.
  */
-import { cString } from "../../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "../error.ts";
 import { infoOf } from "../info.ts";
+import { Link, openPinnedLink } from "../link.ts";
 import { native } from "../native.ts";
 import type { BpfProgram } from "../object.ts";
 
@@ -20,11 +20,9 @@ const FILTER_HANDLE = 0x6b6d;
 const FILTER_PRIORITIES = [1, 2, 3, 4, 5, 6, 7, 8] as const;
 
 /** A link at an interface's egress. Owns its descriptor; without a pin it ends with it. */
-export class TcxLink {
-  #fd: number;
-
+export class TcxLink extends Link {
   private constructor(fd: number) {
-    this.#fd = fd;
+    super(fd);
   }
 
   /** Attaches at once, before other programs of the hook. Gives undefined before 6.6. Throws KernelError. */
@@ -36,33 +34,14 @@ export class TcxLink {
 
   /** Throws KernelError: ENOENT when nothing is pinned there. */
   static fromPin(path: string): TcxLink {
-    return new TcxLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
+    return new TcxLink(openPinnedLink(path));
   }
 
   /** The interface, 0 when it is gone or the link was detached, and the program's id. Throws when it is no tcx link. */
   info(): { ifindex: number; programId: number } {
-    const words = new Uint32Array(infoOf(this.#fd, 32, "link"));
+    const words = new Uint32Array(infoOf(this.fd, 32, "link"));
     if (words[0] !== TCX_LINK) throw new KernelError("bpf_link_info", ERRNO.EINVAL, "tcx link");
     return { ifindex: words[4] ?? 0, programId: words[2] ?? 0 };
-  }
-
-  /** Puts another program in place; every packet meets the one or the other. Throws KernelError. */
-  update(program: BpfProgram): void {
-    check(native().bpf_link_update(this.#fd, program.fd, null), "bpf_link_update", program.info.name);
-  }
-
-  /** Throws KernelError. */
-  pin(path: string): void {
-    check(native().bpf_obj_pin(this.#fd, cString(path)), "bpf_obj_pin", path);
-  }
-
-  close(): void {
-    if (this.#fd >= 0) native().kmesh_close(this.#fd);
-    this.#fd = -1;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 

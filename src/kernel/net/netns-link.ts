@@ -3,6 +3,7 @@ import { constants, statSync } from "node:fs";
 import { cString } from "../../runtime/ffi.ts";
 import { check, ERRNO, KernelError } from "../error.ts";
 import { infoOf } from "../info.ts";
+import { Link, openPinnedLink } from "../link.ts";
 import { native } from "../native.ts";
 import type { BpfProgram } from "../object.ts";
 
@@ -20,11 +21,9 @@ export function ownNetns(): number {
 }
 
 /** Owns its file descriptor; `close()` may be called twice. Without a pin it detaches when the last descriptor is closed. */
-export class NetnsLink {
-  #fd: number;
-
+export class NetnsLink extends Link {
   private constructor(fd: number) {
-    this.#fd = fd;
+    super(fd);
   }
 
   /**
@@ -44,33 +43,14 @@ export class NetnsLink {
 
   /** Throws KernelError: ENOENT when nothing is pinned there. */
   static fromPin(path: string): NetnsLink {
-    return new NetnsLink(check(native().bpf_obj_get(cString(path)), "bpf_obj_get", path));
+    return new NetnsLink(openPinnedLink(path));
   }
 
   /** The inode of its namespace, 0 when that is gone; the program's id. Throws KernelError when it is another kind of link. */
   info(): { netns: number; programId: number } {
-    const words = new Uint32Array(infoOf(this.#fd, 32, "link"));
+    const words = new Uint32Array(infoOf(this.fd, 32, "link"));
     if (words[0] !== NETNS_LINK || words[5] !== SK_LOOKUP)
       throw new KernelError("bpf_link_info", ERRNO.EINVAL, "sk_lookup link");
     return { netns: words[4] ?? 0, programId: words[2] ?? 0 };
-  }
-
-  /** Puts another program in place; each connection meets the one or the other. Throws KernelError. */
-  update(program: BpfProgram): void {
-    check(native().bpf_link_update(this.#fd, program.fd, null), "bpf_link_update", program.info.name);
-  }
-
-  /** Throws KernelError: EEXIST when the path is taken. */
-  pin(path: string): void {
-    check(native().bpf_obj_pin(this.#fd, cString(path)), "bpf_obj_pin", path);
-  }
-
-  close(): void {
-    if (this.#fd >= 0) native().kmesh_close(this.#fd);
-    this.#fd = -1;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
