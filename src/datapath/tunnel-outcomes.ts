@@ -37,12 +37,10 @@ const CLUSTER = layout.cluster_load.fields;
 
 /** A connection to the endpoint failed that began at `since`. Times are nanoseconds of CLOCK_MONOTONIC. */
 export function recordFailure(tables: BalanceTables, id: number, since: bigint, now: bigint): void {
-  const { endpointLoads: loads, clusterLoads, serviceCounts } = tables;
+  const { endpointLoads: loads, clusterLoads } = tables;
   const peer = readPeer(tables, id);
   if (!peer || !loads.has(id) || !clusterLoads.has(peer.cluster)) return;
-  if (serviceCounts.has(peer.service))
-    serviceCounts.add(peer.service, layout.service_counters.fields.failed.offset, 1);
-  loads.add(id, LOAD.failed.offset, 1);
+  countFailure(tables, id);
   const [first] = chainOfCluster(tables, peer.cluster);
   if (first === undefined) return;
   const ejection = ejectionOf(tables, first, now);
@@ -75,6 +73,19 @@ export function recordFailure(tables: BalanceTables, id: number, since: bigint, 
   loads.setWord(id, FAILURES, 0);
   loads.setWord(id, LOAD.ejections.offset, ejections);
   noteEjection(clusterLoads, peer.cluster, end, now);
+}
+
+/** Counts a failure and no more: the tables by which the kernel balances may be another version's, these never are. */
+export function countFailure(
+  tables: Pick<BalanceTables, "endpoints" | "tunnelTargets" | "endpointLoads" | "serviceCounts">,
+  id: number,
+): void {
+  const { endpointLoads, serviceCounts } = tables;
+  const peer = readPeer(tables, id);
+  if (!peer || !endpointLoads.has(id)) return;
+  if (serviceCounts.has(peer.service))
+    serviceCounts.add(peer.service, layout.service_counters.fields.failed.offset, 1);
+  endpointLoads.add(id, LOAD.failed.offset, 1);
 }
 
 /** A connection to the endpoint came about that began at `since`. */

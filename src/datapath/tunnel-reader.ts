@@ -11,7 +11,13 @@ import * as layout from "./tables/layout.gen.ts";
 import { nameOf } from "./tables/names.ts";
 import { Settings } from "./tables/settings.ts";
 import type { MapName } from "./tables/tables.ts";
-import { anotherEndpoint, type BalanceTables, recordFailure, recordSuccess } from "./tunnel-outcomes.ts";
+import {
+  anotherEndpoint,
+  type BalanceTables,
+  countFailure,
+  recordFailure,
+  recordSuccess,
+} from "./tunnel-outcomes.ts";
 
 /** An endpoint behind the tunnel, by the number in its address 127.a.b.c. */
 export interface ReadTunnelTarget {
@@ -31,6 +37,8 @@ const SIZES = {
   cluster_names: layout.name_ref.size,
   service_names: layout.name_ref.size,
   name_lines: layout.name_line.size,
+  endpoint_loads: layout.endpoint_load.size,
+  service_counts: layout.service_counters.size,
 } as const;
 type Name = keyof typeof SIZES;
 
@@ -39,9 +47,7 @@ const BALANCE_SIZES = {
   clusters: 8,
   descriptors: layout.descriptor.size,
   slots: layout.slot_line.size,
-  endpoint_loads: layout.endpoint_load.size,
   cluster_loads: layout.cluster_load.size,
-  service_counts: layout.service_counters.size,
 } as const;
 
 /** Number of decoded transports in the cache. */
@@ -95,9 +101,23 @@ export class TunnelTargetReader {
     const id = idOfNumber(number);
     if (id === undefined) return;
     if (went === "wrong" && performance.now() - this.#triedAt >= BALANCE_MS) this.#open();
-    if (!this.#balance) return;
+    if (!this.#balance) {
+      if (went === "wrong") this.#count(id);
+      return;
+    }
     if (went === "well") recordSuccess(this.#balance, id, since);
     else recordFailure(this.#balance, id, since, monotonic());
+  }
+
+  /** Another version's tables: the failure is counted, and ejects nobody. */
+  #count(id: number): void {
+    const tables = this.#tables;
+    if (!tables) return;
+    const { endpoints, tunnel_targets: tunnelTargets, endpoint_loads, service_counts } = tables;
+    countFailure(
+      { endpoints, tunnelTargets, endpointLoads: endpoint_loads, serviceCounts: service_counts },
+      id,
+    );
   }
 
   /** The map of callers.ts; undefined while it is not there. It is the reader's: do not keep it. */
@@ -208,9 +228,9 @@ export class TunnelTargetReader {
         clusters: open("clusters"),
         descriptors: open("descriptors"),
         slots: open("slots"),
-        endpointLoads: open("endpoint_loads"),
+        endpointLoads: tables.endpoint_loads,
         clusterLoads: open("cluster_loads"),
-        serviceCounts: open("service_counts"),
+        serviceCounts: tables.service_counts,
         settings: new Settings(settings),
       };
     } catch {
@@ -221,10 +241,8 @@ export class TunnelTargetReader {
 
   #closeBalance(): void {
     if (!this.#balance) return;
-    const { settings, clusters, descriptors, slots, endpointLoads, clusterLoads, serviceCounts } =
-      this.#balance;
-    for (const table of [clusters, descriptors, slots, endpointLoads, clusterLoads, serviceCounts])
-      table.unmap();
+    const { settings, clusters, descriptors, slots, clusterLoads } = this.#balance;
+    for (const table of [clusters, descriptors, slots, clusterLoads]) table.unmap();
     settings.unmap();
     this.#balance = undefined;
   }
