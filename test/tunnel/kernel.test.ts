@@ -6,10 +6,12 @@ import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { callerKey, putCaller } from "../../src/datapath/callers.ts";
 import { readableMap } from "../../src/datapath/generation/map-owners.ts";
 import { readRefusals } from "../../src/inbound/refusals.ts";
 import { readCertificate } from "../../src/istiod/identity/certificate.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
+import { taskIdentity } from "../../src/kernel/process.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { Inbound, Policy } from "../../src/mesh/inbound.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
@@ -272,8 +274,17 @@ test("both tunnels are handed over and none of the connects fails", async () => 
 test("after a crash of both, plaintext stays out, and the next ones serve at once", async () => {
   const plain = await lab.connect(`${THERE}:${PORT}`, {}, null);
   expect(plain.by).toEqual({});
+  // A caller that the crash left: its connection is gone, and the next tunnel removes it. One of a process that lives stays.
+  using callers = readableMap(lab.bpffs, "callers");
+  const left = callerKey({ address: HERE, port: 40_001 }, 8081);
+  const living = callerKey({ address: HERE, port: 40_002 }, 8081);
+  const caller = { address: THERE, port: 1 };
+  putCaller(callers, left, caller, { tgid: process.pid, startTicks: 1n });
+  putCaller(callers, living, caller, taskIdentity() ?? { tgid: 0, startTicks: 0n });
   await tunnel("web", there, bpffs, 2);
   await tunnel("client", lab.namespace, lab.bpffs, 2);
+  await eventually("what the crash left is gone", () => callers.entries().count === 1);
+  expect(callers.delete(living)).toBe(true);
   expect((await reach("10.96.8.2", 5)).by).toEqual({ web: 5 });
   expect((await reach("10.96.8.1", 5)).by).toEqual({ web: 5 });
 });
