@@ -2,6 +2,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { noteAbsence } from "../../src/machine/tunnel/absence.ts";
 import type { OwnedProcess } from "../lab/process.ts";
 import { eventually, run } from "../lab/process.ts";
 import { connectedEntry, entryOf, keepsEntry, Peer, workloadGroup, workloadService } from "./membership.ts";
@@ -212,10 +213,12 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
       spec: { address: "172.31.0.4", serviceAccount: "vm", labels: { app: "vms" } },
     });
     const flags = secure("--workload-group=vms", "--ip=172.31.0.4");
+    // It was away from istiod within the hour to have the entry replaced, and does not try that again.
+    noteAbsence(join(lab.folder, "run"));
     const agent = await lab.startedAgent(...flags);
     const left = await connectedEntry(lab.plane, "vms-172.31.0.4");
     await eventually("status tells it", async () =>
-      (await lab.kmesh("status")).stdout.includes("NOT END: another agent made the entry"),
+      (await lab.kmesh("status")).stdout.includes("WHICH NO TUNNEL TAKES: the entry is another agent's"),
     );
     expect(agent.output()).toContain("Peers are told to send mTLS to this machine (vms.shop.internal:7000)");
     expect((await lab.status()).registration?.needs[0]).toBe(
@@ -231,21 +234,23 @@ describe.skipIf(why !== undefined)("the mesh's view of a VM", () => {
     const entry = await connectedEntry(lab.plane, "vms-172.31.0.4");
     expect(entry.uid).not.toBe(left.uid);
     await eventually("status tells plaintext", async () =>
-      (await lab.kmesh("status")).stdout.includes("peers are told to send plaintext to 172.31.0.4, for vms"),
+      (await lab.kmesh("status")).stdout.includes("peers are told to send plaintext to 172.31.0.4 for vms"),
     );
   });
 
-  /** Does what `kubectl label|annotate KIND NAME --namespace NS --overwrite KEY=VALUE` does. */
+  /** Does what `kubectl label|annotate KIND NAME --namespace NS --overwrite KEY=VALUE|KEY-...` does. */
   async function kubectl(command: string): Promise<void> {
-    const [, verb, name, key, value] =
-      /^kubectl (label|annotate) workloadentry (\S+) --namespace shop --overwrite (\S+)=(\S+)$/.exec(
-        command,
-      ) ?? [];
-    if (verb === undefined || key === undefined) throw new Error(`no such command: ${command}`);
+    const [, verb, name, changes] =
+      /^kubectl (label|annotate) workloadentry (\S+) --namespace shop --overwrite (\S.*)$/.exec(command) ??
+      [];
+    if (verb === undefined || changes === undefined) throw new Error(`no such command: ${command}`);
+    // A key with a minus at its end is removed.
+    const pairs = changes.split(" ").map((each) => /^([^=]+?)(?:-|=(.*))$/.exec(each) ?? []);
+    const values = Object.fromEntries(pairs.map(([, key, value]) => [key, value ?? null]));
     await lab.plane.kube.request(
       "PATCH",
       `/apis/networking.istio.io/v1/namespaces/shop/workloadentries/${name}`,
-      JSON.stringify({ metadata: { [verb === "label" ? "labels" : "annotations"]: { [key]: value } } }),
+      JSON.stringify({ metadata: { [verb === "label" ? "labels" : "annotations"]: values } }),
       "application/merge-patch+json",
     );
   }
