@@ -98,6 +98,7 @@ export class Telemetry {
         ports: portsOf(config.ports),
         stateDir: config.stateDir,
         service: (name) => this.#states.of(name, datapath.tables, Number(monotonic())),
+        attached: () => datapath.attached,
         warn: (line) => log.warn(line),
       });
       this.#tally = new Tally({

@@ -66,15 +66,15 @@ export class Flusher {
 
   /**
    * Visits every governed socket and every accepted one that is known, about 0.2 us each; looks for more of those from time
-   * to time. Throws KernelError.
+   * to time, unless the programs at the hooks would not settle them (`isAttached`). Throws KernelError.
    */
-  flush(): void {
+  flush(isAttached = true): void {
     const { words, isServing } = this.#counting;
     Atomics.store(words, FLUSHED.offset >> 3, words[FLUSH.offset >> 3] ?? 0n);
     Atomics.store(words, FLUSH.offset >> 3, monotonic());
     this.#connected.run();
     this.#accepted.run();
-    if (isServing && performance.now() >= this.#walkAt) this.findAccepted();
+    if (isAttached && isServing && performance.now() >= this.#walkAt) this.findAccepted();
   }
 
   /**

@@ -40,6 +40,8 @@ export interface TrafficOptions {
   /** Where the history is kept over restarts. */
   stateDir: string;
   service: ServiceState;
+  /** Whether this version's programs run at the hooks. */
+  attached(): boolean;
   warn(line: string): void;
 }
 
@@ -139,7 +141,7 @@ export class Traffic {
 
   #flush(): void {
     if (this.#flusher === null) this.#flusher = this.#openFlusher();
-    this.#flusher?.flush();
+    this.#flusher?.flush(this.#options.attached());
   }
 
   #openFlusher(): Flusher | undefined {
