@@ -5,6 +5,11 @@ reset      6 to 10.96.1.2:80, which 127.1.1.2:9002 takes, reads and resets
 timeout    4 to 10.96.1.3:80, where nothing answers
 silent     5 to 10.96.1.4:80, whose 127.1.1.4:9004 reads and closes without an answer
 lossy      12 at once to 10.96.1.5:80, answered by 127.1.1.5:9005; the caller has packets dropped
+full       5 to 10.96.1.6:80, of which 3 may be open at a time
+lonely     12 to 10.96.1.7:80, answered by 127.1.1.7:9007
+empty      3 to 10.96.1.8:80, which has no endpoint
+mixed      66 to 10.96.1.9:80, answered by 127.1.2.1, 127.1.2.2 and 10.9.9.2, port 9009
+far        the server of 10.9.9.2 alone, in a namespace of its own; prints "ready" and stays
 callers    7 from 127.1.0.77 to 127.1.1.9:8090, which is this machine's own: 1,000 bytes to it, 500 back; the last 2 reset
 """
 import socket
@@ -40,8 +45,9 @@ def serve(address, port, size, answer, reset):
     def loop():
         while True:
             sock, _ = listener.accept()
-            threads.append(threading.Thread(target=one, args=(sock,), daemon=True))
-            threads[-1].start()
+            thread = threading.Thread(target=one, args=(sock,), daemon=True)
+            thread.start()
+            threads.append(thread)
 
     threading.Thread(target=loop, daemon=True).start()
 
@@ -96,6 +102,32 @@ if scene == "lossy":
         each.start()
     for each in calls:
         each.join()
+if scene == "full":
+    serve("127.1.1.6", 9006, 1000, 500, False)
+    held = []
+    for _ in range(5):
+        held.append(socket.socket())
+        refused = held[-1].connect_ex(("10.96.1.6", 80))
+        if refused:
+            held.pop()
+    for sock in held:
+        sock.close()
+if scene == "lonely":
+    serve("127.1.1.7", 9007, 1000, 500, False)
+    for _ in range(12):
+        call("10.96.1.7", 80, 2, 500)
+if scene == "empty":
+    for _ in range(3):
+        socket.socket().connect_ex(("10.96.1.8", 80))
+if scene == "mixed":
+    for address in ["127.1.2.1", "127.1.2.2"]:
+        serve(address, 9009, 1000, 500, False)
+    for _ in range(66):
+        call("10.96.1.9", 80, 2, 500)
+if scene == "far":
+    serve("10.9.9.2", 9009, 1000, 500, False)
+    print("ready", flush=True)
+    threading.Event().wait()
 if scene == "callers":
     serve("127.1.1.9", 8090, 1000, 500, False)
     for i in range(7):

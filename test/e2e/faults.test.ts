@@ -2,8 +2,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { DemoMesh } from "../../src/demo/services.ts";
 import type { EdgesDocument } from "../../src/telemetry/model.ts";
-import { eventually, type OwnedProcess, output, placed, run } from "../lab/process.ts";
+import { NetworkNamespace } from "../lab/namespace.ts";
+import { eventually, OwnedProcess, output, placed, run } from "../lab/process.ts";
 import { AgentLab, missing } from "./agent-lab.ts";
 
 setDefaultTimeout(60_000);
@@ -23,8 +25,12 @@ describe.skipIf(why !== undefined)("faults", () => {
   let lab: AgentLab;
   let agent: OwnedProcess;
   let file: string;
+  let link: OwnedProcess;
+  let far: NetworkNamespace;
+  const others: OwnedProcess[] = [];
+  let mesh: DemoMesh;
   beforeAll(async () => {
-    lab = await AgentLab.create({
+    mesh = {
       services: [
         service(1, "healthy", "127.1.1.1", 9001),
         service(2, "reset", "127.1.1.2", 9002),
@@ -32,9 +38,38 @@ describe.skipIf(why !== undefined)("faults", () => {
         service(3, "timeout", "172.31.9.9", 80),
         service(4, "silent", "127.1.1.4", 9004),
         service(5, "lossy", "127.1.1.5", 9005),
+        { ...service(6, "full", "127.1.1.6", 9006), maxConnections: 3 },
+        // An app without IPv6 can use one of three.
+        {
+          ...service(7, "lonely", "127.1.1.7", 9007),
+          endpoints: ["127.1.1.7", "fd00:1::7", "fd00:1::8"].map((address) => ({ address, port: 9007 })),
+        },
+        { ...service(8, "empty", "127.1.1.8", 9008), endpoints: [] },
+        {
+          ...service(9, "mixed", "127.1.2.1", 9009),
+          endpoints: ["127.1.2.1", "127.1.2.2", "10.9.9.2"].map((address) => ({ address, port: 9009 })),
+        },
       ],
-    });
+    };
+    lab = await AgentLab.create(mesh);
     await output(["ip", "-n", lab.namespace.name, "route", "add", "172.31.9.0/24", "dev", "lo"]);
+    far = await NetworkNamespace.create("far");
+    const script = join(import.meta.dirname, "slow-link.py");
+    link = new OwnedProcess({
+      name: "slow link",
+      log: join(lab.folder, "link.log"),
+      command: ["/usr/bin/python3", script, far.name, "10.9.9.1", "10.9.9.2"],
+      netns: lab.namespace.path,
+    });
+    await eventually("the link is up", () => link.output().includes("ready"));
+    const server = new OwnedProcess({
+      name: "server behind it",
+      log: join(lab.folder, "far.log"),
+      command: ["/usr/bin/python3", join(import.meta.dirname, "faults.py"), "far"],
+      netns: far.path,
+    });
+    others.push(server, link);
+    await eventually("its server listens", () => server.output().includes("ready"));
     file = join(lab.folder, "config.yaml");
     configure({ metrics: "127.0.0.1:15020" });
     agent = await lab.liveAgent(
@@ -46,6 +81,8 @@ describe.skipIf(why !== undefined)("faults", () => {
     await eventually("ports are served", async () => (await map()).history > 1);
   });
   afterAll(async () => {
+    for (const each of others) await each.stop("SIGKILL");
+    await far?.remove();
     expect(await lab?.remove()).toEqual([]);
   });
 
@@ -62,7 +99,7 @@ describe.skipIf(why !== undefined)("faults", () => {
     const place = { netns: lab.namespace.path, cgroup: lab.apps };
     expect(await output(placed(["/usr/bin/python3", script, scene], place))).toBe("done\n");
   };
-  const map = async () => (await lab.told("/edges?window=300")) as EdgesDocument;
+  const map = async (window = 300) => (await lab.told(`/edges?window=${window}`)) as EdgesDocument;
   const scrape = (port: number) => run(inside("curl", "-sS", "-m", "5", `http://127.0.0.1:${port}/metrics`));
   const totalOf = (text: string, series: RegExp) =>
     text
@@ -71,10 +108,10 @@ describe.skipIf(why !== undefined)("faults", () => {
       .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(" ") + 1)), 0);
 
   test("healthy traffic is no problem", async () => {
-    await play("healthy");
+    await Promise.all(["healthy", "mixed"].map(play));
     const { problems, edges } = await map();
     expect(problems).toEqual([]);
-    expect(edges.find(({ kind }) => kind === "call")?.total).toMatchObject({
+    expect(edges.find(({ kind, to }) => kind === "call" && to.includes("healthy"))?.total).toMatchObject({
       ...{ opened: 20, closed: 20, sent: 20_000, received: 10_000 },
       failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
     });
@@ -132,6 +169,26 @@ describe.skipIf(why !== undefined)("faults", () => {
     expect(code).toBe(1);
   });
 
+  test("a full service, one endpoint alone, none at all, and what policy refuses", async () => {
+    await Promise.all(["full", "lonely", "empty"].map(play));
+    lab.configure({ ...mesh, outbound: "REGISTRY_ONLY" });
+    await eventually("what is no service is refused", async () => {
+      const { errors } = await lab.connect(1, { address: "172.31.9.10", port: 82, timeout: 1 });
+      return errors.EPERM === 1;
+    });
+    lab.configure(mesh);
+    const named = (await map()).problems.map(({ rule, severity, subject }) => [rule, severity, subject]);
+    const service = (name: string) => expect.stringContaining(`service:${name}.demo`);
+    for (const expected of [
+      ["overloaded", "error", service("full")],
+      ["alone", "warning", expect.stringContaining("endpoint:127.1.1.7:9007")],
+      ["no-endpoint", "error", service("empty")],
+      ["refused-by-policy", "warning", expect.anything()],
+    ])
+      expect(named).toContainEqual(expected);
+    expect(named.filter(([rule]) => rule === "alone").length).toBe(1);
+  });
+
   test("SIGHUP changes where metrics are, the access log, and whether connections are counted", async () => {
     const log = join(lab.folder, "new.log");
     configure({ metrics: "127.0.0.1:15021", "access-log": log, "access-log-format": "json" });
@@ -163,6 +220,17 @@ describe.skipIf(why !== undefined)("faults", () => {
     expect(await opened()).toBe(60);
     expect(lines().length).toBe(before);
     expect(lab.said("Reloaded metrics, access-log, access-log-format").length).toBe(1);
+  });
+
+  test("an endpoint that is slower than its siblings", async () => {
+    link.signal("SIGUSR1");
+    await play("mixed");
+    const { problems } = await map(10);
+    const slow = problems.filter(({ rule }) => rule.startsWith("slower"));
+    expect(slow.map((problem) => [problem.rule, problem.subject])).toEqual([
+      ["slower-than-siblings", "service:mixed.demo.svc.cluster.local:80 -> endpoint:10.9.9.2:9009"],
+    ]);
+    expect(slow[0]?.value).toBeGreaterThan(2_000);
   });
 
   test("a hundred scrapers at once get the same answer, and those that never read cost nobody anything", async () => {

@@ -11,7 +11,10 @@ setDefaultTimeout(60_000);
 const why = missing();
 if (why) console.warn(`skipped: telemetry: ${why}`);
 
-const FLAGS = ["--metrics=127.0.0.1:15020", "--namespace=vms", "--workload-group=billing-vm"];
+const FLAGS = [
+  ...["--metrics=127.0.0.1:15020", "--namespace=vms", "--workload-group=billing-vm"],
+  '--ports=[{"name": "http", "containerPort": 8090}]',
+];
 
 describe.skipIf(why !== undefined)("telemetry", () => {
   let lab: AgentLab;
@@ -78,7 +81,20 @@ describe.skipIf(why !== undefined)("telemetry", () => {
     expect(await inside("curl", "-sS", "http://127.0.0.1:15020/readyz")).toBe("ok\n");
   });
 
-  test("promtool and a real Prometheus take it; Kiali's queries give the graph", async () => {
+  /** Seven connections to this machine's port 8090: 7,000 bytes in, 3,500 out. */
+  const callIn = () => {
+    const script = join(import.meta.dirname, "faults.py");
+    const place = { netns: lab.namespace.path, cgroup: lab.apps };
+    return output(placed(["/usr/bin/python3", script, "callers"], place));
+  };
+
+  test("promtool and a real Prometheus take it; the queries of Kiali and of Istio's dashboards give the graph", async () => {
+    // Counting on served ports begins a second after the start.
+    await eventually(
+      "ports are served",
+      async () => ((await lab.told("/edges")) as EdgesDocument).history > 1,
+    );
+    await callIn();
     const { server, promtool } = await prometheus();
     const text = await scrape();
     const file = join(lab.folder, "metrics.txt");
@@ -118,30 +134,75 @@ describe.skipIf(why !== undefined)("telemetry", () => {
       };
       await eventually("Prometheus has scraped", async () => (await query("up == 1")).length === 1, 20_000);
       await lab.connect(30);
+      await callIn();
       const by =
         "app,source_cluster,source_workload_namespace,source_workload,source_canonical_service,source_canonical_revision," +
         "destination_cluster,destination_service_namespace,destination_service,destination_service_name," +
         "destination_workload_namespace,destination_workload,destination_canonical_service,destination_canonical_revision,response_flags";
-      const graph = (series: string) =>
-        query(
-          `sum(rate(${series}{app!="ztunnel",reporter="source",source_workload_namespace="vms"}[30s])) by (${by}) > 0`,
-        );
       // Kiali's "sent" is what our app sent: the request.
-      const [edge] = await eventually(
-        "the graph has an edge",
-        async () => {
-          const found = await graph("istio_tcp_received_bytes_total");
-          return found.length > 0 && found;
-        },
+      const graph = (which: string) =>
+        query(`sum(rate(istio_tcp_received_bytes_total{app!="ztunnel",${which}}[30s])) by (${by}) > 0`);
+      const edges = async (which: string) =>
+        (await graph(which)).map(({ metric }) => [
+          ...[metric.source_workload_namespace, metric.source_workload],
+          ...[metric.destination_service, metric.destination_workload_namespace, metric.destination_workload],
+          metric.response_flags,
+        ]);
+      const called = ["vms", "billing-vm", "shop.demo.svc.cluster.local", "unknown", "unknown", "-"];
+      await eventually(
+        "the graph of this machine's namespace has an edge",
+        async () => (await edges('reporter="source",source_workload_namespace="vms"')).length === 1,
         20_000,
       );
-      expect(edge?.metric).toMatchObject({
-        source_workload: "billing-vm",
-        destination_service: "shop.demo.svc.cluster.local",
-        destination_service_name: "shop",
-        response_flags: "-",
-      });
-      const [opened] = await query("sum(istio_tcp_connections_opened_total)");
+      expect(await edges('reporter="source",source_workload_namespace="vms"')).toEqual([called]);
+      // The graph of the namespace that it calls, whose workloads istiod does not name.
+      expect(
+        await edges(
+          'reporter="source",source_workload_namespace!="demo",destination_workload_namespace="unknown",' +
+            'destination_workload="unknown",destination_service=~"^.+\\\\.demo\\\\..+$"',
+        ),
+      ).toEqual([called]);
+      const inbound = async () => edges('reporter="destination",destination_workload_namespace="vms"');
+      await eventually("the graph has who calls in", async () => (await inbound()).length === 1, 20_000);
+      expect(await inbound()).toEqual([["unknown", "unknown", "unknown", "vms", "billing-vm", "-"]]);
+      // Kiali leaves a series out in which one of these is missing.
+      for (const { metric } of await query("istio_tcp_received_bytes_total"))
+        for (const name of by.split(",").filter((each) => each !== "app"))
+          expect([name, metric[name] ?? ""]).not.toEqual([name, ""]);
+
+      // Istio's dashboards: mesh, service and workload, as far as they are about TCP.
+      const only = async (text: string) => {
+        const found = await query(text);
+        expect([text, found.length]).toEqual([text, 1]);
+        expect(Number(found[0]?.value[1])).toBeGreaterThan(0);
+        return found[0]?.metric;
+      };
+      const shopLabels = 'destination_service=~"shop.demo.svc.cluster.local"';
+      expect(
+        await only(
+          'label_join(sum(rate(istio_tcp_received_bytes_total{reporter=~"source|waypoint"}[5m])) by (destination_workload,' +
+            'destination_workload_namespace,destination_service),"destination_workload_var",".","destination_workload",' +
+            '"destination_workload_namespace")',
+        ),
+      ).toMatchObject({ destination_workload_var: "unknown.unknown" });
+      expect(
+        await only(`sum(istio_tcp_sent_bytes_total{reporter=~"source",${shopLabels}}) by (source_workload)`),
+      ).toEqual({ source_workload: "billing-vm" });
+      for (const series of ["received", "sent"]) {
+        await only(
+          `round(sum(rate(istio_tcp_${series}_bytes_total{reporter=~"source",connection_security_policy!="mutual_tls",` +
+            `${shopLabels},source_workload=~"billing-vm",source_workload_namespace=~"vms"}[30s])) by (source_workload), 0.001)`,
+        );
+        await only(
+          `sum(rate(istio_tcp_${series}_bytes_total{reporter="destination",connection_security_policy="none",` +
+            'destination_workload_namespace=~"vms",destination_workload=~"billing-vm"}[30s])) by (source_workload)',
+        );
+        await only(
+          `sum(rate(istio_tcp_${series}_bytes_total{reporter="source",source_workload_namespace=~"vms",` +
+            'source_workload=~"billing-vm"}[30s])) by (destination_service)',
+        );
+      }
+      const [opened] = await query('sum(istio_tcp_connections_opened_total{reporter="source"})');
       expect(Number(opened?.value[1])).toBe(42);
     } finally {
       await scraper.stop("SIGKILL");
@@ -200,7 +261,8 @@ describe.skipIf(why !== undefined)("telemetry", () => {
       readFileSync(join(lab.folder, "access.log"), "utf8")
         .trim()
         .split("\n")
-        .map((line) => JSON.parse(line) as { end: string; service: string; pid: number });
+        .map((line) => JSON.parse(line) as { direction: string; end: string })
+        .filter(({ direction }) => direction === "out");
     const following = lab.kmesh("log", "--count", "3", "--failures");
     await eventually("the log is followed", async () => {
       await lab.connect(1);

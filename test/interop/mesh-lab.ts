@@ -8,7 +8,7 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
-import type { AgentStatus } from "../../src/admin/status.ts";
+import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import { binaries, ControlPlane, type ControlPlaneOptions } from "../control-plane/control-plane.ts";
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, placed, plainEnvironment, type RunResult, run } from "../lab/process.ts";
@@ -219,6 +219,12 @@ export class MeshLab {
     });
     const { status } = this.agent;
     if (status !== undefined) throw new Error(`kmesh ended: ${status}\n${this.agent.tail(40)}`);
+  }
+
+  /** What the agent answers to GET /metrics. */
+  async metrics(): Promise<string> {
+    const unix = adminSocket(join(this.folder, "run"));
+    return (await fetch("http://localhost/metrics", { unix, proxy: "" })).text();
   }
 
   /** Runs `kmesh ARGS` with this lab's folders. */

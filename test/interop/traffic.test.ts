@@ -29,6 +29,7 @@ describe.skipIf(why !== undefined)("traffic under a real istiod", () => {
       a: "172.31.1.1:8080",
       b: "172.31.1.2:8080",
       c: "172.31.1.3:8080",
+      d: "172.31.1.4:8080",
       "a-tcp": "172.31.1.1:9000",
       "b-tcp": "172.31.1.2:9000",
       a6: "[fd00:31::1]:8080",
@@ -153,6 +154,20 @@ describe.skipIf(why !== undefined)("traffic under a real istiod", () => {
         ],
       }),
       destinationRule("weighted", hostOf("weighted"), { trafficPolicy: roundRobin }),
+      serviceEntry("ledger", {
+        addresses: ["10.97.4.9"],
+        ports: tcp(7000),
+        endpoints: [
+          {
+            address: "172.31.1.4",
+            labels: {
+              app: "books",
+              "service.istio.io/canonical-name": "ledger-app",
+              "service.istio.io/canonical-revision": "v3",
+            },
+          },
+        ],
+      }),
       serviceEntry("limited", { addresses: ["10.97.4.1"], ports: tcp(7000), endpoints: [v1] }),
       destinationRule("limited", hostOf("limited"), {
         trafficPolicy: { connectionPool: { tcp: { maxConnections: 5 } } },
@@ -446,5 +461,46 @@ describe.skipIf(why !== undefined)("traffic under a real istiod", () => {
     expectOnly(await lab.connect("10.96.1.1", 80, { count: 2 }), "10.96.1.1 80", "a", "b");
     await lab.plane.setMeshConfig({ outboundTrafficPolicy: { mode: "ALLOW_ANY" } });
     await lab.connectUntil("passing", "203.0.113.9", 7777, ({ errors }) => errors.ENETUNREACH === 1);
+  });
+
+  test("metrics name workload, service, revision, namespace and cluster in istiod's words", async () => {
+    await lab.connect("10.97.4.9", 7000, { count: 3 });
+    await lab.connect("10.96.1.1", 9000, { count: 1 });
+    const text = await lab.metrics();
+    /** Labels of the series with this one, but for those that every series of a source has alike. */
+    const labels = (name: string, value: string) => {
+      const line = text
+        .split("\n")
+        .find(
+          (each) =>
+            each.startsWith("istio_tcp_connections_opened_total{") && each.includes(`${name}="${value}"`),
+        );
+      return Object.fromEntries(
+        [...(line ?? "").matchAll(/(\w+)="([^"]*)"/g)].map(([, key, is]) => [key, is]),
+      );
+    };
+    expect(labels("destination_service", "ledger.shop.internal")).toMatchObject({
+      reporter: "source",
+      source_workload_namespace: "shop",
+      source_cluster: "Kubernetes",
+      destination_workload: "ledger-0",
+      destination_workload_namespace: "shop",
+      destination_service_name: "ledger",
+      destination_service_namespace: "shop",
+      destination_canonical_service: "ledger-app",
+      destination_canonical_revision: "v3",
+      destination_cluster: "Kubernetes",
+      destination_principal: "unknown",
+      connection_security_policy: "unknown",
+      response_flags: "-",
+    });
+    // The pod that has the endpoint's address, though no EndpointSlice refers to it; without labels, its own name.
+    expect(labels("destination_service", "web.shop.svc.cluster.local")).toMatchObject({
+      destination_workload_namespace: "shop",
+      destination_workload: expect.stringMatching(/^db-[01]$/),
+      destination_canonical_service: expect.stringMatching(/^db-[01]$/),
+      destination_canonical_revision: "latest",
+      destination_service_name: "web",
+    });
   });
 });
