@@ -7,7 +7,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
-#include "include/traffic.h"
+#include "maps/traffic.h"
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

@@ -12,18 +12,18 @@
 #include <bpf/bpf_helpers.h>
 
 #include "include/agent.h"
-#include "include/caller.h"
+#include "maps/caller.h"
 #include "include/exempt.h"
 #define FLOW_AT_CONNECT
 #include "include/kernel.h"
 #include "include/decided.h"
-#include "include/keep.h"
+#include "maps/keep.h"
 #include "include/live.h"
 #include "include/socket.h"
-#include "include/tables.h"
-#include "include/tunnel.h"
+#include "maps/tables.h"
+#include "maps/tunnel.h"
 #include "include/enrolment.h"
-#include "include/verdict.h"
+#include "maps/verdict.h"
 #include "include/walk.h"
 
 #define FINGERPRINT_RETRIES 4

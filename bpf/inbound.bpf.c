@@ -11,7 +11,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "include/inbound.h"
+#include "maps/inbound.h"
 
 #define AF_INET 2
 #define AF_INET6 10

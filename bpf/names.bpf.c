@@ -17,7 +17,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "include/names.h"
+#include "maps/names.h"
 #include "include/asker.h"
 
 #define DNS_PORT 53

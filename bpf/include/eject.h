@@ -6,9 +6,9 @@
  * than they need to be. Outcomes are known when sockets end, in any order and late: only those of connects that began
  * within the present row count, and none that began before the last ejection was over.
  */
-#include "keep.h"
+#include "../maps/keep.h"
 #include "outcome.h"
-#include "tunnel-port.h"
+#include "../maps/tunnel-port.h"
 #include "walk.h"
 
 #define NSEC_PER_MSEC 1000000ull

@@ -6,7 +6,7 @@
  * restarted has another cgroup and the same name, so the agent has nothing to do. The walk up the cgroups happens once for
  * each cgroup; its result is cached.
  */
-#include "enrolled.h"
+#include "../maps/enrolled.h"
 #include "kernel.h"
 
 /* Deeper cgroups are not governed unless everything is. */

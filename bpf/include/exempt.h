@@ -9,7 +9,7 @@
 #include <linux/types.h>
 #include <bpf/bpf_endian.h>
 
-#include "address.h"
+#include "../maps/address.h"
 
 /* block(address in host byte order, length) */
 /* clang-format off */

@@ -11,7 +11,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "kernel.h"
-#include "traffic.h"
+#include "../maps/traffic.h"
 
 /* Of skc_flags. */
 #define SOCK_DONE 1 /* the peer's FIN came */

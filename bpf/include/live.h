@@ -2,7 +2,7 @@
 #pragma once
 
 #include "eject.h"
-#include "keep.h"
+#include "../maps/keep.h"
 #include "outcome.h"
 #include "recent.h"
 

@@ -5,7 +5,7 @@
  * The connections that were refused or failed last, each with who made it and where it wanted to go. `kmesh status` reads
  * them without an agent. Part of keep/: no layout here ever changes.
  */
-#include "keep.h"
+#include "../maps/keep.h"
 #include "source.h"
 
 #define RECENT_COUNT 64

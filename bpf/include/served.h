@@ -8,7 +8,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "kernel.h"
-#include "traffic.h"
+#include "../maps/traffic.h"
 
 #ifndef AF_INET6
 #define AF_INET6 10

@@ -7,7 +7,7 @@
  * a user's id.
  */
 #include "enrolment.h"
-#include "traffic.h"
+#include "../maps/traffic.h"
 
 #define SOURCE_BITS 48
 #define SOURCE_USER (1ull << 47)

@@ -2,7 +2,7 @@
 #pragma once
 
 /* Steps through the tables that more than one program takes. */
-#include "tables.h"
+#include "../maps/tables.h"
 
 /* Whether a socket's connections are governed and counted: it lies in the network namespace that the settings name. */
 static __always_inline bool in_governed_netns(void *ctx, const struct settings *set)

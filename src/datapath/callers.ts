@@ -1,4 +1,4 @@
-/** Shows apps the callers whose connections the tunnel ends (bpf/include/caller.h). */
+/** Shows apps the callers whose connections the tunnel ends (bpf/maps/caller.h). */
 import type { BpfMap } from "../kernel/maps.ts";
 import type { TaskIdentity } from "../kernel/process.ts";
 import { parseAddress } from "../mesh/address.ts";

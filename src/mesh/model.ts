@@ -10,7 +10,7 @@ import type { EndpointList } from "./endpoint-list.ts";
 import type { Inbound } from "./inbound.ts";
 import type { Transport } from "./transport.ts";
 
-/** Why a connection is refused. The order is the kernel's (bpf/include/verdict.h): append only. */
+/** Why a connection is refused. The order is the kernel's (bpf/maps/verdict.h): append only. */
 export const REASONS = [
   "none",
   /** The cluster has no healthy endpoint. */

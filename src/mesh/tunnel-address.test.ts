@@ -36,7 +36,7 @@ test("other addresses name no target", () => {
 });
 
 test("the kernel half has the same port and first number", () => {
-  const header = readFileSync(join(import.meta.dir, "../../bpf/include/tunnel-port.h"), "utf8");
+  const header = readFileSync(join(import.meta.dir, "../../bpf/maps/tunnel-port.h"), "utf8");
   const value = (name: string) => Number(new RegExp(`#define ${name} (\\d+)`).exec(header)?.[1]);
   expect(value("TUNNEL_PORT")).toBe(TUNNEL_PORT);
   expect(value("TUNNEL_FIRST_NUMBER")).toBe(FIRST_TARGET);

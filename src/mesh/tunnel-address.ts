@@ -1,7 +1,7 @@
 /**
  * Addresses of the tunnel. For the kernel a tunnelled endpoint is an endpoint at 127.a.b.c:15001. The whole of 127/8 is
  * local, and a.b.c is the number of the tunnel target, so the local address of an accepted socket names the peer.
- * bpf/include/tunnel-port.h has the same port and first number.
+ * bpf/maps/tunnel-port.h has the same port and first number.
  */
 
 /** TCP port at which the tunnel accepts the connections of the machine's own apps. */

@@ -1,5 +1,5 @@
 /**
- * The name table in the kernel (bpf/include/names.h), written by difference. A name keeps its id as long as it exists. One
+ * The name table in the kernel (bpf/maps/names.h), written by difference. A name keeps its id as long as it exists. One
  * store replaces its addresses.
  */
 

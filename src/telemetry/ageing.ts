@@ -1,6 +1,6 @@
 /**
- * Makes room in the kernel's tables of rows and names before they are full: what was not used for longest goes into sums by
- * name (retirement.ts), so no total ever goes down. A row of which a connection lives stays, and so does its source's name.
+ * Makes room in the kernel's tables of rows and names before they are full. The rows that were unused for longest move into
+ * sums by name (retirement.ts), so no total ever decreases. A row with a live connection stays, and so does its source's name.
  */
 import * as layout from "../datapath/tables/layout.gen.ts";
 import type { Maps } from "../datapath/tables/tables.ts";
@@ -10,7 +10,7 @@ import type { Reading } from "./reading.ts";
 import type { Retirement } from "./retirement.ts";
 import { type FlowRow, liveOf, longAt, viewOf } from "./rows.ts";
 
-/** A table that holds more than this share of its room is brought down to the second one. */
+/** A table that is fuller than the first share is reduced to the second one. */
 const FULL = 0.75;
 const LEFT = 0.5;
 /** bpf/include/source.h. */
@@ -30,12 +30,12 @@ export class Ageing {
     this.#cache = new BigUint64Array(maps.source_cache.mmap());
   }
 
-  /** Lets go of the memory. */
+  /** Unmaps the memory. */
   close(): void {
     unmap(this.#cache.buffer);
   }
 
-  /** Looks whether a table fills up; `reading` is new. Gives how many rows and names went. Throws KernelError. */
+  /** Reduces tables that fill up; `reading` must be new. Returns the number of removed rows and names. Throws KernelError. */
   round(reading: Reading): number {
     const callers = reading.rows.filter(({ key }) => key.direction === "in");
     const others = reading.rows.filter(({ key }) => key.direction !== "in");
@@ -43,7 +43,7 @@ export class Ageing {
     gone += this.#ageRows(others, reading.room.rows);
     gone += this.#ageSources(reading.rows);
     gone += this.#ageLatency(reading);
-    // An agent before may have died between the mark and its removal.
+    // An earlier agent may have died between the mark and its removal.
     if (reading.rows.some(({ isRetiring }) => isRetiring)) this.#retirement.unmark();
     return gone;
   }
@@ -85,14 +85,14 @@ export class Ageing {
     return victims.size;
   }
 
-  /** Cgroups of these sources are named anew when they connect next. */
+  /** Clears the cache for these sources, so that their cgroups are named again at their next connection. */
   #uncache(sources: ReadonlySet<bigint>): void {
     this.#cache.forEach((word, at) => {
       if (word !== 0n && sources.has(word & SOURCE_MASK)) Atomics.compareExchange(this.#cache, at, word, 0n);
     });
   }
 
-  /** Histograms of pairs that have no row any more. */
+  /** Removes histograms of pairs without a row. */
   #ageLatency({ rows, latency }: Reading): number {
     if (latency.length <= this.#maps.latency_rows.info.maxEntries * FULL) return 0;
     const pair = (direction: string, source: number, service: number) => `${direction} ${source} ${service}`;

@@ -1,4 +1,4 @@
-/** What the kernel counts: the switches in the maps `traffic` and `served_ports`. */
+/** The switches of counting, in the maps `traffic` and `served_ports`. */
 
 import * as layout from "../datapath/tables/layout.gen.ts";
 import { type BpfMap, unmap } from "../kernel/maps.ts";
@@ -26,7 +26,7 @@ export class Counting {
     Atomics.store(this.words, layout.traffic.fields[field].offset >> 3, BigInt(value));
   }
 
-  /** Whether outbound connections are counted: those that begin from now on. */
+  /** Whether new outbound connections are counted. */
   count(on: boolean): void {
     this.#flag(FLAGS.TRAFFIC_COUNT, on);
   }
@@ -40,7 +40,7 @@ export class Counting {
     return (this.get("flags") & FLAGS.TRAFFIC_LOG) !== 0;
   }
 
-  /** From now on programs look for what see_accepted (bpf/flush.bpf.c) has stored with a socket. */
+  /** Makes programs use the socket storage of see_accepted (bpf/flush.bpf.c). */
   expectAccepted(): void {
     this.#flag(FLAGS.TRAFFIC_ACCEPTED, true);
   }
@@ -49,7 +49,7 @@ export class Counting {
     return (this.get("flags") & FLAGS.TRAFFIC_SERVED) !== 0;
   }
 
-  /** Counts connections accepted on these local ports, and on no others: those that begin from now on. */
+  /** Counts new connections that are accepted on these local ports only. */
   serve(ports: Iterable<number>): void {
     const words = new BigUint64Array(this.#served.length);
     let some = false;
@@ -64,7 +64,7 @@ export class Counting {
     this.#flag(FLAGS.TRAFFIC_SERVED, some);
   }
 
-  /** Lets go of the memory: nobody may use this any more. */
+  /** Unmaps the memory. The object must not be used afterwards. */
   close(): void {
     unmap(this.words.buffer);
     unmap(this.#served.buffer);

@@ -1,4 +1,4 @@
-/** Makes the document of model.ts from sums, their history, and what the agent knows of services. */
+/** Makes the document of model.ts from sums, their history, and the agent's knowledge of services. */
 import type { History } from "./history.ts";
 import { STEP } from "./history.ts";
 import type { Edge, EdgeCounters, EdgeHistory, EdgesDocument, Machine, Node, ServiceNode } from "./model.ts";
@@ -7,7 +7,7 @@ import type { Reading } from "./reading.ts";
 import { type Counters, closedOf, endsOf, failuresOf, liveOf, noCounters } from "./rows.ts";
 import { type EdgeSum, histogramOf, type Sums } from "./sums.ts";
 
-/** What only an agent knows of a service ("host:port"). */
+/** The agent's knowledge of a service ("host:port"). */
 export type ServiceState = (service: string) => Pick<ServiceNode, "endpoints" | "limit">;
 
 export interface DocumentInput {
@@ -18,7 +18,7 @@ export interface DocumentInput {
   window: number;
   machine: Machine;
   service?: ServiceState;
-  /** What does not work here, a sentence each. */
+  /** Unsupported functions, a sentence each. */
   off: string[];
 }
 
@@ -57,7 +57,7 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
     bad.set(subject, isSlow ? "slow" : "failing");
   }
   for (const edge of edges) edge.state = bad.get(edge.id) ?? edge.state;
-  // A unit's edge to a service that only fails is failing, too.
+  // An edge of a unit to a failing service is failing, too.
   for (const edge of edges)
     if (edge.kind === "call" && edge.state === "ok" && edge.failureShare >= 0.5) edge.state = "failing";
   return {
@@ -84,12 +84,12 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
   };
 }
 
-/** Under what a History keeps how often an edge was refused for a reason. */
+/** The key in a History for the refusals of an edge by reason. */
 export function refusedId(edge: string, reason: string): string {
   return `${edge} ! ${reason}`;
 }
 
-/** All that a History is to record. */
+/** All values to record in a History. */
 export function totalsFor(sums: Sums): Map<string, Counters> {
   const totals = new Map<string, Counters>();
   for (const { id, counters, refused } of sums.edges.values()) {
@@ -158,7 +158,7 @@ function edgeOf(
   };
 }
 
-/** The kernel counts as this machine sees it; an "inbound" edge begins at the other one. */
+/** The kernel counts from this machine's view, but an "inbound" edge begins at the peer. */
 function countersOf(counters: Counters, refused: Record<string, number>, kind: Edge["kind"]): EdgeCounters {
   const inbound = kind === "inbound";
   const whole = Math.round;

@@ -1,6 +1,6 @@
 /**
- * Brings the rows of live connections up to date (bpf/flush.bpf.c). Nothing of it is pinned: whoever has the maps can do
- * it, an agent or a command, any number at once.
+ * Updates the rows of live connections (bpf/flush.bpf.c). Nothing of it is pinned. Agents and commands can run it at the same
+ * time.
  */
 
 import * as layout from "../datapath/tables/layout.gen.ts";
@@ -13,9 +13,9 @@ import { asset } from "../runtime/assets.ts";
 import type { Counting } from "./counting.ts";
 
 const { flushed_ns: FLUSHED, flush_ns: FLUSH } = layout.traffic.fields;
-/** Milliseconds between two walks over all TCP sockets, at least. */
+/** Shortest interval of walks over all TCP sockets, milliseconds. */
 const WALK = 4_500;
-/** A walk is followed by so many times its own duration without one: it takes a hundredth of a core at most. */
+/** Pause after a walk, in multiples of its duration, so that walks take at most a hundredth of a core. */
 const REST = 100;
 
 /** Owns programs and iterators. */

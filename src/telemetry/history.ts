@@ -1,6 +1,6 @@
 /**
- * An hour of each edge, in steps of ten seconds. Memory follows what happened: six minutes in which an edge did nothing
- * take none. 500 edges that are busy all the time take 9 MB, and no more edges than that have a history.
+ * The last hour of each edge, in steps of ten seconds. Six minutes without traffic take no memory. At most 500 edges have a
+ * history; if all are busy they take 9 MB.
  */
 import { type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./rows.ts";
 
@@ -11,7 +11,7 @@ const CHUNKS = 10;
 export const HISTORY_SECONDS = STEP * CHUNK_STEPS * CHUNKS;
 const MOST_EDGES = 500;
 
-/** What a step keeps, in this order. */
+/** The values of a step, in this order. */
 const FIELDS = 7 + ENDS.length + 2;
 const AT = { opened: 0, sent: 1, received: 2, retransmits: 3, rttUs: 4, rtts: 5, live: 6, ends: 7 } as const;
 const FAILED_MS = AT.ends + ENDS.length;
@@ -19,7 +19,7 @@ const DURATION_S = FAILED_MS + 1;
 
 interface Track {
   before: Counters;
-  /** By number of the chunk since the epoch: at most CHUNKS + 1 of them. */
+  /** Chunks by their number since the epoch, at most CHUNKS + 1. */
   chunks: Map<number, Float32Array>;
 }
 
@@ -39,13 +39,13 @@ export class History {
   readonly #tracks = new Map<string, Track>();
   /** Steps since the epoch of the last sample. */
   #last = 0;
-  /** Of the first sample. */
+  /** The time of the first sample. */
   #first = 0;
 
   /** Adds the present totals, each under its edge's id. `now` as Date.now(). */
   record(totals: ReadonlyMap<string, Counters>, now: number): void {
     const step = Math.floor(now / 1000 / STEP);
-    // A clock that was set back: what is newer than now is nothing to compare with.
+    // The clock was set back: discard samples from the future.
     if (step < this.#last) this.#restart(step);
     if (this.#first === 0) this.#first = step;
     this.#last = step;
@@ -59,7 +59,7 @@ export class History {
           isFull = true;
           continue;
         }
-        // What came before this agent looked is no event of this moment.
+        // Counts from before the first sample did not happen now.
         track = { before: this.#first === step ? copyOf(counters) : noCounters(), chunks: new Map() };
         this.#tracks.set(id, track);
       }
@@ -73,16 +73,16 @@ export class History {
       for (const chunk of chunks.keys()) if (chunk < oldest) chunks.delete(chunk);
   }
 
-  /** Seconds that are covered. */
+  /** The covered time, seconds. */
   covered(now: number): number {
     if (this.#first === 0) return 0;
     return Math.min(HISTORY_SECONDS, Math.max(0, now / 1000 - this.#first * STEP));
   }
 
-  /** What was counted in the last `seconds`, to the nearest step, and until the totals `now`. */
+  /** The counts of the last `seconds` (to the nearest step) until the totals `now`. */
   recent(id: string, totals: Counters, seconds: number, now: number): Counters {
     const track = this.#tracks.get(id);
-    // New since the last sample; before the first one nobody knows what is new.
+    // New since the last sample. Before the first sample this is unknown.
     if (!track) return this.#first > 0 ? copyOf(totals) : noCounters();
     const sum = noCounters();
     this.#sum(track, now / 1000 / STEP - seconds / STEP, now / 1000 / STEP, sum);
@@ -91,7 +91,7 @@ export class History {
     return sum;
   }
 
-  /** The same for all that lies before the last `seconds`: what an edge is compared with. */
+  /** The counts before the last `seconds`, for comparison. */
   earlier(id: string, seconds: number, now: number): Counters {
     const sum = noCounters();
     const track = this.#tracks.get(id);
@@ -130,7 +130,7 @@ export class History {
     return series;
   }
 
-  /** As a file keeps it; see `History.from`. */
+  /** The form for a file; see `History.from`. */
   toJSON(): unknown {
     return {
       version: 1,
@@ -151,7 +151,7 @@ export class History {
     };
   }
 
-  /** What `toJSON` gave; an empty history for anything else. */
+  /** Reads the result of `toJSON`; an empty history for anything else. */
   static from(text: string): History {
     const history = new History();
     try {
@@ -186,7 +186,7 @@ export class History {
     for (const [number, values] of track.chunks) {
       for (let i = 0; i < CHUNK_STEPS; i++) {
         const step = number * CHUNK_STEPS + i;
-        // A step belongs to where its end lies.
+        // A step belongs to the chunk of its end.
         if (step + 1 <= from || step + 1 > to + 1) continue;
         const at = i * FIELDS;
         const value = (field: number) => values[at + field] ?? 0;
@@ -214,7 +214,7 @@ export class History {
     return values.subarray(at, at + FIELDS);
   }
 
-  /** Gives whether there is room for another edge. */
+  /** Whether there is room for another edge. */
   #forgetIdle(step: number): boolean {
     const oldest = Math.floor(step / CHUNK_STEPS) - CHUNKS;
     for (const [id, { chunks }] of this.#tracks) {

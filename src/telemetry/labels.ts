@@ -1,6 +1,6 @@
 /**
- * What services and endpoints are called that rows have by number. Names that istiod takes back are kept in the kernel
- * beside the rows (map `flow_labels`), since counters outlive configuration and agents.
+ * Names of the services and endpoints that rows have by number. Names that istiod removed are kept in the kernel beside the
+ * rows (map `flow_labels`), because counters outlive configuration and agents.
  */
 
 import { type EndpointAddress, readEndpoint } from "../datapath/mesh-tables/endpoint-table.ts";
@@ -28,13 +28,13 @@ export class Labels {
   readonly #workloads: WorkloadIndex | undefined;
   readonly #writes: boolean;
   readonly #kept = { service: new Map<number, string>(), endpoint: new Map<number, string>() };
-  /** What was read of ids that mean what they meant: `changed` says when not. A scrape asks for ten thousand. */
+  /** A cache by id, because a scrape needs ten thousand. `changed` invalidates it. */
   readonly #services = new Map<number, string>();
   readonly #endpoints = new Map<number, EndpointAddress & { key: number | string }>();
 
   #changes = 0;
 
-  /** `workloads` is absent for commands that know none; `writes` says that names may be kept for the next agent. */
+  /** `workloads` is absent in commands; `writes`: names may be kept for the next agent. */
   constructor(tables: Tables, workloads: WorkloadIndex | undefined, writes: boolean) {
     this.#tables = tables;
     this.#map = tables.maps.flow_labels;
@@ -49,7 +49,7 @@ export class Labels {
     }
   }
 
-  /** "host:port", or the name of one of istiod's own clusters; undefined for 0, which stands for no service. */
+  /** "host:port", or the name of one of istiod's own clusters; undefined for 0 (no service). */
   service(id: number): string | undefined {
     if (id === 0) return undefined;
     const read = this.#services.get(id);
@@ -83,21 +83,21 @@ export class Labels {
     return this.#changes + (this.#workloads?.revision ?? 0);
   }
 
-  /** The id is about to mean something else. */
+  /** Call it before the id is reused. */
   changed(kind: "service" | "cluster" | "endpoint", id: number): void {
     this.#changes++;
     if (kind === "service") this.#services.delete(id);
     if (kind === "endpoint") this.#endpoints.delete(id);
   }
 
-  /** istiod's words for an endpoint's workload; "" when it has none. */
+  /** istiod's workload label of an endpoint; "" without one. */
   workload(id: number): string {
     const at = this.#endpoint(id);
     const text = at && this.#workloads?.at(at.key);
     return this.#keep("endpoint", id, text) ?? "";
   }
 
-  /** The same for a caller, by its address alone. */
+  /** The same for a caller, by its address. */
   caller(address: string): string {
     return this.#workloads?.findHost(address) ?? "";
   }
@@ -108,7 +108,7 @@ export class Labels {
     return Math.max(0, this.#tables.endpointLoads.count(id, ejected_until_ns.offset));
   }
 
-  /** The number will mean something else from now on. */
+  /** Call it when the number is reused. */
   forget(kind: Kind, id: number): void {
     this.#changes++;
     if (this.#kept[kind].delete(id)) this.#map.delete(mapKey(kind, id));
@@ -122,7 +122,7 @@ export class Labels {
       try {
         this.#map.update(mapKey(kind, id), labelBytes(text));
       } catch {
-        // No room: the name is lost with this agent, the numbers are not.
+        // No room: the name is lost with this agent, but the counts are not.
       }
     }
     return text;

@@ -1,4 +1,4 @@
-/** The map without an agent: from what is pinned, with totals since the counters began and no history. */
+/** The map without an agent, from the pins: totals since the counters began, and no history. */
 import { hostname } from "node:os";
 import { openPinned } from "../datapath/inspect/inspect.ts";
 import { makeDocument, totalsFor } from "./edges.ts";

@@ -1,7 +1,6 @@
 /**
- * What is wrong, by the numbers of one document: pure functions, one for each rule, and no others decide it. Each looks at
- * the window alone, but for "slower-than-before". Numbers too small to mean anything are left out, so that healthy traffic
- * gives no problem.
+ * Finds problems in one document: one pure function for each rule, and this is the only place with rules. Each uses only the
+ * window, except "slower-than-before". Small numbers are ignored, so that healthy traffic gives no problem.
  *
  * | rule | what is seen | severity |
  * |---|---|---|
@@ -22,7 +21,7 @@
  */
 import type { Edge, EdgesDocument, EndpointNode, Node, Problem, Rule, ServiceNode } from "./model.ts";
 
-/** What rules look at beyond the document. */
+/** Inputs of rules beyond the document. */
 export interface Baseline {
   /** Mean least round trip before the window, microseconds, over that many connections. */
   rtt: ReadonlyMap<string, { mean: number; count: number }>;
@@ -48,7 +47,7 @@ const LIMITS = {
 
 type Document = Pick<EdgesDocument, "nodes" | "edges">;
 
-/** All of them, worst first: by severity, then by the number of connections concerned, then by name. */
+/** All problems, worst first: by severity, then by the number of affected connections, then by name. */
 export function findProblems(document: Document, baseline: Baseline): Problem[] {
   const nodes = new Map(document.nodes.map((node) => [node.id, node]));
   const problems = [
@@ -76,7 +75,7 @@ export function findProblems(document: Document, baseline: Baseline): Problem[] 
 
 type Nodes = ReadonlyMap<string, Node>;
 
-/** Of "endpoint" edges, which say where: an edge from a unit has the same failures. */
+/** Failures of "endpoint" edges, which name the place: an edge of a unit has the same failures. */
 function failedConnects(edge: Edge, nodes: Nodes): Problem[] {
   if (edge.kind !== "endpoint") return [];
   const { failures, opened } = edge.recent;
@@ -272,11 +271,11 @@ function ejected({ id, name, address, port, ejected: seconds }: EndpointNode): P
 
 function alone(service: ServiceNode, { edges }: Document): Problem[] {
   if (!service.endpoints || service.endpoints.usable < 2) return [];
-  // One with live connections carries its part, though least-request gives it no new ones.
+  // An endpoint with live connections takes part, even if least-request gives it no new ones.
   const used = edges.filter(({ from, recent, live }) => from === service.id && recent.opened + live > 0);
   const [only] = used;
   if (used.length !== 1 || !only || only.recent.opened < LIMITS.aloneCount) return [];
-  // The first one may go anywhere.
+  // The first connection may use any endpoint.
   if (service.endpoints.largestShare ** (only.recent.opened - 1) > LIMITS.aloneChance) return [];
   return [
     {
@@ -293,7 +292,7 @@ function alone(service: ServiceNode, { edges }: Document): Problem[] {
 function noAnswer(edge: Edge, nodes: Nodes): Problem[] {
   if (edge.kind !== "endpoint") return [];
   const { closed, sent, received, failures } = edge.recent;
-  // One that was reset is named for that.
+  // A reset connection has its own rule.
   const failed = failures.refused + failures.timedOut + failures.unreachable + failures.reset;
   if (closed - failed < LIMITS.silentCount || sent === 0 || received > 0) return [];
   return [

@@ -1,4 +1,4 @@
-/** All counters at one moment, as the kernel has them. */
+/** Reads all counters of the kernel. */
 
 import * as layout from "../datapath/tables/layout.gen.ts";
 import type { Maps } from "../datapath/tables/tables.ts";
@@ -15,7 +15,7 @@ import {
   viewOf,
 } from "./rows.ts";
 
-/** Sums of rows that are gone (src/telemetry/retirement.ts). */
+/** Sums of retired rows (retirement.ts). */
 export interface RetiredRow {
   /** Of the entry, as text. */
   id: string;
@@ -23,7 +23,7 @@ export interface RetiredRow {
   direction: Direction;
   /** "host:port"; "in": the local port. */
   service: string;
-  /** istiod's words; "" when there are none. */
+  /** istiod's workload label; "" without one. */
   workload: string;
   counters: Counters;
 }
@@ -49,7 +49,7 @@ export interface Reading {
   rows: FlowRow[];
   retired: RetiredRow[];
   latency: LatencyRow[];
-  /** What found no row. */
+  /** Connections without a row, because the table was full. */
   other: { out: Counters; in: Counters };
   room: { rows: number; callers: number };
 }
@@ -57,7 +57,7 @@ export interface Reading {
 /** Looks at rows and sums until none was moved from the one to the other meanwhile: an agent retires while others read. */
 const MOST_LOOKS = 8;
 
-/** Reads everything; flush before it. Throws KernelError. */
+/** Reads everything. Call flush before. Throws KernelError. */
 export function readTraffic(maps: Maps): Reading {
   return {
     atNs: Number(monotonic()),

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
 import type { RecentRefusal } from "../inbound/refusals.ts";
-import { formatRecord } from "./access-log/access-log.ts";
+import { formatRecord, refusalRecord } from "./access-log/record.ts";
 import type { EdgesDocument } from "./model.ts";
-import { refusalRecord, withRefusedPeers } from "./refused-peers.ts";
+import { withRefusedPeers } from "./refused-peers.ts";
 
 const refusal = (source: string, more: Partial<RecentRefusal> = {}): RecentRefusal => ({
   ...{ ago: 2, by: "shop/no", source, sourcePort: 40_000, destination: "10.0.0.1", port: 8080 },

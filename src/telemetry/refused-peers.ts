@@ -3,23 +3,8 @@
  * numbers here are at least so many.
  */
 import type { RecentRefusal } from "../inbound/refusals.ts";
-import type { LogRecord } from "./access-log/access-log.ts";
 import { parseWorkload } from "./labels.ts";
 import type { CallerNode, EdgesDocument, Problem } from "./model.ts";
-
-/** The line of one refusal. `now` is in milliseconds; `text` is the caller's workload as istiod names it, or "". */
-export function refusalRecord(refusal: RecentRefusal, now: number, text: string): LogRecord {
-  const { ago, by, source, destination, port } = refusal;
-  return {
-    time: new Date(now - ago * 1000).toISOString(),
-    ...{ direction: "in", unit: "", pid: 0, service: "", workload: parseWorkload(text)?.name ?? "" },
-    asked: destination.includes(":") ? `[${destination}]:${port}` : `${destination}:${port}`,
-    peer: `${source} on port ${port}`,
-    ...{ duration_ms: null, sent: 0, received: 0, retransmits: 0, rtt_us: null },
-    end: "refused-on-purpose",
-    reason: by,
-  };
-}
 
 /**
  * The document with a problem for each (peer, port, policy) of the refusals in its window, and a node for each of these peers.

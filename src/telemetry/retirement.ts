@@ -28,7 +28,7 @@ import {
 const RECORD = layout.retirement;
 const { retired_row: ROW, retired_key: KEY, enums } = layout;
 const DIRECTION = enums.flow_direction;
-/** What was read that long ago is read again, milliseconds. An id that may be reused has rested for longer. */
+/** Lifetime of the cached rows, milliseconds. Shorter than the quarantine of ids. */
 const FRESH = 1_000;
 
 export type RetirementStep = "recorded" | "pending" | "stored" | "deleted";
@@ -57,12 +57,12 @@ export class Retirement {
     if (this.#pending[0] === 1n) this.#complete();
   }
 
-  /** Lets go of the memory. */
+  /** Unmaps the memory. */
   close(): void {
     unmap(this.#record.buffer);
   }
 
-  /** For Tables.mayReuse: moves the rows that carry the id. False while one of them has a live connection. */
+  /** For Tables.mayReuse: moves the rows with the id. False while one of them has a live connection. */
   readonly mayReuse: MayReuse = (kind, id) => {
     const may = this.#mayReuse(kind, id);
     this.#labels.changed(kind, id);
@@ -104,7 +104,7 @@ export class Retirement {
     return moved;
   }
 
-  /** Takes marks away that an agent before left. Throws KernelError. */
+  /** Removes marks that an earlier agent left. Throws KernelError. */
   unmark(): void {
     const marker = Marker.open();
     try {
@@ -129,11 +129,11 @@ export class Retirement {
     this.#readAt = performance.now();
   }
 
-  /** False when a connection of it lives. */
+  /** False when the row has a live connection. */
   #retire({ key, bytes: bytesOf }: FlowRow, source = key.source): boolean {
     const bytes = bytesOf();
     const value = new Uint8Array(new ArrayBuffer(layout.flow_row.size));
-    // It may be gone already, and it may have changed since it was read: a service's connections outlive its name.
+    // The row may be gone, or may have changed since it was read: a service's connections outlive its name.
     if (!this.#mapOf(key.direction).lookup(bytes, value)) return true;
     const counters = decodeCounters(viewOf(value), 0);
     if (counters.opened !== closedOf(counters)) return false;
@@ -171,7 +171,7 @@ export class Retirement {
     return retired_rows.lookup(other, sum) ? other : undefined;
   }
 
-  /** Does what the record says. Doing it twice is doing it once. */
+  /** Carries out the record. Idempotent. */
   #complete(): void {
     const part = (field: "from" | "to" | "sum") => {
       const { offset, size } = RECORD.fields[field];
@@ -193,7 +193,7 @@ export class Retirement {
     return `${service}\n${key.direction === "out" ? this.#labels.workload(key.endpoint) : ""}`;
   }
 
-  /** Histograms say nothing of a service that is gone. */
+  /** Removes the histograms of a service that is gone. */
   #dropLatency(service: number): void {
     const { keys, count } = this.#maps.latency_rows.entries();
     const view = viewOf(keys);
@@ -253,7 +253,7 @@ class Marker {
     }
   }
 
-  /** Marks what is chosen, and nothing else. */
+  /** Marks the chosen rows, and no others. */
   walk(map: BpfMap): void {
     const program = this.#object.program("mark_rows");
     try {
@@ -284,7 +284,7 @@ function retiredKey(source: number, label: bigint, direction: FlowKey["direction
   return key;
 }
 
-/** Does nothing when the key is there already, or the map is full. Throws KernelError for anything else. */
+/** Inserts a key. Ignores an existing key and a full map. Throws KernelError for other errors. */
 function insert(map: BpfMap, key: Uint8Array, value: Uint8Array): void {
   try {
     map.update(key, value, "new");
@@ -308,7 +308,7 @@ function hashOf(text: string): bigint {
   return hash;
 }
 
-/** What a record that is pending would move; for tests. */
+/** The counts that a pending record would move; for tests. */
 export function pendingOf(maps: Maps): FlowKey | undefined {
   const value = new Uint8Array(new ArrayBuffer(RECORD.size));
   maps.retirement.lookup(new Uint8Array(4), value);

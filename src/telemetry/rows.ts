@@ -1,4 +1,4 @@
-/** The kernel's counters as it keeps them (bpf/include/traffic.h): one row for each pair of a source and a destination. */
+/** The kernel's counters as it keeps them (bpf/maps/traffic.h): one row for each pair of a source and a destination. */
 
 import * as layout from "../datapath/tables/layout.gen.ts";
 import type { BpfMap } from "../kernel/maps.ts";
@@ -16,22 +16,22 @@ const DIRECTIONS: Readonly<Record<number, Direction>> = {
 /** How connections end, by the kernel's number (enum flow_end). */
 export const ENDS = [
   "closed",
-  /** A reset answered the SYN. */
+  /** The SYN was answered by a reset. */
   "refused",
-  /** Nothing answered the SYN, nor at least one more. */
+  /** The SYN and at least one retry were not answered. */
   "timed-out",
   /** An ICMP error, or no route. */
   "unreachable",
   /** Established, then reset by the peer, or given up by the kernel. */
   "reset",
-  /** By the app itself: SO_LINGER 0, or closed before there was an answer. */
+  /** Ended by the app: SO_LINGER 0, or closed before an answer. */
   "aborted",
   /** The app connected the same socket elsewhere (AF_UNSPEC): its bytes are lost. */
   "reused",
 ] as const;
 export type End = (typeof ENDS)[number];
 
-/** Ends that are failures of the way or of the peer. */
+/** Ends that are failures of the network or the peer. */
 export const FAILURES = ["refused", "timed-out", "unreachable", "reset"] as const satisfies readonly End[];
 export type Failure = (typeof FAILURES)[number];
 
@@ -45,11 +45,11 @@ export interface FlowKey {
   cluster: number;
   /** "refused": the reason (src/mesh/model.ts REASONS). */
   endpoint: number;
-  /** "in": who connected, canonical text. */
+  /** "in": the caller's address, canonical. */
   remote: string;
 }
 
-/** Since the row was made; it is only ever added to. */
+/** Counts since the row was created. They never decrease. */
 export interface Counters {
   opened: number;
   /** By ENDS. */
@@ -59,9 +59,9 @@ export interface Counters {
   received: number;
   /** Segments. */
   retransmits: number;
-  /** Nanoseconds that connects took which failed. */
+  /** Duration of failed connects, nanoseconds. */
   failedNs: number;
-  /** Nanoseconds of established connections that ended. */
+  /** Duration of ended established connections, nanoseconds. */
   durationNs: number;
   /** Sum of the least round trip of `rtts` connections, microseconds. */
   rttUs: number;
@@ -70,12 +70,12 @@ export interface Counters {
 
 export interface FlowRow {
   key: FlowKey;
-  /** Gives the key's bytes, for the map. */
+  /** The bytes of the key, for the map. */
   bytes(): Uint8Array;
   counters: Counters;
   /** CLOCK_MONOTONIC, nanoseconds. */
   usedNs: number;
-  /** An agent was about to move it into sums (retirement.ts): what begins is counted elsewhere meanwhile. */
+  /** Marked for retirement (retirement.ts): new connections are counted elsewhere. */
   isRetiring: boolean;
 }
 
@@ -110,7 +110,7 @@ export function addCounters(sum: Counters, more: Counters): void {
   sum.rtts += more.rtts;
 }
 
-/** What was added since `before`; never less than nothing. */
+/** The difference to `before`, never negative. */
 export function subtractCounters(after: Counters, before: Counters | undefined): Counters {
   if (!before) return after;
   const less = (a: number, b: number) => Math.max(0, a - b);
@@ -127,7 +127,7 @@ export function subtractCounters(after: Counters, before: Counters | undefined):
   };
 }
 
-/** All connections that ended, however. */
+/** All ended connections. */
 export function closedOf(counters: Counters): number {
   let sum = 0;
   for (const count of counters.ends) sum += count;
@@ -147,7 +147,7 @@ export function liveOf(counters: Counters): number {
   return Math.max(0, counters.opened - closedOf(counters));
 }
 
-/** All rows of flow_rows or caller_rows. What is added meanwhile may be in or not. Throws KernelError. */
+/** All rows of flow_rows or caller_rows. Concurrent changes may or may not be included. Throws KernelError. */
 export function readRows(map: BpfMap): FlowRow[] {
   const { keys, values, count } = map.entries();
   const rows: FlowRow[] = [];
@@ -167,7 +167,7 @@ export function readRows(map: BpfMap): FlowRow[] {
   return rows;
 }
 
-/** Undefined for a direction that a later version knows. */
+/** Undefined for an unknown direction of a later version. */
 export function decodeKey(view: DataView, bytes: Uint8Array, at: number): FlowKey | undefined {
   const { fields } = KEY;
   const direction = DIRECTIONS[view.getUint8(at + fields.direction.offset)];
@@ -209,7 +209,7 @@ function ends(view: DataView, at: number): number[] {
   return counts;
 }
 
-/** Writes what `decodeCounters` reads. */
+/** Encodes counters for `decodeCounters`. */
 export function encodeCounters(counters: Counters, view: DataView, at: number): void {
   const { fields } = ROW;
   const put = (offset: number, value: number) => view.setBigUint64(at + offset, BigInt(value), LITTLE);

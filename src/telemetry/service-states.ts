@@ -1,4 +1,4 @@
-/** What the mesh says of a service that counters can't: its endpoints and limits, and which service a local port is. */
+/** The mesh's facts about services: endpoints, limits, and the services of local ports. */
 
 import type { Tables } from "../datapath/tables/tables.ts";
 import { parseAddress } from "../mesh/address.ts";
@@ -7,21 +7,21 @@ import type { Cluster, Mesh, Target } from "../mesh/model.ts";
 import type { ServiceNode } from "./model.ts";
 import { clusterState } from "./table-state.ts";
 
-/** How long an index of the mesh serves, milliseconds: it changes in place. */
+/** Lifetime of the index of the mesh, which changes in place; milliseconds. */
 const FRESH = 5_000;
 
 type State = Pick<ServiceNode, "endpoints" | "limit">;
 
 export class ServiceStates {
   readonly #mesh: () => Mesh | undefined;
-  /** The machine's own addresses, as an endpoint's words have them. */
+  /** The machine's addresses, in the form of an endpoint's words. */
   readonly #addresses: readonly Uint32Array[];
   #builtAt = Number.NEGATIVE_INFINITY;
   /** By service, then by the name of a cluster that its frontends lead to: the cluster's share of the connections. */
   #shares = new Map<string, Map<string, number>>();
   #ports = new Map<number, string>();
 
-  /** `addresses` are the machine's own; those that are none are left out. */
+  /** `addresses` are the machine's; invalid ones are ignored. */
   constructor(mesh: () => Mesh | undefined, addresses: readonly string[]) {
     this.#mesh = mesh;
     this.#addresses = addresses.flatMap((address) => {
@@ -56,7 +56,7 @@ export class ServiceStates {
     return { endpoints, ...(limit ? { limit } : {}) };
   }
 
-  /** "host:port" of the service that leads to this machine's port. */
+  /** "host:port" of the service of a local port. */
   inbound(port: number): string | undefined {
     this.#build();
     return this.#ports.get(port);
@@ -85,7 +85,7 @@ export class ServiceStates {
             this.#ports.set(endpoints.port(i), service);
   }
 
-  /** Compares words: a hundred thousand addresses as text would stop the agent for longer than a scrape takes. */
+  /** Compares words, because formatting a hundred thousand addresses would block the agent longer than a scrape. */
   #isOwn(words: Uint32Array, at: number): boolean {
     return this.#addresses.some(
       (own) =>

@@ -1,4 +1,4 @@
-/** Who connects (bpf/include/source.h): from the kernel's number to a name. */
+/** Names of sources (bpf/include/source.h) by the kernel's numbers. */
 import { readFileSync } from "node:fs";
 import { fixedText } from "../kernel/info.ts";
 import type { BpfMap } from "../kernel/maps.ts";
@@ -10,7 +10,7 @@ export interface Source {
   name: string;
 }
 
-/** Above it, the rest is a user's id. */
+/** The bit that marks a user id. */
 const USER = 2 ** 47;
 const UNIT_SUFFIX = /\.(service|scope|socket|mount|swap)$/;
 
@@ -24,7 +24,7 @@ export class Sources {
     this.#map = map;
   }
 
-  /** Reads the map again: call it before a round of `of`. Throws KernelError. */
+  /** Reads the map again. Call it before a series of `of`. Throws KernelError. */
   refresh(): void {
     const { keys, values, count } = this.#map.entries();
     const { keySize, valueSize } = this.#map.info;
@@ -58,7 +58,7 @@ function readUsers(): Map<number, string> {
       if (/^\d+$/.test(id) && !users.has(Number(id))) users.set(Number(id), name);
     }
   } catch {
-    // Their numbers name them then.
+    // Users are then named by number.
   }
   return users;
 }

@@ -1,4 +1,4 @@
-/** Rows summed up to the nodes and edges of the map (model.ts), before anything is said of time. */
+/** Sums rows to the nodes and edges of the map (model.ts), without rates. */
 import { REASONS } from "../mesh/model.ts";
 import { type Labels, parseWorkload } from "./labels.ts";
 import type { Edge, EndpointNode, Histogram, Node, ServiceNode } from "./model.ts";
@@ -13,7 +13,7 @@ export interface EdgeSum {
   kind: Edge["kind"];
   port: number;
   counters: Counters;
-  /** Refused on purpose, by reason. */
+  /** Refusals on purpose, by reason. */
   refused: Map<string, number>;
   /** CLOCK_MONOTONIC, nanoseconds; 0 = not known. */
   usedNs: number;
@@ -141,7 +141,7 @@ function unitNode({ nodes }: Sums, source: Source): string {
   return id;
 }
 
-/** Undefined and "" are no service. */
+/** Undefined and "" mean no service. */
 function serviceId(service: string | undefined): string {
   return `service:${service || "none"}`;
 }
@@ -211,7 +211,7 @@ function callerNode({ nodes }: Sums, address: string, workloadText: string): str
   return id;
 }
 
-/** Callers of a workload whose rows were retired: their addresses are gone, their numbers are not. */
+/** Callers of a workload whose rows were retired: their addresses are gone, their counts are kept. */
 function formerCallerNode({ nodes }: Sums, workloadText: string): string {
   const workload = parseWorkload(workloadText);
   const id = `caller:former:${workload ? `${workload.namespace}/${workload.name}` : "unknown"}`;
@@ -227,17 +227,17 @@ function formerCallerNode({ nodes }: Sums, workloadText: string): string {
   return id;
 }
 
-/** The first label of a host name; an address stays whole. */
+/** The first label of a host name, or the whole address. */
 export function shortName(host: string): string {
   return /^[\d.:]+$/.test(host) ? host : (host.split(".")[0] ?? host);
 }
 
-/** Of a Kubernetes service's name; "" for any other host. */
+/** The namespace of a Kubernetes service's name; "" for other hosts. */
 export function namespaceOf(host: string): string {
   return /^[^.]+\.([^.]+)\.svc(\.|$)/.exec(host)?.[1] ?? "";
 }
 
-/** Cumulative, as Prometheus has it; empty buckets at the end are left out but for the last. */
+/** Cumulative, as in Prometheus, without empty buckets at the end except the last. */
 export function histogramOf(counts: readonly number[], unit: Histogram["unit"], scale: number): Histogram {
   const buckets: Histogram["buckets"] = [];
   let sum = 0;

@@ -5,7 +5,7 @@ import type { Tables } from "../datapath/tables/tables.ts";
 
 const { live: LIVE, ejected_until_ns: UNTIL, ejected: EJECTED } = layout.cluster_load.fields;
 
-/** Names to ids, read once in a while: ids of clusters stay while their name does. */
+/** Ids by name, cached: a cluster keeps its id as long as its name. */
 const known = new WeakMap<Tables, { at: number; ids: Map<string, number> }>();
 const FRESH = 5_000;
 

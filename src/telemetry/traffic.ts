@@ -1,6 +1,6 @@
 /**
- * The agent's part in counting: it turns it on, brings rows up to date every five seconds, keeps an hour of history, and
- * says what rows are called. The kernel counts without it, so it may die at any moment.
+ * The agent's part of counting: turns it on, updates rows every five seconds, keeps an hour of history, and names rows. The
+ * kernel counts without the agent, so the agent may die at any moment.
  */
 import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -13,18 +13,18 @@ import { historyOf, makeDocument, type ServiceState, totalsFor } from "./edges.t
 import { Flusher } from "./flush.ts";
 import { History, STEP } from "./history.ts";
 import { Labels } from "./labels.ts";
-import { type Rows, readRowTables } from "./metrics/row-table.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "./model.ts";
 import { type Reading, readTraffic } from "./reading.ts";
 import { Retirement } from "./retirement.ts";
+import { type Rows, readRowTables } from "./row-table.ts";
 import { Sources } from "./sources.ts";
 import { type Sums, sumUp } from "./sums.ts";
 
-/** Between two flushes, milliseconds; Istio's proxies report long connections as often. */
+/** Interval of flushes, milliseconds, as Istio's proxies report long connections. */
 const FLUSH = 5_000;
-/** From taking the tables to the first look, milliseconds. */
+/** Delay of the first flush after the tables were acquired, milliseconds. */
 const BEGIN = 1_000;
-/** Flushes between two writes of the history. */
+/** Number of flushes between two writes of the history. */
 const SAVE_EVERY = 12;
 const NOT_COUNTED = "Connections are not counted: the setting traffic is off.";
 const HISTORY_FILE = "traffic-history.json";
@@ -33,11 +33,11 @@ export interface TrafficOptions {
   tables: Tables;
   workloads: WorkloadIndex;
   machine: Machine;
-  /** Whether connections are counted at all. */
+  /** Whether connections are counted. */
   counts: boolean;
-  /** Local ports that the configuration names; those of endpoints with the machine's addresses come by themselves. */
+  /** Configured local ports, in addition to those of endpoints with the machine's addresses. */
   ports: readonly number[];
-  /** Where the history is kept over restarts. */
+  /** The file of the history. */
   stateDir: string;
   service: ServiceState;
   /** Whether this version's programs run at the hooks. */
@@ -45,7 +45,7 @@ export interface TrafficOptions {
   warn(line: string): void;
 }
 
-/** All that can be said of one moment. */
+/** All values of one moment. */
 export interface Moment {
   reading: Reading;
   sums: Sums;
@@ -68,7 +68,7 @@ export class Traffic {
   #rounds = 0;
   #trouble = "";
 
-  /** Takes nothing over: tables and maps stay the caller's, who calls `close` before they are closed. Throws KernelError. */
+  /** Tables and maps stay the caller's, which must call `close` before it closes them. Throws KernelError. */
   constructor(options: TrafficOptions) {
     const { tables, workloads, stateDir, counts } = options;
     this.#options = options;
@@ -81,7 +81,7 @@ export class Traffic {
     this.#counts = counts;
     this.counting.count(counts);
     this.#history = History.from(textAt(join(stateDir, HISTORY_FILE)));
-    // Not now: a hand-over waits for this, and connections do not.
+    // Later, because a hand-over waits for this call.
     this.#begin = setTimeout(() => this.#round(), BEGIN);
     this.#timer = setInterval(() => this.#round(), FLUSH);
     this.#timer.unref?.();

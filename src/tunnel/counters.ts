@@ -1,19 +1,19 @@
-/** What a tunnel counts, for its status. Everything is bounded: names beyond the bounds go together under "(others)". */
+/** The counters of a tunnel, for its status. All are bounded: names beyond the limits are counted as "(others)". */
 import type { FailureReason } from "./failure.ts";
 
 export type Way = "outbound" | "inbound" | "hbone";
 
-/** Peers' identities, and pairs of service and reason, that are counted one by one. */
+/** Most identities of peers, and most pairs of service and reason. */
 const MOST_NAMES = 1_000;
 const OTHERS = "(others)";
 
 export interface WayCounters {
-  /** Connections (or CONNECTs) that are open now, and that came about in all. */
+  /** Open connections (or CONNECTs), and all established ones. */
   open: number;
   total: number;
-  /** Connections that wait for a handshake or for the peer. */
+  /** Connections that are being established. */
   pending: number;
-  /** Bytes that apps here sent to peers, and received from them. */
+  /** Bytes that local apps sent to peers and received from them. */
   sent: number;
   received: number;
   failures: Partial<Record<FailureReason, number>>;
@@ -21,11 +21,11 @@ export interface WayCounters {
 
 export interface CounterRows {
   ways: Record<Way, WayCounters>;
-  /** TLS handshakes that succeeded. */
+  /** Successful TLS handshakes. */
   handshakes: { client: number; server: number };
   /** Connections to apps that show the caller's address, and that show this machine's own because the caller can't be shown. */
   callers: { shown: number; hidden: number };
-  /** Outbound connections that failed and came about on another endpoint. */
+  /** Outbound connections that failed and succeeded on another endpoint. */
   retried: number;
   /** Verified identities of peers, with their connections. */
   identities: Record<string, number>;
@@ -50,7 +50,7 @@ export class Counters {
     this.version++;
   }
 
-  /** What began has come about. */
+  /** A connection was established. */
   opened(way: Way, identity?: string): void {
     const row = this.rows.ways[way];
     row.pending--;
@@ -71,7 +71,7 @@ export class Counters {
     this.version++;
   }
 
-  /** What began, or what was open, has failed; `service` for outbound. */
+  /** A connection failed; `service` for outbound. */
   failed(way: Way, reason: FailureReason, service?: string): void {
     const { failures } = this.rows.ways[way];
     failures[reason] = (failures[reason] ?? 0) + 1;
@@ -84,7 +84,7 @@ export class Counters {
     services[name] = row;
   }
 
-  /** What began is over before it came about. */
+  /** A connection ended before it was established. */
   abandoned(way: Way): void {
     this.rows.ways[way].pending--;
     this.version++;

@@ -1,7 +1,7 @@
-/** Why a connection did not come about, or ended, as the counters of `kmesh status` name it. */
+/** Reasons of failed connections, as in the counters of `kmesh status`. */
 
 export type FailureReason =
-  /** The accepted socket names no target, or one that the table does not hold. */
+  /** The accepted socket's address is not the address of a target in the table. */
   | "unknown-target"
   /** This machine has no certificate, or it has expired. */
   | "no-certificate"
@@ -40,7 +40,7 @@ export type FailureReason =
   | "reset"
   | "other";
 
-/** A failure with its reason; the message says it in words, without keys or payload. */
+/** A failure with its reason. The message contains no keys or payload. */
 export class TunnelFailure extends Error {
   readonly reason: FailureReason;
   constructor(reason: FailureReason, message: string) {
@@ -86,7 +86,7 @@ export function reasonOfFailure(error: unknown): FailureReason {
   return "other";
 }
 
-/** Those that another endpoint may not have, and that count against this one, as failed connects do. */
+/** Faults of the endpoint: another endpoint may not have them, and they count for ejection like failed connects. */
 const ENDPOINTS_FAULT: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "connect-refused",
   "connect-timeout",
@@ -105,7 +105,7 @@ const ENDPOINTS_FAULT: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "protocol-error",
 ]);
 
-/** Whether the endpoint is to blame, rather than this machine, the peer's policies or the app. */
+/** Whether the endpoint caused the failure, not this machine, the peer's policies or the app. */
 export function isEndpointsFault(reason: FailureReason): boolean {
   return ENDPOINTS_FAULT.has(reason);
 }

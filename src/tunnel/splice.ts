@@ -1,11 +1,11 @@
 import type { Duplex } from "node:stream";
 
-/** What two joined streams carried, in bytes, and how it ended. */
+/** The bytes and the end of two joined streams. */
 export interface Spliced {
-  /** From the first to the second stream, and back. */
+  /** Bytes from the first to the second stream, and back. */
   forth: number;
   back: number;
-  /** The first error, and of which stream it is; absent when both ended in good order. */
+  /** The first error and its stream; absent when both ended normally. */
   error?: Error;
   failed?: "first" | "second";
 }
@@ -33,7 +33,7 @@ export function splice(first: Duplex, second: Duplex, done: (result: Spliced) =>
   const watch = (stream: Duplex, name: "first" | "second") => {
     stream.on("error", (error: Error) => fail(name, error));
     const closed = () => {
-      // Closed before its end: the other side must not take that for the end.
+      // Closed before its end: the other side must see a reset, not an end.
       if (!stream.readableEnded || !stream.writableFinished) fail(name, new Error("the connection was lost"));
       if (--open === 0) done(result);
     };

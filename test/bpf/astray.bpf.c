@@ -3,7 +3,7 @@
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
-#include "../../bpf/include/tables.h"
+#include "../../bpf/maps/tables.h"
 
 #define CLUSTER_ENDPOINTS 77
 #include "../../bpf/connect.bpf.c"

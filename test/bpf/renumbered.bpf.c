@@ -3,7 +3,7 @@
 #include <stdbool.h>
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
-#include "../../bpf/include/verdict.h"
+#include "../../bpf/maps/verdict.h"
 
 #define REASON_INTERNAL REASON_NO_ENDPOINT
 #include "../../bpf/connect.bpf.c"

@@ -45,17 +45,17 @@ type Change = readonly [file: string, from: RegExp, to: string];
 
 /** Members of the tables that are not shared move and become wider, and lines of slots longer; the same of names: other ABIs. */
 const WIDE: readonly Change[] = [
-  ["bpf/include/tables.h", /^struct settings \{$/m, "struct settings {\n\t__u64 moved[5];"],
+  ["bpf/maps/tables.h", /^struct settings \{$/m, "struct settings {\n\t__u64 moved[5];"],
   [
-    "bpf/include/tables.h",
+    "bpf/maps/tables.h",
     /^struct descriptor \{\n\t__u8 kind;$/m,
     "struct descriptor {\n\t__u64 moved[3];\n\t__u32 kind;",
   ],
-  ["bpf/include/tables.h", /^\t__u8 balance;$/m, "\t__u32 balance;"],
-  ["bpf/include/tables.h", /^\t__u8 reason;/m, "\t__u32 reason;"],
-  ["bpf/include/tables.h", /^#define SLOTS_PER_LINE 16$/m, "#define SLOTS_PER_LINE 32"],
-  ["bpf/include/names.h", /^struct names_settings \{$/m, "struct names_settings {\n\t__u64 moved[2];"],
-  ["bpf/include/names.h", /^#define INLINE_NAME 48$/m, "#define INLINE_NAME 32"],
+  ["bpf/maps/tables.h", /^\t__u8 balance;$/m, "\t__u32 balance;"],
+  ["bpf/maps/tables.h", /^\t__u8 reason;/m, "\t__u32 reason;"],
+  ["bpf/maps/tables.h", /^#define SLOTS_PER_LINE 16$/m, "#define SLOTS_PER_LINE 32"],
+  ["bpf/maps/names.h", /^struct names_settings \{$/m, "struct names_settings {\n\t__u64 moved[2];"],
+  ["bpf/maps/names.h", /^#define INLINE_NAME 48$/m, "#define INLINE_NAME 32"],
 ];
 
 const VARIANTS = {
@@ -74,7 +74,7 @@ const VARIANTS = {
   /** Version 0.4.0-test, whose map layouts in keep/ differ. */
   "other-keep": [
     ["package.json", /"version": "[^"]+"/, '"version": "0.4.0-test"'],
-    ["bpf/include/keep.h", /^struct endpoint_load \{$/m, "struct endpoint_load {\n\t__u64 moved;"],
+    ["bpf/maps/keep.h", /^struct endpoint_load \{$/m, "struct endpoint_load {\n\t__u64 moved;"],
   ],
   /** Version 0.0.9-test, as of before there were names: it leaves what is pinned of them alone. */
   "no-names": [

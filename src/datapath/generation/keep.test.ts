@@ -1,4 +1,4 @@
-/** Maps in keep/ never change their layouts: compares bpf/include/keep.h with the released layouts. */
+/** Maps in keep/ never change their layouts: compares bpf/maps/keep.h with the released layouts. */
 import { expect, test } from "bun:test";
 import { keptLayouts } from "./keep.ts";
 

@@ -1,5 +1,5 @@
 /**
- * The layouts of the maps in keep/ (bpf/include/keep.h), as text. Every version reads and writes these maps, two versions
+ * The layouts of the maps in keep/ (bpf/maps/keep.h), as text. Every version reads and writes these maps, two versions
  * at once during a hand-over, so their common parts must be equal.
  */
 import { createHash } from "node:crypto";

@@ -1,4 +1,4 @@
-/** A cluster in the kernel (struct descriptor of bpf/include/tables.h). Immutable after publication. */
+/** A cluster in the kernel (struct descriptor of bpf/maps/tables.h). Immutable after publication. */
 import type { Ejection } from "../../mesh/model.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
 import * as layout from "../tables/layout.gen.ts";
@@ -48,7 +48,7 @@ const POLICIES: Record<SlotPolicy, number> = {
   hash: BALANCE.BALANCE_HASH,
 };
 
-/** Longest chain of further descriptors (MAX_FALLBACKS of bpf/include/tables.h). */
+/** Longest chain of further descriptors (MAX_FALLBACKS of bpf/maps/tables.h). */
 export const MAX_FALLBACKS = 8;
 
 export const SLOTS_PER_LINE = layout.slot_line.size / 4;

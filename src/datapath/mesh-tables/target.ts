@@ -1,4 +1,4 @@
-/** The 8-byte target word, which decides a connection (bpf/include/verdict.h). */
+/** The 8-byte target word, which decides a connection (bpf/maps/verdict.h). */
 import { REASONS, type Reason } from "../../mesh/model.ts";
 
 export type Action = "absent" | "cluster" | "pass" | "refuse";

@@ -1,5 +1,5 @@
 /**
- * Tunnel targets in the kernel (bpf/include/tunnel.h): endpoints that `kmesh tunnel` reaches for the apps. Such an endpoint
+ * Tunnel targets in the kernel (bpf/maps/tunnel.h): endpoints that `kmesh tunnel` reaches for the apps. Such an endpoint
  * is one at 127.a.b.c:15001 for the programs; a.b.c is its id + FIRST_TARGET, so numbers are given, rest and come back as
  * the endpoints' ids do.
  */

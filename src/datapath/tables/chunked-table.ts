@@ -1,5 +1,5 @@
 /**
- * A table of records with dense ids that grows without moving one (bpf/include/chunked.h): an array-of-maps whose
+ * A table of records with dense ids that grows without moving one (bpf/maps/chunked.h): an array-of-maps whose
  * inner arrays double in size, each written and read through mmap.
  */
 import { BpfMap, FLAG, type Placement, placeInner, unmap } from "../../kernel/maps.ts";

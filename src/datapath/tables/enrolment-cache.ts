@@ -1,4 +1,4 @@
-/** The programs' cache of enrolment (`enrolment` and `verdicts` of bpf/include/keep.h). */
+/** The programs' cache of enrolment (`enrolment` and `verdicts` of bpf/maps/keep.h). */
 
 import { waitForGracePeriod } from "../../kernel/grace-period.ts";
 import { type BpfMap, unmap } from "../../kernel/maps.ts";

@@ -53,7 +53,7 @@ describe("target words", () => {
   });
 
   test("reasons have the numbers of verdict.h", async () => {
-    const header = await Bun.file(new URL("../../../bpf/include/verdict.h", import.meta.url)).text();
+    const header = await Bun.file(new URL("../../../bpf/maps/verdict.h", import.meta.url)).text();
     const numbers = [...header.matchAll(/REASON_([A-Z_]+) = (\d+)/g)].filter(([, name]) => name !== "COUNT");
     expect(numbers.length).toBeGreaterThan(5);
     for (const [, name = "", number = ""] of numbers) {

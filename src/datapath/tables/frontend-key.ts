@@ -1,4 +1,4 @@
-/** Encodes frontends as keys of the kernel (struct frontend_key and struct prefix_key of bpf/include/tables.h). */
+/** Encodes frontends as keys of the kernel (struct frontend_key and struct prefix_key of bpf/maps/tables.h). */
 import { formatAddress, isV4, parseAddress, prefixBits } from "../../mesh/address.ts";
 import type { Match } from "../../mesh/model.ts";
 import * as layout from "./layout.gen.ts";

@@ -1,4 +1,4 @@
-/** The one record that every connect() reads first (struct settings of bpf/include/tables.h). */
+/** The one record that every connect() reads first (struct settings of bpf/maps/tables.h). */
 import { type BpfMap, unmap } from "../../kernel/maps.ts";
 import { parseAddress } from "../../mesh/address.ts";
 import * as layout from "./layout.gen.ts";

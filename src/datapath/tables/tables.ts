@@ -6,7 +6,7 @@ import { ExactTable, PrefixTable } from "./frontends.ts";
 import * as layout from "./layout.gen.ts";
 import { Settings } from "./settings.ts";
 
-/** Maps of bpf/include/tables.h: one set for each generation. */
+/** Maps of bpf/maps/tables.h: one set for each generation. */
 export const GENERATION_MAPS = [
   "settings",
   "frontends",
@@ -18,7 +18,7 @@ export const GENERATION_MAPS = [
   "slots",
 ] as const;
 
-/** Maps of bpf/include/traffic.h: one set for all generations. */
+/** Maps of bpf/maps/traffic.h: one set for all generations. */
 export const TRAFFIC_MAPS = [
   "traffic",
   "served_ports",
@@ -36,7 +36,7 @@ export const TRAFFIC_MAPS = [
   "retirement",
 ] as const;
 
-/** Maps of bpf/include/tunnel.h: one set for all generations. */
+/** Maps of bpf/maps/tunnel.h: one set for all generations. */
 export const TUNNEL_MAPS = ["tunnel_targets", "transports", "transport_lines"] as const;
 
 /** Kept maps for agents and the tunnel. No program uses them, and not every version has them. */
@@ -45,10 +45,10 @@ export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement", ...TUNNE
 /** Maps of bpf/include/recent.h: one set for all generations. */
 export const RECENT_MAPS = ["recent", "recent_number"] as const;
 
-/** Maps of bpf/include/caller.h: one set for all generations. */
+/** Maps of bpf/maps/caller.h: one set for all generations. */
 export const CALLER_MAPS = ["callers"] as const;
 
-/** Maps of bpf/include/keep.h: one set for all generations. */
+/** Maps of bpf/maps/keep.h: one set for all generations. */
 export const KEPT_MAPS = [
   "sockets",
   "endpoints",

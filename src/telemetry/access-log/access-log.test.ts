@@ -13,8 +13,8 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { formatRecord, isFailure, type LogRecord, matches } from "./access-log.ts";
 import { LogTarget } from "./log-target.ts";
+import { formatRecord, isFailure, type LogRecord, matches } from "./record.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-access-log-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));

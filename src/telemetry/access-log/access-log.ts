@@ -1,10 +1,9 @@
 /**
- * The access log: a line for each connection that ended, from the records that the kernel writes at the same moment and from
- * the same facts as its counters. The kernel's buffer is read a few times a second, and only while somebody wants lines.
- * Nothing waits for a reader or a disk: what can't be taken is dropped and counted.
+ * The access log: one line for each ended connection, from records that the kernel writes at the same time and from the same
+ * values as its counters. The kernel's buffer is read a few times a second, only while there is a reader. Nothing waits for a
+ * reader or a disk: excess lines are dropped and counted.
  */
 import type { AccessLogConfig } from "../../config/config.ts";
-import type { AccessLogFilter } from "../../config/telemetry.ts";
 import * as layout from "../../datapath/tables/layout.gen.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import type { RefusalFollower } from "../../inbound/refusals.ts";
@@ -14,42 +13,15 @@ import { RingReader } from "../../kernel/ring.ts";
 import { formatAddress } from "../../mesh/address.ts";
 import { REASONS } from "../../mesh/model.ts";
 import { parseWorkload } from "../labels.ts";
-import { refusalRecord } from "../refused-peers.ts";
-import { type Direction, decodeKey, ENDS, FAILURES, longAt, viewOf } from "../rows.ts";
+import { type Direction, decodeKey, ENDS, longAt, viewOf } from "../rows.ts";
 import type { Traffic } from "../traffic.ts";
 import { LogTarget } from "./log-target.ts";
+import { formatRecord, type LogRecord, matches, refusalRecord } from "./record.ts";
 
-/** Between two looks at the kernel's buffer, milliseconds: it has room for 8,000 records. */
+/** Poll interval of the kernel's buffer, milliseconds. It holds 8,000 records. */
 const LOOK = 200;
-/** Records in one look: what is beyond waits in the kernel, or is dropped there. */
+/** Most records of one poll. Others wait in the kernel, or are dropped there. */
 const MOST = 20_000;
-
-export interface LogRecord {
-  /** ISO 8601, when it ended (or was looked at, for a live one). */
-  time: string;
-  direction: "out" | "in" | "refused";
-  unit: string;
-  pid: number;
-  /** "host:port"; "" when it belongs to none. */
-  service: string;
-  /** What the app asked for, `address:port`; "" for accepted ones. */
-  asked: string;
-  /** Where it went, or who came. */
-  peer: string;
-  /** Of the peer; "" when istiod names none. */
-  workload: string;
-  /** Milliseconds from connect() to the end; null when it is not known. */
-  duration_ms: number | null;
-  sent: number;
-  received: number;
-  retransmits: number;
-  /** Least round trip; null when none was measured. */
-  rtt_us: number | null;
-  /** How it ended (rows.ts ENDS), "live", or "refused-on-purpose". */
-  end: string;
-  /** Why it was refused on purpose; "" otherwise. */
-  reason: string;
-}
 
 export interface AccessLogOptions {
   map: BpfMap;
@@ -70,9 +42,9 @@ export class AccessLog {
   #trouble = "";
   #second = 0;
   #lines = 0;
-  /** What the kernel's buffer had no room for, as of the last look. */
+  /** Records that the kernel's buffer had no room for, at the last poll. */
   #unlogged = 0;
-  /** Lines beyond the rate, ever. */
+  /** Lines dropped by the rate limit, in total. */
   limited = 0;
 
   /** Throws KernelError. */
@@ -81,14 +53,14 @@ export class AccessLog {
     const { config } = options;
     this.#ring = RingReader.open(options.map, layout.flow_record.size);
     this.#unlogged = options.traffic.counting.get("unlogged");
-    // What an agent before left is nobody's any more, unless the log goes on.
+    // Discard an earlier agent's records, unless the log continues.
     if (!config) this.#skip();
     this.configure(config);
     this.#timer = setInterval(() => this.#look(), LOOK);
     this.#timer.unref?.();
   }
 
-  /** Logs by this configuration from now on, or not at all. What waits goes to where it was to go. */
+  /** Applies a configuration; undefined turns the log off. Waiting lines go to the old target. */
   configure(config: AccessLogConfig | undefined): void {
     const { traffic, warn } = this.#options;
     if (this.#target) this.#look();
@@ -102,7 +74,7 @@ export class AccessLog {
     traffic.counting.log(config !== undefined || this.#followers.size > 0);
   }
 
-  /** Gives each record to `listener` from now on; gives how to stop. */
+  /** Passes each record to `listener`. Returns a function that stops it. */
   follow(listener: (record: LogRecord) => void): () => void {
     // Refusals from before are nobody's.
     if (!this.#target && this.#followers.size === 0) this.#refusals();
@@ -114,12 +86,12 @@ export class AccessLog {
     };
   }
 
-  /** Lines that the target did not take, ever. */
+  /** Lines that the target did not accept, in total. */
   get dropped(): number {
     return this.#target?.dropped ?? 0;
   }
 
-  /** Ends this process's part; without a configured log the kernel writes no records from now on. */
+  /** Stops. Without a configured log the kernel writes no more records. */
   close(): void {
     clearInterval(this.#timer);
     this.#look();
@@ -181,7 +153,7 @@ export class AccessLog {
     }
   }
 
-  /** False for what is beyond the rate, which is said once a second. */
+  /** False for a line above the rate limit. The number of such lines is logged once a second. */
   #mayWrite(rate: number): boolean {
     const second = Math.floor(performance.now() / 1000);
     if (second !== this.#second) {
@@ -246,47 +218,7 @@ function isLogged(direction: Direction): direction is LogRecord["direction"] {
   return direction !== "passed";
 }
 
-/** Whether a record is one that the filter wants. */
-export function matches({ end, service, unit }: LogRecord, filter: AccessLogFilter): boolean {
-  if (filter.failures && !isFailure(end)) return false;
-  if (filter.units.length > 0 && !filter.units.includes(unit)) return false;
-  const host = service.replace(/:\d+$/, "");
-  return filter.services.length === 0 || filter.services.some((name) => name === service || name === host);
-}
-
-export function isFailure(end: string): boolean {
-  return end === "refused-on-purpose" || (FAILURES as readonly string[]).includes(end);
-}
-
-/** One line, without its end. Names come from others: control characters and quotes are escaped. */
-export function formatRecord(record: LogRecord): string {
-  const { time, direction, unit, pid, service, asked, peer, workload } = record;
-  const where =
-    direction === "in"
-      ? `from ${peer}`
-      : `${service === "" ? asked : service} ${peer === "" ? "" : `at ${peer} `}`;
-  const parts = [
-    time,
-    direction,
-    unit === "" ? "-" : `${plain(unit)}[${pid}]`,
-    plain(where.trim()),
-    ...(workload === "" ? [] : [`(${plain(workload)})`]),
-    record.end + (record.reason === "" ? "" : `:${record.reason}`),
-    ...(record.duration_ms === null ? [] : [`${record.duration_ms}ms`]),
-    `sent=${record.sent}`,
-    `received=${record.received}`,
-    ...(record.retransmits > 0 ? [`retransmits=${record.retransmits}`] : []),
-    ...(record.rtt_us === null ? [] : [`rtt=${record.rtt_us}us`]),
-  ];
-  return parts.join(" ");
-}
-
-/** Control characters, quotes and backslashes as \xNN. */
-function plain(text: string): string {
-  return text.replace(/["\\]|\p{Cc}/gu, (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`);
-}
-
-/** Why lines are missing. */
+/** The line about missing lines. */
 const DROP_CAUSES = {
   rate: "more than access-log-rate in a second",
   buffer: "the kernel's buffer was full",

@@ -1,7 +1,7 @@
 /**
- * Where access log lines go: a file, a named pipe, stdout, or the journal. Lines wait in memory, a megabyte at most, while those
- * before are written. What comes beyond, or can't be written, is dropped and counted, and the count is written as soon as
- * something can be written again. A line that a full disk cut is completed then.
+ * The target of access log lines: a file, a named pipe, stdout, or the journal. At most a megabyte of lines waits in memory
+ * while earlier ones are written. Further lines are dropped and counted; the count is written as soon as the target accepts
+ * data again. A line that a full disk cut is then completed.
  */
 import { close, closeSync, constants, openSync, write, writeSync } from "node:fs";
 import { createConnection } from "node:net";
@@ -9,23 +9,23 @@ import type { Writable } from "node:stream";
 import { reasonOf } from "../../errors/reason.ts";
 
 const ROOM = 1 << 20;
-/** Between two tries at a file that can't be written, milliseconds. */
+/** Pause after a failed write, milliseconds. */
 const RETRY = 5_000;
 /** journald's stream protocol: a header of seven lines, then a line an entry (systemd's sd_journal_stream_fd). */
 const JOURNAL = "/run/systemd/journal/stdout";
 const JOURNAL_HEADER = "kmesh-access\n\n6\n0\n0\n0\n0\n";
 const NEWLINE = 10;
 
-/** How much of a text was taken; with an error when the target takes no more for now. */
+/** The number of written bytes, with an error when the target accepts no more for now. */
 interface Outcome {
   written: number;
   error?: unknown;
 }
 
-/** Takes one text at a time: `done` is called once for each `write`, later. */
+/** Writes one text at a time. `done` is called once for each `write`, later. */
 interface Sink {
   write(bytes: Uint8Array, done: (outcome: Outcome) => void): void;
-  /** Takes what it takes at once, and lets go. */
+  /** Writes as much as possible without waiting, and closes. */
   end(bytes: Uint8Array): void;
   destroy(): void;
 }
@@ -36,7 +36,7 @@ export class LogTarget {
   readonly #dropText: (count: number) => string;
   #lines: string[] = [];
   #size = 0;
-  /** What was taken out of `#lines` and not written: the rest of a line, or all that a slow reader left. */
+  /** Text that was taken from `#lines` and is not written yet: the rest of a line, or everything for a slow reader. */
   #rest = new Uint8Array();
   /** Whether the last byte that was written ended a line. */
   #isAtStart = true;
@@ -48,17 +48,17 @@ export class LogTarget {
   #untold = 0;
   /** Of these, how many the last line of what is being written, or of `#rest`, tells. */
   #telling = 0;
-  /** Lines that were dropped, ever. */
+  /** Dropped lines, in total. */
   dropped = 0;
 
-  /** `to` is a path, "stdout" or "journal". `dropText` makes the line that says how many are missing. Nothing is opened yet. */
+  /** `to` is a path, "stdout" or "journal". `dropText` formats the line about dropped lines. Opens nothing yet. */
   constructor(to: string, warn: (line: string) => void, dropText: (count: number) => string) {
     this.#to = to;
     this.#warn = warn;
     this.#dropText = dropText;
   }
 
-  /** Takes one line; `flush` writes it. */
+  /** Adds a line; `flush` writes it. */
   write(line: string): void {
     if (this.#size + this.#rest.length + line.length > ROOM) {
       this.#drop(1);
@@ -68,7 +68,7 @@ export class LogTarget {
     this.#size += line.length + 1;
   }
 
-  /** Writes what waits, unless something is being written, and waits for nothing. */
+  /** Starts to write the waiting lines, unless a write is in progress. Does not wait. */
   flush(): void {
     if (this.#isBusy || (this.#lines.length === 0 && this.#rest.length === 0 && this.#untold === 0)) return;
     const sink = this.#open();
@@ -98,7 +98,7 @@ export class LogTarget {
     });
   }
 
-  /** Writes what can be written at once. */
+  /** Writes as much as possible without waiting. */
   close(): void {
     this.#isClosed = true;
     if (!this.#isBusy) this.#end();
@@ -165,12 +165,12 @@ export class LogTarget {
   }
 }
 
-/** A file, or a named pipe. Neither a pipe without a reader nor one that is full holds anybody up. */
+/** A file or a named pipe. A pipe that is full or has no reader never blocks. */
 class FileSink implements Sink {
   #fd: number;
   #isBusy = false;
 
-  /** Throws: ENXIO for a pipe that nobody reads. */
+  /** Throws ENXIO for a pipe without a reader. */
   constructor(path: string) {
     const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK, O_NOCTTY } = constants;
     this.#fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK | O_NOCTTY, 0o640);
@@ -193,7 +193,7 @@ class FileSink implements Sink {
     try {
       if (bytes.length > 0) writeSync(this.#fd, bytes);
     } catch {
-      // Nobody is left who could be told.
+      // Nobody can receive the error any more.
     }
     closeSync(this.#fd);
   }
@@ -207,7 +207,7 @@ class StreamSink implements Sink {
   readonly #stream: Writable;
   readonly #stays: boolean;
 
-  /** `stays`: others use the stream, too. */
+  /** `stays`: the stream is shared and stays open. */
   constructor(stream: Writable, stays: boolean) {
     this.#stream = stream;
     this.#stays = stays;

@@ -1,9 +1,9 @@
 /**
- * Metrics as text: the Prometheus text format 0.0.4, and OpenMetrics 1.0 for who asks for it. Counters mirror the kernel's,
- * so there is no registry: a scrape writes what it finds.
+ * Formats metrics: the Prometheus text format 0.0.4, and OpenMetrics 1.0 on request. There is no registry, because a scrape
+ * reads the kernel's counters.
  */
 
-/** In the order in which they are written; an empty value is no label. */
+/** In output order. A label with an empty value is left out. */
 export type Labels = readonly (readonly [name: string, value: string])[];
 
 /** Labels as bytes, as they stand behind a metric's name. Ten thousand of them as texts would be 20 MB. */
@@ -14,7 +14,7 @@ export interface LabelSet {
 }
 
 export interface Family {
-  /** Of a counter without `_total`. */
+  /** The name; for a counter without `_total`. */
   name: string;
   help: string;
   type: "counter" | "gauge" | "histogram";
@@ -34,7 +34,7 @@ export interface Family {
 export const TEXT = "text/plain; version=0.0.4; charset=utf-8";
 export const OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/** The content type that an Accept header asks for: OpenMetrics only when it is named, and no worse than plain text. */
+/** The content type for an Accept header: OpenMetrics only if it is named with at least the weight of plain text. */
 export function chooseFormat(accept: string | undefined): typeof TEXT | typeof OPEN_METRICS {
   let open = 0;
   let plain = 0;
@@ -188,7 +188,7 @@ function openBlock(block: Uint8Array): Uint8Array {
   return open;
 }
 
-/** Values longer than that are cut: nothing of ours is, and others' names must not fill the scraper's memory. */
+/** Longest value; longer names of others are cut, so that they don't fill the scraper's memory. */
 const LONGEST = 1024;
 
 function escapeLabel(value: string): string {
@@ -203,7 +203,7 @@ function escapeHelp(text: string, open: boolean): string {
   return open ? escaped.replaceAll('"', '\\"') : escaped;
 }
 
-/** OpenMetrics wants a float's text for a bound. */
+/** OpenMetrics requires the form of a float for a bound. */
 function le(bound: number): string {
   return Number.isInteger(bound) ? `${bound}.0` : number(bound);
 }

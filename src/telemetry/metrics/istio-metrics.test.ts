@@ -2,11 +2,11 @@ import { expect, test } from "bun:test";
 import * as layout from "../../datapath/tables/layout.gen.ts";
 import { parseAddress } from "../../mesh/address.ts";
 import type { Labels } from "../labels.ts";
+import { Columns, type Rows, RowTable } from "../row-table.ts";
 import { type Counters, encodeCounters, type FlowKey, noCounters, viewOf } from "../rows.ts";
 import type { Sources } from "../sources.ts";
 import type { LabelSet } from "./exposition.ts";
 import { istioFamilies } from "./istio-metrics.ts";
-import { Columns, type Rows, RowTable } from "./row-table.ts";
 import { Tally } from "./tally.ts";
 
 const self = {

@@ -1,10 +1,10 @@
-/** kmesh's own metrics: what Istio's names have no room for. Units and services are their labels, never endpoints. */
+/** kmesh's own metrics, beyond Istio's standard ones. Their labels are units and services, never endpoints. */
 
 import type { Counting } from "../counting.ts";
 import { HISTORY_SECONDS } from "../history.ts";
+import type { Rows } from "../row-table.ts";
 import { ENDS } from "../rows.ts";
 import { type Family, type LabelSet, type Labels, labelSet, withLabel } from "./exposition.ts";
-import type { Rows } from "./row-table.ts";
 import type { PAIR_FIELDS, Tally } from "./tally.ts";
 
 type PairField = (typeof PAIR_FIELDS)[number];
@@ -16,11 +16,11 @@ const DURATION_BUCKETS = [2, 6, 10, 12, 14, 16, 18, 20];
 const RTT_UNIT = 1e-6;
 const DURATION_UNIT = 256e-6;
 
-/** What the agent says of itself. */
+/** Values of the agent. */
 export interface AgentNumbers {
   version: string;
   connected: boolean;
-  /** Seconds since the epoch of the last push that is live; 0 = none. */
+  /** Time of the last live push, seconds since the epoch; 0 = none. */
   lastPush: number;
   pushes: number;
   writes: number;
@@ -28,7 +28,7 @@ export interface AgentNumbers {
   tables: { name: string; capacity: number; bytes: number }[];
   ejections: number;
   ejected: number;
-  /** Connections to this machine that were refused, by policy. */
+  /** Refused inbound connections, by policy. */
   inboundRefusals: { by: string; count: number }[];
 }
 

@@ -6,12 +6,12 @@
 import * as layout from "../../datapath/tables/layout.gen.ts";
 import { REASONS } from "../../mesh/model.ts";
 import type { Labels } from "../labels.ts";
+import type { Rows, RowTable } from "../row-table.ts";
 import { type Counters, closedOf, endsOf } from "../rows.ts";
 import type { Sources } from "../sources.ts";
 import { unitId } from "../sums.ts";
 import { type LabelSet, labelSet, type Labels as MetricLabels } from "./exposition.ts";
 import { destinationLabels, FLAGS, type SelfLabels, sourceLabels } from "./istio-labels.ts";
-import type { Rows, RowTable } from "./row-table.ts";
 
 /** Label sets of Istio's at most; what comes after is added to its service's with an unknown destination workload. */
 export const MOST_LABEL_SETS = 10_000;

@@ -1,9 +1,9 @@
 /**
- * One HTTP/2 connection that carries CONNECT tunnels and nothing else (RFC 9113, section 8.5), as client or server.
- * node:http2 under Bun lets streams starve each other and stalls at large windows, hence our own.
+ * One HTTP/2 connection that carries only CONNECT tunnels (RFC 9113, section 8.5), as client or server. It replaces
+ * node:http2, which under Bun lets streams starve each other and stalls at large windows.
  *
- * No stream can starve another: the connection's window is given back as soon as bytes arrive, whether or not they are
- * read; only a stream's own window holds its sender back. Streams that send take turns of one frame each.
+ * No stream can starve another. The connection's window is credited as soon as bytes arrive, whether or not they are read;
+ * only a stream's own window limits its sender. Sending streams take turns of one frame each.
  */
 import type { Duplex } from "node:stream";
 import type { Budget } from "./budget.ts";
@@ -25,20 +25,20 @@ import { encodeHeaders, type Headers, HpackDecoder, HpackError, MAX_HEADER_LIST 
 import { ConnectStream, FIRST_STREAM_WINDOW, type StreamOwner, StreamReset } from "./stream.ts";
 import { TokenBucket } from "./token-bucket.ts";
 
-/** Before SETTINGS say otherwise (RFC 9113 section 6.5.2). */
+/** Defaults before SETTINGS (RFC 9113 section 6.5.2). */
 const DEFAULT_WINDOW = 65_535;
 const MAX_WINDOW = 2 ** 31 - 1;
-/** The connection's window in bytes: where it begins, and what it grows to with use. */
+/** The connection's window, bytes: the initial and the largest size. */
 const FIRST_WINDOW = 1024 * 1024;
 const LARGEST_WINDOW = 16 * 1024 * 1024;
-/** Bytes of DATA that wait in the socket: more would let a bulk stream delay its neighbours. */
+/** Most bytes of DATA in the socket's buffer. More would let a bulk stream delay its neighbours. */
 const SEND_AHEAD = 64 * 1024;
-/** A peer that does not read our control frames is given up on at this many waiting bytes. */
+/** Most waiting bytes of control frames, before the connection to a peer that does not read is closed. */
 const DEAF = 1024 * 1024;
-/** Milliseconds between PINGs, and until an answer is given up on; as ztunnel and istiod's Envoys have them. */
+/** Interval and time limit of PINGs, milliseconds, as in ztunnel and istiod's Envoys. */
 const PING_EVERY = 10_000;
 const PING_PATIENCE = 20_000;
-/** Milliseconds from GOAWAY's announcement to its final form: requests that are under way still come in. */
+/** Milliseconds between the first and the final GOAWAY, for requests that are on their way. */
 const GOAWAY_GRACE = 1_000;
 /** SETTINGS_MAX_CONCURRENT_STREAMS that a server offers, as istiod's waypoints do. */
 export const MAX_STREAMS = 100;
@@ -48,9 +48,9 @@ export interface ConnectionOptions {
   budget: Budget;
   /** Server: a CONNECT has come. Answer it with stream.respond. */
   request?(stream: ConnectStream, headers: Headers): void;
-  /** The connection has ended; without a reason it was closed in good order. */
+  /** The connection has ended; without a reason it was closed normally. */
   closed?(reason: Error | undefined): void;
-  /** There may be room for a stream more: one has ended, or the peer allows more. */
+  /** There may be room for another stream: one has ended, or the peer allows more. */
   room?(): void;
   /** Milliseconds; for tests. */
   pingEvery?: number;
@@ -62,7 +62,7 @@ export class Http2Connection implements StreamOwner {
   readonly #reader: FrameReader;
   readonly #decoder = new HpackDecoder();
   readonly #streams = new Map<number, ConnectStream>();
-  /** Streams that can send, in the order of their turns. */
+  /** Streams with data to send, in the order of their turns. */
   readonly #ready = new Set<ConnectStream>();
   readonly #resets = new TokenBucket(1000, 33);
   readonly #chatter = new TokenBucket(1000, 100);
@@ -140,8 +140,8 @@ export class Http2Connection implements StreamOwner {
   }
 
   /**
-   * How many streams the peer takes at the same time without one of them being able to starve another: as many as whole
-   * stream windows fit into the connection's.
+   * The number of concurrent streams that can't starve each other at the peer: as many whole stream windows as fit into the
+   * connection's window.
    */
   get capacity(): number {
     const windows = Math.floor(this.#largestSendWindow / Math.max(1, this.#initialSendWindow));
@@ -161,7 +161,7 @@ export class Http2Connection implements StreamOwner {
     return stream;
   }
 
-  /** Takes no further stream, and closes when the last one has ended. */
+  /** Accepts no more streams, and closes after the last one. */
   drain(): void {
     if (this.#draining || this.#ended) return;
     this.#draining = true;
@@ -254,7 +254,7 @@ export class Http2Connection implements StreamOwner {
       case FRAME.pushPromise:
         throw new ConnectionFault(ERROR.protocol, "PUSH_PROMISE");
       default:
-        // PRIORITY has no meaning any more, and unknown types must be ignored: neither may come without end.
+        // PRIORITY is obsolete, and unknown types must be ignored. Limit their rate.
         this.#requireCalm();
     }
   }
@@ -380,7 +380,7 @@ export class Http2Connection implements StreamOwner {
       return;
     }
     if (stream) {
-      // Trailers; they mean nothing in a tunnel.
+      // Trailers have no meaning in a tunnel.
       if (end && !stream.remoteEnded) stream.receive(Buffer.alloc(0), 0, true);
       else stream.reset(ERROR.protocol);
       return;
@@ -435,7 +435,7 @@ export class Http2Connection implements StreamOwner {
     return undefined;
   }
 
-  /** Gives the connection's window back, and lets it grow while it is used. */
+  /** Credits the connection's window, and lets it grow while it is used. */
   #giveCredit(): void {
     if (this.#ended || this.#uncredited < this.#window / 2) return;
     let credit = this.#uncredited;
@@ -449,7 +449,7 @@ export class Http2Connection implements StreamOwner {
     this.#write(encodeNumber(FRAME.windowUpdate, 0, credit));
   }
 
-  /** Sends one frame of each stream that can, in turns, until the socket or a window is full. */
+  /** Sends one frame of each stream in turn, until the socket's buffer or a window is full. */
   #send(): void {
     if (this.#ended) return;
     while (this.#socket.writableLength < SEND_AHEAD) {
@@ -460,7 +460,7 @@ export class Http2Connection implements StreamOwner {
       const chunk = stream.next(Math.min(this.#sendWindow, this.#peerMaxFrame, MAX_FRAME));
       if (!chunk) continue;
       if (chunk.bytes.length === 0 && !chunk.end) {
-        // The connection's window is used up: it goes on with WINDOW_UPDATE.
+        // The connection's window is used up. WINDOW_UPDATE continues.
         this.#ready.add(stream);
         return;
       }

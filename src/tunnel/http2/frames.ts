@@ -1,4 +1,4 @@
-/** The frames of HTTP/2 (RFC 9113 sections 4 and 6), as far as CONNECT needs them. */
+/** The frames of HTTP/2 (RFC 9113 sections 4 and 6) that CONNECT needs. */
 
 export const FRAME = {
   data: 0,
@@ -41,7 +41,7 @@ export const ERROR = {
 export const PREFACE = Buffer.from("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "latin1");
 /** SETTINGS_MAX_FRAME_SIZE that we accept: the default. */
 export const MAX_FRAME = 16_384;
-/** Bound of one header block over all of its frames, and of the frames. */
+/** Limits of a header block: bytes and frames. */
 const MAX_BLOCK = 32 * 1024;
 const MAX_CONTINUATIONS = 8;
 const HEADER = 9;
@@ -104,8 +104,8 @@ export interface FrameSink {
 }
 
 /**
- * Splits a byte stream into frames. DATA is passed on as it comes; all else is kept until it is whole, at most MAX_FRAME
- * bytes, or MAX_BLOCK for headers. Throws ConnectionFault, and what the sink throws.
+ * Splits a byte stream into frames. DATA is passed on in parts; other frames are buffered, at most MAX_FRAME bytes, or
+ * MAX_BLOCK for headers. Throws ConnectionFault, and errors of the sink.
  */
 export class FrameReader {
   readonly #sink: FrameSink;
@@ -131,7 +131,7 @@ export class FrameReader {
     this.#kept = bytes;
   }
 
-  /** Takes what it can from the beginning of `bytes`, and gives how much; 0 when more must come. */
+  /** Parses the beginning of `bytes`. Returns the number of parsed bytes; 0 when more are needed. */
   #take(bytes: Buffer): number {
     if (this.#preface) return this.#takePreface(bytes);
     if (this.#data) return bytes.length === 0 ? 0 : this.#takeData(this.#data, bytes);

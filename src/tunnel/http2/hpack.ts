@@ -1,12 +1,12 @@
 /**
- * Header compression of HTTP/2 (RFC 7541): a whole decoder, since a peer may use all of it, and an encoder that writes
- * literals alone. Own code: there is no maintained library that bounds what it decodes.
+ * Header compression of HTTP/2 (RFC 7541): a complete decoder, and an encoder that writes only literals. There is no
+ * maintained library with limits on the decoded size.
  */
 
-/** Names in lower case, in their order. */
+/** Headers in order, names in lower case. */
 export type Headers = [name: string, value: string][];
 
-/** The header block breaks RFC 7541, or a bound: the connection ends with COMPRESSION_ERROR, for its state is lost. */
+/** The header block violates RFC 7541 or a limit. The connection ends with COMPRESSION_ERROR, because its state is lost. */
 export class HpackError extends Error {
   constructor(reason: string) {
     super(reason);
@@ -16,9 +16,9 @@ export class HpackError extends Error {
 
 /** SETTINGS_HEADER_TABLE_SIZE that we offer: the default. */
 const TABLE_SIZE = 4096;
-/** RFC 7541 section 4.1: what an entry costs beside its text. */
+/** The size of an entry beside its text (RFC 7541 section 4.1). */
 const ENTRY = 32;
-/** Bound of one decoded header list, counted as RFC 9113 section 6.5.2 counts it. */
+/** Limit of a decoded header list, counted as in RFC 9113 section 6.5.2. */
 export const MAX_HEADER_LIST = 32 * 1024;
 
 const STATIC: readonly [string, string][] = [
@@ -96,7 +96,7 @@ export class HpackDecoder {
   #size = 0;
   #limit = TABLE_SIZE;
 
-  /** Decodes one whole header block. Throws HpackError; the decoder can't be used any more then. */
+  /** Decodes one complete header block. Throws HpackError; the decoder must not be used afterwards. */
   decode(block: Uint8Array): Headers {
     const headers: Headers = [];
     let listSize = 0;
@@ -172,7 +172,7 @@ export class HpackDecoder {
   }
 }
 
-/** A header block of literals that no table remembers, the names from the static table where it has them. */
+/** Encodes a header block of literals without indexing, with names from the static table where possible. */
 export function encodeHeaders(headers: Headers): Buffer {
   const parts: Buffer[] = [];
   for (const [name, value] of headers) {

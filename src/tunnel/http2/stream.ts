@@ -2,10 +2,10 @@ import { Duplex } from "node:stream";
 import { ERROR } from "./frames.ts";
 import type { Headers } from "./hpack.ts";
 
-/** Windows in bytes: where a stream begins, and what it grows to while its reader keeps pace. */
+/** The stream's window, bytes: the initial size, and the largest while its reader keeps pace. */
 export const FIRST_STREAM_WINDOW = 64 * 1024;
 const LARGEST_STREAM_WINDOW = 4 * 1024 * 1024;
-/** What node:stream keeps beside our own queue. */
+/** The buffer of node:stream beside our own queue. */
 const HIGH_WATER_MARK = 64 * 1024;
 
 /** The stream was reset, by the peer or by us; `code` is of RFC 9113 section 7. */
@@ -18,9 +18,9 @@ export class StreamReset extends Error {
   }
 }
 
-/** What a stream asks of its connection. */
+/** The interface of the connection for a stream. */
 export interface StreamOwner {
-  /** The stream has something to send. */
+  /** The stream has data to send. */
   ready(stream: ConnectStream): void;
   respond(stream: ConnectStream, headers: Headers, end: boolean): void;
   /** `bytes` more are in the queue. The stream may be reset by this call. */
@@ -29,7 +29,7 @@ export interface StreamOwner {
   consumed(stream: ConnectStream, bytes: number, credit: number): void;
   /** Whether windows may grow. */
   ample(): boolean;
-  /** The stream ended; with a `code` the peer is told by RST_STREAM. */
+  /** The stream ended; with a `code` the peer gets RST_STREAM. */
   closed(stream: ConnectStream, code: number | undefined): void;
 }
 
@@ -43,9 +43,9 @@ export class ConnectStream extends Duplex {
   /** Settles with the final response's headers (client only); rejects with StreamReset or the connection's error. */
   readonly response: Promise<Headers>;
   readonly answer: { resolve(headers: Headers): void; reject(error: Error): void };
-  /** What the peer allows us to send. */
+  /** Bytes that the peer allows us to send. */
   sendWindow: number;
-  /** What we still allow the peer to send. */
+  /** Bytes that we allow the peer to send. */
   receiveWindow = FIRST_STREAM_WINDOW;
   /** The peer has sent END_STREAM; we have. */
   remoteEnded = false;
@@ -84,7 +84,7 @@ export class ConnectStream extends Duplex {
     this.destroy();
   }
 
-  /** Takes bytes of a DATA frame. False: the stream's window is overrun. */
+  /** Adds bytes of a DATA frame. False: they exceed the stream's window. */
   receive(bytes: Buffer, window: number, end: boolean): boolean {
     this.receiveWindow -= window;
     if (this.receiveWindow < 0) return false;
@@ -118,7 +118,7 @@ export class ConnectStream extends Duplex {
     this.destroy(error);
   }
 
-  /** Whether there is something that can be sent now. */
+  /** Whether data can be sent now. */
   get sendable(): boolean {
     if (this.#outgoing) return this.sendWindow > 0;
     return this.#final !== undefined;

@@ -1,4 +1,4 @@
-/** Allows `burst` events at once and `rate` a second after that. */
+/** Allows `burst` events at once and then `rate` per second. */
 export class TokenBucket {
   readonly #burst: number;
   readonly #rate: number;
@@ -11,7 +11,7 @@ export class TokenBucket {
     this.#tokens = burst;
   }
 
-  /** False: there were too many. */
+  /** Returns false when there are too many events. */
   take(): boolean {
     const now = performance.now();
     this.#tokens = Math.min(this.#burst, this.#tokens + ((now - this.#at) / 1000) * this.#rate);

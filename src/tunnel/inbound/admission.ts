@@ -1,4 +1,4 @@
-/** Who may come in: asked once for each connection, after the handshake. */
+/** Decides about inbound connections, once for each, after the handshake. */
 import { networkInterfaces } from "node:os";
 import { canonicalAddress } from "../../mesh/address.ts";
 import type { Identity, MtlsMode } from "../../mesh/inbound.ts";
@@ -14,15 +14,15 @@ export interface InboundConnection {
 }
 
 export interface Admission {
-  /** Whether the connection may come in. Must not throw: what can't be decided is refused. */
+  /** Whether to admit the connection. Must not throw: an undecidable connection is refused. */
   decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string };
-  /** What PeerAuthentication says of the port. `undefined`: the port is none of this machine's services. */
+  /** PeerAuthentication's mode of the port. `undefined`: the port belongs to no service of this machine. */
   mtls(port: number): MtlsMode | undefined;
-  /** Differs when the policies do. Undefined: established connections are left alone. Must not throw. */
+  /** A version that changes with the policies. Undefined: established connections are not cut. Must not throw. */
   establishedRevision?(): number | undefined;
 }
 
-/** Lets nobody in: while it is not known which policies there are. */
+/** Refuses all connections while the policies are unknown. */
 export const NOBODY: Admission = {
   decide: () => ({ allowed: false, reason: "the policies are not known" }),
   mtls: () => "strict",

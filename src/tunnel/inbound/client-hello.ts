@@ -7,10 +7,10 @@ export type FirstBytes =
   | { kind: "plaintext" }
   /** More bytes are needed. */
   | { kind: "incomplete" }
-  /** TLS. `alpn` is what the client offers; [] when it offers nothing, or the hello breaks the format. */
+  /** TLS. `alpn` are the offered protocols; [] when there are none, or the hello is malformed. */
   | { kind: "tls"; alpn: string[] };
 
-/** A ClientHello that is larger is judged by its first bytes. Post-quantum key shares make some of 2 KB. */
+/** Of a larger ClientHello only the first bytes are read. Post-quantum key shares need about 2 KB. */
 const LARGEST = 16 * 1024;
 const HANDSHAKE = 22;
 const CLIENT_HELLO = 1;
@@ -26,7 +26,7 @@ export function readFirstBytes(bytes: Uint8Array): FirstBytes {
   return { kind: "tls", alpn: message ? (alpnOf(message) ?? []) : [] };
 }
 
-/** The body of the first handshake message, which may be spread over several records. Undefined: it is no ClientHello. */
+/** The body of the first handshake message, which may span several records. Undefined: it is not a ClientHello. */
 function messageOf(bytes: Uint8Array): Uint8Array | "incomplete" | undefined {
   const parts: Uint8Array[] = [];
   let size = 0;
@@ -49,7 +49,7 @@ function messageOf(bytes: Uint8Array): Uint8Array | "incomplete" | undefined {
   }
 }
 
-/** Undefined when the hello breaks the format. */
+/** Undefined for a malformed hello. */
 function alpnOf(hello: Uint8Array): string[] | undefined {
   // Version, random; then session, cipher suites and compression methods, each with its length.
   let at = 34;

@@ -1,4 +1,4 @@
-/** Connections of peers that are carried now: looked at again when the policies change, if those govern them too. */
+/** The carried connections of peers, which are checked again when the policies change and cover established connections. */
 import type { Admission, InboundConnection } from "./admission.ts";
 
 interface Entry {
@@ -22,7 +22,7 @@ export class Established {
     return () => this.#entries.delete(entry);
   }
 
-  /** Cuts what is not admitted any more, if the policies have changed since the last call. */
+  /** Cuts connections that are no longer admitted, if the policies changed since the last call. */
   review(): void {
     const revision = this.#admission.establishedRevision?.();
     if (revision === undefined || revision === this.#seen) return;

@@ -1,4 +1,4 @@
-/** What peers open to this machine: HBONE on its own port, and sidecar mTLS or plaintext on ports that are steered here. */
+/** Inbound connections of peers: HBONE on its own port, and sidecar mTLS or plaintext on steered ports. */
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { canonicalAddress } from "../../mesh/address.ts";
@@ -20,10 +20,10 @@ import { type AddressAndPort, type Callers, openApp } from "./app.ts";
 import { readFirstBytes } from "./client-hello.ts";
 import { Established } from "./established.ts";
 
-/** What an Istio client may offer for a stream; the app's own `h2` is not among them. */
+/** Protocols that an Istio client offers for a stream, without the app's own `h2`. */
 const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1"];
 const MESH_ALPN = /^istio($|-)/;
-/** A client that says nothing for so long speaks plaintext, and waits for the server (milliseconds). */
+/** After this silence a client counts as plaintext that waits for the server, milliseconds. */
 const SNIFF_PATIENCE = 2_000;
 
 export interface InboundOptions {
@@ -56,12 +56,12 @@ export class InboundTunnel {
     this.#established.review();
   }
 
-  /** HTTP/2 connections that are open. */
+  /** Open HTTP/2 connections. */
   get connections(): number {
     return this.#connections.size;
   }
 
-  /** Sends GOAWAY on every HBONE connection; each ends with its last stream. */
+  /** Sends GOAWAY on every HBONE connection, which ends with its last stream. */
   drain(): void {
     for (const connection of [...this.#connections]) connection.drain();
   }
@@ -114,7 +114,7 @@ export class InboundTunnel {
         throw new TunnelFailure("not-ours", `port ${destination.port} is kmesh's own`);
       const mode = admission.mtls(destination.port);
       const first = await sniff(raw, this.#options.sniffPatience ?? SNIFF_PATIENCE);
-      // On a strict port all TLS is the mesh's, whatever it offers; on others TLS of the app's own passes through.
+      // On a strict port all TLS is the mesh's. On other ports the app's own TLS passes through.
       const ours =
         first.kind === "tls" && (mode === "strict" || first.alpn.some((name) => MESH_ALPN.test(name)));
       let stream: Duplex = raw;
@@ -201,7 +201,7 @@ export class InboundTunnel {
     });
   }
 
-  /** Gives the connection as policies see it. Throws TunnelFailure `denied`. */
+  /** Admits a connection by the policies. Throws TunnelFailure `denied`. */
   #admit(
     sourceAddress: string,
     { address, port }: { address: string; port: number },
@@ -246,13 +246,13 @@ function destinationOf(headers: Headers): { address: string; port: number } {
   return parseDestination(authority);
 }
 
-/** As ztunnel answers: 401 by policy, 400 for a bad or foreign authority, 503 when the app does not answer. */
+/** The status, as in ztunnel: 401 by policy, 400 for a bad or foreign authority, 503 when the app does not answer. */
 function statusOf(reason: string): number {
   if (reason === "denied") return 401;
   return reason === "bad-request" || reason === "not-ours" ? 400 : 503;
 }
 
-/** Waits for the first bytes, and puts them back. A client that stays silent for `patience` ms speaks plaintext. */
+/** Waits for the first bytes and puts them back. A client that is silent for `patience` ms counts as plaintext. */
 function sniff(socket: Socket, patience: number): Promise<ReturnType<typeof readFirstBytes>> {
   return new Promise((resolve, reject) => {
     let kept: Buffer = Buffer.alloc(0);

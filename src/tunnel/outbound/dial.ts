@@ -1,4 +1,4 @@
-/** Opens the way to a target, as its transport says. */
+/** Connects to a target by its transport. */
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import type { SanMatch, Transport } from "../../mesh/transport.ts";
@@ -21,9 +21,9 @@ import type { TunnelTarget } from "./target.ts";
 export interface DialerOptions {
   credentials: MeshCredentials;
   budget: Budget;
-  /** The `baggage` header of HBONE: who we are, for the peer's telemetry. */
+  /** The `baggage` header of HBONE: this machine's labels for the peer's telemetry. */
   baggage?: string;
-  /** A TLS handshake has succeeded. */
+  /** Called after a successful TLS handshake. */
   handshake?(): void;
   /** Milliseconds for one TCP and TLS connection; for tests. */
   patience?: number;
@@ -32,9 +32,9 @@ export interface DialerOptions {
 }
 
 export interface Dialled {
-  /** Paused where it is a socket: it reads once somebody resumes it. */
+  /** A socket is paused until the caller resumes it. */
   stream: Duplex;
-  /** The peer's verified SPIFFE id, where it has one. */
+  /** The peer's verified SPIFFE id, if any. */
   identity?: string;
 }
 
@@ -49,12 +49,12 @@ export class Dialer {
     this.#pool = new HbonePool(options.budget, options.idleFor);
   }
 
-  /** HBONE connections that are open, and those of them that carry nothing. */
+  /** Open HBONE connections, and idle ones among them. */
   get shared(): { open: number; idle: number } {
     return this.#pool.size;
   }
 
-  /** Shares no HBONE connection any more: each ends with its last stream, those without one at once. */
+  /** Stops sharing HBONE connections: each ends with its last stream, idle ones at once. */
   drain(): void {
     this.#pool.drain();
   }
@@ -110,7 +110,7 @@ export class Dialer {
   ): Promise<Dialled> {
     const { names, check } = meshPeer(sans);
     const { sessions } = this.#options.credentials.current();
-    // `istio` alone: with istio-peer-exchange Istio's Envoy writes bytes of its own into the stream.
+    // Only `istio`: with istio-peer-exchange Istio's Envoy writes its own bytes into the stream.
     const stream = await this.#handshake(
       { to, sni, alpn: ["istio"], verify: true, check, sessions, ...this.#mesh("TLSv1.2") },
       signal,
@@ -163,7 +163,7 @@ export class Dialer {
     return { stream, ...(identity !== undefined && { identity }) };
   }
 
-  /** The second CONNECT is for one workload that a gateway chose: connections of that are not shared. */
+  /** The second CONNECT is for a workload that a gateway chose, so its connections are not shared. */
   async #inner(
     outer: ConnectStream,
     { authority, sans }: { authority: string; sans: readonly SanMatch[] },
@@ -175,7 +175,7 @@ export class Dialer {
     const connection = new Http2Connection(socket, { role: "client", budget: this.#options.budget });
     const patience = this.#options.patience ?? CONNECT_PATIENCE;
     const answered = requestConnect(connection, this.#headers(authority, source), patience, signal);
-    // No further stream: the connection ends with this one.
+    // The connection ends with this stream.
     connection.drain();
     try {
       return { stream: await answered, ...names };
@@ -252,7 +252,7 @@ function wrongSan(names: string | undefined): TunnelFailure {
   );
 }
 
-/** Of one list, which many targets have, made once. */
+/** Cached by list, because many targets share one. */
 const texts = new WeakMap<readonly SanMatch[], string>();
 
 function textOfSans(sans: readonly SanMatch[]): string {

@@ -15,30 +15,30 @@ import type { Headers } from "../http2/hpack.ts";
 import { type ConnectStream, StreamReset } from "../http2/stream.ts";
 import { requestConnect } from "./connect-request.ts";
 
-/** Streams of one connection at most, whatever the peer allows: as in ztunnel. */
+/** Most streams of one connection, as in ztunnel. */
 const MOST_STREAMS = 100;
-/** Connections without a stream: how many are kept for a peer, and for how many milliseconds. */
+/** Idle connections: the number that is kept for a peer, and the time in milliseconds. */
 const MOST_IDLE = 64;
 const IDLE_FOR = 60_000;
 const SWEEP_EVERY = 5_000;
 
-/** A new connection to a peer, its certificate verified. */
+/** A new connection to a verified peer. */
 export interface HbonePeer {
   socket: TLSSocket;
   /** The peer's SPIFFE id. */
   identity?: string;
-  /** When the peer's certificate ends, milliseconds since the epoch. */
+  /** The end of the peer's certificate, milliseconds since the epoch. */
   notAfter: number;
 }
 
 export interface HboneRequest {
-  /** What connections may be shared for: the peer's address and whom it may be. */
+  /** The key of shared connections: the peer's address and allowed identities. */
   key: string;
   /** Our certificate with its roots: a new one makes new connections. */
   generation: object;
   open(signal: AbortSignal): Promise<HbonePeer>;
   headers: Headers;
-  /** Milliseconds until the peer must have answered CONNECT. */
+  /** Time limit of the answer to CONNECT, milliseconds. */
   patience: number;
 }
 
@@ -51,16 +51,16 @@ interface Shared {
   connection: Http2Connection;
   identity: string | undefined;
   notAfter: number;
-  /** It is in the peer's stack of those that have room. */
+  /** Whether it is in the peer's stack of connections with room. */
   listed: boolean;
-  /** performance.now() when it was first seen without a stream; undefined while it has some. */
+  /** performance.now() at the begin of its idle time; undefined while it has streams. */
   idleSince: number | undefined;
 }
 
 interface Opening {
   shared: Promise<Shared>;
   waiting: number;
-  /** How many may wait for it. */
+  /** The number of requests that may wait for it. */
   room: number;
   abort: AbortController;
 }
@@ -68,12 +68,12 @@ interface Opening {
 interface Peer {
   generation: object;
   connections: Set<Shared>;
-  /** Those that may have room; the one that was used last is on top, so that the others get idle. */
+  /** Connections that may have room. The last used one is on top, so that the others become idle. */
   free: Shared[];
   openings: Set<Opening>;
-  /** Streams that a connection of this peer had room for, as far as is known. */
+  /** The last known number of streams for a connection of this peer. */
   room: number;
-  /** Its connections take no further stream. */
+  /** Its connections accept no more streams. */
   retired: boolean;
 }
 
@@ -92,7 +92,7 @@ export class HbonePool {
     this.#sweeper.unref();
   }
 
-  /** Connections that are open, and those of them that carry nothing. */
+  /** Open connections, and idle ones among them. */
   get size(): { open: number; idle: number } {
     let open = 0;
     let idle = 0;
@@ -124,7 +124,7 @@ export class HbonePool {
     return this.#request(now, await this.#await(this.#open(now, request), signal), request, signal);
   }
 
-  /** Keeps no connection any more: each ends with its last stream, those without one at once. */
+  /** Stops keeping connections: each ends with its last stream, idle ones at once. */
   drain(): void {
     this.#draining = true;
     clearInterval(this.#sweeper);
@@ -176,7 +176,7 @@ export class HbonePool {
       const shared = peer.free.at(-1);
       if (!shared) return undefined;
       const room = roomOf(shared);
-      // The one that it takes now is its last.
+      // This is its last stream.
       if (room <= 1) {
         peer.free.pop();
         shared.listed = false;
@@ -199,7 +199,7 @@ export class HbonePool {
     return opening;
   }
 
-  /** Waits for a connection that others may wait for, too. When the last one has gone, it is given up. */
+  /** Waits for a connection that others may wait for, too. It is abandoned when nobody waits. */
   async #await(opening: Opening, signal: AbortSignal): Promise<Shared> {
     opening.waiting++;
     const gone = Promise.withResolvers<never>();
@@ -266,14 +266,14 @@ export class HbonePool {
         shared.idleSince ??= now;
         if (now - shared.idleSince >= this.#idleFor) shared.connection.drain();
       }
-      // Those that the peer closed, and those of them that idle.
+      // Remove connections that the peer closed, and idle ones.
       peer.free = peer.free.filter(({ connection }) => connection.usable);
       if (peer.connections.size === 0 && peer.openings.size === 0) this.#peers.delete(key);
     }
   }
 }
 
-/** How many streams more it may carry now. */
+/** The number of further streams that it may carry now. */
 function roomOf({ connection, notAfter }: Shared): number {
   if (!connection.usable || Date.now() >= notAfter) return 0;
   return Math.min(connection.capacity, MOST_STREAMS) - connection.streams;

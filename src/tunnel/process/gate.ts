@@ -1,8 +1,8 @@
-/** Bounds what one listener takes on at once: handshakes that have not ended, and connections. */
+/** Limits the handshakes in progress and the connections of one listener. */
 import type { Socket } from "node:net";
 
 export interface Limits {
-  /** Handshakes, sniffing and connects that have not come about. */
+  /** Connections that are not established yet. */
   pending: number;
   /** Connections of all listeners together. */
   connections: number;
@@ -23,7 +23,7 @@ export class Gate {
     return this.#sockets.size;
   }
 
-  /** Registers an accepted socket until it closes. False: there are too many; it is for the caller to reset it. */
+  /** Registers an accepted socket until it closes. False: there are too many, and the caller must reset it. */
   enter(socket: Socket): boolean {
     if (this.#pending.size >= this.#limits.pending || this.#sockets.size >= this.#limits.connections)
       return false;
@@ -36,12 +36,12 @@ export class Gate {
     return true;
   }
 
-  /** The socket's connection has come about. */
+  /** The socket's connection was established. */
   settled(socket: Socket): void {
     this.#pending.delete(socket);
   }
 
-  /** Every socket that is open. */
+  /** All open sockets. */
   get sockets(): Iterable<Socket> {
     return this.#sockets;
   }

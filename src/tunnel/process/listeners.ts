@@ -1,10 +1,10 @@
-/** The listening sockets of a tunnel: systemd's or a predecessor's (sd_listen_fds(3)), else its own. */
+/** The listening sockets of a tunnel: from systemd or a predecessor (sd_listen_fds(3)), otherwise its own. */
 import { createServer, type Server, type Socket } from "node:net";
 
 export const LISTENERS = ["outbound", "hbone", "inbound", "inbound6"] as const;
 export type ListenerName = (typeof LISTENERS)[number];
 
-/** The variable by which a predecessor hands its sockets on: its pid. LISTEN_PID can't be known before the start. */
+/** The variable with a predecessor's pid, in place of LISTEN_PID, which is unknown before the start. */
 export const PREDECESSOR = "KMESH_TUNNEL_PREDECESSOR";
 /** The variable by which a tunnel starts another process on its sockets: its own pid. */
 export const MAIN = "KMESH_TUNNEL_MAIN";
@@ -81,7 +81,7 @@ export class Listener {
     return handle?.fd;
   }
 
-  /** Accepts nothing more. Connections that were accepted stay. */
+  /** Stops accepting. Accepted connections stay. */
   close(): void {
     this.#server.close();
   }

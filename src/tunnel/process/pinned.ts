@@ -1,4 +1,4 @@
-/** What the tunnel takes from pinned tables, with or without an agent: targets, policies, its own exemption, steering. */
+/** The tunnel's use of pinned tables, with or without an agent: targets, policies, its own exemption, and steering. */
 import { existsSync, statSync } from "node:fs";
 import { callerKey, putCaller, sweepCallers } from "../../datapath/callers.ts";
 import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
@@ -15,7 +15,7 @@ import type { AddressAndPort, Callers } from "../inbound/app.ts";
 import type { Endpoints, TunnelTarget } from "../outbound/target.ts";
 import type { Listener } from "./listeners.ts";
 
-/** Milliseconds between two tries to read policies that are not there. */
+/** Pause between attempts to read missing policies, milliseconds. */
 const RETRY_EVERY = 1_000;
 /** Milliseconds between two looks at the pin, one stat(2): `kmesh down` and a start make other tables. */
 const LOOK_EVERY = 1_000;
@@ -160,7 +160,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     look();
   }
 
-  /** Offers no listeners any more: another process does, on the same sockets, or none. */
+  /** Withdraws the listeners, because another process offers the same sockets, or none does. */
   leave(): void {
     clearTimeout(this.#timer);
   }
@@ -175,7 +175,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
 
   #exempt(): boolean {
     return this.#try("it can't exempt itself", () => {
-      // No tables yet: an agent has to come first.
+      // No tables yet: an agent must create them.
       if (!existsSync(this.#bpffs)) return false;
       exemptSelfPinned(this.#bpffs);
       return true;
@@ -211,7 +211,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     }
   }
 
-  /** Logs a trouble once, until another one comes. */
+  /** Logs an error once, until another one occurs. */
   #complain(text: string): void {
     if (text !== this.#trouble) this.#warn(text);
     this.#trouble = text;

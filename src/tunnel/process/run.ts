@@ -8,7 +8,7 @@ import { READY_SIGNAL, startSuccessor } from "./successor.ts";
 import { Tunnel, type TunnelOptions } from "./tunnel.ts";
 import { DRAIN_SIGNAL, type WorkerCount, Workers } from "./workers.ts";
 
-/** What it listens on where nobody hands it sockets. Steered connections come by the kernel, so those sockets are local. */
+/** Default addresses without handed-over sockets. Steered connections come from the kernel, so those sockets are local. */
 const DEFAULTS: Record<ListenerName, { host: string; port: number }> = {
   outbound: { host: "0.0.0.0", port: TUNNEL_PORT },
   hbone: { host: "::", port: HBONE_PORT },
@@ -21,15 +21,15 @@ export interface ProcessOptions extends Omit<TunnelOptions, "listeners" | "main"
   command: readonly string[];
   /** Processes that accept on the same sockets; default 1. */
   workers?: WorkerCount;
-  /** Milliseconds after which a drain resets what is left; undefined: never. */
+  /** Time limit of a drain, after which remaining connections are reset, milliseconds; undefined: no limit. */
   drainTimeout: number | undefined;
   env: Record<string, string | undefined>;
-  /** Where to listen instead of the defaults when no sockets are handed over. */
+  /** Addresses instead of the defaults, without handed-over sockets. */
   listeners?: TunnelOptions["listeners"];
   on?: {
-    /** It accepts. Not called before a predecessor has left, whose messages the service manager listens to. */
+    /** The tunnel accepts. Called only after a predecessor's hand-over, because systemd accepts its messages until then. */
     ready?(tunnel: Tunnel): void;
-    /** Another process accepts now; this one drains. */
+    /** Another process accepts; this one drains. */
     succeeded?(pid: number): void;
     stopping?(): void;
   };

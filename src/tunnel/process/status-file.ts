@@ -17,9 +17,9 @@ export interface TunnelStatus extends CounterRows {
   version: string;
   started: number;
   written: number;
-  /** The addresses that it accepts on; empty while it drains. */
+  /** Its listening addresses; empty while it drains. */
   listening: { name: string; address: string; port: number }[];
-  /** It accepts nothing more and ends with its last connection. */
+  /** Whether it drains: it accepts nothing and ends with its last connection. */
   draining: boolean;
   connections: number;
   /** Bytes that are held for readers which do not read. */
@@ -39,7 +39,7 @@ export class StatusFile {
     this.#path = join(tunnelFolder(runDir), `${pid}.json`);
   }
 
-  /** Throws what the file system says. */
+  /** Throws the file system's error. */
   write(status: TunnelStatus): void {
     replaceFile(this.#path, `${JSON.stringify(status)}\n`, { mode: 0o600, folderMode: 0o700 });
   }
@@ -81,7 +81,7 @@ function addUp(main: TunnelStatus, workers: readonly TunnelStatus[]): TunnelStat
   };
 }
 
-/** Removes what crashed processes left. */
+/** Removes files of crashed processes. */
 export function sweepTunnels(runDir: string): void {
   mkdirSync(tunnelFolder(runDir), { recursive: true, mode: 0o700 });
   for (const path of files(runDir)) {

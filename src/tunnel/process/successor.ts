@@ -1,13 +1,13 @@
 /**
- * The next tunnel process takes over the listening sockets of this one: the very same sockets, so that nothing that waits
- * in an accept queue is lost (SO_REUSEPORT would lose it).
+ * Hands the listening sockets to the next tunnel process. They are the same sockets, so no connection in an accept queue is
+ * lost, as it would be with SO_REUSEPORT.
  */
 import { spawn } from "node:child_process";
 import { type Listener, PREDECESSOR } from "./listeners.ts";
 
-/** By which a successor says that it accepts. */
+/** The line by which a successor reports that it accepts. */
 export const READY_SIGNAL = "SIGUSR2";
-/** Milliseconds until a successor is given up on. */
+/** Time limit of a successor's start, milliseconds. */
 const PATIENCE = 20_000;
 
 /**
@@ -57,7 +57,7 @@ export async function startSuccessor(
   }
 }
 
-/** Through a shell that ends at once, so that the service manager becomes the parent and can wait for it. */
+/** Starts it through a shell that ends at once, so that the service manager becomes its parent. */
 function startOrphan(
   command: readonly string[],
   fds: readonly number[],

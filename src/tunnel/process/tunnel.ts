@@ -1,6 +1,6 @@
 /**
- * The process `kmesh tunnel`: carries the connections of apps to peers and of peers to apps. It needs pinned tables and
- * the identity's files alone, neither agent nor istiod.
+ * The process `kmesh tunnel`: carries the connections of apps to peers and of peers to apps. It needs only pinned tables and
+ * the files of the identity, neither an agent nor istiod.
  */
 import type { Socket } from "node:net";
 import type { CertificateStore } from "../../istiod/identity/certificate-store.ts";
@@ -18,15 +18,15 @@ import { Gate, LIMITS, type Limits } from "./gate.ts";
 import { Listener, type ListenerName } from "./listeners.ts";
 import { StatusFile, startTicks, sweepTunnels, type TunnelStatus } from "./status-file.ts";
 
-/** Bytes that HTTP/2 streams of all connections hold for readers which do not read. */
+/** Most bytes that the HTTP/2 streams of all connections hold for slow readers. */
 const BUDGET = 64 * 1024 * 1024;
-/** Milliseconds between two looks at what has changed. */
+/** Interval of the periodic checks, milliseconds. */
 const STATUS_EVERY = 1_000;
-/** Lines of failures in the log, a second; the rest is counted alone. */
+/** Most logged failures per second. All are counted. */
 const LINES = 10;
 
 export interface TunnelOptions {
-  /** Where to listen; a name that is absent is not served. */
+  /** Listening addresses by name; an absent name is not served. */
   listeners: Partial<Record<ListenerName, { fd: number } | { host: string; port: number }>>;
   store: CertificateStore;
   readTarget: ReadTarget;
@@ -112,12 +112,12 @@ export class Tunnel {
     return this.#ended.promise;
   }
 
-  /** What it listens on, to hand on. */
+  /** Its listening sockets, for a hand-over. */
   get listeners(): readonly Listener[] {
     return this.#listeners;
   }
 
-  /** Accepts nothing more: `ended` settles with the last connection. HBONE peers get GOAWAY. */
+  /** Drains: accepts nothing, and `ended` settles with the last connection. HBONE peers get GOAWAY. */
   drain(): void {
     if (this.#draining) return;
     this.#draining = true;
@@ -128,7 +128,7 @@ export class Tunnel {
     this.#finishWhenIdle();
   }
 
-  /** Resets what is left. */
+  /** Resets the remaining connections. */
   abort(): void {
     this.drain();
     for (const socket of [...this.#gate.sockets]) reset(socket);
@@ -186,7 +186,7 @@ export class Tunnel {
     this.#timer = setInterval(() => this.#tick(), STATUS_EVERY);
   }
 
-  /** Undefined where there is no IPv6: `hbone` listens on IPv4 then. */
+  /** Undefined without IPv6: `hbone` then listens on IPv4. */
   async #open(
     name: ListenerName,
     where: { fd: number } | { host: string; port: number },
@@ -252,7 +252,7 @@ export class Tunnel {
     this.#writeStatus();
   }
 
-  /** Writes the status when it differs from the last one. A full disk stops nothing. */
+  /** Writes the status if it changed. Ignores a full disk. */
   #writeStatus(): void {
     const status = this.status();
     const text = JSON.stringify({ ...status, written: 0 });
@@ -261,7 +261,7 @@ export class Tunnel {
       this.#file.write(status);
       this.#written = text;
     } catch {
-      // The next tick tries again.
+      // The next check tries again.
     }
   }
 

@@ -1,7 +1,7 @@
 import { orderAgent } from "../../../admin/client.ts";
 import { adminSocket } from "../../../admin/status.ts";
 import { mergeFilters } from "../../../config/telemetry.ts";
-import type { LogRecord } from "../../../telemetry/access-log/access-log.ts";
+import type { LogRecord } from "../../../telemetry/access-log/record.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, outputIsLost, print } from "../../framework/output.ts";
@@ -30,7 +30,7 @@ export const log = command({
   async run({ flags }) {
     const format = formatOf(flags);
     const folders = foldersOf(flags);
-    const { formatRecord, matches } = await import("../../../telemetry/access-log/access-log.ts");
+    const { formatRecord, matches } = await import("../../../telemetry/access-log/record.ts");
     const service = textFlag(flags, "service");
     const unit = textFlag(flags, "unit");
     const filter = mergeFilters([
