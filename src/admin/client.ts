@@ -25,12 +25,15 @@ export async function askAgent(socket: string, path: string, timeout = 10_000): 
   return second === LOST ? undefined : second;
 }
 
+/** A connection for each request: one that is kept open leads to the agent of before while that one ends. */
+const FRESH = { agent: false, headers: { connection: "close" } } as const;
+
 /** The agent ended during the answer. */
 const LOST = Symbol("lost");
 
 function ask(socket: string, path: string, timeout: number): Promise<unknown> {
   return new Promise((resolve, reject) => {
-    const call = request({ socketPath: socket, path, timeout }, (response) => {
+    const call = request({ socketPath: socket, path, timeout, ...FRESH }, (response) => {
       const parts: Buffer[] = [];
       response.on("data", (part: Buffer) => parts.push(part));
       response.on("error", (error) => fail(error));

@@ -474,7 +474,7 @@ describe.skipIf(!root)("a bpffs that is taken away", () => {
         .damage()
         .map(({ what }) => what)
         .join(),
-    ).toContain("no bpffs is mounted any more");
+    ).toContain("is no longer mounted");
     mount();
     await eventually("all is pinned again", () => listPins(bpffs).length === before.length);
     expect(lab.datapath.damage()).toEqual([]);

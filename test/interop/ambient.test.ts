@@ -254,6 +254,12 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
       });
       others.push(waypoint.process, tunnel);
       await eventually("the tunnel accepts", () => tunnel.output().includes("accepts (pid"));
+      // The agent then tells istiod of it, as another node: its counters begin anew.
+      await eventually("istiod is told of it", () => lab.agent.output().includes("The tunnel now carries"));
+      await eventually("the agent is in sync again", async () => {
+        const { stream } = await lab.status();
+        return stream.connected && stream.types.address.resources > 0;
+      });
       const own = service("waypoint", "10.96.1.8", [{ name: "mesh", port: 15008 }]);
       const gateway = {
         apiVersion: "gateway.networking.k8s.io/v1",

@@ -31,7 +31,7 @@ describe.skipIf(why !== undefined)("mesh names", () => {
     const file = join(lab.folder, `resolv-${servers.join("_").replaceAll(":", "-")}`);
     writeFileSync(
       file,
-      `${servers.map((server) => `nameserver ${server}`).join("\n")}\noptions timeout:1 attempts:1\n`,
+      `${servers.map((server) => `nameserver ${server}`).join("\n")}\noptions timeout:1 attempts:2\n`,
     );
     return run(["unshare", "-m", "sh", "-c", `mount --bind ${file} /etc/resolv.conf && ${command}`], {
       netns: lab.namespace.path,

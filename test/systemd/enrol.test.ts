@@ -136,9 +136,14 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
     expect(await shown("early.service", "ActiveState")).toBe("active");
     expect(await machine.unanswered("early")).toBe(true);
     expect(await shown("shut.service", "ActiveState")).toBe("inactive");
-    const jobs = await machine.output("systemctl", "list-jobs", "--no-legend");
-    expect(jobs).toMatch(/shut\.service +start +waiting/);
-    expect(jobs).toMatch(/kmesh-wait\.service +start +running/);
+    await eventually(
+      "the closed unit waits for kmesh-wait.service",
+      async () => {
+        const jobs = await machine.output("systemctl", "list-jobs", "--no-legend");
+        return /shut\.service +start +waiting/.test(jobs) && /kmesh-wait\.service +start +running/.test(jobs);
+      },
+      10_000,
+    );
     expect((await machine.run("kmesh", "wait", "--timeout=0")).code).toBe(8);
 
     machine.configure({ unit: ["early.service", "shut.service"] });

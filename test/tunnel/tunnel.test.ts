@@ -252,7 +252,9 @@ test("two workers share the sockets: both are counted, a hand-over replaces both
   const [main = 0, worker = 0] = second;
   process.kill(worker, "SIGKILL");
   const third = await accepting(second.slice(1));
-  expect(await say(await open(), "z")).toBe("you said z");
+  const last = await open();
+  expect(await say(last, "z")).toBe("you said z");
+  last.destroy();
   for (const socket of app.sockets) socket.destroy();
   process.kill(main, "SIGKILL");
   await until(() => third.every((pid) => !lives(pid)), here.log);
