@@ -9,6 +9,7 @@ import { unpin } from "../../src/kernel/bpffs.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { Inbound } from "../../src/mesh/inbound.ts";
 import { readTunnels, type TunnelStatus } from "../../src/tunnel/process/status-file.ts";
+import { lives } from "../../src/tunnel/process/successor.ts";
 import { TestMesh } from "../../test/lab/mesh-member.ts";
 import { eventually, output, sleep } from "../../test/lab/process.ts";
 import type { Crash } from "./book.ts";
@@ -192,7 +193,7 @@ export class Tunnels {
     const most = Object.values(ways).reduce((sum, { open, pending }) => sum + open + pending, 0);
     const from = monotonic();
     process.kill(pid, "SIGKILL");
-    await eventually("the tunnel is gone", () => !alive(pid), 5_000, 1);
+    await eventually("the tunnel is gone", () => !lives(pid), 5_000, 1);
     const to = monotonic();
     await sleep(RESTART_AFTER);
     await this.#startUnit(side);
@@ -262,14 +263,5 @@ export function residentMemory(pid: number): number {
     return Number(/^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1] ?? 0);
   } catch {
     return 0;
-  }
-}
-
-function alive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
   }
 }

@@ -26,14 +26,14 @@ export async function askAgent(socket: string, path: string, timeout = 10_000): 
 }
 
 /** A connection for each request: one that is kept open leads to the agent of before while that one ends. */
-const FRESH = { agent: false, headers: { connection: "close" } } as const;
+const CLOSE = { connection: "close" } as const;
 
 /** The agent ended during the answer. */
 const LOST = Symbol("lost");
 
 function ask(socket: string, path: string, timeout: number): Promise<unknown> {
   return new Promise((resolve, reject) => {
-    const call = request({ socketPath: socket, path, timeout, ...FRESH }, (response) => {
+    const call = request({ socketPath: socket, path, timeout, agent: false, headers: CLOSE }, (response) => {
       const parts: Buffer[] = [];
       response.on("data", (part: Buffer) => parts.push(part));
       response.on("error", (error) => fail(error));
@@ -77,9 +77,13 @@ export function orderAgent(
 ): Promise<boolean> {
   const { promise, resolve, reject } = Promise.withResolvers<boolean>();
   const text = JSON.stringify(body);
-  const headers = { "content-type": "application/json", "content-length": Buffer.byteLength(text) };
+  const headers = {
+    ...CLOSE,
+    "content-type": "application/json",
+    "content-length": Buffer.byteLength(text),
+  };
   let timer: ReturnType<typeof setTimeout> | undefined;
-  const call = request({ socketPath: socket, path, method: "POST", headers }, (response) => {
+  const call = request({ socketPath: socket, path, method: "POST", agent: false, headers }, (response) => {
     const failed = response.statusCode !== 200;
     let rest = "";
     response.setEncoding("utf8");

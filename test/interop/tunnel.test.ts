@@ -9,6 +9,7 @@ import { connectedEntry, workloadGroup, workloadService } from "./membership.ts"
 import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 import { serviceEntry } from "./objects.ts";
 import { SecondMachine } from "./second-machine.ts";
+import { StrictPeer } from "./strict-peer.ts";
 
 setDefaultTimeout(60_000);
 const why = missing();
@@ -16,17 +17,6 @@ if (why !== undefined) console.warn(`interop tests are skipped: ${why}`);
 
 /** Addresses of the two machines. */
 const [A, B] = ["10.79.0.1", "10.79.0.2"];
-
-/** Answers each line with its name, and the caller's identity, as upstream.ts does; without a certificate of the mesh nobody gets in. */
-const STRICT_PEER = `
-const [, , file, address, port] = process.argv;
-const { key, cert, ca } = JSON.parse(require("node:fs").readFileSync(file, "utf8"));
-require("node:tls").createServer({ key, cert, ca, requestCert: true, rejectUnauthorized: true }, (socket) => {
-  const names = socket.getPeerCertificate().subjectaltname;
-  socket.on("data", () => socket.write("strict " + names + " " + socket.servername + "\\n"));
-  socket.on("error", () => {});
-}).listen(Number(port), address, () => console.log("ready"));
-`;
 
 describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () => {
   let lab: MeshLab;
@@ -87,12 +77,12 @@ describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () 
   test("its identity is checked; plaintext peers are reached directly; the agent may be dead", async () => {
     const identity = identityStore(join(lab.folder, "state")).load();
     if (!identity) throw new Error("the agent has no certificate");
-    const files = join(lab.folder, "peer.json");
-    const { key, chain, roots } = identity;
-    writeFileSync(files, JSON.stringify({ key, cert: chain, ca: roots }), { mode: 0o600 });
-    const script = join(lab.folder, "peer.cjs");
-    writeFileSync(script, STRICT_PEER);
-    await begin("peer", "ready", [process.execPath, script, files, "172.31.1.1", "8443"]);
+    started.push(
+      await StrictPeer.start({
+        ...{ folder: lab.folder, netns: lab.namespace.path, identity },
+        at: { address: "172.31.1.1", port: 8443 },
+      }),
+    );
     await begin("tunnel", "accepts (pid", [KMESH, "tunnel", ...lab.folders]);
 
     const plaintext = await lab.connectOutside("172.31.1.1", 8443);

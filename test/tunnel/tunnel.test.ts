@@ -9,6 +9,7 @@ import { join } from "node:path";
 import { addressOfTarget } from "../../src/mesh/tunnel-address.ts";
 import type { TunnelTarget } from "../../src/tunnel/outbound/target.ts";
 import { readTunnels } from "../../src/tunnel/process/status-file.ts";
+import { lives } from "../../src/tunnel/process/successor.ts";
 import { dialTcp, listening, outcome, TestMesh } from "../lab/mesh-member.ts";
 import type { ChildSettings } from "./child.ts";
 
@@ -89,15 +90,6 @@ async function until(
 ): Promise<void> {
   for (const end = performance.now() + patience; !holds(); await Bun.sleep(10))
     if (performance.now() > end) throw new Error(`not within ${patience} ms. ${explain()}`);
-}
-
-function lives(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** A service that answers each request line by `you said LINE`, and counts its connections. */

@@ -81,7 +81,8 @@ function startOrphan(
   });
 }
 
-function lives(pid: number): boolean {
+/** Whether a process with this pid exists. */
+export function lives(pid: number): boolean {
   try {
     process.kill(pid, 0);
     return true;
