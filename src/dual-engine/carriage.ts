@@ -1,12 +1,17 @@
 /** How connections to a workload are carried: in plaintext, through its own tunnel, or through a gateway to its network. */
+import type { Known } from "../kernel-native/resolver.ts";
 import type { SanMatch, Transport } from "../mesh/transport.ts";
 import { HBONE_PORT } from "../mesh/tunnel-address.ts";
 import type { Gateway, Place, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
 import type { Store } from "./store.ts";
 
+/** Gives what is known of a name's addresses, of both families. */
+export type Resolve = (host: string) => Known[];
+
 /** What decides how peers are reached. */
 export interface Surroundings {
   store: Store;
+  resolve: Resolve;
   /** Where this machine is. */
   here: Place;
   /** A tunnel carries what needs one. */
@@ -54,12 +59,12 @@ export function carriageOf(
 /** The workloads behind a waypoint or gateway, and the load balancing of their service. */
 export function peersOf(
   { destination }: Gateway,
-  { store }: Surroundings,
+  { store }: Pick<Surroundings, "store">,
 ): { peers: readonly WorkloadRecord[]; service?: ServiceRecord } {
   const service =
     typeof destination === "string" ? store.services.get(destination) : store.serviceAt(destination);
   if (service) return { peers: [...store.membersOf(service.key)], service };
-  const workload = typeof destination === "string" ? undefined : store.workloadAt(destination);
+  const workload = store.workloadAt(destination);
   return { peers: workload ? [workload] : [] };
 }
 
@@ -70,6 +75,17 @@ export function identityOf({
   serviceAccount,
 }: Pick<Profile, "trustDomain" | "namespace" | "serviceAccount">): string {
   return `spiffe://${trustDomain}/ns/${namespace}/sa/${serviceAccount}`;
+}
+
+/**
+ * The identities of who answers behind a gateway. A workload without an address stands for all of its service there, and istiod
+ * gives the service their identities.
+ */
+export function identitiesBehind(
+  { profile, addresses, hostname }: WorkloadRecord,
+  sans: readonly string[],
+): readonly string[] {
+  return addresses.length === 0 && hostname === "" ? sans : [identityOf(profile), ...sans];
 }
 
 export function sansOf(identities: readonly string[]): SanMatch[] {

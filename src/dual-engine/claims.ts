@@ -7,6 +7,12 @@ interface Claim<T> {
 
 export class Claims<T> {
   readonly #claims = new Map<string, Claim<T> | Claim<T>[]>();
+  readonly #compare: (one: string, other: string) => number;
+
+  /** `compare` orders owners, negative: the first one wins. By text where it is not given. */
+  constructor(compare: (one: string, other: string) => number = byText) {
+    this.#compare = compare;
+  }
 
   /** Sets the owner's claim of a key. */
   put(key: string, owner: string, value: T): void {
@@ -23,7 +29,9 @@ export class Claims<T> {
 
   /** The values, ordered by owner: the first one wins. */
   get(key: string): readonly T[] {
-    return this.#of(key).map(({ value }) => value);
+    const claims = this.#of(key);
+    const ordered = claims.length < 2 ? claims : claims.toSorted((a, b) => this.#compare(a.owner, b.owner));
+    return ordered.map(({ value }) => value);
   }
 
   #of(key: string): readonly Claim<T>[] {
@@ -36,10 +44,10 @@ export class Claims<T> {
     const [first] = claims;
     if (first === undefined) this.#claims.delete(key);
     else if (claims.length === 1) this.#claims.set(key, first);
-    else
-      this.#claims.set(
-        key,
-        claims.sort((a, b) => (a.owner < b.owner ? -1 : a.owner > b.owner ? 1 : 0)),
-      );
+    else this.#claims.set(key, claims);
   }
+}
+
+function byText(one: string, other: string): number {
+  return one < other ? -1 : one > other ? 1 : 0;
 }

@@ -341,7 +341,7 @@ describe("tunnels", () => {
     );
     expect(fixture.mesh.clusters.get(A)).toMatchObject({ kind: "refuse", reason: "no-endpoint" });
     expect(notes(fixture)).toEqual([
-      "refused: waypoint shop/wp.shop has no healthy instance in this network",
+      "refused: waypoint shop/wp.shop has no healthy instance that this machine can reach",
     ]);
     // The service of a waypoint carries itself when its namespace has the label.
     fixture.push(

@@ -10,6 +10,7 @@ import type { Changes, Cluster, Frontend, Mesh, Note } from "../mesh/model.ts";
 import { sameCluster, sameFrontend, sameInbound, sameNotes, sameService, sameSplit } from "../mesh/same.ts";
 import type { Surroundings } from "./carriage.ts";
 import { Claims } from "./claims.ts";
+import { hostnamesOf } from "./gateways.ts";
 import { type CompiledInbound, compileInbound } from "./inbound.ts";
 import { namesOfServices } from "./names.ts";
 import { type Part, partOfService, partOfWorkload } from "./parts.ts";
@@ -60,7 +61,7 @@ export class Compiler {
   readonly #resolver: Pick<Resolver, "known" | "keep">;
   readonly #options: CompilerOptions;
   readonly #parts = new Map<string, Part>();
-  readonly #frontends = new Claims<Frontend>();
+  readonly #frontends = new Claims<Frontend>((one, other) => this.#compareOwners(one, other));
   /** Several owners: services that share a host while one of them goes, workloads that share an address. */
   readonly #clusters = new Claims<Cluster>();
   readonly #services = new Claims<{ id: ServiceId; notes: Note[]; owner: string }>();
@@ -100,11 +101,10 @@ export class Compiler {
     };
     const touched: Touched = { services: new Set(), frontends: new Set(), clusters: new Set() };
     const around = this.#surroundings();
-    this.#ask(dirty.services);
-    const resolve = (host: string) => ([4, 6] as const).map((family) => this.#resolver.known(host, family));
+    this.#ask(dirty.services, around);
     for (const key of dirty.services) {
       const record = this.#store.services.get(key);
-      this.#replace(SERVICE + key, record && partOfService(record, around, resolve), changes, touched);
+      this.#replace(SERVICE + key, record && partOfService(record, around), changes, touched);
     }
     for (const uid of dirty.direct) {
       const record = this.#store.workloads.get(uid);
@@ -126,7 +126,15 @@ export class Compiler {
     const own = this.#store.own?.profile;
     // istiod gives the workload the locality of its entry, where the settings have none.
     const place = own ? { ...own, network: here.network } : here;
-    return { store: this.#store, here: place, tunnel, allowPlaintext };
+    const resolve = (host: string) => ([4, 6] as const).map((family) => this.#resolver.known(host, family));
+    return { store: this.#store, resolve, here: place, tunnel, allowPlaintext };
+  }
+
+  /** Which of two owners gets an address that both claim: a service before a workload. */
+  #compareOwners(one: string, other: string): number {
+    const [a, b] = [one, other].map((owner) => this.#store.services.get(owner.slice(SERVICE.length)));
+    if (a && b) return this.#store.compareServices(a, b);
+    return one < other ? -1 : 1;
   }
 
   #replace(owner: string, part: Part | undefined, changes: Difference["changes"], touched: Touched): void {
@@ -164,6 +172,7 @@ export class Compiler {
     }
     const old = new Map((before?.frontends ?? []).map((frontend) => [frontendKey(frontend), frontend]));
     for (const [key, frontend] of keys) {
+      if (before?.canonical !== part?.canonical) touched.frontends.add(key);
       const known = old.get(key);
       if (known !== undefined && sameFrontend(known, frontend)) continue;
       this.#frontends.put(key, owner, frontend);
@@ -286,11 +295,10 @@ export class Compiler {
   }
 
   /** Has the names of changed services' workloads looked up. */
-  #ask(services: Iterable<string>): void {
+  #ask(services: Iterable<string>, around: Surroundings): void {
     let changed = false;
     for (const key of services) {
-      const names = new Set<string>();
-      for (const { hostname } of this.#store.membersOf(key)) if (hostname !== "") names.add(hostname);
+      const names = hostnamesOf(key, around);
       if (names.size === 0 && !this.#hostnames.has(key)) continue;
       changed = true;
       if (names.size === 0) this.#hostnames.delete(key);

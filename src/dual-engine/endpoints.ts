@@ -1,24 +1,14 @@
 /** The clusters of services and workloads: their endpoints by rank, and what carries connections to each. */
 import { isAutomatic } from "../kernel-native/automatic.ts";
-import type { Known } from "../kernel-native/resolver.ts";
 import { note } from "../kernel-native/resources/note.ts";
 import type { Cluster, Note } from "../mesh/model.ts";
 import type { Transport } from "../mesh/transport.ts";
-import {
-  type Carriage,
-  carriageOf,
-  formatDestination,
-  identityOf,
-  peersOf,
-  type Surroundings,
-  sansOf,
-} from "./carriage.ts";
+import { type Carriage, carriageOf, formatDestination, peersOf, type Surroundings } from "./carriage.ts";
 import { bareCluster, ClusterDraft, refusing } from "./draft.ts";
+import { Behind } from "./gateways.ts";
 import { priorityOf, rankOf } from "./locality.ts";
+import { addPeer, hbone, Names, portOn } from "./peers.ts";
 import type { Gateway, ServiceRecord, WorkloadRecord } from "./records.ts";
-
-/** Gives what is known of a name's addresses, of both families. */
-export type Resolve = (host: string) => Known[];
 
 export interface CompiledCluster {
   cluster: Cluster;
@@ -39,7 +29,6 @@ export function serviceCluster(
   record: ServiceRecord,
   port: { port: number; target: number },
   around: Surroundings,
-  resolve: Resolve,
 ): CompiledCluster {
   if (record.mode === "passthrough") {
     const madeUp = record.addresses.some(({ address }) => isAutomatic(address));
@@ -48,8 +37,8 @@ export function serviceCluster(
   }
   const draft = new ClusterDraft();
   const counts = { "no-tunnel": 0, "no-gateway": 0 };
-  const gateways = new Map<string, { gateway: Gateway; weight: number; priority: number; sans: string[] }>();
-  const names = { waiting: false, unanswered: false };
+  const behind = new Behind();
+  const names = new Names(around);
   for (const member of around.store.membersOf(record.key)) {
     const target = targetOf(member, record.key, port);
     const rank = target === 0 ? undefined : rankOf(record, around.here, member.profile);
@@ -63,25 +52,17 @@ export function serviceCluster(
     const carriage = carriageOf(member, around, record.sans, sni, sidecar);
     if (carriage.kind === "no-tunnel" || carriage.kind === "no-gateway") counts[carriage.kind]++;
     else if (carriage.kind === "gateway") {
-      if (healthy) addGateway(gateways, carriage.gateway, member, priority, record.sans);
+      if (healthy) behind.add(carriage.gateway, member, priority, record.sans);
     } else {
       if (carriage.kind === "plaintext-instead") draft.notes.push(PLAINTEXT);
-      for (const address of addressesOf(member, resolve, names))
+      for (const address of names.addressesOf(member))
         draft.add({
           ...{ address, port: target, weight: member.weight, healthy, priority, place: member.profile },
           ...transportIn(carriage),
         });
     }
   }
-  for (const { gateway, weight, priority, sans } of gateways.values()) {
-    const authority = `${record.host}:${port.port}`;
-    const inner = { authority, sans: sansOf(sans) };
-    for (const peer of usable(gateway, around))
-      addPeer(draft, peer, gateway.port, weight, priority, {
-        ...hbone(authority, gateway.port, peer),
-        inner,
-      });
-  }
+  behind.fill(draft, `${record.host}:${port.port}`, around, names);
   const cluster = draft.finish(name, service);
   const empty = cluster.localities.length === 0;
   cluster.pending = empty && (names.waiting || names.unanswered);
@@ -93,15 +74,23 @@ export function serviceCluster(
   return { cluster, notes: draft.notes };
 }
 
+/** What connections go through a waypoint for. */
+export interface Guarded {
+  /** ADDRESS:PORT that the waypoint is told. */
+  authority: string;
+  /** HOST:PORT of the service, which a waypoint in another network is told; absent for a workload: it has none there. */
+  host?: string;
+}
+
 /**
- * The cluster of a waypoint that connections to `authority` (ADDRESS:PORT) go through. Refuses when the waypoint has no
- * healthy instance or no tunnel runs: connections never go past a waypoint, since it enforces policy.
+ * The cluster of a waypoint. Refuses when the waypoint has no healthy instance or no tunnel runs: connections never go past a
+ * waypoint, since it enforces policy.
  */
 export function waypointCluster(
   name: string,
   service: string,
   gateway: Gateway,
-  authority: string,
+  { authority, host }: Guarded,
   around: Surroundings,
 ): CompiledCluster {
   const title = `waypoint ${formatDestination(gateway.destination)}`;
@@ -110,25 +99,32 @@ export function waypointCluster(
     return { cluster: refusing(name, service, "tls-required"), notes: [note("refused", text)] };
   }
   const draft = new ClusterDraft();
-  const { service: own } = peersOf(gateway, around);
-  for (const peer of usable(gateway, around)) {
+  const behind = new Behind();
+  const names = new Names(around);
+  const { peers, service: own } = peersOf(gateway, around);
+  for (const peer of peers) {
     const rank = own ? rankOf(own, around.here, peer.profile) : 0;
-    if (rank === undefined) continue;
-    addPeer(
-      draft,
-      peer,
-      gateway.port,
-      peer.weight,
-      own ? priorityOf(own, rank) : 0,
-      hbone(authority, gateway.port, peer),
-    );
+    if (rank === undefined || !peer.healthy) continue;
+    const priority = own ? priorityOf(own, rank) : 0;
+    if (peer.profile.network === around.here.network)
+      addPeer(
+        draft,
+        peer,
+        peer.weight,
+        priority,
+        hbone(authority, portOn(peer, own, gateway.port), peer),
+        names,
+      );
+    else if (host !== undefined && peer.profile.gateway)
+      behind.add(peer.profile.gateway, peer, priority, own?.sans ?? []);
   }
+  if (host !== undefined) behind.fill(draft, host, around, names);
   const cluster = draft.finish(name, service);
-  if (cluster.localities.length > 0) return { cluster, notes: [] };
-  return {
-    cluster: refusing(name, service, "no-endpoint"),
-    notes: [note("refused", `${title} has no healthy instance in this network`)],
-  };
+  if (cluster.localities.length > 0) return { cluster, notes: draft.notes };
+  cluster.pending = names.waiting;
+  if (cluster.pending) return { cluster, notes: draft.notes };
+  draft.notes.push(note("refused", `${title} has no healthy instance that this machine can reach`));
+  return { cluster: refusing(name, service, "no-endpoint"), notes: draft.notes };
 }
 
 /** The cluster of one workload that apps address by its own address, in the same network. */
@@ -142,7 +138,8 @@ export function directCluster(
 ): CompiledCluster {
   const { waypoint } = member.profile;
   const through = waypoint && !isBehind(waypoint, member, around) ? waypoint : undefined;
-  if (through) return waypointCluster(name, service, through, authorityOf(address, port), around);
+  if (through)
+    return waypointCluster(name, service, through, { authority: authorityOf(address, port) }, around);
   const carriage = carriageOf(member, around, [], "");
   const draft = new ClusterDraft();
   if (carriage.kind === "no-tunnel" || carriage.kind === "no-gateway" || carriage.kind === "gateway")
@@ -180,64 +177,6 @@ function targetOf(
     return own === undefined ? target : own.target || target || port;
   }
   return 0;
-}
-
-function addressesOf(
-  member: WorkloadRecord,
-  resolve: Resolve,
-  names: { waiting: boolean; unanswered: boolean },
-): readonly string[] {
-  if (member.hostname === "") return member.addresses;
-  const known = resolve(member.hostname);
-  if (known.some(({ tried }) => !tried)) names.waiting = true;
-  const addresses = known.flatMap((each) => each.addresses ?? []);
-  if (addresses.length === 0) names.unanswered = true;
-  return addresses;
-}
-
-/** Workloads behind one gateway are one endpoint: the gateway chooses among them. */
-function addGateway(
-  gateways: Map<string, { gateway: Gateway; weight: number; priority: number; sans: string[] }>,
-  gateway: Gateway,
-  member: WorkloadRecord,
-  priority: number,
-  sans: readonly string[],
-): void {
-  const key = `${JSON.stringify(gateway)} ${priority}`;
-  const known = gateways.get(key);
-  const identity = identityOf(member.profile);
-  if (known) {
-    known.weight += member.weight;
-    known.sans.push(identity);
-  } else gateways.set(key, { gateway, weight: member.weight, priority, sans: [identity, ...sans] });
-}
-
-/** Healthy instances of a waypoint or gateway that can be reached directly. */
-function usable(gateway: Gateway, around: Surroundings): WorkloadRecord[] {
-  const { here } = around;
-  return peersOf(gateway, around).peers.filter(
-    ({ healthy, profile, addresses }) => healthy && profile.network === here.network && addresses.length > 0,
-  );
-}
-
-function addPeer(
-  draft: ClusterDraft,
-  peer: WorkloadRecord,
-  port: number,
-  weight: number,
-  priority: number,
-  transport: Transport,
-): void {
-  for (const address of peer.addresses)
-    draft.add({ address, port, weight, healthy: true, priority, place: peer.profile, transport });
-}
-
-function hbone(
-  authority: string,
-  port: number,
-  { profile }: WorkloadRecord,
-): Extract<Transport, { kind: "hbone" }> {
-  return { kind: "hbone", authority, port, sans: sansOf([identityOf(profile)]) };
 }
 
 function transportIn(carriage: Carriage): { transport?: Transport } {

@@ -3,19 +3,23 @@ import type { Place, Scope, ServiceRecord } from "./records.ts";
 
 /**
  * How near `there` is to `here` by the service's scopes: the number of scopes that match, up to the first that does not, as in
- * ztunnel. The nearest rank is `scopes.length`. Undefined when the service's mode is STRICT and a scope does not match.
+ * ztunnel. Where the first scope is the network, each workload of this network is nearer than any of another one, and those of
+ * other networks are compared by the scopes after it. Undefined when the service's mode is STRICT and a scope does not match.
  */
 export function rankOf(
   { mode, scopes }: Pick<ServiceRecord, "mode" | "scopes">,
   here: Place,
   there: Place,
 ): number | undefined {
+  const [first] = scopes;
+  const apart = first === "network" && !matches(first, here, there);
   let rank = 0;
-  for (const scope of scopes) {
+  for (const scope of apart ? scopes.slice(1) : scopes) {
     if (!matches(scope, here, there)) break;
     rank++;
   }
-  return mode === "strict" && rank < scopes.length ? undefined : rank;
+  if (mode === "strict" && rank < scopes.length) return undefined;
+  return first === "network" && !apart ? rank + scopes.length - 1 : rank;
 }
 
 function matches(scope: Scope, here: Place, there: Place): boolean {
@@ -25,5 +29,6 @@ function matches(scope: Scope, here: Place, there: Place): boolean {
 
 /** Priority in the model (0 is the first choice) of a rank. Without failover all are one. */
 export function priorityOf({ mode, scopes }: Pick<ServiceRecord, "mode" | "scopes">, rank: number): number {
-  return mode === "failover" ? scopes.length - rank : 0;
+  const nearest = scopes[0] === "network" ? 2 * scopes.length - 1 : scopes.length;
+  return mode === "failover" ? nearest - rank : 0;
 }

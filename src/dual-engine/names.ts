@@ -9,7 +9,9 @@ export function namesOfServices(store: Store, network: string, namespace: string
 }
 
 function* addressesOf(store: Store, network: string): Generator<Frontend> {
-  for (const { key, host, addresses } of store.services.values()) {
+  for (const record of store.services.values()) {
+    const { key, host, addresses } = record;
+    if (!store.sees(record)) continue;
     const single = addresses.filter((each) => each.network === network && each.length === undefined);
     for (const { address } of single) yield frontend(host, address);
     if (addresses.length > 0) continue;

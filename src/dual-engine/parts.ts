@@ -7,7 +7,6 @@ import {
   authorityOf,
   type CompiledCluster,
   directCluster,
-  type Resolve,
   serviceCluster,
   waypointCluster,
 } from "./endpoints.ts";
@@ -22,14 +21,17 @@ export interface Part {
   frontends: Frontend[];
   /** It has addresses, but none in this machine's network. */
   elsewhere: boolean;
+  /** Of a service: it goes before others at the same address. */
+  canonical: boolean;
 }
 
 /**
  * A service's part. Of several services with one host the first of `Store.servicesOfHost` has the host's name; the others'
  * clusters carry their namespace as subset.
  */
-export function partOfService(record: ServiceRecord, around: Surroundings, resolve: Resolve): Part {
-  const part: Part = { services: [], clusters: [], splits: [], frontends: [], elsewhere: false };
+export function partOfService(record: ServiceRecord, around: Surroundings): Part {
+  const part = emptyPart(record.canonical);
+  if (!around.store.sees(record)) return part;
   const [first] = around.store.servicesOfHost(record.host);
   const subset = first === undefined || first === record ? "" : record.namespace;
   const addresses = record.addresses.filter(({ network }) => network === around.here.network);
@@ -38,8 +40,9 @@ export function partOfService(record: ServiceRecord, around: Surroundings, resol
     const id = serviceId(record.host, port.port);
     const notes: Note[] = [];
     const [vip] = addresses;
-    const authority =
-      vip && vip.length === undefined ? authorityOf(vip.address, port.port) : `${record.host}:${port.port}`;
+    const host = `${record.host}:${port.port}`;
+    const authority = vip && vip.length === undefined ? authorityOf(vip.address, port.port) : host;
+    const guarded = { authority, host };
     const add = ({ cluster, notes: remarks }: CompiledCluster): void => {
       part.clusters.push(cluster);
       notes.push(...remarks);
@@ -48,13 +51,13 @@ export function partOfService(record: ServiceRecord, around: Surroundings, resol
     let target: Target = { kind: "cluster", cluster: name() };
     const waypoints = waypointsOf(record);
     const [only] = waypoints;
-    if (only === undefined) add(serviceCluster(name(), id.name, record, port, around, resolve));
-    else if (waypoints.length === 1) add(waypointCluster(name(), id.name, only.gateway, authority, around));
+    if (only === undefined) add(serviceCluster(name(), id.name, record, port, around));
+    else if (waypoints.length === 1) add(waypointCluster(name(), id.name, only.gateway, guarded, around));
     else {
       const split: Split = { name: `${record.key} ${port.port}`, shares: [] };
       for (const { gateway, weight } of waypoints) {
         const cluster = name(formatDestination(gateway.destination));
-        add(waypointCluster(cluster, id.name, gateway, authority, around));
+        add(waypointCluster(cluster, id.name, gateway, guarded, around));
         split.shares.push({ cluster, weight });
       }
       part.splits.push(split);
@@ -80,7 +83,7 @@ export function partOfWorkload(member: WorkloadRecord, around: Surroundings): Pa
   const { profile, addresses, bindings } = member;
   if (!isTunnelled(profile) || profile.hostNetwork || profile.network !== around.here.network)
     return undefined;
-  const part: Part = { services: [], clusters: [], splits: [], frontends: [], elsewhere: false };
+  const part = emptyPart(false);
   const done = new Set<number>();
   for (const { service, ports } of [...bindings].sort((a, b) => (a.service < b.service ? -1 : 1))) {
     const record = around.store.services.get(service);
@@ -107,4 +110,8 @@ export function partOfWorkload(member: WorkloadRecord, around: Surroundings): Pa
     }
   }
   return part;
+}
+
+function emptyPart(canonical: boolean): Part {
+  return { services: [], clusters: [], splits: [], frontends: [], elsewhere: false, canonical };
 }

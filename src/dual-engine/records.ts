@@ -94,6 +94,8 @@ export interface ServiceRecord {
   /** Unhealthy workloads are endpoints, too. */
   allowUnhealthy: boolean;
   canonical: boolean;
+  /** Machines of other namespaces don't see it. */
+  isPrivate: boolean;
 }
 
 /** A text that is equal for equal destinations: the key of what depends on a gateway. */

@@ -44,6 +44,8 @@ export function readService(resource: string, bytes: Uint8Array): ServiceRecord 
     scopes,
     allowUnhealthy: policy === 1,
     canonical: message.canonical,
+    // An unknown value is taken as PUBLIC, as ztunnel does.
+    isPrivate: message.visibility === workload.Visibility.NAMESPACE,
   };
 }
 

@@ -61,6 +61,8 @@ export class Store {
   readonly #byHost = new Groups<string>();
   /** By destination of a waypoint or gateway: services, and workloads behind DIRECT, that go through it. */
   readonly #users = new Groups<string>();
+  /** Workloads by what gateways call them, as far as they were looked for. */
+  readonly #found = new Map<string, WorkloadRecord | "nobody">();
   #dirty: Dirty = clean();
 
   /** With `tunnel` the store asks for what EDS knows of sidecars. */
@@ -145,22 +147,49 @@ export class Store {
   servicesOfHost(host: string): ServiceRecord[] {
     const records = [...this.#byHost.get(host)].flatMap((key) => this.services.get(key) ?? []);
     if (records.length < 2) return records;
+    return records.sort((a, b) => this.compareServices(a, b));
+  }
+
+  /** The service at this address. */
+  serviceAt(address: NetworkAddress): ServiceRecord | undefined {
+    const records = [...this.#byAddress.get(addressKey(address))].flatMap(
+      (key) => this.services.get(key) ?? [],
+    );
+    return records.filter((each) => this.sees(each)).sort((a, b) => this.compareServices(a, b))[0];
+  }
+
+  /**
+   * The workload with this address, or with this hostname (NAMESPACE/HOSTNAME) and no address, as gateways to other networks
+   * are given. Looks at all of them once, and remembers.
+   */
+  workloadAt(destination: Gateway["destination"]): WorkloadRecord | undefined {
+    const key = destinationKey(destination);
+    let found = this.#found.get(key);
+    if (found === undefined) {
+      found = this.#findWorkload(key) ?? "nobody";
+      this.#found.set(key, found);
+    }
+    return found === "nobody" ? undefined : found;
+  }
+
+  #findWorkload(key: string): WorkloadRecord | undefined {
+    for (const each of this.workloads.values()) if (keysOf(each).includes(key)) return each;
+    return undefined;
+  }
+
+  /** Whether machines of this one's namespace see the service. */
+  sees({ isPrivate, namespace }: ServiceRecord): boolean {
+    return !isPrivate || namespace === this.#self.namespace;
+  }
+
+  /**
+   * Which of two services has an address that both have, or a name: that of this machine's namespace, then a canonical one, then
+   * the first by name. Negative: the first one.
+   */
+  compareServices(one: ServiceRecord, other: ServiceRecord): number {
     const order = (record: ServiceRecord) =>
       `${record.namespace === this.#self.namespace ? 0 : 1}${record.canonical ? 0 : 1} ${record.key}`;
-    return records.sort((a, b) => (order(a) < order(b) ? -1 : 1));
-  }
-
-  /** The service at this address; of several the first by name. */
-  serviceAt(address: NetworkAddress): ServiceRecord | undefined {
-    const [first] = [...this.#byAddress.get(addressKey(address))].sort();
-    return first === undefined ? undefined : this.services.get(first);
-  }
-
-  /** The workload at this address. Looks at all: only waypoints given by a workload's address need it. */
-  workloadAt({ network, address }: NetworkAddress): WorkloadRecord | undefined {
-    for (const each of this.workloads.values())
-      if (each.profile.network === network && each.addresses.includes(address)) return each;
-    return undefined;
+    return order(one) < order(other) ? -1 : 1;
   }
 
   #putService(key: string, record: ServiceRecord | undefined): void {
@@ -184,7 +213,7 @@ export class Store {
     }
     for (const { uid, profile } of this.membersOf(key)) if (isTunnelled(profile)) this.#dirty.direct.add(uid);
     this.sidecars?.touch(key);
-    this.#touchUsers(key, [...(before?.addresses ?? []), ...(record?.addresses ?? [])]);
+    this.#touchUsers(key, [...(before?.addresses ?? []), ...(record?.addresses ?? [])].map(addressKey));
     this.#dirty.services.add(key);
     this.#dirty.records = true;
   }
@@ -226,14 +255,11 @@ export class Store {
     }
     if (profile.waypoint) this.#users.add(destinationKey(profile.waypoint.destination), DIRECT + uid);
     if (isTunnelled(profile)) this.#dirty.direct.add(uid);
-    this.#touchUsers(
-      undefined,
-      addresses.map((address) => ({ network: profile.network, address })),
-    );
+    this.#touchUsers(undefined, keysOf(record));
   }
 
   #withdraw(record: WorkloadRecord): void {
-    const { profile, bindings, addresses, uid } = record;
+    const { profile, bindings, uid } = record;
     for (const { service } of bindings) {
       this.#members.delete(service, record);
       this.#dirty.services.add(service);
@@ -242,16 +268,17 @@ export class Store {
     }
     if (profile.waypoint) this.#users.delete(destinationKey(profile.waypoint.destination), DIRECT + uid);
     if (isTunnelled(profile)) this.#dirty.direct.add(uid);
-    this.#touchUsers(
-      undefined,
-      addresses.map((address) => ({ network: profile.network, address })),
-    );
+    this.#touchUsers(undefined, keysOf(record));
   }
 
-  /** Marks what goes through this service, or through one of these addresses. */
-  #touchUsers(service: string | undefined, addresses: readonly NetworkAddress[]): void {
+  /**
+   * Marks what goes through this service, or through a destination with one of these keys; and what goes through those, since a
+   * waypoint may be behind a gateway.
+   */
+  #touchUsers(service: string | undefined, destinations: readonly string[], deeper = true): void {
+    if (this.#found.size > 0) for (const key of destinations) this.#found.delete(key);
     if (this.#users.size === 0) return;
-    const keys = addresses.map(addressKey);
+    const keys = [...destinations];
     if (service !== undefined) {
       keys.push(service);
       for (const address of this.services.get(service)?.addresses ?? []) keys.push(addressKey(address));
@@ -259,7 +286,10 @@ export class Store {
     for (const key of keys) {
       for (const user of this.#users.get(key)) {
         if (user.startsWith(DIRECT)) this.#dirty.direct.add(user.slice(DIRECT.length));
-        else this.#dirty.services.add(user);
+        else {
+          this.#dirty.services.add(user);
+          if (deeper) this.#touchUsers(user, [], false);
+        }
       }
     }
   }
@@ -285,6 +315,13 @@ export function isTunnelled({
   waypoint,
 }: Pick<WorkloadRecord["profile"], "tunnel" | "waypoint">): boolean {
   return tunnel !== "none" || waypoint !== undefined;
+}
+
+/** What gateways call the workload. */
+function keysOf({ profile, addresses, hostname }: WorkloadRecord): string[] {
+  const { network, namespace } = profile;
+  const keys = addresses.map((address) => addressKey({ network, address }));
+  return hostname === "" ? keys : [`${namespace}/${hostname}`];
 }
 
 function gatewaysOf(record: ServiceRecord | undefined): Gateway[] {
