@@ -21,7 +21,7 @@ export function parseInbound(text: string): Inbound {
   } catch {
     throw new RangeError("the inbound policies are no JSON");
   }
-  const { ports, mtls, policies } = record(value, "inbound");
+  const { ports, mtls, policies, trustDomains } = record(value, "inbound");
   const modes = record(mtls, "mtls");
   return {
     ports: list(ports, "ports").map(portOf),
@@ -33,6 +33,9 @@ export function parseInbound(text: string): Inbound {
       }),
     },
     policies: list(policies, "policies").map(policyOf),
+    ...(trustDomains === undefined
+      ? {}
+      : { trustDomains: list(trustDomains, "trust domains").map(textOf) }),
   };
 }
 

@@ -53,6 +53,8 @@ export interface Inbound {
   mtls: { default: MtlsMode; ports: readonly { port: number; mode: MtlsMode }[] };
   /** Each name and action may occur several times. The order has no meaning. */
   policies: readonly Policy[];
+  /** Trust domains whose workloads may call by mutual TLS beside those of this machine's own, ascending; absent: none. */
+  trustDomains?: readonly string[];
 }
 
 /** The mode of a port. */

@@ -81,6 +81,7 @@ function set(random: Random): Inbound {
       ports: [{ port: 443, mode: "permissive" }],
     },
     policies,
+    ...(random(3) === 0 ? { trustDomains: ["cluster.local", "old.example"] } : {}),
   };
 }
 

@@ -72,7 +72,6 @@ beforeAll(async () => {
     admission: { decide: () => ({ allowed: true, reason: "test" }), mtls: () => "strict" },
     counters,
     budget,
-    trustDomainAliases: [],
     log: (text) => console.error(text),
   });
   const listen = async (serve: (socket: Socket) => void) => {

@@ -109,7 +109,6 @@ export class TunnelHalves {
       admission,
       counters: this.counters,
       budget: this.budget,
-      trustDomainAliases: ["old.example"],
       log: (text) => this.lines.push(text),
       patience: PATIENCE,
       sniffPatience: SNIFF_PATIENCE,

@@ -31,6 +31,7 @@ interface Side {
 export function inboundOf(resource: string, listener: envoy.Listener): { inbound: Inbound; notes: Note[] } {
   /** By port; 0: all others. */
   const sides = new Map<number, Side>();
+  const domains = new Set<string>();
   for (const chain of listener.filterChains) {
     if ((chain.name ?? "").endsWith("blackhole")) continue;
     const port = chain.filterChainMatch?.destinationPort?.value ?? 0;
@@ -40,6 +41,7 @@ export function inboundOf(resource: string, listener: envoy.Listener): { inbound
     if (chain.filterChainMatch?.transportProtocol === "tls" || chain.transportSocket) side.tls = true;
     else side.plaintext = true;
     side.chains.push(gatesOf(resource, chain));
+    for (const domain of trustDomainsOf(chain)) domains.add(domain);
   }
   const ports = [...sides.keys()].filter((port) => port !== 0).sort((a, b) => a - b);
   const byDefault = modeOf(sides.get(0));
@@ -53,8 +55,21 @@ export function inboundOf(resource: string, listener: envoy.Listener): { inbound
       }),
     },
     policies: policiesOf(ports.map((port) => ({ port, chains: sides.get(port)?.chains ?? [] }))),
+    ...(domains.size > 0 && { trustDomains: [...domains].sort() }),
   };
   return { inbound, notes: [...notesOf(inbound), ...notesOfOthers(sides.get(0), ports)] };
+}
+
+/** MeshConfig's trustDomain and trustDomainAliases, which istiod sends as SANs that callers must have. */
+function trustDomainsOf({ transportSocket }: envoy.FilterChain.$Properties): string[] {
+  const config = transportSocket?.typedConfig;
+  if (!config || messageName(config) !== "DownstreamTlsContext") return [];
+  const common = decodeAny(envoy.DownstreamTlsContext, config).commonTlsContext;
+  const validation = common?.combinedValidationContext?.defaultValidationContext ?? common?.validationContext;
+  return (validation?.matchTypedSubjectAltNames ?? []).flatMap(({ matcher }) => {
+    const [, domain] = /^spiffe:\/\/([^/]+)\/$/.exec(matcher?.prefix ?? "") ?? [];
+    return domain === undefined ? [] : [domain];
+  });
 }
 
 /** What would hold for ports that are no service's, were they governed. */

@@ -202,6 +202,34 @@ describe("2b.4 inbound", () => {
     expect(inbound(socket, port(0, "raw_buffer")).inbound?.mtls.ports).toEqual([{ port: 7, mode: "strict" }]);
   });
 
+  test("trust domains of callers are those of the SANs that every port's chains accept", () => {
+    const accepting = (...prefixes: string[]) => ({
+      name: "envoy.transport_sockets.tls",
+      typedConfig: any(
+        "envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+        envoy.DownstreamTlsContext.encode({
+          commonTlsContext: {
+            combinedValidationContext: {
+              defaultValidationContext: {
+                matchTypedSubjectAltNames: prefixes.map((prefix) => ({ sanType: 3, matcher: { prefix } })),
+              },
+              validationContextSdsSecretConfig: { name: "ROOTCA" },
+            },
+          },
+        }).finish(),
+      ),
+    });
+    const mesh = accepting("spiffe://old.example/", "spiffe://cluster.local/");
+    const chains = [
+      { ...port(8, "tls"), transportSocket: mesh },
+      { ...port(0, "tls"), transportSocket: mesh },
+    ];
+    expect(inbound(...chains).inbound?.trustDomains).toEqual(["cluster.local", "old.example"]);
+    // What names a part of a trust domain accepts no other one.
+    const part = { ...port(8, "tls"), transportSocket: accepting("spiffe://a/ns/b/", "spiffe://", "spiffe:///") };
+    expect(inbound(part).inbound?.trustDomains).toBeUndefined();
+  });
+
   const rbac = (rules: envoy.Rbac.$Properties, more: envoy.NetworkRbac.$Properties = {}) => ({
     name: "envoy.filters.network.rbac",
     typedConfig: any(

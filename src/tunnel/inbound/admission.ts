@@ -18,6 +18,8 @@ export interface Admission {
   decide(connection: InboundConnection): { allowed: boolean; reason: string; policy?: string };
   /** PeerAuthentication's mode of the port. `undefined`: the port belongs to no service of this machine. */
   mtls(port: number): MtlsMode | undefined;
+  /** Trust domains whose workloads are accepted beside those of our own. Must not throw. */
+  trustDomains?(): readonly string[];
   /** A version that changes with the policies. Undefined: established connections are not cut. Must not throw. */
   establishedRevision?(): number | undefined;
 }

@@ -38,6 +38,7 @@ const admission: Admission = {
     return denied ? { allowed: false, reason, policy: "shop/no" } : { allowed: true, reason };
   },
   mtls: () => mode,
+  trustDomains: () => ["old.example"],
 };
 
 beforeEach(async () => {

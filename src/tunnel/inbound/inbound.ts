@@ -33,8 +33,6 @@ export interface InboundOptions {
   callers?: Callers;
   counters: Counters;
   budget: Budget;
-  /** Trust domains that are accepted beside our own. */
-  trustDomainAliases: readonly string[];
   log(text: string): void;
   /** Milliseconds for a handshake and for the connect to the app; for tests. */
   patience?: number;
@@ -144,12 +142,12 @@ export class InboundTunnel {
     alpn: readonly string[],
     requireAlpn: string | undefined,
   ) {
-    const { credentials, trustDomainAliases, patience } = this.#options;
+    const { credentials, admission, patience } = this.#options;
     const generation = credentials.current();
     return acceptTls(raw, {
       context: generation.context(from),
       alpn,
-      trustDomains: [generation.trustDomain, ...trustDomainAliases],
+      trustDomains: [generation.trustDomain, ...(admission.trustDomains?.() ?? [])],
       ...(requireAlpn !== undefined && { requireAlpn }),
       ...(patience !== undefined && { patience }),
     });

@@ -124,6 +124,14 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     }
   }
 
+  trustDomains(): readonly string[] {
+    try {
+      return this.#judge()?.inbound.trustDomains ?? [];
+    } catch {
+      return [];
+    }
+  }
+
   establishedRevision(): number | undefined {
     try {
       this.#judge();

@@ -40,7 +40,6 @@ export interface TunnelOptions {
   main?: number;
   version: string;
   baggage?: string;
-  trustDomainAliases?: readonly string[];
   limits?: Limits;
   log: { info(text: string): void; warn(text: string): void };
 }
@@ -68,7 +67,7 @@ export class Tunnel {
   readonly #ended = Promise.withResolvers<void>();
 
   private constructor(options: TunnelOptions) {
-    const { store, log, limits, baggage, admission, callers, trustDomainAliases, runDir } = options;
+    const { store, log, limits, baggage, admission, callers, runDir } = options;
     this.#options = options;
     this.#gate = new Gate(limits ?? LIMITS);
     this.#credentials = new MeshCredentials(store, (text) => log.info(text));
@@ -89,7 +88,6 @@ export class Tunnel {
       ...(callers && { callers }),
       counters,
       budget,
-      trustDomainAliases: trustDomainAliases ?? [],
       log: (text) => this.#line(text),
     });
     this.#file = new StatusFile(runDir, process.pid);
