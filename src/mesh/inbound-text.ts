@@ -33,9 +33,7 @@ export function parseInbound(text: string): Inbound {
       }),
     },
     policies: list(policies, "policies").map(policyOf),
-    ...(trustDomains === undefined
-      ? {}
-      : { trustDomains: list(trustDomains, "trust domains").map(textOf) }),
+    ...(trustDomains === undefined ? {} : { trustDomains: list(trustDomains, "trust domains").map(textOf) }),
   };
 }
 

@@ -101,6 +101,7 @@ const ENDPOINTS_FAULT: ReadonlySet<FailureReason> = new Set<FailureReason>([
   "handshake-timeout",
   "not-tls",
   "tls-error",
+  "refused-by-peer",
   "peer-unavailable",
   "protocol-error",
 ]);

@@ -8,7 +8,7 @@ import type { Admission } from "../../src/tunnel/inbound/admission.ts";
 import { InboundTunnel } from "../../src/tunnel/inbound/inbound.ts";
 import { Dialer } from "../../src/tunnel/outbound/dial.ts";
 import { carryOutbound } from "../../src/tunnel/outbound/outbound.ts";
-import type { TunnelTarget } from "../../src/tunnel/outbound/target.ts";
+import type { Endpoints, TunnelTarget } from "../../src/tunnel/outbound/target.ts";
 import { MeshCredentials } from "../../src/tunnel/tls/mesh-credentials.ts";
 import { dialTcp, listening, outcome, TestMesh } from "./mesh-member.ts";
 
@@ -92,10 +92,11 @@ export class TunnelHalves {
   }
 
   /** The outbound half. Gives the port at which apps enter; see `targets`. */
-  outbound(dialer: Dialer): Promise<number> {
+  outbound(dialer: Dialer, endpoints?: Endpoints): Promise<number> {
     return this.listen((socket) => {
       void carryOutbound(socket, {
         readTarget: (number) => this.targets.get(number),
+        ...(endpoints && { endpoints }),
         dialer,
         counters: this.counters,
         log: (text) => this.lines.push(text),

@@ -18,6 +18,7 @@ import type { Transport } from "../../src/mesh/transport.ts";
 import { readTunnels, type TunnelStatus } from "../../src/tunnel/process/status-file.ts";
 import { DatapathLab } from "../datapath/lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
+import { StrictPeer } from "../interop/strict-peer.ts";
 import { TestMesh } from "../lab/mesh-member.ts";
 import { NetworkNamespace, ownName } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, sleep } from "../lab/process.ts";
@@ -31,6 +32,7 @@ const HERE6 = "fd00:78::1";
 const THERE6 = "fd00:78::2";
 const PORT = 8080;
 const mesh = new TestMesh();
+const foreign = new TestMesh();
 const folder = mkdtempSync(join(tmpdir(), "kmesh-tunnels-"));
 const bpffs = `/sys/fs/bpf/${ownName("tn")}`;
 let lab: DatapathLab;
@@ -96,6 +98,13 @@ beforeAll(async () => {
   });
   started.push(app);
   await eventually("the app listens", () => app.output().includes("ready"));
+  const stranger = foreign.issue("web");
+  started.push(
+    await StrictPeer.start({
+      ...{ folder, netns: there.path, at: { address: THERE, port: 11 } },
+      identity: { key: stranger.key, chain: stranger.cert, roots: stranger.ca },
+    }),
+  );
   const model = emptyMesh();
   addCluster(model, "sidecar", [endpoint(`${THERE}:${PORT}`, { transport: 1 })], { transports: [istio] });
   addCluster(model, "ambient", [endpoint(`${THERE}:${PORT}`, { transport: 1 })], { transports: [hbone] });
@@ -104,6 +113,9 @@ beforeAll(async () => {
   const ejection = { after: 3, base: 60_000, longest: 60_000, percent: 50, enforcing: 100 };
   addCluster(model, "half", pair(9), { transports: [istio], ejection });
   addCluster(model, "half-hbone", pair(10), { transports: [hbone], ejection });
+  // At port 11 there is a member of another mesh: the handshake fails.
+  addCluster(model, "half-known", pair(11), { transports: [istio], ejection });
+  addFrontend(model, "10.96.8.5:80", { kind: "cluster", cluster: "half-known" }, "half-known");
   addFrontend(model, "10.96.8.3:80", { kind: "cluster", cluster: "half" }, "half");
   addFrontend(model, "10.96.8.4:80", { kind: "cluster", cluster: "half-hbone" }, "half-hbone");
   addFrontend(model, "10.96.8.1:80", { kind: "cluster", cluster: "sidecar" }, "sidecar");
@@ -119,6 +131,7 @@ afterAll(async () => {
   await lab?.remove();
   await there?.remove();
   mesh.close();
+  foreign.close();
   rmSync(folder, { recursive: true, force: true });
 });
 
@@ -169,6 +182,7 @@ test("a connect that fails is tried on the other endpoint, and failures in a row
   for (const [vip, name] of [
     ["10.96.8.3", "half"],
     ["10.96.8.4", "half-hbone"],
+    ["10.96.8.5", "half-known"],
   ] as const) {
     const before = status("client")?.retried ?? 0;
     // Every second connection is led to the dead one, until three of them have failed.
@@ -181,6 +195,11 @@ test("a connect that fails is tried on the other endpoint, and failures in a row
     expect(ejected()).toMatchObject([{ failed: 3, failures: 0, live: 0 }]);
     await eventually("they are counted", () => (status("client")?.retried ?? 0) === before + 3);
   }
+  expect(status("client")?.services).toMatchObject({
+    half: { "connect-refused": 3 },
+    "half-hbone": { "peer-unavailable": 3 },
+    "half-known": { "unknown-ca": 3 },
+  });
 });
 
 test("established connections are cut when a policy denies their identity, with enforce-established alone", async () => {

@@ -226,7 +226,10 @@ describe("2b.4 inbound", () => {
     ];
     expect(inbound(...chains).inbound?.trustDomains).toEqual(["cluster.local", "old.example"]);
     // What names a part of a trust domain accepts no other one.
-    const part = { ...port(8, "tls"), transportSocket: accepting("spiffe://a/ns/b/", "spiffe://", "spiffe:///") };
+    const part = {
+      ...port(8, "tls"),
+      transportSocket: accepting("spiffe://a/ns/b/", "spiffe://", "spiffe:///"),
+    };
     expect(inbound(part).inbound?.trustDomains).toBeUndefined();
   });
 

@@ -220,8 +220,49 @@ test("every failure is a reset for the app, with its reason counted", async () =
   expect(lab.lines.join("\n")).not.toContain("PRIVATE KEY");
 });
 
+test("a failed handshake is tried on the other endpoint, and counts for ejection as a failed connect does", async () => {
+  const went: string[] = [];
+  const enter = await lab.outbound(lab.dialer(credentials), {
+    another: ({ number }) => lab.targets.get(number === 2 ? 3 : 2),
+    record: ({ number }, how) => went.push(`${how} ${number}`),
+    now: () => 0n,
+  });
+  const ask2 = async (port: number) => {
+    const at = target(2, port, istio("web"));
+    went.length = 0;
+    const socket = await dialTcp(enter, at);
+    const answer = outcome(socket);
+    socket.end("hello");
+    return answer;
+  };
+  const theirs = { ...foreign.issue("web"), ca: mesh.authority.root };
+  const bad: [string, () => Promise<number>][] = [
+    ["unknown-ca", () => peer(theirs)],
+    ["wrong-san", () => peer(mesh.issue("other"))],
+    ["handshake-timeout", () => plain(() => {})],
+    ["reset", () => plain((socket) => socket.resetAndDestroy())],
+    // TLS 1.2 says so within the handshake.
+    ["refused-by-peer", () => demanding("-tls1_2")],
+  ];
+  target(3, await peer(mesh.issue("web")), istio("web"));
+  for (const [reason, make] of bad) {
+    expect([reason, await ask2(await make())]).toEqual([reason, "got hello"]);
+    expect([reason, failures(), went]).toEqual([reason, { [reason]: 1 }, ["wrong 2", "well 3"]]);
+    lab.counters.rows.ways.outbound.failures = {};
+  }
+  expect(lab.counters.rows.retried).toBe(bad.length);
+  expect(lab.counters.rows.services.web).toMatchObject({ "unknown-ca": 1, "refused-by-peer": 1 });
+  // TLS 1.3 says so later, when bytes of the app may be under way: it is not tried again, and counts all the same.
+  expect(await ask2(await demanding())).toBe("ECONNRESET");
+  expect([failures(), went]).toEqual([{ "refused-by-peer": 1 }, ["wrong 2"]]);
+  // Both fail: one retry and no more.
+  target(3, await plain((socket) => socket.resetAndDestroy()), istio("web"));
+  expect(await ask2(await peer(theirs))).toBe("ECONNRESET");
+  expect(went).toEqual(["wrong 2", "wrong 3"]);
+});
+
 /** openssl's server, which trusts another CA and refuses us by an alert. Bun's own servers close without a word. */
-async function demanding(): Promise<number> {
+async function demanding(...more: string[]): Promise<number> {
   const { key, cert } = mesh.issue("web");
   const file = (name: string, text: string) => {
     writeFileSync(join(mesh.folder, name), text);
@@ -247,6 +288,7 @@ async function demanding(): Promise<number> {
     "1",
     "-verify_return_error",
     ...files,
+    ...more,
   ]);
   lab.defer(() => child.kill("SIGKILL"));
   for await (const chunk of child.stdout) if (String(chunk).includes("ACCEPT")) break;

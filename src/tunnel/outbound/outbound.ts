@@ -26,7 +26,7 @@ export interface OutboundOptions {
  * it. Owns the socket.
  */
 export async function carryOutbound(socket: Socket, options: OutboundOptions): Promise<void> {
-  const { counters, log } = options;
+  const { counters, endpoints, log } = options;
   const number = targetOfAddress(socket.localAddress);
   const target = number === undefined ? undefined : options.readTarget(number);
   socket.on("error", () => {});
@@ -43,14 +43,18 @@ export async function carryOutbound(socket: Socket, options: OutboundOptions): P
   counters.begin("outbound");
   try {
     const source = { address: socket.remoteAddress ?? "0.0.0.0", port: socket.remotePort ?? 0 };
-    const { stream, identity, to } = await dial(target, source, abort.signal, options);
+    const { stream, identity, to, since } = await dial(target, source, abort.signal, options);
     counters.opened("outbound", identity);
     if ("setKeepAlive" in stream && typeof stream.setKeepAlive === "function")
       stream.setKeepAlive(true, KEEPALIVE);
+    // In TLS 1.3 the peer judges our certificate after our side of the handshake. With its first byte it has accepted it.
+    stream.once("data", () => endpoints?.record(to, "well", since));
     splice(socket, stream, ({ forth, back, error, failed }) => {
       counters.closed("outbound", forth, back);
-      if (failed !== "second" || back > 0) return;
-      note(options, to, isAlert(error) ? "refused-by-peer" : reasonOfFailure(error), error);
+      if (back > 0) return;
+      const refused = failed === "second" && isAlert(error);
+      endpoints?.record(to, refused ? "wrong" : "well", since);
+      if (failed === "second") note(options, to, refused ? "refused-by-peer" : reasonOfFailure(error), error);
     });
   } catch {
     counters.abandoned("outbound");
@@ -66,15 +70,14 @@ async function dial(
   source: AddressAndPort,
   signal: AbortSignal,
   options: OutboundOptions,
-): Promise<Dialled & { to: TunnelTarget }> {
+): Promise<Dialled & { to: TunnelTarget; since: bigint }> {
   const { dialer, endpoints, counters } = options;
   for (let to = target; ; ) {
     const since = endpoints?.now() ?? 0n;
     try {
       const dialled = await dialer.dial(to, source, signal);
-      endpoints?.record(to, "well", since);
       if (to !== target) counters.rows.retried++;
-      return { ...dialled, to };
+      return { ...dialled, to, since };
     } catch (error) {
       if (signal.aborted) throw error;
       const reason = reasonOfFailure(error);
