@@ -19,6 +19,7 @@ import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
 import type { Summary } from "../../src/datapath/inspect/inspect.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
 import { type ClientSpec, KMESH, RunningClient, type Tally } from "../interop/mesh-lab.ts";
+import { listLinks, listPrograms } from "../lab/bpftool.ts";
 import { NetworkNamespace, ownName, TestCgroup } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, placed, type RunResult, run } from "../lab/process.ts";
 
@@ -200,19 +201,20 @@ export class AgentLab {
   }
 
   /** Pids of the processes that are, or are to be, an agent of this lab. */
-  async agents(): Promise<number[]> {
-    const glob = new Bun.Glob("[0-9]*/cmdline");
-    const found: number[] = [];
-    for await (const path of glob.scan({ cwd: "/proc", onlyFiles: false })) {
-      try {
-        const words = readFileSync(join("/proc", path), "utf8").split("\0");
-        if (words.includes("run") && words.includes(`--state-dir=${this.folder}/state`))
-          found.push(Number.parseInt(path, 10));
-      } catch {
-        // It went.
-      }
+  agents(): number[] {
+    return readdirSync("/proc")
+      .filter((name) => /^\d+$/.test(name) && this.#isAgent(name))
+      .map(Number);
+  }
+
+  #isAgent(pid: string): boolean {
+    try {
+      const words = readFileSync(join("/proc", pid, "cmdline"), "utf8").split("\0");
+      return words.includes("run") && words.includes(`--state-dir=${this.folder}/state`);
+    } catch {
+      // The process has ended.
+      return false;
     }
-    return found;
   }
 
   /** The pid of the agent that answers. Rejects when none does. */
@@ -298,27 +300,22 @@ export class AgentLab {
 
 /** Ids of the programs that hang on the links pinned below `bpffs`. */
 export async function programsOf(bpffs: string): Promise<number[]> {
-  const links = await jsonOf<{ prog_id: number; pinned?: string[] }>("bpftool", "--bpffs", "--json", "link");
-  return links
+  return (await listLinks())
     .filter(({ pinned }) => pinned?.some((path) => path.startsWith(`${bpffs}/`)))
     .map((link) => link.prog_id);
 }
 
 /** Those of `programs` that the kernel still has, after the moment that it takes to let go of them. */
 export async function loaded(programs: readonly number[]): Promise<string[]> {
-  let left: string[] = [];
+  let left = [...programs];
   await eventually(
     "programs are unloaded",
     async () => {
-      const all = await jsonOf<{ id: number }>("bpftool", "--json", "prog");
-      left = all.filter(({ id }) => programs.includes(id)).map(({ id }) => `program ${id}`);
+      const all = await listPrograms();
+      left = programs.filter((id) => all.includes(id));
       return left.length === 0;
     },
     3_000,
   ).catch(() => undefined);
-  return left;
-}
-
-async function jsonOf<T>(...command: string[]): Promise<T[]> {
-  return JSON.parse((await run(command)).stdout || "[]");
+  return left.map((id) => `program ${id}`);
 }

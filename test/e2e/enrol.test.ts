@@ -77,7 +77,7 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
       lab.freezeControlPlane(true);
       const restart = kmesh("restart", "--graceful", answers ? "--timeout=25" : "--timeout=3");
       try {
-        await eventually("a successor", async () => (await lab.agents()).find((each) => each !== pid));
+        await eventually("a successor", async () => lab.agents().find((each) => each !== pid));
         // It has read its configuration by now.
         await sleep(1_000);
         await body();
@@ -165,7 +165,7 @@ describe.skipIf(why !== undefined)("enrolment by command", () => {
     test("a command that has the locks for a moment does not keep it from starting", async () => {
       const locks = Locks.acquireBriefly(folders());
       const agent = lab.startAgent(`--config=${file}`);
-      await eventually("it waits", async () => (await lab.agents()).includes(agent.pid));
+      await eventually("it waits", async () => lab.agents().includes(agent.pid));
       await sleep(400);
       locks.release();
       await lab.statusOnce("it serves", agent, ({ pid }) => pid === agent.pid);

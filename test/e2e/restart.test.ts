@@ -73,7 +73,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     });
     // The counters missed none of them.
     expect(governed(await lab.status()) - counted).toBe(made + 5);
-    expect(await agents()).toEqual([await pid()]);
+    expect(agents()).toEqual([await pid()]);
   });
 
   test("again and again, also with the configuration changed in between", async () => {
@@ -88,7 +88,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
         });
       }
     });
-    expect((await agents()).length).toBe(1);
+    expect(agents().length).toBe(1);
   });
 
   test("the text says the same", async () => {
@@ -126,7 +126,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
       expect(codes).toEqual([0, 7]);
       expect(one.stderr + two.stderr).toMatch(/a restart is under way since|only about to take over/);
     }
-    await eventually("one is left", async () => (await agents()).length === 1);
+    await eventually("one is left", async () => agents().length === 1);
   });
 
   test("a successor that does not get in sync in time is stopped, and the agent goes on", async () => {
@@ -139,7 +139,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
       expect(code).toBe(6);
       expect(stderr).toContain("no restart: the successor was not ready within 2 s");
       expect(stderr).toContain("The previous agent continues");
-      expect(await agents()).toEqual([before]);
+      expect(agents()).toEqual([before]);
     });
     expect(await lab.status()).toMatchObject({ alive: true, pid: before });
     lab.configure(shop({ v1: 50, v2: 50 }));
@@ -154,7 +154,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
       for (const delay of [0, 30, 60, 90, 110]) {
         const restart = lab.kmesh("restart", "--graceful", "--output=json");
         const successor = await eventually("a successor", async () =>
-          (await agents()).find((each) => each !== before),
+          agents().find((each) => each !== before),
         );
         await sleep(delay);
         try {
@@ -166,12 +166,12 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
         if (code === 0) break;
         // On a busy machine it may be killed while it is still a copy of the agent, before it executes the file.
         expect([code, stderr]).toEqual([6, expect.stringMatching(/no restart: (the successor|execve)/)]);
-        expect(await agents()).toEqual([before]);
+        expect(agents()).toEqual([before]);
         expect(await lab.status()).toMatchObject({ alive: true, pid: before });
         expect((await lab.connect(20)).made).toBe(20);
       }
     });
-    if ((await agents()).length === 0) await lab.liveAgent();
+    if (agents().length === 0) await lab.liveAgent();
   });
 
   test("when the agent is killed meanwhile its successor carries on", async () => {
@@ -179,9 +179,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     await unnoticed(async () => {
       lab.freezeControlPlane(true);
       const restart = lab.kmesh("restart", "--graceful");
-      const successor = await eventually("a successor", async () =>
-        (await agents()).find((each) => each !== before),
-      );
+      const successor = await eventually("a successor", async () => agents().find((each) => each !== before));
       await sleep(300);
       process.kill(before, "SIGKILL");
       const { code, stderr } = await restart;
@@ -193,7 +191,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
         return status.alive && status.pid === successor && (status.tables?.applies ?? 0) > 0;
       });
     });
-    expect(await agents()).toEqual([await pid()]);
+    expect(agents()).toEqual([await pid()]);
   });
 
   test("without istiod the successor takes over what the kernel holds", async () => {
@@ -222,7 +220,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
     await sleep(500);
     process.kill(before, "SIGCONT");
     await sleep(500);
-    expect(await agents()).toEqual([before]);
+    expect(agents()).toEqual([before]);
     expect(await pid()).toBe(before);
   });
 
@@ -246,7 +244,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
 
   test("with no agent each says so", async () => {
     process.kill(await pid(), "SIGTERM");
-    await eventually("the agent is gone", async () => (await agents()).length === 0);
+    await eventually("the agent is gone", async () => agents().length === 0);
     for (const args of [["restart"], ["restart", "--graceful"]]) {
       const { code, stderr } = await lab.kmesh(...args);
       expect([code, stderr]).toEqual([3, expect.stringContaining("no agent runs with")]);

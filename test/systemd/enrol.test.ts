@@ -140,9 +140,11 @@ describe.skipIf(why !== undefined)("units that are enrolled by name", () => {
       "the closed unit waits for kmesh-wait.service",
       async () => {
         const jobs = await machine.output("systemctl", "list-jobs", "--no-legend");
-        return /shut\.service +start +waiting/.test(jobs) && /kmesh-wait\.service +start +running/.test(jobs);
+        if (!/shut\.service +start +waiting/.test(jobs) || !/kmesh-wait\.service +start +running/.test(jobs))
+          throw new Error(`the jobs are:\n${jobs}`);
+        return true;
       },
-      10_000,
+      30_000,
     );
     expect((await machine.run("kmesh", "wait", "--timeout=0")).code).toBe(8);
 

@@ -18,6 +18,7 @@ import { stringify } from "yaml";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import { missing as missingForKmesh } from "../e2e/agent-lab.ts";
 import { KMESH } from "../interop/mesh-lab.ts";
+import { listLinks } from "../lab/bpftool.ts";
 import type { TestMesh } from "../lab/mesh-member.ts";
 import { ownName, TestCgroup } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, type Place, type RunResult, run, sleep } from "../lab/process.ts";
@@ -224,10 +225,7 @@ export class SystemdMachine {
 
   /** Ids of the links by hook, as they are pinned. */
   async links(): Promise<Record<string, number>> {
-    const all: { id: number; pinned?: string[] }[] = JSON.parse(
-      await output(["bpftool", "--bpffs", "--json", "link"]),
-    );
-    const own = all.flatMap(({ id, pinned }) =>
+    const own = (await listLinks()).flatMap(({ id, pinned }) =>
       (pinned ?? [])
         .filter((path) => path.startsWith(`${this.bpffs}/links/`))
         .map((path) => [path.slice(path.lastIndexOf("/") + 1), id] as const),
