@@ -5,7 +5,7 @@
 import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Tables } from "../datapath/tables/tables.ts";
-import { reasonOf } from "../errors/reason.ts";
+import { codeOf, reasonOf } from "../errors/reason.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { Ageing } from "./ageing.ts";
 import { Counting } from "./counting.ts";
@@ -153,9 +153,12 @@ export class Traffic {
         );
       return flusher;
     } catch (error) {
-      const text = `Live connections are counted at their end: ${reasonOf(error)}`;
-      this.#off.push(text);
-      this.#options.warn(text);
+      const consequence = "Live connections are counted at their end";
+      this.#options.warn(`${consequence}: ${reasonOf(error)}`);
+      // Without the verifier's log: the map shows this sentence.
+      this.#off.push(
+        `${consequence}: the kernel refuses to list them (${codeOf(error) ?? reasonOf(error)}). The agent's log has its words.`,
+      );
       return undefined;
     }
   }

@@ -1,9 +1,11 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
+import { once } from "node:events";
 import { request } from "node:http";
 import { connect } from "node:net";
 import { PageServer } from "./page-server.ts";
 
 const BIG = { text: "x".repeat(8 << 20) };
+const big = Promise.withResolvers<void>();
 let made = 0;
 
 describe("the page's server", () => {
@@ -14,7 +16,9 @@ describe("the page's server", () => {
       edges: async (window) => {
         made++;
         if (window === 7) throw new Error("no agent runs");
-        return window === 9 ? BIG : { window };
+        if (window !== 9) return { window };
+        await big.promise;
+        return BIG;
       },
       history: async (edge) => (edge === "a" ? { edge } : undefined),
     });
@@ -104,23 +108,83 @@ describe("the page's server", () => {
     expect((await ask("edges/history?edge=b", authorized())).status).toBe(404);
   });
 
+  test("more connections than there is room for are refused, and cut none of the others", async () => {
+    const own = await PageServer.listen(0, { edges: async () => ({}), history: async () => undefined });
+    const held = Array.from({ length: 32 }, () => connect(own.port, "127.0.0.1"));
+    await Promise.all(
+      held.map((socket) => {
+        socket.write("GET /topology/ HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n");
+        return once(socket, "data");
+      }),
+    );
+    const extra = connect(own.port, "127.0.0.1");
+    extra.on("error", () => {});
+    extra.write("GET");
+    await new Promise((resolve) => extra.on("close", resolve));
+    expect(held.filter(({ closed }) => closed)).toEqual([]);
+    own.close();
+  });
+
+  test("what is no whole request is ended", async () => {
+    const own = await PageServer.listen(0, { edges: async () => ({}), history: async () => undefined }, 300);
+    const client = (sent: string, drip = "") => {
+      const socket = connect(own.port, "127.0.0.1");
+      const timer = setInterval(() => socket.write(drip), 50);
+      socket.on("error", () => {});
+      socket.on("data", () => {});
+      socket.write(sent);
+      return new Promise<void>((resolve) => {
+        socket.on("close", () => {
+          clearInterval(timer);
+          resolve();
+        });
+      });
+    };
+    const host = "Host: 127.0.0.1\r\n";
+    await Promise.all([
+      client(""),
+      client(`GET /topology/ HTTP/1.1\r\n${host}`),
+      client(`GET /topology/ HTTP/1.1\r\n${host}`, "X-More: a\r\n"),
+      client(`POST /topology/ HTTP/1.1\r\n${host}Content-Length: 100000\r\n\r\n`, "a"),
+      client(`GET /topology/ HTTP/1.1\r\n${host}Transfer-Encoding: chunked\r\n\r\n`, "1\r\na\r\n"),
+      client(`GET /topology/${"a".repeat(50_000)} HTTP/1.1\r\n${host}\r\n`),
+      ...Array.from({ length: 60 }, () => client("")),
+    ]);
+    // The room is there again.
+    const response = await fetch(`http://127.0.0.1:${own.port}/topology/page.css`);
+    expect(response.status).toBe(200);
+    await response.text();
+    own.close();
+  });
+
   test("clients that never read cost connections, a body in all, and nobody else's answer", async () => {
     made = 0;
     const before = process.memoryUsage.rss();
-    const sockets = Array.from({ length: 20 }, () => {
-      const socket = connect(server.port, "127.0.0.1");
-      socket.on("error", () => {});
-      socket.pause();
-      socket.write(
-        `GET /topology/edges?window=9 HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ${token}\r\n\r\n`,
-      );
-      return socket;
-    });
-    await new Promise((later) => setTimeout(later, 300));
+    const started = await Promise.all(
+      Array.from({ length: 20 }, async () => {
+        const socket = connect(server.port, "127.0.0.1");
+        socket.on("error", () => {});
+        const isAnswered = new Promise<void>((resolve) => {
+          socket.once("data", () => {
+            socket.pause();
+            resolve();
+          });
+        });
+        await once(socket, "connect");
+        socket.write(
+          `GET /topology/edges?window=9 HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer ${token}\r\n\r\n`,
+        );
+        return { socket, isAnswered };
+      }),
+    );
+    // Whoever asks later is answered after they were heard.
+    expect((await ask("")).status).toBe(200);
+    big.resolve();
+    await Promise.all(started.map(({ isAnswered }) => isAnswered));
     expect((await ask("edges?window=61", authorized())).status).toBe(200);
     expect(made).toBe(2);
     // Twenty bodies of 8 MB would be 160.
     expect(process.memoryUsage.rss() - before).toBeLessThan(100 << 20);
-    for (const socket of sockets) socket.destroy();
+    for (const { socket } of started) socket.destroy();
   });
 });

@@ -12,7 +12,7 @@
 import { randomBytes, timingSafeEqual } from "node:crypto";
 import { once } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import type { AddressInfo } from "node:net";
+import type { AddressInfo, Socket } from "node:net";
 import { reasonOf } from "../errors/reason.ts";
 import { PAGE_FOLDER, PAGE_HEADERS, pageFile } from "./page-files.ts";
 
@@ -50,23 +50,41 @@ export class PageServer {
     this.#token = token;
   }
 
-  /** Listens on 127.0.0.1, on a free port when `port` is 0. Rejects with what the system says (EADDRINUSE, EACCES). */
-  static async listen(port: number, data: PageData): Promise<PageServer> {
+  /**
+   * Listens on 127.0.0.1, on a free port when `port` is 0. `patience` is what a client gets for a request and for an answer,
+   * milliseconds. Rejects with what the system says (EADDRINUSE, EACCES).
+   */
+  static async listen(port: number, data: PageData, patience = PATIENCE): Promise<PageServer> {
     const token = randomBytes(24).toString("base64url");
     const cache = new BodyCache();
-    const server = createServer(
-      { requestTimeout: PATIENCE, headersTimeout: PATIENCE, maxHeaderSize: 16_384 },
-      (request, response) => {
-        const late = setTimeout(() => request.socket.destroy(), PATIENCE);
-        response.once("close", () => clearTimeout(late));
-        response.on("error", () => {});
-        answer(request, token, data, cache)
-          .catch((error): Answer => problem(502, reasonOf(error)))
-          .then((given) => send(request, response, given))
-          .catch(() => response.destroy());
-      },
-    );
-    server.maxConnections = MOST_CONNECTIONS;
+    /** Open connections, each with what ends it if it sends no request; for the next ones the runtime waits a fixed time. */
+    const clients = new Map<Socket, NodeJS.Timeout>();
+    const server = createServer({ maxHeaderSize: 16_384 }, (request, response) => {
+      const { socket } = request;
+      clearTimeout(clients.get(socket));
+      const late = setTimeout(() => socket.destroy(), patience);
+      // A body is never read, so it may last: the answer is given, and the time runs on.
+      if (!hasBody(request.headers)) response.once("close", () => clearTimeout(late));
+      response.on("error", () => {});
+      answer(request, token, data, cache)
+        .catch((error): Answer => problem(502, reasonOf(error)))
+        .then((given) => send(request, response, given))
+        .catch(() => response.destroy());
+    });
+    server.on("connection", (socket: Socket) => {
+      if (clients.size >= MOST_CONNECTIONS) {
+        socket.destroy();
+        return;
+      }
+      clients.set(
+        socket,
+        setTimeout(() => socket.destroy(), patience),
+      );
+      socket.once("close", () => {
+        clearTimeout(clients.get(socket));
+        clients.delete(socket);
+      });
+    });
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
       server.listen(port, "127.0.0.1", resolve);
@@ -130,6 +148,10 @@ export function foreignRequest(headers: IncomingMessage["headers"]): string | un
   return undefined;
 }
 
+function hasBody(headers: IncomingMessage["headers"]): boolean {
+  return headers["transfer-encoding"] !== undefined || Number(headers["content-length"] ?? 0) > 0;
+}
+
 /** In a time that does not depend on how much of the token is right. */
 function isAuthorized(header: string | undefined, token: string): boolean {
   const given = Buffer.from(header ?? "");
@@ -137,8 +159,9 @@ function isAuthorized(header: string | undefined, token: string): boolean {
   return given.length === expected.length && timingSafeEqual(given, expected);
 }
 
-/** Hundreds who ask at once get one body. */
+/** Hundreds who ask at once get one body, however long it takes to make. */
 class BodyCache {
+  /** `at` is when the body was there. */
   readonly #bodies = new Map<string, { at: number; body: Promise<Buffer | undefined> }>();
 
   get(key: string, make: () => Promise<object | undefined>): Promise<Buffer | undefined> {
@@ -151,11 +174,17 @@ class BodyCache {
       if (this.#bodies.size < MOST_BODIES) break;
       this.#bodies.delete(oldest);
     }
-    this.#bodies.set(key, { at: now, body });
-    // What failed is tried again at once.
-    body.catch(() => {
-      if (this.#bodies.get(key)?.body === body) this.#bodies.delete(key);
-    });
+    const made = { at: Number.POSITIVE_INFINITY, body };
+    this.#bodies.set(key, made);
+    body.then(
+      () => {
+        made.at = performance.now();
+      },
+      // What failed is tried again at once.
+      () => {
+        if (this.#bodies.get(key) === made) this.#bodies.delete(key);
+      },
+    );
     return body;
   }
 }
