@@ -9,7 +9,7 @@ import { parsePrefix } from "../mesh/address.ts";
 import { any, Bytes, type Encoded } from "./encoding.ts";
 import { machineAddresses, machinePolicies } from "./machine.ts";
 import type { DemoEndpoint, DemoInbound, DemoMesh, DemoService } from "./services.ts";
-import { addressesOf } from "./workloads.ts";
+import { addressesOf, CLUSTER } from "./workloads.ts";
 
 /** By type and name, the bytes of each resource. */
 export type Resources = Record<ResourceType, Map<string, Encoded>>;
@@ -145,7 +145,7 @@ function makeParts(service: DemoService): ServiceParts {
     const name = clusterName(service, subset);
     const own = subset === "" ? endpoints : endpoints.filter((endpoint) => endpoint.subset === subset);
     made.clusters.push([name, cluster(service, name, subset)]);
-    made.endpoints.push([name, loadAssignment(name, own, service.mtls)]);
+    made.endpoints.push([name, loadAssignment(name, own, service)]);
   }
   if (protocol === "http") {
     made.virtualHost = virtualHost(service);
@@ -244,33 +244,29 @@ function meshTls(
   };
 }
 
-function loadAssignment(
-  name: string,
-  endpoints: readonly DemoEndpoint[],
-  mtls: DemoService["mtls"],
-): Uint8Array {
+function loadAssignment(name: string, endpoints: readonly DemoEndpoint[], service: DemoService): Uint8Array {
   const groups = new Map<string, DemoEndpoint[]>();
   for (const endpoint of endpoints) {
     append(groups, `${endpoint.priority ?? 0} ${endpoint.locality ?? ""}`, [endpoint]);
   }
   return envoy.ClusterLoadAssignment.encode({
     clusterName: name,
-    endpoints: [...groups.values()].map((group) => localityOf(group, mtls)),
+    endpoints: [...groups.values()].map((group) => localityOf(group, service)),
   }).finish();
 }
 
 function localityOf(
   endpoints: readonly DemoEndpoint[],
-  mtls: DemoService["mtls"],
+  service: DemoService,
 ): envoy.LocalityLbEndpoints.$Properties {
   const [first] = endpoints;
   const group: envoy.LocalityLbEndpoints.$Properties = {
     loadBalancingWeight: { value: endpoints.reduce((sum, { weight = 1 }) => sum + weight, 0) },
-    lbEndpoints: endpoints.map(({ address, port, weight = 1, healthy = true }) => ({
-      endpoint: { address: addressOf(address, port, mtls) },
-      ...(!healthy && { healthStatus: UNHEALTHY }),
-      ...(mtls && { metadata: METADATA[mtls] }),
-      loadBalancingWeight: { value: weight },
+    lbEndpoints: endpoints.map((endpoint) => ({
+      endpoint: { address: addressOf(endpoint.address, endpoint.port, service.mtls) },
+      ...(endpoint.healthy === false && { healthStatus: UNHEALTHY }),
+      metadata: metadataOf(endpoint, service),
+      loadBalancingWeight: { value: endpoint.weight ?? 1 },
     })),
   };
   if (first?.priority) group.priority = first.priority;
@@ -279,6 +275,20 @@ function localityOf(
     group.locality = { region, zone, subZone: subzone };
   } else group.locality = {};
   return group;
+}
+
+/** How an endpoint is reached, and "workload;namespace;canonical service;revision;cluster" where its workload has a name. */
+function metadataOf(
+  { workload, subset = "" }: DemoEndpoint,
+  { host, mtls }: DemoService,
+): envoy.Metadata.$Properties | null {
+  const reached = mtls ? METADATA[mtls] : null;
+  if (workload === undefined) return reached;
+  const [canonical = host, namespace = ""] = host.split(".");
+  const stringValue = [workload, namespace, canonical, subset, CLUSTER].join(";");
+  return {
+    filterMetadata: { ...reached?.filterMetadata, istio: { fields: { workload: { stringValue } } } },
+  };
 }
 
 /** As istiod writes the address of an endpoint that is reached by HBONE: inside of the listener for that. */

@@ -9,7 +9,7 @@
  *         protocol: tcp                   # or http; default tcp
  *         balance: least-request          # or round-robin, random, ring-hash, maglev
  *         endpoints:
- *           - { address: 10.98.0.1, port: 8080, weight: 1, locality: r1/z1/s1, priority: 0, subset: v1 }
+ *           - { address: 10.98.0.1, port: 8080, weight: 1, locality: r1/z1/s1, priority: 0, subset: v1, workload: w }
  *         split: { v1: 90, v2: 10 }       # weights of subsets; without it all endpoints are one cluster
  *         mtls: istio                     # or hbone; how its endpoints are reached; default in plaintext
  *         sans: ["spiffe://cluster.local/ns/demo/sa/shop"]   # who they must be with mtls: istio; default anybody of the mesh
@@ -38,6 +38,8 @@ export interface DemoEndpoint {
   /** Default true. */
   healthy?: boolean;
   subset?: string;
+  /** Its workload's name. Default: istiod names none. */
+  workload?: string;
 }
 
 export interface DemoService {
@@ -201,12 +203,22 @@ function service(place: Place): DemoService {
 }
 
 function endpoint(place: Place): DemoEndpoint {
-  const object = place.object(["address", "port", "weight", "locality", "priority", "healthy", "subset"]);
+  const object = place.object([
+    "address",
+    "port",
+    "weight",
+    "locality",
+    "priority",
+    "healthy",
+    "subset",
+    "workload",
+  ]);
   const weight = object.optional("weight")?.integer(1, MOST);
   const locality = object.optional("locality")?.text();
   const priority = object.optional("priority")?.integer(0, 128);
   const healthy = object.optional("healthy")?.boolean();
   const subset = object.optional("subset")?.text();
+  const workload = object.optional("workload")?.text();
   const at = object.required("address");
   const known = canonicalAddress(at.text());
   if (known === undefined) throw new Error(`${at.path}: "${at.text()}" is no IP address`);
@@ -218,6 +230,7 @@ function endpoint(place: Place): DemoEndpoint {
     ...(priority !== undefined && { priority }),
     ...(healthy !== undefined && { healthy }),
     ...(subset !== undefined && { subset }),
+    ...(workload !== undefined && { workload }),
   };
 }
 

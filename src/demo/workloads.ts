@@ -75,7 +75,7 @@ function workloadOf(
   { host, endpoints: all, split, mtls, sans = [] }: DemoService,
 ): workload.Workload.$Properties {
   const { address, locality, healthy = true, weight = 1, subset } = endpoint;
-  const name = `${host.split(".")[0]}-${subset ?? address}`;
+  const name = endpoint.workload ?? `${host.split(".")[0]}-${subset ?? address}`;
   const message: workload.Workload.$Properties = {
     uid,
     name,
