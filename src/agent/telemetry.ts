@@ -9,12 +9,14 @@ import type { Datapath } from "../datapath/datapath.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { RefusalFollower, readRefusals } from "../inbound/refusals.ts";
 import type { Json } from "../istiod/node.ts";
+import { formatSpiffe } from "../istiod/spiffe.ts";
 import { monotonic } from "../kernel/clock.ts";
 import type { Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { version } from "../runtime/version.ts";
 import { AccessLog } from "../telemetry/access-log/access-log.ts";
 import type { LogRecord } from "../telemetry/access-log/record.ts";
+import { MOST_EDGES } from "../telemetry/history.ts";
 import { chooseFormat, expose } from "../telemetry/metrics/exposition.ts";
 import type { SelfLabels } from "../telemetry/metrics/istio-labels.ts";
 import { istioFamilies } from "../telemetry/metrics/istio-metrics.ts";
@@ -82,6 +84,7 @@ export class Telemetry {
       app: labels.app ?? "",
       version: labels.version ?? "",
       cluster: config.clusterId,
+      principal: formatSpiffe(config),
     };
     this.#states = new ServiceStates(options.mesh, addresses);
   }
@@ -99,6 +102,7 @@ export class Telemetry {
         ports: portsOf(config.ports),
         stateDir: config.stateDir,
         service: (name) => this.#states.of(name, datapath.tables, Number(monotonic())),
+        tunnels: this.#options.tunnels,
         attached: () => datapath.attached,
         warn: (line) => log.warn(line),
       });
@@ -182,10 +186,12 @@ export class Telemetry {
     return withRefusedPeers(traffic.document(seconds), refused, (address) => traffic.labels.caller(address));
   }
 
-  /** Throws BadRequest for an edge that has none. */
+  /** Throws BadRequest for an edge that has none, and KernelError. */
   history(edge: string | null): EdgeHistory {
     const found = this.#open.history(edge ?? "");
-    if (!found) throw new BadRequest(`there is no history of the edge ${edge ?? ""}: GET /edges lists them`);
+    if (found === "unknown") throw new BadRequest(`there is no edge ${edge ?? ""}: GET /edges lists them`);
+    if (found === "no-room")
+      throw new BadRequest(`there is no history of the edge ${edge ?? ""}: ${MOST_EDGES} others have one`);
     return found;
   }
 

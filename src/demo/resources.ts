@@ -145,7 +145,7 @@ function makeParts(service: DemoService): ServiceParts {
     const name = clusterName(service, subset);
     const own = subset === "" ? endpoints : endpoints.filter((endpoint) => endpoint.subset === subset);
     made.clusters.push([name, cluster(service, name, subset)]);
-    made.endpoints.push([name, loadAssignment(name, own, service)]);
+    if (service.resolution !== "none") made.endpoints.push([name, loadAssignment(name, own, service)]);
   }
   if (protocol === "http") {
     made.virtualHost = virtualHost(service);
@@ -173,6 +173,11 @@ export function clusterName(service: Pick<DemoService, "host" | "port">, subset 
 }
 
 function cluster(service: DemoService, name: string, subset: string): Uint8Array {
+  if (service.resolution === "none")
+    return envoy.Cluster.encode({
+      ...{ name, type: ORIGINAL_DST, lbPolicy: CLUSTER_PROVIDED },
+      connectTimeout: { seconds: 10 },
+    }).finish();
   const { balance = "least-request", host, port } = service;
   const localities = new Set(
     service.endpoints.map(({ locality = "", priority = 0 }) => `${locality} ${priority}`),

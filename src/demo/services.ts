@@ -13,6 +13,7 @@
  *         split: { v1: 90, v2: 10 }       # weights of subsets; without it all endpoints are one cluster
  *         mtls: istio                     # or hbone; how its endpoints are reached; default in plaintext
  *         sans: ["spiffe://cluster.local/ns/demo/sa/shop"]   # who they must be with mtls: istio; default anybody of the mesh
+ *         resolution: none                # connections go where the app asks to, as with such a ServiceEntry; no endpoints then
  *     inbound:                            # ports of the machine itself
  *       - { port: 8080, mtls: strict, deny: [10.0.0.0/8] }   # or permissive (default), disable
  *     machine: [10.0.0.1]                 # its addresses: dual-engine mode needs them for inbound, and namespace demo
@@ -59,6 +60,8 @@ export interface DemoService {
   mtls?: (typeof DEMO_MTLS)[number];
   /** Identities that its endpoints may have with `mtls: istio`. Default: any of the mesh. */
   sans?: readonly string[];
+  /** Connections go to the address that the app asks for, and `endpoints` are not used. Default: to an endpoint. */
+  resolution?: "none";
 }
 
 /** A service port of the client machine: its PeerAuthentication and a DENY policy. */
@@ -166,6 +169,7 @@ function service(place: Place): DemoService {
     "split",
     "mtls",
     "sans",
+    "resolution",
   ]);
   const host = object.required("host").text();
   const protocol = object.optional("protocol")?.oneOf(["tcp", "http"] as const);
@@ -178,6 +182,7 @@ function service(place: Place): DemoService {
   const endpoints = (object.optional("endpoints")?.list() ?? []).map(endpoint);
   const split = object.optional("split")?.entries();
   const mtls = object.optional("mtls")?.oneOf(DEMO_MTLS);
+  const resolution = object.optional("resolution")?.oneOf(["none"] as const);
   const sans = object
     .optional("sans")
     ?.list()
@@ -199,6 +204,7 @@ function service(place: Place): DemoService {
     ...(weights && { split: Object.fromEntries(weights) }),
     ...(mtls && { mtls }),
     ...(sans && { sans }),
+    ...(resolution && { resolution }),
   };
 }
 

@@ -1,11 +1,12 @@
 /** Makes the document of model.ts from sums, their history, and the agent's knowledge of services. */
 import type { History } from "./history.ts";
-import { STEP } from "./history.ts";
+import { MOST_EDGES, STEP } from "./history.ts";
 import type { Edge, EdgeCounters, EdgeHistory, EdgesDocument, Machine, Node, ServiceNode } from "./model.ts";
 import { findProblems } from "./problems.ts";
 import type { Reading } from "./reading.ts";
 import { type Counters, closedOf, endsOf, failuresOf, liveOf, noCounters } from "./rows.ts";
 import { type EdgeSum, histogramOf, type Sums } from "./sums.ts";
+import { recentFailures, type TunnelCounts, tunnelSummary, tunnelTotals } from "./tunnel-summary.ts";
 
 /** The agent's knowledge of a service ("host:port"). */
 export type ServiceState = (service: string) => Pick<ServiceNode, "endpoints" | "limit">;
@@ -18,6 +19,8 @@ export interface DocumentInput {
   window: number;
   machine: Machine;
   service?: ServiceState;
+  /** Of each tunnel process that lives. */
+  tunnels?: readonly TunnelCounts[];
   /** Unsupported functions, a sentence each. */
   off: string[];
 }
@@ -25,7 +28,7 @@ export interface DocumentInput {
 const KIND_ORDER: readonly Node["kind"][] = ["caller", "unit", "service", "endpoint", "outside"];
 
 export function makeDocument(input: DocumentInput): EdgesDocument {
-  const { reading, sums, history, machine, off } = input;
+  const { reading, sums, history, machine, tunnels = [] } = input;
   const { wall } = reading;
   const covered = history.covered(wall);
   const window = Math.max(STEP, Math.min(input.window, Math.max(covered, STEP)));
@@ -49,7 +52,11 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
   });
   nodes.sort((a, b) => KIND_ORDER.indexOf(a.kind) - KIND_ORDER.indexOf(b.kind) || compare(a.id, b.id));
   edges.sort((a, b) => compare(a.id, b.id));
-  const problems = findProblems({ nodes, edges }, { rtt, measured });
+  const tunnelFailures = recentFailures(tunnels, history, window, wall);
+  const problems = findProblems({ nodes, edges }, { rtt, measured, tunnelFailures });
+  const tunnel = tunnelSummary(tunnels);
+  const unseen = history.withoutRoom(sums.edges.keys());
+  const off = [...input.off, ...(unseen > 0 ? [NO_ROOM(unseen)] : [])];
   const bad = new Map<string, Edge["state"]>();
   for (const { subject, rule, severity } of problems) {
     if (severity === "info" || bad.get(subject) === "failing") continue;
@@ -66,6 +73,7 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
     window: Math.round(window),
     history: Math.round(covered),
     machine,
+    ...(tunnel ? { tunnel } : {}),
     nodes,
     edges,
     problems,
@@ -84,14 +92,17 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
   };
 }
 
+const NO_ROOM = (count: number) =>
+  `${MOST_EDGES} edges have a history. ${count} more have totals, and neither rates nor problems.`;
+
 /** The key in a History for the refusals of an edge by reason. */
 export function refusedId(edge: string, reason: string): string {
   return `${edge} ! ${reason}`;
 }
 
 /** All values to record in a History. */
-export function totalsFor(sums: Sums): Map<string, Counters> {
-  const totals = new Map<string, Counters>();
+export function totalsFor(sums: Sums, tunnels: readonly TunnelCounts[] = []): Map<string, Counters> {
+  const totals = new Map<string, Counters>(tunnelTotals(tunnels));
   for (const { id, counters, refused } of sums.edges.values()) {
     totals.set(id, counters);
     for (const [reason, opened] of refused) {
@@ -103,9 +114,14 @@ export function totalsFor(sums: Sums): Map<string, Counters> {
   return totals;
 }
 
-/** Undefined for an edge without history. */
-export function historyOf(history: History, edge: string, now: number): EdgeHistory | undefined {
-  const series = history.series(edge, now);
+/** Undefined for an edge without history. `totals`: its present ones, for an edge that is new since the last sample. */
+export function historyOf(
+  history: History,
+  edge: string,
+  now: number,
+  totals?: Counters,
+): EdgeHistory | undefined {
+  const series = history.series(edge, now, totals);
   if (!series) return undefined;
   const { at, ...rest } = series;
   return { edge, step: STEP, at: new Date(at).toISOString(), ...rest };
@@ -132,6 +148,7 @@ function edgeOf(
     port: sum.port,
     total: countersOf(sum.counters, Object.fromEntries(sum.refused), sum.kind),
     recent: countersOf(recent, refused, sum.kind),
+    ...(sum.carried ? { carried: sum.carried } : {}),
     live: liveOf(sum.counters),
     rate: {
       opened: recent.opened / window,

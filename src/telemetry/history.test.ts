@@ -24,6 +24,13 @@ test("what was there before the first look is no news; what came since is", () =
   expect(history.recent("new", counters(5), 60, at(15)).opened).toBe(5);
 });
 
+test("what comes between two samples of one step is news", () => {
+  const history = new History();
+  history.record(new Map(), at(0));
+  record(history, 9, counters(7));
+  expect(history.recent("e", counters(7), 60, at(9)).opened).toBe(7);
+});
+
 test("a window sees its own steps alone", () => {
   const history = new History();
   for (let i = 0; i <= 30; i++) record(history, i * STEP, counters(i * 10));
@@ -73,6 +80,37 @@ test("a clock that is set back begins anew, and gives nothing negative", () => {
   const recent = history.recent("e", counters(26), 60, at(5));
   expect(recent.opened).toBeGreaterThanOrEqual(1);
   expect(recent.opened).toBeLessThanOrEqual(6);
+});
+
+test("an edge that came since the last sample has a history at once, one that never was has none", () => {
+  const history = new History();
+  for (let i = 0; i <= 3; i++) record(history, i * STEP, counters(i));
+  const series = history.series("new", at(35), counters(7, 2));
+  expect(series?.opened).toEqual([0, 0, 0, 7]);
+  expect(series?.failed.at(-1)).toBe(2);
+  expect(history.series("new", at(35))).toBeUndefined();
+});
+
+test("an edge without room counts nothing of its past when it gets room", () => {
+  const history = new History();
+  const totals = (others: number, last: number) =>
+    new Map([
+      ...Array.from({ length: 500 }, (_, i) => [`e${i}`, counters(others)] as const),
+      ["last", counters(last)] as const,
+    ]);
+  history.record(totals(1, 900), at(0));
+  for (const seconds of [10, 4000]) history.record(totals(2, 900), at(seconds));
+  expect(history.withoutRoom(totals(2, 900).keys())).toBe(1);
+  const idle = [...totals(2, 900)].find(([id]) => history.withoutRoom([id]) === 1)?.[0] ?? "last";
+  expect(history.recent(idle, counters(900), 60, at(4005)).opened).toBe(0);
+  // All others were idle for an hour: it takes the place of one of them, which then is no news either.
+  const moved = new Map(totals(2, 900)).set(idle, counters(905));
+  history.record(moved, at(4010));
+  history.record(moved, at(4020));
+  for (const [id, value] of moved) expect(history.recent(id, value, 60, at(4025)).opened).toBeLessThan(6);
+  expect(history.withoutRoom(moved.keys())).toBe(1);
+  expect(history.withoutRoom([idle])).toBe(0);
+  expect(history.recent(idle, counters(908), 60, at(4025)).opened).toBe(3);
 });
 
 test("no more than 500 edges", () => {

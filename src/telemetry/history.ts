@@ -1,6 +1,6 @@
 /**
  * The last hour of each edge, in steps of ten seconds. Six minutes without traffic take no memory. At most 500 edges have a
- * history; if all are busy they take 9 MB.
+ * history; if all are busy they take 9 MB. Beyond them, an edge that is used gets the place of one that was not for an hour.
  */
 import { type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./rows.ts";
 
@@ -9,7 +9,7 @@ export const STEP = 10;
 const CHUNK_STEPS = 36;
 const CHUNKS = 10;
 export const HISTORY_SECONDS = STEP * CHUNK_STEPS * CHUNKS;
-const MOST_EDGES = 500;
+export const MOST_EDGES = 500;
 
 /** The values of a step, in this order. */
 const FIELDS = 7 + ENDS.length + 2;
@@ -37,6 +37,10 @@ export interface Series {
 
 export class History {
   readonly #tracks = new Map<string, Track>();
+  /** Edges of the last sample that have no track, with the sum of their counters. */
+  #untracked = new Map<string, number>();
+  /** False after a restart, until the next sample, if edges without a track are not in the file. */
+  #knowsAll = true;
   /** Steps since the epoch of the last sample. */
   #last = 0;
   /** The time of the first sample. */
@@ -47,20 +51,27 @@ export class History {
     const step = Math.floor(now / 1000 / STEP);
     // The clock was set back: discard samples from the future.
     if (step < this.#last) this.#restart(step);
-    if (this.#first === 0) this.#first = step;
+    const isFirst = this.#first === 0;
+    if (isFirst) this.#first = step;
     this.#last = step;
     // Whether all tracks are known to be in use: thousands of edges beyond the room must not look again, each.
     let isFull = false;
+    const untracked = new Map<string, number>();
     for (const [id, counters] of totals) {
       let track = this.#tracks.get(id);
       if (!track) {
-        if (isFull) continue;
-        if (this.#tracks.size >= MOST_EDGES && !this.#forgetIdle(step)) {
-          isFull = true;
+        const sum = sumOf(counters);
+        const earlier = untracked.get(id) ?? this.#untracked.get(id);
+        if (!isFull && earlier !== sum)
+          isFull = this.#tracks.size >= MOST_EDGES && !this.#forgetIdle(step, untracked);
+        if (isFull || earlier === sum) {
+          untracked.set(id, sum);
           continue;
         }
-        // Counts from before the first sample did not happen now.
-        track = { before: this.#first === step ? copyOf(counters) : noCounters(), chunks: new Map() };
+        // Counts from before the first sample did not happen now, nor did those of an edge that had no track.
+        const isOld = isFirst || earlier !== undefined || !this.#knowsAll;
+        untracked.delete(id);
+        track = { before: isOld ? copyOf(counters) : noCounters(), chunks: new Map() };
         this.#tracks.set(id, track);
       }
       const change = subtractCounters(counters, track.before);
@@ -68,6 +79,8 @@ export class History {
       if (isNothing(change) && liveOf(counters) === 0) continue;
       addTo(this.#slot(track, step), change, liveOf(counters));
     }
+    this.#untracked = untracked;
+    this.#knowsAll = true;
     const oldest = Math.floor(step / CHUNK_STEPS) - CHUNKS;
     for (const { chunks } of this.#tracks.values())
       for (const chunk of chunks.keys()) if (chunk < oldest) chunks.delete(chunk);
@@ -82,8 +95,7 @@ export class History {
   /** The counts of the last `seconds` (to the nearest step) until the totals `now`. */
   recent(id: string, totals: Counters, seconds: number, now: number): Counters {
     const track = this.#tracks.get(id);
-    // New since the last sample. Before the first sample this is unknown.
-    if (!track) return this.#first > 0 ? copyOf(totals) : noCounters();
+    if (!track) return this.#isNew(id) ? copyOf(totals) : noCounters();
     const sum = noCounters();
     this.#sum(track, now / 1000 / STEP - seconds / STEP, now / 1000 / STEP, sum);
     const open = subtractCounters(totals, track.before);
@@ -99,9 +111,20 @@ export class History {
     return sum;
   }
 
-  /** Undefined for an edge without history. */
-  series(id: string, now: number): Series | undefined {
-    const track = this.#tracks.get(id);
+  /** How many edges, of those with these ids, have no history since others take the room. */
+  withoutRoom(ids: Iterable<string>): number {
+    let count = 0;
+    for (const id of ids) if (this.#untracked.has(id)) count++;
+    return count;
+  }
+
+  /** Until the last sample. `totals` of an edge that is new since then count to the last step; undefined for one without history. */
+  series(id: string, now: number, totals?: Counters): Series | undefined {
+    let track = this.#tracks.get(id);
+    if (!track && totals && this.#isNew(id)) {
+      track = { before: noCounters(), chunks: new Map() };
+      addTo(this.#slot(track, this.#last), totals, liveOf(totals));
+    }
     if (!track) return undefined;
     const steps = Math.ceil(this.covered(now) / STEP);
     const end = this.#last + 1;
@@ -169,12 +192,18 @@ export class History {
         }
         history.#tracks.set(id, track);
       }
+      history.#knowsAll = history.#tracks.size < MOST_EDGES;
       history.#first = Number(saved.first) || 0;
       history.#last = Number(saved.last) || 0;
     } catch {
       return new History();
     }
     return history;
+  }
+
+  /** Whether the edge came since the last sample. Before the first one this is unknown. */
+  #isNew(id: string): boolean {
+    return this.#first > 0 && this.#knowsAll && !this.#untracked.has(id);
   }
 
   #restart(step: number): void {
@@ -214,12 +243,13 @@ export class History {
     return values.subarray(at, at + FIELDS);
   }
 
-  /** Whether there is room for another edge. */
-  #forgetIdle(step: number): boolean {
+  /** Makes room for another edge, and adds the one that loses its track to `untracked`. Gives whether there is room. */
+  #forgetIdle(step: number, untracked: Map<string, number>): boolean {
     const oldest = Math.floor(step / CHUNK_STEPS) - CHUNKS;
-    for (const [id, { chunks }] of this.#tracks) {
+    for (const [id, { before, chunks }] of this.#tracks) {
       if ([...chunks.keys()].some((chunk) => chunk >= oldest)) continue;
       this.#tracks.delete(id);
+      untracked.set(id, sumOf(before));
       return true;
     }
     return false;
@@ -262,6 +292,11 @@ function addCountersTo(sum: Counters, more: Counters): void {
   more.ends.forEach((count, i) => {
     sum.ends[i] = (sum.ends[i] ?? 0) + count;
   });
+}
+
+/** Differs whenever one of them does: counters only grow. */
+function sumOf({ opened, ends, sent, received, retransmits }: Counters): number {
+  return ends.reduce((sum, count) => sum + count, opened + sent + received + retransmits);
 }
 
 function isNothing({ opened, ends, sent, received, retransmits }: Counters): boolean {

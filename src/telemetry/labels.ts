@@ -4,12 +4,14 @@
  */
 
 import { type EndpointAddress, readEndpoint } from "../datapath/mesh-tables/endpoint-table.ts";
+import { readPeer, readTransport } from "../datapath/mesh-tables/tunnel-targets.ts";
 import * as layout from "../datapath/tables/layout.gen.ts";
 import { nameOf } from "../datapath/tables/names.ts";
 import type { Tables } from "../datapath/tables/tables.ts";
 import { fixedText } from "../kernel/info.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
+import { carriedText, workloadText } from "./carried.ts";
 import type { Workload } from "./model.ts";
 import { viewOf } from "./rows.ts";
 
@@ -30,7 +32,7 @@ export class Labels {
   readonly #kept = { service: new Map<number, string>(), endpoint: new Map<number, string>() };
   /** A cache by id, because a scrape needs ten thousand. `changed` invalidates it. */
   readonly #services = new Map<number, string>();
-  readonly #endpoints = new Map<number, EndpointAddress & { key: number | string }>();
+  readonly #endpoints = new Map<number, Endpoint>();
 
   #changes = 0;
 
@@ -67,13 +69,16 @@ export class Labels {
     return this.#endpoint(id);
   }
 
-  #endpoint(id: number): (EndpointAddress & { key: number | string }) | undefined {
+  #endpoint(id: number): Endpoint | undefined {
     const read = this.#endpoints.get(id);
     if (read) return read;
     const { endpoints } = this.#tables;
     if (!endpoints.has(id) || endpoints.word(id, USED) === 0) return undefined;
     const at = readEndpoint(this.#tables, id);
-    const found = { ...at, key: keyOf(at.address, at.port) };
+    const peer = readPeer(this.#tables, id);
+    const transport = peer && readTransport(this.#tables, peer.transport);
+    const carried = transport ? carriedText(transport) : "";
+    const found = { ...at, key: keyOf(at.address, at.port), carried };
     this.#endpoints.set(id, found);
     return found;
   }
@@ -90,11 +95,14 @@ export class Labels {
     if (kind === "endpoint") this.#endpoints.delete(id);
   }
 
-  /** istiod's workload label of an endpoint; "" without one. */
+  /** istiod's workload label of an endpoint, and how the tunnel carries its connections (carried.ts); "" without both. */
   workload(id: number): string {
     const at = this.#endpoint(id);
+    const kept = this.#kept.endpoint.get(id);
     const text = at && this.#workloads?.at(at.key);
-    return this.#keep("endpoint", id, text) ?? "";
+    // An id is carried in one way as long as it is given, also before istiod has named its workload.
+    const whole = at?.carried ? workloadText(text ?? kept ?? "", at.carried) : text;
+    return this.#keep("endpoint", id, whole) ?? "";
   }
 
   /** The same for a caller, by its address. */
@@ -127,6 +135,12 @@ export class Labels {
     }
     return text;
   }
+}
+
+interface Endpoint extends EndpointAddress {
+  key: number | string;
+  /** See carried.ts. */
+  carried: string;
 }
 
 /** `struct label`. */

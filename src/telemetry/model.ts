@@ -17,6 +17,8 @@ export interface EdgesDocument {
   history: number;
   /** This machine. */
   machine: Machine;
+  /** `kmesh tunnel` of this machine; absent where none runs, and in merged documents. */
+  tunnel?: TunnelSummary;
   /** Sorted by kind (callers, units, services, endpoints, outside), then by id. */
   nodes: Node[];
   /** Sorted by id. */
@@ -35,6 +37,34 @@ export interface Machine {
   cluster: string;
   /** By which other machines' documents know it as an endpoint or caller. */
   addresses: string[];
+}
+
+/** Counts since the processes started that run now, as each tunnel process counts for itself. */
+export interface TunnelSummary {
+  /** The SPIFFE id of this machine's certificate; "" without one. */
+  principal: string;
+  /** Whether new handshakes can use that certificate. */
+  certified: boolean;
+  /** Connections of this machine's apps to peers. */
+  outbound: TunnelWay;
+  /** Connections to this machine's services by a sidecar's mutual TLS, and what passed in plaintext beside it. */
+  inbound: TunnelWay;
+  /** HBONE streams to this machine's services. */
+  hbone: TunnelWay;
+  /** TLS handshakes that succeeded. */
+  handshakes: number;
+  /** Identities that peers proved, with their connections: the 100 with most. */
+  peers: Record<string, number>;
+}
+
+export interface TunnelWay {
+  open: number;
+  total: number;
+  /** Bytes from apps of this machine to peers, and back, of connections that ended. */
+  sent: number;
+  received: number;
+  /** By reason (docs/tunnel.md). */
+  failures: Record<string, number>;
 }
 
 export type Node = CallerNode | UnitNode | ServiceNode | EndpointNode | OutsideNode;
@@ -127,6 +157,8 @@ export interface Edge {
   recent: EdgeCounters;
   /** In merged documents: what the other end of an "endpoint" edge counted of it within the window. */
   peer?: EdgeCounters;
+  /** Of "endpoint" and "call": how `kmesh tunnel` carries its connections; absent when they go as the app sends them. */
+  carried?: Carried;
   /** Open now. Accepted ones are found within about five seconds; before Linux 5.12 not at all: 0. */
   live: number;
   /** By `recent` and the window, per second. */
@@ -144,6 +176,22 @@ export interface Edge {
   /** When its counters moved last, ISO 8601; absent when that is not known. */
   usedAt?: string;
   state: EdgeState;
+}
+
+/**
+ * Of an endpoint, by the newest of its connections. Of "call" it is there when it is so of each endpoint in use; `principal`
+ * is "" where they differ.
+ */
+export interface Carried {
+  /**
+   * "istio" is a sidecar's mutual TLS, "hbone" HTTP CONNECT inside mutual TLS, "tls" the TLS of a DestinationRule, and
+   * "proxy-protocol" that header before plaintext.
+   */
+  by: "istio" | "hbone" | "tls" | "proxy-protocol";
+  /** Whether both ends prove an identity of the mesh. */
+  mutualTls: boolean;
+  /** The SPIFFE id that the peer's certificate must have; "" when several are right. */
+  principal: string;
 }
 
 /** "failing" and "slow" have a problem each; "idle" had nothing in the window, and says nothing about health. */
@@ -205,6 +253,7 @@ export type Rule =
   | "ejected"
   | "alone"
   | "no-answer"
+  | "tunnel"
   | "outside-mesh";
 
 export interface Limits {

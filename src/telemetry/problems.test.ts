@@ -66,7 +66,7 @@ const quiet = { rtt: new Map(), measured: new Map() };
 const find = (
   edges: Edge[],
   nodes: Node[] = [unit, service, endpoint(1), endpoint(2), endpoint(3)],
-  baseline = quiet,
+  baseline: Parameters<typeof findProblems>[1] = quiet,
 ) => findProblems({ nodes, edges }, baseline);
 const rules = (...args: Parameters<typeof find>) =>
   find(...args).map(({ rule, severity }) => `${rule} ${severity}`);
@@ -203,6 +203,30 @@ test("ejected, alone, silent, outside", () => {
   expect(rules([edge("passed", unit, outside, { opened: 2 })], [unit, outside])).toEqual([
     "outside-mesh info",
   ]);
+});
+
+test("what fails in the tunnel is named by its reason, and its resets not again", () => {
+  const carried = { by: "istio", mutualTls: true, principal: "" } as const;
+  const recent = { opened: 10, closed: 10, sent: 1, received: 1, failures: failures({ reset: 6 }) };
+  const call = edge("call", unit, service, { opened: 10 });
+  const leg = edge("endpoint", service, endpoint(1), recent, { carried });
+  const run = (count: number, reason = "wrong-san") =>
+    find([call, leg], [unit, single, endpoint(1)], {
+      ...quiet,
+      tunnelFailures: new Map([["cart.shop.svc.cluster.local:80", new Map([[reason, count]])]]),
+    });
+  expect(run(6)).toEqual([
+    {
+      ...{ subject: service.id, rule: "tunnel", severity: "error", value: 6 },
+      text: "6 of 10 connections to cart.shop failed in the tunnel: the peer proved another identity than the service has (wrong-san)",
+      next: "kmesh explain cart.shop.svc.cluster.local:80",
+    },
+  ]);
+  expect(run(4).map(({ rule, severity }) => `${rule} ${severity}`)).toEqual([
+    "reset error",
+    "tunnel warning",
+  ]);
+  expect(run(6, "no-certificate")[0]?.next).toBe("kmesh cert");
 });
 
 test("the worst stands first", () => {

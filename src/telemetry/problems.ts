@@ -17,9 +17,11 @@
  * | ejected | the kernel leaves an endpoint out, since its connects failed | warning |
  * | alone | 10 connections or more, all to one of several usable endpoints though the configured shares make that a chance of 1 in 1,000; no other one has live connections | warning |
  * | no-answer | 3 or more connections ended without a failure, bytes went out, none came back | warning |
+ * | tunnel | connections to a service failed in the tunnel, by reason: 1 or more. Resets that are these failures are not named again | error from half of the service's connects on, else warning |
  * | outside-mesh | connections that go to no endpoint of the mesh | info |
  */
 import type { Edge, EdgesDocument, EndpointNode, Node, Problem, Rule, ServiceNode } from "./model.ts";
+import type { TunnelFailures } from "./tunnel-summary.ts";
 
 /** Inputs of rules beyond the document. */
 export interface Baseline {
@@ -27,6 +29,8 @@ export interface Baseline {
   rtt: ReadonlyMap<string, { mean: number; count: number }>;
   /** Connections of the window that measured one. */
   measured: ReadonlyMap<string, number>;
+  /** Failures in the tunnel, of the window. */
+  tunnelFailures?: TunnelFailures;
 }
 
 const LIMITS = {
@@ -53,7 +57,7 @@ export function findProblems(document: Document, baseline: Baseline): Problem[] 
   const problems = [
     ...document.edges.flatMap((edge) => [
       ...failedConnects(edge, nodes),
-      ...resets(edge, nodes),
+      ...(explains(baseline.tunnelFailures, edge, nodes) ? [] : resets(edge, nodes)),
       ...refusals(edge, nodes),
       ...retransmits(edge, nodes),
       ...slowerThanBefore(edge, nodes, baseline),
@@ -64,6 +68,7 @@ export function findProblems(document: Document, baseline: Baseline): Problem[] 
       ...(node.kind === "endpoint" ? ejected(node) : []),
       ...(node.kind === "service" ? full(node) : []),
       ...(node.kind === "service" ? alone(node, document) : []),
+      ...(node.kind === "service" ? inTunnel(node, document, baseline.tunnelFailures) : []),
       ...(node.kind === "service" ? slowerThanSiblings(node, document, nodes, baseline) : []),
     ]),
   ];
@@ -305,6 +310,61 @@ function noAnswer(edge: Edge, nodes: Nodes): Problem[] {
       next: explain(nodes, edge.from),
     },
   ];
+}
+
+const TUNNEL_WORDS: Readonly<Record<string, string>> = {
+  "no-certificate": "this machine has no certificate of the mesh",
+  "own-certificate-expired": "this machine's certificate has expired",
+  "connect-refused": "the peer's host refused them: nothing listens there",
+  "connect-timeout": "the peer did not answer",
+  unreachable: "there is no route to the peer",
+  "unknown-ca": "the peer's certificate is of no root of the mesh",
+  "wrong-san": "the peer proved another identity than the service has",
+  expired: "the peer's certificate has expired",
+  "not-yet-valid": "the peer's certificate is not valid yet",
+  "no-peer-certificate": "the peer showed no certificate",
+  "no-alpn": "the peer speaks another protocol than the mesh's",
+  "not-tls": "the peer does not speak TLS",
+  "handshake-timeout": "the peer did not finish the handshake",
+  "refused-by-peer": "the peer refused this machine's certificate",
+  "denied-by-peer": "the peer's policy denied them",
+  "peer-unavailable": "the peer could not reach its app",
+  overload: "the tunnel had too many connections",
+};
+
+function inTunnel(
+  service: ServiceNode,
+  { edges }: Document,
+  failures: TunnelFailures | undefined,
+): Problem[] {
+  const reasons = failures?.get(`${service.host}:${service.port}`);
+  if (!reasons) return [];
+  const calls = edges.filter(({ kind, to }) => kind === "call" && to === service.id);
+  const opened = calls.reduce((sum, { recent }) => sum + recent.opened, 0);
+  return [...reasons].map(([reason, count]): Problem => {
+    const why = TUNNEL_WORDS[reason] ?? "the connection to the peer broke";
+    const of = count > opened ? `${count}` : `${count} of ${opened}`;
+    return {
+      subject: service.id,
+      rule: "tunnel",
+      severity: count * 2 >= opened ? "error" : "warning",
+      text: `${of} connections to ${service.name}${service.namespace === "" ? "" : `.${service.namespace}`} failed in the tunnel: ${why} (${reason})`,
+      value: count,
+      next: OURS.includes(reason) ? "kmesh cert" : `kmesh explain ${service.host}:${service.port}`,
+    };
+  });
+}
+
+/** Reasons that lie with this machine. */
+const OURS = ["no-certificate", "own-certificate-expired"];
+
+/** Whether an edge's resets are failures of the tunnel: it resets the app's connection, which is all that the kernel sees. */
+function explains(failures: TunnelFailures | undefined, edge: Edge, nodes: Nodes): boolean {
+  const service = nodes.get(edge.from);
+  if (!edge.carried || service?.kind !== "service") return false;
+  const reasons = failures?.get(`${service.host}:${service.port}`);
+  const failed = [...(reasons?.values() ?? [])].reduce((sum, count) => sum + count, 0);
+  return failed > 0 && failed >= edge.recent.failures.reset;
 }
 
 function outsideMesh(edge: Edge, nodes: Nodes): Problem[] {

@@ -23,7 +23,7 @@ export interface RetiredRow {
   direction: Direction;
   /** "host:port"; "in": the local port. */
   service: string;
-  /** istiod's workload label; "" without one. */
+  /** istiod's workload label; "" without one. "refused": the reason. */
   workload: string;
   counters: Counters;
 }

@@ -11,6 +11,7 @@ import { fetchAtomics } from "../kernel/features.ts";
 import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import { type BpfMap, unmap } from "../kernel/maps.ts";
 import { BpfObject } from "../kernel/object.ts";
+import { REASONS } from "../mesh/model.ts";
 import { asset } from "../runtime/assets.ts";
 import { type Labels, labelBytes } from "./labels.ts";
 import {
@@ -186,10 +187,11 @@ export class Retirement {
     Atomics.store(this.#pending, 0, 0n);
   }
 
-  /** Service, or the local port of an accepted connection; newline; workload. */
+  /** Service, or the local port of an accepted connection; newline; workload, or the reason of a refusal. */
   #labelOf(key: FlowKey): string {
     if (key.direction === "in") return `${key.port}\n${this.#labels.caller(key.remote)}`;
     const service = this.#labels.service(key.service) ?? "";
+    if (key.direction === "refused") return `${service}\n${REASONS[key.endpoint] ?? "internal"}`;
     return `${service}\n${key.direction === "out" ? this.#labels.workload(key.endpoint) : ""}`;
   }
 

@@ -46,20 +46,50 @@ test("calls have the counters of all their endpoints, refusals apart", () => {
       row("out", 1, 1, 2),
       row("refused", 1, 1, 4),
       row("out", 2, 0, 3),
-      row("passed", 2, 0, 0),
+      row("passed", 2, 0, 20),
       row("in", 1, 0, 0),
     ],
     retired: [
       { ...retired, service: "svc-7.shop:80" },
       { ...retired, service: "" },
+      { ...retired, direction: "passed" as const, service: "svc-8.shop:80" },
+      { ...retired, source: 1, direction: "refused" as const, service: "svc-1.shop:80", workload: "policy" },
     ],
     latency: [{ source: 1, service: 1, direction: "out", rtt: [1, 2], duration: [3, 4] }],
     other: { out: noCounters(), in: noCounters() },
     room: { rows: 8, callers: 8 },
   };
-  const calls = [...sumUp(reading, sources, labels).edges.values()].filter(({ kind }) => kind === "call");
+  const edges = [...sumUp(reading, sources, labels).edges.values()];
+  const calls = edges.filter(({ kind }) => kind === "call");
   expect(calls.length).toBe(3);
   expect(calls[0]?.counters.opened).toBe(23);
-  expect(calls[0]?.refused.size).toBe(1);
+  expect(calls[0]?.refused.size).toBe(2);
+  expect(calls[0]?.refused.get("policy")).toBe(3);
+  // What is outside stays on the map when its row is gone, as it stays in the metrics.
+  expect(
+    edges.filter(({ kind }) => kind === "passed").map(({ to, counters }) => [to, counters.opened]),
+  ).toEqual([
+    ["outside:mesh", 20],
+    ["outside:svc-8.shop:80", 3],
+  ]);
   expect(calls[0]?.histograms?.rtt).toEqual([1, 2]);
+});
+
+test("an edge is carried as its newest connections are, a call as all of its endpoints", () => {
+  const texts = ["", ";;;;K;hbone spiffe://m/ns/a/sa/b", ";;;;K;hbone spiffe://m/ns/a/sa/c", ";;;;K"];
+  const named = { ...labels, workload: (id: number) => texts[id] ?? "" } as unknown as Labels;
+  const sum = (...rows: FlowRow[]) => {
+    const empty = { retired: [], latency: [], other: { out: noCounters(), in: noCounters() } };
+    const reading: Reading = { atNs: 0, wall: 0, rows, ...empty, room: { rows: 8, callers: 8 } };
+    const { edges } = sumUp(reading, sources, named);
+    return Object.fromEntries([...edges.values()].map(({ to, carried }) => [to, carried]));
+  };
+  const hbone = { by: "hbone", mutualTls: true };
+  const call = "service:svc-1.shop:80";
+  const both = sum(row("out", 1, 1, 1), row("out", 1, 1, 2));
+  expect(both["endpoint:10.0.0.1:8080"]).toMatchObject({ ...hbone, principal: "spiffe://m/ns/a/sa/b" });
+  expect(both[call]).toMatchObject({ ...hbone, principal: "" });
+  const mixed = sum(row("out", 1, 1, 1), row("out", 1, 1, 3));
+  expect(mixed["endpoint:10.0.0.3:8080"]).toBeUndefined();
+  expect(mixed[call]).toBeUndefined();
 });

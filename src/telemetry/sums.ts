@@ -1,7 +1,8 @@
 /** Sums rows to the nodes and edges of the map (model.ts), without rates. */
 import { REASONS } from "../mesh/model.ts";
+import { parseCarried } from "./carried.ts";
 import { type Labels, parseWorkload } from "./labels.ts";
-import type { Edge, EndpointNode, Histogram, Node, ServiceNode } from "./model.ts";
+import type { Carried, Edge, EndpointNode, Histogram, Node, ServiceNode } from "./model.ts";
 import type { LatencyRow, Reading, RetiredRow } from "./reading.ts";
 import { addCounters, type Counters, type FlowRow, noCounters } from "./rows.ts";
 import type { Source, Sources } from "./sources.ts";
@@ -17,6 +18,7 @@ export interface EdgeSum {
   refused: Map<string, number>;
   /** CLOCK_MONOTONIC, nanoseconds; 0 = not known. */
   usedNs: number;
+  carried?: Carried;
   histograms?: { rtt: number[]; duration: number[] };
 }
 
@@ -46,8 +48,12 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
     if (key.direction === "refused") continue;
     const at = labels.endpoint(key.endpoint);
     if (!at) continue;
-    const endpoint = endpointNode(sums, at, labels.workload(key.endpoint), ejectedIn(key.endpoint));
-    add(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 }, row);
+    const workload = labels.workload(key.endpoint);
+    const endpoint = endpointNode(sums, at, workload, ejectedIn(key.endpoint));
+    const leg = edgeOf(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 });
+    // An address has an id for each way in which it is reached.
+    if (row.usedNs >= leg.usedNs) setCarried(leg, parseCarried(workload));
+    addRow(leg, row);
   }
   for (const row of reading.retired) {
     if (row.direction === "in") {
@@ -56,12 +62,31 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
       const edge = edgeOf(sums, { from, to, kind: "inbound", port: Number(row.service) });
       addCounters(edge.counters, row.counters);
     }
-    if (row.direction !== "out") continue;
-    const from = unitNode(sums, sources.of(row.source));
-    addRetired(sums, from, serviceNode(sums, row.service === "" ? undefined : row.service), row);
+    if (row.direction !== "in") addRetired(sums, unitNode(sums, sources.of(row.source)), row);
   }
   for (const row of reading.latency) addHistograms(sums, row, sources, labels);
+  carryCalls(sums);
   return sums;
+}
+
+/** A call is carried as its endpoints are, if all in use are carried in one way. */
+function carryCalls({ edges }: Sums): void {
+  const legs = Map.groupBy(
+    [...edges.values()].filter(({ kind }) => kind === "endpoint"),
+    ({ from }) => from,
+  );
+  for (const edge of edges.values()) {
+    const [first, ...rest] = edge.kind === "call" ? (legs.get(edge.to) ?? []) : [];
+    const one = first?.carried;
+    if (!one || rest.some(({ carried }) => carried?.by !== one.by)) continue;
+    const isSame = rest.every(({ carried }) => carried?.principal === one.principal);
+    edge.carried = isSame ? one : { ...one, principal: "" };
+  }
+}
+
+function setCarried(sum: EdgeSum, carried: Carried | undefined): void {
+  if (carried) sum.carried = carried;
+  else delete sum.carried;
 }
 
 /** A row of direction "out" or "refused". */
@@ -69,13 +94,29 @@ function addCall(sums: Sums, from: string, to: string, row: FlowRow): void {
   const { direction, endpoint } = row.key;
   const edge = add(sums, { from, to, kind: "call", port: 0 }, direction === "refused" ? undefined : row);
   if (direction !== "refused") return;
-  const reason = REASONS[endpoint] ?? "internal";
-  edge.refused.set(reason, (edge.refused.get(reason) ?? 0) + row.counters.opened);
+  addRefused(edge, REASONS[endpoint] ?? "internal", row.counters.opened);
   edge.usedNs = Math.max(edge.usedNs, row.usedNs);
 }
 
-function addRetired(sums: Sums, from: string, to: string, { counters }: RetiredRow): void {
-  addCounters(edgeOf(sums, { from, to, kind: "call", port: 0 }).counters, counters);
+/** A sum of any direction but "in". */
+function addRetired(
+  sums: Sums,
+  from: string,
+  { direction, service: name, workload, counters }: RetiredRow,
+): void {
+  const service = name === "" ? undefined : name;
+  if (direction === "passed") {
+    const to = outsideNode(sums, service);
+    addCounters(edgeOf(sums, { from, to, kind: "passed", port: 0 }).counters, counters);
+    return;
+  }
+  const edge = edgeOf(sums, { from, to: serviceNode(sums, service), kind: "call", port: 0 });
+  if (direction === "out") addCounters(edge.counters, counters);
+  else addRefused(edge, workload || "internal", counters.opened);
+}
+
+function addRefused({ refused }: EdgeSum, reason: string, count: number): void {
+  refused.set(reason, (refused.get(reason) ?? 0) + count);
 }
 
 function add(
@@ -84,11 +125,13 @@ function add(
   row: FlowRow | undefined,
 ): EdgeSum {
   const sum = edgeOf(sums, edge);
-  if (row) {
-    addCounters(sum.counters, row.counters);
-    sum.usedNs = Math.max(sum.usedNs, row.usedNs);
-  }
+  if (row) addRow(sum, row);
   return sum;
+}
+
+function addRow(sum: EdgeSum, { counters, usedNs }: FlowRow): void {
+  addCounters(sum.counters, counters);
+  sum.usedNs = Math.max(sum.usedNs, usedNs);
 }
 
 function edgeOf(sums: Sums, edge: Pick<EdgeSum, "from" | "to" | "kind" | "port">): EdgeSum {

@@ -19,6 +19,7 @@ import { Retirement } from "./retirement.ts";
 import { type Rows, readRowTables } from "./row-table.ts";
 import { Sources } from "./sources.ts";
 import { type Sums, sumUp } from "./sums.ts";
+import type { TunnelCounts } from "./tunnel-summary.ts";
 
 /** Interval of flushes, milliseconds, as Istio's proxies report long connections. */
 const FLUSH = 5_000;
@@ -40,6 +41,8 @@ export interface TrafficOptions {
   /** The file of the history. */
   stateDir: string;
   service: ServiceState;
+  /** The status of each tunnel process that lives. */
+  tunnels(): readonly TunnelCounts[];
   /** Whether this version's programs run at the hooks. */
   attached(): boolean;
   warn(line: string): void;
@@ -104,20 +107,25 @@ export class Traffic {
 
   /** The map over the last `window` seconds. Throws KernelError. */
   document(window: number): EdgesDocument {
-    const { machine, service } = this.#options;
+    const { machine, service, tunnels } = this.#options;
     return makeDocument({
       ...this.read(),
       history: this.#history,
       window,
       machine,
       service,
+      tunnels: tunnels(),
       off: this.#counts ? this.#off : [NOT_COUNTED, ...this.#off],
     });
   }
 
-  /** Undefined for an edge without history. */
-  history(edge: string): EdgeHistory | undefined {
-    return historyOf(this.#history, edge, Date.now());
+  /** Of an edge of the document, also of one that came a moment ago. "no-room": others have one. Throws KernelError. */
+  history(edge: string): EdgeHistory | "unknown" | "no-room" {
+    const known = historyOf(this.#history, edge, Date.now());
+    if (known) return known;
+    const sum = this.read().sums.edges.get(edge);
+    if (!sum) return "unknown";
+    return historyOf(this.#history, edge, Date.now(), sum.counters) ?? "no-room";
   }
 
   /** Whether connections that begin from now on are counted. Those that are counted already go on. */
@@ -168,7 +176,7 @@ export class Traffic {
       this.#serve();
       if (this.#rounds++ % Math.round((STEP * 1000) / FLUSH) === 0) {
         const { reading, sums } = this.read();
-        this.#history.record(totalsFor(sums), reading.wall);
+        this.#history.record(totalsFor(sums, this.#options.tunnels()), reading.wall);
         this.#ageing.round(reading);
       } else this.#flush();
       if (this.#rounds % SAVE_EVERY === 0) this.#save();

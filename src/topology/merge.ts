@@ -7,7 +7,15 @@
  * Where A counts it by the endpoint, B's inbound edge is left out and stands as `peer` on A's edge; the endpoint says which
  * unit of B accepts there. Other inbound edges stay.
  */
-import type { Edge, EdgeCounters, EdgesDocument, EndpointNode, Node, Problem } from "../telemetry/model.ts";
+import type {
+  Carried,
+  Edge,
+  EdgeCounters,
+  EdgesDocument,
+  EndpointNode,
+  Node,
+  Problem,
+} from "../telemetry/model.ts";
 import { severityRank } from "./health.ts";
 
 /** Several documents, of one machine each. A single machine's is given back as it is. Throws RangeError for none. */
@@ -162,11 +170,12 @@ function addEdges(a: Edge, b: Edge): Edge {
     .at(-1);
   const recent = addCounters(a.recent, b.recent);
   const opened = a.recent.opened + b.recent.opened;
-  const { histograms: _, ...rest } = a;
+  const { histograms: _, carried, ...rest } = a;
   return {
     ...rest,
     ...Object.fromEntries(means),
     ...(usedAt === undefined ? {} : { usedAt }),
+    ...(carried && isSameWay(carried, b.carried) ? { carried } : {}),
     total: addCounters(a.total, b.total),
     recent,
     live: a.live + b.live,
@@ -182,6 +191,10 @@ function addEdges(a: Edge, b: Edge): Edge {
         : (a.failureShare * a.recent.opened + b.failureShare * b.recent.opened) / opened,
     state: severityRank(a.state) < severityRank(b.state) ? a.state : b.state,
   };
+}
+
+function isSameWay(a: Carried, b: Carried | undefined): boolean {
+  return a.by === b?.by && a.mutualTls === b.mutualTls && a.principal === b.principal;
 }
 
 function addCounters(a: EdgeCounters, b: EdgeCounters): EdgeCounters {

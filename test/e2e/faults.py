@@ -9,6 +9,9 @@ full       5 to 10.96.1.6:80, of which 3 may be open at a time
 lonely     12 to 10.96.1.7:80, answered by 127.1.1.7:9007
 empty      3 to 10.96.1.8:80, which has no endpoint
 mixed      66 to 10.96.1.9:80, answered by 127.1.2.1, 127.1.2.2 and 10.9.9.2, port 9009
+sick       12 to 10.96.1.10:80, whose 127.1.3.1:9 is dead; 127.1.3.2:9010 answers when that is left out
+outside    3 to 172.31.200.5:443, which is a service of the mesh without endpoints of its own
+late       3 to 10.96.1.11:80, answered by 127.1.3.3:9011
 far        the server of 10.9.9.2 alone, in a namespace of its own; prints "ready" and stays
 callers    7 from 127.1.0.77 to 127.1.1.9:8090, which is this machine's own: 1,000 bytes to it, 500 back; the last 2 reset
 """
@@ -124,6 +127,23 @@ if scene == "mixed":
         serve(address, 9009, 1000, 500, False)
     for _ in range(66):
         call("10.96.1.9", 80, 2, 500)
+if scene == "sick":
+    serve("127.1.3.2", 9010, 1000, 500, False)
+    for _ in range(12):
+        try:
+            call("10.96.1.10", 80, 2, 500)
+        except ConnectionRefusedError:
+            pass
+if scene == "late":
+    serve("127.1.3.3", 9011, 1000, 500, False)
+    for _ in range(3):
+        call("10.96.1.11", 80, 2, 500)
+if scene == "outside":
+    for _ in range(3):
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex(("172.31.200.5", 443))
+        sock.close()
 if scene == "far":
     serve("10.9.9.2", 9009, 1000, 500, False)
     print("ready", flush=True)

@@ -3,7 +3,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { DemoMesh } from "../../src/demo/services.ts";
-import type { EdgesDocument } from "../../src/telemetry/model.ts";
+import type { EdgeHistory, EdgesDocument } from "../../src/telemetry/model.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, placed, run } from "../lab/process.ts";
 import { AgentLab, missing } from "./agent-lab.ts";
@@ -48,6 +48,19 @@ describe.skipIf(why !== undefined)("faults", () => {
         {
           ...service(9, "mixed", "127.1.2.1", 9009),
           endpoints: ["127.1.2.1", "127.1.2.2", "10.9.9.2"].map((address) => ({ address, port: 9009 })),
+        },
+        service(11, "late", "127.1.3.3", 9011),
+        // istiod gives localities an outlier detection together with priorities.
+        {
+          ...service(10, "sick", "127.1.3.1", 9),
+          endpoints: [
+            { address: "127.1.3.1", port: 9, locality: "r1/z1/s1" },
+            { address: "127.1.3.2", port: 9010, locality: "r2/z1/s1", priority: 1 },
+          ],
+        },
+        {
+          ...{ host: "api.example.com", addresses: ["172.31.200.0/24"], port: 443, endpoints: [] },
+          resolution: "none",
         },
       ],
     };
@@ -215,22 +228,48 @@ describe.skipIf(why !== undefined)("faults", () => {
     expect(await opened()).toBe(40);
     configure({ metrics: "127.0.0.1:15021" });
     agent.signal("SIGHUP");
-    await eventually("it is on", async () => (await map()).limits.off.length === 0);
+    await eventually("it is on", async () =>
+      (await map()).limits.off.every((line) => !line.includes("traffic is off")),
+    );
     await play("healthy");
     expect(await opened()).toBe(60);
     expect(lines().length).toBe(before);
     expect(lab.said("Reloaded metrics, access-log, access-log-format").length).toBe(1);
   });
 
-  test("an endpoint that is slower than its siblings", async () => {
-    link.signal("SIGUSR1");
-    await play("mixed");
-    const { problems } = await map(10);
-    const slow = problems.filter(({ rule }) => rule.startsWith("slower"));
-    expect(slow.map((problem) => [problem.rule, problem.subject])).toEqual([
-      ["slower-than-siblings", "service:mixed.demo.svc.cluster.local:80 -> endpoint:10.9.9.2:9009"],
+  test("an endpoint that is left out, and connections that leave the mesh", async () => {
+    await Promise.all(["sick", "outside"].map(play));
+    const { problems } = await map();
+    const named = (rule: string) =>
+      problems
+        .filter((problem) => problem.rule === rule)
+        .map(({ subject, severity, value, text, next }) => ({ subject, severity, value, text, next }));
+    const left = named("ejected").map(({ value, text, ...rest }) => ({
+      ...rest,
+      text: text.replace(/\d+ s/, "30 s"),
+    }));
+    expect(left).toEqual([
+      {
+        ...{ subject: "endpoint:127.1.3.1:9", severity: "warning", next: "kmesh status" },
+        text: "127.1.3.1:9 (127.1.3.1 port 9) is left out for 30 s more, since connects to it failed in a row",
+      },
     ]);
-    expect(slow[0]?.value).toBeGreaterThan(2_000);
+    // Five failures in a row eject; the other seven connections found the other endpoint.
+    const refused = named("connect-refused").filter(({ subject }) => subject.includes("sick"));
+    expect(refused.map(({ severity, value, text }) => [severity, value, text.slice(0, 46)])).toEqual([
+      ["error", 5, "5 of 5 connections to 127.1.3.1:9 were refused"],
+    ]);
+    const [outside, ...others] = named("outside-mesh");
+    expect(others).toEqual([]);
+    expect(outside?.subject).toEndWith(" -> outside:api.example.com:443");
+    expect([outside?.severity, outside?.value, outside?.next]).toEqual(["info", 3, "kmesh log --follow"]);
+    expect(outside?.text).toContain(" made 3 connections that go to no endpoint of the mesh");
+    const { stdout } = await scrape(15021);
+    const passed = /^istio_tcp_connections_opened_total\{.*destination_service="api\.example\.com"/;
+    expect(totalOf(stdout, passed)).toBe(3);
+    const told = (await lab.kmesh("topology", "--problems")).stdout;
+    expect(told).toContain("127.1.3.1:9 (127.1.3.1 port 9) is left out for ");
+    expect(told).toContain(`${outside?.text} (outside-mesh)\n       next: kmesh log --follow`);
   });
 
   test("a hundred scrapers at once get the same answer, and those that never read cost nobody anything", async () => {
@@ -254,5 +293,47 @@ describe.skipIf(why !== undefined)("faults", () => {
     expect(await output(inside("/usr/bin/python3", "-c", script))).toBe("100 {200}\n");
     // 64 connections at most, and one body between them.
     expect(resident() - before).toBeLessThan(60_000);
+  });
+
+  test("an edge has a history from its first connection on", async () => {
+    await play("late");
+    const { edges } = await map();
+    const late = edges.filter(({ id }) => id.includes("late.demo"));
+    expect(late.length).toBe(2);
+    for (const { id } of late) {
+      const told = (await lab.told(`/edges/history?edge=${encodeURIComponent(id)}`)) as EdgeHistory;
+      expect(told.opened.reduce((sum, count) => sum + count, 0)).toBe(3);
+    }
+    const unknown = lab.told(`/edges/history?edge=${encodeURIComponent("unit:a -> service:b:1")}`);
+    expect(await unknown.catch((error: Error) => error.message)).toStartWith("there is no edge unit:a");
+  });
+
+  test("an endpoint that is slower than its siblings, and than it was before", async () => {
+    const mixed = async () => (await map(10)).edges.filter(({ id }) => id.includes("mixed.demo"));
+    await eventually(
+      "the first connections lie before the window",
+      async () => (await mixed()).every(({ recent }) => recent.opened === 0),
+      30_000,
+    );
+    link.signal("SIGUSR1");
+    await play("mixed");
+    const { problems } = await map(10);
+    const slow = problems.filter(({ rule }) => rule.startsWith("slower"));
+    const edge = "service:mixed.demo.svc.cluster.local:80 -> endpoint:10.9.9.2:9009";
+    expect(slow.map(({ rule, subject }) => [rule, subject]).sort()).toEqual([
+      ["slower-than-before", edge],
+      ["slower-than-siblings", edge],
+    ]);
+    for (const { value, text } of slow) {
+      expect(value).toBeGreaterThan(2_000);
+      expect(text).toMatch(
+        /^the round trip to 10\.9\.9\.2:9009 is [\d.]+ ms, (and was|to the other endpoints)/,
+      );
+    }
+    const told = await lab.kmesh("topology", "--problems", "--since", "10s");
+    for (const { text, next } of slow) {
+      expect(told.stdout).toContain(text.slice(0, 40));
+      expect(told.stdout).toContain(next);
+    }
   });
 });

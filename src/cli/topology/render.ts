@@ -9,10 +9,12 @@ export function renderMap(document: EdgesDocument): string {
   const nodes = new Map(document.nodes.map((node) => [node.id, node]));
   const name = (id: string) => label(nodes.get(id), id);
   const rows: (string | number)[][] = [];
+  const isCarried = document.edges.some(({ carried }) => carried);
   const put = (edge: Edge, what: string) =>
     rows.push([
       `${MARK[edge.state]} ${what}`,
       edge.state,
+      ...(isCarried ? [wayOf(edge) || "-"] : []),
       rate(edge.rate.opened),
       edge.live,
       edge.failureShare > 0 ? `${(edge.failureShare * 100).toFixed(edge.failureShare < 0.1 ? 1 : 0)}%` : "-",
@@ -41,9 +43,54 @@ export function renderMap(document: EdgesDocument): string {
   const body =
     rows.length === 0
       ? "No traffic. --idle shows what there was before."
-      : table(["  WHO", "STATE", "CONN/s", "LIVE", "FAILED", "SENT", "RECEIVED", "RTT", "DURATION"], rows);
+      : table(
+          [
+            "  WHO",
+            "STATE",
+            ...(isCarried ? ["TUNNEL"] : []),
+            "CONN/s",
+            "LIVE",
+            "FAILED",
+            "SENT",
+            "RECEIVED",
+            "RTT",
+            "DURATION",
+          ],
+          rows,
+        );
   const trouble = document.problems.length === 0 ? "No problems." : renderProblems(document.problems);
-  return [head, "", body, "", trouble, ...notes(document)].join("\n");
+  return [head, "", body, ...tunnelLines(document), "", trouble, ...notes(document)].join("\n");
+}
+
+/** How the tunnel carries an edge, in the words of the column TUNNEL; "" when it does not. */
+function wayOf({ carried }: Edge): string {
+  if (!carried) return "";
+  return { istio: "mTLS", hbone: "HBONE", tls: "TLS", "proxy-protocol": "PROXY" }[carried.by];
+}
+
+function tunnelLines({ tunnel }: EdgesDocument): string[] {
+  if (!tunnel) return [];
+  const { principal, certified, outbound, inbound, hbone, handshakes, peers } = tunnel;
+  const ways = Object.entries({ out: outbound, in: inbound, "in by HBONE": hbone });
+  const carried = ways
+    .filter(([, { total }]) => total > 0)
+    .map(
+      ([name, { total, open, sent, received }]) =>
+        `${total} ${name} (${open} open, ${bytes(sent)} sent, ${bytes(received)} received)`,
+    );
+  const failed = ways.flatMap(([name, { failures }]) =>
+    Object.entries(failures).map(([reason, count]) => `${reason} ${name} ${count}`),
+  );
+  const identity = principal === "" ? "without a certificate" : `as ${principal}`;
+  return [
+    "",
+    `Tunnel ${identity}${principal !== "" && !certified ? ", which is not valid" : ""}: ${[
+      carried.length === 0 ? "nothing carried yet" : carried.join(", "),
+      plural(handshakes, "handshake"),
+      plural(Object.keys(peers).length, "peer"),
+    ].join(", ")}.`,
+    ...(failed.length > 0 ? [`Tunnel failures since it started: ${failed.join(", ")}.`] : []),
+  ];
 }
 
 /** Worst first, each with what to type next. */
@@ -85,7 +132,7 @@ export function renderDot(document: EdgesDocument): string {
     ),
     ...document.edges.map(
       (edge) =>
-        `  ${quote(edge.from)} -> ${quote(edge.to)} [label=${quote(legend(edge))}, color=${colour[edge.state]}];`,
+        `  ${quote(edge.from)} -> ${quote(edge.to)} [label=${quote(legend(edge))}, color=${colour[edge.state]}${edge.carried?.mutualTls ? ", style=bold" : ""}];`,
     ),
     "}",
   ].join("\n");
@@ -101,7 +148,8 @@ export function renderMermaid(document: EdgesDocument): string {
     "flowchart LR",
     ...document.nodes.map((node) => `  ${ids.get(node.id)}[${quote(label(node, node.id))}]`),
     ...document.edges.map(
-      (edge) => `  ${ids.get(edge.from)} -->|${quote(legend(edge))}| ${ids.get(edge.to)}`,
+      (edge) =>
+        `  ${ids.get(edge.from)} ${edge.carried?.mutualTls ? "==>" : "-->"}|${quote(legend(edge))}| ${ids.get(edge.to)}`,
     ),
     ...(failing.length > 0 ? [`  linkStyle ${failing.join(",")} stroke:#c00`] : []),
   ].join("\n");
@@ -159,7 +207,8 @@ function label(node: Node | undefined, id: string): string {
 
 function legend(edge: Edge): string {
   const failed = edge.failureShare > 0 ? `, ${(edge.failureShare * 100).toFixed(0)}% failed` : "";
-  return `${rate(edge.rate.opened)}/s${failed}`;
+  const way = wayOf(edge);
+  return `${way === "" ? "" : `${way}, `}${rate(edge.rate.opened)}/s${failed}`;
 }
 
 function rate(perSecond: number): string {

@@ -3,6 +3,7 @@
  * order, and the values of what is not known.
  */
 
+import { parseCarried } from "../carried.ts";
 import { parseWorkload } from "../labels.ts";
 import type { Workload } from "../model.ts";
 import { shortName } from "../sums.ts";
@@ -17,6 +18,8 @@ export interface SelfLabels {
   app: string;
   version: string;
   cluster: string;
+  /** The SPIFFE id of its certificate. */
+  principal: string;
 }
 
 const UNKNOWN = "unknown";
@@ -36,7 +39,10 @@ export const FLAGS: Readonly<Record<string, string>> = {
   "max-connections": "UO",
 };
 
-/** Of a connection from this machine; `workload` in istiod's words. */
+/**
+ * Of a connection from this machine; `workload` in the words of Labels.workload. What the tunnel carries by mutual TLS has both
+ * principals and the policy mutual_tls, as ztunnel writes it; a sidecar leaves the policy to the other side.
+ */
 export function sourceLabels(
   self: SelfLabels,
   service: string | undefined,
@@ -44,14 +50,16 @@ export function sourceLabels(
   flags: string,
 ): Labels {
   const peer = parseWorkload(workload) ?? NOBODY;
+  const carried = parseCarried(workload);
+  const isMutual = carried?.mutualTls === true;
   return [
     ["reporter", "source"],
-    ...clientLabels(self, self.app, self.version),
-    ...serverLabels(peer, UNKNOWN, UNKNOWN, service, peer.namespace),
+    ...clientLabels(self, self.app, self.version, isMutual ? self.principal : ""),
+    ...serverLabels(peer, isMutual ? carried.principal : "", UNKNOWN, UNKNOWN, service, peer.namespace),
     ["request_protocol", "tcp"],
     ["response_flags", flags],
-    // The source never knows whether the peer took it for mutual TLS.
-    ["connection_security_policy", UNKNOWN],
+    // Of other connections the source does not know what the peer took them for.
+    ["connection_security_policy", isMutual ? "mutual_tls" : UNKNOWN],
   ];
 }
 
@@ -60,8 +68,8 @@ export function destinationLabels(self: SelfLabels, caller: string, service: str
   const peer = parseWorkload(caller) ?? NOBODY;
   return [
     ["reporter", "destination"],
-    ...clientLabels({ ...peer, workload: peer.name }, UNKNOWN, UNKNOWN),
-    ...serverLabels({ ...self, name: self.workload }, self.app, self.version, service, self.namespace),
+    ...clientLabels({ ...peer, workload: peer.name }, UNKNOWN, UNKNOWN, ""),
+    ...serverLabels({ ...self, name: self.workload }, "", self.app, self.version, service, self.namespace),
     ["request_protocol", "tcp"],
     ["response_flags", "-"],
     ["connection_security_policy", "none"],
@@ -72,13 +80,14 @@ function clientLabels(
   who: Pick<SelfLabels, "workload" | "namespace" | "canonicalService" | "canonicalRevision" | "cluster">,
   app: string,
   version: string,
+  principal: string,
 ): Labels {
   return [
     ["source_workload", known(who.workload)],
     ["source_canonical_service", known(who.canonicalService)],
     ["source_canonical_revision", who.canonicalRevision || "latest"],
     ["source_workload_namespace", known(who.namespace)],
-    ["source_principal", UNKNOWN],
+    ["source_principal", known(principal)],
     ["source_app", known(app)],
     ["source_version", known(version)],
     ["source_cluster", known(who.cluster)],
@@ -87,6 +96,7 @@ function clientLabels(
 
 function serverLabels(
   who: Workload,
+  principal: string,
   app: string,
   version: string,
   service: string | undefined,
@@ -96,7 +106,7 @@ function serverLabels(
   return [
     ["destination_workload", known(who.name)],
     ["destination_workload_namespace", known(who.namespace)],
-    ["destination_principal", UNKNOWN],
+    ["destination_principal", known(principal)],
     ["destination_app", known(app)],
     ["destination_version", known(version)],
     ["destination_service", host],

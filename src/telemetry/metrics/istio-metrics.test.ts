@@ -17,6 +17,7 @@ const self = {
   app: "billing",
   version: "",
   cluster: "Kubernetes",
+  principal: "spiffe://cluster.local/ns/vms/sa/billing",
 };
 /** As istiod sends them: an endpoint with a workload, one without, a caller. */
 const labels = {
@@ -122,6 +123,24 @@ test("at the source, received is what our app sent", () => {
   });
 });
 
+test("what the tunnel carries by mutual TLS has both principals, what it carries otherwise has none", () => {
+  const from = reading([
+    [key({ endpoint: 3 }), counters({ opened: 2 }, [2])],
+    [key({ endpoint: 4 }), counters({ opened: 3 }, [3])],
+    [key({ endpoint: 2 }), counters({ opened: 4 }, [4])],
+  ]);
+  const ways = ["", "", "", "istio spiffe://cluster.local/ns/shop/sa/ledger", "tls"];
+  const carried = { ...labels, workload: (id: number) => `;;;;Kubernetes;${ways[id]}` } as unknown as Labels;
+  const [opened] = familiesOf(from, carried);
+  const names = ["source_principal", "destination_principal", "connection_security_policy"];
+  const seen = opened?.sets.map((set, i) => [opened.values[i], ...names.map((name) => labelOf(set, name))]);
+  expect(seen).toEqual([
+    [2, self.principal, "spiffe://cluster.local/ns/shop/sa/ledger", "mutual_tls"],
+    [3, "unknown", "unknown", "unknown"],
+    [4, "unknown", "unknown", "unknown"],
+  ]);
+});
+
 test("at the destination, received is what came in, and the caller is named", () => {
   const from = reading([
     [
@@ -164,6 +183,25 @@ test("failed connects have the flag UF, refusals theirs, and all four series are
   expect(find(from, { destination_service_name: "PassthroughCluster" }).istio_tcp_connections_opened).toEqual(
     [6],
   );
+  // A service without resolution is named, as its cluster is in Envoy's metrics.
+  const passed = reading([[key({ direction: "passed", endpoint: 0 }), counters({ opened: 6 }, [6])]]);
+  expect(find(passed, { destination_service_name: "ledger" }).istio_tcp_connections_opened).toEqual([6]);
+});
+
+test("refusals whose row is gone keep their flag", () => {
+  const refused = counters({ opened: 4 }, [4]);
+  const gone = { id: "", source: 5, direction: "refused" as const, counters: refused };
+  const service = "dead.shop.svc.cluster.local:80";
+  const from = reading(
+    [[key({ service: 2, direction: "refused", endpoint: 1 }), refused]],
+    [
+      { ...gone, service, workload: "no-endpoint" },
+      { ...gone, service, workload: "" },
+    ],
+  );
+  const opened = (response_flags: string) =>
+    find(from, { destination_service_name: "dead", response_flags }).istio_tcp_connections_opened;
+  expect([opened("UH"), opened("DENY")]).toEqual([[8], [4]]);
 });
 
 test("rows that are gone count on in the same series", () => {

@@ -148,9 +148,10 @@ export class Tally {
         this.#addCounters(name, workload, counters);
         this.#addToPair(this.#pair(this.#unit(source), name), counters);
       } else if (direction === "in") this.#addAccepted(workload, Number(service), counters);
-      else if (direction === "refused") this.#addRefused(this.#refusedSet(name, "DENY"), counters.opened);
-      else if (direction === "passed")
-        this.#addRefused(this.#refusedSet("PassthroughCluster", "-"), counters.opened);
+      else if (direction === "refused") {
+        this.#addRefused(this.#refusalSet(name, workload), counters.opened);
+        this.#addReason(this.#pair(this.#unit(source), name), workload || "internal", counters.opened);
+      } else if (direction === "passed") this.#addRefused(this.#passedSet(name), counters.opened);
     }
     if (rows.other.out.opened > 0) this.#addCounters(undefined, "", rows.other.out);
     if (rows.other.in.opened > 0) this.#addAccepted("", undefined, rows.other.in);
@@ -163,7 +164,7 @@ export class Tally {
     const endpoint = rows.endpoint(row);
     if (direction === FLOW_PASSED) {
       this.#addRefused(
-        this.#slot(direction, 0, 0, () => this.#refusedSet("PassthroughCluster", "-")),
+        this.#slot(direction, service, 0, () => this.#passedSet(this.#options.labels.service(service))),
         rows.long(row, ROW.opened.offset),
       );
       return;
@@ -172,20 +173,10 @@ export class Tally {
       const reason = REASONS[endpoint] ?? "internal";
       const opened = rows.long(row, ROW.opened.offset);
       const set = this.#slot(direction, service, endpoint, () =>
-        this.#refusedSet(
-          reason === "not-in-registry" ? "BlackHoleCluster" : this.#options.labels.service(service),
-          FLAGS[reason] ?? "DENY",
-        ),
+        this.#refusalSet(this.#options.labels.service(service), reason),
       );
       this.#addRefused(set, opened);
-      const pair = this.#pairSlot(rows.source(row), service);
-      this.pairs.use(pair);
-      let reasons = this.refused.get(pair);
-      if (!reasons) {
-        reasons = new Map();
-        this.refused.set(pair, reasons);
-      }
-      reasons.set(reason, (reasons.get(reason) ?? 0) + opened);
+      this.#addReason(this.#pairSlot(rows.source(row), service), reason, opened);
       return;
     }
     if (direction !== FLOW_OUT) return;
@@ -263,6 +254,16 @@ export class Tally {
 
   #addRefused(set: number, opened: number): void {
     addTo(this.istio.values, this.istio.use(set), [opened, opened, 0, 0]);
+  }
+
+  #addReason(pair: number, reason: string, count: number): void {
+    this.pairs.use(pair);
+    let reasons = this.refused.get(pair);
+    if (!reasons) {
+      reasons = new Map();
+      this.refused.set(pair, reasons);
+    }
+    reasons.set(reason, (reasons.get(reason) ?? 0) + count);
   }
 
   #addToPair(pair: number, counters: Counters): void {
@@ -360,8 +361,15 @@ export class Tally {
     );
   }
 
-  #refusedSet(service: string | undefined, flags: string): number {
-    return this.#source(service, "", flags);
+  /** Of refusals on purpose; "" is a reason that an earlier version did not keep. */
+  #refusalSet(service: string | undefined, reason: string): number {
+    const name = reason === "not-in-registry" ? "BlackHoleCluster" : service;
+    return this.#source(name, "", FLAGS[reason] ?? "DENY");
+  }
+
+  /** Of connections that went where the app asked to: a service without resolution, or none of the mesh. */
+  #passedSet(service: string | undefined): number {
+    return this.#source(service ?? "PassthroughCluster", "", "-");
   }
 
   #set(key: string, make: () => MetricLabels): number {
