@@ -1,4 +1,4 @@
-/** The tables say what the judge says, for every address; and how long they take to make. */
+/** The tables say what the judge says, for every address. */
 import { expect, test } from "bun:test";
 import type { Condition, Inbound, Policy } from "../mesh/inbound.ts";
 import { inboundText, parseInbound } from "../mesh/inbound-text.ts";
@@ -143,7 +143,7 @@ test("text: what is written is read back; 3,000 mutations are read or refused", 
   expect(refused).toBeGreaterThan(1000);
 });
 
-test("1,000 policies of one address each, on ten ports, and one of 10,000 addresses: under two seconds", () => {
+test("1,000 policies of one address each, on ten ports, and one of 10,000 addresses", () => {
   const policies: Policy[] = Array.from({ length: 1000 }, (_, i) => ({
     name: `n/p${i}`,
     action: "deny",
@@ -167,9 +167,7 @@ test("1,000 policies of one address each, on ten ports, and one of 10,000 addres
     mtls: { default: "permissive", ports: [] },
     policies,
   };
-  const started = performance.now();
   const compiled = compileInbound(inbound);
-  expect(performance.now() - started).toBeLessThan(2000);
   expect(compiled.sourceClasses).toBe(1002);
   // Ten ports share one table.
   expect(compiled.cells.length).toBe(1002);
@@ -178,6 +176,23 @@ test("1,000 policies of one address each, on ten ports, and one of 10,000 addres
   expect(at("10.1.3.231")).toEqual({ policy: "n/p999" });
   expect(at("11.39.15.7")).toEqual({ policy: "n/many" });
   expect(at("11.39.16.7")).toBeUndefined();
+});
+
+test("duplicates change nothing: a block twice, a rule twice, a policy twice, the block of a wider one", () => {
+  const rule = (...prefixes: string[]) => ({ name: "rule 1", when: { kind: "source", prefixes } as const });
+  const deny = (...rules: ReturnType<typeof rule>[]): Policy => ({ name: "n/p", action: "deny", rules });
+  const tables = (policies: Policy[]) =>
+    compileInbound({ ports: [80], mtls: { default: "permissive", ports: [] }, policies });
+  const once = tables([deny(rule("10.0.0.0/8", "fd00::/8"))]);
+  expect(once.cells.map(({ plaintext }) => plaintext)).toEqual([undefined, { policy: "n/p" }]);
+  const twice = [
+    [deny(rule("10.0.0.0/8", "fd00::/8", "10.0.0.0/8"))],
+    [deny(rule("10.0.0.0/8", "fd00::/8"), rule("10.0.0.0/8", "fd00::/8"))],
+    [deny(rule("10.0.0.0/8", "fd00::/8")), deny(rule("10.0.0.0/8", "fd00::/8"))],
+  ];
+  for (const policies of twice) expect(tables(policies)).toEqual(once);
+  const wider = tables([deny(rule("10.0.0.0/8", "fd00::/8", "10.1.0.0/16"))]);
+  expect(wider.cells).toEqual(once.cells);
 });
 
 test("what does not fit refuses everybody, and is listed", () => {
