@@ -21,8 +21,13 @@ const SIZES = [0, 10, 1_000] as const;
 const CONNECTIONS = 150;
 /** Before each measurement, not counted: a program was attached or detached just now. */
 const WARM = 50;
-/** Measurements without the program, with it, and without it again. What counts is the median of the rounds' ratios. */
+/**
+ * Each measures without the program, with it and each number of policies, and without it again. What counts is the median of
+ * the rounds' ratios.
+ */
 const ROUNDS = 60;
+/** Measurements of the program's own time for each number of policies, in turn. */
+const TIMES = 9;
 const PORT = 8080;
 
 const SERVER = `
@@ -52,6 +57,8 @@ const bpffs = `/sys/fs/bpf/kmesh_bench_${process.pid}`;
 const peer = `kmb${process.pid}`;
 ensureBpffs(bpffs);
 let keeper: InboundKeeper | undefined;
+/** Milliseconds from a set of so many policies until it governed, the last time. */
+const live = new Map<number, number>();
 let client: Talker | undefined;
 const server = spawn("python3", ["-c", SERVER], { stdio: ["ignore", "pipe", "inherit"] });
 try {
@@ -67,30 +74,40 @@ try {
   );
   await connectionsOf(1000);
   console.log(`${ROUNDS} rounds of ${CONNECTIONS} connections without, with, and without the program:`);
-  for (const size of SIZES) {
-    const rounds: Record<"before" | "on" | "after", Cost>[] = [];
-    for (let round = 0; round < ROUNDS; round++) {
-      detach();
-      const before = await connectionsOf(CONNECTIONS);
+  const rounds: { before: Cost; on: Map<number, Cost>; after: Cost }[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    detach();
+    const before = await connectionsOf(CONNECTIONS);
+    const on = new Map<number, Cost>();
+    for (const [i] of SIZES.entries()) {
+      const size = SIZES[(i + round) % SIZES.length] ?? 0;
       attach(size);
-      const on = await connectionsOf(CONNECTIONS);
-      detach();
-      rounds.push({ before, on, after: await connectionsOf(CONNECTIONS) });
+      on.set(size, await connectionsOf(CONNECTIONS));
     }
+    detach();
+    rounds.push({ before, on, after: await connectionsOf(CONNECTIONS) });
+  }
+  for (const size of SIZES) {
     const told = (["wall", "cpu"] as const).map((kind) => {
-      const ratio = median(
-        rounds.map(({ before, on, after }) => (before[kind] + after[kind]) / 2 / on[kind]),
-      );
+      const of = (each: (typeof rounds)[number], count: number) => each.on.get(count)?.[kind] ?? Number.NaN;
+      const ratio = median(rounds.map((each) => (each.before[kind] + each.after[kind]) / 2 / of(each, size)));
       const noise = rounds.map(({ before, after }) => before[kind] / after[kind]);
-      const cost = median(rounds.map(({ on }) => on[kind]));
-      return `${kind} ${cost.toFixed(2)} us, ${ratio.toFixed(3)} of without (without: ${median(noise).toFixed(3)}, half within ${spread(noise)})`;
+      const cost = median(rounds.map((each) => of(each, size)));
+      const flat = median(rounds.map((each) => of(each, size) / of(each, SIZES[0])));
+      return `${kind} ${cost.toFixed(2)} us, ${flat.toFixed(3)} of that with none, rate ${ratio.toFixed(3)} of without (without: ${median(noise).toFixed(3)}, half within ${spread(noise)})`;
     });
     console.log(`${String(size).padStart(5)} policies: a connection takes ${told.join("; ")}`);
   }
-  for (const size of SIZES) {
-    attach(size);
-    console.log(`${size} policies: the program takes ${(await programTime()).toFixed(0)} ns a run`);
-  }
+  const times = new Map(SIZES.map((size) => [size, [] as number[]] as const));
+  for (let i = 0; i < TIMES; i++)
+    for (const size of SIZES) {
+      attach(size);
+      times.get(size)?.push(await programTime());
+    }
+  for (const [size, each] of times)
+    console.log(
+      `${size} policies: the program takes ${median(each).toFixed(0)} ns a run, half within ${spread(each, 0)}; they were live after ${live.get(size)?.toFixed(1)} ms`,
+    );
 } finally {
   detach();
   await client?.end();
@@ -105,7 +122,8 @@ function attach(size: number): void {
   keeper?.close();
   keeper = new InboundKeeper({ bpffs, enforce: true, log: console.error, ownsPins: () => true });
   keeper.publish(policiesOf(size));
-  const { attached, trouble } = keeper.status();
+  const { attached, trouble, lastMilliseconds } = keeper.status();
+  if (lastMilliseconds !== undefined) live.set(size, lastMilliseconds);
   if (!attached) throw new Error(trouble ?? "not attached");
 }
 
@@ -168,9 +186,9 @@ async function connectionsOf(count: number): Promise<Cost> {
 }
 
 /** The middle half of the values. */
-function spread(values: readonly number[]): string {
+function spread(values: readonly number[], digits = 3): string {
   const sorted = [...values].sort((a, b) => a - b);
-  const at = (share: number) => (sorted[Math.floor(sorted.length * share)] ?? Number.NaN).toFixed(3);
+  const at = (share: number) => (sorted[Math.floor(sorted.length * share)] ?? Number.NaN).toFixed(digits);
   return `${at(0.25)} to ${at(0.75)}`;
 }
 
