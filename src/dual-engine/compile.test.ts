@@ -3,6 +3,7 @@ import { MalformedResource } from "../istiod/stream/sink.ts";
 import { envoy } from "../kernel-native/resources/envoy.gen.js";
 import type { Transport } from "../mesh/transport.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
+import { security } from "../policy/security.gen.js";
 import { bytesOf, Fixture, HERE, pod, service } from "./testdata/resources.ts";
 import { workload } from "./workload.gen.js";
 
@@ -452,6 +453,52 @@ test("istiod gives a workload without labels every policy with a selector: that 
       .mesh.notes.map(({ text }) => text);
   expect(said(true)).toEqual([]);
   expect(said(false).join()).toEndWith("every policy with a selector, as here: shop/p");
+});
+
+test("a push waits for the policies of the machine's own workload that changed with it, and for no others", () => {
+  const fixture = new Fixture({ self: { addresses: [], entry: "vm" } });
+  const { engine } = fixture;
+  const policy = (name: string) => {
+    const message = security.Authorization.create({ namespace: "shop", name, scope: 2, action: 1 });
+    engine.upsert("authorization", `shop/${name}`, security.Authorization.encode(message).finish());
+  };
+  const own = (...names: string[]) =>
+    engine.upsert(
+      "address",
+      ...pod("x/WorkloadEntry/shop/vm", {
+        services: {},
+        authorizationPolicies: names.map((name) => `shop/${name}`),
+      }),
+    );
+  own();
+  expect(engine.awaitsPolicies).toBe(false);
+  engine.commit();
+  // One that is new.
+  own("one");
+  expect(engine.awaitsPolicies).toBe(true);
+  policy("one");
+  expect(engine.awaitsPolicies).toBe(false);
+  engine.commit();
+  // One that never came is waited for once.
+  own("one", "never");
+  expect(engine.awaitsPolicies).toBe(true);
+  engine.commit();
+  own("one", "never");
+  fixture.push(service("a", { addresses: ["10.96.0.1"] }));
+  expect(engine.awaitsPolicies).toBe(false);
+  // One that goes.
+  own("never");
+  expect(engine.awaitsPolicies).toBe(true);
+  engine.remove("authorization", "shop/one");
+  expect(engine.awaitsPolicies).toBe(false);
+  // What a PeerAuthentication became may stay for others.
+  policy("converted_x");
+  own("never", "converted_x");
+  engine.commit();
+  own("never");
+  expect(engine.awaitsPolicies).toBe(false);
+  engine.remove("address", "x/WorkloadEntry/shop/vm");
+  expect(engine.awaitsPolicies).toBe(false);
 });
 
 test("an istiod without ambient sends nothing: nothing is published", () => {

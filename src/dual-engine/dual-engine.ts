@@ -91,6 +91,11 @@ export class DualEngine implements ResourceSink {
     return (type === "endpoints" && this.#store.sidecars?.wanted()) || NOTHING;
   }
 
+  /** The machine's own workload names other policies than before, and what they say has not come yet. */
+  get awaitsPolicies(): boolean {
+    return this.#store.awaitsPolicies;
+  }
+
   /**
    * An istiod without ambient answers with nothing at all. That is no mesh without services (there is istiod's own): what the
    * kernel holds stays.

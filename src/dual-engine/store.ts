@@ -37,6 +37,8 @@ export interface Self {
   addresses: ReadonlySet<string>;
 }
 
+/** The name of a policy that a PeerAuthentication became. */
+const CONVERTED = /\/(istio_)?converted_/;
 /** Marks a workload among the users of a gateway; services' names have no space. */
 const DIRECT = "workload ";
 
@@ -50,6 +52,8 @@ export class Store {
   own: WorkloadRecord | undefined;
   /** Which peers take a sidecar's mutual TLS; undefined where nothing carries it. */
   readonly sidecars: Sidecars | undefined;
+  /** The policies that it named when the last push was complete. */
+  #named: readonly string[] = [];
   readonly #self: Self;
   readonly #index: WorkloadIndex | undefined;
   readonly #reader = new AddressReader();
@@ -117,8 +121,22 @@ export class Store {
     return services.size > 0 || direct.size > 0 || inbound || names;
   }
 
+  /**
+   * Whether the machine's own workload names a policy that is not known, or no longer names one that is: istiod changes both in
+   * one push, the workload first. Names of the push before don't count.
+   */
+  get awaitsPolicies(): boolean {
+    if (!this.own) return false;
+    const names = this.own.profile.policies;
+    const added = names.some((name) => !this.#named.includes(name) && !this.authorizations.has(name));
+    // What a PeerAuthentication became stays known while others become the same.
+    const kept = (name: string) => !CONVERTED.test(name) && this.authorizations.has(name);
+    return added || this.#named.some((name) => !names.includes(name) && kept(name));
+  }
+
   takeDirty(): Dirty {
     const dirty = this.#dirty;
+    this.#named = this.own?.profile.policies ?? [];
     this.#dirty = clean();
     return dirty;
   }

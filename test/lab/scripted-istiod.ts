@@ -156,6 +156,7 @@ export class RecordingSink implements ResourceSink {
   readonly calls: string[] = [];
   /** What was visible after each commit. */
   readonly commits: { version: string; first: boolean; stored: Record<string, string> }[] = [];
+  awaitsPolicies = false;
 
   upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
     const text = new TextDecoder().decode(bytes);

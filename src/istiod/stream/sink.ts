@@ -29,6 +29,11 @@ export interface ResourceSink {
    */
   wanted(type: "endpoints" | "route"): ReadonlySet<string>;
   /**
+   * Whether what is stored refers to policies of which this push has more to say: istiod sends the workload before the policies
+   * that it names. The push then waits for a response with policies, for some seconds.
+   */
+  readonly awaitsPolicies?: boolean;
+  /**
    * A push is complete: publish all changes since the last commit at once. `first` marks the first complete snapshot
    * of this process.
    */

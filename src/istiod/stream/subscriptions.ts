@@ -182,6 +182,7 @@ export class Subscriptions {
     this.#options.send(acknowledge(type, envelope.nonce, refused));
     subscription.answer(envelope.version, refused.length === 0);
     if (counts.changed + counts.removed === before) return;
+    if (type === "address" && this.#options.sink.awaitsPolicies) this.#push.expect("authorization", now);
     // In dual-engine mode endpoints say which peers of the services have a sidecar.
     if (type === "cluster" || type === "address") this.#follow("endpoints", now);
     if (type === "listener") this.#follow("route", now);

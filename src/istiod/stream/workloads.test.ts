@@ -104,6 +104,19 @@ test("a policy that comes a moment after the workload that names it is published
   expect(sink.commits.length).toBe(2);
 });
 
+test("a push whose workload names policies that are not there waits for them, however long they take", async () => {
+  const { istiod, sink } = await synced({ "shop/a": "a" });
+  sink.awaitsPolicies = true;
+  sendAddresses(istiod.last, { vm: "names shop/r" }, [], "v2");
+  await pause(150);
+  sendAddresses(istiod.last, { other: "o" }, [], "v3");
+  await pause(150);
+  expect(sink.commits.length).toBe(1);
+  istiod.last.send("authorization", { version: "v3", resources: { "shop/r": "r" } });
+  await until(() => sink.commits.length === 2, "the commit");
+  expect(sink.calls.at(-1)).toBe("commit v3");
+});
+
 async function reconnected(istiod: ScriptedIstiod, stream: IstiodStream): Promise<ScriptedIstiod> {
   const { port } = istiod;
   istiod.stop();
