@@ -64,6 +64,10 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
     bad.set(subject, isSlow ? "slow" : "failing");
   }
   for (const edge of edges) edge.state = bad.get(edge.id) ?? edge.state;
+  // A tunnel's failures are the service's, and resets of the endpoints' edges.
+  const broken = new Set(problems.flatMap(({ subject, rule }) => (rule === "tunnel" ? [subject] : [])));
+  for (const edge of edges)
+    if (edge.carried && broken.has(edge.from) && edge.recent.failures.reset > 0) edge.state = "failing";
   // An edge of a unit to a failing service is failing, too.
   for (const edge of edges)
     if (edge.kind === "call" && edge.state === "ok" && edge.failureShare >= 0.5) edge.state = "failing";
