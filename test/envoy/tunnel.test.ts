@@ -20,6 +20,7 @@ import { InboundTunnel } from "../../src/tunnel/inbound/inbound.ts";
 import { Dialer } from "../../src/tunnel/outbound/dial.ts";
 import { MeshCredentials } from "../../src/tunnel/tls/mesh-credentials.ts";
 import { dialTcp, listening, outcome, TestMesh } from "../lab/mesh-member.ts";
+import { eventually } from "../lab/process.ts";
 
 const OWN = Object.values(networkInterfaces())
   .flatMap((addresses) => addresses ?? [])
@@ -34,6 +35,7 @@ const ports = {
   strict: 0,
   permissive: 0,
   hbone: 0,
+  gateway: 0,
   toHbone: 0,
   toSidecar: 0,
   ourHbone: 0,
@@ -88,7 +90,7 @@ beforeAll(async () => {
     Object.defineProperty(socket, "localPort", { value: ports.app });
     void inbound.serveSteered(socket, () => {}, 1);
   });
-  for (const name of ["strict", "permissive", "hbone", "toHbone", "toSidecar"] as const) {
+  for (const name of ["strict", "permissive", "hbone", "gateway", "toHbone", "toSidecar"] as const) {
     const probe = createServer();
     ports[name] = await listening(probe);
     probe.close();
@@ -206,6 +208,48 @@ function envoyConfig() {
       ),
     },
   });
+  /** A listener that ends HBONE and passes each stream to a cluster. */
+  const terminate = (name: string, port: number, to: string) => ({
+    name,
+    address: address(port),
+    filter_chains: [
+      {
+        transport_socket: server(["h2"], ["TLSv1_3", "TLSv1_3"]),
+        filters: [
+          {
+            name: "hcm",
+            typed_config: typed("filters.network.http_connection_manager.v3.HttpConnectionManager", {
+              stat_prefix: name,
+              codec_type: "HTTP2",
+              http2_protocol_options: {
+                allow_connect: true,
+                max_concurrent_streams: 100,
+                connection_keepalive: { interval: "10s", timeout: "20s" },
+              },
+              http_filters: [{ name: "router", typed_config: typed("filters.http.router.v3.Router", {}) }],
+              route_config: {
+                virtual_hosts: [
+                  {
+                    name: "connect",
+                    domains: ["*"],
+                    routes: [
+                      {
+                        match: { connect_matcher: {} },
+                        route: {
+                          cluster: to,
+                          upgrade_configs: [{ upgrade_type: "CONNECT", connect_config: {} }],
+                        },
+                      },
+                    ],
+                  },
+                ],
+              },
+            }),
+          },
+        ],
+      },
+    ],
+  });
   return {
     static_resources: {
       listeners: [
@@ -237,49 +281,9 @@ function envoyConfig() {
             { filter_chain_match: {}, filters: [tcp("app")] },
           ],
         },
-        {
-          name: "connect_terminate",
-          address: address(ports.hbone),
-          filter_chains: [
-            {
-              transport_socket: server(["h2"], ["TLSv1_3", "TLSv1_3"]),
-              filters: [
-                {
-                  name: "hcm",
-                  typed_config: typed("filters.network.http_connection_manager.v3.HttpConnectionManager", {
-                    stat_prefix: "hbone",
-                    codec_type: "HTTP2",
-                    http2_protocol_options: {
-                      allow_connect: true,
-                      max_concurrent_streams: 100,
-                      connection_keepalive: { interval: "10s", timeout: "20s" },
-                    },
-                    http_filters: [
-                      { name: "router", typed_config: typed("filters.http.router.v3.Router", {}) },
-                    ],
-                    route_config: {
-                      virtual_hosts: [
-                        {
-                          name: "connect",
-                          domains: ["*"],
-                          routes: [
-                            {
-                              match: { connect_matcher: {} },
-                              route: {
-                                cluster: "app",
-                                upgrade_configs: [{ upgrade_type: "CONNECT", connect_config: {} }],
-                              },
-                            },
-                          ],
-                        },
-                      ],
-                    },
-                  }),
-                },
-              ],
-            },
-          ],
-        },
+        terminate("connect_terminate", ports.hbone, "app"),
+        // An east-west gateway knows nothing of the tunnel inside.
+        terminate("gateway", ports.gateway, "inner"),
         {
           name: "to-hbone",
           address: address(ports.toHbone),
@@ -304,6 +308,7 @@ function envoyConfig() {
       ],
       clusters: [
         cluster("app", address(ports.app)),
+        cluster("inner", address(ports.hbone)),
         cluster("hbone", address(ports.ourHbone), {
           transport_socket: client(["h2"], ["TLSv1_3", "TLSv1_3"]),
           // With its default windows (16 MiB a stream, 24 MiB a connection) two unread downloads starve Envoy's own pool.
@@ -380,6 +385,21 @@ test("Envoy's connect_terminate takes our HBONE", async () => {
   expect(answers).toEqual(Array.from({ length: 30 }, (_, i) => `text ${i}`));
 });
 
+test("Envoy as an east-west gateway: HBONE inside HBONE, each with its own identity", async () => {
+  const through = (outer: string, inner: string): Transport => ({
+    ...{ kind: "hbone", authority: "web.shop:80", port: ports.gateway, sans: sans(outer) },
+    inner: { authority: "web.shop:80", sans: sans(inner) },
+  });
+  expect(await ask(through("web", "web"), 80, "hello")).toBe("hello");
+  expect((await ask(through("web", "web"), 80, "bulk")).length).toBe(32 << 20);
+  const answers = await Promise.all(
+    Array.from({ length: 10 }, (_, i) => ask(through("web", "web"), 80, `text ${i}`)),
+  );
+  expect(answers).toEqual(Array.from({ length: 10 }, (_, i) => `text ${i}`));
+  expect(await ask(through("other", "web"), 80, "hello")).toBe("wrong-san");
+  expect(await ask(through("web", "other"), 80, "hello")).toBe("wrong-san");
+});
+
 test("our HBONE connections to Envoy are shared, and three unread downloads and uploads stall no other stream", async () => {
   const transport: Transport = {
     kind: "hbone",
@@ -446,8 +466,7 @@ test("Envoy comes in by HBONE with many streams on a connection; six that nobody
       setTimeout(() => pour(socket, 32 << 20), 100);
     }
   }
-  await Bun.sleep(400);
-  expect(budget.used).toBeGreaterThan(0);
+  await eventually("unread bytes are held", () => budget.used > 0);
   // The largest window of three streams.
   expect(budget.used).toBeLessThanOrEqual(12 << 20);
   const answers = await Promise.all(
