@@ -13,6 +13,7 @@ import { type Inbound, mtlsOf } from "../mesh/inbound.ts";
 import { openPolicySet } from "../policy/pinned.ts";
 import { attachInbound } from "./attach.ts";
 import { cutEstablished } from "./established.ts";
+import { HeldPorts } from "./held-ports.ts";
 import {
   closeInbound,
   type InboundOpened,
@@ -56,11 +57,6 @@ export interface InboundStatus {
   trouble?: string;
 }
 
-/**
- * Time for which ports stay governed after istiod names none, milliseconds. istiod finds them by this machine's WorkloadEntry,
- * and answers a machine that registers before it has made the entry: without a delay every STRICT port would be open then.
- */
-const HOLD_EMPTY = 30_000;
 /** Interval of the check of pins and attachment, and pause after an error, milliseconds. */
 const UPKEEP = 5_000;
 /** Delay of a second check of established connections, for handshakes that the old policies admitted, milliseconds. */
@@ -76,9 +72,11 @@ export class InboundKeeper {
   #cutTrouble = "";
   #held: { opened: InboundOpened; tables: InboundTables } | undefined;
   #link: NetnsLink | undefined;
+  /** As istiod says. */
+  #named: Inbound | undefined;
+  /** What governs: the same, and ports that istiod names no more. */
   #inbound: Inbound | undefined;
-  /** performance.now() of the first set without ports, while an earlier one governs. */
-  #emptySince: number | undefined;
+  readonly #heldPorts = new HeldPorts();
   #behind = false;
   #applied = 0;
   #lastMilliseconds: number | undefined;
@@ -96,8 +94,8 @@ export class InboundKeeper {
 
   /** Publishes the policies; undefined: they are not known, and the live ones stay. Never throws. */
   publish(inbound: Inbound | undefined): void {
-    if (inbound === undefined || inbound === this.#inbound) return;
-    this.#inbound = inbound;
+    if (inbound === undefined || inbound === this.#named) return;
+    this.#named = inbound;
     this.#attempt(() => this.#apply());
   }
 
@@ -133,17 +131,6 @@ export class InboundKeeper {
     this.#held?.tables.close();
     if (this.#held) closeInbound(this.#held.opened);
     this.#held = undefined;
-  }
-
-  /** Whether a set without ports has to wait, and the pinned one governs meanwhile. */
-  #holdsEarlierPorts({ ports }: Inbound): boolean {
-    if (ports.length > 0 || !this.#enforce || !governsPorts(this.#options.bpffs)) {
-      this.#emptySince = undefined;
-      return false;
-    }
-    const now = performance.now();
-    this.#emptySince ??= now;
-    return now - this.#emptySince < HOLD_EMPTY;
   }
 
   #attempt(step: () => void): void {
@@ -192,13 +179,12 @@ export class InboundKeeper {
   }
 
   #apply(): void {
-    const inbound = this.#inbound;
-    if (!inbound) return;
+    if (!this.#named) return;
     const { bpffs } = this.#options;
-    if (this.#holdsEarlierPorts(inbound)) {
-      this.#behind = true;
-      return;
-    }
+    if (!this.#enforce) this.#heldPorts.clear();
+    const pinned = this.#enforce ? pinnedSet(bpffs) : undefined;
+    const { inbound, holds } = this.#heldPorts.over(this.#named, pinned, performance.now());
+    this.#inbound = inbound;
     // A machine without services needs no program.
     if (inbound.ports.length === 0 && !this.#held && !existsSync(linkPin(bpffs))) {
       this.#behind = false;
@@ -218,7 +204,8 @@ export class InboundKeeper {
     // Fill the tables first: a program over empty tables would admit all connections.
     this.#link = attachInbound(linkPin(bpffs), opened.program, this.#link);
     removeOtherInbound(bpffs, opened.code);
-    this.#behind = false;
+    // The next look tries without the held ports.
+    this.#behind = holds;
     this.#wake();
     this.#cutRefused();
   }
@@ -279,7 +266,7 @@ export class InboundKeeper {
 
   #lookAfter(): void {
     if (!this.#options.ownsPins()) return;
-    if (this.#behind) this.#attempt(() => (this.#inbound ? this.#apply() : this.#adopt()));
+    if (this.#behind) this.#attempt(() => (this.#named ? this.#apply() : this.#adopt()));
     else if (this.#held)
       this.#attempt(() => {
         this.#repin();
@@ -288,10 +275,14 @@ export class InboundKeeper {
   }
 }
 
-/** Whether the pinned set has ports. */
-function governsPorts(bpffs: string): boolean {
-  using set = openPolicySet(bpffs);
-  return (set?.read()?.inbound.ports.length ?? 0) > 0;
+/** The set that is live in the kernel; undefined when there is none, or none that can be read: it is written anew. */
+function pinnedSet(bpffs: string): Inbound | undefined {
+  try {
+    using set = openPolicySet(bpffs);
+    return set?.read()?.inbound;
+  } catch {
+    return undefined;
+  }
 }
 
 /** All addresses of this network namespace, also those of bridges. */

@@ -130,9 +130,15 @@ describe("inbound policies", () => {
 
   test("STRICT refuses plaintext from outside; a tunnel that listens gets it; when it dies, all is refused again", async () => {
     await publish("leave", inbound([], [STRICT]));
-    // istiod names no ports to a machine whose WorkloadEntry it has not made yet.
-    const empty = { ports: [], mtls: { default: "permissive" as const, ports: [] }, policies: [] };
-    expect(await publish("leave", empty)).toContain("applied 0");
+    // istiod names no ports, or some, to a machine whose WorkloadEntry is not made yet.
+    for (const ports of [[], [PORT]])
+      await publish("leave", { ports, mtls: { default: "permissive", ports: [] }, policies: [] });
+    {
+      using set = openPolicySet(bpffs);
+      expect(set?.read()?.inbound.ports).toEqual([PORT, STRICT, KEPT]);
+    }
+    expect(await ask(VM.v4, STRICT)).toBe("ECONNREFUSED");
+    await publish("leave", inbound([], [STRICT]));
     expect(await ask(VM.v4, STRICT)).toBe("ECONNREFUSED");
     expect(await ask(VM.v6, STRICT)).toBe("ECONNREFUSED");
     expect(await ask(VM.v4, STRICT, "", vm)).toStartWith("app");

@@ -306,6 +306,64 @@ test("abuse ends the connection, and only that one", async () => {
   expect(await collect(kept)).toBe(4);
 });
 
+test("a peer that opens no window gets no bytes and holds none, and stalls nobody else", async () => {
+  const streams: ConnectStream[] = [];
+  let sent = 0;
+  const { port, budget } = await serve((stream, headers) => {
+    if (headers.some(([name]) => name === "echo")) {
+      echo(stream);
+      return;
+    }
+    streams.push(stream);
+    stream.respond(200);
+    pour(stream, 16 << 20);
+  });
+  const starving = connect({ port, host: "127.0.0.1" });
+  cleanup.push(() => starving.destroy());
+  const nothing = () => {};
+  const reader = new FrameReader(
+    {
+      frame: nothing,
+      headers: nothing,
+      data: (_stream, bytes) => {
+        sent += bytes.length;
+      },
+    },
+    false,
+  );
+  starving.on("data", (chunk: Buffer) => reader.push(chunk));
+  starving.on("error", nothing);
+  // INITIAL_WINDOW_SIZE 0.
+  starving.write(Buffer.concat([PREFACE, encodeSettings([[4, 0]])]));
+  for (let i = 0; i < 100; i++)
+    starving.write(encodeFrame(FRAME.headers, FLAG.endHeaders, 2 * i + 1, encodeHeaders(CONNECT)));
+  while (streams.length < 100) await Bun.sleep(5);
+  // One byte at a time, to one of them.
+  for (let i = 0; i < 50; i++) starving.write(encodeNumber(FRAME.windowUpdate, 1, 1));
+  const neighbour = (await open(port)).connect([...CONNECT, ["echo", "1"]]);
+  neighbour.end(Buffer.alloc(1 << 20));
+  expect(await collect(neighbour)).toBe(1 << 20);
+  while (sent < 50) await Bun.sleep(5);
+  expect(sent).toBe(50);
+  // What each holds is one write of the app's, and what the stream takes ahead.
+  for (const { writableLength } of streams) expect(writableLength).toBeLessThanOrEqual(128 << 10);
+  expect(budget.used).toBe(0);
+});
+
+test("window updates that let no byte flow end the connection", async () => {
+  const { port } = await serve((stream) => {
+    stream.respond(200);
+    pour(stream, 1 << 20);
+  });
+  const head = encodeFrame(FRAME.headers, FLAG.endHeaders, 1, encodeHeaders(CONNECT));
+  const begin = [PREFACE, encodeSettings([[4, 0]]), head];
+  const updates = (id: number, count: number) => Array(count).fill(encodeNumber(FRAME.windowUpdate, id, 1));
+  expect(await abuse(port, [...begin, ...updates(0, 900)], 200)).toBeUndefined();
+  expect(await abuse(port, [...begin, ...updates(0, 1_100)])).toBe(ERROR.enhanceYourCalm);
+  // Small, but each lets a byte flow.
+  expect(await abuse(port, [...begin, ...updates(1, 3_000)], 200)).toBeUndefined();
+});
+
 test("more than the stream's window resets the stream alone", async () => {
   const { port, budget } = await serve((stream) => stream.respond(200));
   const bulk = Array.from({ length: 40 }, () => encodeFrame(FRAME.data, 0, 1, Buffer.alloc(16_000)));

@@ -40,6 +40,8 @@ const PING_EVERY = 10_000;
 const PING_PATIENCE = 20_000;
 /** Milliseconds between the first and the final GOAWAY, for requests that are on their way. */
 const GOAWAY_GRACE = 1_000;
+/** WINDOW_UPDATEs that a peer may send at first, and for each DATA frame that it gets. More is a flood. */
+const UPDATES = { first: 1_000, aFrame: 64 };
 /** SETTINGS_MAX_CONCURRENT_STREAMS that a server offers, as istiod's waypoints do. */
 export const MAX_STREAMS = 100;
 
@@ -70,6 +72,8 @@ export class Http2Connection implements StreamOwner {
   #goaway: ReturnType<typeof setTimeout> | undefined;
   #lastPeerStream = 0;
   #nextStream = 1;
+  /** WINDOW_UPDATEs that the peer may still send. */
+  #updatesLeft = UPDATES.first;
   #sendWindow = DEFAULT_WINDOW;
   #largestSendWindow = DEFAULT_WINDOW;
   #initialSendWindow = DEFAULT_WINDOW;
@@ -304,6 +308,7 @@ export class Http2Connection implements StreamOwner {
 
   #onWindowUpdate(id: number, payload: Buffer): void {
     if (payload.length !== 4) throw new ConnectionFault(ERROR.frameSize, "WINDOW_UPDATE of a wrong size");
+    if (--this.#updatesLeft < 0) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many window updates");
     const more = payload.readUInt32BE() & MAX_WINDOW;
     if (id === 0) {
       if (more === 0) throw new ConnectionFault(ERROR.protocol, "WINDOW_UPDATE by 0");
@@ -465,6 +470,7 @@ export class Http2Connection implements StreamOwner {
         return;
       }
       this.#sendWindow -= chunk.bytes.length;
+      this.#updatesLeft += UPDATES.aFrame;
       this.#write(encodeFrame(FRAME.data, chunk.end ? FLAG.endStream : 0, stream.id, chunk.bytes));
       chunk.sent();
       if (stream.sendable) this.#ready.add(stream);

@@ -186,6 +186,12 @@ test("every failure is a reset for the app, with its reason counted", async () =
       "not-yet-valid",
       async () => target(2, await peer({ ...mesh.issue("web", { from: 1, to: 2 }) }), istio("web")),
     ],
+    // The right name among two, and of another trust domain.
+    ["wrong-san", async () => target(2, await peer(named(mesh.id("web"), mesh.id("other"))), istio("web"))],
+    [
+      "wrong-san",
+      async () => target(2, await peer(named("spiffe://elsewhere/ns/shop/sa/web")), istio("web")),
+    ],
     ["refused-by-peer", async () => target(2, await demanding(), istio("web"))],
     [
       "connect-refused",
@@ -293,6 +299,12 @@ async function demanding(...more: string[]): Promise<number> {
   lab.defer(() => child.kill("SIGKILL"));
   for await (const chunk of child.stdout) if (String(chunk).includes("ACCEPT")) break;
   return port;
+}
+
+/** A member of the mesh whose certificate has these URIs. */
+function named(...ids: string[]): TlsOptions {
+  const { key, chain } = mesh.authority.issue(ids.map((id) => `URI:${id}`).join(","));
+  return { key, cert: chain, ca: mesh.authority.root };
 }
 
 function hboneAt(port: number): Transport {

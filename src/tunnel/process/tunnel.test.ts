@@ -1,8 +1,10 @@
 import { expect, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
-import { connect } from "node:net";
+import { connect, type Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { connect as connectTls } from "node:tls";
+import { TestMesh } from "../../../test/lab/mesh-member.ts";
 import { CertificateStore } from "../../istiod/identity/certificate-store.ts";
 import { NOBODY } from "../inbound/admission.ts";
 import { Tunnel } from "./tunnel.ts";
@@ -34,5 +36,62 @@ test("handshakes that never end are bounded: further connections are reset at on
     tunnel.abort();
     await tunnel.ended;
     rmSync(runDir, { recursive: true, force: true });
+  }
+});
+
+test("a flood of half-open connections takes no more than its share, and ends with them", async () => {
+  const mesh = new TestMesh();
+  const tunnel = await Tunnel.start({
+    listeners: { hbone: { host: "127.0.0.1", port: 0 } },
+    store: mesh.store("vm"),
+    readTarget: () => undefined,
+    admission: NOBODY,
+    runDir: mesh.folder,
+    version: "test",
+    limits: { pending: 8, connections: 100 },
+    log: { info() {}, warn() {} },
+  });
+  const [listener] = tunnel.status().listening;
+  const port = listener?.port ?? 0;
+  const half: Socket[] = [];
+  /** Whether a member of the mesh gets through its handshake. */
+  const greeted = () =>
+    new Promise<boolean>((resolve) => {
+      const { key, cert, ca } = mesh.issue("peer");
+      const socket = connectTls({
+        ...{ port, host: "127.0.0.1", key, cert, ca, ALPNProtocols: ["h2"] },
+        checkServerIdentity: () => undefined,
+      });
+      half.push(socket);
+      socket.once("secureConnect", () => resolve(true));
+      socket.once("error", () => resolve(false));
+      socket.once("close", () => resolve(false));
+    });
+  try {
+    // One stays, established: it is no part of the share of handshakes.
+    expect(await greeted()).toBe(true);
+    while (tunnel.status().handshakes.server === 0) await Bun.sleep(5);
+    for (let i = 0; i < 200; i++) {
+      const socket = connect(port, "127.0.0.1");
+      half.push(socket);
+      socket.on("error", () => {});
+      // Nothing, one byte, and the head of a record that never comes.
+      socket.write(Buffer.from(["", "16", "1603010200"][i % 3] ?? "", "hex"));
+    }
+    const open = () => half.filter((socket) => !socket.destroyed).length;
+    while (open() > 9) await Bun.sleep(5);
+    expect(await greeted()).toBe(false);
+    expect(tunnel.status()).toMatchObject({
+      connections: 9,
+      ways: { hbone: { failures: { overload: 193 } } },
+    });
+    for (const socket of half.splice(1)) socket.destroy();
+    while (tunnel.status().connections > 1) await Bun.sleep(5);
+    expect(await greeted()).toBe(true);
+  } finally {
+    for (const socket of half) socket.destroy();
+    tunnel.abort();
+    await tunnel.ended;
+    mesh.close();
   }
 });
