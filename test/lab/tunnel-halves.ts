@@ -2,7 +2,7 @@
 import { createServer, type Socket } from "node:net";
 import type { Transport } from "../../src/mesh/transport.ts";
 import { addressOfTarget } from "../../src/mesh/tunnel-address.ts";
-import { Counters } from "../../src/tunnel/counters.ts";
+import { Counters, type Way, type WayCounters } from "../../src/tunnel/counters.ts";
 import { Budget } from "../../src/tunnel/http2/budget.ts";
 import type { Admission } from "../../src/tunnel/inbound/admission.ts";
 import { InboundTunnel } from "../../src/tunnel/inbound/inbound.ts";
@@ -11,6 +11,7 @@ import { carryOutbound } from "../../src/tunnel/outbound/outbound.ts";
 import type { Endpoints, TunnelTarget } from "../../src/tunnel/outbound/target.ts";
 import { MeshCredentials } from "../../src/tunnel/tls/mesh-credentials.ts";
 import { dialTcp, listening, outcome, TestMesh } from "./mesh-member.ts";
+import { eventually } from "./process.ts";
 
 /** Milliseconds for a handshake and for a connect; for the first bytes of an inbound connection. */
 const PATIENCE = 400;
@@ -37,6 +38,22 @@ export class TunnelHalves {
   /** Calls what `defer` got; call after each test. */
   end(): void {
     for (const end of this.#ends.splice(0).reverse()) end();
+  }
+
+  /** Waits until so many failures are counted; gives them by reason. */
+  async failures(way: Way, count: number): Promise<WayCounters["failures"]> {
+    return eventually(`${count} failures`, () => {
+      const { failures } = this.counters.rows.ways[way];
+      return Object.values(failures).reduce((sum, each) => sum + each, 0) >= count && failures;
+    });
+  }
+
+  /** Waits until all connections have ended. */
+  async idle(way: Way): Promise<void> {
+    await eventually("all connections have ended", () => {
+      const { open, pending } = this.counters.rows.ways[way];
+      return open + pending === 0;
+    });
   }
 
   close(): void {

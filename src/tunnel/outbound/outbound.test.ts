@@ -6,6 +6,7 @@ import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
 import { dialTcp, listening, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
+import { eventually } from "../../../test/lab/process.ts";
 import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
 import { readCertificate } from "../../istiod/identity/certificate.ts";
 import type { Transport } from "../../mesh/transport.ts";
@@ -91,7 +92,7 @@ test("sidecar mTLS: ALPN istio alone, the SNI, our certificate, half-close both 
       text: "hello",
     },
   ]);
-  await Bun.sleep(20);
+  await lab.idle("outbound");
   expect(lab.counters.rows.ways.outbound).toEqual({
     open: 0,
     total: 1,
@@ -218,8 +219,7 @@ test("every failure is a reset for the app, with its reason counted", async () =
     const transport = lab.targets.get(2)?.transport;
     if (transport?.kind === "hbone") transport.port = lab.targets.get(2)?.peer.port ?? 0;
     expect([reason, await ask(address)]).toEqual([reason, "ECONNRESET"]);
-    await Bun.sleep(10);
-    expect({ [reason]: 1 }).toEqual(failures());
+    expect({ [reason]: 1 }).toEqual(await lab.failures("outbound", 1));
     lab.counters.rows.ways.outbound.failures = {};
   }
   expect(lab.counters.rows.ways.outbound).toMatchObject({ open: 0, pending: 0 });
@@ -385,8 +385,7 @@ test("TLS of a DestinationRule: SIMPLE, MUTUAL, names, no verification", async (
   expect(await ask(target(4, port, { ...external, roots: join(mesh.folder, "ca.pem") }))).toBe("ECONNRESET");
   expect(await ask(target(5, port, external))).toBe("got hello");
   expect(await ask(target(6, port, { ...external, sans: exact("other.org") }))).toBe("ECONNRESET");
-  await Bun.sleep(10);
-  expect(failures()).toEqual({ "wrong-san": 2, "unknown-ca": 1 });
+  expect(await lab.failures("outbound", 3)).toEqual({ "wrong-san": 2, "unknown-ca": 1 });
   const client = foreign.issue("client");
   const files = { certificate: join(foreign.folder, "c.pem"), key: join(foreign.folder, "c.key") };
   writeFileSync(files.certificate, client.cert);
@@ -401,15 +400,16 @@ test("PROXY protocol: the header comes first, alone or before TLS", async () => 
   const v1 = await dialTcp(entrance, target(2, port, { kind: "proxy-protocol", version: 1 }));
   const port1 = v1.localPort;
   v1.end("x");
-  await Bun.sleep(50);
-  expect(Buffer.concat(heard).toString()).toBe(`PROXY TCP4 127.0.0.1 127.0.0.1 ${port1} ${port}\r\nx`);
+  const line = `PROXY TCP4 127.0.0.1 127.0.0.1 ${port1} ${port}\r\nx`;
+  await eventually("the header", () => Buffer.concat(heard).length >= line.length);
+  expect(Buffer.concat(heard).toString()).toBe(line);
   heard.length = 0;
   const v2 = await dialTcp(
     entrance,
     target(3, port, { kind: "proxy-protocol", version: 2, over: istio("web") }),
   );
   lab.defer(() => v2.destroy());
-  await Bun.sleep(50);
+  await eventually("the header and more", () => Buffer.concat(heard).length > 28);
   const bytes = Buffer.concat(heard);
   expect(bytes.subarray(0, 16).toString("hex")).toBe("0d0a0d0a000d0a515549540a2111000c");
   expect(bytes.readUInt16BE(24)).toBe(v2.localPort ?? 0);
