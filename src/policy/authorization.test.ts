@@ -1,7 +1,9 @@
 /** What istiod sent (below), and generated policies against a plain evaluation of the message. */
 import { describe, expect, test } from "bun:test";
 import { MalformedResource } from "../istiod/stream/sink.ts";
+import { inboundText, parseInbound } from "../mesh/inbound-text.ts";
 import { mtlsOfPolicies, parseAuthorization, selectPolicies } from "./authorization.ts";
+import { compileInbound } from "./compile.ts";
 import { decide, judgeOf } from "./decide.ts";
 import { security } from "./security.gen.js";
 import { identity, inbound, judge } from "./testdata/authorization.ts";
@@ -156,7 +158,11 @@ describe("malformed", () => {
       const cut = random(3) === 0 ? given.subarray(0, random(given.length)) : given;
       try {
         const { policy } = parseAuthorization(name, cut);
+        // What is taken is decided by, compiled, and read back as it was written.
         judge([policy], "10.0.0.1", 80);
+        compileInbound(inbound([policy]));
+        const text = inboundText(inbound([policy]));
+        expect(inboundText(parseInbound(text))).toBe(text);
         parsed++;
       } catch (error) {
         expect(error).toBeInstanceOf(MalformedResource);
