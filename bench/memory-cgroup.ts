@@ -40,6 +40,12 @@ export class MemoryCgroup {
     return Number(/^kernel (\d+)/m.exec(stat)?.[1]) / 1e6;
   }
 
+  /** What its processes hold of their own, MB: no pages of files. */
+  processMemory(): number {
+    const stat = readFileSync(`${this.path}/memory.stat`, "utf8");
+    return Number(new RegExp(`^${this.#v1 ? "rss" : "anon"} (\\d+)`, "m").exec(stat)?.[1]) / 1e6;
+  }
+
   /** Gives back what can be given back: inodes and directory entries of files that nobody has open. */
   reclaim(): void {
     const file = this.#v1 ? "memory.force_empty" : "memory.reclaim";

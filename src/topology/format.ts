@@ -45,6 +45,15 @@ export function formatShare(share: number): string {
   return `${significant(share * 100)} %`;
 }
 
+/** A time of day as `10:00`, with seconds as `10:00:05`; 24 hours, in the reader's time zone. */
+export function formatClock(time: Date, seconds = false): string {
+  return time.toLocaleTimeString("en-GB", {
+    hour: "2-digit",
+    minute: "2-digit",
+    ...(seconds ? { second: "2-digit" } : {}),
+  });
+}
+
 /** Whole numbers, grouped by thousands. */
 export function formatCount(count: number): string {
   return Math.round(count).toLocaleString("en-US");

@@ -19,6 +19,8 @@ export const MOST_SHAPES = 60;
 const MOST_OF_COLUMN = MOST_SHAPES / 4;
 /** Nodes with trouble that a folded column draws by themselves. */
 const MOST_TROUBLED = 10;
+/** Share of an edge's connections. */
+const SOME_FAIL = 0.01;
 /** Members of a group that is unfolded; the table has all. */
 const MOST_MEMBERS = 60;
 
@@ -77,6 +79,8 @@ export interface Link {
   /** Edges of the document. */
   edges: string[];
   state: EdgeState;
+  /** Not failing as a whole, but a hundredth or more of an edge's connections failed: who is hit by what fails behind. */
+  someFail: boolean;
   /** The d of an SVG path. */
   path: string;
   /** Stroke, 1 to 5 pixels, by connections per second. */
@@ -251,9 +255,9 @@ const STATE_PHRASES: Readonly<Record<EdgeState, string>> = {
 
 function nodeShape({ node, state, title }: Entry, totals: Totals): Placeless {
   const { detail } = describeNode(node);
-  const numbers = totals.of(node);
-  // What is wrong is never cut off.
-  const parts = [numbers, detail].filter((part) => part !== "");
+  const { failed, rate } = totals.of(node);
+  // What does not fit is cut off at the end: never what is wrong, and then rather the rate than where.
+  const parts = (failed === "" ? [rate, detail] : [failed, detail, rate]).filter((part) => part !== "");
   return {
     id: node.id,
     kind: node.kind,
@@ -302,12 +306,14 @@ class Totals {
     }
   }
 
-  of({ id }: Node): string {
-    const sum = this.#rates.get(id);
-    if (!sum || (sum.opened === 0 && sum.failed === 0)) return "";
-    if (sum.failed === 0) return formatRate(sum.opened);
-    const share = Math.min(1, sum.failed / Math.max(1, sum.attempts));
-    return `${formatShare(share)} failed · ${formatRate(sum.opened)}`;
+  /** Empty texts for what there is not. */
+  of({ id }: Node): { failed: string; rate: string } {
+    const { opened, failed, attempts } = this.#rates.get(id) ?? { opened: 0, failed: 0, attempts: 0 };
+    const share = Math.min(1, failed / Math.max(1, attempts));
+    return {
+      failed: failed === 0 ? "" : `${formatShare(share)} failed`,
+      rate: opened === 0 && failed === 0 ? "" : formatRate(opened),
+    };
   }
 
   #add(id: string, edge: Edge): void {
@@ -337,17 +343,20 @@ function linksOf(
     const to = byId.get(places.get(first?.to ?? "") ?? "");
     if (!from || !to) continue;
     const rate = members.reduce((sum, edge) => sum + edge.rate.opened, 0);
+    const state = worst(members.map((edge) => edge.state));
     links.push({
       id,
       from: from.id,
       to: to.id,
       edges: members.map((edge) => edge.id),
-      state: worst(members.map(({ state }) => state)),
+      state,
+      someFail: state !== "failing" && members.some(({ failureShare }) => failureShare >= SOME_FAIL),
       path: pathBetween(from, to),
       width: 1.25 + Math.min(3.75, Math.log10(1 + rate)),
     });
   }
-  return links.sort((a, b) => severityRank(b.state) - severityRank(a.state) || compare(a.id, b.id));
+  const rank = ({ state, someFail }: Link) => (someFail ? 0.5 : severityRank(state));
+  return links.sort((a, b) => rank(b) - rank(a) || compare(a.id, b.id));
 }
 
 /** Between neighbouring columns, so it never crosses another shape. */

@@ -35,10 +35,11 @@ export class Browser {
     return new Browser(folder, context);
   }
 
-  /** With what the page complained of. */
+  /** Waits for the first shape, or a text. With what the page complained of. */
   async open(
     url: string,
     colorScheme: "light" | "dark" = "light",
+    text?: string,
   ): Promise<{ page: Page; complaints: string[] }> {
     const page = await this.context.newPage();
     await page.emulateMedia({ colorScheme });
@@ -48,7 +49,7 @@ export class Browser {
       if (message.type() === "error") complaints.push(message.text());
     });
     await page.goto(url);
-    await page.locator(".shape").first().waitFor();
+    await (text === undefined ? page.locator(".shape") : page.getByText(text)).first().waitFor();
     return { page, complaints };
   }
 

@@ -3,11 +3,14 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import type { Page } from "playwright-core";
+import type { Node, Problem } from "../../src/telemetry/model.ts";
+import { SIZE } from "../../src/topology/layout.ts";
 import { PageServer } from "../../src/topology/page-server.ts";
 import { Browser, missingBrowser } from "./browser.ts";
-import { history, large, shop } from "./documents.ts";
+import { documentOf, edge, history, large, shop } from "./documents.ts";
 
-setDefaultTimeout(30_000);
+// Several rounds of axe-core, on a busy machine.
+setDefaultTimeout(60_000);
 const why = missingBrowser();
 if (why) console.warn(`skipped: page: ${why}`);
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
@@ -43,6 +46,15 @@ describe.skipIf(why !== undefined)("the page", () => {
   });
 
   const shape = (page: Page, name: string) => page.locator(".shape", { hasText: name });
+  /** Longer than the server gives the same body. */
+  const wait = () => new Promise((resolve) => setTimeout(resolve, 600));
+  /** Has the page ask for the document that is there now. */
+  const refresh = async (page: Page) => {
+    await wait();
+    const answered = page.waitForResponse((response) => response.url().includes("edges?"));
+    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))");
+    await answered;
+  };
   const names = (page: Page) => page.locator(".shape .title").allTextContents();
 
   for (const scheme of ["light", "dark"] as const)
@@ -55,9 +67,97 @@ describe.skipIf(why !== undefined)("the page", () => {
       expect(await violations(page)).toEqual([]);
       await page.getByRole("button", { name: "Table", exact: true }).click();
       expect(await violations(page)).toEqual([]);
+      // Nothing moves by itself, so there is nothing that prefers-reduced-motion would stop.
+      expect(await page.evaluate<number>("document.getAnimations().length")).toBe(0);
       expect(complaints).toEqual([]);
       await page.close();
     });
+
+  test("breaks no rule when it is empty, on a phone, with groups, and when no agent answers", async () => {
+    document = documentOf([], []);
+    const { page, complaints } = await browser.open(server.url, "light", "none in this time");
+    expect(await page.locator(".empty").textContent()).toContain("kmesh status");
+    expect(await violations(page)).toEqual([]);
+    document = large(200, 600);
+    await refresh(page);
+    await page.locator(".shape.group").first().click();
+    await page.setViewportSize({ width: 420, height: 800 });
+    expect(await violations(page)).toEqual([]);
+    fault = new Error("No agent runs");
+    await refresh(page);
+    await page.getByRole("alert").waitFor();
+    expect(await violations(page)).toEqual([]);
+    // The browser itself logs the status of the answer.
+    expect(complaints.filter((text) => !text.includes("502"))).toEqual([]);
+    fault = undefined;
+    document = shop();
+    await page.close();
+  });
+
+  test("by keys alone: from a unit to an edge with its curves, and back", async () => {
+    const { page } = await browser.open(server.url);
+    const press = async (...keys: string[]) => {
+      for (const key of keys) await page.keyboard.press(key);
+    };
+    /** Presses Tab until `selector` has the focus. */
+    const tabTo = async (selector: string) => {
+      const isThere = `document.activeElement.matches(${JSON.stringify(selector)})`;
+      for (let i = 0; i < 60 && !(await page.evaluate<boolean>(isThere)); i++) await press("Tab");
+      expect(await page.evaluate<boolean>(isThere)).toBe(true);
+    };
+    await tabTo(".shape");
+    await press("ArrowRight", "Enter");
+    await tabTo(".edges button");
+    await press("Enter");
+    await page.locator(".chart canvas").first().waitFor();
+    expect(await page.locator(".link.lit").count()).toBe(1);
+    await press("Escape");
+    expect(await page.locator(".details").isVisible()).toBe(false);
+    const zoom = () => page.evaluate<string>("document.querySelector('.scene').getAttribute('transform')");
+    await shape(page, "billing.service").focus();
+    const before = await zoom();
+    await press("+");
+    await page.waitForFunction(
+      `document.querySelector(".scene").getAttribute("transform") !== ${JSON.stringify(before)}`,
+    );
+    await page.close();
+  });
+
+  test("shows names as text, whatever they hold, and cuts the middle of long ones", async () => {
+    const evil = `<img src=x onerror="document.title='hit'">`;
+    const long = `${"reviews-of-the-recommendation-".repeat(3)}v2.service`;
+    const from: Node = { kind: "unit", id: `unit:${evil}`, name: evil, namespace: evil, source: "unit" };
+    const to: Node = { kind: "outside", id: `outside:${long}`, name: long, namespace: "", unknown: evil };
+    const call = edge({ from: from.id, to: to.id, kind: "passed", recent: { opened: 5 } });
+    const problem: Problem = {
+      ...{ subject: call.id, rule: "reset", severity: "error", value: 1 },
+      ...{ text: evil, next: evil },
+    };
+    document = documentOf([from, to], [call], [problem]);
+    document.machine.host = evil;
+    document.limits.off.push(evil);
+    await wait();
+    const { page, complaints } = await browser.open(server.url);
+    for (const open of [".problem", ".shape.unit", ".shape.outside"]) {
+      await page.locator(open).first().click();
+      expect(await page.locator("img").count()).toBe(0);
+    }
+    expect(await names(page)).toEqual([
+      expect.stringMatching(/^<img.*…/),
+      expect.stringMatching(/^reviews.*….*v2\.service$/),
+    ]);
+    const widths = await page.evaluate<number[]>(
+      "[...document.querySelectorAll('.shape')].map((each) => each.querySelector('.title').getBBox().width)",
+    );
+    for (const width of widths) expect(width).toBeLessThan(SIZE.width - 36);
+    await page.getByRole("button", { name: "Table", exact: true }).click();
+    expect(await page.locator("img").count()).toBe(0);
+    expect(await page.title()).toStartWith("kmesh topology: <img");
+    expect(complaints).toEqual([]);
+    document = shop();
+    await wait();
+    await page.close();
+  });
 
   test("a problem leads to its place, with numbers, curves and commands; Escape leads back", async () => {
     const { page } = await browser.open(server.url);
@@ -123,8 +223,6 @@ describe.skipIf(why !== undefined)("the page", () => {
       page.evaluate<string>(
         "JSON.stringify([document.querySelector('.scene').getAttribute('transform'), document.activeElement.getAttribute('data-id'), document.querySelector('.shape.selected')?.dataset.id, [...document.querySelectorAll('.shape')].map((s) => [s.dataset.id, s.getAttribute('transform')])])",
       );
-    // Longer than the server gives the same body.
-    await page.waitForTimeout(600);
     const before = await state();
     const changed = shop();
     document = {
@@ -145,17 +243,14 @@ describe.skipIf(why !== undefined)("the page", () => {
         ...changed.problems,
       ],
     };
-    const refreshed = page.waitForResponse((response) => response.url().includes("edges?"));
-    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))");
-    await refreshed;
+    await refresh(page);
     await page.locator(".shape.service.failing", { hasText: "ledger" }).waitFor();
     expect(await state()).toBe(before);
     expect(await page.locator("[aria-live]").textContent()).toBe("New problem: 99 of 100");
     await page.getByRole("button", { name: "Sort by trouble" }).click();
     expect(await state()).not.toBe(before);
     fault = new Error("No agent runs");
-    await page.waitForTimeout(600);
-    await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))");
+    await refresh(page);
     await page.getByRole("alert").waitFor();
     expect(await page.getByRole("alert").textContent()).toStartWith("No agent runs. This is the state of");
     fault = undefined;
@@ -181,7 +276,7 @@ describe.skipIf(why !== undefined)("the page", () => {
     const { page, complaints } = await browser.open(server.url);
     const count = await page.locator(".shape").count();
     expect(count).toBeLessThanOrEqual(60);
-    expect(await page.locator(".link.failing").count()).toBe(8);
+    expect(await page.locator(".links .link.failing").count()).toBe(8);
     // A line of many edges lists them.
     const line = page.locator('.link[data-id^="unit:"][data-id*="group:2"]').first();
     await line.dispatchEvent("click");

@@ -1,7 +1,7 @@
 /** The last hour of an edge as curves. */
 import uPlot from "uplot";
 import type { EdgeHistory } from "../../telemetry/model.ts";
-import { formatBytes, formatCount, formatMicroseconds, formatRate } from "../format.ts";
+import { formatBytes, formatClock, formatCount, formatMicroseconds, formatRate } from "../format.ts";
 import { html } from "./dom.ts";
 
 interface Kind {
@@ -61,10 +61,21 @@ function chart({ title, series, format }: Kind, history: EdgeHistory, width: num
   const count = data[0]?.length ?? 0;
   const times = Array.from({ length: count }, (_, index) => end - (count - 1 - index) * history.step);
   const highest = Math.max(0, ...data.flat());
+  const values = series.map(() => html("b"));
+  const when = html("span", { class: "when" });
+  /** The values of a step, or the last ones. */
+  const say = (at: number | null | undefined) => {
+    values.forEach((value, index) => {
+      value.textContent = format((at == null ? data[index]?.at(-1) : data[index]?.[at]) ?? 0);
+    });
+    when.textContent = at == null ? "now" : `at ${formatClock(new Date((times[at] ?? end) * 1000), true)}`;
+  };
+  say(null);
   const legend = series.map(({ name, colour: variable }, index) => {
-    const mark = html("i", { "aria-hidden": "true" });
-    mark.style.background = colour(variable);
-    return html("span", {}, mark, `${name} ${format(data[index]?.at(-1) ?? 0)}`);
+    // The second line is dashed: colour alone is not for everybody.
+    const mark = html("i", { class: index === 0 ? "" : "dashed", "aria-hidden": "true" });
+    mark.style.color = colour(variable);
+    return html("span", {}, mark, `${name} `, values[index]);
   });
   const place = html("div", {
     class: "plot",
@@ -80,23 +91,31 @@ function chart({ title, series, format }: Kind, history: EdgeHistory, width: num
   new uPlot(
     {
       width,
-      height: 116,
+      height: 104,
+      padding: [6, null, null, null],
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
+      hooks: { setCursor: [({ cursor }) => say(cursor.idx)] },
       // An agent that has just begun has few steps.
       scales: {
         x: { range: [Math.min(times[0] ?? end, end - LEAST_SPAN), end] },
         y: { range: [0, highest > 0 ? highest * 1.15 : 1] },
       },
       axes: [
-        { ...axis, size: 26, space: 60, values: (_, at) => at.map((time) => clock(time)) },
+        {
+          ...axis,
+          size: 26,
+          space: 60,
+          values: (_, at) => at.map((time) => formatClock(new Date(time * 1000))),
+        },
         { ...axis, size: 66, space: 28, values: (_, at) => at.map((value) => format(value)) },
       ],
       series: [
         {},
-        ...series.map(({ colour: variable }) => ({
+        ...series.map(({ colour: variable }, index) => ({
           stroke: colour(variable),
           width: 1.5,
+          ...(index === 0 ? {} : { dash: [5, 3] }),
           points: { show: count < 3, size: 4 },
         })),
       ],
@@ -107,15 +126,7 @@ function chart({ title, series, format }: Kind, history: EdgeHistory, width: num
   return html(
     "figure",
     { class: "chart" },
-    html("figcaption", {}, html("strong", {}, title), ...legend),
+    html("figcaption", {}, html("strong", {}, title), when, ...legend),
     place,
   );
-}
-
-function clock(seconds: number): string {
-  return new Date(seconds * 1000).toLocaleTimeString([], {
-    hour: "2-digit",
-    minute: "2-digit",
-    hour12: false,
-  });
 }

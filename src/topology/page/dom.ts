@@ -33,10 +33,34 @@ function fill<E extends Element>(element: E, attributes: Attributes, children: C
   return element;
 }
 
-/** Cuts a text for a width in pixels, with an ellipsis. `perLetter` is the mean width of a letter. */
-export function cut(text: string, width: number, perLetter: number): string {
-  const most = Math.max(4, Math.floor(width / perLetter));
-  return text.length <= most ? text : `${text.slice(0, most - 1)}…`;
+const ruler = document.createElement("canvas").getContext("2d");
+
+/**
+ * A text in `width` pixels of a font (as CSS writes it). What is too long loses its end, or its middle: names of a kind begin
+ * alike, and what tells them apart is often at their end.
+ */
+export function cut(text: string, width: number, font: string, where: "middle" | "end"): string {
+  if (!ruler) return text;
+  ruler.font = font;
+  const fits = (part: string) => ruler.measureText(part).width <= width;
+  if (fits(text)) return text;
+  const letters = Array.from(text);
+  const without = (count: number) => {
+    const kept = letters.length - count;
+    const head = where === "end" ? kept : Math.ceil(kept / 2);
+    return `${letters.slice(0, head).join("").trimEnd()}…${letters
+      .slice(letters.length - (kept - head))
+      .join("")
+      .trimStart()}`;
+  };
+  let least = 1;
+  let most = letters.length;
+  while (least < most) {
+    const middle = (least + most) >> 1;
+    if (fits(without(middle))) most = middle;
+    else least = middle + 1;
+  }
+  return without(least);
 }
 
 /** Has the browser save a file. */

@@ -1,6 +1,7 @@
 /** The page of `kmesh topology --open`: asks for the document, and draws it as map, table and panel. */
 import type { EdgesDocument } from "../../telemetry/model.ts";
 import { type Filter, filterDocument, NO_FILTER } from "../filter.ts";
+import { formatClock } from "../format.ts";
 import { layout, type Picture } from "../layout.ts";
 import { fetchDocument, fetchHistory } from "./api.ts";
 import { html } from "./dom.ts";
@@ -167,12 +168,12 @@ class Page {
       this.#tellNews(got);
       this.#document = got;
       this.#fault.hidden = true;
-      this.#fresh.textContent = `at ${new Date(got.at).toLocaleTimeString()}`;
+      this.#fresh.textContent = `at ${formatClock(new Date(got.at), true)}`;
       this.#draw();
     } catch (error) {
       if (asked !== this.#asked) return;
       const since = this.#document
-        ? ` This is the state of ${new Date(this.#document.at).toLocaleTimeString()}.`
+        ? ` This is the state of ${formatClock(new Date(this.#document.at), true)}.`
         : "";
       this.#fault.textContent = `${error instanceof Error ? error.message : String(error)}.${since}`;
       this.#fault.hidden = false;
@@ -215,7 +216,7 @@ class Page {
     this.#empty.hidden = part.nodes.length > 0;
     this.#empty.textContent =
       whole.edges.length === 0
-        ? "No connection was counted yet. Connections of governed units and to this machine's services appear here."
+        ? "No connection was counted yet. Connections of governed units and to this machine's services appear here; kmesh status names them."
         : whole.edges.every(({ state }) => state === "idle") && !this.#filter.idle
           ? "No traffic in this time. “Show idle” shows what there was before."
           : "Nothing matches these filters.";

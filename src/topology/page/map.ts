@@ -14,9 +14,15 @@ export interface MapListener {
   toggle(group: string): void;
 }
 
-const ZOOM = { least: 0.3, most: 2.5, step: 1.2 } as const;
-/** Of a letter, in pixels, by the font sizes of page.css. */
-const LETTER = { title: 6.9, detail: 6 } as const;
+const ZOOM = { least: 0.3, most: 2.5, step: 1.2, natural: 1.15 } as const;
+/** Height of the buttons and the legend below the map, pixels. */
+const CORNER = 54;
+/** Where names can still be read, if the map is shown first; Fit goes below. */
+const READABLE = 0.74;
+/** As in page.css. */
+const FONT = { title: "600 13px", detail: "11.5px" } as const;
+/** More lines than this are drawn faintly, or they hide each other. */
+const MANY_LINKS = 120;
 /** Between the symbol and the right end. */
 const TEXT_WIDTH_LOSS = 44;
 
@@ -37,7 +43,9 @@ export class MapView {
   /** The shape that Tab leads to. */
   #current: string | undefined;
   #place = { x: 0, y: 0, zoom: 1 };
-  #isPlaced = false;
+  /** The user has chosen what is in sight. */
+  #isMoved = false;
+  #placedFor = "";
   #frame = 0;
 
   constructor(listener: MapListener) {
@@ -60,16 +68,17 @@ export class MapView {
         { class: "zoom", role: "group", "aria-label": "Zoom" },
         html(
           "button",
-          { type: "button", "aria-label": "Zoom in", title: "Zoom in", click: zoom(ZOOM.step) },
+          { type: "button", "aria-label": "Zoom in", title: "Zoom in (+)", click: zoom(ZOOM.step) },
           "+",
         ),
         html(
           "button",
-          { type: "button", "aria-label": "Zoom out", title: "Zoom out", click: zoom(1 / ZOOM.step) },
+          { type: "button", "aria-label": "Zoom out", title: "Zoom out (−)", click: zoom(1 / ZOOM.step) },
           "−",
         ),
-        html("button", { type: "button", title: "Show all of the map", click: () => this.fit() }, "Fit"),
+        html("button", { type: "button", title: "Show all of the map (0)", click: () => this.fit() }, "Fit"),
       ),
+      legend(),
     );
     this.#listenToPointer();
     this.svg.addEventListener("keydown", (event) => this.#onKey(event));
@@ -96,21 +105,37 @@ export class MapView {
     this.#reuse(this.#drawnLinks, this.#links, picture.links, (link) => this.#drawLink(link));
     this.#mark();
     if (focused !== undefined) this.#drawn.get(focused)?.element.focus({ preventScroll: true });
-    if (!this.#isPlaced && this.svg.clientWidth > 0) {
-      this.#isPlaced = true;
-      this.fit();
-    }
+    this.svg.classList.toggle("many", picture.links.length > MANY_LINKS);
+    this.#placeFirst();
   }
 
-  /** Scales to the width, top left; never beyond natural size. */
+  /** All of the map, however small. */
   fit(): void {
-    if (!this.#picture) return;
+    if (this.#picture) this.#scaleTo(this.#fitting(this.#picture));
+  }
+
+  /** Until the user moves the map: all of it where names stay readable, else what fits from the top left. */
+  #placeFirst(): void {
+    const picture = this.#picture;
     const { clientWidth, clientHeight } = this.svg;
-    const byWidth = clientWidth / this.#picture.width;
-    const byHeight = clientHeight / this.#picture.height;
-    // Names stay readable: what is too high is scrolled.
-    const zoom = Math.min(1.15, Math.max(ZOOM.least, Math.min(byWidth, Math.max(byHeight, 0.72))));
-    const free = clientWidth - this.#picture.width * zoom;
+    const size = `${clientWidth} ${clientHeight}`;
+    if (this.#isMoved || !picture || clientWidth === 0 || this.#placedFor === size) return;
+    this.#placedFor = size;
+    const byWidth = clientWidth / picture.width;
+    this.#scaleTo(Math.min(byWidth, Math.max(this.#fitting(picture), READABLE), ZOOM.natural));
+    if (byWidth < READABLE) this.#scaleTo(READABLE);
+    this.#isMoved = false;
+  }
+
+  /** The lowest shapes stay above the buttons in the corner. */
+  #fitting({ width, height }: Picture): number {
+    const { clientWidth, clientHeight } = this.svg;
+    return Math.min(clientWidth / width, (clientHeight - CORNER) / height, ZOOM.natural);
+  }
+
+  #scaleTo(wanted: number): void {
+    const zoom = Math.min(ZOOM.natural, Math.max(ZOOM.least, wanted));
+    const free = this.svg.clientWidth - (this.#picture?.width ?? 0) * zoom;
     this.#move({ x: Math.max(0, free / 2), y: 0, zoom });
   }
 
@@ -180,6 +205,7 @@ export class MapView {
     const { width, height } = shape;
     const room = width - TEXT_WIDTH_LOSS;
     const isGroup = shape.kind === "group";
+    const family = getComputedStyle(document.body).fontFamily;
     const element = svg(
       "g",
       {
@@ -200,11 +226,15 @@ export class MapView {
       ...(isGroup ? [svg("rect", { x: 4, y: 4, width, height, rx: 6, class: "back" })] : []),
       svg("rect", { width, height, rx: 6, class: "box" }),
       svg("g", { transform: "translate(19 24)" }, symbol(shape.state)),
-      svg("text", { x: 36, y: 20, class: "title" }, cut(shape.title, room, LETTER.title)),
+      svg(
+        "text",
+        { x: 36, y: 20, class: "title" },
+        cut(shape.title, room, `${FONT.title} ${family}`, "middle"),
+      ),
       svg(
         "text",
         { x: 36, y: 37, class: "detail" },
-        cut(shape.detail === "" ? STATE_WORDS[shape.state] : shape.detail, room, LETTER.detail),
+        cut(shape.detail || STATE_WORDS[shape.state], room, `${FONT.detail} ${family}`, "end"),
       ),
       ...(isGroup
         ? [
@@ -223,7 +253,7 @@ export class MapView {
     return svg(
       "g",
       {
-        class: `link ${link.state}`,
+        class: `link ${link.state}${link.someFail ? " some-fail" : ""}`,
         "data-id": link.id,
         click: (event) => {
           event.stopPropagation();
@@ -342,8 +372,12 @@ export class MapView {
       Home: () => column[0],
       End: () => column.at(-1),
     };
+    const zoom = { "+": ZOOM.step, "=": ZOOM.step, "-": 1 / ZOOM.step }[event.key];
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = targets[event.key];
-    if (target) {
+    if (zoom !== undefined) this.#zoomAt(zoom, this.svg.clientWidth / 2, this.svg.clientHeight / 2);
+    else if (event.key === "0") this.fit();
+    else if (target) {
       event.preventDefault();
       const next = target();
       if (next) this.reveal(next.id, true);
@@ -404,6 +438,7 @@ export class MapView {
   /** At the next frame, once however often it is called. A part of the map stays in sight. */
   #move(place: { x: number; y: number; zoom: number }): void {
     const { width = 0, height = 0 } = this.#picture ?? {};
+    this.#isMoved = true;
     const keep = 80;
     const bound = (value: number, size: number, window: number) =>
       Math.min(Math.max(value, keep - size * place.zoom), Math.max(keep, window - keep));
@@ -421,4 +456,28 @@ export class MapView {
       );
     });
   }
+}
+
+/** What lines say; shapes have their words beside them in the header. */
+function legend(): HTMLElement {
+  const entry = (kind: string, text: string) =>
+    html(
+      "span",
+      { class: "entry" },
+      svg(
+        "svg",
+        { width: 26, height: 10, "aria-hidden": "true" },
+        svg("g", { class: `link ${kind}` }, svg("path", { d: "M1 5h24", class: "line", "stroke-width": 2 })),
+      ),
+      text,
+    );
+  return html(
+    "p",
+    { class: "legend" },
+    entry("failing", "failing"),
+    entry("ok some-fail", "some fail"),
+    entry("slow", "slow or lossy"),
+    entry("ok", "healthy: the wider, the more connections"),
+    entry("idle", "idle"),
+  );
 }
