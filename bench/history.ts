@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 import { HISTORY_SECONDS, History, STEP } from "../src/telemetry/history.ts";
+import { writeHistory } from "../src/telemetry/history-file.ts";
 import { type Counters, noCounters } from "../src/telemetry/rows.ts";
 import { NetworkNamespace, removeCgroup } from "../test/lab/namespace.ts";
 import { output, sleep } from "../test/lab/process.ts";
@@ -34,7 +35,7 @@ requireTools(["ip", "iproute2"]);
 const meshes: BenchMesh[] = [];
 const namespaces: NetworkNamespace[] = [];
 const cgroups: MemoryCgroup[] = [];
-const saved = join(tmpdir(), `kmesh-history-${process.pid}.json`);
+const saved = join(tmpdir(), `kmesh-history-${process.pid}`);
 await runAndClean(measure, async () => {
   for (const mesh of meshes) await mesh.remove();
   for (const namespace of namespaces) await namespace.remove();
@@ -68,7 +69,7 @@ function record(edges: number, path: string): void {
       totals.set(id, counters);
     }
     history.record(totals, first + step * STEP * 1000);
-    if (step % 6 === 0) writeFileSync(path, JSON.stringify(history));
+    if (step % 6 === 0) writeHistory(path, history);
   }
   Bun.gc(true);
 }
@@ -137,7 +138,7 @@ async function agents(): Promise<void> {
       await mesh.serve({ services: [] });
       mkdirSync(mesh.stateFolder, { recursive: true, mode: 0o700 });
       if (i === 1)
-        writeFileSync(join(mesh.stateFolder, "traffic-history.json"), readFileSync(saved), { mode: 0o600 });
+        writeFileSync(join(mesh.stateFolder, "traffic-history"), readFileSync(saved), { mode: 0o600 });
       await mesh.upIn(cgroup ? { cgroup: cgroup.path } : {}, "127.0.0.1:15010");
       return { name, mesh, cgroup };
     }),

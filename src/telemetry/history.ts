@@ -17,7 +17,11 @@ const AT = { opened: 0, sent: 1, received: 2, retransmits: 3, rttUs: 4, rtts: 5,
 const FAILED_MS = AT.ends + ENDS.length;
 const DURATION_S = FAILED_MS + 1;
 
-interface Track {
+/** Values of a chunk. */
+export const VALUES = CHUNK_STEPS * FIELDS;
+
+export interface Track {
+  /** The totals of the last step. */
   before: Counters;
   /** Chunks by their number since the epoch, at most CHUNKS + 1. */
   chunks: Map<number, Float32Array>;
@@ -153,51 +157,32 @@ export class History {
     return series;
   }
 
-  /** The form for a file; see `History.from`. */
-  toJSON(): unknown {
-    return {
-      version: 1,
-      step: STEP,
-      first: this.#first,
-      last: this.#last,
-      edges: Object.fromEntries(
-        [...this.#tracks].map(([id, { before, chunks }]) => [
-          id,
-          {
-            before,
-            chunks: Object.fromEntries(
-              [...chunks].map(([number, values]) => [number, Buffer.from(values.buffer).toString("base64")]),
-            ),
-          },
-        ]),
-      ),
-    };
+  /** For a file: numbers of the first and the last step, and what is known of each edge, which stays the history's. */
+  get first(): number {
+    return this.#first;
   }
 
-  /** Reads the result of `toJSON`; an empty history for anything else. */
-  static from(text: string): History {
+  get last(): number {
+    return this.#last;
+  }
+
+  get tracks(): ReadonlyMap<string, Track> {
+    return this.#tracks;
+  }
+
+  /** From a file; takes over the tracks, MOST_EDGES at most. What is no number of a step is 0. */
+  static of(
+    { first, last }: { first?: unknown; last?: unknown },
+    tracks: ReadonlyMap<string, Track>,
+  ): History {
     const history = new History();
-    try {
-      const saved = JSON.parse(text);
-      if (saved.version !== 1 || saved.step !== STEP) return history;
-      for (const [id, { before, chunks }] of Object.entries<{
-        before: Counters;
-        chunks: Record<string, string>;
-      }>(saved.edges)) {
-        if (history.#tracks.size >= MOST_EDGES) break;
-        const track: Track = { before: { ...noCounters(), ...before }, chunks: new Map() };
-        for (const [number, data] of Object.entries(chunks)) {
-          const values = new Float32Array(new Uint8Array(Buffer.from(data, "base64")).buffer);
-          if (values.length === CHUNK_STEPS * FIELDS) track.chunks.set(Number(number), values);
-        }
-        history.#tracks.set(id, track);
-      }
-      history.#knowsAll = history.#tracks.size < MOST_EDGES;
-      history.#first = Number(saved.first) || 0;
-      history.#last = Number(saved.last) || 0;
-    } catch {
-      return new History();
+    for (const [id, track] of tracks) {
+      if (history.#tracks.size >= MOST_EDGES) break;
+      history.#tracks.set(id, track);
     }
+    history.#knowsAll = history.#tracks.size < MOST_EDGES;
+    history.#first = Number(first) || 0;
+    history.#last = Number(last) || 0;
     return history;
   }
 
@@ -236,7 +221,7 @@ export class History {
     const number = Math.floor(step / CHUNK_STEPS);
     let values = track.chunks.get(number);
     if (!values) {
-      values = new Float32Array(CHUNK_STEPS * FIELDS);
+      values = new Float32Array(VALUES);
       track.chunks.set(number, values);
     }
     const at = (step % CHUNK_STEPS) * FIELDS;

@@ -2,7 +2,6 @@
  * The agent's part of counting: turns it on, updates rows every five seconds, keeps an hour of history, and names rows. The
  * kernel counts without the agent, so the agent may die at any moment.
  */
-import { readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Tables } from "../datapath/tables/tables.ts";
 import { codeOf, reasonOf } from "../errors/reason.ts";
@@ -11,7 +10,8 @@ import { Ageing } from "./ageing.ts";
 import { Counting } from "./counting.ts";
 import { historyOf, makeDocument, type ServiceState, totalsFor } from "./edges.ts";
 import { Flusher } from "./flush.ts";
-import { History, STEP } from "./history.ts";
+import { type History, STEP } from "./history.ts";
+import { readHistory, writeHistory } from "./history-file.ts";
 import { Labels } from "./labels.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "./model.ts";
 import { type Reading, readTraffic } from "./reading.ts";
@@ -28,7 +28,7 @@ const BEGIN = 1_000;
 /** Number of flushes between two writes of the history. */
 const SAVE_EVERY = 12;
 const NOT_COUNTED = "Connections are not counted: the setting traffic is off.";
-const HISTORY_FILE = "traffic-history.json";
+const HISTORY_FILE = "traffic-history";
 
 export interface TrafficOptions {
   tables: Tables;
@@ -83,7 +83,7 @@ export class Traffic {
     tables.mayReuse = this.#retirement.mayReuse;
     this.#counts = counts;
     this.counting.count(counts);
-    this.#history = History.from(textAt(join(stateDir, HISTORY_FILE)));
+    this.#history = readHistory(join(stateDir, HISTORY_FILE));
     // Later, because a hand-over waits for this call.
     this.#begin = setTimeout(() => this.#round(), BEGIN);
     this.#timer = setInterval(() => this.#round(), FLUSH);
@@ -193,12 +193,9 @@ export class Traffic {
   }
 
   #save(): void {
-    const path = join(this.#options.stateDir, HISTORY_FILE);
     try {
-      writeFileSync(`${path}.new`, JSON.stringify(this.#history), { mode: 0o600 });
-      renameSync(`${path}.new`, path);
+      writeHistory(join(this.#options.stateDir, HISTORY_FILE), this.#history);
     } catch (error) {
-      rmSync(`${path}.new`, { force: true });
       this.#complain(`the history of traffic is not written: ${reasonOf(error)}`);
     }
   }
@@ -206,13 +203,5 @@ export class Traffic {
   #complain(text: string): void {
     if (text !== this.#trouble) this.#options.warn(text);
     this.#trouble = text;
-  }
-}
-
-function textAt(path: string): string {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return "";
   }
 }
