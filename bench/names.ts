@@ -19,7 +19,7 @@ import { Entries, type Entry } from "../src/names/entries.ts";
 import { NAME_FLAGS } from "../src/names/name-table.ts";
 import { closeNames, linkFolder, openNames } from "../src/names/pins.ts";
 import { frameOf, queryMessage } from "../src/names/query.ts";
-import { hash64 } from "../src/runtime/hash.ts";
+import { hash53 } from "../src/runtime/hash.ts";
 import { compileC } from "./machine.ts";
 import { median } from "./measure.ts";
 
@@ -241,7 +241,7 @@ function receivedToLive(size: number, host: (i: number) => string, address: (i: 
   for (let round = 0; round < 40; round++) {
     const bytes = tables[round % 2] ?? new Uint8Array();
     const began = performance.now();
-    hash64(bytes);
+    hash53(bytes);
     native.upsert("names", "", bytes);
     native.commit();
     // The first is all of them.

@@ -3,7 +3,7 @@ import { Writer } from "protobufjs/minimal.js";
 import type { ResourceType } from "../istiod/stream/sink.ts";
 import { TYPE_URL } from "../istiod/stream/types.ts";
 import type { envoy } from "../kernel-native/resources/envoy.gen.js";
-import { hash64 } from "../runtime/hash.ts";
+import { hash53 } from "../runtime/hash.ts";
 
 const WIRE_BYTES = 2;
 const tag = (field: number) => (field << 3) | WIRE_BYTES;
@@ -65,7 +65,7 @@ export class Bytes {
       this.map.set(name, known);
       return;
     }
-    const version = this.#type === "address" ? hash64(value).toString(16).padStart(16, "0") : "";
+    const version = this.#type === "address" ? hash53(value).toString(16).padStart(16, "0") : "";
     this.map.set(name, { value, version, entry: encodeEntry(this.#type, name, value, version) });
   }
 

@@ -2,7 +2,7 @@
 import { Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { guarded, openMessage, shortName } from "../kernel-native/resources/wire.ts";
-import type { ServiceRecord, WorkloadRecord } from "./records.ts";
+import type { ServiceRecord } from "./records.ts";
 import { readService } from "./service.ts";
 import { WorkloadReader } from "./workload.ts";
 
@@ -11,38 +11,49 @@ const LONGEST_NAME = 4096;
 const WORKLOAD = 10;
 const SERVICE = 18;
 
-export type Address =
-  | { kind: "workload"; workload: WorkloadRecord }
-  | { kind: "service"; service: ServiceRecord };
+const NO_BYTES = new Uint8Array(0);
 
 /** Reads resources; shares what many of them have in common. */
 export class AddressReader {
-  readonly #workloads = new WorkloadReader();
+  /** The last workload. */
+  readonly workload = new WorkloadReader();
+  readonly #reader = Reader.create(NO_BYTES);
 
   /**
    * `resource` is the resource's name: a workload's uid or a service's NAMESPACE/HOSTNAME. Throws MalformedResource for bytes
    * that are no such message, another name inside, an address that has neither 4 nor 16 bytes, a prefix beyond its family, a
-   * port beyond 65535, and an enum value that is not in proto/istio_workload.proto.
+   * port beyond 65535, and an enum value that is not in proto/istio_workload.proto. Gives the service, or "workload" when it was
+   * one, which `workload` then holds until the next call. Call `release` afterwards.
    */
-  read(resource: string, bytes: Uint8Array): Address {
+  read(resource: string, bytes: Uint8Array): ServiceRecord | "workload" {
     if (resource.length > LONGEST_NAME)
       throw new MalformedResource(shortName(resource), `its name has ${resource.length} characters`);
     return guarded(resource, () => {
-      const reader = Reader.create(bytes);
-      let found: Address | undefined;
+      const reader = this.#reader;
+      reader.buf = bytes;
+      reader.pos = 0;
+      reader.len = bytes.length;
+      let found: ServiceRecord | "workload" | undefined;
       while (reader.pos < reader.len) {
         const tag = reader.uint32();
         if (tag === WORKLOAD) {
           const end = openMessage(reader);
-          found = { kind: "workload", workload: this.#workloads.read(resource, reader, end) };
+          this.workload.read(resource, reader, end);
+          found = "workload";
         } else if (tag === SERVICE) {
           const end = openMessage(reader);
-          found = { kind: "service", service: readService(resource, bytes.subarray(reader.pos, end)) };
+          found = readService(resource, bytes.subarray(reader.pos, end));
           reader.pos = end;
         } else reader.skipType(tag & 7);
       }
       if (!found) throw new MalformedResource(shortName(resource), "it is neither a workload nor a service");
       return found;
     });
+  }
+
+  /** Lets go of the bytes of the last resource, which are a whole response's. `workload.writeText` needs them. */
+  release(): void {
+    this.#reader.buf = NO_BYTES;
+    this.workload.release();
   }
 }

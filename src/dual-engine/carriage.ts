@@ -63,7 +63,7 @@ export function peersOf(
 ): { peers: readonly WorkloadRecord[]; service?: ServiceRecord } {
   const service =
     typeof destination === "string" ? store.services.get(destination) : store.serviceAt(destination);
-  if (service) return { peers: [...store.membersOf(service.key)], service };
+  if (service) return { peers: store.membersOf(service.key), service };
   const workload = store.workloadAt(destination);
   return { peers: workload ? [workload] : [] };
 }

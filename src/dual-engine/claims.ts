@@ -16,6 +16,11 @@ export class Claims<T> {
 
   /** Sets the owner's claim of a key. */
   put(key: string, owner: string, value: T): void {
+    const known = this.#claims.get(key);
+    if (known === undefined || (!Array.isArray(known) && known.owner === owner)) {
+      this.#claims.set(key, { owner, value });
+      return;
+    }
     const others = this.#of(key).filter((each) => each.owner !== owner);
     this.#set(key, [...others, { owner, value }]);
   }

@@ -1,5 +1,6 @@
 /** A cluster while its endpoints are collected. */
 import { note } from "../kernel-native/resources/note.ts";
+import { formatV4 } from "../mesh/address.ts";
 import { EndpointBuffer, MAX_TRANSPORTS } from "../mesh/endpoint-list.ts";
 import { compareLocalities } from "../mesh/locality.ts";
 import { type Cluster, type Locality, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
@@ -17,7 +18,6 @@ const NEVER_SPILL = 1_000_000;
 const buffer = new EndpointBuffer();
 
 export interface DraftEndpoint {
-  address: string;
   port: number;
   weight: number;
   healthy: boolean;
@@ -27,17 +27,26 @@ export interface DraftEndpoint {
   transport?: Transport;
 }
 
+interface Group {
+  locality: Omit<Locality, "endpoints">;
+  /** In the buffer. */
+  places: number[];
+}
+
 export class ClusterDraft {
   readonly notes: Note[] = [];
   readonly #transports: Transport[] = [];
   readonly #numbers = new Map<string, number>();
-  readonly #localities = new Map<string, { locality: Omit<Locality, "endpoints">; places: number[] }>();
+  readonly #localities = new Map<string, Group>();
+  /** The last endpoint's. */
+  #last: { priority: number; place: DraftEndpoint["place"]; group: Group } | undefined;
 
   constructor() {
     buffer.clear();
   }
 
-  add({ address, port, weight, healthy, priority, place, transport }: DraftEndpoint): void {
+  /** `address`: canonical, or the 32 bits of an IPv4 address. */
+  add(address: string | number, { port, weight, healthy, priority, place, transport }: DraftEndpoint): void {
     if (isTunnelEntry(address, port)) {
       this.notes.push(note("refused", TUNNEL_ENTRY_TEXT));
       return;
@@ -45,10 +54,17 @@ export class ClusterDraft {
     const number = transport === undefined ? 0 : this.#number(transport);
     if (number > MAX_TRANSPORTS) {
       this.notes.push(
-        note("not-enforced", `it has more than ${MAX_TRANSPORTS} identities: ${address} is left out`),
+        note("not-enforced", `it has more than ${MAX_TRANSPORTS} identities: ${textOf(address)} is left out`),
       );
       return;
     }
+    this.#group(priority, place).places.push(buffer.length);
+    if (typeof address === "number") buffer.pushV4(address, port, weight, healthy, false, number);
+    else buffer.push(address, port, weight, healthy, false, number);
+  }
+
+  #group(priority: number, place: DraftEndpoint["place"]): Group {
+    if (this.#last?.place === place && this.#last.priority === priority) return this.#last.group;
     const { region, zone, subzone } = place;
     const key = `${priority}\n${region}\n${zone}\n${subzone}`;
     let group = this.#localities.get(key);
@@ -56,8 +72,8 @@ export class ClusterDraft {
       group = { locality: { region, zone, subzone, priority, weight: 0 }, places: [] };
       this.#localities.set(key, group);
     }
-    group.places.push(buffer.length);
-    buffer.push(address, port, weight, healthy, false, number);
+    this.#last = { priority, place, group };
+    return group;
   }
 
   /** The cluster with what was added. */
@@ -80,6 +96,10 @@ export class ClusterDraft {
     }
     return number;
   }
+}
+
+function textOf(address: string | number): string {
+  return typeof address === "number" ? formatV4(address) : address;
 }
 
 /** A cluster without endpoints: round robin, weights exact, no limits. */

@@ -170,7 +170,7 @@ export class DualEngine implements ResourceSink {
     const { services, workloads, authorizations, names } = this.#store;
     return {
       services: [...services.values()],
-      workloads: [...workloads.values()],
+      workloads: Array.from(workloads.values(), (each) => each.copy()),
       authorizations: [...authorizations.values()],
       names: Object.fromEntries(names.addresses),
     };

@@ -8,7 +8,7 @@ import { bareCluster, ClusterDraft, refusing } from "./draft.ts";
 import { Behind } from "./gateways.ts";
 import { priorityOf, rankOf } from "./locality.ts";
 import { addPeer, hbone, Names, portOn } from "./peers.ts";
-import type { Gateway, ServiceRecord, WorkloadRecord } from "./records.ts";
+import type { Binding, Gateway, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
 
 export interface CompiledCluster {
   cluster: Cluster;
@@ -21,6 +21,16 @@ const ANY_ADDRESS = note(
   "refused",
   "connections go to the address that the app asked for, and istiod made that one up",
 );
+
+/** How workloads of a service are reached that have the same profile and the same ports. */
+interface Approach {
+  profile: Profile;
+  bindings: readonly Binding[];
+  target: number;
+  /** Undefined when they are no endpoints. */
+  priority: number | undefined;
+  carriage: Carriage;
+}
 
 /** The cluster of one port of a service, without its waypoint. */
 export function serviceCluster(
@@ -39,27 +49,39 @@ export function serviceCluster(
   const counts = { "no-tunnel": 0, "no-gateway": 0 };
   const behind = new Behind();
   const names = new Names(around);
+  const sni = `outbound_.${port.port}_._.${record.host}`;
+  let last: Approach | undefined;
   for (const member of around.store.membersOf(record.key)) {
-    const target = targetOf(member, record.key, port);
-    const rank = target === 0 ? undefined : rankOf(record, around.here, member.profile);
-    if (rank === undefined) continue;
-    const priority = priorityOf(record, rank);
+    const { profile, bindings } = member;
+    // Most workloads of a service are reached alike.
+    if (last?.profile !== profile || last.bindings !== bindings) {
+      const target = targetOf(member, record.key, port);
+      const rank = target === 0 ? undefined : rankOf(record, around.here, profile);
+      const priority = rank === undefined ? undefined : priorityOf(record, rank);
+      const carriage = carriageOf(member, around, record.sans, sni);
+      last = { profile, bindings, target, priority, carriage };
+    }
+    const { target, priority } = last;
+    if (priority === undefined) continue;
+    const isSidecar =
+      around.store.sidecars?.knowsAny &&
+      member.addresses.some((address) =>
+        around.store.sidecars?.takesTls(record.host, port.port, address, target),
+      );
+    const carriage = isSidecar ? carriageOf(member, around, record.sans, sni, true) : last.carriage;
     const healthy = member.healthy || record.allowUnhealthy;
-    const sni = `outbound_.${port.port}_._.${record.host}`;
-    const sidecar = member.addresses.some((address) =>
-      around.store.sidecars?.takesTls(record.host, port.port, address, target),
-    );
-    const carriage = carriageOf(member, around, record.sans, sni, sidecar);
     if (carriage.kind === "no-tunnel" || carriage.kind === "no-gateway") counts[carriage.kind]++;
     else if (carriage.kind === "gateway") {
       if (healthy) behind.add(carriage.gateway, member, priority, record.sans);
     } else {
       if (carriage.kind === "plaintext-instead") draft.notes.push(PLAINTEXT);
-      for (const address of names.addressesOf(member))
-        draft.add({
-          ...{ address, port: target, weight: member.weight, healthy, priority, place: member.profile },
-          ...transportIn(carriage),
-        });
+      const endpoint = {
+        ...{ port: target, weight: member.weight, healthy, priority, place: profile },
+        ...transportIn(carriage),
+      };
+      const { v4 } = member;
+      if (v4 !== undefined) draft.add(v4, endpoint);
+      else for (const address of names.addressesOf(member)) draft.add(address, endpoint);
     }
   }
   behind.fill(draft, `${record.host}:${port.port}`, around, names);
@@ -145,8 +167,8 @@ export function directCluster(
   if (carriage.kind === "no-tunnel" || carriage.kind === "no-gateway" || carriage.kind === "gateway")
     return { cluster: refusing(name, service, "tls-required"), notes: [noTunnel(1, true)] };
   if (carriage.kind === "plaintext-instead") draft.notes.push(PLAINTEXT);
-  draft.add({
-    ...{ address, port, weight: 1, healthy: true, priority: 0, place: member.profile },
+  draft.add(address, {
+    ...{ port, weight: 1, healthy: true, priority: 0, place: member.profile },
     ...transportIn(carriage),
   });
   return { cluster: draft.finish(name, service), notes: draft.notes };
@@ -159,7 +181,7 @@ export function authorityOf(address: string, port: number): string {
 
 /** Whether the workload is an instance of this waypoint itself. */
 export function isBehind(gateway: Gateway, member: WorkloadRecord, around: Surroundings): boolean {
-  return peersOf(gateway, around).peers.includes(member);
+  return peersOf(gateway, around).peers.some(({ uid }) => uid === member.uid);
 }
 
 /**

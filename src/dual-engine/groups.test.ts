@@ -2,7 +2,7 @@ import { expect, test } from "bun:test";
 import { Groups } from "./groups.ts";
 
 test("values come and go one by one, in their order", () => {
-  const groups = new Groups<string>();
+  const groups = new Groups();
   const at = (key: string) => [...groups.get(key)];
   expect(at("k")).toEqual([]);
   for (const value of ["a", "a", "b", "c", "b"]) groups.add("k", value);

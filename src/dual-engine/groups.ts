@@ -1,6 +1,6 @@
 /** Values by key, several at one key. Most keys have one value, which then needs no set of its own. */
-export class Groups<T extends string | { readonly uid: string }> {
-  readonly #groups = new Map<string, T | Set<T>>();
+export class Groups {
+  readonly #groups = new Map<string, string | Set<string>>();
 
   /** The number of keys. */
   get size(): number {
@@ -8,20 +8,20 @@ export class Groups<T extends string | { readonly uid: string }> {
   }
 
   /** The values of a key, in the order in which they came; [] without any. */
-  get(key: string): Iterable<T> {
+  get(key: string): Iterable<string> {
     const known = this.#groups.get(key);
     if (known === undefined) return NOTHING;
     return known instanceof Set ? known : [known];
   }
 
-  add(key: string, value: T): void {
+  add(key: string, value: string): void {
     const known = this.#groups.get(key);
     if (known === undefined) this.#groups.set(key, value);
     else if (known instanceof Set) known.add(value);
     else if (known !== value) this.#groups.set(key, new Set([known, value]));
   }
 
-  delete(key: string, value: T): void {
+  delete(key: string, value: string): void {
     const known = this.#groups.get(key);
     if (known instanceof Set) {
       known.delete(value);

@@ -47,7 +47,7 @@ export function addPeer(
 ): void {
   const { port } = transport;
   for (const address of names.addressesOf(peer))
-    draft.add({ address, port, weight, healthy: true, priority, place: peer.profile, transport });
+    draft.add(address, { port, weight, healthy: true, priority, place: peer.profile, transport });
 }
 
 /** HBONE to an instance of a waypoint or gateway. */

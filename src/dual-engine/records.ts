@@ -58,18 +58,16 @@ export interface Binding {
 }
 
 export interface WorkloadRecord {
-  uid: string;
+  readonly uid: string;
   /** Canonical. */
-  addresses: readonly string[];
+  readonly addresses: readonly string[];
   /** Resolved when there is no address; else "". */
-  hostname: string;
-  /** `workload;namespace;canonical name;revision;cluster`, as EDS metadata has it. */
-  text: string;
-  healthy: boolean;
+  readonly hostname: string;
+  readonly healthy: boolean;
   /** 1 unless the resource says otherwise. */
-  weight: number;
-  profile: Profile;
-  bindings: readonly Binding[];
+  readonly weight: number;
+  readonly profile: Profile;
+  readonly bindings: readonly Binding[];
 }
 
 /** A service's address: one, or a block when `length` is present (bits of its own family). */

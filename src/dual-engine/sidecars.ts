@@ -63,8 +63,12 @@ export class Sidecars {
     return before.size !== now.size || [...now].some((each) => !before.has(each));
   }
 
+  /** Whether any endpoint takes TLS. */
+  get knowsAny(): boolean {
+    return this.#tls.size > 0;
+  }
+
   takesTls(host: string, port: number, address: string, target: number): boolean {
-    if (this.#tls.size === 0) return false;
     return this.#tls.get(nameOf(host, port))?.has(`${address} ${target}`) ?? false;
   }
 

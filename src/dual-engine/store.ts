@@ -7,6 +7,7 @@ import { AddressReader } from "./address.ts";
 import { Groups } from "./groups.ts";
 import {
   addressKey,
+  type Binding,
   destinationKey,
   type Gateway,
   type NetworkAddress,
@@ -14,6 +15,8 @@ import {
   type WorkloadRecord,
 } from "./records.ts";
 import { hostOf, Sidecars } from "./sidecars.ts";
+import type { WorkloadReader } from "./workload.ts";
+import { Workload, WorkloadTable } from "./workload-table.ts";
 
 /** The changes for the next compilation. */
 export interface Dirty {
@@ -39,12 +42,14 @@ export interface Self {
 
 /** The name of a policy that a PeerAuthentication became. */
 const CONVERTED = /\/(istio_)?converted_/;
+const NONE: readonly never[] = [];
+
 /** Marks a workload among the users of a gateway; services' names have no space. */
 const DIRECT = "workload ";
 
 export class Store {
   readonly services = new Map<string, ServiceRecord>();
-  readonly workloads = new Map<string, WorkloadRecord>();
+  readonly workloads = new WorkloadTable();
   readonly authorizations = new Map<string, Authorization>();
   names: NamesRecord = NO_NAMES;
   readonly #nameTableReader = new NameTableReader();
@@ -57,16 +62,16 @@ export class Store {
   readonly #self: Self;
   readonly #index: WorkloadIndex | undefined;
   readonly #reader = new AddressReader();
-  /** Workloads of a service, also of one that istiod has not sent. */
-  readonly #members = new Groups<WorkloadRecord>();
+  /** Rows of the workloads of a service, also of one that istiod has not sent. */
+  readonly #members = new Map<string, number[]>();
   /** Services by address in its network. */
-  readonly #byAddress = new Groups<string>();
+  readonly #byAddress = new Groups();
   /** Services by host. */
-  readonly #byHost = new Groups<string>();
+  readonly #byHost = new Groups();
   /** By destination of a waypoint or gateway: services, and workloads behind DIRECT, that go through it. */
-  readonly #users = new Groups<string>();
+  readonly #users = new Groups();
   /** Workloads by what gateways call them, as far as they were looked for. */
-  readonly #found = new Map<string, WorkloadRecord | "nobody">();
+  readonly #found = new Map<string, Workload | "nobody">();
   #dirty: Dirty = clean();
 
   /** With `tunnel` the store asks for what EDS knows of sidecars. */
@@ -80,9 +85,13 @@ export class Store {
   upsert(type: ResourceType, name: string, bytes: Uint8Array): void {
     switch (type) {
       case "address": {
-        const address = this.#reader.read(name, bytes);
-        if (address.kind === "service") this.#putService(name, address.service);
-        else this.#putWorkload(name, address.workload);
+        try {
+          const address = this.#reader.read(name, bytes);
+          if (address === "workload") this.#putWorkload(name, this.#reader.workload);
+          else this.#putService(name, address);
+        } finally {
+          this.#reader.release();
+        }
         break;
       }
       case "authorization":
@@ -105,7 +114,7 @@ export class Store {
   remove(type: ResourceType, name: string): void {
     if (type === "address") {
       this.#putService(name, undefined);
-      this.#putWorkload(name, undefined);
+      this.#removeWorkload(name);
     } else if (type === "authorization") {
       if (this.authorizations.delete(name)) this.#dirty.inbound = true;
     } else if (type === "endpoints") {
@@ -157,8 +166,10 @@ export class Store {
     this.touch(this.#byHost.get(host));
   }
 
-  membersOf(service: string): Iterable<WorkloadRecord> {
-    return this.#members.get(service);
+  /** The workloads of a service, as they are now: copy what must outlive a change. */
+  membersOf(service: string): Workload[] {
+    const rows = this.#members.get(service);
+    return rows === undefined ? [] : rows.map((row) => new Workload(this.workloads, row));
   }
 
   /** The services of this host, by resource name, the one that names mean first. */
@@ -180,7 +191,7 @@ export class Store {
    * The workload with this address, or with this hostname (NAMESPACE/HOSTNAME) and no address, as gateways to other networks
    * are given. Looks at all of them once, and remembers.
    */
-  workloadAt(destination: Gateway["destination"]): WorkloadRecord | undefined {
+  workloadAt(destination: Gateway["destination"]): Workload | undefined {
     const key = destinationKey(destination);
     let found = this.#found.get(key);
     if (found === undefined) {
@@ -190,7 +201,7 @@ export class Store {
     return found === "nobody" ? undefined : found;
   }
 
-  #findWorkload(key: string): WorkloadRecord | undefined {
+  #findWorkload(key: string): Workload | undefined {
     for (const each of this.workloads.values()) if (keysOf(each).includes(key)) return each;
     return undefined;
   }
@@ -236,57 +247,84 @@ export class Store {
     this.#dirty.records = true;
   }
 
-  #putWorkload(uid: string, record: WorkloadRecord | undefined): void {
+  #putWorkload(uid: string, fields: WorkloadReader): void {
     const before = this.workloads.get(uid);
-    if (before === undefined && record === undefined) return;
-    if (before) this.#withdraw(before);
-    if (record === undefined) this.workloads.delete(uid);
-    else {
-      this.workloads.set(uid, record);
-      this.#enter(record);
+    const old = before?.bindings ?? NONE;
+    if (before) {
+      this.#leaveWaypoint(before);
+      this.#touchWorkload(before);
     }
-    if (this.#isSelf(record ?? before)) {
-      const place = this.own?.profile;
-      this.own = record;
-      this.#dirty.inbound = true;
-      // Ranks are counted from where this machine is.
-      if (place?.region !== record?.profile.region || place?.zone !== record?.profile.zone)
-        this.#touchRanked();
-      else if (place?.subzone !== record?.profile.subzone || place?.node !== record?.profile.node)
-        this.#touchRanked();
+    const row = this.workloads.set(uid, fields);
+    this.#bind(row, old, fields.bindings);
+    const record = new Workload(this.workloads, row);
+    this.#touchWorkload(record);
+    this.#enter(record, fields);
+    if (this.#isSelf(record)) this.#setOwn(record.copy());
+  }
+
+  #removeWorkload(uid: string): void {
+    const before = this.workloads.get(uid);
+    if (before === undefined) return;
+    const isSelf = this.#isSelf(before);
+    this.#leaveWaypoint(before);
+    this.#touchWorkload(before);
+    this.#bind(before.row, before.bindings, NONE);
+    this.workloads.delete(uid);
+    if (isSelf) this.#setOwn(undefined);
+  }
+
+  #setOwn(record: WorkloadRecord | undefined): void {
+    const place = this.own?.profile;
+    this.own = record;
+    this.#dirty.inbound = true;
+    // Ranks are counted from where this machine is.
+    if (place?.region !== record?.profile.region || place?.zone !== record?.profile.zone) this.#touchRanked();
+    else if (place?.subzone !== record?.profile.subzone || place?.node !== record?.profile.node)
+      this.#touchRanked();
+  }
+
+  /** Makes a workload a member of its services, and of no others. */
+  #bind(row: number, old: readonly Binding[], now: readonly Binding[]): void {
+    if (old === now) return;
+    for (const { service } of old) {
+      if (isIn(service, now)) continue;
+      const rows = this.#members.get(service) ?? [];
+      if (rows.length <= 1) this.#members.delete(service);
+      else rows.splice(rows.indexOf(row), 1);
+    }
+    for (const { service } of now) {
+      if (isIn(service, old)) continue;
+      const rows = this.#members.get(service);
+      if (rows === undefined) this.#members.set(service, [row]);
+      else if (!rows.includes(row)) rows.push(row);
     }
   }
 
-  #enter(record: WorkloadRecord): void {
-    const { profile, bindings, addresses, text, uid } = record;
-    const shared = this.#index?.intern(text);
-    if (shared !== undefined) record.text = shared;
-    for (const { service, ports } of bindings) {
-      this.#members.add(service, record);
-      this.#dirty.services.add(service);
-      this.sidecars?.touch(service);
-      this.#touchUsers(service, []);
-      if (profile.gateway) this.#users.add(destinationKey(profile.gateway.destination), service);
-      if (shared === undefined) continue;
-      for (const address of addresses)
-        for (const { target } of ports) this.#index?.set(keyOf(address, target), shared);
-    }
-    if (profile.waypoint) this.#users.add(destinationKey(profile.waypoint.destination), DIRECT + uid);
-    if (isTunnelled(profile)) this.#dirty.direct.add(uid);
-    this.#touchUsers(undefined, keysOf(record));
+  #leaveWaypoint({ uid, profile: { waypoint } }: Workload): void {
+    if (waypoint) this.#users.delete(destinationKey(waypoint.destination), DIRECT + uid);
   }
 
-  #withdraw(record: WorkloadRecord): void {
-    const { profile, bindings, uid } = record;
-    for (const { service } of bindings) {
-      this.#members.delete(service, record);
+  #enter({ uid, profile, bindings }: Workload, fields: WorkloadReader): void {
+    const { gateway, waypoint } = profile;
+    if (gateway)
+      for (const { service } of bindings) this.#users.add(destinationKey(gateway.destination), service);
+    if (waypoint) this.#users.add(destinationKey(waypoint.destination), DIRECT + uid);
+    if (this.#index) {
+      fields.writeText(this.#index.draft);
+      setText(this.#index, fields);
+    }
+  }
+
+  /** Marks what depends on a workload as it is now. */
+  #touchWorkload(record: Workload): void {
+    const { profile } = record;
+    for (const { service } of record.bindings) {
       this.#dirty.services.add(service);
       this.sidecars?.touch(service);
-      this.#touchUsers(service, []);
+      this.#touchUsers(service, NONE);
     }
-    if (profile.waypoint) this.#users.delete(destinationKey(profile.waypoint.destination), DIRECT + uid);
-    if (isTunnelled(profile)) this.#dirty.direct.add(uid);
-    this.#touchUsers(undefined, keysOf(record));
+    if (isTunnelled(profile)) this.#dirty.direct.add(record.uid);
+    if (this.#users.size > 0 || this.#found.size > 0) this.#touchUsers(undefined, keysOf(record));
   }
 
   /**
@@ -317,8 +355,7 @@ export class Store {
       if (scopes.length > 0) this.#dirty.services.add(key);
   }
 
-  #isSelf(record: WorkloadRecord | undefined): boolean {
-    if (record === undefined) return false;
+  #isSelf(record: Workload): boolean {
     const { entry, namespace, network, addresses } = this.#self;
     if (entry !== undefined && record.uid.endsWith(entry)) return true;
     const { profile } = record;
@@ -342,9 +379,24 @@ function keysOf({ profile, addresses, hostname }: WorkloadRecord): string[] {
   return hostname === "" ? keys : [`${namespace}/${hostname}`];
 }
 
-function gatewaysOf(record: ServiceRecord | undefined): Gateway[] {
-  if (record === undefined) return [];
+function isIn(service: string, bindings: readonly Binding[]): boolean {
+  return bindings.some((each) => each.service === service);
+}
+
+/** Records the text in the index's draft for a workload's endpoints. */
+function setText(index: WorkloadIndex, { v4, addresses, bindings }: WorkloadReader): void {
+  const text = index.endDraft();
+  for (const { ports } of bindings)
+    for (const { target } of ports) {
+      if (v4 !== undefined) index.put(v4 * 65536 + target, text);
+      else for (const address of addresses) index.put(keyOf(address, target), text);
+    }
+}
+
+function gatewaysOf(record: ServiceRecord | undefined): readonly Gateway[] {
+  if (record === undefined) return NONE;
   const { waypoint, weightedWaypoints } = record;
+  if (weightedWaypoints.length === 0) return waypoint ? [waypoint] : NONE;
   return [...(waypoint ? [waypoint] : []), ...weightedWaypoints.map(({ gateway }) => gateway)];
 }
 

@@ -3,24 +3,45 @@
  * have in common becomes one object.
  */
 import { Reader } from "protobufjs/minimal.js";
+import { isText } from "../istiod/stream/bytes.ts";
 import { MalformedResource } from "../istiod/stream/sink.ts";
-import { checkEnum, shortName } from "../kernel-native/resources/wire.ts";
-import { type Binding, type Profile, TUNNELS, type WorkloadRecord } from "./records.ts";
+import { checkEnum, openMessage, shortName } from "../kernel-native/resources/wire.ts";
+import { formatV4 } from "../mesh/address.ts";
+import { type Binding, type Profile, TUNNELS } from "./records.ts";
 import { addressText, gatewayOf, portOf } from "./service.ts";
+import { latin1, SharedBytes } from "./shared-bytes.ts";
 import { workload } from "./workload.gen.js";
 
 /** Where the trust domain is not given. */
 const TRUST_DOMAIN = "cluster.local";
 const SERVICE_ACCOUNT = "default";
-/** Most shared objects of a kind. Beyond them sharing begins anew. */
+/** Most shared profiles. Beyond them sharing begins anew. */
 const MOST_SHARED = 65_536;
+const SHARED_TEXTS = 4_096;
+const SHARED_BINDINGS = 16_384;
 const NO_BYTES: Uint8Array = new Uint8Array(0);
+const NONE: readonly never[] = [];
+const SEMICOLON = 59;
+
+/** Where a text lies in the resource. */
+class Span {
+  start = 0;
+  end = 0;
+
+  clear(): void {
+    this.start = this.end = 0;
+  }
+
+  read(reader: Reader): void {
+    this.end = openMessage(reader);
+    this.start = reader.pos;
+    reader.pos = this.end;
+  }
+}
 
 /** Fields of a workload that make its profile, as the message has them. */
-class Draft {
-  name = "";
+class ProfileDraft {
   namespace = "";
-  addresses: string[] = [];
   network = "";
   tunnel = 0;
   trustDomain = "";
@@ -28,111 +49,178 @@ class Draft {
   waypoint = NO_BYTES;
   gateway = NO_BYTES;
   node = "";
-  canonicalName = "";
-  revision = "";
-  workloadName = "";
-  policies: string[] = [];
-  status = 0;
+  policies: readonly string[] = NONE;
   cluster = "";
-  uid = "";
-  hostname = "";
   locality = NO_BYTES;
   networkMode = 0;
-  weight = 1;
-  bindings: Binding[] = [];
+
+  clear(): void {
+    this.namespace = this.network = this.trustDomain = this.serviceAccount = this.node = this.cluster = "";
+    this.tunnel = this.networkMode = 0;
+    this.waypoint = this.gateway = this.locality = NO_BYTES;
+    this.policies = NONE;
+  }
 }
 
+/** Takes a text in parts. */
+export interface TextParts {
+  append(bytes: Uint8Array, start: number, end: number): void;
+  appendCode(code: number): void;
+}
+
+/**
+ * Reads one workload after the other; its fields are the last one's. Everything that it gives is shared or its own, and
+ * outlives the bytes; `writeText` needs the bytes.
+ */
 export class WorkloadReader {
+  /** The only address, when it is IPv4; else undefined, and `addresses` has all. */
+  v4: number | undefined;
+  /** Canonical. */
+  addresses: readonly string[] = NONE;
+  /** Resolved when there is no address; else "". */
+  hostname = "";
+  healthy = true;
+  weight = 1;
+  profile!: Profile;
+  bindings: readonly Binding[] = NONE;
+
   readonly #profiles = new Map<string, Profile>();
-  readonly #bindings = new Map<string, Binding>();
+  readonly #texts = new SharedBytes<string>(SHARED_TEXTS);
+  readonly #bindings = new SharedBytes<readonly [Binding]>(SHARED_BINDINGS);
+  #draft = new ProfileDraft();
   /** The last workload's: the next one often has the same profile. */
-  #last: { draft: Draft; profile: Profile } | undefined;
+  #last: { draft: ProfileDraft; profile: Profile } | undefined;
+  readonly #name = new Span();
+  readonly #namespace = new Span();
+  readonly #canonicalName = new Span();
+  readonly #revision = new Span();
+  readonly #workloadName = new Span();
+  readonly #cluster = new Span();
+  readonly #uid = new Span();
+  #bytes: Uint8Array = NO_BYTES;
 
   /** Reads the message from the reader's position up to `end`. Throws MalformedResource; the reader's errors go through. */
-  read(resource: string, reader: Reader, end: number): WorkloadRecord {
-    const draft = this.#fields(resource, reader, end);
-    if (draft.uid === "") throw new MalformedResource(shortName(resource), "the workload has no uid");
-    if (draft.uid !== resource)
-      throw new MalformedResource(
-        shortName(resource),
-        `the message inside is called ${shortName(draft.uid)}`,
-      );
-    checkEnum(resource, "tunnel_protocol", draft.tunnel, TUNNELS.length - 1);
-    checkEnum(resource, "status", draft.status, 1);
-    checkEnum(resource, "network_mode", draft.networkMode, 1);
-    return {
-      uid: resource,
-      addresses: draft.addresses,
-      hostname: draft.addresses.length > 0 ? "" : draft.hostname,
-      text: textOf(draft),
-      healthy: draft.status === 0,
-      weight: draft.weight,
-      profile: this.#profile(resource, draft),
-      bindings: shared(draft.bindings),
-    };
+  read(resource: string, reader: Reader, end: number): void {
+    this.#clear(reader.buf);
+    const status = this.#fields(resource, reader, end);
+    const { start: uidStart, end: uidEnd } = this.#uid;
+    if (uidStart === uidEnd) throw new MalformedResource(shortName(resource), "the workload has no uid");
+    if (!isText(resource, reader.buf, uidStart, uidEnd)) {
+      // Names that are not ASCII are compared as texts.
+      const uid = utf8(reader.buf, uidStart, uidEnd);
+      if (uid !== resource)
+        throw new MalformedResource(shortName(resource), `the message inside is called ${shortName(uid)}`);
+    }
+    checkEnum(resource, "tunnel_protocol", this.#draft.tunnel, TUNNELS.length - 1);
+    checkEnum(resource, "status", status, 1);
+    checkEnum(resource, "network_mode", this.#draft.networkMode, 1);
+    this.healthy = status === 0;
+    if (this.v4 !== undefined || this.addresses.length > 0) this.hostname = "";
+    this.profile = this.#profile(resource);
   }
 
-  #fields(resource: string, reader: Reader, end: number): Draft {
-    const draft = new Draft();
+  /** `workload;namespace;canonical name;revision;cluster` of the last workload, as EDS metadata has it. */
+  writeText(to: TextParts): void {
+    const { start, end } = this.#workloadName;
+    this.#write(start === end ? this.#name : this.#workloadName, to);
+    to.appendCode(SEMICOLON);
+    this.#write(this.#namespace, to);
+    to.appendCode(SEMICOLON);
+    this.#write(this.#canonicalName, to);
+    to.appendCode(SEMICOLON);
+    this.#write(this.#revision, to);
+    to.appendCode(SEMICOLON);
+    this.#write(this.#cluster, to);
+  }
+
+  #write({ start, end }: Span, to: TextParts): void {
+    to.append(this.#bytes, start, end);
+  }
+
+  /** Lets go of the bytes: they are a whole response's. */
+  release(): void {
+    this.#bytes = NO_BYTES;
+  }
+
+  #clear(bytes: Uint8Array): void {
+    this.#bytes = bytes;
+    this.v4 = undefined;
+    this.addresses = this.bindings = NONE;
+    this.hostname = "";
+    this.weight = 1;
+    this.#draft.clear();
+    this.#name.clear();
+    this.#namespace.clear();
+    this.#canonicalName.clear();
+    this.#revision.clear();
+    this.#workloadName.clear();
+    this.#cluster.clear();
+    this.#uid.clear();
+  }
+
+  /** Gives the status. */
+  #fields(resource: string, reader: Reader, end: number): number {
+    const draft = this.#draft;
+    let status = 0;
     while (reader.pos < end) {
       const tag = reader.uint32();
       switch (tag) {
         case (1 << 3) | 2:
-          draft.name = reader.string();
+          this.#name.read(reader);
           break;
         case (2 << 3) | 2:
-          draft.namespace = reader.string();
+          draft.namespace = this.#text(reader, this.#namespace);
           break;
         case (3 << 3) | 2:
-          draft.addresses.push(addressText(resource, reader.bytes()));
+          this.#address(resource, reader);
           break;
         case (4 << 3) | 2:
-          draft.network = reader.string();
+          draft.network = this.#text(reader);
           break;
         case 5 << 3:
           draft.tunnel = reader.uint32();
           break;
         case (6 << 3) | 2:
-          draft.trustDomain = reader.string();
+          draft.trustDomain = this.#text(reader);
           break;
         case (7 << 3) | 2:
-          draft.serviceAccount = reader.string();
+          draft.serviceAccount = this.#text(reader);
           break;
         case (8 << 3) | 2:
           draft.waypoint = reader.bytes();
           break;
         case (9 << 3) | 2:
-          draft.node = reader.string();
+          draft.node = this.#text(reader);
           break;
         case (10 << 3) | 2:
-          draft.canonicalName = reader.string();
+          this.#canonicalName.read(reader);
           break;
         case (11 << 3) | 2:
-          draft.revision = reader.string();
+          this.#revision.read(reader);
           break;
         case (13 << 3) | 2:
-          draft.workloadName = reader.string();
+          this.#workloadName.read(reader);
           break;
         case (16 << 3) | 2:
-          draft.policies.push(reader.string());
+          draft.policies = [...draft.policies, this.#text(reader)];
           break;
         case 17 << 3:
-          draft.status = reader.uint32();
+          status = reader.uint32();
           break;
         case (18 << 3) | 2:
-          draft.cluster = reader.string();
+          draft.cluster = this.#text(reader, this.#cluster);
           break;
         case (19 << 3) | 2:
           draft.gateway = reader.bytes();
           break;
         case (20 << 3) | 2:
-          draft.uid = reader.string();
+          this.#uid.read(reader);
           break;
         case (21 << 3) | 2:
-          draft.hostname = reader.string();
+          this.hostname = reader.string();
           break;
         case (22 << 3) | 2:
-          draft.bindings.push(this.#binding(resource, reader.bytes()));
+          this.#binding(resource, reader);
           break;
         case (24 << 3) | 2:
           draft.locality = reader.bytes();
@@ -142,82 +230,118 @@ export class WorkloadReader {
           break;
         case (27 << 3) | 2:
           // A weight of 0 is one that istiod does not mean; Envoy takes it as 1.
-          draft.weight = workload.UInt32Value.decode(reader.bytes()).value || 1;
+          this.weight = workload.UInt32Value.decode(reader.bytes()).value || 1;
           break;
         default:
           reader.skipType(tag & 7);
       }
     }
     if (reader.pos !== end) throw new RangeError("a field runs over the workload's end");
-    return draft;
+    return status;
+  }
+
+  #text(reader: Reader, span = scratch): string {
+    span.read(reader);
+    const { start, end } = span;
+    if (start === end) return "";
+    const { buf } = reader;
+    return this.#texts.get(buf, start, end) ?? this.#texts.put(buf, start, end, utf8(buf, start, end));
+  }
+
+  #address(resource: string, reader: Reader): void {
+    scratch.read(reader);
+    const { start, end } = scratch;
+    const { buf } = reader;
+    if (end - start === 4 && this.v4 === undefined && this.addresses.length === 0) {
+      const high = ((buf[start] ?? 0) << 24) | ((buf[start + 1] ?? 0) << 16);
+      this.v4 = (high | ((buf[start + 2] ?? 0) << 8) | (buf[start + 3] ?? 0)) >>> 0;
+      return;
+    }
+    const first = this.v4;
+    this.v4 = undefined;
+    this.addresses = [
+      ...(first === undefined ? this.addresses : [formatV4(first)]),
+      addressText(resource, buf.subarray(start, end)),
+    ];
   }
 
   /** One entry of `services`: {key 1, value 2: PortList}. */
-  #binding(resource: string, bytes: Uint8Array): Binding {
-    const key = latin1(bytes);
-    const known = this.#bindings.get(key);
-    if (known) return known;
-    const entry = Reader.create(bytes);
-    let service = "";
-    let list = NO_BYTES;
-    while (entry.pos < entry.len) {
-      const tag = entry.uint32();
-      if (tag === ((1 << 3) | 2)) service = entry.string();
-      else if (tag === ((2 << 3) | 2)) list = entry.bytes();
-      else entry.skipType(tag & 7);
-    }
-    const { ports } = workload.PortList.decode(list);
-    const binding: Binding = {
-      service,
-      ports: ports.map(({ servicePort, targetPort }) => ({
-        service: portOf(resource, "service_port", servicePort ?? 0, 1),
-        target: portOf(resource, "target_port", targetPort ?? 0, 0),
-      })),
-    };
-    return share(this.#bindings, key, binding);
+  #binding(resource: string, reader: Reader): void {
+    scratch.read(reader);
+    const { start, end } = scratch;
+    const { buf } = reader;
+    const only =
+      this.#bindings.get(buf, start, end) ??
+      this.#bindings.put(buf, start, end, [readBinding(resource, buf.subarray(start, end))]);
+    this.bindings = this.bindings.length === 0 ? only : [...this.bindings, only[0]];
   }
 
-  #profile(resource: string, draft: Draft): Profile {
+  #profile(resource: string): Profile {
+    const draft = this.#draft;
+    if (this.#last && haveSameProfile(this.#last.draft, draft)) return this.#last.profile;
     const { namespace, network, tunnel, trustDomain, serviceAccount, node, cluster, networkMode, policies } =
       draft;
     const { waypoint, gateway, locality } = draft;
-    if (this.#last && haveSameProfile(this.#last.draft, draft)) return this.#last.profile;
     const key = `${namespace}\n${network}\n${tunnel}\n${trustDomain}\n${serviceAccount}\n${node}\n${cluster}\n${networkMode}\n${policies.join()}\n${latin1(waypoint)}\n${latin1(gateway)}\n${latin1(locality)}`;
-    const known = this.#profiles.get(key);
-    if (known) {
-      this.#last = { draft: withOwnBytes(draft), profile: known };
-      return known;
+    let profile = this.#profiles.get(key);
+    if (!profile) {
+      const { region, zone, subzone } = workload.Locality.decode(locality);
+      const gatewayFrom = (bytes: Uint8Array) =>
+        bytes.length === 0 ? undefined : gatewayOf(resource, workload.GatewayAddress.decode(bytes));
+      profile = {
+        namespace,
+        network,
+        region,
+        zone,
+        subzone,
+        node,
+        cluster,
+        trustDomain: trustDomain || TRUST_DOMAIN,
+        serviceAccount: serviceAccount || SERVICE_ACCOUNT,
+        tunnel: TUNNELS[tunnel] ?? "none",
+        waypoint: gatewayFrom(waypoint),
+        gateway: gatewayFrom(gateway),
+        hostNetwork: networkMode === 1,
+        policies,
+      };
+      if (this.#profiles.size >= MOST_SHARED) this.#profiles.clear();
+      this.#profiles.set(key, profile);
     }
-    const { region, zone, subzone } = workload.Locality.decode(locality);
-    const gatewayFrom = (bytes: Uint8Array) =>
-      bytes.length === 0 ? undefined : gatewayOf(resource, workload.GatewayAddress.decode(bytes));
-    const profile = share(this.#profiles, key, {
-      namespace,
-      network,
-      region,
-      zone,
-      subzone,
-      node,
-      cluster,
-      trustDomain: trustDomain || TRUST_DOMAIN,
-      serviceAccount: serviceAccount || SERVICE_ACCOUNT,
-      tunnel: TUNNELS[tunnel] ?? "none",
-      waypoint: gatewayFrom(waypoint),
-      gateway: gatewayFrom(gateway),
-      hostNetwork: networkMode === 1,
-      policies,
-    });
+    this.#draft = this.#last?.draft ?? new ProfileDraft();
     this.#last = { draft: withOwnBytes(draft), profile };
     return profile;
   }
 }
 
-function textOf({ workloadName, name, namespace, canonicalName, revision, cluster }: Draft): string {
-  return `${workloadName || name};${namespace};${canonicalName};${revision};${cluster}`;
+function utf8(bytes: Uint8Array, start: number, end: number): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset + start, end - start).toString();
+}
+
+/** A place that is read and forgotten. */
+const scratch = new Span();
+
+function readBinding(resource: string, bytes: Uint8Array): Binding {
+  const entry = Reader.create(bytes);
+  let service = "";
+  let list = NO_BYTES;
+  while (entry.pos < entry.len) {
+    const tag = entry.uint32();
+    if (tag === ((1 << 3) | 2)) service = entry.string();
+    else if (tag === ((2 << 3) | 2)) list = entry.bytes();
+    else entry.skipType(tag & 7);
+  }
+  const { ports } = workload.PortList.decode(list);
+  return {
+    service,
+    ports: ports.map(({ servicePort, targetPort }) => ({
+      service: portOf(resource, "service_port", servicePort ?? 0, 1),
+      target: portOf(resource, "target_port", targetPort ?? 0, 0),
+    })),
+  };
 }
 
 /** Whether what `WorkloadReader.profile` reads is the same in both. */
-function haveSameProfile(one: Draft, other: Draft): boolean {
+function haveSameProfile(one: ProfileDraft, other: ProfileDraft): boolean {
   return (
     one.namespace === other.namespace &&
     one.serviceAccount === other.serviceAccount &&
@@ -236,7 +360,7 @@ function haveSameProfile(one: Draft, other: Draft): boolean {
 }
 
 /** Copies what lies in the response, which would be kept as a whole. */
-function withOwnBytes(draft: Draft): Draft {
+function withOwnBytes(draft: ProfileDraft): ProfileDraft {
   draft.waypoint = new Uint8Array(draft.waypoint);
   draft.gateway = new Uint8Array(draft.gateway);
   draft.locality = new Uint8Array(draft.locality);
@@ -244,31 +368,7 @@ function withOwnBytes(draft: Draft): Draft {
 }
 
 function sameBytes(one: Uint8Array, other: Uint8Array): boolean {
-  return one.length === other.length && one.every((byte, i) => byte === other[i]);
-}
-
-/** The lists of one binding: most workloads serve one service, and share it with others. */
-const alone = new WeakMap<Binding, readonly Binding[]>();
-
-function shared(bindings: readonly Binding[]): readonly Binding[] {
-  const [only] = bindings;
-  if (only === undefined || bindings.length > 1) return bindings;
-  let list = alone.get(only);
-  if (!list) {
-    list = bindings;
-    alone.set(only, list);
-  }
-  return list;
-}
-
-function latin1(bytes: Uint8Array): string {
-  return bytes.length === 0
-    ? ""
-    : Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("latin1");
-}
-
-function share<T>(map: Map<string, T>, key: string, value: T): T {
-  if (map.size >= MOST_SHARED) map.clear();
-  map.set(key, value);
-  return value;
+  if (one.length !== other.length) return false;
+  for (let i = 0; i < one.length; i++) if (one[i] !== other[i]) return false;
+  return true;
 }

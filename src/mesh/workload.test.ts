@@ -3,10 +3,10 @@ import { keyOf, WorkloadIndex } from "./workload.ts";
 
 describe("the index of workloads", () => {
   const index = new WorkloadIndex();
-  index.set(keyOf("10.0.0.1", 80), index.intern("a;ns;a;;"));
-  index.set(keyOf("10.0.0.1", 81), index.intern("a;ns;a;;"));
-  index.set(keyOf("10.0.0.2", 80), index.intern("b;ns;b;;"));
-  index.set(keyOf("2001:db8::1", 80), index.intern("c;ns;c;;"));
+  index.set(keyOf("10.0.0.1", 80), "a;ns;a;;");
+  index.set(keyOf("10.0.0.1", 81), "a;ns;a;;");
+  index.set(keyOf("10.0.0.2", 80), "b;ns;b;;");
+  index.set(keyOf("2001:db8::1", 80), "c;ns;c;;");
 
   test("finds by endpoint, and by host alone, in both families", () => {
     expect(index.find("10.0.0.2", 80)).toBe("b;ns;b;;");
@@ -31,5 +31,21 @@ describe("the index of workloads", () => {
     index.set(keyOf("10.0.0.2", 80), "d;ns;d;;");
     expect(index.revision).toBeGreaterThan(revision);
     expect(index.findHost("10.0.0.2")).toBe("d;ns;d;;");
+  });
+
+  test("texts that no endpoint has any more are dropped, and the others stay", () => {
+    const own = new WorkloadIndex();
+    const bytes = new TextEncoder().encode("0123456789");
+    own.set(keyOf("10.0.0.1", 80), "a;ns;a;;");
+    for (let i = 0; i < 20_000; i++) {
+      for (const digit of String(i)) own.draft.append(bytes, Number(digit), Number(digit) + 1);
+      const text = own.endDraft();
+      own.put(keyOf("10.0.0.2", 80), text);
+      own.put(keyOf("2001:db8::1", 80), text);
+    }
+    expect(own.find("10.0.0.1", 80)).toBe("a;ns;a;;");
+    expect(own.find("10.0.0.2", 80)).toBe("19999");
+    expect(own.findHost("2001:db8::1")).toBe("19999");
+    expect(own.size).toBe(3);
   });
 });

@@ -4,32 +4,35 @@
  */
 import { parseV4 } from "./address.ts";
 import type { EndpointList } from "./endpoint-list.ts";
+import { Texts } from "./texts.ts";
 
 /** Most endpoints in the index; the oldest are dropped first. */
 const ROOM = 262_144;
-/** Texts that `intern` remembers. */
-const MOST_SHARED = 4_096;
+/** Texts that no endpoint has any more are dropped when there are so many more than endpoints. */
+const MOST_UNUSED = 4_096;
 
 export class WorkloadIndex {
   #revision = 0;
-  readonly #shared = new Map<string, string>();
-  readonly #byEndpoint = new Map<number | string, string>();
+  #texts = new Texts();
+  /** Numbers of texts. */
+  readonly #byEndpoint = new Map<number | string, number>();
   /** By host, of any of its ports; undefined until it is asked for, since only callers are found by it. */
-  #hosts: Map<number | string, string> | undefined;
+  #hosts: Map<number | string, number> | undefined;
   /** The last answer of `portsOf`. */
   #ports: { addresses: readonly string[]; ports: readonly number[] } | undefined;
 
-  /** Gives the one object for equal texts, mostly: endpoints of a deployment come together, and share it. */
-  intern(text: string): string {
-    const known = this.#shared.get(text);
-    if (known !== undefined) return known;
-    if (this.#shared.size >= MOST_SHARED) this.#shared.clear();
-    this.#shared.set(text, text);
-    return text;
-  }
-
   /** Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. */
   set(key: number | string, text: string): void {
+    this.put(key, this.#texts.intern(text));
+  }
+
+  /** Ends the text in `draft`. Gives its number for `put`, which is valid until the next use of `draft`. */
+  endDraft(): number {
+    return this.#texts.finish();
+  }
+
+  /** As `set`, by the number of a text. */
+  put(key: number | string, text: number): void {
     const isNew = this.#byEndpoint.get(key) !== text;
     this.#byEndpoint.delete(key);
     this.#byEndpoint.set(key, text);
@@ -43,6 +46,24 @@ export class WorkloadIndex {
     this.#revision++;
   }
 
+  /** Takes the parts of a text. Valid until `endDraft`. */
+  get draft(): Pick<Texts, "append" | "appendCode"> {
+    if (this.#texts.size > this.#byEndpoint.size + MOST_UNUSED) this.#dropUnused();
+    return this.#texts;
+  }
+
+  #dropUnused(): void {
+    const texts = new Texts();
+    const moved = new Map<number, number>();
+    for (const [key, old] of this.#byEndpoint) {
+      const text = moved.get(old) ?? texts.intern(this.#texts.at(old));
+      moved.set(old, text);
+      this.#byEndpoint.set(key, text);
+    }
+    this.#texts = texts;
+    this.#hosts = undefined;
+  }
+
   /** Undefined when istiod named none, or never that endpoint. Canonical address. */
   find(address: string, port: number): string | undefined {
     return this.at(keyOf(address, port));
@@ -50,7 +71,7 @@ export class WorkloadIndex {
 
   /** Like `find`, by a key from `keyOf`. */
   at(key: number | string): string | undefined {
-    return this.#byEndpoint.get(key);
+    return this.#textOf(this.#byEndpoint.get(key));
   }
 
   /** Like `find`, for any port of a host: the port of a client is not known. */
@@ -59,7 +80,7 @@ export class WorkloadIndex {
       this.#hosts = new Map();
       for (const [key, text] of this.#byEndpoint) this.#hosts.set(hostOf(key), text);
     }
-    return this.#hosts.get(parseV4(address) ?? address);
+    return this.#textOf(this.#hosts.get(parseV4(address) ?? address));
   }
 
   /** The ports of endpoints with one of these addresses. Quick while `addresses` is the same list and nothing was set. */
@@ -70,6 +91,10 @@ export class WorkloadIndex {
     for (const key of this.#byEndpoint.keys()) if (hosts.has(hostOf(key))) ports.add(portOf(key));
     this.#ports = { addresses, ports: [...ports] };
     return this.#ports.ports;
+  }
+
+  #textOf(number: number | undefined): string | undefined {
+    return number === undefined ? undefined : this.#texts.at(number);
   }
 
   /** Grows with each change. */

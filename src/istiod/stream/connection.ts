@@ -1,6 +1,7 @@
 import { Client, type ClientDuplexStream, connectivityState, type Metadata } from "@grpc/grpc-js";
 import type { Credentials } from "../identity/credentials.ts";
 import { dialled, type Target } from "../target.ts";
+import { dropPiecesOfMessages } from "./message-pieces.ts";
 
 const PATH = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources";
 const UNAVAILABLE = 14;
@@ -46,6 +47,7 @@ export class Connection {
   constructor(target: Target, open: Credentials, events: ConnectionEvents, times = CONNECTION_TIMES) {
     this.#events = events;
     this.#metadata = open.metadata;
+    dropPiecesOfMessages();
     this.#client = new Client(dialled(target), open.channel, {
       "grpc.primary_user_agent": "kmesh",
       "grpc.enable_http_proxy": 0,

@@ -24,16 +24,16 @@ export interface Refusal {
 }
 
 /**
- * Whether the versions that kmesh has fit in a request: istiod refuses a larger one for ever. Without them istiod sends
- * everything, and what it does not send is gone.
+ * Whether names and versions of so many bytes fit in a request: istiod refuses a larger one for ever. Without them istiod
+ * sends everything, and what it does not send is gone.
  */
-export function fits(known: ReadonlyMap<string, string>): boolean {
-  let size = 0;
-  for (const [name, version] of known) {
-    size += name.length + version.length + ENTRY;
-    if (size > MOST_KNOWN) return false;
-  }
-  return true;
+export function fits(size: number): boolean {
+  return size <= MOST_KNOWN;
+}
+
+/** Bytes of a name with its version in a request, about. */
+export function sizeOf(name: string, version: string): number {
+  return name.length + version.length + ENTRY;
 }
 
 /**

@@ -5,6 +5,7 @@
 
 import { Reader } from "protobufjs/minimal.js";
 import { reasonOf } from "../../errors/reason.ts";
+import { isText } from "./bytes.ts";
 
 /** A response without its resources. */
 export interface Envelope {
@@ -115,14 +116,29 @@ function readResource(
 function readAny(reader: Reader, end: number, message: Uint8Array, resource: RawResource): void {
   while (reader.pos < end) {
     const key = reader.uint32();
-    if (key === ANY_TYPE_URL) resource.typeUrl = reader.string();
+    if (key === ANY_TYPE_URL) resource.typeUrl = readTypeUrl(reader, message);
     else if (key === ANY_VALUE) {
       const valueEnd = boundedEnd(reader, end);
-      resource.bytes = message.subarray(reader.pos, valueEnd);
+      // A part of a Buffer would be a Buffer, which takes twice as long to make.
+      resource.bytes = new Uint8Array(message.buffer, message.byteOffset + reader.pos, valueEnd - reader.pos);
       reader.pos = valueEnd;
     } else reader.skipType(key & 7);
   }
   if (reader.pos !== end) throw new RangeError("a field runs over its message's end");
+}
+
+/** All resources of a response have the same. */
+let lastTypeUrl = "";
+
+function readTypeUrl(reader: Reader, message: Uint8Array): string {
+  const at = reader.pos;
+  const end = reader.uint32() + reader.pos;
+  if (isText(lastTypeUrl, message, reader.pos, end)) reader.pos = end;
+  else {
+    reader.pos = at;
+    lastTypeUrl = reader.string();
+  }
+  return lastTypeUrl;
 }
 
 /** Reads a length and gives the end of the field that follows. Throws RangeError when the end is beyond `limit`. */

@@ -1,9 +1,10 @@
+import { fits, sizeOf } from "./request.ts";
 import type { ResourceType } from "./sink.ts";
 import type { Answered } from "./status.ts";
 
 /** A resource that the sink rejected. */
 export interface Rejection {
-  hash: bigint;
+  hash: number;
   reason: string;
   /** Milliseconds since the epoch. */
   since: number;
@@ -11,7 +12,7 @@ export interface Rejection {
 
 /** A resource that the sink holds, with istiod's version. */
 export interface Versioned {
-  hash: bigint;
+  hash: number;
   version: string;
 }
 
@@ -21,8 +22,11 @@ export interface Versioned {
  */
 export class Subscription {
   readonly type: ResourceType;
-  /** The hash of the bytes that the sink holds, by name, and the version unless it is "" (istiod's mostly are). */
-  readonly held = new Map<string, bigint | Versioned>();
+  readonly #held = new Map<string, number | Versioned>();
+  /** What a request that names all of them would take. */
+  #size = 0;
+  /** They were too many for a request. Ends when half of it would do. */
+  #crowded = false;
   /** Rejected resources by name. The sink may still hold an older version. */
   readonly rejected = new Map<string, Rejection>();
 
@@ -61,7 +65,7 @@ export class Subscription {
     this.askedAt = now;
     this.answeredAt = 0;
     this.unanswered.clear();
-    for (const name of this.asked) if (!this.held.has(name)) this.unanswered.add(name);
+    for (const name of this.asked) if (!this.#held.has(name)) this.unanswered.add(name);
   }
 
   /** Counts an ACK or a NACK of a response with this version. */
@@ -76,20 +80,57 @@ export class Subscription {
     };
   }
 
+  /**
+   * The hash of the bytes that the sink holds, by name, with the version unless it is "" (istiod's mostly are), or there are too
+   * many to tell istiod.
+   */
+  get held(): ReadonlyMap<string, number | Versioned> {
+    return this.#held;
+  }
+
+  /** Whether a request can name all that is held. */
+  get fits(): boolean {
+    return !this.#crowded;
+  }
+
+  /** The sink holds these bytes of a resource now. */
+  hold(name: string, hash: number, version: string): void {
+    const kept = this.#crowded ? "" : version;
+    this.#size += sizeOf(name, kept) - this.#sizeOf(name);
+    this.#held.set(name, kept === "" ? hash : { hash, version: kept });
+    if (!this.#crowded && !fits(this.#size)) this.#dropVersions();
+  }
+
+  #sizeOf(name: string): number {
+    const held = this.#held.get(name);
+    if (held === undefined) return 0;
+    return sizeOf(name, typeof held === "number" ? "" : held.version);
+  }
+
+  /** Versions that no request will hold. */
+  #dropVersions(): void {
+    this.#crowded = true;
+    this.#size = 0;
+    for (const [name, held] of this.#held) {
+      if (typeof held !== "number") this.#held.set(name, held.hash);
+      this.#size += sizeOf(name, "");
+    }
+  }
+
   /** The hash of the held bytes of a resource. */
-  hashOf(name: string): bigint | undefined {
-    const held = this.held.get(name);
+  hashOf(name: string): number | undefined {
+    const held = this.#held.get(name);
     return typeof held === "object" ? held.hash : held;
   }
 
   hasVersion(name: string): boolean {
-    return typeof this.held.get(name) === "object";
+    return typeof this.#held.get(name) === "object";
   }
 
   /** Versions held by name, for the first request of a new stream (initial_resource_versions). */
   known(): Map<string, string> {
     const known = new Map<string, string>();
-    for (const [name, held] of this.held) known.set(name, typeof held === "bigint" ? "" : held.version);
+    for (const [name, held] of this.#held) known.set(name, typeof held === "number" ? "" : held.version);
     return known;
   }
 
@@ -97,6 +138,8 @@ export class Subscription {
   forget(name: string): boolean {
     const rejected = this.rejected.delete(name);
     this.unanswered.delete(name);
-    return this.held.delete(name) || rejected;
+    this.#size -= this.#sizeOf(name);
+    if (this.#crowded && fits(this.#size * 2)) this.#crowded = false;
+    return this.#held.delete(name) || rejected;
   }
 }

@@ -3,10 +3,11 @@
  * commits each complete push. A lost connection removes nothing from the sink.
  */
 import { reasonOf } from "../../errors/reason.ts";
-import { hash64 } from "../../runtime/hash.ts";
+import { hash53 } from "../../runtime/hash.ts";
+import { collectGarbage } from "../../runtime/heap.ts";
 import type { nodeOf } from "../node.ts";
 import { PUSH_TIMES, Push, type PushTimes } from "./push.ts";
-import { acknowledge, askAll, fits, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
+import { acknowledge, askAll, type Refusal, shorten, subscribe, unsubscribe } from "./request.ts";
 import { type Envelope, eachResource, type RawResource, readEnvelope } from "./response.ts";
 import { MalformedResource, type ResourceSink, type ResourceType } from "./sink.ts";
 import type { StreamEvent, StreamStatus, TypeStatus } from "./status.ts";
@@ -14,6 +15,8 @@ import { Subscription } from "./subscription.ts";
 import { isWildcard, type Mode, REQUIRED, SUBSCRIBED, TYPE_URL, TYPES, typeOfUrl } from "./types.ts";
 
 const NOTHING: ReadonlyMap<string, string> = new Map();
+/** Bytes of a response before which garbage is collected. */
+const LARGE = 8 << 20;
 
 export interface SubscriptionsOptions {
   /** Default kernel-native. */
@@ -112,8 +115,7 @@ export class Subscriptions {
 
   /** What a new stream tells istiod that kmesh holds. */
   #announced(subscription: Subscription): ReadonlyMap<string, string> {
-    const known = subscription.type === "names" ? NOTHING : subscription.known();
-    return fits(known) ? known : NOTHING;
+    return subscription.type === "names" || !subscription.fits ? NOTHING : subscription.known();
   }
 
   /**
@@ -140,6 +142,8 @@ export class Subscriptions {
     // The first response of the next push: commit the previous one if it is complete.
     const ripe = this.#push.open && envelope.version !== this.#push.version;
     if (ripe && this.#synced && this.#push.lacksUntil(this.#types, false) === 0) this.#commit();
+    // What the message was put together from is garbage now, and more than all else that is held.
+    if (bytes.length > LARGE) collectGarbage();
     this.#apply(type, envelope, bytes, now);
     this.settle();
     return undefined;
@@ -196,7 +200,7 @@ export class Subscriptions {
     if (name === "" && type !== "names") return "has no name";
     if (!isWildcard(type) && !subscription.asked.has(name)) return undefined;
     subscription.unanswered.delete(name);
-    const hash = hash64(bytes);
+    const hash = hash53(bytes);
     if (subscription.hashOf(name) === hash) {
       subscription.rejected.delete(name);
       counts.unchanged++;
@@ -212,7 +216,7 @@ export class Subscriptions {
       this.#options.on({ kind: "rejected", type, resource: name, reason });
       return reason;
     }
-    subscription.held.set(name, resource.version === "" ? hash : { hash, version: resource.version });
+    subscription.hold(name, hash, resource.version);
     subscription.rejected.delete(name);
     counts.changed++;
     this.#push.change(type, now);

@@ -366,7 +366,9 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   const healthy = TAKES_TRAFFIC[health] ?? false;
   if (read.workloads && endpointWorkload.length > 0) {
     const key = typeof literal === "number" ? literal * 65536 + port : `${literal} ${port}`;
-    read.workloads.set(key, read.workloads.intern(endpointWorkload.text(reader.buf)));
+    const { start, length } = endpointWorkload;
+    read.workloads.draft.append(reader.buf, start, start + length);
+    read.workloads.put(key, read.workloads.endDraft());
   }
   const transport = read.tunnel ? metadataClass(metadata) : 0;
   if (typeof literal === "number")
@@ -452,22 +454,10 @@ function readMetadata(reader: Reader, workload: Span): number {
   return found;
 }
 
-/**
- * The position of a text in the message. Adjacent endpoints mostly have the same text, so the last string is cached.
- */
+/** The position of a text in the message. */
 class Span {
   start = 0;
   length = 0;
-  #last = "";
-  #lastBytes: Uint8Array = new Uint8Array();
-
-  text(bytes: Uint8Array): string {
-    if (!isAt(bytes, this.start, this.start + this.length, this.#lastBytes)) {
-      this.#lastBytes = bytes.slice(this.start, this.start + this.length);
-      this.#last = new TextDecoder().decode(this.#lastBytes);
-    }
-    return this.#last;
-  }
 }
 
 /** The workload text of the endpoint that is being read. */
