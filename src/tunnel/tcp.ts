@@ -1,5 +1,6 @@
 import { connect, type Socket } from "node:net";
 import { TunnelFailure } from "./failure.ts";
+import { ignoreError } from "./splice.ts";
 
 /** Milliseconds for a TCP connection, with its TLS handshake where it has one. */
 export const CONNECT_PATIENCE = 10_000;
@@ -12,8 +13,7 @@ export function openTcp(
 ): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ ...to, allowHalfOpen: true, noDelay: true });
-    // For moments when nobody else listens: an error without a listener ends the process.
-    socket.on("error", () => {});
+    socket.on("error", ignoreError);
     const finish = () => {
       clearTimeout(timer);
       signal.removeEventListener("abort", aborted);

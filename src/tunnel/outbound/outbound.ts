@@ -2,7 +2,7 @@ import type { Socket } from "node:net";
 import { targetOfAddress } from "../../mesh/tunnel-address.ts";
 import type { Counters } from "../counters.ts";
 import { type FailureReason, isAlert, isEndpointsFault, reasonOfFailure } from "../failure.ts";
-import { reset, splice } from "../splice.ts";
+import { ignoreError, reset, splice } from "../splice.ts";
 import type { Dialer, Dialled } from "./dial.ts";
 import type { AddressAndPort } from "./proxy-protocol.ts";
 import type { Endpoints, ReadTarget, TunnelTarget } from "./target.ts";
@@ -26,10 +26,10 @@ export interface OutboundOptions {
  * it. Owns the socket.
  */
 export async function carryOutbound(socket: Socket, options: OutboundOptions): Promise<void> {
-  const { counters, endpoints, log } = options;
+  const { counters, log } = options;
   const number = targetOfAddress(socket.localAddress);
   const target = number === undefined ? undefined : options.readTarget(number);
-  socket.on("error", () => {});
+  socket.on("error", ignoreError);
   if (!target) {
     counters.failed("outbound", "unknown-target");
     log(`outbound: ${socket.localAddress ?? "a closed connection"} names no target`);
@@ -43,25 +43,35 @@ export async function carryOutbound(socket: Socket, options: OutboundOptions): P
   counters.begin("outbound");
   try {
     const source = { address: socket.remoteAddress ?? "0.0.0.0", port: socket.remotePort ?? 0 };
-    const { stream, identity, to, since } = await dial(target, source, abort.signal, options);
-    counters.opened("outbound", identity);
-    if ("setKeepAlive" in stream && typeof stream.setKeepAlive === "function")
-      stream.setKeepAlive(true, KEEPALIVE);
-    // In TLS 1.3 the peer judges our certificate after our side of the handshake. With its first byte it has accepted it.
-    stream.once("data", () => endpoints?.record(to, "well", since));
-    splice(socket, stream, ({ forth, back, error, failed }) => {
-      counters.closed("outbound", forth, back);
-      if (back > 0) return;
-      const refused = failed === "second" && isAlert(error);
-      endpoints?.record(to, refused ? "wrong" : "well", since);
-      if (failed === "second") note(options, to, refused ? "refused-by-peer" : reasonOfFailure(error), error);
-    });
+    const dialled = await dial(target, source, abort.signal, options);
+    counters.opened("outbound", dialled.identity);
+    join(socket, dialled, options);
   } catch {
     counters.abandoned("outbound");
     reset(socket);
   } finally {
     socket.off("close", gone);
   }
+}
+
+/** Carries a connection to its end. By itself, so that what is kept meanwhile is not all that the connect needed. */
+function join(
+  socket: Socket,
+  { stream, to, since }: Awaited<ReturnType<typeof dial>>,
+  options: OutboundOptions,
+): void {
+  const { counters, endpoints } = options;
+  if ("setKeepAlive" in stream && typeof stream.setKeepAlive === "function")
+    stream.setKeepAlive(true, KEEPALIVE);
+  // In TLS 1.3 the peer judges our certificate after our side of the handshake. With its first byte it has accepted it.
+  stream.once("data", () => endpoints?.record(to, "well", since));
+  splice(socket, stream, ({ forth, back, error, failed }) => {
+    counters.closed("outbound", forth, back);
+    if (back > 0) return;
+    const refused = failed === "second" && isAlert(error);
+    endpoints?.record(to, refused ? "wrong" : "well", since);
+    if (failed === "second") note(options, to, refused ? "refused-by-peer" : reasonOfFailure(error), error);
+  });
 }
 
 /** Tries the target, then another endpoint of its cluster. Rejects with the last failure, which is counted and logged. */

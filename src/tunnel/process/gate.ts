@@ -14,9 +14,19 @@ export class Gate {
   readonly #limits: Limits;
   readonly #sockets = new Set<Socket>();
   readonly #pending = new Set<Socket>();
+  /** One listener for all sockets. */
+  readonly #leave: (this: Socket) => void;
 
-  constructor(limits: Limits) {
+  /** `left` is called when a socket has closed. */
+  constructor(limits: Limits, left: () => void) {
     this.#limits = limits;
+    const sockets = this.#sockets;
+    const pending = this.#pending;
+    this.#leave = function leave(this: Socket) {
+      sockets.delete(this);
+      pending.delete(this);
+      left();
+    };
   }
 
   get connections(): number {
@@ -29,10 +39,7 @@ export class Gate {
       return false;
     this.#sockets.add(socket);
     this.#pending.add(socket);
-    socket.once("close", () => {
-      this.#sockets.delete(socket);
-      this.#pending.delete(socket);
-    });
+    socket.on("close", this.#leave);
     return true;
   }
 

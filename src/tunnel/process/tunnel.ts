@@ -10,13 +10,14 @@ import type { Admission } from "../inbound/admission.ts";
 import type { Callers } from "../inbound/app.ts";
 import { InboundTunnel } from "../inbound/inbound.ts";
 import { Dialer } from "../outbound/dial.ts";
-import { carryOutbound } from "../outbound/outbound.ts";
+import { carryOutbound, type OutboundOptions } from "../outbound/outbound.ts";
 import type { Endpoints, ReadTarget } from "../outbound/target.ts";
 import { reset } from "../splice.ts";
 import { MeshCredentials } from "../tls/mesh-credentials.ts";
 import { Gate, LIMITS, type Limits } from "./gate.ts";
 import { Listener, type ListenerName } from "./listeners.ts";
 import { StatusFile, startTicks, sweepTunnels, type TunnelStatus } from "./status-file.ts";
+import { Tidy } from "./tidy.ts";
 
 /** Most bytes that the HTTP/2 streams of all connections hold for slow readers. */
 const BUDGET = 64 * 1024 * 1024;
@@ -64,12 +65,13 @@ export class Tunnel {
   #written = "";
   #lines = LINES;
   #suppressed = 0;
+  readonly #tidy = new Tidy();
   readonly #ended = Promise.withResolvers<void>();
 
   private constructor(options: TunnelOptions) {
     const { store, log, limits, baggage, admission, callers, runDir } = options;
     this.#options = options;
-    this.#gate = new Gate(limits ?? LIMITS);
+    this.#gate = new Gate(limits ?? LIMITS, () => this.#finishWhenIdle());
     this.#credentials = new MeshCredentials(store, (text) => log.info(text));
     const credentials = this.#credentials;
     const budget = this.#budget;
@@ -156,19 +158,16 @@ export class Tunnel {
   }
 
   async #listen(): Promise<void> {
+    const { readTarget, endpoints } = this.#options;
+    const outbound: OutboundOptions = {
+      readTarget,
+      ...(endpoints && { endpoints }),
+      dialer: this.#dialer,
+      counters: this.#counters,
+      log: (text) => this.#line(text),
+    };
     const serve: Record<ListenerName, (socket: Socket, settled: () => void) => Promise<void>> = {
-      outbound: (socket) => {
-        const log = (text: string) => this.#line(text);
-        const counters = this.#counters;
-        const { readTarget, endpoints } = this.#options;
-        return carryOutbound(socket, {
-          readTarget,
-          ...(endpoints && { endpoints }),
-          dialer: this.#dialer,
-          counters,
-          log,
-        });
-      },
+      outbound: (socket) => carryOutbound(socket, outbound),
       hbone: (socket, settled) => this.#inbound.serveHbone(socket, settled),
       inbound: (socket, settled) => this.#inbound.serveSteered(socket, settled, this.#portOf("inbound")),
       inbound6: (socket, settled) => this.#inbound.serveSteered(socket, settled, this.#portOf("inbound6")),
@@ -216,7 +215,6 @@ export class Tunnel {
       reset(socket);
       return;
     }
-    socket.once("close", () => this.#finishWhenIdle());
     const settled = () => this.#gate.settled(socket);
     serve(socket, settled)
       .then(settled)
@@ -248,6 +246,7 @@ export class Tunnel {
     this.#lines = LINES;
     this.#inbound.review();
     this.#writeStatus();
+    this.#tidy.look(this.#counters.version);
   }
 
   /** Writes the status if it changed. Ignores a full disk. */

@@ -1,8 +1,14 @@
 import type { Duplex } from "node:stream";
-import { type ConnectionOptions, connect, type SecureContext, type TLSSocket } from "node:tls";
-import { readPeerNamesOnly } from "../../runtime/peer-names.ts";
+import {
+  type ConnectionOptions,
+  connect,
+  type PeerCertificate,
+  type SecureContext,
+  type TLSSocket,
+} from "node:tls";
+import { forgetHandshake, readPeerNamesOnly } from "../../runtime/tls-socket.ts";
 import { reasonOfFailure, TunnelFailure } from "../failure.ts";
-import { reset } from "../splice.ts";
+import { ignoreError, reset } from "../splice.ts";
 import { CONNECT_PATIENCE } from "../tcp.ts";
 import { expiryOf } from "./expiry.ts";
 import type { Sessions } from "./sessions.ts";
@@ -41,17 +47,14 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
       secureContext: context,
       ALPNProtocols: [...alpn],
       rejectUnauthorized: verify,
-      checkServerIdentity: (_host, certificate) =>
-        // A session outlives the certificate that was verified when it began.
-        expiryOf(certificate) ?? options.check(certificate.subjectaltname),
+      checkServerIdentity: judge(options.check),
       ...(session && { session }),
       ...(sni === "" ? {} : { servername: sni }),
     };
     let connected = false;
     const socket = connect(settings);
     readPeerNamesOnly(socket);
-    // For moments when nobody else listens: an error without a listener ends the process.
-    socket.on("error", () => {});
+    socket.on("error", ignoreError);
     const patience = options.patience ?? CONNECT_PATIENCE;
     const timer = setTimeout(() => {
       const reason = connected || "stream" in to ? "handshake-timeout" : "connect-timeout";
@@ -92,8 +95,8 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
         return;
       }
       finish();
-      if (sessions && peer !== undefined)
-        socket.on("session", (ticket: Buffer) => sessions.put(peer, ticket));
+      forgetHandshake(socket);
+      if (sessions && peer !== undefined) keepSessions(socket, sessions, peer);
       socket.pause();
       resolve(socket);
     });
@@ -102,6 +105,20 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
     signal.addEventListener("abort", aborted);
     if (signal.aborted) aborted();
   });
+}
+
+/*
+ * What the socket keeps for good gets functions of its own. A closure of openTls would keep all that the handshake needed.
+ */
+
+function judge(check: PeerTls["check"]) {
+  // A session outlives the certificate that was verified when it began.
+  return (_host: string, certificate: PeerCertificate) =>
+    expiryOf(certificate) ?? check(certificate.subjectaltname);
+}
+
+function keepSessions(socket: TLSSocket, sessions: Sessions, peer: string): void {
+  socket.on("session", (ticket: Buffer) => sessions.put(peer, ticket));
 }
 
 /** A reset before the handshake's end is a refusal by the peer; anything else is as it was. */
