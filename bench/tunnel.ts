@@ -1,11 +1,12 @@
 /**
- * An app's connections by sidecar mTLS through kmesh tunnel and through Envoy, to the same peer, in turns:
+ * An app's connections through kmesh tunnel and through Envoy to the same peer, in turns: by sidecar mTLS, and by HBONE to
+ * another Envoy that terminates it.
  *
- *     bun bench/tunnel.ts [--rounds N] [--workers N]
+ *     bun bench/tunnel.ts [--rounds N] [--workers N|auto]
  *
  * The figure that holds on a shared machine is the CPU time of the proxy for one connection, one request, one GB; rates and
- * latencies depend on the load generator, which runs beside. Prints medians, the ratio to Envoy, and the bar for it. Envoy is
- * configured as istiod configures a sidecar's cluster: both may resume TLS sessions.
+ * latencies depend on the load generator, which runs beside. Prints medians, the ratio to Envoy, and the bar for it. Both may
+ * resume TLS sessions. The tunnel's heap is as small as that of `kmesh tunnel`.
  */
 import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
@@ -15,27 +16,41 @@ import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
 import { parseArgs } from "node:util";
 import { addressOfTarget } from "../src/mesh/tunnel-address.ts";
+import { smallHeapEnvironment } from "../src/runtime/heap.ts";
 import type { TunnelTarget } from "../src/tunnel/outbound/target.ts";
 import { readTunnels } from "../src/tunnel/process/status-file.ts";
 import { dialTcp, listening, TestMesh } from "../test/lab/mesh-member.ts";
 import type { ChildSettings } from "../test/tunnel/child.ts";
-import { median, printTable } from "./measure.ts";
+import { cpuTime, median, printTable, progress } from "./measure.ts";
+import { clientConfig, terminatorConfig } from "./tunnel-envoy.ts";
 
 const ROOT = join(import.meta.dir, "..");
-const WARM_UP = 600;
+const WARM_UP = 1_000;
 const CONNECTIONS = 800;
 const AT_ONCE = 16;
 const REQUESTS = 10_000;
 const HELD = 1_000;
-/** Small requests while a download runs. */
+/** Held connections are opened so many at a time: more overflow the peer's accept queue. */
+const OPENED_AT_ONCE = 50;
+/** Milliseconds until held connections are at rest. */
+const REST = 2_500;
+/** Small requests while a download runs, and beside downloads that nobody reads. */
 const BESIDE = 300;
+const BESIDE_UNREAD = 20;
+const UNREAD = 3;
+/** Milliseconds after which a request counts as starved. */
+const STARVED = 2_000;
 const BULK = 256 << 20;
 const SNI = "outbound_.80_._.web.shop.svc.cluster.local";
 
+const WAYS = ["sidecar mTLS", "HBONE"] as const;
+type Way = (typeof WAYS)[number];
+
 interface Proxy {
   name: string;
-  child: ChildProcess;
-  connect(): Promise<Socket>;
+  /** Its processes. */
+  pids(): number[];
+  connect: Record<Way, () => Promise<Socket>>;
 }
 
 const HELD_ROW = "KB a held connection";
@@ -46,6 +61,7 @@ const BARS: Readonly<Record<string, string>> = {
   "keep-alive requests/s": "ratio >= 1",
   "MB of a stream per CPU second": "ratio >= 0.8",
   "p50 of a request beside a download, ms": "ratio <= 1",
+  "% answered beside 3 unread downloads": "100",
   [HELD_ROW]: "<= 20",
   "most memory, MB": "<= 110",
 };
@@ -64,41 +80,64 @@ try {
 process.exit(0);
 
 async function main(rounds: number): Promise<void> {
-  const peer = createTlsServer({ ...mesh.issue("web"), requestCert: true }, (socket) => {
-    socket.on("error", () => {});
-    socket.on("data", (chunk: Buffer) => {
-      if (chunk[0] === 0x62) pour(socket);
-      else socket.write(chunk);
-    });
-  });
-  const port = await listening(peer);
-  const proxies = [await startKmesh(port), await startEnvoy(port)];
-  for (const proxy of proxies) await fresh(proxy, WARM_UP);
+  const web = await listening(createTlsServer({ ...mesh.issue("web"), requestCert: true }, serve));
+  const app = await listening(createServer(serve));
+  const [hboneWeb = 0, mtls = 0, hbone = 0] = await freePorts(3);
+  await startEnvoy("terminator", terminatorConfig(mesh, hboneWeb, app), hboneWeb);
+  const envoy = await startEnvoy("client", clientConfig(mesh, SNI, { mtls, hbone, web, hboneWeb }), mtls);
+  const proxies: Proxy[] = [
+    await startKmesh(web, hboneWeb, app),
+    {
+      name: "Envoy",
+      pids: () => [envoy],
+      connect: { "sidecar mTLS": () => dialTcp(mtls), HBONE: () => dialTcp(hbone) },
+    },
+  ];
+  for (const proxy of proxies) for (const way of WAYS) await fresh(proxy.connect[way], WARM_UP);
+  for (const way of WAYS) printTable(...(await compare(proxies, way, rounds)));
+}
+
+async function compare(
+  proxies: readonly Proxy[],
+  way: Way,
+  rounds: number,
+): Promise<[string[], (string | number)[][]]> {
   const rows = new Map<string, Map<string, number[]>>();
-  for (let round = 0; round < rounds; round++)
+  for (let round = 1; round <= rounds; round++) {
+    progress(`${way}: round ${round} of ${rounds}`);
     for (const proxy of proxies)
-      for (const [name, value] of Object.entries(await measure(proxy))) {
+      for (const [name, value] of Object.entries(await measure(proxy, way))) {
         const row = rows.get(name) ?? new Map<string, number[]>();
         row.set(proxy.name, [...(row.get(proxy.name) ?? []), value]);
         rows.set(name, row);
       }
+  }
   const table = [...rows].map(([name, row]) => {
     // Memory that was free already hides what later rounds need.
     const of = name === HELD_ROW ? (values: number[]) => Math.max(...values) : median;
     const [kmesh = 0, envoy = 0] = proxies.map((proxy) => of(row.get(proxy.name) ?? []));
     return [name, kmesh, envoy, kmesh / envoy, BARS[name] ?? ""];
   });
-  printTable(["", "kmesh", "Envoy", "ratio", "bar"], table);
+  return [[way, "kmesh", "Envoy", "ratio", "bar"], table];
+}
+
+/** What the app at the other end does: a download for a "b", else an echo. */
+function serve(socket: Socket): void {
+  socket.on("error", () => {});
+  socket.on("data", (chunk: Buffer) => {
+    if (chunk[0] === 0x62) pour(socket);
+    else socket.write(chunk);
+  });
 }
 
 /** New connections with one request each. Gives their times, ms. */
-async function fresh(proxy: Proxy, count: number): Promise<number[]> {
+async function fresh(connect: () => Promise<Socket>, count: number): Promise<number[]> {
   const times: number[] = [];
   await Promise.all(
     Array.from({ length: AT_ONCE }, async () => {
       for (let i = 0; i < count / AT_ONCE; i++) {
         const began = performance.now();
-        const socket = await proxy.connect();
+        const socket = await connect();
         await echo(socket);
         times.push(performance.now() - began);
         socket.destroy();
@@ -108,31 +147,33 @@ async function fresh(proxy: Proxy, count: number): Promise<number[]> {
   return times;
 }
 
-async function measure(proxy: Proxy): Promise<Record<string, number>> {
-  const pid = proxy.child.pid ?? 0;
-  const cpu = async <T>(act: () => Promise<T>) => {
-    const before = cpuSeconds(pid);
+async function measure(proxy: Proxy, way: Way): Promise<Record<string, number>> {
+  const connect = proxy.connect[way];
+  const timed = async <T>(act: () => Promise<T>) => {
+    const before = sum(proxy.pids(), cpuTime);
     const started = performance.now();
     const result = await act();
-    return { result, cpu: cpuSeconds(pid) - before, seconds: (performance.now() - started) / 1000 };
+    const cpu = (sum(proxy.pids(), cpuTime) - before) / 1000;
+    return { result, cpu, seconds: (performance.now() - started) / 1000 };
   };
-  const before = residentKilobytes(pid);
-  const held = await Promise.all(Array.from({ length: HELD }, () => proxy.connect()));
-  await Promise.all(held.map(echo));
-  const resident = residentKilobytes(pid);
+  const memory = () => sum(proxy.pids(), (pid) => kilobytes(pid, "VmRSS"));
+  const before = memory();
+  const held = await hold(connect);
+  const resident = memory();
   for (const socket of held) socket.destroy();
-  await new Promise((later) => setTimeout(later, 300));
-  const connections = await cpu(() => fresh(proxy, CONNECTIONS));
-  const kept = await proxy.connect();
+  await new Promise((later) => setTimeout(later, REST));
+  const connections = await timed(() => fresh(connect, CONNECTIONS));
+  const kept = await connect();
   await echo(kept);
-  const requests = await cpu(async () => {
+  const requests = await timed(async () => {
     for (let i = 0; i < REQUESTS; i++) await echo(kept);
   });
-  const bulk = await proxy.connect();
-  const stream = await cpu(() => download(bulk));
+  const bulk = await connect();
+  const stream = await timed(() => download(bulk));
   bulk.destroy();
-  const beside = await requestsBeside(proxy, kept);
+  const beside = await requestsBeside(connect, kept);
   kept.destroy();
+  const unread = await requestsBesideUnread(connect);
   return {
     "new connections/s": CONNECTIONS / connections.seconds,
     "p99 of a new connection and its answer, ms": quantile(connections.result, 0.99),
@@ -143,9 +184,23 @@ async function measure(proxy: Proxy): Promise<Record<string, number>> {
     "MB of a stream per CPU second": BULK / 1e6 / stream.cpu,
     "p50 of a request beside a download, ms": quantile(beside, 0.5),
     "p99 of a request beside a download, ms": quantile(beside, 0.99),
+    "% answered beside 3 unread downloads": (100 * unread.length) / BESIDE_UNREAD,
+    "p50 of those, ms": quantile(unread, 0.5),
     [HELD_ROW]: (resident - before) / HELD,
-    "most memory, MB": mostKilobytes(pid) / 1024,
+    "most memory, MB": sum(proxy.pids(), (pid) => kilobytes(pid, "VmHWM")) / 1024,
   };
+}
+
+/** Connections with one request each, at rest. */
+async function hold(connect: () => Promise<Socket>): Promise<Socket[]> {
+  const held: Socket[] = [];
+  while (held.length < HELD) {
+    const some = await Promise.all(Array.from({ length: OPENED_AT_ONCE }, connect));
+    await Promise.all(some.map(echo));
+    held.push(...some);
+  }
+  await new Promise((later) => setTimeout(later, REST));
+  return held;
 }
 
 async function download(socket: Socket): Promise<void> {
@@ -158,10 +213,11 @@ async function download(socket: Socket): Promise<void> {
 }
 
 /** Times of small requests on `kept` while downloads run on another connection, ms. */
-async function requestsBeside(proxy: Proxy, kept: Socket): Promise<number[]> {
+/** Times of small requests on `kept` while downloads run on another connection, ms. */
+async function requestsBeside(connect: () => Promise<Socket>, kept: Socket): Promise<number[]> {
   const times: number[] = [];
   while (times.length < BESIDE) {
-    const bulk = await proxy.connect();
+    const bulk = await connect();
     let running = true;
     const over = download(bulk).finally(() => {
       running = false;
@@ -174,6 +230,32 @@ async function requestsBeside(proxy: Proxy, kept: Socket): Promise<number[]> {
     bulk.destroy();
     await over.catch(() => {});
   }
+  return times;
+}
+
+/** Times of new connections with one request each, beside downloads that nobody reads, ms. Those without an answer are left out. */
+async function requestsBesideUnread(connect: () => Promise<Socket>): Promise<number[]> {
+  const unread = await Promise.all(Array.from({ length: UNREAD }, connect));
+  for (const socket of unread) {
+    socket.on("error", () => {});
+    socket.pause();
+    socket.write("b");
+  }
+  await new Promise((later) => setTimeout(later, 300));
+  const times: number[] = [];
+  for (let i = 0; i < BESIDE_UNREAD; i++) {
+    const began = performance.now();
+    const socket = await connect();
+    const starved = new Promise<boolean>((resolve) => setTimeout(resolve, STARVED, true));
+    const answered = echo(socket).then(
+      () => false,
+      () => true,
+    );
+    if (!(await Promise.race([answered, starved]))) times.push(performance.now() - began);
+    socket.on("error", () => {});
+    socket.destroy();
+  }
+  for (const socket of unread) socket.destroy();
   return times;
 }
 
@@ -203,88 +285,72 @@ function pour(socket: Socket): void {
   more();
 }
 
-async function startKmesh(port: number): Promise<Proxy> {
+async function startKmesh(web: number, hboneWeb: number, app: number): Promise<Proxy> {
   const runDir = join(mesh.folder, "run");
   mkdirSync(runDir);
   const targets = join(runDir, "targets.json");
   const sans = [{ kind: "exact" as const, value: mesh.id("web") }];
-  const target: TunnelTarget = {
-    number: 2,
-    peer: { address: "127.0.0.1", port },
-    transport: { kind: "istio", sni: SNI, sans },
-    service: "web",
-    cluster: "web",
-  };
-  writeFileSync(targets, JSON.stringify([target]));
+  const target = { service: "web", cluster: "web" };
+  const all: TunnelTarget[] = [
+    {
+      ...target,
+      number: 2,
+      peer: { address: "127.0.0.1", port: web },
+      transport: { kind: "istio", sni: SNI, sans },
+    },
+    {
+      ...target,
+      number: 3,
+      peer: { address: "127.0.0.1", port: app },
+      transport: { kind: "hbone", authority: "", port: hboneWeb, sans },
+    },
+  ];
+  writeFileSync(targets, JSON.stringify(all));
   const settings: ChildSettings = {
     store: mesh.store("app").folder,
     targets,
     runDir,
     listeners: { outbound: { host: "0.0.0.0", port: 0 } },
-    workers: Number(values.workers),
+    workers: values.workers === "auto" ? "auto" : Number(values.workers),
   };
+  const env = smallHeapEnvironment(process.env) ?? process.env;
   const child = spawn(process.execPath, [join(ROOT, "test/tunnel/child.ts")], {
-    env: { ...process.env, TUNNEL: JSON.stringify(settings) },
+    env: { ...env, TUNNEL: JSON.stringify(settings) },
     stdio: "ignore",
   });
   children.push(child);
   const at = await eventually(() => readTunnels(runDir)[0]?.listening[0]?.port);
-  return { name: "kmesh", child, connect: () => dialTcp(at, addressOfTarget(2)) };
-}
-
-async function startEnvoy(port: number): Promise<Proxy> {
-  const free = createServer();
-  const at = await listening(free);
-  free.close();
-  await once(free, "close");
-  const address = (value: number) => ({ socket_address: { address: "127.0.0.1", port_value: value } });
-  const typed = (name: string, value: object) => ({
-    "@type": `type.googleapis.com/envoy.extensions.${name}`,
-    ...value,
-  });
-  const { key, cert, ca } = mesh.issue("app");
-  const tls = typed("transport_sockets.tls.v3.UpstreamTlsContext", {
-    sni: SNI,
-    common_tls_context: {
-      alpn_protocols: ["istio"],
-      tls_params: { tls_minimum_protocol_version: "TLSv1_2", tls_maximum_protocol_version: "TLSv1_3" },
-      tls_certificates: [{ certificate_chain: { inline_string: cert }, private_key: { inline_string: key } }],
-      validation_context: {
-        trusted_ca: { inline_string: ca },
-        match_typed_subject_alt_names: [{ san_type: "URI", matcher: { exact: mesh.id("web") } }],
-      },
-    },
-  });
-  const endpoints = [{ lb_endpoints: [{ endpoint: { address: address(port) } }] }];
-  const tcp = typed("filters.network.tcp_proxy.v3.TcpProxy", { stat_prefix: "web", cluster: "web" });
-  const config = {
-    static_resources: {
-      listeners: [
-        {
-          name: "in",
-          address: address(at),
-          filter_chains: [{ filters: [{ name: "tcp", typed_config: tcp }] }],
-        },
-      ],
-      clusters: [
-        {
-          name: "web",
-          type: "STATIC",
-          load_assignment: { cluster_name: "web", endpoints },
-          transport_socket: { name: "envoy.transport_sockets.tls", typed_config: tls },
-        },
-      ],
+  return {
+    name: "kmesh",
+    pids: () => readTunnels(runDir).flatMap(({ pid, workers }) => [pid, ...(workers ?? [])]),
+    connect: {
+      "sidecar mTLS": () => dialTcp(at, addressOfTarget(2)),
+      HBONE: () => dialTcp(at, addressOfTarget(3)),
     },
   };
-  const file = join(mesh.folder, "envoy.json");
+}
+
+/** Starts an Envoy of one thread, and gives its pid once it accepts on `port`. */
+async function startEnvoy(name: string, config: object, port: number): Promise<number> {
+  const file = join(mesh.folder, `${name}.json`);
   writeFileSync(file, JSON.stringify(config));
   const path = execFileSync(join(ROOT, "test/envoy/fetch"), { encoding: "utf8" }).trim();
   const child = spawn(path, ["-c", file, "--concurrency", "1", "--use-dynamic-base-id", "-l", "error"], {
-    stdio: "ignore",
+    stdio: ["ignore", "ignore", "inherit"],
   });
   children.push(child);
-  await eventually(() => dialTcp(at).then((socket) => socket.destroy()));
-  return { name: "Envoy", child, connect: () => dialTcp(at) };
+  await eventually(() => dialTcp(port).then((socket) => socket.destroy().destroyed));
+  return child.pid ?? 0;
+}
+
+async function freePorts(count: number): Promise<number[]> {
+  const probes = Array.from({ length: count }, () => createServer());
+  const ports = await Promise.all(probes.map((probe) => listening(probe)));
+  for (const probe of probes) {
+    probe.close();
+    await once(probe, "close");
+  }
+  return ports;
 }
 
 async function eventually<T>(look: () => T | undefined | Promise<T | undefined>): Promise<T> {
@@ -296,19 +362,14 @@ async function eventually<T>(look: () => T | undefined | Promise<T | undefined>)
   throw new Error("a proxy did not come up");
 }
 
-/** User and system time of the process (proc(5), fields 14 and 15), in ticks of 10 ms. */
-function cpuSeconds(pid: number): number {
-  const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  return (Number(fields[11]) + Number(fields[12])) / 100;
+function sum(pids: readonly number[], of: (pid: number) => number): number {
+  return pids.reduce((all, pid) => all + of(pid), 0);
 }
 
-function residentKilobytes(pid: number): number {
-  return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]);
-}
-
-function mostKilobytes(pid: number): number {
-  return Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, "latin1"))?.[1]);
+/** A size in the status of a process (proc(5)). */
+function kilobytes(pid: number, name: "VmRSS" | "VmHWM"): number {
+  const text = readFileSync(`/proc/${pid}/status`, "latin1");
+  return Number(new RegExp(`${name}:\\s+(\\d+)`).exec(text)?.[1]);
 }
 
 function quantile(numbers: readonly number[], share: number): number {

@@ -25,8 +25,10 @@ export interface WorkersOptions {
   command: readonly string[];
   env: Readonly<Record<string, string | undefined>>;
   log: { info(text: string): void; warn(text: string): void };
-  /** Microseconds of CPU time that this process has used; for tests. */
+  /** For tests: microseconds of CPU time that this process has used, the machine's cores, milliseconds between two looks. */
   used?(): number;
+  cores?: number;
+  lookEvery?: number;
 }
 
 /** Owns the processes that it starts. */
@@ -44,6 +46,11 @@ export class Workers {
     const { count } = options;
     if (count === "auto") this.#watch();
     else this.#want(count - 1);
+  }
+
+  /** Those that run, the oldest first. */
+  get pids(): number[] {
+    return [...this.#running].flatMap(({ pid }) => pid ?? []);
   }
 
   /** Starts no more, and has each one drain. */
@@ -64,7 +71,8 @@ export class Workers {
   }
 
   #watch(): void {
-    const most = availableParallelism() - 1;
+    const { cores = availableParallelism(), lookEvery = LOOK_EVERY } = this.#options;
+    const most = cores - 1;
     const used = this.#options.used ?? (() => usedTime(process.cpuUsage()));
     let at = performance.now();
     let before = used();
@@ -82,7 +90,7 @@ export class Workers {
       );
       this.#want(this.#wanted + 1);
     };
-    this.#look = setInterval(look, LOOK_EVERY);
+    this.#look = setInterval(look, lookEvery);
     this.#look.unref();
   }
 
