@@ -1,5 +1,5 @@
 /** Numbers and names as the page shows them, with their units. */
-import type { Node } from "../telemetry/model.ts";
+import type { Carried, Node } from "../telemetry/model.ts";
 
 /** `12 /s`, `0.25 /s`; per minute or hour where that is clearer. */
 export function formatRate(perSecond: number): string {
@@ -63,6 +63,22 @@ export function formatCount(count: number): string {
 function significant(value: number): string {
   if (value >= 10) return Math.round(value).toLocaleString("en-US");
   return value >= 1 ? String(Number(value.toFixed(1))) : String(Number(value.toPrecision(2)));
+}
+
+/** How connections are protected on their way. */
+export function describeWay(carried: Carried | undefined): string {
+  switch (carried?.by) {
+    case undefined:
+      return "nothing: as the app sends them";
+    case "istio":
+      return "mutual TLS";
+    case "hbone":
+      return "mutual TLS, by HBONE";
+    case "tls":
+      return carried.mutualTls ? "mutual TLS" : "TLS, without an identity of this machine";
+    case "proxy-protocol":
+      return "plaintext, behind a PROXY header";
+  }
 }
 
 /** A node's name and what tells it from others of the name. */

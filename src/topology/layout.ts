@@ -81,8 +81,12 @@ export interface Link {
   state: EdgeState;
   /** Not failing as a whole, but a hundredth or more of an edge's connections failed: who is hit by what fails behind. */
   someFail: boolean;
-  /** The d of an SVG path. */
+  /** The tunnel carries all of its edges, and both ends prove who they are. */
+  locked: boolean;
+  /** The d of an SVG path, and a point on it after three quarters, where lines to different shapes are apart. */
   path: string;
+  x: number;
+  y: number;
   /** Stroke, 1 to 5 pixels, by connections per second. */
   width: number;
 }
@@ -351,7 +355,9 @@ function linksOf(
       edges: members.map((edge) => edge.id),
       state,
       someFail: state !== "failing" && members.some(({ failureShare }) => failureShare >= SOME_FAIL),
+      locked: members.every(({ carried }) => carried?.mutualTls === true),
       path: pathBetween(from, to),
+      ...pointOn(from, to),
       width: 1.25 + Math.min(3.75, Math.log10(1 + rate)),
     });
   }
@@ -367,6 +373,13 @@ function pathBetween(from: Shape, to: Shape): string {
   const y2 = to.y + to.height / 2;
   const bend = Math.max(24, (x2 - x1) / 2);
   return `M${x1} ${y1}C${x1 + bend} ${y1} ${x2 - bend} ${y2} ${x2} ${y2}`;
+}
+
+/** Of the curve that pathBetween draws, at three quarters. */
+function pointOn(from: Shape, to: Shape): { x: number; y: number } {
+  const x1 = from.x + from.width;
+  const y1 = from.y + from.height / 2;
+  return { x: x1 + 0.703 * (to.x - x1), y: y1 + 0.844 * (to.y + to.height / 2 - y1) };
 }
 
 function compare(a: string, b: string): number {

@@ -157,6 +157,11 @@ export function shop(): EdgesDocument {
     duration: { mean: 0.12 },
     live: 4,
   });
+  const carried = {
+    by: "hbone",
+    mutualTls: true,
+    principal: "spiffe://cluster.local/ns/finance/sa/ledger",
+  } as const;
   const edges = [
     edge({ from: front.id, to: billing.id, kind: "inbound", port: 8000, ...busy(5_400, 420), live: 0 }),
     edge({ from: stranger.id, to: billing.id, kind: "inbound", port: 8000, ...busy(12, 8_100), live: 0 }),
@@ -174,7 +179,7 @@ export function shop(): EdgesDocument {
       },
       state: "failing",
     }),
-    edge({ from: report.id, to: ledger.id, kind: "call", ...busy(60, 2_300) }),
+    edge({ from: report.id, to: ledger.id, kind: "call", carried, ...busy(60, 2_300) }),
     edge({ from: report.id, to: stock.id, kind: "call", ...busy(240, 16_000) }),
     edge({ from: cron.id, to: stock.id, kind: "call" }),
     edge({ from: report.id, to: outside.id, kind: "passed", ...busy(18, 21_000) }),
@@ -198,7 +203,7 @@ export function shop(): EdgesDocument {
       recent: { opened: 240, sent: 6e6, received: 9e6, retransmits: 412 },
       state: "slow",
     }),
-    edge({ from: ledger.id, to: l0.id, kind: "endpoint", ...busy(60, 2_300) }),
+    edge({ from: ledger.id, to: l0.id, kind: "endpoint", carried, ...busy(60, 2_300) }),
   ];
   const id = (from: Node, to: Node) => `${from.id} -> ${to.id}`;
   return documentOf(

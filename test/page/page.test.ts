@@ -208,7 +208,14 @@ describe.skipIf(why !== undefined)("the page", () => {
     expect(await page.getByRole("region", { name: "Details" }).textContent()).toContain(
       "istiod names no workload",
     );
+    await shape(page, "ledger:5432").click();
+    await page.locator(".edges button", { hasText: "ledger-0" }).click();
+    const details = await page.getByRole("region", { name: "Details" }).textContent();
+    expect(details).toContain("mutual TLS, by HBONE");
+    expect(details).toContain("spiffe://cluster.local/ns/finance/sa/ledger");
+    expect(await page.locator(".links .lock").count()).toBe(2);
     await page.getByRole("button", { name: "Table", exact: true }).click();
+    expect(await page.locator("tbody tr", { hasText: "by HBONE" }).count()).toBe(2);
     expect(await page.locator("tbody tr").count()).toBe(14);
     await page.getByRole("button", { name: "Sent", exact: true }).click();
     expect(await page.locator("tbody tr").first().textContent()).toContain("frontend-v1");

@@ -5,7 +5,7 @@ import { STATE_WORDS } from "../health.ts";
 import type { Link, Picture, Shape } from "../layout.ts";
 import { SIZE } from "../layout.ts";
 import { cut, html, svg } from "./dom.ts";
-import { symbol } from "./symbols.ts";
+import { padlock, symbol } from "./symbols.ts";
 
 export interface MapListener {
   /** A node, an edge or a link of several edges; undefined for nothing. */
@@ -266,6 +266,7 @@ export class MapView {
       },
       svg("path", { d: link.path, class: "line", "stroke-width": link.width.toFixed(2) }),
       svg("path", { d: link.path, class: "reach" }),
+      link.locked && svg("g", { transform: `translate(${link.x} ${link.y})`, class: "lock" }, padlock()),
     );
   }
 
@@ -283,7 +284,11 @@ export class MapView {
       html(
         "span",
         {},
-        `${STATE_WORDS[link.state]} · ${formatRate(rate)} · ${formatShare(share)} failed${all.length > 1 ? ` · ${all.length} edges` : ""}`,
+        [
+          ...[STATE_WORDS[link.state], formatRate(rate), `${formatShare(share)} failed`],
+          ...(link.locked ? ["mutual TLS"] : []),
+          ...(all.length > 1 ? [`${all.length} edges`] : []),
+        ].join(" · "),
       ),
     );
     this.#tip.hidden = false;
@@ -479,5 +484,11 @@ function legend(): HTMLElement {
     entry("slow", "slow or lossy"),
     entry("ok", "healthy: the wider, the more connections"),
     entry("idle", "idle"),
+    html(
+      "span",
+      { class: "entry" },
+      svg("svg", { viewBox: "-9 -9 18 18", width: 16, height: 16, "aria-hidden": "true" }, padlock()),
+      "mutual TLS",
+    ),
   );
 }

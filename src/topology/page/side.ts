@@ -2,6 +2,7 @@
 import type { Edge, EdgeHistory, EdgesDocument, Node, Problem, Workload } from "../../telemetry/model.ts";
 import {
   describeNode,
+  describeWay,
   endpointAddress,
   formatBytes,
   formatCount,
@@ -180,6 +181,7 @@ export class SideView {
       ...(edge.peer
         ? [["Seen by the other end", `${formatCount(edge.peer.opened)} connections`] as [string, string]]
         : []),
+      ...(edge.kind === "endpoint" || edge.kind === "call" ? wayFacts(edge) : []),
       ["Last used", edge.usedAt ? ago(edge.usedAt, document.at) : "not known"],
     ];
     return [
@@ -305,6 +307,13 @@ function stateLine(state: Edge["state"], window: number): HTMLElement {
 
 function definitions(rows: readonly (readonly [string, string])[]): HTMLElement {
   return html("dl", {}, ...rows.flatMap(([name, value]) => [html("dt", {}, name), html("dd", {}, value)]));
+}
+
+function wayFacts({ carried }: Edge): [string, string][] {
+  return [
+    ["Protected by", describeWay(carried)],
+    ...(carried?.principal ? [["The peer must be", carried.principal] as [string, string]] : []),
+  ];
 }
 
 function workloadFacts(workload: Workload | undefined): [string, string][] {

@@ -24,6 +24,17 @@ export function symbol(state: EdgeState): SVGGElement {
   );
 }
 
+/** A padlock in a box from -7 to 7: mutual TLS. */
+export function padlock(): SVGGElement {
+  return svg(
+    "g",
+    { class: "padlock", "aria-hidden": "true" },
+    svg("circle", { r: 8.5, class: "ground" }),
+    svg("path", { d: "M-2.6 -0.8v-2a2.6 2.6 0 0 1 5.2 0v2", class: "shackle" }),
+    svg("rect", { x: -4, y: -1, width: 8, height: 6, rx: 1.2, class: "body" }),
+  );
+}
+
 /** The same beside HTML text. */
 export function icon(state: EdgeState): SVGSVGElement {
   return svg(

@@ -2,6 +2,7 @@
 import type { Edge, EdgesDocument, Node } from "../../telemetry/model.ts";
 import {
   describeNode,
+  describeWay,
   formatBytes,
   formatCount,
   formatMicroseconds,
@@ -39,6 +40,12 @@ const COLUMNS: readonly Column[] = [
     isText: true,
     value: (edge, name) => name(edge.to),
     text: (edge, name) => `${name(edge.to)}${edge.port > 0 ? ` port ${edge.port}` : ""}`,
+  },
+  {
+    title: "Way",
+    isText: true,
+    value: ({ carried }) => (carried ? describeWay(carried) : ""),
+    text: ({ carried }) => (carried ? describeWay(carried) : "–"),
   },
   { title: "Connections", value: (edge) => edge.rate.opened, text: (edge) => formatRate(edge.rate.opened) },
   { title: "Open now", value: (edge) => edge.live, text: (edge) => formatCount(edge.live) },
@@ -82,7 +89,7 @@ export class TableView {
     "aria-label": "Table of edges",
   });
   readonly #select: (id: string) => void;
-  #sort = { column: 0, descending: false };
+  #sort = { column: "State", descending: false };
   #rows = PAGE;
   #last: { document: EdgesDocument; selected: string | undefined } | undefined;
 
@@ -98,7 +105,12 @@ export class TableView {
     const nodes = new Map(document.nodes.map((node) => [node.id, node]));
     const name = (id: string) => nameOf(nodes.get(id), id);
     const edges = this.#sorted(document.edges, name);
-    const rows = edges.slice(0, this.#rows).map((edge) => this.#row(edge, name, edge.id === selected));
+    // A column that is empty takes room.
+    const hasWay = document.edges.some(({ carried }) => carried);
+    const columns = COLUMNS.filter(({ title }) => hasWay || title !== "Way");
+    const rows = edges
+      .slice(0, this.#rows)
+      .map((edge) => this.#row(edge, name, columns, edge.id === selected));
     this.element.replaceChildren(
       html(
         "table",
@@ -108,7 +120,7 @@ export class TableView {
           {},
           `${formatCount(document.edges.length)} edges, the last ${formatSeconds(document.window)}`,
         ),
-        html("thead", {}, html("tr", {}, ...COLUMNS.map((column, index) => this.#head(column, index)))),
+        html("thead", {}, html("tr", {}, ...columns.map((column) => this.#head(column)))),
         html("tbody", {}, ...rows),
       ),
       ...(edges.length > this.#rows
@@ -137,15 +149,15 @@ export class TableView {
 
   #sorted(edges: readonly Edge[], name: (id: string) => string): Edge[] {
     const { column, descending } = this.#sort;
-    const value = COLUMNS[column]?.value ?? (() => 0);
+    const value = COLUMNS.find(({ title }) => title === column)?.value ?? (() => 0);
     const keyed = edges.map((edge) => ({ edge, key: value(edge, name) }));
     const sign = descending ? -1 : 1;
     keyed.sort((a, b) => (a.key < b.key ? -sign : a.key > b.key ? sign : a.edge.id < b.edge.id ? -1 : 1));
     return keyed.map(({ edge }) => edge);
   }
 
-  #head({ title, isText }: Column, index: number): HTMLElement {
-    const isSorted = index === this.#sort.column;
+  #head({ title, isText }: Column): HTMLElement {
+    const isSorted = title === this.#sort.column;
     return html(
       "th",
       {
@@ -161,7 +173,7 @@ export class TableView {
           click: () =>
             this.#again(() => {
               // Of numbers the greatest are looked for first.
-              this.#sort = { column: index, descending: isSorted ? !this.#sort.descending : !isText };
+              this.#sort = { column: title, descending: isSorted ? !this.#sort.descending : !isText };
             }),
         },
         title,
@@ -174,11 +186,16 @@ export class TableView {
     );
   }
 
-  #row(edge: Edge, name: (id: string) => string, isSelected: boolean): HTMLElement {
+  #row(
+    edge: Edge,
+    name: (id: string) => string,
+    columns: readonly Column[],
+    isSelected: boolean,
+  ): HTMLElement {
     return html(
       "tr",
       { class: `${edge.state}${isSelected ? " selected" : ""}`, click: () => this.#select(edge.id) },
-      ...COLUMNS.map((column, index) => {
+      ...columns.map((column, index) => {
         const text = column.text(edge, name);
         if (index === 0)
           return html(
