@@ -1,6 +1,6 @@
 /**
  * Makes the README's pictures of the page, docs/topology*.png, from a real run: an agent with the embedded control plane, apps
- * in units of their own, callers, and two faults that begin after two thirds of the time. The page is that of `kmesh topology
+ * in units of their own, callers, and a server that is gone after two thirds of the time. The page is that of `kmesh topology
  * --open`, in Debian's Chromium. Run as root:
  *
  *     bun bench/pictures.ts [--minutes 8] [--out docs]
@@ -13,7 +13,7 @@ import type { DemoService } from "../src/demo/services.ts";
 import type { EdgesDocument } from "../src/telemetry/model.ts";
 import { AgentLab } from "../test/e2e/agent-lab.ts";
 import { TestCgroup } from "../test/lab/namespace.ts";
-import { eventually, OwnedProcess, output, placed, sleep } from "../test/lab/process.ts";
+import { eventually, OwnedProcess, sleep } from "../test/lab/process.ts";
 import { Browser, missingBrowser } from "../test/page/browser.ts";
 import { KMESH, requireTools, runAndClean } from "./machine.ts";
 import { progress } from "./measure.ts";
@@ -24,7 +24,7 @@ const { values: flags } = parseArgs({
     out: { type: "string", default: join(import.meta.dirname, "../docs") },
   },
 });
-requireTools(["nft", "nftables"], ["unshare", "util-linux"], ["hostname", "hostname"]);
+requireTools(["unshare", "util-linux"], ["hostname", "hostname"]);
 const why = missingBrowser();
 if (why !== undefined) throw new Error(why);
 
@@ -139,12 +139,6 @@ async function work(): Promise<void> {
   progress(`traffic for ${flags.minutes} minutes`);
   await sleep((seconds * 2000) / 3);
   await failing.stop("SIGKILL");
-  for (const rule of [
-    "add table inet loss",
-    "add chain inet loss in { type filter hook input priority 0; }",
-    "add rule inet loss in ip daddr 10.1.2.31 tcp dport 9090 meta length > 300 numgen inc mod 5 == 0 drop",
-  ])
-    await output(placed(["nft", rule], { netns: lab.namespace.path }));
   await sleep((seconds * 1000) / 3);
   await takePictures();
 }

@@ -20,12 +20,17 @@ export function writeHistory(path: string, history: History): void {
     const fd = openSync(fresh, "w", 0o600);
     try {
       const pieces = new Pieces(fd);
+      // A chunk whose buffer was asked for keeps another object for it: by a copy it stays small.
+      const copy = new Float32Array(VALUES);
+      const bytes = new Uint8Array(copy.buffer);
       const { first, last } = history;
       pieces.add(line({ version: VERSION, values: VALUES, first, last }));
       for (const [id, { before, chunks }] of history.tracks) {
         pieces.add(line({ id, before, chunks: [...chunks.keys()] }));
-        for (const { buffer, byteOffset, byteLength } of chunks.values())
-          pieces.add(new Uint8Array(buffer, byteOffset, byteLength));
+        for (const values of chunks.values()) {
+          copy.set(values);
+          pieces.add(bytes);
+        }
       }
       pieces.flush();
     } finally {
@@ -59,15 +64,15 @@ function historyIn(reader: Reader): History {
   const head = reader.line();
   if (head?.version !== VERSION || head.values !== VALUES) return new History();
   const tracks = new Map<string, Track>();
+  const copy = new Float32Array(VALUES);
+  const bytes = new Uint8Array(copy.buffer);
   for (let each = reader.line(); each !== undefined; each = reader.line()) {
     const { id, before, chunks } = each;
     if (typeof id !== "string" || !Array.isArray(chunks)) break;
     const track: Track = { before: { ...noCounters(), ...(before as object) }, chunks: new Map() };
     for (const number of chunks) {
-      const values = new Float32Array(VALUES);
-      if (!Number.isInteger(number) || !reader.fill(new Uint8Array(values.buffer)))
-        return History.of(head, tracks);
-      track.chunks.set(number, values);
+      if (!Number.isInteger(number) || !reader.fill(bytes)) return History.of(head, tracks);
+      track.chunks.set(number, new Float32Array(copy));
     }
     tracks.set(id, track);
   }
