@@ -4,6 +4,8 @@
  */
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
+import { PART } from "../telemetry/metrics/exposition.ts";
+import { acceptsGzip, gzipped } from "../telemetry/metrics/gzip.ts";
 
 export interface MetricsAnswers {
   /** The content type and the body, for an Accept header. A part is made when it is taken, and valid until the next one is. */
@@ -23,31 +25,42 @@ const FRESH = 250;
 const SLICE = 4;
 
 /** Parts that nobody reads any more. New memory for each scrape would make the agent's small heap collect garbage. */
-const MOST_SPARE = 1_024;
+const MOST_SPARE = 512;
 /** Bytes of one: a little more than a part has. */
-const SPARE = 72 << 10;
+const SPARE = PART + (8 << 10);
 
 class Bodies {
-  /** By Accept header. */
+  /** By Accept header and compression. */
   readonly #fresh = new Map<string, Body>();
   readonly #spare: Uint8Array[] = [];
 
   /** One that is fresh, or else what `make` gives. */
-  get(accept: string, make: () => ReturnType<MetricsAnswers["metrics"]>): Body {
-    const known = this.#fresh.get(accept);
+  get(accept: string, isGzip: boolean, make: () => ReturnType<MetricsAnswers["metrics"]>): Body {
+    const key = `${isGzip} ${accept}`;
+    const known = this.#fresh.get(key);
     if (known?.isFresh) return known;
     // Few scrapers, few headers.
-    if (known || this.#fresh.size > 4) this.#forget(known ? [[accept, known]] : [...this.#fresh]);
-    const body = new Body(make(), this.#spare);
-    this.#fresh.set(accept, body);
+    if (known || this.#fresh.size > 4) this.#forget(known ? [[key, known]] : [...this.#fresh]);
+    const { type, parts } = make();
+    const body = isGzip
+      ? new Body(type, gzipped(parts), (part) => part)
+      : new Body(type, parts, (part) => this.#copy(part), this.#spare);
+    this.#fresh.set(key, body);
     return body;
   }
 
-  #forget(bodies: readonly [accept: string, body: Body][]): void {
-    for (const [accept, body] of bodies) {
-      this.#fresh.delete(accept);
+  #forget(bodies: readonly [key: string, body: Body][]): void {
+    for (const [key, body] of bodies) {
+      this.#fresh.delete(key);
       body.forget();
     }
+  }
+
+  #copy(part: Uint8Array): Uint8Array {
+    let memory = this.#spare.pop();
+    if (!memory || memory.length < part.length) memory = new Uint8Array(Math.max(part.length, SPARE));
+    memory.set(part);
+    return memory.subarray(0, part.length);
   }
 }
 
@@ -59,13 +72,23 @@ class Body {
   readonly #parts: Uint8Array[] = [];
   #state: "making" | "whole" | "failed" = "making";
   #waiting: (() => void)[] = [];
-  readonly #spare: Uint8Array[];
+  readonly #keep: (part: Uint8Array) => Uint8Array;
+  readonly #spare: Uint8Array[] | undefined;
   #readers = 0;
   #isForgotten = false;
 
-  /** Takes memory from `spare`, and gives it back when it is forgotten and read by nobody. */
-  constructor({ type, parts }: ReturnType<MetricsAnswers["metrics"]>, spare: Uint8Array[]) {
+  /**
+   * `keep` gives a part that stays as it is when the next one is made. The memory of parts goes to `spare` when the body is
+   * forgotten and read by nobody.
+   */
+  constructor(
+    type: string,
+    parts: Iterable<Uint8Array>,
+    keep: (part: Uint8Array) => Uint8Array,
+    spare?: Uint8Array[],
+  ) {
     this.type = type;
+    this.#keep = keep;
     this.#spare = spare;
     this.#make(parts).then(
       () => this.#end("whole"),
@@ -105,15 +128,10 @@ class Body {
 
   #release(): void {
     if (!this.#isForgotten || this.#readers > 0 || this.#state === "making") return;
-    for (const part of this.#parts.splice(0))
-      if (this.#spare.length < MOST_SPARE) this.#spare.push(new Uint8Array(part.buffer));
-  }
-
-  #copy(part: Uint8Array): Uint8Array {
-    let memory = this.#spare.pop();
-    if (!memory || memory.length < part.length) memory = new Uint8Array(Math.max(part.length, SPARE));
-    memory.set(part);
-    return memory.subarray(0, part.length);
+    const parts = this.#parts.splice(0);
+    const spare = this.#spare;
+    if (!spare) return;
+    for (const part of parts) if (spare.length < MOST_SPARE) spare.push(new Uint8Array(part.buffer));
   }
 
   async #make(parts: Iterable<Uint8Array>): Promise<void> {
@@ -121,7 +139,7 @@ class Body {
     await new Promise(setImmediate);
     let since = performance.now();
     for (const part of parts) {
-      this.#parts.push(this.#copy(part));
+      this.#parts.push(this.#keep(part));
       this.#wake();
       if (performance.now() - since < SLICE) continue;
       await new Promise(setImmediate);
@@ -209,8 +227,10 @@ function answer(
   }
   const accept = (request.headers.accept ?? "").slice(0, 1024);
   const key = accept.includes("openmetrics") ? accept : "";
-  const body = bodies.get(key, () => answers.metrics(accept));
-  response.writeHead(200, { "content-type": body.type });
+  const isGzip = acceptsGzip(request.headers["accept-encoding"]?.toString());
+  const body = bodies.get(key, isGzip, () => answers.metrics(accept));
+  const encoding = isGzip ? { "content-encoding": "gzip" } : {};
+  response.writeHead(200, { "content-type": body.type, vary: "Accept, Accept-Encoding", ...encoding });
   if (request.method === "HEAD") response.end();
   else write(response, body).catch(() => response.destroy());
 }

@@ -76,8 +76,8 @@ const MODES = { any: 0n, new: 1n, exists: 2n } as const;
 
 /** Most elements in one batch call: more gain nothing, and the kernel is busy for a bounded time. */
 const BATCH = 65536;
-/** Elements of the first batch when a whole map is read: many maps hold far fewer than they could. */
-const FIRST_BATCH = 4096;
+/** Elements of the first batch when a whole map is read: most maps hold far fewer than they could. */
+const FIRST_BATCH = 256;
 
 /** Owns its file descriptor; `close()` may be called twice. */
 export class BpfMap {
@@ -86,6 +86,8 @@ export class BpfMap {
   /** Bytes of one value in `lookup`, `update` and batches. For per-CPU maps: one aligned value per possible CPU. */
   readonly valueBytes: number;
   #batch = true;
+  /** Elements when the whole map was last read. */
+  #lastCount = 0;
 
   private constructor(fd: number) {
     this.#fd = fd;
@@ -231,7 +233,9 @@ export class BpfMap {
 
   #entriesByBatch(): { keys: Uint8Array; values: Uint8Array; count: number } | undefined {
     const { keySize, maxEntries } = this.info;
-    let size = Math.min(FIRST_BATCH, Math.max(maxEntries, 1));
+    // A little more than the last time, since growing copies all that was read.
+    const expected = this.#lastCount + (this.#lastCount >> 4);
+    let size = Math.min(FIRST_BATCH + expected, Math.max(maxEntries, 1));
     let keys = new Uint8Array(new ArrayBuffer(size * keySize));
     let values = new Uint8Array(new ArrayBuffer(size * this.valueBytes));
     // The cursor: a bucket's number for hashes, a key for the others.
@@ -270,6 +274,7 @@ export class BpfMap {
       if (result === -ERRNO.ENOENT) break;
       first = false;
     }
+    this.#lastCount = count;
     return {
       keys: keys.subarray(0, count * keySize),
       values: values.subarray(0, count * this.valueBytes),

@@ -8,31 +8,48 @@ import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import { unmap } from "../kernel/maps.ts";
 import type { Reading } from "./reading.ts";
 import type { Retirement } from "./retirement.ts";
+import type { Rows, RowTable } from "./row-table.ts";
 import { type FlowRow, liveOf, longAt, viewOf } from "./rows.ts";
 
 /** A table that is fuller than the first share is reduced to the second one. */
 const FULL = 0.75;
 const LEFT = 0.5;
 /** bpf/include/source.h. */
-const UNNAMED = 2n;
+const UNNAMED = 2;
 const SOURCE_MASK = (1n << 48n) - 1n;
 const DIRECTION = layout.enums.flow_direction;
+const RETIRING = layout.flow_row.fields.retiring.offset;
 
 export class Ageing {
   readonly #maps: Maps;
   readonly #retirement: Retirement;
   readonly #cache: BigUint64Array;
+  /** The same memory. */
+  readonly #words: Uint32Array;
 
   /** Maps and retirement stay the caller's. Throws KernelError. */
   constructor(maps: Maps, retirement: Retirement) {
     this.#maps = maps;
     this.#retirement = retirement;
     this.#cache = new BigUint64Array(maps.source_cache.mmap());
+    this.#words = new Uint32Array(this.#cache.buffer);
   }
 
   /** Unmaps the memory. */
   close(): void {
     unmap(this.#cache.buffer);
+  }
+
+  /** Whether `round` has anything to do; `names` is the number of sources with a name. Makes no object for a row. */
+  isDue({ out, in: callers, latency, room }: Rows, names: number): boolean {
+    const { latency_rows, source_names } = this.#maps;
+    if (out.count > room.rows * FULL || callers.count > room.callers * FULL) return true;
+    if (names > source_names.info.maxEntries * FULL || latency.count > latency_rows.info.maxEntries * FULL)
+      return true;
+    if (isAnyRetiring(out) || isAnyRetiring(callers)) return true;
+    for (let at = 0; at < this.#words.length; at += 2)
+      if (this.#words[at] === UNNAMED && ((this.#words[at + 1] ?? 0) & 0xffff) === 0) return true;
+    return false;
   }
 
   /** Reduces tables that fill up; `reading` must be new. Returns the number of removed rows and names. Throws KernelError. */
@@ -58,7 +75,7 @@ export class Ageing {
     const { source_names } = this.#maps;
     const { keys, count } = source_names.entries();
     const room = source_names.info.maxEntries;
-    if (count < room) this.#uncache(new Set([UNNAMED]));
+    if (count < room) this.#uncache(new Set([BigInt(UNNAMED)]));
     if (count <= room * FULL) return 0;
     const used = new Map<number, number>();
     for (const { key, counters, usedNs } of rows) {
@@ -80,7 +97,7 @@ export class Ageing {
     for (const source of victims) source_names.delete(longBytes(source));
     // A program that found a name before it was deleted may still write its source to the cache.
     waitForGracePeriod();
-    this.#uncache(new Set([UNNAMED, ...[...victims].map(BigInt)]));
+    this.#uncache(new Set([UNNAMED, ...victims].map(BigInt)));
     this.#dropLatency(({ source }) => victims.has(source));
     return victims.size;
   }
@@ -124,6 +141,11 @@ export class Ageing {
     }
     return dropped;
   }
+}
+
+function isAnyRetiring(rows: RowTable): boolean {
+  for (let row = 0; row < rows.count; row++) if (rows.word(row, RETIRING) !== 0) return true;
+  return false;
 }
 
 function longBytes(value: number): Uint8Array {

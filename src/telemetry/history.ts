@@ -50,8 +50,8 @@ export class History {
   /** The time of the first sample. */
   #first = 0;
 
-  /** Adds the present totals, each under its edge's id. `now` as Date.now(). */
-  record(totals: ReadonlyMap<string, Counters>, now: number): void {
+  /** Adds the present totals, each under its edge's id. Asks only for those that have a history. `now` as Date.now(). */
+  record(totals: Pick<ReadonlyMap<string, Counters>, "keys" | "get">, now: number): void {
     const step = Math.floor(now / 1000 / STEP);
     // The clock was set back: discard samples from the future.
     if (step < this.#last) this.#restart(step);
@@ -61,8 +61,10 @@ export class History {
     // Whether all tracks are known to be in use: thousands of edges beyond the room must not look again, each.
     let isFull = false;
     const untracked = new Map<string, number>();
-    for (const [id, counters] of totals) {
+    for (const id of totals.keys()) {
       let track = this.#tracks.get(id);
+      const counters = totals.get(id);
+      if (!counters) continue;
       if (!track) {
         const sum = sumOf(counters);
         const earlier = untracked.get(id) ?? this.#untracked.get(id);

@@ -46,6 +46,11 @@ export class Columns {
     return long(this.#keyWords[at] ?? 0, this.#keyWords[at + 1] ?? 0);
   }
 
+  /** A word of the row's value. */
+  word(row: number, offset: number): number {
+    return this.#valueWords[(row * this.#valueSize + offset) >> 2] ?? 0;
+  }
+
   /** 8 bytes of the row's value, exact up to 2^53. */
   long(row: number, offset: number): number {
     const at = (row * this.#valueSize + offset) >> 2;
@@ -84,7 +89,8 @@ export class RowTable extends Columns {
   port(row: number): number {
     const at = row * KEY.size + KEY.fields.port.offset;
     const [first = 0, second = 0] = [this.keys[at], this.keys[at + 1]];
-    return LITTLE ? first + second * 256 : first * 256 + second;
+    // In network order.
+    return first * 256 + second;
   }
 
   /** Who connected, of an inbound row: canonical text. */

@@ -37,6 +37,11 @@ export class Sources {
       );
   }
 
+  /** The number of names at the last `refresh`. */
+  get count(): number {
+    return this.#names.size;
+  }
+
   of(source: number): Source {
     if (source >= USER) return { kind: "user", name: this.#user(source % 2 ** 32) };
     const name = this.#names.get(source);

@@ -135,7 +135,7 @@ function addRow(sum: EdgeSum, { counters, usedNs }: FlowRow): void {
 }
 
 function edgeOf(sums: Sums, edge: Pick<EdgeSum, "from" | "to" | "kind" | "port">): EdgeSum {
-  const id = `${edge.from} -> ${edge.to}${edge.port === 0 ? "" : ` port ${edge.port}`}`;
+  const id = edgeId(edge.from, edge.to, edge.port);
   let sum = sums.edges.get(id);
   if (!sum) {
     sum = { id, ...edge, counters: noCounters(), refused: new Map(), usedNs: 0 };
@@ -184,8 +184,13 @@ function unitNode({ nodes }: Sums, source: Source): string {
   return id;
 }
 
+/** `port` is 0 but for accepted connections. */
+export function edgeId(from: string, to: string, port = 0): string {
+  return `${from} -> ${to}${port === 0 ? "" : ` port ${port}`}`;
+}
+
 /** Undefined and "" mean no service. */
-function serviceId(service: string | undefined): string {
+export function serviceId(service: string | undefined): string {
   return `service:${service || "none"}`;
 }
 
@@ -206,11 +211,23 @@ function serviceNode({ nodes }: Sums, service: string | undefined): string {
   return id;
 }
 
+export function outsideId(service: string | undefined): string {
+  return `outside:${service ?? "mesh"}`;
+}
+
 function outsideNode({ nodes }: Sums, service: string | undefined): string {
-  const id = `outside:${service ?? "mesh"}`;
+  const id = outsideId(service);
   if (!nodes.has(id))
     nodes.set(id, { kind: "outside", id, name: service ?? "outside the mesh", namespace: "" });
   return id;
+}
+
+export function endpointId(at: { address: string; port: number }): string {
+  return `endpoint:${placeOf(at)}`;
+}
+
+function placeOf({ address, port }: { address: string; port: number }): string {
+  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }
 
 function endpointNode(
@@ -219,8 +236,8 @@ function endpointNode(
   workloadText: string,
   ejected: number,
 ): string {
-  const at = address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
-  const id = `endpoint:${at}`;
+  const at = placeOf({ address, port });
+  const id = endpointId({ address, port });
   if (!nodes.has(id)) {
     const workload = parseWorkload(workloadText);
     const node: EndpointNode = {
@@ -238,8 +255,12 @@ function endpointNode(
   return id;
 }
 
+export function callerId(address: string): string {
+  return address === "::" ? "caller:other" : `caller:${address}`;
+}
+
 function callerNode({ nodes }: Sums, address: string, workloadText: string): string {
-  const id = address === "::" ? "caller:other" : `caller:${address}`;
+  const id = callerId(address);
   if (!nodes.has(id)) {
     const workload = parseWorkload(workloadText);
     nodes.set(id, {
@@ -255,9 +276,14 @@ function callerNode({ nodes }: Sums, address: string, workloadText: string): str
 }
 
 /** Callers of a workload whose rows were retired: their addresses are gone, their counts are kept. */
+export function formerCallerId(workloadText: string): string {
+  const workload = parseWorkload(workloadText);
+  return `caller:former:${workload ? `${workload.namespace}/${workload.name}` : "unknown"}`;
+}
+
 function formerCallerNode({ nodes }: Sums, workloadText: string): string {
   const workload = parseWorkload(workloadText);
-  const id = `caller:former:${workload ? `${workload.namespace}/${workload.name}` : "unknown"}`;
+  const id = formerCallerId(workloadText);
   if (!nodes.has(id))
     nodes.set(id, {
       kind: "caller",

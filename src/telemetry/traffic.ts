@@ -8,7 +8,8 @@ import { codeOf, reasonOf } from "../errors/reason.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { Ageing } from "./ageing.ts";
 import { Counting } from "./counting.ts";
-import { historyOf, makeDocument, type ServiceState, totalsFor } from "./edges.ts";
+import { EdgeTotals } from "./edge-totals.ts";
+import { historyOf, makeDocument, type ServiceState } from "./edges.ts";
 import { Flusher } from "./flush.ts";
 import { type History, STEP } from "./history.ts";
 import { readHistory, writeHistory } from "./history-file.ts";
@@ -65,6 +66,7 @@ export class Traffic {
   readonly #retirement: Retirement;
   readonly #ageing: Ageing;
   readonly #history: History;
+  readonly #totals: EdgeTotals;
   readonly #off: string[] = [];
   #counts: boolean;
   readonly #timer: ReturnType<typeof setInterval>;
@@ -78,6 +80,7 @@ export class Traffic {
     this.counting = new Counting(tables.maps.traffic, tables.maps.served_ports);
     this.labels = new Labels(tables, workloads, true);
     this.sources = new Sources(tables.maps.source_names);
+    this.#totals = new EdgeTotals(this.labels, this.sources);
     this.#retirement = new Retirement(tables.maps, this.labels);
     this.#ageing = new Ageing(tables.maps, this.#retirement);
     tables.mayReuse = this.#retirement.mayReuse;
@@ -175,9 +178,11 @@ export class Traffic {
     try {
       this.#serve();
       if (this.#rounds++ % Math.round((STEP * 1000) / FLUSH) === 0) {
-        const { reading, sums } = this.read();
-        this.#history.record(totalsFor(sums, this.#options.tunnels()), reading.wall);
-        this.#ageing.round(reading);
+        const rows = this.readRows();
+        this.#totals.take(rows, this.#options.tunnels());
+        this.#history.record(this.#totals, Date.now());
+        if (this.#ageing.isDue(rows, this.sources.count))
+          this.#ageing.round(readTraffic(this.#options.tables.maps));
       } else this.#flush();
       if (this.#rounds % SAVE_EVERY === 0) this.#save();
       this.#trouble = "";

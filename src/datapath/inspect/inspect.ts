@@ -32,7 +32,7 @@ import { BROADCAST_ID } from "../tables/broadcast.ts";
 import { ChunkedTable } from "../tables/chunked-table.ts";
 import { enrolledIds, enrolledUnits } from "../tables/enrolment.ts";
 import * as layout from "../tables/layout.gen.ts";
-import { readNames } from "../tables/names.ts";
+import { nameOf, readNames } from "../tables/names.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName, type Maps, NAME_MAPS, Tables } from "../tables/tables.ts";
 import { findUnits, type UnitState } from "../tables/unit.ts";
 import { type RecentConnection, recentConnections } from "./recent.ts";
@@ -329,7 +329,7 @@ function summaryOf(bpffs: string, tables: Tables, view: TableView): Summary {
   };
 }
 
-/** The tables' values for metrics: no lists, and only the names of clusters. Throws KernelError. */
+/** The tables' values for metrics: no lists, and only the names of clusters that eject. Throws KernelError. */
 export function vitalsOf(bpffs: string, tables: Tables): Vitals {
   return {
     hooks: HOOK_ORDER.map((hook) => hookState(bpffs, hook)),
@@ -419,22 +419,29 @@ export class TableView {
     };
   }
 
+  /** All ejections ever count, those of removed clusters too. Only clusters that eject now are looked at closely. */
   ejections(): NonNullable<Summary["ejections"]> {
-    const { clusterLoads, settings } = this.tables;
-    const { fields } = layout.cluster_load;
+    const { clusterLoads, clusterNames, nameLines, settings } = this.tables;
+    const { ejections, ejected_until_ns: until } = layout.cluster_load.fields;
+    const now = Number(this.#now);
     const state: ReturnType<TableView["ejections"]> = {
       now: [],
       ever: 0,
       stale: settings.isStale(this.#now),
     };
-    for (const [id, cluster] of this.#clusterNames) {
-      if (!clusterLoads.has(id)) continue;
-      state.ever += Number(clusterLoads.long(id, fields.ejections.offset));
-      const descriptor = this.descriptor(id);
-      if (descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor)) continue;
-      const all = [this.#endpoints(id, descriptor), ...this.#fallbacks(id, descriptor)].flat();
-      for (const { address, port, ejectedFor: forMs } of all) {
-        if (forMs > 0) state.now.push({ cluster, address, port, forMs });
+    for (const { first, count, words, step } of clusterLoads.spans()) {
+      for (let i = 0; i < count; i++) {
+        state.ever += longOf(words, i * step + (ejections.offset >> 2));
+        if (longOf(words, i * step + (until.offset >> 2)) <= now) continue;
+        const id = first + i;
+        const cluster = nameOf(clusterNames, nameLines, id);
+        const descriptor = this.descriptor(id);
+        if (cluster === undefined || descriptor?.kind !== "endpoints" || !this.#leavesOut(id, descriptor))
+          continue;
+        const all = [this.#endpoints(id, descriptor), ...this.#fallbacks(id, descriptor)].flat();
+        for (const { address, port, ejectedFor: forMs } of all) {
+          if (forMs > 0) state.now.push({ cluster, address, port, forMs });
+        }
       }
     }
     return state;
@@ -606,6 +613,11 @@ function occurrences(slots: Uint32Array): Map<number, number> {
   const times = new Map<number, number>();
   for (const slot of slots) times.set(slot, (times.get(slot) ?? 0) + 1);
   return times;
+}
+
+/** Two words as a number, exact up to 2^53. */
+function longOf(words: Uint32Array, at: number): number {
+  return (words[at + 1] ?? 0) * 2 ** 32 + (words[at] ?? 0);
 }
 
 function byId(names: Map<string, number>): Map<number, string> {

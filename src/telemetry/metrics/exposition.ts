@@ -48,7 +48,7 @@ export function chooseFormat(accept: string | undefined): typeof TEXT | typeof O
   return open > 0 && open >= plain ? OPEN_METRICS : TEXT;
 }
 
-/** The body in parts of some 64 KB. A part is made when it is taken, and is valid until the next one is. */
+/** The body in parts of some PART bytes. A part is made when it is taken, and is valid until the next one is. */
 export function* expose(families: readonly Family[], format: string): Generator<Uint8Array> {
   const open = format === OPEN_METRICS;
   const body = new Body();
@@ -90,7 +90,7 @@ function* exposeHistograms(
 }
 
 /** Bytes of a part, beyond which the next one is begun. */
-const PART = 64 << 10;
+export const PART = 128 << 10;
 const NO_LABELS: Uint8Array = new Uint8Array();
 const SPACE = 0x20;
 const NEWLINE = 0x0a;
@@ -123,9 +123,14 @@ class Body {
 
   sample(series: Uint8Array, block: Uint8Array, value: number, more = NO_LABELS): void {
     this.#room(series.length + block.length + more.length + 32);
-    this.#put(series);
-    this.#put(block);
-    if (more.length > 0) this.#put(more);
+    this.#bytes.set(series, this.#length);
+    this.#length += series.length;
+    this.#bytes.set(block, this.#length);
+    this.#length += block.length;
+    if (more.length > 0) {
+      this.#bytes.set(more, this.#length);
+      this.#length += more.length;
+    }
     this.#bytes[this.#length++] = SPACE;
     this.#number(value);
     this.#bytes[this.#length++] = NEWLINE;
@@ -168,10 +173,16 @@ export function labelSet(labels: Labels): LabelSet {
   return { block: text === "" ? NO_LABELS : encoded(`{${text}}`) };
 }
 
+/** A label that others may get behind theirs (`withLabel`): its text with the closing brace. */
+export type LastLabel = string;
+
+export function lastLabel(name: string, value: string): LastLabel {
+  return `${name}="${escapeLabel(value)}"}`;
+}
+
 /** The set with one label more at its end. */
-export function withLabel(set: LabelSet, name: string, value: string): LabelSet {
+export function withLabel(set: LabelSet, label: LastLabel): LabelSet {
   set.more ??= new Map();
-  const label = `${name}="${escapeLabel(value)}"}`;
   let found = set.more.get(label);
   if (!found) {
     found = { block: Buffer.concat([openBlock(set.block), encoded(label)]) };

@@ -5,9 +5,9 @@ import type { Labels } from "../labels.ts";
 import { Columns, type Rows, RowTable } from "../row-table.ts";
 import { type Counters, encodeCounters, type FlowKey, noCounters, viewOf } from "../rows.ts";
 import type { Sources } from "../sources.ts";
-import type { LabelSet } from "./exposition.ts";
+import { type LabelSet, labelSet } from "./exposition.ts";
 import { istioFamilies } from "./istio-metrics.ts";
-import { Tally } from "./tally.ts";
+import { MOST_PAIRS, OTHER, Tally } from "./tally.ts";
 
 const self = {
   workload: "billing-vm",
@@ -52,7 +52,7 @@ function encodeKey({ source, direction, port, service, cluster, endpoint, remote
   const { fields } = layout.flow_key;
   view.setBigUint64(fields.source.offset, BigInt(source), true);
   view.setUint8(fields.direction.offset, DIRECTIONS[direction]);
-  view.setUint16(fields.port.offset, port, true);
+  view.setUint16(fields.port.offset, port);
   if (direction === "in") {
     bytes.set(parseAddress(remote) ?? [], fields.remote.offset);
     return bytes;
@@ -82,7 +82,12 @@ const reading = (rows: [FlowKey, Counters][], retired: Rows["retired"] = []): Ro
 });
 const sources = { of: () => ({ kind: "unit", name: "shop.service" }) } as unknown as Sources;
 const tally = (names: Labels) =>
-  new Tally({ labels: names, sources, self, inbound: () => "billing.vms.svc.cluster.local:9080" });
+  new Tally({
+    labels: names,
+    sources,
+    self,
+    inbound: (port) => (port === 9080 ? "billing.vms.svc.cluster.local:9080" : undefined),
+  });
 const familiesOf = (from: Rows, names = labels) => {
   const own = tally(names);
   own.take(from);
@@ -242,6 +247,26 @@ test("series are bounded: beyond it the workload is unknown, and nothing is lost
   const [opened] = familiesOf(reading(rows), many);
   expect(opened?.sets.length).toBe(10_001);
   expect([...Array.from(opened?.values ?? [])].reduce((sum, value) => sum + value, 0)).toBe(10_500);
+});
+
+test("pairs beyond the bound are added up as others", () => {
+  const many = { ...labels, service: (id: number) => `svc-${id}:80` } as unknown as Labels;
+  const own = tally(many);
+  own.take(
+    reading(
+      Array.from({ length: MOST_PAIRS + 7 }, (_, i): [FlowKey, Counters] => [
+        key({ service: i + 1 }),
+        counters({ opened: i + 1, sent: 3 }, [i + 1]),
+      ]),
+    ),
+  );
+  const { pairs } = own;
+  expect(pairs.used().length).toBe(MOST_PAIRS + 1);
+  const last = pairs.used().at(-1) ?? 0;
+  expect(labelOf(pairs.sets[last] ?? labelSet([]), "service")).toBe(OTHER);
+  const value = (field: "opened" | "sent" | "end0") => pairs.column(field, [last])[0];
+  const opened = Array.from({ length: 7 }, (_, i) => MOST_PAIRS + 1 + i).reduce((sum, each) => sum + each, 0);
+  expect([value("opened"), value("end0"), value("sent")]).toEqual([opened, opened, 21]);
 });
 
 test("a scrape counts anew, and names that change move to their own series", () => {

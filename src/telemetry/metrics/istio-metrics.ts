@@ -34,7 +34,7 @@ export function istioFamilies({ istio }: Tally, version: string): Family[] {
         ...FAMILIES[field],
         type: "counter",
         sets,
-        values: used.map((index) => istio.value(index, field)),
+        values: istio.column(field, used),
       }),
     ),
     {

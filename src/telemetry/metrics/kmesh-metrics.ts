@@ -4,7 +4,7 @@ import type { Counting } from "../counting.ts";
 import { HISTORY_SECONDS } from "../history.ts";
 import type { Rows } from "../row-table.ts";
 import { ENDS } from "../rows.ts";
-import { type Family, type LabelSet, type Labels, labelSet, withLabel } from "./exposition.ts";
+import { type Family, type LabelSet, type Labels, labelSet, lastLabel, withLabel } from "./exposition.ts";
 import type { PAIR_FIELDS, Tally } from "./tally.ts";
 
 type PairField = (typeof PAIR_FIELDS)[number];
@@ -36,10 +36,9 @@ export function kmeshFamilies(tally: Tally, rows: Rows, counting: Counting, agen
   const { pairs } = tally;
   const used = pairs.used();
   const sets = used.flatMap((index) => pairs.sets[index] ?? []);
-  const column = (field: PairField, scale = 1) => used.map((index) => pairs.value(index, field) * scale);
   const counter = (name: string, help: string, field: PairField, scale = 1): Family => ({
     ...{ name, help, type: "counter", sets },
-    values: column(field, scale),
+    values: pairs.column(field, used, scale),
   });
   const gauge = (name: string, help: string, samples: readonly Sample[]): Family => ({
     ...{ name, help, type: "gauge" },
@@ -50,49 +49,62 @@ export function kmeshFamilies(tally: Tally, rows: Rows, counting: Counting, agen
     ...seriesOf(samples),
   });
   const one = (value: number): Sample[] => [[[], value]];
-  const ends = ENDS.map((end, i) => ({ end, field: `end${i}` as PairField }));
+  const ends = ENDS.map((end, i) => ({
+    label: lastLabel("end", end),
+    values: pairs.column(`end${i}` as PairField, used),
+  }));
   const ended: Series = { sets: [], values: [] };
-  for (const index of used) {
-    const set = pairs.sets[index];
-    for (const { end, field } of ends) {
-      const value = pairs.value(index, field);
-      if (set && value > 0) put(ended, withLabel(set, "end", end), value);
+  const live = pairs.column("opened", used);
+  sets.forEach((set, i) => {
+    let closed = 0;
+    for (const { label, values } of ends) {
+      const value = values[i] ?? 0;
+      closed += value;
+      if (value > 0) put(ended, withLabel(set, label), value);
     }
-  }
+    live[i] = Math.max(0, (live[i] ?? 0) - closed);
+  });
   const refusals: Series = { sets: [], values: [] };
   for (const [index, reasons] of tally.refused) {
     const set = pairs.sets[index];
-    if (set) for (const [reason, value] of reasons) put(refusals, withLabel(set, "reason", reason), value);
+    if (set)
+      for (const [reason, value] of reasons)
+        put(refusals, withLabel(set, lastLabel("reason", reason)), value);
   }
-  const live = used.map((index) => {
-    const closed = ends.reduce((sum, { field }) => sum + pairs.value(index, field), 0);
-    return Math.max(0, pairs.value(index, "opened") - closed);
-  });
   const histogram = (
     name: string,
     help: string,
     kernel: "rtt" | "duration",
     buckets: readonly number[],
     unit: number,
-    sum: (index: number) => number,
+    field: PairField,
+    perUnit: number,
   ): Family => {
-    const counted = [...tally.histograms].flatMap(([index, each]) => {
+    const values = pairs.column(
+      field,
+      pairs.sets.map((_, index) => index),
+    );
+    const counted: { index: number; counts: number[]; sum: number }[] = [];
+    for (const [index, each] of tally.histograms) {
+      const counts: number[] = [];
       let all = 0;
-      const cumulative = [...each[kernel]].map((value) => {
+      each[kernel].forEach((value, bucket) => {
         all += value;
-        return all;
+        if (buckets.includes(bucket)) counts.push(all);
       });
-      return all === 0
-        ? []
-        : [{ index, of: each.of, counts: [...buckets.map((i) => cumulative[i] ?? 0), all] }];
-    });
+      if (all === 0) continue;
+      counts.push(all);
+      let total = 0;
+      for (const pair of each.of) total += values[pair] ?? 0;
+      counted.push({ index, counts, sum: total / perUnit });
+    }
     return {
       ...{ name, help, type: "histogram", values: [] },
       sets: counted.flatMap(({ index }) => pairs.sets[index] ?? []),
       histograms: {
         bounds: buckets.map((i) => 2 ** i * unit),
         counts: counted.map(({ counts }) => counts),
-        sums: counted.map(({ of }) => [...of].reduce((total, index) => total + sum(index), 0)),
+        sums: counted.map((each) => each.sum),
       },
     };
   };
@@ -186,7 +198,8 @@ export function kmeshFamilies(tally: Tally, rows: Rows, counting: Counting, agen
       "rtt",
       RTT_BUCKETS,
       RTT_UNIT,
-      (index) => pairs.value(index, "rttUs") / 1e6,
+      "rttUs",
+      1e6,
     ),
     histogram(
       "kmesh_connection_duration_seconds",
@@ -194,7 +207,8 @@ export function kmeshFamilies(tally: Tally, rows: Rows, counting: Counting, agen
       "duration",
       DURATION_BUCKETS,
       DURATION_UNIT,
-      (index) => pairs.value(index, "durationNs") / 1e9,
+      "durationNs",
+      1e9,
     ),
   ];
 }

@@ -75,13 +75,21 @@ export class Series<Field extends string> {
     return this.#values;
   }
 
-  value(index: number, field: Field): number {
-    return this.#values[index * this.fields.length + (this.#at.get(field) ?? 0)] ?? 0;
+  /** A field's values of these series, times `scale`. */
+  column(field: Field, indexes: readonly number[], scale = 1): Float64Array {
+    const column = new Float64Array(indexes.length);
+    const at = this.#at.get(field) ?? 0;
+    const step = this.fields.length;
+    for (let i = 0; i < column.length; i++)
+      column[i] = (this.#values[(indexes[i] ?? 0) * step + at] ?? 0) * scale;
+    return column;
   }
 
   /** Those that are there. */
   used(): number[] {
-    return this.sets.flatMap((_, index) => (this.#used[index] === 1 ? [index] : []));
+    const used: number[] = [];
+    for (let index = 0; index < this.sets.length; index++) if (this.#used[index] === 1) used.push(index);
+    return used;
   }
 }
 
@@ -181,9 +189,13 @@ export class Tally {
     }
     if (direction !== FLOW_OUT) return;
     const { labels } = this.#options;
-    const set = this.#slot(direction, service, endpoint, () =>
-      this.#source(labels.service(service), labels.workload(endpoint), "-"),
-    );
+    const slots = this.#slotsOf(direction);
+    const slot = service * ENDPOINTS + endpoint;
+    let set = slots.get(slot);
+    if (set === undefined) {
+      set = this.#source(labels.service(service), labels.workload(endpoint), "-");
+      slots.set(slot, set);
+    }
     const sent = rows.long(row, ROW.sent.offset);
     const received = rows.long(row, ROW.received.offset);
     const opened = rows.long(row, ROW.opened.offset);
@@ -194,21 +206,25 @@ export class Tally {
     for (let end = 0; end < ENDS; end++) {
       const count = rows.long(row, ROW.ends.offset + end * 8);
       if (count === 0) continue;
-      pairs[pairAt + FIRST_END + end] = (pairs[pairAt + FIRST_END + end] ?? 0) + count;
+      add(pairs, pairAt + FIRST_END + end, count);
       if (isFailedConnect(end)) failed += count;
       else closed += count;
     }
-    addTo(pairs, pairAt, [
-      opened,
-      sent,
-      received,
-      rows.long(row, ROW.retransmits.offset),
-      rows.long(row, ROW.failed_ns.offset),
-      rows.long(row, ROW.duration_ns.offset),
-      rows.long(row, ROW.rtt_us.offset),
-    ]);
+    // In the order of PAIR_FIELDS.
+    add(pairs, pairAt, opened);
+    add(pairs, pairAt + 1, sent);
+    add(pairs, pairAt + 2, received);
+    add(pairs, pairAt + 3, rows.long(row, ROW.retransmits.offset));
+    add(pairs, pairAt + 4, rows.long(row, ROW.failed_ns.offset));
+    add(pairs, pairAt + 5, rows.long(row, ROW.duration_ns.offset));
+    add(pairs, pairAt + 6, rows.long(row, ROW.rtt_us.offset));
+    const istioAt = this.istio.use(set);
+    const istio = this.istio.values;
+    add(istio, istioAt, opened);
+    add(istio, istioAt + 1, closed);
     // What the client sent is the request, which Istio calls received.
-    addTo(this.istio.values, this.istio.use(set), [opened, closed, sent, received]);
+    add(istio, istioAt + 2, sent);
+    add(istio, istioAt + 3, received);
     if (failed > 0) this.#addFailed(labels.service(service), labels.workload(endpoint), failed);
   }
 
@@ -295,11 +311,7 @@ export class Tally {
   }
 
   #slot(direction: number, service: number, endpoint: number, make: () => number): number {
-    let slots = this.#slots.get(direction);
-    if (!slots) {
-      slots = new Map();
-      this.#slots.set(direction, slots);
-    }
+    const slots = this.#slotsOf(direction);
     const key = service * ENDPOINTS + endpoint;
     let slot = slots.get(key);
     if (slot === undefined) {
@@ -307,6 +319,15 @@ export class Tally {
       slots.set(key, slot);
     }
     return slot;
+  }
+
+  #slotsOf(direction: number): Map<number, number> {
+    let slots = this.#slots.get(direction);
+    if (!slots) {
+      slots = new Map();
+      this.#slots.set(direction, slots);
+    }
+    return slots;
   }
 
   #pairSlot(source: number, service: number): number {
@@ -414,5 +435,9 @@ function isFailedConnect(end: number): boolean {
 }
 
 function addTo(values: Float64Array, at: number, more: readonly number[]): void {
-  for (let i = 0; i < more.length; i++) values[at + i] = (values[at + i] ?? 0) + (more[i] ?? 0);
+  for (let i = 0; i < more.length; i++) add(values, at + i, more[i] ?? 0);
+}
+
+function add(values: Float64Array, at: number, more: number): void {
+  values[at] = (values[at] ?? 0) + more;
 }
