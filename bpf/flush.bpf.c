@@ -19,7 +19,13 @@ struct bpf_iter__bpf_sk_storage_map {
 	struct sock *sk;
 };
 
+struct bpf_iter_meta {
+	struct seq_file *seq;
+	__u64 seq_num; /* how many were visited before */
+};
+
 struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
 };
 
@@ -255,6 +261,18 @@ static __always_inline __u64 accepting_source(const struct sock *sk)
 	return source == SOURCE_BY_USER ? SOURCE_USER | BPF_CORE_READ(sk, sk_uid.val) : source;
 }
 
+/* After so many sockets the agent may do something else: about half a millisecond. */
+#define PIECE 512
+
+/* The agent reads one byte at a time, so this ends its read. */
+static __always_inline void end_piece(struct bpf_iter_meta *meta)
+{
+	const char byte = 0;
+
+	if (meta->seq_num % PIECE == PIECE - 1)
+		bpf_seq_write(meta->seq, &byte, sizeof(byte));
+}
+
 /*
  * Visits each TCP socket of the agent's network namespace and gives storage to those that were accepted on a served port. The
  * storage counts nothing until it is certain that sock_release will find it: it is made first, then the socket is seen to be
@@ -270,6 +288,7 @@ int see_accepted(struct bpf_iter__tcp *ctx)
 	struct sock *sk;
 	__be16 port;
 
+	end_piece(ctx->meta);
 	if (!common || !set || !is_connected(common->skc_state))
 		return 0;
 	tcp = (struct tcp_sock *)bpf_skc_to_tcp_sock(common);

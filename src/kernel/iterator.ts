@@ -33,12 +33,27 @@ export class SocketIterator {
    * namespace, or of the one at the path `netns`. Throws KernelError.
    */
   run(netns?: string): void {
+    const pieces = this.pieces(netns);
+    while (!pieces.next().done);
+  }
+
+  /**
+   * The same in pieces, for a loop that has other work: each `next` visits on until the program writes a byte. Sockets that
+   * come or go meanwhile may be visited or not. Throws KernelError.
+   */
+  *pieces(netns?: string): Generator<undefined, void> {
     if (this.#fd < 0) throw new Error("the iterator is closed");
     const at = netns === undefined ? -1 : openSync(netns, "r");
+    let visit: number;
     try {
-      check(native().kmesh_iterator_run(this.#fd, at), "bpf_iter_create", "sockets");
+      visit = check(native().kmesh_iterator_begin(this.#fd, at), "bpf_iter_create", "sockets");
     } finally {
       if (at >= 0) closeSync(at);
+    }
+    try {
+      while (check(native().kmesh_iterator_go_on(visit), "read", "sockets") > 0) yield;
+    } finally {
+      native().kmesh_close(visit);
     }
   }
 

@@ -17,6 +17,8 @@ const { flushed_ns: FLUSHED, flush_ns: FLUSH } = layout.traffic.fields;
 const WALK = 4_500;
 /** Pause after a walk, in multiples of its duration, so that walks take at most a hundredth of a core. */
 const REST = 100;
+/** A push waits for a walk no longer than this, milliseconds. */
+const SLICE = 4;
 
 /** Owns programs and iterators. */
 export class Flusher {
@@ -26,6 +28,11 @@ export class Flusher {
   readonly #walk: SocketIterator;
   readonly #counting: Counting;
   #walkAt = Number.NEGATIVE_INFINITY;
+  /** The walk that is under way, and the time that it has taken. */
+  #pieces: Generator<undefined, void> | undefined;
+  #walked = 0;
+  #next: ReturnType<typeof setImmediate> | undefined;
+  #failure: unknown;
 
   private constructor(counting: Counting, programs: BpfProgram[], iterators: SocketIterator[]) {
     const [connected, accepted, walk] = iterators;
@@ -66,7 +73,8 @@ export class Flusher {
 
   /**
    * Visits every governed socket and every accepted one that is known, about 0.2 us each; looks for more of those from time
-   * to time, unless the programs at the hooks would not settle them (`isAttached`). Throws KernelError.
+   * to time, unless the programs at the hooks would not settle them (`isAttached`). That look goes on after this call where
+   * there are thousands of sockets. Throws KernelError, also that of the look before.
    */
   flush(isAttached = true): void {
     const { words, isServing } = this.#counting;
@@ -74,7 +82,12 @@ export class Flusher {
     Atomics.store(words, FLUSH.offset >> 3, monotonic());
     this.#connected.run();
     this.#accepted.run();
-    if (isAttached && isServing && performance.now() >= this.#walkAt) this.findAccepted();
+    const failure = this.#failure;
+    this.#failure = undefined;
+    if (failure !== undefined) throw failure;
+    if (!isAttached || !isServing || this.#pieces || performance.now() < this.#walkAt) return;
+    this.#beginWalk();
+    this.#walkOn();
   }
 
   /**
@@ -82,14 +95,61 @@ export class Flusher {
    * on served ports, and counts them as opened. Throws KernelError.
    */
   findAccepted(netns?: string): void {
-    const began = performance.now();
+    this.#beginWalk(netns);
+    while (!this.#walkFor(Number.POSITIVE_INFINITY));
+  }
+
+  #beginWalk(netns?: string): void {
+    this.#endWalk();
     this.#counting.expectAccepted();
-    this.#walk.run(netns);
-    const ended = performance.now();
-    this.#walkAt = Math.max(began + WALK, ended + (ended - began) * REST);
+    this.#walked = 0;
+    this.#pieces = this.#walk.pieces(netns);
+  }
+
+  /** A slice now, and the others after what waits by then. */
+  #walkOn(): void {
+    if (this.#walkFor(SLICE)) return;
+    this.#next = setImmediate(() => {
+      try {
+        this.#walkOn();
+      } catch (error) {
+        this.#failure = error;
+      }
+    });
+  }
+
+  /** Whether the walk has ended. */
+  #walkFor(milliseconds: number): boolean {
+    const began = performance.now();
+    let now = began;
+    let isOver = false;
+    try {
+      while (!isOver && now - began < milliseconds) {
+        isOver = this.#pieces?.next().done ?? true;
+        now = performance.now();
+      }
+    } catch (error) {
+      this.#rest(began, now);
+      throw error;
+    }
+    this.#walked += now - began;
+    if (isOver) this.#rest(began, now);
+    return isOver;
+  }
+
+  #rest(began: number, now: number): void {
+    this.#pieces = undefined;
+    this.#walkAt = Math.max(began + WALK, now + this.#walked * REST);
+  }
+
+  #endWalk(): void {
+    if (this.#next) clearImmediate(this.#next);
+    this.#pieces?.return();
+    this.#pieces = undefined;
   }
 
   close(): void {
+    this.#endWalk();
     for (const held of this.#held) held.close();
   }
 }

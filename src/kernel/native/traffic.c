@@ -46,24 +46,27 @@ static int create_in(int link, int netns)
 }
 
 /*
- * Visits everything once; what the program writes is thrown away. An iterator over TCP sockets visits those of the network
+ * A descriptor of one visit to everything, for the caller to close. An iterator over TCP sockets visits those of the network
  * namespace `netns`, a descriptor, or of the calling thread's (-1).
  */
-API int kmesh_iterator_run(int link, int netns)
+API int kmesh_iterator_begin(int link, int netns)
 {
-	char bytes[4096];
-	int fd = netns < 0 ? bpf_iter_create(link) : create_in(link, netns);
-	int result;
+	return netns < 0 ? bpf_iter_create(link) : create_in(link, netns);
+}
 
-	if (fd < 0)
-		return fd;
-	do {
-		result = read(fd, bytes, sizeof(bytes));
-		if (result < 0)
-			result = -errno;
-	} while (result > 0 || result == -EAGAIN || result == -EINTR);
-	close(fd);
-	return result;
+/* Visits on until the program writes a byte, which is thrown away, and gives 1; 0 when everything was visited. */
+API int kmesh_iterator_go_on(int visit)
+{
+	char byte;
+
+	for (;;) {
+		int result = read(visit, &byte, sizeof(byte));
+
+		if (result >= 0)
+			return result;
+		if (errno != EAGAIN && errno != EINTR)
+			return -errno;
+	}
 }
 
 /* A ring buffer map, mapped: see Documentation/bpf/ringbuf.rst. */
