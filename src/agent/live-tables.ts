@@ -11,6 +11,7 @@ import { reasonOf } from "../errors/reason.ts";
 import type { Changes, Mesh } from "../mesh/model.ts";
 import { hasPending } from "../mesh/pending.ts";
 import { collectGarbage } from "../runtime/heap.ts";
+import { releaseCode } from "../runtime/pages.ts";
 import type { Snapshot } from "../state/snapshot.ts";
 import type { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import type { Urgency } from "../state/status-file.ts";
@@ -24,8 +25,11 @@ const ISTIOD_PATIENCE = 10_000;
 /** Longest wait of a successor for the addresses of DNS clusters after istiod's first push, milliseconds. */
 const NAMES_PATIENCE = 3_000;
 
-/** From a push of the whole mesh until its garbage is collected, milliseconds: the agent has answered everybody by then. */
-const TIDY_AFTER = 2_000;
+/**
+ * From a push of the whole mesh until its garbage is collected, milliseconds: the agent has answered everybody by then; and from
+ * there until that of the snapshot is.
+ */
+const TIDY_AFTER = [2_000, 8_000] as const;
 
 /** The operations that it needs. */
 export type Tables = Pick<
@@ -317,12 +321,20 @@ export class LiveTables {
   }
 
   /**
-   * A push of the whole mesh leaves garbage of twice its size, which the runtime would collect when it needs the memory: the
-   * memory belongs to the applications.
+   * A push of the whole mesh leaves garbage of twice its size, which the runtime would collect when it needs the memory, and
+   * code that is not used again: the memory belongs to the applications.
    */
   #tidy(): void {
+    const [first, second] = TIDY_AFTER;
+    const tidy = () => {
+      collectGarbage();
+      releaseCode();
+    };
     clearTimeout(this.#tidyTimer);
-    this.#tidyTimer = setTimeout(collectGarbage, TIDY_AFTER).unref();
+    this.#tidyTimer = setTimeout(() => {
+      tidy();
+      this.#tidyTimer = setTimeout(tidy, second).unref();
+    }, first).unref();
   }
 
   /** Records in log and status why a part is not live, and schedules a retry. */

@@ -14,6 +14,9 @@ import type { Place } from "./records.ts";
  */
 const NEVER_SPILL = 1_000_000;
 
+const NONE: readonly never[] = [];
+const ROUND_ROBIN: Cluster["balance"] = { policy: "round-robin" };
+
 /** Shared by all drafts: finish one before the next begins. */
 const buffer = new EndpointBuffer();
 
@@ -84,7 +87,8 @@ export class ClusterDraft {
       const once = places.filter((place, i) => i === 0 || !buffer.same(places[i - 1] ?? place, place));
       return { ...locality, endpoints: buffer.pick(once) };
     });
-    return { ...bareCluster(name, service), localities, transports: this.#transports };
+    const transports = this.#transports.length > 0 ? this.#transports : NONE;
+    return { ...bareCluster(name, service), localities, transports };
   }
 
   #number(transport: Transport): number {
@@ -110,14 +114,14 @@ export function bareCluster(name: string, service: string): Cluster {
     kind: "endpoints",
     reason: "none",
     port: 0,
-    balance: { policy: "round-robin" },
+    balance: ROUND_ROBIN,
     localities: [],
     localityWeighted: false,
     overprovisioning: NEVER_SPILL,
     panicThreshold: 0,
     maxConnections: 0,
     ejection: NO_EJECTION,
-    transports: [],
+    transports: NONE,
     pending: false,
   };
 }

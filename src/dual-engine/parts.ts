@@ -14,10 +14,12 @@ import type { ServiceRecord, WorkloadRecord } from "./records.ts";
 import { isTunnelled } from "./store.ts";
 import { waypointsOf } from "./waypoints.ts";
 
+const NONE: readonly never[] = [];
+
 export interface Part {
   services: { id: ServiceId; notes: Note[] }[];
   clusters: Cluster[];
-  splits: Split[];
+  splits: readonly Split[];
   frontends: Frontend[];
   /** It has addresses, but none in this machine's network. */
   elsewhere: boolean;
@@ -60,7 +62,7 @@ export function partOfService(record: ServiceRecord, around: Surroundings): Part
         add(waypointCluster(cluster, id.name, gateway, guarded, around));
         split.shares.push({ cluster, weight });
       }
-      part.splits.push(split);
+      part.splits = [...part.splits, split];
       target = { kind: "split", split: split.name };
     }
     for (const { address, length } of addresses) {
@@ -113,5 +115,5 @@ export function partOfWorkload(member: WorkloadRecord, around: Surroundings): Pa
 }
 
 function emptyPart(canonical: boolean): Part {
-  return { services: [], clusters: [], splits: [], frontends: [], elsewhere: false, canonical };
+  return { services: [], clusters: [], splits: NONE, frontends: [], elsewhere: false, canonical };
 }

@@ -6,6 +6,9 @@ import { HBONE_PORT } from "../mesh/tunnel-address.ts";
 import { type Gateway, MODES, SCOPES, type ServiceAddress, type ServiceRecord } from "./records.ts";
 import { workload } from "./workload.gen.js";
 
+/** One list for all that have none: there are ten thousand services. */
+const NONE: readonly never[] = [];
+
 /** Throws MalformedResource; errors of the protobuf reader go through. */
 export function readService(resource: string, bytes: Uint8Array): ServiceRecord {
   const message = workload.Service.decode(bytes);
@@ -27,6 +30,10 @@ export function readService(resource: string, bytes: Uint8Array): ServiceRecord 
     port: portOf(resource, "service_port", servicePort ?? 0, 1),
     target: portOf(resource, "target_port", targetPort ?? 0, 0),
   }));
+  const weightedWaypoints = message.weightedWaypoints.flatMap(({ destination, weight }) => {
+    const gateway = gatewayOf(resource, destination);
+    return gateway && weight ? [{ gateway, weight }] : [];
+  });
   return {
     key,
     namespace,
@@ -34,14 +41,11 @@ export function readService(resource: string, bytes: Uint8Array): ServiceRecord 
     addresses: message.addresses.map((each) => serviceAddress(resource, each)),
     // A port given twice is one.
     ports: ports.filter(({ port }, i) => ports.findIndex((each) => each.port === port) === i),
-    sans: message.subjectAltNames,
+    sans: message.subjectAltNames.length > 0 ? message.subjectAltNames : NONE,
     waypoint: gatewayOf(resource, message.waypoint),
-    weightedWaypoints: message.weightedWaypoints.flatMap(({ destination, weight }) => {
-      const gateway = gatewayOf(resource, destination);
-      return gateway && weight ? [{ gateway, weight }] : [];
-    }),
+    weightedWaypoints: weightedWaypoints.length > 0 ? weightedWaypoints : NONE,
     mode: MODES[mode] ?? "unspecified",
-    scopes,
+    scopes: scopes.length > 0 ? scopes : NONE,
     allowUnhealthy: policy === 1,
     canonical: message.canonical,
     // An unknown value is taken as PUBLIC, as ztunnel does.

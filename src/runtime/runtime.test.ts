@@ -5,6 +5,7 @@ import { asset, isEmbedded } from "./assets.ts";
 import { cString, ffi } from "./ffi.ts";
 import { hash53 } from "./hash.ts";
 import { smallHeapEnvironment } from "./heap.ts";
+import { releaseCode } from "./pages.ts";
 import { version } from "./version.ts";
 
 test("native functions take and give what their table says", () => {
@@ -41,6 +42,15 @@ test("hashes differ where bytes do", () => {
   expect(hash53(bytes)).toBe(hash53(bytes.slice()));
   expect(hash53(bytes)).not.toBe(hash53(bytes.subarray(1)));
   expect(hash53(new Uint8Array())).toBeTypeOf("number");
+});
+
+test("pages of the executable are given back, and come again when they are used", () => {
+  const resident = () =>
+    Number(/^RssFile:\s+(\d+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? Number.NaN);
+  const before = resident();
+  releaseCode();
+  expect(resident()).toBeLessThan(before);
+  expect([3, 1, 2].sort()).toEqual([1, 2, 3]);
 });
 
 test("from source, assets come from dist/, and a missing one names the next step", () => {

@@ -131,5 +131,11 @@ function formatLink({ path, part, found, detached, pin, unreadable }: PinFault):
 function wasAttached(bpffs: string): boolean {
   if (pinnedAt(join(bpffs, "links"))) return true;
   using map = ownTable(keptPin(bpffs, "cluster_names"), "cluster_names");
-  return map !== undefined && new ChunkedTable(map, "cl_names", layout.name_ref.size).capacity > 0;
+  if (map === undefined) return false;
+  const table = new ChunkedTable(map, "cl_names", layout.name_ref.size);
+  try {
+    return table.capacity > 0;
+  } finally {
+    table.unmap();
+  }
 }

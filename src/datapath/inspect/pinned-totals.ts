@@ -7,9 +7,11 @@ import { type Totals, totalsOf } from "../tables/totals.ts";
 /** The counts of the pins below `bpffs`, of any version. Throws KernelError when nothing is pinned. */
 export function pinnedTotals(bpffs: string): Totals {
   const map = readableMap(bpffs, "service_counts");
+  const table = new ChunkedTable(map, "svc_counts", layout.service_counters.size);
   try {
-    return totalsOf(new ChunkedTable(map, "svc_counts", layout.service_counters.size));
+    return totalsOf(table);
   } finally {
+    table.unmap();
     map.close();
   }
 }
