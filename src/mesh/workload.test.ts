@@ -48,4 +48,18 @@ describe("the index of workloads", () => {
     expect(own.findHost("2001:db8::1")).toBe("19999");
     expect(own.size).toBe(3);
   });
+
+  test("an endpoint of several services has for each what that one says", () => {
+    const key = keyOf("10.0.0.3", 80);
+    const seen = () =>
+      ["x:80", "y:80", "z:80"].map((service) => index.variant(key, service) ?? index.at(key));
+    index.set(key, "x-1;ns;x;;", "x:80");
+    index.set(key, "y-1;ns;y;;", "y:80");
+    expect(seen()).toEqual(["x-1;ns;x;;", "y-1;ns;y;;", "y-1;ns;y;;"]);
+    // Pushes take turns, and one of them changes.
+    index.set(key, "x-2;ns;x;;", "x:80");
+    expect(seen()).toEqual(["x-2;ns;x;;", "y-1;ns;y;;", "x-2;ns;x;;"]);
+    index.set(key, "x-2;ns;x;;", "y:80");
+    expect(seen()).toEqual(["x-2;ns;x;;", "x-2;ns;x;;", "x-2;ns;x;;"]);
+  });
 });

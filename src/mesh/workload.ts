@@ -10,20 +10,30 @@ import { Texts } from "./texts.ts";
 const ROOM = 262_144;
 /** Texts that no endpoint has any more are dropped when there are so many more than endpoints. */
 const MOST_UNUSED = 4_096;
+/** Endpoints that several services name differently; the oldest are dropped first. */
+const MOST_VARIANTS = 10_000;
+/** A service's number stands above the number of its text. */
+const SERVICE = 2 ** 32;
 
 export class WorkloadIndex {
   #revision = 0;
   #texts = new Texts();
-  /** Numbers of texts. */
+  /** Numbers of texts, with the number of the service that said it last. */
   readonly #byEndpoint = new Map<number | string, number>();
+  /** What other services said of the endpoint: numbers of texts by the number of a service. */
+  readonly #variants = new Map<number | string, Map<number, number>>();
+  readonly #services = new Map<string, number>();
   /** By host, of any of its ports; undefined until it is asked for, since only callers are found by it. */
   #hosts: Map<number | string, number> | undefined;
   /** The last answer of `portsOf`. */
   #ports: { addresses: readonly string[]; ports: readonly number[] } | undefined;
 
-  /** Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. */
-  set(key: number | string, text: string): void {
-    this.put(key, this.#texts.intern(text));
+  /**
+   * Records the workload of an endpoint. `key` as EndpointBuffer.key gives it. One address may be an endpoint of several
+   * services ("host:port"), each of which names it in its own way.
+   */
+  set(key: number | string, text: string, service = ""): void {
+    this.put(key, this.#texts.intern(text), service);
   }
 
   /** Ends the text in `draft`. Gives its number for `put`, which is valid until the next use of `draft`. */
@@ -32,13 +42,23 @@ export class WorkloadIndex {
   }
 
   /** As `set`, by the number of a text. */
-  put(key: number | string, text: number): void {
-    const isNew = this.#byEndpoint.get(key) !== text;
+  put(key: number | string, text: number, service = ""): void {
+    const known = this.#byEndpoint.get(key);
+    const isNew = known === undefined || known % SERVICE !== text;
+    let by = this.#services.get(service);
+    if (by === undefined) {
+      by = this.#services.size;
+      this.#services.set(service, by);
+    }
+    if (known !== undefined && Math.floor(known / SERVICE) !== by) this.#part(key, known, text, by);
     this.#byEndpoint.delete(key);
-    this.#byEndpoint.set(key, text);
+    this.#byEndpoint.set(key, by * SERVICE + text);
     if (this.#byEndpoint.size > ROOM) {
       const oldest = this.#byEndpoint.keys().next().value;
-      if (oldest !== undefined) this.#byEndpoint.delete(oldest);
+      if (oldest !== undefined) {
+        this.#byEndpoint.delete(oldest);
+        this.#variants.delete(oldest);
+      }
     }
     if (!isNew) return;
     this.#hosts = undefined;
@@ -55,11 +75,15 @@ export class WorkloadIndex {
   #dropUnused(): void {
     const texts = new Texts();
     const moved = new Map<number, number>();
-    for (const [key, old] of this.#byEndpoint) {
+    const move = (old: number) => {
       const text = moved.get(old) ?? texts.intern(this.#texts.at(old));
       moved.set(old, text);
-      this.#byEndpoint.set(key, text);
-    }
+      return text;
+    };
+    for (const [key, old] of this.#byEndpoint)
+      this.#byEndpoint.set(key, old - (old % SERVICE) + move(old % SERVICE));
+    for (const variants of this.#variants.values())
+      for (const [service, old] of variants) variants.set(service, move(old));
     this.#texts = texts;
     this.#hosts = undefined;
   }
@@ -72,6 +96,26 @@ export class WorkloadIndex {
   /** Like `find`, by a key from `keyOf`. */
   at(key: number | string): string | undefined {
     return this.#textOf(this.#byEndpoint.get(key));
+  }
+
+  /** What the service says of the endpoint, when another one has said something else since; undefined otherwise. */
+  variant(key: number | string, service: string): string | undefined {
+    const variants = this.#variants.get(key);
+    const by = variants && this.#services.get(service);
+    return by === undefined ? undefined : this.#textOf(variants?.get(by));
+  }
+
+  /** Another service than that of `known` says `text`. */
+  #part(key: number | string, known: number, text: number, by: number): void {
+    const variants = this.#variants.get(key) ?? new Map<number, number>();
+    variants.delete(by);
+    if (known % SERVICE !== text) variants.set(Math.floor(known / SERVICE), known % SERVICE);
+    this.#variants.delete(key);
+    if (variants.size === 0) return;
+    this.#variants.set(key, variants);
+    if (this.#variants.size <= MOST_VARIANTS) return;
+    const oldest = this.#variants.keys().next().value;
+    if (oldest !== undefined) this.#variants.delete(oldest);
   }
 
   /** Like `find`, for any port of a host: the port of a client is not known. */
@@ -94,7 +138,7 @@ export class WorkloadIndex {
   }
 
   #textOf(number: number | undefined): string | undefined {
-    return number === undefined ? undefined : this.#texts.at(number);
+    return number === undefined ? undefined : this.#texts.at(number % SERVICE);
   }
 
   /** Grows with each change. */

@@ -95,9 +95,14 @@ export class Labels {
     if (kind === "endpoint") this.#endpoints.delete(id);
   }
 
-  /** istiod's workload label of an endpoint, and how the tunnel carries its connections (carried.ts); "" without both. */
-  workload(id: number): string {
+  /**
+   * istiod's workload label of an endpoint of a service (its id), and how the tunnel carries its connections (carried.ts); ""
+   * without both.
+   */
+  workload(id: number, service: number): string {
     const at = this.#endpoint(id);
+    const own = at && this.#workloads?.variant(at.key, this.service(service) ?? "");
+    if (own !== undefined) return at?.carried ? workloadText(own, at.carried) : own;
     const kept = this.#kept.endpoint.get(id);
     const text = at && this.#workloads?.at(at.key);
     // An id is carried in one way as long as it is given, also before istiod has named its workload.

@@ -151,7 +151,10 @@ export interface Edge {
     | "passed";
   /** Local port of "inbound", 0 otherwise. */
   port: number;
-  /** Since the kernel's counters began; never less than in an earlier document of this boot. */
+  /**
+   * Since the kernel's counters began; never less than in an earlier document of this boot. Of "endpoint" it begins again when
+   * the endpoint has left the mesh and comes back: the service's calls keep what it counted.
+   */
   total: EdgeCounters;
   /** Within the window. */
   recent: EdgeCounters;

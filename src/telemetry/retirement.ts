@@ -193,7 +193,7 @@ export class Retirement {
     if (key.direction === "in") return `${key.port}\n${this.#labels.caller(key.remote)}`;
     const service = this.#labels.service(key.service) ?? "";
     if (key.direction === "refused") return `${service}\n${REASONS[key.endpoint] ?? "internal"}`;
-    return `${service}\n${key.direction === "out" ? this.#labels.workload(key.endpoint) : ""}`;
+    return `${service}\n${key.direction === "out" ? this.#labels.workload(key.endpoint, key.service) : ""}`;
   }
 
   /** Removes the histograms of a service that is gone. */

@@ -2,7 +2,7 @@
 import { REASONS } from "../mesh/model.ts";
 import { parseCarried } from "./carried.ts";
 import { type Labels, parseWorkload } from "./labels.ts";
-import type { Carried, Edge, EndpointNode, Histogram, Node, ServiceNode } from "./model.ts";
+import type { Carried, Edge, Histogram, Node, ServiceNode, Workload } from "./model.ts";
 import type { LatencyRow, Reading, RetiredRow } from "./reading.ts";
 import { addCounters, type Counters, type FlowRow, noCounters } from "./rows.ts";
 import type { Source, Sources } from "./sources.ts";
@@ -48,7 +48,7 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
     if (key.direction === "refused") continue;
     const at = labels.endpoint(key.endpoint);
     if (!at) continue;
-    const workload = labels.workload(key.endpoint);
+    const workload = labels.workload(key.endpoint, key.service);
     const endpoint = endpointNode(sums, at, workload, ejectedIn(key.endpoint));
     const leg = edgeOf(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 });
     // An address has an id for each way in which it is reached.
@@ -238,21 +238,28 @@ function endpointNode(
 ): string {
   const at = placeOf({ address, port });
   const id = endpointId({ address, port });
-  if (!nodes.has(id)) {
-    const workload = parseWorkload(workloadText);
-    const node: EndpointNode = {
-      kind: "endpoint",
-      id,
-      name: workload?.name ?? at,
-      namespace: workload?.namespace ?? "",
-      address,
-      port,
-      ...(workload ? { workload } : { unknown: "istiod names no workload for this address." }),
-      ...(ejected > 0 ? { ejected: Math.ceil(ejected) } : {}),
-    };
-    nodes.set(id, node);
-  }
+  const known = nodes.get(id);
+  const before = known?.kind === "endpoint" ? known : undefined;
+  const workload = firstByName(before?.workload, parseWorkload(workloadText));
+  // An address has an id for each way in which it is reached.
+  const seconds = Math.max(before?.ejected ?? 0, Math.ceil(ejected));
+  nodes.set(id, {
+    kind: "endpoint",
+    id,
+    name: workload?.name ?? at,
+    namespace: workload?.namespace ?? "",
+    address,
+    port,
+    ...(workload ? { workload } : { unknown: "istiod names no workload for this address." }),
+    ...(seconds > 0 ? { ejected: seconds } : {}),
+  });
   return id;
+}
+
+/** Services may name one endpoint differently: the order of rows must not decide. */
+function firstByName(a: Workload | undefined, b: Workload | undefined): Workload | undefined {
+  if (!a || !b) return a ?? b;
+  return b.name < a.name ? b : a;
 }
 
 export function callerId(address: string): string {

@@ -29,7 +29,12 @@ describe.skipIf(why !== undefined)("topology", () => {
     },
     {
       ...{ host: host("files", "store"), addresses: ["10.96.0.11"], port: 80 },
-      endpoints: [at(UPSTREAMS.c, 8080)],
+      endpoints: [{ ...at(UPSTREAMS.c, 8080), workload: "files-1" }],
+    },
+    // One endpoint of two services, each with a name of its own for it.
+    {
+      ...{ host: host("archive", "store"), addresses: ["10.96.0.15"], port: 80 },
+      endpoints: [{ ...at(UPSTREAMS.c, 8080), workload: "archive-1" }],
     },
     // Nothing listens there.
     { host: host("down", "demo"), addresses: ["10.96.0.12"], port: 80, endpoints: [at("127.1.0.9", 9)] },
@@ -71,6 +76,7 @@ describe.skipIf(why !== undefined)("topology", () => {
     await eventually("history begins", async () => (await map()).history > 1);
     await lab.connect(20);
     await lab.connect(8, { address: "10.96.0.11" });
+    await lab.connect(5, { address: "10.96.0.15" });
     await lab.connect(4, { address: "10.96.0.12" });
     await lab.connect(6, { address: "10.96.0.13" });
     await lab.connect(3, { address: "10.96.0.14" });
@@ -97,7 +103,9 @@ describe.skipIf(why !== undefined)("topology", () => {
   const lines = (text: string) =>
     text
       .split("\n")
-      .flatMap((line) => /-> ([\w.]+:\d+)|^\S+ +([\w.]+:\d+)/.exec(line)?.slice(1).join("") ?? []);
+      .flatMap(
+        (line) => /-> (?:[\w.]+-\d )?([\w.]+:\d+)|^\S+ +([\w.]+:\d+)/.exec(line)?.slice(1).join("") ?? [],
+      );
   const inShell = (script: string) =>
     run(placed(["bash", "-c", script, KMESH, ...lab.folders], { netns: lab.namespace.path }));
 
@@ -110,14 +118,8 @@ describe.skipIf(why !== undefined)("topology", () => {
       topology("--since", "5x"),
     ]);
     expect(lines(all.stdout)).toEqual([
-      ...[
-        "bank.vault:80",
-        "127.1.4.1:8443",
-        "down.demo:80",
-        "127.1.0.9:9",
-        "files.store:80",
-        "127.1.0.3:8080",
-      ],
+      ...["bank.vault:80", "127.1.4.1:8443", "down.demo:80", "127.1.0.9:9"],
+      ...["archive.store:80", "127.1.0.3:8080", "files.store:80", "127.1.0.3:8080"],
       ...["secret.vault:80", "127.1.4.1:8443", "shop.demo:80", "127.1.0.1:8080", "127.1.0.2:8080"],
     ]);
     expect(all.stdout).toMatch(/-> secret\.vault:80 +ok +mTLS /);
@@ -125,7 +127,9 @@ describe.skipIf(why !== undefined)("topology", () => {
     expect(all.stdout).toMatch(/-> down\.demo:80 +failing +- .* 100% /);
     expect(all.stdout).toContain(`Tunnel as ${mesh.id("billing")}: 6 out (0 open, `);
     expect(all.stdout).toContain("Tunnel failures since it started: wrong-san out 3.");
-    expect(lines(store.stdout)).toEqual(["files.store:80", "127.1.0.3:8080"]);
+    expect(lines(store.stdout)).toEqual([
+      ...["archive.store:80", "127.1.0.3:8080", "files.store:80", "127.1.0.3:8080"],
+    ]);
     expect(lines(failing.stdout)).toEqual(["bank.vault:80", "127.1.4.1:8443", "down.demo:80", "127.1.0.9:9"]);
     const document = JSON.parse(wide.stdout) as EdgesDocument & { schema: number };
     expect([document.schema, document.version]).toEqual([1, 1]);
@@ -168,6 +172,12 @@ describe.skipIf(why !== undefined)("topology", () => {
       );
     expect(labels("secret")).toEqual([mesh.id("billing"), mesh.id("web"), "mutual_tls"]);
     expect(labels("shop")).toEqual(["unknown", "unknown", "unknown"]);
+    const workload = (service: string) =>
+      label(
+        opened.find((line) => label(line, "destination_service_name") === service) ?? "",
+        "destination_workload",
+      );
+    expect([workload("files"), workload("archive")]).toEqual(["files-1", "archive-1"]);
   });
 
   test("top sorts by what it is asked for", async () => {
@@ -182,7 +192,8 @@ describe.skipIf(why !== undefined)("topology", () => {
     // Rates are those of ten seconds, which may be over: then any order is right.
     for (const { stdout } of [rate, latency])
       expect(lines(stdout).sort()).toEqual([
-        ...["bank.vault:80", "down.demo:80", "files.store:80", "secret.vault:80", "shop.demo:80"],
+        ...["archive.store:80", "bank.vault:80", "down.demo:80"],
+        ...["files.store:80", "secret.vault:80", "shop.demo:80"],
       ]);
     expect(lines(bytes.stdout).length).toBe(2);
     expect(names(JSON.parse(json.stdout), "service")).toContain("shop");
@@ -281,7 +292,9 @@ describe.skipIf(why !== undefined)("topology", () => {
     const [failures, files, shop] = (await followers).map(({ stdout }) => stdout.trim().split("\n"));
     const two = (pattern: RegExp) => Array(2).fill(expect.stringMatching(pattern));
     expect(failures).toEqual(two(/ out .*down\.demo\.svc\.cluster\.local:80 at 127\.1\.0\.9:9 refused /));
-    expect(files).toEqual(two(/ out .*files\.store\.svc\.cluster\.local:80 at 127\.1\.0\.3:8080 closed /));
+    expect(files).toEqual(
+      two(/ out .*files\.store\.svc\.cluster\.local:80 at 127\.1\.0\.3:8080 \(files-1\) closed /),
+    );
     const records = (shop ?? []).map((line) => JSON.parse(line) as LogRecord);
     expect(records.map((record) => [record.unit, record.service, record.end])).toEqual(
       Array(2).fill([unit, `${host("shop", "demo")}:80`, "closed"]),
@@ -297,7 +310,7 @@ describe.skipIf(why !== undefined)("topology", () => {
       topology(),
       lab.kmesh("top"),
     ]);
-    expect(lines(idle.stdout).length).toBe(11);
+    expect(lines(idle.stdout).length).toBe(13);
     expect(idle.stdout).toContain("No agent runs: there are totals, and neither rates nor history");
     const pinned = JSON.parse(json.stdout) as EdgesDocument;
     const totals = (all: EdgesDocument["edges"]) => all.map(({ id, total }) => [id, total.opened]);

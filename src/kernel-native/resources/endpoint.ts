@@ -11,6 +11,7 @@ import type { Locality, Note } from "../../mesh/model.ts";
 import { isTunnelEntry, TUNNEL_ENTRY_TEXT } from "../../mesh/tunnel-address.ts";
 import type { WorkloadIndex } from "../../mesh/workload.ts";
 import { type Notes, note, sortedNotes } from "./note.ts";
+import { serviceOfCluster } from "./service.ts";
 import { TLS_MODE_ISTIO, TUNNEL_HTTP } from "./transport-sockets.ts";
 import { checkEnum, checkName, guarded, openMessage } from "./wire.ts";
 
@@ -54,6 +55,8 @@ export interface ReadAssignment {
   entries: boolean;
   /** Records the workload of each endpoint. */
   workloads?: WorkloadIndex | undefined;
+  /** Of its name, once an endpoint has a workload. */
+  service?: string;
   /** Endpoints carry the class of their metadata (transport-sockets.ts), and those of HBONE are read. */
   tunnel: boolean;
 }
@@ -366,9 +369,10 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   const healthy = TAKES_TRAFFIC[health] ?? false;
   if (read.workloads && endpointWorkload.length > 0) {
     const key = typeof literal === "number" ? literal * 65536 + port : `${literal} ${port}`;
+    read.service ??= serviceOfCluster(read.name).name;
     const { start, length } = endpointWorkload;
     read.workloads.draft.append(reader.buf, start, start + length);
-    read.workloads.put(key, read.workloads.endDraft());
+    read.workloads.put(key, read.workloads.endDraft(), read.service);
   }
   const transport = read.tunnel ? metadataClass(metadata) : 0;
   if (typeof literal === "number")

@@ -183,7 +183,7 @@ export class AccessLog {
     const asked = formatAddress(bytes.subarray(at + fields.asked.offset, at + fields.asked.offset + 16));
     const workload =
       key.direction === "out"
-        ? labels.workload(key.endpoint)
+        ? labels.workload(key.endpoint, key.service)
         : key.direction === "in"
           ? labels.caller(key.remote)
           : "";

@@ -193,7 +193,7 @@ export class Tally {
     const slot = service * ENDPOINTS + endpoint;
     let set = slots.get(slot);
     if (set === undefined) {
-      set = this.#source(labels.service(service), labels.workload(endpoint), "-");
+      set = this.#source(labels.service(service), labels.workload(endpoint, service), "-");
       slots.set(slot, set);
     }
     const sent = rows.long(row, ROW.sent.offset);
@@ -225,7 +225,7 @@ export class Tally {
     // What the client sent is the request, which Istio calls received.
     add(istio, istioAt + 2, sent);
     add(istio, istioAt + 3, received);
-    if (failed > 0) this.#addFailed(labels.service(service), labels.workload(endpoint), failed);
+    if (failed > 0) this.#addFailed(labels.service(service), labels.workload(endpoint, service), failed);
   }
 
   #addIn(rows: RowTable, row: number): void {
