@@ -1,6 +1,7 @@
 import { connect, type Socket } from "node:net";
 import { TunnelFailure } from "./failure.ts";
 import { ignoreError } from "./splice.ts";
+import { timeLimit } from "./time-limit.ts";
 
 /** Milliseconds for a TCP connection, with its TLS handshake where it has one. */
 export const CONNECT_PATIENCE = 10_000;
@@ -15,7 +16,7 @@ export function openTcp(
     const socket = connect({ ...to, allowHalfOpen: true, noDelay: true });
     socket.on("error", ignoreError);
     const finish = () => {
-      clearTimeout(timer);
+      noLimit();
       signal.removeEventListener("abort", aborted);
       socket.off("error", fail);
     };
@@ -25,9 +26,8 @@ export function openTcp(
       reject(error);
     };
     const aborted = () => fail(new TunnelFailure("reset", "the other side has gone"));
-    const timer = setTimeout(
-      () => fail(new TunnelFailure("connect-timeout", `no connection within ${patience} ms`)),
-      patience,
+    const noLimit = timeLimit(patience, () =>
+      fail(new TunnelFailure("connect-timeout", `no connection within ${patience} ms`)),
     );
     socket.once("connect", () => {
       finish();

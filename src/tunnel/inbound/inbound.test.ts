@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { writeFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
@@ -295,6 +296,42 @@ test("double HBONE: a CONNECT inside of a CONNECT, each with its own TLS", async
   for (let i = 0; i < 50 && lab.counters.rows.ways.hbone.open > 0; i++) await Bun.sleep(20);
   expect(lab.counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 4 });
 });
+
+test("a ClientHello that came while the tunnel was busy is no silence", async () => {
+  mode = "strict";
+  const accepted = Promise.withResolvers<void>();
+  const port = await lab.listen((socket) => {
+    Object.defineProperty(socket, "localPort", { value: app });
+    void tunnel.serveSteered(socket, () => {}, 1);
+    accepted.resolve();
+  });
+  const { key, cert } = mesh.issue("client");
+  const hello = await clientHello({ key, cert, ALPNProtocols: ["istio"] });
+  const client = await dialTcp(port);
+  await accepted.promise;
+  client.write(hello);
+  // Longer than the tunnel waits for a first byte.
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 600);
+  const [answer] = (await once(client, "data")) as [Buffer];
+  client.destroy();
+  // A handshake record: ServerHello.
+  expect(answer[0]).toBe(22);
+  expect(lab.counters.rows.ways.inbound.failures).toEqual({});
+});
+
+/** The first bytes of a TLS client. */
+async function clientHello(options: ConnectionOptions): Promise<Buffer> {
+  const first = Promise.withResolvers<Buffer>();
+  const port = await lab.listen((socket) => {
+    socket.once("data", (chunk: Buffer) => {
+      first.resolve(chunk);
+      socket.destroy();
+    });
+    socket.resume();
+  });
+  connectTls({ ...options, port, host: "127.0.0.1" }).on("error", () => {});
+  return first.promise;
+}
 
 test("a connection to the listener itself leads nowhere", async () => {
   const port = await lab.listen(

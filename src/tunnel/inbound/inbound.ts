@@ -12,6 +12,7 @@ import type { Headers } from "../http2/hpack.ts";
 import type { ConnectStream } from "../http2/stream.ts";
 import { reset, splice } from "../splice.ts";
 import { CONNECT_PATIENCE } from "../tcp.ts";
+import { timeLimit } from "../time-limit.ts";
 import { acceptTls } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 
@@ -255,7 +256,7 @@ function sniff(socket: Socket, patience: number): Promise<ReturnType<typeof read
   return new Promise((resolve, reject) => {
     let kept: Buffer = Buffer.alloc(0);
     const finish = () => {
-      clearTimeout(timer);
+      noLimit();
       socket.off("data", onData);
       socket.off("end", onEnd);
       socket.off("close", onClose);
@@ -276,13 +277,13 @@ function sniff(socket: Socket, patience: number): Promise<ReturnType<typeof read
       finish();
       reject(new TunnelFailure("reset", "the peer closed the connection before its first bytes"));
     };
-    const timer = setTimeout(() => {
+    const noLimit = timeLimit(patience, () => {
       if (kept.length === 0) decide({ kind: "plaintext" });
       else {
         finish();
         reject(new TunnelFailure("handshake-timeout", "the peer's ClientHello did not come in time"));
       }
-    }, patience);
+    });
     socket.on("data", onData);
     socket.on("end", onEnd);
     socket.on("close", onClose);

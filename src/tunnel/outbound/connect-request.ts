@@ -3,6 +3,7 @@ import type { Http2Connection } from "../http2/connection.ts";
 import { ERROR } from "../http2/frames.ts";
 import type { Headers } from "../http2/hpack.ts";
 import type { ConnectStream } from "../http2/stream.ts";
+import { timeLimit } from "../time-limit.ts";
 
 /**
  * Sends a CONNECT at once, and resolves with its stream when the peer has answered with 2xx. Rejects with TunnelFailure,
@@ -40,7 +41,7 @@ function requireSuccess(headers: Headers): void {
 function answerOf(stream: ConnectStream, patience: number, signal: AbortSignal): Promise<Headers> {
   return new Promise((resolve, reject) => {
     const finish = () => {
-      clearTimeout(timer);
+      noLimit();
       signal.removeEventListener("abort", aborted);
     };
     const fail = (failure: Error) => {
@@ -48,9 +49,8 @@ function answerOf(stream: ConnectStream, patience: number, signal: AbortSignal):
       reject(failure);
     };
     const aborted = () => fail(new TunnelFailure("reset", "the app has gone"));
-    const timer = setTimeout(
-      () => fail(new TunnelFailure("handshake-timeout", "the peer does not answer CONNECT")),
-      patience,
+    const noLimit = timeLimit(patience, () =>
+      fail(new TunnelFailure("handshake-timeout", "the peer does not answer CONNECT")),
     );
     signal.addEventListener("abort", aborted);
     stream.response.then((headers) => {

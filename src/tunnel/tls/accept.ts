@@ -4,6 +4,7 @@ import { parseSpiffe } from "../../istiod/spiffe.ts";
 import type { Identity } from "../../mesh/inbound.ts";
 import { TunnelFailure } from "../failure.ts";
 import { reset } from "../splice.ts";
+import { timeLimit } from "../time-limit.ts";
 import { expiryOf } from "./expiry.ts";
 import { readSans, spiffeOf } from "./san.ts";
 
@@ -40,7 +41,7 @@ export function acceptTls(
       ALPNProtocols: [...options.alpn],
     });
     const finish = () => {
-      clearTimeout(timer);
+      noLimit();
       for (const event of ["error", "close"] as const) socket.off(event, fail);
     };
     const fail = (error?: unknown) => {
@@ -54,9 +55,8 @@ export function acceptTls(
           : new TunnelFailure("reset", "the peer closed the connection in its handshake"),
       );
     };
-    const timer = setTimeout(
-      () => fail(new TunnelFailure("handshake-timeout", "the peer did not end its handshake")),
-      options.patience ?? HANDSHAKE_PATIENCE,
+    const noLimit = timeLimit(options.patience ?? HANDSHAKE_PATIENCE, () =>
+      fail(new TunnelFailure("handshake-timeout", "the peer did not end its handshake")),
     );
     socket.on("error", fail);
     socket.on("close", fail);

@@ -10,6 +10,7 @@ import { forgetHandshake, readPeerNamesOnly } from "../../runtime/tls-socket.ts"
 import { reasonOfFailure, TunnelFailure } from "../failure.ts";
 import { ignoreError, reset } from "../splice.ts";
 import { CONNECT_PATIENCE } from "../tcp.ts";
+import { timeLimit } from "../time-limit.ts";
 import { expiryOf } from "./expiry.ts";
 import type { Sessions } from "./sessions.ts";
 
@@ -56,12 +57,12 @@ export function openTls(options: PeerTls, signal: AbortSignal): Promise<TLSSocke
     readPeerNamesOnly(socket);
     socket.on("error", ignoreError);
     const patience = options.patience ?? CONNECT_PATIENCE;
-    const timer = setTimeout(() => {
+    const noLimit = timeLimit(patience, () => {
       const reason = connected || "stream" in to ? "handshake-timeout" : "connect-timeout";
       fail(new TunnelFailure(reason, `the peer did not answer within ${patience} ms`));
-    }, patience);
+    });
     const finish = () => {
-      clearTimeout(timer);
+      noLimit();
       signal.removeEventListener("abort", aborted);
       socket.off("error", fail);
       socket.off("close", closed);
