@@ -9,11 +9,14 @@ import { openPolicySet } from "../../src/policy/pinned.ts";
 import { NetworkNamespace, ownName } from "../../test/lab/namespace.ts";
 import { output } from "../../test/lab/process.ts";
 import { type AdmissionPlan, MACHINE, PORTS, SOURCES } from "./admission-plan.ts";
+import type { Accepted } from "./kernel-counts.ts";
 import { Talker } from "./talker.ts";
 
 const PYTHON = "/usr/bin/python3";
 /** An entry of admission.py: began and ended (ns), source, port, errno. */
 const ENTRY = 24;
+/** Of the answers to one of the sources, one in so many is lost. */
+const LOST = 50;
 
 export interface AdmissionSums {
   admitted: number;
@@ -24,13 +27,15 @@ export interface AdmissionSums {
   failed: number;
 }
 
-/** The host, its client, and the machine's servers. `end` removes them. */
+/** The host, its client, and the machine's app. `end` removes them. */
 export class AdmissionLoad {
   readonly ledger: string;
   #host: NetworkNamespace | undefined;
-  #server: Talker | undefined;
+  #app: Talker | undefined;
   #client: Talker | undefined;
   readonly #folder: string;
+  /** What the app has accepted so far on ports whose connections are counted. */
+  accepted: Accepted[] = [];
 
   constructor(folder: string) {
     this.#folder = folder;
@@ -47,19 +52,30 @@ export class AdmissionLoad {
     for (const address of SOURCES) await host.ip(...addTo(address, far));
     await output(["ip", "link", "set", near, "up"]);
     await host.ip("link", "set", far, "up");
+    await this.#lose(host);
   }
 
-  /** Starts the servers and the client; its connections begin with `go`. */
-  async start(): Promise<void> {
+  /** Has some of the app's answers to the last source lost: the kernel sends them again. */
+  async #lose(host: NetworkNamespace): Promise<void> {
+    const rule = `ip6 daddr ${SOURCES.at(-1)} tcp sport ${PORTS[0]} meta length > 200 numgen inc mod ${LOST} == 0 drop`;
+    const chain = "{ type filter hook input priority 0; }";
+    for (const command of [
+      "add table inet loss",
+      `add chain inet loss in ${chain}`,
+      `add rule inet loss in ${rule}`,
+    ])
+      await output(["nft", command], { netns: host.path });
+  }
+
+  /** Starts the app, in a cgroup, and the client; its connections begin with `go`. */
+  async start(cgroup: string): Promise<void> {
     if (!this.#host) throw new Error("there is no host yet");
     const log = (name: string) => join(this.#folder, `${name}.log`);
-    const serve = join(import.meta.dirname, "../../test/inbound/peers.py");
-    this.#server = new Talker(
-      "the machine's servers",
-      [PYTHON, serve, "serve", ...PORTS.map(String)],
-      log("inbound-servers"),
-    );
-    await this.#server.hear();
+    const app = join(import.meta.dirname, "machine-app.py");
+    this.#app = new Talker("the machine's app", [PYTHON, app, ...PORTS.map(String)], log("machine-app"), {
+      cgroup,
+    });
+    await this.#app.hear();
     const script = join(import.meta.dirname, "admission.py");
     const lists = [SOURCES.join(), MACHINE.join(), PORTS.join()];
     this.#client = new Talker("the host", [PYTHON, script, this.ledger, ...lists], log("inbound-client"), {
@@ -68,15 +84,19 @@ export class AdmissionLoad {
     await this.#client.hear();
   }
 
-  /** `pause`: the ledger is whole when this resolves. */
+  /** `pause`, `end`: the ledger is whole when this resolves, and `accepted` is what the app has counted. */
   async say(word: "go" | "pause" | "end"): Promise<void> {
-    await this.#client?.ask(word, 30_000);
+    const open = (await this.#client?.ask(word, 30_000))?.split(" ")[1];
+    if (word === "go" || open === undefined) return;
+    const tallies: Accepted[] = JSON.parse((await this.#app?.ask(`settled ${open}`)) ?? "[]");
+    // istiod knows of no service at the last port, so its connections are not counted.
+    this.accepted = tallies.filter(({ port }) => port !== PORTS.at(-1));
   }
 
   /** Ends the processes and removes the host. */
   async end(): Promise<void> {
     await this.#client?.end();
-    await this.#server?.end();
+    await this.#app?.end();
     await this.#host?.remove();
   }
 }

@@ -3,7 +3,7 @@
  * compares the kernel's counters with the ledgers.
  */
 import { constants } from "node:os";
-import type { KernelCounts } from "./kernel-counts.ts";
+import type { Accepted, KernelCounts } from "./kernel-counts.ts";
 import { FLAW, KIND, type MadeLedger, NOBODY, type TakenLedger } from "./records.ts";
 import type { Instant, Validity } from "./validity.ts";
 
@@ -18,7 +18,7 @@ const ERROR_NAMES = new Map(Object.entries(constants.errno).map(([name, number])
 /** What is known of the services and endpoints that the ledgers name by number. */
 export interface Directory {
   services: readonly string[];
-  endpoints: readonly { address: string; port: number }[];
+  endpoints: readonly { address: string; port: number; service: number }[];
   /** Whether connections to it are to be refused. */
   refuses(service: number): boolean;
   /** Whether connections to it are expected to find no listener. */
@@ -34,7 +34,7 @@ export interface Crash {
   /** SIGKILL was sent, and the process is gone. */
   from: Instant;
   to: Instant;
-  /** Connections that it carried. */
+  /** Connections that it carried, at most. */
   most: number;
 }
 
@@ -73,8 +73,23 @@ export interface Sums {
  */
 export type Watcher = (kind: "service" | "tunnel" | "direct", began: Instant, time: number) => void;
 
-/** A client must see at once that its tunnel was killed, ns. */
-const AT_ONCE = 2e9;
+/** Complaints that are kept: of one kind, and in all. */
+const MOST_OF_A_KIND = 12;
+const MOST_COMPLAINTS = 60;
+
+const ACCEPTED_COUNTS = ["opened", "closed", "received", "sent", "retransmits"] as const;
+const NOTHING_ACCEPTED: Accepted = {
+  port: 0,
+  remote: "",
+  opened: 0,
+  closed: 0,
+  received: 0,
+  sent: 0,
+  retransmits: 0,
+};
+
+/** A client must see at once that its tunnel was killed, ns; where the processor is busy, once the other tunnel gets its turn. */
+const AT_ONCE = 5e9;
 
 export class Book {
   readonly sums: Sums = {
@@ -111,6 +126,8 @@ export class Book {
   readonly #cut = new Set<number>();
   /** By counter, the difference that was reported last. */
   readonly #told = new Map<string, number>();
+  /** How many complaints begin with the same words. */
+  readonly #kinds = new Map<string, number>();
 
   constructor(directory: Directory, validity: Validity) {
     this.#directory = directory;
@@ -149,7 +166,7 @@ export class Book {
   }
 
   /** Compares the ledgers with the kernel's counters. No short connection may be in progress. */
-  compare(kernel: KernelCounts): void {
+  compare(kernel: Omit<KernelCounts, "accepted">): void {
     this.#directory.services.forEach((name, service) => {
       const found = kernel.services.get(name) ?? { redirected: 0, refused: 0, failed: 0, other: 0 };
       this.counter(`${name}: redirected`, found.redirected, this.#redirected[service] ?? 0);
@@ -160,13 +177,22 @@ export class Book {
       this.counter(`${name}: passed`, found.other, 0);
     });
     const live = new Map(kernel.live);
-    this.#directory.endpoints.forEach(({ address, port }, endpoint) => {
+    const byService = new Map<number, { found: number; expected: number }>();
+    this.#directory.endpoints.forEach(({ address, port, service }, endpoint) => {
       const key = `${address} ${port}`;
-      this.counter(`${key}: live`, live.get(key) ?? 0, this.#open[endpoint] ?? 0);
+      const [found, expected] = [live.get(key) ?? 0, this.#open[endpoint] ?? 0];
       live.delete(key);
+      // When a peer's tunnel was killed, ours tried another endpoint than the kernel had chosen.
+      if (this.#crashes.length > 0 && this.#directory.tunnelled(service)) {
+        const sum = byService.get(service) ?? { found: 0, expected: 0 };
+        byService.set(service, { found: sum.found + found, expected: sum.expected + expected });
+      } else this.counter(`${key}: live`, found, expected);
     });
+    for (const [service, { found, expected }] of byService)
+      this.counter(`${this.#directory.services[service]}: live`, found, expected);
     for (const [key, count] of live) this.counter(`${key}: live`, count, 0);
     this.counter("live of all clusters", kernel.clusterLive, this.open);
+    if (!kernel.isFlushed && this.open > 0) return;
     const all = (counts: readonly number[]) => counts.reduce((sum, count) => sum + count, 0);
     this.counter("traffic: opened", kernel.traffic.opened, all(this.#redirected));
     this.counter("traffic: ended", kernel.traffic.ended, all(this.#redirected) - this.open);
@@ -183,8 +209,50 @@ export class Book {
     this.counter("traffic: bytes received", kernel.traffic.received, this.#received);
   }
 
+  /**
+   * Compares what the kernel counted of connections that this machine accepted with what its app counted. Both are sums from
+   * the beginning on; of connections that are open the kernel may know less bytes.
+   */
+  compareAccepted(
+    { accepted: kernel, isFlushed }: Pick<KernelCounts, "accepted" | "isFlushed">,
+    app: readonly Accepted[],
+  ): void {
+    const names = (each: Accepted) =>
+      `accepted on port ${each.port} from ${each.remote || "rows that are gone"}`;
+    const open = app.some(({ opened, closed }) => opened !== closed);
+    if (!isFlushed && open) return;
+    // What a retired row had is nobody's by name: then the whole is compared.
+    const byName = kernel.every(({ remote }) => remote !== "");
+    const sums = (all: readonly Accepted[]) => {
+      const found = new Map<string, Accepted>();
+      for (const each of all) {
+        const name = byName ? names(each) : "accepted";
+        const sum = found.get(name) ?? NOTHING_ACCEPTED;
+        found.set(name, {
+          port: each.port,
+          remote: each.remote,
+          opened: sum.opened + each.opened,
+          closed: sum.closed + each.closed,
+          received: sum.received + each.received,
+          sent: sum.sent + each.sent,
+          retransmits: sum.retransmits + each.retransmits,
+        });
+      }
+      return found;
+    };
+    const [found, expected] = [sums(kernel), sums(app)];
+    for (const name of new Set([...found.keys(), ...expected.keys()])) {
+      const [is, should] = [found.get(name) ?? NOTHING_ACCEPTED, expected.get(name) ?? NOTHING_ACCEPTED];
+      for (const what of open ? (["opened", "closed"] as const) : ACCEPTED_COUNTS)
+        this.counter(`${name}: ${what}`, is[what], should[what]);
+    }
+  }
+
   complain(text: string): void {
-    if (this.complaints.length < 50) this.complaints.push(text);
+    const [kind = ""] = text.split(/:| \d/);
+    const count = (this.#kinds.get(kind) ?? 0) + 1;
+    this.#kinds.set(kind, count);
+    if (count <= MOST_OF_A_KIND && this.complaints.length < MOST_COMPLAINTS) this.complaints.push(text);
   }
 
   /** Puts into `servers` who took which connection, and into `lost` those that a server lost. */
@@ -296,8 +364,11 @@ export class Book {
     if ((ledger.flaws(i) & (FLAW.wrongBytes | FLAW.wrongPeer | FLAW.atOnce)) !== 0) return false;
     const began = ledger.began(i);
     const ended = began + ledger.totalTime(i) * 1000;
-    const crash = this.#crashes.find(({ from, to }) => began <= to && from <= ended && ended <= to + AT_ONCE);
-    if (!crash || crash.cut === crash.most) return false;
+    // The last one: what connects while a tunnel dies is the next one's, and may end with that, soon after.
+    const crash = this.#crashes.findLast(
+      ({ from, to, most, cut }) => began <= to && from <= ended && ended <= to + AT_ONCE && cut < most,
+    );
+    if (!crash) return false;
     crash.cut++;
     this.sums.cut++;
     this.#cut.add(keyOf(ledger.maker(i), ledger.serial(i)));
@@ -308,7 +379,17 @@ export class Book {
     this.sums.failed++;
     const to = this.#directory.services[ledger.service(i)] ?? "no service";
     const by = ledger.endpoint(i) === NOBODY ? "" : ` at ${this.#endpoint(ledger.endpoint(i))}`;
-    this.complain(`${what}: to ${to}${by}: ${tell(ledger.error(i), ledger.flaws(i))}`);
+    const when = this.#when(ledger.began(i), ledger.began(i) + ledger.totalTime(i) * 1000);
+    this.complain(`${what}: to ${to}${by}: ${tell(ledger.error(i), ledger.flaws(i))}${when}`);
+  }
+
+  /** When a connection began and ended, from the last crash on. */
+  #when(began: Instant, ended: Instant): string {
+    const crash = this.#crashes.at(-1);
+    if (!crash) return "";
+    const [from, to] = [began, ended].map((at) => ((at - crash.from) / 1e6).toFixed(1));
+    const took = ((crash.to - crash.from) / 1e6).toFixed(1);
+    return ` (from ${from} to ${to} ms after the last crash, which took ${took} ms and might cut ${crash.most})`;
   }
 
   #ledgerError(text: string): void {

@@ -28,7 +28,8 @@
 
 #define MAGIC 0x6b6d6573u
 #define NOBODY 0xffff
-#define PATIENCE_NS 10000000000ull
+/* The tunnel's own limit is 10 s; it then tries another endpoint. */
+#define PATIENCE_NS 30000000000ull
 /* One connection in so many is closed in good order; the others reset, so that no port stays in TIME_WAIT. */
 #define GRACEFUL 32
 

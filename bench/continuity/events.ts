@@ -11,8 +11,9 @@ import { SIDES } from "./tunnels.ts";
 export interface Outcome {
   /** How long no process could change the tables, apart from the pause that the event itself prescribes, ms. */
   gap: number;
-  /** Of a start after which nothing had changed: map writes that it took all the same. */
+  /** Of a start after which nothing had changed: map writes that it took all the same, and what they changed. */
   writes?: number;
+  written?: readonly string[];
   /** A tunnel was killed: what it carried is lost. */
   crash?: Crash;
 }
@@ -206,11 +207,18 @@ function otherThan(build: Build): Build {
 }
 
 async function killAndStart(stage: Stage): Promise<Outcome> {
+  const before = await stage.contents();
   const gap = stopwatch();
   await stage.killAgent();
   await stage.startAgent();
   const { tables } = await stage.inSync();
-  return { gap: gap(), writes: tables.writes };
+  const took = gap();
+  const now = await stage.contents();
+  const written = [
+    ...[...before.difference(now)].map((line) => `- ${line}`),
+    ...[...now.difference(before)].map((line) => `+ ${line}`),
+  ];
+  return { gap: took, writes: tables.writes, written };
 }
 
 async function change(stage: Stage, random: Random): Promise<void> {

@@ -4,12 +4,13 @@
  * state and its control plane, and kmesh tunnel restarted, upgraded and killed, in an order that the seed decides
  * (schedule.ts has the kinds):
  *
- *     bun bench/continuity [--events N] [--seed N] [--only KIND,...] [--soak MINUTES] [--rate N] [--mode dual-engine] [--quick] [--output json]
+ *     bun bench/continuity [--events N] [--seed N] [--only KIND,...] [--soak MINUTES] [--rate N] [--mode dual-engine] [--quick] [--logs FOLDER] [--output json]
  *
  * Every connection is written into a ledger at both ends, and judged: was it answered, by an endpoint that might serve it
  * at that time, with the right bytes; and are the kernel's counters what the ledgers say, to the last connection. Another
  * host connects to the machine all the time, from addresses that policy admits and refuses: each outcome is compared with
- * the policies that governed. With `--mode dual-engine` the change of the mode is one of the events. Exit code 1 when
+ * the policies that governed, and the kernel's counters with what the app there has counted: connections, bytes, segments that
+ * were lost on the way and sent again. With `--mode dual-engine` the change of the mode is one of the events. Exit code 1 when
  * anything is not as it should be.
  */
 import { spawn } from "node:child_process";
@@ -47,6 +48,8 @@ const { values: flags } = parseArgs({
     only: { type: "string" },
     /** Misroutes on purpose after the last event: the run must end with exit code 1. */
     misroute: { type: "boolean", default: false },
+    /** A folder that gets the logs of all processes and the last status of each tunnel. */
+    logs: { type: "string" },
     output: { type: "string", default: "text" },
   },
 });
@@ -56,7 +59,13 @@ else enterNamespaces();
 
 /** Starts this program anew in network and mount namespaces of its own: a fresh process has no thread outside. */
 function enterNamespaces(): void {
-  requireTools(["ip", "iproute2"], ["unshare", "util-linux"], ["mount", "mount"], ["setpriv", "util-linux"]);
+  requireTools(
+    ["ip", "iproute2"],
+    ["unshare", "util-linux"],
+    ["mount", "mount"],
+    ["setpriv", "util-linux"],
+    ["nft", "nftables"],
+  );
   const child = spawn(
     "unshare",
     [
@@ -96,6 +105,7 @@ async function inside(): Promise<void> {
     soak: Math.min(Number(flags.soak), LONGEST_SOAK),
     kinds: kindsOf(flags.only),
     misroute,
+    ...(flags.logs !== undefined && { logs: flags.logs }),
     mode,
     builds: { own: KMESH, wide: await otherBuild("wide-layout"), bad: await otherBuild("bad-probe") },
     load: {

@@ -9,11 +9,12 @@ import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";
 import { KEPT_MAPS, type Maps } from "../../src/datapath/tables/tables.ts";
+import { ERRNO, KernelError } from "../../src/kernel/error.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { Counting } from "../../src/telemetry/counting.ts";
 import { Flusher } from "../../src/telemetry/flush.ts";
 import { readTraffic } from "../../src/telemetry/reading.ts";
-import { addCounters, closedOf, endsOf, noCounters } from "../../src/telemetry/rows.ts";
+import { addCounters, type Counters, closedOf, endsOf, noCounters } from "../../src/telemetry/rows.ts";
 
 const SERVICE = layout.service_counters;
 
@@ -24,6 +25,19 @@ export interface ServiceCount {
   failed: number;
   /** All others: connections that went where they asked to, and what shadow mode would have done. */
   other: number;
+}
+
+/** Connections from one address that apps accepted on one port. */
+export interface Accepted {
+  port: number;
+  remote: string;
+  opened: number;
+  closed: number;
+  /** Payload bytes. */
+  received: number;
+  sent: number;
+  /** Segments. */
+  retransmits: number;
 }
 
 export interface KernelCounts {
@@ -46,6 +60,9 @@ export interface KernelCounts {
     sent: number;
     received: number;
   };
+  accepted: Accepted[];
+  /** Whether connections that live are in `traffic` and `accepted`; false where the kernel refuses iterators. */
+  isFlushed: boolean;
 }
 
 /** Reads the counts below `bpffs`. Throws KernelError when there are none. */
@@ -78,7 +95,7 @@ export function readKernelCounts(bpffs: string): KernelCounts {
         open("cluster_loads", layout.cluster_load.size),
         layout.cluster_load.fields.live.offset,
       ),
-      traffic: trafficOf(pinned),
+      ...trafficOf(pinned),
     };
   } finally {
     for (const map of maps) map.close();
@@ -86,13 +103,19 @@ export function readKernelCounts(bpffs: string): KernelCounts {
 }
 
 /** Connections that live are in the rows from the last flush on, so opened ones are brought up to date first. */
-function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
+function trafficOf(
+  pinned: (name: string) => BpfMap,
+): Pick<KernelCounts, "traffic" | "accepted" | "isFlushed"> {
   const maps = Object.fromEntries(KEPT_MAPS.map((name) => [name, pinned(name)])) as Maps;
   const counting = new Counting(maps.traffic, maps.served_ports);
+  let isFlushed = false;
   try {
     const flusher = Flusher.open(maps, counting);
     flusher?.flush();
     flusher?.close();
+    isFlushed = flusher !== undefined;
+  } catch (error) {
+    if (!(error instanceof KernelError && error.errno === ERRNO.EPERM)) throw error;
   } finally {
     counting.close();
   }
@@ -105,7 +128,7 @@ function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
     if (direction === "out") addCounters(out, counters);
     if (direction === "refused") addCounters(refused, counters);
   }
-  return {
+  const traffic = {
     opened: out.opened,
     ended: closedOf(out),
     refused: refused.opened,
@@ -114,6 +137,30 @@ function trafficOf(pinned: (name: string) => BpfMap): KernelCounts["traffic"] {
     sent: out.sent,
     received: out.received,
   };
+  const accepted = [
+    ...rows.flatMap(({ key: { direction, port, remote }, counters }) =>
+      direction === "in" ? [acceptedOf(port, remote, counters)] : [],
+    ),
+    // What has no row of its own is nobody's.
+    ...retired.flatMap(({ direction, service, counters }) =>
+      direction === "in" ? [acceptedOf(Number(service), "", counters)] : [],
+    ),
+    ...(other.in.opened > 0 ? [acceptedOf(0, "", other.in)] : []),
+  ];
+  return { traffic, accepted, isFlushed };
+}
+
+/** Whether connections that apps accept on the port are counted. Throws KernelError when there are no tables. */
+export function countsAccepted(bpffs: string, port: number): boolean {
+  using served = BpfMap.fromPin(keptPin(bpffs, "served_ports"));
+  const word = new Uint8Array(new ArrayBuffer(8));
+  served.lookup(new Uint8Array(Uint32Array.of(port >> 6).buffer), word);
+  return ((word[(port & 63) >> 3] ?? 0) & (1 << (port & 7))) !== 0;
+}
+
+function acceptedOf(port: number, remote: string, counters: Counters): Accepted {
+  const { opened, received, sent, retransmits } = counters;
+  return { port, remote, opened, closed: closedOf(counters), received, sent, retransmits };
 }
 
 function countsOf(table: ChunkedTable, id: number): ServiceCount {

@@ -31,6 +31,8 @@ export interface RunOptions {
   /** That the agent begins in. From dual-engine on, the mode changes as well. */
   mode: Mode;
   load: LoadOptions;
+  /** A folder that gets the logs of all processes and the status of each tunnel at the end. */
+  logs?: string;
   pace: Pace & {
     /** Without any event at the beginning, ms. */
     quiet: number;
@@ -120,6 +122,7 @@ export async function runContinuity(options: RunOptions): Promise<Report> {
     report = await run.play();
   } finally {
     process.off("SIGINT", stop).off("SIGTERM", stop);
+    if (options.logs !== undefined) stage.keepLogs(options.logs);
     const left = await stage.remove();
     run.left.push(...left);
   }
@@ -299,7 +302,10 @@ class Run {
       times.worstGap = Math.max(times.worstGap, gap);
       if (outcome.writes) {
         this.#unneededWrites += outcome.writes;
-        this.#book.complain(`${event.kind}: ${outcome.writes} map writes though nothing had changed`);
+        const written = outcome.written?.join("; ") ?? "";
+        this.#book.complain(
+          `${event.kind}: ${outcome.writes} map writes though nothing had changed ${written}`,
+        );
       }
     } catch (error) {
       this.#stuck++;
@@ -332,7 +338,9 @@ class Run {
       times[kind].add(time);
       if (kind !== "tunnel" && time > this.#slowFrom[kind]) times.slow[kind]++;
     });
-    this.#book.compare(readKernelCounts(this.#stage.bpffs));
+    const counts = readKernelCounts(this.#stage.bpffs);
+    this.#book.compare(counts);
+    this.#book.compareAccepted(counts, this.#stage.admission.accepted);
     this.#admission.take(takeFile(this.#stage.admission.ledger));
     this.#book.counter("refusals of peers", refusalsOf(this.#stage.bpffs), this.#admission.sums.refused);
   }

@@ -31,9 +31,10 @@ import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
 import { compileC } from "../machine.ts";
 import { AdmissionLoad, admissionDifference } from "./admission.ts";
-import { MACHINE } from "./admission-plan.ts";
+import { MACHINE, PORTS } from "./admission-plan.ts";
 import type { Build, Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
+import { countsAccepted } from "./kernel-counts.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
 import { residentMemory, Tunnels } from "./tunnels.ts";
@@ -196,7 +197,10 @@ export class Stage {
     start(makers, [tunnelRate > 0 ? TUNNEL_WINDOW : 0, tunnelRate, tunnelHold, BEAT], "tunnel");
     for (const maker of this.#makers) await maker.hear();
     await this.#startResolver(lookups);
-    await this.admission.start();
+    await this.admission.start(this.#apps);
+    await eventually("connections that the machine accepts are counted", () =>
+      PORTS.slice(0, -1).every((port) => countsAccepted(this.bpffs, port)),
+    );
     await this.pause();
   }
 
@@ -302,7 +306,8 @@ export class Stage {
   /** Writes the configuration; an agent reads it when it starts. */
   #configure(mode: Mode): void {
     this.mode = mode;
-    writeFileSync(this.#config, `mode: ${mode}\n`);
+    const ports = PORTS.slice(0, -1).map((port) => `{name: p${port}, containerPort: ${port}}`);
+    writeFileSync(this.#config, `mode: ${mode}\nports: [${ports.join(", ")}]\n`);
   }
 
   /** Another mode, and `kmesh restart --graceful`. Gives its proof. */
@@ -499,6 +504,14 @@ export class Stage {
     rmSync(this.state, { recursive: true, force: true });
   }
 
+  /** Copies the logs of all processes, and the status of each tunnel, into a folder. */
+  keepLogs(folder: string): void {
+    mkdirSync(folder, { recursive: true });
+    for (const path of readdirSync(this.folder, { recursive: true, encoding: "utf8" }))
+      if (/^[^/]+\.log$|\/tunnel\/\d+\.json$/.test(path))
+        copyFileSync(join(this.folder, path), join(folder, path.replaceAll("/", "-")));
+  }
+
   /** Stops and removes everything. Gives what could not be removed. */
   async remove(): Promise<string[]> {
     if (this.#pid !== 0) await this.killAgent();
@@ -573,7 +586,37 @@ export class Stage {
         }
       }
     }
-    return undefined;
+    return this.#leftover([...clusters.keys()]);
+  }
+
+  /**
+   * A cluster that nothing leads to any more. It goes after a grace period: a start before that has to remove it, though
+   * nothing has changed meanwhile.
+   */
+  #leftover(clusters: readonly string[]): string | undefined {
+    const present = new Set(this.plan.services.flatMap((_, service) => this.plan.set(service)));
+    // In dual-engine mode a workload that takes HBONE has a cluster of its own: outbound|PORT|ADDRESS|HOST.
+    const gone = this.plan.endpoints
+      .filter(({ index }) => this.mode !== "dual-engine" || !present.has(index))
+      .map(({ address, port }) => `outbound|${port}|${address}|`);
+    const left = clusters.find((name) => gone.some((prefix) => name.startsWith(prefix)));
+    return left === undefined ? undefined : `the cluster ${left} is still there`;
+  }
+
+  /** What the agent's tables lead to, as lines that two looks can be compared by. */
+  async contents(): Promise<Set<string>> {
+    const tables = (await this.#ask("/dump/tables")) as Inspection | undefined;
+    if (!tables) return new Set();
+    const { frontends, clusters } = tables;
+    return new Set([
+      ...frontends.map(
+        ({ match, service, action, target }) => `frontend ${match}: ${service} ${action} ${target}`,
+      ),
+      ...clusters.map(({ name, endpoints, shares }) => {
+        const members = endpoints.map(({ address, port, share }) => `${address} ${port} ${share}`);
+        return `cluster ${name}: ${[...members, ...shares.map(({ cluster, share }) => `${cluster} ${share}`)].join(", ")}`;
+      }),
+    ]);
   }
 
   #copy(build: string): string {

@@ -6,10 +6,10 @@ import { Validity } from "../../bench/continuity/validity.ts";
 
 const SERVICES = ["shop:80", "cart:80", "closed:80", "dead:80", "secret:80", "impostor:80"];
 const [SHOP, CART, CLOSED, DEAD, SECRET, IMPOSTOR] = [0, 1, 2, 3, 4, 5];
-const ENDPOINTS = ["a", "b", "c", "d", "e", "f"].map((_, i) => ({ address: `127.1.0.${i + 1}`, port: 9000 }));
 const [A, B, C, E, F] = [0, 1, 2, 4, 5];
 /** The services of the endpoints. */
 const OWNERS = [SHOP, SHOP, CART, CART, SECRET, IMPOSTOR];
+const ENDPOINTS = OWNERS.map((service, i) => ({ address: `127.1.0.${i + 1}`, port: 9000, service }));
 
 interface Entry {
   serial: number;
@@ -83,6 +83,7 @@ function kernel(redirected: number, more: { refused?: number; live?: [string, nu
     ]),
     live,
     clusterLive: [...live.values()].reduce((sum, count) => sum + count, 0),
+    isFlushed: true,
     traffic: {
       opened: redirected,
       ended: redirected - [...live.values()].reduce((sum, count) => sum + count, 0),
@@ -223,17 +224,50 @@ describe("a book", () => {
       ["dead:80", count],
       ["shop:80", count],
     ]);
-    book.compare({ services, live: new Map(), clusterLive: 0, traffic });
+    book.compare({ services, live: new Map(), clusterLive: 0, traffic, isFlushed: true });
     expect(book.sums.counterErrors).toBe(0);
     services.set("dead:80", { ...count, failed: 2 });
-    book.compare({ services, live: new Map(), clusterLive: 0, traffic });
+    book.compare({ services, live: new Map(), clusterLive: 0, traffic, isFlushed: true });
     expect(book.sums.counterErrors).toBe(1);
     // Refused, and said to have timed out.
     book.compare({
-      ...{ services, live: new Map(), clusterLive: 0 },
+      ...{ services, live: new Map(), clusterLive: 0, isFlushed: true },
       traffic: { ...traffic, connectRefused: 1, neverConnected: 1 },
     });
     expect(book.sums.counterErrors).toBe(3);
+  });
+
+  test("compares what the machine accepted by port and caller, and bytes once all is over", () => {
+    const book = bookOf();
+    const one = {
+      port: 8081,
+      remote: "172.31.0.11",
+      opened: 2,
+      closed: 2,
+      received: 7,
+      sent: 9,
+      retransmits: 0,
+    };
+    const other = { ...one, remote: "fd00:76::11", retransmits: 1 };
+    book.compareAccepted({ accepted: [other, one], isFlushed: true }, [one, other]);
+    expect(book.sums.counterErrors).toBe(0);
+    const open = { ...one, opened: 3 };
+    book.compareAccepted({ accepted: [{ ...open, received: 6 }, other], isFlushed: true }, [open, other]);
+    expect(book.sums.counterErrors).toBe(0);
+    book.compareAccepted({ accepted: [one, other], isFlushed: true }, [open, other]);
+    expect(book.sums.counterErrors).toBe(1);
+    // Where nothing is flushed, connections that live are not there yet.
+    book.compareAccepted({ accepted: [other], isFlushed: false }, [open, other]);
+    expect(book.sums.counterErrors).toBe(1);
+    // The open one is over: back to no difference, but a byte is missing.
+    book.compareAccepted({ accepted: [{ ...one, sent: 8 }, other], isFlushed: true }, [one, other]);
+    expect(book.sums.counterErrors).toBe(3);
+    // Rows that were retired have no caller: sums are compared.
+    const retired = { ...one, remote: "" };
+    book.compareAccepted({ accepted: [retired, other], isFlushed: true }, [one, other]);
+    expect(book.sums.counterErrors).toBe(3);
+    book.compareAccepted({ accepted: [{ ...retired, opened: 1 }, other], isFlushed: true }, [one, other]);
+    expect(book.sums.counterErrors).toBe(4);
   });
 
   test("expects each byte once all connections are over", () => {
@@ -280,6 +314,22 @@ describe("a book", () => {
     ];
     book.take([made(...others)], taken({ serial: 10, endpoint: E, flaws: FLAW.noAnswer }));
     expect(book.sums).toMatchObject({ ...CLEAN, cut: 3, failed: 6, ledgerErrors: 1 });
+  });
+
+  test("counts what ends with the second of two crashes to the second, also when it began while the first tunnel died", () => {
+    const book = bookOf();
+    const second = 1e9;
+    const reset = { error: constants.errno.ECONNRESET, flaws: FLAW.noAnswer, service: SECRET };
+    const at = (began: number, ended: number) => ({ began: began * second, total: (ended - began) * second });
+    book.crashed({ from: 10 * second, to: 10.2 * second, most: 1 });
+    book.take([made({ serial: 1, ...reset, ...at(1, 10.05), kind: KIND.closed, endpoint: E })], taken());
+    book.crashed({ from: 11.5 * second, to: 11.6 * second, most: 2 });
+    const later = [2, 3].map((serial) => ({ serial, ...reset, ...at(10.1, 11.55), endpoint: NOBODY }));
+    book.take([made(...later)], taken({ serial: 3, endpoint: E, flaws: FLAW.noAnswer }));
+    expect(book.sums).toMatchObject({ ...CLEAN, cut: 3 });
+    // The second one carried no more.
+    book.take([made({ serial: 4, ...reset, ...at(10.1, 11.55), endpoint: NOBODY })], taken());
+    expect(book.sums).toMatchObject({ ...CLEAN, cut: 3, failed: 1 });
   });
 
   test("sees a tunnel that takes somebody else for the peer", () => {
