@@ -111,6 +111,8 @@ export class MeshLab {
   readonly apps: string;
   readonly bpffs: string;
   readonly folder: string;
+  /** What `startAgent` runs. */
+  agentCommand: readonly string[] = [KMESH];
   readonly #cgroup: TestCgroup;
   readonly #clients = new Set<RunningClient>();
   readonly #servers = new Map<string, OwnedProcess>();
@@ -173,7 +175,7 @@ export class MeshLab {
       name: "kmesh",
       log: join(this.folder, `agent-${this.#starts}.log`),
       command: [
-        KMESH,
+        ...this.agentCommand,
         "run",
         ...(more.some((flag) => flag.startsWith("--ca"))
           ? []
