@@ -66,7 +66,8 @@ function trustDomainsOf({ transportSocket }: envoy.FilterChain.$Properties): str
   if (!config || messageName(config) !== "DownstreamTlsContext") return [];
   const common = decodeAny(envoy.DownstreamTlsContext, config).commonTlsContext;
   const validation = common?.combinedValidationContext?.defaultValidationContext ?? common?.validationContext;
-  return (validation?.matchTypedSubjectAltNames ?? []).flatMap(({ matcher }) => {
+  const typed = (validation?.matchTypedSubjectAltNames ?? []).map(({ matcher }) => matcher);
+  return [...(validation?.matchSubjectAltNames ?? []), ...typed].flatMap((matcher) => {
     const [, domain] = /^spiffe:\/\/([^/]+)\/$/.exec(matcher?.prefix ?? "") ?? [];
     return domain === undefined ? [] : [domain];
   });

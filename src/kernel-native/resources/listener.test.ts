@@ -225,6 +225,21 @@ describe("2b.4 inbound", () => {
       { ...port(0, "tls"), transportSocket: mesh },
     ];
     expect(inbound(...chains).inbound?.trustDomains).toEqual(["cluster.local", "old.example"]);
+    // The field in which istiod 1.32 sends them.
+    const untyped = envoy.DownstreamTlsContext.encode({
+      commonTlsContext: {
+        combinedValidationContext: {
+          defaultValidationContext: { matchSubjectAltNames: [{ prefix: "spiffe://old.example/" }] },
+        },
+      },
+    }).finish();
+    const socket = {
+      name: "envoy.transport_sockets.tls",
+      typedConfig: any("envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext", untyped),
+    };
+    expect(inbound({ ...port(8, "tls"), transportSocket: socket }).inbound?.trustDomains).toEqual([
+      "old.example",
+    ]);
     // What names a part of a trust domain accepts no other one.
     const part = {
       ...port(8, "tls"),
