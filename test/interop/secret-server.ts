@@ -17,7 +17,10 @@ export interface Secrets {
 
 export class SecretServer {
   readonly #server = new Server();
-  readonly #secrets: Secrets;
+  /** Open streams, each with the names that it asked for. */
+  readonly #asked = new Map<ServerDuplexStream<Buffer, Uint8Array>, readonly string[]>();
+  #secrets: Secrets;
+  #version = 1;
 
   private constructor(secrets: Secrets) {
     this.#secrets = secrets;
@@ -49,17 +52,30 @@ export class SecretServer {
     return server;
   }
 
+  /** Sends other secrets to whoever asked. */
+  replace(secrets: Secrets): void {
+    this.#secrets = secrets;
+    this.#version++;
+    for (const [call, names] of this.#asked) call.write(responseOf(names, secrets, this.#version));
+  }
+
   close(): void {
     this.#server.forceShutdown();
   }
 
   #serve(call: ServerDuplexStream<Buffer, Uint8Array>): void {
     call.on("error", () => {});
-    call.on("end", () => call.end());
+    call.on("close", () => this.#asked.delete(call));
+    call.on("end", () => {
+      this.#asked.delete(call);
+      call.end();
+    });
     call.on("data", (request: Buffer) => {
       const { names, nonce } = readRequest(request);
       // With a nonce it is an acknowledgement.
-      if (nonce === "") call.write(responseOf(names, this.#secrets));
+      if (nonce !== "") return;
+      this.#asked.set(call, names);
+      call.write(responseOf(names, this.#secrets, this.#version));
     });
   }
 }
@@ -90,11 +106,11 @@ const message = (field: number, ...parts: Uint8Array[]) =>
     .finish();
 
 /** DiscoveryResponse{version_info 1, resources 2 (Any{type_url 1, value 2}), type_url 4, nonce 5} */
-function responseOf(names: readonly string[], secrets: Secrets): Uint8Array {
+function responseOf(names: readonly string[], secrets: Secrets, version: number): Uint8Array {
   const resources = names.map((name) =>
     message(2, text(1, SECRET), message(2, text(1, name), secretOf(name, secrets))),
   );
-  return Buffer.concat([text(1, "1"), ...resources, text(4, SECRET), text(5, "1")]);
+  return Buffer.concat([text(1, `${version}`), ...resources, text(4, SECRET), text(5, `${version}`)]);
 }
 
 /** Secret{tls_certificate 2 {certificate_chain 1, private_key 2} | validation_context 4 {trusted_ca 1}}; inline_string is 3. */

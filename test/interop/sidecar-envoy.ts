@@ -4,12 +4,13 @@
  * istiod that sends none: see ISTIOD_FOR_STOCK_ENVOY.
  */
 import { execFileSync } from "node:child_process";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { connect, createServer, type Server } from "node:net";
 import { join } from "node:path";
 import { createCertificate } from "../../src/istiod/identity/certificate-authority.ts";
 import { openCredentials } from "../../src/istiod/identity/credentials.ts";
 import { newSigningRequest } from "../../src/istiod/identity/signing-request.ts";
+import { Authority } from "../lab/authority.ts";
 import { listening } from "../lab/mesh-member.ts";
 import { eventually, output } from "../lab/process.ts";
 import type { MeshLab, Tally } from "./mesh-lab.ts";
@@ -37,11 +38,13 @@ export interface SidecarOptions {
 export class SidecarMachine {
   readonly #machine: SecondMachine;
   readonly #secrets: SecretServer;
+  readonly #authority: Authority;
   readonly #admin: string;
 
-  private constructor(machine: SecondMachine, secrets: SecretServer, admin: string) {
+  private constructor(machine: SecondMachine, secrets: SecretServer, authority: Authority, admin: string) {
     this.#machine = machine;
     this.#secrets = secrets;
+    this.#authority = authority;
     this.#admin = admin;
   }
 
@@ -56,7 +59,7 @@ export class SidecarMachine {
     const path = join(lab.folder, "sds.sock");
     const admin = join(lab.folder, "envoy-admin.sock");
     const server = await SecretServer.start(path, secrets);
-    const sidecar = new SidecarMachine(machine, server, admin);
+    const sidecar = new SidecarMachine(machine, server, await authorityOf(lab), admin);
     const file = join(lab.folder, "sidecar.json");
     writeFileSync(
       file,
@@ -71,6 +74,17 @@ export class SidecarMachine {
       (await sidecar.ask("ready")).startsWith("LIVE"),
     );
     return sidecar;
+  }
+
+  /**
+   * From now on it is `spiffe://TRUST-DOMAIN/ns/shop/sa/ACCOUNT`, as if istiod's CA had signed that. Resolves when Envoy has
+   * the certificate.
+   */
+  async become(trustDomain: string, account: string): Promise<void> {
+    const id = `spiffe://${trustDomain}/ns/shop/sa/${account}`;
+    const { key, chain } = this.#authority.issue(`URI:${id}`);
+    this.#secrets.replace({ key, chain, roots: this.#authority.root });
+    await eventually("Envoy has the certificate", async () => (await this.ask("certs")).includes(id));
   }
 
   /** A server on this machine that tells its name. */
@@ -146,6 +160,16 @@ async function secretsOf(lab: MeshLab, { ca, name }: SidecarOptions): Promise<Se
   } finally {
     way.close();
   }
+}
+
+/** istiod's own CA, by its key. */
+async function authorityOf(lab: MeshLab): Promise<Authority> {
+  const path = "/api/v1/namespaces/istio-system/secrets/istio-ca-secret";
+  const { data } = (await lab.plane.kube.get(path)) as { data: Record<string, string> };
+  const pem = (name: string) => Buffer.from(data[name] ?? "", "base64").toString();
+  const folder = join(lab.folder, "authority");
+  mkdirSync(folder);
+  return new Authority(folder, { root: pem("ca-cert.pem"), key: pem("ca-key.pem") });
 }
 
 /** As pilot-agent writes it: the node, the clusters of istiod and of the local agent, all else by ADS. */

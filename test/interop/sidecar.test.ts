@@ -142,4 +142,68 @@ describe.skipIf(why !== undefined)("a real Envoy sidecar under STRICT", () => {
       30_000,
     );
   });
+
+  test("a peer of an alias of the trust domain is one of the mesh, both ways and for policies; another is not", async () => {
+    /** Waits until one connection there and one back both get through, or neither. */
+    const passes = (what: string, wanted: "1,1" | "0,0") =>
+      eventually(
+        what,
+        async () => {
+          const there = (await lab.connect("10.97.3.2", 7000)).by.web ?? 0;
+          const back = (await sidecar?.connect("10.97.3.1", 7000))?.by.vm ?? 0;
+          return `${there},${back}` === wanted;
+        },
+        30_000,
+      );
+    await lab.plane.kube.apply({
+      apiVersion: "security.istio.io/v1",
+      kind: "AuthorizationPolicy",
+      metadata: { name: "web", namespace: "shop" },
+      spec: {
+        rules: [
+          {
+            from: [
+              { source: { principals: ["cluster.local/ns/shop/sa/web", "cluster.local/ns/shop/sa/vm"] } },
+            ],
+          },
+        ],
+      },
+    });
+    await passes("the policy admits both", "1,1");
+    await sidecar?.become("old.example", "web");
+    await passes("another trust domain is refused", "0,0");
+    await eventually("that is counted", async () => {
+      const { inbound, outbound } = (await tunnelStatus()).ways;
+      return (inbound.failures["wrong-san"] ?? 0) > 0 && (outbound.failures["wrong-san"] ?? 0) > 0;
+    });
+    await lab.plane.setMeshConfig({ trustDomainAliases: ["old.example"] });
+    await passes("it is one of the mesh", "1,1");
+    await eventually("its identity is counted", async () =>
+      Object.hasOwn((await tunnelStatus()).identities, "spiffe://old.example/ns/shop/sa/web"),
+    );
+    // An alias changes the trust domain and nothing else.
+    await sidecar?.become("old.example", "mallory");
+    await passes("another account of it is refused", "0,0");
+    await sidecar?.become("elsewhere.example", "web");
+    await passes("a third trust domain is refused", "0,0");
+    await sidecar?.become("cluster.local", "web");
+    await passes("it is one of the mesh again", "1,1");
+  });
+
+  test("an app behind Envoy reaches ours by HBONE when istiod prefers that", async () => {
+    await lab.plane.stopIstiod();
+    await lab.plane.startIstiod({ PILOT_PREFER_SENDING_HBONE: "true" });
+    const carried = async () => (await tunnelStatus()).ways;
+    await eventually(
+      "our app is reached by HBONE",
+      async () => {
+        await sidecar?.connect("10.97.3.1", 7000);
+        return (await carried()).hbone.total > 0;
+      },
+      30_000,
+      500,
+    );
+    expect((await sidecar?.connect("10.97.3.1", 7000, 20))?.by).toEqual({ vm: 20 });
+    await eventually("all are counted", async () => (await carried()).hbone.total >= 21);
+  });
 });
