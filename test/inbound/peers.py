@@ -2,8 +2,9 @@
 loopback by the pinned sockmap and answers "tunnel PEER LOCAL". ask SOURCE ADDRESS PORT: prints the answer or the error's name.
 storm ADDRESS PORT SECONDS: connects without a pause, prints how many were accepted and refused. keep PORT...: an app that
 answers nothing and keeps connections. hold PORT SOURCE>ADDRESS...: connects, prints "ready", then for each line of standard
-input how each connection is: "open", or how it ended."""
-import ctypes, errno, os, select, socket, struct, sys, time
+input how each connection is: "open", or how it ended. callers ADDRESS PORT,... ROOTS NAME=SOURCE[=CERTIFICATE]...: connects as
+each of them in turn without an end, by mutual TLS those with a certificate, sends a line, and prints "NAME PORT in" or "NAME PORT out"."""
+import ctypes, errno, os, select, socket, ssl, struct, sys, time
 
 def name(address):
     return "%s:%d" % (address[0].replace("::ffff:", ""), address[1])
@@ -57,6 +58,32 @@ def connect(source, address, port):
     finally:
         one.close()
 
+def call(source, address, port, context):
+    one = socket.socket()
+    one.settimeout(10)
+    try:
+        one.bind((source, 0))
+        one.connect((address, port))
+        if context:
+            one = context.wrap_socket(one)
+        # A tunnel tells plaintext by its first bytes.
+        one.sendall(b"hello\n")
+        return "in" if one.recv(200).startswith(b"app") else "out"
+    except (ConnectionError, ssl.SSLEOFError):
+        return "out"
+    except OSError as error:
+        return repr(error).replace(" ", "_")
+    finally:
+        one.close()
+
+def certified(roots, file):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.load_verify_locations(roots)
+    context.load_cert_chain(file)
+    context.set_alpn_protocols(["istio"])
+    return context
+
 mode, rest = sys.argv[1], sys.argv[2:]
 if mode == "serve":
     answer([listen(socket.AF_INET6, "::", int(port)) for port in rest], "app")
@@ -96,3 +123,11 @@ elif mode == "storm":
         word = connect("", rest[0], int(rest[1])).split(" ")[0]
         counts[word] = counts.get(word, 0) + 1
     print(" ".join("%s=%d" % each for each in sorted(counts.items())))
+elif mode == "callers":
+    callers = [(each.split("=") + [None])[:3] for each in rest[3:]]
+    contexts = {name: certified(rest[2], file) if file else None for name, _, file in callers}
+    print("ready", flush=True)
+    while True:
+        for name, source, _ in callers:
+            for port in rest[1].split(","):
+                print(name, port, call(source, rest[0], int(port), contexts[name]), flush=True)
