@@ -1,6 +1,6 @@
 /** Dual-engine mode under a real istiod with ambient on, and under one without. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { KubeObject } from "../control-plane/kube.ts";
@@ -20,6 +20,7 @@ const VM = "172.31.9.1";
 const PEER = "172.31.9.2";
 /** On that other machine: this one's tunnel has port 15008 itself. */
 const WAYPOINT = "172.31.9.3";
+const CANARY = "172.31.9.4";
 
 describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () => {
   let lab: MeshLab;
@@ -217,12 +218,13 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
 
   describe("a waypoint", () => {
     let waypoint: Waypoint;
+    let canary: Waypoint;
     const GUARDED = "10.96.1.9";
-    const guarded = (labels: Record<string, string>) => {
+    const guarded = (labels: Record<string, string>, annotations: Record<string, string> = {}) => {
       const made = service("guarded", GUARDED, [{ name: "tcp", port: 80, targetPort: 8080 }]);
       return {
         ...made,
-        metadata: { ...made.metadata, labels },
+        metadata: { ...made.metadata, labels, annotations },
         spec: { ...(made.spec as object), selector: { app: "guarded" } },
       };
     };
@@ -230,8 +232,31 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
       const made = pod(name, "web");
       return { ...made, metadata: { ...made.metadata, labels } };
     };
-    const instance = podAt("waypoint-0", { "gateway.networking.k8s.io/gateway-name": "waypoint" });
+    const instanceOf = (name: string) =>
+      podAt(`${name}-0`, { "gateway.networking.k8s.io/gateway-name": name });
+    const instance = instanceOf("waypoint");
     const behind = (labels: Record<string, string>) => podAt("guarded-0", { app: "guarded", ...labels });
+    const gatewayOf = (name: string, type = "Hostname", value = `${name}.shop.svc.cluster.local`) => ({
+      apiVersion: "gateway.networking.k8s.io/v1",
+      kind: "Gateway",
+      metadata: { name, namespace: "shop", labels: { "istio.io/waypoint-for": "all" } },
+      spec: {
+        gatewayClassName: "istio-waypoint",
+        listeners: [{ name: "mesh", port: 15008, protocol: "HBONE" }],
+      },
+      // What the deployment controller says when it runs.
+      status: { addresses: [{ type, value }] },
+    });
+    /** A waypoint's Gateway, service and instance. */
+    const establish = async (name: string, vip: string, address: string) => {
+      const { kube } = lab.plane;
+      const { status, ...gateway } = gatewayOf(name);
+      const own = service(name, vip, [{ name: "mesh", port: 15008 }]);
+      const selector = { "gateway.networking.k8s.io/gateway-name": name };
+      await kube.apply(gateway, { ...own, spec: { ...(own.spec as object), selector } }, instanceOf(name));
+      await kube.applyStatus(running(instanceOf(name), address));
+      await kube.applyStatus({ ...gateway, status });
+    };
     const note = async () => (await lab.kmesh("status", "--all")).stdout;
 
     beforeAll(async () => {
@@ -239,20 +264,27 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
       await lab.serve({ e: "172.31.1.5:8080" });
       const identity = identityStore(join(lab.folder, "state")).load();
       if (!identity) throw new Error("the agent has no certificate");
-      await peer.addLoopback(WAYPOINT);
+      await peer.addLoopback(WAYPOINT, CANARY);
       await peer.ip("route", "add", "172.31.1.0/24", "via", VM);
-      await lab.namespace.ip("route", "add", `${WAYPOINT}/32`, "via", PEER);
-      waypoint = await Waypoint.start({
-        ...{ folder: lab.folder, netns: peer.path, address: WAYPOINT, identity },
-        upstreams: { [`${GUARDED}:80`]: "172.31.1.5:8080", "172.31.1.5:8080": "172.31.1.5:8080" },
-      });
+      const begin = async (name: string, address: string) => {
+        const folder = join(lab.folder, name);
+        mkdirSync(folder);
+        await lab.namespace.ip("route", "add", `${address}/32`, "via", PEER);
+        const started = await Waypoint.start({
+          ...{ folder, netns: peer.path, address, identity },
+          upstreams: { [`${GUARDED}:80`]: "172.31.1.5:8080", "172.31.1.5:8080": "172.31.1.5:8080" },
+        });
+        others.push(started.process);
+        return started;
+      };
+      [waypoint, canary] = await Promise.all([begin("waypoint", WAYPOINT), begin("canary", CANARY)]);
       const tunnel = new OwnedProcess({
         name: "tunnel",
         log: join(lab.folder, "tunnel.log"),
         command: [KMESH, "tunnel", ...lab.folders],
         netns: lab.namespace.path,
       });
-      others.push(waypoint.process, tunnel);
+      others.push(tunnel);
       await eventually("the tunnel accepts", () => tunnel.output().includes("accepts (pid"));
       // The agent then tells istiod of it, as another node: its counters begin anew.
       await eventually("istiod is told of it", () => lab.agent.output().includes("The tunnel now carries"));
@@ -260,36 +292,9 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
         const { stream } = await lab.status();
         return stream.connected && stream.types.address.resources > 0;
       });
-      const own = service("waypoint", "10.96.1.8", [{ name: "mesh", port: 15008 }]);
-      const gateway = {
-        apiVersion: "gateway.networking.k8s.io/v1",
-        kind: "Gateway",
-        metadata: { name: "waypoint", namespace: "shop", labels: { "istio.io/waypoint-for": "all" } },
-        spec: {
-          gatewayClassName: "istio-waypoint",
-          listeners: [{ name: "mesh", port: 15008, protocol: "HBONE" }],
-        },
-      };
-      await kube.apply(
-        gateway,
-        {
-          ...own,
-          spec: {
-            ...(own.spec as object),
-            selector: { "gateway.networking.k8s.io/gateway-name": "waypoint" },
-          },
-        },
-        instance,
-        behind({}),
-        guarded({}),
-      );
-      await kube.applyStatus(running(instance, WAYPOINT));
+      await establish("waypoint", "10.96.1.8", WAYPOINT);
+      await kube.apply(behind({}), guarded({}));
       await kube.applyStatus(running(behind({}), "172.31.1.5"));
-      // What the deployment controller says when it runs.
-      await kube.applyStatus({
-        ...gateway,
-        status: { addresses: [{ type: "Hostname", value: "waypoint.shop.svc.cluster.local" }] },
-      });
       await lab.connectUntil("the service is there", GUARDED, 80, ({ by }) => by.e === 1);
     });
 
@@ -341,6 +346,47 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
         const seen = waypoint.streams().length;
         const { by } = await lab.connect("172.31.1.5", 8080, { count: 3 });
         return by.e === 3 && waypoint.streams().length === seen;
+      });
+    });
+
+    test("given by address", async () => {
+      const { kube } = lab.plane;
+      await kube.applyStatus(gatewayOf("waypoint", "IPAddress", "10.96.1.8"));
+      await kube.apply(guarded({ "istio.io/use-waypoint": "waypoint" }));
+      await eventually("istiod gives the address", async () => {
+        return (await lab.status()).workloads?.waypoints[0]?.name === "10.96.1.8";
+      });
+      const before = waypoint.streams().length;
+      expect((await lab.connect(GUARDED, 80, { count: 3 })).by).toEqual({ e: 3 });
+      await eventually("three streams", () => waypoint.streams().length === before + 3);
+      await kube.applyStatus(gatewayOf("waypoint"));
+    });
+
+    test("two by weight; the share of one without an instance is refused", async () => {
+      const { kube } = lab.plane;
+      await establish("canary", "10.96.1.7", CANARY);
+      const labels = { "istio.io/use-waypoint": "waypoint", "istio.io/use-waypoint-canary": "canary" };
+      await kube.apply(guarded(labels, { "istio.io/use-waypoint-canary-weight": "25" }));
+      await eventually("istiod names both", async () => {
+        return (await lab.status()).workloads?.waypoints.length === 2;
+      });
+      const before = [waypoint, canary].map((each) => each.streams().length);
+      expect((await lab.connect(GUARDED, 80, { count: 40 })).by).toEqual({ e: 40 });
+      const after = () => [waypoint, canary].map((each, i) => each.streams().length - (before[i] ?? 0));
+      await eventually("40 streams", () => after().reduce((sum, each) => sum + each) === 40);
+      expect(after()).toEqual([30, 10]);
+      await kube.remove(instanceOf("canary"));
+      await lab.connectUntil(
+        "its share is refused",
+        GUARDED,
+        80,
+        ({ by, errors }) => by.e === 30 && errors.ECONNREFUSED === 10,
+        { count: 40 },
+      );
+      expect(await note()).toContain("waypoint shop/canary.shop.svc.cluster.local has no healthy instance");
+      await kube.apply(guarded({}));
+      await lab.connectUntil("it is reached directly", GUARDED, 80, ({ by: all }) => all.e === 4, {
+        count: 4,
       });
     });
   });
