@@ -46,6 +46,8 @@ export class MapView {
   /** The user has chosen what is in sight. */
   #isMoved = false;
   #placedFor = "";
+  /** Fonts, as CSS has them. */
+  #family = "";
   #frame = 0;
 
   constructor(listener: MapListener) {
@@ -85,6 +87,8 @@ export class MapView {
   }
 
   draw(picture: Picture, document: EdgesDocument, selected: string | undefined): void {
+    // Once: it has the browser work out all styles that changed since.
+    this.#family ||= getComputedStyle(this.svg).fontFamily;
     this.#picture = picture;
     this.#document = document;
     this.#selected = selected;
@@ -205,7 +209,6 @@ export class MapView {
     const { width, height } = shape;
     const room = width - TEXT_WIDTH_LOSS;
     const isGroup = shape.kind === "group";
-    const family = getComputedStyle(document.body).fontFamily;
     const element = svg(
       "g",
       {
@@ -229,12 +232,12 @@ export class MapView {
       svg(
         "text",
         { x: 36, y: 20, class: "title" },
-        cut(shape.title, room, `${FONT.title} ${family}`, "middle"),
+        cut(shape.title, room, `${FONT.title} ${this.#family}`, "middle"),
       ),
       svg(
         "text",
         { x: 36, y: 37, class: "detail" },
-        cut(shape.detail || STATE_WORDS[shape.state], room, `${FONT.detail} ${family}`, "end"),
+        cut(shape.detail || STATE_WORDS[shape.state], room, `${FONT.detail} ${this.#family}`, "end"),
       ),
       ...(isGroup
         ? [
