@@ -11,8 +11,11 @@ export function infoOf(fd: number, size: number, kind: string): ArrayBuffer {
   return bytes;
 }
 
+/** One for all: a start reads hundreds of names. */
+const decoder = new TextDecoder();
+
 /** A char[N] up to its first zero. */
 export function fixedText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
-  return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
+  return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end));
 }

@@ -1,6 +1,7 @@
 /** Programs attached to a cgroup by a link, which can be pinned and given another program without a gap. */
 import { constants } from "node:fs";
 import { cString } from "../runtime/ffi.ts";
+import { Descriptor } from "./descriptor.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { infoOf } from "./info.ts";
 import { native } from "./native.ts";
@@ -32,20 +33,11 @@ export interface LinkInfo {
 }
 
 /**
- * A link of any kind. Owns its file descriptor; `close()` may be called twice. A link that was never pinned detaches when
- * the last descriptor of it is closed, also by death.
+ * A link of any kind. A link that was never pinned detaches when the last descriptor of it is closed, also by death.
  */
-export abstract class Link {
-  #fd: number;
-
-  protected constructor(fd: number) {
-    this.#fd = fd;
-  }
-
-  /** Throws after `close()`. */
-  get fd(): number {
-    if (this.#fd < 0) throw new Error("the link is closed");
-    return this.#fd;
+export abstract class Link extends Descriptor {
+  protected get title(): string {
+    return "the link";
   }
 
   /**
@@ -54,20 +46,6 @@ export abstract class Link {
    */
   update(program: BpfProgram): void {
     check(native().bpf_link_update(this.fd, program.fd, null), "bpf_link_update", program.info.name);
-  }
-
-  /** Throws KernelError: EEXIST when the path is taken. */
-  pin(path: string): void {
-    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
-  }
-
-  close(): void {
-    if (this.#fd >= 0) native().kmesh_close(this.#fd);
-    this.#fd = -1;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 

@@ -1,6 +1,7 @@
 /** BPF maps by file descriptor. Keys and values are bytes in the machine's order, as the BPF programs see them. */
 import { readFileSync } from "node:fs";
 import { cString, ffi } from "../runtime/ffi.ts";
+import { Descriptor } from "./descriptor.ts";
 import { check, ENOTSUPP, ERRNO, KernelError } from "./error.ts";
 import { fixedText, infoOf } from "./info.ts";
 import { native } from "./native.ts";
@@ -79,9 +80,7 @@ const BATCH = 65536;
 /** Elements of the first batch when a whole map is read: most maps hold far fewer than they could. */
 const FIRST_BATCH = 256;
 
-/** Owns its file descriptor; `close()` may be called twice. */
-export class BpfMap {
-  #fd: number;
+export class BpfMap extends Descriptor {
   readonly info: MapInfo;
   /** Bytes of one value in `lookup`, `update` and batches. For per-CPU maps: one aligned value per possible CPU. */
   readonly valueBytes: number;
@@ -90,7 +89,7 @@ export class BpfMap {
   #lastCount = 0;
 
   private constructor(fd: number) {
-    this.#fd = fd;
+    super(fd);
     this.info = readInfo(fd);
     this.valueBytes = perCpu(this.info.type)
       ? roundUp8(this.info.valueSize) * possibleCpus()
@@ -136,24 +135,8 @@ export class BpfMap {
     }
   }
 
-  /** Throws after `close()`. */
-  get fd(): number {
-    if (this.#fd < 0) throw new Error(`the map ${this.info.name} is closed`);
-    return this.#fd;
-  }
-
-  /** Throws KernelError: EEXIST when the path is taken, EINVAL when it has a dot or is not on a bpffs. */
-  pin(path: string): void {
-    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
-  }
-
-  close(): void {
-    if (this.#fd >= 0) native().kmesh_close(this.#fd);
-    this.#fd = -1;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
+  protected get title(): string {
+    return `the map ${this.info.name}`;
   }
 
   /** Fills `value`; false when the key is missing. The value of a map-in-map is the inner map's id. */

@@ -1,5 +1,6 @@
 /** BPF objects (compiled .bpf.o files) and the programs that they load. */
 import { cString, ffi } from "../runtime/ffi.ts";
+import { Descriptor } from "./descriptor.ts";
 import { check, ERRNO, KernelError } from "./error.ts";
 import { fixedText, infoOf } from "./info.ts";
 import { BpfMap, mapTypeNumber } from "./maps.ts";
@@ -145,13 +146,12 @@ export interface ProgramInfo {
   type: number;
 }
 
-/** A loaded program. Owns its file descriptor; `close()` may be called twice. */
-export class BpfProgram {
-  #fd: number;
+/** A loaded program. */
+export class BpfProgram extends Descriptor {
   readonly info: ProgramInfo;
 
   private constructor(fd: number) {
-    this.#fd = fd;
+    super(fd);
     const bytes = infoOf(fd, 80, "program");
     const [type = 0, id = 0] = new Uint32Array(bytes, 0, 2);
     this.info = {
@@ -182,15 +182,8 @@ export class BpfProgram {
     }
   }
 
-  /** Throws after `close()`. */
-  get fd(): number {
-    if (this.#fd < 0) throw new Error(`the program ${this.info.name} is closed`);
-    return this.#fd;
-  }
-
-  /** Throws KernelError: EEXIST when the path is taken. */
-  pin(path: string): void {
-    check(native().bpf_obj_pin(this.fd, cString(path)), "bpf_obj_pin", path);
+  protected get title(): string {
+    return `the program ${this.info.name}`;
   }
 
   /**
@@ -263,15 +256,6 @@ export class BpfProgram {
       this.info.name,
     );
     return { result: result[0] ?? 0, packet: out.subarray(0, size[0]), cb: context.slice(12, 17) };
-  }
-
-  close(): void {
-    if (this.#fd >= 0) native().kmesh_close(this.#fd);
-    this.#fd = -1;
-  }
-
-  [Symbol.dispose](): void {
-    this.close();
   }
 }
 
