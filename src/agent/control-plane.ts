@@ -210,12 +210,11 @@ export class ControlPlane {
 
   /** istiod removes the entry of a machine that is away for longer than its grace period, and then makes another one. */
   #stayAway(): void {
-    const { log, config, moved } = this.#options;
+    const { log, moved } = this.#options;
     log.warn(
       "The entry of this machine tells peers to send something that it does not take, and istiod changes no labels of an " +
         `entry that exists: kmesh leaves istiod for ${STAY_AWAY / 1000} s, so that istiod makes another one`,
     );
-    noteAbsence(config.runDir);
     this.#reachWatch?.stop();
     this.#stream.stop();
     this.#awayTimer = setTimeout(moved, STAY_AWAY);
@@ -227,7 +226,11 @@ export class ControlPlane {
     if (group === undefined || this.#awayTimer || this.#stopped) return;
     const { unserved, unused } = differencesOf(peers, reach);
     const isWrong = unserved.length > 0 || (unused.includes("mTLS") && this.#strict);
-    if (isWrong && !wasAwayOfLate(this.#options.config.runDir)) this.#stayAway();
+    const { runDir } = this.#options.config;
+    if (!isWrong || wasAwayOfLate(runDir)) return;
+    // An absence because the tunnel itself came or went says nothing of another agent.
+    noteAbsence(runDir);
+    this.#stayAway();
   }
 
   /** Whether the machine has no address yet to register. */
