@@ -416,6 +416,7 @@ describe("clusters", () => {
       ports: [],
       mtls: { default: "strict", ports: [] },
       policies: [],
+      trustDomains: ["cluster.local"],
     });
   });
 

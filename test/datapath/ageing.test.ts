@@ -19,18 +19,19 @@ import {
   viewOf,
 } from "../../src/telemetry/rows.ts";
 import { Sources } from "../../src/telemetry/sources.ts";
-import { output, placed } from "../lab/process.ts";
+import { mapIteratorsRefused } from "../lab/map-iterators.ts";
+import { output, PATIENCE, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
-const root = process.getuid?.() === 0;
-if (!root) console.warn("ageing tests are skipped: they need root");
+setDefaultTimeout(PATIENCE * 30_000);
+const why = mapIteratorsRefused();
+if (why !== undefined) console.warn(`ageing tests are skipped: ${why}`);
 /** Accepted connections are counted in every namespace: no other test may serve the same port. */
 const PORT = 30_000 + (process.pid % 2_000);
 const UNNAMED = 2n;
 
-describe.skipIf(!root)("ageing", () => {
+describe.skipIf(why !== undefined)("ageing", () => {
   let lab: DatapathLab;
   let maps: Maps;
   let counting: Counting;
