@@ -4,7 +4,7 @@
  */
 import type { DemoInbound } from "../../src/demo/services.ts";
 import type { Random } from "../../test/lab/random.ts";
-import type { Instant } from "./validity.ts";
+import type { Instant } from "./ledger/validity.ts";
 
 /** The machine's own addresses. */
 export const MACHINE = ["172.31.0.1", "fd00:76::1"] as const;

@@ -9,7 +9,7 @@ import { openPolicySet } from "../../src/policy/pinned.ts";
 import { NetworkNamespace, ownName } from "../../test/lab/namespace.ts";
 import { output } from "../../test/lab/process.ts";
 import { type AdmissionPlan, MACHINE, PORTS, SOURCES } from "./admission-plan.ts";
-import type { Accepted } from "./kernel-counts.ts";
+import type { Accepted } from "./ledger/kernel-counts.ts";
 import { Talker } from "./talker.ts";
 
 const PYTHON = "/usr/bin/python3";

@@ -2,8 +2,8 @@
 
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
-import type { Crash } from "./book.ts";
 import type { Build } from "./builds.ts";
+import type { Crash } from "./ledger/book.ts";
 import type { EventKind, ScheduledEvent } from "./schedule.ts";
 import type { Stage } from "./stage.ts";
 import { SIDES } from "./tunnels.ts";

@@ -6,18 +6,18 @@ import type { Mode } from "../../src/istiod/stream/types.ts";
 import { sleep } from "../../test/lab/process.ts";
 import { Random } from "../../test/lab/random.ts";
 import { AdmissionBook, type AdmissionSums, refusalsOf } from "./admission.ts";
-import { Book, type Sums } from "./book.ts";
 import type { Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
 import { type Pace, play } from "./events.ts";
-import { Histogram } from "./histogram.ts";
-import { readKernelCounts } from "./kernel-counts.ts";
+import { Book, type Sums } from "./ledger/book.ts";
+import { Histogram } from "./ledger/histogram.ts";
+import { readKernelCounts } from "./ledger/kernel-counts.ts";
+import { MadeLedger, TakenLedger } from "./ledger/records.ts";
+import { Validity } from "./ledger/validity.ts";
 import { hostOf, Plan } from "./plan.ts";
-import { MadeLedger, TakenLedger } from "./records.ts";
 import type { EventKind, ScheduledEvent } from "./schedule.ts";
 import { schedule } from "./schedule.ts";
 import { type LoadOptions, Stage } from "./stage.ts";
-import { Validity } from "./validity.ts";
 
 export interface RunOptions {
   seed: number;

@@ -34,11 +34,11 @@ import { AdmissionLoad, admissionDifference } from "./admission.ts";
 import { MACHINE, PORTS } from "./admission-plan.ts";
 import type { Build, Builds } from "./builds.ts";
 import { monotonic } from "./clock.ts";
-import { countsAccepted } from "./kernel-counts.ts";
+import { countsAccepted } from "./ledger/kernel-counts.ts";
+import type { Validity } from "./ledger/validity.ts";
 import type { Plan } from "./plan.ts";
 import { Talker } from "./talker.ts";
 import { residentMemory, Tunnels } from "./tunnels.ts";
-import type { Validity } from "./validity.ts";
 
 const BPFFS = "/sys/fs/bpf";
 const ISTIOD = 15010;

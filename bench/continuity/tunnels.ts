@@ -20,9 +20,9 @@ import { readTunnels, type TunnelStatus } from "../../src/tunnel/process/status-
 import { lives } from "../../src/tunnel/process/successor.ts";
 import { TestMesh } from "../../test/lab/mesh-member.ts";
 import { eventually, output, sleep } from "../../test/lab/process.ts";
-import type { Crash } from "./book.ts";
 import type { Build } from "./builds.ts";
 import { monotonic } from "./clock.ts";
+import type { Crash } from "./ledger/book.ts";
 import { ENDPOINT_PORT, PEERS } from "./plan.ts";
 import { Talker } from "./talker.ts";
 

@@ -6,10 +6,10 @@ import * as layout from "../datapath/tables/layout.gen.ts";
 import type { Maps } from "../datapath/tables/tables.ts";
 import { waitForGracePeriod } from "../kernel/grace-period.ts";
 import { unmap } from "../kernel/maps.ts";
-import type { Reading } from "./reading.ts";
+import type { Reading } from "./counters/reading.ts";
+import type { Rows, RowTable } from "./counters/row-table.ts";
+import { type FlowRow, liveOf, longAt, viewOf } from "./counters/rows.ts";
 import type { Retirement } from "./retirement.ts";
-import type { Rows, RowTable } from "./row-table.ts";
-import { type FlowRow, liveOf, longAt, viewOf } from "./rows.ts";
 
 /** A table that is fuller than the first share is reduced to the second one. */
 const FULL = 0.75;

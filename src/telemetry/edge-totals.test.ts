@@ -1,13 +1,13 @@
 import { expect, test } from "bun:test";
 import * as layout from "../datapath/tables/layout.gen.ts";
 import type { BpfMap } from "../kernel/maps.ts";
+import type { Reading, RetiredRow } from "./counters/reading.ts";
+import { Columns, type Entries, type Rows, RowTable } from "./counters/row-table.ts";
+import { noCounters, readRows } from "./counters/rows.ts";
+import type { Sources } from "./counters/sources.ts";
 import { EdgeTotals } from "./edge-totals.ts";
 import { totalsFor } from "./edges.ts";
 import type { Labels } from "./labels.ts";
-import type { Reading, RetiredRow } from "./reading.ts";
-import { Columns, type Entries, type Rows, RowTable } from "./row-table.ts";
-import { noCounters, readRows } from "./rows.ts";
-import type { Sources } from "./sources.ts";
 import { sumUp } from "./sums.ts";
 
 const { FLOW_OUT, FLOW_IN, FLOW_REFUSED, FLOW_PASSED } = layout.enums.flow_direction;

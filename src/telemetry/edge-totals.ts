@@ -4,12 +4,12 @@
  */
 import * as layout from "../datapath/tables/layout.gen.ts";
 import { REASONS } from "../mesh/model.ts";
+import type { RetiredRow } from "./counters/reading.ts";
+import type { Rows, RowTable } from "./counters/row-table.ts";
+import { type Counters, ENDS } from "./counters/rows.ts";
+import type { Sources } from "./counters/sources.ts";
 import { refusedId } from "./edges.ts";
 import type { Labels } from "./labels.ts";
-import type { RetiredRow } from "./reading.ts";
-import type { Rows, RowTable } from "./row-table.ts";
-import { type Counters, ENDS } from "./rows.ts";
-import type { Sources } from "./sources.ts";
 import { callerId, edgeId, endpointId, formerCallerId, outsideId, serviceId, unitId } from "./sums.ts";
 import { type TunnelCounts, tunnelTotals } from "./tunnel-summary.ts";
 

@@ -1,10 +1,11 @@
 /** Makes the document of model.ts from sums, their history, and the agent's knowledge of services. */
+
+import type { Reading } from "./counters/reading.ts";
+import { type Counters, closedOf, endsOf, failuresOf, liveOf, noCounters } from "./counters/rows.ts";
 import type { History } from "./history.ts";
 import { MOST_EDGES, STEP } from "./history.ts";
 import type { Edge, EdgeCounters, EdgeHistory, EdgesDocument, Machine, Node, ServiceNode } from "./model.ts";
 import { findProblems } from "./problems.ts";
-import type { Reading } from "./reading.ts";
-import { type Counters, closedOf, endsOf, failuresOf, liveOf, noCounters } from "./rows.ts";
 import { type EdgeSum, histogramOf, type Sums } from "./sums.ts";
 import { recentFailures, type TunnelCounts, tunnelSummary, tunnelTotals } from "./tunnel-summary.ts";
 

@@ -2,9 +2,9 @@ import { afterAll, expect, test } from "bun:test";
 import { existsSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { type Counters, noCounters } from "./counters/rows.ts";
 import { History, STEP } from "./history.ts";
 import { readHistory, writeHistory } from "./history-file.ts";
-import { type Counters, noCounters } from "./rows.ts";
 
 const START = Date.parse("2026-01-01T00:00:00Z");
 const at = (seconds: number) => START + seconds * 1000;

@@ -4,8 +4,8 @@
  * 500 edges is 11 MB, and as one text took 200 MB for a moment in each minute.
  */
 import { closeSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
+import { noCounters } from "./counters/rows.ts";
 import { History, type Track, VALUES } from "./history.ts";
-import { noCounters } from "./rows.ts";
 
 const VERSION = 2;
 /** Bytes. */

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
+import { type Counters, noCounters } from "./counters/rows.ts";
 import { History, STEP } from "./history.ts";
-import { type Counters, noCounters } from "./rows.ts";
 
 const START = Date.parse("2026-01-01T00:00:00Z");
 const at = (seconds: number) => START + seconds * 1000;

@@ -12,8 +12,8 @@ import { fixedText } from "../kernel/info.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
 import { carriedText, workloadText } from "./carried.ts";
+import { viewOf } from "./counters/rows.ts";
 import type { Workload } from "./model.ts";
-import { viewOf } from "./rows.ts";
 
 const KINDS = {
   service: layout.enums.label_kind.LABEL_SERVICE,

@@ -1,12 +1,12 @@
 /** The map without an agent, from the pins: totals since the counters began, and no history. */
 import { hostname } from "node:os";
 import { openPinned } from "../datapath/inspect/inspect.ts";
+import { readTraffic } from "./counters/reading.ts";
+import { Sources } from "./counters/sources.ts";
 import { makeDocument, totalsFor } from "./edges.ts";
 import { History } from "./history.ts";
 import { Labels } from "./labels.ts";
 import type { EdgesDocument } from "./model.ts";
-import { readTraffic } from "./reading.ts";
-import { Sources } from "./sources.ts";
 import { sumUp } from "./sums.ts";
 
 /** Throws NothingPinned, ForeignGeneration and KernelError. */

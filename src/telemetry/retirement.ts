@@ -13,7 +13,6 @@ import { type BpfMap, unmap } from "../kernel/maps.ts";
 import { BpfObject } from "../kernel/object.ts";
 import { REASONS } from "../mesh/model.ts";
 import { asset } from "../runtime/assets.ts";
-import { type Labels, labelBytes } from "./labels.ts";
 import {
   addCounters,
   closedOf,
@@ -24,7 +23,8 @@ import {
   type FlowRow,
   readRows,
   viewOf,
-} from "./rows.ts";
+} from "./counters/rows.ts";
+import { type Labels, labelBytes } from "./labels.ts";
 
 const RECORD = layout.retirement;
 const { retired_row: ROW, retired_key: KEY, enums } = layout;

@@ -1,8 +1,8 @@
 import { expect, test } from "bun:test";
+import type { Reading } from "./counters/reading.ts";
+import { type Direction, type FlowRow, noCounters } from "./counters/rows.ts";
+import type { Sources } from "./counters/sources.ts";
 import type { Labels } from "./labels.ts";
-import type { Reading } from "./reading.ts";
-import { type Direction, type FlowRow, noCounters } from "./rows.ts";
-import type { Sources } from "./sources.ts";
 import { sumUp } from "./sums.ts";
 
 const labels = {

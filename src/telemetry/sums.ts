@@ -1,11 +1,11 @@
 /** Sums rows to the nodes and edges of the map (model.ts), without rates. */
 import { REASONS } from "../mesh/model.ts";
 import { parseCarried } from "./carried.ts";
+import type { LatencyRow, Reading, RetiredRow } from "./counters/reading.ts";
+import { addCounters, type Counters, type FlowRow, noCounters } from "./counters/rows.ts";
+import type { Source, Sources } from "./counters/sources.ts";
 import { type Labels, parseWorkload } from "./labels.ts";
 import type { Carried, Edge, Histogram, Node, ServiceNode, Workload } from "./model.ts";
-import type { LatencyRow, Reading, RetiredRow } from "./reading.ts";
-import { addCounters, type Counters, type FlowRow, noCounters } from "./rows.ts";
-import type { Source, Sources } from "./sources.ts";
 
 export interface EdgeSum {
   id: string;

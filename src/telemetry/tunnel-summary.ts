@@ -1,9 +1,9 @@
 /** What the map says of `kmesh tunnel`, from the counters of its processes. */
 import type { CounterRows, WayCounters } from "../tunnel/counters.ts";
 import type { TunnelStatus } from "../tunnel/process/status-file.ts";
+import { type Counters, noCounters } from "./counters/rows.ts";
 import type { History } from "./history.ts";
 import type { TunnelSummary, TunnelWay } from "./model.ts";
-import { type Counters, noCounters } from "./rows.ts";
 
 export type TunnelCounts = CounterRows & Pick<TunnelStatus, "certificate" | "draining">;
 

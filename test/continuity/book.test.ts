@@ -1,8 +1,8 @@
 import { describe, expect, test } from "bun:test";
 import { constants } from "node:os";
-import { Book } from "../../bench/continuity/book.ts";
-import { FLAW, KIND, MadeLedger, NOBODY, TakenLedger } from "../../bench/continuity/records.ts";
-import { Validity } from "../../bench/continuity/validity.ts";
+import { Book } from "../../bench/continuity/ledger/book.ts";
+import { FLAW, KIND, MadeLedger, NOBODY, TakenLedger } from "../../bench/continuity/ledger/records.ts";
+import { Validity } from "../../bench/continuity/ledger/validity.ts";
 
 const SERVICES = ["shop:80", "cart:80", "closed:80", "dead:80", "secret:80", "impostor:80"];
 const [SHOP, CART, CLOSED, DEAD, SECRET, IMPOSTOR] = [0, 1, 2, 3, 4, 5];

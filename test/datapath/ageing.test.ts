@@ -4,11 +4,9 @@ import { join } from "node:path";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Maps } from "../../src/datapath/tables/tables.ts";
 import { Ageing } from "../../src/telemetry/ageing.ts";
-import { Counting } from "../../src/telemetry/counting.ts";
-import { Flusher } from "../../src/telemetry/flush.ts";
-import { Labels } from "../../src/telemetry/labels.ts";
-import { readTraffic } from "../../src/telemetry/reading.ts";
-import { Retirement } from "../../src/telemetry/retirement.ts";
+import { Counting } from "../../src/telemetry/counters/counting.ts";
+import { Flusher } from "../../src/telemetry/counters/flush.ts";
+import { readTraffic } from "../../src/telemetry/counters/reading.ts";
 import {
   addCounters,
   closedOf,
@@ -17,8 +15,10 @@ import {
   noCounters,
   readRows,
   viewOf,
-} from "../../src/telemetry/rows.ts";
-import { Sources } from "../../src/telemetry/sources.ts";
+} from "../../src/telemetry/counters/rows.ts";
+import { Sources } from "../../src/telemetry/counters/sources.ts";
+import { Labels } from "../../src/telemetry/labels.ts";
+import { Retirement } from "../../src/telemetry/retirement.ts";
 import { mapIteratorsRefused } from "../lab/map-iterators.ts";
 import { output, PATIENCE, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";

@@ -2,9 +2,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Maps } from "../../src/datapath/tables/tables.ts";
-import { Labels } from "../../src/telemetry/labels.ts";
-import { readRetired, readTraffic } from "../../src/telemetry/reading.ts";
-import { pendingOf, Retirement, type RetirementStep } from "../../src/telemetry/retirement.ts";
+import { readRetired, readTraffic } from "../../src/telemetry/counters/reading.ts";
 import {
   addCounters,
   type Counters,
@@ -12,7 +10,9 @@ import {
   noCounters,
   readRows,
   viewOf,
-} from "../../src/telemetry/rows.ts";
+} from "../../src/telemetry/counters/rows.ts";
+import { Labels } from "../../src/telemetry/labels.ts";
+import { pendingOf, Retirement, type RetirementStep } from "../../src/telemetry/retirement.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 

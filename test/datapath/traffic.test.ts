@@ -4,8 +4,8 @@ import { join } from "node:path";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { netnsCookie } from "../../src/kernel/netns.ts";
 import { RingReader } from "../../src/kernel/ring.ts";
-import { Counting } from "../../src/telemetry/counting.ts";
-import { Flusher } from "../../src/telemetry/flush.ts";
+import { Counting } from "../../src/telemetry/counters/counting.ts";
+import { Flusher } from "../../src/telemetry/counters/flush.ts";
 import {
   addCounters,
   type Counters,
@@ -19,7 +19,7 @@ import {
   readRows,
   subtractCounters,
   viewOf,
-} from "../../src/telemetry/rows.ts";
+} from "../../src/telemetry/counters/rows.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { mapIteratorsRefused } from "../lab/map-iterators.ts";
 import { output, PATIENCE, placed } from "../lab/process.ts";

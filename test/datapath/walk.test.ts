@@ -6,8 +6,8 @@ import { join } from "node:path";
 import { SocketIterator } from "../../src/kernel/iterator.ts";
 import { BpfObject } from "../../src/kernel/object.ts";
 import { asset } from "../../src/runtime/assets.ts";
-import { Counting } from "../../src/telemetry/counting.ts";
-import { readRows } from "../../src/telemetry/rows.ts";
+import { Counting } from "../../src/telemetry/counters/counting.ts";
+import { readRows } from "../../src/telemetry/counters/rows.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, OwnedProcess } from "../lab/process.ts";
 

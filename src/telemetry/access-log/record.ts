@@ -1,8 +1,8 @@
 /** A line of the access log: its fields, the filter, and its text. */
 import type { AccessLogFilter } from "../../config/telemetry.ts";
 import type { RecentRefusal } from "../../inbound/refusals.ts";
+import { FAILURES } from "../counters/rows.ts";
 import { parseWorkload } from "../labels.ts";
-import { FAILURES } from "../rows.ts";
 
 export interface LogRecord {
   /** ISO 8601: its end, or for a live connection the time of the line. */

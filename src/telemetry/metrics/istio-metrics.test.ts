@@ -1,10 +1,10 @@
 import { expect, test } from "bun:test";
 import * as layout from "../../datapath/tables/layout.gen.ts";
 import { parseAddress } from "../../mesh/address.ts";
+import { Columns, type Rows, RowTable } from "../counters/row-table.ts";
+import { type Counters, encodeCounters, type FlowKey, noCounters, viewOf } from "../counters/rows.ts";
+import type { Sources } from "../counters/sources.ts";
 import type { Labels } from "../labels.ts";
-import { Columns, type Rows, RowTable } from "../row-table.ts";
-import { type Counters, encodeCounters, type FlowKey, noCounters, viewOf } from "../rows.ts";
-import type { Sources } from "../sources.ts";
 import { type LabelSet, labelSet } from "./exposition.ts";
 import { istioFamilies } from "./istio-metrics.ts";
 import { MOST_PAIRS, OTHER, Tally } from "./tally.ts";

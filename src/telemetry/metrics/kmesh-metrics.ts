@@ -1,9 +1,9 @@
 /** kmesh's own metrics, beyond Istio's standard ones. Their labels are units and services, never endpoints. */
 
-import type { Counting } from "../counting.ts";
+import type { Counting } from "../counters/counting.ts";
+import type { Rows } from "../counters/row-table.ts";
+import { ENDS } from "../counters/rows.ts";
 import { HISTORY_SECONDS } from "../history.ts";
-import type { Rows } from "../row-table.ts";
-import { ENDS } from "../rows.ts";
 import { type Family, type LabelSet, type Labels, labelSet, lastLabel, withLabel } from "./exposition.ts";
 import type { PAIR_FIELDS, Tally } from "./tally.ts";
 

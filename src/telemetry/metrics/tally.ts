@@ -5,10 +5,10 @@
 
 import * as layout from "../../datapath/tables/layout.gen.ts";
 import { REASONS } from "../../mesh/model.ts";
+import type { Rows, RowTable } from "../counters/row-table.ts";
+import { type Counters, closedOf, endsOf } from "../counters/rows.ts";
+import type { Sources } from "../counters/sources.ts";
 import type { Labels } from "../labels.ts";
-import type { Rows, RowTable } from "../row-table.ts";
-import { type Counters, closedOf, endsOf } from "../rows.ts";
-import type { Sources } from "../sources.ts";
 import { unitId } from "../sums.ts";
 import { type LabelSet, labelSet, type Labels as MetricLabels } from "./exposition.ts";
 import { destinationLabels, FLAGS, type SelfLabels, sourceLabels } from "./istio-labels.ts";

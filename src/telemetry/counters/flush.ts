@@ -3,13 +3,13 @@
  * time.
  */
 
-import * as layout from "../datapath/tables/layout.gen.ts";
-import type { MapName, Maps } from "../datapath/tables/tables.ts";
-import { monotonic } from "../kernel/clock.ts";
-import { fetchAtomics } from "../kernel/features.ts";
-import { SocketIterator } from "../kernel/iterator.ts";
-import { BpfObject, type BpfProgram } from "../kernel/object.ts";
-import { asset } from "../runtime/assets.ts";
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import type { MapName, Maps } from "../../datapath/tables/tables.ts";
+import { monotonic } from "../../kernel/clock.ts";
+import { fetchAtomics } from "../../kernel/features.ts";
+import { SocketIterator } from "../../kernel/iterator.ts";
+import { BpfObject, type BpfProgram } from "../../kernel/object.ts";
+import { asset } from "../../runtime/assets.ts";
 import type { Counting } from "./counting.ts";
 
 const { flushed_ns: FLUSHED, flush_ns: FLUSH } = layout.traffic.fields;

@@ -1,10 +1,10 @@
 /** Reads all counters of the kernel. */
 
-import * as layout from "../datapath/tables/layout.gen.ts";
-import type { Maps } from "../datapath/tables/tables.ts";
-import { monotonic } from "../kernel/clock.ts";
-import { fixedText } from "../kernel/info.ts";
-import type { BpfMap } from "../kernel/maps.ts";
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import type { Maps } from "../../datapath/tables/tables.ts";
+import { monotonic } from "../../kernel/clock.ts";
+import { fixedText } from "../../kernel/info.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
 import {
   type Counters,
   type Direction,

@@ -1,7 +1,7 @@
 /** The switches of counting, in the maps `traffic` and `served_ports`. */
 
-import * as layout from "../datapath/tables/layout.gen.ts";
-import { type BpfMap, unmap } from "../kernel/maps.ts";
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import { type BpfMap, unmap } from "../../kernel/maps.ts";
 
 const FLAGS = layout.enums.traffic_flag;
 type Field = keyof typeof layout.traffic.fields;

@@ -3,18 +3,24 @@
  * tables are looked at.
  */
 
-import { keptPin } from "../../src/datapath/generation/pins.ts";
-import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
-import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
-import * as layout from "../../src/datapath/tables/layout.gen.ts";
-import { readNames } from "../../src/datapath/tables/names.ts";
-import { KEPT_MAPS, type Maps } from "../../src/datapath/tables/tables.ts";
-import { ERRNO, KernelError } from "../../src/kernel/error.ts";
-import { BpfMap } from "../../src/kernel/maps.ts";
-import { Counting } from "../../src/telemetry/counting.ts";
-import { Flusher } from "../../src/telemetry/flush.ts";
-import { readTraffic } from "../../src/telemetry/reading.ts";
-import { addCounters, type Counters, closedOf, endsOf, noCounters } from "../../src/telemetry/rows.ts";
+import { keptPin } from "../../../src/datapath/generation/pins.ts";
+import { readEndpoint } from "../../../src/datapath/mesh-tables/endpoint-table.ts";
+import { ChunkedTable } from "../../../src/datapath/tables/chunked-table.ts";
+import * as layout from "../../../src/datapath/tables/layout.gen.ts";
+import { readNames } from "../../../src/datapath/tables/names.ts";
+import { KEPT_MAPS, type Maps } from "../../../src/datapath/tables/tables.ts";
+import { ERRNO, KernelError } from "../../../src/kernel/error.ts";
+import { BpfMap } from "../../../src/kernel/maps.ts";
+import { Counting } from "../../../src/telemetry/counters/counting.ts";
+import { Flusher } from "../../../src/telemetry/counters/flush.ts";
+import { readTraffic } from "../../../src/telemetry/counters/reading.ts";
+import {
+  addCounters,
+  type Counters,
+  closedOf,
+  endsOf,
+  noCounters,
+} from "../../../src/telemetry/counters/rows.ts";
 
 const SERVICE = layout.service_counters;
 

@@ -1,8 +1,8 @@
 /** The kernel's counters as it keeps them (bpf/maps/traffic.h): one row for each pair of a source and a destination. */
 
-import * as layout from "../datapath/tables/layout.gen.ts";
-import type { BpfMap } from "../kernel/maps.ts";
-import { formatAddress } from "../mesh/address.ts";
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
+import { formatAddress } from "../../mesh/address.ts";
 
 export type Direction = "out" | "in" | "refused" | "passed";
 

@@ -1,7 +1,7 @@
 /** Names of sources (bpf/include/source.h) by the kernel's numbers. */
 import { readFileSync } from "node:fs";
-import { fixedText } from "../kernel/info.ts";
-import type { BpfMap } from "../kernel/maps.ts";
+import { fixedText } from "../../kernel/info.ts";
+import type { BpfMap } from "../../kernel/maps.ts";
 import { longAt, viewOf } from "./rows.ts";
 
 export interface Source {

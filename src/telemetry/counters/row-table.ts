@@ -1,8 +1,8 @@
 /** Maps of counters as the kernel gives them, read by column: a scrape of ten thousand rows makes no object for each. */
 
-import * as layout from "../datapath/tables/layout.gen.ts";
-import type { Maps } from "../datapath/tables/tables.ts";
-import { formatAddress } from "../mesh/address.ts";
+import * as layout from "../../datapath/tables/layout.gen.ts";
+import type { Maps } from "../../datapath/tables/tables.ts";
+import { formatAddress } from "../../mesh/address.ts";
 import { type RetiredRow, readOther, readRetired } from "./reading.ts";
 import type { Counters } from "./rows.ts";
 
