@@ -1,6 +1,6 @@
 /**
  * The last hour of each edge, in steps of ten seconds. Six minutes without traffic take no memory. At most 500 edges have a
- * history; if all are busy they take 9 MB. Beyond them, an edge that is used gets the place of one that was not for an hour.
+ * history; if all are busy they take about 12 MB. Beyond them, an edge that is used gets the place of one that was not for an hour.
  */
 import { type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./counters/rows.ts";
 
