@@ -48,7 +48,10 @@ describe.skipIf(!root)("continuity", () => {
     expect(report.lookups).toBeGreaterThan(1_000);
     expect(report.tunnelled).toBeGreaterThan(300);
     expect(report.impostors).toBeGreaterThan(0);
-    expect(report.cut).toBeGreaterThan(0);
+    // How many its crash cuts depends on whether another one drained them; the next test has a crash that cuts all.
+    const { tunnel } = report.kinds["tunnel crash"];
+    expect(tunnel).toMatchObject({ failed: 0, wrongIdentity: 0 });
+    expect(tunnel.connections).toBeGreaterThan(0);
     expect(code).toBe(0);
   });
 
