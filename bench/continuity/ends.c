@@ -1,6 +1,6 @@
 /*
  * Both ends of the continuity bench's connections. Every connection is written into a ledger, by the end that made it
- * and by the end that took it; ledger.ts reads both and has the same layouts.
+ * and by the end that took it; ledger/records.ts reads both and has the same layouts.
  *
  *     ends serve LEDGER INDEX,ADDRESS,PORT...
  *     ends connect LEDGER NUMBER WINDOW RATE HOLD BEAT TARGET...      TARGET: SERVICE,ADDRESS,PORT,SHARE
