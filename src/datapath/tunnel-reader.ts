@@ -52,7 +52,7 @@ const BALANCE_SIZES = {
 
 /** Number of decoded transports in the cache. */
 const KEPT_TRANSPORTS = 20_000;
-/** Pause between attempts to open missing tables, milliseconds. */
+/** Pause between attempts to open missing tables, and before a retry trusts those that are open, milliseconds. */
 const RETRY_MS = 500;
 /** The tables grow and are replaced meanwhile: before a failure is recorded, those that were opened so long ago are again. */
 const BALANCE_MS = 10_000;
@@ -90,6 +90,8 @@ export class TunnelTargetReader {
 
   /** Another endpoint of the same cluster for a target that failed; undefined when there is none. */
   another(number: number): ReadTunnelTarget | undefined {
+    // After an upgrade the kernel balances by other tables; those of the version before may name removed endpoints.
+    if (performance.now() - this.#triedAt >= RETRY_MS) this.#open();
     const id = idOfNumber(number);
     if (id === undefined || !this.#balance) return undefined;
     const other = anotherEndpoint(this.#balance, id, monotonic());
