@@ -3,6 +3,7 @@ import { statSync } from "node:fs";
 import { monotonic } from "../kernel/clock.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { Transport } from "../mesh/transport.ts";
+import { foreignGovernor } from "./generation/generations.ts";
 import { readableMaps } from "./generation/map-owners.ts";
 import { keptPin } from "./generation/pins.ts";
 import { idOfNumber, numberOf, readPeer } from "./mesh-tables/tunnel-targets.ts";
@@ -224,6 +225,8 @@ export class TunnelTargetReader {
     const settings = maps.get("settings");
     if (!settings) return undefined;
     try {
+      // This version's own tables stay behind for an hour after an upgrade, and nobody keeps them up to date.
+      if (foreignGovernor(this.#bpffs) !== undefined) return undefined;
       return {
         endpoints: tables.endpoints,
         tunnelTargets: tables.tunnel_targets,
