@@ -58,11 +58,12 @@ const MESH = {
       ["orders-v2", "10.1.0.12", 8080],
     ),
     service(
-      ...(["payments", "shop", "10.96.0.12", 443] as const),
-      ...([
-        ["payments-v1", "10.1.1.21", 8443],
-        ["payments-v2", "10.1.1.22", 8443],
-      ] as Workload[]),
+      "payments",
+      "shop",
+      "10.96.0.12",
+      443,
+      ["payments-v1", "10.1.1.21", 8443],
+      ["payments-v2", "10.1.1.22", 8443],
     ),
     service("stock", "shop", "10.96.0.13", 9090, ["stock-v1", "10.1.2.31", 9090]),
     service(
@@ -86,9 +87,9 @@ const MESH = {
   ],
 };
 const FAILING = "10.1.1.22:8443";
-const SERVERS = [
-  ...MESH.services.flatMap(({ endpoints }) => endpoints.map(({ address, port }) => `${address}:${port}`)),
-];
+const SERVERS = MESH.services.flatMap(({ endpoints }) =>
+  endpoints.map(({ address, port }) => `${address}:${port}`),
+);
 /** Units and what they do; see pictures.py. */
 const UNITS: Readonly<Record<string, string[]>> = {
   "billing.service": [

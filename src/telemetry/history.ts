@@ -2,7 +2,7 @@
  * The last hour of each edge, in steps of ten seconds. Six minutes without traffic take no memory. At most 500 edges have a
  * history; if all are busy they take about 12 MB. Beyond them, an edge that is used gets the place of one that was not for an hour.
  */
-import { type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./counters/rows.ts";
+import { addCounters, type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./counters/rows.ts";
 
 /** Seconds. */
 export const STEP = 10;
@@ -105,7 +105,7 @@ export class History {
     const sum = noCounters();
     this.#sum(track, now / 1000 / STEP - seconds / STEP, now / 1000 / STEP, sum);
     const open = subtractCounters(totals, track.before);
-    addCountersTo(sum, open);
+    addCounters(sum, open);
     return sum;
   }
 
@@ -265,20 +265,6 @@ function addTo(slot: Float32Array, change: Counters, live: number): void {
   });
   add(FAILED_MS, change.failedNs / 1e6);
   add(DURATION_S, change.durationNs / 1e9);
-}
-
-function addCountersTo(sum: Counters, more: Counters): void {
-  sum.opened += more.opened;
-  sum.sent += more.sent;
-  sum.received += more.received;
-  sum.retransmits += more.retransmits;
-  sum.rttUs += more.rttUs;
-  sum.rtts += more.rtts;
-  sum.failedNs += more.failedNs;
-  sum.durationNs += more.durationNs;
-  more.ends.forEach((count, i) => {
-    sum.ends[i] = (sum.ends[i] ?? 0) + count;
-  });
 }
 
 /** Differs whenever one of them does: counters only grow. */
