@@ -344,6 +344,20 @@ describe("a book", () => {
     expect(book.sums).toMatchObject({ ...CLEAN, impostors: 1, wrongIdentity: 1, failed: 1 });
   });
 
+  test("counts a reset that comes before the client has seen its connection made as one failure behind the tunnel", () => {
+    const book = bookOf();
+    const reset = { error: constants.errno.ECONNRESET, service: IMPOSTOR, endpoint: NOBODY };
+    book.take(
+      [made({ serial: 1, ...reset, flaws: FLAW.noAnswer }, { serial: 2, ...reset, flaws: FLAW.noConnect })],
+      taken(),
+    );
+    expect(book.sums).toMatchObject({ ...CLEAN, impostors: 2 });
+    const counts = kernel(0);
+    counts.services.set("impostor:80", { redirected: 2, refused: 0, failed: 2, other: 0 });
+    book.compare({ ...counts, traffic: { ...counts.traffic, opened: 2, ended: 2 } });
+    expect(book.complaints).toEqual([]);
+  });
+
   test("sees a refusing service that answers", () => {
     const book = bookOf();
     book.take([made({ serial: 1, service: CLOSED })], taken({ serial: 1 }));

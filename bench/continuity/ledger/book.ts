@@ -300,7 +300,8 @@ export class Book {
         this.sums.refused++;
         return;
       }
-      if (!refused && (flaws & FLAW.noConnect) !== 0) {
+      // A reset answers a SYN with ECONNREFUSED. ECONNRESET comes to a connection that the client had not yet seen made.
+      if (!refused && (flaws & FLAW.noConnect) !== 0 && error !== constants.errno.ECONNRESET) {
         this.#failures[service] = (this.#failures[service] ?? 0) + 1;
         if (error === constants.errno.ECONNREFUSED) this.#answeredByReset++;
         if (this.#directory.fails(service) && error === constants.errno.ECONNREFUSED) {
