@@ -1,7 +1,7 @@
 /**
  * A machine with a real Envoy as its sidecar: configured by the real istiod as a node of type sidecar, with the secrets of a
- * local agent, and with the redirects that istio-iptables makes (here by nftables). Envoy without Istio's own filters needs an
- * istiod that sends none: see ISTIOD_FOR_STOCK_ENVOY.
+ * local agent, and with the redirects that istio-iptables makes (here by nftables). Envoy without Istio's own extensions needs an
+ * istiod that sends none: see ISTIOD_FOR_STOCK_ENVOY and FOR_STOCK_ENVOY.
  */
 import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
@@ -19,6 +19,39 @@ import { SecretServer, type Secrets } from "./secret-server.ts";
 
 /** istiod leaves out the filters that only Istio's build of Envoy has: metadata exchange between peers. */
 export const ISTIOD_FOR_STOCK_ENVOY = { PILOT_ENABLE_METADATA_EXCHANGE: "false" };
+
+/**
+ * No setting of istiod leaves the metadata exchange out of `connect_terminate`, the listener for HBONE: stock Envoy refuses that
+ * listener with "Didn't find a registered implementation for 'waypoint_downstream_peer_metadata'". The filter serves telemetry.
+ */
+const FOR_STOCK_ENVOY = {
+  apiVersion: "networking.istio.io/v1alpha3",
+  kind: "EnvoyFilter",
+  metadata: { name: "stock-envoy", namespace: "shop" },
+  spec: {
+    configPatches: [
+      {
+        applyTo: "HTTP_FILTER",
+        match: {
+          context: "SIDECAR_INBOUND",
+          listener: {
+            name: "connect_terminate",
+            filterChain: {
+              filter: {
+                name: "envoy.filters.network.http_connection_manager",
+                subFilter: { name: "waypoint_downstream_peer_metadata" },
+              },
+            },
+          },
+        },
+        patch: { operation: "REMOVE" },
+      },
+    ],
+  },
+};
+
+/** To proxies from 1.29.2 on istiod sends filter states of the kind `istio.hashable_string`, which stock Envoy lacks. */
+const VERSION_FOR_STOCK_ENVOY = "1.29.1";
 
 /** The group whose traffic is not redirected: Envoy's own, as in istio-iptables. */
 const PROXY_GROUP = "1337";
@@ -51,6 +84,7 @@ export class SidecarMachine {
   /** Resolves when Envoy has taken its first configuration from istiod. The caller removes it. */
   static async start(lab: MeshLab, options: SidecarOptions): Promise<SidecarMachine> {
     const { here, there } = options;
+    await lab.plane.kube.apply(FOR_STOCK_ENVOY);
     const machine = await SecondMachine.create(lab, `${here}/24`, `${there}/24`);
     const { namespace } = machine;
     await namespace.ip("route", "add", "default", "via", here);
@@ -114,6 +148,12 @@ export class SidecarMachine {
   /** What Envoy's administration interface answers to GET /PATH. */
   async ask(path: string): Promise<string> {
     return (await fetch(`http://localhost/${path}`, { unix: this.#admin, proxy: "" })).text();
+  }
+
+  /** One of Envoy's counters. */
+  async counter(name: string): Promise<number> {
+    const [, value] = /: (\d+)\s*$/.exec(await this.ask(`stats?filter=^${name}$`)) ?? [];
+    return Number(value ?? Number.NaN);
   }
 
   async remove(): Promise<void> {
@@ -226,7 +266,7 @@ function bootstrapOf(
         SERVICE_ACCOUNT: name,
         INSTANCE_IPS: there,
         CLUSTER_ID: "Kubernetes",
-        ISTIO_VERSION: "1.32.0",
+        ISTIO_VERSION: VERSION_FOR_STOCK_ENVOY,
         MESH_ID: "cluster.local",
         WORKLOAD_NAME: name,
         AUTO_REGISTER_GROUP: name,

@@ -6,6 +6,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { TunnelStatus } from "../../src/tunnel/process/status-file.ts";
+import type { KubeObject } from "../control-plane/kube.ts";
 import { eventually, type OwnedProcess } from "../lab/process.ts";
 import { connectedEntry, entryOf, workloadGroup, workloadService } from "./membership.ts";
 import { MeshLab, missing } from "./mesh-lab.ts";
@@ -28,6 +29,14 @@ const IMPATIENT_AGENT = [
   join(import.meta.dirname, "../../src/main.ts"),
 ];
 const IMPATIENT_ISTIOD = { PILOT_WORKLOAD_ENTRY_GRACE_PERIOD: "1s" };
+
+/** Of namespace shop: these alone are admitted. */
+const policyFor = (...principals: string[]): KubeObject => ({
+  apiVersion: "security.istio.io/v1",
+  kind: "AuthorizationPolicy",
+  metadata: { name: "web", namespace: "shop" },
+  spec: { rules: [{ from: [{ source: { principals } }] }] },
+});
 
 describe.skipIf(why !== undefined)("a real Envoy sidecar under STRICT", () => {
   let lab: MeshLab;
@@ -155,20 +164,7 @@ describe.skipIf(why !== undefined)("a real Envoy sidecar under STRICT", () => {
         },
         30_000,
       );
-    await lab.plane.kube.apply({
-      apiVersion: "security.istio.io/v1",
-      kind: "AuthorizationPolicy",
-      metadata: { name: "web", namespace: "shop" },
-      spec: {
-        rules: [
-          {
-            from: [
-              { source: { principals: ["cluster.local/ns/shop/sa/web", "cluster.local/ns/shop/sa/vm"] } },
-            ],
-          },
-        ],
-      },
-    });
+    await lab.plane.kube.apply(policyFor("cluster.local/ns/shop/sa/web", "cluster.local/ns/shop/sa/vm"));
     await passes("the policy admits both", "1,1");
     await sidecar?.become("old.example", "web");
     await passes("another trust domain is refused", "0,0");
@@ -190,28 +186,50 @@ describe.skipIf(why !== undefined)("a real Envoy sidecar under STRICT", () => {
     await passes("it is one of the mesh again", "1,1");
   });
 
-  test("an app behind Envoy reaches ours by HBONE when istiod prefers that", async () => {
+  test("both reach each other by HBONE when istiod prefers that", async () => {
     await lab.plane.stopIstiod();
     await lab.plane.startIstiod({ PILOT_PREFER_SENDING_HBONE: "true" });
-    const carried = async () => (await tunnelStatus()).ways;
+    /** Streams that either side has taken by HBONE. */
+    const carried = async () => ({
+      here: (await tunnelStatus()).ways.hbone.total,
+      there: (await sidecar?.counter("http.connect_terminate.downstream_rq_total")) ?? 0,
+    });
     await eventually(
-      "our app is reached by HBONE",
+      "both are reached by HBONE",
       async () => {
         await sidecar?.connect("10.97.3.1", 7000);
-        return (await carried()).hbone.total > 0;
+        await lab.connect("10.97.3.2", 7000);
+        const { here, there } = await carried();
+        return here > 0 && there > 0;
       },
       30_000,
       500,
     );
     // Meanwhile istiod may make the entry anew, and Envoy has no endpoint then.
     await eventually(
-      "20 connections in a row",
+      "20 connections in a row, both ways",
       async () => {
-        const before = (await carried()).hbone.total;
+        const before = await carried();
         if ((await sidecar?.connect("10.97.3.1", 7000, 20))?.by.vm !== 20) return false;
-        return eventually("all are counted", async () => (await carried()).hbone.total >= before + 20, 3_000);
+        if ((await lab.connect("10.97.3.2", 7000, { count: 20 })).by.web !== 20) return false;
+        return eventually(
+          "all are counted",
+          async () => {
+            const { here, there } = await carried();
+            return here >= before.here + 20 && there >= before.there + 20;
+          },
+          3_000,
+        );
       },
       30_000,
     );
+    // Envoy sees our identity: its policy knows the account.
+    await lab.plane.kube.apply(policyFor("cluster.local/ns/shop/sa/web"));
+    await eventually(
+      "Envoy refuses us",
+      async () => (await lab.connect("10.97.3.2", 7000)).by.web === undefined,
+    );
+    await lab.plane.kube.apply(policyFor("cluster.local/ns/shop/sa/web", "cluster.local/ns/shop/sa/vm"));
+    await eventually("Envoy admits us", async () => (await lab.connect("10.97.3.2", 7000)).by.web === 1);
   });
 });
