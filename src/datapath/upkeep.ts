@@ -76,10 +76,15 @@ export class Upkeep {
     if (this.#uncompared !== undefined) setTimeout(() => this.#compareOnce(), 0);
   }
 
-  /** Removes ended connections from the live counts, even if apps still hold their sockets. Throws KernelError. */
-  uncountClosed(): void {
+  /**
+   * Removes ended connections from the live counts, even if apps still hold their sockets. Returns how long the walk over the
+   * sockets took, milliseconds: loading its program, at the first call, is no part of it. Throws KernelError.
+   */
+  uncountClosed(): number {
     this.#closedSockets ??= ClosedSockets.open(this.#generation.tables);
+    const began = performance.now();
     this.#closedSockets.uncount();
+    return performance.now() - began;
   }
 
   /** Stops. With `repin`, objects that were unpinned since the last check are pinned again. */
@@ -120,16 +125,16 @@ export class Upkeep {
   /** Schedules a check in `wait` milliseconds, and the following ones. Many sockets take longer and are checked less often. */
   #uncountLater(wait: number): void {
     this.#closedTimer = setTimeout(() => {
-      const began = performance.now();
+      let took = 0;
       try {
-        if (this.#options.attached() && this.#closedSockets !== null) this.uncountClosed();
+        if (this.#options.attached() && this.#closedSockets !== null) took = this.uncountClosed();
       } catch (error) {
         this.#closedSockets = null;
         this.#options.log(
           `connections that have ended stay counted until their sockets are closed: ${reasonOf(error)}`,
         );
       }
-      this.#uncountLater(Math.max(CLOSED_EVERY, (performance.now() - began) / CLOSED_SHARE));
+      this.#uncountLater(Math.max(CLOSED_EVERY, took / CLOSED_SHARE));
     }, wait);
     this.#closedTimer.unref?.();
   }
