@@ -39,8 +39,10 @@ const CLUSTER = layout.cluster_load.fields;
 export function recordFailure(tables: BalanceTables, id: number, since: bigint, now: bigint): void {
   const { endpointLoads: loads, clusterLoads } = tables;
   const peer = readPeer(tables, id);
-  if (!peer || !loads.has(id) || !clusterLoads.has(peer.cluster)) return;
+  if (!peer || !loads.has(id)) return;
   countFailure(tables, id);
+  // A cluster may be newer than what this process has mapped.
+  if (!clusterLoads.has(peer.cluster)) return;
   const [first] = chainOfCluster(tables, peer.cluster);
   if (first === undefined) return;
   const ejection = ejectionOf(tables, first, now);

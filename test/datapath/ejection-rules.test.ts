@@ -8,6 +8,8 @@ import { join } from "node:path";
 import { generationFolder, keptPin, tablePin } from "../../src/datapath/generation/pins.ts";
 import { readDescriptor, readSlots } from "../../src/datapath/mesh-tables/descriptor.ts";
 import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
+import { readPeer } from "../../src/datapath/mesh-tables/tunnel-targets.ts";
+import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Tables } from "../../src/datapath/tables/tables.ts";
 import { recordFailure, recordSuccess } from "../../src/datapath/tunnel-outcomes.ts";
@@ -251,6 +253,22 @@ describe.skipIf(!root)("ejection in the kernel and in the tunnel", () => {
     const { plain, tunnelled } = await run(given);
     for (const { endpoints } of [plain, tunnelled])
       expect(endpoints.flatMap((id, at) => (isEjected(id) ? at : []))).toEqual(given.ejected);
+  });
+
+  test("a failure counts for its service and its endpoint, also where the cluster is newer than what is mapped", () => {
+    const [id = 0] = publish({ rule: RULE, priorities: [1] }).tunnelled.endpoints;
+    const service = readPeer(tables, id)?.service ?? 0;
+    const failed = () => [
+      tables.serviceCounts.count(service, layout.service_counters.fields.failed.offset),
+      tables.endpointLoads.count(id, LOAD.failed.offset),
+    ];
+    const before = failed();
+    const clusterLoads = new ChunkedTable(tables.maps.cluster_loads, "", layout.cluster_load.size);
+    clusterLoads.unmap();
+    recordFailure({ ...tables, clusterLoads }, id, monotonic(), monotonic());
+    expect(failed()).toEqual(before.map((count) => count + 1));
+    recordFailure(tables, id, monotonic(), monotonic());
+    expect(failed()).toEqual(before.map((count) => count + 2));
   });
 
   test("any outcomes", async () => {
