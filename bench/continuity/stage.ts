@@ -20,7 +20,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { askAgent, orderAgent } from "../../src/admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
-import type { Inspection, Summary } from "../../src/datapath/inspect/inspect.ts";
+import type { Inspection, Summary } from "../../src/datapath/inspect/state.ts";
 import { codeOf } from "../../src/errors/reason.ts";
 import type { Proof } from "../../src/handover/predecessor.ts";
 import type { RestartRequest } from "../../src/handover/restart-request.ts";

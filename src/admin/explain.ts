@@ -1,7 +1,8 @@
 /** Explains where connections to a host or an address would go, by the live tables. */
 import { lookup } from "node:dns/promises";
 import { type Explanation, explainPinned } from "../datapath/inspect/explain.ts";
-import { NothingPinned, openPinned, TableView } from "../datapath/inspect/inspect.ts";
+import { NothingPinned, openPinned } from "../datapath/inspect/inspect.ts";
+import { TableView } from "../datapath/inspect/table-view.ts";
 import { explainInbound, type InboundExplanation, UnclearPeer } from "../inbound/explain.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { type Destination, parseDestination } from "./destination.ts";

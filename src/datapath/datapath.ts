@@ -21,14 +21,8 @@ import { removeDeadSelfTests, type SelfTestFailed } from "./generation/self-test
 import type { GenerationName } from "./generation/step.ts";
 import { type Governed, govern } from "./governed.ts";
 import { type Damage, formatFaults } from "./inspect/damage.ts";
-import {
-  type Inspection,
-  inspectTables,
-  type Summary,
-  summarizeTables,
-  type Vitals,
-  vitalsOf,
-} from "./inspect/inspect.ts";
+import { inspectTables, summarizeTables, vitalsOf } from "./inspect/inspect.ts";
+import type { Inspection, Summary, Vitals } from "./inspect/state.ts";
 import type { PublishReport } from "./mesh-tables/publisher.ts";
 import { TableWriter } from "./table-writer.ts";
 import { broadcastAddresses, exemptBroadcasts } from "./tables/broadcast.ts";

@@ -18,7 +18,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { askAgent } from "../admin/client.ts";
 import { type AgentStatus, adminSocket } from "../admin/status.ts";
-import { removePinned } from "../datapath/inspect/inspect.ts";
+import { removePinned } from "../datapath/removal.ts";
 import { codeOf, reasonOf } from "../errors/reason.ts";
 import { replaceFile } from "../files/replace-file.ts";
 import type { Mode } from "../istiod/stream/types.ts";

@@ -8,7 +8,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync
 import { join } from "node:path";
 import { orderAgent } from "../../src/admin/client.ts";
 import { adminSocket } from "../../src/admin/status.ts";
-import type { Inspection } from "../../src/datapath/inspect/inspect.ts";
+import type { Inspection } from "../../src/datapath/inspect/state.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
 import { reasonOf } from "../../src/errors/reason.ts";
 import type { RestartRequest } from "../../src/handover/restart-request.ts";

@@ -13,7 +13,8 @@ import {
 } from "../../src/datapath/generation/pins.ts";
 import { ownCode } from "../../src/datapath/generation/programs.ts";
 import { explainPinned } from "../../src/datapath/inspect/explain.ts";
-import { inspectPinned, removePinned, summarizePinned } from "../../src/datapath/inspect/inspect.ts";
+import { inspectPinned, summarizePinned } from "../../src/datapath/inspect/inspect.ts";
+import { removePinned } from "../../src/datapath/removal.ts";
 import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";

@@ -7,7 +7,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Datapath, type DatapathOptions } from "../../src/datapath/datapath.ts";
 import type { Code } from "../../src/datapath/generation/programs.ts";
-import { removePinned } from "../../src/datapath/inspect/inspect.ts";
+import { removePinned } from "../../src/datapath/removal.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { type ClientSpec, RunningClient, type Tally } from "../interop/mesh-lab.ts";

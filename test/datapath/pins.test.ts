@@ -26,7 +26,8 @@ import {
   tablePin,
 } from "../../src/datapath/generation/pins.ts";
 import { ownCode } from "../../src/datapath/generation/programs.ts";
-import { inspectPinned, ownPins, removePinned } from "../../src/datapath/inspect/inspect.ts";
+import { inspectPinned } from "../../src/datapath/inspect/inspect.ts";
+import { ownPins, removePinned } from "../../src/datapath/removal.ts";
 import { GENERATION_MAPS, KEPT_MAPS } from "../../src/datapath/tables/tables.ts";
 import { listPins } from "../../src/kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../../src/kernel/link.ts";

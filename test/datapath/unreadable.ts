@@ -6,7 +6,7 @@
 import { chmodSync, existsSync, rmSync } from "node:fs";
 import { Datapath } from "../../src/datapath/datapath.ts";
 import { keptPin } from "../../src/datapath/generation/pins.ts";
-import { removePinned } from "../../src/datapath/inspect/inspect.ts";
+import { removePinned } from "../../src/datapath/removal.ts";
 import { damageOf } from "../../src/machine/damage.ts";
 import { eventually } from "../lab/process.ts";
 

@@ -16,7 +16,7 @@ import { join } from "node:path";
 import { stringify } from "yaml";
 import { askAgent } from "../../src/admin/client.ts";
 import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
-import type { Summary } from "../../src/datapath/inspect/inspect.ts";
+import type { Summary } from "../../src/datapath/inspect/state.ts";
 import type { DemoMesh } from "../../src/demo/services.ts";
 import { type ClientSpec, KMESH, RunningClient, type Tally } from "../interop/mesh-lab.ts";
 import { listLinks, listPrograms } from "../lab/bpftool.ts";

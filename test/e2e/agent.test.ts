@@ -2,7 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import type { Explained } from "../../src/admin/explain.ts";
-import type { Inspection } from "../../src/datapath/inspect/inspect.ts";
+import type { Inspection } from "../../src/datapath/inspect/state.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import { eventually, type OwnedProcess, sleep } from "../lab/process.ts";
 import { AgentLab, missing, SERVICE, shop } from "./agent-lab.ts";

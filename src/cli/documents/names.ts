@@ -4,7 +4,7 @@ import { askAgent } from "../../admin/client.ts";
 import { adminSocket, readerSocket } from "../../admin/status.ts";
 import { readFolders } from "../../config/config.ts";
 import { sourcesOf } from "../../config/sources.ts";
-import type { Summary } from "../../datapath/inspect/inspect.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import type { Names } from "./words.ts";
 
 /** Time limit for an answer of the agent or of systemd, milliseconds. */

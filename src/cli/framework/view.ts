@@ -6,8 +6,8 @@ import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../../a
 import { examineConfig, type Folders, readFolders } from "../../config/config.ts";
 import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
-import type { Inspection, Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { Inspection, Summary } from "../../datapath/inspect/state.ts";
 import { codeOf, isMissing, reasonOf } from "../../errors/reason.ts";
 import { Unsupported } from "../../machine/unsupported.ts";
 import { detail, formatSpan } from "./output.ts";

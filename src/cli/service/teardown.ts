@@ -24,7 +24,7 @@ export interface Found {
 export async function findAll(folders: Folders): Promise<Found> {
   const [{ livingAgent }, { ownPins }, { hasSnapshot }, { hasManifest }] = await Promise.all([
     import("../../agent/locks.ts"),
-    import("../../datapath/inspect/inspect.ts"),
+    import("../../datapath/removal.ts"),
     import("../../state/snapshot.ts"),
     import("../../state/manifest.ts"),
   ]);
@@ -56,7 +56,7 @@ export async function takeDown(
     { isOnBpffs },
     { removeNames },
   ] = await Promise.all([
-    import("../../datapath/inspect/inspect.ts"),
+    import("../../datapath/removal.ts"),
     import("../../agent/locks.ts"),
     import("../../state/snapshot.ts"),
     import("../../state/manifest.ts"),

@@ -1,5 +1,5 @@
 /** The rows of `kmesh status` about the kernel: hooks, settings, enrolment, ejections. */
-import type { Summary } from "../../datapath/inspect/inspect.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import { formatMatch } from "../../mesh/frontend.ts";
 import { plural } from "../framework/output.ts";
 import type { BootOrder } from "../service/boot-order.ts";

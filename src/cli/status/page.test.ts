@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { AgentStatus } from "../../admin/status.ts";
-import type { Summary } from "../../datapath/inspect/inspect.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import type { UnitState } from "../../datapath/tables/unit.ts";
 import { formatBrief, formatProblems, formatStatus } from "./page.ts";
 import { narrow } from "./services.ts";

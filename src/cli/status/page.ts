@@ -1,8 +1,8 @@
 /** The page that `kmesh status` prints. */
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
-import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import type { KeptName } from "../../doctor/resolved.ts";
 import type { InboundView } from "../../inbound/view.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";

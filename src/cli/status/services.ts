@@ -1,6 +1,6 @@
 /** The services of `kmesh status`: services with problems first, idle ones as a sum, and notes. */
 import type { AgentStatus } from "../../admin/status.ts";
-import type { ServiceCounters, Summary } from "../../datapath/inspect/inspect.ts";
+import type { ServiceCounters, Summary } from "../../datapath/inspect/state.ts";
 import { NOTE_TITLES } from "../../mesh/model.ts";
 import { indent, plural, table } from "../framework/output.ts";
 

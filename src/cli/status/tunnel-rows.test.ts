@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import type { Summary } from "../../datapath/inspect/inspect.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import type { InboundView } from "../../inbound/view.ts";
 import { Counters } from "../../tunnel/counters.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";

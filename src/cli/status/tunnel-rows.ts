@@ -1,5 +1,5 @@
 /** Rows of `kmesh status` about what the tunnel carries, in both directions. */
-import type { Summary } from "../../datapath/inspect/inspect.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import type { InboundView } from "../../inbound/view.ts";
 import type { WayCounters } from "../../tunnel/counters.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";

@@ -1,8 +1,8 @@
 /** The warnings of `kmesh status`: damage, pending configuration, ungoverned connections, a clock that was set back. */
 import type { AgentStatus } from "../../admin/status.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
-import type { Summary } from "../../datapath/inspect/inspect.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
+import type { Summary } from "../../datapath/inspect/state.ts";
 import { formatSpan, indent, plural } from "../framework/output.ts";
 import type { NotKnown } from "../framework/view.ts";
 

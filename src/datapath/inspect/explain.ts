@@ -6,7 +6,9 @@ import type { Reason } from "../../mesh/model.ts";
 import { decodeTarget, reasonName } from "../mesh-tables/target.ts";
 import { BROADCAST_ID } from "../tables/broadcast.ts";
 import type { Tables } from "../tables/tables.ts";
-import { type ClusterState, openPinned, TableView } from "./inspect.ts";
+import { openPinned } from "./inspect.ts";
+import type { ClusterState } from "./state.ts";
+import { TableView } from "./table-view.ts";
 
 export interface Explanation {
   asked: { address: string; port: number };
