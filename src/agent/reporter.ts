@@ -70,7 +70,7 @@ export class Reporter {
   onPeers(peers: Reflected, registration: RegistrationStatus | undefined): void {
     const { unserved } = differencesOf(peers, registration?.reach);
     if (unserved.length === 0) return;
-    const services = [...new Set([...peers.mtls, ...peers.hbone])].sort();
+    const services = [...new Set([...(peers.mtls ?? []), ...peers.hbone])].sort();
     this.#log.warn(
       `Peers are told to send ${unserved.join(" and ")} to this machine (${list(services)}), and no tunnel takes it: ` +
         (registration?.needs[0] ?? "kmesh status"),

@@ -123,10 +123,10 @@ export class DualEngine implements ResourceSink {
   }
 
   /**
-   * The services (`HOST:PORT`, sorted) that this machine is an endpoint of, by how peers reach it. Undefined while istiod has
-   * no workload of it.
+   * The services (`HOST:PORT`, sorted) that this machine is an endpoint of, by how peers reach it. Whether sidecars send mutual
+   * TLS to a workload that takes HBONE or nothing is not known. Undefined while istiod has no workload of this machine.
    */
-  get peers(): { plaintext: string[]; mtls: string[]; hbone: string[] } | undefined {
+  get peers(): { plaintext: string[]; mtls?: string[]; hbone: string[] } | undefined {
     const { own } = this.#store;
     if (!own) return undefined;
     const services = own.bindings.flatMap(({ service, ports }) => {
@@ -138,7 +138,7 @@ export class DualEngine implements ResourceSink {
     const of = (fits: boolean) => (fits ? sorted : []);
     return {
       plaintext: of(tunnel === "none"),
-      mtls: of(tunnel === "istio"),
+      ...(tunnel === "istio" ? { mtls: sorted } : {}),
       hbone: of(tunnel === "hbone"),
     };
   }

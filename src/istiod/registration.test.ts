@@ -4,6 +4,7 @@ import {
   commandsForAnother,
   commandsForEntry,
   commandsForHealth,
+  differencesOf,
   explainRegistration,
   registeredName,
 } from "./registration.ts";
@@ -70,4 +71,21 @@ test("the name that istiod gives an entry", () => {
   expect(name(["fd00::5"], "net1")).toBe("vms-fd00--5-net1");
   expect(registeredName({ autoRegisterGroup: "g".repeat(300), ips: ["10.0.0.5"] })?.length).toBe(253);
   expect(registeredName({ ips: ["10.0.0.5"] })).toBeUndefined();
+});
+
+test("what peers send and nobody takes, and the reverse", () => {
+  const reach = { hbone: true, mtls: true };
+  const seen = { plaintext: [], mtls: [], hbone: [] };
+  expect(differencesOf({ ...seen, plaintext: ["a:80"] }, reach)).toEqual({
+    unserved: [],
+    unused: ["mTLS", "HBONE"],
+  });
+  expect(differencesOf({ ...seen, hbone: ["a:80"] }, reach)).toEqual({ unserved: [], unused: ["mTLS"] });
+  // Of both, sidecars are told of mTLS alone.
+  expect(differencesOf({ ...seen, mtls: ["a:80"] }, reach)).toEqual({ unserved: [], unused: [] });
+  expect(differencesOf({ ...seen, mtls: ["a:80"], hbone: ["a:80"] }).unserved).toEqual(["mTLS", "HBONE"]);
+  expect(differencesOf(seen, reach)).toEqual({ unserved: [], unused: [] });
+  // The workload API says nothing of mTLS.
+  expect(differencesOf({ plaintext: [], hbone: ["a:80"] }, reach)).toEqual({ unserved: [], unused: [] });
+  expect(differencesOf({ plaintext: ["a:80"], hbone: [] }, reach).unused).toEqual(["HBONE"]);
 });

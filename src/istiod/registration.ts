@@ -89,10 +89,11 @@ export function commandsForAnother(namespace: string, entry: string): string[] {
   ];
 }
 
-/** How peers see this machine, as far as istiod's endpoints show it: services by what is sent. */
+/** How peers see this machine, as far as istiod shows it: services by what is sent. */
 export interface SeenByPeers {
   plaintext: readonly string[];
-  mtls: readonly string[];
+  /** Absent: not known. The workload API does not say it. */
+  mtls?: readonly string[] | undefined;
   /** Absent from an agent of an earlier version. */
   hbone?: readonly string[];
 }
@@ -105,15 +106,16 @@ export function differencesOf(
   { mtls, hbone = [], plaintext }: SeenByPeers,
   reach: TunnelReach = UNREACHED,
 ): { unserved: ("mTLS" | "HBONE")[]; unused: ("mTLS" | "HBONE")[] } {
-  const isSeen = mtls.length + hbone.length + plaintext.length > 0;
+  const isSeen = [mtls ?? [], hbone, plaintext].some((services) => services.length > 0);
+  const sentMtls = mtls && mtls.length > 0;
   const ways = [
-    ["mTLS", mtls.length > 0, reach.mtls],
+    ["mTLS", sentMtls, reach.mtls],
     ["HBONE", hbone.length > 0, reach.hbone],
   ] as const;
   return {
     unserved: ways.flatMap(([way, sent, taken]) => (sent && !taken ? [way] : [])),
     // Of both, sidecars are told of mTLS alone (PILOT_PREFER_SENDING_HBONE is off by default).
     unused:
-      !isSeen || mtls.length > 0 ? [] : ways.flatMap(([way, sent, taken]) => (!sent && taken ? [way] : [])),
+      !isSeen || sentMtls ? [] : ways.flatMap(([way, sent, taken]) => (sent === false && taken ? [way] : [])),
   };
 }

@@ -7,8 +7,8 @@ import { envoy } from "./resources/envoy.gen.js";
 export interface Reflected {
   /** Sidecars send plaintext. */
   plaintext: string[];
-  /** Sidecars send mutual TLS. */
-  mtls: string[];
+  /** Sidecars send mutual TLS; absent: not known. */
+  mtls?: string[];
   /** Peers that speak HBONE send that, sidecars or not. */
   hbone: string[];
 }

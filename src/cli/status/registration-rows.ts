@@ -26,11 +26,11 @@ function formatPeers({
   peers,
   reach,
 }: NonNullable<AgentStatus["registration"]>): [string, string][] {
-  const { plaintext = [], mtls = [], hbone = [] } = peers ?? {};
+  const { plaintext = [], mtls, hbone = [] } = peers ?? {};
   const { unserved, unused } = differencesOf({ plaintext, mtls, hbone }, reach);
   const sent = [
     ["plaintext", plaintext],
-    ["mTLS", mtls],
+    ["mTLS", mtls ?? []],
     ["HBONE", hbone],
   ] as const;
   const rows = sent
