@@ -287,7 +287,7 @@ export class ControlPlane {
       this.#strict = inbound?.ports.some((port) => mtlsOf(inbound, port) === "strict") ?? false;
       this.#options.publish(mesh, changes);
     };
-    const { allowPlaintext, excludes: excluded, namespace } = config;
+    const { allowPlaintext, excludes: excluded, namespace, trustDomain, trustDomainAliases } = config;
     const tunnel = this.#use.outbound;
     if (config.mode === "kernel-native")
       return new KernelNative({ allowPlaintext, tunnel, excluded, workloads, namespace, publish });
@@ -295,6 +295,7 @@ export class ControlPlane {
     const entry = this.#registration?.entry;
     return new DualEngine({
       ...{ allowPlaintext, excluded, workloads, namespace },
+      trustDomains: [trustDomain, ...trustDomainAliases],
       here: { network: config.network, region, zone, subzone, node: "", cluster: config.clusterId },
       tunnel,
       self: {

@@ -17,6 +17,9 @@ export function snapshotSettings(config: Config): SnapshotKey["settings"] {
     "service-account": config.serviceAccount,
     "cluster-id": config.clusterId,
     network: config.network,
+    ...(config.trustDomainAliases.length > 0
+      ? { "trust-domain-aliases": config.trustDomainAliases.join() }
+      : {}),
     ...(labels.length > 0 ? { labels: labels.map(([key, value]) => `${key}=${value}`).join(",") } : {}),
     ...(locality ? { locality: Object.values(locality).join("/").replace(/\/+$/, "") } : {}),
   };

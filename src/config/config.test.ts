@@ -112,6 +112,8 @@ describe("values", () => {
       trustDomain: "mesh.example",
     });
     expect(readConfig(withFile("", base)).trustDomain).toBe("cluster.local");
+    const aliases = "trust-domain-aliases: [old.example, cluster.local, an.example, old.example]\n";
+    expect(readConfig(withFile(aliases, base)).trustDomainAliases).toEqual(["an.example", "old.example"]);
   });
 
   test("maps are YAML in the file, JSON or KEY=VALUE elsewhere", () => {

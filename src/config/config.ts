@@ -73,6 +73,8 @@ export interface Config extends Folders {
   namespace: string;
   serviceAccount: string;
   trustDomain: string;
+  /** Sorted, without the trust domain itself. */
+  trustDomainAliases: string[];
   /** Seconds. */
   certificateLife: number;
   name: string | undefined;
@@ -172,6 +174,8 @@ export function examineConfig(
       ),
     );
   }
+  const trustDomain = given.always("trust-domain", parseTrustDomain);
+  const aliases = [...new Set(given.list("trust-domain-aliases", parseTrustDomain))].sort();
   const config: Config = {
     file: resolve(sources.file.path),
     ...folders(given, visible),
@@ -185,7 +189,8 @@ export function examineConfig(
     mode: given.choice("mode", MODES),
     namespace: given.always("namespace", parseName),
     serviceAccount: given.always("service-account", parseObjectName),
-    trustDomain: given.always("trust-domain", parseTrustDomain),
+    trustDomain,
+    trustDomainAliases: aliases.filter((name) => name !== trustDomain),
     certificateLife: given.always("certificate-life", parseLife),
     name: given.text("name", parseNodeName),
     ips: given.list("ip", parseIp),

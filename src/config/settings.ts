@@ -70,6 +70,12 @@ export const SETTINGS = {
     about: "the mesh's trust domain, the first part of the machine's identity",
     fallback: "cluster.local",
   },
+  "trust-domain-aliases": {
+    kind: "list",
+    hint: "NAME",
+    about:
+      "the mesh's trustDomainAliases, for mode dual-engine: its API does not have them (in kernel-native mode istiod says them)",
+  },
   "certificate-life": {
     kind: "text",
     hint: "TIME",

@@ -28,6 +28,7 @@ export function settingValues(config: Config): SettingValues {
     namespace: config.namespace,
     "service-account": config.serviceAccount,
     "trust-domain": config.trustDomain,
+    "trust-domain-aliases": config.trustDomainAliases,
     "certificate-life": `${config.certificateLife}s`,
     name: config.name ?? null,
     ip: config.ips,

@@ -2,6 +2,7 @@
 import type { Known } from "../kernel-native/resolver.ts";
 import type { SanMatch, Transport } from "../mesh/transport.ts";
 import { HBONE_PORT } from "../mesh/tunnel-address.ts";
+import { withAliases } from "../policy/trust-domains.ts";
 import type { Gateway, Place, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
 import type { Store } from "./store.ts";
 
@@ -18,6 +19,8 @@ export interface Surroundings {
   tunnel: boolean;
   /** Without a tunnel, send plaintext to workloads that take HBONE. Never past a waypoint. */
   allowPlaintext: boolean;
+  /** The mesh's trust domain has these names, too. */
+  aliases: readonly string[];
 }
 
 export type Carriage =
@@ -48,7 +51,7 @@ export function carriageOf(
   const isSidecar = profile.tunnel === "istio" || (profile.tunnel === "none" && sidecar && tunnel);
   if (profile.tunnel === "none" && !isSidecar) return { kind: "plaintext" };
   if (!tunnel) return { kind: allowPlaintext ? "plaintext-instead" : "no-tunnel" };
-  const identities = sansOf([identityOf(profile), ...sans]);
+  const identities = sansOf([identityOf(profile), ...sans], around);
   if (isSidecar) return { kind: "transport", transport: { kind: "istio", sni, sans: identities } };
   return {
     kind: "transport",
@@ -88,8 +91,9 @@ export function identitiesBehind(
   return addresses.length === 0 && hostname === "" ? sans : [identityOf(profile), ...sans];
 }
 
-export function sansOf(identities: readonly string[]): SanMatch[] {
-  return [...new Set(identities)].map((value) => ({ kind: "exact", value }));
+/** What the certificate of a peer with one of these identities may say. */
+export function sansOf(identities: Iterable<string>, { aliases }: Pick<Surroundings, "aliases">): SanMatch[] {
+  return withAliases(identities, aliases).map((value) => ({ kind: "exact", value }));
 }
 
 /** A destination for people: HOSTNAME.., or ADDRESS. */

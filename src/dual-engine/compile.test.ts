@@ -3,6 +3,7 @@ import { MalformedResource } from "../istiod/stream/sink.ts";
 import { envoy } from "../kernel-native/resources/envoy.gen.js";
 import type { Transport } from "../mesh/transport.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
+import { decide } from "../policy/decide.ts";
 import { security } from "../policy/security.gen.js";
 import { bytesOf, Fixture, HERE, pod, service } from "./testdata/resources.ts";
 import { workload } from "./workload.gen.js";
@@ -99,6 +100,43 @@ describe("mutual TLS of sidecars, of which EDS alone knows", () => {
     fixture.push();
     expect(carried(fixture)["10.1.0.1"]).toEqual(istio("one"));
   });
+});
+
+test("aliases of the trust domain: peers and callers may be of one, and policies mean all of them", () => {
+  const fixture = new Fixture({
+    trustDomains: ["mesh.example", "an.example", "old.example"],
+    self: { addresses: ["10.1.0.1"] },
+  });
+  const policy = security.Authorization.encode({
+    name: "web",
+    namespace: "shop",
+    scope: 1,
+    groups: [{ rules: [{ matches: [{ principals: [{ exact: "cluster.local/ns/shop/sa/web" }] }] }] }],
+  }).finish();
+  fixture.engine.upsert("authorization", "shop/web", policy);
+  const of = { trustDomain: "mesh.example", tunnelProtocol: TunnelProtocol.HBONE, serviceAccount: "one" };
+  fixture.push(
+    service("a", { addresses: ["10.96.0.1"], ports: { 80: 8080 } }),
+    pod("p1", { ...of, addresses: ["10.1.0.1"] }),
+  );
+  const sans = ["mesh", "an", "old"].map((domain) => `spiffe://${domain}.example/ns/shop/sa/one`);
+  expect(fixture.mesh.clusters.get(A)?.transports).toEqual([
+    { kind: "hbone", authority: "", port: 15008, sans: sans.map((value) => ({ kind: "exact", value })) },
+  ]);
+  const { inbound } = fixture.mesh;
+  if (!inbound) throw new Error("the machine is no server");
+  expect(inbound.trustDomains).toEqual(["an.example", "old.example"]);
+  const allows = (trustDomain: string, serviceAccount = "web") =>
+    decide(inbound, {
+      ...{ sourceAddress: "10.1.0.2", destinationAddress: "10.1.0.1", destinationPort: 8080 },
+      identity: { trustDomain, namespace: "shop", serviceAccount },
+    }).allowed;
+  expect(["mesh.example", "an.example", "old.example"].map((domain) => allows(domain))).toEqual([
+    true,
+    true,
+    true,
+  ]);
+  expect([allows("cluster.local"), allows("old.example", "mallory")]).toEqual([false, false]);
 });
 
 describe("services and workloads", () => {

@@ -30,6 +30,8 @@ export interface CompilerOptions {
   here: Place;
   tunnel: boolean;
   allowPlaintext: boolean;
+  /** The mesh's trust domain, and its aliases, which the workload API does not have. */
+  trustDomains: readonly [string, ...string[]];
   self: { labelled?: boolean };
 }
 
@@ -122,12 +124,13 @@ export class Compiler {
   }
 
   #surroundings(): Surroundings {
-    const { here, tunnel, allowPlaintext } = this.#options;
+    const { here, tunnel, allowPlaintext, trustDomains } = this.#options;
     const own = this.#store.own?.profile;
     // istiod gives the workload the locality of its entry, where the settings have none.
     const place = own ? { ...own, network: here.network } : here;
     const resolve = (host: string) => ([4, 6] as const).map((family) => this.#resolver.known(host, family));
-    return { store: this.#store, resolve, here: place, tunnel, allowPlaintext };
+    const [, ...aliases] = trustDomains;
+    return { store: this.#store, resolve, here: place, tunnel, allowPlaintext, aliases };
   }
 
   /** Which of two owners gets an address that both claim: a service before a workload. */
@@ -269,7 +272,7 @@ export class Compiler {
    * have been away for a moment.
    */
   #compileInbound(): boolean {
-    const now = compileInbound(this.#store);
+    const now = compileInbound(this.#store, this.#options.trustDomains);
     this.inbound = now;
     if (!now || sameInbound(this.mesh.inbound, now.inbound)) return false;
     this.mesh.inbound = now.inbound;

@@ -134,7 +134,7 @@ export function waypointCluster(
         peer,
         peer.weight,
         priority,
-        hbone(authority, portOn(peer, own, gateway.port), peer),
+        hbone(authority, portOn(peer, own, gateway.port), peer, around),
         names,
       );
     else if (host !== undefined && peer.profile.gateway)

@@ -39,10 +39,10 @@ export class Behind {
           note("not-enforced", `workloads behind ${title} are left out: it has no healthy instance`),
         );
       else {
-        const inner = { authority, sans: sansOf([...sans]) };
+        const inner = { authority, sans: sansOf(sans, around) };
         const share = Math.max(1, Math.round(weight / usable.length));
         for (const peer of usable) {
-          const transport = { ...hbone(authority, portOn(peer, service, gateway.port), peer), inner };
+          const transport = { ...hbone(authority, portOn(peer, service, gateway.port), peer, around), inner };
           addPeer(draft, peer, share, priority, transport, names);
         }
       }

@@ -1,6 +1,7 @@
 /** Who may connect to this machine, from its own workload and the policies. */
 import type { Inbound } from "../mesh/inbound.ts";
 import { mtlsOfPolicies, selectPolicies } from "../policy/authorization.ts";
+import { withTrustDomains } from "../policy/trust-domains.ts";
 import type { Store } from "./store.ts";
 
 export interface CompiledInbound {
@@ -11,12 +12,25 @@ export interface CompiledInbound {
   unknown: readonly string[];
 }
 
-/** Undefined when istiod has no workload of this machine: it is no server of the mesh. */
-export function compileInbound({ own, authorizations }: Store): CompiledInbound | undefined {
+/**
+ * Undefined when istiod has no workload of this machine: it is no server of the mesh. `trustDomains`: the mesh's, and its
+ * aliases.
+ */
+export function compileInbound(
+  { own, authorizations }: Pick<Store, "own" | "authorizations">,
+  trustDomains: readonly [string, ...string[]],
+): CompiledInbound | undefined {
   if (!own) return undefined;
   const { namespace, policies: names } = own.profile;
   const { policies, dryRun, unknown } = selectPolicies(authorizations, { namespace, names });
   const targets = own.bindings.flatMap(({ ports }) => ports.map(({ service, target }) => target || service));
   const ports = [...new Set(targets)].sort((a, b) => a - b);
-  return { inbound: { ports, mtls: mtlsOfPolicies(policies, ports), policies }, dryRun, unknown };
+  const [, ...aliases] = trustDomains;
+  const inbound = {
+    ports,
+    mtls: mtlsOfPolicies(policies, ports),
+    policies: policies.map((policy) => withTrustDomains(policy, trustDomains)),
+    ...(aliases.length > 0 && { trustDomains: aliases }),
+  };
+  return { inbound, dryRun, unknown };
 }

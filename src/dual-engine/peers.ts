@@ -55,6 +55,7 @@ export function hbone(
   authority: string,
   port: number,
   { profile }: WorkloadRecord,
+  around: Surroundings,
 ): Extract<Transport, { kind: "hbone" }> {
-  return { kind: "hbone", authority, port, sans: sansOf([identityOf(profile)]) };
+  return { kind: "hbone", authority, port, sans: sansOf([identityOf(profile)], around) };
 }

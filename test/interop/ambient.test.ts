@@ -8,6 +8,7 @@ import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, run } from "../lab/process.ts";
 import { KMESH, MeshLab, missing } from "./mesh-lab.ts";
 import { hostOf, inNamespace, pod, running, service, serviceEntry, slice } from "./objects.ts";
+import { authorityOf } from "./sidecar-envoy.ts";
 import { StrictPeer } from "./strict-peer.ts";
 import { Waypoint } from "./waypoint-envoy.ts";
 
@@ -124,7 +125,7 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     writeFileSync(token, await kube.serviceAccountToken("shop", "vm"), { mode: 0o600 });
     flags = [
       ...["--mode=dual-engine", `--ip=${VM}`, `--istiod=localhost:${lab.plane.ports.secureGrpc}`],
-      ...[`--ca=${ca}`, `--token=${token}`, "--tunnel=on"],
+      ...[`--ca=${ca}`, `--token=${token}`, "--tunnel=on", "--trust-domain-aliases=old.example"],
     ];
     await lab.startedAgent(...flags);
   }, 120_000);
@@ -391,9 +392,10 @@ describe.skipIf(why !== undefined)("dual-engine mode under a real istiod", () =>
     });
   });
 
-  test("a sidecar's mutual TLS, of which only EDS knows: an unmodified app reaches a peer that takes nothing else", async () => {
-    const identity = identityStore(join(lab.folder, "state")).load();
-    if (!identity) throw new Error("the agent has no certificate");
+  test("a sidecar's mutual TLS, of which only EDS knows: an unmodified app reaches a peer of an alias that takes nothing else", async () => {
+    const authority = await authorityOf(lab);
+    const issued = authority.issue("URI:spiffe://old.example/ns/shop/sa/vm");
+    const identity = { ...issued, roots: authority.root };
     await run(["ip", "-n", lab.namespace.name, "addr", "add", "172.31.1.6/32", "dev", "lo"]);
     const strict = await StrictPeer.start({
       ...{ folder: lab.folder, netns: lab.namespace.path, identity },

@@ -203,7 +203,7 @@ async function secretsOf(lab: MeshLab, { ca, name }: SidecarOptions): Promise<Se
 }
 
 /** istiod's own CA, by its key. */
-async function authorityOf(lab: MeshLab): Promise<Authority> {
+export async function authorityOf(lab: MeshLab): Promise<Authority> {
   const path = "/api/v1/namespaces/istio-system/secrets/istio-ca-secret";
   const { data } = (await lab.plane.kube.get(path)) as { data: Record<string, string> };
   const pem = (name: string) => Buffer.from(data[name] ?? "", "base64").toString();

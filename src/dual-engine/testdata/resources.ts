@@ -97,6 +97,7 @@ export class Fixture {
         here: HERE,
         tunnel: true,
         allowPlaintext: false,
+        trustDomains: ["cluster.local"],
         self: { addresses: ["10.0.0.9"] },
       },
       lookup: () => Promise.resolve({ addresses: [], ttl: 60 }),
