@@ -4,30 +4,21 @@
  */
 
 import { hostname } from "node:os";
-import { explainDestination, explainPeer } from "../admin/explain.ts";
-import { type Action, AdminServer, type Answer, BadRequest, Conflict, TextAnswer } from "../admin/server.ts";
-import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../admin/status.ts";
-import { type Config, LOG_LEVELS, type LogLevel } from "../config/config.ts";
-import { ConfigError } from "../config/config-error.ts";
+import { Conflict } from "../admin/server.ts";
+import { type AgentStatus, readStatus } from "../admin/status.ts";
+import type { Config } from "../config/config.ts";
 import { formatExclude } from "../config/exclude.ts";
 import type { LevelledLog } from "../config/log.ts";
-import { settingValues } from "../config/values.ts";
 import { exemptSelfPinned } from "../datapath/generation/exempt-pinned.ts";
-import { damageAt } from "../datapath/inspect/damage.ts";
-import { inspectPinned, summarizePinned } from "../datapath/inspect/inspect.ts";
 import { reasonOf } from "../errors/reason.ts";
 import { type End, executedAnew, Restart } from "../handover/restart.ts";
-import { readRestartRequest } from "../handover/restart-request.ts";
 import type { Succession } from "../handover/successor.ts";
 import type { InboundSettings } from "../inbound/inbound.ts";
 import { countRefusals } from "../inbound/refusals.ts";
-import { viewInbound } from "../inbound/view.ts";
 import type { StreamEvent } from "../istiod/stream/status.ts";
 import { ensureBpffs } from "../kernel/bpffs.ts";
 import { mainFirst } from "../machine/address-watch.ts";
 import { machineAddresses } from "../machine/addresses.ts";
-import { groupNumber, keepGroupsOut, letGroupEnter } from "../machine/admin-group.ts";
-import { damageOf } from "../machine/damage.ts";
 import {
   enrolledCgroups,
   makeFolders,
@@ -37,7 +28,6 @@ import {
 } from "../machine/machine.ts";
 import { machineId } from "../machine/machine-id.ts";
 import { wakeTunnel } from "../machine/tunnel/wake.ts";
-import { Unsupported } from "../machine/unsupported.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
 import type { NamesSettings } from "../names/status.ts";
 import { isEmbedded } from "../runtime/assets.ts";
@@ -48,7 +38,6 @@ import { refuseUnknown } from "../state/manifest.ts";
 import { SnapshotKeeper } from "../state/snapshot-writer.ts";
 import { StatusFile } from "../state/status-file.ts";
 import type { AgentNumbers } from "../telemetry/metrics/kmesh-metrics.ts";
-import { PAGE_FOLDER, PAGE_HEADERS, PAGE_PATHS, pageFile } from "../topology/page-files.ts";
 import { readTunnels } from "../tunnel/process/status-file.ts";
 import { ControlPlane } from "./control-plane.ts";
 import { asPredecessor, asSuccessor, type HandoverContext } from "./handover-roles.ts";
@@ -57,6 +46,7 @@ import { Ownership } from "./ownership.ts";
 import { type Differences, differences } from "./reload.ts";
 import { Reporter, tell } from "./reporter.ts";
 import { snapshotSettings } from "./snapshot-key.ts";
+import { Sockets } from "./sockets.ts";
 import { Telemetry } from "./telemetry.ts";
 
 /** Callbacks of the agent's owner. */
@@ -84,9 +74,7 @@ export class Agent {
   readonly #tables: LiveTables;
   readonly #statusFile: StatusFile;
   readonly #restart: Restart;
-  #admin: AdminServer | undefined;
-  /** The read-only socket; absent without admin-group. */
-  #reader: AdminServer | undefined;
+  readonly #sockets: Sockets;
   /** The socket on which a successor reports its progress. */
   #progress: ((text: string) => void) | undefined;
   readonly #end = Promise.withResolvers<End>();
@@ -160,6 +148,19 @@ export class Agent {
       log,
       changed: (urgency) => this.#statusFile.changed(urgency),
     });
+    this.#sockets = new Sockets({
+      config: () => this.#config,
+      log,
+      ownership: this.#ownership,
+      tables: this.#tables,
+      controlPlane: this.#controlPlane,
+      telemetry: this.#telemetry,
+      snapshots: this.#snapshots,
+      status: () => this.status(),
+      unready: () => this.#unready(),
+      restart: (request, answer) => this.#restart.carryOut(request, answer),
+      reload: () => this.#reloadByOrder(),
+    });
     this.#restart = new Restart({
       log,
       holds: () => this.#ownership.datapath !== undefined,
@@ -178,7 +179,7 @@ export class Agent {
     requireMachine(log);
     const agent = new Agent(config, log, audience);
     await agent.#tables.take();
-    await agent.#serve();
+    await agent.#sockets.serve();
     agent.#started();
     agent.#controlPlane.start();
     return agent;
@@ -206,7 +207,7 @@ export class Agent {
     } catch (error) {
       // Writes no file: all files belong to the other agent.
       agent.#quit();
-      agent.#closeSockets();
+      agent.#sockets.close();
       agent.#tables.release();
       throw error;
     }
@@ -263,7 +264,7 @@ export class Agent {
   stop(): void {
     this.#restart.abandon();
     this.#quit();
-    this.#closeSockets();
+    this.#sockets.close();
     if (!this.#ownership.datapath) return;
     this.#snapshots.close();
     this.#statusFile.write();
@@ -275,7 +276,7 @@ export class Agent {
   async leave(): Promise<void> {
     this.#quit();
     this.#snapshots.pause();
-    await Promise.all([this.#admin?.finish(), this.#reader?.finish()]);
+    await this.#sockets.finish();
   }
 
   status(): AgentStatus {
@@ -305,89 +306,11 @@ export class Agent {
     };
   }
 
-  /** Serves the admin socket. */
-  async #serve(): Promise<void> {
-    const { bpffs, runDir } = this.#config;
-    const answers = {
-      "/agent": () => this.status(),
-      "/config": () => settingValues(this.#config),
-      "/status": () => ({
-        agent: this.status(),
-        kernel: this.#ownership.datapath?.summarize() ?? summarizePinned(bpffs),
-        inbound: viewInbound(bpffs),
-        damage: damageOf(
-          this.#config,
-          this.#snapshots.trouble,
-          () => this.#ownership.datapath?.damage() ?? damageAt(bpffs),
-          this.#config,
-        ),
-      }),
-      "/dump/received": () => this.#controlPlane.received(),
-      "/dump/model": () => this.#tables.mesh ?? null,
-      "/dump/tables": () => this.#ownership.datapath?.inspect() ?? inspectPinned(bpffs),
-      "/explain/inbound": (query: URLSearchParams) =>
-        explainPeer(bpffs, query.get("from") ?? "", query.get("to") ?? ""),
-      "/explain": (query: URLSearchParams) =>
-        explainDestination(bpffs, query.get("target") ?? "", this.#tables.mesh),
-      "/edges": (query: URLSearchParams) => this.#telemetry.document(query.get("window")),
-      "/edges/history": (query: URLSearchParams) => this.#telemetry.history(query.get("edge")),
-      ...this.#pageAnswers(),
-      "/metrics": (_: URLSearchParams, accept?: string) => {
-        const { type, parts } = this.#telemetry.metrics(accept);
-        return new TextAnswer(
-          type,
-          Array.from(parts, (part) => part.slice()),
-        );
-      },
-      "/healthz": () => ({ ok: true }),
-      "/readyz": () => {
-        const reason = this.#unready();
-        return new TextAnswer(
-          "application/json",
-          [Buffer.from(JSON.stringify({ ok: reason === undefined, reason }))],
-          reason === undefined ? 200 : 503,
-        );
-      },
-      "/log-level": () => ({ level: this.#log.logLevel, configured: this.#config.logLevel }),
-    };
-    const actions: Record<string, Action> = {
-      "/restart": (body, answer) => this.#restart.carryOut(readRestartRequest(body), answer),
-      "/reload": async (_, answer) => answer({ reloaded: this.#reloadByOrder() }),
-      "/log": (_, answer, closed) => this.#followLog(answer, closed),
-      "/log-level": async (body, answer) => answer({ level: this.#setLogLevel(body) }),
-    };
-    this.#admin = await AdminServer.listen(adminSocket(runDir), answers, actions);
-    this.#telemetry.serve();
-    await this.#serveReaders(answers);
-  }
-
-  /** Serves the page of `kmesh topology --open` and its data. */
-  #pageAnswers(): Record<string, Answer> {
-    const files = PAGE_PATHS.map((path): [string, Answer] => [
-      PAGE_FOLDER + path,
-      () => {
-        const file = pageFile(path);
-        return new TextAnswer(file?.type ?? "", [file?.body ?? Buffer.alloc(0)], 200, PAGE_HEADERS);
-      },
-    ]);
-    return {
-      ...Object.fromEntries(files),
-      [`${PAGE_FOLDER}edges`]: (query) => this.#telemetry.document(query.get("window")),
-      [`${PAGE_FOLDER}edges/history`]: (query) => this.#telemetry.history(query.get("edge")),
-    };
-  }
-
   /** The reason, in one sentence, why istiod's configuration does not govern connections. */
   #unready(): string | undefined {
     const { datapath } = this.#ownership;
     if (!datapath?.attached) return "the hooks are not attached yet";
     return this.#controlPlane.synced ? undefined : "istiod has not sent its configuration yet";
-  }
-
-  /** Streams the access log until the client disconnects. */
-  #followLog(answer: (line: unknown) => void, closed: Promise<void>): Promise<void> {
-    const stop = this.#telemetry.follow(answer);
-    return closed.finally(stop);
   }
 
   #numbers(): Omit<AgentNumbers, "version"> {
@@ -406,59 +329,21 @@ export class Agent {
     };
   }
 
-  /** Serves the read-only socket. A missing group does not stop the agent. */
-  async #serveReaders(answers: Record<string, Answer>): Promise<void> {
-    const { runDir, adminGroup } = this.#config;
-    this.#reader?.close();
-    this.#reader = undefined;
-    try {
-      if (adminGroup === undefined) return keepGroupsOut(runDir, readerSocket(runDir));
-      const group = groupNumber(adminGroup);
-      this.#reader = await AdminServer.listen(readerSocket(runDir), answers, {}, group);
-      letGroupEnter(runDir, group);
-    } catch (error) {
-      const next = error instanceof Unsupported ? `. ${error.next}` : "";
-      this.#log.warn(`Only root can look at this agent: ${reasonOf(error)}${next}`);
-    }
-  }
-
-  #closeSockets(): void {
-    this.#admin?.close();
-    this.#reader?.close();
-  }
-
-  /** Sets the log level until the next start. Returns the level; throws BadRequest. */
-  #setLogLevel(body: unknown): LogLevel {
-    const asked = typeof body === "object" && body !== null && "level" in body ? body.level : undefined;
-    const level = LOG_LEVELS.find((each) => each === asked);
-    if (level === undefined) throw new BadRequest(`a level is one of ${LOG_LEVELS.join(", ")}`);
-    const before = this.#log.logLevel;
-    // Logged at the more verbose of the two levels, so that the journal shows where the details begin and end.
-    if (LOG_LEVELS.indexOf(level) > LOG_LEVELS.indexOf(before)) this.#log.logLevel = level;
-    this.#log.info(`The log level is ${level} now, instead of ${before}; a restart takes the configured one`);
-    this.#log.logLevel = level;
-    return level;
-  }
-
   /** Folders of this agent were removed. */
   #refill(paths: string[]): void {
     const { mesh, behind } = this.#tables;
     if (paths.includes(this.#config.stateDir) && mesh && !behind) this.#snapshots.changed(mesh);
     if (!paths.includes(this.#config.runDir)) return;
     this.#statusFile.write();
-    if (this.#admin?.reachable) return;
-    this.#closeSockets();
-    this.#serve().catch((error) => this.#log.error(`the agent can't be asked: ${error.message}`));
+    if (this.#sockets.reachable) return;
+    this.#sockets.close();
+    this.#sockets.serve().catch((error) => this.#log.error(`the agent can't be asked: ${error.message}`));
   }
 
   #reloadByOrder(): string {
     if (this.#restart.isUnderWay)
       throw new Conflict("a hand-over is in progress: ask again when it has ended");
-    try {
-      return this.#audience.reload();
-    } catch (error) {
-      throw error instanceof ConfigError ? new BadRequest(`${error.message}. ${error.next}`) : error;
-    }
+    return this.#audience.reload();
   }
 
   #started(): void {
@@ -490,8 +375,8 @@ export class Agent {
       tables: this.#tables,
       snapshots: this.#snapshots,
       statusFile: this.#statusFile,
-      serve: () => this.#serve(),
-      isReachable: () => this.#admin?.reachable ?? false,
+      serve: () => this.#sockets.serve(),
+      isReachable: () => this.#sockets.reachable,
       succeeded: (pid) => this.#audience.succeeded(pid),
       end: (why) => this.#end.resolve(why),
     };
