@@ -14,14 +14,18 @@ import {
 import { ownCode } from "../../src/datapath/generation/programs.ts";
 import { explainPinned } from "../../src/datapath/inspect/explain.ts";
 import { inspectPinned, summarizePinned } from "../../src/datapath/inspect/inspect.ts";
+import { numberOf, readPeer } from "../../src/datapath/mesh-tables/tunnel-targets.ts";
 import { removePinned } from "../../src/datapath/removal.ts";
 import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { readNames } from "../../src/datapath/tables/names.ts";
+import { TunnelTargetReader } from "../../src/datapath/tunnel-reader.ts";
+import { monotonic } from "../../src/kernel/clock.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { BpfProgram } from "../../src/kernel/object.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
+import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
@@ -74,6 +78,15 @@ describe.skipIf(!root)("generations beside each other", () => {
     renameSync(generationFolder(lab.bpffs), generationFolder(lab.bpffs, OTHER));
   }
 
+  /** Either version's tables become the other's. */
+  function exchange(): void {
+    const own = generationFolder(lab.bpffs);
+    const other = generationFolder(lab.bpffs, OTHER);
+    renameSync(own, `${own}x`);
+    renameSync(other, own);
+    renameSync(`${own}x`, other);
+  }
+
   function redirected(service: string): number | undefined {
     return summarizePinned(lab.bpffs).services.find((each) => each.service === service)?.redirected;
   }
@@ -117,15 +130,9 @@ describe.skipIf(!root)("generations beside each other", () => {
   });
 
   test("the way back: what was kept is brought up to date before anybody reads it", async () => {
-    const own = generationFolder(lab.bpffs);
     const other = generationFolder(lab.bpffs, OTHER);
     lab.datapath.close();
-    for (const [from, to] of [
-      [own, `${own}x`],
-      [other, own],
-      [`${own}x`, other],
-    ] as const)
-      renameSync(from, to);
+    exchange();
     const datapath = lab.reopen();
     expect(datapath).toMatchObject({ adopted: true, attached: false, takesOver: true });
     expect((await lab.connect("10.96.0.1:80")).by).toEqual({ b: 1 });
@@ -141,6 +148,41 @@ describe.skipIf(!root)("generations beside each other", () => {
     lab.reopen();
     expect([...readNames(...namesOf(lab.bpffs)).keys()].sort()).toEqual(["one", "two"]);
     expect(lab.publish(meshOf(["two", A], ["one", B]))).toBe(0);
+  });
+
+  test("the tunnel tries another endpoint by the tables that govern, and counts failures in any case", async () => {
+    const tunnelled = meshOf(["one", B]);
+    const pair = [A, B].map((at) => endpoint(at, { transport: 1 }));
+    addCluster(tunnelled, "pair", pair, { transports: [{ kind: "istio", sni: "", sans: [] }] });
+    addFrontend(tunnelled, "10.96.0.9:80", { kind: "cluster", cluster: "pair" }, "pair");
+    lab.publish(tunnelled);
+    const { tables } = lab.datapath;
+    const target = [...Array(tables.tunnelTargets.capacity).keys()].find((id) => readPeer(tables, id)) ?? 0;
+    const reader = new TunnelTargetReader(lab.bpffs);
+    const failed = () =>
+      summarizePinned(lab.bpffs).services.find(({ service }) => service === "pair")?.failed;
+    try {
+      expect(reader.read(numberOf(target))).toMatchObject({ cluster: "pair" });
+      expect(reader.another(numberOf(target))).toMatchObject({ cluster: "pair" });
+      reader.record(numberOf(target), "wrong", monotonic());
+      expect(failed()).toBe(1);
+      // The other version takes over, and this one's tables stay behind.
+      disown();
+      lab.reopen();
+      lab.publish(tunnelled);
+      lab.datapath.close();
+      exchange();
+      await eventually("nothing is tried by what is left behind", () => {
+        return reader.another(numberOf(target)) === undefined;
+      });
+      expect(reader.read(numberOf(target))).toMatchObject({ cluster: "pair" });
+      reader.record(numberOf(target), "wrong", monotonic());
+      expect(failed()).toBe(2);
+    } finally {
+      reader.close();
+    }
+    exchange();
+    lab.reopen();
   });
 
   test("clusters whose ids are beyond what the mesh needs: names are older than the tables", async () => {
