@@ -6,6 +6,7 @@ import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { type ConnectionOptions, connect as connectTls } from "node:tls";
 import { dialTcp, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
+import { eventually } from "../../../test/lab/process.ts";
 import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
 import type { MtlsMode } from "../../mesh/inbound.ts";
 import type { Transport } from "../../mesh/transport.ts";
@@ -132,6 +133,13 @@ async function tlsClient(port: number, options: ConnectionOptions, text = "hello
   lab.defer(() => socket.destroy());
   return answer;
 }
+
+test("a connection that is in its HBONE handshake when the tunnel drains ends with its last stream", async () => {
+  const port = await hbonePort();
+  tunnel.drain();
+  expect(await viaHbone(port, `${OWN ?? "10.0.0.1"}:${app}`)).toBe("app got hello");
+  await eventually("the connection has ended", () => tunnel.connections === 0);
+});
 
 test("sidecar mTLS on a permissive port, plaintext beside it, TLS of the app's own passes through", async () => {
   const port = await steeredPort();

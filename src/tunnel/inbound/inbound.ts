@@ -44,6 +44,7 @@ export class InboundTunnel {
   readonly #options: InboundOptions;
   readonly #connections = new Set<Http2Connection>();
   readonly #established: Established;
+  #draining = false;
 
   constructor(options: InboundOptions) {
     this.#options = options;
@@ -60,8 +61,9 @@ export class InboundTunnel {
     return this.#connections.size;
   }
 
-  /** Sends GOAWAY on every HBONE connection, which ends with its last stream. */
+  /** Sends GOAWAY on every HBONE connection, also on those that are in their handshake: each ends with its last stream. */
   drain(): void {
+    this.#draining = true;
     for (const connection of [...this.#connections]) connection.drain();
   }
 
@@ -87,6 +89,7 @@ export class InboundTunnel {
         },
       });
       this.#connections.add(connection);
+      if (this.#draining) connection.drain();
     } catch (error) {
       this.#refused("hbone", from, error);
     }

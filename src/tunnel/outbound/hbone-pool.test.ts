@@ -35,8 +35,14 @@ beforeEach(async () => {
 });
 afterEach(() => lab.end());
 
-/** A kmesh peer by HBONE, and its connections. Gives the address at which apps reach the app behind it. */
-async function peer(number = 2): Promise<{ at: string; accepted: Socket[] }> {
+/**
+ * A kmesh peer by HBONE, and its connections, which it serves once `ready` resolves. Gives the address at which apps reach the
+ * app behind it.
+ */
+async function peer(
+  number = 2,
+  ready: () => Promise<void> = async () => {},
+): Promise<{ at: string; accepted: Socket[] }> {
   const accepted: Socket[] = [];
   const tunnel = lab.inbound(lab.credentials("vm"), {
     decide: () => ({ allowed: true, reason: "test" }),
@@ -44,7 +50,7 @@ async function peer(number = 2): Promise<{ at: string; accepted: Socket[] }> {
   });
   const port = await lab.listen((socket) => {
     accepted.push(socket);
-    void tunnel.serveHbone(socket, () => {});
+    void ready().then(() => tunnel.serveHbone(socket, () => {}));
   });
   return { at: targetOf(number, port), accepted };
 }
@@ -141,6 +147,37 @@ test("a connection that was lost while it was idle costs no app its connect, nor
   expect(await lab.ask(entrance, at, "again")).toBe("app got again");
   expect(handshakes).toBe(2);
   expect(lab.counters.rows.ways.outbound.failures).toEqual({});
+});
+
+test.each([
+  ["this tunnel drains", () => dialer.drain()],
+  [
+    "a new certificate comes",
+    () => {
+      lab.mesh.renew(store, "renewed");
+      credentials.refresh();
+    },
+  ],
+])("all that wait for one connection get it when %s meanwhile", async (_when, happen) => {
+  let ready = Promise.resolve();
+  const { at, accepted } = await peer(2, () => ready);
+  // From the first one it is known that several fit.
+  expect(await lab.ask(entrance, at)).toBe("app got hello");
+  accepted[0]?.resetAndDestroy();
+  await until(() => dialer.shared.open === 0);
+  const held = Promise.withResolvers<void>();
+  ready = held.promise;
+  const waiting = [1, 2, 3].map((i) => lab.ask(entrance, at, `${i}`));
+  await until(() => lab.counters.rows.ways.outbound.pending === 3 && accepted.length === 2);
+  happen();
+  const later = lab.ask(entrance, at, "later");
+  await until(() => lab.counters.rows.ways.outbound.pending === 4 && accepted.length === 3);
+  held.resolve();
+  expect(await Promise.all(waiting)).toEqual(["app got 1", "app got 2", "app got 3"]);
+  expect(await later).toBe("app got later");
+  expect([accepted.length, lab.counters.rows.ways.outbound.failures]).toEqual([3, {}]);
+  // The old connection has ended with its last stream.
+  await until(() => accepted[1]?.destroyed === true);
 });
 
 /** A peer of bare frames: TLS, then what `serve` writes. */

@@ -113,12 +113,15 @@ export class HbonePool {
     const peer = this.#peer(request);
     const known = this.#pick(peer);
     const first = known ?? (await this.#opened(peer, request, signal));
-    try {
-      return await this.#request(peer, first, request, signal);
-    } catch (error) {
-      const refused = error instanceof StreamReset && error.code === ERROR.refusedStream;
-      const lost = known?.connection.ended && !(error instanceof TunnelFailure);
-      if (signal.aborted || (!refused && !lost)) throw error;
+    // Otherwise the peer has closed a new one, or has no room for all that have waited for it.
+    if (first.connection.usable) {
+      try {
+        return await this.#request(peer, first, request, signal);
+      } catch (error) {
+        const refused = error instanceof StreamReset && error.code === ERROR.refusedStream;
+        const lost = known?.connection.ended && !(error instanceof TunnelFailure);
+        if (signal.aborted || (!refused && !lost)) throw error;
+      }
     }
     const now = this.#peer(request);
     return this.#request(now, await this.#await(this.#open(now, request), signal), request, signal);
@@ -141,8 +144,8 @@ export class HbonePool {
     if (!connection.usable) throw new TunnelFailure("reset", "the peer closed the connection at once");
     const answered = requestConnect(connection, headers, patience, signal);
     shared.idleSince = undefined;
-    if (peer.retired) connection.drain();
-    else if (roomOf(shared) > 0) this.#offer(peer, shared);
+    // A retired one ends with its last stream; others that have waited for it may come yet.
+    if (!peer.retired && roomOf(shared) > 0) this.#offer(peer, shared);
     const stream = await answered;
     return { stream, ...(identity !== undefined && { identity }) };
   }
@@ -225,7 +228,7 @@ export class HbonePool {
         closed: () => peer.connections.delete(shared),
         room: () => {
           peer.room = Math.min(shared.connection.capacity, MOST_STREAMS);
-          if (roomOf(shared) > 0) this.#offer(peer, shared);
+          if (peer.retired || roomOf(shared) > 0) this.#offer(peer, shared);
         },
       }),
       identity,
