@@ -12,8 +12,8 @@
  * | refused-by-policy | refused, since policy, TLS or the registry demand it | warning |
  * | overloaded | refused at max_connections; or 90 % of them are in use | error; warning |
  * | retransmits | 10 or more, and 2 % of the segments that were sent (1,448 bytes each) | warning |
- * | slower-than-before | 20 connections or more, twice the round trip of the time before, and 1 ms more | warning |
- * | slower-than-siblings | 10 connections or more, twice the round trip of the service's median endpoint, and 1 ms more | warning |
+ * | slower-than-before | 20 connections or more, twice the round trip of the time before, and 2 ms more | warning |
+ * | slower-than-siblings | 10 connections or more, twice the round trip of the service's median endpoint, and 2 ms more | warning |
  * | ejected | the kernel leaves an endpoint out, since its connects failed | warning |
  * | alone | 10 connections or more, all to one of several usable endpoints though the configured shares make that a chance of 1 in 1,000; no other one has live connections | warning |
  * | no-answer | 3 or more connections ended without a failure, bytes went out, none came back | warning |
@@ -40,7 +40,7 @@ const LIMITS = {
   retransmitShare: 0.02,
   segment: 1448,
   slowFactor: 2,
-  slowUs: 1000,
+  slowUs: 2000,
   beforeCount: 20,
   siblingCount: 10,
   aloneCount: 10,

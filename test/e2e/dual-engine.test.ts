@@ -9,7 +9,7 @@ import { AgentLab, missing, SERVICE, shop } from "./agent-lab.ts";
 const why = missing();
 if (why) console.warn(`skipped: dual-engine mode: ${why}`);
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 
 describe.skipIf(why !== undefined)("dual-engine mode", () => {
   let lab: AgentLab;

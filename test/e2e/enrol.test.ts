@@ -11,7 +11,7 @@ import { AgentLab, KMESH, missing, shop } from "./agent-lab.ts";
 const why = missing();
 if (why) console.warn(`skipped: enrolment by command: ${why}`);
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 
 describe.skipIf(why !== undefined)("enrolment by command", () => {
   let lab: AgentLab;
