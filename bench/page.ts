@@ -18,11 +18,12 @@ const frames: number[] = [];
 for (let run = 0; run < RUNS; run++) {
   const page = await browser.context.newPage();
   await page.addInitScript(
-    "new MutationObserver(() => { if (!window.drawnAt && document.querySelector('.shape')) requestAnimationFrame(() => setTimeout(() => { window.drawnAt ??= performance.now(); })); }).observe(document, { childList: true, subtree: true });",
+    "new MutationObserver(() => { if (!window.drawnAt && document.querySelector('.shape')) requestAnimationFrame(() => setTimeout(() => { if (!window.drawnAt) console.log('drawn'); window.drawnAt ??= performance.now(); })); }).observe(document, { childList: true, subtree: true });",
   );
-  await page.goto(server.url);
-  await page.locator(".shape").first().waitFor();
-  await page.waitForTimeout(300);
+  // The page says it: to ask for it would run code of ours in the page meanwhile.
+  const said = page.waitForEvent("console", ({ text }) => text() === "drawn");
+  await page.goto(server.url, { waitUntil: "commit" });
+  await said;
   drawn.push(await page.evaluate<number>("window.drawnAt"));
   await page.waitForTimeout(300);
   await page.evaluate(

@@ -47,21 +47,18 @@ export function formatShare(share: number): string {
 
 /** A time of day as `10:00`, with seconds as `10:00:05`; 24 hours, in the reader's time zone. */
 export function formatClock(time: Date, seconds = false): string {
-  return time.toLocaleTimeString("en-GB", {
-    hour: "2-digit",
-    minute: "2-digit",
-    ...(seconds ? { second: "2-digit" } : {}),
-  });
+  const parts = [time.getHours(), time.getMinutes(), ...(seconds ? [time.getSeconds()] : [])];
+  return parts.map((part) => String(part).padStart(2, "0")).join(":");
 }
 
 /** Whole numbers, grouped by thousands. */
 export function formatCount(count: number): string {
-  return Math.round(count).toLocaleString("en-US");
+  return String(Math.round(count)).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** One digit after the point below ten, two below one. */
 function significant(value: number): string {
-  if (value >= 10) return Math.round(value).toLocaleString("en-US");
+  if (value >= 10) return formatCount(value);
   return value >= 1 ? String(Number(value.toFixed(1))) : String(Number(value.toPrecision(2)));
 }
 

@@ -228,7 +228,7 @@ describe.skipIf(why !== undefined)("the page", () => {
     await shape(page, "orders:8080").click();
     const state = () =>
       page.evaluate<string>(
-        "JSON.stringify([document.querySelector('.scene').getAttribute('transform'), document.activeElement.getAttribute('data-id'), document.querySelector('.shape.selected')?.dataset.id, [...document.querySelectorAll('.shape')].map((s) => [s.dataset.id, s.getAttribute('transform')])])",
+        "JSON.stringify([document.querySelector('.scene').getAttribute('transform'), document.querySelector('.map').style.transform, document.activeElement.getAttribute('data-id'), document.querySelector('.shape.selected')?.dataset.id, [...document.querySelectorAll('.shape')].map((s) => [s.dataset.id, s.getAttribute('transform')])])",
       );
     const before = await state();
     const changed = shop();
@@ -291,6 +291,19 @@ describe.skipIf(why !== undefined)("the page", () => {
     expect(await page.locator(".link.lit").count()).toBe(1);
     await page.locator(".shape.group").first().click();
     expect(await page.locator(".shape").count()).toBeGreaterThan(count);
+    // A drag moves the map, which is not drawn anew, and chooses nothing else.
+    const place = () => page.evaluate<string>("document.querySelector('.map').style.transform");
+    const chosen = await page.locator(".link.lit").count();
+    const before = await place();
+    await page.mouse.move(200, 700);
+    await page.mouse.down();
+    await page.mouse.move(260, 650, { steps: 4 });
+    await page.mouse.up();
+    await page.waitForFunction(
+      `document.querySelector(".map").style.transform !== ${JSON.stringify(before)}`,
+    );
+    expect(await place()).not.toBe(before);
+    expect(await page.locator(".link.lit").count()).toBe(chosen);
     expect(complaints).toEqual([]);
     document = shop();
     await page.close();

@@ -11,9 +11,9 @@ const token = takeToken();
 function takeToken(): string {
   const given = location.hash.slice(1);
   if (given === "") return sessionStorage.getItem(KEY) ?? "";
-  // For a reload: it lives as long as the tab.
-  sessionStorage.setItem(KEY, given);
   history.replaceState(null, "", location.pathname);
+  // For a reload: it lives as long as the tab. Later, because the browser waits for its storage.
+  setTimeout(() => sessionStorage.setItem(KEY, given));
   return given;
 }
 

@@ -25,6 +25,7 @@ function standalone(map: SVGSVGElement, { width, height }: Picture): string {
     for (const name of ["tabindex", "class", "aria-pressed", "role"]) element.removeAttribute(name);
   });
   copy.firstElementChild?.setAttribute("transform", "");
+  copy.removeAttribute("style");
   copy.setAttribute("viewBox", `0 0 ${width} ${height}`);
   copy.setAttribute("width", String(width));
   copy.setAttribute("height", String(height));

@@ -13,6 +13,8 @@ import { TableView } from "./table.ts";
 
 /** Milliseconds between two documents. */
 const REFRESH = 5_000;
+/** Seconds that the first document covers. */
+const FIRST_WINDOW = 300;
 const WINDOWS: readonly (readonly [number, string])[] = [
   [60, "1 minute"],
   [300, "5 minutes"],
@@ -26,7 +28,7 @@ class Page {
   #document: EdgesDocument | undefined;
   #picture: Picture | undefined;
   #filter: Filter = NO_FILTER;
-  #window = 300;
+  #window = FIRST_WINDOW;
   #selected: string | undefined;
   #view: "map" | "table" = "map";
   #ranks = new Map<string, number>();
@@ -82,7 +84,8 @@ class Page {
     ),
   };
 
-  start(): void {
+  /** `first` is the document that was asked for already. */
+  start(first: Promise<EdgesDocument>): void {
     setTheme(themeNow());
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => setTheme(themeNow()));
     this.#theme.textContent = themeWord();
@@ -151,19 +154,18 @@ class Page {
     );
     this.#table.element.hidden = true;
     addEventListener("keydown", (event) => this.#onKey(event));
-    addEventListener("resize", () => this.#map.element.isConnected && this.#draw());
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) void this.#refresh();
     });
-    void this.#refresh();
+    void this.#refresh(first);
   }
 
   /** One at a time; the next is asked for when this one is here. */
-  async #refresh(): Promise<void> {
+  async #refresh(coming = fetchDocument(this.#window)): Promise<void> {
     clearTimeout(this.#timer);
     const asked = ++this.#asked;
     try {
-      const got = await fetchDocument(this.#window);
+      const got = await coming;
       if (asked !== this.#asked) return;
       this.#tellNews(got);
       this.#document = got;
@@ -189,6 +191,9 @@ class Page {
     this.#picture = layout(part, { unfolded: this.#unfolded, ranks: this.#ranks });
     // Of nodes that are hidden now, too: they come back where they were.
     for (const [id, rank] of this.#picture.ranks) this.#ranks.set(id, rank);
+    // First: the map asks for its size, which the browser knows until something else changes.
+    if (this.#view === "map") this.#map.draw(this.#picture, part, this.#selected);
+    else this.#table.draw(part, this.#selected);
     const { host, workload, namespace } = whole.machine;
     document.title = `kmesh topology: ${host}`;
     this.#machine.textContent = [
@@ -220,8 +225,6 @@ class Page {
         : whole.edges.every(({ state }) => state === "idle") && !this.#filter.idle
           ? "No traffic in this time. “Show idle” shows what there was before."
           : "Nothing matches these filters.";
-    if (this.#view === "map") this.#map.draw(this.#picture, part, this.#selected);
-    else this.#table.draw(part, this.#selected);
     this.#side.draw({ ...whole, problems: part.problems }, this.#selected);
   }
 
@@ -376,4 +379,6 @@ function setTheme(theme: (typeof THEMES)[number]): void {
   document.documentElement.dataset.theme = isDark ? "dark" : "light";
 }
 
-new Page().start();
+// Asked for before the page is built, so that the answer comes meanwhile.
+const first = fetchDocument(FIRST_WINDOW);
+new Page().start(first);

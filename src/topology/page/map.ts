@@ -28,11 +28,24 @@ const TEXT_WIDTH_LOSS = 44;
 
 export class MapView {
   readonly element: HTMLElement;
+  /** As large as the picture; what is in sight of it is the window's. */
   readonly svg: SVGSVGElement;
   readonly #listener: MapListener;
   readonly #scene = svg("g", { class: "scene" });
   readonly #headings = svg("g", { class: "headings" });
-  readonly #links = svg("g", { class: "links", "aria-hidden": "true" });
+  readonly #links = svg("g", {
+    class: "links",
+    "aria-hidden": "true",
+    click: (event) => {
+      const link = this.#linkOf(event);
+      event.stopPropagation();
+      if (link) this.#listener.select(link.edges.length === 1 ? link.edges[0] : link.id);
+    },
+    pointermove: (event) => this.#showTip(event as PointerEvent),
+    pointerleave: () => {
+      this.#tip.hidden = true;
+    },
+  });
   readonly #shapes = svg("g", { class: "shapes" });
   readonly #tip = html("div", { class: "tip", role: "presentation", hidden: true });
   readonly #drawn = new Map<string, { element: SVGGElement; text: string }>();
@@ -46,6 +59,9 @@ export class MapView {
   /** The user has chosen what is in sight. */
   #isMoved = false;
   #placedFor = "";
+  readonly #window: HTMLElement;
+  /** Of the window. */
+  #size = { width: 0, height: 0 };
   /** Fonts, as CSS has them. */
   #family = "";
   #frame = 0;
@@ -58,12 +74,12 @@ export class MapView {
       { class: "map", role: "group", "aria-label": "Map of callers, units, services and endpoints" },
       this.#scene,
     );
-    const zoom = (factor: number) => () =>
-      this.#zoomAt(factor, this.svg.clientWidth / 2, this.svg.clientHeight / 2);
+    this.#window = html("div", { class: "window" }, this.svg);
+    const zoom = (factor: number) => () => this.#zoomCentre(factor);
     this.element = html(
       "div",
       { class: "map-box" },
-      this.svg,
+      this.#window,
       this.#tip,
       html(
         "div",
@@ -84,6 +100,7 @@ export class MapView {
     );
     this.#listenToPointer();
     this.svg.addEventListener("keydown", (event) => this.#onKey(event));
+    new ResizeObserver(() => this.#placeFirst()).observe(this.#window);
   }
 
   draw(picture: Picture, document: EdgesDocument, selected: string | undefined): void {
@@ -92,6 +109,10 @@ export class MapView {
     this.#picture = picture;
     this.#document = document;
     this.#selected = selected;
+    // Before anything is drawn: a browser lays texts out anew at another zoom.
+    this.#placeFirst();
+    this.#place = this.#bounded(this.#place);
+    this.#show();
     const focused = this.#focusedShape();
     if (!picture.shapes.some(({ id }) => id === this.#current)) this.#current = picture.shapes[0]?.id;
     this.#headings.replaceChildren(
@@ -110,7 +131,6 @@ export class MapView {
     this.#mark();
     if (focused !== undefined) this.#drawn.get(focused)?.element.focus({ preventScroll: true });
     this.svg.classList.toggle("many", picture.links.length > MANY_LINKS);
-    this.#placeFirst();
   }
 
   /** All of the map, however small. */
@@ -121,25 +141,29 @@ export class MapView {
   /** Until the user moves the map: all of it where names stay readable, else what fits from the top left. */
   #placeFirst(): void {
     const picture = this.#picture;
-    const { clientWidth, clientHeight } = this.svg;
-    const size = `${clientWidth} ${clientHeight}`;
-    if (this.#isMoved || !picture || clientWidth === 0 || this.#placedFor === size) return;
-    this.#placedFor = size;
-    const byWidth = clientWidth / picture.width;
-    this.#scaleTo(Math.min(byWidth, Math.max(this.#fitting(picture), READABLE), ZOOM.natural));
-    if (byWidth < READABLE) this.#scaleTo(READABLE);
+    const { clientWidth: width, clientHeight: height } = this.#window;
+    if (width === 0) return;
+    this.#size = { width, height };
+    const placedFor = `${width} ${height}`;
+    if (this.#isMoved || !picture || this.#placedFor === placedFor) return;
+    this.#placedFor = placedFor;
+    const byWidth = width / picture.width;
+    this.#scaleTo(
+      byWidth < READABLE
+        ? READABLE
+        : Math.min(byWidth, Math.max(this.#fitting(picture), READABLE), ZOOM.natural),
+    );
     this.#isMoved = false;
   }
 
   /** The lowest shapes stay above the buttons in the corner. */
   #fitting({ width, height }: Picture): number {
-    const { clientWidth, clientHeight } = this.svg;
-    return Math.min(clientWidth / width, (clientHeight - CORNER) / height, ZOOM.natural);
+    return Math.min(this.#size.width / width, (this.#size.height - CORNER) / height, ZOOM.natural);
   }
 
   #scaleTo(wanted: number): void {
     const zoom = Math.min(ZOOM.natural, Math.max(ZOOM.least, wanted));
-    const free = this.svg.clientWidth - (this.#picture?.width ?? 0) * zoom;
+    const free = this.#size.width - (this.#picture?.width ?? 0) * zoom;
     this.#move({ x: Math.max(0, free / 2), y: 0, zoom });
   }
 
@@ -148,24 +172,15 @@ export class MapView {
     const shape = this.#shapeOf(id);
     if (!shape) return;
     const { x, y, zoom } = this.#place;
-    const { clientWidth, clientHeight } = this.svg;
+    const { width, height } = this.#size;
     const left = shape.x * zoom + x;
     const top = shape.y * zoom + y;
-    const isOutside =
-      left < 0 ||
-      top < 0 ||
-      left + shape.width * zoom > clientWidth ||
-      top + shape.height * zoom > clientHeight;
-    if (isOutside)
+    const isBeside = left < 0 || left + shape.width * zoom > width;
+    const isBeyond = top < 0 || top + shape.height * zoom > height;
+    if (isBeside || isBeyond)
       this.#move({
-        x:
-          left < 0 || left + shape.width * zoom > clientWidth
-            ? clientWidth / 2 - (shape.x + shape.width / 2) * zoom
-            : x,
-        y:
-          top < 0 || top + shape.height * zoom > clientHeight
-            ? clientHeight / 2 - (shape.y + shape.height / 2) * zoom
-            : y,
+        x: isBeside ? width / 2 - (shape.x + shape.width / 2) * zoom : x,
+        y: isBeyond ? height / 2 - (shape.y + shape.height / 2) * zoom : y,
         zoom,
       });
     this.#current = shape.id;
@@ -258,14 +273,6 @@ export class MapView {
       {
         class: `link ${link.state}${link.someFail ? " some-fail" : ""}`,
         "data-id": link.id,
-        click: (event) => {
-          event.stopPropagation();
-          this.#listener.select(link.edges.length === 1 ? link.edges[0] : link.id);
-        },
-        pointermove: (event) => this.#showTip(link, event as PointerEvent),
-        pointerleave: () => {
-          this.#tip.hidden = true;
-        },
       },
       svg("path", { d: link.path, class: "line", "stroke-width": link.width.toFixed(2) }),
       svg("path", { d: link.path, class: "reach" }),
@@ -273,7 +280,15 @@ export class MapView {
     );
   }
 
-  #showTip(link: Link, event: PointerEvent): void {
+  /** The link that an event happened on. */
+  #linkOf({ target }: Event): Link | undefined {
+    const id = target instanceof Element && target.closest<SVGElement>(".link")?.dataset.id;
+    return this.#picture?.links.find((link) => link.id === id);
+  }
+
+  #showTip(event: PointerEvent): void {
+    const link = this.#linkOf(event);
+    if (!link) return;
     const edges = new Set(link.edges);
     const all = this.#document?.edges.filter(({ id }) => edges.has(id)) ?? [];
     const [first] = all;
@@ -383,7 +398,7 @@ export class MapView {
     const zoom = { "+": ZOOM.step, "=": ZOOM.step, "-": 1 / ZOOM.step }[event.key];
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = targets[event.key];
-    if (zoom !== undefined) this.#zoomAt(zoom, this.svg.clientWidth / 2, this.svg.clientHeight / 2);
+    if (zoom !== undefined) this.#zoomCentre(zoom);
     else if (event.key === "0") this.fit();
     else if (target) {
       event.preventDefault();
@@ -396,44 +411,52 @@ export class MapView {
   }
 
   #listenToPointer(): void {
+    const area = this.#window;
     let drag: { x: number; y: number; pointer: number; moved: boolean } | undefined;
-    this.svg.addEventListener("pointerdown", (event) => {
+    area.addEventListener("pointerdown", (event) => {
       if (event.button === 0)
         drag = { x: event.clientX, y: event.clientY, pointer: event.pointerId, moved: false };
     });
-    this.svg.addEventListener("pointermove", (event) => {
+    area.addEventListener("pointermove", (event) => {
       if (!drag || drag.pointer !== event.pointerId) return;
       const dx = event.clientX - drag.x;
       const dy = event.clientY - drag.y;
       if (!drag.moved && Math.hypot(dx, dy) < 4) return;
-      if (!drag.moved) this.svg.setPointerCapture(event.pointerId);
+      if (!drag.moved) {
+        area.setPointerCapture(event.pointerId);
+        area.classList.add("dragging");
+      }
       drag = { x: event.clientX, y: event.clientY, pointer: drag.pointer, moved: true };
-      this.svg.classList.add("dragging");
       const { x, y, zoom } = this.#place;
       this.#move({ x: x + dx, y: y + dy, zoom });
     });
     const end = (event: PointerEvent) => {
       const wasDrag = drag?.moved === true;
       drag = undefined;
-      this.svg.classList.remove("dragging");
+      area.classList.remove("dragging");
+      const isBare = event.target === area || event.target === this.svg;
       if (wasDrag)
-        this.svg.addEventListener("click", (click) => click.stopPropagation(), { capture: true, once: true });
-      else if (event.type === "pointerup" && event.target === this.svg) this.#listener.select(undefined);
+        area.addEventListener("click", (click) => click.stopPropagation(), { capture: true, once: true });
+      else if (event.type === "pointerup" && isBare) this.#listener.select(undefined);
     };
-    this.svg.addEventListener("pointerup", end);
-    this.svg.addEventListener("pointercancel", end);
-    this.svg.addEventListener(
+    area.addEventListener("pointerup", end);
+    area.addEventListener("pointercancel", end);
+    area.addEventListener(
       "wheel",
       (event) => {
         event.preventDefault();
         const { x, y, zoom } = this.#place;
         if (event.ctrlKey || event.metaKey) {
-          const box = this.svg.getBoundingClientRect();
+          const box = area.getBoundingClientRect();
           this.#zoomAt(Math.exp(-event.deltaY / 300), event.clientX - box.left, event.clientY - box.top);
         } else this.#move({ x: x - event.deltaX, y: y - event.deltaY, zoom });
       },
       { passive: false },
     );
+  }
+
+  #zoomCentre(factor: number): void {
+    this.#zoomAt(factor, this.#size.width / 2, this.#size.height / 2);
   }
 
   /** Keeps the point of the map at (x, y) of the window where it is. */
@@ -443,27 +466,42 @@ export class MapView {
     this.#move({ x: x - (x - this.#place.x) * ratio, y: y - (y - this.#place.y) * ratio, zoom });
   }
 
-  /** At the next frame, once however often it is called. A part of the map stays in sight. */
+  /** At the next frame, once however often it is called. */
   #move(place: { x: number; y: number; zoom: number }): void {
-    const { width = 0, height = 0 } = this.#picture ?? {};
     this.#isMoved = true;
+    this.#place = this.#bounded(place);
+    this.#frame ||= requestAnimationFrame(() => this.#show());
+  }
+
+  /** A part of the map stays in sight. */
+  #bounded({ x, y, zoom }: { x: number; y: number; zoom: number }): { x: number; y: number; zoom: number } {
+    const { width = 0, height = 0 } = this.#picture ?? {};
     const keep = 80;
     const bound = (value: number, size: number, window: number) =>
-      Math.min(Math.max(value, keep - size * place.zoom), Math.max(keep, window - keep));
-    this.#place = {
-      x: bound(place.x, width, this.svg.clientWidth),
-      y: bound(place.y, height, this.svg.clientHeight),
-      zoom: place.zoom,
-    };
-    this.#frame ||= requestAnimationFrame(() => {
-      this.#frame = 0;
-      const { x, y, zoom } = this.#place;
-      this.#scene.setAttribute(
-        "transform",
-        `translate(${x.toFixed(1)} ${y.toFixed(1)}) scale(${zoom.toFixed(4)})`,
-      );
-    });
+      Math.min(Math.max(value, keep - size * zoom), Math.max(keep, window - keep));
+    return { x: bound(x, width, this.#size.width), y: bound(y, height, this.#size.height), zoom };
   }
+
+  /**
+   * Shows the map at its place. The browser keeps the picture as a layer, which it moves without drawing it anew; only
+   * another zoom draws it.
+   */
+  #show(): void {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    const { width = 0, height = 0 } = this.#picture ?? {};
+    const { x, y, zoom } = this.#place;
+    setChanged(this.svg, "width", String(Math.ceil(width * zoom)));
+    setChanged(this.svg, "height", String(Math.ceil(height * zoom)));
+    setChanged(this.#scene, "transform", `scale(${zoom.toFixed(4)})`);
+    // Whole pixels, or texts blur.
+    this.svg.style.transform = `translate(${Math.round(x)}px, ${Math.round(y)}px)`;
+  }
+}
+
+/** Sets an attribute that is another, or the browser would work out again what has not changed. */
+function setChanged(element: Element, name: string, value: string): void {
+  if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
 /** What lines say; shapes have their words beside them in the header. */

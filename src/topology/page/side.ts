@@ -12,7 +12,6 @@ import {
   formatShare,
 } from "../format.ts";
 import { failuresOf, nodeStates, STATE_WORDS, severityRank } from "../health.ts";
-import { charts } from "./chart.ts";
 import { html } from "./dom.ts";
 import { icon } from "./symbols.ts";
 import { nameOf } from "./table.ts";
@@ -263,13 +262,14 @@ export class SideView {
     );
   }
 
-  /** Those that are there stay until newer ones have come. */
+  /** The curves that are there stay until newer ones have come. */
   #curvesOf(edge: string, at: string): HTMLElement {
     if (this.#curves?.edge === edge && this.#curves.at === at) return this.#curves.element;
     const element = this.#curves?.edge === edge ? this.#curves.element : html("div", { class: "curves" });
     this.#curves = { edge, at, element };
-    this.#listener.history(edge).then(
-      (history) => {
+    // The curves' library begins to run here: the first picture does not wait for it.
+    Promise.all([this.#listener.history(edge), import("./chart.ts")]).then(
+      ([history, { charts }]) => {
         if (this.#curves?.edge === edge)
           element.replaceChildren(charts(history, Math.max(220, element.clientWidth || 300)));
       },
