@@ -23,9 +23,10 @@ import { MemoryCgroup } from "./memory-cgroup.ts";
 const EDGES = 500;
 const [role = "", count = "", file = ""] = process.argv.slice(2);
 if (role === "record") {
-  record(Number(count), file);
+  const history = record(Number(count), file);
   console.log(JSON.stringify(memoryOf("self")));
-  process.exit();
+  // It is still held, or this would measure what is left after it.
+  process.exit(history.tracks.size === Number(count) ? 0 : 1);
 }
 
 const { values: flags } = parseArgs({
@@ -44,7 +45,7 @@ await runAndClean(measure, async () => {
 });
 
 /** An hour of so many edges, each with traffic in every step, written to `path` after each minute. */
-function record(edges: number, path: string): void {
+function record(edges: number, path: string): History {
   const history = new History();
   const totals = new Map<string, Counters>();
   const ids = Array.from(
@@ -72,6 +73,7 @@ function record(edges: number, path: string): void {
     if (step % 6 === 0) writeHistory(path, history);
   }
   Bun.gc(true);
+  return history;
 }
 
 /** MB. */

@@ -1,15 +1,18 @@
 /**
  * The history as a file: a line of JSON with the format, then for each edge a line of JSON and the values of its chunks as
- * memory has them (32-bit floats, little-endian on every machine that kmesh runs on). Written and read in pieces: an hour of
+ * 32-bit floats (little-endian on every machine that kmesh runs on). Written and read in pieces: an hour of
  * 500 edges is 11 MB, and as one text took 200 MB for a moment in each minute.
  */
 import { closeSync, openSync, readSync, renameSync, rmSync, writeSync } from "node:fs";
 import { noCounters } from "./counters/rows.ts";
-import { History, type Track, VALUES } from "./history.ts";
+import { FIELDS, History, type Track } from "./history.ts";
+import { CHUNK_STEPS, Chunk } from "./history-chunk.ts";
 
 const VERSION = 2;
 /** Bytes. */
 const PIECE = 256 << 10;
+/** Values of a chunk. */
+const VALUES = CHUNK_STEPS * FIELDS;
 /** Of a line, bytes. */
 const LONGEST = 64 << 10;
 
@@ -20,15 +23,14 @@ export function writeHistory(path: string, history: History): void {
     const fd = openSync(fresh, "w", 0o600);
     try {
       const pieces = new Pieces(fd);
-      // A chunk whose buffer was asked for keeps another object for it: by a copy it stays small.
-      const copy = new Float32Array(VALUES);
-      const bytes = new Uint8Array(copy.buffer);
+      const all = new Float32Array(VALUES);
+      const bytes = new Uint8Array(all.buffer);
       const { first, last } = history;
       pieces.add(line({ version: VERSION, values: VALUES, first, last }));
       for (const [id, { before, chunks }] of history.tracks) {
         pieces.add(line({ id, before, chunks: [...chunks.keys()] }));
-        for (const values of chunks.values()) {
-          copy.set(values);
+        for (const chunk of chunks.values()) {
+          chunk.copyTo(all, FIELDS);
           pieces.add(bytes);
         }
       }
@@ -64,15 +66,15 @@ function historyIn(reader: Reader): History {
   const head = reader.line();
   if (head?.version !== VERSION || head.values !== VALUES) return new History();
   const tracks = new Map<string, Track>();
-  const copy = new Float32Array(VALUES);
-  const bytes = new Uint8Array(copy.buffer);
+  const all = new Float32Array(VALUES);
+  const bytes = new Uint8Array(all.buffer);
   for (let each = reader.line(); each !== undefined; each = reader.line()) {
     const { id, before, chunks } = each;
     if (typeof id !== "string" || !Array.isArray(chunks)) break;
     const track: Track = { before: { ...noCounters(), ...(before as object) }, chunks: new Map() };
     for (const number of chunks) {
       if (!Number.isInteger(number) || !reader.fill(bytes)) return History.of(head, tracks);
-      track.chunks.set(number, new Float32Array(copy));
+      track.chunks.set(number, Chunk.of(all, FIELDS));
     }
     tracks.set(id, track);
   }

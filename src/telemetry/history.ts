@@ -1,30 +1,28 @@
 /**
  * The last hour of each edge, in steps of ten seconds. Six minutes without traffic take no memory. At most 500 edges have a
- * history; if all are busy they take about 12 MB. Beyond them, an edge that is used gets the place of one that was not for an hour.
+ * history; if all are busy and healthy, their values take about 7 MB. Beyond them, an edge that is used gets the place of one
+ * that was not used for an hour.
  */
 import { addCounters, type Counters, ENDS, liveOf, noCounters, subtractCounters } from "./counters/rows.ts";
+import { CHUNK_STEPS, Chunk } from "./history-chunk.ts";
 
 /** Seconds. */
 export const STEP = 10;
-const CHUNK_STEPS = 36;
 const CHUNKS = 10;
 export const HISTORY_SECONDS = STEP * CHUNK_STEPS * CHUNKS;
 export const MOST_EDGES = 500;
 
 /** The values of a step, in this order. */
-const FIELDS = 7 + ENDS.length + 2;
+export const FIELDS = 7 + ENDS.length + 2;
 const AT = { opened: 0, sent: 1, received: 2, retransmits: 3, rttUs: 4, rtts: 5, live: 6, ends: 7 } as const;
 const FAILED_MS = AT.ends + ENDS.length;
 const DURATION_S = FAILED_MS + 1;
-
-/** Values of a chunk. */
-export const VALUES = CHUNK_STEPS * FIELDS;
 
 export interface Track {
   /** The totals of the last step. */
   before: Counters;
   /** Chunks by their number since the epoch, at most CHUNKS + 1. */
-  chunks: Map<number, Float32Array>;
+  chunks: Map<number, Chunk>;
 }
 
 export interface Series {
@@ -83,7 +81,7 @@ export class History {
       const change = subtractCounters(counters, track.before);
       track.before = copyOf(counters);
       if (isNothing(change) && liveOf(counters) === 0) continue;
-      addTo(this.#slot(track, step), change, liveOf(counters));
+      addTo(track, step, change, liveOf(counters));
     }
     this.#untracked = untracked;
     this.#knowsAll = true;
@@ -129,7 +127,7 @@ export class History {
     let track = this.#tracks.get(id);
     if (!track && totals && this.#isNew(id)) {
       track = { before: noCounters(), chunks: new Map() };
-      addTo(this.#slot(track, this.#last), totals, liveOf(totals));
+      addTo(track, this.#last, totals, liveOf(totals));
     }
     if (!track) return undefined;
     const steps = Math.ceil(this.covered(now) / STEP);
@@ -145,8 +143,8 @@ export class History {
       rtt: [],
     };
     for (let step = end - Math.max(1, steps); step < end; step++) {
-      const values = valuesAt(track, step);
-      const value = (field: number) => values?.[field] ?? 0;
+      const chunk = track.chunks.get(Math.floor(step / CHUNK_STEPS));
+      const value = (field: number) => chunk?.get(step % CHUNK_STEPS, field) ?? 0;
       const ends = ENDS.map((_, i) => value(AT.ends + i));
       series.opened.push(value(AT.opened));
       series.failed.push((ends[1] ?? 0) + (ends[2] ?? 0) + (ends[3] ?? 0) + (ends[4] ?? 0));
@@ -199,35 +197,21 @@ export class History {
   }
 
   #sum(track: Track, from: number, to: number, sum: Counters): void {
-    for (const [number, values] of track.chunks) {
-      for (let i = 0; i < CHUNK_STEPS; i++) {
-        const step = number * CHUNK_STEPS + i;
-        // A step belongs to the chunk of its end.
-        if (step + 1 <= from || step + 1 > to + 1) continue;
-        const at = i * FIELDS;
-        const value = (field: number) => values[at + field] ?? 0;
-        sum.opened += value(AT.opened);
-        sum.sent += value(AT.sent);
-        sum.received += value(AT.received);
-        sum.retransmits += value(AT.retransmits);
-        sum.rttUs += value(AT.rttUs);
-        sum.rtts += value(AT.rtts);
-        sum.failedNs += value(FAILED_MS) * 1e6;
-        sum.durationNs += value(DURATION_S) * 1e9;
-        for (let e = 0; e < ENDS.length; e++) sum.ends[e] = (sum.ends[e] ?? 0) + value(AT.ends + e);
-      }
+    for (const [number, chunk] of track.chunks) {
+      // A step that has begun counts whole.
+      const first = Math.floor(from) - number * CHUNK_STEPS;
+      const last = Math.floor(to) - number * CHUNK_STEPS;
+      const value = (field: number) => chunk.sum(field, first, last);
+      sum.opened += value(AT.opened);
+      sum.sent += value(AT.sent);
+      sum.received += value(AT.received);
+      sum.retransmits += value(AT.retransmits);
+      sum.rttUs += value(AT.rttUs);
+      sum.rtts += value(AT.rtts);
+      sum.failedNs += value(FAILED_MS) * 1e6;
+      sum.durationNs += value(DURATION_S) * 1e9;
+      for (let e = 0; e < ENDS.length; e++) sum.ends[e] = (sum.ends[e] ?? 0) + value(AT.ends + e);
     }
-  }
-
-  #slot(track: Track, step: number): Float32Array {
-    const number = Math.floor(step / CHUNK_STEPS);
-    let values = track.chunks.get(number);
-    if (!values) {
-      values = new Float32Array(VALUES);
-      track.chunks.set(number, values);
-    }
-    const at = (step % CHUNK_STEPS) * FIELDS;
-    return values.subarray(at, at + FIELDS);
   }
 
   /** Makes room for another edge, and adds the one that loses its track to `untracked`. Gives whether there is room. */
@@ -243,23 +227,19 @@ export class History {
   }
 }
 
-function valuesAt(track: Track, step: number): Float32Array | undefined {
-  const values = track.chunks.get(Math.floor(step / CHUNK_STEPS));
-  const at = (step % CHUNK_STEPS) * FIELDS;
-  return values?.subarray(at, at + FIELDS);
-}
-
-function addTo(slot: Float32Array, change: Counters, live: number): void {
-  const add = (field: number, value: number) => {
-    slot[field] = (slot[field] ?? 0) + value;
-  };
+function addTo({ chunks }: Track, step: number, change: Counters, live: number): void {
+  const number = Math.floor(step / CHUNK_STEPS);
+  const chunk = chunks.get(number) ?? chunks.get(number - 1)?.next() ?? new Chunk();
+  chunks.set(number, chunk);
+  const at = step % CHUNK_STEPS;
+  const add = (field: number, value: number) => chunk.add(at, field, value);
   add(AT.opened, change.opened);
   add(AT.sent, change.sent);
   add(AT.received, change.received);
   add(AT.retransmits, change.retransmits);
   add(AT.rttUs, change.rttUs);
   add(AT.rtts, change.rtts);
-  slot[AT.live] = live;
+  chunk.set(at, AT.live, live);
   change.ends.forEach((count, i) => {
     add(AT.ends + i, count);
   });
