@@ -9,16 +9,17 @@
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { CgroupLink } from "../src/kernel/link.ts";
 import { BpfObject } from "../src/kernel/object.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, compileC, requireTools, runAndClean } from "./machine.ts";
 import { median, pairedDifference, pairedRatio, printTable, progress } from "./measure.ts";
 
-const { values: flags } = parseArgs({
-  options: { rounds: { type: "string", default: "9" }, sizes: { type: "string", default: "10,1000,10000" } },
+const flags = flagsOf({
+  rounds: { type: "string", default: "9" },
+  sizes: { type: "string", default: "10,1000,10000" },
 });
 requireTools(["ip", "iproute2"], ["taskset", "util-linux"]);
 

@@ -10,7 +10,6 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { HOOK_ORDER, keptPin, linkPin } from "../src/datapath/generation/pins.ts";
 import * as layout from "../src/datapath/tables/layout.gen.ts";
 import { infoOf } from "../src/kernel/info.ts";
@@ -23,15 +22,14 @@ import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output } from "../test/lab/process.ts";
 import { readKernelCounts } from "./continuity/ledger/kernel-counts.ts";
 import { Talker } from "./continuity/talker.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, compileC, requireTools, runAndClean } from "./machine.ts";
 import { cpuTime, median, pairedDifference, printTable, progress } from "./measure.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    rounds: { type: "string", default: "15" },
-    seconds: { type: "string", default: "20" },
-    rate: { type: "string", default: "5000" },
-  },
+const flags = flagsOf({
+  rounds: { type: "string", default: "15" },
+  seconds: { type: "string", default: "20" },
+  rate: { type: "string", default: "5000" },
 });
 requireTools(["ip", "iproute2"], ["taskset", "util-linux"]);
 

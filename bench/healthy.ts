@@ -9,21 +9,19 @@
  * staged, which must be named. Exits 1 when there was a false alarm, or when the fault was not named.
  */
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { askAgent } from "../src/admin/client.ts";
 import { adminSocket } from "../src/admin/status.ts";
 import type { DemoService } from "../src/demo/services.ts";
 import type { EdgesDocument, Problem } from "../src/telemetry/model.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, sleep } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { figure, printTable, progress } from "./measure.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    minutes: { type: "string", default: "60" },
-    "restart-every": { type: "string", default: "10" },
-  },
+const flags = flagsOf({
+  minutes: { type: "string", default: "60" },
+  "restart-every": { type: "string", default: "10" },
 });
 requireTools(["ip", "iproute2"], ["python3", "python3"]);
 const SCRIPT = join(import.meta.dirname, "healthy.py");

@@ -10,12 +10,12 @@
 import { mkdirSync, readFileSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { type Counters, noCounters } from "../src/telemetry/counters/rows.ts";
 import { HISTORY_SECONDS, History, STEP } from "../src/telemetry/history.ts";
 import { writeHistory } from "../src/telemetry/history-file.ts";
 import { NetworkNamespace, removeCgroup } from "../test/lab/namespace.ts";
 import { output, sleep } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { median, pairedDifference, printTable, progress } from "./measure.ts";
 import { MemoryCgroup } from "./memory-cgroup.ts";
@@ -29,8 +29,9 @@ if (role === "record") {
   process.exit(history.tracks.size === Number(count) ? 0 : 1);
 }
 
-const { values: flags } = parseArgs({
-  options: { rounds: { type: "string", default: "5" }, minutes: { type: "string", default: "3" } },
+const flags = flagsOf({
+  rounds: { type: "string", default: "5" },
+  minutes: { type: "string", default: "3" },
 });
 requireTools(["ip", "iproute2"]);
 const meshes: BenchMesh[] = [];

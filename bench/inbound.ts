@@ -15,6 +15,9 @@ import { loopbackUp, unshareNetns } from "../src/kernel/netns.ts";
 import { BpfProgram } from "../src/kernel/object.ts";
 import type { Inbound, Policy } from "../src/mesh/inbound.ts";
 import { Talker } from "./continuity/talker.ts";
+import { flagsOf } from "./flags.ts";
+
+flagsOf({});
 
 const SIZES = [0, 10, 1_000] as const;
 /** Connections of one measurement, a few milliseconds: the machine's own ups and downs are longer. */

@@ -20,8 +20,11 @@ import { NAME_FLAGS } from "../src/names/name-table.ts";
 import { closeNames, linkFolder, openNames } from "../src/names/pins.ts";
 import { frameOf, queryMessage } from "../src/names/query.ts";
 import { hash53 } from "../src/runtime/hash.ts";
+import { flagsOf } from "./flags.ts";
 import { compileC } from "./machine.ts";
 import { median } from "./measure.ts";
+
+flagsOf({});
 
 const HOST = "shop.demo.internal";
 const ADDRESS = "10.99.0.1";

@@ -4,7 +4,9 @@
  * milliseconds from connecting to complete and to the first response.
  */
 import { AdsClient } from "../test/control-plane/ads-client.ts";
+import { printUsageOnHelp } from "./flags.ts";
 
+printUsageOnHelp();
 const [istiod = "", mode] = process.argv.slice(2);
 let resources = 0;
 let first: number | undefined;

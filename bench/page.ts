@@ -5,6 +5,9 @@
 import { PageServer } from "../src/topology/page-server.ts";
 import { Browser } from "../test/page/browser.ts";
 import { history, large } from "../test/page/documents.ts";
+import { flagsOf } from "./flags.ts";
+
+flagsOf({});
 
 const RUNS = 10;
 const document = large(500, 2_000);

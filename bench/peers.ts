@@ -9,9 +9,9 @@
 import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, run } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, cacheFolder, requireTools, runAndClean } from "./machine.ts";
 import { median, pairedRatio, printTable, progress } from "./measure.ts";
 
@@ -22,12 +22,10 @@ const SERVER_OF_ENVOY = "10.62.0.2";
 const VIP = "10.61.0.1";
 const PORT = 8080;
 
-const { values: flags } = parseArgs({
-  options: {
-    rounds: { type: "string", default: "7" },
-    seconds: { type: "string", default: "3" },
-    "no-envoy": { type: "boolean", default: false },
-  },
+const flags = flagsOf({
+  rounds: { type: "string", default: "7" },
+  seconds: { type: "string", default: "3" },
+  "no-envoy": { type: "boolean", default: false },
 });
 requireTools(["nginx", "nginx-light"], ["wrk", "wrk"], ["nft", "nftables"], ["ip", "iproute2"]);
 

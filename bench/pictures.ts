@@ -7,7 +7,6 @@
  */
 import { statSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import type { Page } from "playwright-core";
 import type { DemoService } from "../src/demo/services.ts";
 import type { EdgesDocument } from "../src/telemetry/model.ts";
@@ -15,14 +14,13 @@ import { AgentLab } from "../test/e2e/agent-lab.ts";
 import { TestCgroup } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, sleep } from "../test/lab/process.ts";
 import { Browser, missingBrowser } from "../test/page/browser.ts";
+import { flagsOf } from "./flags.ts";
 import { KMESH, requireTools, runAndClean } from "./machine.ts";
 import { progress } from "./measure.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    minutes: { type: "string", default: "8" },
-    out: { type: "string", default: join(import.meta.dirname, "../docs") },
-  },
+const flags = flagsOf({
+  minutes: { type: "string", default: "8" },
+  out: { type: "string", default: join(import.meta.dirname, "../docs") },
 });
 requireTools(["unshare", "util-linux"], ["hostname", "hostname"]);
 const why = missingBrowser();

@@ -16,20 +16,18 @@
  */
 import { existsSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { adminSocket } from "../src/admin/status.ts";
 import { snapshotFile } from "../src/state/snapshot.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, output, sleep } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { cpuTime, figure, median, pairedRatio, printTable, progress } from "./measure.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    services: { type: "string", default: "10000" },
-    endpoints: { type: "string", default: "10" },
-    rounds: { type: "string", default: "5" },
-  },
+const flags = flagsOf({
+  services: { type: "string", default: "10000" },
+  endpoints: { type: "string", default: "10" },
+  rounds: { type: "string", default: "5" },
 });
 requireTools(["ip", "iproute2"]);
 const services = Number(flags.services);

@@ -9,23 +9,21 @@
 import { spawn } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { binaries, ControlPlane } from "../test/control-plane/control-plane.ts";
 import { NetworkNamespace, removeCgroup } from "../test/lab/namespace.ts";
 import { eventually, output, placed, sleep } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { median, printTable, progress } from "./measure.ts";
 import { MemoryCgroup } from "./memory-cgroup.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    services: { type: "string", default: "10000" },
-    endpoints: { type: "string", default: "10" },
-    rounds: { type: "string", default: "5" },
-    mode: { type: "string", default: "kernel-native" },
-    changes: { type: "string", default: "20" },
-    istiod: { type: "boolean", default: false },
-  },
+const flags = flagsOf({
+  services: { type: "string", default: "10000" },
+  endpoints: { type: "string", default: "10" },
+  rounds: { type: "string", default: "5" },
+  mode: { type: "string", default: "kernel-native" },
+  changes: { type: "string", default: "20" },
+  istiod: { type: "boolean", default: false },
 });
 requireTools(["ip", "iproute2"], ["python3", "python3"]);
 const services = Number(flags.services);

@@ -8,17 +8,15 @@
  */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { parseArgs } from "node:util";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output, sleep } from "../test/lab/process.ts";
+import { flagsOf } from "./flags.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { cpuTime, figure, median, printTable, progress } from "./measure.ts";
 
-const { values: flags } = parseArgs({
-  options: {
-    pairs: { type: "string", default: "1000,10000" },
-    scrapes: { type: "string", default: "10" },
-  },
+const flags = flagsOf({
+  pairs: { type: "string", default: "1000,10000" },
+  scrapes: { type: "string", default: "10" },
 });
 requireTools(["ip", "iproute2"], ["python3", "python3"]);
 /** Milliseconds that a scrape may take. */

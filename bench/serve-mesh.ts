@@ -6,8 +6,10 @@
 import { readFileSync } from "node:fs";
 import { ControlPlane } from "../src/demo/control-plane.ts";
 import { type DemoService, manyServices } from "../src/demo/services.ts";
+import { printUsageOnHelp } from "./flags.ts";
 import type { MeshSpec } from "./machine.ts";
 
+printUsageOnHelp();
 const [file = "", port = ""] = process.argv.slice(2);
 const spec: MeshSpec = JSON.parse(readFileSync(file, "utf8"));
 const many = spec.many === undefined ? [] : manyServices(spec.many.count, spec.many.endpoints).services;

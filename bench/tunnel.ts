@@ -14,13 +14,13 @@ import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer } from "node:tls";
-import { parseArgs } from "node:util";
 import { addressOfTarget } from "../src/mesh/tunnel-address.ts";
 import { smallHeapEnvironment } from "../src/runtime/heap.ts";
 import type { TunnelTarget } from "../src/tunnel/outbound/target.ts";
 import { readTunnels } from "../src/tunnel/process/status-file.ts";
 import { dialTcp, listening, TestMesh } from "../test/lab/mesh-member.ts";
 import type { ChildSettings } from "../test/tunnel/child.ts";
+import { flagsOf } from "./flags.ts";
 import { cpuTime, median, printTable, progress } from "./measure.ts";
 import { clientConfig, terminatorConfig } from "./tunnel-envoy.ts";
 
@@ -66,8 +66,9 @@ const BARS: Readonly<Record<string, string>> = {
   "most memory, MB": "<= 110",
 };
 
-const { values } = parseArgs({
-  options: { rounds: { type: "string", default: "3" }, workers: { type: "string", default: "1" } },
+const values = flagsOf({
+  rounds: { type: "string", default: "3" },
+  workers: { type: "string", default: "1" },
 });
 const mesh = new TestMesh();
 const children: ChildProcess[] = [];

@@ -15,9 +15,9 @@
  */
 import { spawn } from "node:child_process";
 import { availableParallelism } from "node:os";
-import { parseArgs } from "node:util";
 import { MODES } from "../../src/istiod/stream/types.ts";
 import { otherBuild } from "../../test/lab/other-build.ts";
+import { flagsOf } from "../flags.ts";
 import { KMESH, requireTools } from "../machine.ts";
 import { progress } from "../measure.ts";
 import { isClean, printReport } from "./report.ts";
@@ -29,29 +29,27 @@ const LONGEST_SOAK = 240;
 /** Set in the process that has the namespaces. */
 const INSIDE = "BENCH_CONTINUITY_INSIDE";
 
-const { values: flags } = parseArgs({
-  options: {
-    events: { type: "string", default: "100" },
-    seed: { type: "string" },
-    /** Short connections a second; 0: as many as the machine makes. */
-    rate: { type: "string", default: "0" },
-    hold: { type: "string", default: "1000" },
-    /** The same through the tunnel. */
-    "tunnel-rate": { type: "string", default: "100" },
-    "tunnel-hold": { type: "string", default: "200" },
-    mode: { type: "string", default: "kernel-native" },
-    /** Short stops and pauses. */
-    quick: { type: "boolean", default: false },
-    /** Minutes under load before the first event, 240 at most. */
-    soak: { type: "string", default: "0" },
-    /** Kinds of events, with commas; default: all. */
-    only: { type: "string" },
-    /** Misroutes on purpose after the last event: the run must end with exit code 1. */
-    misroute: { type: "boolean", default: false },
-    /** A folder that gets the logs of all processes and the last status of each tunnel. */
-    logs: { type: "string" },
-    output: { type: "string", default: "text" },
-  },
+const flags = flagsOf({
+  events: { type: "string", default: "100" },
+  seed: { type: "string" },
+  /** Short connections a second; 0: as many as the machine makes. */
+  rate: { type: "string", default: "0" },
+  hold: { type: "string", default: "1000" },
+  /** The same through the tunnel. */
+  "tunnel-rate": { type: "string", default: "100" },
+  "tunnel-hold": { type: "string", default: "200" },
+  mode: { type: "string", default: "kernel-native" },
+  /** Short stops and pauses. */
+  quick: { type: "boolean", default: false },
+  /** Minutes under load before the first event, 240 at most. */
+  soak: { type: "string", default: "0" },
+  /** Kinds of events, with commas; default: all. */
+  only: { type: "string" },
+  /** Misroutes on purpose after the last event: the run must end with exit code 1. */
+  misroute: { type: "boolean", default: false },
+  /** A folder that gets the logs of all processes and the last status of each tunnel. */
+  logs: { type: "string" },
+  output: { type: "string", default: "text" },
 });
 
 if (process.env[INSIDE]) await inside();
