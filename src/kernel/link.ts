@@ -87,7 +87,12 @@ export class CgroupLink extends Link {
 
   /** Opens a pinned link. Throws KernelError: ENOENT when nothing is pinned there. */
   static fromPin(path: string): CgroupLink {
-    return new CgroupLink(openPinnedLink(path));
+    return CgroupLink.adopt(openPinnedLink(path));
+  }
+
+  /** Takes ownership of a link's file descriptor. */
+  static adopt(fd: number): CgroupLink {
+    return new CgroupLink(fd);
   }
 
   /** Opens a link by its id. Throws KernelError: ENOENT when it has ended, EPERM without CAP_SYS_ADMIN. */

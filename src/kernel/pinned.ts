@@ -24,17 +24,46 @@ export function pinnedAt(path: string): Pinned | undefined {
   if (stat.isDirectory()) return { kind: "folder", id: 0, name: "" };
   // A symbolic link would be followed.
   if (!stat.isFile()) return OTHER;
+  const fd = openFile(path);
+  if (fd === undefined) return undefined;
+  try {
+    return guarded(path, () => identify(fd) ?? OTHER);
+  } finally {
+    native().kmesh_close(fd);
+  }
+}
+
+/**
+ * Opens the object at a path if it is of this kind. Gives a descriptor that the caller owns; undefined when something else or
+ * nothing is there. Throws KernelError when that can't be told.
+ */
+export function openPinned(path: string, kind: "map" | "program" | "link"): number | undefined {
+  const fd = statOf(path)?.isFile() ? openFile(path) : undefined;
+  if (fd === undefined) return undefined;
+  let fits = false;
+  try {
+    fits = guarded(path, () => kindOf(fd) === kind);
+  } finally {
+    if (!fits) native().kmesh_close(fd);
+  }
+  return fits ? fd : undefined;
+}
+
+/** Undefined when the file was removed in the meantime. */
+function openFile(path: string): number | undefined {
   const fd = native().bpf_obj_get(cString(path));
-  // Removed in the meantime.
   if (fd === -ERRNO.ENOENT) return undefined;
   if (fd < 0) throw unknown("bpf_obj_get", -fd, path);
+  return fd;
+}
+
+/** Errors name the path. */
+function guarded<T>(path: string, look: () => T): T {
   try {
-    return identify(fd) ?? OTHER;
+    return look();
   } catch (error) {
     if (error instanceof KernelError) throw unknown(error.call, error.errno, path);
     throw unknown("readlink", errnoOf(error), path);
-  } finally {
-    native().kmesh_close(fd);
   }
 }
 
@@ -79,18 +108,25 @@ export function formatPinned({ kind, name }: Pinned): string {
 }
 
 /** Undefined when the descriptor is no map, program or link. */
-function identify(fd: number): Pinned | undefined {
+function kindOf(fd: number): "map" | "program" | "link" | undefined {
   // Before about 6.9 some kinds are written with a dash: anon_inode:bpf-link.
   const [, type] = /bpf[-_](map|prog|link)/.exec(readlinkSync(`/proc/self/fd/${fd}`)) ?? [];
-  if (type === "map") {
+  if (type === "prog") return "program";
+  return type === "map" || type === "link" ? type : undefined;
+}
+
+/** Undefined when the descriptor is no map, program or link. */
+function identify(fd: number): Pinned | undefined {
+  const kind = kindOf(fd);
+  if (kind === "map") {
     const info = infoOf(fd, 88, "map");
-    return { kind: "map", id: idIn(info), name: fixedText(new Uint8Array(info, 24, 16)) };
+    return { kind, id: idIn(info), name: fixedText(new Uint8Array(info, 24, 16)) };
   }
-  if (type === "prog") {
+  if (kind === "program") {
     const info = infoOf(fd, 80, "program");
-    return { kind: "program", id: idIn(info), name: fixedText(new Uint8Array(info, 64, 16)) };
+    return { kind, id: idIn(info), name: fixedText(new Uint8Array(info, 64, 16)) };
   }
-  if (type !== "link") return undefined;
+  if (kind !== "link") return undefined;
   const info = infoOf(fd, 32, "link");
   return { kind: "link", id: idIn(info), name: programName(new Uint32Array(info)[2] ?? 0) };
 }

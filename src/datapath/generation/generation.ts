@@ -76,8 +76,11 @@ export class Generation {
         if (link) this.#links.set(hook, link);
       }
       // No program uses the names. Bind them to a program, so that a start finds them by it.
-      for (const program of programs.values())
-        for (const name of [...NAME_MAPS, ...AGENT_MAPS]) program.bind(tables.maps[name]);
+      for (const program of programs.values()) {
+        const held = new Set(program.mapIds());
+        for (const name of [...NAME_MAPS, ...AGENT_MAPS])
+          if (!held.has(tables.maps[name].info.id)) program.bind(tables.maps[name]);
+      }
     } catch (error) {
       for (const link of this.#links.values()) link.close();
       throw error;
@@ -109,8 +112,8 @@ export class Generation {
     const { done, failed } = repairPins(bpffs, pinFaults(bpffs));
     for (const line of done) log(line);
     if (failed.length > 0) throw new Error(failed.join("; "));
-    // The link was pinned at another hook's path.
-    for (const line of nameLinks(bpffs)) log(line);
+    // A link that lay at another hook's path is in aside/ now.
+    if (done.length > 0) for (const line of nameLinks(bpffs)) log(line);
     const opened = new OpenHandles();
     try {
       return Generation.#openWhole(bpffs, announce, log, code, preloaded, opened);

@@ -3,7 +3,7 @@ import { basename, join } from "node:path";
 import { listPins, unpin } from "../../kernel/bpffs.ts";
 import type { CgroupLink, Hook, LinkInfo } from "../../kernel/link.ts";
 import { BpfProgram } from "../../kernel/object.ts";
-import { pinnedAt } from "../../kernel/pinned.ts";
+import { type Pinned, pinnedAt } from "../../kernel/pinned.ts";
 import { ABI_ID } from "../tables/layout.gen.ts";
 import { ownLink } from "./pin-ownership.ts";
 import { completeFolders, generationFolder, isLayout, linkPin, tablePin, unfinishedFolders } from "./pins.ts";
@@ -35,7 +35,7 @@ export function generationsAt(bpffs: string): FoundGeneration[] {
   const orphans = new Set(running);
   const layouts = completeFolders(join(bpffs, "gen")).filter(isLayout);
   const found = layouts.map((abi): FoundGeneration => {
-    const own = running.filter((program) => belongsTo(bpffs, abi, program));
+    const own = running.filter(readersOf(bpffs, abi));
     for (const program of own) orphans.delete(program);
     return { abi, live: own.length > 0 };
   });
@@ -90,17 +90,32 @@ export function runningProgram(bpffs: string, hook: Hook): ProgramIds | undefine
   return { id: program.info.id, maps: program.mapIds() };
 }
 
-/** Whether a program reads the tables of a layout, by any of their pins or its own pin. */
-export function belongsTo(bpffs: string, abi: string, { id, maps }: ProgramIds): boolean {
-  const folder = generationFolder(bpffs, abi);
-  // Every layout has the first table.
-  return [
-    tablePin(folder, "settings"),
-    ...listPins(join(folder, "tables")),
-    ...listPins(join(folder, "programs")),
-  ].some((path) => {
-    const pinned = pinnedAt(path);
-    if (pinned?.kind === "map") return maps.includes(pinned.id);
-    return pinned?.kind === "program" && pinned.id === id;
-  });
+/**
+ * Tells of a program whether it reads the tables of a layout, by any of their pins or its own pin. Looks at each pin at most
+ * once, when the first program needs it.
+ */
+export function readersOf(bpffs: string, abi: string): (program: ProgramIds) => boolean {
+  const seen: Pinned[] = [];
+  const unseen = pinsOf(generationFolder(bpffs, abi));
+  return ({ id, maps }) => {
+    const isOf = ({ kind, id: pinned }: Pinned) =>
+      kind === "map" ? maps.includes(pinned) : kind === "program" && pinned === id;
+    if (seen.some(isOf)) return true;
+    for (let next = unseen.next(); !next.done; next = unseen.next()) {
+      seen.push(next.value);
+      if (isOf(next.value)) return true;
+    }
+    return false;
+  };
+}
+
+/** Every layout has the first table. */
+function* pinsOf(folder: string): Generator<Pinned, undefined> {
+  const first = tablePin(folder, "settings");
+  const found = pinnedAt(first);
+  if (found) yield found;
+  for (const path of [...listPins(join(folder, "tables")), ...listPins(join(folder, "programs"))]) {
+    const pinned = path === first ? undefined : pinnedAt(path);
+    if (pinned) yield pinned;
+  }
 }

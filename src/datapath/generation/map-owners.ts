@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { BpfMap, type MapInfo } from "../../kernel/maps.ts";
 import { ABI_ID } from "../tables/layout.gen.ts";
 import { GENERATION_MAPS, KEPT_MAPS, type MapName } from "../tables/tables.ts";
-import { belongsTo, generationsAt, type ProgramIds, runningProgram } from "./generations.ts";
+import { generationsAt, type ProgramIds, readersOf, runningProgram } from "./generations.ts";
 import { looksLike, ownProgram, ownTable } from "./pin-ownership.ts";
 import { completeFolders, generationFolder, HOOK_ORDER, keptPin, programFolder, tablePin } from "./pins.ts";
 
@@ -57,7 +57,7 @@ export function mapOwnersAt(bpffs: string): MapOwners {
   const all = [...running];
   for (const { abi } of generationsAt(bpffs)) all.push(...programsOf(bpffs, abi));
   const built = completeFolders(join(bpffs, "gen")).includes(ABI_ID);
-  return { all, own: built ? all.filter((program) => belongsTo(bpffs, ABI_ID, program)) : [], built };
+  return { all, own: built ? all.filter(readersOf(bpffs, ABI_ID)) : [], built };
 }
 
 /** The ids of the programs' maps by name. The first program wins. */

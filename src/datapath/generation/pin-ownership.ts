@@ -2,7 +2,7 @@
 import { CGROUP_LINK, CgroupLink, HOOKS, type Hook } from "../../kernel/link.ts";
 import { BpfMap } from "../../kernel/maps.ts";
 import { BpfProgram } from "../../kernel/object.ts";
-import { pinnedAt } from "../../kernel/pinned.ts";
+import { openPinned } from "../../kernel/pinned.ts";
 import { maps as LAYOUTS } from "../tables/layout.gen.ts";
 import type { MapName } from "../tables/tables.ts";
 
@@ -11,8 +11,8 @@ import type { MapName } from "../tables/tables.ts";
  * functions here, throws KernelError when the object can't be examined.
  */
 export function ownLink(path: string, hook?: Hook): CgroupLink | undefined {
-  if (pinnedAt(path)?.kind !== "link") return undefined;
-  return keepIf(CgroupLink.fromPin(path), (link) => isOwnLink(link, hook));
+  const fd = openPinned(path, "link");
+  return fd === undefined ? undefined : keepIf(CgroupLink.adopt(fd), (link) => isOwnLink(link, hook));
 }
 
 /** Whether a link of any kind runs a kmesh program at `hook`, or at any hook. Throws KernelError. */
@@ -25,15 +25,17 @@ export function isOwnLink(link: CgroupLink, hook?: Hook): boolean {
 
 /** The program, if it is kmesh's for `hook`. The caller closes it. */
 export function ownProgram(path: string, hook: Hook): BpfProgram | undefined {
-  if (pinnedAt(path)?.kind !== "program") return undefined;
-  return keepIf(BpfProgram.fromPin(path), (program) => isOwnProgram(program, hook));
+  const fd = openPinned(path, "program");
+  return fd === undefined
+    ? undefined
+    : keepIf(BpfProgram.adopt(fd), (program) => isOwnProgram(program, hook));
 }
 
 /** The map, if it has the layout of the table `name`. The caller closes it. */
 export function ownTable(path: string, name: MapName): BpfMap | undefined {
-  const pinned = pinnedAt(path);
-  if (pinned?.kind !== "map" || pinned.name !== name) return undefined;
-  return keepIf(BpfMap.fromPin(path), (map) => looksLike(map, name));
+  const fd = openPinned(path, "map");
+  if (fd === undefined) return undefined;
+  return keepIf(BpfMap.adopt(fd), (map) => map.info.name === name && looksLike(map, name));
 }
 
 /** Returns the object if it is kmesh's. Closes it otherwise, also after an error. */

@@ -7,13 +7,13 @@ import { lstatSync, mkdirSync, readdirSync, renameSync } from "node:fs";
 import { dirname, join, relative } from "node:path";
 import { reasonOf } from "../../errors/reason.ts";
 import { KernelError } from "../../kernel/error.ts";
-import type { Hook } from "../../kernel/link.ts";
+import { CgroupLink, HOOKS, type Hook } from "../../kernel/link.ts";
 import { BpfMap } from "../../kernel/maps.ts";
-import { formatPinned, type Pinned, pinnedAt } from "../../kernel/pinned.ts";
+import { formatPinned, openPinned, type Pinned, pinnedAt } from "../../kernel/pinned.ts";
 import { GENERATION_MAPS, isNameMap, KEPT_MAPS, type MapName } from "../tables/tables.ts";
 import { isAlive, type ProgramIds } from "./generations.ts";
 import { type MapOwners, mapOwnersAt, mapsOf } from "./map-owners.ts";
-import { ownLink, ownProgram, ownTable } from "./pin-ownership.ts";
+import { isOwnLink, ownLink, ownProgram, ownTable } from "./pin-ownership.ts";
 import {
   ASIDE,
   completeFolders,
@@ -148,10 +148,7 @@ export function nameLinks(bpffs: string): string[] {
   const folders = [join(bpffs, "links"), join(bpffs, ASIDE)];
   if (pinnedAt(join(bpffs, "links"))?.kind !== "folder") return done;
   const rename = (path: string): boolean => {
-    const hook = HOOK_ORDER.find((each) => {
-      using link = path === linkPin(bpffs, each) ? undefined : ownLink(path, each);
-      return link !== undefined && isAlive(link.info());
-    });
+    const hook = strayHook(bpffs, path);
     if (hook === undefined || pinnedAt(linkPin(bpffs, hook))) return false;
     renameSync(path, linkPin(bpffs, hook));
     done.push(`the link of ${hook} was called ${path}: it has its name again`);
@@ -160,6 +157,17 @@ export function nameLinks(bpffs: string): string[] {
   // Renaming one link may free the path of another.
   while (folders.flatMap(entries).some(rename));
   return done;
+}
+
+/** The hook of a living link of kmesh's that is not pinned at the hook's path. */
+function strayHook(bpffs: string, path: string): Hook | undefined {
+  const fd = openPinned(path, "link");
+  if (fd === undefined) return undefined;
+  using link = CgroupLink.adopt(fd);
+  const info = link.info();
+  const hook = HOOK_ORDER.find((each) => HOOKS[each] === info.attachType);
+  if (hook === undefined || path === linkPin(bpffs, hook) || !isAlive(info)) return undefined;
+  return isOwnLink(link, hook) ? hook : undefined;
 }
 
 function entries(folder: string): string[] {
