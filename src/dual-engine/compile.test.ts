@@ -460,8 +460,25 @@ describe("tunnels", () => {
     ]);
     fixture.push(pod("r1", { addresses: ["10.1.0.1"], network: "n2" })).remove("r2");
     expect(fixture.endpoints(A)).toEqual([]);
+    const gatewayTo = (network: string) =>
+      `istiod knows no gateway to ${network} (a Gateway with the label topology.istio.io/network: ${network} and a listener of protocol HBONE)`;
     expect(notes(fixture)).toEqual([
-      "not-enforced: 1 workload of another network is left out: no gateway there is known",
+      `refused: 1 workload of network n2 can't be reached: this machine is in n1, and ${gatewayTo("n2")}`,
+    ]);
+    // Others are reached.
+    fixture.push(
+      pod("r2", { addresses: ["10.1.0.2"], network: "n1" }),
+      pod("r3", { addresses: ["10.1.0.3"], network: "n3" }),
+      pod("r4", { addresses: ["10.1.0.4"], network: "n3" }),
+      pod("r5", { addresses: ["10.1.0.5"] }),
+    );
+    expect(fixture.endpoints(A)).toEqual(["10.1.0.2:8080"]);
+    expect(notes(fixture)).toEqual([
+      "not-enforced: 1 workload of network n2 can't be reached: this machine is in n1, and " +
+        gatewayTo("n2"),
+      "not-enforced: 1 workload of no network can't be reached: this machine is in n1",
+      "not-enforced: 2 workloads of network n3 can't be reached: this machine is in n1, and " +
+        gatewayTo("n3"),
     ]);
   });
 });

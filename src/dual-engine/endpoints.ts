@@ -46,7 +46,9 @@ export function serviceCluster(
     return { cluster: { ...bareCluster(name, service), kind: "passthrough" }, notes: [] };
   }
   const draft = new ClusterDraft();
-  const counts = { "no-tunnel": 0, "no-gateway": 0 };
+  let tunnelled = 0;
+  /** How many workloads are left out, by network. */
+  let apart: Map<string, number> | undefined;
   const behind = new Behind();
   const names = new Names(around);
   const sni = `outbound_.${port.port}_._.${record.host}`;
@@ -70,8 +72,11 @@ export function serviceCluster(
       );
     const carriage = isSidecar ? carriageOf(member, around, record.sans, sni, true) : last.carriage;
     const healthy = member.healthy || record.allowUnhealthy;
-    if (carriage.kind === "no-tunnel" || carriage.kind === "no-gateway") counts[carriage.kind]++;
-    else if (carriage.kind === "gateway") {
+    if (carriage.kind === "no-tunnel") tunnelled++;
+    else if (carriage.kind === "no-gateway") {
+      apart ??= new Map();
+      apart.set(profile.network, (apart.get(profile.network) ?? 0) + 1);
+    } else if (carriage.kind === "gateway") {
       if (healthy) behind.add(carriage.gateway, member, priority, record.sans);
     } else {
       if (carriage.kind === "plaintext-instead") draft.notes.push(PLAINTEXT);
@@ -89,10 +94,10 @@ export function serviceCluster(
   const empty = cluster.localities.length === 0;
   cluster.pending = empty && (names.waiting || names.unanswered);
   if (names.unanswered && !names.waiting) draft.notes.push(UNRESOLVED);
-  const left = counts["no-tunnel"];
-  if (left > 0) draft.notes.push(noTunnel(left, empty));
-  if (counts["no-gateway"] > 0) draft.notes.push(noGateway(counts["no-gateway"]));
-  if (empty && left > 0) return { cluster: refusing(name, service, "tls-required"), notes: draft.notes };
+  if (tunnelled > 0) draft.notes.push(noTunnel(tunnelled, empty));
+  for (const [network, count] of apart ?? [])
+    draft.notes.push(noGateway(network, count, around.here.network, empty));
+  if (empty && tunnelled > 0) return { cluster: refusing(name, service, "tls-required"), notes: draft.notes };
   return { cluster, notes: draft.notes };
 }
 
@@ -211,7 +216,14 @@ function noTunnel(count: number, all: boolean): Note {
   return note("refused", all ? text : `${text}: left out`);
 }
 
-function noGateway(count: number): Note {
-  const who = count === 1 ? "1 workload of another network is" : `${count} workloads of other networks are`;
-  return note("not-enforced", `${who} left out: no gateway there is known`);
+/** Gateways come from objects Gateway, with or without istiod's AMBIENT_ENABLE_MULTI_NETWORK. */
+function noGateway(network: string, count: number, here: string, all: boolean): Note {
+  const where = network === "" ? "no network" : `network ${network}`;
+  const who = `${count === 1 ? "1 workload" : `${count} workloads`} of ${where} can't be reached`;
+  const own = here === "" ? "this machine has no network (setting network)" : `this machine is in ${here}`;
+  const next =
+    network === ""
+      ? ""
+      : `, and istiod knows no gateway to ${network} (a Gateway with the label topology.istio.io/network: ${network} and a listener of protocol HBONE)`;
+  return note(all ? "refused" : "not-enforced", `${who}: ${own}${next}`);
 }
