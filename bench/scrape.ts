@@ -4,12 +4,13 @@
  * Each pair is a unit and a service with one endpoint that the unit connected to once. A scrape is GET /metrics over
  * loopback, less often than once in the second for which an answer is kept. Beside it `GET /healthz` of the same server: the
  * way there and back. CPU is the agent's, without what it uses when nobody scrapes: the last column, ms a second. The first scrape
- * makes the series' names and is apart.
+ * makes the series' names and is apart; the pause is the longest GET /healthz meanwhile, from another process: so long nothing
+ * else of the agent was done.
  */
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
-import { output, sleep } from "../test/lab/process.ts";
+import { eventually, OwnedProcess, output, sleep } from "../test/lab/process.ts";
 import { flagsOf } from "./flags.ts";
 import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
 import { cpuTime, figure, median, printTable, progress } from "./measure.ts";
@@ -50,6 +51,18 @@ for (let i = 0; i < Number(process.argv[1]); i++) {
 console.log(JSON.stringify({ times, ways, bytes }));
 `;
 
+/** Asks one after the other until it is killed, and says each that took longer than all before it. */
+const PROBE = `
+console.log("0");
+for (let longest = 0; ; ) {
+  const began = performance.now();
+  await (await fetch("http://127.0.0.1:15020/healthz", { proxy: "" })).text();
+  const took = performance.now() - began;
+  if (took > longest) console.log((longest = took).toFixed(1));
+  await new Promise((later) => setTimeout(later, 1));
+}
+`;
+
 const namespace = await NetworkNamespace.create("scr");
 let mesh: BenchMesh | undefined;
 await runAndClean(bench, async () => {
@@ -83,9 +96,20 @@ async function bench(): Promise<void> {
       const text = await output([process.execPath, "-e", SCRAPE, String(times)], place);
       return JSON.parse(text) as { times: number[]; ways: number[]; bytes: number };
     };
+    const log = join(mesh.folder, "probe");
+    const probe = new OwnedProcess({
+      name: "probe",
+      log,
+      command: [process.execPath, "-e", PROBE],
+      netns: namespace.path,
+    });
+    const said = () => readFileSync(log, "utf8").trim().split("\n").map(Number);
+    await eventually("the probe has begun", async () => said().length > 1);
     const {
       times: [first = 0],
     } = await scrape(1);
+    await probe.stop("SIGKILL");
+    const pause = Math.max(...said());
     const before = cpuTime(mesh.agent.pid);
     const began = performance.now();
     const { times, ways, bytes } = await scrape(Number(flags.scrapes));
@@ -95,6 +119,7 @@ async function bench(): Promise<void> {
     rows.push([
       pairs,
       first,
+      pause,
       Math.min(...times),
       median(times),
       Math.max(...times),
@@ -108,7 +133,7 @@ async function bench(): Promise<void> {
   }
   console.log("a scrape, ms:");
   printTable(
-    ["pairs", "first", "best", "median", "worst", "limit", "CPU", "/healthz", "KB", "idle"],
+    ["pairs", "first", "pause", "best", "median", "worst", "limit", "CPU", "/healthz", "KB", "idle"],
     rows.map((row) => row.map((cell) => (typeof cell === "number" ? figure(cell) : cell))),
   );
 }

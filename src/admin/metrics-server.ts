@@ -8,7 +8,10 @@ import { PART } from "../telemetry/metrics/exposition.ts";
 import { acceptsGzip, gzipped } from "../telemetry/metrics/gzip.ts";
 
 export interface MetricsAnswers {
-  /** The content type and the body, for an Accept header. A part is made when it is taken, and valid until the next one is. */
+  /**
+   * The content type and the body, for an Accept header. A part is made when it is taken, and valid until the next one is. An
+   * empty one says that something else may be done before the next.
+   */
   metrics(accept: string | undefined): { type: string; parts: Iterable<Uint8Array> };
   /** Undefined when ready, else one sentence with the reason. */
   unready(): string | undefined;
@@ -139,8 +142,10 @@ class Body {
     await new Promise(setImmediate);
     let since = performance.now();
     for (const part of parts) {
-      this.#parts.push(this.#keep(part));
-      this.#wake();
+      if (part.length > 0) {
+        this.#parts.push(this.#keep(part));
+        this.#wake();
+      }
       if (performance.now() - since < SLICE) continue;
       await new Promise(setImmediate);
       since = performance.now();

@@ -17,10 +17,11 @@ import { version } from "../runtime/version.ts";
 import { AccessLog } from "../telemetry/access-log/access-log.ts";
 import type { LogRecord } from "../telemetry/access-log/record.ts";
 import { MOST_EDGES } from "../telemetry/history.ts";
-import { chooseFormat, expose } from "../telemetry/metrics/exposition.ts";
+import { chooseFormat } from "../telemetry/metrics/exposition.ts";
 import type { SelfLabels } from "../telemetry/metrics/istio-labels.ts";
 import { istioFamilies } from "../telemetry/metrics/istio-metrics.ts";
 import { type AgentNumbers, kmeshFamilies } from "../telemetry/metrics/kmesh-metrics.ts";
+import { Scrape } from "../telemetry/metrics/scrape.ts";
 import { Tally } from "../telemetry/metrics/tally.ts";
 import { tunnelFamilies } from "../telemetry/metrics/tunnel-metrics.ts";
 import type { EdgeHistory, EdgesDocument, Machine } from "../telemetry/model.ts";
@@ -31,6 +32,7 @@ import type { TunnelStatus } from "../tunnel/process/status-file.ts";
 
 /** Seconds of a document when nobody says how many. */
 const WINDOW = 300;
+const ANOTHER_AGENT = "another agent has the tables";
 
 export interface TelemetryOptions {
   config: Config;
@@ -55,6 +57,8 @@ export class Telemetry {
   #config: Config;
   #traffic: Traffic | undefined;
   #tally: Tally | undefined;
+  /** The last one, which may still use the tally. */
+  #scrape: Scrape | undefined;
   #accessLog: AccessLog | undefined;
   #server: MetricsServer | undefined;
   #retry: ReturnType<typeof setTimeout> | undefined;
@@ -129,8 +133,10 @@ export class Telemetry {
 
   /** Another agent is about to have them. The kernel counts on. */
   close(): void {
+    this.#scrape?.stop(new Error(ANOTHER_AGENT));
     this.#accessLog?.close();
     this.#traffic?.close();
+    this.#scrape = undefined;
     this.#accessLog = undefined;
     this.#traffic = undefined;
     this.#tally = undefined;
@@ -197,28 +203,33 @@ export class Telemetry {
 
   /** Follows connections as they end. Gives how to stop. */
   follow(listener: (record: LogRecord) => void): () => void {
-    if (!this.#accessLog) throw new Error("another agent has the tables");
+    if (!this.#accessLog) throw new Error(ANOTHER_AGENT);
     return this.#accessLog.follow(listener);
   }
 
-  /** All numbers are of one moment, the present; each part is written when it is taken, and valid until the next one is. Throws KernelError. */
+  /** All numbers are of one moment; the parts are as Scrape.parts gives them. Throws KernelError. */
   metrics(accept: string | undefined): { type: string; parts: Iterable<Uint8Array> } {
     const type = chooseFormat(accept);
     const traffic = this.#open;
     const tally = this.#tally;
-    if (!tally) throw new Error("another agent has the tables");
-    const rows = traffic.readRows();
-    tally.take(rows);
-    const families = [
-      ...istioFamilies(tally, version),
-      ...kmeshFamilies(tally, rows, traffic.counting, { version, ...this.#options.numbers() }),
-      ...tunnelFamilies(this.#options.tunnels()),
-    ];
-    return { type, parts: expose(families, type) };
+    if (!tally) throw new Error(ANOTHER_AGENT);
+    this.#scrape?.finish();
+    const scrape = new Scrape({
+      tally,
+      revision: () => traffic.labels.revision,
+      read: () => traffic.readRows(),
+      families: (rows) => [
+        ...istioFamilies(tally, version),
+        ...kmeshFamilies(tally, rows, traffic.counting, { version, ...this.#options.numbers() }),
+        ...tunnelFamilies(this.#options.tunnels()),
+      ],
+    });
+    this.#scrape = scrape;
+    return { type, parts: scrape.parts(type) };
   }
 
   get #open(): Traffic {
-    if (!this.#traffic) throw new Error("another agent has the tables");
+    if (!this.#traffic) throw new Error(ANOTHER_AGENT);
     return this.#traffic;
   }
 

@@ -11,6 +11,7 @@ test("parts become one stream, also when their memory is used again", () => {
       part.fill(65 + round);
       whole.push(part.slice());
       yield part;
+      yield new Uint8Array();
     }
   }
   const stream = Buffer.concat([...gzipped(parts())]);

@@ -7,12 +7,16 @@ const HEADER = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
 const LAST_BLOCK = [3, 0];
 const OPTIONS = { level: constants.Z_BEST_SPEED, finishFlush: constants.Z_SYNC_FLUSH };
 
-/** One gzip stream of all `parts`. Each part is used before the next one is taken. */
+/** One gzip stream of all `parts`. Each part is used before the next one is taken. An empty one is given on as it is. */
 export function* gzipped(parts: Iterable<Uint8Array>): Generator<Uint8Array> {
   let checksum = 0;
   let length = 0;
   yield Uint8Array.from(HEADER);
   for (const part of parts) {
+    if (part.length === 0) {
+      yield part;
+      continue;
+    }
     checksum = crc32(part, checksum);
     length += part.length;
     yield deflateRawSync(part, OPTIONS);

@@ -1,12 +1,13 @@
-import { expect, test } from "bun:test";
+import { describe, expect, test } from "bun:test";
 import * as layout from "../../datapath/tables/layout.gen.ts";
 import { parseAddress } from "../../mesh/address.ts";
 import { Columns, type Rows, RowTable } from "../counters/row-table.ts";
 import { type Counters, encodeCounters, type FlowKey, noCounters, viewOf } from "../counters/rows.ts";
 import type { Sources } from "../counters/sources.ts";
 import type { Labels } from "../labels.ts";
-import { type LabelSet, labelSet } from "./exposition.ts";
+import { type LabelSet, labelSet, TEXT } from "./exposition.ts";
 import { istioFamilies } from "./istio-metrics.ts";
+import { Scrape } from "./scrape.ts";
 import { MOST_PAIRS, OTHER, Tally } from "./tally.ts";
 
 const self = {
@@ -300,4 +301,90 @@ test("a scrape counts anew, and names that change move to their own series", () 
     ["ledger-v2", "-", 5],
     ["ledger-v2", "UF", 0],
   ]);
+});
+
+describe("a scrape in pieces", () => {
+  let revision = 0;
+  let version = "v1";
+  const names = {
+    service: (id: number) => `svc-${id}:80`,
+    workload: (id: number) => `w${id}-${version};ns;w${id};;K`,
+    get revision() {
+      return revision;
+    },
+  } as unknown as Labels;
+  const rows = (opened: number) =>
+    reading(
+      Array.from({ length: 300 }, (_, i): [FlowKey, Counters] => [
+        key({ endpoint: i }),
+        counters({ opened }, [1]),
+      ]),
+    );
+  const scrapes = () => {
+    const own = tally(names);
+    let reads = 0;
+    const scrape = (opened: number) =>
+      new Scrape({
+        tally: own,
+        revision: () => revision,
+        read: () => {
+          reads++;
+          return rows(opened);
+        },
+        families: () => istioFamilies(own, "1"),
+      });
+    return { scrape, reads: () => reads };
+  };
+  const textOf = (parts: Iterable<Uint8Array>) => {
+    let text = "";
+    for (const part of parts) text += Buffer.from(part).toString();
+    return text;
+  };
+  const openedOf = (text: string) =>
+    [...text.matchAll(/^istio_tcp_connections_opened_total\{.*\} (\d+)$/gm)].map(([, value]) =>
+      Number(value),
+    );
+
+  test("each of two at a time has its own numbers", () => {
+    const { scrape } = scrapes();
+    const first = scrape(3);
+    const parts = first.parts(TEXT);
+    expect(parts.next().value).toHaveLength(0);
+    first.finish();
+    const second = scrape(5);
+    const other = second.parts(TEXT);
+    other.next();
+    expect(openedOf(textOf(parts))).toEqual(Array(300).fill(3));
+    expect(openedOf(textOf(other))).toEqual(Array(300).fill(5));
+  });
+
+  test("names that change meanwhile are asked for again, and pushes that never end do not stop it", () => {
+    const { scrape, reads } = scrapes();
+    const parts = scrape(4).parts(TEXT);
+    parts.next();
+    version = "v2";
+    revision++;
+    const text = textOf(parts);
+    expect(text).not.toContain("-v1");
+    expect([openedOf(text).length, reads()]).toEqual([300, 2]);
+    let more = "";
+    for (const part of scrape(4).parts(TEXT)) {
+      more += Buffer.from(part).toString();
+      revision++;
+    }
+    expect([openedOf(more).length, reads()]).toEqual([300, 2 + 3]);
+  });
+
+  test("one that is stopped fails, unless it has its numbers", () => {
+    const { scrape } = scrapes();
+    const stopped = scrape(1);
+    const parts = stopped.parts(TEXT);
+    parts.next();
+    stopped.stop(new Error("another agent has the tables"));
+    expect(() => textOf(parts)).toThrow("another agent has the tables");
+    const ended = scrape(1);
+    ended.finish();
+    ended.stop(new Error("too late"));
+    expect(openedOf(textOf(ended.parts(TEXT)))).toHaveLength(300);
+  });
 });

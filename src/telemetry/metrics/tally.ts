@@ -29,6 +29,8 @@ const END = layout.enums.flow_end;
 const ENDS = ROW.ends.count;
 /** Above the ids of endpoints in a key of two numbers. */
 const ENDPOINTS = 2 ** 26;
+/** Rows of a piece: with names that are new, some milliseconds. */
+const PIECE = 64;
 
 /** Series with numbers; the index is the series'. */
 export class Series<Field extends string> {
@@ -143,14 +145,26 @@ export class Tally {
 
   /** The totals of these rows are what the members have, until the next call. */
   take(rows: Rows): void {
+    for (const _ of this.pieces(rows));
+  }
+
+  /** The same in pieces: the members are right when the last one was taken, if names have not changed meanwhile. */
+  *pieces(rows: Rows): Generator<undefined, void> {
     this.#refresh();
     this.istio.clear();
     this.pairs.clear();
     this.refused.clear();
     this.histograms.clear();
-    for (let row = 0; row < rows.out.count; row++) this.#addOut(rows.out, row);
-    for (let row = 0; row < rows.in.count; row++) this.#addIn(rows.in, row);
-    for (const { source, direction, service, workload, counters } of rows.retired) {
+    for (let row = 0; row < rows.out.count; row++) {
+      this.#addOut(rows.out, row);
+      if (row % PIECE === PIECE - 1) yield;
+    }
+    for (let row = 0; row < rows.in.count; row++) {
+      this.#addIn(rows.in, row);
+      if (row % PIECE === PIECE - 1) yield;
+    }
+    for (const [row, { source, direction, service, workload, counters }] of rows.retired.entries()) {
+      if (row % PIECE === PIECE - 1) yield;
       const name = service === "" ? undefined : service;
       if (direction === "out") {
         this.#addCounters(name, workload, counters);
