@@ -1,6 +1,7 @@
 import { describe, expect, test } from "bun:test";
 import { Random } from "../../../test/lab/random.ts";
 import { MalformedResource } from "../../istiod/stream/sink.ts";
+import { WorkloadIndex } from "../../mesh/workload.ts";
 import { endpoints, type GivenLocality, loadAssignment } from "../testdata/resources.ts";
 import { flattenEndpoints, readAssignment } from "./endpoint.ts";
 import { envoy } from "./envoy.gen.js";
@@ -135,6 +136,22 @@ describe("endpoints", () => {
     const record = flattenEndpoints(NAME, encode({ endpoints: [{ lbEndpoints: [internal, pipe] }] }), false);
     expect(plain(record.localities)).toEqual([]);
     expect(record.notes.length).toBe(1);
+  });
+
+  test("an endpoint's workload is found by its address, also when it is reached by HBONE", () => {
+    const internal = (endpointId: string) => ({
+      endpoint: {
+        address: { envoyInternalAddress: { serverListenerName: "connect_originate", endpointId } },
+      },
+      metadata: { filterMetadata: { istio: { fields: { workload: { stringValue: "web;shop;web;;K" } } } } },
+    });
+    const lbEndpoints = [internal("10.0.0.1:8080"), internal("[fd00::1]:8081")];
+    const workloads = new WorkloadIndex();
+    flattenEndpoints(NAME, encode({ endpoints: [{ lbEndpoints }] }), false, workloads, true);
+    for (const address of ["10.0.0.1", "fd00::1"])
+      expect(workloads.findHost(address)).toBe("web;shop;web;;K");
+    expect(workloads.find("10.0.0.1", 8080)).toBe("web;shop;web;;K");
+    expect(workloads.portsOf(["10.0.0.1"])).toEqual([8080]);
   });
 
   test("loopback endpoints are endpoints", () => {

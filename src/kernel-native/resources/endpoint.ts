@@ -4,7 +4,7 @@
  */
 import protobuf, { type Reader } from "protobufjs/minimal.js";
 import { MalformedResource } from "../../istiod/stream/sink.ts";
-import { canonicalAddress, formatV4, parseV4Bytes } from "../../mesh/address.ts";
+import { canonicalAddress, formatV4, parseV4, parseV4Bytes } from "../../mesh/address.ts";
 import { EndpointBuffer } from "../../mesh/endpoint-list.ts";
 import { compareLocalities } from "../../mesh/locality.ts";
 import type { Locality, Note } from "../../mesh/model.ts";
@@ -348,7 +348,9 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
     read.unreachable++;
     return;
   }
-  const literal = typeof address === "number" ? address : canonicalAddress(address);
+  // An IPv4 address is a number, however it was given: maps have it by that.
+  const canonical = typeof address === "number" ? address : canonicalAddress(address);
+  const literal = typeof canonical === "string" ? (parseV4(canonical) ?? canonical) : canonical;
   if (literal === undefined) {
     throw new MalformedResource(
       resource,
