@@ -9,6 +9,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "include/carried.h"
 #include "include/flow.h"
 #include "include/served.h"
 #include "include/socket.h"
@@ -283,8 +284,10 @@ int see_accepted(struct bpf_iter__tcp *ctx)
 {
 	struct traffic *set = traffic_settings();
 	struct sock_common *common = ctx->sk_common;
+	struct caller_key tunnel = {};
 	struct accepted_flow *flow;
 	struct tcp_sock *tcp;
+	struct address remote;
 	struct sock *sk;
 	__be16 port;
 
@@ -298,14 +301,17 @@ int see_accepted(struct bpf_iter__tcp *ctx)
 	port = ((struct inet_sock *)tcp)->inet_sport;
 	if (!is_served(port) || is_kernel_socket(sk) || !is_held(sk))
 		return 0;
-	if (bpf_sk_storage_get(&sockets, tcp, NULL, 0) || bpf_sk_storage_get(&accepted, tcp, NULL, 0))
+	if (bpf_sk_storage_get(&sockets, tcp, NULL, 0) || bpf_sk_storage_get(&accepted, tcp, NULL, 0) || is_tunnels(tcp))
 		return 0;
+	remote = remote_address(sk);
+	if (is_own_address(sk, &remote))
+		find_carried(sk, port, &tunnel, &remote);
 	flow = bpf_sk_storage_get(&accepted, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!flow)
 		return 0;
 	flow->progress.since_ns = bpf_ktime_get_ns();
 	flow->progress.source = accepting_source(sk);
-	flow->remote = remote_address(sk);
+	flow->remote = remote;
 	flow->port = port;
 	/* A full barrier between the storage and the look at the socket's file. */
 	exchange(&flow->version, 0, 1);

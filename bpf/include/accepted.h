@@ -5,8 +5,10 @@
  * Counts connections that this machine accepted, at their end. No hook sees their beginning: a table of served ports tells
  * them, and `accepted` those that the agent's walk has seen.
  */
+#include "carried.h"
 #include "flow-end.h"
 #include "served.h"
+#include "socket.h"
 #include "walk.h"
 
 static __always_inline bool is_in_governed_netns(struct bpf_sock *ctx)
@@ -44,8 +46,10 @@ __noinline int count_accepted(struct bpf_sock *ctx, __u32 tcp_state)
 	struct flow_sum sum = {};
 	/* No constant of its own: that would be a map. */
 	struct flow_key key = {};
+	struct caller_key tunnel = {};
 	__u32 before = FLOW_NONE;
 	struct flow_row *row;
+	bool is_carried;
 	__u64 now;
 
 	if (!set || tcp_state == BPF_TCP_LISTEN || tcp_state == BPF_TCP_SYN_SENT)
@@ -61,15 +65,18 @@ __noinline int count_accepted(struct bpf_sock *ctx, __u32 tcp_state)
 	key.protocol = IPPROTO_TCP;
 	if (before == FLOW_NONE) {
 		key.port = local_port(sk);
-		if (!(set->flags & TRAFFIC_SERVED) || !is_served(key.port) || !is_in_governed_netns(ctx))
+		if (!(set->flags & TRAFFIC_SERVED) || !is_served(key.port) || is_tunnels(ctx) ||
+		    !is_in_governed_netns(ctx))
 			return 0;
 		key.source = current_source();
-		key.remote = remote_address(sk);
 	} else {
 		key.port = flow->port;
 		key.source = flow->progress.source;
-		key.remote = flow->remote;
 	}
+	key.remote = remote_address(sk);
+	is_carried = is_own_address(sk, &key.remote) && find_carried(sk, key.port, &tunnel, &key.remote);
+	if (flow && before != FLOW_NONE)
+		key.remote = flow->remote;
 	read_facts(sk, &facts);
 	if (!facts.max_window)
 		return 0;
@@ -92,5 +99,8 @@ __noinline int count_accepted(struct bpf_sock *ctx, __u32 tcp_state)
 	}
 	if (set->flags & TRAFFIC_LOG)
 		log_end(set, &key, &sum, NULL, now);
+	/* Only now: an agent that finds neither entry nor row forgets the caller's name. */
+	if (is_carried)
+		bpf_map_delete_elem(&carried, &tunnel);
 	return 0;
 }

@@ -55,7 +55,10 @@ struct sock_common {
 	unsigned char skc_ipv6only : 1;
 	unsigned long skc_flags;
 	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
 	struct in6_addr___kernel skc_v6_daddr;
+	struct in6_addr___kernel skc_v6_rcv_saddr;
 };
 
 struct user_id {

@@ -58,11 +58,28 @@ const RETRY_MS = 500;
 /** The tables grow and are replaced meanwhile: before a failure is recorded, those that were opened so long ago are again. */
 const BALANCE_MS = 10_000;
 
+export interface CallerMaps {
+  callers: BpfMap;
+  /** Absent in tables of an earlier version: traffic is then not counted for callers. */
+  counted?: { carried: BpfMap; peers: BpfMap; sockets: BpfMap; served: BpfMap };
+}
+
+function callerMaps(maps: ReadonlyMap<MapName, BpfMap>): CallerMaps | undefined {
+  const callers = maps.get("callers");
+  const carried = maps.get("carried");
+  const peers = maps.get("peers");
+  const sockets = maps.get("tunnel_sockets");
+  const served = maps.get("served_ports");
+  if (!callers) return undefined;
+  const isWhole = carried && peers && sockets && served;
+  return { callers, ...(isWhole && { counted: { carried, peers, sockets, served } }) };
+}
+
 export class TunnelTargetReader {
   readonly #bpffs: string;
   #tables: Record<Name, ChunkedTable> | undefined;
   #balance: BalanceTables | undefined;
-  #callers: BpfMap | undefined;
+  #callers: CallerMaps | undefined;
   #maps: BpfMap[] = [];
   /** Identifies the pin of `tunnel_targets`. Another value means other tables. */
   #inode: number | undefined;
@@ -123,9 +140,12 @@ export class TunnelTargetReader {
     );
   }
 
-  /** The map of callers.ts; undefined while it is not there. It is the reader's: do not keep it. */
-  callers(): BpfMap | undefined {
+  /** The maps of callers.ts; undefined while they are not there. They are the reader's: do not keep them. */
+  callers(): CallerMaps | undefined {
     this.#follow();
+    // An agent that is upgraded adds maps to the tables that there are.
+    if (this.#callers && !this.#callers.counted && performance.now() - this.#triedAt >= BALANCE_MS)
+      this.#open();
     return this.#callers;
   }
 
@@ -205,7 +225,7 @@ export class TunnelTargetReader {
     this.close();
     this.#tables = opened as Record<Name, ChunkedTable>;
     this.#balance = this.#openBalance(maps, this.#tables);
-    this.#callers = maps.get("callers");
+    this.#callers = callerMaps(maps);
     this.#maps = [...maps.values()];
     const inode = this.#pinned();
     const isOther = inode === undefined || inode !== this.#inode;

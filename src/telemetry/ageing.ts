@@ -46,6 +46,7 @@ export class Ageing {
     if (out.count > room.rows * FULL || callers.count > room.callers * FULL) return true;
     if (names > source_names.info.maxEntries * FULL || latency.count > latency_rows.info.maxEntries * FULL)
       return true;
+    if (this.#maps.peers.entries().count > this.#maps.peers.info.maxEntries * FULL) return true;
     if (isAnyRetiring(out) || isAnyRetiring(callers)) return true;
     for (let at = 0; at < this.#words.length; at += 2)
       if (this.#words[at] === UNNAMED && ((this.#words[at + 1] ?? 0) & 0xffff) === 0) return true;
@@ -60,6 +61,7 @@ export class Ageing {
     gone += this.#ageRows(others, reading.room.rows);
     gone += this.#ageSources(reading.rows);
     gone += this.#ageLatency(reading);
+    gone += this.#agePeers();
     // An earlier agent may have died between the mark and its removal.
     if (reading.rows.some(({ isRetiring }) => isRetiring)) this.#retirement.unmark();
     return gone;
@@ -109,6 +111,45 @@ export class Ageing {
     });
   }
 
+  /**
+   * Removes callers that neither a row nor a connection has. A tunnel names a caller in `carried` before it inserts it in
+   * `peers`, and the kernel makes a row before it removes the former. So `carried` is read first; and what a tunnel named
+   * between that look and the removal is inserted again.
+   */
+  #agePeers(): number {
+    const { peers } = this.#maps;
+    const { size } = layout.address;
+    if (peers.entries().count <= peers.info.maxEntries * FULL) return 0;
+    const named = this.#namedPeers();
+    const { keys, values, count } = peers.entries();
+    const removed = new Map<string, { key: Uint8Array; value: Uint8Array }>();
+    for (let i = 0; i < count; i++) {
+      const key = keys.slice(i * size, (i + 1) * size);
+      const id = hexOf(key);
+      if (named.has(id)) continue;
+      removed.set(id, { key, value: values.slice(i * layout.peer.size, (i + 1) * layout.peer.size) });
+      peers.delete(key);
+    }
+    for (const id of this.#namedPeers()) {
+      const again = removed.get(id);
+      if (again && removed.delete(id)) peers.update(again.key, again.value);
+    }
+    return removed.size;
+  }
+
+  /** The keys in `carried` and in inbound rows. */
+  #namedPeers(): Set<string> {
+    const { carried, caller_rows } = this.#maps;
+    const named = new Set<string>();
+    const { values, count } = carried.entries();
+    for (let i = 0; i < count; i++) named.add(remoteAt(values, i * layout.carried.size));
+    const rows = caller_rows.entries();
+    const { remote } = layout.flow_key.fields;
+    for (let i = 0; i < rows.count; i++)
+      named.add(remoteAt(rows.keys, i * layout.flow_key.size + remote.offset));
+    return named;
+  }
+
   /** Removes histograms of pairs without a row. */
   #ageLatency({ rows, latency }: Reading): number {
     if (latency.length <= this.#maps.latency_rows.info.maxEntries * FULL) return 0;
@@ -141,6 +182,14 @@ export class Ageing {
     }
     return dropped;
   }
+}
+
+function remoteAt(bytes: Uint8Array, at: number): string {
+  return hexOf(bytes.subarray(at, at + layout.address.size));
+}
+
+function hexOf(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).toString("hex");
 }
 
 function isAnyRetiring(rows: RowTable): boolean {

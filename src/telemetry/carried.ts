@@ -1,8 +1,9 @@
 /**
- * How the tunnel carries connections to an endpoint, as the sixth member of the text that names the endpoint's workload:
+ * How the tunnel carries connections to an endpoint, or of a caller, as the sixth member of the text that names the workload:
  * "workload;namespace;canonical service;revision;cluster;hbone spiffe://...". So it is kept, summed and labelled with the
  * workload. The principal is the one that the transport demands: the tunnel carries nothing to another one. It is not what a
- * peer has shown, since a series must not change its labels with the first handshake.
+ * peer has shown, since a series must not change its labels with the first handshake. Of a caller it is what it has proved: each identity has a
+ * row of its own (src/datapath/peers.ts).
  */
 import type { SanMatch, Transport } from "../mesh/transport.ts";
 import type { Carried } from "./model.ts";

@@ -25,6 +25,7 @@ const labels = {
     id === 9 ? undefined : { address: id % 2 ? `10.0.0.${id >> 1}` : "fd00::1", port: 8080 },
   workload: () => "",
   caller: () => "",
+  callerAddress: (remote: string) => remote,
   ejectedUntil: () => 0,
 } as unknown as Labels;
 const sources = {

@@ -106,7 +106,8 @@ export class EdgeTotals {
   #addIn(rows: RowTable, row: number): void {
     if (rows.direction(row) !== FLOW_IN) return;
     const to = this.#unit(rows.source(row));
-    this.#addRow(rows, row, this.#edge(edgeId(callerId(rows.remote(row)), to, rows.port(row))));
+    const from = callerId(this.#labels.callerAddress(rows.remote(row)));
+    this.#addRow(rows, row, this.#edge(edgeId(from, to, rows.port(row))));
   }
 
   #addRetired({ source, direction, service: name, workload, counters }: RetiredRow): void {

@@ -5,6 +5,7 @@
 
 import { type EndpointAddress, readEndpoint } from "../datapath/mesh-tables/endpoint-table.ts";
 import { readPeer, readTransport } from "../datapath/mesh-tables/tunnel-targets.ts";
+import { findPeer, isPeerKey, type Peer } from "../datapath/peers.ts";
 import * as layout from "../datapath/tables/layout.gen.ts";
 import { nameOf } from "../datapath/tables/names.ts";
 import type { Tables } from "../datapath/tables/tables.ts";
@@ -23,6 +24,8 @@ type Kind = keyof typeof KINDS;
 const ROOM = layout.label.size - 1;
 const LITTLE = new Uint8Array(new Uint32Array([1]).buffer)[0] === 1;
 const USED = layout.endpoint.fields.used.offset;
+/** Callers in the cache: as many as have an entry in the kernel, and as many that had one. */
+const MOST_PEERS = 2 * layout.maps.peers.maxEntries;
 
 export class Labels {
   readonly #tables: Tables;
@@ -33,6 +36,8 @@ export class Labels {
   /** A cache by id, because a scrape needs ten thousand. `changed` invalidates it. */
   readonly #services = new Map<number, string>();
   readonly #endpoints = new Map<number, Endpoint>();
+  /** Callers by mutual TLS by their keys. A key stands for the same caller forever. */
+  readonly #peers = new Map<string, Peer>();
 
   #changes = 0;
 
@@ -110,9 +115,27 @@ export class Labels {
     return this.#keep("endpoint", id, whole) ?? "";
   }
 
-  /** The same for a caller, by its address. */
-  caller(address: string): string {
-    return this.#workloads?.findHost(address) ?? "";
+  /** The same for a caller, by the text of what stands for it in an inbound row. */
+  caller(remote: string): string {
+    const { address, text } = this.#peer(remote);
+    const workload = this.#workloads?.findHost(address) ?? "";
+    return text === "" ? workload : workloadText(workload, text);
+  }
+
+  /** The address of that caller; "::" of those that found no room. */
+  callerAddress(remote: string): string {
+    return this.#peer(remote).address;
+  }
+
+  #peer(remote: string): Peer {
+    if (!isPeerKey(remote)) return { address: remote, text: "" };
+    const known = this.#peers.get(remote);
+    if (known) return known;
+    const peer = findPeer(this.#tables.maps.peers, remote);
+    if (peer.text === "") return peer;
+    if (this.#peers.size >= MOST_PEERS) this.#peers.clear();
+    this.#peers.set(remote, peer);
+    return peer;
   }
 
   /** Nanoseconds of the monotonic clock until which the endpoint is ejected; 0 when it never was. */

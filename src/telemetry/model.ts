@@ -160,7 +160,7 @@ export interface Edge {
   recent: EdgeCounters;
   /** In merged documents: what the other end of an "endpoint" edge counted of it within the window. */
   peer?: EdgeCounters;
-  /** Of "endpoint" and "call": how `kmesh tunnel` carries its connections; absent when they go as the app sends them. */
+  /** How `kmesh tunnel` carries its connections; absent when they go, or come, as an app sends them. Not of "passed". */
   carried?: Carried;
   /** Open now. Accepted ones are found within about five seconds; before Linux 5.12 not at all: 0. */
   live: number;
@@ -182,7 +182,7 @@ export interface Edge {
 }
 
 /**
- * Of an endpoint, by the newest of its connections. Of "call" it is there when it is so of each endpoint in use; `principal`
+ * Of "endpoint" and "inbound", by the newest of its connections. Of "call" it is there when it is so of each endpoint in use; `principal`
  * is "" where they differ.
  */
 export interface Carried {
@@ -193,7 +193,7 @@ export interface Carried {
   by: "istio" | "hbone" | "tls" | "proxy-protocol";
   /** Whether both ends prove an identity of the mesh. */
   mutualTls: boolean;
-  /** The SPIFFE id that the peer's certificate must have; "" when several are right. */
+  /** The SPIFFE id that the peer's certificate must have, or of "inbound" had; "" when several are right, or it is not known. */
   principal: string;
 }
 

@@ -10,6 +10,7 @@ const labels = {
   endpoint: (id: number) => ({ address: `10.0.0.${id}`, port: 8080 }),
   workload: () => "",
   caller: () => "",
+  callerAddress: (remote: string) => remote,
   ejectedUntil: () => 0,
 } as unknown as Labels;
 const sources = { of: (id: number) => ({ kind: "unit", name: `app-${id}.service` }) } as unknown as Sources;
@@ -92,4 +93,31 @@ test("an edge is carried as its newest connections are, a call as all of its end
   const mixed = sum(row("out", 1, 1, 1), row("out", 1, 1, 3));
   expect(mixed["endpoint:10.0.0.3:8080"]).toBeUndefined();
   expect(mixed[call]).toBeUndefined();
+});
+
+test("a caller's rows with and without mutual TLS are one edge, which comes as the newest does", () => {
+  const texts: Record<string, string> = { "ff00::5": "web;shop;web;;K;istio spiffe://m/ns/shop/sa/web" };
+  const named = {
+    ...labels,
+    caller: (remote: string) => texts[remote] ?? "web;shop;web;;K",
+    callerAddress: (remote: string) => ({ "ff00::5": "10.0.9.9", "ff00::1": "::" })[remote] ?? remote,
+  } as unknown as Labels;
+  const from = (remote: string, usedNs: number): FlowRow => {
+    const plain = row("in", 1, 0, 0);
+    return { ...plain, key: { ...plain.key, remote, port: 80 }, usedNs };
+  };
+  const sum = (...rows: FlowRow[]) => {
+    const empty = { retired: [], latency: [], other: { out: noCounters(), in: noCounters() } };
+    return sumUp({ atNs: 0, wall: 0, rows, ...empty, room: { rows: 8, callers: 8 } }, sources, named);
+  };
+  const edge = "caller:10.0.9.9 -> unit:app-1.service port 80";
+  const proved = sum(from("10.0.9.9", 1), from("ff00::5", 2));
+  expect([...proved.edges.keys()]).toEqual([edge]);
+  expect(proved.edges.get(edge)).toMatchObject({
+    counters: { sent: 14 },
+    carried: { by: "istio", mutualTls: true, principal: "spiffe://m/ns/shop/sa/web" },
+  });
+  expect(proved.nodes.get("caller:10.0.9.9")).toMatchObject({ name: "web", address: "10.0.9.9" });
+  expect(sum(from("10.0.9.9", 3), from("ff00::5", 2)).edges.get(edge)?.carried).toBeUndefined();
+  expect(sum(from("ff00::1", 1)).nodes.get("caller:other")).toMatchObject({ address: "" });
 });

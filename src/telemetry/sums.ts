@@ -34,8 +34,9 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
     const { key } = row;
     const unit = unitNode(sums, sources.of(key.source));
     if (key.direction === "in") {
-      const caller = callerNode(sums, key.remote, labels.caller(key.remote));
-      add(sums, { from: caller, to: unit, kind: "inbound", port: key.port }, row);
+      const workload = labels.caller(key.remote);
+      const caller = callerNode(sums, labels.callerAddress(key.remote), workload);
+      addNewest(edgeOf(sums, { from: caller, to: unit, kind: "inbound", port: key.port }), row, workload);
       continue;
     }
     const service = labels.service(key.service);
@@ -50,10 +51,7 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
     if (!at) continue;
     const workload = labels.workload(key.endpoint, key.service);
     const endpoint = endpointNode(sums, at, workload, ejectedIn(key.endpoint));
-    const leg = edgeOf(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 });
-    // An address has an id for each way in which it is reached.
-    if (row.usedNs >= leg.usedNs) setCarried(leg, parseCarried(workload));
-    addRow(leg, row);
+    addNewest(edgeOf(sums, { from: to, to: endpoint, kind: "endpoint", port: 0 }), row, workload);
   }
   for (const row of reading.retired) {
     if (row.direction === "in") {
@@ -84,9 +82,14 @@ function carryCalls({ edges }: Sums): void {
   }
 }
 
-function setCarried(sum: EdgeSum, carried: Carried | undefined): void {
-  if (carried) sum.carried = carried;
-  else delete sum.carried;
+/** Adds one of several rows with the same ends, which differ in the way: that of the newest one is the edge's. */
+function addNewest(sum: EdgeSum, row: FlowRow, workload: string): void {
+  if (row.usedNs >= sum.usedNs) {
+    const carried = parseCarried(workload);
+    if (carried) sum.carried = carried;
+    else delete sum.carried;
+  }
+  addRow(sum, row);
 }
 
 /** A row of direction "out" or "refused". */
@@ -262,21 +265,26 @@ function firstByName(a: Workload | undefined, b: Workload | undefined): Workload
   return b.name < a.name ? b : a;
 }
 
+const OTHER_CALLERS = "caller:other";
+const NO_ROOM = "There were more callers than have a row of their own.";
+
 export function callerId(address: string): string {
-  return address === "::" ? "caller:other" : `caller:${address}`;
+  return address === "::" ? OTHER_CALLERS : `caller:${address}`;
 }
 
 function callerNode({ nodes }: Sums, address: string, workloadText: string): string {
   const id = callerId(address);
+  const isOther = id === OTHER_CALLERS;
   if (!nodes.has(id)) {
     const workload = parseWorkload(workloadText);
+    const unknown = isOther ? NO_ROOM : "No endpoint that istiod knows has this address.";
     nodes.set(id, {
       kind: "caller",
       id,
-      name: workload?.name ?? address,
+      name: workload?.name ?? (isOther ? "other callers" : address),
       namespace: workload?.namespace ?? "",
-      address,
-      ...(workload ? { workload } : { unknown: "No endpoint that istiod knows has this address." }),
+      address: isOther ? "" : address,
+      ...(workload ? { workload } : { unknown }),
     });
   }
   return id;
@@ -298,7 +306,7 @@ function formerCallerNode({ nodes }: Sums, workloadText: string): string {
       name: workload ? `${workload.name} (earlier)` : "earlier callers",
       namespace: workload?.namespace ?? "",
       address: "",
-      ...(workload ? { workload } : { unknown: "There were more callers than have a row of their own." }),
+      ...(workload ? { workload } : { unknown: NO_ROOM }),
     });
   return id;
 }

@@ -1,9 +1,12 @@
 /** What the kernel counts of a connection is what the apps at both ends saw, however it goes. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { callerKey, putCarried } from "../../src/datapath/callers.ts";
+import { peerKey } from "../../src/datapath/peers.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { netnsCookie } from "../../src/kernel/netns.ts";
 import { RingReader } from "../../src/kernel/ring.ts";
+import { formatAddress } from "../../src/mesh/address.ts";
 import { Counting } from "../../src/telemetry/counters/counting.ts";
 import { Flusher } from "../../src/telemetry/counters/flush.ts";
 import {
@@ -20,6 +23,7 @@ import {
   subtractCounters,
   viewOf,
 } from "../../src/telemetry/counters/rows.ts";
+import { Labels } from "../../src/telemetry/labels.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { mapIteratorsRefused } from "../lab/map-iterators.ts";
 import { output, PATIENCE, placed } from "../lab/process.ts";
@@ -226,6 +230,40 @@ describe.skipIf(why !== undefined)("traffic", () => {
     } finally {
       client.kill();
       counting.serve([PORT]);
+    }
+  });
+
+  test("a live connection is in the rows of the caller for whom the tunnel carries it, and no other one is", async () => {
+    const { maps } = lab.datapath.tables;
+    const own = "172.31.1.1";
+    const proof = { by: "istio", principal: "spiffe://cluster.local/ns/shop/sa/web" } as const;
+    const path = join(import.meta.dirname, "flows.py");
+    const client = new RunningClient(
+      placed(["/usr/bin/python3", path, "alive", own, String(PORT), own, String(PORT)], {
+        netns: lab.namespace.path,
+      }),
+    );
+    try {
+      expect(await client.line()).toBe("alive");
+      const sockets = await output(["ss", "-Htn", "state", "established", `sport = :${PORT}`], {
+        netns: lab.namespace.path,
+      });
+      const port = Number(/:(\d+)\s*$/.exec(sockets.trim())?.[1]);
+      const key = callerKey({ address: own, port }, PORT);
+      const owner = { tgid: process.pid, startTicks: 1n };
+      putCarried(maps, key, { address: "10.0.0.9", proof }, owner);
+      findAccepted();
+      const remote = formatAddress(peerKey("10.0.0.9", proof));
+      const carried = () => rows().find(({ key: { remote: of } }) => of === remote)?.counters;
+      const live = carried();
+      if (flusher) expect([live?.opened, live?.received]).toEqual([1, 6999]);
+      expect(new Labels(lab.datapath.tables, undefined, false).callerAddress(remote)).toBe("10.0.0.9");
+      client.go();
+      await client.line();
+      expect([carried()?.opened, carried()?.received, carried()?.ends[0]]).toEqual([1, 7000, 1]);
+      expect(maps.carried.entries().count).toBe(0);
+    } finally {
+      client.kill();
     }
   });
 

@@ -24,7 +24,7 @@ const PATIENCE = ["KMESH_LAB_PATIENCE=8", "KMESH_TEST_PATIENCE=8"];
 /** Of the tests that need iterators over maps, those that don't take minutes under emulation. */
 const ITERATING =
   "stops counting|live connection is in the rows|long connection is logged|waits for accept|idle for longest";
-const ITERATING_PASS = 10;
+const ITERATING_PASS = 11;
 const refused = mapIteratorsRefused();
 const walks = process.env.KMESH_TEST_WALK !== undefined;
 if (!walks) console.warn("the kill test on other kernels is left out: KMESH_TEST_WALK=1 runs it");

@@ -15,6 +15,10 @@ import { taskIdentity } from "../../src/kernel/process.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { Inbound, Policy } from "../../src/mesh/inbound.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
+import { parseCarried } from "../../src/telemetry/carried.ts";
+import { Counting } from "../../src/telemetry/counters/counting.ts";
+import { readRows } from "../../src/telemetry/counters/rows.ts";
+import { Labels } from "../../src/telemetry/labels.ts";
 import { readTunnels, type TunnelStatus } from "../../src/tunnel/process/status-file.ts";
 import { DatapathLab } from "../datapath/lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
@@ -224,11 +228,11 @@ test("established connections are cut when a policy denies their identity, with 
   await govern([]);
 });
 
-test("apps see their callers by accept() and getpeername(), by sidecar mTLS and by HBONE, in both families", async () => {
+test("apps see their callers, and the kernel counts for them, by sidecar mTLS and by HBONE, in both families", async () => {
   const app = new OwnedProcess({
     name: "peers",
     log: join(folder, "peers.log"),
-    command: ["python3", join(import.meta.dir, "peers.py"), "0.0.0.0:8081", "[::]:8082"],
+    command: ["python3", join(import.meta.dir, "peers.py"), "0.0.0.0:8081", "[::]:8082/late"],
     netns: lab.namespace.path,
     cgroup: lab.cgroup,
   });
@@ -249,6 +253,9 @@ test("apps see their callers by accept() and getpeername(), by sidecar mTLS and 
     const seen = await dial(HERE, 8081, { ...istio, sans: own }).catch(() => undefined);
     return seen?.from === THERE;
   });
+  const { tables } = lab.datapath;
+  const counting = new Counting(tables.maps.traffic, tables.maps.served_ports);
+  counting.serve([8081, 8082]);
   for (const [address, port, from] of [
     [HERE, 8081, THERE],
     [HERE, 8082, `::ffff:${THERE}`],
@@ -267,6 +274,27 @@ test("apps see their callers by accept() and getpeername(), by sidecar mTLS and 
   // A connection of the machine's own shows what it is.
   const script = `import socket;s=socket.create_connection(("${HERE}",8081));print(s.recv(99).decode())`;
   expect(await output(["python3", "-c", script], { netns: lab.namespace.path })).toStartWith(`${HERE} `);
+  // Its sockets outlive the tunnel's ends, and so do the entries.
+  expect(tables.maps.carried.entries().count).toBe(1);
+  await app.stop("SIGKILL");
+  await eventually("all is counted", () => tables.maps.carried.entries().count === 0);
+  const names = new Labels(tables, undefined, false);
+  const rows = readRows(tables.maps.caller_rows).map(
+    ({ key: { port, remote }, counters: { opened, ends } }) => {
+      const carried = parseCarried(names.caller(remote));
+      return [port, names.callerAddress(remote), carried?.by, carried?.principal, opened, ends[0]].join(" ");
+    },
+  );
+  const id = mesh.id("web");
+  expect(rows.sort()).toEqual(
+    [
+      ...[`8081 ${HERE}   1 1`, `8081 ${THERE} hbone ${id} 1 1`, `8081 ${THERE} istio ${id} 1 1`],
+      ...[`8082 ${THERE} hbone ${id} 1 1`, `8082 ${THERE} istio ${id} 1 1`],
+      ...[`8082 ${THERE6} hbone ${id} 1 1`, `8082 ${THERE6} istio ${id} 1 1`],
+    ].sort(),
+  );
+  counting.serve([]);
+  counting.close();
 });
 
 test("both tunnels are handed over and none of the connects fails", async () => {

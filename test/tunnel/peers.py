@@ -1,10 +1,13 @@
-"""For tests: an app that tells each caller what accept() and getpeername() say of it. argv: ADDRESS:PORT ..."""
+"""For tests: an app that tells each caller what accept() and getpeername() say of it. argv: ADDRESS:PORT[/late] ...
+
+Where it is late, it ends a connection at once and keeps its socket until the next one has ended.
+"""
 import socket
 import sys
 import threading
 
 
-def serve(address, port):
+def serve(address, port, late):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -12,6 +15,7 @@ def serve(address, port):
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.bind((address, port))
     listener.listen(64)
+    kept = None
     while True:
         connection, accepted = listener.accept()
         peer = connection.getpeername()
@@ -19,13 +23,18 @@ def serve(address, port):
         connection.sendall(text.encode())
         while connection.recv(4096):
             pass
-        connection.close()
+        if late:
+            connection.shutdown(socket.SHUT_RDWR)
+            connection, kept = kept, connection
+        if connection:
+            connection.close()
 
 
 threads = []
 for argument in sys.argv[1:]:
-    host, _, number = argument.rpartition(":")
-    threads.append(threading.Thread(target=serve, args=(host.strip("[]"), int(number))))
+    place, _, late = argument.partition("/")
+    host, _, number = place.rpartition(":")
+    threads.append(threading.Thread(target=serve, args=(host.strip("[]"), int(number), late)))
 for thread in threads:
     thread.start()
 print("ready", flush=True)

@@ -252,6 +252,19 @@ accepted_flow.port: 2 at 64
 accepted_flow.version: 4 at 68
 FLOW_ENDED = 4
 TRAFFIC_ACCEPTED = 8
+map carried: hash, key 20, value 56, 65536 at most, flags 1
+carried: 56 bytes
+carried.remote: 16 at 0
+carried.port: 2 at 16
+carried.app_port: 2 at 18
+carried.pid: 4 at 20
+carried.start_ticks: 8 at 24
+carried.until_ns: 8 at 32
+map peers: hash, key 16, value 288, 4096 at most, flags 1
+peer: 288 bytes
+peer.address: 16 at 0
+peer.text: 1 x 256 at 32
+map tunnel_sockets: sk-storage, key 4, value 8, 0 at most, flags 513
 `.trim();
 
 test("nothing that was released has changed", () => {

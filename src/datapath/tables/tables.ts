@@ -40,13 +40,13 @@ export const TRAFFIC_MAPS = [
 export const TUNNEL_MAPS = ["tunnel_targets", "transports", "transport_lines"] as const;
 
 /** Kept maps for agents and the tunnel. No program uses them, and not every version has them. */
-export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement", ...TUNNEL_MAPS] as const;
+export const AGENT_MAPS = ["flow_labels", "retired_rows", "retirement", "peers", ...TUNNEL_MAPS] as const;
 
 /** Maps of bpf/include/recent.h: one set for all generations. */
 export const RECENT_MAPS = ["recent", "recent_number"] as const;
 
 /** Maps of bpf/maps/caller.h: one set for all generations. */
-export const CALLER_MAPS = ["callers"] as const;
+export const CALLER_MAPS = ["callers", "carried", "peers", "tunnel_sockets"] as const;
 
 /** Maps of bpf/maps/keep.h: one set for all generations. */
 export const KEPT_MAPS = [

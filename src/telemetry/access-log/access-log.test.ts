@@ -37,6 +37,8 @@ const record: LogRecord = {
   asked: "10.96.0.1:80",
   peer: "10.0.0.1:8080",
   workload: "cart-v1",
+  mutual_tls: false,
+  principal: "",
   duration_ms: 12.5,
   sent: 100,
   received: 200,
@@ -60,6 +62,11 @@ test("a line", () => {
       rtt_us: null,
     }),
   ).toContain(" in shop.service[42] from 10.0.0.9 on port 80 (cart-v1) closed sent=100");
+  const principal = "spiffe://cluster.local/ns/shop/sa/cart";
+  expect(formatRecord({ ...record, mutual_tls: true, principal })).toContain(
+    `(cart-v1) mtls=${principal} closed`,
+  );
+  expect(formatRecord({ ...record, mutual_tls: true })).toContain("(cart-v1) mtls=unknown closed");
 });
 
 test("names can't forge lines", () => {

@@ -12,6 +12,7 @@ import type { BpfMap } from "../../kernel/maps.ts";
 import { RingReader } from "../../kernel/ring.ts";
 import { formatAddress } from "../../mesh/address.ts";
 import { REASONS } from "../../mesh/model.ts";
+import { parseCarried } from "../carried.ts";
 import { type Direction, decodeKey, ENDS, longAt, viewOf } from "../counters/rows.ts";
 import { parseWorkload } from "../labels.ts";
 import type { Traffic } from "../traffic.ts";
@@ -189,6 +190,7 @@ export class AccessLog {
           : "";
     const since = long("since_ns");
     const rtt = word("rtt_us");
+    const carried = parseCarried(workload);
     return {
       time: new Date(long("at_ns") / 1e6 + offset).toISOString(),
       direction: key.direction,
@@ -198,11 +200,13 @@ export class AccessLog {
       asked: askedPort === 0 ? "" : join(asked, askedPort),
       peer:
         key.direction === "in"
-          ? `${key.remote} on port ${key.port}`
+          ? `${labels.callerAddress(key.remote)} on port ${key.port}`
           : endpoint
             ? join(endpoint.address, endpoint.port)
             : "",
       workload: parseWorkload(workload)?.name ?? "",
+      mutual_tls: carried?.mutualTls === true,
+      principal: carried?.principal ?? "",
       duration_ms: since === 0 ? null : Math.round((long("at_ns") - since) / 1e3) / 1e3,
       sent: long("sent"),
       received: long("received"),

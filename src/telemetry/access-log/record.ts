@@ -18,6 +18,10 @@ export interface LogRecord {
   peer: string;
   /** The peer's; "" when istiod names none. */
   workload: string;
+  /** Whether the tunnel carried it, and both ends proved an identity of the mesh. */
+  mutual_tls: boolean;
+  /** The peer's SPIFFE id: the one that it proved, or that it had to prove; "" without mutual TLS, or when several are right. */
+  principal: string;
   /** Milliseconds from connect() to the end; null when it is not known. */
   duration_ms: number | null;
   sent: number;
@@ -56,6 +60,7 @@ export function formatRecord(record: LogRecord): string {
     unit === "" ? "-" : `${plain(unit)}[${pid}]`,
     plain(where.trim()),
     ...(workload === "" ? [] : [`(${plain(workload)})`]),
+    ...(record.mutual_tls ? [`mtls=${record.principal === "" ? "unknown" : plain(record.principal)}`] : []),
     record.end + (record.reason === "" ? "" : `:${record.reason}`),
     ...(record.duration_ms === null ? [] : [`${record.duration_ms}ms`]),
     `sent=${record.sent}`,
@@ -77,6 +82,7 @@ export function refusalRecord(refusal: RecentRefusal, now: number, text: string)
   return {
     time: new Date(now - ago * 1000).toISOString(),
     ...{ direction: "in", unit: "", pid: 0, service: "", workload: parseWorkload(text)?.name ?? "" },
+    ...{ mutual_tls: false, principal: "" },
     asked: destination.includes(":") ? `[${destination}]:${port}` : `${destination}:${port}`,
     peer: `${source} on port ${port}`,
     ...{ duration_ms: null, sent: 0, received: 0, retransmits: 0, rtt_us: null },

@@ -63,16 +63,19 @@ export function sourceLabels(
   ];
 }
 
-/** Of a connection to this machine; `caller` in istiod's words. */
+/** Of a connection to this machine; `caller` in the words of Labels.caller. */
 export function destinationLabels(self: SelfLabels, caller: string, service: string | undefined): Labels {
   const peer = parseWorkload(caller) ?? NOBODY;
+  const carried = parseCarried(caller);
+  const isMutual = carried?.mutualTls === true;
+  const own = isMutual ? self.principal : "";
   return [
     ["reporter", "destination"],
-    ...clientLabels({ ...peer, workload: peer.name }, UNKNOWN, UNKNOWN, ""),
-    ...serverLabels({ ...self, name: self.workload }, "", self.app, self.version, service, self.namespace),
+    ...clientLabels({ ...peer, workload: peer.name }, UNKNOWN, UNKNOWN, isMutual ? carried.principal : ""),
+    ...serverLabels({ ...self, name: self.workload }, own, self.app, self.version, service, self.namespace),
     ["request_protocol", "tcp"],
     ["response_flags", "-"],
-    ["connection_security_policy", "none"],
+    ["connection_security_policy", isMutual ? "mutual_tls" : "none"],
   ];
 }
 

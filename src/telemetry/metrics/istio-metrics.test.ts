@@ -167,6 +167,29 @@ test("at the destination, received is what came in, and the caller is named", ()
   ).toMatchObject({ istio_tcp_received_bytes: [30], istio_tcp_sent_bytes: [70] });
 });
 
+test("who called by mutual TLS has its principal, and this machine's own, apart from who called in plaintext", () => {
+  const from = reading([
+    [key({ direction: "in", remote: "ff00::5", port: 9080 }), counters({ opened: 2 }, [2])],
+    [key({ direction: "in", remote: "ff00::1", port: 9080 }), counters({ opened: 5 }, [5])],
+    [key({ direction: "in", remote: "10.0.0.9", port: 9080 }), counters({ opened: 3 }, [3])],
+  ]);
+  const callers: Record<string, string> = {
+    "ff00::5": "frontend-v1;vms;frontend;v1;Kubernetes;hbone spiffe://cluster.local/ns/vms/sa/frontend",
+    "ff00::1": ";;;;;istio",
+  };
+  const named = { ...labels, caller: (remote: string) => callers[remote] ?? "" } as unknown as Labels;
+  const [opened] = familiesOf(from, named);
+  const names = [
+    ...["source_workload", "source_principal", "destination_principal", "connection_security_policy"],
+  ];
+  const seen = opened?.sets.map((set, i) => [opened.values[i], ...names.map((name) => labelOf(set, name))]);
+  expect(seen).toEqual([
+    [2, "frontend-v1", "spiffe://cluster.local/ns/vms/sa/frontend", self.principal, "mutual_tls"],
+    [5, "unknown", "unknown", self.principal, "mutual_tls"],
+    [3, "unknown", "unknown", "unknown", "none"],
+  ]);
+});
+
 test("failed connects have the flag UF, refusals theirs, and all four series are there", () => {
   const from = reading([
     [key({ service: 2, endpoint: 2 }), counters({ opened: 5 }, [1, 2, 1, 1])],

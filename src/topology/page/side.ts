@@ -180,7 +180,7 @@ export class SideView {
       ...(edge.peer
         ? [["Seen by the other end", `${formatCount(edge.peer.opened)} connections`] as [string, string]]
         : []),
-      ...(edge.kind === "endpoint" || edge.kind === "call" ? wayFacts(edge) : []),
+      ...(edge.kind === "endpoint" || edge.kind === "call" || edge.carried ? wayFacts(edge) : []),
       ["Last used", edge.usedAt ? ago(edge.usedAt, document.at) : "not known"],
     ];
     return [
@@ -309,10 +309,11 @@ function definitions(rows: readonly (readonly [string, string])[]): HTMLElement 
   return html("dl", {}, ...rows.flatMap(([name, value]) => [html("dt", {}, name), html("dd", {}, value)]));
 }
 
-function wayFacts({ carried }: Edge): [string, string][] {
+function wayFacts({ kind, carried }: Edge): [string, string][] {
+  const peer = kind === "inbound" ? "The caller is" : "The peer must be";
   return [
     ["Protected by", describeWay(carried)],
-    ...(carried?.principal ? [["The peer must be", carried.principal] as [string, string]] : []),
+    ...(carried?.principal ? [[peer, carried.principal] as [string, string]] : []),
   ];
 }
 

@@ -1,6 +1,7 @@
 /** The tunnel's connection to the app, on behalf of a caller. */
 import { readFileSync } from "node:fs";
 import type { Socket } from "node:net";
+import type { Proof } from "../../datapath/peers.ts";
 import { openTcp } from "../tcp.ts";
 
 export interface AddressAndPort {
@@ -8,13 +9,18 @@ export interface AddressAndPort {
   port: number;
 }
 
-/** Makes getpeername() and accept() of apps show callers. */
+export interface Caller extends AddressAndPort {
+  /** What it has proved; absent for plaintext. */
+  proof?: Proof;
+}
+
+/** Makes getpeername() and accept() of apps show callers, and has the kernel count the traffic for them. */
 export interface Callers {
   /**
    * From now on the app at `app` sees `caller` on the connection that comes from `port` of its own address. Gives what ends
-   * that; undefined when the caller can't be shown. Must not throw.
+   * that, which is told whether there was a connection; undefined when the caller can't be shown. Must not throw.
    */
-  show(app: AddressAndPort, port: number, caller: AddressAndPort): (() => void) | undefined;
+  show(app: AddressAndPort, port: number, caller: Caller): ((wasConnected: boolean) => void) | undefined;
 }
 
 /** Ports that are tried for a connection that shows its caller. */
@@ -27,7 +33,7 @@ const TRIES = 4;
  */
 export async function openApp(
   app: AddressAndPort,
-  caller: AddressAndPort,
+  caller: Caller,
   callers: Callers | undefined,
   patience: number,
 ): Promise<{ socket: Socket; shown: boolean }> {
@@ -39,11 +45,11 @@ export async function openApp(
     if (!hide) break;
     try {
       const socket = await openTcp({ ...to, localAddress: app.address, localPort: port }, patience, signal);
-      socket.once("close", hide);
-      if (socket.destroyed) hide();
+      socket.once("close", () => hide(true));
+      if (socket.destroyed) hide(true);
       return { socket, shown: true };
     } catch (error) {
-      hide();
+      hide(false);
       if (!isTaken(error)) throw error;
     }
   }

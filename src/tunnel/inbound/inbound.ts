@@ -17,7 +17,7 @@ import { acceptTls } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 
 import { type Admission, type InboundConnection, isOwnPort, parseDestination } from "./admission.ts";
-import { type AddressAndPort, type Callers, openApp } from "./app.ts";
+import { type AddressAndPort, type Caller, type Callers, openApp } from "./app.ts";
 import { readFirstBytes } from "./client-hello.ts";
 import { Established } from "./established.ts";
 
@@ -129,7 +129,10 @@ export class InboundTunnel {
       } else if (mode === "strict")
         throw new TunnelFailure("plaintext", "plaintext, and mutual TLS is demanded");
       const connection = this.#admit(source, destination, peer?.identity);
-      const app = await this.#openApp(destination, { address: source, port: raw.remotePort ?? 0 });
+      const app = await this.#openApp(destination, {
+        ...{ address: source, port: raw.remotePort ?? 0 },
+        ...(peer && { proof: { by: "istio", principal: peer.id } }),
+      });
       settled();
       counters.opened("inbound", peer?.id);
       this.#join("inbound", connection, stream, app);
@@ -170,7 +173,8 @@ export class InboundTunnel {
         throw new TunnelFailure("not-ours", `port ${destination.port} is none of this machine's services`);
       const connection = this.#admit(peer.from, destination, peer.identity);
       // Streams of one connection share its port: the app sees a port for each.
-      const app = await this.#openApp(destination, { address: peer.from, port: 0 });
+      const proof = { by: "hbone", principal: peer.id } as const;
+      const app = await this.#openApp(destination, { address: peer.from, port: 0, proof });
       if (stream.destroyed) {
         counters.abandoned("hbone");
         reset(app);
@@ -221,7 +225,7 @@ export class InboundTunnel {
     throw new TunnelFailure("denied", `port ${port} is refused${by} (${decision.reason})`);
   }
 
-  async #openApp(to: AddressAndPort, caller: AddressAndPort): Promise<Socket> {
+  async #openApp(to: AddressAndPort, caller: Caller): Promise<Socket> {
     const { callers, counters, patience } = this.#options;
     const { socket, shown } = await openApp(to, caller, callers, patience ?? CONNECT_PATIENCE);
     counters.rows.callers[shown ? "shown" : "hidden"]++;

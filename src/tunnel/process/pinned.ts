@@ -1,17 +1,25 @@
 /** The tunnel's use of pinned tables, with or without an agent: targets, policies, its own exemption, and steering. */
 import { existsSync, statSync } from "node:fs";
-import { callerKey, putCaller, sweepCallers } from "../../datapath/callers.ts";
+import {
+  callerKey,
+  endCarried,
+  isCounted,
+  putCaller,
+  putCarried,
+  sweepCallers,
+  sweepCarried,
+} from "../../datapath/callers.ts";
 import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
 import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { monotonic } from "../../kernel/clock.ts";
-import { taskIdentity } from "../../kernel/process.ts";
+import { type TaskIdentity, taskIdentity } from "../../kernel/process.ts";
 import { mtlsOf } from "../../mesh/inbound.ts";
 import type { Judge } from "../../policy/decide.ts";
 import { keptInboundPin, offerListeners, openPolicySet, type PolicySet } from "../../policy/pinned.ts";
 import { RefusalCounter } from "../../policy/refusal-counter.ts";
 import { type Admission, type InboundConnection, NOBODY } from "../inbound/admission.ts";
-import type { AddressAndPort, Callers } from "../inbound/app.ts";
+import type { AddressAndPort, Caller, Callers } from "../inbound/app.ts";
 import type { Endpoints, TunnelTarget } from "../outbound/target.ts";
 import type { Listener } from "./listeners.ts";
 
@@ -21,6 +29,8 @@ const RETRY_EVERY = 1_000;
 const LOOK_EVERY = 1_000;
 /** Milliseconds between two renewals while the pin stays the same. */
 const RENEW_EVERY = 10_000;
+/** Milliseconds between two removals of callers whose connections ended long ago. */
+const SWEEP_EVERY = 60_000;
 
 /** Identifies the pinned map of listeners; undefined while there is none. */
 function pinOf(bpffs: string): number | undefined {
@@ -77,29 +87,74 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     return monotonic();
   }
 
-  show(app: AddressAndPort, port: number, caller: AddressAndPort): (() => void) | undefined {
+  show(app: AddressAndPort, port: number, caller: Caller): ((wasConnected: boolean) => void) | undefined {
     try {
-      const map = this.#targets.callers();
-      if (!map || !this.#self) return undefined;
+      const maps = this.#targets.callers();
+      if (!maps || !this.#self) return undefined;
       const key = callerKey({ address: app.address, port }, app.port);
-      putCaller(map, key, caller, this.#self);
-      return () => this.#try("a caller that has gone can't be removed", () => this.#removeCaller(key));
+      putCaller(maps.callers, key, caller, this.#self);
+      const carried = this.#countFor(key, app.port, caller);
+      return (wasConnected) =>
+        this.#try("a caller that has gone can't be removed", () =>
+          this.#removeCaller(key, carried, wasConnected),
+        );
     } catch (error) {
       this.#complain(`apps can't be shown their callers: ${reasonOf(error)}`);
       return undefined;
     }
   }
 
-  #removeCaller(key: Uint8Array): boolean {
-    return this.#targets.callers()?.delete(key) ?? false;
+  /** Gives the entry; undefined: the traffic is not counted, or as from this machine's own address. */
+  #countFor(key: Uint8Array, port: number, caller: Caller): Uint8Array | undefined {
+    try {
+      const counted = this.#targets.callers()?.counted;
+      // An entry is removed when its connection is counted.
+      if (!counted || !this.#self || !isCounted(counted.served, port)) return undefined;
+      return putCarried(counted, key, caller, this.#self);
+    } catch (error) {
+      this.#complain(`traffic can't be counted for its caller: ${reasonOf(error)}`);
+      return undefined;
+    }
+  }
+
+  #removeCaller(key: Uint8Array, carried: Uint8Array | undefined, wasConnected: boolean): boolean {
+    const maps = this.#targets.callers();
+    if (carried && maps?.counted) {
+      if (wasConnected) endCarried(maps.counted.carried, key, carried);
+      else maps.counted.carried.delete(key);
+    }
+    return maps?.callers.delete(key) ?? false;
   }
 
   /** Removes the callers of tunnels that have crashed: their connections are gone, and others may come from those ports. */
   #sweepCallers(): boolean {
     return this.#try("callers of a tunnel that has crashed can't be removed", () => {
-      const map = this.#targets.callers();
-      if (map) sweepCallers(map, ({ tgid, startTicks }) => taskIdentity(tgid)?.startTicks === startTicks);
-      return map !== undefined;
+      const maps = this.#targets.callers();
+      if (maps) sweepCallers(maps.callers, lives);
+      return maps !== undefined;
+    });
+  }
+
+  /** Also what the app's end of a connection has outlived for long. */
+  #sweepCarried(): boolean {
+    return this.#try("callers that have gone can't be forgotten", () => {
+      const counted = this.#targets.callers()?.counted;
+      if (counted && this.#self) sweepCarried(counted.carried, this.#self, lives);
+      return true;
+    });
+  }
+
+  /** Tells the kernel which sockets are the tunnel's: the app's end of a connection is the one that is counted. */
+  #mark(fds: readonly (number | undefined)[]): boolean {
+    return this.#try("it can't mark its listeners", () => {
+      const sockets = this.#targets.callers()?.counted?.sockets;
+      for (const fd of fds)
+        if (sockets && fd !== undefined)
+          sockets.update(
+            new Uint8Array(Int32Array.of(fd).buffer),
+            new Uint8Array(BigUint64Array.of(1n).buffer),
+          );
+      return true;
     });
   }
 
@@ -150,12 +205,18 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     const fd = (name: string) => listeners.find((listener) => listener.name === name)?.fd;
     let pinned: number | undefined;
     let renewed = Number.NEGATIVE_INFINITY;
+    let swept = Number.NEGATIVE_INFINITY;
     const look = () => {
       const now = performance.now();
       const pin = pinOf(this.#bpffs);
       if (pin === undefined || pin !== pinned || now - renewed >= RENEW_EVERY) {
         const exempt = this.#exempt();
         if (pin !== pinned) this.#sweepCallers();
+        if (pin !== pinned || now - swept >= SWEEP_EVERY) {
+          this.#sweepCarried();
+          swept = now;
+        }
+        this.#mark([fd("inbound"), fd("inbound6")]);
         const offered = this.#try("it can't offer its listeners", () =>
           offerListeners(this.#bpffs, fd("inbound"), fd("inbound6")),
         );
@@ -224,4 +285,8 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
     if (text !== this.#trouble) this.#warn(text);
     this.#trouble = text;
   }
+}
+
+function lives({ tgid, startTicks }: TaskIdentity): boolean {
+  return taskIdentity(tgid)?.startTicks === startTicks;
 }
