@@ -358,6 +358,22 @@ describe("a book", () => {
     expect(book.complaints).toEqual([]);
   });
 
+  test("expects failures behind the tunnel again from the first look after a crash on", () => {
+    const book = bookOf();
+    const look = (failed: number) => {
+      const counts = kernel(0);
+      counts.services.set("secret:80", { redirected: 0, refused: 0, failed, other: 0 });
+      book.compare(counts);
+    };
+    look(0);
+    book.crashed({ from: 1, to: 2, most: 0 });
+    look(3);
+    look(3);
+    expect(book.complaints).toEqual([]);
+    look(4);
+    expect(book.complaints).toEqual(["the kernel counts secret:80: failed 4, the ledgers 3"]);
+  });
+
   test("sees a refusing service that answers", () => {
     const book = bookOf();
     book.take([made({ serial: 1, service: CLOSED })], taken({ serial: 1 }));

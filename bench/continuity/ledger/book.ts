@@ -122,6 +122,8 @@ export class Book {
   /** By endpoint, long connections that are open. */
   readonly #open: number[];
   readonly #crashes: (Crash & { cut: number })[] = [];
+  /** A tunnel was killed since the last comparison. */
+  #justCrashed = false;
   /** Connections that were cut by a crash since the last look: the servers lost them, too. */
   readonly #cut = new Set<number>();
   /** By counter, the difference that was reported last. */
@@ -146,6 +148,7 @@ export class Book {
   /** A tunnel was killed: its own connections end with it. */
   crashed(crash: Crash): void {
     this.#crashes.push({ ...crash, cut: 0 });
+    this.#justCrashed = true;
   }
 
   /** Reads the new ledger entries of both ends. No short connection may be in progress. */
@@ -172,10 +175,11 @@ export class Book {
       this.counter(`${name}: redirected`, found.redirected, this.#redirected[service] ?? 0);
       this.counter(`${name}: refused`, found.refused, this.#refused[service] ?? 0);
       // With a tunnel that was killed went what it had not recorded yet; one whose peer was killed tries another.
-      if (this.#crashes.length === 0 || !this.#directory.tunnelled(service))
-        this.counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
+      if (this.#justCrashed && this.#directory.tunnelled(service)) this.#failures[service] = found.failed;
+      else this.counter(`${name}: failed`, found.failed, this.#failures[service] ?? 0);
       this.counter(`${name}: passed`, found.other, 0);
     });
+    this.#justCrashed = false;
     const live = new Map(kernel.live);
     const byService = new Map<number, { found: number; expected: number }>();
     this.#directory.endpoints.forEach(({ address, port, service }, endpoint) => {
