@@ -185,6 +185,21 @@ test("a strict port takes mutual TLS alone, whatever ALPN it offers", async () =
   expect(lab.counters.rows.ways.inbound.failures).toEqual({ plaintext: 1 });
 });
 
+test("a strict port waits for the ClientHello of a busy client, and gives up on a silent one", async () => {
+  mode = "strict";
+  const port = await steeredPort();
+  const busy = await dialTcp(port);
+  const silent = await dialTcp(port);
+  // Longer than a port that takes plaintext, too, waits for a first byte.
+  await Bun.sleep(350);
+  const socket = connectTls({ socket: busy, rejectUnauthorized: false, ...mesh.issue("client") });
+  const answer = outcome(socket);
+  socket.end("hello");
+  expect(await answer).toBe("app got hello");
+  expect(await outcome(silent)).toBe("ECONNRESET");
+  expect(lab.counters.rows.ways.inbound.failures).toEqual({ "handshake-timeout": 1 });
+});
+
 test("a client that is not of the mesh gets nothing, with its reason", async () => {
   mode = "strict";
   const steered = await steeredPort();

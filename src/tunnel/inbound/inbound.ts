@@ -2,7 +2,7 @@
 import type { Socket } from "node:net";
 import type { Duplex } from "node:stream";
 import { canonicalAddress } from "../../mesh/address.ts";
-import type { Identity } from "../../mesh/inbound.ts";
+import type { Identity, MtlsMode } from "../../mesh/inbound.ts";
 import type { Counters, Way } from "../counters.ts";
 import { reasonOfFailure, TunnelFailure } from "../failure.ts";
 import type { Budget } from "../http2/budget.ts";
@@ -13,7 +13,7 @@ import type { ConnectStream } from "../http2/stream.ts";
 import { reset, splice } from "../splice.ts";
 import { CONNECT_PATIENCE } from "../tcp.ts";
 import { timeLimit } from "../time-limit.ts";
-import { acceptTls } from "../tls/accept.ts";
+import { acceptTls, HANDSHAKE_PATIENCE } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 
 import { type Admission, type InboundConnection, isOwnPort, parseDestination } from "./admission.ts";
@@ -24,8 +24,14 @@ import { Established } from "./established.ts";
 /** Protocols that an Istio client offers for a stream, without the app's own `h2`. */
 const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1"];
 const MESH_ALPN = /^istio($|-)/;
-/** After this silence a client counts as plaintext that waits for the server, milliseconds. */
+/** After this silence a client counts as plaintext that waits for the server, on a port that is not strict, milliseconds. */
 const SNIFF_PATIENCE = 2_000;
+
+/** How long the first bytes are waited for, milliseconds, and what a client is that has sent none by then. */
+interface SniffLimit {
+  patience: number;
+  silence: "plaintext" | "failure";
+}
 
 export interface InboundOptions {
   credentials: MeshCredentials;
@@ -115,7 +121,7 @@ export class InboundTunnel {
       if (isOwnPort(destination.port))
         throw new TunnelFailure("not-ours", `port ${destination.port} is kmesh's own`);
       const mode = admission.mtls(destination.port);
-      const first = await sniff(raw, this.#options.sniffPatience ?? SNIFF_PATIENCE);
+      const first = await sniff(raw, this.#sniffLimit(mode));
       // On a strict port all TLS is the mesh's. On other ports the app's own TLS passes through.
       const ours =
         first.kind === "tls" && (mode === "strict" || first.alpn.some((name) => MESH_ALPN.test(name)));
@@ -141,6 +147,14 @@ export class InboundTunnel {
       this.#refused("inbound", source, error);
       reset(raw);
     }
+  }
+
+  /** On a strict port nothing is gained by taking a silent client for plaintext: its machine may be busy. */
+  #sniffLimit(mode: MtlsMode | undefined): SniffLimit {
+    const { patience, sniffPatience } = this.#options;
+    return mode === "strict"
+      ? { patience: patience ?? HANDSHAKE_PATIENCE, silence: "failure" }
+      : { patience: sniffPatience ?? SNIFF_PATIENCE, silence: "plaintext" };
   }
 
   #accept(
@@ -258,8 +272,11 @@ function statusOf(reason: string): number {
   return reason === "bad-request" || reason === "not-ours" ? 400 : 503;
 }
 
-/** Waits for the first bytes and puts them back. A client that is silent for `patience` ms counts as plaintext. */
-function sniff(socket: Socket, patience: number): Promise<ReturnType<typeof readFirstBytes>> {
+/** Waits for the first bytes and puts them back. */
+function sniff(
+  socket: Socket,
+  { patience, silence }: SniffLimit,
+): Promise<ReturnType<typeof readFirstBytes>> {
   return new Promise((resolve, reject) => {
     let kept: Buffer = Buffer.alloc(0);
     const finish = () => {
@@ -285,7 +302,7 @@ function sniff(socket: Socket, patience: number): Promise<ReturnType<typeof read
       reject(new TunnelFailure("reset", "the peer closed the connection before its first bytes"));
     };
     const noLimit = timeLimit(patience, () => {
-      if (kept.length === 0) decide({ kind: "plaintext" });
+      if (kept.length === 0 && silence === "plaintext") decide({ kind: "plaintext" });
       else {
         finish();
         reject(new TunnelFailure("handshake-timeout", "the peer's ClientHello did not come in time"));
