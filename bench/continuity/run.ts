@@ -286,16 +286,17 @@ class Run {
     const times = this.#timesOf(event.kind);
     times.events++;
     const before = { ...this.#book.sums };
-    // A change that the agent is there for, too.
-    if (random.chance(0.5)) {
-      this.#plan.change(random);
-      await this.#stage.push();
-      await this.#stage.inSync();
-    }
-    await this.#stage.churn(CHURN);
-    const from = monotonic();
+    let from = monotonic();
     let gap = Number.NaN;
     try {
+      // A change that the agent is there for, too.
+      if (random.chance(0.5)) {
+        this.#plan.change(random);
+        await this.#stage.push();
+        await this.#stage.inSync();
+      }
+      await this.#stage.churn(CHURN);
+      from = monotonic();
       const outcome = await play(this.#stage, event, pace);
       gap = outcome.gap;
       if (outcome.crash) this.#book.crashed(outcome.crash);

@@ -542,7 +542,11 @@ export class Stage {
 
   async #handOver(...command: string[]): Promise<Proof> {
     const { code, stdout, stderr } = await this.kmesh(...command, "--output=json");
-    if (code !== 0) throw new Error(`kmesh ${command.join(" ")}: exit code ${code}: ${stderr}`);
+    if (code !== 0) {
+      // It may have come to a hand-over all the same, where the command was too slow to see it.
+      this.#pid = (await this.status())?.pid ?? this.#pid;
+      throw new Error(`kmesh ${command.join(" ")}: exit code ${code}: ${stderr}`);
+    }
     const proof: Proof = JSON.parse(stdout);
     this.#pid = proof.pid;
     return proof;
