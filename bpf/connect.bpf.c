@@ -218,15 +218,13 @@ static __always_inline __s64 load_of(__u32 endpoint, __u64 horizon)
 	return load->ejected_until_ns > horizon ? (__s64)(~0ull >> 1) : (__s64)load->live;
 }
 
-/* Power of two choices: of two different slots the one whose endpoint has fewer live connections. */
+/* Power of two choices: of two different slots of a longer run the one whose endpoint has fewer live connections. */
 static __always_inline __u32 less_loaded_slot(const struct run *run, __u64 horizon)
 {
 	__u32 first = bpf_get_prandom_u32() % run->count;
 	__u32 second, one, other;
 
 	one = slot_at(run, first);
-	if (run->count == 1)
-		return one;
 	second = (first + 1 + bpf_get_prandom_u32() % (run->count - 1)) % run->count;
 	other = slot_at(run, second);
 	return load_of(other, horizon) < load_of(one, horizon) ? other : one;
@@ -275,6 +273,8 @@ static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct
 					 const struct request *req, const struct decision *made,
 					 const struct descriptor *desc, const struct run *run, __u64 horizon)
 {
+	if (run->count == 1)
+		return slot_at(run, 0);
 	switch (desc->balance) {
 	case BALANCE_RANDOM:
 		return slot_at(run, bpf_get_prandom_u32() % run->count);
@@ -621,11 +621,14 @@ static __always_inline void forget(struct bpf_sock_addr *ctx)
  */
 static __always_inline void remember(struct bpf_sock_addr *ctx, const struct request *req, const struct decision *made)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(ctx->sk);
+	const struct tcp_sock *tcp;
 	struct mptcp_sock *mptcp;
 	struct socket_state *state;
-	bool is_kernel_owned;
+	bool is_kernel_owned, is_new;
 
+	if (!ctx->sk)
+		return;
+	tcp = tcp_of(ctx->sk);
 	if (!tcp)
 		return;
 	mptcp = mptcp_of(ctx->sk, tcp);
@@ -633,11 +636,12 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 		state = bpf_sk_storage_get(&sockets, mptcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		is_kernel_owned = is_kernel_socket((struct sock *)mptcp);
 	} else {
-		state = bpf_sk_storage_get(&sockets, tcp, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+		state = bpf_sk_storage_get(&sockets, ctx->sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 		is_kernel_owned = is_kernel_socket((struct sock *)tcp);
 	}
 	if (!state)
 		return;
+	is_new = !state->version;
 	state->version = 1;
 	state->service = made->service;
 	state->cluster = made->cluster;
@@ -651,7 +655,7 @@ static __always_inline void remember(struct bpf_sock_addr *ctx, const struct req
 		return;
 	begin_connection(state, made->load);
 	if (!mptcp && ctx->protocol == IPPROTO_TCP) {
-		begin_flow(state);
+		begin_flow(state, is_new);
 		open_at_once(ctx);
 	}
 }

@@ -139,9 +139,9 @@ static __always_inline struct flow_row *open_flow(struct flow_progress *progress
 
 /*
  * A connection begins; what connect() decided stands in `state`. It costs no row here: the next flush or its end counts
- * it. Where nothing flushes, open_at_once does.
+ * it. Where nothing flushes, open_at_once does. `is_new` says that the socket got its storage just now: no flush has read it.
  */
-static __always_inline void begin_flow(struct socket_state *state)
+static __always_inline void begin_flow(struct socket_state *state, bool is_new)
 {
 	struct traffic *set = traffic_settings();
 
@@ -149,7 +149,8 @@ static __always_inline void begin_flow(struct socket_state *state)
 	state->flow = FLOW_NONE;
 #else
 	/* Orders since_ns, which is written already, before what follows: see settle() in flush.bpf.c. */
-	__sync_lock_test_and_set(&state->flow, FLOW_NONE);
+	if (!is_new)
+		__sync_lock_test_and_set(&state->flow, FLOW_NONE);
 #endif
 	if (!set || !(set->flags & TRAFFIC_COUNT))
 		return;

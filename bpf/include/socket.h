@@ -40,9 +40,17 @@ static __always_inline bool is_later_subflow(const struct mptcp_sock *mptcp, con
 	return mptcp && (const void *)mptcp->first != (const void *)tcp;
 }
 
+/* The TCP socket that `sk`, the socket of connect4/6 for TCP, is. Without a helper call where the kernel allows it. */
+static __always_inline const struct tcp_sock *tcp_of(struct bpf_sock *sk)
+{
+	if (bpf_ksym_exists(bpf_rdonly_cast))
+		return bpf_rdonly_cast(sk, bpf_core_type_id_kernel(struct tcp_sock));
+	return bpf_skc_to_tcp_sock(sk);
+}
+
 static __always_inline bool adds_path(struct bpf_sock *sk)
 {
-	struct tcp_sock *tcp = bpf_skc_to_tcp_sock(sk);
+	const struct tcp_sock *tcp = sk ? tcp_of(sk) : NULL;
 
 	return tcp && is_later_subflow(mptcp_of(sk, tcp), tcp);
 }

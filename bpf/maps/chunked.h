@@ -55,12 +55,18 @@ static __always_inline __u32 floor_log2(__u32 value)
 /* The record with this id, or NULL when its chunk does not exist. `table` must be a map, not a pointer variable. */
 static __always_inline void *chunked_lookup(void *table, __u32 id)
 {
-	__u32 place = id + CHUNK_BASE;
-	__u32 level = floor_log2(place);
-	__u32 chunk = level - CHUNK_BASE_SHIFT;
-	__u32 offset = place - (1u << level);
-	void *records = bpf_map_lookup_elem(table, &chunk);
+	__u32 chunk = 0, offset = id;
+	void *records;
 
+	/* Most ids are small, and the rest takes about twenty instructions. */
+	if (id >= CHUNK_BASE) {
+		__u32 place = id + CHUNK_BASE;
+		__u32 level = floor_log2(place);
+
+		chunk = level - CHUNK_BASE_SHIFT;
+		offset = place - (1u << level);
+	}
+	records = bpf_map_lookup_elem(table, &chunk);
 	if (!records)
 		return NULL;
 	return bpf_map_lookup_elem(records, &offset);
