@@ -33,6 +33,11 @@ export class MemoryCgroup {
     return new MemoryCgroup(path, v1 !== undefined);
   }
 
+  /** One that another process made, by its path. */
+  static at(path: string): MemoryCgroup {
+    return new MemoryCgroup(path, version1() !== undefined);
+  }
+
   /** Kernel memory that is charged to it, MB: maps, programs and the like, and what the kernel keeps for processes. */
   kernelMemory(): number {
     if (this.#v1) return Number(readFileSync(`${this.path}/memory.kmem.usage_in_bytes`, "utf8")) / 1e6;

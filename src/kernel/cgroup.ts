@@ -26,6 +26,18 @@ export function findCgroup2(mountinfo: string): string | undefined {
   return found;
 }
 
+/**
+ * The root of the memory cgroups, from the text of /proc/self/mountinfo: version 1's where it has the memory controller,
+ * otherwise version 2's. undefined when there is none.
+ */
+export function findMemoryRoot(mountinfo: string): string | undefined {
+  for (const line of mountinfo.split("\n")) {
+    const [mount = "", source = ""] = line.split(" - ");
+    if (/^cgroup .*\bmemory(,|$)/.test(source)) return mount.split(" ")[4];
+  }
+  return findCgroup2(mountinfo);
+}
+
 /** Throws when no cgroup2 is mounted. */
 export function cgroup2Root(): string {
   const root = findCgroup2(readFileSync("/proc/self/mountinfo", "utf8"));

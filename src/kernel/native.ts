@@ -31,6 +31,7 @@ const TABLE = {
   kmesh_spawn_orphan: ["i32", "buffer", "buffer", "i32", "buffer", "i32"],
   kmesh_object_open: ["i32", "buffer", "u64", "buffer", "buffer"],
   kmesh_map_create: ["i32", "i32", "buffer", "u32", "u32", "u32", "u32", "i32"],
+  kmesh_map_uncharged: ["i32", "u64", "u64", "buffer"],
   kmesh_place_inner: ["i32", "buffer", "u32"],
   kmesh_test_run: ["i32", "i32", "buffer", "u32", "i32", "buffer", "buffer"],
   kmesh_sockets_open: ["i32", "i32", "i32", "u32", "i32"],

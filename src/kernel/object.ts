@@ -79,6 +79,16 @@ export class BpfObject {
     check(lib.bpf_map__reuse_fd(own, map.fd), "bpf_map__reuse_fd", object);
   }
 
+  /**
+   * Before `load()`: creates a map whose elements no memory cgroup is charged for (native/uncharged.c). Without the right to do
+   * so, `load()` creates it as any other, and the elements are charged to this process's memory cgroup.
+   * @param procs the file cgroup.procs of the root memory cgroup
+   * Gives whether it was created.
+   */
+  makeUncharged(name: string, procs: string): boolean {
+    return native().kmesh_map_uncharged(this.#open(), this.#map(name), cString(procs)) >= 0;
+  }
+
   /** Before `load()`: excludes a program, for kernels that lack a feature it needs. */
   skipProgram(name: string): void {
     const result = native().bpf_program__set_autoload(this.#program(name), 0);

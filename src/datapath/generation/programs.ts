@@ -1,5 +1,8 @@
 /** This build's BPF programs: their objects, and how they are loaded. */
 import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { findMemoryRoot } from "../../kernel/cgroup.ts";
 import { fetchAtomics } from "../../kernel/features.ts";
 import type { Hook } from "../../kernel/link.ts";
 import type { BpfMap } from "../../kernel/maps.ts";
@@ -63,8 +66,15 @@ function loadObject(
   for (const map of object.mapNames as MapName[]) {
     const held = maps.get(map);
     if (held) object.useMap(map, held);
+    else if (map === "sockets") makeUncharged(object, map);
   }
   object.load();
   for (const map of object.mapNames as MapName[]) if (!maps.has(map)) maps.set(map, object.map(map));
   for (const hook of object.programNames as Hook[]) programs.set(hook, object.program(hook));
+}
+
+/** The programs allocate this map's elements in connect(), so a charge would be a part of its cost. */
+function makeUncharged(object: BpfObject, map: MapName): void {
+  const root = findMemoryRoot(readFileSync("/proc/self/mountinfo", "utf8"));
+  if (root !== undefined) object.makeUncharged(map, join(root, "cgroup.procs"));
 }
