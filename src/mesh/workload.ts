@@ -4,7 +4,7 @@
  */
 import { parseV4 } from "./address.ts";
 import type { EndpointList } from "./endpoint-list.ts";
-import { Texts } from "./texts.ts";
+import { PartedTexts } from "./parted-texts.ts";
 
 /** Most endpoints in the index; the oldest are dropped first. */
 const ROOM = 262_144;
@@ -17,7 +17,7 @@ const SERVICE = 2 ** 32;
 
 export class WorkloadIndex {
   #revision = 0;
-  #texts = new Texts();
+  #texts = new PartedTexts();
   /** Numbers of texts, with the number of the service that said it last. */
   readonly #byEndpoint = new Map<number | string, number>();
   /** What other services said of the endpoint: numbers of texts by the number of a service. */
@@ -67,13 +67,13 @@ export class WorkloadIndex {
   }
 
   /** Takes the parts of a text. Valid until `endDraft`. */
-  get draft(): Pick<Texts, "append" | "appendCode"> {
+  get draft(): Pick<PartedTexts, "append" | "appendCode"> {
     if (this.#texts.size > this.#byEndpoint.size + MOST_UNUSED) this.#dropUnused();
     return this.#texts;
   }
 
   #dropUnused(): void {
-    const texts = new Texts();
+    const texts = new PartedTexts();
     const moved = new Map<number, number>();
     const move = (old: number) => {
       const text = moved.get(old) ?? texts.intern(this.#texts.at(old));
