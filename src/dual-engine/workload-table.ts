@@ -3,6 +3,7 @@
  * number; it is given again after its workload is gone.
  */
 import { formatV4 } from "../mesh/address.ts";
+import { Rows } from "../mesh/rows.ts";
 import type { Binding, Profile, WorkloadRecord } from "./records.ts";
 import type { WorkloadReader } from "./workload.ts";
 
@@ -20,9 +21,8 @@ export type WorkloadFields = Pick<
 >;
 
 export class WorkloadTable {
-  readonly #rows = new Map<string, number>();
-  readonly #free: number[] = [];
-  readonly #uids: string[] = [];
+  /** By uid. */
+  readonly #rows = new Rows();
   readonly #profiles: (Profile | undefined)[] = [];
   readonly #bindings: (readonly Binding[])[] = [];
   #v4 = new Uint32Array(SMALLEST);
@@ -36,22 +36,19 @@ export class WorkloadTable {
     return this.#rows.size;
   }
 
-  row(uid: string): number | undefined {
-    return this.#rows.get(uid);
-  }
-
   get(uid: string): Workload | undefined {
-    const row = this.#rows.get(uid);
+    const row = this.#rows.find(uid);
     return row === undefined ? undefined : new Workload(this, row);
   }
 
   *values(): Generator<Workload> {
-    for (const row of this.#rows.values()) yield new Workload(this, row);
+    for (const row of this.#rows) yield new Workload(this, row);
   }
 
   /** Puts a workload in the place of the one with this uid, or in a new row. Gives the row. */
   set(uid: string, fields: WorkloadFields): number {
-    const row = this.#rows.get(uid) ?? this.#add(uid);
+    const row = this.#rows.add(uid);
+    if (row >= this.#v4.length) this.#grow();
     const { v4, addresses, hostname, healthy, weight, profile, bindings } = fields;
     this.#profiles[row] = profile;
     this.#bindings[row] = bindings;
@@ -66,19 +63,16 @@ export class WorkloadTable {
   }
 
   delete(uid: string): void {
-    const row = this.#rows.get(uid);
+    const row = this.#rows.remove(uid);
     if (row === undefined) return;
-    this.#rows.delete(uid);
-    this.#uids[row] = "";
     this.#profiles[row] = undefined;
     this.#bindings[row] = NONE;
     this.#addresses.delete(row);
     this.#hostnames.delete(row);
-    this.#free.push(row);
   }
 
   uidAt(row: number): string {
-    return this.#uids[row] ?? "";
+    return this.#rows.name(row);
   }
 
   /** Throws RangeError for a row without a workload. */
@@ -114,17 +108,11 @@ export class WorkloadTable {
     return ((this.#flags[row] ?? 0) & HEALTHY) !== 0;
   }
 
-  #add(uid: string): number {
-    const row = this.#free.pop() ?? this.#uids.length;
-    this.#rows.set(uid, row);
-    this.#uids[row] = uid;
-    if (row >= this.#v4.length) {
-      const length = this.#v4.length * 2;
-      this.#v4 = copied(new Uint32Array(length), this.#v4);
-      this.#weights = copied(new Uint32Array(length), this.#weights);
-      this.#flags = copied(new Uint8Array(length), this.#flags);
-    }
-    return row;
+  #grow(): void {
+    const length = this.#v4.length * 2;
+    this.#v4 = copied(new Uint32Array(length), this.#v4);
+    this.#weights = copied(new Uint32Array(length), this.#weights);
+    this.#flags = copied(new Uint8Array(length), this.#flags);
   }
 }
 
