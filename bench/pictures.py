@@ -1,4 +1,5 @@
-"""The apps of a small shop, for pictures of its map: pictures.py serve ADDRESS:PORT..., or pictures.py call FLOW...
+"""The apps of a small shop, for pictures of its map: pictures.py serve ADDRESS:PORT..., the same with mutual TLS as
+pictures.py serve-tls FOLDER ADDRESS:PORT... (key.pem, cert.pem and ca.pem are in it), or pictures.py call FLOW...
 
 A FLOW is TO,RATE,SENT,ANSWER,SECONDS[,FROM]: connections to ADDRESS:PORT from an address, RATE a second in the mean (it rises
 and falls), each sends SENT bytes, gets ANSWER bytes and stays open for SECONDS. Both run until they are killed.
@@ -6,6 +7,7 @@ and falls), each sends SENT bytes, gets ANSWER bytes and stays open for SECONDS.
 import asyncio
 import math
 import random
+import ssl
 import sys
 import time
 
@@ -53,11 +55,19 @@ async def flow(text):
         task.add_done_callback(running.discard)
 
 
+def mutual_tls(folder):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=f"{folder}/ca.pem")
+    context.load_cert_chain(f"{folder}/cert.pem", f"{folder}/key.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 async def main():
     what, *rest = sys.argv[1:]
     if what == "call":
         await asyncio.gather(*(flow(text) for text in rest))
-    servers = [await asyncio.start_server(serve, *text.rsplit(":", 1)) for text in rest]
+    tls = mutual_tls(rest.pop(0)) if what == "serve-tls" else None
+    servers = [await asyncio.start_server(serve, *text.rsplit(":", 1), ssl=tls) for text in rest]
     print("ready", flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
 

@@ -1,16 +1,19 @@
 /**
  * Makes the README's pictures of the page, docs/topology*.png, from a real run: an agent with the embedded control plane, apps
- * in units of their own, callers, and a server that is gone after two thirds of the time. The page is that of `kmesh topology
- * --open`, in Debian's Chromium. Run as root:
+ * in units of their own, callers, servers that demand mutual TLS, to which a tunnel carries, and a server that is gone after
+ * two thirds of the time. The page is that of `kmesh topology --open`, in Debian's Chromium. Run as root:
  *
  *     bun bench/pictures.ts [--minutes 8] [--out docs]
  */
-import { statSync } from "node:fs";
+import { mkdirSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Page } from "playwright-core";
 import type { DemoService } from "../src/demo/services.ts";
+import { readCertificate } from "../src/istiod/identity/certificate.ts";
+import { identityStore } from "../src/machine/identity-store.ts";
 import type { EdgesDocument } from "../src/telemetry/model.ts";
 import { AgentLab } from "../test/e2e/agent-lab.ts";
+import { TestMesh } from "../test/lab/mesh-member.ts";
 import { TestCgroup } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, sleep } from "../test/lab/process.ts";
 import { Browser, missingBrowser } from "../test/page/browser.ts";
@@ -45,6 +48,14 @@ const service = (
   balance: "round-robin",
   endpoints: workloads.map(([workload, at, its]) => ({ workload, address: at, port: its })),
 });
+const certificates = new TestMesh();
+/** The account of the servers that demand mutual TLS. */
+const STRICT = "ledger";
+const strict = (...of: Parameters<typeof service>): DemoService => ({
+  ...service(...of),
+  mtls: "istio",
+  sans: [certificates.id(STRICT)],
+});
 const MESH = {
   services: [
     service(
@@ -64,7 +75,7 @@ const MESH = {
       ["payments-v2", "10.1.1.22", 8443],
     ),
     service("stock", "shop", "10.96.0.13", 9090, ["stock-v1", "10.1.2.31", 9090]),
-    service(
+    strict(
       "ledger",
       "finance",
       "10.96.0.14",
@@ -72,7 +83,7 @@ const MESH = {
       ["ledger-0", "10.2.0.41", 5432],
       ["ledger-1", "10.2.0.42", 5432],
     ),
-    service("rates", "finance", "10.96.0.15", 80, ["rates-v1", "10.2.0.51", 8080]),
+    strict("rates", "finance", "10.96.0.15", 80, ["rates-v1", "10.2.0.51", 8080]),
     // Callers have their names from here.
     service(
       "frontend",
@@ -85,9 +96,12 @@ const MESH = {
   ],
 };
 const FAILING = "10.1.1.22:8443";
-const SERVERS = MESH.services.flatMap(({ endpoints }) =>
-  endpoints.map(({ address, port }) => `${address}:${port}`),
-);
+const serversOf = (demandTls: boolean) =>
+  MESH.services
+    .filter(({ mtls }) => (mtls !== undefined) === demandTls)
+    .flatMap(({ endpoints }) => endpoints.map(({ address, port }) => `${address}:${port}`));
+const SERVERS = serversOf(false);
+const STRICT_SERVERS = serversOf(true);
 /** Units and what they do; see pictures.py. */
 const UNITS: Readonly<Record<string, string[]>> = {
   "billing.service": [
@@ -114,14 +128,24 @@ let browser: Browser | undefined;
 await runAndClean(work, async () => {
   await browser?.close();
   for (const each of processes) await each.stop("SIGKILL");
+  certificates.close();
   await lab.remove();
   await slice.remove();
 });
 
 async function work(): Promise<void> {
-  const addresses = [...SERVERS, MACHINE, ...CALLERS.map((flow) => flow.split(",").at(-1) ?? "")];
+  const addresses = [
+    ...SERVERS,
+    ...STRICT_SERVERS,
+    MACHINE,
+    ...CALLERS.map((flow) => flow.split(",").at(-1) ?? ""),
+  ];
   await lab.namespace.addLoopback(...new Set(addresses.map((each) => each.split(":")[0] ?? "")));
+  const { key, cert, ca } = certificates.issue("billing");
+  identityStore(join(lab.folder, "state")).save(readCertificate(key, cert, ca));
   await lab.liveAgent(
+    "--tunnel=on",
+    "--service-account=billing",
     `--cgroup=${slice.path}`,
     `--ip=${MACHINE}`,
     "--namespace=shop",
@@ -130,6 +154,8 @@ async function work(): Promise<void> {
   );
   await eventually("traffic is counted", async () => (await map()).history > 1);
   await app("servers", undefined, "serve", ...SERVERS.filter((each) => each !== FAILING));
+  await app("strict servers", undefined, "serve-tls", strictFolder(), ...STRICT_SERVERS);
+  await startTunnel();
   const failing = await app("one server", undefined, "serve", FAILING);
   await app("billing", slice.child("billing.service"), "serve", `${MACHINE}:8000`);
   for (const [unit, flows] of Object.entries(UNITS)) await app(unit, slice.child(unit), "call", ...flows);
@@ -142,10 +168,31 @@ async function work(): Promise<void> {
   await takePictures();
 }
 
+/** With the files that pictures.py reads. */
+function strictFolder(): string {
+  const folder = join(lab.folder, STRICT);
+  mkdirSync(folder);
+  const { key, cert, ca } = certificates.issue(STRICT);
+  for (const [name, text] of Object.entries({ key, cert, ca }))
+    writeFileSync(join(folder, `${name}.pem`), text, { mode: 0o600 });
+  return folder;
+}
+
+async function startTunnel(): Promise<void> {
+  const tunnel = new OwnedProcess({
+    name: "tunnel",
+    log: join(lab.folder, "tunnel.log"),
+    command: [KMESH, "tunnel", ...lab.folders],
+    netns: lab.namespace.path,
+  });
+  processes.push(tunnel);
+  await eventually("the tunnel accepts", () => tunnel.output().includes("accepts (pid"));
+}
+
 async function app(
   name: string,
   cgroup: string | undefined,
-  what: "serve" | "call",
+  what: "serve" | "serve-tls" | "call",
   ...args: string[]
 ): Promise<OwnedProcess> {
   const started = new OwnedProcess({
@@ -156,7 +203,7 @@ async function app(
     ...(cgroup === undefined ? {} : { cgroup }),
   });
   processes.push(started);
-  if (what === "serve") await eventually(`${name} listen`, () => started.output().includes("ready"));
+  if (what !== "call") await eventually(`${name} listen`, () => started.output().includes("ready"));
   return started;
 }
 
@@ -175,13 +222,15 @@ async function takePictures(): Promise<void> {
   const url = await eventually("the page's URL", () => /http:\S+/.exec(page.output())?.[0]);
   browser = await Browser.start(SIZE);
   const light = await browser.open(url);
+  if ((await light.page.locator(".links .lock").count()) === 0)
+    throw new Error("no edge is carried by mutual TLS");
   await save(light.page, "topology");
   await light.page.locator(".problem").first().click();
   await light.page.locator(".chart").first().waitFor();
   await save(light.page, "topology-problem");
   const dark = await browser.open(url, "dark");
-  await dark.page.locator(".shape.unit", { hasText: "billing.service" }).click();
-  await dark.page.locator(".edges button", { hasText: "orders:8080" }).click();
+  await dark.page.locator(".shape.unit", { hasText: "report-worker.service" }).click();
+  await dark.page.locator(".edges button", { hasText: "ledger:5432" }).click();
   await dark.page.locator(".chart").first().waitFor();
   await save(dark.page, "topology-edge");
   const complaints = [...light.complaints, ...dark.complaints];

@@ -17,18 +17,18 @@ export interface MapListener {
 const ZOOM = { least: 0.3, most: 2.5, step: 1.2, natural: 1.15 } as const;
 /** Height of the buttons and the legend below the map, pixels. */
 const CORNER = 54;
-/** Where names can still be read, if the map is shown first; Fit goes below. */
+/** The least zoom at which the map is shown first: names can still be read. Fit goes below it. */
 const READABLE = 0.74;
 /** As in page.css. */
 const FONT = { title: "600 13px", detail: "11.5px" } as const;
-/** More lines than this are drawn faintly, or they hide each other. */
+/** Above this number lines are drawn faintly, because they would hide each other. */
 const MANY_LINKS = 120;
-/** Between the symbol and the right end. */
+/** Width of a shape that its text does not get. */
 const TEXT_WIDTH_LOSS = 44;
 
 export class MapView {
   readonly element: HTMLElement;
-  /** As large as the picture; what is in sight of it is the window's. */
+  /** It is as large as the picture. The window shows a part of it. */
   readonly svg: SVGSVGElement;
   readonly #listener: MapListener;
   readonly #scene = svg("g", { class: "scene" });
@@ -56,7 +56,7 @@ export class MapView {
   /** The shape that Tab leads to. */
   #current: string | undefined;
   #place = { x: 0, y: 0, zoom: 1 };
-  /** The user has chosen what is in sight. */
+  /** The user has moved the map or changed its zoom. */
   #isMoved = false;
   #placedFor = "";
   readonly #window: HTMLElement;
@@ -104,7 +104,7 @@ export class MapView {
   }
 
   draw(picture: Picture, document: EdgesDocument, selected: string | undefined): void {
-    // Once: it has the browser work out all styles that changed since.
+    // Only once, because the browser then computes all styles that have changed.
     this.#family ||= getComputedStyle(this.svg).fontFamily;
     this.#picture = picture;
     this.#document = document;
@@ -188,7 +188,7 @@ export class MapView {
     if (takeFocus) this.#drawn.get(shape.id)?.element.focus({ preventScroll: true });
   }
 
-  /** Only what has changed is made anew; the order of elements is that of the items. */
+  /** Makes only elements of items that have changed. Elements have the order of their items. */
   #reuse<T extends { id: string }>(
     drawn: Map<string, { element: SVGGElement; text: string }>,
     parent: SVGGElement,
@@ -466,7 +466,7 @@ export class MapView {
     this.#move({ x: x - (x - this.#place.x) * ratio, y: y - (y - this.#place.y) * ratio, zoom });
   }
 
-  /** At the next frame, once however often it is called. */
+  /** Takes effect at the next frame. */
   #move(place: { x: number; y: number; zoom: number }): void {
     this.#isMoved = true;
     this.#place = this.#bounded(place);
@@ -499,12 +499,12 @@ export class MapView {
   }
 }
 
-/** Sets an attribute that is another, or the browser would work out again what has not changed. */
+/** Sets an attribute only if its value differs, because the browser computes again what depends on it. */
 function setChanged(element: Element, name: string, value: string): void {
   if (element.getAttribute(name) !== value) element.setAttribute(name, value);
 }
 
-/** What lines say; shapes have their words beside them in the header. */
+/** The legend of lines. The header explains shapes. */
 function legend(): HTMLElement {
   const entry = (kind: string, text: string) =>
     html(
@@ -523,7 +523,7 @@ function legend(): HTMLElement {
     entry("failing", "failing"),
     entry("ok some-fail", "some fail"),
     entry("slow", "slow or lossy"),
-    entry("ok", "healthy: the wider, the more connections"),
+    entry("ok", "healthy: wider has more connections"),
     entry("idle", "idle"),
     html(
       "span",
