@@ -20,9 +20,9 @@ export interface DocumentInput {
   window: number;
   machine: Machine;
   service?: ServiceState;
-  /** Of each tunnel process that lives. */
+  /** The counters of each tunnel process that runs. */
   tunnels?: readonly TunnelCounts[];
-  /** Unsupported functions, a sentence each. */
+  /** What this kernel or these settings do not support, a sentence each. */
   off: string[];
 }
 
@@ -65,7 +65,7 @@ export function makeDocument(input: DocumentInput): EdgesDocument {
     bad.set(subject, isSlow ? "slow" : "failing");
   }
   for (const edge of edges) edge.state = bad.get(edge.id) ?? edge.state;
-  // A tunnel's failures are the service's, and resets of the endpoints' edges.
+  // The kernel sees a failure of the tunnel as a reset on an edge to an endpoint.
   const broken = new Set(problems.flatMap(({ subject, rule }) => (rule === "tunnel" ? [subject] : [])));
   for (const edge of edges)
     if (edge.carried && broken.has(edge.from) && edge.recent.failures.reset > 0) edge.state = "failing";
@@ -119,7 +119,7 @@ export function totalsFor(sums: Sums, tunnels: readonly TunnelCounts[] = []): Ma
   return totals;
 }
 
-/** Undefined for an edge without history. `totals`: its present ones, for an edge that is new since the last sample. */
+/** Undefined for an edge without history. `totals` are its present totals, for an edge that came after the last sample. */
 export function historyOf(
   history: History,
   edge: string,
@@ -180,7 +180,7 @@ function edgeOf(
   };
 }
 
-/** The kernel counts from this machine's view, but an "inbound" edge begins at the peer. */
+/** The kernel names "sent" what this machine sent; an "inbound" edge begins at the peer. */
 function countersOf(counters: Counters, refused: Record<string, number>, kind: Edge["kind"]): EdgeCounters {
   const inbound = kind === "inbound";
   const whole = Math.round;

@@ -1,5 +1,5 @@
 /**
- * Names of the services and endpoints that rows have by number. Names that istiod removed are kept in the kernel beside the
+ * Names of the services and endpoints whose numbers are in the rows. Names that istiod removed are kept in the kernel beside the
  * rows (map `flow_labels`), because counters outlive configuration and agents.
  */
 
@@ -88,7 +88,7 @@ export class Labels {
     return found;
   }
 
-  /** Another number when a name may have changed since, of an id or of an address. */
+  /** Changes when the name of an id or of an address may have changed. */
   get revision(): number {
     return this.#changes + (this.#workloads?.revision ?? 0);
   }
@@ -110,7 +110,7 @@ export class Labels {
     if (own !== undefined) return at?.carried ? workloadText(own, at.carried) : own;
     const kept = this.#kept.endpoint.get(id);
     const text = at && this.#workloads?.at(at.key);
-    // An id is carried in one way as long as it is given, also before istiod has named its workload.
+    // The way of an id never changes, also before istiod has named its workload.
     const whole = at?.carried ? workloadText(text ?? kept ?? "", at.carried) : text;
     return this.#keep("endpoint", id, whole) ?? "";
   }

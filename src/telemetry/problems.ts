@@ -1,6 +1,6 @@
 /**
- * Finds problems in one document: one pure function for each rule, and this is the only place with rules. Each uses only the
- * window, except "slower-than-before". Small numbers are ignored, so that healthy traffic gives no problem.
+ * Finds problems in one document. All rules are here, each is a pure function, and each uses only the window, except
+ * "slower-than-before". Small numbers are ignored, so that healthy traffic gives no problem.
  *
  * | rule | what is seen | severity |
  * |---|---|---|
@@ -8,13 +8,13 @@
  * | connect-timeout | nothing answered a SYN and its retry | the same |
  * | unreachable | an ICMP error, or no route | the same |
  * | reset | 3 or more established connections, and 5 % of those that ended, were reset by the peer | the same |
- * | no-endpoint | refused, since the service has no usable endpoint | error |
- * | refused-by-policy | refused, since policy, TLS or the registry demand it | warning |
+ * | no-endpoint | refused, because the service has no usable endpoint | error |
+ * | refused-by-policy | refused, because policy, TLS or the registry demand it | warning |
  * | overloaded | refused at max_connections; or 90 % of them are in use | error; warning |
  * | retransmits | 10 or more, and 2 % of the segments that were sent (1,448 bytes each) | warning |
  * | slower-than-before | 20 connections or more, twice the round trip of the time before, and 2 ms more | warning |
  * | slower-than-siblings | 10 connections or more, twice the round trip of the service's median endpoint, and 2 ms more | warning |
- * | ejected | the kernel leaves an endpoint out, since its connects failed | warning |
+ * | ejected | the kernel uses an endpoint no more for a while, because connects to it failed | warning |
  * | alone | 10 connections or more, all to one of several usable endpoints though the configured shares make that a chance of 1 in 1,000; no other one has live connections | warning |
  * | no-answer | 3 or more connections ended without a failure, bytes went out, none came back | warning |
  * | tunnel | connections to a service failed in the tunnel, by reason: 1 or more. Resets that are these failures are not named again | error from half of the service's connects on, else warning |
@@ -27,7 +27,7 @@ import type { TunnelFailures } from "./tunnel-summary.ts";
 export interface Baseline {
   /** Mean least round trip before the window, microseconds, over that many connections. */
   rtt: ReadonlyMap<string, { mean: number; count: number }>;
-  /** Connections of the window that measured one. */
+  /** The number of connections of the window that measured a round trip. */
   measured: ReadonlyMap<string, number>;
   /** Failures in the tunnel, of the window. */
   tunnelFailures?: TunnelFailures;
@@ -165,7 +165,7 @@ function refusals(edge: Edge, nodes: Nodes): Problem[] {
           ...base,
           rule: "overloaded",
           severity: "error",
-          text: `${count} connections of ${who} to ${what} were refused: its max_connections are in use`,
+          text: `${count} connections of ${who} to ${what} were refused: as many as its max_connections are open`,
         },
       ];
     return [
@@ -197,7 +197,7 @@ function retransmits(edge: Edge, nodes: Nodes): Problem[] {
   if (edge.kind !== "endpoint" && edge.kind !== "inbound") return [];
   const { retransmits: count, opened } = edge.recent;
   const bytes = edge.kind === "inbound" ? edge.recent.received : edge.recent.sent;
-  // A connection has a handshake and its end beside its data.
+  // The handshake and the end of a connection are segments, too.
   const segments = Math.ceil(bytes / LIMITS.segment) + 3 * opened + count;
   const share = count / Math.max(1, segments);
   if (count < LIMITS.retransmits || share < LIMITS.retransmitShare) return [];
@@ -355,7 +355,7 @@ function inTunnel(
   });
 }
 
-/** Reasons that lie with this machine. */
+/** Reasons whose cause is on this machine. */
 const OURS = ["no-certificate", "own-certificate-expired"];
 
 /** Whether an edge's resets are failures of the tunnel: it resets the app's connection, which is all that the kernel sees. */

@@ -1,6 +1,6 @@
 /**
  * Peers that inbound policies refused, as the access log and the map show them. The kernel keeps the last 64 refusals, so
- * numbers here are at least so many.
+ * there may have been more than are counted here.
  */
 import type { RecentRefusal } from "../inbound/refusals.ts";
 import { parseWorkload } from "./labels.ts";

@@ -1,7 +1,7 @@
 /**
- * Rows whose service, cluster or endpoint is about to mean something else, and rows that were not used for long (ageing.ts), are
- * moved into sums by name, so that no counter ever goes back. Each move is four steps, and what is to be stored is absolute: an agent that is killed after any of them
- * leaves a record in the kernel (map `retirement`), by which the next one does the same steps again.
+ * Moves rows into sums by name, so that no counter ever decreases: rows whose service, cluster or endpoint is about to mean
+ * something else, and rows that were not used for long (ageing.ts). A move has four steps and stores absolute values. An agent
+ * that is killed after any step leaves a record in the kernel (map `retirement`), and the next agent repeats the steps by it.
  */
 
 import * as layout from "../datapath/tables/layout.gen.ts";
@@ -45,8 +45,8 @@ export class Retirement {
   #readAt = Number.NEGATIVE_INFINITY;
 
   /**
-   * Completes what an agent before left half done. The maps stay the caller's. `step` hears of each step when it is done: a
-   * test ends there. Throws KernelError.
+   * Completes what an earlier agent left half done. The maps stay the caller's. `step` is called after each step: a test ends
+   * there. Throws KernelError.
    */
   constructor(maps: Maps, labels: Labels, step: (name: RetirementStep) => void = () => undefined) {
     this.#step = step;
@@ -72,7 +72,7 @@ export class Retirement {
 
   #mayReuse(...[kind, id]: Parameters<MayReuse>): boolean {
     if (performance.now() - this.#readAt > FRESH) this.#read();
-    // A start asks for each of 100,000 new endpoints.
+    // A start asks this for each of 100,000 new endpoints.
     if (this.#used.size === 0 || !this.#used.has(`${kind} ${id}`)) return true;
     const carriers = this.#rows.filter(({ key }) => carries(key, kind, id));
     if (!carriers.every((row) => this.#retire(row))) return false;
@@ -83,9 +83,9 @@ export class Retirement {
   }
 
   /**
-   * Moves rows that programs may begin to count in at any moment: they are marked first (bpf/ageing.bpf.c), and those of which
-   * a connection lives after that stay. `source`: under which one they go on, or their own. Waits for a grace period. Gives
-   * how many were moved. Throws KernelError.
+   * Moves rows in which programs may begin to count at any moment. They are marked first (bpf/ageing.bpf.c), and rows that
+   * have a live connection after that stay. `source` is the source under which they go on; without it their own. Waits for a
+   * grace period. Returns the number of moved rows. Throws KernelError.
    */
   retire(rows: readonly FlowRow[], source?: number): number {
     if (rows.length === 0) return 0;
@@ -173,7 +173,7 @@ export class Retirement {
     return retired_rows.lookup(other, sum) ? other : undefined;
   }
 
-  /** Carries out the record. Idempotent. */
+  /** Does what the record says. Idempotent. */
   #complete(): void {
     const part = (field: "from" | "to" | "sum") => {
       const { offset, size } = RECORD.fields[field];

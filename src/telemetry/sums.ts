@@ -1,4 +1,4 @@
-/** Sums rows to the nodes and edges of the map (model.ts), without rates. */
+/** Adds rows up to the nodes and edges of the map (model.ts), without rates. */
 import { REASONS } from "../mesh/model.ts";
 import { parseCarried } from "./carried.ts";
 import type { LatencyRow, Reading, RetiredRow } from "./counters/reading.ts";
@@ -67,7 +67,7 @@ export function sumUp(reading: Reading, sources: Sources, labels: Labels): Sums 
   return sums;
 }
 
-/** A call is carried as its endpoints are, if all in use are carried in one way. */
+/** A call is carried as its endpoints are, if all endpoints in use are carried in the same way. */
 function carryCalls({ edges }: Sums): void {
   const legs = Map.groupBy(
     [...edges.values()].filter(({ kind }) => kind === "endpoint"),
@@ -187,7 +187,7 @@ function unitNode({ nodes }: Sums, source: Source): string {
   return id;
 }
 
-/** `port` is 0 but for accepted connections. */
+/** `port` is 0, except for accepted connections. */
 export function edgeId(from: string, to: string, port = 0): string {
   return `${from} -> ${to}${port === 0 ? "" : ` port ${port}`}`;
 }
@@ -259,7 +259,7 @@ function endpointNode(
   return id;
 }
 
-/** Services may name one endpoint differently: the order of rows must not decide. */
+/** Services may name one endpoint differently. The order of rows must not decide which name it gets. */
 function firstByName(a: Workload | undefined, b: Workload | undefined): Workload | undefined {
   if (!a || !b) return a ?? b;
   return b.name < a.name ? b : a;
@@ -290,7 +290,7 @@ function callerNode({ nodes }: Sums, address: string, workloadText: string): str
   return id;
 }
 
-/** Callers of a workload whose rows were retired: their addresses are gone, their counts are kept. */
+/** The callers of a workload whose rows were retired: their counts are kept, but not their addresses. */
 export function formerCallerId(workloadText: string): string {
   const workload = parseWorkload(workloadText);
   return `caller:former:${workload ? `${workload.namespace}/${workload.name}` : "unknown"}`;

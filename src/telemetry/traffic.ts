@@ -42,7 +42,7 @@ export interface TrafficOptions {
   /** The file of the history. */
   stateDir: string;
   service: ServiceState;
-  /** The status of each tunnel process that lives. */
+  /** The status of each tunnel process that runs. */
   tunnels(): readonly TunnelCounts[];
   /** Whether this version's programs run at the hooks. */
   attached(): boolean;
@@ -87,7 +87,7 @@ export class Traffic {
     this.#counts = counts;
     this.counting.count(counts);
     this.#history = readHistory(join(stateDir, HISTORY_FILE));
-    // Later, because a hand-over waits for this call.
+    // Not now, because a hand-over waits for this call.
     this.#begin = setTimeout(() => this.#round(), BEGIN);
     this.#timer = setInterval(() => this.#round(), FLUSH);
     this.#timer.unref?.();
@@ -101,7 +101,7 @@ export class Traffic {
     return { reading, sums: sumUp(reading, this.sources, this.labels) };
   }
 
-  /** What metrics are made of, brought up to date. Throws KernelError. */
+  /** Brings the rows up to date and reads them for metrics. Throws KernelError. */
   readRows(): Rows {
     this.#flush();
     this.sources.refresh();
@@ -122,7 +122,7 @@ export class Traffic {
     });
   }
 
-  /** Of an edge of the document, also of one that came a moment ago. "no-room": others have one. Throws KernelError. */
+  /** The history of an edge, also of a new one. "no-room": other edges took all histories. Throws KernelError. */
   history(edge: string): EdgeHistory | "unknown" | "no-room" {
     const known = historyOf(this.#history, edge, Date.now());
     if (known) return known;
@@ -131,7 +131,7 @@ export class Traffic {
     return historyOf(this.#history, edge, Date.now(), sum.counters) ?? "no-room";
   }
 
-  /** Whether connections that begin from now on are counted. Those that are counted already go on. */
+  /** Sets whether new connections are counted. Connections that are counted already stay counted. */
   count(on: boolean): void {
     this.#counts = on;
     this.counting.count(on);

@@ -3,13 +3,13 @@ import type { Edge, EdgesDocument, Node } from "../telemetry/model.ts";
 import { isTrouble } from "./health.ts";
 
 export interface Filter {
-  /** Words that a node's name, host, namespace or address must have; "" for all. */
+  /** Words that a node's name, host, namespace or address must contain; "" for all. */
   search: string;
   /** A namespace; "" for all. */
   namespace: string;
   /** The id of a unit; "" for all. */
   unit: string;
-  /** Only what has a problem, with the way there. */
+  /** Only what has a problem, and the edges that lead to it. */
   failing: boolean;
   /** Also edges without traffic in the window. */
   idle: boolean;
@@ -18,9 +18,8 @@ export interface Filter {
 export const NO_FILTER: Filter = { search: "", namespace: "", unit: "", failing: false, idle: false };
 
 /**
- * The document with the edges that the filter lets through and the nodes at their ends. Edges with trouble pass the switch
- * for idle ones always. A node that is found stands with all that leads to it and from it. Nodes that have a problem of
- * their own stay without any edge.
+ * The document with the edges that match the filter, and the nodes at their ends. Edges with trouble count as not idle. A node
+ * that is found comes with all edges that lead to it and from it. Nodes that have a problem of their own need no edge.
  */
 export function filterDocument(document: EdgesDocument, filter: Filter): EdgesDocument {
   const nodes = new Map(document.nodes.map((node) => [node.id, node]));
@@ -56,7 +55,7 @@ export function filterDocument(document: EdgesDocument, filter: Filter): EdgesDo
   };
 }
 
-/** What a node is found by, in small letters. */
+/** The text in which a node is searched, in lower case. */
 function textOf(node: Node): string {
   const parts = [node.id, node.name, node.namespace];
   if ("host" in node) parts.push(node.host);

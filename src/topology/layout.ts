@@ -2,8 +2,8 @@
  * From a document to shapes with fixed places. Pure: the same document and view give the same picture.
  *
  * Four columns: callers, units of this machine, services, endpoints. A column is sorted by trouble, then by name; endpoints
- * stand in the order of their services. Nothing is computed from neighbours, so nothing jumps. What trouble a node had when
- * it was sorted is kept in `ranks`: at a refresh a node that begins to fail is marked and stays where it is.
+ * have the order of their services. Places do not depend on neighbours, so nothing jumps. `ranks` keeps the trouble that a node
+ * had when it was sorted: a node that begins to fail is marked at the next refresh and stays where it is.
  *
  * Above `MOST_SHAPES` nodes, long columns are folded by namespace. A node with trouble is drawn by itself, as far as the
  * column has room; the group that holds the rest has the worst state of its members, and so have its links: an edge that
@@ -15,13 +15,13 @@ import { failuresOf, isTrouble, nodeStates, severityRank, worst } from "./health
 
 /** Shapes at once before columns are folded. */
 export const MOST_SHAPES = 60;
-/** Of a folded column. */
+/** Most shapes of a folded column. */
 const MOST_OF_COLUMN = MOST_SHAPES / 4;
-/** Nodes with trouble that a folded column draws by themselves. */
+/** Most nodes with trouble that a folded column draws one by one. */
 const MOST_TROUBLED = 10;
 /** Share of an edge's connections. */
 const SOME_FAIL = 0.01;
-/** Members of a group that is unfolded; the table has all. */
+/** Most members that an unfolded group shows; the table has all. */
 const MOST_MEMBERS = 60;
 
 export const COLUMNS = ["Callers", "Units", "Services", "Endpoints"] as const;
@@ -79,9 +79,9 @@ export interface Link {
   /** Edges of the document. */
   edges: string[];
   state: EdgeState;
-  /** Not failing as a whole, but a hundredth or more of an edge's connections failed: who is hit by what fails behind. */
+  /** It is not failing, but SOME_FAIL of an edge's connections or more failed: it is hit by a failure behind it. */
   someFail: boolean;
-  /** The tunnel carries all of its edges, and both ends prove who they are. */
+  /** The tunnel carries all of its edges, and both ends prove their identity. */
   locked: boolean;
   /** The d of an SVG path, and a point on it after three quarters, where lines to different shapes are apart. */
   path: string;
@@ -260,7 +260,7 @@ const STATE_PHRASES: Readonly<Record<EdgeState, string>> = {
 function nodeShape({ node, state, title }: Entry, totals: Totals): Placeless {
   const { detail } = describeNode(node);
   const { failed, rate } = totals.of(node);
-  // What does not fit is cut off at the end: never what is wrong, and then rather the rate than where.
+  // Text that does not fit is cut at its end. So failures come first, and then the place before the rate.
   const parts = (failed === "" ? [rate, detail] : [failed, detail, rate]).filter((part) => part !== "");
   return {
     id: node.id,
@@ -303,14 +303,14 @@ class Totals {
 
   constructor(edges: readonly Edge[]) {
     for (const edge of edges) {
-      // What a unit accepts is the caller's number.
+      // What a unit accepts is counted for the caller.
       const id = edge.kind === "inbound" ? edge.from : edge.kind === "endpoint" ? edge.to : edge.from;
       this.#add(id, edge);
       if (edge.kind === "call" || edge.kind === "passed") this.#add(edge.to, edge);
     }
   }
 
-  /** Empty texts for what there is not. */
+  /** "" for what is zero. */
   of({ id }: Node): { failed: string; rate: string } {
     const { opened, failed, attempts } = this.#rates.get(id) ?? { opened: 0, failed: 0, attempts: 0 };
     const share = Math.min(1, failed / Math.max(1, attempts));

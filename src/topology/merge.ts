@@ -1,11 +1,11 @@
 /**
- * One map of what several machines export. Ids of services and endpoints are the same everywhere, those of units are not:
- * they get their machine's name. A connection between two of the machines is counted at both ends; it becomes one edge:
+ * Makes one map from the exports of several machines. Services and endpoints have the same ids everywhere. Units do not, so
+ * they get their machine's name. A connection between two of the machines is counted at both ends and becomes one edge:
  *
  *     unit@A -> service -> endpoint B:port        and        caller A -> unit@B, port
  *
- * Where A counts it by the endpoint, B's inbound edge is left out and stands as `peer` on A's edge; the endpoint says which
- * unit of B accepts there. Other inbound edges stay.
+ * Where A counts it by the endpoint, B's inbound edge becomes `peer` of A's edge, and the endpoint names the unit of B that
+ * accepts there. Other inbound edges stay.
  */
 import type {
   Carried,
@@ -74,7 +74,7 @@ export function mergeDocuments(documents: readonly EdgesDocument[]): EdgesDocume
   };
 }
 
-/** The same machine twice is the newer one. */
+/** Of two documents of one machine, the newer one. */
 function newestOfEachMachine(documents: readonly EdgesDocument[]): EdgesDocument[] {
   const machines = Map.groupBy(documents, ({ machine }) =>
     JSON.stringify([machine.host, [...machine.addresses].sort()]),
@@ -113,7 +113,7 @@ function withMachine(document: EdgesDocument): EdgesDocument {
   };
 }
 
-/** What knows more wins; an ejection at one machine is shown. */
+/** A node with a name wins over one without; an ejection at one machine is shown. */
 function mergeNode(known: Node | undefined, node: Node): Node {
   if (!known) return node;
   const [more, less] =
@@ -121,7 +121,7 @@ function mergeNode(known: Node | undefined, node: Node): Node {
   return { ...less, ...more } as Node;
 }
 
-/** Leaves out what B accepted from A where A counts it, too. */
+/** Removes what B accepted from A where A counts it, too. */
 function joinEnds(
   nodes: Map<string, Node>,
   edges: Map<string, Edge>,
@@ -147,7 +147,7 @@ function joinEnds(
   }
 }
 
-/** Both machines' connections on the same edge. Means are weighted by how many connections they are of. */
+/** Adds the connections of two machines on the same edge. Means are weighted by their numbers of connections. */
 function addEdges(a: Edge, b: Edge): Edge {
   const mean = (of: (edge: Edge) => { mean: number } | undefined) => {
     const known = [a, b].flatMap((edge) => {

@@ -13,7 +13,7 @@ const FILES: Readonly<Record<string, { name: string; type: string }>> = {
   "page.css": { name: "page.css", type: "text/css; charset=utf-8" },
 };
 
-/** Nothing inline, nothing from elsewhere, in no frame. Pictures are made by the page itself, for export. */
+/** They allow no inline code, no other origin and no frame. The page makes pictures itself, for export. */
 export const PAGE_HEADERS: Readonly<Record<string, string>> = {
   "content-security-policy": [
     "default-src 'none'",
@@ -33,12 +33,12 @@ export const PAGE_HEADERS: Readonly<Record<string, string>> = {
   "cache-control": "no-store",
 };
 
-/** Where the page lies on the agent's socket and on the loopback port. Its data lies beside it: `edges`, `edges/history`. */
+/** The path of the page on the agent's socket and on the loopback port. `edges` and `edges/history` are below it. */
 export const PAGE_FOLDER = "/topology/";
 
 export const PAGE_PATHS: readonly string[] = Object.keys(FILES);
 
-/** Undefined for a path that is none of the page's. Throws when the page was never built. */
+/** Undefined for a path that is not the page's. Throws when the page was never built. */
 export function pageFile(path: string): PageFile | undefined {
   const file = Object.hasOwn(FILES, path) ? FILES[path] : undefined;
   return file && { type: file.type, body: Buffer.from(asset(file.name)) };

@@ -1,11 +1,10 @@
 /**
  * The page on a loopback port, for the browser of whoever runs `kmesh topology --open`.
  *
- * Any web site can send a browser to a loopback port, so: the Host must be a loopback name (a site that resolves its own
- * name to 127.0.0.1 is refused), an Origin must be the page's own, what the browser says of the request's origin
- * (Sec-Fetch-Site) must be the same, and data needs a random token that only the printed URL has. The token stands behind
- * the #, so it is in no request line and no log; the page sends it in a header, which no other site can without being
- * asked first.
+ * Any web site can send a browser to a loopback port. Therefore the Host must be a loopback name (a site that resolves its own
+ * name to 127.0.0.1 is refused), an Origin must be the page's own, and Sec-Fetch-Site must be "same-origin" or "none". Data
+ * needs a random token that only the printed URL has. The token follows the #, so no request line and no log has it. The page
+ * sends it in a header, which other sites can't do without a CORS preflight, and that is refused.
  *
  * A client that reads slowly or never costs one of `MOST_CONNECTIONS` connections for `PATIENCE`; all share one body.
  */
@@ -16,22 +15,22 @@ import type { AddressInfo, Socket } from "node:net";
 import { reasonOf } from "../errors/reason.ts";
 import { PAGE_FOLDER, PAGE_HEADERS, pageFile } from "./page-files.ts";
 
-/** What the page asks for. What they throw is shown to the user as a sentence. */
+/** What the page asks for. The user sees the message of an error. */
 export interface PageData {
   /** The document of so many seconds. */
   edges(window: number): Promise<object>;
-  /** Undefined when there is none of this edge. */
+  /** Undefined for an edge without history. */
   history(edge: string): Promise<object | undefined>;
 }
 
 const MOST_CONNECTIONS = 32;
-/** Milliseconds for a request to come, and for an answer to be read. */
+/** Time limit for a request to arrive, and for its answer to be read, milliseconds. */
 const PATIENCE = 10_000;
 /** Bytes. */
 const SLICE = 65_536;
-/** A body serves all who ask for it within that time, milliseconds. */
+/** A body is reused for so long, milliseconds. */
 const FRESH = 500;
-/** Bodies that are kept so long. */
+/** Most bodies that are kept. */
 const MOST_BODIES = 8;
 const LONGEST_WINDOW = 3600;
 
@@ -51,19 +50,19 @@ export class PageServer {
   }
 
   /**
-   * Listens on 127.0.0.1, on a free port when `port` is 0. `patience` is what a client gets for a request and for an answer,
-   * milliseconds. Rejects with what the system says (EADDRINUSE, EACCES).
+   * Listens on 127.0.0.1, on a free port when `port` is 0. `patience` is the time limit for a request and for an answer,
+   * milliseconds. Rejects with the system's error (EADDRINUSE, EACCES).
    */
   static async listen(port: number, data: PageData, patience = PATIENCE): Promise<PageServer> {
     const token = randomBytes(24).toString("base64url");
     const cache = new BodyCache();
-    /** Open connections, each with what ends it if it sends no request; for the next ones the runtime waits a fixed time. */
+    /** Open connections, each with the timer that ends it if no request comes. The runtime limits the time between requests. */
     const clients = new Map<Socket, NodeJS.Timeout>();
     const server = createServer({ maxHeaderSize: 16_384 }, (request, response) => {
       const { socket } = request;
       clearTimeout(clients.get(socket));
       const late = setTimeout(() => socket.destroy(), patience);
-      // A body is never read, so it may last: the answer is given, and the time runs on.
+      // A request's body is never read. Its client gets the answer, and the timer goes on.
       if (!hasBody(request.headers)) response.once("close", () => clearTimeout(late));
       response.on("error", () => {});
       answer(request, token, data, cache)
@@ -96,7 +95,7 @@ export class PageServer {
     return (this.#server.address() as AddressInfo).port;
   }
 
-  /** With the token: for this user's eyes only. */
+  /** It has the token: show it to this user only. */
   get url(): string {
     return `http://127.0.0.1:${this.port}${PAGE_FOLDER}#${this.#token}`;
   }
@@ -159,9 +158,9 @@ function isAuthorized(header: string | undefined, token: string): boolean {
   return given.length === expected.length && timingSafeEqual(given, expected);
 }
 
-/** Hundreds who ask at once get one body, however long it takes to make. */
+/** One body for all who ask at the same time, however long it takes to make. */
 class BodyCache {
-  /** `at` is when the body was there. */
+  /** `at` is when the body was made. */
   readonly #bodies = new Map<string, { at: number; body: Promise<Buffer | undefined> }>();
 
   get(key: string, make: () => Promise<object | undefined>): Promise<Buffer | undefined> {
@@ -180,7 +179,7 @@ class BodyCache {
       () => {
         made.at = performance.now();
       },
-      // What failed is tried again at once.
+      // The next request tries again.
       () => {
         if (this.#bodies.get(key) === made) this.#bodies.delete(key);
       },
@@ -197,7 +196,7 @@ function problem(status: number, error: string): Answer {
   return { status, type: "application/json", body: Buffer.from(JSON.stringify({ error })) };
 }
 
-/** In slices, the next when the one before is taken: the runtime copies what waits for a client. */
+/** Writes slices, each when the last one was sent, because the runtime copies what waits for a client. */
 async function send(
   request: IncomingMessage,
   response: ServerResponse,
@@ -214,7 +213,7 @@ async function send(
   response.end();
 }
 
-/** Resolves when what was written is taken, or will never be. */
+/** Resolves when everything was sent, or when the client is gone. */
 async function taken(response: ServerResponse): Promise<void> {
   const either = new AbortController();
   const { signal } = either;

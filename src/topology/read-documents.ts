@@ -1,21 +1,21 @@
-/** Documents of other machines: files of `kmesh topology --output json`, and URLs. */
+/** Reads documents of other machines, from files of `kmesh topology --output json` and from URLs. */
 import { openAsBlob } from "node:fs";
 import { reasonOf } from "../errors/reason.ts";
 import type { EdgesDocument } from "../telemetry/model.ts";
 import { PAGE_FOLDER } from "./page-files.ts";
 
-/** Bytes of one. */
+/** Most bytes of a document. */
 const MOST = 64 << 20;
-/** Milliseconds for a URL. */
+/** Time limit for a URL, milliseconds. */
 const PATIENCE = 10_000;
 
-/** From a file or an http(s) URL; that of another machine's page gives its data. Rejects with a sentence that names it. */
+/** Reads a file or an http(s) URL, also the URL of another machine's page. Rejects with a sentence that names the source. */
 export async function readDocument(source: string, window: number): Promise<EdgesDocument> {
   try {
     const isUrl = /^https?:\/\//.test(source);
     return parseDocument(isUrl ? await fetchText(source, window) : await readText(source));
   } catch (error) {
-    // What is behind the # is a secret.
+    // The part after the # is a secret.
     throw new Error(`${source.split("#")[0]}: ${reasonOf(error)}`, { cause: error });
   }
 }
@@ -46,13 +46,13 @@ async function fetchText(source: string, window: number): Promise<string> {
   return Buffer.concat(parts).toString("utf8");
 }
 
-/** Throws when the text is no document of a version that is known. */
+/** Throws when the text is not a document of a known version. */
 export function parseDocument(text: string): EdgesDocument {
   let value: unknown;
   try {
     value = JSON.parse(text);
   } catch {
-    throw new Error("it is no JSON: write the file with kmesh topology --output json");
+    throw new Error("it is not JSON: write the file with kmesh topology --output json");
   }
   const { version, nodes, edges, problems, machine, limits } = (value ?? {}) as Partial<EdgesDocument>;
   const isWhole =
@@ -60,7 +60,7 @@ export function parseDocument(text: string): EdgesDocument {
     Array.isArray(machine?.addresses) &&
     Array.isArray(limits?.off);
   if (!isWhole)
-    throw new Error("it is no map of kmesh: write the file with kmesh topology --output json --idle");
-  if (version !== 1) throw new Error(`it has version ${version} of the map, and only 1 is known here`);
+    throw new Error("it is not a map of kmesh: write the file with kmesh topology --output json --idle");
+  if (version !== 1) throw new Error(`it has version ${version} of the map; this kmesh reads version 1`);
   return value as EdgesDocument;
 }

@@ -77,7 +77,7 @@ export class AccessLog {
 
   /** Passes each record to `listener`. Returns a function that stops it. */
   follow(listener: (record: LogRecord) => void): () => void {
-    // Refusals from before are nobody's.
+    // Nobody asked for earlier refusals.
     if (!this.#target && this.#followers.size === 0) this.#refusals();
     this.#followers.add(listener);
     this.#options.traffic.counting.log(true);
@@ -139,7 +139,7 @@ export class AccessLog {
       this.#target.write(config.format === "json" ? JSON.stringify(record) : formatRecord(record));
   }
 
-  /** Those since the last call. Never throws: other lines go on. */
+  /** The refusals since the last call. Never throws, so that other lines are written. */
   #refusals(): LogRecord[] {
     const { refusals, traffic, warn } = this.#options;
     try {

@@ -46,7 +46,7 @@ export class LogTarget {
   #failedAt = Number.NEGATIVE_INFINITY;
   #trouble = "";
   #untold = 0;
-  /** Of these, how many the last line of what is being written, or of `#rest`, tells. */
+  /** How many of these the last line of what is being written, or of `#rest`, tells. */
   #telling = 0;
   /** Dropped lines, in total. */
   dropped = 0;
@@ -111,7 +111,7 @@ export class LogTarget {
     this.#sink = undefined;
   }
 
-  /** What was left before; else all lines that wait, and one that says how many are missing. */
+  /** The rest of the last write; without one, all waiting lines and the count of missing ones. */
   #take(): Uint8Array {
     if (this.#rest.length > 0) {
       const rest = this.#rest;
@@ -144,7 +144,7 @@ export class LogTarget {
     stream.write(JOURNAL_HEADER);
     const sink = new StreamSink(stream, false);
     stream.on("error", (error) => {
-      // Its write, if there is one, fails by itself.
+      // A write that is under way fails by itself.
       if (this.#sink === sink && !this.#isBusy) this.#fail(error);
     });
     return sink;
@@ -193,7 +193,7 @@ class FileSink implements Sink {
     try {
       if (bytes.length > 0) writeSync(this.#fd, bytes);
     } catch {
-      // Nobody can receive the error any more.
+      // Nobody waits for the error any more.
     }
     closeSync(this.#fd);
   }

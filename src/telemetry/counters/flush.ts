@@ -72,9 +72,9 @@ export class Flusher {
   }
 
   /**
-   * Visits every governed socket and every accepted one that is known, about 0.2 us each; looks for more of those from time
-   * to time, unless the programs at the hooks would not settle them (`isAttached`). That look goes on after this call where
-   * there are thousands of sockets. Throws KernelError, also that of the look before.
+   * Visits every governed socket and every known accepted one, about 0.2 us each. From time to time it looks for more accepted
+   * ones, if the programs at the hooks count their ends (`isAttached`). With thousands of sockets that look goes on after this
+   * call. Throws KernelError, also that of the last look.
    */
   flush(isAttached = true): void {
     const { words, isServing } = this.#counting;
@@ -106,7 +106,7 @@ export class Flusher {
     this.#pieces = this.#walk.pieces(netns);
   }
 
-  /** A slice now, and the others after what waits by then. */
+  /** One slice now, and each further one after the work that waits then. */
   #walkOn(): void {
     if (this.#walkFor(SLICE)) return;
     this.#next = setImmediate(() => {

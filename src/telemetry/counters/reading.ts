@@ -54,7 +54,7 @@ export interface Reading {
   room: { rows: number; callers: number };
 }
 
-/** Looks at rows and sums until none was moved from the one to the other meanwhile: an agent retires while others read. */
+/** How often rows and sums are read again when an agent moved a row into a sum meanwhile. */
 const MOST_LOOKS = 8;
 
 /** Reads everything. Call flush before. Throws KernelError. */

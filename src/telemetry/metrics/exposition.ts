@@ -6,10 +6,10 @@
 /** In output order. A label with an empty value is left out. */
 export type Labels = readonly (readonly [name: string, value: string])[];
 
-/** Labels as bytes, as they stand behind a metric's name. Ten thousand of them as texts would be 20 MB. */
+/** Labels as the bytes that follow a metric's name. Ten thousand of them as texts would be 20 MB. */
 export interface LabelSet {
   block: Uint8Array;
-  /** Sets with one label more, by its text: made once, too. */
+  /** Sets with one more label, by its text. They are made once, too. */
   more?: Map<string, LabelSet>;
 }
 
@@ -48,7 +48,7 @@ export function chooseFormat(accept: string | undefined): typeof TEXT | typeof O
   return open > 0 && open >= plain ? OPEN_METRICS : TEXT;
 }
 
-/** The body in parts of some PART bytes. A part is made when it is taken, and is valid until the next one is. */
+/** The body in parts of about PART bytes. A part is made when it is taken, and is valid until the next one is taken. */
 export function* expose(families: readonly Family[], format: string): Generator<Uint8Array> {
   const open = format === OPEN_METRICS;
   const body = new Body();
@@ -89,13 +89,13 @@ function* exposeHistograms(
   }
 }
 
-/** Bytes of a part, beyond which the next one is begun. */
+/** Bytes after which a part ends. */
 export const PART = 128 << 10;
 const NO_LABELS: Uint8Array = new Uint8Array();
 const SPACE = 0x20;
 const NEWLINE = 0x0a;
 const ZERO = 0x30;
-/** Digits that the largest number has which is written digit by digit. */
+/** Most digits of a number that is written digit by digit. */
 const DIGITS = 16;
 
 /**
@@ -180,7 +180,7 @@ export function lastLabel(name: string, value: string): LastLabel {
   return `${name}="${escapeLabel(value)}"}`;
 }
 
-/** The set with one label more at its end. */
+/** The set with one more label at its end. */
 export function withLabel(set: LabelSet, label: LastLabel): LabelSet {
   set.more ??= new Map();
   let found = set.more.get(label);

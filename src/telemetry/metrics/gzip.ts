@@ -1,4 +1,4 @@
-/** Compresses a body of metrics part by part (RFC 1952): most of it is the same labels again, so a thirtieth is left. */
+/** Compresses a body of metrics part by part (RFC 1952), to about a thirtieth, because labels repeat. */
 import { constants, crc32, deflateRawSync } from "node:zlib";
 
 /** Magic number, deflate, no flags, no time, fastest, Unix. */
@@ -7,7 +7,7 @@ const HEADER = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3];
 const LAST_BLOCK = [3, 0];
 const OPTIONS = { level: constants.Z_BEST_SPEED, finishFlush: constants.Z_SYNC_FLUSH };
 
-/** One gzip stream of all `parts`. Each part is used before the next one is taken. An empty one is given on as it is. */
+/** One gzip stream of all `parts`. Each part is used before the next one is taken. An empty part stays empty. */
 export function* gzipped(parts: Iterable<Uint8Array>): Generator<Uint8Array> {
   let checksum = 0;
   let length = 0;

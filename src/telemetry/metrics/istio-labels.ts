@@ -58,7 +58,7 @@ export function sourceLabels(
     ...serverLabels(peer, isMutual ? carried.principal : "", UNKNOWN, UNKNOWN, service, peer.namespace),
     ["request_protocol", "tcp"],
     ["response_flags", flags],
-    // Of other connections the source does not know what the peer took them for.
+    // The source does not know the peer's policy for other connections.
     ["connection_security_policy", isMutual ? "mutual_tls" : UNKNOWN],
   ];
 }

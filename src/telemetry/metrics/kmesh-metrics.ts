@@ -9,14 +9,14 @@ import type { PAIR_FIELDS, Tally } from "./tally.ts";
 
 type PairField = (typeof PAIR_FIELDS)[number];
 
-/** Buckets of the kernel's, each twice the one before, that have a bound here. The map's JSON has all of them. */
+/** The kernel's buckets that have a bound here; each is twice as wide as the one before. The map's JSON has all. */
 const RTT_BUCKETS = [6, 8, 10, 12, 14, 16, 18, 20];
 const DURATION_BUCKETS = [2, 6, 10, 12, 14, 16, 18, 20];
 /** Seconds of the kernel's units. */
 const RTT_UNIT = 1e-6;
 const DURATION_UNIT = 256e-6;
 
-/** Values of the agent. */
+/** Numbers of the agent itself. */
 export interface AgentNumbers {
   version: string;
   connected: boolean;

@@ -1,4 +1,4 @@
-/** The numbers of one scrape. They are added up in pieces, since the first scrape of ten thousand rows names all of their series. */
+/** The numbers of one scrape. They are added up in pieces, because the first scrape of ten thousand rows makes all label sets. */
 import type { Rows } from "../counters/row-table.ts";
 import { expose, type Family } from "./exposition.ts";
 import type { Tally } from "./tally.ts";

@@ -1,6 +1,6 @@
 /**
- * Rows added up to series: Istio's by workload and service, kmesh's own by unit and service. What a row is added to is looked
- * up once and kept while names mean the same, since a scrape has ten thousand rows and the agent has pushes to make.
+ * Adds rows up to series: Istio's by workload and service, kmesh's own by unit and service. The series of a row is looked up
+ * once and kept until names change: a scrape has ten thousand rows, and pushes wait meanwhile.
  */
 
 import * as layout from "../../datapath/tables/layout.gen.ts";
@@ -13,11 +13,11 @@ import { unitId } from "../sums.ts";
 import { type LabelSet, labelSet, type Labels as MetricLabels } from "./exposition.ts";
 import { destinationLabels, FLAGS, type SelfLabels, sourceLabels } from "./istio-labels.ts";
 
-/** Label sets of Istio's at most; what comes after is added to its service's with an unknown destination workload. */
+/** Most label sets of Istio's metrics. Further rows are added to their service's set, with an unknown destination workload. */
 export const MOST_LABEL_SETS = 10_000;
-/** Pairs of a unit and a service that have series of their own; the rest is added to unit="other", service="other". */
+/** Most pairs of a unit and a service that have series of their own. Others are added to unit="other", service="other". */
 export const MOST_PAIRS = 2_000;
-/** Pairs that have histograms of their own: each is two dozen series. */
+/** Most pairs that have histograms of their own: two dozen series each. */
 export const MOST_HISTOGRAMS = 200;
 export const OTHER = "other";
 
@@ -32,7 +32,7 @@ const ENDPOINTS = 2 ** 26;
 /** Rows of a piece: with names that are new, some milliseconds. */
 const PIECE = 64;
 
-/** Series with numbers; the index is the series'. */
+/** Label sets, and the numbers of each, by one index. */
 export class Series<Field extends string> {
   readonly sets: LabelSet[] = [];
   readonly fields: readonly Field[];
@@ -47,7 +47,7 @@ export class Series<Field extends string> {
     this.#used = new Uint8Array(64);
   }
 
-  /** Gives the new series' index. */
+  /** Returns the new series' index. */
   add(labels: MetricLabels): number {
     const index = this.sets.push(labelSet(labels)) - 1;
     if (index >= this.#used.length) {
@@ -67,7 +67,7 @@ export class Series<Field extends string> {
     this.#used.fill(0);
   }
 
-  /** Where the numbers of a series stand in `values`, in the order of `fields`. The series is there from now on. */
+  /** Marks a series as used. Returns where its numbers begin in `values`; they are in the order of `fields`. */
   use(index: number): number {
     this.#used[index] = 1;
     return index * this.fields.length;
@@ -87,7 +87,7 @@ export class Series<Field extends string> {
     return column;
   }
 
-  /** Those that are there. */
+  /** Indexes of the used series. */
   used(): number[] {
     const used: number[] = [];
     for (let index = 0; index < this.sets.length; index++) if (this.#used[index] === 1) used.push(index);
@@ -98,7 +98,7 @@ export class Series<Field extends string> {
 export const ISTIO_FIELDS = ["opened", "closed", "received", "sent"] as const;
 export type IstioField = (typeof ISTIO_FIELDS)[number];
 
-/** Of a pair; then its ends, by the kernel's number. */
+/** Fields of a pair; the last ones are its ends, by the kernel's number. */
 export const PAIR_FIELDS = [
   ...(["opened", "sent", "received", "retransmits", "failedNs", "durationNs", "rttUs"] as const),
   ...(["end0", "end1", "end2", "end3", "end4", "end5", "end6", "end7"] as const),
@@ -124,7 +124,7 @@ export interface PairHistograms {
 export class Tally {
   readonly #options: TallyOptions;
   #revision = Number.NaN;
-  /** By what they are made from. */
+  /** Indexes, by what the labels are made from. */
   #sets = new Map<string, number>();
   #pairIds = new Map<string, number>();
   /** By service and endpoint, or reason; one map for each direction but "in". */
@@ -136,19 +136,19 @@ export class Tally {
   pairs = new Series<(typeof PAIR_FIELDS)[number]>(PAIR_FIELDS);
   /** Refused on purpose: by a pair's index, then by reason. */
   readonly refused = new Map<number, Map<string, number>>();
-  /** By a pair's index; of the pair OTHER those of the ones that have none. */
+  /** By a pair's index. The pair OTHER has the sums of pairs without histograms of their own. */
   readonly histograms = new Map<number, PairHistograms>();
 
   constructor(options: TallyOptions) {
     this.#options = options;
   }
 
-  /** The totals of these rows are what the members have, until the next call. */
+  /** Adds up these rows. The members have the totals until the next call. */
   take(rows: Rows): void {
     for (const _ of this.pieces(rows));
   }
 
-  /** The same in pieces: the members are right when the last one was taken, if names have not changed meanwhile. */
+  /** The same in pieces. The members have the totals after the last piece, if no name changed meanwhile. */
   *pieces(rows: Rows): Generator<undefined, void> {
     this.#refresh();
     this.istio.clear();

@@ -36,8 +36,8 @@ function fill<E extends Element>(element: E, attributes: Attributes, children: C
 const ruler = document.createElement("canvas").getContext("2d");
 
 /**
- * A text in `width` pixels of a font (as CSS writes it). What is too long loses its end, or its middle: names of a kind begin
- * alike, and what tells them apart is often at their end.
+ * Cuts a text to `width` pixels of a font (as CSS writes it), at its end or in its middle: names of a kind often begin alike and
+ * differ at their end.
  */
 export function cut(text: string, width: number, font: string, where: "middle" | "end"): string {
   if (!ruler) return text;
@@ -63,7 +63,7 @@ export function cut(text: string, width: number, font: string, where: "middle" |
   return without(least);
 }
 
-/** Has the browser save a file. */
+/** Makes the browser save a file. */
 export function download(name: string, blob: Blob): void {
   const url = URL.createObjectURL(blob);
   html("a", { href: url, download: name }).click();

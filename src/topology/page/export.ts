@@ -1,9 +1,9 @@
-/** The map as a file of its own. */
+/** Exports the map as a file. */
 import type { EdgesDocument } from "../../telemetry/model.ts";
 import type { Picture } from "../layout.ts";
 import { download, svg } from "./dom.ts";
 
-/** What page.css sets, which a file of its own does not have. */
+/** Properties that page.css sets: a file has no style sheet. */
 const STYLES = [
   "fill",
   "stroke",
@@ -15,7 +15,7 @@ const STYLES = [
   "font-family",
 ];
 
-/** The whole map, not the part in sight. */
+/** The whole map, not only the visible part. */
 function standalone(map: SVGSVGElement, { width, height }: Picture): string {
   const copy = map.cloneNode(true) as SVGSVGElement;
   const from = [...map.querySelectorAll("*")];

@@ -28,7 +28,7 @@ const SEVERITIES = {
   info: { state: "idle", word: "Note" },
 } as const;
 
-/** Of a list; the table has all. */
+/** Most entries of a list; the table has all. */
 const MOST_EDGES = 40;
 const MOST_PROBLEMS = 100;
 
@@ -37,7 +37,7 @@ export class SideView {
   readonly #listener: SideListener;
   readonly #details = html("section", { class: "details", "aria-label": "Details", hidden: true });
   readonly #problems = html("section", { class: "problems", "aria-label": "Problems" });
-  /** What the curves are of: they are fetched when the selection or the document changes. */
+  /** The edge and the document of the curves. They are fetched again when one of the two changes. */
   #curves: { edge: string; at: string; element: HTMLElement } | undefined;
 
   constructor(listener: SideListener) {
@@ -368,7 +368,7 @@ function factsOf(node: Node): [string, string][] {
   }
 }
 
-/** What to type to know more. */
+/** Commands that show more. */
 function commandsOf(subject: Node | Edge, nodes: ReadonlyMap<string, Node>): string[] {
   const ends = "from" in subject ? [nodes.get(subject.from), nodes.get(subject.to)] : [subject];
   return ends.flatMap((node): string[] => {
