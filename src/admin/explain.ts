@@ -4,6 +4,7 @@ import { type Explanation, explainPinned } from "../datapath/inspect/explain.ts"
 import { NothingPinned, openPinned } from "../datapath/inspect/inspect.ts";
 import { TableView } from "../datapath/inspect/table-view.ts";
 import { explainInbound, type InboundExplanation, UnclearPeer } from "../inbound/explain.ts";
+import { identityStore } from "../machine/identity-store.ts";
 import type { Mesh } from "../mesh/model.ts";
 import { type Destination, parseDestination } from "./destination.ts";
 import { BadRequest } from "./server.ts";
@@ -41,17 +42,30 @@ export async function explainDestination(bpffs: string, text: string, mesh?: Mes
 }
 
 /**
- * Explains whether a peer's connection to a port of this machine is let in; see `explainInbound` for the texts. Throws
+ * Explains whether a peer's connection to a port of this machine is let in; see `explainPeerBy` for the texts. Throws
  * BadRequest when they mean nothing, and NothingPinned without policies.
  */
-export function explainPeer(bpffs: string, from: string, to: string): { inbound: InboundExplanation } {
+export function explainPeer(
+  { bpffs, stateDir }: { bpffs: string; stateDir: string },
+  from: string,
+  to: string,
+): { inbound: InboundExplanation } {
   try {
-    const inbound = explainInbound(bpffs, from, to);
+    const inbound = explainInbound(bpffs, trustDomainOf(stateDir), from, to);
     if (!inbound) throw new NothingPinned(bpffs);
     return { inbound };
   } catch (error) {
     if (error instanceof UnclearPeer) throw new BadRequest(error.message);
     throw error;
+  }
+}
+
+/** The trust domain of this machine's certificate; undefined when it has none that can be read. */
+function trustDomainOf(stateDir: string): string | undefined {
+  try {
+    return identityStore(stateDir).load()?.id.trustDomain;
+  } catch {
+    return undefined;
   }
 }
 

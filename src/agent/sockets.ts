@@ -93,7 +93,7 @@ export class Sockets {
       "/dump/model": () => tables.mesh ?? null,
       "/dump/tables": () => ownership.datapath?.inspect() ?? inspectPinned(bpffs),
       "/explain/inbound": (query: URLSearchParams) =>
-        explainPeer(bpffs, query.get("from") ?? "", query.get("to") ?? ""),
+        explainPeer(config(), query.get("from") ?? "", query.get("to") ?? ""),
       "/explain": (query: URLSearchParams) =>
         explainDestination(bpffs, query.get("target") ?? "", tables.mesh),
       "/edges": (query: URLSearchParams) => telemetry.document(query.get("window")),

@@ -1,7 +1,7 @@
-/** Explains whether a connection to this machine would be admitted, by the pinned policies. */
+/** Explains whether a connection to this machine would be admitted, by the pinned policies and trust domains. */
 import { networkInterfaces } from "node:os";
 import { canonicalAddress } from "../mesh/address.ts";
-import { type Identity, type MtlsMode, mtlsOf, principalOf } from "../mesh/inbound.ts";
+import { type Identity, type Inbound, type MtlsMode, mtlsOf, principalOf } from "../mesh/inbound.ts";
 import { ANYWHERE, type Decision, type Facts, factsOf, judgeOf } from "../policy/decide.ts";
 import { openPolicySet } from "../policy/pinned.ts";
 import { viewInbound } from "./view.ts";
@@ -13,8 +13,17 @@ export interface InboundExplanation {
   mtls: MtlsMode;
   /** Whether the kernel decides by the policies now. */
   enforced: boolean;
-  decision: Decision;
+  /** `wrong-san`: the tunnel refuses the peer's certificate, whatever the policies say. */
+  decision: Decision | { allowed: false; reason: "wrong-san" };
   why: string[];
+}
+
+/** By what is decided. */
+export interface InboundBasis {
+  inbound: Inbound;
+  enforced: boolean;
+  /** The trust domain of this machine's certificate; absent: it has none. */
+  trustDomain?: string | undefined;
 }
 
 /** The text is invalid; the message says what is expected. */
@@ -26,26 +35,42 @@ export class UnclearPeer extends Error {
 }
 
 /**
- * @param from ADDRESS (plaintext), PRINCIPAL ([spiffe://]TRUST-DOMAIN/ns/NS/sa/ACCOUNT), or PRINCIPAL@ADDRESS
- * @param to PORT or ADDRESS:PORT
- * Gives undefined when no policies are pinned. Throws UnclearPeer, KernelError.
+ * Explains by the pinned set; the parameters are those of `explainPeerBy`. Gives undefined when no policies are pinned. Throws
+ * UnclearPeer, KernelError.
  */
-export function explainInbound(bpffs: string, from: string, to: string): InboundExplanation | undefined {
-  const peer = peerOf(from);
-  const target = targetOf(to);
+export function explainInbound(
+  bpffs: string,
+  trustDomain: string | undefined,
+  from: string,
+  to: string,
+): InboundExplanation | undefined {
   using set = openPolicySet(bpffs);
   const inbound = set?.read()?.inbound;
   if (!inbound) return undefined;
-  const { address, identity } = peer;
+  const enforced = viewInbound(bpffs)?.enforced ?? false;
+  return explainPeerBy({ inbound, enforced, trustDomain }, from, to);
+}
+
+/**
+ * @param from ADDRESS (plaintext), PRINCIPAL ([spiffe://]TRUST-DOMAIN/ns/NS/sa/ACCOUNT), or PRINCIPAL@ADDRESS
+ * @param to PORT or ADDRESS:PORT
+ * Throws UnclearPeer.
+ */
+export function explainPeerBy(basis: InboundBasis, from: string, to: string): InboundExplanation {
+  const { inbound, enforced } = basis;
+  const { address, identity } = peerOf(from);
+  const target = targetOf(to);
   const { port } = target;
   const judge = judgeOf(inbound);
   const mtls = mtlsOf(inbound, port);
   const governed = judge.governs(port);
-  const enforced = viewInbound(bpffs)?.enforced ?? false;
   const why: string[] = [];
+  const domains = trustDomainsOf(basis);
+  const isForeign = identity !== undefined && domains.length > 0 && !domains.includes(identity.trustDomain);
   const local = address !== undefined && isLocal(address, target.address);
-  let decision: Decision;
+  let decision: InboundExplanation["decision"];
   if (!governed || local) decision = { allowed: true, reason: "not-governed" };
+  else if (isForeign) decision = { allowed: false, reason: "wrong-san" };
   else if (!identity && mtls === "strict") decision = { allowed: false, reason: "strict" };
   else {
     const known = factsOf(address ?? "0.0.0.0", target.address ?? "0.0.0.0", port, identity ?? "none");
@@ -60,9 +85,13 @@ export function explainInbound(bpffs: string, from: string, to: string): Inbound
   else if (local) why.push("the peer is this machine itself, which is exempt");
   else {
     why.push(`mutual TLS at port ${port}: ${mtls}`);
-    why.push(sentenceOf(decision));
-    if (address === undefined || target.address === undefined)
-      why.push("an address that is not given is taken to match in a DENY and not in an ALLOW");
+    if (identity !== undefined && domains.length > 0)
+      why.push(sentenceOfDomain(identity.trustDomain, basis.trustDomain, domains));
+    if (decision.reason !== "wrong-san") {
+      why.push(sentenceOf(decision));
+      if (address === undefined || target.address === undefined)
+        why.push("an address that is not given is taken to match in a DENY and not in an ALLOW");
+    }
   }
   if (!enforced) why.push("inbound policies are not enforced now: the connection is let in all the same");
   return {
@@ -74,6 +103,18 @@ export function explainInbound(bpffs: string, from: string, to: string): Inbound
     decision,
     why,
   };
+}
+
+/** The trust domains whose workloads the tunnel lets in: this machine's own first. */
+function trustDomainsOf({ inbound, trustDomain }: InboundBasis): string[] {
+  const named = inbound.trustDomains ?? [];
+  return [...new Set(trustDomain === undefined ? named : [trustDomain, ...named])];
+}
+
+function sentenceOfDomain(its: string, own: string | undefined, domains: readonly string[]): string {
+  if (its === own) return `${its} is this machine's trust domain`;
+  if (domains.includes(its)) return `istiod names ${its} as a trust domain of the mesh (trustDomainAliases)`;
+  return `the tunnel refuses its certificate: ${its} is none of the mesh's trust domains (${domains.join(", ")})`;
 }
 
 function sentenceOf({ reason, policy, rule }: Decision): string {

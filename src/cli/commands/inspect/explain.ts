@@ -74,7 +74,7 @@ async function explainInboundPeer(
   try {
     const { alive, value } = await view<{ inbound: InboundExplanation }>(folders, path, async () => {
       const { explainPeer } = await import("../../../admin/explain.ts");
-      return explainPeer(folders.bpffs, from, to);
+      return explainPeer(folders, from, to);
     });
     if (!alive) remark(`${lastWords(folders).sentence} The policies that it left decide.`);
     if (format === "json") printJson(value);
