@@ -22,6 +22,7 @@ import {
   SETTING,
 } from "./frames.ts";
 import { encodeHeaders, type Headers, HpackDecoder, HpackError, MAX_HEADER_LIST } from "./hpack.ts";
+import { pingEvery } from "./ping-clock.ts";
 import { ConnectStream, FIRST_STREAM_WINDOW, type StreamOwner, StreamReset } from "./stream.ts";
 import { TokenBucket } from "./token-bucket.ts";
 
@@ -68,7 +69,7 @@ export class Http2Connection implements StreamOwner {
   readonly #ready = new Set<ConnectStream>();
   readonly #resets = new TokenBucket(1000, 33);
   readonly #chatter = new TokenBucket(1000, 100);
-  readonly #pinger: ReturnType<typeof setInterval>;
+  readonly #endPings: () => void;
   #goaway: ReturnType<typeof setTimeout> | undefined;
   #lastPeerStream = 0;
   #nextStream = 1;
@@ -124,8 +125,7 @@ export class Http2Connection implements StreamOwner {
     // It may have been paused until now.
     socket.resume();
     const every = options.pingEvery ?? PING_EVERY;
-    this.#pinger = setInterval(() => this.#ping(every * (PING_PATIENCE / PING_EVERY)), every);
-    this.#pinger.unref();
+    this.#endPings = pingEvery(every, () => this.#ping(every * (PING_PATIENCE / PING_EVERY)));
   }
 
   /** Streams that are open. */
@@ -532,7 +532,7 @@ export class Http2Connection implements StreamOwner {
   #finish(reason: Error | undefined): void {
     if (this.#ended) return;
     this.#ended = true;
-    clearInterval(this.#pinger);
+    this.#endPings();
     clearTimeout(this.#goaway);
     this.#ready.clear();
     const streams = [...this.#streams.values()];
