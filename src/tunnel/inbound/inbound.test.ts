@@ -162,6 +162,27 @@ test("sidecar mTLS on a permissive port, plaintext beside it, TLS of the app's o
   expect(lab.counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
 });
 
+test("of what a client offers a protocol is chosen that changes no byte; others come in without one", async () => {
+  const chosen = async (...offers: string[]) => {
+    const socket = connectTls({
+      ...{ host: "127.0.0.1", port: await steeredPort(), rejectUnauthorized: false },
+      ...{ ...mesh.issue("client"), ALPNProtocols: offers },
+    });
+    lab.defer(() => socket.destroy());
+    const answer = outcome(socket);
+    socket.once("secureConnect", () => socket.end("hello"));
+    expect(await answer).toBe("app got hello");
+    return socket.alpnProtocol || "none";
+  };
+  // With istio-peer-exchange Istio's Envoy would write its own bytes into the stream.
+  expect(await chosen("istio-peer-exchange", "istio")).toBe("istio");
+  expect(await chosen("istio-peer-exchange")).toBe("none");
+  mode = "strict";
+  expect(await chosen("h2", "http/1.1")).toBe("http/1.1");
+  expect(await chosen("h2")).toBe("h2");
+  expect(await chosen("postgresql")).toBe("none");
+});
+
 test("a client that half-closes at once is answered", async () => {
   const port = await steeredPort();
   expect(await tlsClient(port, { ...mesh.issue("client"), ALPNProtocols: ["istio"] }, "")).toBe("app got ");

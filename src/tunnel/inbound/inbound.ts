@@ -21,8 +21,11 @@ import { type AddressAndPort, type Caller, type Callers, openApp } from "./app.t
 import { readFirstBytes } from "./client-hello.ts";
 import { Established } from "./established.ts";
 
-/** Protocols that an Istio client offers for a stream, without the app's own `h2`. */
-const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1"];
+/**
+ * Protocols that are chosen of a client's offer, the first of them that it has: those of Istio's clients for a stream, then an
+ * app's own. Not istio-peer-exchange: with that Istio's Envoy writes bytes of its own into the stream.
+ */
+const SIDECAR_ALPN = ["istio", "istio-http/1.1", "istio-http/1.0", "istio-h2", "http/1.1", "h2"];
 const MESH_ALPN = /^istio($|-)/;
 /** After this silence a client counts as plaintext that waits for the server, on a port that is not strict, milliseconds. */
 const SNIFF_PATIENCE = 2_000;
@@ -123,12 +126,14 @@ export class InboundTunnel {
       const mode = admission.mtls(destination.port);
       const first = await sniff(raw, this.#sniffLimit(mode));
       // On a strict port all TLS is the mesh's. On other ports the app's own TLS passes through.
-      const ours =
-        first.kind === "tls" && (mode === "strict" || first.alpn.some((name) => MESH_ALPN.test(name)));
+      const offer = first.kind === "tls" ? first.alpn : [];
+      const ours = first.kind === "tls" && (mode === "strict" || offer.some((name) => MESH_ALPN.test(name)));
       let stream: Duplex = raw;
       let peer: { id: string; identity: Identity } | undefined;
       if (ours && mode !== "disable") {
-        const accepted = await this.#accept(raw, "TLSv1.2", SIDECAR_ALPN, undefined);
+        // A client whose offer has none of them comes in without a protocol, as with Envoy. Else TLS would end with an alert.
+        const isKnown = offer.some((name) => SIDECAR_ALPN.includes(name));
+        const accepted = await this.#accept(raw, "TLSv1.2", isKnown ? SIDECAR_ALPN : [], undefined);
         counters.rows.handshakes.server++;
         stream = accepted.socket;
         peer = accepted;

@@ -26,6 +26,7 @@ export function acceptTls(
   raw: Socket,
   options: {
     context: SecureContext;
+    /** Protocols to choose from; a client that offers others alone is refused. Empty: none is chosen, and none refused. */
     alpn: readonly string[];
     requireAlpn?: string;
     trustDomains: readonly string[];
@@ -38,7 +39,7 @@ export function acceptTls(
       secureContext: options.context,
       requestCert: true,
       rejectUnauthorized: true,
-      ALPNProtocols: [...options.alpn],
+      ...(options.alpn.length > 0 && { ALPNProtocols: [...options.alpn] }),
     });
     const finish = () => {
       noLimit();
