@@ -527,7 +527,8 @@ static __always_inline bool is_governed(struct bpf_sock_addr *ctx, const struct 
 /*
  * Whether an app means the tunnel itself. It would carry the bytes under this machine's identity, to any peer and past every
  * rule. Connections that are led there asked for another address. connect() to 0.0.0.0 goes to 127.0.0.1, or to the
- * address of 127/8 that the socket is bound to.
+ * address of 127/8 that the socket is bound to. In other network namespaces that address is not our tunnel's: another agent may
+ * have one there.
  */
 static __always_inline bool enters_tunnel(struct bpf_sock_addr *ctx, const struct settings *set,
 					  const struct request *req)
@@ -536,7 +537,19 @@ static __always_inline bool enters_tunnel(struct bpf_sock_addr *ctx, const struc
 
 	if (req->port != bpf_htons(TUNNEL_PORT) || !(set->flags & SETTING_TUNNEL))
 		return false;
-	return is_mapped(&req->address) && (net == 127 || !net) && in_governed_netns(ctx, set);
+	return is_mapped(&req->address) && (net == 127 || !net) && in_own_netns(ctx, set);
+}
+
+/* Whether the endpoint is reached through the tunnel, and the socket lies in a network namespace that can't reach ours. */
+static __always_inline bool is_out_of_reach(struct bpf_sock_addr *ctx, const struct settings *set,
+					    const struct endpoint *endpoint)
+{
+	const __u64 needed = SETTING_EVERY_NETNS | SETTING_TUNNEL;
+
+	if ((set->flags & needed) != needed || !endpoint || endpoint->port != bpf_htons(TUNNEL_PORT))
+		return false;
+	return is_mapped(&endpoint->address) && bpf_ntohl(endpoint->address.word[3]) >> 24 == 127 &&
+	       !in_own_netns(ctx, set);
 }
 
 static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set, const struct request *req,
@@ -556,6 +569,8 @@ static __always_inline void decide(struct bpf_sock_addr *ctx, const struct setti
 		return;
 	made->cluster = target_value(word);
 	resolve_cluster(ctx, set, req, made);
+	if (is_out_of_reach(ctx, set, made->endpoint))
+		refuse(made, REASON_OTHER_NETNS);
 }
 
 static __always_inline void count(const struct settings *set, const struct decision *made)
@@ -680,7 +695,7 @@ static __always_inline int deny(enum reason reason)
 {
 	if (!can_set_retval())
 		return DENY;
-	if (reason == REASON_NO_FAMILY)
+	if (reason == REASON_NO_FAMILY || reason == REASON_OTHER_NETNS)
 		bpf_set_retval(-EHOSTUNREACH);
 	if (reason == REASON_NO_ENDPOINT || reason == REASON_MISSING_CLUSTER || reason == REASON_MAX_CONNECTIONS)
 		bpf_set_retval(-ECONNREFUSED);

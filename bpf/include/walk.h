@@ -4,17 +4,22 @@
 /* Steps through the tables that more than one program takes. */
 #include "../maps/tables.h"
 
-/* Whether a socket's connections are governed and counted: it lies in the network namespace that the settings name. */
+/* Whether a socket lies in the network namespace of the agent and its tunnel. */
+static __always_inline bool in_own_netns(void *ctx, const struct settings *set)
+{
+	__u64 own = set->netns;
+
+	if (own == NETNS_UNKNOWN)
+		return true;
+	if (!own)
+		own = bpf_get_netns_cookie(NULL);
+	return bpf_get_netns_cookie(ctx) == own;
+}
+
+/* Whether a socket's connections are governed and counted. */
 static __always_inline bool in_governed_netns(void *ctx, const struct settings *set)
 {
-	__u64 governed;
-
-	if (set->flags & SETTING_EVERY_NETNS)
-		return true;
-	governed = set->netns;
-	if (!governed)
-		governed = bpf_get_netns_cookie(NULL);
-	return bpf_get_netns_cookie(ctx) == governed;
+	return set->flags & SETTING_EVERY_NETNS || in_own_netns(ctx, set);
 }
 
 static __always_inline struct descriptor *descriptor_of(__u32 cluster)

@@ -105,11 +105,14 @@ enum settings_flag {
 	SETTING_TUNNEL = 32, /* endpoints are reached through the tunnel: nobody may enter it by himself */
 };
 
+/* In settings.netns: the kernel (before 5.14) does not tell the agent which namespace it is in. Any may be its own. */
+#define NETNS_UNKNOWN (~0ull)
+
 /* Each member is published by itself with one store. */
 struct settings {
 	__u64 flags;
 	__u64 fallback; /* target word of what matches no frontend; 0 = pass */
-	__u64 netns; /* cookie of the governed network namespace; 0 = the initial one */
+	__u64 netns; /* cookie of the network namespace of agent and tunnel; 0 = the initial one, or NETNS_UNKNOWN */
 	__u64 node_v4; /* what source hashing takes for a socket without an address: the last 4 bytes, as read from memory */
 	__u64 node_v6[2];
 	__u64 current_ns; /* CLOCK_MONOTONIC: when these tables were last known to follow istiod; stored each second */

@@ -33,6 +33,8 @@ export const REASONS = [
   "internal",
   /** An app connected to the tunnel's own port, which only redirected connections may enter. */
   "tunnel-entry",
+  /** The endpoint is reached through the tunnel, which runs in another network namespace than the app. */
+  "other-netns",
 ] as const;
 export type Reason = (typeof REASONS)[number];
 

@@ -139,7 +139,7 @@ function resets(edge: Edge, nodes: Nodes): Problem[] {
   ];
 }
 
-const NO_ENDPOINT = ["no-endpoint", "no-family", "missing-cluster"];
+const NO_ENDPOINT = ["no-endpoint", "no-family", "missing-cluster", "other-netns"];
 const FULL = "max-connections";
 
 function refusals(edge: Edge, nodes: Nodes): Problem[] {

@@ -22,6 +22,8 @@ export class DatapathLab {
   readonly #cgroup: TestCgroup;
   readonly #servers: OwnedProcess[] = [];
   #datapath: Datapath;
+  /** The cookie of the namespace of the agent; undefined when that is this process's own. */
+  #agentIn: bigint | undefined;
 
   private constructor(namespace: NetworkNamespace, cgroup: TestCgroup, more: Partial<DatapathOptions>) {
     this.namespace = namespace;
@@ -61,6 +63,12 @@ export class DatapathLab {
     return this.#cgroup.path;
   }
 
+  /** From now on it is as if the agent, and so its tunnel, ran in this network namespace. */
+  async moveAgent(namespace: NetworkNamespace): Promise<void> {
+    this.#agentIn = await namespace.cookie();
+    this.#datapath.tables.settings.set("netns", this.#agentIn);
+  }
+
   /** Publishes the whole mesh; gives the writes that it took. */
   publish(mesh: Mesh): number {
     return this.#datapath.publish(mesh, { everything: true }).writes;
@@ -70,6 +78,7 @@ export class DatapathLab {
   reopen(more: Partial<DatapathOptions> = {}, code?: Code): Datapath {
     this.#datapath.close();
     this.#datapath = Datapath.open({ ...this.options, ...more }, code);
+    if (this.#agentIn !== undefined) this.#datapath.tables.settings.set("netns", this.#agentIn);
     return this.#datapath;
   }
 

@@ -6,6 +6,7 @@ import { readPeer } from "../../src/datapath/mesh-tables/tunnel-targets.ts";
 import { TunnelTargetReader } from "../../src/datapath/tunnel-reader.ts";
 import type { Mesh } from "../../src/mesh/model.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
+import { NetworkNamespace } from "../lab/namespace.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
@@ -41,6 +42,7 @@ describe.skipIf(!root)("tunnel targets", () => {
   let reader: TunnelTargetReader;
   beforeAll(async () => {
     lab = await DatapathLab.create();
+    await lab.moveAgent(lab.namespace);
     reader = new TunnelTargetReader(lab.bpffs);
     await lab.serve({
       plain: "172.31.1.2:8080",
@@ -133,6 +135,44 @@ describe.skipIf(!root)("tunnel targets", () => {
     const any = await lab.connect("[::]:15001", { source: "::ffff:127.0.0.2", timeout: 0.3 });
     expect(any.by.t2).toBeUndefined();
     expect(reader.read(1)).toBeUndefined();
+  });
+
+  test("another agent with netns: all has its tunnel in another namespace: neither stands in the other's way", async () => {
+    const other = await DatapathLab.create();
+    try {
+      await other.moveAgent(other.namespace);
+      await other.serve({ elsewhere: "172.31.1.2:8080", t2: "127.0.0.2:15001", t3: "127.0.0.3:15001" });
+      const theirs = emptyMesh();
+      const endpoints = [endpoint("172.31.1.2:8080"), endpoint("172.31.1.3:8080", { transport: 1 })];
+      addCluster(theirs, "web", endpoints, { transports: [ISTIO] });
+      addFrontend(theirs, "10.96.7.9:80", { kind: "cluster", cluster: "web" }, "web");
+      other.publish(theirs);
+      const before = refusals();
+      const { by, errors } = await other.connect("10.96.7.9:80", { count: 10 });
+      expect({ by, errors }).toEqual({ by: { elsewhere: 5, t3: 5 }, errors: {} });
+      // Each guards its own.
+      expect((await other.connect("127.0.0.2:15001")).errors).toEqual({ EPERM: 1 });
+      expect((await lab.connect("127.0.0.2:15001")).errors).toEqual({ EPERM: 1 });
+      expect(refusals()).toBe(before + 1);
+    } finally {
+      await other.remove();
+    }
+  });
+
+  test("an app of a namespace that the tunnel is not in is refused where its endpoint needs the tunnel", async () => {
+    const elsewhere = await NetworkNamespace.create("el");
+    try {
+      await lab.moveAgent(elsewhere);
+      const { by, errors } = await lab.connect("10.96.7.1:80", { count: 30 });
+      expect({ by, errors }).toEqual({ by: { plain: 10 }, errors: { EHOSTUNREACH: 20 } });
+      const { services } = summarizePinned(lab.bpffs);
+      expect(services.map(({ refused }) => refused["other-netns"] ?? 0)).toContain(20);
+      // The port is its own there.
+      expect(await lab.connect("127.0.0.2:15001", {}, null)).toMatchObject({ by: { t2: 1 } });
+    } finally {
+      await lab.moveAgent(lab.namespace);
+      await elsewhere.remove();
+    }
   });
 
   test("inspect, explain and the list of failures name the peer", async () => {

@@ -37,6 +37,12 @@ export class NetworkNamespace {
     return `/run/netns/${this.name}`;
   }
 
+  /** The kernel's cookie for it (SO_NETNS_COOKIE). */
+  async cookie(): Promise<bigint> {
+    const ask = "import socket; print(int.from_bytes(socket.socket().getsockopt(1, 71, 8), 'little'))";
+    return BigInt(await output(["/usr/bin/python3", "-c", ask], { netns: this.path }));
+  }
+
   /** Runs `ip ARGS` inside, throws when it fails. */
   async ip(...args: string[]): Promise<void> {
     await output(["ip", "-n", this.name, ...args]);

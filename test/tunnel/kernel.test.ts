@@ -92,6 +92,7 @@ async function reach(vip: string, count = 10) {
 
 beforeAll(async () => {
   lab = await DatapathLab.create();
+  await lab.moveAgent(lab.namespace);
   there = await NetworkNamespace.create("tn");
   await lab.namespace.connect(there, [`${HERE}/24`, `${HERE6}/64`], [`${THERE}/24`, `${THERE6}/64`]);
   const app = new OwnedProcess({

@@ -215,6 +215,7 @@ OTHER_IN = 1
 OTHER_BLANK = 2
 OTHER_COUNT = 4
 REASON_TUNNEL_ENTRY = 10
+REASON_OTHER_NETNS = 11
 map tunnel_targets: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 64, 256 at most, flags 5120
 map transports: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 8, 256 at most, flags 5120
 map transport_lines: array-of-maps, key 4, value 4, 20 at most, flags 0, of array, key 4, value 64, 256 at most, flags 5120

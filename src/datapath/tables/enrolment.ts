@@ -8,6 +8,7 @@ import { isInitialNetns, netnsCookie } from "../../kernel/netns.ts";
 import { socketInodes, type TaskIdentity, taskIdentity } from "../../kernel/process.ts";
 import type { Match } from "../../mesh/model.ts";
 import { BROADCAST_ID } from "./broadcast.ts";
+import { NETNS_UNKNOWN } from "./settings.ts";
 import type { Tables } from "./tables.ts";
 import { inInitialNamespaces, kernelIdentity } from "./task-identity.ts";
 import { unitKey, unitOfKey } from "./unit.ts";
@@ -129,10 +130,20 @@ export function agentSockets(tables: Tables): Set<number> {
   return new Set([process.pid, ...pids].flatMap(socketInodes));
 }
 
-/** Governs this process's network namespace, or every one. Throws on a kernel before 5.14 that can't identify it. */
+/**
+ * Governs this process's network namespace, or every one. Gives the number of writes. Throws on a kernel before 5.14 that can't
+ * identify the one that is to be governed alone.
+ */
 export function governNetns(tables: Tables, which: "own" | "all"): number {
-  if (which === "all") return tables.settings.setFlags({ everyNetns: true });
-  return tables.settings.set("netns", ownNetns()) + tables.settings.setFlags({ everyNetns: false });
+  const own = ownNetns();
+  if (own === undefined && which === "own") {
+    throw new Error(
+      "this kernel (before 5.14) can't govern the network namespace of a process alone: " +
+        "run kmesh in the initial one, or with --netns all",
+    );
+  }
+  const written = tables.settings.set("netns", own ?? NETNS_UNKNOWN);
+  return written + tables.settings.setFlags({ everyNetns: which === "all" });
 }
 
 /** Sets the destinations that are never governed. */
@@ -198,14 +209,8 @@ function tgidKey({ tgid }: TaskIdentity): Uint8Array {
   return new Uint8Array(Uint32Array.of(tgid).buffer);
 }
 
-function ownNetns(): bigint {
-  const cookie = netnsCookie();
-  if (cookie !== undefined) return cookie;
-  if (isInitialNetns()) return 0n;
-  throw new Error(
-    "this kernel (before 5.14) can't govern the network namespace of a process alone: " +
-      "run kmesh in the initial one, or with --netns all",
-  );
+function ownNetns(): bigint | undefined {
+  return netnsCookie() ?? (isInitialNetns() ? 0n : undefined);
 }
 
 function bytesOf(value: bigint): Uint8Array {

@@ -26,6 +26,9 @@ const BITS: Record<keyof SettingsFlags, number> = {
   tunnel: FLAGS.SETTING_TUNNEL,
 };
 
+/** In `netns`: the kernel (before 5.14) does not tell which network namespace this is; as in tables.h. */
+export const NETNS_UNKNOWN = 0xffff_ffff_ffff_ffffn;
+
 /** Time after the last sync with istiod when the tables count as stale, as in eject.h. */
 export const STALE_NS = 10_000_000_000n;
 

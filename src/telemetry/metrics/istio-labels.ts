@@ -35,6 +35,7 @@ const NOBODY: Workload = {
 export const FLAGS: Readonly<Record<string, string>> = {
   "no-endpoint": "UH",
   "no-family": "UH",
+  "other-netns": "UH",
   "missing-cluster": "NC",
   "max-connections": "UO",
 };
