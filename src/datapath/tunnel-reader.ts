@@ -53,10 +53,11 @@ const BALANCE_SIZES = {
 
 /** Number of decoded transports in the cache. */
 const KEPT_TRANSPORTS = 20_000;
-/** Pause between attempts to open missing tables, and before a retry trusts those that are open, milliseconds. */
-const RETRY_MS = 500;
-/** The tables grow and are replaced meanwhile: before a failure is recorded, those that were opened so long ago are again. */
-const BALANCE_MS = 10_000;
+/**
+ * Pause between attempts to open the tables, milliseconds. Tables that were opened so long ago are opened again when a connection
+ * fails: they grow, and after an upgrade the kernel balances by other ones.
+ */
+const REOPEN_MS = 500;
 
 export interface CallerMaps {
   callers: BpfMap;
@@ -108,8 +109,8 @@ export class TunnelTargetReader {
 
   /** Another endpoint of the same cluster for a target that failed; undefined when there is none. */
   another(number: number): ReadTunnelTarget | undefined {
-    // After an upgrade the kernel balances by other tables; those of the version before may name removed endpoints.
-    if (performance.now() - this.#triedAt >= RETRY_MS) this.#open();
+    // Those of the version before may name removed endpoints.
+    this.#reopen();
     const id = idOfNumber(number);
     if (id === undefined || !this.#balance) return undefined;
     const other = anotherEndpoint(this.#balance, id, monotonic());
@@ -120,7 +121,7 @@ export class TunnelTargetReader {
   record(number: number, went: "well" | "wrong", since: bigint): void {
     const id = idOfNumber(number);
     if (id === undefined) return;
-    if (went === "wrong" && performance.now() - this.#triedAt >= BALANCE_MS) this.#open();
+    if (went === "wrong") this.#reopen();
     if (!this.#balance) {
       if (went === "wrong") this.#count(id);
       return;
@@ -194,8 +195,12 @@ export class TunnelTargetReader {
     const inode = this.#pinned();
     // The pin was removed. The agent pins the same table again.
     if (this.#tables && (inode === undefined || inode === this.#inode)) return;
-    if (!this.#tables && performance.now() - this.#triedAt < RETRY_MS) return;
-    this.#open();
+    if (this.#tables) this.#open();
+    else this.#reopen();
+  }
+
+  #reopen(): void {
+    if (performance.now() - this.#triedAt >= REOPEN_MS) this.#open();
   }
 
   #open(): void {
