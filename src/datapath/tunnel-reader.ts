@@ -58,6 +58,8 @@ const KEPT_TRANSPORTS = 20_000;
  * fails: they grow, and after an upgrade the kernel balances by other ones.
  */
 const REOPEN_MS = 500;
+/** Pause between looks for maps that an upgraded agent adds, milliseconds: longer, since an old agent may stay. */
+const ADDED_MS = 10_000;
 
 export interface CallerMaps {
   callers: BpfMap;
@@ -145,7 +147,7 @@ export class TunnelTargetReader {
   callers(): CallerMaps | undefined {
     this.#follow();
     // An agent that is upgraded adds maps to the tables that there are.
-    if (this.#callers && !this.#callers.counted && performance.now() - this.#triedAt >= BALANCE_MS)
+    if (this.#callers && !this.#callers.counted && performance.now() - this.#triedAt >= ADDED_MS)
       this.#open();
     return this.#callers;
   }
