@@ -98,6 +98,8 @@ export interface Report extends Sums {
   left: string[];
 }
 
+/** How long the misroute on purpose lasts, ms: one of 17 connections through the tunnel goes to an impostor. */
+const MISROUTED = 1_000;
 /** Connections that were replaced at each check. */
 const CHURN = 20;
 
@@ -215,7 +217,7 @@ class Run {
     }
     if (this.#options.misroute) {
       await this.#stage.misroute();
-      await sleep(this.#options.pace.after);
+      await sleep(MISROUTED);
       // And a crash that the judge does not hear of.
       await this.#stage.tunnels.crash("apps");
     }
