@@ -40,7 +40,7 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
   const agents = () => lab.agents();
   /** Waits for the end of other agents: a killed one is there for a moment more. */
   const only = (pid: number) =>
-    eventually(`no agent but ${pid} is there`, async () => agents().every((each) => each === pid));
+    eventually(`${pid} is the only agent`, async () => agents().length === 1 && agents()[0] === pid);
 
   beforeAll(async () => {
     lab = await AgentLab.create(shop({ v1: 90, v2: 10 }));
