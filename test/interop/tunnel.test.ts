@@ -1,8 +1,10 @@
 /** A peer that takes mutual TLS alone, as a real istiod describes it: an unmodified app reaches it through the tunnel. */
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { adminSocket } from "../../src/admin/status.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
+import type { EdgesDocument } from "../../src/telemetry/model.ts";
 import type { TunnelStatus } from "../../src/tunnel/process/status-file.ts";
 import { eventually, OwnedProcess, output } from "../lab/process.ts";
 import { connectedEntry, workloadGroup, workloadService } from "./membership.ts";
@@ -14,6 +16,18 @@ import { StrictPeer } from "./strict-peer.ts";
 setDefaultTimeout(60_000);
 const why = missing();
 if (why !== undefined) console.warn(`interop tests are skipped: ${why}`);
+
+/** The series of connections that an agent's machine accepted, by its folder: each one's labels, and how many it opened. */
+async function accepted(runDir: string): Promise<({ opened: number } & Record<string, string | number>)[]> {
+  const text = await (
+    await fetch("http://localhost/metrics", { unix: adminSocket(runDir), proxy: "" })
+  ).text();
+  const series = /^istio_tcp_connections_opened(?:_total)?\{(reporter="destination".*)\} (\d+)$/gm;
+  return [...text.matchAll(series)].map(([, labels = "", opened]) => ({
+    ...Object.fromEntries([...labels.matchAll(/(\w+)="([^"]*)"/g)].map(([, name, value]) => [name, value])),
+    opened: Number(opened),
+  }));
+}
 
 /** Addresses of the two machines. */
 const [A, B] = ["10.79.0.1", "10.79.0.2"];
@@ -118,7 +132,9 @@ describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () 
     await lab.serve({ a: `${A}:8080` });
     const upstream = join(import.meta.dirname, "upstream.ts");
     await second.begin("b", "ready", second.namespace.path, [process.execPath, upstream, `b=${B}:8080`]);
-    await lab.startedAgent(...joined, "--workload-group=a", `--ip=${A}`);
+    const log = join(lab.folder, "access.log");
+    const logged = [`--access-log=${log}`, "--access-log-format=json"];
+    await lab.startedAgent(...joined, ...logged, "--workload-group=a", `--ip=${A}`);
     // Where both are offered, istiod has sidecars send mutual TLS; here there is HBONE alone.
     await second.start("outbound,hbone", ...joined, "--workload-group=b", `--ip=${B}`);
 
@@ -129,9 +145,52 @@ describe.skipIf(why !== undefined)("through the tunnel, with a real istiod", () 
     expect([ofB[tls], ofB[http]]).toEqual(["disabled", "http"]);
 
     await lab.connectUntil("b answers", "10.97.2.2", 7000, ({ by }) => by.b === 1);
-    expect((await lab.connect("10.97.2.2", 7000, { count: 20 })).by).toEqual({ b: 20 });
     await eventually("a answers", async () => (await second?.connect("10.97.2.1", 7000, 1))?.by.a === 1);
+    // Ports are counted once an agent knows that they are its machine's.
+    const [runA, runB] = [join(lab.folder, "run"), join(lab.folder, "second/run")];
+    await eventually("b counts", async () => {
+      await lab.connect("10.97.2.2", 7000);
+      return (await accepted(runB)).length > 0;
+    });
+    await eventually("a counts", async () => {
+      await second?.connect("10.97.2.1", 7000, 1);
+      return (await accepted(runA)).length > 0;
+    });
+    const before = { a: await accepted(runA), b: await accepted(runB) };
+    expect((await lab.connect("10.97.2.2", 7000, { count: 20 })).by).toEqual({ b: 20 });
     expect((await second.connect("10.97.2.1", 7000, 20)).by).toEqual({ a: 20 });
+    const vm = "spiffe://cluster.local/ns/shop/sa/vm";
+    for (const [run, old, peer, own] of [
+      [runA, before.a, "b", "a"],
+      [runB, before.b, "a", "b"],
+    ] as const) {
+      // One series: each connection once, at the app's end, for its caller.
+      const wanted = (old[0]?.opened ?? 0) + 20;
+      const [{ opened, ...labels } = { opened: 0 }, ...others] = await eventually(
+        "all are counted",
+        async () => {
+          const now = await accepted(run);
+          return (now[0]?.opened ?? 0) >= wanted && now;
+        },
+      );
+      expect([opened, others]).toEqual([wanted, []]);
+      expect(labels).toMatchObject({
+        ...{ source_workload: peer, source_workload_namespace: "shop", source_principal: vm },
+        ...{ destination_workload: own, destination_principal: vm },
+        connection_security_policy: "mutual_tls",
+      });
+    }
+    const line = await eventually("a line of the log", () => {
+      const lines = readFileSync(log, "utf8").trim().split("\n");
+      return lines.map((text) => JSON.parse(text)).findLast(({ direction }) => direction === "in");
+    });
+    expect(line).toMatchObject({
+      ...{ peer: `${B} on port 8080`, workload: "b", mutual_tls: true, principal: vm, end: "closed" },
+    });
+    const { edges } = JSON.parse((await lab.kmesh("topology", "--output", "json")).stdout) as EdgesDocument;
+    expect(edges.filter(({ kind }) => kind === "inbound")).toMatchObject([
+      { from: `caller:${B}`, port: 8080, carried: { by: "istio", mutualTls: true, principal: vm } },
+    ]);
     // A tunnel writes its status once a second.
     await Bun.sleep(1_200);
     const tunnelOf = (text: string): TunnelStatus => JSON.parse(text).tunnels[0];
