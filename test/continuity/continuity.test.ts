@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { EVENTS } from "../../bench/continuity/schedule.ts";
 import { run } from "../lab/process.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(300_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("the continuity bench is skipped: it needs root");
 
@@ -15,7 +15,7 @@ async function bench(...flags: string[]) {
   const load = ["--rate=2000", "--hold=200", "--tunnel-rate=50", "--tunnel-hold=100"];
   const short = ["--quick", ...load, "--output=json"];
   const { code, stdout, stderr } = await run([process.execPath, BENCH, ...short, ...flags], {
-    timeoutMs: 110_000,
+    timeoutMs: 280_000,
   });
   if (stdout === "") throw new Error(stderr);
   return { code, report: JSON.parse(stdout), stderr };

@@ -11,7 +11,7 @@ import { BpfMap } from "../../src/kernel/maps.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("tests of damage are skipped: they need root");
 

@@ -9,7 +9,7 @@ import { eventually, OwnedProcess, output } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 const { major, minor } = kernelRelease();
 const able = major * 100 + minor >= 519 && existsSync("/proc/sys/net/mptcp/enabled");
 const root = process.getuid?.() === 0;

@@ -7,7 +7,7 @@ import { output } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
 import { emptyMesh } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("tests of agents in namespaces are skipped: they need root");
 

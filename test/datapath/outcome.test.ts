@@ -12,7 +12,7 @@ import { eventually, output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("outcome tests are skipped: they need root");
 

@@ -16,7 +16,7 @@ import { pendingOf, Retirement, type RetirementStep } from "../../src/telemetry/
 import { DatapathLab } from "./lab.ts";
 import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;
 if (!root) console.warn("retirement tests are skipped: they need root");
 

@@ -12,7 +12,7 @@ import { eventually, OwnedProcess, output } from "../lab/process.ts";
 const why = missing();
 if (why) console.warn(`skipped: inbound policies of an agent: ${why}`);
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 
 const VM = "10.78.0.1";
 const PEER = "10.78.0.2";

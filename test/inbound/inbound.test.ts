@@ -13,7 +13,7 @@ import { encodeSet, keptInboundPin, openPolicySet } from "../../src/policy/pinne
 import { NetworkNamespace, ownName } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, run } from "../lab/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 
 const HERE = import.meta.dir;
 const VM = { v4: "10.79.0.1", v6: "fd79::1", other: "10.79.9.9" };

@@ -10,7 +10,7 @@ import { eventually, type RunResult, run } from "../lab/process.ts";
 const why = missing();
 if (why) console.warn(`skipped: names: ${why}`);
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 
 const HOST = "shop.demo.svc.cluster.local";
 const DUAL = "dual.demo.internal";

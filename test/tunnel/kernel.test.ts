@@ -27,7 +27,7 @@ import { TestMesh } from "../lab/mesh-member.ts";
 import { NetworkNamespace, ownName } from "../lab/namespace.ts";
 import { eventually, OwnedProcess, output, sleep } from "../lab/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(90_000);
 
 const ROOT = join(import.meta.dir, "../..");
 const HERE = "10.78.0.1";
