@@ -301,7 +301,8 @@ int see_accepted(struct bpf_iter__tcp *ctx)
 	port = ((struct inet_sock *)tcp)->inet_sport;
 	if (!is_served(port) || is_kernel_socket(sk) || !is_held(sk))
 		return 0;
-	if (bpf_sk_storage_get(&sockets, tcp, NULL, 0) || bpf_sk_storage_get(&accepted, tcp, NULL, 0) || is_tunnels(tcp))
+	if (bpf_sk_storage_get(&sockets, tcp, NULL, 0) || bpf_sk_storage_get(&accepted, tcp, NULL, 0) ||
+	    is_tunnels(tcp))
 		return 0;
 	remote = remote_address(sk);
 	if (is_own_address(sk, &remote))

@@ -25,6 +25,9 @@ test("each text has one number, however it is given, and each number gives its t
   for (const [i, text] of all.entries()) {
     expect(texts.at(numbers[i] ?? -1)).toBe(text);
     expect(append(texts, text)).toBe(numbers[i] ?? -1);
+    const bytes = bytesOf(`<${text}>`);
+    texts.append(bytes, 1, bytes.length - 1);
+    expect(texts.finish()).toBe(numbers[i] ?? -1);
   }
   expect(texts.size).toBe(all.length);
 });

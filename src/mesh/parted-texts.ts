@@ -26,9 +26,15 @@ export class PartedTexts {
     return this.#texts.intern(text.slice(0, end + 1) + this.#rests.intern(text.slice(end + 1)));
   }
 
-  /** Appends bytes to the text that `finish` takes. */
+  /** Appends bytes to the text that `finish` takes. They may have any part of it, and several ";". */
   append(bytes: Uint8Array, start: number, end: number): void {
-    (this.#isParted ? this.#rests : this.#texts).append(bytes, start, end);
+    if (this.#isParted) return this.#rests.append(bytes, start, end);
+    const found = bytes.indexOf(SEMICOLON, start);
+    const cut = found < 0 || found >= end ? end : found;
+    this.#texts.append(bytes, start, cut);
+    if (cut === end) return;
+    this.#isParted = true;
+    this.#rests.append(bytes, cut + 1, end);
   }
 
   /** Appends one ASCII character, given by its code. */

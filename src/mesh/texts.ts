@@ -62,8 +62,9 @@ export class Texts {
     return number;
   }
 
-  /** The text of a number that `intern` or `finish` gave. */
+  /** The text of a number that `intern` or `finish` gave; "" for another one. */
   at(number: number): string {
+    if (!(number >= 0 && number < this.#count)) return "";
     return this.#bytes.toString("utf8", this.#starts[number], this.#starts[number + 1]);
   }
 
