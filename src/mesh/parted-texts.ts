@@ -28,13 +28,16 @@ export class PartedTexts {
 
   /** Appends bytes to the text that `finish` takes. They may have any part of it, and several ";". */
   append(bytes: Uint8Array, start: number, end: number): void {
-    if (this.#isParted) return this.#rests.append(bytes, start, end);
-    const found = bytes.indexOf(SEMICOLON, start);
-    const cut = found < 0 || found >= end ? end : found;
-    this.#texts.append(bytes, start, cut);
-    if (cut === end) return;
-    this.#isParted = true;
-    this.#rests.append(bytes, cut + 1, end);
+    let next = start;
+    if (!this.#isParted) {
+      const found = bytes.indexOf(SEMICOLON, start);
+      const cut = found < 0 || found >= end ? end : found;
+      this.#texts.append(bytes, start, cut);
+      if (cut === end) return;
+      this.#isParted = true;
+      next = cut + 1;
+    }
+    this.#rests.append(bytes, next, end);
   }
 
   /** Appends one ASCII character, given by its code. */

@@ -199,7 +199,7 @@ export function sleep(ms: number): Promise<void> {
 export async function eventually<T>(
   what: string,
   check: () => Promise<T | undefined | false> | T | undefined | false,
-  timeoutMs = 15_000,
+  timeoutMs = 30_000,
   everyMs = 50,
 ): Promise<T> {
   const limit = PATIENCE * timeoutMs;
