@@ -24,7 +24,7 @@ for (let run = 0; run < RUNS; run++) {
     "new MutationObserver(() => { if (!window.drawnAt && document.querySelector('.shape')) requestAnimationFrame(() => setTimeout(() => { if (!window.drawnAt) console.log('drawn'); window.drawnAt ??= performance.now(); })); }).observe(document, { childList: true, subtree: true });",
   );
   // The page says it: to ask for it would run code of ours in the page meanwhile.
-  const said = page.waitForEvent("console", ({ text }) => text() === "drawn");
+  const said = page.waitForEvent("console", (message) => message.text() === "drawn");
   await page.goto(server.url, { waitUntil: "commit" });
   await said;
   drawn.push(await page.evaluate<number>("window.drawnAt"));
