@@ -6,7 +6,7 @@ import { monotonic } from "../kernel/clock.ts";
 import { ERRNO, KernelError } from "../kernel/error.ts";
 import type { BpfMap } from "../kernel/maps.ts";
 import type { TaskIdentity } from "../kernel/process.ts";
-import { parseAddress } from "../mesh/address.ts";
+import { addressBytes } from "../mesh/address.ts";
 import { otherPeersKey, type Proof, peerKey, putPeer } from "./peers.ts";
 import * as layout from "./tables/layout.gen.ts";
 
@@ -24,7 +24,7 @@ const CARRIED = layout.carried;
  */
 export function callerKey(own: AddressAndPort, appPort: number): Uint8Array {
   const key = new Uint8Array(new ArrayBuffer(KEY.size));
-  key.set(bytesOf(own.address), KEY.fields.address.offset);
+  key.set(addressBytes(own.address), KEY.fields.address.offset);
   setPort(key, KEY.fields.port.offset, own.port);
   setPort(key, KEY.fields.app_port.offset, appPort);
   return key;
@@ -35,11 +35,9 @@ export function callerKey(own: AddressAndPort, appPort: number): Uint8Array {
  */
 export function putCaller(map: BpfMap, key: Uint8Array, caller: AddressAndPort, owner: TaskIdentity): void {
   const value = new Uint8Array(new ArrayBuffer(VALUE.size));
-  value.set(bytesOf(caller.address), VALUE.fields.address.offset);
+  value.set(addressBytes(caller.address), VALUE.fields.address.offset);
   setPort(value, VALUE.fields.port.offset, caller.port);
-  const view = new DataView(value.buffer);
-  view.setUint32(VALUE.fields.pid.offset, owner.tgid, true);
-  view.setBigUint64(VALUE.fields.start_ticks.offset, owner.startTicks, true);
+  setOwner(value, VALUE, owner);
   map.update(key, value);
 }
 
@@ -76,12 +74,10 @@ export function putCarried(
 ): Uint8Array {
   const { fields } = CARRIED;
   const value = new Uint8Array(new ArrayBuffer(CARRIED.size));
-  const remote = proof ? peerKey(address, proof) : bytesOf(address);
+  const remote = proof ? peerKey(address, proof) : addressBytes(address);
   value.set(remote, fields.remote.offset);
   value.set(key.subarray(KEY.fields.port.offset, KEY.size), fields.port.offset);
-  const view = new DataView(value.buffer);
-  view.setUint32(fields.pid.offset, owner.tgid, true);
-  view.setBigUint64(fields.start_ticks.offset, owner.startTicks, true);
+  setOwner(value, CARRIED, owner);
   maps.carried.update(key, value);
   // After the entry that keeps it: an agent removes callers that nothing names (src/telemetry/ageing.ts).
   if (proof && !putPeer(maps.peers, remote, address, proof)) {
@@ -160,10 +156,15 @@ function* owned(
   }
 }
 
-function bytesOf(address: string): Uint8Array {
-  const bytes = parseAddress(address);
-  if (!bytes) throw new RangeError(`${address} is no address`);
-  return bytes;
+/** Names the process that keeps an entry, for `owned`. */
+function setOwner(
+  value: Uint8Array<ArrayBuffer>,
+  { fields }: typeof VALUE | typeof CARRIED,
+  { tgid, startTicks }: TaskIdentity,
+): void {
+  const view = new DataView(value.buffer);
+  view.setUint32(fields.pid.offset, tgid, true);
+  view.setBigUint64(fields.start_ticks.offset, startTicks, true);
 }
 
 function setPort(bytes: Uint8Array, at: number, port: number): void {

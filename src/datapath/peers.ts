@@ -6,7 +6,7 @@ import { createHash } from "node:crypto";
 import { ERRNO, KernelError } from "../kernel/error.ts";
 import { fixedText } from "../kernel/info.ts";
 import type { BpfMap } from "../kernel/maps.ts";
-import { formatAddress, parseAddress } from "../mesh/address.ts";
+import { addressBytes, formatAddress, parseAddress } from "../mesh/address.ts";
 import * as layout from "./tables/layout.gen.ts";
 
 /** What a caller has proved, and how. */
@@ -54,9 +54,7 @@ export function putPeer(map: BpfMap, key: Uint8Array, address: string, { by, pri
   // The text becomes a member of a workload's (src/telemetry/carried.ts).
   if (text.length > ROOM || /[;\s\p{Cc}]/u.test(principal)) return false;
   const value = new Uint8Array(new ArrayBuffer(VALUE.size));
-  const bytes = parseAddress(address);
-  if (!bytes) throw new RangeError(`${address} is no address`);
-  value.set(bytes, VALUE.fields.address.offset);
+  value.set(addressBytes(address), VALUE.fields.address.offset);
   value.set(text, VALUE.fields.text.offset);
   try {
     map.update(key, value, "new");

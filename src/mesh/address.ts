@@ -35,6 +35,13 @@ export function parseAddress(text: string): Uint8Array | undefined {
   return bytes;
 }
 
+/** As `parseAddress`. Throws RangeError for a text that is no address. */
+export function addressBytes(text: string): Uint8Array {
+  const bytes = parseAddress(text);
+  if (!bytes) throw new RangeError(`${text} is no address`);
+  return bytes;
+}
+
 /** The text of 16 bytes in network order: dotted for v4-mapped ones, else RFC 5952. */
 export function formatAddress(bytes: Uint8Array): string {
   if (isMapped(bytes)) return `${bytes[12]}.${bytes[13]}.${bytes[14]}.${bytes[15]}`;

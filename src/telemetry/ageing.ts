@@ -119,9 +119,9 @@ export class Ageing {
   #agePeers(): number {
     const { peers } = this.#maps;
     const { size } = layout.address;
-    if (peers.entries().count <= peers.info.maxEntries * FULL) return 0;
-    const named = this.#namedPeers();
     const { keys, values, count } = peers.entries();
+    if (count <= peers.info.maxEntries * FULL) return 0;
+    const named = this.#namedPeers();
     const removed = new Map<string, { key: Uint8Array; value: Uint8Array }>();
     for (let i = 0; i < count; i++) {
       const key = keys.slice(i * size, (i + 1) * size);

@@ -10,7 +10,7 @@ import {
   sweepCarried,
 } from "../../datapath/callers.ts";
 import { exemptSelfPinned } from "../../datapath/generation/exempt-pinned.ts";
-import { TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
+import { type CallerMaps, TunnelTargetReader } from "../../datapath/tunnel-reader.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { monotonic } from "../../kernel/clock.ts";
 import { type TaskIdentity, taskIdentity } from "../../kernel/process.ts";
@@ -93,7 +93,7 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
       if (!maps || !this.#self) return undefined;
       const key = callerKey({ address: app.address, port }, app.port);
       putCaller(maps.callers, key, caller, this.#self);
-      const carried = this.#countFor(key, app.port, caller);
+      const carried = this.#countFor(maps.counted, key, app.port, caller);
       return (wasConnected) =>
         this.#try("a caller that has gone can't be removed", () =>
           this.#removeCaller(key, carried, wasConnected),
@@ -105,9 +105,13 @@ export class PinnedMesh implements Admission, Callers, Endpoints {
   }
 
   /** Gives the entry; undefined: the traffic is not counted, or as from this machine's own address. */
-  #countFor(key: Uint8Array, port: number, caller: Caller): Uint8Array | undefined {
+  #countFor(
+    counted: CallerMaps["counted"],
+    key: Uint8Array,
+    port: number,
+    caller: Caller,
+  ): Uint8Array | undefined {
     try {
-      const counted = this.#targets.callers()?.counted;
       // An entry is removed when its connection is counted.
       if (!counted || !this.#self || !isCounted(counted.served, port)) return undefined;
       return putCarried(counted, key, caller, this.#self);
