@@ -13,9 +13,9 @@ import { CgroupLink } from "../src/kernel/link.ts";
 import { BpfObject } from "../src/kernel/object.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, compileC, requireTools, runAndClean } from "./machine.ts";
-import { median, pairedDifference, pairedRatio, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, compileC, requireTools, runAndClean } from "./lab/machine.ts";
+import { median, pairedDifference, pairedRatio, printTable, progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   rounds: { type: "string", default: "9" },

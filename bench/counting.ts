@@ -22,9 +22,9 @@ import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { output } from "../test/lab/process.ts";
 import { readKernelCounts } from "./continuity/ledger/kernel-counts.ts";
 import { Talker } from "./continuity/talker.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, compileC, requireTools, runAndClean } from "./machine.ts";
-import { cpuTime, median, pairedDifference, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, compileC, requireTools, runAndClean } from "./lab/machine.ts";
+import { cpuTime, median, pairedDifference, printTable, progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   rounds: { type: "string", default: "15" },

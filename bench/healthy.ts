@@ -15,9 +15,9 @@ import type { DemoService } from "../src/demo/services.ts";
 import type { EdgesDocument, Problem } from "../src/telemetry/model.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, sleep } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { figure, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, requireTools, runAndClean } from "./lab/machine.ts";
+import { figure, printTable, progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   minutes: { type: "string", default: "60" },

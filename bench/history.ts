@@ -13,12 +13,12 @@ import { join } from "node:path";
 import { type Counters, noCounters } from "../src/telemetry/counters/rows.ts";
 import { HISTORY_SECONDS, History, STEP } from "../src/telemetry/history.ts";
 import { writeHistory } from "../src/telemetry/history-file.ts";
+import { MemoryCgroup } from "../test/lab/memory-cgroup.ts";
 import { NetworkNamespace, removeCgroup } from "../test/lab/namespace.ts";
 import { output, sleep } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { median, pairedDifference, printTable, progress } from "./measure.ts";
-import { MemoryCgroup } from "./memory-cgroup.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, requireTools, runAndClean } from "./lab/machine.ts";
+import { median, pairedDifference, printTable, progress } from "./lab/measure.ts";
 
 const EDGES = 500;
 const [role = "", count = "", file = ""] = process.argv.slice(2);

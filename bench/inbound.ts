@@ -15,7 +15,7 @@ import { loopbackUp, unshareNetns } from "../src/kernel/netns.ts";
 import { BpfProgram } from "../src/kernel/object.ts";
 import type { Inbound, Policy } from "../src/mesh/inbound.ts";
 import { Talker } from "./continuity/talker.ts";
-import { flagsOf } from "./flags.ts";
+import { flagsOf } from "./lab/flags.ts";
 
 flagsOf({});
 

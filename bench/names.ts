@@ -20,9 +20,9 @@ import { NAME_FLAGS } from "../src/names/name-table.ts";
 import { closeNames, linkFolder, openNames } from "../src/names/pins.ts";
 import { frameOf, queryMessage } from "../src/names/query.ts";
 import { hash53 } from "../src/runtime/hash.ts";
-import { flagsOf } from "./flags.ts";
-import { compileC } from "./machine.ts";
-import { median } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { compileC } from "./lab/machine.ts";
+import { median } from "./lab/measure.ts";
 
 flagsOf({});
 

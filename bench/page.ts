@@ -5,7 +5,7 @@
 import { PageServer } from "../src/topology/page-server.ts";
 import { Browser } from "../test/page/browser.ts";
 import { history, large } from "../test/page/documents.ts";
-import { flagsOf } from "./flags.ts";
+import { flagsOf } from "./lab/flags.ts";
 
 flagsOf({});
 

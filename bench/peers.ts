@@ -11,9 +11,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, run } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, cacheFolder, requireTools, runAndClean } from "./machine.ts";
-import { median, pairedRatio, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, cacheFolder, requireTools, runAndClean } from "./lab/machine.ts";
+import { median, pairedRatio, printTable, progress } from "./lab/measure.ts";
 
 const ENVOY_VERSION = "1.40.0";
 const SERVER = "10.60.0.2";

@@ -17,9 +17,9 @@ import { TestMesh } from "../test/lab/mesh-member.ts";
 import { TestCgroup } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, sleep } from "../test/lab/process.ts";
 import { Browser, missingBrowser } from "../test/page/browser.ts";
-import { flagsOf } from "./flags.ts";
-import { KMESH, requireTools, runAndClean } from "./machine.ts";
-import { progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { KMESH, requireTools, runAndClean } from "./lab/machine.ts";
+import { progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   minutes: { type: "string", default: "8" },

@@ -20,9 +20,9 @@ import { adminSocket } from "../src/admin/status.ts";
 import { snapshotFile } from "../src/state/snapshot.ts";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, output, sleep } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { cpuTime, figure, median, pairedRatio, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, requireTools, runAndClean } from "./lab/machine.ts";
+import { cpuTime, figure, median, pairedRatio, printTable, progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   services: { type: "string", default: "10000" },
@@ -110,7 +110,7 @@ async function bench(): Promise<void> {
   for (let round = 1; round <= rounds; round++) {
     progress(`round ${round} of ${rounds}`);
     await own.serve({ services: [], many: { count: services, endpoints } });
-    const client = join(import.meta.dirname, "null-client.ts");
+    const client = join(import.meta.dirname, "lab/null-client.ts");
     const text = await output([process.execPath, client, "127.0.0.1:15010"], { netns: namespace.path });
     nulls.push((JSON.parse(text) as { milliseconds: number }).milliseconds);
     empty.push(await start(own));

@@ -10,12 +10,12 @@ import { spawn } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { binaries, ControlPlane } from "../test/control-plane/control-plane.ts";
+import { MemoryCgroup } from "../test/lab/memory-cgroup.ts";
 import { NetworkNamespace, removeCgroup } from "../test/lab/namespace.ts";
 import { eventually, output, placed, sleep } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { median, printTable, progress } from "./measure.ts";
-import { MemoryCgroup } from "./memory-cgroup.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, requireTools, runAndClean } from "./lab/machine.ts";
+import { median, printTable, progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   services: { type: "string", default: "10000" },
@@ -48,7 +48,7 @@ interface NullResult {
 }
 
 async function nullClient(istiod: string, netns: string): Promise<NullResult> {
-  const script = join(import.meta.dirname, "null-client.ts");
+  const script = join(import.meta.dirname, "lab/null-client.ts");
   return JSON.parse(
     await output([process.execPath, script, istiod, flags.mode], { netns, timeoutMs: 120_000 }),
   );
@@ -99,7 +99,7 @@ async function startAgent(mesh: BenchMesh, istiod: string): Promise<Agent> {
 
 /** From the change at the control plane to the first connection to the new endpoint, ms. */
 async function changes(mesh: BenchMesh, netns: string, count: number): Promise<number[]> {
-  const watch = join(import.meta.dirname, "switch-watch.py");
+  const watch = join(import.meta.dirname, "lab/switch-watch.py");
   const [file = "", ...args] = placed(
     ["python3", watch, WATCHED.address, String(WATCHED.port), "8080", ...TWO],
     { netns, cgroup: mesh.apps },

@@ -11,9 +11,9 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { NetworkNamespace } from "../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, sleep } from "../test/lab/process.ts";
-import { flagsOf } from "./flags.ts";
-import { BenchMesh, requireTools, runAndClean } from "./machine.ts";
-import { cpuTime, figure, median, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { BenchMesh, requireTools, runAndClean } from "./lab/machine.ts";
+import { cpuTime, figure, median, printTable, progress } from "./lab/measure.ts";
 
 const flags = flagsOf({
   pairs: { type: "string", default: "1000,10000" },

@@ -20,8 +20,8 @@ import type { TunnelTarget } from "../src/tunnel/outbound/target.ts";
 import { readTunnels } from "../src/tunnel/process/status-file.ts";
 import { dialTcp, listening, TestMesh } from "../test/lab/mesh-member.ts";
 import type { ChildSettings } from "../test/tunnel/child.ts";
-import { flagsOf } from "./flags.ts";
-import { cpuTime, median, printTable, progress } from "./measure.ts";
+import { flagsOf } from "./lab/flags.ts";
+import { cpuTime, median, printTable, progress } from "./lab/measure.ts";
 import { clientConfig, terminatorConfig } from "./tunnel-envoy.ts";
 
 const ROOT = join(import.meta.dir, "..");

@@ -64,7 +64,7 @@ const PROTO_OUT: Readonly<Record<string, string>> = {
   discovery: "src/istiod/discovery.gen.js",
   ca: "src/istiod/ca.gen.js",
   security: "src/policy/security.gen.js",
-  workload: "src/dual-engine/workload.gen.js",
+  workload: "src/dual-engine/records/workload.gen.js",
   envoy: "src/kernel-native/resources/envoy.gen.js",
 };
 

@@ -1,5 +1,5 @@
 /** What a run showed, as text. */
-import { printTable } from "../measure.ts";
+import { printTable } from "../lab/measure.ts";
 import type { KindReport, Report } from "./run.ts";
 
 /** Whether all is as it should be. */

@@ -29,7 +29,7 @@ import { machineId } from "../../src/machine/machine-id.ts";
 import { hasManifest, readManifest } from "../../src/state/manifest.ts";
 import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
 import { eventually, OwnedProcess, output, type RunResult, run, sleep } from "../../test/lab/process.ts";
-import { compileC } from "../machine.ts";
+import { compileC } from "../lab/machine.ts";
 import { AdmissionLoad, admissionDifference } from "./admission.ts";
 import { MACHINE, PORTS } from "./admission-plan.ts";
 import type { Build, Builds } from "./builds.ts";

@@ -11,7 +11,7 @@ import { replaceFile } from "../files/replace-file.ts";
 import type { HealthStatus } from "../health/watch.ts";
 import type { InboundStatus } from "../inbound/inbound.ts";
 import type { IdentityStatus } from "../istiod/identity/identity.ts";
-import type { TunnelReach } from "../istiod/node.ts";
+import type { Registration } from "../istiod/registration.ts";
 import type { StreamStatus } from "../istiod/stream/status.ts";
 import type { Reflected } from "../kernel-native/reflection.ts";
 import type { Note } from "../mesh/model.ts";
@@ -57,20 +57,7 @@ export interface AgentStatus {
   mesh: MeshStatus;
 }
 
-export interface RegistrationStatus {
-  namespace: string;
-  /** The WorkloadEntry's name. */
-  entry: string;
-  /** The address at which peers reach this machine. */
-  address: string;
-  /** The WorkloadGroup from which istiod makes the entry. */
-  group?: string;
-  /** How peers can reach the tunnel, as istiod was told; absent from an agent of an earlier version. */
-  reach?: TunnelReach;
-  /** Commands for an administrator when peers send something else: the entry existed before, or is another agent's. */
-  needs: string[];
-  /** Commands that make istiod accept health reports for an entry that existed before. */
-  healthNeeds?: string[];
+export interface RegistrationStatus extends Registration {
   /** How peers see this machine, by istiod's endpoints; absent until the first push. */
   peers?: Reflected;
 }

@@ -1,5 +1,5 @@
 /** For tests: keeps a control plane's resources as decoded messages, and finds missing references. */
-import { workload } from "../dual-engine/workload.gen.js";
+import { workload } from "../dual-engine/records/workload.gen.js";
 import type { ResourceSink, ResourceType } from "../istiod/stream/sink.ts";
 import { envoy, istio } from "../kernel-native/resources/envoy.gen.js";
 

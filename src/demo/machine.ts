@@ -2,7 +2,7 @@
  * The machine that asks, as the workload API has it: a service of its own ports, its workload, and the policies that
  * istiod makes of PeerAuthentication and AuthorizationPolicy. Kernel-native mode gets the same as `virtualInbound`.
  */
-import { workload } from "../dual-engine/workload.gen.js";
+import { workload } from "../dual-engine/records/workload.gen.js";
 import { parsePrefix } from "../mesh/address.ts";
 import { security } from "../policy/security.gen.js";
 import type { DemoInbound } from "./services.ts";

@@ -1,5 +1,5 @@
 /** The mesh of the embedded control plane as the workload API has it: one Service a host, one Workload an endpoint. */
-import { workload } from "../dual-engine/workload.gen.js";
+import { workload } from "../dual-engine/records/workload.gen.js";
 import { parseLocality } from "../istiod/node.ts";
 import { parseSpiffe } from "../istiod/spiffe.ts";
 import { parseAddress, parsePrefix } from "../mesh/address.ts";

@@ -3,8 +3,8 @@ import type { Known } from "../kernel-native/resolver.ts";
 import type { SanMatch, Transport } from "../mesh/transport.ts";
 import { HBONE_PORT } from "../mesh/tunnel-address.ts";
 import { withAliases } from "../policy/trust-domains.ts";
-import type { Gateway, Place, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
-import type { Store } from "./store.ts";
+import type { Gateway, Place, Profile, ServiceRecord, WorkloadRecord } from "./records/records.ts";
+import type { Store } from "./store/store.ts";
 
 /** Gives what is known of a name's addresses, of both families. */
 export type Resolve = (host: string) => Known[];

@@ -5,8 +5,8 @@ import type { Transport } from "../mesh/transport.ts";
 import { WorkloadIndex } from "../mesh/workload.ts";
 import { decide } from "../policy/decide.ts";
 import { security } from "../policy/security.gen.js";
+import { workload } from "./records/workload.gen.js";
 import { bytesOf, Fixture, HERE, pod, service } from "./testdata/resources.ts";
-import { workload } from "./workload.gen.js";
 
 const { Mode, Scope, HealthPolicy } = workload.LoadBalancing;
 const { TunnelProtocol, WorkloadStatus, NetworkMode } = workload;

@@ -14,8 +14,8 @@ import { hostnamesOf } from "./gateways.ts";
 import { type CompiledInbound, compileInbound } from "./inbound.ts";
 import { namesOfServices } from "./names.ts";
 import { type Part, partOfService, partOfWorkload } from "./parts.ts";
-import type { Place } from "./records.ts";
-import type { Dirty, Store } from "./store.ts";
+import type { Place } from "./records/records.ts";
+import type { Dirty, Store } from "./store/store.ts";
 
 /** What a compilation changed. `whole`: the notes of the mesh or the inbound part, too, which `changes` does not list. */
 export interface Difference {

@@ -6,7 +6,7 @@ import { compareLocalities } from "../mesh/locality.ts";
 import { type Cluster, type Locality, NO_EJECTION, type Note, type Reason } from "../mesh/model.ts";
 import type { Transport } from "../mesh/transport.ts";
 import { isTunnelEntry, TUNNEL_ENTRY_TEXT } from "../mesh/tunnel-address.ts";
-import type { Place } from "./records.ts";
+import type { Place } from "./records/records.ts";
 
 /**
  * A rank with one healthy workload takes all connections, as in ztunnel: each healthy percent of a rank bears this many

@@ -9,9 +9,9 @@ import type { Changes, Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { Compiler, type CompilerOptions } from "./compile.ts";
 import type { CompiledInbound } from "./inbound.ts";
-import type { WorkloadRecord } from "./records.ts";
-import { Store } from "./store.ts";
-import { waypointsOf } from "./waypoints.ts";
+import type { WorkloadRecord } from "./records/records.ts";
+import { waypointsOf } from "./records/waypoints.ts";
+import { Store } from "./store/store.ts";
 
 export interface DualEngineOptions extends CompilerOptions {
   /**

@@ -8,7 +8,7 @@ import { bareCluster, ClusterDraft, refusing } from "./draft.ts";
 import { Behind } from "./gateways.ts";
 import { priorityOf, rankOf } from "./locality.ts";
 import { addPeer, hbone, Names, portOn } from "./peers.ts";
-import type { Binding, Gateway, Profile, ServiceRecord, WorkloadRecord } from "./records.ts";
+import type { Binding, Gateway, Profile, ServiceRecord, WorkloadRecord } from "./records/records.ts";
 
 export interface CompiledCluster {
   cluster: Cluster;

@@ -3,8 +3,8 @@ import { note } from "../kernel-native/resources/note.ts";
 import { formatDestination, identitiesBehind, peersOf, type Surroundings, sansOf } from "./carriage.ts";
 import type { ClusterDraft } from "./draft.ts";
 import { addPeer, hbone, type Names, portOn } from "./peers.ts";
-import type { Gateway, WorkloadRecord } from "./records.ts";
-import { waypointsOf } from "./waypoints.ts";
+import type { Gateway, WorkloadRecord } from "./records/records.ts";
+import { waypointsOf } from "./records/waypoints.ts";
 
 /** What a cluster has in other networks. Workloads behind one gateway are one endpoint: the gateway chooses among them. */
 export class Behind {

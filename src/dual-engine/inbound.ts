@@ -2,7 +2,7 @@
 import type { Inbound } from "../mesh/inbound.ts";
 import { mtlsOfPolicies, selectPolicies } from "../policy/authorization.ts";
 import { withTrustDomains } from "../policy/trust-domains.ts";
-import type { Store } from "./store.ts";
+import type { Store } from "./store/store.ts";
 
 export interface CompiledInbound {
   inbound: Inbound;

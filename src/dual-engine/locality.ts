@@ -1,5 +1,5 @@
 /** Which workloads of a service are near: the scopes of its load balancing, in order. */
-import type { Place, Scope, ServiceRecord } from "./records.ts";
+import type { Place, Scope, ServiceRecord } from "./records/records.ts";
 
 /**
  * How near `there` is to `here` by the service's scopes: the number of scopes that match, up to the first that does not, as in

@@ -1,7 +1,7 @@
 /** What the machine can resolve where istiod sends no table of names: the services themselves. */
 import { namesOfFrontends } from "../kernel-native/resolvable.ts";
 import type { Frontend, Name } from "../mesh/model.ts";
-import type { Store } from "./store.ts";
+import type { Store } from "./store/store.ts";
 
 /** Names of services with an address in this network; of headless ones with the addresses of their workloads. */
 export function namesOfServices(store: Store, network: string, namespace: string): Map<string, Name> {

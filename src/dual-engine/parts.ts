@@ -10,9 +10,9 @@ import {
   serviceCluster,
   waypointCluster,
 } from "./endpoints.ts";
-import type { ServiceRecord, WorkloadRecord } from "./records.ts";
-import { isTunnelled } from "./store.ts";
-import { waypointsOf } from "./waypoints.ts";
+import type { ServiceRecord, WorkloadRecord } from "./records/records.ts";
+import { waypointsOf } from "./records/waypoints.ts";
+import { isTunnelled } from "./store/store.ts";
 
 const NONE: readonly never[] = [];
 

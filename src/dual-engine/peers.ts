@@ -2,7 +2,7 @@
 import type { Transport } from "../mesh/transport.ts";
 import { identityOf, type Surroundings, sansOf } from "./carriage.ts";
 import type { ClusterDraft } from "./draft.ts";
-import type { ServiceRecord, WorkloadRecord } from "./records.ts";
+import type { ServiceRecord, WorkloadRecord } from "./records/records.ts";
 
 /** Looks names of workloads up, and remembers for what it got no answer. */
 export class Names {

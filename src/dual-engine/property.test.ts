@@ -3,8 +3,8 @@ import { expect, test } from "bun:test";
 import { Random } from "../../test/lab/random.ts";
 import { MalformedResource } from "../istiod/stream/sink.ts";
 import { sameCluster } from "../mesh/same.ts";
+import { workload } from "./records/workload.gen.js";
 import { Fixture, pod, recordedState, service } from "./testdata/resources.ts";
-import { workload } from "./workload.gen.js";
 
 const ROUNDS = 60;
 

@@ -4,8 +4,8 @@
  */
 import { describe, expect, test } from "bun:test";
 import type { Cluster } from "../mesh/model.ts";
+import { workload } from "./records/workload.gen.js";
 import { bytesOf, Fixture, HERE, pod, service } from "./testdata/resources.ts";
-import { workload } from "./workload.gen.js";
 
 const { Mode, Scope, HealthPolicy } = workload.LoadBalancing;
 const { TunnelProtocol, WorkloadStatus } = workload;

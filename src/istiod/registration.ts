@@ -12,6 +12,44 @@ export type Registrant = Pick<
   "namespace" | "serviceAccount" | "autoRegisterGroup" | "workloadEntry"
 >;
 
+/** How istiod registers this machine. */
+export interface Registration {
+  namespace: string;
+  /** The WorkloadEntry's name. */
+  entry: string;
+  /** The address at which peers reach this machine. */
+  address: string;
+  /** The WorkloadGroup from which istiod makes the entry. */
+  group?: string;
+  /** How peers can reach the tunnel, as istiod was told; absent from an agent of an earlier version. */
+  reach?: TunnelReach;
+  /** Commands for an administrator when peers send something else: the entry existed before, or is another agent's. */
+  needs: string[];
+  /** Commands that make istiod accept health reports for an entry that existed before. */
+  healthNeeds?: string[];
+}
+
+/** The registration of `node`; undefined without a WorkloadGroup and a WorkloadEntry. */
+export function registrationOf(node: Identity): Registration | undefined {
+  const { namespace, autoRegisterGroup: group, workloadEntry, proxyConfig, ips } = node;
+  const entry = group === undefined ? workloadEntry : registeredName(node);
+  if (entry === undefined) return undefined;
+  return {
+    namespace,
+    entry,
+    address: ips[0] ?? "",
+    ...(group === undefined ? {} : { group }),
+    ...(node.reach ? { reach: node.reach } : {}),
+    needs:
+      group === undefined
+        ? commandsForEntry(namespace, entry, node.reach)
+        : commandsForAnother(namespace, entry),
+    ...(group === undefined && proxyConfig !== undefined
+      ? { healthNeeds: commandsForHealth(namespace, entry) }
+      : {}),
+  };
+}
+
 /**
  * The name of the WorkloadEntry that istiod makes for a machine of a group; undefined without a group. Source: istio
  * pilot/pkg/autoregistration.

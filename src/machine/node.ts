@@ -1,14 +1,7 @@
 /** The node that this machine presents to istiod, from the configuration and the machine itself. */
 import { hostname } from "node:os";
-import type { RegistrationStatus } from "../admin/status.ts";
 import type { Config } from "../config/config.ts";
 import { type Identity, type Locality, usableAddresses } from "../istiod/node.ts";
-import {
-  commandsForAnother,
-  commandsForEntry,
-  commandsForHealth,
-  registeredName,
-} from "../istiod/registration.ts";
 import { version } from "../runtime/version.ts";
 import { NO_USE, type TunnelUse } from "./tunnel/reach-watch.ts";
 
@@ -42,27 +35,6 @@ export function nodeIdentity(
     ...(use.outbound ? { sendsHbone: true } : {}),
     reach: use.reach,
     version,
-  };
-}
-
-/** How istiod registers this machine; undefined without a WorkloadGroup and a WorkloadEntry. */
-export function registrationOf(node: Identity): RegistrationStatus | undefined {
-  const { namespace, autoRegisterGroup: group, workloadEntry, proxyConfig, ips } = node;
-  const entry = group === undefined ? workloadEntry : registeredName(node);
-  if (entry === undefined) return undefined;
-  return {
-    namespace,
-    entry,
-    address: ips[0] ?? "",
-    ...(group === undefined ? {} : { group }),
-    ...(node.reach ? { reach: node.reach } : {}),
-    needs:
-      group === undefined
-        ? commandsForEntry(namespace, entry, node.reach)
-        : commandsForAnother(namespace, entry),
-    ...(group === undefined && proxyConfig !== undefined
-      ? { healthNeeds: commandsForHealth(namespace, entry) }
-      : {}),
   };
 }
 

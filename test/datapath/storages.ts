@@ -7,10 +7,10 @@
  */
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { MemoryCgroup } from "../../bench/memory-cgroup.ts";
 import { findMemoryRoot } from "../../src/kernel/cgroup.ts";
 import { native } from "../../src/kernel/native.ts";
 import { BpfObject } from "../../src/kernel/object.ts";
+import { MemoryCgroup } from "../lab/memory-cgroup.ts";
 
 const [path = "", how] = process.argv.slice(2);
 writeFileSync(join(path, "cgroup.procs"), "0");

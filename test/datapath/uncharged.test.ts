@@ -2,7 +2,7 @@
 import { expect, test } from "bun:test";
 import { rmdirSync } from "node:fs";
 import { join } from "node:path";
-import { MemoryCgroup } from "../../bench/memory-cgroup.ts";
+import { MemoryCgroup } from "../lab/memory-cgroup.ts";
 import { output } from "../lab/process.ts";
 
 /** MB of kernel memory that 2,000 sockets' storage cost a memory cgroup. */

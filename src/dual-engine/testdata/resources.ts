@@ -6,8 +6,8 @@ import { typeOfUrl } from "../../istiod/stream/types.ts";
 import { parseAddress } from "../../mesh/address.ts";
 import type { Changes, Mesh } from "../../mesh/model.ts";
 import { DualEngine, type DualEngineOptions } from "../dual-engine.ts";
-import type { Place } from "../records.ts";
-import { workload } from "../workload.gen.js";
+import type { Place } from "../records/records.ts";
+import { workload } from "../records/workload.gen.js";
 
 /** Where the tests' machine is. */
 export const HERE: Place = {

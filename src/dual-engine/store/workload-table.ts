@@ -2,10 +2,10 @@
  * Workloads in columns: a mesh may have a hundred thousand, and an object for each would take ten times the memory. A row is a
  * number; it is given again after its workload is gone.
  */
-import { formatV4 } from "../mesh/address.ts";
-import { Rows } from "../mesh/rows.ts";
-import type { Binding, Profile, WorkloadRecord } from "./records.ts";
-import type { WorkloadReader } from "./workload.ts";
+import { formatV4 } from "../../mesh/address.ts";
+import { Rows } from "../../mesh/rows.ts";
+import type { Binding, Profile, WorkloadRecord } from "../records/records.ts";
+import type { WorkloadReader } from "../records/workload.ts";
 
 const NONE: readonly never[] = [];
 const SMALLEST = 64;

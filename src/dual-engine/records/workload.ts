@@ -3,10 +3,10 @@
  * have in common becomes one object.
  */
 import { Reader } from "protobufjs/minimal.js";
-import { isText } from "../istiod/stream/bytes.ts";
-import { MalformedResource } from "../istiod/stream/sink.ts";
-import { checkEnum, openMessage, shortName } from "../kernel-native/resources/wire.ts";
-import { formatV4 } from "../mesh/address.ts";
+import { isText } from "../../istiod/stream/bytes.ts";
+import { MalformedResource } from "../../istiod/stream/sink.ts";
+import { checkEnum, openMessage, shortName } from "../../kernel-native/resources/wire.ts";
+import { formatV4 } from "../../mesh/address.ts";
 import { type Binding, type Profile, TUNNELS } from "./records.ts";
 import { addressText, gatewayOf, portOf } from "./service.ts";
 import { latin1, SharedBytes } from "./shared-bytes.ts";

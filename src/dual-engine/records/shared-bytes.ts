@@ -1,5 +1,5 @@
 /** Finds what was made of the same bytes before, without making a string of them first. */
-import { isText } from "../istiod/stream/bytes.ts";
+import { isText } from "../../istiod/stream/bytes.ts";
 
 const SEED = 0x811c9dc5;
 const PRIME = 0x01000193;

@@ -2,13 +2,13 @@
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { homedir, tmpdir } from "node:os";
 import { basename, join, resolve } from "node:path";
-import { type AgentStatus, adminSocket } from "../src/admin/status.ts";
-import type { DemoService } from "../src/demo/services.ts";
-import { ownName, TestCgroup } from "../test/lab/namespace.ts";
-import { eventually, OwnedProcess, output, type RunResult, run } from "../test/lab/process.ts";
+import { type AgentStatus, adminSocket } from "../../src/admin/status.ts";
+import type { DemoService } from "../../src/demo/services.ts";
+import { ownName, TestCgroup } from "../../test/lab/namespace.ts";
+import { eventually, OwnedProcess, output, type RunResult, run } from "../../test/lab/process.ts";
 
 const BPFFS = "/sys/fs/bpf";
-export const KMESH = resolve(import.meta.dirname, "../dist/kmesh");
+export const KMESH = resolve(import.meta.dirname, "../../dist/kmesh");
 
 /** Ends the benchmark with a line that says what is missing and what to do. */
 export function requireTools(...tools: [name: string, debianPackage: string][]): void {

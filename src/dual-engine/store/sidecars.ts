@@ -2,10 +2,10 @@
  * Which peers take a sidecar's mutual TLS. The workload API does not say that; the metadata `tlsMode` of EDS does. It is asked
  * only for services with such a peer possible, and only where a tunnel carries TLS.
  */
-import { flattenEndpoints } from "../kernel-native/resources/endpoint.ts";
-import { TLS_MODE_ISTIO } from "../kernel-native/resources/transport-sockets.ts";
-import type { ServiceRecord, WorkloadRecord } from "./records.ts";
-import { waypointsOf } from "./waypoints.ts";
+import { flattenEndpoints } from "../../kernel-native/resources/endpoint.ts";
+import { TLS_MODE_ISTIO } from "../../kernel-native/resources/transport-sockets.ts";
+import type { ServiceRecord, WorkloadRecord } from "../records/records.ts";
+import { waypointsOf } from "../records/waypoints.ts";
 
 interface Holder {
   services: ReadonlyMap<string, ServiceRecord>;

@@ -1,5 +1,5 @@
 import { expect, test } from "bun:test";
-import { isText } from "../istiod/stream/bytes.ts";
+import { isText } from "../../istiod/stream/bytes.ts";
 import { latin1, SharedBytes } from "./shared-bytes.ts";
 
 test("equal bytes have one value, others another, also when they want the same place", () => {

@@ -1,9 +1,9 @@
 /**
  * Connects to a control plane like an agent, receives and acknowledges everything and keeps nothing:
- * `bun bench/null-client.ts HOST:PORT [dual-engine]`; prints {"milliseconds", "first", "bytes", "resources"},
+ * `bun bench/lab/null-client.ts HOST:PORT [dual-engine]`; prints {"milliseconds", "first", "bytes", "resources"},
  * milliseconds from connecting to complete and to the first response.
  */
-import { AdsClient } from "../test/control-plane/ads-client.ts";
+import { AdsClient } from "../../test/control-plane/ads-client.ts";
 import { printUsageOnHelp } from "./flags.ts";
 
 printUsageOnHelp();

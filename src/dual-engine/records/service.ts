@@ -1,8 +1,8 @@
 /** istio.workload.Service, flattened. */
-import { MalformedResource } from "../istiod/stream/sink.ts";
-import { checkEnum, shortName } from "../kernel-native/resources/wire.ts";
-import { formatAddress, formatV4, isV4, maskPrefix } from "../mesh/address.ts";
-import { HBONE_PORT } from "../mesh/tunnel-address.ts";
+import { MalformedResource } from "../../istiod/stream/sink.ts";
+import { checkEnum, shortName } from "../../kernel-native/resources/wire.ts";
+import { formatAddress, formatV4, isV4, maskPrefix } from "../../mesh/address.ts";
+import { HBONE_PORT } from "../../mesh/tunnel-address.ts";
 import { type Gateway, MODES, SCOPES, type ServiceAddress, type ServiceRecord } from "./records.ts";
 import { workload } from "./workload.gen.js";
 

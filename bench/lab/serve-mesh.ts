@@ -1,11 +1,11 @@
 /**
- * The embedded control plane for a benchmark: `bun bench/serve-mesh.ts MESH.json PORT`; prints "ready".
+ * The embedded control plane for a benchmark: `bun bench/lab/serve-mesh.ts MESH.json PORT`; prints "ready".
  *
  * SIGUSR2 moves the first service's endpoints round by one and prints "sent MILLISECONDS-SINCE-THE-EPOCH".
  */
 import { readFileSync } from "node:fs";
-import { ControlPlane } from "../src/demo/control-plane.ts";
-import { type DemoService, manyServices } from "../src/demo/services.ts";
+import { ControlPlane } from "../../src/demo/control-plane.ts";
+import { type DemoService, manyServices } from "../../src/demo/services.ts";
 import { printUsageOnHelp } from "./flags.ts";
 import type { MeshSpec } from "./machine.ts";
 

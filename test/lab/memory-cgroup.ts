@@ -1,6 +1,6 @@
 /** A memory cgroup, in either hierarchy: what the kernel charged to the processes in it, also after they are gone. */
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { cgroup2Mount, ownName } from "../test/lab/namespace.ts";
+import { cgroup2Mount, ownName } from "./namespace.ts";
 
 /** Where version 1 has its memory controller; undefined where it is version 2's. */
 function version1(): string | undefined {

@@ -1,10 +1,9 @@
 /** istiod's services, workloads and policies, and what of them is to be compiled again. */
-import { MalformedResource, type ResourceType } from "../istiod/stream/sink.ts";
-import { type NamesRecord, NameTableReader, NO_NAMES } from "../kernel-native/resources/names.ts";
-import { keyOf, type WorkloadIndex } from "../mesh/workload.ts";
-import { type Authorization, parseAuthorization } from "../policy/authorization.ts";
-import { AddressReader } from "./address.ts";
-import { Groups } from "./groups.ts";
+import { MalformedResource, type ResourceType } from "../../istiod/stream/sink.ts";
+import { type NamesRecord, NameTableReader, NO_NAMES } from "../../kernel-native/resources/names.ts";
+import { keyOf, type WorkloadIndex } from "../../mesh/workload.ts";
+import { type Authorization, parseAuthorization } from "../../policy/authorization.ts";
+import { AddressReader } from "../records/address.ts";
 import {
   addressKey,
   type Binding,
@@ -13,9 +12,10 @@ import {
   type NetworkAddress,
   type ServiceRecord,
   type WorkloadRecord,
-} from "./records.ts";
+} from "../records/records.ts";
+import type { WorkloadReader } from "../records/workload.ts";
+import { Groups } from "./groups.ts";
 import { hostOf, Sidecars } from "./sidecars.ts";
-import type { WorkloadReader } from "./workload.ts";
 import { Workload, WorkloadTable } from "./workload-table.ts";
 
 /** The changes for the next compilation. */

@@ -1,7 +1,7 @@
 /** istio.workload.Address: decodes a resource into a service or a workload, and checks it. */
 import { Reader } from "protobufjs/minimal.js";
-import { MalformedResource } from "../istiod/stream/sink.ts";
-import { guarded, openMessage, shortName } from "../kernel-native/resources/wire.ts";
+import { MalformedResource } from "../../istiod/stream/sink.ts";
+import { guarded, openMessage, shortName } from "../../kernel-native/resources/wire.ts";
 import type { ServiceRecord } from "./records.ts";
 import { readService } from "./service.ts";
 import { WorkloadReader } from "./workload.ts";
