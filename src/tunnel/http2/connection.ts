@@ -339,7 +339,9 @@ export class Http2Connection implements StreamOwner {
     if (payload.length !== 4) throw new ConnectionFault(ERROR.frameSize, "RST_STREAM of a wrong size");
     if (!this.#resets.take()) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many resets");
     const code = payload.readUInt32BE();
-    this.#known(id)?.abort(new StreamReset(code, `the peer reset the stream (code ${code})`));
+    const stream = this.#known(id);
+    if (stream?.remoteEnded && code === ERROR.none) stream.unread();
+    else stream?.abort(new StreamReset(code, `the peer reset the stream (code ${code})`));
   }
 
   #onPing(flags: number, payload: Buffer): void {

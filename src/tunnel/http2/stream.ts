@@ -56,10 +56,12 @@ export class ConnectStream extends Duplex {
   #queued = 0;
   #wanted = false;
   #uncredited = 0;
-  #outgoing: { bytes: Buffer; done: () => void } | undefined;
+  #outgoing: { bytes: Buffer; done: (error?: Error) => void } | undefined;
   #final: (() => void) | undefined;
   #eof = false;
   #resetByPeer = false;
+  /** The peer reads no more: see `unread`. */
+  #unread = false;
   #code: number = ERROR.cancel;
 
   constructor(owner: StreamOwner, id: number, sendWindow: number) {
@@ -118,6 +120,23 @@ export class ConnectStream extends Duplex {
     this.destroy(error);
   }
 
+  /**
+   * The peer has sent all, and takes no more (RST_STREAM with NO_ERROR after END_STREAM, RFC 9113 section 8.1). What it has
+   * sent stays to be read. After its end a write fails, as one to a TCP peer that has closed.
+   */
+  unread(): void {
+    this.#unread = true;
+    this.#resetByPeer = true;
+    this.localEnded = true;
+    const outgoing = this.#outgoing;
+    const final = this.#final;
+    this.#outgoing = undefined;
+    this.#final = undefined;
+    this.#owner.closed(this, undefined);
+    if (outgoing) this.#failWrite(outgoing.done);
+    final?.();
+  }
+
   /** Whether data can be sent now. */
   get sendable(): boolean {
     if (this.#outgoing) return this.sendWindow > 0;
@@ -153,13 +172,24 @@ export class ConnectStream extends Duplex {
     this.#deliver();
   }
 
-  override _write(chunk: Buffer, _encoding: string, done: () => void): void {
+  override _write(chunk: Buffer, _encoding: string, done: (error?: Error) => void): void {
     if (chunk.length === 0) {
       done();
       return;
     }
+    if (this.#unread) {
+      this.#failWrite(done);
+      return;
+    }
     this.#outgoing = { bytes: chunk, done };
     this.#owner.ready(this);
+  }
+
+  /** Fails a write once all that has come is read. */
+  #failWrite(done: (error: Error) => void): void {
+    const fail = () => setImmediate(done, new StreamReset(ERROR.none, "the peer reads no more"));
+    if (this.readableEnded) fail();
+    else this.once("end", fail);
   }
 
   override _final(done: () => void): void {
