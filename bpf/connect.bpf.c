@@ -25,42 +25,14 @@
 #include "include/enrolment.h"
 #include "maps/verdict.h"
 #include "include/walk.h"
-
-#define FINGERPRINT_RETRIES 4
-/* Slots that are tried to find an endpoint that is not ejected. Runs no longer than that are searched whole. */
-#define EJECTION_RETRIES 32
-/* Slots that are tried for a socket whose own port leads to the chosen endpoint already. */
-#define PORT_RETRIES 8
-
-#define REACHES_V4 1
-#define REACHES_V6 2
-
-#ifndef AF_INET
-#define AF_INET 2
-#endif
+#include "connect/frontend.h"
+#include "connect/balance.h"
+#include "connect/ejection.h"
+#include "connect/port.h"
+#include "connect/tunnel.h"
 
 #define PROCEED 1
 #define DENY 0
-
-/* What a socket asks for. */
-struct request {
-	struct address address;
-	__be16 port;
-	bool v6_socket;
-};
-
-/* What was decided. `reason` is REASON_NONE unless it is a refusal. */
-struct decision {
-	enum action action;
-	enum reason reason;
-	__u32 service;
-	__u32 cluster;
-	__u32 endpoint_id;
-	__u64 now; /* CLOCK_MONOTONIC */
-	struct endpoint *endpoint;
-	__be16 port; /* not 0: the address stays, the port is this one */
-	struct cluster_load *load; /* of the cluster that serves */
-};
 
 static __always_inline bool is_enrolled_task(const struct settings *set)
 {
@@ -73,20 +45,6 @@ static __always_inline bool is_agent(void)
 	__u64 *start = bpf_map_lookup_elem(&agents, &tgid);
 
 	return start && start_ticks((struct task_struct *)bpf_get_current_task()) == *start;
-}
-
-/* The key of a lookup for the longest matching block in a trie. */
-static __always_inline struct prefix_key host_key(const struct request *req)
-{
-	struct prefix_key key = {
-		.bits = (sizeof(key) - sizeof(key.bits)) * 8,
-		.port = req->port,
-		.protocol = IPPROTO_TCP,
-		.family = is_mapped(&req->address) ? FAMILY_V4 : FAMILY_V6,
-		.address = req->address,
-	};
-
-	return key;
 }
 
 static __always_inline bool matches_exclusion(void *trie, struct prefix_key *key, __be16 port)
@@ -107,242 +65,6 @@ static __always_inline bool is_excluded(const struct settings *set, const struct
 	if (!trie)
 		return false;
 	return matches_exclusion(trie, &key, req->port) || matches_exclusion(trie, &key, 0);
-}
-
-/* src/datapath/tables/frontend-key.ts computes the same. */
-static __always_inline __u32 fingerprint(const struct frontend_key *key)
-{
-	const __u32 *word = (const __u32 *)key;
-	__u32 hash = 0x9e3779b9;
-
-	for (int i = 0; i < (int)(sizeof(*key) / sizeof(*word)); i++) {
-		hash ^= word[i];
-		hash *= 0x85ebca6b;
-		hash ^= hash >> 13;
-	}
-	return hash;
-}
-
-/* The verdict for tables that contradict each other: refused and counted, never passed by accident. */
-#define CONTRADICTION target_word(ACTION_REFUSE, 0, REASON_INTERNAL)
-
-static __always_inline __u64 target_of(__u32 frontend)
-{
-	__u64 *word = chunked_lookup(&targets, frontend);
-
-	return word ? *(volatile __u64 *)word : CONTRADICTION;
-}
-
-/* 0 when no frontend has this address and port. */
-static __always_inline __u64 exact_target(const struct request *req)
-{
-	struct frontend_key key = {
-		.address = req->address,
-		.port = req->port,
-		.protocol = IPPROTO_TCP,
-	};
-	__u32 expected = fingerprint(&key);
-	__u32 zero = 0;
-	void *table = bpf_map_lookup_elem(&frontends, &zero);
-
-	if (!table)
-		return CONTRADICTION;
-	for (int i = 0; i < FINGERPRINT_RETRIES; i++) {
-		__u64 *value = bpf_map_lookup_elem(table, &key);
-		__u64 ref;
-
-		if (!value)
-			return 0;
-		ref = *(volatile __u64 *)value;
-		if (ref >> 32 == expected)
-			return target_of(ref);
-	}
-	return CONTRADICTION;
-}
-
-/* Longest prefix of this port, else the port alone. */
-static __always_inline __u64 prefix_target(const struct settings *set, const struct request *req)
-{
-	struct prefix_key key = host_key(req);
-	__u32 zero = 0;
-	__u64 *value;
-	void *trie;
-
-	if (!(set->flags & SETTING_PREFIXES))
-		return 0;
-	trie = bpf_map_lookup_elem(&prefixes, &zero);
-	if (!trie)
-		return CONTRADICTION;
-	value = bpf_map_lookup_elem(trie, &key);
-	return value ? target_of(*(volatile __u64 *)value) : 0;
-}
-
-static __always_inline __u64 find_target(const struct settings *set, const struct request *req)
-{
-	__u64 word = exact_target(req);
-
-	if (!word)
-		word = prefix_target(set, req);
-	if (!word)
-		word = *(volatile __u64 *)&set->fallback;
-	return word;
-}
-
-/* Clusters and splits take turns with one counter for all CPUs; that is what makes weights exact. */
-static __always_inline __u64 next_turn(struct cluster_load *load, bool v6_run)
-{
-	__u64 *turn;
-
-	if (!load)
-		return bpf_get_prandom_u32();
-	turn = v6_run ? &load->turn_v6 : &load->turn;
-#ifdef KMESH_NO_FETCH_ATOMICS
-	/* Two CPUs within these few nanoseconds may get the same turn, and one is left out. */
-	__sync_fetch_and_add(turn, 1);
-	return *(volatile __u64 *)turn;
-#else
-	return __sync_fetch_and_add(turn, 1);
-#endif
-}
-
-/*
- * Live connections of the endpoint; those that are ejected beyond `horizon` have more than any other. Signed: a count
- * that damage took below zero must not make the endpoint look full.
- */
-static __always_inline __s64 load_of(__u32 endpoint, __u64 horizon)
-{
-	struct endpoint_load *load = chunked_lookup(&endpoint_loads, endpoint);
-
-	if (!load)
-		return 0;
-	return load->ejected_until_ns > horizon ? (__s64)(~0ull >> 1) : (__s64)load->live;
-}
-
-/* Power of two choices: of two different slots of a longer run the one whose endpoint has fewer live connections. */
-static __always_inline __u32 less_loaded_slot(const struct run *run, __u64 horizon)
-{
-	__u32 first = bpf_get_prandom_u32() % run->count;
-	__u32 second, one, other;
-
-	one = slot_at(run, first);
-	second = (first + 1 + bpf_get_prandom_u32() % (run->count - 1)) % run->count;
-	other = slot_at(run, second);
-	return load_of(other, horizon) < load_of(one, horizon) ? other : one;
-}
-
-static __always_inline __u32 mix(__u32 hash, __u32 word)
-{
-	hash ^= word;
-	hash *= 0xcc9e2d51;
-	hash ^= hash >> 15;
-	hash *= 0x1b873593;
-	return hash ^ hash >> 13;
-}
-
-/*
- * The socket's own address when it is bound, else the node's. To an IPv4 destination an IPv6 socket goes by the same
- * address as an IPv4 one.
- */
-static __always_inline __u32 source_hash(struct bpf_sock_addr *ctx, const struct settings *set,
-					 const struct request *req)
-{
-	struct bpf_sock *sk = ctx->sk;
-	__u32 hash = 0;
-
-	if (is_mapped(&req->address)) {
-		__u32 source = 0;
-
-		if (sk)
-			source = req->v6_socket ? sk->src_ip6[3] : sk->src_ip4;
-		return mix(hash, source ? source : (__u32)set->node_v4);
-	}
-	if (sk && (sk->src_ip6[0] | sk->src_ip6[1] | sk->src_ip6[2] | sk->src_ip6[3])) {
-		hash = mix(hash, sk->src_ip6[0]);
-		hash = mix(hash, sk->src_ip6[1]);
-		hash = mix(hash, sk->src_ip6[2]);
-		return mix(hash, sk->src_ip6[3]);
-	}
-	hash = mix(hash, (__u32)set->node_v6[0]);
-	hash = mix(hash, (__u32)(set->node_v6[0] >> 32));
-	hash = mix(hash, (__u32)set->node_v6[1]);
-	return mix(hash, (__u32)(set->node_v6[1] >> 32));
-}
-
-/* `horizon`: see load_of. */
-static __always_inline __u32 choose_slot(struct bpf_sock_addr *ctx, const struct settings *set,
-					 const struct request *req, const struct decision *made,
-					 const struct descriptor *desc, const struct run *run, __u64 horizon)
-{
-	if (run->count == 1)
-		return slot_at(run, 0);
-	switch (desc->balance) {
-	case BALANCE_RANDOM:
-		return slot_at(run, bpf_get_prandom_u32() % run->count);
-	case BALANCE_LEAST_REQUEST:
-		return less_loaded_slot(run, horizon);
-	case BALANCE_HASH:
-		return slot_at(run, source_hash(ctx, set, req) % run->count);
-	default:
-		return slot_at(run, next_turn(made->load, run->first_line == desc->v6.first_line) % run->count);
-	}
-}
-
-/* Whether some endpoint of this cluster is ejected, and is to be left out. */
-static __always_inline bool leaves_out(const struct settings *set, const struct decision *made,
-				       const struct descriptor *desc)
-{
-	if (!made->load || *(volatile __u64 *)&made->load->ejected_until_ns <= made->now)
-		return false;
-	return desc->ejection.after || is_stale(set, made->now);
-}
-
-/*
- * The slot itself, or another one whose endpoint is not ejected: any, but by hash always the same one. When none is
- * found the slot stays: nothing is refused because of ejections.
- */
-__noinline __u32 usable_slot(__u32 first_line, __u32 count, __u32 slot, __u32 seed, __u64 now)
-{
-	__u32 step, index;
-
-	if (!count || !is_ejected(slot, now))
-		return slot;
-	step = count <= EJECTION_RETRIES ? 1 : mix(seed, count) % count | 1;
-	index = seed % count;
-	for (int i = 0; i < EJECTION_RETRIES; i++) {
-		__u32 other = slot_of(first_line, index);
-
-		if (!is_ejected(other, now))
-			return other;
-		index = (index + step) % count;
-	}
-	return slot;
-}
-
-/*
- * The first endpoint of the next priorities that is not ejected, found as usable_slot() does; `slot` when there is none.
- * `families` has a bit for each that the socket can reach.
- */
-__noinline __u32 fallback_slot(__u32 fallback, __u32 families, __u32 slot, __u32 seed, __u64 now)
-{
-	for (int i = 0; i < MAX_FALLBACKS && fallback; i++) {
-		struct descriptor *desc = chunked_lookup(&descriptors, fallback);
-		struct run run = {};
-		__u32 other;
-
-		if (!desc)
-			break;
-		if (families & REACHES_V6)
-			run = desc->v6;
-		if (!run.count && families & REACHES_V4)
-			run = desc->v4;
-		fallback = desc->fallback;
-		if (!run.count)
-			continue;
-		other = usable_slot(run.first_line, run.count, slot_of(run.first_line, seed % run.count), seed, now);
-		if (!is_ejected(other, now))
-			return other;
-	}
-	return slot;
 }
 
 /*
@@ -371,61 +93,9 @@ static __always_inline __u32 reachable_families(struct bpf_sock_addr *ctx, const
 	return is_v6_only(ctx->sk) ? REACHES_V6 : REACHES_V6 | REACHES_V4;
 }
 
-/*
- * Whether the port that this socket is bound to leads to the endpoint already, by whatever service: two connections can't
- * have both ends in common, and connect() would fail with EADDRNOTAVAIL. A socket that is bound to no address is taken to
- * have the node's.
- */
-__noinline int is_port_taken(struct bpf_sock_addr *ctx, __u32 endpoint_id)
-{
-	__u32 zero = 0;
-	const struct settings *set = bpf_map_lookup_elem(&settings, &zero);
-	struct endpoint *endpoint = chunked_lookup(&endpoints, endpoint_id);
-	struct bpf_sock_tuple tuple = {};
-	struct bpf_sock *sk = ctx->sk, *other;
-	int is_taken;
-
-	if (!set || !endpoint || !endpoint->is_v4 || !sk)
-		return 0;
-	tuple.ipv4.saddr = endpoint->address.word[3];
-	tuple.ipv4.sport = endpoint->port;
-	tuple.ipv4.daddr = ctx->family == AF_INET ? sk->src_ip4 : 0;
-	if (!tuple.ipv4.daddr)
-		tuple.ipv4.daddr = set->node_v4;
-	tuple.ipv4.dport = bpf_htons(sk->src_port);
-	other = bpf_skc_lookup_tcp(ctx, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
-	if (!other)
-		return 0;
-	is_taken = other->state != BPF_TCP_LISTEN;
-	bpf_sk_release(other);
-	return is_taken;
-}
-
-/* `slot`, or one of the run to whose endpoint the socket's port does not lead yet; `slot` stays when none is found. */
-__noinline __u32 slot_with_free_port(struct bpf_sock_addr *ctx, __u32 first_line, __u32 count, __u32 slot, __u64 now)
-{
-	__u32 index = bpf_get_prandom_u32();
-
-	if (!count || !is_port_taken(ctx, slot))
-		return slot;
-	for (int i = 0; i < PORT_RETRIES; i++) {
-		__u32 other = slot_of(first_line, (index + i) % count);
-
-		if (!(other & SLOT_REFUSE) && !is_ejected(other, now) && !is_port_taken(ctx, other))
-			return other;
-	}
-	return slot;
-}
-
 static __always_inline bool is_full(const struct descriptor *desc, const struct cluster_load *load)
 {
 	return desc->max_connections && load && (__s64)load->live >= desc->max_connections;
-}
-
-static __always_inline void refuse(struct decision *made, enum reason reason)
-{
-	made->action = ACTION_REFUSE;
-	made->reason = reason;
 }
 
 static __always_inline void choose_endpoint(struct bpf_sock_addr *ctx, const struct settings *set,
@@ -522,34 +192,6 @@ static __always_inline bool is_governed(struct bpf_sock_addr *ctx, const struct 
 					const struct request *req)
 {
 	return is_enrolled_task(set) && in_governed_netns(ctx, set);
-}
-
-/*
- * Whether an app means the tunnel itself. It would carry the bytes under this machine's identity, to any peer and past every
- * rule. Connections that are led there asked for another address. connect() to 0.0.0.0 goes to 127.0.0.1, or to the
- * address of 127/8 that the socket is bound to. In other network namespaces that address is not our tunnel's: another agent may
- * have one there.
- */
-static __always_inline bool enters_tunnel(struct bpf_sock_addr *ctx, const struct settings *set,
-					  const struct request *req)
-{
-	__u32 net = bpf_ntohl(req->address.word[3]) >> 24;
-
-	if (req->port != bpf_htons(TUNNEL_PORT) || !(set->flags & SETTING_TUNNEL))
-		return false;
-	return is_mapped(&req->address) && (net == 127 || !net) && in_own_netns(ctx, set);
-}
-
-/* Whether the endpoint is reached through the tunnel, and the socket lies in a network namespace that can't reach ours. */
-static __always_inline bool is_out_of_reach(struct bpf_sock_addr *ctx, const struct settings *set,
-					    const struct endpoint *endpoint)
-{
-	const __u64 needed = SETTING_EVERY_NETNS | SETTING_TUNNEL;
-
-	if ((set->flags & needed) != needed || !endpoint || endpoint->port != bpf_htons(TUNNEL_PORT))
-		return false;
-	return is_mapped(&endpoint->address) && bpf_ntohl(endpoint->address.word[3]) >> 24 == 127 &&
-	       !in_own_netns(ctx, set);
 }
 
 static __always_inline void decide(struct bpf_sock_addr *ctx, const struct settings *set, const struct request *req,
@@ -820,11 +462,6 @@ static __always_inline struct socket_state *redirected(struct bpf_sock_addr *ctx
 	return state && state->flags & SOCKET_REDIRECTED ? state : NULL;
 }
 
-static __always_inline bool is_v4_mapped(const struct address *address)
-{
-	return !address->word[0] && !address->word[1] && address->word[2] == bpf_htonl(0xffff);
-}
-
 /*
  * Whom the app's socket `sk` is connected to by way of the tunnel. The tunnel connects from the address that it connects to,
  * so all other sockets cost one comparison. Nobody else can have these two addresses and ports while the connection lives.
@@ -854,7 +491,7 @@ int getpeername4(struct bpf_sock_addr *ctx)
 	address.word[2] = bpf_htonl(0xffff);
 	address.word[3] = ctx->user_ip4;
 	caller = caller_of(sk, &address, ctx->user_port);
-	if (caller && is_v4_mapped(&caller->address)) {
+	if (caller && is_mapped(&caller->address)) {
 		ctx->user_ip4 = caller->address.word[3];
 		ctx->user_port = caller->port;
 	}

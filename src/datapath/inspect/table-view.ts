@@ -133,7 +133,7 @@ export class TableView {
     return id ? readDescriptor(descriptors, id) : undefined;
   }
 
-  /** Like leaves_out() in connect.bpf.c: a cluster without outlier detection ejects only while the tables are stale. */
+  /** Like leaves_out() in bpf/connect/ejection.h: a cluster without outlier detection ejects only while the tables are stale. */
   #leavesOut(id: number, { ejection }: Descriptor): boolean {
     const { clusterLoads, settings } = this.tables;
     if (!clusterLoads.has(id) || (ejection.after === 0 && !settings.isStale(this.#now))) return false;

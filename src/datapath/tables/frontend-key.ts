@@ -64,7 +64,7 @@ export function matchOfPrefixKey(key: Uint8Array): Match {
 }
 
 /**
- * The check word that binds a value to its key (struct frontend_ref); connect.bpf.c computes the same. `words` are
+ * The check word that binds a value to its key (struct frontend_ref); bpf/connect/frontend.h computes the same. `words` are
  * consecutive keys; `index` selects one.
  */
 export function fingerprint(words: Uint32Array, index: number): number {
