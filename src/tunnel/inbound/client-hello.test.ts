@@ -35,7 +35,8 @@ test("reads what a real client offers, however the hello is cut", async () => {
   expect(readFirstBytes(bytes)).toEqual(expected);
   for (let length = 0; length < bytes.length; length++)
     expect(readFirstBytes(bytes.subarray(0, length))).toEqual({ kind: "incomplete" });
-  for (const size of [1, 3, 100]) expect(readFirstBytes(inRecords(bytes, size))).toEqual(expected);
+  for (const records of [2, 3, 16])
+    expect(readFirstBytes(inRecords(bytes, Math.ceil((bytes.length - 5) / records)))).toEqual(expected);
   expect(readFirstBytes(await hello([]))).toEqual({ kind: "tls", alpn: [] });
 });
 
@@ -46,6 +47,13 @@ test("tells plaintext at once, and gives up on what is no ClientHello", () => {
     expect(["tls", "plaintext"]).toContain(readFirstBytes(Buffer.from(hex, "hex")).kind);
   const endless = Buffer.concat([Buffer.from("1603014000" + "01003ffc", "hex"), Buffer.alloc(16 * 1024 - 9)]);
   expect(readFirstBytes(endless)).toEqual({ kind: "tls", alpn: [] });
+});
+
+test("a hello in thousands of tiny records is given up on after a few: it is read again with each segment", async () => {
+  const tiny = inRecords(await hello(["istio"]), 1);
+  // A record of one byte has six bytes.
+  expect(readFirstBytes(tiny.subarray(0, 16 * 6 - 1))).toEqual({ kind: "incomplete" });
+  expect(readFirstBytes(tiny.subarray(0, 16 * 6))).toEqual({ kind: "tls", alpn: [] });
 });
 
 test("mangled hellos give an answer, and never throw", async () => {

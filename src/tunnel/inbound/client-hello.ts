@@ -12,6 +12,8 @@ export type FirstBytes =
 
 /** Of a larger ClientHello only the first bytes are read. Post-quantum key shares need about 2 KB. */
 const LARGEST = 16 * 1024;
+/** Records that a ClientHello may span. Each call reads all of them again: thousands of one byte cost seconds. */
+const MOST_RECORDS = 16;
 const HANDSHAKE = 22;
 const CLIENT_HELLO = 1;
 const ALPN = 16;
@@ -26,27 +28,28 @@ export function readFirstBytes(bytes: Uint8Array): FirstBytes {
   return { kind: "tls", alpn: message ? (alpnOf(message) ?? []) : [] };
 }
 
-/** The body of the first handshake message, which may span several records. Undefined: it is not a ClientHello. */
+/** The body of the first handshake message, which may span some records. Undefined: it is not a ClientHello. */
 function messageOf(bytes: Uint8Array): Uint8Array | "incomplete" | undefined {
   const parts: Uint8Array[] = [];
   let size = 0;
-  for (let at = 0; ; ) {
+  for (let at = 0; parts.length < MOST_RECORDS; ) {
     if (bytes.length < at + 5) return "incomplete";
     const length = number(bytes, at + 3, 2);
     if (bytes[at] !== HANDSHAKE || length === 0 || length > LARGEST) return undefined;
     const part = bytes.subarray(at + 5, at + 5 + length);
     parts.push(part);
     size += part.length;
-    const message = Buffer.concat(parts, size);
-    if (size > 0 && message[0] !== CLIENT_HELLO) return undefined;
+    const head = Buffer.concat(parts, Math.min(size, 4));
+    if (size > 0 && head[0] !== CLIENT_HELLO) return undefined;
     if (size >= 4) {
-      const wanted = number(message, 1, 3);
+      const wanted = number(head, 1, 3);
       if (wanted > LARGEST) return undefined;
-      if (size >= 4 + wanted) return message.subarray(4, 4 + wanted);
+      if (size >= 4 + wanted) return Buffer.concat(parts, 4 + wanted).subarray(4);
     }
     if (part.length < length) return "incomplete";
     at += 5 + length;
   }
+  return undefined;
 }
 
 /** Undefined for a malformed hello. */
