@@ -2,6 +2,7 @@ import { afterEach, expect, test } from "bun:test";
 import { once } from "node:events";
 import http2 from "node:http2";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { eventually } from "../../../test/lab/process.ts";
 import { Budget } from "./budget.ts";
 import { Http2Connection } from "./connection.ts";
 import {
@@ -297,7 +298,8 @@ test("abuse ends the connection, and only that one", async () => {
   let streams = 0;
   const { port, ended } = await serve((stream) => {
     streams++;
-    echo(stream);
+    // An app that has to be connected to first.
+    setImmediate(echo, stream);
   });
   const begin = [PREFACE, encodeSettings([])];
   const headers = (id: number, end = 0) =>
@@ -342,6 +344,75 @@ test("abuse ends the connection, and only that one", async () => {
   expect(ended.filter((reason) => reason !== undefined).length).toBeGreaterThanOrEqual(10);
   kept.end("well");
   expect(await collect(kept)).toBe(4);
+});
+
+test("what ordinary streams leave behind is no abuse: resets of answered ones, refusals, late frames", async () => {
+  const count = 1_500;
+  const { port, ended, connections } = await serve((stream, headers) => {
+    if (headers.some(([name]) => name === "refuse")) return stream.respond(503, true);
+    stream.on("error", () => {});
+    echo(stream);
+  });
+  const client = await open(port);
+  const kept = client.connect(CONNECT);
+  await kept.response;
+  for (let i = 0; i < count; i++) {
+    const refused = client.connect([...CONNECT, ["refuse", "1"]]);
+    refused.on("error", () => {});
+    const cut = client.connect(CONNECT);
+    cut.on("error", () => {});
+    await Promise.all([refused.response, cut.response]);
+    refused.reset(ERROR.cancel);
+    cut.reset(ERROR.cancel);
+  }
+  kept.end("well");
+  expect(await collect(kept)).toBe(4);
+  expect([ended, connections[0]?.ended, client.ended]).toEqual([[], false, false]);
+  // A peer whose WINDOW_UPDATE for each stream comes when that has ended.
+  const frames = Array.from({ length: count }, (_, i) => [
+    encodeFrame(FRAME.headers, FLAG.endHeaders, 2 * i + 1, encodeHeaders(CONNECT)),
+    encodeFrame(FRAME.data, FLAG.endStream, 2 * i + 1, Buffer.from("x")),
+  ]);
+  const socket = connect({ port, host: "127.0.0.1" });
+  cleanup.push(() => socket.destroy());
+  let ends = 0;
+  let goaway = false;
+  const reader = new FrameReader(
+    {
+      frame: (type) => {
+        goaway ||= type === FRAME.goaway;
+      },
+      headers: () => {},
+      data: (stream, _bytes, _window, end) => {
+        if (!end) return;
+        ends++;
+        socket.write(encodeNumber(FRAME.windowUpdate, stream, 1));
+        const next = frames.shift();
+        if (next) socket.write(Buffer.concat(next));
+      },
+    },
+    false,
+  );
+  socket.on("data", (chunk: Buffer) => reader.push(chunk));
+  socket.write(Buffer.concat([PREFACE, encodeSettings([]), ...(frames.shift() ?? [])]));
+  await eventually("the end of each stream", () => goaway || ends === count);
+  expect([goaway, ends]).toEqual([false, count]);
+});
+
+test("bytes that wait for a reader keep no chunk that is much larger, however small they are", async () => {
+  const { port } = await serve((stream) => stream.respond(200));
+  const stream = (await open(port)).connect(CONNECT);
+  stream.on("error", () => {});
+  await stream.response;
+  const chunk = Buffer.alloc(64 * 1024, "x");
+  for (let i = 0; i < 60_000; i++) expect(stream.receive(chunk.subarray(i, i + 1), 1, false)).toBe(true);
+  expect(stream.held).toBeGreaterThan(59_000);
+  const pieces: Buffer[] = [];
+  stream.on("data", (piece: Buffer) => pieces.push(piece));
+  await eventually("all of them", () => Buffer.concat(pieces).length === 60_000);
+  expect(pieces.length).toBeLessThan(20);
+  for (const piece of pieces) expect(piece.buffer.byteLength).toBeLessThanOrEqual(8 * 1024);
+  expect(Buffer.concat(pieces).equals(chunk.subarray(0, 60_000))).toBe(true);
 });
 
 test("a peer that opens no window gets no bytes and holds none, and stalls nobody else", async () => {

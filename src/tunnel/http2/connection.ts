@@ -43,6 +43,8 @@ const PING_PATIENCE = 20_000;
 const GOAWAY_GRACE = 1_000;
 /** WINDOW_UPDATEs that a peer may send at first, and for each DATA frame that it gets. More is a flood. */
 const UPDATES = { first: 1_000, aFrame: 64 };
+/** The same of RST_STREAMs, and of HEADERS of streams that have ended: for each stream. */
+const STRAYS = { first: 1_000, aStream: 2 };
 /** SETTINGS_MAX_CONCURRENT_STREAMS that a server offers, as istiod's waypoints do. */
 export const MAX_STREAMS = 100;
 
@@ -67,6 +69,7 @@ export class Http2Connection implements StreamOwner {
   readonly #streams = new Map<number, ConnectStream>();
   /** Streams with data to send, in the order of their turns. */
   readonly #ready = new Set<ConnectStream>();
+  /** Requests that the peer takes back before they are answered: the limit of streams does not hold those back. */
   readonly #resets = new TokenBucket(1000, 33);
   readonly #chatter = new TokenBucket(1000, 100);
   readonly #endPings: () => void;
@@ -75,6 +78,8 @@ export class Http2Connection implements StreamOwner {
   #nextStream = 1;
   /** WINDOW_UPDATEs that the peer may still send. */
   #updatesLeft = UPDATES.first;
+  /** RST_STREAMs, and HEADERS of streams that have ended, that it may still send. */
+  #straysLeft = STRAYS.first;
   #sendWindow = DEFAULT_WINDOW;
   #largestSendWindow = DEFAULT_WINDOW;
   #initialSendWindow = DEFAULT_WINDOW;
@@ -160,6 +165,7 @@ export class Http2Connection implements StreamOwner {
   connect(headers: Headers): ConnectStream {
     const stream = new ConnectStream(this, this.#nextStream, this.#initialSendWindow);
     this.#nextStream += 2;
+    this.#straysLeft += STRAYS.aStream;
     this.#streams.set(stream.id, stream);
     this.#sendHeaders(stream.id, headers, false);
     return stream;
@@ -194,6 +200,7 @@ export class Http2Connection implements StreamOwner {
 
   respond(stream: ConnectStream, headers: Headers, end: boolean): void {
     if (this.#ended || stream.destroyed) return;
+    stream.answered = true;
     if (end) stream.localEnded = true;
     this.#sendHeaders(stream.id, headers, end);
     if (!end) return;
@@ -323,10 +330,8 @@ export class Http2Connection implements StreamOwner {
       return;
     }
     const stream = this.#known(id);
-    if (!stream) {
-      this.#requireCalm();
-      return;
-    }
+    // It was on its way when the stream ended.
+    if (!stream) return;
     if (more === 0 || stream.sendWindow + more > MAX_WINDOW) {
       stream.reset(more === 0 ? ERROR.protocol : ERROR.flowControl);
       return;
@@ -337,9 +342,12 @@ export class Http2Connection implements StreamOwner {
 
   #onReset(id: number, payload: Buffer): void {
     if (payload.length !== 4) throw new ConnectionFault(ERROR.frameSize, "RST_STREAM of a wrong size");
-    if (!this.#resets.take()) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many resets");
-    const code = payload.readUInt32BE();
+    this.#requireEarned();
     const stream = this.#known(id);
+    const takenBack = this.#options.role === "server" && stream && !stream.answered;
+    if (takenBack && !this.#resets.take())
+      throw new ConnectionFault(ERROR.enhanceYourCalm, "too many requests are taken back");
+    const code = payload.readUInt32BE();
     if (stream?.remoteEnded && code === ERROR.none) stream.unread();
     else stream?.abort(new StreamReset(code, `the peer reset the stream (code ${code})`));
   }
@@ -374,7 +382,7 @@ export class Http2Connection implements StreamOwner {
     if (this.#options.role === "client") {
       if (!stream) {
         this.#known(id);
-        this.#requireCalm();
+        this.#requireEarned();
         return;
       }
       const status = Number(headers.find(([name]) => name === ":status")?.[1]);
@@ -398,6 +406,7 @@ export class Http2Connection implements StreamOwner {
       return;
     }
     this.#lastPeerStream = id;
+    this.#straysLeft += STRAYS.aStream;
     this.#accept(id, headers, end);
   }
 
@@ -505,6 +514,12 @@ export class Http2Connection implements StreamOwner {
 
   #requireCalm(): void {
     if (!this.#chatter.take()) throw new ConnectionFault(ERROR.enhanceYourCalm, "too many frames of no use");
+  }
+
+  /** For frames that come with streams: they are no flood while there are not more than streams. */
+  #requireEarned(): void {
+    if (--this.#straysLeft < 0)
+      throw new ConnectionFault(ERROR.enhanceYourCalm, "too many frames of streams that have ended");
   }
 
   #ping(patience: number): void {

@@ -5,8 +5,10 @@ import type { Headers } from "./hpack.ts";
 /** The stream's window, bytes: the initial size, and the largest while its reader keeps pace. */
 export const FIRST_STREAM_WINDOW = 64 * 1024;
 const LARGEST_STREAM_WINDOW = 4 * 1024 * 1024;
-/** The buffer of node:stream beside our own queue. */
+/** The buffer of node:stream for what is written. What comes in waits in our own queue, which is counted. */
 const HIGH_WATER_MARK = 64 * 1024;
+/** Bytes of the blocks in which small pieces wait. */
+const BLOCK = 4 * 1024;
 
 /** The stream was reset, by the peer or by us; `code` is of RFC 9113 section 7. */
 export class StreamReset extends Error {
@@ -50,9 +52,14 @@ export class ConnectStream extends Duplex {
   /** The peer has sent END_STREAM; we have. */
   remoteEnded = false;
   localEnded = false;
+  /** We have sent the response (server). */
+  answered = false;
   readonly #owner: StreamOwner;
   #window = FIRST_STREAM_WINDOW;
   #queue: Buffer[] = [];
+  /** The block whose beginning is the last of the queue, and the bytes in it. */
+  #block: Buffer | undefined;
+  #blockUsed = 0;
   #queued = 0;
   #wanted = false;
   #uncredited = 0;
@@ -65,7 +72,7 @@ export class ConnectStream extends Duplex {
   #code: number = ERROR.cancel;
 
   constructor(owner: StreamOwner, id: number, sendWindow: number) {
-    super({ allowHalfOpen: true, highWaterMark: HIGH_WATER_MARK });
+    super({ allowHalfOpen: true, readableHighWaterMark: 1, writableHighWaterMark: HIGH_WATER_MARK });
     this.#owner = owner;
     this.id = id;
     this.sendWindow = sendWindow;
@@ -93,13 +100,33 @@ export class ConnectStream extends Duplex {
     // Padding is not kept.
     this.#uncredited += window - bytes.length;
     if (bytes.length > 0) {
-      this.#queue.push(bytes);
+      this.#keep(bytes);
       this.#queued += bytes.length;
     }
     if (end) this.remoteEnded = true;
     if (bytes.length > 0) this.#owner.held(this, bytes.length);
     if (!this.destroyed) this.#deliver();
     return true;
+  }
+
+  /** Adds to the queue. What waits is copied where it would keep a much larger chunk, of which it is a view. */
+  #keep(bytes: Buffer): void {
+    const block = this.#block;
+    const isRead = this.#wanted && this.readableFlowing === true && this.#queue.length === 0;
+    if (isRead || bytes.length * 4 >= bytes.buffer.byteLength) {
+      this.#queue.push(bytes);
+      this.#block = undefined;
+    } else if (block && this.#queue.length > 0 && this.#blockUsed + bytes.length <= block.length) {
+      block.set(bytes, this.#blockUsed);
+      this.#blockUsed += bytes.length;
+      this.#queue[this.#queue.length - 1] = block.subarray(0, this.#blockUsed);
+    } else {
+      const next = Buffer.allocUnsafeSlow(Math.max(BLOCK, bytes.length));
+      next.set(bytes);
+      this.#block = next;
+      this.#blockUsed = bytes.length;
+      this.#queue.push(next.subarray(0, bytes.length));
+    }
   }
 
   /** Bytes that wait for the reader. */
@@ -204,6 +231,7 @@ export class ConnectStream extends Duplex {
   override _destroy(error: Error | null, done: (error: Error | null) => void): void {
     const dropped = this.#queued;
     this.#queue = [];
+    this.#block = undefined;
     this.#queued = 0;
     this.#outgoing = undefined;
     this.#final = undefined;
@@ -224,6 +252,7 @@ export class ConnectStream extends Duplex {
       this.#queued -= chunk.length;
       this.#wanted = this.push(chunk);
     }
+    if (this.#queue.length === 0) this.#block = undefined;
     if (bytes > 0) {
       this.#uncredited += bytes;
       this.#owner.consumed(this, bytes, this.#credit());
