@@ -5,6 +5,8 @@ import { timeLimit } from "./time-limit.ts";
 
 /** Milliseconds for a TCP connection, with its TLS handshake where it has one. */
 export const CONNECT_PATIENCE = 10_000;
+/** Milliseconds of silence after which the kernel asks whether the other side is still there. */
+export const KEEPALIVE = 60_000;
 
 /** Opens TCP. Rejects with the system's error, or TunnelFailure. */
 export function openTcp(

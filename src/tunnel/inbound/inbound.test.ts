@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { type ConnectionOptions, connect as connectTls } from "node:tls";
@@ -375,6 +375,32 @@ async function clientHello(options: ConnectionOptions): Promise<Buffer> {
   });
   connectTls({ ...options, port, host: "127.0.0.1" }).on("error", () => {});
   return first.promise;
+}
+
+test("the kernel asks whether a silent peer is still there: the app's own keepalive asks the tunnel alone", async () => {
+  const port = await steeredPort();
+  const plain = await dialTcp(port);
+  plain.write("hello");
+  const socket = connectTls({
+    ...{ host: "127.0.0.1", port, rejectUnauthorized: false, ALPNProtocols: ["istio"] },
+    ...mesh.issue("client"),
+  });
+  lab.defer(() => socket.destroy());
+  socket.once("secureConnect", () => socket.write("hello"));
+  await eventually("both are carried", () => lab.counters.rows.ways.inbound.open === 2);
+  for (const each of [plain, socket])
+    await eventually("a keepalive timer", () => timerOf(port, each.localPort ?? 0) === "02");
+  plain.destroy();
+});
+
+/** What the kernel waits for on a connection (proc_net_tcp): 02 is keepalive. */
+function timerOf(from: number, to: number): string | undefined {
+  const end = (port: number) => `:${port.toString(16).toUpperCase().padStart(4, "0")}`;
+  const rows = readFileSync("/proc/net/tcp", "latin1")
+    .split("\n")
+    .map((line) => line.trim().split(/\s+/));
+  const row = rows.find(([, local, remote]) => local?.endsWith(end(from)) && remote?.endsWith(end(to)));
+  return row?.[5]?.slice(0, 2);
 }
 
 test("a connection to the listener itself leads nowhere", async () => {

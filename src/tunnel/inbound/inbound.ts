@@ -11,7 +11,7 @@ import { ERROR } from "../http2/frames.ts";
 import type { Headers } from "../http2/hpack.ts";
 import type { ConnectStream } from "../http2/stream.ts";
 import { reset, splice } from "../splice.ts";
-import { CONNECT_PATIENCE } from "../tcp.ts";
+import { CONNECT_PATIENCE, KEEPALIVE } from "../tcp.ts";
 import { timeLimit } from "../time-limit.ts";
 import { acceptTls, HANDSHAKE_PATIENCE } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
@@ -120,6 +120,8 @@ export class InboundTunnel {
       return;
     }
     counters.begin("inbound");
+    // The app's own keepalive asks the tunnel alone. HBONE connections have PING.
+    raw.setKeepAlive(true, KEEPALIVE);
     try {
       if (isOwnPort(destination.port))
         throw new TunnelFailure("not-ours", `port ${destination.port} is kmesh's own`);

@@ -3,12 +3,10 @@ import { targetOfAddress } from "../../mesh/tunnel-address.ts";
 import type { Counters } from "../counters.ts";
 import { type FailureReason, isAlert, isEndpointsFault, reasonOfFailure } from "../failure.ts";
 import { ignoreError, reset, splice } from "../splice.ts";
+import { KEEPALIVE } from "../tcp.ts";
 import type { Dialer, Dialled } from "./dial.ts";
 import type { AddressAndPort } from "./proxy-protocol.ts";
 import type { Endpoints, ReadTarget, TunnelTarget } from "./target.ts";
-
-/** Seconds of silence after which the kernel asks whether the app is still there. */
-export const KEEPALIVE = 60_000;
 
 export interface OutboundOptions {
   readTarget: ReadTarget;
