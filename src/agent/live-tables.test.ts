@@ -1,7 +1,6 @@
 import { afterEach, expect, test } from "bun:test";
-import { emptyMesh } from "../../test/datapath/mesh.ts";
 import { SelfTestFailed } from "../datapath/generation/self-test.ts";
-import type { Mesh } from "../mesh/model.ts";
+import { emptyMesh, type Mesh } from "../mesh/model.ts";
 import { LiveTables, type Tables } from "./live-tables.ts";
 
 const RETRY = 20;

@@ -1,6 +1,6 @@
 import { expect, test } from "bun:test";
 import type { Log } from "../config/log.ts";
-import type { Mesh, Note } from "../mesh/model.ts";
+import { emptyMesh, type Mesh, type Note } from "../mesh/model.ts";
 import { formatOneLine, meshStatusBefore, meshStatusOf, Reporter, tell } from "./reporter.ts";
 
 function recorder(): { lines: string[]; log: Log } {
@@ -12,12 +12,8 @@ function recorder(): { lines: string[]; log: Log } {
 
 function meshWith(notes: Note[], services: [string, Note[]][]): Mesh {
   return {
+    ...emptyMesh(),
     services: new Map(services.map(([name, of]) => [name, { name, host: name, port: 80, notes: of }])),
-    frontends: new Map(),
-    splits: new Map(),
-    names: new Map(),
-    clusters: new Map(),
-    fallback: { kind: "passthrough" },
     notes,
   };
 }

@@ -1,4 +1,5 @@
 /** Compiles services and workloads into the mesh, each alone when it changed, and finds the difference from before. */
+
 import { applyNames, applyTable } from "../kernel-native/resolvable.ts";
 import type { Question, Resolver } from "../kernel-native/resolver.ts";
 import { NO_NAMES } from "../kernel-native/resources/names.ts";
@@ -6,7 +7,15 @@ import { type Notes, note, sortedNotes } from "../kernel-native/resources/note.t
 import type { ServiceId } from "../kernel-native/resources/service.ts";
 import { type Excluded, unreachable } from "../kernel-native/unreachable.ts";
 import { formatMatch, frontendKey } from "../mesh/frontend.ts";
-import type { Changes, Cluster, Frontend, Mesh, Note } from "../mesh/model.ts";
+import {
+  type Cluster,
+  emptyDelta,
+  emptyMesh,
+  type Frontend,
+  type Mesh,
+  type MeshDelta,
+  type Note,
+} from "../mesh/model.ts";
 import { sameCluster, sameFrontend, sameInbound, sameNotes, sameService, sameSplit } from "../mesh/same.ts";
 import type { Surroundings } from "./carriage.ts";
 import { Claims } from "./claims.ts";
@@ -19,7 +28,7 @@ import type { Dirty, Store } from "./store/store.ts";
 
 /** What a compilation changed. `whole`: the notes of the mesh or the inbound part, too, which `changes` does not list. */
 export interface Difference {
-  changes: Extract<Changes, { everything: false }>;
+  changes: MeshDelta;
   whole: boolean;
 }
 
@@ -49,15 +58,7 @@ const SERVICE = "service ";
 const WORKLOAD = "workload ";
 
 export class Compiler {
-  readonly mesh: Mesh = {
-    services: new Map(),
-    frontends: new Map(),
-    splits: new Map(),
-    clusters: new Map(),
-    names: new Map(),
-    fallback: { kind: "passthrough" },
-    notes: [],
-  };
+  readonly mesh: Mesh = emptyMesh();
   inbound: CompiledInbound | undefined;
   readonly #store: Store;
   readonly #resolver: Pick<Resolver, "known" | "keep">;
@@ -93,14 +94,7 @@ export class Compiler {
 
   /** Brings the mesh up to date with the store. `dirty` names the changes since the last call. */
   compile(dirty: Dirty): Difference {
-    const changes: Difference["changes"] = {
-      everything: false,
-      services: new Set(),
-      frontends: new Set(),
-      splits: new Set(),
-      clusters: new Set(),
-      names: new Set(),
-    };
+    const changes = emptyDelta();
     const touched: Touched = { services: new Set(), frontends: new Set(), clusters: new Set() };
     const around = this.#surroundings();
     this.#ask(dirty.services, around);
@@ -140,7 +134,7 @@ export class Compiler {
     return one < other ? -1 : 1;
   }
 
-  #replace(owner: string, part: Part | undefined, changes: Difference["changes"], touched: Touched): void {
+  #replace(owner: string, part: Part | undefined, changes: MeshDelta, touched: Touched): void {
     const { splits } = this.mesh;
     const before = this.#parts.get(owner);
     if (part === undefined) this.#parts.delete(owner);
@@ -193,7 +187,7 @@ export class Compiler {
     }
   }
 
-  #compileCluster(name: string, changes: Difference["changes"]): void {
+  #compileCluster(name: string, changes: MeshDelta): void {
     const { clusters } = this.mesh;
     const before = clusters.get(name);
     const [now] = this.#clusters.get(name);
@@ -204,7 +198,7 @@ export class Compiler {
     changes.clusters.add(name);
   }
 
-  #compileFrontend(key: string, changes: Difference["changes"], services: Set<string>): void {
+  #compileFrontend(key: string, changes: MeshDelta, services: Set<string>): void {
     const { frontends } = this.mesh;
     const claims = this.#frontends.get(key);
     // Who loses it says so, and who gets it no longer does.
@@ -218,7 +212,7 @@ export class Compiler {
     changes.frontends.add(key);
   }
 
-  #compileService(name: string, changes: Difference["changes"]): void {
+  #compileService(name: string, changes: MeshDelta): void {
     const { services, frontends } = this.mesh;
     const claims = this.#services.get(name);
     const [first] = claims;
@@ -251,7 +245,7 @@ export class Compiler {
     return false;
   }
 
-  #compileNames(changed: boolean, services: boolean, changes: Difference["changes"]): void {
+  #compileNames(changed: boolean, services: boolean, changes: MeshDelta): void {
     const { names: table } = this.#store;
     const { namespace } = this.#options;
     if (table !== NO_NAMES) {

@@ -1,8 +1,18 @@
 /** Compiles the store into the mesh, and finds the difference from the last compilation. */
+
 import { type Endpoint, EndpointBuffer, type EndpointList } from "../mesh/endpoint-list.ts";
 import type { Inbound } from "../mesh/inbound.ts";
 import { compareLocalities } from "../mesh/locality.ts";
-import type { Changes, Cluster, Locality, Mesh, Note, Service } from "../mesh/model.ts";
+import {
+  type Cluster,
+  emptyDelta,
+  emptyMesh,
+  type Locality,
+  type Mesh,
+  type MeshDelta,
+  type Note,
+  type Service,
+} from "../mesh/model.ts";
 import {
   sameCluster,
   sameFrontend,
@@ -30,7 +40,7 @@ import type { Excluded } from "./unreachable.ts";
 
 /** What a compilation changed. */
 export interface Difference {
-  changes: Extract<Changes, { everything: false }>;
+  changes: MeshDelta;
   /** The fallback or the notes of the mesh differ, too. `changes` does not list them. */
   whole: boolean;
   /** The set of unknown parts differs: the tables in the kernel must be compared with the whole mesh. */
@@ -48,15 +58,7 @@ const UNRESOLVED = note("not-enforced", "a name of its endpoints has not been re
 
 /** Keeps the mesh up to date, at a cost that follows the change. The mesh is changed in place. */
 export class Compiler {
-  readonly mesh: Mesh = {
-    services: new Map(),
-    frontends: new Map(),
-    splits: new Map(),
-    clusters: new Map(),
-    names: new Map(),
-    fallback: { kind: "passthrough" },
-    notes: [],
-  };
+  readonly mesh: Mesh = emptyMesh();
   readonly #namespace: string;
   /** The table that the mesh's names were made of. */
   #namesFrom: NamesRecord | undefined;
@@ -97,14 +99,7 @@ export class Compiler {
 
   /** Brings the mesh up to date with the store. `dirty` names the changes since the last call. */
   compile(dirty: Dirty): Difference {
-    const changes: Difference["changes"] = {
-      everything: false,
-      services: new Set(),
-      frontends: new Set(),
-      splits: new Set(),
-      clusters: new Set(),
-      names: new Set(),
-    };
+    const changes = emptyDelta();
     /** Services to compile again. */
     const services = new Set<string>();
     const clusters = new Set(dirty.clusters);
@@ -129,7 +124,7 @@ export class Compiler {
     return { changes, whole, pending: !samePending(before, this.mesh.pending) };
   }
 
-  #compileFrontends(changes: Difference["changes"], services: Set<string>, clusters: Set<string>): boolean {
+  #compileFrontends(changes: MeshDelta, services: Set<string>, clusters: Set<string>): boolean {
     const before = this.#compiled;
     const { frontends, splits, ...now } = compileFrontends(this.#store, this.#excluded);
     this.#compiled = now;
@@ -166,7 +161,7 @@ export class Compiler {
     return this.mesh.inbound;
   }
 
-  #compileNames(changes: Difference["changes"]): void {
+  #compileNames(changes: MeshDelta): void {
     const { names } = this.#store;
     // istiod's table replaces what the frontends say; unchanged it is the same object.
     if (names !== NO_NAMES && names === this.#namesFrom) return;
@@ -182,7 +177,7 @@ export class Compiler {
   #compileCluster(
     name: string,
     record: ClusterRecord | undefined,
-    changes: Difference["changes"],
+    changes: MeshDelta,
     services: Set<string>,
   ): boolean {
     const { clusters } = this.mesh;
@@ -339,7 +334,7 @@ export class Compiler {
     this.#missing = now;
   }
 
-  #compileService(name: string, changes: Difference["changes"]): void {
+  #compileService(name: string, changes: MeshDelta): void {
     const { services } = this.mesh;
     const clusters = this.#clusters(name);
     const [first] = clusters;

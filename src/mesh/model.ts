@@ -230,17 +230,42 @@ export interface Mesh {
   notes: Note[];
 }
 
+/** A mesh without services: every connection passes. */
+export function emptyMesh(): Mesh {
+  return {
+    services: new Map(),
+    frontends: new Map(),
+    splits: new Map(),
+    clusters: new Map(),
+    names: new Map(),
+    fallback: { kind: "passthrough" },
+    notes: [],
+  };
+}
+
 /**
  * What differs from the mesh that was published before: keys of `frontends`, names in `clusters`, `splits`,
- * `services` and `names`, each either changed, new or (when the mesh lacks it) removed. `everything` is the first mesh after a start.
+ * `services` and `names`, each either changed, new or (when the mesh lacks it) removed.
  */
-export type Changes =
-  | { everything: true }
-  | {
-      everything: false;
-      services: Set<string>;
-      frontends: Set<string>;
-      splits: Set<string>;
-      clusters: Set<string>;
-      names: Set<string>;
-    };
+export interface MeshDelta {
+  everything: false;
+  services: Set<string>;
+  frontends: Set<string>;
+  splits: Set<string>;
+  clusters: Set<string>;
+  names: Set<string>;
+}
+
+/** What to publish of a mesh; `everything` for the first one after a start. */
+export type Changes = { everything: true } | MeshDelta;
+
+export function emptyDelta(): MeshDelta {
+  return {
+    everything: false,
+    services: new Set(),
+    frontends: new Set(),
+    splits: new Set(),
+    clusters: new Set(),
+    names: new Set(),
+  };
+}

@@ -3,9 +3,9 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { addCluster, emptyMesh, endpoint } from "../../test/datapath/mesh.ts";
+import { addCluster, endpoint } from "../../test/datapath/mesh.ts";
 import { eventually, sleep } from "../../test/lab/process.ts";
-import type { Mesh } from "../mesh/model.ts";
+import { emptyMesh, type Mesh } from "../mesh/model.ts";
 import { readSnapshot, snapshotFile } from "./snapshot.ts";
 import { type Pace, SnapshotKeeper } from "./snapshot-writer.ts";
 

@@ -13,9 +13,9 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "../../test/datapath/mesh.ts";
+import { addCluster, addFrontend, endpoint } from "../../test/datapath/mesh.ts";
 import { MESH_ENCODING } from "../mesh/encoding.ts";
-import type { Mesh } from "../mesh/model.ts";
+import { emptyMesh, type Mesh } from "../mesh/model.ts";
 import {
   BadSnapshot,
   hasSnapshot,

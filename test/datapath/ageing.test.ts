@@ -1,8 +1,10 @@
 /** Tables of rows and names make room before they are full, and no counter is lost while connections go on. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Maps } from "../../src/datapath/tables/tables.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { Ageing } from "../../src/telemetry/ageing.ts";
 import { Counting } from "../../src/telemetry/counters/counting.ts";
 import { Flusher } from "../../src/telemetry/counters/flush.ts";
@@ -22,7 +24,7 @@ import { Retirement } from "../../src/telemetry/retirement.ts";
 import { mapIteratorsRefused } from "../lab/map-iterators.ts";
 import { output, PATIENCE, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(PATIENCE * 30_000);
 const why = mapIteratorsRefused();

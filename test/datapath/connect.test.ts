@@ -1,4 +1,5 @@
 /** Real connections of a real app through the tables. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { HOOK_ORDER, linkPin } from "../../src/datapath/generation/pins.ts";
 import { explainPinned } from "../../src/datapath/inspect/explain.ts";
@@ -7,10 +8,10 @@ import { exactKey } from "../../src/datapath/tables/frontend-key.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { EXEMPT } from "../../src/mesh/exempt.ts";
-import type { Mesh } from "../../src/mesh/model.ts";
+import { emptyDelta, emptyMesh, type Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint, locality } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint, locality } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;
@@ -562,14 +563,7 @@ describe.skipIf(!root)("connections through the tables", () => {
     const mended = emptyMesh();
     addCluster(mended, "b", [endpoint(B)]);
     addFrontend(mended, "10.96.0.1:80", { kind: "cluster", cluster: "b" });
-    lab.datapath.publish(mended, {
-      everything: false,
-      services: new Set(),
-      frontends: new Set(),
-      splits: new Set(),
-      names: new Set(),
-      clusters: new Set(),
-    });
+    lab.datapath.publish(mended, emptyDelta());
     expect(lab.datapath.inspect().frontends.map(({ match }) => match)).toEqual(["10.96.0.1:80"]);
     expect((await lab.connect("10.97.1.1:80")).made).toBe(0);
     expect((await lab.connect("10.96.0.1:80", { count: 3 })).by).toEqual({ b: 3 });

@@ -1,4 +1,5 @@
 /** What was done to pins is told, by reading alone, and what is left is shown. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync } from "node:fs";
 import { join } from "node:path";
@@ -8,8 +9,9 @@ import { summarizePinned } from "../../src/datapath/inspect/inspect.ts";
 import { listPins, unpin } from "../../src/kernel/bpffs.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

@@ -2,6 +2,7 @@
  * Ejection has its rules twice: bpf/include/eject.h for the kernel's own connects, src/datapath/tunnel-outcomes.ts for
  * connects behind the tunnel. The same outcomes must leave the same state.
  */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -16,11 +17,11 @@ import { recordFailure, recordSuccess } from "../../src/datapath/tunnel-outcomes
 import { monotonic } from "../../src/kernel/clock.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { BpfObject, type BpfProgram } from "../../src/kernel/object.ts";
-import type { Ejection } from "../../src/mesh/model.ts";
+import { type Ejection, emptyMesh } from "../../src/mesh/model.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
 import { Random } from "../lab/random.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint, locality } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint, locality } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;

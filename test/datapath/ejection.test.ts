@@ -1,11 +1,12 @@
 /** Endpoints whose connects fail in a row get no connections for a while, and nothing is ever refused because of it. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { openPinned } from "../../src/datapath/inspect/inspect.ts";
 import type { Tables } from "../../src/datapath/tables/tables.ts";
-import type { Balance, Cluster, Ejection } from "../../src/mesh/model.ts";
+import { type Balance, type Cluster, type Ejection, emptyMesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint, locality } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint, locality } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;

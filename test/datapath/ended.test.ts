@@ -1,12 +1,14 @@
 /** A connection that has ended does not count, though its socket is still open: maxConnections and least request see it. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { kernelRelease } from "../../src/kernel/features.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { mapIteratorsRefused } from "../lab/map-iterators.ts";
 import { eventually, PATIENCE, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(PATIENCE * 30_000);
 const why = mapIteratorsRefused();

@@ -1,4 +1,5 @@
 /** Tables of two layouts beside each other. The other version's are this one's under another name: programs read them all the same. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
@@ -24,10 +25,10 @@ import { monotonic } from "../../src/kernel/clock.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
 import { BpfProgram } from "../../src/kernel/object.ts";
-import type { Mesh } from "../../src/mesh/model.ts";
+import { emptyMesh, type Mesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;

@@ -1,10 +1,12 @@
 /** Live connections are counted once each, however they begin and end. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { eventually, output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

@@ -11,18 +11,6 @@ import {
   type Target,
 } from "../../src/mesh/model.ts";
 
-export function emptyMesh(): Mesh {
-  return {
-    services: new Map(),
-    frontends: new Map(),
-    splits: new Map(),
-    names: new Map(),
-    clusters: new Map(),
-    fallback: { kind: "passthrough" },
-    notes: [],
-  };
-}
-
 /** `ADDRESS:PORT`, IPv6 in brackets. */
 export function endpoint(at: string, more: Partial<Endpoint> = {}): Endpoint {
   const [, address = "", port = ""] = /^\[?(.*?)\]?:(\d+)$/.exec(at) ?? [];

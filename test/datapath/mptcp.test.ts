@@ -1,13 +1,14 @@
 /** MPTCP sockets: an app that uses IPPROTO_MPTCP gets what a TCP app gets. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { kernelRelease } from "../../src/kernel/features.ts";
-import type { Ejection } from "../../src/mesh/model.ts";
+import { type Ejection, emptyMesh } from "../../src/mesh/model.ts";
 import { eventually, OwnedProcess, output } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const { major, minor } = kernelRelease();

@@ -1,11 +1,12 @@
 /** An agent in a pid or time namespace of its own is exempt like any other. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { openPinned } from "../../src/datapath/inspect/inspect.ts";
 import { taskIdentity } from "../../src/kernel/process.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { output } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { emptyMesh } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

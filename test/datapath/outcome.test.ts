@@ -1,4 +1,5 @@
 /** How a connect() went is read from the socket when it ends or connects again. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { openPinned } from "../../src/datapath/inspect/inspect.ts";
@@ -6,11 +7,12 @@ import { readEndpoint } from "../../src/datapath/mesh-tables/endpoint-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Tables } from "../../src/datapath/tables/tables.ts";
 import { monotonic } from "../../src/kernel/clock.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
 import { eventually, output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

@@ -1,11 +1,13 @@
 /** Connections that began before they were governed are found, and no others. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { basename, join } from "node:path";
 import type { PreexistingConnections } from "../../src/datapath/inspect/preexisting-connections.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

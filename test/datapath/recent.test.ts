@@ -1,11 +1,13 @@
 /** The last refused and failed connections, readable without an agent. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { basename } from "node:path";
 import { formatRecent } from "../../src/cli/status/recent.ts";
 import { summarizePinned } from "../../src/datapath/inspect/inspect.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

@@ -1,4 +1,5 @@
 /** Live counts that damage made wrong are put right, and those that are right stay, whatever goes on meanwhile. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { keptPin, linkPin } from "../../src/datapath/generation/pins.ts";
@@ -7,11 +8,11 @@ import { ChunkedTable } from "../../src/datapath/tables/chunked-table.ts";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
-import type { Mesh } from "../../src/mesh/model.ts";
+import { emptyMesh, type Mesh } from "../../src/mesh/model.ts";
 import { RunningClient } from "../interop/mesh-lab.ts";
 import { eventually, output, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

@@ -1,11 +1,13 @@
 /** Hooks that somebody detached or unpinned are attached again, at a start and under a running agent. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { linkPin } from "../../src/datapath/generation/pins.ts";
 import { unpin } from "../../src/kernel/bpffs.ts";
 import { CgroupLink, type Hook } from "../../src/kernel/link.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { eventually } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

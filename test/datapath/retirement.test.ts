@@ -1,7 +1,9 @@
 /** Rows are moved into sums exactly once, wherever the agent is killed. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import type { Maps } from "../../src/datapath/tables/tables.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { readRetired, readTraffic } from "../../src/telemetry/counters/reading.ts";
 import {
   addCounters,
@@ -14,7 +16,7 @@ import {
 import { Labels } from "../../src/telemetry/labels.ts";
 import { pendingOf, Retirement, type RetirementStep } from "../../src/telemetry/retirement.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(90_000);
 const root = process.getuid?.() === 0;

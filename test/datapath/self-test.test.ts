@@ -1,4 +1,5 @@
 /** Programs on trial: what works takes the hooks over, what does not changes nothing and leaves nothing behind. */
+
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import {
   existsSync,
@@ -19,10 +20,10 @@ import { cgroup2Root, ownCgroup } from "../../src/kernel/cgroup.ts";
 import { fetchAtomics } from "../../src/kernel/features.ts";
 import { CgroupLink } from "../../src/kernel/link.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
-import type { Mesh } from "../../src/mesh/model.ts";
+import { emptyMesh, type Mesh } from "../../src/mesh/model.ts";
 import { run } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;

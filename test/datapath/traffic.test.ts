@@ -1,4 +1,5 @@
 /** What the kernel counts of a connection is what the apps at both ends saw, however it goes. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { join } from "node:path";
 import { callerKey, putCarried } from "../../src/datapath/callers.ts";
@@ -7,6 +8,7 @@ import * as layout from "../../src/datapath/tables/layout.gen.ts";
 import { netnsCookie } from "../../src/kernel/netns.ts";
 import { RingReader } from "../../src/kernel/ring.ts";
 import { formatAddress } from "../../src/mesh/address.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { Counting } from "../../src/telemetry/counters/counting.ts";
 import { Flusher } from "../../src/telemetry/counters/flush.ts";
 import {
@@ -28,7 +30,7 @@ import { RunningClient } from "../interop/mesh-lab.ts";
 import { mapIteratorsRefused } from "../lab/map-iterators.ts";
 import { output, PATIENCE, placed } from "../lab/process.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(PATIENCE * 30_000);
 /** Accepted connections are counted in every namespace: no other test may serve the same port. */

@@ -1,14 +1,15 @@
 /** Endpoints that the tunnel reaches: apps are led to 127.a.b.c:15001, and nobody gets there by himself. */
+
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { explainPinned } from "../../src/datapath/inspect/explain.ts";
 import { inspectPinned, summarizePinned } from "../../src/datapath/inspect/inspect.ts";
 import { readPeer } from "../../src/datapath/mesh-tables/tunnel-targets.ts";
 import { TunnelTargetReader } from "../../src/datapath/tunnel-reader.ts";
-import type { Mesh } from "../../src/mesh/model.ts";
+import { emptyMesh, type Mesh } from "../../src/mesh/model.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
 import { NetworkNamespace } from "../lab/namespace.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(120_000);
 const root = process.getuid?.() === 0;

@@ -1,4 +1,5 @@
 /** Systemd units enrolled by name: real connections from cgroups that are named as systemd names them. */
+
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdirSync, rmdirSync } from "node:fs";
 import { basename, dirname } from "node:path";
@@ -6,9 +7,10 @@ import { keptPin } from "../../src/datapath/generation/pins.ts";
 import { findUnits, LONGEST_UNIT } from "../../src/datapath/tables/unit.ts";
 import { cgroupId } from "../../src/kernel/cgroup.ts";
 import { BpfMap } from "../../src/kernel/maps.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import { cgroup2Mount, ownName, removeCgroup } from "../lab/namespace.ts";
 import { DatapathLab } from "./lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "./mesh.ts";
+import { addCluster, addFrontend, endpoint } from "./mesh.ts";
 
 setDefaultTimeout(60_000);
 const root = process.getuid?.() === 0;

@@ -5,10 +5,11 @@
  * Each service has endpoints of its own, so that an answer from any other server is a mixture; service addresses are
  * routed nowhere, so that a miss is an error.
  */
+
 import { availableParallelism } from "node:os";
-import type { Mesh } from "../../src/mesh/model.ts";
+import { emptyMesh, type Mesh } from "../../src/mesh/model.ts";
 import { DatapathLab } from "../datapath/lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
+import { addCluster, addFrontend, endpoint } from "../datapath/mesh.ts";
 import type { RunningClient, Tally } from "../interop/mesh-lab.ts";
 
 /** Which servers may answer at which address. */

@@ -2,6 +2,7 @@
  * Two machines, each a network namespace with pinned tables and a `kmesh tunnel`, and no agent: an unmodified app on one
  * reaches a STRICT service on the other by sidecar mTLS and by HBONE.
  */
+
 import { afterAll, beforeAll, expect, setDefaultTimeout, test } from "bun:test";
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
@@ -14,6 +15,7 @@ import { unpin } from "../../src/kernel/bpffs.ts";
 import { taskIdentity } from "../../src/kernel/process.ts";
 import { identityStore } from "../../src/machine/identity-store.ts";
 import type { Inbound, Policy } from "../../src/mesh/inbound.ts";
+import { emptyMesh } from "../../src/mesh/model.ts";
 import type { Transport } from "../../src/mesh/transport.ts";
 import { parseCarried } from "../../src/telemetry/carried.ts";
 import { Counting } from "../../src/telemetry/counters/counting.ts";
@@ -21,7 +23,7 @@ import { readRows } from "../../src/telemetry/counters/rows.ts";
 import { Labels } from "../../src/telemetry/labels.ts";
 import { readTunnels, type TunnelStatus } from "../../src/tunnel/process/status-file.ts";
 import { DatapathLab } from "../datapath/lab.ts";
-import { addCluster, addFrontend, emptyMesh, endpoint } from "../datapath/mesh.ts";
+import { addCluster, addFrontend, endpoint } from "../datapath/mesh.ts";
 import { StrictPeer } from "../interop/strict-peer.ts";
 import { TestMesh } from "../lab/mesh-member.ts";
 import { NetworkNamespace, ownName } from "../lab/namespace.ts";

@@ -19,7 +19,7 @@ import { type Family, LoopbackListener, SelfTestChild } from "../../kernel/self-
 import { formatAddress, parseAddress } from "../../mesh/address.ts";
 import { EndpointList } from "../../mesh/endpoint-list.ts";
 import { frontendKey } from "../../mesh/frontend.ts";
-import { type Frontend, type Mesh, NO_EJECTION, type Target } from "../../mesh/model.ts";
+import { emptyMesh, type Frontend, type Mesh, NO_EJECTION, type Target } from "../../mesh/model.ts";
 import { faultPoint } from "../../runtime/fault.ts";
 import { Publisher } from "../mesh-tables/publisher.ts";
 import type { ChunkedTable } from "../tables/chunked-table.ts";
@@ -314,10 +314,9 @@ function selfTestMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
     healthy: true,
   }));
   return {
+    ...emptyMesh(),
     services: new Map([[service, { name: service, host: NAME, port: PORT, notes: [] }]]),
     frontends: new Map(frontends.map((each) => [frontendKey(each), each])),
-    splits: new Map(),
-    names: new Map(),
     clusters: new Map([
       [
         NAME,
@@ -348,8 +347,6 @@ function selfTestMesh(families: ReadonlyMap<Family, LoopbackListener>): Mesh {
         },
       ],
     ]),
-    fallback: { kind: "passthrough" },
-    notes: [],
   };
 }
 
