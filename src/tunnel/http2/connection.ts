@@ -11,12 +11,14 @@ import {
   ConnectionFault,
   ERROR,
   encodeFrame,
+  encodeHeader,
   encodeNumber,
   encodeSettings,
   FLAG,
   FRAME,
   FrameReader,
   type FrameSink,
+  HEADER,
   MAX_FRAME,
   PREFACE,
   SETTING,
@@ -467,25 +469,43 @@ export class Http2Connection implements StreamOwner {
 
   /** Sends one frame of each stream in turn, until the socket's buffer or a window is full. */
   #send(): void {
-    if (this.#ended) return;
-    while (this.#socket.writableLength < SEND_AHEAD) {
+    while (!this.#ended) {
+      const room = SEND_AHEAD - this.#socket.writableLength;
+      const frames = room > 0 ? this.#nextFrames(room) : [];
+      if (frames.length === 0) return;
+      // One write: each costs a TLS record and a system call of its own.
+      this.#write(Buffer.concat(frames.flatMap(({ head, bytes }) => [head, bytes])));
+      for (const { sent } of frames) sent();
+    }
+  }
+
+  /** DATA frames of the streams in turn, `room` bytes or a frame more. */
+  #nextFrames(room: number): { head: Buffer; bytes: Buffer; sent: () => void }[] {
+    const frames = [];
+    for (let left = room; left > 0; ) {
       const [stream] = this.#ready;
-      if (!stream) return;
+      if (!stream) break;
       this.#ready.delete(stream);
       if (!stream.sendable) continue;
       const chunk = stream.next(Math.min(this.#sendWindow, this.#peerMaxFrame, MAX_FRAME));
       if (!chunk) continue;
-      if (chunk.bytes.length === 0 && !chunk.end) {
+      const { bytes, end, sent } = chunk;
+      if (bytes.length === 0 && !end) {
         // The connection's window is used up. WINDOW_UPDATE continues.
         this.#ready.add(stream);
-        return;
+        break;
       }
-      this.#sendWindow -= chunk.bytes.length;
+      this.#sendWindow -= bytes.length;
       this.#updatesLeft += UPDATES.aFrame;
-      this.#write(encodeFrame(FRAME.data, chunk.end ? FLAG.endStream : 0, stream.id, chunk.bytes));
-      chunk.sent();
+      frames.push({
+        head: encodeHeader(FRAME.data, end ? FLAG.endStream : 0, stream.id, bytes.length),
+        bytes,
+        sent,
+      });
+      left -= HEADER + bytes.length;
       if (stream.sendable) this.#ready.add(stream);
     }
+    return frames;
   }
 
   #sendHeaders(id: number, headers: Headers, end: boolean): void {

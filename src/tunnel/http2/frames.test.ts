@@ -52,9 +52,51 @@ const expected = [
 test("frames come out the same, however the bytes are cut", () => {
   for (let size = 1; size < stream.length + 1; size++) {
     const { seen, reader } = record(true);
-    for (let at = 0; at < stream.length; at += size) reader.push(stream.subarray(at, at + size));
+    for (let at = 0; at < stream.length; at += size) reader.push(Buffer.from(stream.subarray(at, at + size)));
     expect(seen).toEqual(expected);
   }
+});
+
+test("DATA of one stream that comes at once is passed on in one piece", () => {
+  const pieces: string[] = [];
+  const reader = new FrameReader(
+    {
+      frame: (type) => pieces.push(`frame ${type}`),
+      headers: () => {},
+      data: (stream, bytes, window, end) => pieces.push(`${stream} ${bytes} ${window} ${end}`),
+    },
+    false,
+  );
+  const data = (stream: number, text: string, flags = 0) =>
+    encodeFrame(FRAME.data, flags, stream, Buffer.from(text));
+  reader.push(
+    Buffer.concat([
+      encodeSettings([]),
+      data(1, "one "),
+      data(1, "\x02two ..", FLAG.padded),
+      data(3, "other"),
+      data(1, "three "),
+      data(1, ""),
+      data(1, "four "),
+      encodeNumber(FRAME.windowUpdate, 0, 1),
+      data(1, "\x01five.", FLAG.padded),
+      data(1, " six", FLAG.endStream),
+      data(3, "more").subarray(0, 11),
+    ]),
+  );
+  reader.push(Buffer.from("re"));
+  expect(pieces).toEqual([
+    "frame 4",
+    "1 one two  11 false",
+    "3 other 5 false",
+    "1 three  6 false",
+    "1  0 false",
+    "1 four  5 false",
+    "frame 8",
+    "1 five six 10 true",
+    "3 mo 2 false",
+    "3 re 2 false",
+  ]);
 });
 
 test("faults end the connection with their code", () => {

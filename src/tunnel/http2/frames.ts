@@ -44,7 +44,8 @@ export const MAX_FRAME = 16_384;
 /** Limits of a header block: bytes and frames. */
 const MAX_BLOCK = 32 * 1024;
 const MAX_CONTINUATIONS = 8;
-const HEADER = 9;
+/** Bytes of a frame's header. */
+export const HEADER = 9;
 
 /** The whole connection fails with this code of RFC 9113 section 7. */
 export class ConnectionFault extends Error {
@@ -56,15 +57,19 @@ export class ConnectionFault extends Error {
   }
 }
 
-/** One frame with its 9-byte header. */
+/** One frame with its header. */
 export function encodeFrame(type: number, flags: number, stream: number, payload: Uint8Array): Buffer {
-  const frame = Buffer.allocUnsafe(HEADER + payload.length);
-  frame.writeUIntBE(payload.length, 0, 3);
-  frame[3] = type;
-  frame[4] = flags;
-  frame.writeUInt32BE(stream, 5);
-  frame.set(payload, HEADER);
-  return frame;
+  return Buffer.concat([encodeHeader(type, flags, stream, payload.length), payload]);
+}
+
+/** The header of a frame whose payload has `length` bytes. */
+export function encodeHeader(type: number, flags: number, stream: number, length: number): Buffer {
+  const header = Buffer.allocUnsafe(HEADER);
+  header.writeUIntBE(length, 0, 3);
+  header[3] = type;
+  header[4] = flags;
+  header.writeUInt32BE(stream, 5);
+  return header;
 }
 
 /** A frame whose payload is one 32-bit number: WINDOW_UPDATE, RST_STREAM. */
@@ -97,21 +102,34 @@ export interface FrameSink {
   /** A whole header block, its HEADERS and CONTINUATION frames put together. */
   headers(stream: number, block: Buffer, endStream: boolean): void;
   /**
-   * A part of a DATA frame as it came; `bytes` is a view of the chunk that was pushed. `window` is what it takes from the
-   * windows (padding counts). The last part of a frame with END_STREAM has `endStream`.
+   * Parts of DATA frames that came together, put together: views of the chunk that was pushed, which is changed for it.
+   * `window` is what they take from the windows (padding counts). The last part of a frame with END_STREAM has `endStream`.
    */
   data(stream: number, bytes: Buffer, window: number, endStream: boolean): void;
 }
 
+/** Payload of DATA frames of one stream that follow one another: `from` to `to` of what is parsed. */
+interface Run {
+  stream: number;
+  from: number;
+  to: number;
+  window: number;
+}
+
+const NOTHING = Buffer.alloc(0);
+
 /**
- * Splits a byte stream into frames. DATA is passed on in parts; other frames are buffered, at most MAX_FRAME bytes, or
- * MAX_BLOCK for headers. Throws ConnectionFault, and errors of the sink.
+ * Splits a byte stream into frames. DATA is passed on as it comes, what came at once in one piece; other frames are buffered,
+ * at most MAX_FRAME bytes, or MAX_BLOCK for headers. Throws ConnectionFault, and errors of the sink.
  */
 export class FrameReader {
   readonly #sink: FrameSink;
-  #kept: Buffer = Buffer.alloc(0);
+  #kept: Buffer = NOTHING;
   #preface: boolean;
   #data: DataFrame | undefined;
+  /** What is parsed now, and the DATA in it that the sink has not got yet. */
+  #whole: Buffer = NOTHING;
+  #run: Run | undefined;
   #block: { stream: number; parts: Buffer[]; size: number; endStream: boolean } | undefined;
   #first = true;
 
@@ -121,14 +139,19 @@ export class FrameReader {
     this.#preface = preface;
   }
 
+  /** Parses a chunk, which belongs to the reader and its sink from now on. */
   push(chunk: Buffer): void {
     let bytes = this.#kept.length === 0 ? chunk : Buffer.concat([this.#kept, chunk]);
+    this.#whole = bytes;
     for (;;) {
       const taken = this.#take(bytes);
       if (taken === 0) break;
       bytes = bytes.subarray(taken);
     }
-    this.#kept = bytes;
+    this.#endRun();
+    // A copy: a view would keep the whole chunk as long as the connection is silent.
+    this.#kept = bytes.length === 0 ? NOTHING : Buffer.from(bytes);
+    this.#whole = NOTHING;
   }
 
   /** Parses the beginning of `bytes`. Returns the number of parsed bytes; 0 when more are needed. */
@@ -152,6 +175,7 @@ export class FrameReader {
     }
     if (bytes.length < HEADER + length) return 0;
     this.#first = false;
+    this.#endRun();
     const payload = bytes.subarray(HEADER, HEADER + length);
     if (type === FRAME.headers) this.#beginBlock(payload, flags, stream);
     else if (type === FRAME.continuation) this.#continueBlock(payload, flags);
@@ -175,9 +199,11 @@ export class FrameReader {
     if (head + padding > length) throw new ConnectionFault(ERROR.protocol, "more padding than payload");
     const endStream = (flags & FLAG.endStream) !== 0;
     const data = { stream, left: length - head - padding, padding, endStream };
-    if (data.left + padding === 0) this.#sink.data(stream, bytes.subarray(0, 0), head, endStream);
-    else {
-      if (head > 0) this.#sink.data(stream, bytes.subarray(0, 0), head, false);
+    if (data.left + padding === 0) {
+      this.#endRun();
+      this.#sink.data(stream, NOTHING, head, endStream);
+    } else {
+      if (head > 0) this.#addToRun(stream, bytes.subarray(HEADER + head, HEADER + head), head);
       this.#data = data;
     }
     return HEADER + head;
@@ -190,8 +216,27 @@ export class FrameReader {
     data.padding -= padding;
     const whole = data.left + data.padding === 0;
     if (whole) this.#data = undefined;
-    this.#sink.data(data.stream, bytes.subarray(0, some), some + padding, whole && data.endStream);
+    this.#addToRun(data.stream, bytes.subarray(0, some), some + padding);
+    if (whole && data.endStream) this.#endRun(true);
     return some + padding;
+  }
+
+  /** Moves the bytes to the end of the stream's run: only headers and padding of its frames lie between. */
+  #addToRun(stream: number, bytes: Buffer, window: number): void {
+    if (this.#run?.stream !== stream) this.#endRun();
+    const at = bytes.byteOffset - this.#whole.byteOffset;
+    this.#run ??= { stream, from: at, to: at, window: 0 };
+    const run = this.#run;
+    if (at > run.to) this.#whole.copyWithin(run.to, at, at + bytes.length);
+    run.to += bytes.length;
+    run.window += window;
+  }
+
+  #endRun(endStream = false): void {
+    const run = this.#run;
+    if (!run) return;
+    this.#run = undefined;
+    this.#sink.data(run.stream, this.#whole.subarray(run.from, run.to), run.window, endStream);
   }
 
   #beginBlock(payload: Buffer, flags: number, stream: number): void {
