@@ -1,6 +1,8 @@
 import { keepHeapSmall } from "./cli/framework/small-heap.ts";
 
-if (process.argv[2] === "run") keepHeapSmall();
+const command = process.argv[2];
+// Sockets that were handed over do not outlive another start. Who hands them over gives the environment, too.
+if (command === "run" || (command === "tunnel" && process.env.LISTEN_FDS === undefined)) keepHeapSmall();
 
 const [{ dispatch }, { COMMANDS, DESCRIPTION }, { version }] = await Promise.all([
   import("./cli/framework/dispatch.ts"),

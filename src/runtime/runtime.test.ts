@@ -60,8 +60,10 @@ test("from source, assets come from dist/, and a missing one names the next step
   expect(version).toMatch(/^\d+\.\d+\.\d+\+source$/);
 });
 
-test("the unit starts the agent with the small heap that it would give itself", () => {
-  const unit = readFileSync(join(import.meta.dirname, "../../systemd/kmesh.service"), "utf8");
-  const [[variable, bytes] = []] = Object.entries(smallHeapEnvironment({}) ?? {});
-  expect(unit).toContain(`\nEnvironment=${variable}=${bytes}\n`);
+test("the units start the agent and the tunnel with the small heap that they would give themselves", () => {
+  const unit = (name: string) => readFileSync(join(import.meta.dirname, "../../systemd", name), "utf8");
+  const [heap, copies] = Object.entries(smallHeapEnvironment({}) ?? {}).map((each) => each.join("="));
+  expect(unit("kmesh.service")).toContain(`\nEnvironment=${heap}\n`);
+  expect(unit("kmesh-tunnel.service")).toContain(`\nEnvironment=${heap}\nEnvironment=${copies}\n`);
+  expect(smallHeapEnvironment({ GLIBC_TUNABLES: "own" })?.GLIBC_TUNABLES).toBe("own");
 });
