@@ -186,43 +186,44 @@ test("a reset reaches the other side, both ways", async () => {
   expect(error).toMatchObject({ code: ERROR.connect });
 });
 
-test("what a peer has sent before it takes no more is read whole; then a write fails", async () => {
-  let line: Socket | undefined;
-  const server = createServer((socket) => {
-    line = socket;
-    socket.on("error", () => {});
-    socket.resume();
-    const answer = encodeFrame(FRAME.headers, FLAG.endHeaders, 1, encodeHeaders([[":status", "200"]]));
-    socket.write(Buffer.concat([encodeSettings([]), answer]));
+for (const code of [ERROR.none, ERROR.cancel])
+  test(`what a peer has sent before it resets with code ${code} is read whole; then a write fails`, async () => {
+    let line: Socket | undefined;
+    const server = createServer((socket) => {
+      line = socket;
+      socket.on("error", () => {});
+      socket.resume();
+      const answer = encodeFrame(FRAME.headers, FLAG.endHeaders, 1, encodeHeaders([[":status", "200"]]));
+      socket.write(Buffer.concat([encodeSettings([]), answer]));
+    });
+    server.listen(0, "127.0.0.1");
+    await once(server, "listening");
+    cleanup.push(
+      () => server.close(),
+      () => line?.destroy(),
+    );
+    const client = await open((server.address() as { port: number }).port);
+    const stream = client.connect(CONNECT);
+    await stream.response;
+    // More than the peer's window takes: the rest waits.
+    const refused = once(stream, "error");
+    stream.write(Buffer.alloc(256 << 10));
+    line?.write(
+      Buffer.concat([
+        encodeFrame(FRAME.data, 0, 1, Buffer.alloc(16_000)),
+        encodeFrame(FRAME.data, FLAG.endStream, 1, Buffer.alloc(16_000)),
+        encodeNumber(FRAME.rstStream, 1, code),
+      ]),
+    );
+    while (client.streams > 0) await Bun.sleep(5);
+    expect(stream.destroyed).toBe(false);
+    let bytes = 0;
+    stream.on("data", (chunk: Buffer) => {
+      bytes += chunk.length;
+    });
+    expect((await refused)[0]).toMatchObject({ code });
+    expect([bytes, stream.readableEnded, client.ended]).toEqual([32_000, true, false]);
   });
-  server.listen(0, "127.0.0.1");
-  await once(server, "listening");
-  cleanup.push(
-    () => server.close(),
-    () => line?.destroy(),
-  );
-  const client = await open((server.address() as { port: number }).port);
-  const stream = client.connect(CONNECT);
-  await stream.response;
-  // More than the peer's window takes: the rest waits.
-  const refused = once(stream, "error");
-  stream.write(Buffer.alloc(256 << 10));
-  line?.write(
-    Buffer.concat([
-      encodeFrame(FRAME.data, 0, 1, Buffer.alloc(16_000)),
-      encodeFrame(FRAME.data, FLAG.endStream, 1, Buffer.alloc(16_000)),
-      encodeNumber(FRAME.rstStream, 1, ERROR.none),
-    ]),
-  );
-  while (client.streams > 0) await Bun.sleep(5);
-  expect(stream.destroyed).toBe(false);
-  let bytes = 0;
-  stream.on("data", (chunk: Buffer) => {
-    bytes += chunk.length;
-  });
-  expect((await refused)[0]).toMatchObject({ code: ERROR.none });
-  expect([bytes, stream.readableEnded, client.ended]).toEqual([32_000, true, false]);
-});
 
 test("GOAWAY lets streams end, refuses no request that was under way, and then closes", async () => {
   const { port, connections, ended } = await serve(echo);

@@ -350,8 +350,10 @@ export class Http2Connection implements StreamOwner {
     if (takenBack && !this.#resets.take())
       throw new ConnectionFault(ERROR.enhanceYourCalm, "too many requests are taken back");
     const code = payload.readUInt32BE();
-    if (stream?.remoteEnded && code === ERROR.none) stream.unread();
-    else stream?.abort(new StreamReset(code, `the peer reset the stream (code ${code})`));
+    const reset = new StreamReset(code, `the peer reset the stream (code ${code})`);
+    const isLate = stream?.remoteEnded && !takenBack && (code === ERROR.none || code === ERROR.cancel);
+    if (isLate) stream.unread(reset);
+    else stream?.abort(reset);
   }
 
   #onPing(flags: number, payload: Buffer): void {

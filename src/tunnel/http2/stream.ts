@@ -67,8 +67,8 @@ export class ConnectStream extends Duplex {
   #final: (() => void) | undefined;
   #eof = false;
   #resetByPeer = false;
-  /** The peer reads no more: see `unread`. */
-  #unread = false;
+  /** The reset by a peer that reads no more: see `unread`. */
+  #unread: StreamReset | undefined;
   #code: number = ERROR.cancel;
 
   constructor(owner: StreamOwner, id: number, sendWindow: number) {
@@ -148,11 +148,12 @@ export class ConnectStream extends Duplex {
   }
 
   /**
-   * The peer has sent all, and takes no more (RST_STREAM with NO_ERROR after END_STREAM, RFC 9113 section 8.1). What it has
-   * sent stays to be read. After its end a write fails, as one to a TCP peer that has closed.
+   * The peer has sent all, and takes no more: it has reset the stream after END_STREAM. What it has sent stays to be read. After
+   * that the stream ends with `reset`; with NO_ERROR (RFC 9113 section 8.1) only a write fails, as one to a TCP peer that has
+   * closed.
    */
-  unread(): void {
-    this.#unread = true;
+  unread(reset: StreamReset): void {
+    this.#unread = reset;
     this.#resetByPeer = true;
     this.localEnded = true;
     const outgoing = this.#outgoing;
@@ -160,7 +161,8 @@ export class ConnectStream extends Duplex {
     this.#outgoing = undefined;
     this.#final = undefined;
     this.#owner.closed(this, undefined);
-    if (outgoing) this.#failWrite(outgoing.done);
+    if (reset.code !== ERROR.none) this.#afterEnd(() => this.destroy(reset));
+    else if (outgoing) this.#afterEnd(() => outgoing.done(reset));
     final?.();
   }
 
@@ -204,19 +206,19 @@ export class ConnectStream extends Duplex {
       done();
       return;
     }
-    if (this.#unread) {
-      this.#failWrite(done);
+    const unread = this.#unread;
+    if (unread) {
+      this.#afterEnd(() => done(unread));
       return;
     }
     this.#outgoing = { bytes: chunk, done };
     this.#owner.ready(this);
   }
 
-  /** Fails a write once all that has come is read. */
-  #failWrite(done: (error: Error) => void): void {
-    const fail = () => setImmediate(done, new StreamReset(ERROR.none, "the peer reads no more"));
-    if (this.readableEnded) fail();
-    else this.once("end", fail);
+  /** Calls it once all that has come is read, and those who read have been told of the end. */
+  #afterEnd(act: () => void): void {
+    if (this.readableEnded) setImmediate(act);
+    else this.once("end", () => setImmediate(act));
   }
 
   override _final(done: () => void): void {
