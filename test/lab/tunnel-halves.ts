@@ -121,8 +121,9 @@ export class TunnelHalves {
     }, "0.0.0.0");
   }
 
-  inbound(credentials: MeshCredentials, admission: Admission): InboundTunnel {
+  inbound(credentials: MeshCredentials, admission: Admission, mostConnects?: number): InboundTunnel {
     return new InboundTunnel({
+      ...(mostConnects !== undefined && { mostConnects }),
       credentials,
       admission,
       counters: this.counters,

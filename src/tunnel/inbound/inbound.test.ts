@@ -134,6 +134,32 @@ async function tlsClient(port: number, options: ConnectionOptions, text = "hello
   return answer;
 }
 
+test("CONNECTs are bounded in all, since many share one connection: one too many gets 503", async () => {
+  tunnel = lab.inbound(lab.credentials("vm"), admission, 2);
+  const port = await hbonePort();
+  const authority = `${OWN ?? "10.0.0.1"}:${app}`;
+  const peer = { address: "127.0.0.1", port: app };
+  const transport: Transport = {
+    kind: "hbone",
+    authority,
+    port,
+    sans: [{ kind: "exact", value: mesh.id("vm") }],
+  };
+  const dialer = lab.dialer(lab.credentials("client"));
+  const dial = () => dialer.dial({ peer, transport }, peer, new AbortController().signal);
+  const first = await dial();
+  const second = await dial();
+  await expect(dial()).rejects.toMatchObject({ reason: "peer-unavailable" });
+  expect(lab.counters.rows.ways.hbone.failures).toEqual({ overload: 1 });
+  for (const { stream } of [first, second]) {
+    const answer = outcome(stream.resume());
+    stream.end("hello");
+    expect(await answer).toBe("app got hello");
+  }
+  await lab.idle("hbone");
+  expect((await dial()).identity).toBe(mesh.id("vm"));
+});
+
 test("a connection that is in its HBONE handshake when the tunnel drains ends with its last stream", async () => {
   const port = await hbonePort();
   tunnel.drain();

@@ -30,6 +30,9 @@ const MESH_ALPN = /^istio($|-)/;
 /** After this silence a client counts as plaintext that waits for the server, on a port that is not strict, milliseconds. */
 const SNIFF_PATIENCE = 2_000;
 
+/** CONNECTs that are carried or being opened: each has a connection to an app, and 100 share one of a peer. */
+const MOST_CONNECTS = 50_000;
+
 /** How long the first bytes are waited for, milliseconds, and what a client is that has sent none by then. */
 interface SniffLimit {
   patience: number;
@@ -43,10 +46,13 @@ export interface InboundOptions {
   callers?: Callers;
   counters: Counters;
   budget: Budget;
+  /** Whether the accepted socket was reset for another one, which is counted already. */
+  wasDisplaced?(raw: Socket): boolean;
   log(text: string): void;
   /** Milliseconds for a handshake and for the connect to the app; for tests. */
   patience?: number;
   sniffPatience?: number;
+  mostConnects?: number;
 }
 
 export class InboundTunnel {
@@ -100,7 +106,7 @@ export class InboundTunnel {
       this.#connections.add(connection);
       if (this.#draining) connection.drain();
     } catch (error) {
-      this.#refused("hbone", from, error);
+      if (!this.#options.wasDisplaced?.(raw)) this.#refused("hbone", from, error);
     }
   }
 
@@ -151,7 +157,7 @@ export class InboundTunnel {
       this.#join("inbound", connection, stream, app);
     } catch (error) {
       counters.abandoned("inbound");
-      this.#refused("inbound", source, error);
+      if (!this.#options.wasDisplaced?.(raw)) this.#refused("inbound", source, error);
       reset(raw);
     }
   }
@@ -186,9 +192,11 @@ export class InboundTunnel {
     headers: Headers,
     peer: { from: string; id: string; identity: Identity },
   ): Promise<void> {
-    const { counters } = this.#options;
+    const { counters, mostConnects = MOST_CONNECTS } = this.#options;
+    const { open, pending } = counters.rows.ways.hbone;
     counters.begin("hbone");
     try {
+      if (open + pending >= mostConnects) throw new TunnelFailure("overload", "too many CONNECTs at once");
       const destination = destinationOf(headers);
       if (this.#options.admission.mtls(destination.port) === undefined)
         throw new TunnelFailure("not-ours", `port ${destination.port} is none of this machine's services`);

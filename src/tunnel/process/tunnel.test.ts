@@ -39,10 +39,10 @@ test("handshakes that never end are bounded: further connections are reset at on
   }
 });
 
-test("a flood of half-open connections takes no more than its share, and ends with them", async () => {
+test("a flood of half-open connections takes no more than its share, keeps nobody of the mesh out, and ends with them", async () => {
   const mesh = new TestMesh();
   const tunnel = await Tunnel.start({
-    listeners: { hbone: { host: "127.0.0.1", port: 0 } },
+    listeners: { hbone: { host: "127.0.0.1", port: 0 }, inbound: { host: "127.0.0.1", port: 0 } },
     store: mesh.store("vm"),
     readTarget: () => undefined,
     admission: NOBODY,
@@ -51,7 +51,7 @@ test("a flood of half-open connections takes no more than its share, and ends wi
     limits: { pending: 8, connections: 100 },
     log: { info() {}, warn() {} },
   });
-  const [listener] = tunnel.status().listening;
+  const [listener, other] = tunnel.status().listening;
   const port = listener?.port ?? 0;
   const half: Socket[] = [];
   /** Whether a member of the mesh gets through its handshake. */
@@ -67,10 +67,13 @@ test("a flood of half-open connections takes no more than its share, and ends wi
       socket.once("error", () => resolve(false));
       socket.once("close", () => resolve(false));
     });
+  const settled = async (count: number) => {
+    while (tunnel.status().handshakes.server < count) await Bun.sleep(5);
+  };
   try {
     // One stays, established: it is no part of the share of handshakes.
     expect(await greeted()).toBe(true);
-    while (tunnel.status().handshakes.server === 0) await Bun.sleep(5);
+    await settled(1);
     for (let i = 0; i < 200; i++) {
       const socket = connect(port, "127.0.0.1");
       half.push(socket);
@@ -80,13 +83,22 @@ test("a flood of half-open connections takes no more than its share, and ends wi
     }
     const open = () => half.filter((socket) => !socket.destroyed).length;
     while (open() > 9) await Bun.sleep(5);
-    expect(await greeted()).toBe(false);
+    expect(await greeted()).toBe(true);
+    await settled(2);
+    // The oldest of the others went for it. Those of another port have a share of their own.
+    while (open() > 9) await Bun.sleep(5);
+    const steered = connect(other?.port ?? 0, "127.0.0.1");
+    await new Promise((resolve) => steered.once("error", resolve).once("close", resolve));
     expect(tunnel.status()).toMatchObject({
       connections: 9,
-      ways: { hbone: { failures: { overload: 193 } } },
+      ways: { hbone: { failures: { overload: 193 } }, inbound: { failures: {} } },
     });
-    for (const socket of half.splice(1)) socket.destroy();
-    while (tunnel.status().connections > 1) await Bun.sleep(5);
+    for (const socket of half.splice(1, 200)) socket.destroy();
+    while (tunnel.status().connections > 2) await Bun.sleep(5);
+    // Each of those that were reset for another is counted once.
+    while ((tunnel.status().ways.hbone.failures.reset ?? 0) < 7) await Bun.sleep(5);
+    expect(Object.keys(tunnel.status().ways.hbone.failures).sort()).toEqual(["overload", "reset"]);
+    expect(tunnel.status().ways.hbone.failures).toMatchObject({ overload: 193, reset: 7 });
     expect(await greeted()).toBe(true);
   } finally {
     for (const socket of half) socket.destroy();

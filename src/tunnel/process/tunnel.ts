@@ -4,7 +4,7 @@
  */
 import type { Socket } from "node:net";
 import type { CertificateStore } from "../../istiod/identity/certificate-store.ts";
-import { Counters } from "../counters.ts";
+import { Counters, type Way } from "../counters.ts";
 import { Budget } from "../http2/budget.ts";
 import type { Admission } from "../inbound/admission.ts";
 import type { Callers } from "../inbound/app.ts";
@@ -53,7 +53,7 @@ export class Tunnel {
     this.#counters.failed("hbone", "overload");
     this.#line(`hbone: overload: a stream whose reader does not read was reset (${bytes} bytes)`);
   });
-  readonly #gate: Gate;
+  readonly #gates: Readonly<Record<Way, Gate>>;
   readonly #inbound: InboundTunnel;
   readonly #dialer: Dialer;
   readonly #file: StatusFile;
@@ -71,7 +71,8 @@ export class Tunnel {
   private constructor(options: TunnelOptions) {
     const { store, log, limits, baggage, admission, callers, runDir } = options;
     this.#options = options;
-    this.#gate = new Gate(limits ?? LIMITS, () => this.#finishWhenIdle());
+    const gate = () => new Gate(limits ?? LIMITS, () => this.#finishWhenIdle());
+    this.#gates = { outbound: gate(), inbound: gate(), hbone: gate() };
     this.#credentials = new MeshCredentials(store, (text) => log.info(text));
     const credentials = this.#credentials;
     const budget = this.#budget;
@@ -90,6 +91,7 @@ export class Tunnel {
       ...(callers && { callers }),
       counters,
       budget,
+      wasDisplaced: (raw) => Object.values(this.#gates).some((gate) => gate.hasDisplaced(raw)),
       log: (text) => this.#line(text),
     });
     this.#file = new StatusFile(runDir, process.pid);
@@ -131,7 +133,7 @@ export class Tunnel {
   /** Resets the remaining connections. */
   abort(): void {
     this.drain();
-    for (const socket of [...this.#gate.sockets]) reset(socket);
+    for (const gate of Object.values(this.#gates)) for (const socket of [...gate.sockets]) reset(socket);
   }
 
   status(): TunnelStatus {
@@ -150,11 +152,15 @@ export class Tunnel {
       written: Date.now(),
       listening,
       draining: this.#draining,
-      connections: this.#gate.connections,
+      connections: this.#connections,
       held: this.#budget.used,
       certificate: this.#credentials.status(),
       ...this.#counters.rows,
     };
+  }
+
+  get #connections(): number {
+    return Object.values(this.#gates).reduce((sum, gate) => sum + gate.connections, 0);
   }
 
   async #listen(): Promise<void> {
@@ -210,12 +216,14 @@ export class Tunnel {
     serve: (socket: Socket, settled: () => void) => Promise<void>,
   ): void {
     const way = name === "inbound6" ? "inbound" : name;
-    if (!this.#gate.enter(socket)) {
+    const gate = this.#gates[way];
+    const surplus = gate.enter(socket);
+    if (surplus) {
       this.#counters.failed(way, "overload");
-      reset(socket);
-      return;
+      reset(surplus);
+      if (surplus === socket) return;
     }
-    const settled = () => this.#gate.settled(socket);
+    const settled = () => gate.settled(socket);
     serve(socket, settled)
       .then(settled)
       .catch((error: unknown) => {
@@ -226,7 +234,7 @@ export class Tunnel {
   }
 
   #finishWhenIdle(): void {
-    if (!this.#draining || this.#gate.connections > 0) return;
+    if (!this.#draining || this.#connections > 0) return;
     this.#close();
     this.#ended.resolve();
   }
