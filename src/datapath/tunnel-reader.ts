@@ -2,8 +2,9 @@
 import { statSync } from "node:fs";
 import { monotonic } from "../kernel/clock.ts";
 import type { BpfMap } from "../kernel/maps.ts";
+import { BpfProgram } from "../kernel/object.ts";
 import type { Transport } from "../mesh/transport.ts";
-import { foreignGovernor } from "./generation/generations.ts";
+import { foreignGovernor, runningProgram } from "./generation/generations.ts";
 import { readableMaps } from "./generation/map-owners.ts";
 import { keptPin } from "./generation/pins.ts";
 import { idOfNumber, numberOf, readPeer } from "./mesh-tables/tunnel-targets.ts";
@@ -60,6 +61,21 @@ const KEPT_TRANSPORTS = 20_000;
 const REOPEN_MS = 500;
 /** Pause between looks for maps that an upgraded agent adds, milliseconds: longer, since an old agent may stay. */
 const ADDED_MS = 10_000;
+/** Pause between looks for the programs that guard the tunnel's port, milliseconds: two syscalls. */
+const GUARD_MS = 500;
+
+/** The hooks at which apps could enter the tunnel. */
+const GUARDED = ["connect4", "connect6"] as const;
+
+/** Whether a program is loaded: attached, or pinned. */
+function lives(id: number): boolean {
+  try {
+    BpfProgram.fromId(id).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 export interface CallerMaps {
   callers: BpfMap;
@@ -88,6 +104,9 @@ export class TunnelTargetReader {
   #inode: number | undefined;
   #triedAt = Number.NEGATIVE_INFINITY;
   readonly #transports = new Map<string, Transport>();
+  /** Ids of the programs that refuse connections of apps to the tunnel's own port. */
+  #guards: number[] = [];
+  #guardSeenAt = Number.NEGATIVE_INFINITY;
 
   readonly #opened: () => void;
 
@@ -97,11 +116,15 @@ export class TunnelTargetReader {
     this.#opened = opened;
   }
 
-  /** The target of a number; undefined if there is none or if the tables can't be read now. */
+  /**
+   * The target of a number; undefined if there is none, if the tables can't be read now, or if nothing guards the tunnel's port
+   * any more (after `kmesh down`): any local user could choose a target then.
+   */
   read(number: number): ReadTunnelTarget | undefined {
     const id = idOfNumber(number);
     if (id === undefined) return undefined;
     this.#follow();
+    if (!this.#isGuarded()) return undefined;
     const found = this.#find(number, id);
     if (found || !this.#tables) return found;
     // Tables grow by further chunks, which are not mapped here yet.
@@ -159,6 +182,16 @@ export class TunnelTargetReader {
     this.#tables = undefined;
     this.#callers = undefined;
     this.#maps = [];
+  }
+
+  #isGuarded(): boolean {
+    const now = performance.now();
+    if (now - this.#guardSeenAt < GUARD_MS) return true;
+    // An upgrade has put others in their place.
+    if (!this.#guards.every(lives) && this.#pinned() !== undefined) this.#open();
+    if (this.#guards.length < GUARDED.length || !this.#guards.every(lives)) return false;
+    this.#guardSeenAt = now;
+    return true;
   }
 
   #find(number: number, id: number): ReadTunnelTarget | undefined {
@@ -234,6 +267,7 @@ export class TunnelTargetReader {
     this.#balance = this.#openBalance(maps, this.#tables);
     this.#callers = callerMaps(maps);
     this.#maps = [...maps.values()];
+    this.#guards = GUARDED.flatMap((hook) => runningProgram(this.#bpffs, hook)?.id ?? []);
     const inode = this.#pinned();
     const isOther = inode === undefined || inode !== this.#inode;
     this.#inode = inode;

@@ -151,11 +151,16 @@ describe.skipIf(!root)("generations beside each other", () => {
     expect(lab.publish(meshOf(["two", A], ["one", B]))).toBe(0);
   });
 
-  test("the tunnel tries another endpoint by the tables that govern, and counts failures in any case", async () => {
-    const tunnelled = meshOf(["one", B]);
+  function tunnelledMesh(): Mesh {
+    const mesh = meshOf(["one", B]);
     const pair = [A, B].map((at) => endpoint(at, { transport: 1 }));
-    addCluster(tunnelled, "pair", pair, { transports: [{ kind: "istio", sni: "", sans: [] }] });
-    addFrontend(tunnelled, "10.96.0.9:80", { kind: "cluster", cluster: "pair" }, "pair");
+    addCluster(mesh, "pair", pair, { transports: [{ kind: "istio", sni: "", sans: [] }] });
+    addFrontend(mesh, "10.96.0.9:80", { kind: "cluster", cluster: "pair" }, "pair");
+    return mesh;
+  }
+
+  test("the tunnel tries another endpoint by the tables that govern, and counts failures in any case", async () => {
+    const tunnelled = tunnelledMesh();
     lab.publish(tunnelled);
     const { tables } = lab.datapath;
     const target = [...Array(tables.tunnelTargets.capacity).keys()].find((id) => readPeer(tables, id)) ?? 0;
@@ -184,6 +189,17 @@ describe.skipIf(!root)("generations beside each other", () => {
     }
     exchange();
     lab.reopen();
+  });
+
+  test("a version that leads nothing to the tunnel closes the port of targets that are left", () => {
+    lab.publish(tunnelledMesh());
+    disown();
+    lab.reopen();
+    lab.publish(meshOf(["one", B]));
+    const { tables } = lab.datapath;
+    const target = [...Array(tables.tunnelTargets.capacity).keys()].find((id) => readPeer(tables, id)) ?? -1;
+    expect(target).toBeGreaterThanOrEqual(0);
+    expect(tables.settings.flags.tunnel).toBe(true);
   });
 
   test("clusters whose ids are beyond what the mesh needs: names are older than the tables", async () => {
@@ -288,8 +304,12 @@ describe.skipIf(!root)("generations beside each other", () => {
     rmSync(folder, { recursive: true });
   });
 
-  test("down detaches and removes every version's part", () => {
-    lab.publish(meshOf(["one", A]));
+  test("down detaches and removes every version's part, and a tunnel that still runs serves nobody", async () => {
+    lab.publish(tunnelledMesh());
+    const { tables } = lab.datapath;
+    const target = [...Array(tables.tunnelTargets.capacity).keys()].find((id) => readPeer(tables, id)) ?? -1;
+    const reader = new TunnelTargetReader(lab.bpffs);
+    expect(reader.read(numberOf(target))).toMatchObject({ cluster: "pair" });
     disown();
     lab.reopen();
     using foreign = BpfMap.create({ name: "other", type: "array", keySize: 4, valueSize: 4, maxEntries: 1 });
@@ -303,6 +323,9 @@ describe.skipIf(!root)("generations beside each other", () => {
       expect(link.info().cgroupId).toBe(0n);
       link.close();
     }
+    // Nothing keeps local users from its port any more.
+    await eventually("the tunnel reads no target", () => reader.read(numberOf(target)) === undefined);
+    reader.close();
     lab.reopen();
   });
 

@@ -10,7 +10,7 @@ import * as layout from "../tables/layout.gen.ts";
 import { Quarantine, SOCKET_REST_MS } from "../tables/quarantine.ts";
 import type { MayReuse, Tables } from "../tables/tables.ts";
 import { EndpointIndex } from "./endpoint-index.ts";
-import { readPeer, type Tunnelled, TunnelTargets } from "./tunnel-targets.ts";
+import { isTarget, readPeer, type Tunnelled, TunnelTargets } from "./tunnel-targets.ts";
 
 const { fields } = layout.endpoint;
 const USED = fields.used.offset;
@@ -50,11 +50,15 @@ export class EndpointTable {
     this.#uses = uses;
     this.#resting = new Quarantine(SOCKET_REST_MS, (id) => this.live(id) <= 0);
     const given = new Uint8Array(table.capacity);
+    let targets = false;
     eachUsed(table, (id) => {
       given[id] = 1;
+      targets ||= isTarget(tables, id);
       if (!uses[id]) this.#resting.add(id);
     });
     this.#ids = new Ids(0, given);
+    // Targets outlive the tables of one version: their port stays closed, also when no endpoint of this one needs it.
+    if (targets) tables.settings.setFlags({ tunnel: true });
   }
 
   /**

@@ -144,20 +144,25 @@ export class TunnelTargets {
   }
 }
 
-/** The target of an endpoint's id; undefined when the endpoint is reached directly. */
-export function readPeer(
+/** Whether the endpoint's id is a target's. */
+export function isTarget(
   { endpoints, tunnelTargets }: Pick<Tables, "endpoints" | "tunnelTargets">,
   id: number,
-): Peer | undefined {
-  if (!tunnelTargets.has(id) || !endpoints.has(id)) return undefined;
-  const transport = tunnelTargets.word(id, TRANSPORT);
+): boolean {
+  if (!tunnelTargets.has(id) || !endpoints.has(id)) return false;
   // A version without the tunnel gives the id to another endpoint and does not know of the record here.
-  if (transport === 0 || !isLocal(endpoints, id)) return undefined;
+  return tunnelTargets.word(id, TRANSPORT) !== 0 && isLocal(endpoints, id);
+}
+
+/** The target of an endpoint's id; undefined when the endpoint is reached directly. */
+export function readPeer(tables: Pick<Tables, "endpoints" | "tunnelTargets">, id: number): Peer | undefined {
+  if (!isTarget(tables, id)) return undefined;
+  const { tunnelTargets } = tables;
   const address = tunnelTargets.record(id).subarray(fields.address.offset, fields.address.offset + 16);
   return {
     address: formatAddress(address),
     port: portOf(tunnelTargets, id),
-    transport,
+    transport: tunnelTargets.word(id, TRANSPORT),
     cluster: tunnelTargets.word(id, CLUSTER),
     service: tunnelTargets.word(id, SERVICE),
   };
