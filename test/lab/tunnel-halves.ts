@@ -78,6 +78,7 @@ export class TunnelHalves {
       budget,
       baggage: "service.name=test",
       patience: PATIENCE,
+      warn: (text) => this.lines.push(text),
       ...more,
     });
     this.defer(() => dialer.drain());

@@ -25,6 +25,8 @@ export interface DialerOptions {
   baggage?: string;
   /** Called after a successful TLS handshake. */
   handshake?(): void;
+  /** Gets a line when changed files of a DestinationRule can't be used. */
+  warn?(text: string): void;
   /** Milliseconds for one TCP and TLS connection; for tests. */
   patience?: number;
   /** Milliseconds that an HBONE connection without a stream is kept; for tests. */
@@ -40,12 +42,13 @@ export interface Dialled {
 
 export class Dialer {
   readonly #options: DialerOptions;
-  readonly #files = new TlsFiles();
+  readonly #files: TlsFiles;
   readonly #pool: HbonePool;
 
   /** Call `drain` at the end. */
   constructor(options: DialerOptions) {
     this.#options = options;
+    this.#files = new TlsFiles(options.warn);
     this.#pool = new HbonePool(options.budget, options.idleFor);
   }
 

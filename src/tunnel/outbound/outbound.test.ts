@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from "bun:test";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { writeFileSync } from "node:fs";
+import { rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
@@ -392,6 +392,60 @@ test("TLS of a DestinationRule: SIMPLE, MUTUAL, names, no verification", async (
   writeFileSync(files.key, client.key);
   expect(await ask(target(7, port, { ...external, ...files, roots }))).toBe("got hello");
   expect(seen.at(-1)?.peer).toBe(`URI:${foreign.id("client")}`);
+});
+
+test("files of a DestinationRule: new ones count at once, broken and missing ones leave those before in use", async () => {
+  const { key, chain } = foreign.authority.issue("DNS:db.example.com");
+  const port = await peer({ key, cert: chain, ca: foreign.authority.root, rejectUnauthorized: false });
+  const file = (name: string, text: string) => {
+    const path = join(foreign.folder, name);
+    writeFileSync(path, text);
+    return path;
+  };
+  const first = foreign.issue("first");
+  const second = foreign.issue("second");
+  const files = {
+    roots: file("own-roots.pem", foreign.authority.root),
+    certificate: file("own.pem", first.cert),
+    key: file("own.key", first.key),
+  };
+  const at = target(2, port, { ...external, ...files });
+  const asked = async () => [await ask(at), seen.at(-1)?.peer];
+  const asFirst = ["got hello", `URI:${foreign.id("first")}`];
+  expect(await asked()).toEqual(asFirst);
+  // A certificate whose key has not come yet; half of one; none.
+  file("own.pem", second.cert);
+  expect(await asked()).toEqual(asFirst);
+  file("own.pem", second.cert.slice(0, 100));
+  expect(await asked()).toEqual(asFirst);
+  rmSync(files.certificate);
+  expect(await asked()).toEqual(asFirst);
+  expect(lab.lines.length).toBe(3);
+  expect(lab.lines.at(-1)).toContain(`${files.certificate} can't be read: `);
+  file("own.pem", second.cert);
+  file("own.key", second.key);
+  expect(await asked()).toEqual(["got hello", `URI:${foreign.id("second")}`]);
+  // Other roots count at once: the peer is of none of theirs.
+  file("own-roots.pem", mesh.authority.root);
+  expect(await ask(at)).toBe("ECONNRESET");
+  expect(failures()).toEqual({ "unknown-ca": 1 });
+  expect(lab.lines.join("\n")).not.toMatch(/PRIVATE KEY|BEGIN/);
+});
+
+test("roots of the system are the machine's own, not those of the runtime", async () => {
+  const { key, chain } = foreign.authority.issue("DNS:db.example.com");
+  const port = await peer({ key, cert: chain, ca: foreign.authority.root, rejectUnauthorized: false });
+  const at = target(2, port, { ...external, roots: "system" });
+  expect(await ask(at)).toBe("ECONNRESET");
+  expect(failures()).toEqual({ "unknown-ca": 1 });
+  const before = process.env.SSL_CERT_FILE;
+  process.env.SSL_CERT_FILE = join(foreign.folder, "ca.pem");
+  try {
+    expect(await ask(at)).toBe("got hello");
+  } finally {
+    if (before === undefined) delete process.env.SSL_CERT_FILE;
+    else process.env.SSL_CERT_FILE = before;
+  }
 });
 
 test("PROXY protocol: the header comes first, alone or before TLS", async () => {

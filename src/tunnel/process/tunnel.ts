@@ -83,6 +83,7 @@ export class Tunnel {
       handshake: () => {
         counters.rows.handshakes.client++;
       },
+      warn: (text) => this.#line(text),
       ...(baggage !== undefined && { baggage }),
     });
     this.#inbound = new InboundTunnel({
