@@ -1,10 +1,10 @@
 /** Compares two configurations for a reload. */
 import { isDeepStrictEqual } from "node:util";
 import type { Config } from "../config/config.ts";
-import { SETTINGS, type SettingName } from "../config/settings.ts";
+import { LIVE, SETTINGS, type SettingName } from "../config/settings.ts";
 import { type SettingValues, settingValues } from "../config/values.ts";
 
-/** The settings that a running agent can change: they are in a kernel map, or only the agent uses them. */
+/** The settings of LIVE, as the configuration has them. */
 export type LiveSettings = Pick<
   Config,
   | "cgroups"
@@ -21,26 +21,6 @@ export type LiveSettings = Pick<
   | "metrics"
   | "accessLog"
 >;
-
-const LIVE: ReadonlySet<SettingName> = new Set([
-  "unit",
-  "cgroup",
-  "exclude",
-  "netns",
-  "dns",
-  "inbound",
-  "enforce-established",
-  "dns-exclude",
-  "dns-truncate",
-  "shadow",
-  "traffic",
-  "metrics",
-  "access-log",
-  "access-log-format",
-  "access-log-filter",
-  "access-log-rate",
-  "access-log-interval",
-]);
 
 export interface Differences {
   /** Changed settings that a running agent applies. */
@@ -60,7 +40,7 @@ export function differencesOf(before: Partial<SettingValues>, after: Partial<Set
   for (const name of Object.keys(SETTINGS) as SettingName[]) {
     const [one, other] = [before[name], after[name]];
     if (one === undefined || other === undefined || isDeepStrictEqual(one, other)) continue;
-    result[LIVE.has(name) ? "live" : "later"].push(name);
+    result[LIVE.includes(name) ? "live" : "later"].push(name);
   }
   return result;
 }

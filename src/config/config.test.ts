@@ -222,7 +222,7 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "variable",
       () => readConfig(withFile("", base, { KMESH_NETNS: "some" })),
-      /^KMESH_NETNS: "some" is none of own, all/,
+      /^KMESH_NETNS: "some" is none of own, all. Write own or all\./,
     ],
     [
       "key",
@@ -230,12 +230,22 @@ describe("what is wrong is named, with its place and the next step", () => {
       /yaml, key locality: .*REGION\/ZONE\/SUBZONE/,
     ],
     ["list for one", () => readConfig(withFile("namespace: [a, b]", base)), /key namespace: one value/],
+    ["a map for a list", () => readConfig(withFile("unit: {a: b}", base)), /key unit: a list of texts is/],
+    [
+      "a near word",
+      () => readConfig(withFile("mode: dual-engin", base)),
+      /"dual-engin" is none of kernel-native, dual-engine. Did you mean "dual-engine"/,
+    ],
     ["switch", () => readConfig(withFile("shadow: maybe", base)), /"maybe" is neither true nor false/],
-    ["file missing", () => readConfig(withFile("", { ...base, ca: "/does/not/exist" })), /--ca: .*ENOENT/],
+    [
+      "file missing",
+      () => readConfig(withFile("", { ...base, ca: "/does/not/exist" })),
+      /--ca: \/does\/not\/exist does not exist/,
+    ],
     [
       "token missing",
       () => requireReadable("--token", "/does/not/exist"),
-      /--token: .*ENOENT.*Check the path/,
+      /--token: .*exist does not exist.*Check the path/,
     ],
     [
       "trust domain",
@@ -255,14 +265,14 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "config missing",
       () => readConfig(sourcesOf({ ...base, config: "/does/not/exist" }, {})),
-      /ENOENT.*--config/,
+      /exist does not exist.*kmesh install writes one; --config/,
     ],
     ["not YAML", () => readConfig(withFile("a: [", base)), /not valid YAML/],
     ["no map", () => readConfig(withFile("- a", base)), /holds no settings/],
     [
       "mode",
       () => readConfig(withFile("", { ...base, mode: "triple-engine" })),
-      /--mode: "triple-engine" is none of kernel-native, dual-engine/,
+      /--mode: "triple-engine" is none of kernel-native, dual-engine. Write kernel-native or/,
     ],
     [
       "name",

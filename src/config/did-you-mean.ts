@@ -13,6 +13,11 @@ export function closest(typed: string, names: readonly string[]): string | undef
   return started.length === 1 ? started[0] : undefined;
 }
 
+/** `a, b or c`. */
+export function eitherOf(words: readonly string[]): string {
+  return words.join(", ").replace(/, ([^,]*)$/, " or $1");
+}
+
 /** Insertions, deletions, replacements and swaps of neighbours, each counts one. */
 function editDistance(a: string, b: string): number {
   let before: number[] = [];

@@ -18,6 +18,8 @@ export interface Setting {
   choices?: readonly string[];
   /** The default, as text. */
   fallback?: string;
+  /** A running agent applies a change at a reload. All others wait for its next start. */
+  live?: true;
 }
 
 export const SETTINGS = {
@@ -153,14 +155,27 @@ export const SETTINGS = {
     kind: "list",
     hint: "NAME",
     about: "enrol this systemd unit, in any cgroup; nothing else is enrolled unless --cgroup is given, too",
+    live: true,
   },
-  cgroup: { kind: "list", hint: "PATH", about: "enrol this cgroup and everything below it", fallback: "/" },
-  exclude: { kind: "list", hint: "CIDR[:PORT]", about: "never govern connections to these addresses" },
+  cgroup: {
+    kind: "list",
+    hint: "PATH",
+    about: "enrol this cgroup and everything below it",
+    fallback: "/",
+    live: true,
+  },
+  exclude: {
+    kind: "list",
+    hint: "CIDR[:PORT]",
+    about: "never govern connections to these addresses",
+    live: true,
+  },
   netns: {
     kind: "text",
     hint: "own|all",
     about: "the network namespaces that are governed",
     fallback: "own",
+    live: true,
   },
   dns: {
     kind: "text",
@@ -169,16 +184,19 @@ export const SETTINGS = {
     about:
       "answer queries for mesh names in the kernel: auto for enrolled processes, on for all, off for none",
     fallback: "auto",
+    live: true,
   },
   "dns-exclude": {
     kind: "list",
     hint: "SUFFIX",
     about: "never answer queries for this name and names below it",
+    live: true,
   },
   "dns-truncate": {
     kind: "switch",
     about:
       "set the TC bit when not all addresses fit; for machines whose name servers know mesh names by TCP",
+    live: true,
   },
   inbound: {
     kind: "text",
@@ -186,12 +204,14 @@ export const SETTINGS = {
     choices: ["on", "off"],
     about: "enforce authorization policies and STRICT mutual TLS on connections to this machine's services",
     fallback: "on",
+    live: true,
   },
   "enforce-established": {
     kind: "switch",
     about: "cut established connections of peers when new policies refuse them",
+    live: true,
   },
-  shadow: { kind: "switch", about: "decide and count, but change no connection" },
+  shadow: { kind: "switch", about: "decide and count, but change no connection", live: true },
   "allow-plaintext": { kind: "switch", about: "connect in plaintext where the mesh demands TLS" },
   tunnel: {
     kind: "text",
@@ -206,39 +226,51 @@ export const SETTINGS = {
     hint: "on|off",
     about: "count connections by unit, service and endpoint",
     fallback: "on",
+    live: true,
   },
   metrics: {
     kind: "text",
     hint: "ADDRESS:PORT",
     about: "serve GET /metrics here, too (default: only on the admin socket)",
+    live: true,
   },
   "access-log": {
     kind: "text",
     hint: "FILE|stdout|journal",
     about: "write one line for each ended connection (default: off)",
+    live: true,
   },
-  "access-log-format": { kind: "text", hint: "text|json", about: "the format of a line", fallback: "text" },
+  "access-log-format": {
+    kind: "text",
+    hint: "text|json",
+    about: "the format of a line",
+    fallback: "text",
+    live: true,
+  },
   "access-log-filter": {
     kind: "list",
     hint: "failures|service=NAME|unit=NAME",
     about: "log only connections that match all of these",
+    live: true,
   },
   "access-log-rate": {
     kind: "text",
     hint: "LINES",
     about: "most lines per second; dropped lines are counted",
     fallback: "1000",
+    live: true,
   },
   "access-log-interval": {
     kind: "text",
     hint: "TIME",
     about: "also log open connections at this interval (30s, 5m, 1h; default: only at their end)",
+    live: true,
   },
   "log-level": { kind: "text", hint: "error|warn|info|debug", about: "how much to log", fallback: "info" },
   "admin-group": {
     kind: "text",
     hint: "GROUP",
-    about: "the group whose members may read the state (status, explain, dump)",
+    about: "the group whose members may read the state (status, explain, dump, topology, top)",
   },
   bpffs: {
     kind: "text",
@@ -264,6 +296,11 @@ export type SettingName = keyof typeof SETTINGS;
 
 /** The three folders, which every command accepts, so that several installations can run side by side. */
 export const FOLDERS = ["bpffs", "state-dir", "run-dir"] as const satisfies readonly SettingName[];
+
+/** The settings that a running agent changes at a reload: they are in a kernel map, or only the agent uses them. */
+export const LIVE: readonly SettingName[] = (Object.keys(SETTINGS) as SettingName[]).filter(
+  (name) => "live" in SETTINGS[name],
+);
 
 /** The environment variable of a setting. */
 export function variableOf(name: string): string {

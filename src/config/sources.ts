@@ -1,9 +1,9 @@
 /** Looks settings up: in flags, then the environment, then the file, then the defaults. */
-import { codeOrReason, reasonOf } from "../errors/reason.ts";
+import { codeOf, faultOfFile, isMissing, reasonOf } from "../errors/reason.ts";
 import { readTextFile } from "../files/read-file.ts";
 import type { Json } from "../istiod/node.ts";
 import { ConfigError, NotThereYet } from "./config-error.ts";
-import { closest } from "./did-you-mean.ts";
+import { closest, eitherOf } from "./did-you-mean.ts";
 import { SETTINGS, type Setting, type SettingName, variableOf } from "./settings.ts";
 import { Invalid, isObject, MissingFile, parseJson, TEXT_FIELDS } from "./syntax.ts";
 import { entriesOf, jsonOf, readYaml, textsOf, type Written } from "./yaml.ts";
@@ -36,13 +36,12 @@ export function readFile(file: Sources["file"]): FileSettings {
   try {
     text = file.text ?? readTextFile(file.path);
   } catch (error) {
-    const code = codeOrReason(error);
-    if (code === "ENOENT" && !file.required) return new Map();
+    if (isMissing(error) && !file.required) return new Map();
     throw new ConfigError(
-      `${file.path} can't be read (${code})`,
-      code === "EACCES" && process.geteuid?.() !== 0
+      `${file.path} ${faultOfFile(error)}`,
+      codeOf(error) === "EACCES" && process.geteuid?.() !== 0
         ? "Run it as root, or with sudo."
-        : "Check --config, KMESH_CONFIG and the file's mode.",
+        : "kmesh install writes one; --config FILE or KMESH_CONFIG names another.",
     );
   }
   let content: Written;
@@ -50,7 +49,10 @@ export function readFile(file: Sources["file"]): FileSettings {
     content = readYaml(text);
   } catch (error) {
     const [line = "not YAML"] = reasonOf(error).split("\n");
-    throw new ConfigError(`${file.path} is not valid YAML: ${line.replace(/:$/, "")}`, "Mend that line.");
+    throw new ConfigError(
+      `${file.path} is not valid YAML: ${line.replace(/:$/, "")}`,
+      "Correct that line; kmesh config check checks the file.",
+    );
   }
   if (content.typed === null || content.typed === undefined) return new Map();
   const entries = entriesOf(content);
@@ -133,9 +135,12 @@ export class Values {
   choice<T extends string>(name: SettingName, choices: readonly T[]): T {
     return this.always(name, (text) => {
       const choice = choices.find((each) => each === text);
-      if (choice === undefined)
-        throw new Invalid(`"${text}" is none of ${choices.join(", ")}`, choices[0] ?? "");
-      return choice;
+      if (choice !== undefined) return choice;
+      const near = closest(text, choices);
+      throw new Invalid(
+        `"${text}" is none of ${choices.join(", ")}`,
+        near === undefined ? `Write ${eitherOf(choices)}.` : `Did you mean "${near}"?`,
+      );
     });
   }
 
@@ -152,6 +157,10 @@ export class Values {
   list<T>(name: SettingName, parse: (text: string) => T): T[] {
     const found = this.#find(name);
     if (found === undefined) return fallbackOf(name) === "" ? [] : [parse(fallbackOf(name))];
+    if (holdsMap(found.value)) {
+      this.#wrong(`${found.from}: a list of texts is expected`, `${hintOf(name)}, or a list: [A, B].`);
+      return [];
+    }
     return partsOf(found.value).flatMap((part) => {
       const value = this.#parsed(found.from, part, parse);
       return value === undefined ? [] : [value];
@@ -206,6 +215,11 @@ export class Values {
     this.#problems.push(new ConfigError(message, next));
     return undefined;
   }
+}
+
+/** A map, or a list with anything but texts in it. */
+function holdsMap(value: unknown): boolean {
+  return (Array.isArray(value) ? value : [value]).some((each) => typeof each === "object");
 }
 
 /** Lists: a variable has commas; flags and keys repeat, or have commas. */

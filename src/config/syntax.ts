@@ -4,7 +4,7 @@ import { accessSync, constants } from "node:fs";
 import { isAbsolute, resolve } from "node:path";
 import { NoUnit, unitName } from "../datapath/tables/unit.ts";
 import { ActionableError } from "../errors/actionable-error.ts";
-import { codeOrReason, isMissing } from "../errors/reason.ts";
+import { faultOfFile, isMissing } from "../errors/reason.ts";
 import { requireRegularFile } from "../files/read-file.ts";
 import { isNamespace, isObjectName, isTrustDomain } from "../istiod/join/object-name.ts";
 import { faultOfProbe } from "../istiod/join/readiness-probe.ts";
@@ -227,7 +227,7 @@ export function readable(path: string): string {
     requireRegularFile(path);
     return resolve(path);
   } catch (error) {
-    const reason = `${path} can't be read (${codeOrReason(error)})`;
+    const reason = `${path} ${faultOfFile(error)}`;
     if (isMissing(error)) throw new MissingFile(reason, "Check the path.", path);
     throw new Invalid(reason, "Check the path and the file's mode.");
   }

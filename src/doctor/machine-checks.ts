@@ -6,7 +6,7 @@ import { dirname, join } from "node:path";
 import type { Config } from "../config/config.ts";
 import { ConfigError } from "../config/config-error.ts";
 import { damageAt } from "../datapath/inspect/damage.ts";
-import { codeOrReason, reasonOf } from "../errors/reason.ts";
+import { codeOrReason, faultOfFile, reasonOf } from "../errors/reason.ts";
 import { readRegularFile } from "../files/read-file.ts";
 import { FileError } from "../istiod/file-error.ts";
 import { pemBlocks } from "../istiod/identity/certificate.ts";
@@ -228,7 +228,7 @@ function lookAtRoots(ca: string): Finding[] {
   try {
     blocks = pemBlocks(readRegularFile(ca).toString("latin1"));
   } catch (error) {
-    return [faulty(`the roots ${ca} can't be read (${codeOrReason(error)})`, cure)];
+    return [faulty(`the file of roots ${ca} ${faultOfFile(error)}`, cure)];
   }
   if (blocks.length === 0) return [faulty(`${ca} holds no PEM certificate`, cure)];
   try {

@@ -15,6 +15,11 @@ export function codeOrReason(error: unknown): string {
   return codeOf(error) ?? String(error);
 }
 
+/** The predicate of a file in a message: `does not exist`, or `can't be read (EACCES)`. */
+export function faultOfFile(error: unknown): string {
+  return isMissing(error) ? "does not exist" : `can't be read (${codeOrReason(error)})`;
+}
+
 /** Whether the file system says that the path does not exist. */
 export function isMissing(error: unknown): boolean {
   return codeOf(error) === "ENOENT";

@@ -34,7 +34,7 @@ describe.skipIf(why !== undefined)("the command line", () => {
     [
       ["run", "--istiod", "a:1", "--ca", "/does/not/exist"],
       2,
-      /--ca: \/does\/not\/exist can't be read \(ENOENT\)/,
+      /--ca: \/does\/not\/exist does not exist\n {2}Check the path/,
     ],
     [
       ["run", "--istiod", "a:1", "--plaintext", "--cgroup", "/does/not/exist", ...folders],
@@ -55,7 +55,8 @@ describe.skipIf(why !== undefined)("the command line", () => {
     [["config", "check", "--from", folder], 2, /--from is for diff/],
     [["config", "diff", folder], 2, /one argument too many/],
     [["demo", "--seconds", "soon"], 2, /--seconds: "soon" is no number/],
-    [["status", "--config", "/does/not/exist"], 2, /can't be read \(ENOENT\)/],
+    [["status", "--config", "/does/not/exist"], 2, /not\/exist does not exist\n {2}kmesh install writes one/],
+    [["log", "--count", "0", ...folders], 2, /--count: "0" is not a number of lines/],
   ];
   for (const [args, code, expected] of refused) {
     test(`kmesh ${args.filter((arg) => !folders.includes(arg)).join(" ")}: ${code}`, async () => {
@@ -84,7 +85,7 @@ describe.skipIf(why !== undefined)("the command line", () => {
   test("a configuration is checked: what is wrong is the answer", async () => {
     const none = await kmesh("config", "check", "/does/not/exist");
     expect(none).toMatchObject({ code: 2, stderr: "" });
-    expect(none.stdout).toMatch(/^\/does\/not\/exist can't be read \(ENOENT\)\n {2}\S/);
+    expect(none.stdout).toMatch(/^\/does\/not\/exist does not exist\n {2}\S/);
     const file = join(folder, "several.yaml");
     writeFileSync(file, "istiod: a:0\nplaintext: maybe\ncgroup: [/does/not/exist]\n");
     const { code, stdout } = await kmesh("config", "check", file, "--output=json");

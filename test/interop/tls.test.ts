@@ -66,7 +66,7 @@ describe.skipIf(why !== undefined)("istiod over TLS", () => {
     const token = join(lab.folder, "gone");
     const agent = lab.startAgent(secure(), `--ca=${ca}`, `--token=${token}`);
     expect(await agent.exited).toBe(2);
-    expect(agent.output()).toContain(`--token: ${token} can't be read (ENOENT)`);
+    expect(agent.output()).toContain(`--token: ${token} does not exist`);
   });
 
   test("another CA: one clear line, and the agent keeps trying", async () => {

@@ -52,6 +52,12 @@ test("YAML: headers and arguments of probes, keys with secret names, comments", 
     expect(text).toContain(kept);
 });
 
+test("of text that is no YAML only the keys are kept", () => {
+  const text = redactYaml("istiod: hunter1\n\tlabels: {a: hunter2\nreadiness-probe: [hunter3]\nhunter4\n");
+  expect(redactYaml("hunter1 and hunter2")).toBe("# no settings, [left out]\n");
+  expect(text).toMatch(/^# not valid YAML: .*\nistiod: \[left out\]\nreadiness-probe: \[left out\]\n$/);
+});
+
 test("JSON: by structure, and as text when it is none", () => {
   const value = {
     requestHeadersToAdd: [{ header: { key: "authorization", value: "hunter1" } }],

@@ -1,5 +1,6 @@
 /** Removes secrets from a bug report. When in doubt, it removes too much rather than too little. */
 import { parse, stringify } from "yaml";
+import { reasonOf } from "../../errors/reason.ts";
 
 const LEFT_OUT = "[left out]";
 
@@ -42,12 +43,18 @@ export function redactJson(text: string): string {
   }
 }
 
-/** Redacts YAML by its structure and removes comments. Other text is redacted as plain text. */
+/**
+ * Redacts YAML by its structure and removes comments. Of a text that is not valid YAML only the parser's message and the
+ * keys at the beginnings of lines are left: without structure nobody can tell which values are secrets.
+ */
 export function redactYaml(text: string): string {
   try {
-    return stringify(redactValue(parse(text)));
-  } catch {
-    return redactText(text.replace(/#.*$/gm, ""));
+    const value: unknown = parse(text);
+    return typeof value === "string" ? `# no settings, ${LEFT_OUT}\n` : stringify(redactValue(value));
+  } catch (error) {
+    const [reason = ""] = reasonOf(error).split("\n");
+    const keys = text.match(/^ *(- )?[a-z][a-z-]*(?=:)/gm) ?? [];
+    return [`# not valid YAML: ${reason}`, ...keys.map((key) => `${key}: ${LEFT_OUT}`), ""].join("\n");
   }
 }
 

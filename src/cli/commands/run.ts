@@ -6,7 +6,7 @@ import { StartBackoff } from "../../agent/start-backoff.ts";
 import type { Config } from "../../config/config.ts";
 import { ConfigError, NotThereYet } from "../../config/config-error.ts";
 import type { Log } from "../../config/log.ts";
-import { SETTINGS, unknownVariables } from "../../config/settings.ts";
+import { LIVE, SETTINGS, unknownVariables } from "../../config/settings.ts";
 import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { readTextFile } from "../../files/read-file.ts";
@@ -31,10 +31,10 @@ export const run = command({
   flags: { ...SETTINGS, ...CONFIG_FLAG },
   notes: [
     "Each flag is also a variable and a key of the configuration file: --service-account is KMESH_SERVICE_ACCOUNT",
-    "and service-account. A flag wins over a variable, a variable over the file. Lists have commas.",
+    "and service-account. A flag wins over a variable, a variable over the file. Commas separate the items of a list.",
     "",
-    "SIGTERM, SIGINT and SIGKILL end the agent and leave the kernel's state in place. SIGHUP reloads the configuration:",
-    "again: cgroup, unit, exclude, netns, dns, dns-exclude, dns-truncate and shadow change at once, for the rest the log says what needs a restart.",
+    "SIGTERM, SIGINT and SIGKILL end the agent and leave the kernel's state in place. SIGHUP reloads the configuration.",
+    `These settings change at once: ${LIVE.join(", ")}. For others the log says what needs a restart.`,
   ].join("\n"),
   examples: [
     [

@@ -82,6 +82,20 @@ test("help fits into the terminal", () => {
   }
 });
 
+test("the settings are listed once, and those that a reload changes are named where they are explained", () => {
+  const help = (name: string) => {
+    const found = commands.find((each) => each.name === name);
+    return found ? formatHelp(found, 100).replace(/\s+/g, " ") : "";
+  };
+  expect(help("run")).toContain("--service-account NAME");
+  expect(help("doctor")).not.toContain("--service-account NAME");
+  expect(help("doctor")).toContain("kmesh run --help lists them");
+  const reloaded =
+    "unit, cgroup, exclude, netns, dns, dns-exclude, dns-truncate, inbound, enforce-established, shadow, traffic, metrics,";
+  expect(help("run")).toContain(`These settings change at once: ${reloaded}`);
+  expect(manualPage("kmesh.yaml.5", commands, about).replaceAll("\\-", "-")).toContain(reloaded);
+});
+
 test("the shells can read their scripts", () => {
   for (const shell of SHELLS) {
     const path = spawnSync("sh", ["-c", `command -v ${shell}`], { encoding: "utf8" }).stdout.trim();

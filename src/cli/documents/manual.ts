@@ -1,7 +1,7 @@
 /** The manual pages kmesh(8) and kmesh.yaml(5), made from the tables of commands and settings, in man(7)'s macros. */
-import { SETTINGS, type Setting, variableOf } from "../../config/settings.ts";
+import { LIVE, SETTINGS, type Setting, variableOf } from "../../config/settings.ts";
 import { CONFIG_FILE } from "../../config/sources.ts";
-import { type Command, describeFlag, formatFlag } from "../framework/command.ts";
+import { type Command, describeFlag, formatFlag, ownFlags } from "../framework/command.ts";
 import { EXIT_CODES } from "../framework/exit.ts";
 import { usageOf } from "../framework/help.ts";
 
@@ -55,7 +55,7 @@ function commandPage(commands: readonly Command[], { version, description }: Abo
 function commandSection(command: Command): string {
   const { about, flags, notes, examples } = command;
   // run and doctor take every setting as a flag: kmesh.yaml(5) has them.
-  const own = Object.entries(flags).filter(([name]) => !(Object.hasOwn(SETTINGS, name) && "istiod" in flags));
+  const own = ownFlags(command);
   const parts = [
     `.SS ${macro(usageOf(command))}`,
     text(`${about}.`),
@@ -78,7 +78,7 @@ function settingsPage({ version }: About): string {
           "variable: service-account is --service-account and KMESH_SERVICE_ACCOUNT. A flag wins over a variable, a variable " +
           "over the file. Needed are istiod and ca, or plaintext. Lists are YAML lists, or texts with commas; maps are YAML " +
           "maps, and KEY=VALUE elsewhere. kmesh config check names everything that is wrong with a file.\n\nsystemctl reload " +
-          "kmesh takes over unit, cgroup, exclude, netns and shadow at once; other settings need systemctl restart kmesh, " +
+          `kmesh changes ${LIVE.join(", ")} at once; other settings need systemctl restart kmesh, ` +
           "which costs no connection.",
       ),
     ),

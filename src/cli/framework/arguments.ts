@@ -1,6 +1,6 @@
 /** Parses the arguments of a command. Errors say what to type instead. */
 
-import { closest } from "../../config/did-you-mean.ts";
+import { closest, eitherOf } from "../../config/did-you-mean.ts";
 import type { Setting } from "../../config/settings.ts";
 import type { Flags } from "../../config/sources.ts";
 import { ActionableError } from "../../errors/actionable-error.ts";
@@ -125,7 +125,5 @@ function positionalsOf(given: string[], declared: readonly Positional[]): (strin
 }
 
 function wordsOf(positional: Positional): string {
-  return positional.choices
-    ? positional.choices.join(", ").replace(/, ([^,]*)$/, " or $1")
-    : positional.about;
+  return positional.choices ? eitherOf(positional.choices) : positional.about;
 }

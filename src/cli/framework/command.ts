@@ -75,6 +75,12 @@ export const OUTPUT_FLAG: Record<string, Setting> = {
   },
 };
 
+/** The flags of a command but the settings, if it takes all of them. */
+export function ownFlags({ flags }: Command): [string, Setting][] {
+  const takesAll = "istiod" in flags;
+  return Object.entries(flags).filter(([name]) => !takesAll || !Object.hasOwn(SETTINGS, name));
+}
+
 /** The folders that identify a mesh. */
 export const FOLDER_FLAGS: Record<string, Setting> = {
   ...Object.fromEntries(FOLDERS.map((name) => [name, SETTINGS[name]])),

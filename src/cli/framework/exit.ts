@@ -5,7 +5,7 @@ export const EXIT = {
   failed: 1,
   /** A flag, argument, variable or key of the configuration is wrong. */
   usage: 2,
-  /** No agent runs; the state in the kernel was printed. */
+  /** No agent runs. `kmesh status` printed the state in the kernel; other commands need an agent, or pinned tables. */
   agentNotRunning: 3,
   /** The user or the machine can't do it: not root, or a kernel feature is missing. */
   unsupported: 4,
@@ -30,7 +30,10 @@ export const EXIT_CODES: readonly [number, string][] = [
   [EXIT.done, "success"],
   [EXIT.failed, "failed"],
   [EXIT.usage, "a flag, an argument or the configuration is wrong"],
-  [EXIT.agentNotRunning, "no agent runs; the kernel's state was printed"],
+  [
+    EXIT.agentNotRunning,
+    "no agent runs: status printed what the kernel holds, other commands need an agent or pinned tables",
+  ],
   [EXIT.unsupported, "not root, or the machine lacks a required feature"],
   [EXIT.alreadyRunning, "another agent holds these folders"],
   [EXIT.notHandedOver, "restart, upgrade or rollback failed; the previous agent continues"],

@@ -1,5 +1,5 @@
 /** Help as text, wrapped to the terminal. */
-import { type Command, describeFlag, formatFlag, formatPositional } from "./command.ts";
+import { type Command, describeFlag, formatFlag, formatPositional, ownFlags } from "./command.ts";
 import { EXIT_CODES } from "./exit.ts";
 import { definitions, wrap } from "./wrap.ts";
 
@@ -45,9 +45,9 @@ export function formatHelp(spec: Command, width: number): string {
         ),
       ),
     );
-  const rows = Object.entries(flags).map(
-    ([name, flag]) => [formatFlag(name, flag), describeFlag(flag)] as const,
-  );
+  // The help of run lists the settings for all commands that take them.
+  const listed = spec.name === "run" ? Object.entries(flags) : ownFlags(spec);
+  const rows = listed.map(([name, flag]) => [formatFlag(name, flag), describeFlag(flag)] as const);
   parts.push(section("FLAGS", definitions(rows, width)));
   if (spec.notes !== "") parts.push(wrap(spec.notes, width));
   if (spec.examples.length > 0) {

@@ -3,14 +3,15 @@
 import { accessSync, constants } from "node:fs";
 import { askAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../../admin/status.ts";
-import { examineConfig, type Folders, readFolders } from "../../config/config.ts";
+import { type Config, examineConfig, type Folders, readFolders } from "../../config/config.ts";
+import { ConfigError } from "../../config/config-error.ts";
 import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import type { Inspection, Summary } from "../../datapath/inspect/state.ts";
-import { codeOf, isMissing, reasonOf } from "../../errors/reason.ts";
+import { isMissing, reasonOf } from "../../errors/reason.ts";
 import { Unsupported } from "../../machine/unsupported.ts";
-import { detail, formatSpan } from "./output.ts";
+import { detail, formatSpan, remark } from "./output.ts";
 
 export interface View<T> {
   /** The agent answered. */
@@ -18,16 +19,32 @@ export interface View<T> {
   value: T;
 }
 
-/** The folders of a command's mesh. If the user can't read the configuration, flags and variables decide. */
+/** The folders of the mesh that a command looks at. Says on standard error when the configuration can't be used. */
 export function foldersOf(flags: Flags): Folders {
-  const sources = sourcesOf(flags, process.env);
-  if (process.geteuid?.() === 0 || sources.file.required) return readFolders(sources);
+  // Other users than root can't read the file, and need not.
+  const say = process.geteuid?.() === 0 ? remark : () => {};
+  return foldersIn(sourcesOf(flags, process.env), say);
+}
+
+/**
+ * The folders. If the file in the default place can't be used, flags, variables and defaults decide, and `say` gets the
+ * reason: a command that looks for a fault must not fail by it. Throws ConfigError for a wrong flag or variable, and for a
+ * file that --config or KMESH_CONFIG names.
+ */
+export function foldersIn(sources: Sources, say: (text: string) => void): Folders {
   try {
-    accessSync(sources.file.path, constants.R_OK);
+    return readFolders(sources);
   } catch (error) {
-    if (codeOf(error) === "EACCES") return readFolders({ ...sources, file: { ...sources.file, text: "" } });
+    if (!(error instanceof ConfigError) || sources.file.required) throw error;
+    const folders = readFolders(withoutFile(sources));
+    say(`kmesh: ${error.message}. It is ignored; these are the default folders.`);
+    return folders;
   }
-  return readFolders(sources);
+}
+
+/** The same flags and variables, with an empty file. */
+export function withoutFile(sources: Sources): Sources {
+  return { ...sources, file: { ...sources.file, text: "" } };
 }
 
 /**
@@ -87,6 +104,9 @@ export async function olderThanAttach(bpffs: string): Promise<PreexistingConnect
   }
 }
 
+/** The next step where no agent runs. */
+export const START_AN_AGENT = "systemctl start kmesh starts an agent; without the service, kmesh run does.";
+
 /** The status of the last agent, and a sentence about it. */
 export function lastWords(folders: Folders): { status: AgentStatus | undefined; sentence: string } {
   const status = readStatus(folders.runDir);
@@ -102,7 +122,17 @@ export function lastWords(folders: Folders): { status: AgentStatus | undefined; 
 /** Damage that this command finds without an agent. */
 export async function damageNow(folders: Folders, sources: Sources): Promise<Damage[]> {
   const { damageOf } = await import("../../machine/damage.ts");
-  return damageOf(folders, undefined, undefined, examineConfig(sources).config);
+  return damageOf(folders, undefined, undefined, configOf(sources));
+}
+
+/** The configuration, whatever is wrong with it; undefined when the file is none. */
+function configOf(sources: Sources): Config | undefined {
+  try {
+    return examineConfig(sources).config;
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    return undefined;
+  }
 }
 
 /** Reads the pinned tables, all of them (`whole`) or a summary; undefined when nothing is pinned. */

@@ -11,7 +11,7 @@ import { type Arguments, UsageError } from "../framework/arguments.ts";
 import { textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { type Format, print, printJson, remark, table } from "../framework/output.ts";
-import { SERVICE, systemctl, systemdRuns } from "./systemd.ts";
+import { START_AN_AGENT } from "../framework/view.ts";
 
 /** Milliseconds of silence after which the agent counts as hung. It writes a line each second. */
 const SILENCE = 10_000;
@@ -60,7 +60,7 @@ export async function runningAgent(folders: Folders): Promise<AgentStatus> {
   throw new Failure(
     EXIT.agentNotRunning,
     `no agent runs with ${folders.runDir}; the kernel's state is unchanged`,
-    systemdRuns() && isInstalled() ? `Start it: systemctl start ${SERVICE}` : "Start it with kmesh run.",
+    START_AN_AGENT,
   );
 }
 
@@ -161,14 +161,6 @@ function hangs(reason: string): Failure {
     `the agent hangs: ${reason}`,
     "Connections continue. To restart it without its help: systemctl restart kmesh, or kill -9 and kmesh run.",
   );
-}
-
-function isInstalled(): boolean {
-  try {
-    return systemctl("show", "--property=LoadState", "--value", SERVICE) === "loaded";
-  } catch {
-    return false;
-  }
 }
 
 /** Ignores SIGHUP, because the agent continues the hand-over anyway. Returns a function that ends that. */

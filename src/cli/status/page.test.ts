@@ -117,7 +117,7 @@ const tell = (a: AgentStatus | undefined, k: Summary | undefined, dead?: string)
 
 test("a healthy mesh", () => {
   const text = tell(agent(), kernel());
-  expect(text).toContain("runs: pid 77, since 10 min, kernel-native, version 1.2.3");
+  expect(text).toContain("runs: pid 77, for 10 min, kernel-native, version 1.2.3");
   expect(text).toContain("istiod:15010 (plaintext), connected for 60 s, last push 5.0 s ago");
   expect(text).toContain("2 services, 3 frontends, 4 clusters, 5 endpoints");
   expect(text).toContain("attached: connect4, connect6");
@@ -156,7 +156,7 @@ test("units by name, and whether each is there", () => {
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {
   const text = tell(agent(), kernel(), "No agent runs. The last one (pid 77) was heard of 60 s ago");
-  expect(text).toContain("agent            No agent runs.");
+  expect(text).toMatch(/^agent {12}No agent runs\..*\n {17}systemctl start kmesh starts an agent;/m);
   expect(text).toContain("not followed now");
   expect(text).toContain("a:80");
 });
@@ -424,6 +424,8 @@ test("trouble comes first, idle services are summed up, and the head names who w
     Array.from({ length: 10 }, (_, i) => `idle1${i}:80`),
   );
   expect(narrow(answer, { pattern: "usy", problems: false }).kernel?.services.length).toBe(1);
+  for (const page of [formatBrief(answer, "No agent runs."), formatProblems(answer, "No agent runs.", NOW)])
+    expect(page).toMatch(/^agent +No agent runs\.\n +systemctl start kmesh starts an agent;/m);
   expect(formatBrief(answer, undefined).split("\n")).toEqual([
     "REFUSED   50 connections: 50 of refused:80 (no-endpoint)",
     "FAILED    2 connections: 2 of flaky:80",

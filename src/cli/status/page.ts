@@ -8,7 +8,7 @@ import type { InboundView } from "../../inbound/view.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 import { indent, since } from "../framework/output.ts";
 import { formatStanding, type readStanding } from "../framework/version-rows.ts";
-import type { NotKnown } from "../framework/view.ts";
+import { type NotKnown, START_AN_AGENT } from "../framework/view.ts";
 import type { BootOrder } from "../service/boot-order.ts";
 import { agentFacts } from "./agent-rows.ts";
 import { formatInboundRefusals, inboundFacts, inboundWarnings } from "./inbound-rows.ts";
@@ -47,13 +47,7 @@ export function formatStatus(
 ): string {
   const facts: [string, string][] = [
     ...troubleFacts(kernel),
-    [
-      "agent",
-      dead ??
-        (agent
-          ? `runs: pid ${agent.pid}, since ${since(agent.startedAt, now)}, ${agent.mode}, version ${agent.version}`
-          : ""),
-    ],
+    ...(dead === undefined ? [["agent", formatAgent(agent, now)] as [string, string]] : deadFacts(dead)),
     ...(agent ? agentFacts(agent, dead === undefined, now) : []),
     ...kernelFacts(kernel, bpffs),
     ...namesFacts(agent?.names),
@@ -71,6 +65,19 @@ export function formatStatus(
   parts.push(...formatRecent(kernel?.recent), ...formatInboundRefusals(inbound));
   if (agent) parts.push(...formatRemarks(agent, all));
   return parts.join("\n\n");
+}
+
+function formatAgent(agent: AgentStatus | undefined, now: number): string {
+  if (!agent) return "runs";
+  return `runs: pid ${agent.pid}, for ${since(agent.startedAt, now)}, ${agent.mode}, version ${agent.version}`;
+}
+
+/** The sentence about an agent that is gone, and the next step. */
+function deadFacts(dead: string): [string, string][] {
+  return [
+    ["agent", dead],
+    ["", START_AN_AGENT],
+  ];
 }
 
 /** Damage and warnings. */
@@ -97,10 +104,7 @@ function formatTrouble(
 export function formatProblems(answer: Answer, dead: string | undefined, now = Date.now()): string {
   const { agent, kernel, inbound, damage = [] } = answer;
   const parts: string[] = [];
-  const facts = [
-    ...troubleFacts(kernel),
-    ...(dead === undefined ? [] : [["agent", dead] as [string, string]]),
-  ];
+  const facts = [...troubleFacts(kernel), ...(dead === undefined ? [] : deadFacts(dead))];
   const off = kernel?.hooks.filter(({ attached }) => !attached).map(({ hook }) => hook) ?? [];
   if (off.length > 0) facts.push(["hooks", `NOT attached: ${off.join(", ")}`]);
   const stream = agent?.stream;
@@ -130,7 +134,9 @@ export function formatBrief({ agent, kernel, damage = [] }: Answer, dead: string
     ...(damage.length > 0
       ? [["DAMAGED", `${damage.map(({ what }) => what).join("; ")}`] as [string, string]]
       : []),
-    ["agent", dead ?? (agent ? `runs: pid ${agent.pid}, version ${agent.version}` : "runs")],
+    ...(dead === undefined
+      ? [["agent", agent ? `runs: pid ${agent.pid}, version ${agent.version}` : "runs"] as [string, string]]
+      : deadFacts(dead)),
     ...(agent && dead === undefined
       ? [["istiod", agent.stream.connected ? "connected" : "NOT connected"] as [string, string]]
       : []),

@@ -4,7 +4,7 @@ import type { EdgesDocument } from "../../telemetry/model.ts";
 import { UsageError } from "../framework/arguments.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { outputIsLost, print } from "../framework/output.ts";
-import { lastWords, view } from "../framework/view.ts";
+import { lastWords, START_AN_AGENT, view } from "../framework/view.ts";
 
 /** `window` in seconds. Throws Failure when nothing is pinned either. */
 export async function askMap(folders: Folders, window: number): Promise<EdgesDocument> {
@@ -24,7 +24,7 @@ export async function askMap(folders: Folders, window: number): Promise<EdgesDoc
   throw new Failure(
     EXIT.agentNotRunning,
     `${lastWords(folders).sentence} Nothing is pinned in ${folders.bpffs}`,
-    "Start one with kmesh run, or name another folder with --bpffs.",
+    `${START_AN_AGENT} --bpffs names another folder.`,
   );
 }
 

@@ -26,7 +26,7 @@ export class NothingPinned extends ActionableError {
   constructor(bpffs: string) {
     super(
       `no kmesh tables are pinned at ${bpffs}`,
-      "Start an agent with kmesh run, or name the folder with --bpffs.",
+      "Start an agent (systemctl start kmesh, or kmesh run), or name another folder with --bpffs.",
     );
     // A literal, because commands compare it and the bundler renames classes.
     this.name = "NothingPinned";

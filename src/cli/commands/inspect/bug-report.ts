@@ -1,13 +1,15 @@
 import { hostname } from "node:os";
 import { resolve } from "node:path";
-import { readFolders } from "../../../config/config.ts";
-import { sourcesOf } from "../../../config/sources.ts";
+import { type Folders, readFolders } from "../../../config/config.ts";
+import { ConfigError } from "../../../config/config-error.ts";
+import { type Sources, sourcesOf } from "../../../config/sources.ts";
 import { replaceFile } from "../../../files/replace-file.ts";
 import { archive } from "../../bug-report/archive.ts";
 import { type Fact, gather, sources } from "../../bug-report/facts.ts";
-import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
+import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT } from "../../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../../framework/output.ts";
+import { withoutFile } from "../../framework/view.ts";
 
 export const bugReport = command({
   name: "bug-report",
@@ -30,10 +32,7 @@ export const bugReport = command({
   async run({ flags, positionals: [file] }) {
     const format = formatOf(flags);
     const from = sourcesOf(flags, process.env);
-    const { bpffs, stateDir, runDir } = readFolders({ ...from, file: { ...from.file, required: false } });
-    const mesh = [`--bpffs=${bpffs}`, `--state-dir=${stateDir}`, `--run-dir=${runDir}`];
-    const config = textFlag(flags, "config");
-    if (config !== undefined) mesh.push(`--config=${config}`);
+    const mesh = meshOf(from);
     const now = new Date();
     const stamp = now.toISOString().replace(/[-:]|\.\d+/g, "");
     const name = `kmesh-report-${hostname()}-${stamp}`;
@@ -54,3 +53,20 @@ export const bugReport = command({
     return EXIT.done;
   },
 });
+
+/** The flags of kmesh's own commands. A configuration that can't be read is in the report, and decides nothing. */
+function meshOf(from: Sources): string[] {
+  const named = from.file.required ? [`--config=${from.file.path}`] : [];
+  try {
+    return [...folderFlags(readFolders({ ...from, file: { ...from.file, required: false } })), ...named];
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    const flags = folderFlags(readFolders(withoutFile(from)));
+    remark(`kmesh: ${error.message}. The report is about the default folders.`);
+    return flags;
+  }
+}
+
+function folderFlags({ bpffs, stateDir, runDir }: Folders): string[] {
+  return [`--bpffs=${bpffs}`, `--state-dir=${stateDir}`, `--run-dir=${runDir}`];
+}

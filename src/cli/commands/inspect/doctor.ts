@@ -28,9 +28,9 @@ export const doctor = command({
   ],
   flags: { ...SETTINGS, ...CONFIG_FLAG, ...OUTPUT_FLAG },
   notes:
-    "Checks in this order: configuration, kernel, cgroup2, bpffs, clock, files, istiod's name, a connection, TLS, identity, agent. The " +
-    "settings are those of kmesh run. It changes nothing; it requests a certificate from istiod and discards it. Exit code 1 " +
-    "for an error, 0 with warnings only.\n\nWith a destination it shows the kernel's decision for a connection to it, " +
+    "Every setting is a flag, as for kmesh run: kmesh run --help lists them.\n\nChecks in this order: configuration, kernel, " +
+    "cgroup2, bpffs, clock, files, names, istiod's name, a connection, TLS, identity, agent, tunnel. It changes nothing; it " +
+    "requests a certificate from istiod and discards it. Exit code 1 for an error, 0 with warnings only.\n\nWith a destination it shows the kernel's decision for a connection to it, " +
     "and connects to each endpoint from this process, which the mesh does not govern. Exit code 1 when the connection would be refused " +
     "or an endpoint does not answer.",
   examples: [

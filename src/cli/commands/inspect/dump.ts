@@ -9,7 +9,7 @@ import { UsageError } from "../../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, formatSpan, print, printJson, remark } from "../../framework/output.ts";
-import { foldersOf, kernelState, lastWords, view } from "../../framework/view.ts";
+import { foldersOf, kernelState, lastWords, START_AN_AGENT, view } from "../../framework/view.ts";
 
 const FILTER_FLAGS: Record<string, Setting> = {
   type: { kind: "list", hint: "TYPE", choices: SECTIONS, about: `only these: ${SECTIONS.join(", ")}` },
@@ -134,6 +134,6 @@ function nothing(alive: boolean, part: string, bpffs: string): Failure {
   return new Failure(
     EXIT.agentNotRunning,
     `no agent runs, and nothing is pinned in ${bpffs}`,
-    "Start one with kmesh run, or name another folder with --bpffs.",
+    `${START_AN_AGENT} --bpffs names another folder.`,
   );
 }

@@ -1,9 +1,8 @@
-import { readFolders } from "../../../config/config.ts";
-import { sourcesOf } from "../../../config/sources.ts";
 import { type Entry, readHistory } from "../../../state/history.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT } from "../../framework/exit.ts";
 import { formatOf, print, printJson, table } from "../../framework/output.ts";
+import { foldersOf } from "../../framework/view.ts";
 
 export const history = command({
   name: "history",
@@ -13,7 +12,7 @@ export const history = command({
   examples: [["history", "Show starts, upgrades and rollbacks, and their results"]],
   async run({ flags }) {
     const format = formatOf(flags);
-    const folders = readFolders(sourcesOf(flags, process.env));
+    const folders = foldersOf(flags);
     const entries = readHistory(folders.stateDir);
     if (format === "json") printJson({ entries });
     else if (entries.length === 0) print(`Nothing is noted in ${folders.stateDir}.`);

@@ -2,10 +2,11 @@ import { orderAgent } from "../../../admin/client.ts";
 import { adminSocket } from "../../../admin/status.ts";
 import { mergeFilters } from "../../../config/telemetry.ts";
 import type { LogRecord } from "../../../telemetry/access-log/record.ts";
+import { UsageError } from "../../framework/arguments.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG, textFlag } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, outputIsLost, print } from "../../framework/output.ts";
-import { foldersOf, lastWords } from "../../framework/view.ts";
+import { foldersOf, lastWords, START_AN_AGENT } from "../../framework/view.ts";
 
 /** Longest wait for the next connection, milliseconds. */
 const SILENCE = 86_400_000;
@@ -38,7 +39,7 @@ export const log = command({
       ...(service === undefined ? [] : [{ kind: "service", name: service } as const]),
       ...(unit === undefined ? [] : [{ kind: "unit", name: unit } as const]),
     ]);
-    const most = Number(textFlag(flags, "count") ?? Number.POSITIVE_INFINITY);
+    const most = countOf(textFlag(flags, "count"));
     const { promise: enough, resolve } = Promise.withResolvers<true>();
     process.once("SIGINT", () => resolve(true));
     let printed = 0;
@@ -59,7 +60,13 @@ export const log = command({
     throw new Failure(
       EXIT.agentNotRunning,
       lastWords(folders).sentence,
-      "The kernel counts on; only the log needs an agent. Start it: kmesh run.",
+      `The kernel counts without an agent, and only the log needs one. ${START_AN_AGENT}`,
     );
   },
 });
+
+function countOf(text: string | undefined): number {
+  if (text === undefined) return Number.POSITIVE_INFINITY;
+  if (/^[1-9]\d{0,8}$/.test(text)) return Number(text);
+  throw new UsageError(`--count: "${text}" is not a number of lines`, "Write a whole number from 1 on.");
+}

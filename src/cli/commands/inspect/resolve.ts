@@ -66,7 +66,7 @@ export const resolve = command({
       throw new Failure(
         EXIT.agentNotRunning,
         `no table of names is pinned in ${bpffs}`,
-        "kmesh status says why.",
+        "kmesh status says whether an agent runs and names are on (setting dns).",
       );
     try {
       const types = wanted ? [wanted] : address === undefined ? (["A", "AAAA"] as const) : (["PTR"] as const);

@@ -35,7 +35,10 @@ export const top = command({
     if (!by) throw new UsageError(`--by: "${asked}" is no order`, `Say one of ${TOP_ORDERS.join(", ")}.`);
     const lines = Number(textFlag(flags, "lines") ?? "20");
     if (!Number.isInteger(lines) || lines < 1)
-      throw new UsageError("--lines is no number of lines", "Say a whole number from 1 on.");
+      throw new UsageError(
+        `--lines: "${textFlag(flags, "lines")}" is not a number of lines`,
+        "Write a whole number from 1 on.",
+      );
     if (format === "json") printJson(await askMap(folders, WINDOW));
     else if (flags.once === true || !process.stdout.isTTY)
       print(renderTop(await askMap(folders, WINDOW), by, lines));

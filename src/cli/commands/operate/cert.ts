@@ -1,5 +1,3 @@
-import { readFolders } from "../../../config/config.ts";
-import { sourcesOf } from "../../../config/sources.ts";
 import { type Certificate, MalformedCertificate } from "../../../istiod/identity/certificate.ts";
 import { type Chain, type Link, takeApart } from "../../../istiod/identity/certificate-chain.ts";
 import type { CertificateStore } from "../../../istiod/identity/certificate-store.ts";
@@ -9,6 +7,7 @@ import { identityStore } from "../../../machine/identity-store.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, formatSpan, print, printJson } from "../../framework/output.ts";
+import { foldersOf } from "../../framework/view.ts";
 
 export const cert = command({
   name: "cert",
@@ -18,7 +17,7 @@ export const cert = command({
   examples: [["cert", "Show the certificate and its chain, with their validity"]],
   async run({ flags }) {
     const format = formatOf(flags);
-    const store = identityStore(readFolders(sourcesOf(flags, process.env)).stateDir);
+    const store = identityStore(foldersOf(flags).stateDir);
     const certificate = load(store);
     const now = Date.now();
     const chain = takeApart(certificate, now);

@@ -9,7 +9,7 @@ import { type DecidedSettings, settingsOf } from "../../../config/from-istioctl.
 import { SETTINGS, type SettingName } from "../../../config/settings.ts";
 import { type Sources, sourcesOf } from "../../../config/sources.ts";
 import { type SettingValues, settingValues } from "../../../config/values.ts";
-import { codeOrReason } from "../../../errors/reason.ts";
+import { faultOfFile } from "../../../errors/reason.ts";
 import { readTextFile } from "../../../files/read-file.ts";
 import { isExposed } from "../../../istiod/identity/token.ts";
 import { faultOfRoots } from "../../../istiod/join/membership.ts";
@@ -125,7 +125,7 @@ async function furtherProblems(config: Config): Promise<ConfigError[]> {
     } catch (error) {
       problems.push(
         new ConfigError(
-          `the token ${config.token} can't be read (${codeOrReason(error)}), and there is no certificate yet`,
+          `the token ${config.token} ${faultOfFile(error)}, and there is no certificate yet`,
           "Have istioctl or kubectl create token write one there.",
         ),
       );

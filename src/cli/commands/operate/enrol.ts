@@ -3,7 +3,7 @@ import { readFileSync, realpathSync, statSync } from "node:fs";
 import { readFolders } from "../../../config/config.ts";
 import { sourcesOf } from "../../../config/sources.ts";
 import { NoUnit, unitName } from "../../../datapath/tables/unit.ts";
-import { codeOrReason } from "../../../errors/reason.ts";
+import { faultOfFile } from "../../../errors/reason.ts";
 import { replaceFile } from "../../../files/replace-file.ts";
 import { lockedUnless } from "../../config-file/config-lock.ts";
 import { type Change, type Edited, editUnits } from "../../config-file/unit-setting.ts";
@@ -170,11 +170,10 @@ function textOf(path: string): string {
   try {
     return readFileSync(path, "utf8");
   } catch (error) {
-    const code = codeOrReason(error);
     throw new Failure(
       EXIT.usage,
-      `${path} can't be read (${code})`,
-      "kmesh install writes one; another is named by --config FILE.",
+      `${path} ${faultOfFile(error)}`,
+      "kmesh install writes one; --config FILE names another.",
     );
   }
 }

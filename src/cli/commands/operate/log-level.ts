@@ -1,11 +1,11 @@
 import { AdminError, askAgent, orderAgent } from "../../../admin/client.ts";
 import { adminSocket } from "../../../admin/status.ts";
-import { LOG_LEVELS, readFolders } from "../../../config/config.ts";
-import { sourcesOf } from "../../../config/sources.ts";
+import { LOG_LEVELS } from "../../../config/config.ts";
 import { reasonOf } from "../../../errors/reason.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { formatOf, print, printJson } from "../../framework/output.ts";
+import { foldersOf, START_AN_AGENT } from "../../framework/view.ts";
 
 /** Time limit for the agent's answer, milliseconds. */
 const SILENCE = 10_000;
@@ -28,7 +28,7 @@ export const logLevel = command({
   ],
   async run({ flags, positionals: [level] }) {
     const format = formatOf(flags);
-    const socket = adminSocket(readFolders(sourcesOf(flags, process.env)).runDir);
+    const socket = adminSocket(foldersOf(flags).runDir);
     if (level !== undefined) await change(socket, level);
     const now = (await ask(socket)) as Level | undefined;
     if (!now) throw absent();
@@ -61,7 +61,7 @@ function absent(): Failure {
   return new Failure(
     EXIT.agentNotRunning,
     "no agent runs",
-    "systemctl start kmesh starts one; key log-level of the configuration is what it starts with.",
+    `${START_AN_AGENT} It takes its level from the key log-level of the configuration.`,
   );
 }
 
