@@ -1,7 +1,7 @@
 /** Explains where connections to a host or an address would go, by the live tables. */
 import { lookup } from "node:dns/promises";
 import { type Explanation, explainPinned } from "../datapath/inspect/explain.ts";
-import { NothingPinned, openPinned } from "../datapath/inspect/inspect.ts";
+import { openPinned } from "../datapath/inspect/inspect.ts";
 import { TableView } from "../datapath/inspect/table-view.ts";
 import { explainInbound, type InboundExplanation, UnclearPeer } from "../inbound/explain.ts";
 import { identityStore } from "../machine/identity-store.ts";
@@ -43,7 +43,7 @@ export async function explainDestination(bpffs: string, text: string, mesh?: Mes
 
 /**
  * Explains whether a peer's connection to a port of this machine is let in; see `explainPeerBy` for the texts. Throws
- * BadRequest when they mean nothing, and NothingPinned without policies.
+ * BadRequest when they mean nothing or no policies are pinned, and NothingPinned without tables.
  */
 export function explainPeer(
   { bpffs, stateDir }: { bpffs: string; stateDir: string },
@@ -52,8 +52,12 @@ export function explainPeer(
 ): { inbound: InboundExplanation } {
   try {
     const inbound = explainInbound(bpffs, trustDomainOf(stateDir), from, to);
-    if (!inbound) throw new NothingPinned(bpffs);
-    return { inbound };
+    if (inbound) return { inbound };
+    // Throws NothingPinned when nothing else is pinned either.
+    openPinned(bpffs).close();
+    throw new BadRequest(
+      `no inbound policies are pinned in ${bpffs}: istiod has named no service port of this machine, so its ports are not governed`,
+    );
   } catch (error) {
     if (error instanceof UnclearPeer) throw new BadRequest(error.message);
     throw error;

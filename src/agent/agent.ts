@@ -112,6 +112,7 @@ export class Agent {
       onReleasing: () => this.#telemetry.close(),
       onFoldersRecreated: (paths) => this.#refill(paths),
       onLost: (holder) => this.#end.resolve({ kind: "lost", holder }),
+      onNamesChanged: () => this.#statusFile.changed("news"),
       wakeTunnel: () => wakeTunnel(config),
     });
     warnOfUnits(config.units, log);

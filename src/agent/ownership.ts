@@ -56,6 +56,8 @@ export interface OwnershipOptions {
   onFoldersRecreated(paths: string[]): void;
   /** Called when another process holds the locks, because their folders were removed: this process must end. */
   onLost(holder: LockHeld): void;
+  /** Called when the status of mesh names has changed. */
+  onNamesChanged(): void;
   /** A service port needs the tunnel, and no tunnel has offered its listener yet. */
   wakeTunnel(): void;
 }
@@ -171,6 +173,7 @@ export class Ownership {
         bpffs: folders.bpffs,
         ...this.#nameSettings,
         ownsPins: () => locks.lockedElsewhere() === undefined,
+        changed: () => this.#options.onNamesChanged(),
         isEnrolled: (cgroup) => enrolmentTest(opened.tables)(cgroup),
         log: (line) => log.warn(line),
       });

@@ -6,6 +6,7 @@
  */
 import { existsSync } from "node:fs";
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { reasonOf } from "../errors/reason.ts";
 import { isOnBpffs, unpin } from "../kernel/bpffs.ts";
 import { InterfaceWatch } from "../kernel/net/interfaces.ts";
@@ -34,6 +35,8 @@ export interface NamesOptions extends NamesSettings {
   log(line: string): void;
   /** Whether this process still owns the pins. */
   ownsPins(): boolean;
+  /** Called when the table was filled, or other interfaces are covered. */
+  changed(): void;
   /** Whether a cgroup (by id) is governed. Throws KernelError. */
   isEnrolled(cgroup: bigint): boolean;
 }
@@ -227,6 +230,7 @@ export class Names {
     this.#filled = true;
     this.#attach();
     removeOthers(this.#options.bpffs);
+    this.#options.changed();
   }
 
   #update(hosts: ReadonlySet<string>): void {
@@ -269,7 +273,9 @@ export class Names {
     const held = this.#held;
     // Links without a pin would end at once. The data path reports that the bpffs is gone.
     if (!held || !isOnBpffs(this.#options.bpffs)) return;
+    const before = this.#coverage;
     this.#coverage = attachEverywhere(linkFolder(this.#options.bpffs), held.programs, this.#links);
+    if (!isDeepStrictEqual(before, this.#coverage)) this.#options.changed();
     const failed = this.#coverage.flatMap(({ name, error }) =>
       error === undefined ? [] : [`${name}: ${error}`],
     );

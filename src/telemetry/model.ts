@@ -11,7 +11,7 @@ export interface EdgesDocument {
   version: 1;
   /** When it was made, ISO 8601. */
   at: string;
-  /** Seconds that `recent` and rates cover; the hour at most. */
+  /** Seconds that `recent` and rates cover; the hour at most. 0 without an agent: there are totals alone. */
   window: number;
   /** Seconds for which the agent has history; a `window` that is longer is cut to it. */
   history: number;

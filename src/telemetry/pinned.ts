@@ -19,16 +19,17 @@ export function pinnedDocument(bpffs: string): EdgesDocument {
     const sums = sumUp(reading, sources, new Labels(tables, undefined, false));
     const history = new History();
     history.record(totalsFor(sums), reading.wall);
-    return makeDocument({
+    const document = makeDocument({
       reading,
       sums,
       history,
       window: 0,
       machine: { host: hostname(), workload: "unknown", namespace: "", cluster: "", addresses: [] },
       off: [
-        "No agent runs: there are totals, and neither rates nor history; bytes of live connections are those of its last look.",
+        "No agent runs: there are totals, and neither rates, history nor problems. Bytes of live connections are those of its last look.",
       ],
     });
+    return { ...document, window: 0 };
   } finally {
     tables.close();
   }

@@ -168,7 +168,7 @@ export class Traffic {
       this.#options.warn(`${consequence}: ${reasonOf(error)}`);
       // Without the verifier's log: the map shows this sentence.
       this.#off.push(
-        `${consequence}: the kernel refuses to list them (${codeOf(error) ?? reasonOf(error)}). The agent's log has its words.`,
+        `${consequence}: the kernel refuses to list them (${codeOf(error) ?? reasonOf(error)}). The agent's log has the error.`,
       );
       return undefined;
     }

@@ -11,6 +11,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { readStatus } from "../../src/admin/status.ts";
 import { checksum } from "../../src/cli/service/executable.ts";
 import type { Proof } from "../../src/handover/predecessor.ts";
 import type { Entry } from "../../src/state/history.ts";
@@ -73,6 +74,9 @@ describe.skipIf(why !== undefined)("a hand-over", () => {
       expect(proof.gap_ms).toBeGreaterThan(0);
       expect(proof.gap_ms).toBeLessThan(1_000);
       expect(await lab.status()).toMatchObject({ alive: true, pid: proof.pid, adopted: true });
+      // Without an agent, the file is what is known of them.
+      const hosts = () => readStatus(join(lab.folder, "run"))?.names?.hosts;
+      await eventually("the status file has the names", async () => hosts() === before.names?.hosts);
     });
     // The counters missed none of them.
     expect(governed(await lab.status()) - counted).toBe(made + 5);

@@ -197,7 +197,10 @@ describe.skipIf(why !== undefined)("topology", () => {
       ]);
     expect(lines(bytes.stdout).length).toBe(2);
     expect(names(JSON.parse(json.stdout), "service")).toContain("shop");
-    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining("--lines is no number of lines")]);
+    expect([wrong.code, wrong.stderr]).toEqual([
+      2,
+      expect.stringContaining('--lines: "none" is not a number of'),
+    ]);
     await Promise.all([
       lab.connect(30, { address: "10.96.0.11" }),
       lab.connect(10, { address: "10.96.0.12" }),
@@ -311,12 +314,16 @@ describe.skipIf(why !== undefined)("topology", () => {
       lab.kmesh("top"),
     ]);
     expect(lines(idle.stdout).length).toBe(13);
-    expect(idle.stdout).toContain("No agent runs: there are totals, and neither rates nor history");
+    expect(idle.stdout).toContain("No agent runs: there are totals, and neither rates, history nor problems");
     const pinned = JSON.parse(json.stdout) as EdgesDocument;
     const totals = (all: EdgesDocument["edges"]) => all.map(({ id, total }) => [id, total.opened]);
     expect(totals(pinned.edges)).toEqual(totals(edges));
     expect(pinned.edges.filter(({ carried }) => carried?.mutualTls).length).toBe(4);
-    expect(rates.stdout).toContain("No traffic. --idle shows what there was before.");
-    expect(top.code).toBe(0);
+    expect([rates.stdout, pinned.window]).toEqual([idle.stdout, 0]);
+    expect(rates.stdout).not.toContain("No problems.");
+    expect(top).toMatchObject({
+      code: 0,
+      stdout: expect.stringContaining("kmesh topology shows the totals"),
+    });
   });
 });

@@ -115,7 +115,7 @@ export function lastWords(folders: Folders): { status: AgentStatus | undefined; 
   const age = formatSpan(Date.now() - Date.parse(status.writtenAt));
   return {
     status,
-    sentence: `No agent runs. The last one (pid ${status.pid}) was heard of ${age} ago; what it knew is that old.`,
+    sentence: `No agent runs. The last one (pid ${status.pid}) wrote its status ${age} ago; what it knew is that old.`,
   };
 }
 

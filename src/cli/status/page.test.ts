@@ -3,7 +3,7 @@ import type { AgentStatus } from "../../admin/status.ts";
 import type { Summary } from "../../datapath/inspect/state.ts";
 import type { UnitState } from "../../datapath/tables/unit.ts";
 import { formatBrief, formatProblems, formatStatus } from "./page.ts";
-import { narrow } from "./services.ts";
+import { narrow, noMatch } from "./services.ts";
 
 const NOW = Date.parse("2026-01-01T00:10:00Z");
 
@@ -155,7 +155,7 @@ test("units by name, and whether each is there", () => {
 });
 
 test("without an agent the kernel's part is the same, and the page says who is missing", () => {
-  const text = tell(agent(), kernel(), "No agent runs. The last one (pid 77) was heard of 60 s ago");
+  const text = tell(agent(), kernel(), "No agent runs. The last one (pid 77) wrote its status 60 s ago");
   expect(text).toMatch(/^agent {12}No agent runs\..*\n {17}systemctl start kmesh starts an agent;/m);
   expect(text).toContain("not followed now");
   expect(text).toContain("a:80");
@@ -424,6 +424,9 @@ test("trouble comes first, idle services are summed up, and the head names who w
     Array.from({ length: 10 }, (_, i) => `idle1${i}:80`),
   );
   expect(narrow(answer, { pattern: "usy", problems: false }).kernel?.services.length).toBe(1);
+  const none = narrow(answer, { pattern: "nosuch", problems: false }).kernel;
+  expect(noMatch(none, "nosuch")).toBe('No service matches "nosuch"; kmesh status --all lists them.');
+  expect([noMatch(found, "idle1?:*"), noMatch(kernel(), undefined)]).toEqual([undefined, undefined]);
   for (const page of [formatBrief(answer, "No agent runs."), formatProblems(answer, "No agent runs.", NOW)])
     expect(page).toMatch(/^agent +No agent runs\.\n +systemctl start kmesh starts an agent;/m);
   expect(formatBrief(answer, undefined).split("\n")).toEqual([

@@ -45,6 +45,12 @@ export function narrow<T extends { agent?: AgentStatus | undefined; kernel?: Sum
   };
 }
 
+/** What to say when no service matches a pattern; undefined when some do, or when the services are not known. */
+export function noMatch(kernel: Summary | undefined, pattern: string | undefined): string | undefined {
+  if (pattern === undefined || !kernel || kernel.services.length > 0) return undefined;
+  return `No service matches "${pattern}"; kmesh status --all lists them.`;
+}
+
 /** Whether a name contains `pattern`, or matches it as a whole if it has * or ?. */
 export function matcher(pattern: string): (name: string) => boolean {
   if (!/[*?]/.test(pattern)) return (name) => name.includes(pattern);

@@ -10,18 +10,13 @@ export function renderMap(document: EdgesDocument): string {
   const name = (id: string) => label(nodes.get(id), id);
   const rows: (string | number)[][] = [];
   const isCarried = document.edges.some(({ carried }) => carried);
+  const hasRates = document.window > 0;
   const put = (edge: Edge, what: string) =>
     rows.push([
-      `${MARK[edge.state]} ${what}`,
-      edge.state,
+      `${hasRates ? MARK[edge.state] : " "} ${what}`,
+      ...(hasRates ? [edge.state] : []),
       ...(isCarried ? [wayOf(edge) || "-"] : []),
-      rate(edge.rate.opened),
-      edge.live,
-      edge.failureShare > 0 ? `${(edge.failureShare * 100).toFixed(edge.failureShare < 0.1 ? 1 : 0)}%` : "-",
-      `${bytes(edge.rate.sent)}/s`,
-      `${bytes(edge.rate.received)}/s`,
-      edge.rtt ? ms(edge.rtt.mean) : "-",
-      edge.duration ? formatSpan(edge.duration.mean * 1000) : "-",
+      ...(hasRates ? ratesOf(edge) : totalsOf(edge)),
     ]);
   const inbound = document.edges.filter(({ kind }) => kind === "inbound");
   for (const edge of sorted(inbound)) put(edge, `${name(edge.from)} -> ${name(edge.to)}:${edge.port}`);
@@ -39,27 +34,50 @@ export function renderMap(document: EdgesDocument): string {
   // Endpoints of services that no unit of the selection calls.
   for (const edge of document.edges.filter(({ kind, from }) => kind === "endpoint" && !shown.has(from)))
     put(edge, `${name(edge.from)} -> ${name(edge.to)}`);
-  const head = `${document.machine.host} (${document.machine.workload}${document.machine.namespace === "" ? "" : `, namespace ${document.machine.namespace}`}), the last ${formatSpan(document.window * 1000)}:`;
+  const { host, workload, namespace } = document.machine;
+  const machine = `${host} (${workload}${namespace === "" ? "" : `, namespace ${namespace}`})`;
+  const head = hasRates
+    ? `${machine}, the last ${formatSpan(document.window * 1000)}:`
+    : `${host}, since the counters began:`;
   const body =
     rows.length === 0
-      ? "No traffic. --idle shows what there was before."
+      ? `No traffic.${hasRates ? " --idle shows what there was before." : ""}`
       : table(
           [
             "  WHO",
-            "STATE",
+            ...(hasRates ? ["STATE"] : []),
             ...(isCarried ? ["TUNNEL"] : []),
-            "CONN/s",
+            hasRates ? "CONN/s" : "CONN",
             "LIVE",
             "FAILED",
             "SENT",
             "RECEIVED",
-            "RTT",
-            "DURATION",
+            ...(hasRates ? ["RTT", "DURATION"] : []),
           ],
           rows,
         );
-  const trouble = document.problems.length === 0 ? "No problems." : renderProblems(document.problems);
-  return [head, "", body, ...tunnelLines(document), "", trouble, ...notes(document)].join("\n");
+  const nothing = hasRates ? ["", "No problems."] : [];
+  const trouble = document.problems.length === 0 ? nothing : ["", renderProblems(document.problems)];
+  return [head, "", body, ...tunnelLines(document), ...trouble, ...notes(document)].join("\n");
+}
+
+/** The cells of an edge within the window. */
+function ratesOf(edge: Edge): (string | number)[] {
+  return [
+    rate(edge.rate.opened),
+    edge.live,
+    edge.failureShare > 0 ? `${(edge.failureShare * 100).toFixed(edge.failureShare < 0.1 ? 1 : 0)}%` : "-",
+    `${bytes(edge.rate.sent)}/s`,
+    `${bytes(edge.rate.received)}/s`,
+    edge.rtt ? ms(edge.rtt.mean) : "-",
+    edge.duration ? formatSpan(edge.duration.mean * 1000) : "-",
+  ];
+}
+
+/** The cells of an edge of which there are no rates. */
+function totalsOf({ total, live }: Edge): (string | number)[] {
+  const failed = Object.values(total.failures).reduce((sum, count) => sum + count, 0);
+  return [total.opened, live, failed, bytes(total.sent), bytes(total.received)];
 }
 
 /** How the tunnel carries an edge, in the words of the column TUNNEL; "" when it does not. */
@@ -157,6 +175,7 @@ export function renderMermaid(document: EdgesDocument): string {
 
 /** A line an edge, those first that `by` says. */
 export function renderTop(document: EdgesDocument, by: TopOrder, lines: number): string {
+  if (document.window === 0) return [...document.limits.off, "kmesh topology shows the totals."].join("\n");
   const nodes = new Map(document.nodes.map((node) => [node.id, node]));
   const edges = document.edges
     .filter(({ kind }) => kind !== "endpoint")

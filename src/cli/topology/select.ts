@@ -23,7 +23,7 @@ export function select(document: EdgesDocument, { namespace, failing, idle }: Se
     subjects.has(edge.from);
   const edges = document.edges.filter(
     (edge) =>
-      (idle || failing || edge.state !== "idle" || edge.live > 0) &&
+      (idle || failing || document.window === 0 || edge.state !== "idle" || edge.live > 0) &&
       (namespace === undefined || inNamespace(edge.from) || inNamespace(edge.to)) &&
       (!failing || isBad(edge)),
   );

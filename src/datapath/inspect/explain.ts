@@ -135,7 +135,10 @@ function fateOf(cluster: ClusterState, family: "IPv4" | "IPv6"): Fate {
   }
   const further = (cluster.fallbacks ?? []).flat().length;
   const then = further > 0 ? `, and to ${further} of further priorities when all of these are ejected` : "";
-  return { verdict: "redirect", text: `${cluster.policy} over ${usable.length} endpoint(s)${then}` };
+  return {
+    verdict: "redirect",
+    text: `${cluster.policy} over ${usable.length} ${usable.length === 1 ? "endpoint" : "endpoints"}${then}`,
+  };
 }
 
 /** The target word for a governed address, and how it was found. */

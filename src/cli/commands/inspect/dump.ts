@@ -54,7 +54,7 @@ export const dump = command({
       if (part !== "tables") {
         throw new Failure(
           EXIT.agentNotRunning,
-          `${sentence} What it received and made of it went with it`,
+          `${sentence} What istiod sent it, and the model of that, ended with it`,
           "kmesh dump tables shows what the kernel holds.",
         );
       }

@@ -6,9 +6,9 @@ import { foldersOf } from "../../framework/view.ts";
 
 /** Explains what happens to a query that passes. */
 const PASSED: Readonly<Record<string, string>> = {
-  "passed-unknown": "it is no mesh name: the query passes to the machine's name servers",
-  "passed-excluded": "dns-exclude names it: the query passes to the machine's name servers",
-  "passed-malformed": "it is not a valid name",
+  "passed-unknown": "no mesh name, so the query goes on to the machine's name servers",
+  "passed-excluded": "dns-exclude names it, so the query goes on to the machine's name servers",
+  "passed-malformed": "not a valid name",
   "passed-off": "names are not answered (dns: off)",
 };
 

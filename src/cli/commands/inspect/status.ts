@@ -10,7 +10,7 @@ import { damageNow, foldersOf, kernelState, lastWords, olderThanAttach, view } f
 import { bootOrders } from "../../service/boot-order.ts";
 import { installedPaths } from "../../service/install-plan.ts";
 import { type Answer, formatBrief, formatProblems, formatStatus } from "../../status/page.ts";
-import { type Filter, narrow, troubles } from "../../status/services.ts";
+import { type Filter, narrow, noMatch, troubles } from "../../status/services.ts";
 
 /** Interval of --watch, milliseconds. */
 const LOOK = 2_000;
@@ -47,6 +47,8 @@ export const status = command({
     const format = formatOf(flags);
     const filter: Filter = { pattern, problems: flags.problems === true };
     const page = (answer: Answer, dead: string | undefined, bpffs: string) => {
+      const none = filter.problems ? undefined : noMatch(answer.kernel, pattern);
+      if (none !== undefined) return none;
       if (flags.brief === true) return formatBrief(answer, dead);
       if (filter.problems) return formatProblems(answer, dead);
       return formatStatus(answer, dead, bpffs, flags.all === true || pattern !== undefined);

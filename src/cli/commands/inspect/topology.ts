@@ -92,7 +92,8 @@ export const topology = command({
     else if (format === "dot") print(renderDot(document));
     else if (format === "mermaid") print(renderMermaid(document));
     else if (!problemsOnly) print(renderMap(document));
-    else print(document.problems.length === 0 ? "No problems." : renderProblems(document.problems));
+    else if (document.problems.length > 0) print(renderProblems(document.problems));
+    else print(document.window > 0 ? "No problems." : document.limits.off.join("\n"));
     const bad = problemsOnly && document.problems.some(({ severity }) => severity === "error");
     return bad ? EXIT.failed : EXIT.done;
   },

@@ -43,7 +43,7 @@ function load(store: CertificateStore): Certificate {
   throw new Failure(
     EXIT.failed,
     `there is no certificate in ${store.folder}`,
-    "The agent gets one with the token; kmesh doctor shows what may prevent that.",
+    "The agent gets one with the token, and needs none with --plaintext; kmesh doctor shows what may prevent that.",
   );
 }
 
