@@ -3,7 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { listenerStates } from "../machine/tunnel/sockets.ts";
-import { certificateFinding, socketFinding } from "./tunnel-checks.ts";
+import { certificateFinding, socketFinding, unitFindings } from "./tunnel-checks.ts";
 
 const folder = mkdtempSync(join(tmpdir(), "kmesh-doctor-"));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
@@ -37,4 +37,23 @@ test("a certificate that ends soon, and one that has ended", () => {
   const life = { notBefore: 0, notAfter: 1_000_000 };
   const state = (now: number) => certificateFinding(life, now)[0]?.state;
   expect([state(600_000), state(760_000), state(1_000_001)]).toEqual([undefined, "warning", "error"]);
+});
+
+test("a service that crashes is told, also between two crashes; one that ended or never ran is not", () => {
+  const told = (ActiveState: string, Result: string, ExecMainStatus: number, NRestarts: number) =>
+    unitFindings(
+      Object.entries({ ActiveState, Result, ExecMainStatus, NRestarts })
+        .map((each) => `${each.join("=")}\n`)
+        .join(""),
+    ).map(({ state, text }) => `${state}: ${text}`);
+  expect(told("inactive", "success", 0, 0)).toEqual([]);
+  expect(told("active", "success", 0, 0)).toEqual([]);
+  expect(unitFindings("")).toEqual([]);
+  expect(told("activating", "exit-code", 1, 7)).toEqual([
+    "error: kmesh-tunnel.service has ended with a fault (exit-code, status 1), and systemd has started it again 7 times: connections that need it wait or are reset",
+  ]);
+  expect(told("failed", "exit-code", 4, 0)[0]).toContain("ended with a fault (exit-code, status 4): conn");
+  expect(told("active", "success", 0, 1)).toEqual([
+    "warning: kmesh-tunnel.service runs, and systemd has started it again once: each crash has cut its connections",
+  ]);
 });

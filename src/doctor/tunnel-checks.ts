@@ -1,4 +1,5 @@
 /** The checks of the tunnel: sockets, who has its ports, process, certificate. */
+import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import type { Config } from "../config/config.ts";
 import { reasonOf } from "../errors/reason.ts";
@@ -12,6 +13,10 @@ import { mtlsOf } from "../mesh/inbound.ts";
 import { openPolicySet } from "../policy/pinned.ts";
 import { readTunnels, type TunnelStatus } from "../tunnel/process/status-file.ts";
 import type { Check, Finding } from "./check-runner.ts";
+
+const UNIT = "kmesh-tunnel.service";
+/** How long systemctl may take, milliseconds. */
+const PATIENCE = 3_000;
 
 /** Part of a certificate's life that is left when it should have been renewed long before: kmesh renews at half. */
 const LATE = 0.25;
@@ -31,6 +36,7 @@ function lookAtTunnel(config: Config): Finding[] {
   const processes = readTunnels(config.runDir);
   const findings = [
     ...states.flatMap(socketFinding),
+    ...unitFindings(readUnit()),
     ...offerFindings(config, needed),
     ...processFindings(processes),
     ...certificateFindings(config),
@@ -59,6 +65,38 @@ export function socketFinding({ unit, port, state, holder }: ListenerState): Fin
       cure: existsSync("/run/systemd/system")
         ? `systemctl start ${unit} (systemd starts no socket of a service that runs: systemctl stop kmesh-tunnel first, which ends its connections)`
         : "Run kmesh tunnel.",
+    },
+  ];
+}
+
+/** What systemd says of the tunnel's service; "" without systemd. */
+function readUnit(): string {
+  const asked = ["show", "--property=ActiveState,Result,ExecMainStatus,NRestarts", UNIT];
+  const { status, stdout } = spawnSync("systemctl", asked, { encoding: "utf8", timeout: PATIENCE });
+  return status === 0 ? stdout : "";
+}
+
+/** Whether it crashed, by lines `NAME=VALUE` of systemctl show. systemd starts it again with each connection. */
+export function unitFindings(shown: string): Finding[] {
+  const value = (name: string) => new RegExp(`^${name}=(.*)$`, "m").exec(shown)?.[1] ?? "";
+  const restarts = Number(value("NRestarts"));
+  const times = restarts === 1 ? "once" : `${restarts} times`;
+  const again = restarts > 0 ? `, and systemd has started it again ${times}` : "";
+  const cure = `journalctl -u ${UNIT} -n 20 says why.`;
+  if (!["", "success"].includes(value("Result")))
+    return [
+      {
+        state: "error",
+        text: `${UNIT} has ended with a fault (${value("Result")}, status ${value("ExecMainStatus")})${again}: connections that need it wait or are reset`,
+        cure,
+      },
+    ];
+  if (restarts === 0 || value("ActiveState") !== "active") return [];
+  return [
+    {
+      state: "warning",
+      text: `${UNIT} runs${again}: each crash has cut its connections`,
+      cure,
     },
   ];
 }

@@ -5,6 +5,7 @@ import type { PreexistingConnections } from "../../datapath/inspect/preexisting-
 import type { Summary } from "../../datapath/inspect/state.ts";
 import type { KeptName } from "../../doctor/resolved.ts";
 import type { InboundView } from "../../inbound/view.ts";
+import type { ListenerState } from "../../machine/tunnel/sockets.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 import { indent, since } from "../framework/output.ts";
 import { formatStanding, type readStanding } from "../framework/version-rows.ts";
@@ -29,6 +30,8 @@ export interface Answer {
   older?: PreexistingConnections | NotKnown | undefined;
   /** Running tunnel processes. */
   tunnels?: TunnelStatus[] | undefined;
+  /** The tunnel's listening sockets. */
+  sockets?: ListenerState[] | undefined;
   standing?: ReturnType<typeof readStanding>;
   /** By unit. */
   atBoot?: Record<string, BootOrder>;
@@ -39,7 +42,7 @@ export interface Answer {
 
 /** The whole page. `dead` is the sentence about the agent when none runs. */
 export function formatStatus(
-  { agent, kernel, inbound, older, atBoot, tunnels, standing, lostNames, damage = [] }: Answer,
+  { agent, kernel, inbound, older, atBoot, tunnels, sockets, standing, lostNames, damage = [] }: Answer,
   dead: string | undefined,
   bpffs: string,
   all: boolean,
@@ -57,7 +60,7 @@ export function formatStatus(
     ...formatStanding(standing, dead === undefined, now),
   ];
   const parts = [formatFacts(facts)];
-  parts.push(...formatTrouble({ agent, kernel, inbound, older, tunnels, lostNames, damage }, now));
+  parts.push(...formatTrouble({ agent, kernel, inbound, older, tunnels, sockets, lostNames, damage }, now));
   const sync = agent && formatSync(agent, now);
   if (sync !== undefined) parts.push(sync);
   if (kernel) parts.push(formatServices(kernel, all));
@@ -82,7 +85,7 @@ function deadFacts(dead: string): [string, string][] {
 
 /** Damage and warnings. */
 function formatTrouble(
-  { agent, kernel, inbound, older, tunnels, lostNames, damage = [] }: Answer,
+  { agent, kernel, inbound, older, tunnels, sockets, lostNames, damage = [] }: Answer,
   now: number,
 ): string[] {
   const parts: string[] = [];
@@ -92,7 +95,7 @@ function formatTrouble(
     ...namesWarnings(agent?.names),
     ...(lostNames ? [`${lostNames.example} does not resolve: ${lostNames.text}. ${lostNames.cure}`] : []),
     ...inboundWarnings(agent?.inbound, inbound),
-    ...tunnelWarnings(tunnels),
+    ...tunnelWarnings(tunnels, kernel, sockets),
     ...formatOlder(older),
     ...formatClock(agent, now),
   ];

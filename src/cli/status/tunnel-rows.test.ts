@@ -42,6 +42,17 @@ test("a certificate that is not valid is worth knowing", () => {
   expect(tunnelWarnings([])).toEqual([]);
 });
 
+test("endpoints that are led where nobody listens are worth knowing", () => {
+  const socket = (state: "listens" | "absent") =>
+    [{ unit: "kmesh-tunnel.socket", port: 15001, state }] as const;
+  expect(tunnelWarnings([], kernel({ istio: 2, hbone: 1 }), socket("absent"))).toEqual([
+    "No tunnel listens at port 15001, and 3 endpoints can be reached through it alone: connections to them are refused. kmesh doctor says what to do.",
+  ]);
+  expect(tunnelWarnings([], kernel({ istio: 2 }), socket("listens"))).toEqual([]);
+  expect(tunnelWarnings([], kernel({}), socket("absent"))).toEqual([]);
+  expect(tunnelWarnings([process()], kernel({ istio: 2 }), socket("absent"))).toEqual([]);
+});
+
 test("what was carried each way, failures by reason, identities: over all processes", () => {
   const { rows } = new Counters();
   rows.ways.outbound = {

@@ -1,6 +1,8 @@
 /** Rows of `kmesh status` about what the tunnel carries, in both directions. */
 import type { Summary } from "../../datapath/inspect/state.ts";
 import type { InboundView } from "../../inbound/view.ts";
+import type { ListenerState } from "../../machine/tunnel/sockets.ts";
+import { TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
 import type { WayCounters } from "../../tunnel/counters.ts";
 import type { TunnelStatus } from "../../tunnel/process/status-file.ts";
 import { indent, plural, table } from "../framework/output.ts";
@@ -134,10 +136,14 @@ const IN: Record<string, string> = {
   permissive: "mutual TLS and plaintext",
 };
 
-/** What keeps it from carrying connections. */
-export function tunnelWarnings(processes: readonly TunnelStatus[] = []): string[] {
+/** What keeps it from carrying connections. `sockets` are those that it should have. */
+export function tunnelWarnings(
+  processes: readonly TunnelStatus[] = [],
+  kernel?: Summary,
+  sockets: readonly ListenerState[] = [],
+): string[] {
   const accepting = processes.find(({ draining }) => !draining);
-  if (!accepting) return [];
+  if (!accepting) return silentWarnings(kernel, sockets);
   const { valid, trouble } = accepting.certificate;
   const warnings: string[] = [];
   const hidden = accepting.callers?.hidden ?? 0;
@@ -149,5 +155,15 @@ export function tunnelWarnings(processes: readonly TunnelStatus[] = []): string[
   return [
     ...warnings,
     `The tunnel has no certificate that is valid${trouble === undefined ? "" : `: ${trouble}`}. kmesh cert shows this machine's.`,
+  ];
+}
+
+/** Endpoints are led to a port where nobody takes connections. */
+function silentWarnings(kernel: Summary | undefined, sockets: readonly ListenerState[]): string[] {
+  const led = Object.values(kernel?.tunnel ?? {}).reduce((sum, count) => sum + count, 0);
+  const silent = sockets.find(({ port, state }) => port === TUNNEL_PORT && state !== "listens");
+  if (led === 0 || !silent) return [];
+  return [
+    `No tunnel listens at port ${TUNNEL_PORT}, and ${plural(led, "endpoint")} can be reached through it alone: connections to them are refused. kmesh doctor says what to do.`,
   ];
 }

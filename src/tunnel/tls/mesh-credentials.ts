@@ -1,7 +1,7 @@
 import { readlinkSync } from "node:fs";
 import { join } from "node:path";
 import { createSecureContext, type SecureContext, type SecureVersion } from "node:tls";
-import { reasonOf } from "../../errors/reason.ts";
+import { isMissing, reasonOf } from "../../errors/reason.ts";
 import { type Certificate, isValidAt } from "../../istiod/identity/certificate.ts";
 import type { CertificateStore } from "../../istiod/identity/certificate-store.ts";
 import { formatSpiffe } from "../../istiod/spiffe.ts";
@@ -88,9 +88,13 @@ export class MeshCredentials {
 
   /** Reads the files again if they were replaced since. */
   refresh(): void {
-    const link = this.#readLink();
-    if (link === undefined || link === this.#link) return;
     try {
+      const link = this.#readLink();
+      if (link === this.#link) {
+        if (link !== undefined) this.#trouble = "";
+        return;
+      }
+      if (link === undefined) throw new Error("the files are gone");
       const certificate = this.#store.load();
       if (!certificate) return;
       this.#generation = { ...prepare(certificate), certificate };
@@ -113,8 +117,9 @@ export class MeshCredentials {
   #readLink(): string | undefined {
     try {
       return readlinkSync(join(this.#store.folder, "current"));
-    } catch {
-      return undefined;
+    } catch (error) {
+      if (isMissing(error)) return undefined;
+      throw error;
     }
   }
 }

@@ -1,5 +1,6 @@
 import { sourcesOf } from "../../../config/sources.ts";
 import { lostInResolved } from "../../../doctor/resolved.ts";
+import { listenerStates } from "../../../machine/tunnel/sockets.ts";
 import type { NamesStatus } from "../../../names/status.ts";
 import { readTunnels } from "../../../tunnel/process/status-file.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
@@ -84,9 +85,10 @@ async function look(
   const older = root && value.kernel ? await olderThanAttach(folders.bpffs) : undefined;
   const standing = root ? readStanding(folders.stateDir) : undefined;
   const tunnels = root ? readTunnels(folders.runDir) : [];
+  const sockets = root ? listenerStates() : undefined;
   const atBoot = bootOrders(installedPaths().units);
   const lostNames = lookForLostNames(value.agent?.names);
-  const answer = narrow({ ...value, older, atBoot, tunnels, standing, lostNames, damage }, filter);
+  const answer = narrow({ ...value, older, atBoot, tunnels, sockets, standing, lostNames, damage }, filter);
   if (format === "json") {
     printJson({
       alive,
