@@ -103,10 +103,18 @@ test("HBONE: an allowed CONNECT reaches the app, others get ztunnel's statuses",
     "web.shop:80",
     `${own}:0`,
     `${own}:99999`,
+    `[::ffff:127.0.0.1]:${app}`,
+    `0.0.0.0:${app}`,
+    `admin@${own}:${app}`,
+    `${own}:${app}:80`,
+    own,
   ])
     expect([authority, await viaHbone(port, authority)]).toEqual([authority, "bad-response"]);
   expect(await viaHbone(port, `${own}:1`)).toBe("peer-unavailable");
-  await lab.failures("hbone", 10);
+  // A port of none of this machine's services, though something listens there.
+  mode = undefined;
+  expect(await viaHbone(port, `${own}:${app}`)).toBe("bad-response");
+  await lab.failures("hbone", 16);
   await lab.idle("hbone");
   expect(lab.counters.rows.ways.hbone).toMatchObject({
     open: 0,
@@ -117,8 +125,8 @@ test("HBONE: an allowed CONNECT reaches the app, others get ztunnel's statuses",
   });
   expect(lab.counters.rows.ways.hbone.failures).toEqual({
     denied: 1,
-    "not-ours": 5,
-    "bad-request": 3,
+    "not-ours": 8,
+    "bad-request": 6,
     "connect-refused": 1,
   });
   expect(lab.counters.rows.identities).toEqual({ [mesh.id("client")]: 1 });
@@ -259,6 +267,7 @@ test("a client that is not of the mesh gets nothing, with its reason", async () 
     ["no-peer-certificate", {}],
     ["expired", mesh.issue("client", { from: -3, to: -1 })],
     ["not-yet-valid", mesh.issue("client", { from: 1, to: 2 })],
+    ["tls-error", { ...mesh.issue("client"), minVersion: "TLSv1", maxVersion: "TLSv1.1" }],
     ["wrong-san", uris("spiffe://elsewhere/ns/shop/sa/client")],
     ["wrong-san", uris(mesh.id("client"), mesh.id("other"))],
     ["wrong-san", uris("https://example.com/")],
@@ -289,6 +298,9 @@ test("a ClientHello that does not end, or is none, is given up on with its reaso
     ["160301020001", "handshake-timeout"],
     ["16030100050100000100", "tls-error"],
     ["1603010000", "handshake-timeout"],
+    // A hello of 16 MiB, and one of 48 KiB that comes whole, in three records.
+    [`1603014000${"01fffffe".padEnd(2 * 16_384, "0")}`, "tls-error"],
+    [["0100bffc", "", ""].map((head) => `1603014000${head.padEnd(2 * 16_384, "0")}`).join(""), "tls-error"],
   ] as const) {
     const socket = await dialTcp(port);
     lab.defer(() => socket.destroy());

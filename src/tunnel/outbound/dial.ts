@@ -1,6 +1,7 @@
 /** Connects to a target by its transport. */
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
+import { canonicalAddress } from "../../mesh/address.ts";
 import type { SanMatch, Transport } from "../../mesh/transport.ts";
 import { TunnelFailure } from "../failure.ts";
 import type { Budget } from "../http2/budget.ts";
@@ -93,9 +94,10 @@ export class Dialer {
       case "hbone":
         return this.#hbone(peer, transport, source, signal);
       case "proxy-protocol": {
-        const header = proxyHeader(transport.version, source, peer);
         const tcp = await openTcp(to, this.#options.patience ?? CONNECT_PATIENCE, signal);
-        tcp.write(header);
+        // Apps come to the tunnel from loopback, which is no address of theirs to a peer.
+        const address = isLoopback(source.address) ? (tcp.localAddress ?? source.address) : source.address;
+        tcp.write(proxyHeader(transport.version, { address, port: source.port }, peer));
         const { over } = transport;
         if (!over) return { stream: tcp };
         if (over.kind === "istio") return this.#istio({ stream: tcp }, over, signal);
@@ -224,6 +226,10 @@ export class Dialer {
     const { patience } = this.#options;
     return patience === undefined ? {} : { patience };
   }
+}
+
+function isLoopback(address: string): boolean {
+  return canonicalAddress(address)?.startsWith("127.") ?? false;
 }
 
 /** `host:port`, `[host]:port` for IPv6. */

@@ -3,6 +3,7 @@ import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { rmSync, writeFileSync } from "node:fs";
 import { createServer, type Server, type Socket } from "node:net";
+import { networkInterfaces } from "node:os";
 import { join } from "node:path";
 import { createServer as createTlsServer, type TLSSocket, type TlsOptions } from "node:tls";
 import { dialTcp, listening, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
@@ -12,6 +13,7 @@ import { readCertificate } from "../../istiod/identity/certificate.ts";
 import type { Transport } from "../../mesh/transport.ts";
 import { addressOfTarget } from "../../mesh/tunnel-address.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
+import type { TunnelTarget } from "./target.ts";
 
 let lab: TunnelHalves;
 let mesh: TestMesh;
@@ -469,4 +471,21 @@ test("PROXY protocol: the header comes first, alone or before TLS", async () => 
   expect(bytes.readUInt16BE(24)).toBe(v2.localPort ?? 0);
   // A ClientHello follows.
   expect(bytes[28]).toBe(0x16);
+});
+
+test("PROXY protocol: the app's address is this machine's towards the peer, not the loopback that it came by", async () => {
+  const own = Object.values(networkInterfaces())
+    .flatMap((addresses) => addresses ?? [])
+    .find(({ family, internal }) => family === "IPv4" && !internal)?.address;
+  if (own === undefined) throw new Error("this machine has no address but loopback");
+  const first = Promise.withResolvers<Buffer>();
+  const port = await lab.listen((socket) => {
+    socket.once("data", (chunk: Buffer) => first.resolve(chunk));
+    socket.resume();
+  }, "0.0.0.0");
+  const at = target(2, port, { kind: "proxy-protocol", version: 1 });
+  lab.targets.set(2, { ...(lab.targets.get(2) as TunnelTarget), peer: { address: own, port } });
+  const app = await dialTcp(entrance, at);
+  lab.defer(() => app.destroy());
+  expect(String(await first.promise)).toBe(`PROXY TCP4 ${own} ${own} ${app.localPort} ${port}\r\n`);
 });
