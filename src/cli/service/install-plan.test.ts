@@ -20,6 +20,7 @@ import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address
 import { asset } from "../../runtime/assets.ts";
 import { LISTENERS } from "../../tunnel/process/listeners.ts";
 import { configTemplate } from "../config-file/config-file.ts";
+import { EXIT } from "../framework/exit.ts";
 import type { Step } from "../framework/plan.ts";
 import { bootStep, dropInOf } from "./boot-order.ts";
 import {
@@ -336,5 +337,10 @@ describe("the tunnel's units", () => {
     for (const line of ["KillMode=process", "LimitCORE=0", "UMask=0077"])
       expect(tunnel).toContain(`\n${line}\n`);
     expect(tunnel).not.toMatch(/^(ProtectKernelTunables|MemoryDenyWriteExecute|PrivateTmp)=/m);
+  });
+
+  test("what a second start can't mend is not tried again at once: flags, the machine, a port in use", () => {
+    const codes = [EXIT.usage, EXIT.unsupported, EXIT.alreadyRunning].join(" ");
+    expect(tunnel).toContain(`\nRestartPreventExitStatus=${codes}\n`);
   });
 });

@@ -4,10 +4,13 @@ import { networkInterfaces } from "node:os";
 import type { TLSSocket } from "node:tls";
 import { dialTcp, outcome } from "../../../test/lab/mesh-member.ts";
 import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
+import { Http2Connection } from "../http2/connection.ts";
 import { ERROR, encodeFrame, encodeNumber, encodeSettings, FRAME, SETTING } from "../http2/frames.ts";
+import type { Headers } from "../http2/hpack.ts";
 import { acceptTls } from "../tls/accept.ts";
 import type { MeshCredentials } from "../tls/mesh-credentials.ts";
 import type { Dialer } from "./dial.ts";
+import { HbonePool } from "./hbone-pool.ts";
 
 const OWN = Object.values(networkInterfaces())
   .flatMap((addresses) => addresses ?? [])
@@ -261,4 +264,44 @@ test("the peer's stream limit and windows bound what shares a connection", async
     for (const socket of open) socket.resetAndDestroy();
     await until(() => lab.counters.rows.ways.outbound.open === 0);
   }
+});
+
+test("a connection takes no stream after the end of its peer's certificate: another is opened, open streams go on", async () => {
+  let opened = 0;
+  let notAfter = 0;
+  const port = await lab.listen((socket) => {
+    const connection = new Http2Connection(socket, {
+      role: "server",
+      budget: lab.budget,
+      request: (stream) => {
+        stream.on("error", () => {});
+        stream.respond(200);
+        stream.pipe(stream);
+      },
+    });
+    lab.defer(() => connection.destroy());
+  });
+  const pool = new HbonePool(lab.budget);
+  lab.defer(() => pool.drain());
+  const generation = {};
+  const connect = async () => {
+    const { signal } = new AbortController();
+    const open = async () => {
+      opened++;
+      return { socket: (await dialTcp(port)) as TLSSocket, notAfter };
+    };
+    const headers: Headers = [
+      [":method", "CONNECT"],
+      [":authority", "10.0.0.1:80"],
+    ];
+    return (await pool.connect({ key: "", generation, open, headers, patience: 1_000 }, signal)).stream;
+  };
+  const first = await connect();
+  notAfter = Date.now() + 60_000;
+  await connect();
+  await connect();
+  expect(opened).toBe(2);
+  const answer = outcome(first.resume());
+  first.end("well");
+  expect(await answer).toBe("well");
 });
