@@ -109,7 +109,7 @@ async function placesOf(bpffs: string, destination: Destination): Promise<Place[
     throw new BadRequest(`the mesh knows no service ${host}: add the port, as in ${host}:80`);
   const found = await lookup(host, { all: true }).catch(() => []);
   if (found.length === 0)
-    throw new BadRequest(`${host} is no service of the mesh, and its name resolves to nothing`);
+    throw new BadRequest(`${host} is not a service of the mesh, and its name resolves to nothing`);
   return [...new Set(found.map((each) => each.address))].map((each) => ({ address: each, port }));
 }
 

@@ -215,7 +215,7 @@ async function bodyOf(request: IncomingMessage): Promise<unknown> {
   try {
     return JSON.parse(Buffer.concat(parts).toString("utf8"));
   } catch {
-    throw new BadRequest("the body is no JSON");
+    throw new BadRequest("the body is not JSON");
   }
 }
 

@@ -217,7 +217,7 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "flag",
       () => readConfig(withFile("", { ...base, exclude: ["10.0.0.0/8", "x"] })),
-      /^--exclude: "x" is no address block.*10\.0\.0\.0\/8/,
+      /^--exclude: "x" is not an address block.*10\.0\.0\.0\/8/,
     ],
     [
       "variable",
@@ -250,12 +250,12 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "trust domain",
       () => readConfig(withFile("trust-domain: a/b", base)),
-      /key trust-domain: "a\/b" is no trust domain/,
+      /key trust-domain: "a\/b" is not a trust domain/,
     ],
     [
       "certificate's life",
       () => readConfig(withFile("certificate-life: 1d", base)),
-      /key certificate-life: "1d" is no length of time/,
+      /key certificate-life: "1d" is not a length of time/,
     ],
     [
       "short life",
@@ -277,9 +277,9 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "name",
       () => readConfig(withFile("", { ...base, namespace: "Prod" })),
-      /--namespace: "Prod" is no Kubernetes name/,
+      /--namespace: "Prod" is not a Kubernetes name/,
     ],
-    ["istiod", () => readConfig(withFile("", { ...base, istiod: "a:0" })), /--istiod: "0" is no port/],
+    ["istiod", () => readConfig(withFile("", { ...base, istiod: "a:0" })), /--istiod: "0" is not a port/],
     [
       "map",
       () => readConfig(withFile("", { ...base, labels: ["app"] })),
@@ -288,7 +288,7 @@ describe("what is wrong is named, with its place and the next step", () => {
     [
       "label",
       () => readConfig(withFile("labels: {version: [1]}", base)),
-      /key labels: version is no text. Write version: "..." with quotes/,
+      /key labels: version is not a text. Write version: "..." with quotes/,
     ],
     [
       "a port for istiod",
@@ -320,12 +320,12 @@ describe("what is wrong is named, with its place and the next step", () => {
       () => readConfig(withFile("", { ...base, hosts: ["istiod=nowhere"] })),
       /--hosts: "nowhere" is neither an IP address nor a full DNS name/,
     ],
-    ["JSON", () => readConfig(withFile("", base, { KMESH_PORTS: "[" })), /^KMESH_PORTS: it is no JSON/],
-    ["ports", () => readConfig(withFile("ports: 80", base)), /key ports: it is no list.*containerPort/],
+    ["JSON", () => readConfig(withFile("", base, { KMESH_PORTS: "[" })), /^KMESH_PORTS: it is not JSON/],
+    ["ports", () => readConfig(withFile("ports: 80", base)), /key ports: it is not a list.*containerPort/],
     [
       "probe",
       () => readConfig(withFile("readiness-probe: {httpget: {port: 1}}", base)),
-      /key readiness-probe: it can't be used: httpget is no field of it \(those are httpGet, tcpSocket/,
+      /key readiness-probe: it can't be used: httpget is not a field of it \(those are httpGet, tcpSocket/,
     ],
     [
       "metadata",
@@ -358,11 +358,11 @@ describe("what is wrong is named, with its place and the next step", () => {
     );
     expect(problems.map(({ message }) => message.replace(/^.*yaml[:,] /, ""))).toEqual([
       'there is no setting "namspace"',
-      'key istiod: "0" is no port',
+      'key istiod: "0" is not a port',
       "istiod's root certificate is missing",
-      "key labels: a is no text",
-      "key labels: b is no text",
-      'key exclude: "y" is no address block',
+      "key labels: a is not a text",
+      "key labels: b is not a text",
+      'key exclude: "y" is not an address block',
     ]);
   });
 

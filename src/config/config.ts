@@ -160,7 +160,7 @@ export function examineConfig(
     problems.push(
       new NotThereYet(
         "istiod's address is missing",
-        `Say --istiod HOST:PORT, or set KMESH_ISTIOD, or write "istiod: HOST:PORT" into ${sources.file.path}.`,
+        `Give --istiod HOST:PORT, or set KMESH_ISTIOD, or write "istiod: HOST:PORT" into ${sources.file.path}.`,
         sources.file.path,
       ),
     );
@@ -170,7 +170,7 @@ export function examineConfig(
     problems.push(
       new ConfigError(
         "istiod's root certificate is missing",
-        "Say --ca FILE (istioctl x workload entry configure writes it as root-cert.pem), or --plaintext for port 15010.",
+        "Give --ca FILE (istioctl x workload entry configure writes it as root-cert.pem), or --plaintext for port 15010.",
       ),
     );
   }

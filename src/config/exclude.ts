@@ -14,7 +14,7 @@ export function parseExclude(text: string): Exclude {
   const example = "Write CIDR or CIDR:PORT, for example 10.0.0.0/8, 192.0.2.7:443 or [fd00::/8]:443.";
   const found = /^(\[[^\]]+\]|[\d.]+(?:\/\d+)?)(?::([^:]*))?$/.exec(text);
   const block = parsePrefix(found?.[1] ?? text);
-  if (!block) throw new Invalid(`"${text}" is no address block`, example);
+  if (!block) throw new Invalid(`"${text}" is not an address block`, example);
   return { ...block, port: found?.[2] === undefined ? 0 : parsePort(found[2], example) };
 }
 

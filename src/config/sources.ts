@@ -237,7 +237,7 @@ function keysAndValues(value: unknown, hint: string): Record<string, Json> {
   const [first] = Array.isArray(value) ? value : [value];
   if (typeof first === "string" && first.startsWith("{")) {
     if (isObject(parseJson(first))) return mapOf(readYaml(first)) ?? {};
-    throw new Invalid("it is no JSON object", next);
+    throw new Invalid("it is not a JSON object", next);
   }
   const found = new Map<string, string[]>();
   for (const part of partsOf(value)) {

@@ -45,7 +45,7 @@ export function parseIstiod(text: string, port: number): { host: string; port: n
   const found = /^(\[[^\]]+\]|[^:[\]/\s]+)(?::(\d+))?$/.exec(text);
   if (!found?.[1]) throw new Invalid(`"${text}" is not HOST:PORT`, example);
   const host = found[1].startsWith("[") ? canonicalAddress(found[1]) : found[1];
-  if (host === undefined) throw new Invalid(`"${found[1]}" is no IPv6 address`, example);
+  if (host === undefined) throw new Invalid(`"${found[1]}" is not an IPv6 address`, example);
   if (/^\d+$/.test(host)) throw new Invalid(`"${text}" is a port without a host`, example);
   if (!isHost(host)) throw new Invalid(`"${host}" is neither a host name nor an address`, example);
   return { host, port: found[2] === undefined ? port : parsePort(found[2], example) };
@@ -61,14 +61,15 @@ function isHost(text: string): boolean {
 
 export function parsePort(digits: string, example: string): number {
   const port = Number(digits);
-  if (!/^\d+$/.test(digits) || port < 1 || port > 65535) throw new Invalid(`"${digits}" is no port`, example);
+  if (!/^\d+$/.test(digits) || port < 1 || port > 65535)
+    throw new Invalid(`"${digits}" is not a port`, example);
   return port;
 }
 
 export function parseIp(text: string): string {
   const address = canonicalAddress(text);
   if (address === undefined)
-    throw new Invalid(`"${text}" is no IP address`, "Write an IPv4 or IPv6 address.");
+    throw new Invalid(`"${text}" is not an IP address`, "Write an IPv4 or IPv6 address.");
   return address;
 }
 
@@ -97,7 +98,7 @@ export function parseAddresses(name: string, value: Json): string[] {
 export function parseLocality(text: string): { region: string; zone: string; subzone: string } {
   const parts = text.split("/");
   if (parts.length > 3 || parts[0] === "") {
-    throw new Invalid(`"${text}" is no locality`, "Write REGION, REGION/ZONE or REGION/ZONE/SUBZONE.");
+    throw new Invalid(`"${text}" is not a locality`, "Write REGION, REGION/ZONE or REGION/ZONE/SUBZONE.");
   }
   const [region = "", zone = "", subzone = ""] = parts;
   return { region, zone, subzone };
@@ -105,7 +106,10 @@ export function parseLocality(text: string): { region: string; zone: string; sub
 
 export function parseName(text: string): string {
   if (isNamespace(text)) return text;
-  throw new Invalid(`"${text}" is no Kubernetes name`, "Use small letters, digits and dashes, at most 63.");
+  throw new Invalid(
+    `"${text}" is not a Kubernetes name`,
+    "Use small letters, digits and dashes, at most 63.",
+  );
 }
 
 /** In seconds. istiod backdates certificates by two minutes, so a shorter lifetime would be renewed permanently. */
@@ -113,7 +117,7 @@ export function parseLife(text: string): number {
   const [, digits, unit = ""] = /^(\d{1,9})([smh])$/.exec(text) ?? [];
   const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
   const example = "Write a whole number and s, m or h, for example 24h.";
-  if (digits === undefined) throw new Invalid(`"${text}" is no length of time`, example);
+  if (digits === undefined) throw new Invalid(`"${text}" is not a length of time`, example);
   if (seconds < 120) throw new Invalid(`${text} is too short for a certificate: 2m is the least`, example);
   return seconds;
 }
@@ -130,7 +134,7 @@ export function parseNodeName(text: string): string {
 export function parseObjectName(text: string): string {
   if (isObjectName(text)) return text;
   throw new Invalid(
-    `"${text}" is no Kubernetes name`,
+    `"${text}" is not a Kubernetes name`,
     "Use small letters, digits, dashes and dots, at most 253.",
   );
 }
@@ -138,12 +142,15 @@ export function parseObjectName(text: string): string {
 /** A group's name, as groupadd(8) accepts it, or its number. */
 export function parseGroup(text: string): string {
   if (/^([a-z_][a-z0-9_-]{0,31}\$?|\d{1,9})$/i.test(text)) return text;
-  throw new Invalid(`"${text}" is no group's name`, "Name a group of this machine, for example adm.");
+  throw new Invalid(`"${text}" is not the name of a group`, "Name a group of this machine, for example adm.");
 }
 
 export function parsePorts(value: Json): readonly Json[] {
   if (Array.isArray(value)) return value;
-  throw new Invalid("it is no list", 'Write a list, for example [{"name": "http", "containerPort": 8080}].');
+  throw new Invalid(
+    "it is not a list",
+    'Write a list, for example [{"name": "http", "containerPort": 8080}].',
+  );
 }
 
 export function parseProbe(value: Json): { readonly [key: string]: Json } {
@@ -164,7 +171,7 @@ export function parseMetadata(key: string, value: Json): Json {
 
 export function textOf(value: Json, key: string): string {
   if (typeof value === "string") return value;
-  throw new Invalid(`${key} is no text`, `Write ${key}: "..." with quotes.`);
+  throw new Invalid(`${key} is not a text`, `Write ${key}: "..." with quotes.`);
 }
 
 /** JSON. Numbers are read as in the file. */
@@ -173,7 +180,7 @@ export function parseJson(text: string): Json {
     JSON.parse(text);
     return jsonOf(readYaml(text), TEXT_FIELDS);
   } catch {
-    throw new Invalid("it is no JSON", "Quote keys and texts, and the whole of it for the shell.");
+    throw new Invalid("it is not JSON", "Quote keys and texts, and the whole of it for the shell.");
   }
 }
 
@@ -184,7 +191,7 @@ export function isObject(value: unknown): value is { readonly [key: string]: Jso
 export function parseTrustDomain(text: string): string {
   if (isTrustDomain(text)) return text;
   throw new Invalid(
-    `"${text}" is no trust domain`,
+    `"${text}" is not a trust domain`,
     "Use small letters, digits, dots, dashes and underscores, for example cluster.local.",
   );
 }

@@ -21,7 +21,7 @@ export function parseLogFilter(text: string): FilterPart {
   const [, kind, name] = /^(service|unit)=(.+)$/.exec(text) ?? [];
   if (kind === "service" && name) return { kind, name };
   if (kind === "unit" && name) return { kind, name };
-  throw new Invalid(`"${text}" is no filter`, "Write failures, service=HOST[:PORT] or unit=NAME.");
+  throw new Invalid(`"${text}" is not a filter`, "Write failures, service=HOST[:PORT] or unit=NAME.");
 }
 
 export function mergeFilters(parts: readonly FilterPart[]): AccessLogFilter {
@@ -47,7 +47,7 @@ export function parseListener(text: string): { host: string; port: number } {
   const [, v6, name, digits] = /^(?:\[([0-9a-fA-F:.]+)\]|([^:\s]+)):(\d+)$/.exec(text) ?? [];
   const host = v6 ?? name;
   if (host === undefined || digits === undefined)
-    throw new Invalid(`"${text}" is no address and port`, example);
+    throw new Invalid(`"${text}" is not an address and port`, example);
   return { host, port: parsePort(digits, example) };
 }
 
@@ -60,7 +60,10 @@ export function parseLogTarget(text: string): string {
 export function parseRate(text: string): number {
   const rate = Number(text);
   if (!/^\d{1,7}$/.test(text) || rate < 1)
-    throw new Invalid(`"${text}" is no number of lines`, "Write a whole number from 1 on, for example 1000.");
+    throw new Invalid(
+      `"${text}" is not a number of lines`,
+      "Write a whole number from 1 on, for example 1000.",
+    );
   return rate;
 }
 
@@ -69,6 +72,6 @@ export function parseInterval(text: string): number {
   const [, digits, unit = ""] = /^(\d{1,6})([smh])$/.exec(text) ?? [];
   const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
   if (digits === undefined || seconds < 5)
-    throw new Invalid(`"${text}" is no interval`, "Write a whole number and s, m or h, 5s at least.");
+    throw new Invalid(`"${text}" is not an interval`, "Write a whole number and s, m or h, 5s at least.");
   return seconds;
 }

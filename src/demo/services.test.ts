@@ -23,7 +23,7 @@ test.each([
   ["outbound: NO\nservices: []", "outbound: expected one of ALLOW_ANY, REGISTRY_ONLY"],
   ["service: []", 'the file: "service" is unknown here; known are outbound, services'],
   ["services: [{ host: a, port: 0 }]", "services[0].port: expected a whole number from 1 to 65535, found 0"],
-  [service("addresses: [here]"), 'services[0].addresses[0]: "here" is no IP address'],
+  [service("addresses: [here]"), 'services[0].addresses[0]: "here" is not an IP address'],
   [service("protocol: http"), "needs addresses"],
   [service("protocol: http, addresses: [10.0.0.0/8]"), "needs protocol tcp"],
   [service("mtls: strict"), "services[0].mtls: expected one of istio, hbone"],

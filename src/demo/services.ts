@@ -143,7 +143,7 @@ export function manyServices(count: number, endpoints: number): DemoMesh {
 
 function machineAddress(place: Place): string {
   const known = canonicalAddress(place.text());
-  if (known === undefined) throw new Error(`${place.path}: "${place.text()}" is no IP address`);
+  if (known === undefined) throw new Error(`${place.path}: "${place.text()}" is not an IP address`);
   return known;
 }
 
@@ -227,7 +227,7 @@ function endpoint(place: Place): DemoEndpoint {
   const workload = object.optional("workload")?.text();
   const at = object.required("address");
   const known = canonicalAddress(at.text());
-  if (known === undefined) throw new Error(`${at.path}: "${at.text()}" is no IP address`);
+  if (known === undefined) throw new Error(`${at.path}: "${at.text()}" is not an IP address`);
   return {
     address: known,
     port: object.required("port").integer(1, 65_535),
@@ -245,7 +245,7 @@ function address(place: Place, protocol: "tcp" | "http"): string {
   const single = canonicalAddress(text);
   if (single !== undefined) return single;
   const block = text.includes("/") ? parsePrefix(text) : undefined;
-  if (block === undefined) throw new Error(`${place.path}: "${text}" is no IP address`);
+  if (block === undefined) throw new Error(`${place.path}: "${text}" is not an IP address`);
   if (protocol === "http")
     throw new Error(`${place.path}: ${text}, a block of addresses, needs protocol tcp`);
   return `${block.address}/${block.length}`;

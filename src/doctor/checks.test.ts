@@ -174,7 +174,7 @@ test("files: roots, token, folders, and who may read them", async () => {
   expect(lines(await look("files", { "state-dir": state }))[0]).toBe(
     `error: ${state} may be written by others (mode 777): \`kmesh run\` refuses that => chmod go-w ${state}`,
   );
-  expect(lines(await look("files", { "state-dir": join(folder, "token") }))[0]).toContain("is no folder");
+  expect(lines(await look("files", { "state-dir": join(folder, "token") }))[0]).toContain("is not a folder");
   chmodSync(state, 0o700);
   writeFileSync(join(state, "manifest.json"), '{"version":9}');
   expect(lines(await look("files", { "state-dir": state }))[0]).toStartWith(

@@ -197,7 +197,7 @@ function lookAtFolder(flag: string, folder: string): Finding[] {
   const stat = statSync(folder, { throwIfNoEntry: false });
   const at = nearest(folder);
   if (stat && !stat.isDirectory())
-    return [faulty(`${folder} is no folder`, `Move it away, or name another with ${flag}.`)];
+    return [faulty(`${folder} is not a folder`, `Move it away, or name another with ${flag}.`)];
   try {
     accessSync(at, constants.W_OK);
   } catch (error) {

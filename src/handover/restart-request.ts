@@ -29,7 +29,7 @@ export function readRestartRequest(body: unknown, now = Date.now()): RestartRequ
   if (executable !== undefined && (typeof executable !== "string" || !executable.startsWith("/")))
     throw new BadRequest("executable is no absolute path");
   if (typeof timeout !== "number" || !(timeout > 0 && timeout <= LONGEST))
-    throw new BadRequest("timeout is no number of milliseconds up to an hour");
+    throw new BadRequest("timeout is not a number of milliseconds up to an hour");
   if (typeof asked !== "number" || Math.abs(now - asked) > STALE)
     throw new Conflict(
       "the agent got to it too late, or the clock was set meanwhile: nothing was done, ask again",

@@ -63,24 +63,24 @@ test("what is wrong is named by its field", () => {
     [{}, "it names none of httpGet, tcpSocket, grpc, exec, and must name one"],
     [{ httpGet: { port: 1 }, exec: { command: ["x"] } }, "it names httpGet and exec of"],
     [{ httpGet: {} }, "httpGet.port is missing"],
-    [{ httpGet: { port: "8080" } }, "httpGet.port is no whole number"],
-    [{ tcpSocket: { port: 70_000 } }, "tcpSocket.port is no port"],
+    [{ httpGet: { port: "8080" } }, "httpGet.port is not a whole number"],
+    [{ tcpSocket: { port: 70_000 } }, "tcpSocket.port is not a port"],
     [{ httpGet: { port: 80, scheme: "ftp" } }, "httpGet.scheme is neither HTTP nor HTTPS"],
-    [{ httpGet: { port: 80, paht: "/" } }, "httpGet.paht is no field of it (those are path, port"],
+    [{ httpGet: { port: 80, paht: "/" } }, "httpGet.paht is not a field of it (those are path, port"],
     [
       { httpGet: { port: 80, httpHeaders: [{ name: "a b", value: "" }] } },
-      "httpGet.httpHeaders[0].name is no header's name",
+      "httpGet.httpHeaders[0].name is not the name of a header",
     ],
     [
       { httpGet: { port: 80, httpHeaders: [{ name: "a", value: "x\r\ny" }] } },
       "httpGet.httpHeaders[0].value can't be",
     ],
     [{ exec: { command: [] } }, "exec.command is empty"],
-    [{ exec: { command: "true" } }, "exec.command is no list"],
-    [{ exec: { command: ["a", 1] } }, "exec.command is no list of texts"],
-    [{ exec: { command: ["a"] }, periodSeconds: 1.5 }, "periodSeconds is no whole number"],
-    [{ exec: { command: ["a"] }, failureThreshold: -1 }, "failureThreshold is no whole number"],
-    [{ exec: { command: ["a"] }, period: 1 }, "period is no field of it"],
+    [{ exec: { command: "true" } }, "exec.command is not a list"],
+    [{ exec: { command: ["a", 1] } }, "exec.command is not a list of texts"],
+    [{ exec: { command: ["a"] }, periodSeconds: 1.5 }, "periodSeconds is not a whole number"],
+    [{ exec: { command: ["a"] }, failureThreshold: -1 }, "failureThreshold is not a whole number"],
+    [{ exec: { command: ["a"] }, period: 1 }, "period is not a field of it"],
   ];
   for (const [json, message] of wrong) {
     expect(() => parseProbe(json)).toThrow(MalformedProbe);

@@ -106,7 +106,7 @@ function questionOf(kind: (typeof KINDS)[number], fields: Fields): Question {
     case "exec": {
       fields.only(["command"]);
       const command = fields.list("command").map((word) => {
-        if (typeof word !== "string") fields.wrong("command", "is no list of texts");
+        if (typeof word !== "string") fields.wrong("command", "is not a list of texts");
         return String(word);
       });
       if (command.length === 0 || command[0] === "") fields.wrong("command", "is empty");
@@ -126,7 +126,7 @@ function headersOf(fields: Fields): { name: string; value: string }[] {
     const header = new Fields(each, `httpGet.httpHeaders[${i}].`);
     header.only(["name", "value"]);
     const name = header.text("name");
-    if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) header.wrong("name", "is no header's name");
+    if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]+$/.test(name)) header.wrong("name", "is not the name of a header");
     const value = header.text("value");
     if (/[^\t\x20-\x7e\x80-\xff]/.test(value)) header.wrong("value", "can't be a header's value");
     return { name, value };
@@ -151,7 +151,7 @@ class Fields {
 
   only(known: readonly string[]): void {
     for (const field of Object.keys(this.#values))
-      if (!known.includes(field)) this.wrong(field, `is no field of it (those are ${known.join(", ")})`);
+      if (!known.includes(field)) this.wrong(field, `is not a field of it (those are ${known.join(", ")})`);
   }
 
   has(field: string): boolean {
@@ -164,13 +164,13 @@ class Fields {
 
   text(field: string): string {
     const value = this.has(field) ? this.#values[field] : "";
-    if (typeof value !== "string") this.wrong(field, "is no text");
+    if (typeof value !== "string") this.wrong(field, "is not a text");
     return value;
   }
 
   list(field: string): unknown[] {
     const value = this.has(field) ? this.#values[field] : [];
-    if (!Array.isArray(value)) this.wrong(field, "is no list");
+    if (!Array.isArray(value)) this.wrong(field, "is not a list");
     return value;
   }
 
@@ -178,14 +178,14 @@ class Fields {
   number(field: string, fallback: number, least: number): number {
     const value = this.has(field) ? this.#values[field] : 0;
     if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value > 2 ** 31 - 1)
-      this.wrong(field, "is no whole number");
+      this.wrong(field, "is not a whole number");
     return value < least ? fallback : value;
   }
 
   port(): number {
     if (!this.has("port")) this.wrong("port", "is missing");
     const port = this.number("port", 0, 1);
-    if (port < 1 || port > 65_535) this.wrong("port", "is no port");
+    if (port < 1 || port > 65_535) this.wrong("port", "is not a port");
     return port;
   }
 }

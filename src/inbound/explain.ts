@@ -141,7 +141,7 @@ function peerOf(text: string): { address?: string; identity?: Identity } {
   const where = at === undefined ? undefined : canonicalAddress(at);
   if (trustDomain === undefined || namespace === undefined || serviceAccount === undefined)
     throw new UnclearPeer(`"${text}" is neither an address nor TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`);
-  if (at !== undefined && where === undefined) throw new UnclearPeer(`"${at}" is no address`);
+  if (at !== undefined && where === undefined) throw new UnclearPeer(`"${at}" is not an address`);
   return { identity: { trustDomain, namespace, serviceAccount }, ...(where ? { address: where } : {}) };
 }
 

@@ -166,7 +166,7 @@ export function usableAddresses(candidates: Iterable<string>): string[] {
 export function parseLocality(text: string): Locality {
   const [region = "", zone = "", subzone = "", ...rest] = text.split("/");
   if (region === "" || rest.length > 0 || (zone === "" && subzone !== "")) {
-    throw new Error(`"${text}" is no locality: give REGION/ZONE/SUBZONE, the last two may be left out`);
+    throw new Error(`"${text}" is not a locality: give REGION/ZONE/SUBZONE, the last two may be left out`);
   }
   return { region, zone, subzone };
 }

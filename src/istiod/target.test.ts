@@ -12,7 +12,7 @@ test.each([
 
 test.each(["", "istiod", "istiod:", "istiod:0", "istiod:70000", ":15010", "fd00::1:15010", "[istiod]:15010"])(
   "%j is refused",
-  (text) => expect(() => parseTarget(text)).toThrow("is no address of istiod"),
+  (text) => expect(() => parseTarget(text)).toThrow("is not an address of istiod"),
 );
 
 test("through this machine istiod is known by its name in the cluster", () => {

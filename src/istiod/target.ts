@@ -54,11 +54,11 @@ export function parseTarget(text: string, hosts: Hosts = {}): Target {
   const port = Number(match?.[3]);
   if (host === undefined || port < 1 || port > 65_535) {
     throw new Error(
-      `"${text}" is no address of istiod: give HOST:PORT, such as istiod.istio-system.svc:15012`,
+      `"${text}" is not an address of istiod: give HOST:PORT, such as istiod.istio-system.svc:15012`,
     );
   }
   if (match?.[1] !== undefined && isIP(host) !== 6) {
-    throw new Error(`"${text}" is no address of istiod: the text in [ ] must be an IPv6 address`);
+    throw new Error(`"${text}" is not an address of istiod: the text in [ ] must be an IPv6 address`);
   }
   const addresses = Object.hasOwn(hosts, host) ? hosts[host] : undefined;
   return addresses === undefined ? { host, port } : { host, port, addresses };

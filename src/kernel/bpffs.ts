@@ -36,7 +36,7 @@ export function ensureBpffs(folder: string): void {
     throw new Error(`${path}: a bpffs refuses names with a dot`);
   if (existsSync(path) && !statSync(path).isDirectory())
     throw new Error(
-      `${path} is no folder: somebody has pinned something there. Find out what it is and move it away ` +
+      `${path} is not a folder: somebody has pinned something there. Find out what it is and move it away ` +
         `(mv ${path} ${path}_other), or choose another folder with --bpffs`,
     );
   mkdirSync(path, { recursive: true, mode: 0o700 });

@@ -51,7 +51,7 @@ describe.skipIf(!root)("damage to the state folder", () => {
   test("a file in its place", () => {
     mkdirSync(folder, { recursive: true });
     writeFileSync(folders.stateDir, "");
-    expect(damageOf(folders)[0]?.what).toContain("it is no folder");
+    expect(damageOf(folders)[0]?.what).toContain("it is not a folder");
   });
 
   test("what only the agent knows", () => {

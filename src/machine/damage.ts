@@ -67,7 +67,7 @@ function damagedState(path: string): Damage[] {
 function unwritable(path: string): [string, string] | undefined {
   const entry = statSync(path, { throwIfNoEntry: false });
   if (!entry) return undefined;
-  if (!entry.isDirectory()) return ["it is no folder", `move it away: mv ${path} ${path}.old`];
+  if (!entry.isDirectory()) return ["it is not a folder", `move it away: mv ${path} ${path}.old`];
   try {
     accessSync(path, constants.W_OK | constants.X_OK);
   } catch (error) {

@@ -73,7 +73,7 @@ describe("text and bytes", () => {
     "::1::",
     "host",
     "[]",
-  ])("%p is no address", (given) => {
+  ])("%p is not an address", (given) => {
     expect(canonicalAddress(given)).toBeUndefined();
     expect(parseAddress(given)).toBeUndefined();
   });

@@ -38,7 +38,7 @@ export function parseAddress(text: string): Uint8Array | undefined {
 /** As `parseAddress`. Throws RangeError for a text that is no address. */
 export function addressBytes(text: string): Uint8Array {
   const bytes = parseAddress(text);
-  if (!bytes) throw new RangeError(`${text} is no address`);
+  if (!bytes) throw new RangeError(`${text} is not an address`);
   return bytes;
 }
 

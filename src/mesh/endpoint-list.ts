@@ -155,7 +155,7 @@ export class EndpointBuffer {
       return;
     }
     const bytes = parseAddress(address);
-    if (!bytes) throw new TypeError(`"${address}" is no IP address`);
+    if (!bytes) throw new TypeError(`"${address}" is not an IP address`);
     const at = this.#grow();
     this.words.set(new Uint32Array(bytes.buffer), at);
     this.#finish(at, port, weight, healthy, marked, transport);

@@ -99,18 +99,18 @@ function prefixOf(value: unknown): string {
   const text = textOf(value);
   const prefix = parsePrefix(text);
   if (!prefix || canonicalAddress(prefix.address) !== prefix.address)
-    throw new RangeError(`${JSON.stringify(text)} is no block of addresses`);
+    throw new RangeError(`${JSON.stringify(text)} is not a block of addresses`);
   return text;
 }
 
 function portOf(value: unknown): number {
   if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value > 65535)
-    throw new RangeError(`${JSON.stringify(value)} is no port`);
+    throw new RangeError(`${JSON.stringify(value)} is not a port`);
   return value;
 }
 
 function textOf(value: unknown): string {
-  if (typeof value !== "string") throw new RangeError(`${JSON.stringify(value)} is no text`);
+  if (typeof value !== "string") throw new RangeError(`${JSON.stringify(value)} is not a text`);
   return value;
 }
 
@@ -121,7 +121,7 @@ function oneOf<T extends string>(choices: readonly T[], value: unknown): T {
 }
 
 function list(value: unknown, what: string): unknown[] {
-  if (!Array.isArray(value)) throw new RangeError(`${what} is no list`);
+  if (!Array.isArray(value)) throw new RangeError(`${what} is not a list`);
   return value;
 }
 

@@ -25,7 +25,7 @@ export const LAST_TARGET = 2 ** 24 - 2;
 /** The address of a target for the programs, `127.a.b.c`. Throws RangeError for a number out of range. */
 export function addressOfTarget(number: number): string {
   if (!Number.isInteger(number) || number < FIRST_TARGET || number > LAST_TARGET)
-    throw new RangeError(`${number} is no number of a tunnel target`);
+    throw new RangeError(`${number} is not a number of a tunnel target`);
   return `127.${number >>> 16}.${(number >>> 8) & 255}.${number & 255}`;
 }
 

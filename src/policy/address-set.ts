@@ -42,6 +42,6 @@ export class AddressSet {
 /** Throws RangeError. */
 export function blockOf(text: string): Prefix {
   const prefix = parsePrefix(text);
-  if (!prefix) throw new RangeError(`${JSON.stringify(text)} is no block of addresses`);
+  if (!prefix) throw new RangeError(`${JSON.stringify(text)} is not a block of addresses`);
   return prefix;
 }

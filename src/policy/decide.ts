@@ -241,7 +241,7 @@ export function factsOf(source: string, destination: string, port: number, peer:
 
 function placeOf(address: string): Place {
   const number = addressNumber(address);
-  if (number === undefined) throw new RangeError(`${JSON.stringify(address)} is no IP address`);
+  if (number === undefined) throw new RangeError(`${JSON.stringify(address)} is not an IP address`);
   const v4 = isV4(address);
   return { isIn: (set) => truthOf(set.has(number, v4)) };
 }

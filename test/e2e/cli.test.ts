@@ -29,7 +29,7 @@ describe.skipIf(why !== undefined)("the command line", () => {
     [
       ["run", "--istiod", "a:1", "--plaintext", "--exclude", "10.0.0.0/40"],
       2,
-      /--exclude: "10.0.0.0\/40" is no address block/,
+      /--exclude: "10.0.0.0\/40" is not an address block/,
     ],
     [
       ["run", "--istiod", "a:1", "--ca", "/does/not/exist"],
@@ -42,7 +42,7 @@ describe.skipIf(why !== undefined)("the command line", () => {
       /no cgroup \/does\/not\/exist/,
     ],
     [["status", "--output", "yaml", ...folders], 2, /"yaml" is neither text nor json/],
-    [["dump", "everything"], 2, /Say received, model or tables/],
+    [["dump", "everything"], 2, /Write received, model or tables/],
     [["dump", "tables", ...folders], 3, /no agent runs, and nothing is pinned/],
     [["dump", "model", ...folders], 3, /No agent runs.*kmesh dump tables shows/s],
     [["explain", "a b", ...folders], 2, /"a b" is neither HOST/],
@@ -51,10 +51,10 @@ describe.skipIf(why !== undefined)("the command line", () => {
     [["join", "--from", "/does/not/exist", ...folders], 1, /there is no folder \/does\/not\/exist/],
     [["join", ...folders], 1, /none of istioctl's files in Istio's own places/],
     [["install", "--from", folder, "--root", folder], 1, /none of istioctl's files in /],
-    [["config"], 2, /action is missing\n {2}Say check or diff/],
+    [["config"], 2, /action is missing\n {2}Write check or diff/],
     [["config", "check", "--from", folder], 2, /--from is for diff/],
     [["config", "diff", folder], 2, /one argument too many/],
-    [["demo", "--seconds", "soon"], 2, /--seconds: "soon" is no number/],
+    [["demo", "--seconds", "soon"], 2, /--seconds: "soon" is not a number/],
     [["status", "--config", "/does/not/exist"], 2, /not\/exist does not exist\n {2}kmesh install writes one/],
     [["log", "--count", "0", ...folders], 2, /--count: "0" is not a number of lines/],
   ];
@@ -94,7 +94,7 @@ describe.skipIf(why !== undefined)("the command line", () => {
     expect(valid).toBe(false);
     expect(problems.map(({ message }: { message: string }) => message.replace(`${file}, key `, ""))).toEqual([
       'plaintext: "maybe" is neither true nor false',
-      'istiod: "0" is no port',
+      'istiod: "0" is not a port',
       "istiod's root certificate is missing",
       expect.stringContaining("there is no cgroup /does/not/exist"),
     ]);

@@ -216,7 +216,7 @@ describe.skipIf(why !== undefined)("damage under the single file", () => {
       );
       await eventually("it ends", () => second.status !== undefined);
       expect(second.status).not.toBe(0);
-      expect(second.output()).toContain(`${path} is no folder: somebody has pinned something there`);
+      expect(second.output()).toContain(`${path} is not a folder: somebody has pinned something there`);
     } finally {
       rmSync(path);
     }

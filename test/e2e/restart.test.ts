@@ -389,7 +389,7 @@ describe.skipIf(why !== undefined)("an upgrade", () => {
       [[join(folder, "none")], "does not exist"],
       [[folder], "is not a file"],
       [[text], "not an ELF file"],
-      [["/bin/ls"], "is no kmesh"],
+      [["/bin/ls"], "is not a kmesh"],
       [[wide, `--sha256=${"0".repeat(64)}`], "is damaged or another one"],
     ];
     for (const [args, reason] of cases) {

@@ -121,7 +121,7 @@ describe.skipIf(why !== undefined)("a VM with istioctl's files", () => {
     const wrong = await kmesh("config", "check");
     expect(wrong.code).toBe(2);
     for (const text of [
-      '"0" is no port',
+      '"0" is not a port',
       'no setting "namspace"',
       "no cgroup /none",
       "root certificate is missing",

@@ -49,7 +49,7 @@ export const demo = command({
 /** Throws UsageError for an unknown mode. */
 function modeOf(text = "kernel-native"): Mode {
   const mode = MODES.find((each) => each === text);
-  if (!mode) throw new UsageError(`"${text}" is no mode`, `Name one of ${MODES.join(", ")}.`);
+  if (!mode) throw new UsageError(`"${text}" is not a mode`, `Name one of ${MODES.join(", ")}.`);
   return mode;
 }
 
@@ -112,7 +112,7 @@ export const demoPart = command({
 function secondsOf(text = "5"): number {
   const seconds = Number(text);
   if (Number.isFinite(seconds) && seconds >= 0.5 && seconds <= 3600) return seconds;
-  throw new UsageError(`--seconds: "${text}" is no number from 0.5 to 3600`, "Write --seconds 5.");
+  throw new UsageError(`--seconds: "${text}" is not a number from 0.5 to 3600`, "Write --seconds 5.");
 }
 
 function opening(): string {

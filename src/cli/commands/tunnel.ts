@@ -106,8 +106,8 @@ function workersOf(text: string | undefined): WorkerCount {
   const count = Number(text);
   if (!/^\d{1,2}$/.test(text) || count < 1 || count > MOST_WORKERS)
     throw new UsageError(
-      `--workers: "${text}" is no number of processes`,
-      `Say auto, or 1 to ${MOST_WORKERS}.`,
+      `--workers: "${text}" is not a number of processes`,
+      `Write auto, or 1 to ${MOST_WORKERS}.`,
     );
   return count;
 }
@@ -116,6 +116,6 @@ function durationOf(text: string | undefined): number | undefined {
   if (text === undefined) return undefined;
   const [, digits, unit = ""] = /^(\d{1,6})([smh])$/.exec(text) ?? [];
   if (digits === undefined)
-    throw new UsageError(`--drain-timeout: "${text}" is no duration`, "Say 30s, 10m or 2h.");
+    throw new UsageError(`--drain-timeout: "${text}" is not a duration`, "Write 30s, 10m or 2h.");
   return Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0) * 1000;
 }

@@ -29,6 +29,13 @@ const EXAMPLES: Partial<Record<string, string>> = {
   unit: "[nginx.service, shop.service]",
   cgroup: "[/system.slice/shop.service]",
   exclude: "[192.0.2.0/24, 198.51.100.7:443]",
+  "trust-domain-aliases": "[old.example]",
+  "dns-exclude": "[corp.example]",
+  metrics: "127.0.0.1:15020",
+  "access-log": "journal",
+  "access-log-filter": "[failures, unit=shop.service]",
+  "access-log-interval": "5m",
+  "admin-group": "adm",
 };
 
 /** A configuration file that explains every setting. Settings that are not in `values` are commented out. */

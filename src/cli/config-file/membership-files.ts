@@ -53,7 +53,7 @@ export function readMembers(from: string, certified: SpiffeId | undefined, root 
     throw new Failure(
       EXIT.failed,
       `there are none of istioctl's files in ${where}`,
-      "Have them written by istioctl x workload entry configure -o DIR, and say --from DIR.",
+      "Have them written by istioctl x workload entry configure -o DIR, and give --from DIR.",
     );
   }
   // Istio's own installation appends it to /etc/hosts.
@@ -81,7 +81,7 @@ function placesIn(folder: string): Record<MembershipFile, string> {
     throw new Failure(
       EXIT.failed,
       `there is no folder ${folder}`,
-      "Say --from DIR, where istioctl wrote its files.",
+      "Give --from DIR, where istioctl wrote its files.",
     );
   return {
     "cluster.env": join(folder, "cluster.env"),

@@ -1,11 +1,12 @@
 import { expect, test } from "bun:test";
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { SETTINGS } from "../../config/settings.ts";
 import { COMMANDS } from "../commands.ts";
 import { loadAll } from "../framework/command.ts";
+import { EXIT_CODES } from "../framework/exit.ts";
 import { formatHelp, formatOverview } from "../framework/help.ts";
 import { completionScript, SHELLS } from "./completion.ts";
 import { manualPage, PAGES } from "./manual.ts";
@@ -94,6 +95,15 @@ test("the settings are listed once, and those that a reload changes are named wh
     "unit, cgroup, exclude, netns, dns, dns-exclude, dns-truncate, inbound, enforce-established, shadow, traffic, metrics,";
   expect(help("run")).toContain(`These settings change at once: ${reloaded}`);
   expect(manualPage("kmesh.yaml.5", commands, about).replaceAll("\\-", "-")).toContain(reloaded);
+});
+
+test("README names each command and each exit code", () => {
+  const readme = readFileSync(join(import.meta.dirname, "../../../README.md"), "utf8");
+  const table = readme.slice(readme.indexOf("## Commands"), readme.indexOf("## See traffic"));
+  const listed = commands.filter(({ hidden }) => !hidden).map(({ name }) => name);
+  expect(listed.filter((name) => !new RegExp(`\\| .*(kmesh |\`)${name}\\b`).test(table))).toEqual([]);
+  const codes = [...table.matchAll(/^\| (\d+) \|/gm)].map(([, code]) => Number(code));
+  expect(codes).toEqual(EXIT_CODES.map(([code]) => code));
 });
 
 test("the shells can read their scripts", () => {

@@ -28,7 +28,7 @@ test("a switch is taken back, and one that was not given is not there", () => {
 });
 
 test("after -- everything is a positional", () => {
-  expect(() => parseArguments(["--", "--shadow"], shape)).toThrow('"--shadow" is no what');
+  expect(() => parseArguments(["--", "--shadow"], shape)).toThrow('"--shadow" is not a valid what');
 });
 
 const wrong: [string[], RegExp][] = [
@@ -42,8 +42,8 @@ const wrong: [string[], RegExp][] = [
   [["--istiod", "--shadow"], /--istiod needs a value/],
   [["--istiod", "a:1", "--istiod", "b:1"], /--istiod is given twice/],
   [["--shadow=maybe"], /--shadow takes no value/],
-  [["modle"], /"modle" is no what.*mean "model"/],
-  [["everything"], /"everything" is no what.*model or tables/],
+  [["modle"], /"modle" is not a valid what.*mean "model"/],
+  [["everything"], /"everything" is not a valid what.*model or tables/],
   [["model", "tables"], /"tables" is one argument too many/],
 ];
 for (const [args, expected] of wrong) {

@@ -71,7 +71,7 @@ export function parseArguments(args: readonly string[], shape: Shape): Arguments
     const before = flags[key];
     if (setting.kind === "list" || setting.kind === "map")
       flags[key] = [...(Array.isArray(before) ? before : []), value];
-    else if (before !== undefined) throw new UsageError(`${name} is given twice`, "Say it once.");
+    else if (before !== undefined) throw new UsageError(`${name} is given twice`, "Give it once.");
     else flags[key] = value;
   }
   return { flags, positionals: positionalsOf(rest, shape.positionals) };
@@ -110,13 +110,13 @@ function positionalsOf(given: string[], declared: readonly Positional[]): (strin
     const value = given[i];
     if (value === undefined) {
       if (!positional.required) return undefined;
-      throw new UsageError(`${positional.name} is missing`, `Say ${wordsOf(positional)}.`);
+      throw new UsageError(`${positional.name} is missing`, `Write ${wordsOf(positional)}.`);
     }
     if (positional.choices && !positional.choices.includes(value)) {
       const near = closest(value, positional.choices);
       throw new UsageError(
-        `"${value}" is no ${positional.name}`,
-        near ? `Did you mean "${near}"?` : `Say ${wordsOf(positional)}.`,
+        `"${value}" is not a valid ${positional.name}`,
+        near ? `Did you mean "${near}"?` : `Write ${wordsOf(positional)}.`,
       );
     }
     return value;

@@ -21,7 +21,7 @@ const OTHER = "0".repeat(64);
 
 describe("the checksum of a download", () => {
   const damaged = /is damaged or another one: its SHA-256 is [0-9a-f]{64}, not 0{64}$/;
-  const right = /is no executable \(not an ELF file\)$/;
+  const right = /is not an executable \(not an ELF file\)$/;
 
   test.each([
     ["the file beside it", ".sha256", (sum: string) => `${sum}\n`],

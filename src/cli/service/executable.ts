@@ -50,7 +50,7 @@ export function examine(path: string, sha256?: string): Executable {
   const about = parsed(stdout);
   if (about?.program !== "kmesh" && typeof about?.kernel !== "string") {
     const words = status === 0 ? "" : ` (exit code ${status}: ${stderr.trim().split("\n")[0] ?? ""})`;
-    throw wrong(path, `is no kmesh${words}`);
+    throw wrong(path, `is not a kmesh${words}`);
   }
   if (typeof about.abi !== "string" || typeof about.version !== "string" || about.handover !== PROTOCOL)
     throw wrong(
@@ -71,7 +71,7 @@ function requireElf(path: string): void {
   } finally {
     closeSync(fd);
   }
-  if (head.readUInt32BE(0) !== 0x7f454c46) throw wrong(path, "is no executable (not an ELF file)");
+  if (head.readUInt32BE(0) !== 0x7f454c46) throw wrong(path, "is not an executable (not an ELF file)");
   const machine = MACHINES[arch()];
   if (head[4] !== 2 || (machine !== undefined && head.readUInt16LE(18) !== machine))
     throw wrong(path, `is not for this machine (${arch()})`);

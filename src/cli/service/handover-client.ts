@@ -43,7 +43,7 @@ export function timeoutOf(flags: Arguments["flags"]): number {
   const seconds = Number(text.replace(/s$/, ""));
   if (text !== "" && seconds > 0 && seconds <= LONGEST) return seconds * 1000;
   throw new UsageError(
-    `--timeout: "${text}" is no number of seconds`,
+    `--timeout: "${text}" is not a number of seconds`,
     `Write --timeout 60 (at most ${LONGEST}).`,
   );
 }

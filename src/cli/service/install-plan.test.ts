@@ -249,6 +249,7 @@ describe("uninstall", () => {
 
 test("the configuration that is written says nothing yet, and each of its examples is right", () => {
   expect(parse(configTemplate())).toBeNull();
+  expect(configTemplate()).not.toMatch(/^#[a-z-]+: *$/m);
   const path = join(folder, "config.yaml");
   const existing = { "/etc/kmesh/root-cert.pem": path, "/etc/kmesh/istio-token": path };
   let text = configTemplate().replace(/^#(?=\S)/gm, "");

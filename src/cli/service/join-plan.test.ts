@@ -208,7 +208,7 @@ describe("join", () => {
         `  ${from}/hosts can't be read (it is a folder, not a regular file)`,
         `  ${from}/root-cert.pem is missing: copy it from where istioctl wrote it`,
         `  ${from}/mesh.yaml: defaultConfig.discoveryAddress is missing`,
-        `  ${from}/cluster.env: ISTIO_NAMESPACE is no Kubernetes name: "Shop!"`,
+        `  ${from}/cluster.env: ISTIO_NAMESPACE is not a Kubernetes name: "Shop!"`,
         `  ${from}/cluster.env: SERVICE_ACCOUNT is missing`,
         "Mend them, or have istioctl x workload entry configure write them anew.",
       ].join("\n"),
@@ -242,7 +242,7 @@ describe("join", () => {
     writeFileSync(below(CONFIG), "exclude: [nowhere]\nnamspace: x\n");
     expect(refusal()).toContain("the configuration would be wrong, nothing was changed:");
     expect(refusal()).toContain('there is no setting "namspace". Did you mean "namespace"?');
-    expect(refusal()).toContain('key exclude: "nowhere" is no address block');
+    expect(refusal()).toContain('key exclude: "nowhere" is not an address block');
     writeFileSync(below(CONFIG), "a: [\n");
     expect(refusal()).toContain(`${below(CONFIG)} is not valid YAML: Flow sequence`);
     writeFileSync(below(CONFIG), "- a\n");
@@ -253,7 +253,7 @@ describe("join", () => {
     expect(refusal(() => readMembers(join(folder, "none"), undefined))).toContain("there is no folder");
     mkdirSync(join(folder, "empty"));
     expect(refusal(() => readMembers(join(folder, "empty"), undefined))).toBe(
-      `there are none of istioctl's files in ${folder}/empty\nHave them written by istioctl x workload entry configure -o DIR, and say --from DIR.`,
+      `there are none of istioctl's files in ${folder}/empty\nHave them written by istioctl x workload entry configure -o DIR, and give --from DIR.`,
     );
   });
 

@@ -159,7 +159,7 @@ export function findFrontend(tables: Tables, address: string, port: number) {
 
 /** The reason why the destination is never governed; undefined when it is. */
 export function exemption(tables: Tables, address: string, port: number): string | undefined {
-  if (!parseAddress(address)) throw new TypeError(`"${address}" is no IP address`);
+  if (!parseAddress(address)) throw new TypeError(`"${address}" is not an IP address`);
   const block = exemptBlockOf(address);
   if (block) return `always exempt: ${formatExemptBlock(block)}`;
   const excluded = tables.exclusions.find(address, port) ?? tables.exclusions.find(address, 0);

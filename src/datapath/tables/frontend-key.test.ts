@@ -32,7 +32,7 @@ describe("frontend keys", () => {
   });
 
   test("text that is no address is refused by name", () => {
-    expect(() => exactKey("example.org", 80)).toThrow('"example.org" is no IP address');
+    expect(() => exactKey("example.org", 80)).toThrow('"example.org" is not an IP address');
   });
 
   test("fingerprints tell neighbours apart", () => {

@@ -80,7 +80,7 @@ const LITTLE_ENDIAN = new Uint8Array(Uint16Array.of(1).buffer)[0] === 1;
 
 function bytesOf(address: string): Uint8Array {
   const bytes = parseAddress(address);
-  if (!bytes) throw new TypeError(`"${address}" is no IP address`);
+  if (!bytes) throw new TypeError(`"${address}" is not an IP address`);
   return bytes;
 }
 

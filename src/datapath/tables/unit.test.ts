@@ -22,9 +22,11 @@ test("what can't be enrolled is told why", () => {
       throw error;
     }
   };
-  expect(reason("")).toBe('"" is no unit\'s name');
-  expect(reason("a b.service")).toBe('"a b.service" is no unit\'s name');
-  expect(reason("/system.slice/nginx.service")).toBe('"/system.slice/nginx.service" is no unit\'s name');
+  expect(reason("")).toBe('"" is not the name of a unit');
+  expect(reason("a b.service")).toBe('"a b.service" is not the name of a unit');
+  expect(reason("/system.slice/nginx.service")).toBe(
+    '"/system.slice/nginx.service" is not the name of a unit',
+  );
   expect(reason("shop.timer")).toContain("a timer only starts others");
   expect(reason("shop@.service")).toContain("name an instance");
   expect(reason("shop@")).toContain("name an instance");

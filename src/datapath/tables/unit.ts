@@ -17,7 +17,7 @@ export function unitName(text: string): string {
   const kind = /\.([a-z]+)$/.exec(text)?.[1];
   const known = kind !== undefined && [...KINDS, ...OTHER_KINDS].includes(kind);
   const name = known ? text : `${text}.service`;
-  if (!/^[A-Za-z0-9:_.\\@-]+$/.test(text)) throw new NoUnit(`"${text}" is no unit's name`);
+  if (!/^[A-Za-z0-9:_.\\@-]+$/.test(text)) throw new NoUnit(`"${text}" is not the name of a unit`);
   if (name.length > LONGEST_UNIT)
     throw new NoUnit(`"${name}" has ${name.length} characters, ${LONGEST_UNIT} at most can be told apart`);
   if (/^[^@]*@\.[a-z]+$/.test(name))

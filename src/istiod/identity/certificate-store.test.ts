@@ -109,7 +109,7 @@ test("a certificate is read as a whole, or its fault is told", () => {
     [[web.key, web.chain, authority.root], "it names no workload (DNS:example.org)"],
     [
       [key, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----", authority.root],
-      "a part of it is no certificate",
+      "a part of it is not a certificate",
     ],
   ] as [[string, string, string], string][])
     expect(() => readCertificate(...parts)).toThrow(new MalformedCertificate(reason));

@@ -72,7 +72,7 @@ function parse(pem: string): X509Certificate {
   try {
     return new X509Certificate(pem);
   } catch {
-    throw new MalformedCertificate("a part of it is no certificate");
+    throw new MalformedCertificate("a part of it is not a certificate");
   }
 }
 

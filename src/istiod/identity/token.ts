@@ -38,7 +38,7 @@ export function isExposed(file: string): boolean {
  */
 export function faultOfToken(token: string, id: SpiffeId, now: number): string | undefined {
   const claims = claimsOf(token);
-  if (!claims) return "it is no service account token";
+  if (!claims) return "it is not a service account token";
   const { exp, sub, aud } = claims;
   if (typeof exp === "number" && exp * 1000 <= now) return `it expired at ${time(exp * 1000)}`;
   const audiences = (Array.isArray(aud) ? aud : [aud]).filter((each) => typeof each === "string");

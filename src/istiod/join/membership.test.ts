@@ -125,7 +125,7 @@ test.each([
   [
     "ISTIO_NAMESPACE='shop'",
     "ISTIO_NAMESPACE='Shop!'",
-    'cluster.env: ISTIO_NAMESPACE is no Kubernetes name: "Shop!"',
+    'cluster.env: ISTIO_NAMESPACE is not a Kubernetes name: "Shop!"',
   ],
   [
     "POD_NAMESPACE='shop'",
@@ -138,25 +138,29 @@ test.each([
     "ISTIO_META_CLUSTER_ID=''",
     "cluster.env: ISTIO_META_CLUSTER_ID is empty",
   ],
-  [LABELS, '{"app":1}', "cluster.env: ISTIO_METAJSON_LABELS is no JSON object of texts"],
-  [LABELS, "{", "cluster.env: ISTIO_METAJSON_LABELS is no JSON object of texts"],
-  ["ISTIO_INBOUND_PORTS='*'", "ISTIO_SVC_IP='1.2.3'", 'cluster.env: ISTIO_SVC_IP is no IP address: "1.2.3"'],
+  [LABELS, '{"app":1}', "cluster.env: ISTIO_METAJSON_LABELS is not a JSON object of texts"],
+  [LABELS, "{", "cluster.env: ISTIO_METAJSON_LABELS is not a JSON object of texts"],
+  [
+    "ISTIO_INBOUND_PORTS='*'",
+    "ISTIO_SVC_IP='1.2.3'",
+    'cluster.env: ISTIO_SVC_IP is not an IP address: "1.2.3"',
+  ],
   ["ISTIO_INBOUND_PORTS='*'", "CA_ADDR='istiod'", 'cluster.env: CA_ADDR is not HOST:PORT: "istiod"'],
   [
     "ISTIO_INBOUND_PORTS='*'",
     "ISTIO_META_POD_PORTS='80'",
-    "cluster.env: ISTIO_META_POD_PORTS is no JSON list",
+    "cluster.env: ISTIO_META_POD_PORTS is not a JSON list",
   ],
-  ["ISTIO_INBOUND_PORTS='*'", "ISTIO_METAJSON_X='[1]'", "cluster.env: ISTIO_METAJSON_X is no JSON object"],
+  ["ISTIO_INBOUND_PORTS='*'", "ISTIO_METAJSON_X='[1]'", "cluster.env: ISTIO_METAJSON_X is not a JSON object"],
   [
     "TRUST_DOMAIN='cluster.local'",
     "TRUST_DOMAIN='a/b'",
-    'cluster.env: TRUST_DOMAIN is no trust domain: "a/b"',
+    'cluster.env: TRUST_DOMAIN is not a trust domain: "a/b"',
   ],
   [
     "ISTIO_META_AUTO_REGISTER_GROUP='vms'",
     "ISTIO_META_AUTO_REGISTER_GROUP='The VMs'",
-    'cluster.env: ISTIO_META_AUTO_REGISTER_GROUP is no Kubernetes name: "The VMs"',
+    'cluster.env: ISTIO_META_AUTO_REGISTER_GROUP is not a Kubernetes name: "The VMs"',
   ],
   ["ISTIO_INBOUND_PORTS='*'", "what is this", "cluster.env: line 2 is not KEY='value'"],
 ])("cluster.env with %s become %s", (from, to, problem) => {
@@ -174,11 +178,11 @@ test.each([
   ],
   [
     MESH_YAML.replace("blue", "true"),
-    "mesh.yaml: defaultConfig.proxyMetadata.ISTIO_META_TEAM is no text: quote it",
+    "mesh.yaml: defaultConfig.proxyMetadata.ISTIO_META_TEAM is not a text: quote it",
   ],
   [
     MESH_YAML.replace("httpGet", "httpget"),
-    "mesh.yaml: defaultConfig.readinessProbe can't be used: httpget is no field of it (those are httpGet,",
+    "mesh.yaml: defaultConfig.readinessProbe can't be used: httpget is not a field of it (those are httpGet,",
   ],
 ])("mesh.yaml as %j", (text, problem) => {
   expect(problems({ "mesh.yaml": text })[0]).toStartWith(problem);
@@ -215,7 +219,7 @@ test("wrong roots, tokens and hosts", () => {
     ": kubectl create token vm --namespace shop --audience istio-ca > istio-token writes a fresh one";
   for (const [text, reason] of [
     ["", "it is empty"],
-    ["word", "it is no service account token"],
+    ["word", "it is not a service account token"],
     [token({ exp: NOW / 1000 - 1 }), "it expired at 2025-12-31T23:59:59Z"],
     [token({ aud: ["api"] }), "it is for audience api, not istio-ca"],
     [

@@ -186,7 +186,7 @@ class Fields {
 
   name(field: string, fits: (name: string) => boolean, otherwise?: string): string {
     const value = this.get(field) || (otherwise ?? this.required(field));
-    if (value !== "" && !fits(value)) this.wrong(field, `is no Kubernetes name: "${value}"`);
+    if (value !== "" && !fits(value)) this.wrong(field, `is not a Kubernetes name: "${value}"`);
     return value;
   }
 
@@ -197,7 +197,7 @@ class Fields {
 
   trustDomain(field: string): string {
     const value = this.get(field) || "cluster.local";
-    if (!isTrustDomain(value)) this.wrong(field, `is no trust domain: "${value}"`);
+    if (!isTrustDomain(value)) this.wrong(field, `is not a trust domain: "${value}"`);
     return value;
   }
 
@@ -205,7 +205,7 @@ class Fields {
     const value = this.get(field);
     if (value === "") return undefined;
     const address = canonicalAddress(value);
-    if (address === undefined) this.wrong(field, `is no IP address: "${value}"`);
+    if (address === undefined) this.wrong(field, `is not an IP address: "${value}"`);
     return address;
   }
 
@@ -222,7 +222,7 @@ class Fields {
     const labels = jsonOf(value);
     if (isObject(labels) && Object.values(labels).every((each) => typeof each === "string"))
       return Object.fromEntries(Object.entries(labels).map(([key, each]) => [key, String(each)]));
-    this.wrong(field, "is no JSON object of texts");
+    this.wrong(field, "is not a JSON object of texts");
     return {};
   }
 
@@ -231,7 +231,7 @@ class Fields {
     if (value === "") return undefined;
     const list = jsonOf(value);
     if (Array.isArray(list)) return list;
-    this.wrong(field, "is no JSON list");
+    this.wrong(field, "is not a JSON list");
     return undefined;
   }
 
@@ -242,7 +242,7 @@ class Fields {
       else if (field.startsWith(META_JSON) && field !== LABELS) {
         const members = jsonOf(value);
         if (isObject(members)) found.push(...(Object.entries(members) as [string, Json][]));
-        else this.wrong(field, "is no JSON object");
+        else this.wrong(field, "is not a JSON object");
       }
     }
     return Object.fromEntries(found.filter(([key]) => !DECIDED_METADATA.has(key)));
@@ -284,7 +284,11 @@ function readMesh(text: string | undefined, file: string, problems: Problem[]): 
     for (const [key, value] of Object.entries(metadata)) {
       if (typeof value === "string") result.metadata.set(key, value);
       else
-        problems.push({ file, field: `defaultConfig.proxyMetadata.${key}`, reason: "is no text: quote it" });
+        problems.push({
+          file,
+          field: `defaultConfig.proxyMetadata.${key}`,
+          reason: "is not a text: quote it",
+        });
     }
   } else if (metadata !== undefined && metadata !== null)
     problems.push({ file, field: "defaultConfig.proxyMetadata", reason: "is no mapping of keys to values" });

@@ -370,7 +370,7 @@ describe("malformed", () => {
     [
       "a name in a STATIC cluster",
       { type: 0, loadAssignment: loadAssignment(NAME, [{ endpoints: [{ address: "a.example", port: 1 }] }]) },
-      'an endpoint has the address "a.example", which is no IP',
+      'an endpoint has the address "a.example", which is not an IP address',
     ],
   ])("%s", (_, more, reason) => {
     expect(() => read(more)).toThrow(new MalformedResource(NAME, reason));

@@ -143,7 +143,7 @@ function readInline(
     if (!target.literal) {
       throw new MalformedResource(
         resource,
-        `an endpoint has the address ${JSON.stringify(target.host)}, which is no IP`,
+        `an endpoint has the address ${JSON.stringify(target.host)}, which is not an IP address`,
       );
     }
     if (isTunnelEntry(target.host, target.port)) {

@@ -263,9 +263,9 @@ describe("malformed", () => {
     [
       "a host name",
       [{ endpoints: [at("a.example")] }],
-      'an endpoint has the address "a.example", which is no IP',
+      'an endpoint has the address "a.example", which is not an IP address',
     ],
-    ["no address", [{ endpoints: [at("")] }], 'an endpoint has the address "", which is no IP'],
+    ["no address", [{ endpoints: [at("")] }], 'an endpoint has the address "", which is not an IP address'],
     [
       "an unknown health",
       [{ endpoints: [at("10.0.0.1", { health: 6 })] }],

@@ -354,7 +354,7 @@ function readEndpoint(resource: string, reader: Reader, read: ReadAssignment): v
   if (literal === undefined) {
     throw new MalformedResource(
       resource,
-      `an endpoint has the address ${JSON.stringify(address)}, which is no IP`,
+      `an endpoint has the address ${JSON.stringify(address)}, which is not an IP address`,
     );
   }
   if (port === 0 || port > 65535) {

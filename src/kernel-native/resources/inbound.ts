@@ -291,7 +291,8 @@ function literalOf(regex: string | undefined): string | undefined {
 function prefixOf(resource: string, range: envoy.CidrRange.$Properties): string {
   const text = `${range.addressPrefix ?? ""}/${range.prefixLen?.value ?? 0}`;
   const prefix = parsePrefix(text);
-  if (!prefix) throw new MalformedResource(resource, `an RBAC filter has ${text}, which is no address block`);
+  if (!prefix)
+    throw new MalformedResource(resource, `an RBAC filter has ${text}, which is not an address block`);
   return `${prefix.address}/${prefix.length}`;
 }
 

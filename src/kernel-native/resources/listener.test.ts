@@ -389,7 +389,7 @@ describe("2b.4 inbound", () => {
     expect(verdict([port(80, "", [matcher])], "10.0.0.9").allowed).toBe(false);
     expect(() => inbound(port(80, "", [rbac({ action: 3 })]))).toThrow("unknown action 3");
     expect(() => inbound(port(80, "", [rbac(rules([{ sourceIp: block("10.0.0.0", 40) }]))]))).toThrow(
-      "no address block",
+      "not an address block",
     );
   });
 
@@ -425,7 +425,7 @@ describe("malformed", () => {
   test.each([
     ["port 0", listener("10.0.0.1", 0, []), "it listens on the port 0"],
     ["port 70000", listener("10.0.0.1", 70000, []), "it listens on the port 70000"],
-    ["a host name", listener("a.example", 80, []), 'it listens on "a.example", which is no IP'],
+    ["a host name", listener("a.example", 80, []), 'it listens on "a.example", which is not an IP address'],
     ["no cluster", listener("10.0.0.1", 80, [{ cluster: "" }]), "a tcp_proxy names no cluster"],
     [
       "weight 0",
@@ -454,7 +454,7 @@ describe("malformed", () => {
     [
       "a prefix that is none",
       listener("0.0.0.0", 80, [{ cluster: "c", prefixes: ["10.0.0.0/99"] }]),
-      "prefix_ranges has 10.0.0.0/99, which is no address block",
+      "prefix_ranges has 10.0.0.0/99, which is not an address block",
     ],
     [
       "direction",

@@ -146,7 +146,7 @@ function addressOf(resource: string, socket: envoy.SocketAddress.$Properties): L
   if (address === undefined) {
     throw new MalformedResource(
       resource,
-      `it listens on ${JSON.stringify(socket.address ?? "")}, which is no IP`,
+      `it listens on ${JSON.stringify(socket.address ?? "")}, which is not an IP address`,
     );
   }
   const port = socket.portValue ?? 0;
@@ -158,7 +158,7 @@ function prefixOf(resource: string, range: envoy.CidrRange.$Properties): Prefix 
   const text = `${range.addressPrefix ?? ""}/${range.prefixLen?.value ?? 0}`;
   const prefix = parsePrefix(text);
   if (prefix === undefined)
-    throw new MalformedResource(resource, `prefix_ranges has ${text}, which is no address block`);
+    throw new MalformedResource(resource, `prefix_ranges has ${text}, which is not an address block`);
   return prefix;
 }
 

@@ -91,7 +91,7 @@ function filterOf(flags: Flags): Filter {
     const near = closest(type, SECTIONS);
     throw new UsageError(
       `there is no type "${type}" in a dump`,
-      near ? `Did you mean "${near}"?` : `Say one of ${SECTIONS.join(", ")}.`,
+      near ? `Did you mean "${near}"?` : `Write one of ${SECTIONS.join(", ")}.`,
     );
   }
   const filter: Filter = { types: list };
@@ -101,11 +101,11 @@ function filterOf(flags: Flags): Filter {
   }
   const { direction } = filter;
   if (direction !== undefined && direction !== "inbound" && direction !== "outbound")
-    throw new UsageError(`"${direction}" is no direction`, "Say inbound or outbound.");
+    throw new UsageError(`"${direction}" is not a direction`, "Write inbound or outbound.");
   const port = textFlag(flags, "port");
   if (port === undefined) return filter;
   if (!/^\d{1,5}$/.test(port) || Number(port) < 1 || Number(port) > 65535)
-    throw new UsageError(`"${port}" is no port`, "Say a number from 1 to 65535.");
+    throw new UsageError(`"${port}" is not a port`, "Write a number from 1 to 65535.");
   return { ...filter, port: Number(port) };
 }
 

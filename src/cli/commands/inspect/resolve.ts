@@ -54,13 +54,13 @@ export const resolve = command({
     const wanted = TYPES.find((each) => each === type?.toUpperCase());
     if (type !== undefined && wanted === undefined)
       throw new UsageError(
-        `${type} is no type of record that kmesh knows`,
+        `${type} is not a type of record that kmesh knows`,
         `Name one of ${TYPES.join(", ")}.`,
       );
     const address = canonicalAddress(asked);
     const name = address === undefined ? asked.replace(/\.$/, "").toLowerCase() : reverseName(address);
     if (!wireName(name))
-      throw new UsageError(`${asked} is no DNS name`, "Write for example shop.demo.internal.");
+      throw new UsageError(`${asked} is not a DNS name`, "Write for example shop.demo.internal.");
     const names = pinnedNames(bpffs);
     if (!names)
       throw new Failure(

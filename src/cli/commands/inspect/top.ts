@@ -32,7 +32,8 @@ export const top = command({
     const folders = foldersOf(flags);
     const asked = textFlag(flags, "by") ?? "rate";
     const by: TopOrder | undefined = TOP_ORDERS.find((each) => each === asked);
-    if (!by) throw new UsageError(`--by: "${asked}" is no order`, `Say one of ${TOP_ORDERS.join(", ")}.`);
+    if (!by)
+      throw new UsageError(`--by: "${asked}" is not an order`, `Write one of ${TOP_ORDERS.join(", ")}.`);
     const lines = Number(textFlag(flags, "lines") ?? "20");
     if (!Number.isInteger(lines) || lines < 1)
       throw new UsageError(

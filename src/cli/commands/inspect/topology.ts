@@ -103,7 +103,7 @@ function portOf(text = "0"): number {
   const port = Number(text);
   if (/^\d{1,5}$/.test(text) && port < 65_536) return port;
   throw new UsageError(
-    `--port: "${text}" is no port`,
+    `--port: "${text}" is not a port`,
     "Write a number from 1 to 65535, or leave it out for a free port.",
   );
 }

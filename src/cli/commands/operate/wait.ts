@@ -76,7 +76,7 @@ export function secondsOf(text: string): number {
   const seconds = Number(text.replace(/s$/, ""));
   if (/^\d/.test(text) && seconds >= 0 && seconds <= LONGEST) return seconds;
   throw new UsageError(
-    `--timeout: "${text}" is no number of seconds`,
+    `--timeout: "${text}" is not a number of seconds`,
     `Write --timeout 30 (at most ${LONGEST}), or infinity.`,
   );
 }
