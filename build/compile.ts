@@ -2,7 +2,7 @@
  * Builds all generated files: BPF objects, struct layouts, protobuf code, the single file. A step does nothing when its
  * result is newer than its sources. Run by build/compile.
  */
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
 import {
   existsSync,
   mkdirSync,
@@ -13,6 +13,7 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
+import { availableParallelism } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { readLayout } from "./btf.ts";
@@ -68,34 +69,54 @@ const PROTO_OUT: Readonly<Record<string, string>> = {
   envoy: "src/kernel-native/resources/envoy.gen.js",
 };
 
+type Step = () => Promise<void>;
+
 process.chdir(ROOT);
 mkdirSync("dist", { recursive: true });
-const objects = compileObjects("bpf", "dist/bpf");
-compileObjects("test/bpf", "dist/test", filesBelow("bpf"));
+const objects = objectsOf("bpf", "dist/bpf");
+const testObjects = objectsOf("test/bpf", "dist/test", filesBelow("bpf"));
+// The code for Envoy's messages takes longest, so it begins first.
+await runAll([...protoSteps().reverse(), ...objects.steps, ...testObjects.steps]);
 writeCompileCommands();
-for (const { out, of } of LAYOUTS) writeLayout(out, objects.filter(of));
-generateProtos();
-bundlePage();
-if (!generateOnly) compileExecutable(objects);
+for (const { out, of } of LAYOUTS) writeLayout(out, objects.made.filter(of));
+await bundlePage();
+if (!generateOnly) await compileExecutable(objects.made);
 
-/** Compiles every NAME.bpf.c of a folder; `more` are further include folders. Returns the paths of the objects. */
-function compileObjects(source: string, out: string, more: string[] = []): string[] {
+/** Runs independent steps, as many at a time as there are processors. */
+async function runAll(steps: Step[]): Promise<void> {
+  const waiting = [...steps];
+  const lane = async (): Promise<void> => {
+    for (let step = waiting.shift(); step !== undefined; step = waiting.shift()) await step();
+  };
+  await Promise.all(Array.from({ length: availableParallelism() }, lane));
+}
+
+/**
+ * The objects of a folder, one for every NAME.bpf.c and variant: their paths, and the steps that compile those that are not fresh.
+ * `more` are further sources.
+ */
+function objectsOf(source: string, out: string, more: string[] = []): { made: string[]; steps: Step[] } {
   const made: string[] = [];
+  const steps: Step[] = [];
   const sources = filesBelow(source).filter((file) => /\.[ch]$/.test(file));
   for (const file of sources.filter((path) => path.endsWith(".bpf.c")))
     for (const { suffix, flags } of VARIANTS) {
       const object = join(out, basename(file).replace(/\.bpf\.c$/, suffix));
       made.push(object);
       if (isFresh(object, [...sources, ...more, "build/compile.ts"])) continue;
-      say(`compiling ${object}`);
-      mkdirSync(out, { recursive: true });
-      const part = `${object}.part`;
-      run("clang", [...bpfFlags(source, flags), "-c", file, "-o", part]);
-      // Remove DWARF and keep the BTF.
-      run("llvm-strip", ["-g", part]);
-      renameSync(part, object);
+      steps.push(() => compileObject(object, file, bpfFlags(source, flags)));
     }
-  return made;
+  return { made, steps };
+}
+
+async function compileObject(object: string, file: string, flags: readonly string[]): Promise<void> {
+  say(`compiling ${object}`);
+  mkdirSync(dirname(object), { recursive: true });
+  const part = `${object}.part`;
+  await run("clang", [...flags, "-c", file, "-o", part]);
+  // Remove DWARF and keep the BTF.
+  await run("llvm-strip", ["-g", part]);
+  renameSync(part, object);
 }
 
 /** Relative paths for files of the checkout, so that the object does not contain the path of the build. */
@@ -133,7 +154,7 @@ function writeLayout(out: string, built: string[]): void {
 }
 
 /** proto/discovery*.proto is one package, istio_ca, istio_security and istio_workload are one each, all the others another. */
-function generateProtos(): void {
+function protoSteps(): Step[] {
   const all = filesBelow("proto").filter((file) => file.endsWith(".proto"));
   const isDiscovery = (file: string): boolean => basename(file).startsWith("discovery");
   const isCa = (file: string): boolean => basename(file) === "istio_ca.proto";
@@ -146,31 +167,41 @@ function generateProtos(): void {
     workload: all.filter(isWorkload),
     envoy: all.filter((file) => !isDiscovery(file) && !isCa(file) && !isSecurity(file) && !isWorkload(file)),
   };
+  const steps: Step[] = [];
   for (const [group, files] of Object.entries(groups)) {
     const out = PROTO_OUT[group];
     if (out === undefined || files.length === 0) continue;
-    const types = out.replace(/\.js$/, ".d.ts");
-    if (isFresh(out, [...files, "build/compile.ts"]) && existsSync(types)) continue;
-    say(`generating ${out}`);
-    const cli = "node_modules/protobufjs-cli/bin";
-    const options = ["--no-verify", "--no-convert", "--no-delimited", "--no-service", "--no-typeurl"];
-    // One root for each group, so that their names don't collide in protobufjs's global root.
-    const part = `dist/${group}.gen.js`;
-    const partTypes = `dist/${group}.gen.d.ts`;
-    run(BUN, [
-      ...[`${cli}/pbjs`, "-t", "static-module", "-w", "esm", "--es6", "-r", `kmesh-${group}`],
-      ...["--dependency", "protobufjs/minimal.js", "-p", "proto", ...options, "-o", part, ...files],
-    ]);
-    run(BUN, [`${cli}/pbts`, "--no-comments", "-o", partTypes, part], {
-      PATH: `${ROOT}/node_modules/.bin:${process.env.PATH}`,
-    });
-    renameSync(partTypes, types);
-    renameSync(part, out);
+    if (isFresh(out, [...files, "build/compile.ts"]) && existsSync(typesOf(out))) continue;
+    steps.push(() => generateProtos(group, files, out));
   }
+  return steps;
+}
+
+async function generateProtos(group: string, files: readonly string[], out: string): Promise<void> {
+  say(`generating ${out}`);
+  const cli = "node_modules/protobufjs-cli/bin";
+  const options = ["--no-verify", "--no-convert", "--no-delimited", "--no-service", "--no-typeurl"];
+  // One root for each group, so that their names don't collide in protobufjs's global root.
+  const part = `dist/${group}.gen.js`;
+  const partTypes = `dist/${group}.gen.d.ts`;
+  await run(BUN, [
+    ...[`${cli}/pbjs`, "-t", "static-module", "-w", "esm", "--es6", "-r", `kmesh-${group}`],
+    ...["--dependency", "protobufjs/minimal.js", "-p", "proto", ...options, "-o", part, ...files],
+  ]);
+  await run(BUN, [`${cli}/pbts`, "--no-comments", "-o", partTypes, part], {
+    PATH: `${ROOT}/node_modules/.bin:${process.env.PATH}`,
+  });
+  renameSync(partTypes, typesOf(out));
+  renameSync(part, out);
+}
+
+/** The declarations of a generated file. */
+function typesOf(out: string): string {
+  return out.replace(/\.js$/, ".d.ts");
 }
 
 /** The page of kmesh topology, for browsers: dist/page.{html,js,css}. */
-function bundlePage(): void {
+async function bundlePage(): Promise<void> {
   const folder = "src/topology/page";
   const library = "node_modules/uplot/dist/uPlot.min.css";
   const sources = [
@@ -181,7 +212,7 @@ function bundlePage(): void {
   ];
   if (PAGE.every((file) => isFresh(file, sources))) return;
   say("bundling dist/page.js");
-  run(BUN, [
+  await run(BUN, [
     ...["build", `${folder}/main.ts`, "--target=browser", "--format=esm", "--minify"],
     ...["--outfile", "dist/page.js"],
   ]);
@@ -190,7 +221,7 @@ function bundlePage(): void {
 }
 
 /** One executable with the libraries, the objects and the runtime inside. Equal sources give equal bytes. */
-function compileExecutable(built: string[]): void {
+async function compileExecutable(built: string[]): Promise<void> {
   const main = "src/main.ts";
   if (!existsSync(main)) {
     say(`${main} is missing: no single file`);
@@ -238,7 +269,7 @@ function compileExecutable(built: string[]): void {
     ...["--outfile", join(build, "kmesh"), "dist/entry.gen.ts"],
   ];
   // Fixed, because the bundler writes NODE_ENV into the code.
-  run(BUN, parameters, { NODE_ENV: "production" });
+  await run(BUN, parameters, { NODE_ENV: "production" });
   renameSync(join(build, "kmesh"), out);
   rmSync(build, { recursive: true });
   say(`${out} is ${Math.round(statSync(out).size / 2 ** 20)} MB, version ${version}`);
@@ -272,15 +303,27 @@ function write(path: string, text: string): void {
   renameSync(`${path}.tmp`, path);
 }
 
-function run(command: string, parameters: string[], environment: Record<string, string> = {}): void {
-  const result = spawnSync(command, parameters, {
+/** Runs a command to its end; its standard output is printed only when it fails, which ends this process. */
+async function run(
+  command: string,
+  parameters: string[],
+  environment: Record<string, string> = {},
+): Promise<void> {
+  const child = spawn(command, parameters, {
     stdio: ["ignore", "pipe", "inherit"],
-    encoding: "utf8",
     env: { ...process.env, ...environment },
   });
-  if (result.status === 0) return;
-  process.stderr.write(result.stdout ?? "");
-  say(`failed: ${command} ${parameters.join(" ")}${result.error ? `: ${result.error.message}` : ""}`);
+  let text = "";
+  child.stdout.setEncoding("utf8").on("data", (part: string) => {
+    text += part;
+  });
+  const failure = await new Promise<string | undefined>((resolve) => {
+    child.once("error", (error) => resolve(`: ${error.message}`));
+    child.once("close", (code) => resolve(code === 0 ? undefined : ""));
+  });
+  if (failure === undefined) return;
+  process.stderr.write(text);
+  say(`failed: ${command} ${parameters.join(" ")}${failure}`);
   process.exit(1);
 }
 
