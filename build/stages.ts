@@ -1,8 +1,8 @@
 /**
  * Runs the tests stage by stage and sums them up. Run by build/test.
  *
- * A stage is a folder of test/ with bun tests. Each stage runs in its own process, so that a crash affects only that stage.
- * Most tests wait more than they compute, so two rows of stages run side by side.
+ * A stage is a folder of test/ with bun tests, or the unit tests beside the sources. Each stage runs in its own process, so that
+ * a crash affects only that stage. Most tests wait more than they compute, so two stages run side by side.
  */
 import { spawn } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
@@ -23,13 +23,17 @@ const SLOW: Readonly<Record<string, string>> = {
   "test/systemd": "test/systemd/fetch",
 };
 
-/** The second row. The other stages form the first one; both take about the same time. */
-const BESIDE: readonly string[] = [
-  "test/datapath",
+const UNITS = "units";
+/** Begin first: the unit tests, which tell soonest what is wrong, then the longest stages, so that both rows end together. */
+const FIRST: readonly string[] = [
+  UNITS,
   "test/interop",
+  "test/e2e",
+  "test/continuity",
+  "test/datapath",
   "test/systemd",
-  "test/page",
   "test/release",
+  "test/names",
 ];
 /** Stages that run after all others, because they need the whole machine. */
 const ALONE: readonly string[] = ["test/stress", "test/kernels"];
@@ -80,15 +84,17 @@ async function runAll(): Promise<void> {
     ".",
   ]);
 
-  await tests("units", ["./src", "./build"], print);
   const folders = readdirSync("test", { withFileTypes: true })
     .filter((entry) => entry.isDirectory() && hasTests(join("test", entry.name)))
     .map((entry) => join("test", entry.name))
     .sort();
-  const alone = ALONE.filter((folder) => folders.includes(folder));
-  const beside = BESIDE.filter((folder) => folders.includes(folder));
-  const others = folders.filter((folder) => !alone.includes(folder) && !beside.includes(folder));
-  await Promise.all([row(others), row(beside)]);
+  const stages = [UNITS, ...folders];
+  const alone = ALONE.filter((name) => stages.includes(name));
+  const waiting = [
+    ...FIRST.filter((name) => stages.includes(name)),
+    ...stages.filter((name) => !FIRST.includes(name) && !alone.includes(name)),
+  ];
+  await Promise.all([row(waiting), row(waiting)]);
   for (const folder of alone) await stage(folder, print);
 
   heading("the machine is as before");
@@ -102,12 +108,12 @@ async function runAll(): Promise<void> {
   count(left.length === 0);
 }
 
-/** Runs stages one after the other. The output of each appears at its end, because another row prints, too. */
-async function row(folders: readonly string[]): Promise<void> {
-  for (const folder of folders) {
-    print(`\n${folder} begins\n`);
+/** Runs one stage that waits after the other. The output of each appears at its end, because another row prints, too. */
+async function row(waiting: string[]): Promise<void> {
+  for (let name = waiting.shift(); name !== undefined; name = waiting.shift()) {
+    print(`\n${name} begins\n`);
     let text = "";
-    await stage(folder, (part) => {
+    await stage(name, (part) => {
       text += part;
     });
     print(text);
@@ -115,6 +121,7 @@ async function row(folders: readonly string[]): Promise<void> {
 }
 
 async function stage(folder: string, print: Print): Promise<void> {
+  if (folder === UNITS) return tests(UNITS, ["./src", "./build"], print);
   const prepare = SLOW[folder];
   if (prepare !== undefined && quick) {
     print(`\n== ${folder}\nleft out by --quick\n`);
