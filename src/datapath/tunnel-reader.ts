@@ -187,9 +187,10 @@ export class TunnelTargetReader {
   #isGuarded(): boolean {
     const now = performance.now();
     if (now - this.#guardSeenAt < GUARD_MS) return true;
-    // An upgrade has put others in their place.
-    if (!this.#guards.every(lives) && this.#pinned() !== undefined) this.#open();
-    if (this.#guards.length < GUARDED.length || !this.#guards.every(lives)) return false;
+    const guards = () => this.#guards.length === GUARDED.length && this.#guards.every(lives);
+    // An upgrade has put others in their place, or the tables were opened before any were attached.
+    if (!guards() && this.#pinned() !== undefined) this.#open();
+    if (!guards()) return false;
     this.#guardSeenAt = now;
     return true;
   }

@@ -325,8 +325,13 @@ describe.skipIf(!root)("generations beside each other", () => {
     }
     // Nothing keeps local users from its port any more.
     await eventually("the tunnel reads no target", () => reader.read(numberOf(target)) === undefined);
-    reader.close();
+    // It opens the next tables before anything is attached.
     lab.reopen();
+    await eventually("the tunnel has the new tables", () => reader.callers() !== undefined);
+    expect(reader.read(numberOf(target))).toBeUndefined();
+    lab.publish(tunnelledMesh());
+    expect(reader.read(numberOf(target))).toMatchObject({ cluster: "pair" });
+    reader.close();
   });
 
   function programsOf(abi: string): string {
