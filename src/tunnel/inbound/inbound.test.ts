@@ -8,6 +8,7 @@ import { type ConnectionOptions, connect as connectTls } from "node:tls";
 import { dialTcp, outcome, type TestMesh } from "../../../test/lab/mesh-member.ts";
 import { eventually } from "../../../test/lab/process.ts";
 import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
+import { CertificateStore } from "../../istiod/identity/certificate-store.ts";
 import type { MtlsMode } from "../../mesh/inbound.ts";
 import type { Transport } from "../../mesh/transport.ts";
 import type { Admission } from "./admission.ts";
@@ -332,6 +333,26 @@ test("HBONE refuses TLS 1.2, a missing h2, plaintext, and handshakes that stall"
   expect(["", "ECONNRESET"]).toContain(await outcome(stalled));
   expect(performance.now() - started).toBeGreaterThan(350);
   expect(lab.counters.rows.ways.hbone.failures).toMatchObject({ "not-tls": 1, "handshake-timeout": 1 });
+});
+
+test("without a certificate that is valid peers are reset at once, with the reason", async () => {
+  mode = "strict";
+  const stores: [string, CertificateStore][] = [
+    ["own-certificate-expired", mesh.store("vm", { from: -3, to: -1 })],
+    ["no-certificate", new CertificateStore(join(mesh.folder, "none"))],
+  ];
+  for (const [reason, store] of stores) {
+    tunnel = lab.inbound(lab.credentials("vm", store), admission);
+    for (const [way, port] of [
+      ["hbone", await hbonePort()],
+      ["inbound", await steeredPort()],
+    ] as const) {
+      const client = { ...mesh.issue("client"), ALPNProtocols: ["h2"] };
+      expect([way, await tlsClient(port, client)]).toEqual([way, "ECONNRESET"]);
+      expect(await lab.failures(way, 1)).toEqual({ [reason]: 1 });
+      lab.counters.rows.ways[way].failures = {};
+    }
+  }
 });
 
 test("an outbound half of kmesh comes in by sidecar mTLS, and 8 MB pass both ways", async () => {

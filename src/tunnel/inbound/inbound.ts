@@ -107,6 +107,7 @@ export class InboundTunnel {
       if (this.#draining) connection.drain();
     } catch (error) {
       if (!this.#options.wasDisplaced?.(raw)) this.#refused("hbone", from, error);
+      reset(raw);
     }
   }
 
