@@ -22,21 +22,21 @@ function namesOnly(this: TLSSocket): Partial<PeerCertificate> {
 }
 
 /**
- * Drops what only a handshake needs, and Bun keeps as long as the socket lives: the session that it resumed, 2 KB, and the
- * names of protocols. Call it after the handshake.
+ * Drops what only a handshake needs, and Bun keeps as long as the socket lives: the session that it resumed, 2 KB, the names
+ * of protocols, and those of ciphers twice. Call it after the handshake.
  */
 export function forgetHandshake(socket: TLSSocket): void {
   if (!("Bun" in globalThis)) return;
   const members = socket as unknown as Record<PropertyKey, unknown>;
-  members.ALPNProtocols = undefined;
+  members.ALPNProtocols = members.ciphers = undefined;
   for (const name of Object.getOwnPropertySymbols(socket)) {
     const kept = members[name];
     if (Buffer.isBuffer(kept)) members[name] = undefined;
-    else if (isOptions(kept)) kept.session = kept.ALPNProtocols = undefined;
+    else if (isOptions(kept)) kept.session = kept.ALPNProtocols = kept.ciphers = undefined;
   }
 }
 
 /** The options of the connection have no class, and it has two of them. */
-function isOptions(kept: unknown): kept is { session?: unknown; ALPNProtocols?: unknown } {
+function isOptions(kept: unknown): kept is { session?: unknown; ALPNProtocols?: unknown; ciphers?: unknown } {
   return typeof kept === "object" && kept !== null && "ALPNProtocols" in kept;
 }

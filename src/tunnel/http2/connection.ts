@@ -24,7 +24,7 @@ import {
   SETTING,
 } from "./frames.ts";
 import { encodeHeaders, type Headers, HpackDecoder, HpackError, MAX_HEADER_LIST } from "./hpack.ts";
-import { pingEvery } from "./ping-clock.ts";
+import { type Asked, askEvery, askNoMore } from "./ping-clock.ts";
 import { ConnectStream, FIRST_STREAM_WINDOW, type StreamOwner, StreamReset } from "./stream.ts";
 import { TokenBucket } from "./token-bucket.ts";
 
@@ -63,18 +63,22 @@ export interface ConnectionOptions {
   pingEvery?: number;
 }
 
-export class Http2Connection implements StreamOwner {
+/** All connections share their sockets' listeners: closures would cost each of them 1 KB. */
+const CONNECTION = Symbol("connection");
+type Joined = Duplex & { [CONNECTION]: Http2Connection };
+
+export class Http2Connection implements StreamOwner, FrameSink, Asked {
   readonly #socket: Duplex;
   readonly #options: ConnectionOptions;
   readonly #reader: FrameReader;
   readonly #decoder = new HpackDecoder();
   readonly #streams = new Map<number, ConnectStream>();
   /** Streams with data to send, in the order of their turns. */
-  readonly #ready = new Set<ConnectStream>();
+  #ready: ConnectStream[] = [];
   /** Requests that the peer takes back before they are answered: the limit of streams does not hold those back. */
   readonly #resets = new TokenBucket(1000, 33);
   readonly #chatter = new TokenBucket(1000, 100);
-  readonly #endPings: () => void;
+  readonly #pingEvery: number;
   #goaway: ReturnType<typeof setTimeout> | undefined;
   #lastPeerStream = 0;
   #nextStream = 1;
@@ -102,12 +106,7 @@ export class Http2Connection implements StreamOwner {
     this.#socket = socket;
     this.#options = options;
     const server = options.role === "server";
-    const sink: FrameSink = {
-      frame: (type, flags, stream, payload) => this.#onFrame(type, flags, stream, payload),
-      headers: (stream, block, end) => this.#onHeaders(stream, block, end),
-      data: (stream, bytes, window, end) => this.#onData(stream, bytes, window, end),
-    };
-    this.#reader = new FrameReader(sink, server);
+    this.#reader = new FrameReader(this, server);
     const settings: [number, number][] = [
       [SETTING.initialWindowSize, FIRST_STREAM_WINDOW],
       [SETTING.maxHeaderListSize, MAX_HEADER_LIST],
@@ -120,19 +119,16 @@ export class Http2Connection implements StreamOwner {
         encodeNumber(FRAME.windowUpdate, 0, FIRST_WINDOW - DEFAULT_WINDOW),
       ]),
     );
-    socket.on("data", (chunk: Buffer) => this.#onBytes(chunk));
-    socket.on("drain", () => this.#send());
-    socket.on("end", () =>
-      this.#finish(this.#streams.size > 0 ? new Error("the peer closed the connection") : undefined),
-    );
-    socket.on("error", (error: Error) => this.#finish(error));
-    socket.on("close", () =>
-      this.#finish(this.#streams.size > 0 ? new Error("the connection was lost") : undefined),
-    );
+    Object.assign(socket, { [CONNECTION]: this });
+    socket.on("data", onData);
+    socket.on("drain", onDrain);
+    socket.on("end", onEnd);
+    socket.on("error", onError);
+    socket.on("close", onClose);
     // It may have been paused until now.
     socket.resume();
-    const every = options.pingEvery ?? PING_EVERY;
-    this.#endPings = pingEvery(every, () => this.#ping(every * (PING_PATIENCE / PING_EVERY)));
+    this.#pingEvery = options.pingEvery ?? PING_EVERY;
+    askEvery(this.#pingEvery, this);
   }
 
   /** Streams that are open. */
@@ -190,14 +186,19 @@ export class Http2Connection implements StreamOwner {
     }, GOAWAY_GRACE);
   }
 
+  /** The socket has failed, or ends: an error only where that cuts streams. */
+  lost(error: Error): void {
+    this.#finish(this.#streams.size > 0 ? error : undefined);
+  }
+
   /** Ends the connection and every stream on it now. */
   destroy(error?: Error): void {
     this.#finish(error ?? new Error("the connection was closed"));
   }
 
   ready(stream: ConnectStream): void {
-    this.#ready.add(stream);
-    this.#send();
+    this.#giveTurn(stream);
+    this.send();
   }
 
   respond(stream: ConnectStream, headers: Headers, end: boolean): void {
@@ -224,14 +225,15 @@ export class Http2Connection implements StreamOwner {
   }
 
   closed(stream: ConnectStream, code: number | undefined): void {
-    this.#ready.delete(stream);
+    this.#ready = this.#ready.filter((each) => each !== stream);
     if (!this.#streams.delete(stream.id) || this.#ended) return;
     if (code !== undefined) this.#write(encodeNumber(FRAME.rstStream, stream.id, code));
     if (this.#draining && this.#streams.size === 0 && this.#goaway === undefined) this.#finish(undefined);
     if (!this.#ended) this.#options.room?.();
   }
 
-  #onBytes(chunk: Buffer): void {
+  /** Bytes have come. */
+  received(chunk: Buffer): void {
     if (this.#ended) return;
     this.#heard = true;
     try {
@@ -246,7 +248,7 @@ export class Http2Connection implements StreamOwner {
     }
   }
 
-  #onFrame(type: number, flags: number, id: number, payload: Buffer): void {
+  frame(type: number, flags: number, id: number, payload: Buffer): void {
     if (this.#ended) return;
     switch (type) {
       case FRAME.settings:
@@ -293,7 +295,7 @@ export class Http2Connection implements StreamOwner {
             stream.sendWindow += more;
             if (stream.sendWindow > MAX_WINDOW)
               throw new ConnectionFault(ERROR.flowControl, "a window is too large");
-            if (stream.sendable) this.#ready.add(stream);
+            if (stream.sendable) this.#giveTurn(stream);
           }
           break;
         }
@@ -311,7 +313,7 @@ export class Http2Connection implements StreamOwner {
       }
     }
     this.#write(encodeFrame(FRAME.settings, FLAG.ack, 0, Buffer.alloc(0)));
-    this.#send();
+    this.send();
     this.#options.room?.();
   }
 
@@ -328,7 +330,7 @@ export class Http2Connection implements StreamOwner {
         this.#largestSendWindow = this.#sendWindow;
         this.#options.room?.();
       }
-      this.#send();
+      this.send();
       return;
     }
     const stream = this.#known(id);
@@ -379,7 +381,7 @@ export class Http2Connection implements StreamOwner {
       this.#finish(code === ERROR.none ? undefined : new ConnectionFault(code, "the peer goes away"));
   }
 
-  #onHeaders(id: number, block: Buffer, end: boolean): void {
+  headers(id: number, block: Buffer, end: boolean): void {
     if (this.#ended) return;
     const headers = this.#decoder.decode(block);
     const stream = this.#streams.get(id);
@@ -394,7 +396,7 @@ export class Http2Connection implements StreamOwner {
         this.#requireCalm();
         return;
       }
-      stream.answer.resolve(headers);
+      stream.answer(headers);
       if (end) stream.receive(Buffer.alloc(0), 0, true);
       return;
     }
@@ -428,7 +430,7 @@ export class Http2Connection implements StreamOwner {
     this.#options.request?.(stream, headers);
   }
 
-  #onData(id: number, bytes: Buffer, window: number, end: boolean): void {
+  data(id: number, bytes: Buffer, window: number, end: boolean): void {
     if (this.#ended) return;
     if (window === 0 && !end) this.#requireCalm();
     this.#receiveWindow -= window;
@@ -470,7 +472,7 @@ export class Http2Connection implements StreamOwner {
   }
 
   /** Sends one frame of each stream in turn, until the socket's buffer or a window is full. */
-  #send(): void {
+  send(): void {
     while (!this.#ended) {
       const room = SEND_AHEAD - this.#socket.writableLength;
       const frames = room > 0 ? this.#nextFrames(room) : [];
@@ -481,20 +483,23 @@ export class Http2Connection implements StreamOwner {
     }
   }
 
+  #giveTurn(stream: ConnectStream): void {
+    if (!this.#ready.includes(stream)) this.#ready.push(stream);
+  }
+
   /** DATA frames of the streams in turn, `room` bytes or a frame more. */
   #nextFrames(room: number): { head: Buffer; bytes: Buffer; sent: () => void }[] {
     const frames = [];
     for (let left = room; left > 0; ) {
-      const [stream] = this.#ready;
+      const stream = this.#ready.shift();
       if (!stream) break;
-      this.#ready.delete(stream);
       if (!stream.sendable) continue;
       const chunk = stream.next(Math.min(this.#sendWindow, this.#peerMaxFrame, MAX_FRAME));
       if (!chunk) continue;
       const { bytes, end, sent } = chunk;
       if (bytes.length === 0 && !end) {
         // The connection's window is used up. WINDOW_UPDATE continues.
-        this.#ready.add(stream);
+        this.#ready.unshift(stream);
         break;
       }
       this.#sendWindow -= bytes.length;
@@ -505,7 +510,7 @@ export class Http2Connection implements StreamOwner {
         sent,
       });
       left -= HEADER + bytes.length;
-      if (stream.sendable) this.#ready.add(stream);
+      if (stream.sendable) this.#giveTurn(stream);
     }
     return frames;
   }
@@ -544,7 +549,8 @@ export class Http2Connection implements StreamOwner {
       throw new ConnectionFault(ERROR.enhanceYourCalm, "too many frames of streams that have ended");
   }
 
-  #ping(patience: number): void {
+  ask(): void {
+    const patience = this.#pingEvery * (PING_PATIENCE / PING_EVERY);
     if (!this.#settled) {
       this.#finish(new Error("the peer sent no SETTINGS"));
       return;
@@ -571,9 +577,9 @@ export class Http2Connection implements StreamOwner {
   #finish(reason: Error | undefined): void {
     if (this.#ended) return;
     this.#ended = true;
-    this.#endPings();
+    askNoMore(this.#pingEvery, this);
     clearTimeout(this.#goaway);
-    this.#ready.clear();
+    this.#ready = [];
     const streams = [...this.#streams.values()];
     this.#streams.clear();
     for (const stream of streams) stream.abort(reason ?? new Error("the connection was closed"));
@@ -587,4 +593,24 @@ export class Http2Connection implements StreamOwner {
     socket.resume();
     this.#options.closed?.(reason);
   }
+}
+
+function onData(this: Joined, chunk: Buffer): void {
+  this[CONNECTION].received(chunk);
+}
+
+function onDrain(this: Joined): void {
+  this[CONNECTION].send();
+}
+
+function onEnd(this: Joined): void {
+  this[CONNECTION].lost(new Error("the peer closed the connection"));
+}
+
+function onError(this: Joined, error: Error): void {
+  this[CONNECTION].destroy(error);
+}
+
+function onClose(this: Joined): void {
+  this[CONNECTION].lost(new Error("the connection was lost"));
 }

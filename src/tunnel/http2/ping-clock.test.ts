@@ -1,15 +1,20 @@
 import { expect, test } from "bun:test";
 import { eventually } from "../../../test/lab/process.ts";
-import { pingEvery } from "./ping-clock.ts";
+import { askEvery, askNoMore } from "./ping-clock.ts";
 
 test("each is asked again and again until it ends, also by another; one that is added meanwhile waits its turn", async () => {
   const asked = [0, 0, 0, 0];
   const ends: (() => void)[] = [];
-  const begin = (i: number, then = () => {}) =>
-    pingEvery(20, () => {
-      asked[i] = (asked[i] ?? 0) + 1;
-      then();
-    });
+  const begin = (i: number, then = () => {}) => {
+    const one = {
+      ask() {
+        asked[i] = (asked[i] ?? 0) + 1;
+        then();
+      },
+    };
+    askEvery(20, one);
+    return () => askNoMore(20, one);
+  };
   let added = -1;
   ends.push(
     begin(0, () => {

@@ -4,8 +4,13 @@
  */
 const GROUPS = 10;
 
+/** Who is asked. */
+export interface Asked {
+  ask(): void;
+}
+
 class PingClock {
-  readonly #groups = Array.from({ length: GROUPS }, () => new Set<() => void>());
+  readonly #groups = Array.from({ length: GROUPS }, () => new Set<Asked>());
   readonly #timer: ReturnType<typeof setInterval>;
   /** The group that was asked last: whoever is added to it waits for the whole interval. */
   #last = 0;
@@ -15,24 +20,25 @@ class PingClock {
       this.#last = (this.#last + 1) % GROUPS;
       const group = this.#newest;
       // One may end another, or add one that is not to be asked yet.
-      for (const ask of [...group]) if (group.has(ask)) ask();
+      for (const each of [...group]) if (group.has(each)) each.ask();
     }, every / GROUPS);
     this.#timer.unref();
   }
 
-  get #newest(): Set<() => void> {
-    return this.#groups[this.#last] as Set<() => void>;
+  get #newest(): Set<Asked> {
+    return this.#groups[this.#last] as Set<Asked>;
   }
 
   get isIdle(): boolean {
     return this.#groups.every((group) => group.size === 0);
   }
 
-  /** Gives what removes it. */
-  add(ask: () => void): () => void {
-    const group = this.#newest;
-    group.add(ask);
-    return () => group.delete(ask);
+  add(asked: Asked): void {
+    this.#newest.add(asked);
+  }
+
+  remove(asked: Asked): void {
+    for (const group of this.#groups) group.delete(asked);
   }
 
   stop(): void {
@@ -43,15 +49,17 @@ class PingClock {
 /** By interval. Each is stopped when its last connection leaves. */
 const clocks = new Map<number, PingClock>();
 
-/** Calls `ask` every so many milliseconds, the first time after nine tenths of that at least. Gives what ends it. */
-export function pingEvery(every: number, ask: () => void): () => void {
+/** Asks every so many milliseconds, the first time after nine tenths of that at least, until askNoMore. */
+export function askEvery(every: number, asked: Asked): void {
   const clock = clocks.get(every) ?? new PingClock(every);
   clocks.set(every, clock);
-  const remove = clock.add(ask);
-  return () => {
-    remove();
-    if (!clock.isIdle || clocks.get(every) !== clock) return;
-    clock.stop();
-    clocks.delete(every);
-  };
+  clock.add(asked);
+}
+
+export function askNoMore(every: number, asked: Asked): void {
+  const clock = clocks.get(every);
+  clock?.remove(asked);
+  if (!clock?.isIdle) return;
+  clock.stop();
+  clocks.delete(every);
 }

@@ -44,7 +44,6 @@ export class ConnectStream extends Duplex {
   readonly id: number;
   /** Settles with the final response's headers (client only); rejects with StreamReset or the connection's error. */
   readonly response: Promise<Headers>;
-  readonly answer: { resolve(headers: Headers): void; reject(error: Error): void };
   /** Bytes that the peer allows us to send. */
   sendWindow: number;
   /** Bytes that we allow the peer to send. */
@@ -55,6 +54,8 @@ export class ConnectStream extends Duplex {
   /** We have sent the response (server). */
   answered = false;
   readonly #owner: StreamOwner;
+  /** What settles the response; absent when that is done. */
+  #answer: { resolve(headers: Headers): void; reject(error: Error): void } | undefined;
   #window = FIRST_STREAM_WINDOW;
   #queue: Buffer[] = [];
   /** The block whose beginning is the last of the queue, and the bytes in it. */
@@ -78,13 +79,19 @@ export class ConnectStream extends Duplex {
     this.sendWindow = sendWindow;
     const { promise, resolve, reject } = Promise.withResolvers<Headers>();
     this.response = promise;
-    this.answer = { resolve, reject };
+    this.#answer = { resolve, reject };
     promise.catch(() => {});
   }
 
   /** Sends the response (server only). */
   respond(status: number, end = false): void {
     this.#owner.respond(this, [[":status", String(status)]], end);
+  }
+
+  /** The response has come (client only). */
+  answer(headers: Headers): void {
+    this.#answer?.resolve(headers);
+    this.#answer = undefined;
   }
 
   /** Ends both directions at once: RST_STREAM with `code`. */
@@ -143,7 +150,7 @@ export class ConnectStream extends Duplex {
   /** The peer has reset the stream, or the connection has failed. */
   abort(error: Error): void {
     this.#resetByPeer = true;
-    this.answer.reject(error);
+    this.#noAnswer(error);
     this.destroy(error);
   }
 
@@ -238,10 +245,15 @@ export class ConnectStream extends Duplex {
     this.#outgoing = undefined;
     this.#final = undefined;
     if (dropped > 0) this.#owner.consumed(this, dropped, 0);
-    this.answer.reject(error ?? new StreamReset(ERROR.cancel, "the stream was closed"));
+    this.#noAnswer(error ?? new StreamReset(ERROR.cancel, "the stream was closed"));
     const whole = this.localEnded && this.remoteEnded;
     this.#owner.closed(this, whole || this.#resetByPeer ? undefined : this.#code);
     done(error);
+  }
+
+  #noAnswer(error: Error): void {
+    this.#answer?.reject(error);
+    this.#answer = undefined;
   }
 
   #deliver(): void {
