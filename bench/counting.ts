@@ -4,8 +4,8 @@
  *     bun bench/counting.ts [--rounds N] [--seconds N] [--rate N]
  *
  * First the kernel's part: a program connects, accepts and closes in a tight loop on one CPU (connect-loop.c) while outbound
- * connections, accepted ones and the log are switched on and off by turns; the wall clock, and the time in our programs by the
- * kernel's own account (kernel.bpf_stats_enabled, set for so long). No agent runs meanwhile. Then the agent's part: its CPU
+ * connections, accepted ones and the log are switched on and off by turns; the loop's CPU time, and the time in our programs by
+ * the kernel's own account (kernel.bpf_stats_enabled, set for so long). No agent runs meanwhile. Then the agent's part: its CPU
  * time while RATE connections a second are made (continuity/ends.c), and without them.
  */
 import { readFileSync, writeFileSync } from "node:fs";
@@ -88,7 +88,7 @@ async function kernelPart(own: BenchMesh): Promise<void> {
   };
   const before = readFileSync(STATS, "utf8");
   const rounds = Number(flags.rounds);
-  const wall = STATES.map((): number[] => []);
+  const inAll = STATES.map((): number[] => []);
   const inPrograms = STATES.map((): number[] => []);
   for (let round = 0; round < rounds; round++) {
     progress(`round ${round + 1} of ${rounds}`);
@@ -97,7 +97,7 @@ async function kernelPart(own: BenchMesh): Promise<void> {
       counting.count(state >= 1);
       counting.serve(state >= 2 ? [PORT] : []);
       counting.log(state >= 3);
-      wall[state]?.push(await loop());
+      inAll[state]?.push(await loop());
       writeFileSync(STATS, "1");
       try {
         const began = runTime(bpffs);
@@ -108,15 +108,15 @@ async function kernelPart(own: BenchMesh): Promise<void> {
       }
     }
   }
-  const [nothing = []] = wall;
+  const [nothing = []] = inAll;
   const [none = []] = inPrograms;
   console.log(`A governed connection, both ends here, ${rounds} rounds of ${CONNECTIONS}:`);
   printTable(
     ["counted", "us", "us more", "us in our programs", "us more"],
     STATES.map((name, i) => [
       name,
-      median(wall[i] ?? []) / 1000,
-      pairedDifference(wall[i] ?? [], nothing) / 1000,
+      median(inAll[i] ?? []) / 1000,
+      pairedDifference(inAll[i] ?? [], nothing) / 1000,
       median(inPrograms[i] ?? []) / 1000,
       pairedDifference(inPrograms[i] ?? [], none) / 1000,
     ]),
