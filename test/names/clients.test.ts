@@ -125,7 +125,7 @@ describe.skipIf(why !== undefined)("mesh names", () => {
       answers: { event: string; entry: string | null; records: string[] }[];
     }>("resolve", HOST);
     expect(resolved.answers[0]).toMatchObject({ event: "answered-a", entry: HOST, records: [SERVICE] });
-    expect((await lab.kmesh("resolve", "example.com")).stdout).toContain("it is no mesh name");
+    expect((await lab.kmesh("resolve", "example.com")).stdout).toContain("not answered: no mesh name");
     expect((await lab.kmesh("resolve", SERVICE)).stdout).toContain(HOST);
     expect(await doctor(["127.0.0.1"], true)).toContain("through the machine's resolver");
     expect(await doctor(["127.0.0.1"], false)).toContain("not in a governed cgroup");
