@@ -121,7 +121,7 @@ function lookAtClock(config: Config): Finding[] {
       return [faulty(`it is ${time(now)} by this machine's clock, but ${what} is from ${time(at)}`, cure)];
   }
   if (isClockSynchronized() === false)
-    return [doubtful(`${time(now)}; no time service keeps this clock: certificates hang on it`, cure)];
+    return [doubtful(`${time(now)}; no time service keeps this clock: certificates depend on it`, cure)];
   return [{ state: "ok", text: time(now) }];
 }
 

@@ -150,13 +150,14 @@ function refusals(edge: Edge, nodes: Nodes): Problem[] {
     const what = nameOf(nodes, edge.to);
     const next = explain(nodes, edge.to);
     const base = { subject: edge.id, value: count, next };
+    const refused = `${count} ${count === 1 ? "connection" : "connections"} of ${who} to ${what} ${count === 1 ? "was" : "were"} refused`;
     if (NO_ENDPOINT.includes(reason))
       return [
         {
           ...base,
           rule: "no-endpoint",
           severity: "error",
-          text: `${count} connections of ${who} to ${what} were refused: it has no endpoint that is healthy and reachable (${reason})`,
+          text: `${refused}: it has no endpoint that is healthy and reachable${reason === "no-endpoint" ? "" : ` (${reason})`}`,
         },
       ];
     if (reason === FULL)
@@ -165,7 +166,7 @@ function refusals(edge: Edge, nodes: Nodes): Problem[] {
           ...base,
           rule: "overloaded",
           severity: "error",
-          text: `${count} connections of ${who} to ${what} were refused: as many as its max_connections are open`,
+          text: `${refused}: as many as its max_connections are open`,
         },
       ];
     return [
@@ -173,7 +174,7 @@ function refusals(edge: Edge, nodes: Nodes): Problem[] {
         ...base,
         rule: "refused-by-policy",
         severity: "warning",
-        text: `${count} connections of ${who} to ${what} were refused on purpose (${reason})`,
+        text: `${refused} on purpose (${reason})`,
       },
     ];
   });

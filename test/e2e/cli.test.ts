@@ -98,6 +98,12 @@ describe.skipIf(why !== undefined)("the command line", () => {
       "istiod's root certificate is missing",
       expect.stringContaining("there is no cgroup /does/not/exist"),
     ]);
+    writeFileSync(file, "istiod: a: b\n");
+    const broken = await kmesh("doctor", "--config", file, ...folders);
+    expect(broken.stdout).toMatch(
+      /^configuration +WRONG +.*several\.yaml is not valid YAML.*\n.*\nkernel +ok /,
+    );
+    expect([broken.code, broken.stderr]).toEqual([1, ""]);
     writeFileSync(file, "istiod: a:1\nplaintext: true\n");
     expect(await kmesh("config", "check", file)).toMatchObject({ code: 0, stdout: `${file} is valid.\n` });
   });

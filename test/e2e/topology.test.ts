@@ -135,7 +135,7 @@ describe.skipIf(why !== undefined)("topology", () => {
     expect([document.schema, document.version]).toEqual([1, 1]);
     // The window is cut to what the agent has seen.
     expect(document.window).toBe(Math.max(10, document.history));
-    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining('"5x" is no span')]);
+    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining('"5x" is not a time span')]);
   });
 
   test("what the tunnel carries is marked in every format, and labelled in the metrics; who is wrong is named", async () => {

@@ -47,6 +47,7 @@ export function sources(flags: readonly string[], config: string): Source[] {
     { ...own("doctor.json"), read: () => output([...selfCommand(), "doctor", "-o", "json", ...flags]) },
     own("history.json", "history", "-o", "json"),
     own("cert.json", "cert", "-o", "json"),
+    own("topology.json", "topology", "--idle", "-o", "json"),
     own("dump/received.json", "dump", "received", "-o", "json"),
     own("dump/model.json", "dump", "model", "-o", "json"),
     own("dump/tables.json", "dump", "tables", "-o", "json"),

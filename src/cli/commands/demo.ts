@@ -202,7 +202,7 @@ function howToPlay(stage: Stage): string {
     `  kmesh explain shop.demo.internal:80 --config ${stage.configFile}`,
     `  ${shell}`,
     "      ... a shell in the mesh: curl http://shop.demo.internal shows which upstream answers",
-    `  edit ${stage.meshFile}: the control plane serves it at once`,
+    `  edit ${stage.meshFile}: the control plane serves it at once; control-plane.log beside it names mistakes`,
     `  kill -9 $(cat ${stage.folder}/run/agent.lock): the kernel goes on`,
     `  kmesh run --config ${stage.configFile}, in that shell's namespace: takes over again`,
   ].join("\n");

@@ -34,7 +34,7 @@ export function parseSpan(text: string): number {
   const seconds = Number(digits) * ({ s: 1, m: 60, h: 3600 }[unit] ?? 0);
   if (digits === undefined || seconds < 10 || seconds > 3600)
     throw new UsageError(
-      `--since: "${text}" is not a time from 10s to 1h`,
+      `--since: "${text}" is not a time span that the agent remembers`,
       "Write 10s to 1h, for example 5m.",
     );
   return seconds;

@@ -76,7 +76,8 @@ function ratesOf(edge: Edge): (string | number)[] {
 
 /** The cells of an edge of which there are no rates. */
 function totalsOf({ total, live }: Edge): (string | number)[] {
-  const failed = Object.values(total.failures).reduce((sum, count) => sum + count, 0);
+  const failures = [...Object.values(total.failures), ...Object.values(total.refused)];
+  const failed = failures.reduce((sum, count) => sum + count, 0);
   return [total.opened, live, failed, bytes(total.sent), bytes(total.received)];
 }
 

@@ -25,7 +25,7 @@ export const bugReport = command({
   ],
   flags: { ...OUTPUT_FLAG, ...FOLDER_FLAGS },
   notes:
-    "It has status, doctor, history, certificates, dumps, the configuration, the journal, and facts " +
+    "It has status, doctor, history, certificates, the map, dumps, the configuration, the journal, and facts " +
     "of kernel, network and BPF. Keys, tokens, passwords, header values and arguments of probes are left out; names, addresses " +
     "and labels are not: read it before you share it.",
   examples: [["bug-report /tmp/report.tar.gz", "Write the archive to this file; tar -tzf lists it"]],

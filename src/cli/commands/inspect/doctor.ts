@@ -1,19 +1,20 @@
 import { AdminError } from "../../../admin/client.ts";
 import type { Explained } from "../../../admin/explain.ts";
 import { BadRequest } from "../../../admin/server.ts";
+import { ConfigError } from "../../../config/config-error.ts";
 import { SETTINGS } from "../../../config/settings.ts";
-import { CONFIG_FILE, type Flags, sourcesOf } from "../../../config/sources.ts";
+import { CONFIG_FILE, type Flags, type Sources, sourcesOf } from "../../../config/sources.ts";
 import { type Finding, firstError, type Result, runChecks } from "../../../doctor/check-runner.ts";
 import { checksOf } from "../../../doctor/checks.ts";
 import { isFaulty, type Trial, tryEndpoints } from "../../../doctor/endpoints.ts";
 import { ActionableError } from "../../../errors/actionable-error.ts";
 import { reasonOf } from "../../../errors/reason.ts";
-import { examineFiles } from "../../../machine/config-files.ts";
+import { type ExaminedConfig, examineFiles } from "../../../machine/config-files.ts";
 import { formatMatch } from "../../../mesh/frontend.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { type Format, formatOf, indent, plural, print, printJson, table } from "../../framework/output.ts";
-import { foldersOf, view } from "../../framework/view.ts";
+import { foldersOf, view, withoutFile } from "../../framework/view.ts";
 
 export const doctor = command({
   name: "doctor",
@@ -41,7 +42,7 @@ export const doctor = command({
     const format = formatOf(flags);
     if (destination !== undefined) return tryDestination(destination, flags, format);
     const sources = sourcesOf(flags, process.env);
-    const examined = examineFiles(sources);
+    const examined = examine(sources);
     await exemptFromMesh(examined.config.bpffs);
     const checks = checksOf(examined, sources.file.path || CONFIG_FILE);
     const width = Math.max(...checks.map(({ name }) => name.length));
@@ -54,6 +55,16 @@ export const doctor = command({
     return first ? EXIT.failed : EXIT.done;
   },
 });
+
+/** A file that is not a configuration is the only problem: the checks that need none are made all the same. */
+function examine(sources: Sources): ExaminedConfig {
+  try {
+    return examineFiles(sources);
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    return { ...examineFiles(withoutFile(sources)), problems: [error] };
+  }
+}
 
 /** Connects to each endpoint of a destination. */
 async function tryDestination(destination: string, flags: Flags, format: Format): Promise<number> {
@@ -128,7 +139,7 @@ const MARKS: Readonly<Record<Finding["state"], string>> = { ok: "ok", warning: "
 /** One line for each finding, followed by the fix. */
 export function formatResult({ check, findings }: Result, width: number): string {
   if (findings.length === 0)
-    return `${check.padEnd(width)}  -      not looked at: it needs what is wrong above`;
+    return `${check.padEnd(width)}  -      not checked: it needs what is wrong above`;
   return findings
     .flatMap((finding, i) => {
       const head = `${(i === 0 ? check : "").padEnd(width)}  ${MARKS[finding.state].padEnd(5)}  `;
