@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the scripts of this folder share; to be sourced. A small mesh on loopback with the demo's own parts, a cgroup, pins
+# What the scripts of this folder share; to be sourced. A small mesh on loopback with the demo's control plane, a cgroup, pins
 # and folders of its own: `set_up` makes it, and it goes when the script ends. KMESH names the single file,
 # KMESH_LAB_STATE a state folder that stays.
 set -euo pipefail
@@ -51,12 +51,6 @@ eventually() {
 # The parts live as long as their standard input is open.
 mkfifo "$folder/hold"
 exec {hold}<>"$folder/hold"
-
-# part NAME JSON: one of the processes that kmesh demo consists of.
-part() {
-	"$kmesh" demo-part "$1" "$2" <&"$hold" >"$folder/$1-$RANDOM.log" 2>&1 &
-	children+=($!)
-}
 
 # An app: joins the cgroup, then runs.
 app() { (echo "$BASHPID" >"$cgroup/cgroup.procs" && exec "$@"); }
@@ -173,9 +167,8 @@ services:
 inbound:
   - { port: 8080, mtls: disable, deny: [10.97.9.0/24] }
 YAML
-	part upstream '{"name":"a","address":"172.31.1.1","port":8080}'
-	part upstream '{"name":"b","address":"172.31.1.2","port":8080}'
-	part upstream '{"name":"c","address":"fd99:31::1","port":8080}'
+	python3 "$here/servers.py" a=172.31.1.1:8080 b=172.31.1.2:8080 'c=[fd99:31::1]:8080' <&"$hold" >"$folder/servers.log" 2>&1 &
+	children+=($!)
 	mkfifo "$folder/ask" "$folder/answer"
 	app python3 "$client" '{"mode":"asked"}' <"$folder/ask" >"$folder/answer" &
 	children+=($!)
@@ -183,4 +176,7 @@ YAML
 	eventually 60 curl -s --noproxy '*' --max-time 5 http://172.31.1.2:8080/ || fail "the upstream does not answer"
 }
 
-start_control_plane() { part control-plane "{\"file\":\"$folder/mesh.yaml\",\"port\":15910}"; }
+start_control_plane() {
+	"$kmesh" demo-part control-plane "{\"file\":\"$folder/mesh.yaml\",\"port\":15910}" <&"$hold" >"$folder/control-plane.log" 2>&1 &
+	children+=($!)
+}
