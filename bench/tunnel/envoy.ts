@@ -1,10 +1,43 @@
-/** Envoy's configurations for bench/tunnel.ts, as istiod configures a sidecar's cluster and the two ends of HBONE. */
-import type { TestMesh } from "../test/lab/mesh-member.ts";
+/** Envoy as a contender of bench/tunnel.ts, and as the peer of HBONE, as istiod configures a sidecar's cluster and both ends. */
+import { execFileSync } from "node:child_process";
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { dialTcp, type TestMesh } from "../../test/lab/mesh-member.ts";
+import { type Bench, type Contender, eventually, freePorts, SNI } from "./contender.ts";
 
 const PATIENCE = "10s";
 
+/** The peer of HBONE, at the bench's port for it. */
+export async function startTerminator(bench: Bench): Promise<void> {
+  const { mesh, hboneWeb, app } = bench;
+  await start(bench, "terminator", terminatorConfig(mesh, hboneWeb, app), hboneWeb);
+}
+
+export async function startEnvoy(bench: Bench): Promise<Contender> {
+  const { mesh, web, hboneWeb } = bench;
+  const [mtls = 0, hbone = 0] = await freePorts(2);
+  const pid = await start(bench, "client", clientConfig(mesh, SNI, { mtls, hbone, web, hboneWeb }), mtls);
+  return {
+    name: "Envoy",
+    pids: () => [pid],
+    connect: { "sidecar mTLS": () => dialTcp(mtls), HBONE: () => dialTcp(hbone) },
+  };
+}
+
+/** Starts an Envoy of one thread, and gives its pid once it accepts on `port`. */
+async function start(bench: Bench, name: string, config: object, port: number): Promise<number> {
+  const file = join(bench.mesh.folder, `${name}.json`);
+  writeFileSync(file, JSON.stringify(config));
+  const fetch = join(import.meta.dirname, "../../test/envoy/fetch");
+  const path = execFileSync(fetch, { encoding: "utf8" }).trim();
+  const flags = ["--concurrency", "1", "--use-dynamic-base-id", "-l", "error"];
+  const pid = bench.begin([path, "-c", file, ...flags]);
+  await eventually(() => dialTcp(port).then((socket) => socket.destroy().destroyed));
+  return pid;
+}
+
 /** A client: `mtls` leads by sidecar mTLS to `web`, `hbone` by CONNECT to `hboneWeb`. Ports of this machine. */
-export function clientConfig(
+function clientConfig(
   mesh: TestMesh,
   sni: string,
   ports: { mtls: number; hbone: number; web: number; hboneWeb: number },
@@ -24,7 +57,7 @@ export function clientConfig(
 }
 
 /** The other end of HBONE: each CONNECT to `port` leads to `app`. */
-export function terminatorConfig(mesh: TestMesh, port: number, app: number): object {
+function terminatorConfig(mesh: TestMesh, port: number, app: number): object {
   const route = {
     match: { connect_matcher: {} },
     route: { cluster: "app", upgrade_configs: [{ upgrade_type: "CONNECT", connect_config: {} }] },
