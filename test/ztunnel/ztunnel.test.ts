@@ -221,6 +221,7 @@ describe.each(["kernel-native", "dual-engine"])("a real ztunnel under STRICT, %s
         both: await ask(place, vip, "both", MANY),
         empty: await ask(place, vip, "digest", 0),
         early: await ask(place, vip, "early", MANY),
+        reset: await ask(place, vip, "reset"),
       };
       expect({ vip, ...answers }).toMatchObject({
         vip,
@@ -229,6 +230,8 @@ describe.each(["kernel-native", "dual-engine"])("a real ztunnel under STRICT, %s
         both: { whole: true, text: "whole", error: "" },
         empty: { text: "whole", error: "" },
         early: { text: "enough" },
+        // ztunnel passes it on as an end.
+        reset: { text: "", error: "" },
       });
     }
   });
