@@ -11,6 +11,7 @@ import { RefusalFollower, readRefusals } from "../inbound/refusals.ts";
 import type { Json } from "../istiod/node.ts";
 import { formatSpiffe } from "../istiod/spiffe.ts";
 import { monotonic } from "../kernel/clock.ts";
+import { ownWorkload } from "../machine/workload.ts";
 import type { Mesh } from "../mesh/model.ts";
 import type { WorkloadIndex } from "../mesh/workload.ts";
 import { version } from "../runtime/version.ts";
@@ -69,25 +70,13 @@ export class Telemetry {
     this.#config = options.config;
     const { config, addresses, host } = options;
     const { labels } = config;
-    const workload =
-      config.workloadGroup ?? config.workloadEntry ?? config.workloadName ?? config.name ?? host;
-    this.#machine = { host, workload, namespace: config.namespace, cluster: config.clusterId, addresses };
+    const own = ownWorkload(config, host);
+    const { workload, namespace, cluster } = own;
+    this.#machine = { host, workload, namespace, cluster, addresses };
     this.#self = {
-      workload,
-      namespace: config.namespace,
-      canonicalService:
-        labels["service.istio.io/canonical-name"] ??
-        labels["app.kubernetes.io/name"] ??
-        labels.app ??
-        workload,
-      canonicalRevision:
-        labels["service.istio.io/canonical-revision"] ??
-        labels["app.kubernetes.io/version"] ??
-        labels.version ??
-        "latest",
+      ...own,
       app: labels.app ?? "",
       version: labels.version ?? "",
-      cluster: config.clusterId,
       principal: formatSpiffe(config),
     };
     this.#states = new ServiceStates(options.mesh, addresses);

@@ -1,8 +1,13 @@
 import { hostname } from "node:os";
 import { ServiceNotifier } from "../../agent/sd-notify.ts";
+import { type Config, examineConfig } from "../../config/config.ts";
+import { ConfigError } from "../../config/config-error.ts";
 import { openLog } from "../../config/log.ts";
+import { type Flags, sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { identityStore } from "../../machine/identity-store.ts";
+import { localityOf } from "../../machine/node.ts";
+import { baggageOf, ownWorkload } from "../../machine/workload.ts";
 import { selfCommand } from "../../runtime/self.ts";
 import { version } from "../../runtime/version.ts";
 import { PREDECESSOR } from "../../tunnel/process/listeners.ts";
@@ -13,7 +18,7 @@ import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
-import { foldersOf } from "../framework/view.ts";
+import { foldersOf, withoutFile } from "../framework/view.ts";
 
 /** Milliseconds until a successor notifies systemd, which accepts only its predecessor's messages until then. */
 const AFTER_SUCCESSION = 1_000;
@@ -66,7 +71,7 @@ export const tunnel = command({
         callers: mesh,
         runDir: folders.runDir,
         version,
-        baggage: `k8s.workload.name=${hostname()}`,
+        baggage: baggageFor(flags),
         log,
         on: {
           ready: ({ listeners }) => {
@@ -99,6 +104,21 @@ export const tunnel = command({
     return EXIT.done;
   },
 });
+
+/** What peers' telemetry shows of this machine. A configuration that can't be used costs labels, and no connection. */
+function baggageFor(flags: Flags): string {
+  const sources = sourcesOf(flags, process.env);
+  const config = (): Config => {
+    try {
+      return examineConfig(sources).config;
+    } catch (error) {
+      if (!(error instanceof ConfigError)) throw error;
+      return examineConfig(withoutFile(sources)).config;
+    }
+  };
+  const found = config();
+  return baggageOf(ownWorkload(found, hostname()), localityOf(found));
+}
 
 function workersOf(text: string | undefined): WorkerCount {
   if (text === undefined) return 1;

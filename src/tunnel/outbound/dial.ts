@@ -34,6 +34,11 @@ export interface DialerOptions {
   idleFor?: number;
 }
 
+/** An app's end, and the service (`HOST:PORT`) that it asked for; "" = not known. */
+interface Source extends AddressAndPort {
+  service: string;
+}
+
 export interface Dialled {
   /** A socket is paused until the caller resumes it. */
   stream: Duplex;
@@ -68,12 +73,12 @@ export class Dialer {
    * belongs to the caller; all below it ends with it.
    */
   async dial(
-    { peer, transport }: Pick<TunnelTarget, "peer" | "transport">,
+    { peer, transport, service = "" }: Pick<TunnelTarget, "peer" | "transport"> & { service?: string },
     source: AddressAndPort,
     signal: AbortSignal,
   ): Promise<Dialled> {
     try {
-      return await this.#open(peer, transport, source, signal);
+      return await this.#open(peer, transport, { ...source, service }, signal);
     } catch (error) {
       throw asFailure(error);
     }
@@ -82,7 +87,7 @@ export class Dialer {
   async #open(
     peer: AddressAndPort,
     transport: Transport,
-    source: AddressAndPort,
+    source: Source,
     signal: AbortSignal,
   ): Promise<Dialled> {
     const to = { host: peer.address, port: peer.port };
@@ -95,9 +100,7 @@ export class Dialer {
         return this.#hbone(peer, transport, source, signal);
       case "proxy-protocol": {
         const tcp = await openTcp(to, this.#options.patience ?? CONNECT_PATIENCE, signal);
-        // Apps come to the tunnel from loopback, which is no address of theirs to a peer.
-        const address = isLoopback(source.address) ? (tcp.localAddress ?? source.address) : source.address;
-        tcp.write(proxyHeader(transport.version, { address, port: source.port }, peer));
+        tcp.write(proxyHeader(transport.version, seenBy(source, tcp.localAddress), peer));
         const { over } = transport;
         if (!over) return { stream: tcp };
         if (over.kind === "istio") return this.#istio({ stream: tcp }, over, signal);
@@ -144,13 +147,13 @@ export class Dialer {
   async #hbone(
     peer: AddressAndPort,
     transport: Extract<Transport, { kind: "hbone" }>,
-    source: AddressAndPort,
+    source: Source,
     signal: AbortSignal,
   ): Promise<Dialled> {
     const { port, sans, inner } = transport;
     const to = { host: peer.address, port };
     const { names, check } = meshPeer(sans);
-    const { stream, identity } = await this.#pool.connect(
+    const { stream, identity, local } = await this.#pool.connect(
       {
         key: `${peer.address} ${port} ${textOfSans(sans)}`,
         generation: this.#options.credentials.current(),
@@ -159,12 +162,12 @@ export class Dialer {
           const notAfter = Date.parse(socket.getPeerCertificate().valid_to);
           return { socket, notAfter, ...names };
         },
-        headers: this.#headers(transport.authority || hostPort(peer), source),
+        headers: (from) => this.#headers(transport.authority || hostPort(peer), source, from),
         patience: this.#options.patience ?? CONNECT_PATIENCE,
       },
       signal,
     );
-    if (inner) return this.#inner(stream, inner, source, signal);
+    if (inner) return this.#inner(stream, inner, { ...source, ...seenBy(source, local) }, signal);
     return { stream, ...(identity !== undefined && { identity }) };
   }
 
@@ -172,7 +175,7 @@ export class Dialer {
   async #inner(
     outer: ConnectStream,
     { authority, sans }: { authority: string; sans: readonly SanMatch[] },
-    source: AddressAndPort,
+    source: Source,
     signal: AbortSignal,
   ): Promise<Dialled> {
     const { names, check } = meshPeer(sans);
@@ -202,13 +205,15 @@ export class Dialer {
     );
   }
 
-  #headers(authority: string, source: AddressAndPort): Headers {
+  /** `local` is the address of this end of the connection to the peer. */
+  #headers(authority: string, source: Source, local?: string): Headers {
     const { baggage } = this.#options;
+    const host = source.service.replace(/:\d+$/, "");
     return [
       [":method", "CONNECT"],
       [":authority", authority],
       ...(baggage === undefined ? [] : [["baggage", baggage] as [string, string]]),
-      ["forwarded", `for="${hostPort(source)}"`],
+      ["forwarded", `for="${hostPort(seenBy(source, local))}"${host === "" ? "" : `;host=${host}`}`],
     ];
   }
 
@@ -226,6 +231,11 @@ export class Dialer {
     const { patience } = this.#options;
     return patience === undefined ? {} : { patience };
   }
+}
+
+/** The app's address as a peer may know it. Apps come to the tunnel from loopback, which is no address of theirs to a peer. */
+function seenBy({ address, port }: AddressAndPort, local: string | undefined): AddressAndPort {
+  return { address: isLoopback(address) ? (local ?? address) : address, port };
 }
 
 function isLoopback(address: string): boolean {

@@ -294,7 +294,9 @@ test("a connection takes no stream after the end of its peer's certificate: anot
       [":method", "CONNECT"],
       [":authority", "10.0.0.1:80"],
     ];
-    return (await pool.connect({ key: "", generation, open, headers, patience: 1_000 }, signal)).stream;
+    return (
+      await pool.connect({ key: "", generation, open, headers: () => headers, patience: 1_000 }, signal)
+    ).stream;
   };
   const first = await connect();
   notAfter = Date.now() + 60_000;
@@ -304,4 +306,43 @@ test("a connection takes no stream after the end of its peer's certificate: anot
   const answer = outcome(first.resume());
   first.end("well");
   expect(await answer).toBe("well");
+});
+
+test("CONNECT names the app, the service that it asked for, and this machine, as ztunnel does", async () => {
+  const vm = lab.credentials("vm");
+  const asked = Promise.withResolvers<Headers>();
+  const port = await lab.listen(async (raw) => {
+    const { socket } = await acceptTls(raw, {
+      context: vm.current().context("TLSv1.3"),
+      alpn: ["h2"],
+      trustDomains: ["cluster.local"],
+    });
+    const connection = new Http2Connection(socket, {
+      role: "server",
+      budget: lab.budget,
+      request: (stream, headers) => {
+        stream.on("error", () => {});
+        asked.resolve(headers);
+        stream.respond(200);
+      },
+    });
+    lab.defer(() => connection.destroy());
+  }, "0.0.0.0");
+  const sans = [{ kind: "exact" as const, value: lab.mesh.id("vm") }];
+  const { stream } = await dialer.dial(
+    {
+      peer: { address: `${OWN}`, port: 8080 },
+      transport: { kind: "hbone", authority: "", port, sans },
+      service: "web.shop.svc.cluster.local:80",
+    },
+    { address: "127.0.0.1", port: 4711 },
+    new AbortController().signal,
+  );
+  stream.destroy();
+  expect(await asked.promise).toEqual([
+    [":method", "CONNECT"],
+    [":authority", `${OWN}:8080`],
+    ["baggage", "service.name=test"],
+    ["forwarded", `for="${OWN}:4711";host=web.shop.svc.cluster.local`],
+  ]);
 });

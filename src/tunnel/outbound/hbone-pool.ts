@@ -37,7 +37,8 @@ export interface HboneRequest {
   /** Our certificate with its roots: a new one makes new connections. */
   generation: object;
   open(signal: AbortSignal): Promise<HbonePeer>;
-  headers: Headers;
+  /** The headers of the CONNECT, on a connection whose end here has the address `local`. */
+  headers(local: string | undefined): Headers;
   /** Time limit of the answer to CONNECT, milliseconds. */
   patience: number;
 }
@@ -45,11 +46,14 @@ export interface HboneRequest {
 export interface HboneStream {
   stream: ConnectStream;
   identity?: string;
+  /** The address of the connection's end here. */
+  local: string | undefined;
 }
 
 interface Shared {
   connection: Http2Connection;
   identity: string | undefined;
+  local: string | undefined;
   notAfter: number;
   /** Whether it is in the peer's stack of connections with room. */
   listed: boolean;
@@ -140,14 +144,14 @@ export class HbonePool {
     { headers, patience }: HboneRequest,
     signal: AbortSignal,
   ): Promise<HboneStream> {
-    const { connection, identity } = shared;
+    const { connection, identity, local } = shared;
     if (!connection.usable) throw new TunnelFailure("reset", "the peer closed the connection at once");
-    const answered = requestConnect(connection, headers, patience, signal);
+    const answered = requestConnect(connection, headers(local), patience, signal);
     shared.idleSince = undefined;
     // A retired one ends with its last stream; others that have waited for it may come yet.
     if (!peer.retired && roomOf(shared) > 0) this.#offer(peer, shared);
     const stream = await answered;
-    return { stream, ...(identity !== undefined && { identity }) };
+    return { stream, local, ...(identity !== undefined && { identity }) };
   }
 
   /** A connection that is being opened, for this request or for another one that leaves room. */
@@ -232,6 +236,7 @@ export class HbonePool {
         },
       }),
       identity,
+      local: socket.localAddress,
       notAfter,
       listed: false,
       idleSince: undefined,
