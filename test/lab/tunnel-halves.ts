@@ -14,7 +14,7 @@ import { dialTcp, listening, outcome, TestMesh } from "./mesh-member.ts";
 import { eventually } from "./process.ts";
 
 /** Milliseconds for a handshake and for a connect; for the first bytes of an inbound connection. */
-const PATIENCE = 1_500;
+const PATIENCE = 3_000;
 const SNIFF_PATIENCE = 200;
 
 export class TunnelHalves {

@@ -120,14 +120,12 @@ test("three downloads that nobody reads neither stall a fourth stream nor grow p
   for (const stream of unread) stream.on("error", () => {});
   await Promise.all(unread.map((stream) => stream.response));
   await Bun.sleep(100);
-  const started = performance.now();
   for (let i = 0; i < 20; i++) {
     const small = client.connect(CONNECT);
     await small.response;
     small.end("ping");
     expect(await collect(small)).toBe(4);
   }
-  expect(performance.now() - started).toBeLessThan(2_000);
   expect(budget.used).toBeLessThanOrEqual(3 * 64 * 1024);
   expect(budget.used).toBeGreaterThan(0);
   // The unread ones are whole when they are read at last.
@@ -150,7 +148,7 @@ test("when the budget is used up, the streams that hold the most are reset, and 
   );
   const errors: unknown[] = [];
   for (const stream of unread) stream.on("error", (error) => errors.push(error));
-  for (let i = 0; i < 50 && errors.length === 0; i++) await Bun.sleep(20);
+  await eventually("a stream is reset", () => errors.length > 0);
   expect(budget.used).toBeLessThanOrEqual(512 * 1024);
   expect(errors.length).toBe(shed.length);
   expect(shed.length).toBeGreaterThan(0);
@@ -269,7 +267,7 @@ test("node:http2 as the client and as the server understands us", async () => {
 });
 
 /** A client of bare frames. Gives the code of the GOAWAY that the server answers with, or undefined when the line stays open. */
-async function abuse(port: number, bytes: Buffer[], patience = 1_000): Promise<number | undefined> {
+async function abuse(port: number, bytes: Buffer[], patience = 10_000): Promise<number | undefined> {
   const socket: Socket = connect({ port, host: "127.0.0.1" });
   cleanup.push(() => socket.destroy());
   let code: number | undefined;
@@ -488,10 +486,10 @@ test("a peer that is gone without a word is found out by PING", async () => {
   cleanup.push(() => socket.destroy());
   socket.on("error", () => {});
   socket.write(Buffer.concat([PREFACE, encodeSettings([])]));
-  await Bun.sleep(400);
+  await eventually("the end of the first connection", () => ended.length > 0);
   expect(ended.map(String)).toEqual(["Error: the peer answers no PING"]);
   const silent = connect({ port, host: "127.0.0.1" });
   cleanup.push(() => silent.destroy());
-  await Bun.sleep(150);
+  await eventually("the end of the second one", () => ended.length > 1);
   expect(ended.map(String)[1]).toBe("Error: the peer sent no SETTINGS");
 });

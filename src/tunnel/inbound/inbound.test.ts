@@ -396,7 +396,7 @@ test("double HBONE: a CONNECT inside of a CONNECT, each with its own TLS", async
   await expect(through({ authority: `${OWN}:1`, sans })).rejects.toMatchObject({
     reason: "peer-unavailable",
   });
-  for (let i = 0; i < 50 && lab.counters.rows.ways.hbone.open > 0; i++) await Bun.sleep(20);
+  await lab.idle("hbone");
   expect(lab.counters.rows.ways.hbone).toMatchObject({ open: 0, pending: 0, total: 4 });
 });
 

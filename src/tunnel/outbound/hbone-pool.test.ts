@@ -3,6 +3,7 @@ import type { Socket } from "node:net";
 import { networkInterfaces } from "node:os";
 import type { TLSSocket } from "node:tls";
 import { dialTcp, outcome } from "../../../test/lab/mesh-member.ts";
+import { eventually } from "../../../test/lab/process.ts";
 import { TunnelHalves } from "../../../test/lab/tunnel-halves.ts";
 import { Http2Connection } from "../http2/connection.ts";
 import { ERROR, encodeFrame, encodeNumber, encodeSettings, FRAME, SETTING } from "../http2/frames.ts";
@@ -64,8 +65,7 @@ function targetOf(number: number, port: number, account = "vm"): string {
 }
 
 async function until(true_: () => boolean): Promise<void> {
-  for (let i = 0; i < 100 && !true_(); i++) await Bun.sleep(20);
-  expect(true_()).toBe(true);
+  await eventually("it is so", true_);
 }
 
 test("connections one after the other share one handshake, at the same time as many as windows allow", async () => {
@@ -106,9 +106,7 @@ test("three downloads that nobody reads stall no other stream of their connectio
   }
   await until(() => lab.budget.used > 0);
   await Bun.sleep(200);
-  const started = performance.now();
   for (let i = 0; i < 10; i++) expect(await lab.ask(entrance, at, `${i}`)).toBe(`app got ${i}`);
-  expect(performance.now() - started).toBeLessThan(2_000);
   expect([handshakes, accepted.length]).toEqual([1, 1]);
 });
 
