@@ -235,13 +235,13 @@ test("apps see their callers, and the kernel counts for them, by sidecar mTLS an
   const app = new OwnedProcess({
     name: "peers",
     log: join(folder, "peers.log"),
-    command: ["python3", join(import.meta.dir, "peers.py"), "0.0.0.0:8081", "[::]:8082/late"],
+    command: ["python3", join(import.meta.dir, "peers.py"), "0.0.0.0:18081", "[::]:18082/late"],
     netns: lab.namespace.path,
     cgroup: lab.cgroup,
   });
   started.push(app);
   await eventually("the app listens", () => app.output().includes("ready"));
-  await govern([], { pins: lab.bpffs, ports: [8081, 8082], netns: lab.namespace.path });
+  await govern([], { pins: lab.bpffs, ports: [18081, 18082], netns: lab.namespace.path });
   const store = mesh.store("web").folder;
   const dial = async (address: string, port: number, transport: Transport) => {
     const target = JSON.stringify({ peer: { address, port }, transport });
@@ -253,16 +253,16 @@ test("apps see their callers, and the kernel counts for them, by sidecar mTLS an
   };
   const own = [{ kind: "exact" as const, value: mesh.id("client") }];
   await eventually("connections are steered", async () => {
-    const seen = await dial(HERE, 8081, { ...istio, sans: own }).catch(() => undefined);
+    const seen = await dial(HERE, 18081, { ...istio, sans: own }).catch(() => undefined);
     return seen?.from === THERE;
   });
   const { tables } = lab.datapath;
   const counting = new Counting(tables.maps.traffic, tables.maps.served_ports);
-  counting.serve([8081, 8082]);
+  counting.serve([18081, 18082]);
   for (const [address, port, from] of [
-    [HERE, 8081, THERE],
-    [HERE, 8082, `::ffff:${THERE}`],
-    [HERE6, 8082, THERE6],
+    [HERE, 18081, THERE],
+    [HERE, 18082, `::ffff:${THERE}`],
+    [HERE6, 18082, THERE6],
   ] as const) {
     // The port is the caller's own where the connection is the caller's alone.
     const sidecar = await dial(address, port, { ...istio, sans: own });
@@ -275,7 +275,7 @@ test("apps see their callers, and the kernel counts for them, by sidecar mTLS an
   using callers = readableMap(lab.bpffs, "callers");
   await eventually("they are forgotten", () => callers.entries().count === 0);
   // A connection of the machine's own shows what it is.
-  const script = `import socket;s=socket.create_connection(("${HERE}",8081));print(s.recv(99).decode())`;
+  const script = `import socket;s=socket.create_connection(("${HERE}",18081));print(s.recv(99).decode())`;
   expect(await output(["python3", "-c", script], { netns: lab.namespace.path })).toStartWith(`${HERE} `);
   // Its sockets outlive the tunnel's ends, and so do the entries.
   expect(tables.maps.carried.entries().count).toBe(1);
@@ -291,9 +291,9 @@ test("apps see their callers, and the kernel counts for them, by sidecar mTLS an
   const id = mesh.id("web");
   expect(rows.sort()).toEqual(
     [
-      ...[`8081 ${HERE}   1 1`, `8081 ${THERE} hbone ${id} 1 1`, `8081 ${THERE} istio ${id} 1 1`],
-      ...[`8082 ${THERE} hbone ${id} 1 1`, `8082 ${THERE} istio ${id} 1 1`],
-      ...[`8082 ${THERE6} hbone ${id} 1 1`, `8082 ${THERE6} istio ${id} 1 1`],
+      ...[`18081 ${HERE}   1 1`, `18081 ${THERE} hbone ${id} 1 1`, `18081 ${THERE} istio ${id} 1 1`],
+      ...[`18082 ${THERE} hbone ${id} 1 1`, `18082 ${THERE} istio ${id} 1 1`],
+      ...[`18082 ${THERE6} hbone ${id} 1 1`, `18082 ${THERE6} istio ${id} 1 1`],
     ].sort(),
   );
   counting.serve([]);
@@ -326,8 +326,8 @@ test("after a crash of both, plaintext stays out, and the next ones serve at onc
   expect(plain.by).toEqual({});
   // A caller that the crash left: its connection is gone, and the next tunnel removes it. One of a process that lives stays.
   using callers = readableMap(lab.bpffs, "callers");
-  const left = callerKey({ address: HERE, port: 40_001 }, 8081);
-  const living = callerKey({ address: HERE, port: 40_002 }, 8081);
+  const left = callerKey({ address: HERE, port: 40_001 }, 18081);
+  const living = callerKey({ address: HERE, port: 40_002 }, 18081);
   const caller = { address: THERE, port: 1 };
   putCaller(callers, left, caller, { tgid: process.pid, startTicks: 1n });
   putCaller(callers, living, caller, taskIdentity() ?? { tgid: 0, startTicks: 0n });
