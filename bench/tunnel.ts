@@ -1,6 +1,6 @@
 /**
  * An app's connections through kmesh tunnel and through Envoy to the same peer, in turns: by sidecar mTLS, and by HBONE to
- * another Envoy that terminates it.
+ * another Envoy that terminates it; and without any, in plaintext.
  *
  *     bun bench/tunnel.ts [--rounds N] [--workers N|auto]
  *     ZTUNNEL=/path/to/ztunnel bun bench/tunnel.ts ...       with ztunnel as the third one by HBONE; as root
@@ -9,6 +9,7 @@
  * latencies depend on the load generator, which runs beside. Prints medians, the ratio to Envoy, and the bar for it. Both may
  * resume TLS sessions. The tunnel's heap is as small as that of `kmesh tunnel`.
  */
+import { dialTcp } from "../test/lab/mesh-member.ts";
 import { flagsOf } from "./lab/flags.ts";
 import { median, printTable, progress } from "./lab/measure.ts";
 import { Bench, type Contender, WAYS, type Way } from "./tunnel/contender.ts";
@@ -52,10 +53,17 @@ async function main(rounds: number): Promise<void> {
     await startKmesh(bench, values.workers === "auto" ? "auto" : Number(values.workers)),
     await startEnvoy(bench),
     ...(ztunnel ? [await startZtunnel(bench, ztunnel)] : []),
+    noMesh(),
   ];
   for (const { connect } of contenders)
     for (const way of WAYS) if (connect[way]) await fresh(connect[way], WARM_UP);
   for (const way of WAYS) printTable(...(await compare(contenders, way, rounds)));
+}
+
+/** The app asks the peer's app itself, in plaintext. */
+function noMesh(): Contender {
+  const connect = () => dialTcp(bench.app);
+  return { name: "no mesh", pids: () => [], connect: { "sidecar mTLS": connect, HBONE: connect } };
 }
 
 /** The head and the rows of the table of a way: kmesh, then each other one that speaks it with kmesh's ratio to it. */
