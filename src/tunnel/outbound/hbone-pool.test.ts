@@ -160,6 +160,9 @@ test.each([
     },
   ],
 ])("all that wait for one connection get it when %s meanwhile", async (_when, happen) => {
+  // It keeps in mind how many streams fit, however busy the machine is.
+  dialer = lab.dialer(credentials);
+  entrance = await lab.outbound(dialer);
   let ready = Promise.resolve();
   const { at, accepted } = await peer(2, () => ready);
   // From the first one it is known that several fit.
