@@ -1,19 +1,16 @@
 /** What bench/tunnel.ts and its contenders share. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
-import { createServer, type Server, type Socket } from "node:net";
+import { createServer, type Server } from "node:net";
 import { createServer as createTlsServer } from "node:tls";
 import { listening, TestMesh } from "../../test/lab/mesh-member.ts";
-import { serve } from "./load.ts";
+import { type Connect, serve } from "./load.ts";
 
 export const WAYS = ["sidecar mTLS", "HBONE"] as const;
 export type Way = (typeof WAYS)[number];
 
 /** The SNI of the peer of sidecar mTLS. */
 export const SNI = "outbound_.80_._.web.shop.svc.cluster.local";
-
-/** Opens a connection of an app to the peer, through a contender. */
-export type Connect = () => Promise<Socket>;
 
 export interface Contender {
   name: string;

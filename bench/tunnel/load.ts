@@ -3,7 +3,9 @@
 import { readFileSync } from "node:fs";
 import type { Socket } from "node:net";
 import { cpuTime } from "../lab/measure.ts";
-import type { Connect } from "./contender.ts";
+
+/** Opens a connection of an app to the peer, through a contender. */
+export type Connect = () => Promise<Socket>;
 
 const CONNECTIONS = 800;
 const AT_ONCE = 16;
