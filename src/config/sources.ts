@@ -27,6 +27,25 @@ export function sourcesOf(flags: Flags, env: Record<string, string | undefined>)
   return { flags, env, file: { path: named ?? CONFIG_FILE, required: named !== undefined } };
 }
 
+/**
+ * What `read` makes of the sources. When their file can't be used, what it makes of the flags and variables alone; `ignored` gets
+ * the fault. Throws ConfigError for a wrong flag or variable, and what else `read` throws.
+ */
+export function readAsFarAsUsable<T>(
+  sources: Sources,
+  read: (from: Sources) => T,
+  ignored: (fault: ConfigError) => void,
+): T {
+  try {
+    return read(sources);
+  } catch (error) {
+    if (!(error instanceof ConfigError)) throw error;
+    const value = read({ ...sources, file: { ...sources.file, text: "" } });
+    ignored(error);
+    return value;
+  }
+}
+
 /** The file's values by key. An empty value, ~ or null counts as absent. */
 export type FileSettings = ReadonlyMap<string, Written>;
 

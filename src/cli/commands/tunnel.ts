@@ -1,9 +1,8 @@
 import { hostname } from "node:os";
 import { ServiceNotifier } from "../../agent/sd-notify.ts";
-import { type Config, examineConfig } from "../../config/config.ts";
-import { ConfigError } from "../../config/config-error.ts";
+import { examineConfig } from "../../config/config.ts";
 import { openLog } from "../../config/log.ts";
-import { type Flags, sourcesOf } from "../../config/sources.ts";
+import { type Flags, readAsFarAsUsable, sourcesOf } from "../../config/sources.ts";
 import { reasonOf } from "../../errors/reason.ts";
 import { identityStore } from "../../machine/identity-store.ts";
 import { localityOf } from "../../machine/node.ts";
@@ -18,7 +17,7 @@ import { UsageError } from "../framework/arguments.ts";
 import { command, FOLDER_FLAGS, textFlag } from "../framework/command.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 import { remark } from "../framework/output.ts";
-import { foldersOf, withoutFile } from "../framework/view.ts";
+import { foldersOf } from "../framework/view.ts";
 
 /** Milliseconds until a successor notifies systemd, which accepts only its predecessor's messages until then. */
 const AFTER_SUCCESSION = 1_000;
@@ -108,16 +107,8 @@ export const tunnel = command({
 /** What peers' telemetry shows of this machine. A configuration that can't be used costs labels, and no connection. */
 function baggageFor(flags: Flags): string {
   const sources = sourcesOf(flags, process.env);
-  const config = (): Config => {
-    try {
-      return examineConfig(sources).config;
-    } catch (error) {
-      if (!(error instanceof ConfigError)) throw error;
-      return examineConfig(withoutFile(sources)).config;
-    }
-  };
-  const found = config();
-  return baggageOf(ownWorkload(found, hostname()), localityOf(found));
+  const { config } = readAsFarAsUsable(sources, examineConfig, () => {});
+  return baggageOf(ownWorkload(config, hostname()), localityOf(config));
 }
 
 function workersOf(text: string | undefined): WorkerCount {

@@ -5,7 +5,7 @@ import { askAgent } from "../../admin/client.ts";
 import { type AgentStatus, adminSocket, readerSocket, readStatus } from "../../admin/status.ts";
 import { type Config, examineConfig, type Folders, readFolders } from "../../config/config.ts";
 import { ConfigError } from "../../config/config-error.ts";
-import { type Flags, type Sources, sourcesOf } from "../../config/sources.ts";
+import { type Flags, readAsFarAsUsable, type Sources, sourcesOf } from "../../config/sources.ts";
 import type { Damage } from "../../datapath/inspect/damage.ts";
 import type { PreexistingConnections } from "../../datapath/inspect/preexisting-connections.ts";
 import type { Inspection, Summary } from "../../datapath/inspect/state.ts";
@@ -32,19 +32,10 @@ export function foldersOf(flags: Flags): Folders {
  * file that --config or KMESH_CONFIG names.
  */
 export function foldersIn(sources: Sources, say: (text: string) => void): Folders {
-  try {
-    return readFolders(sources);
-  } catch (error) {
-    if (!(error instanceof ConfigError) || sources.file.required) throw error;
-    const folders = readFolders(withoutFile(sources));
-    say(`kmesh: ${error.message}. It is ignored; these are the default folders.`);
-    return folders;
-  }
-}
-
-/** The same flags and variables, with an empty file. */
-export function withoutFile(sources: Sources): Sources {
-  return { ...sources, file: { ...sources.file, text: "" } };
+  if (sources.file.required) return readFolders(sources);
+  return readAsFarAsUsable(sources, readFolders, ({ message }) =>
+    say(`kmesh: ${message}. It is ignored; these are the default folders.`),
+  );
 }
 
 /**

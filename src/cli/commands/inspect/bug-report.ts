@@ -1,15 +1,13 @@
 import { hostname } from "node:os";
 import { resolve } from "node:path";
 import { type Folders, readFolders } from "../../../config/config.ts";
-import { ConfigError } from "../../../config/config-error.ts";
-import { type Sources, sourcesOf } from "../../../config/sources.ts";
+import { readAsFarAsUsable, type Sources, sourcesOf } from "../../../config/sources.ts";
 import { replaceFile } from "../../../files/replace-file.ts";
 import { archive } from "../../bug-report/archive.ts";
 import { type Fact, gather, sources } from "../../bug-report/facts.ts";
 import { command, FOLDER_FLAGS, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT } from "../../framework/exit.ts";
 import { formatOf, print, printJson, remark } from "../../framework/output.ts";
-import { withoutFile } from "../../framework/view.ts";
 
 export const bugReport = command({
   name: "bug-report",
@@ -56,15 +54,13 @@ export const bugReport = command({
 
 /** The flags of kmesh's own commands. A configuration that can't be read is in the report, and decides nothing. */
 function meshOf(from: Sources): string[] {
-  const named = from.file.required ? [`--config=${from.file.path}`] : [];
-  try {
-    return [...folderFlags(readFolders({ ...from, file: { ...from.file, required: false } })), ...named];
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    const flags = folderFlags(readFolders(withoutFile(from)));
-    remark(`kmesh: ${error.message}. The report is about the default folders.`);
-    return flags;
-  }
+  let named = from.file.required ? [`--config=${from.file.path}`] : [];
+  const optional = { ...from, file: { ...from.file, required: false } };
+  const folders = readAsFarAsUsable(optional, readFolders, ({ message }) => {
+    named = [];
+    remark(`kmesh: ${message}. The report is about the default folders.`);
+  });
+  return [...folderFlags(folders), ...named];
 }
 
 function folderFlags({ bpffs, stateDir, runDir }: Folders): string[] {

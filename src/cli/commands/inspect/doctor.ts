@@ -1,9 +1,15 @@
 import { AdminError } from "../../../admin/client.ts";
 import type { Explained } from "../../../admin/explain.ts";
 import { BadRequest } from "../../../admin/server.ts";
-import { ConfigError } from "../../../config/config-error.ts";
+import type { ConfigError } from "../../../config/config-error.ts";
 import { SETTINGS } from "../../../config/settings.ts";
-import { CONFIG_FILE, type Flags, type Sources, sourcesOf } from "../../../config/sources.ts";
+import {
+  CONFIG_FILE,
+  type Flags,
+  readAsFarAsUsable,
+  type Sources,
+  sourcesOf,
+} from "../../../config/sources.ts";
 import { type Finding, firstError, type Result, runChecks } from "../../../doctor/check-runner.ts";
 import { checksOf } from "../../../doctor/checks.ts";
 import { isFaulty, type Trial, tryEndpoints } from "../../../doctor/endpoints.ts";
@@ -14,7 +20,7 @@ import { formatMatch } from "../../../mesh/frontend.ts";
 import { CONFIG_FLAG, command, OUTPUT_FLAG } from "../../framework/command.ts";
 import { EXIT, Failure } from "../../framework/exit.ts";
 import { type Format, formatOf, indent, plural, print, printJson, table } from "../../framework/output.ts";
-import { foldersOf, view, withoutFile } from "../../framework/view.ts";
+import { foldersOf, view } from "../../framework/view.ts";
 
 export const doctor = command({
   name: "doctor",
@@ -58,12 +64,9 @@ export const doctor = command({
 
 /** A file that is not a configuration is the only problem: the checks that need none are made all the same. */
 function examine(sources: Sources): ExaminedConfig {
-  try {
-    return examineFiles(sources);
-  } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    return { ...examineFiles(withoutFile(sources)), problems: [error] };
-  }
+  const faults: ConfigError[] = [];
+  const examined = readAsFarAsUsable(sources, examineFiles, (fault) => faults.push(fault));
+  return faults.length > 0 ? { ...examined, problems: faults } : examined;
 }
 
 /** Connects to each endpoint of a destination. */
