@@ -82,6 +82,11 @@ export interface Service {
  * Kinds of notes about valid configuration that is not, or not fully, enforced. The order is part of the encoding:
  * only append.
  */
+/** The host of a service's name; a text without a port stays. */
+export function hostOfService(name: string): string {
+  return name.replace(/:\d+$/, "");
+}
+
 export const NOTE_KINDS = [
   /** A route depends on the request; `text` names what is used at connect time. */
   "layer7",

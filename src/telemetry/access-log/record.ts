@@ -1,6 +1,8 @@
 /** A line of the access log: its fields, the filter, and its text. */
+
 import type { AccessLogFilter } from "../../config/telemetry.ts";
 import type { RecentRefusal } from "../../inbound/refusals.ts";
+import { hostOfService } from "../../mesh/model.ts";
 import { FAILURES } from "../counters/rows.ts";
 import { parseWorkload } from "../labels.ts";
 
@@ -39,7 +41,7 @@ export interface LogRecord {
 export function matches({ end, service, unit }: LogRecord, filter: AccessLogFilter): boolean {
   if (filter.failures && !isFailure(end)) return false;
   if (filter.units.length > 0 && !filter.units.includes(unit)) return false;
-  const host = service.replace(/:\d+$/, "");
+  const host = hostOfService(service);
   return filter.services.length === 0 || filter.services.some((name) => name === service || name === host);
 }
 

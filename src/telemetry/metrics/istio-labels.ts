@@ -3,6 +3,7 @@
  * order, and the values of what is not known.
  */
 
+import { hostOfService } from "../../mesh/model.ts";
 import { parseCarried } from "../carried.ts";
 import { parseWorkload } from "../labels.ts";
 import type { Workload } from "../model.ts";
@@ -106,7 +107,7 @@ function serverLabels(
   service: string | undefined,
   namespace: string,
 ): Labels {
-  const host = service?.replace(/:\d+$/, "") ?? UNKNOWN;
+  const host = service === undefined ? UNKNOWN : hostOfService(service);
   return [
     ["destination_workload", known(who.name)],
     ["destination_workload_namespace", known(who.namespace)],

@@ -2,6 +2,7 @@
 import type { Duplex } from "node:stream";
 import type { TLSSocket } from "node:tls";
 import { canonicalAddress } from "../../mesh/address.ts";
+import { hostOfService } from "../../mesh/model.ts";
 import type { SanMatch, Transport } from "../../mesh/transport.ts";
 import { TunnelFailure } from "../failure.ts";
 import type { Budget } from "../http2/budget.ts";
@@ -167,7 +168,7 @@ export class Dialer {
       },
       signal,
     );
-    if (inner) return this.#inner(stream, inner, { ...source, ...seenBy(source, local) }, signal);
+    if (inner) return this.#inner(stream, inner, source, local, signal);
     return { stream, ...(identity !== undefined && { identity }) };
   }
 
@@ -176,13 +177,14 @@ export class Dialer {
     outer: ConnectStream,
     { authority, sans }: { authority: string; sans: readonly SanMatch[] },
     source: Source,
+    local: string | undefined,
     signal: AbortSignal,
   ): Promise<Dialled> {
     const { names, check } = meshPeer(sans);
     const socket = await this.#h2({ stream: outer }, check, signal);
     const connection = new Http2Connection(socket, { role: "client", budget: this.#options.budget });
     const patience = this.#options.patience ?? CONNECT_PATIENCE;
-    const answered = requestConnect(connection, this.#headers(authority, source), patience, signal);
+    const answered = requestConnect(connection, this.#headers(authority, source, local), patience, signal);
     // The connection ends with this stream.
     connection.drain();
     try {
@@ -206,9 +208,9 @@ export class Dialer {
   }
 
   /** `local` is the address of this end of the connection to the peer. */
-  #headers(authority: string, source: Source, local?: string): Headers {
+  #headers(authority: string, source: Source, local: string | undefined): Headers {
     const { baggage } = this.#options;
-    const host = source.service.replace(/:\d+$/, "");
+    const host = hostOfService(source.service);
     return [
       [":method", "CONNECT"],
       [":authority", authority],
