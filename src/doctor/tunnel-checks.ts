@@ -8,13 +8,12 @@ import type { Certificate } from "../istiod/identity/certificate.ts";
 import { time } from "../istiod/identity/token.ts";
 import { identityStore } from "../machine/identity-store.ts";
 import { usesTunnel } from "../machine/tunnel/listener.ts";
-import { type ListenerState, listenerStates } from "../machine/tunnel/sockets.ts";
+import { type ListenerState, listenerStates, TUNNEL } from "../machine/tunnel/sockets.ts";
 import { mtlsOf } from "../mesh/inbound.ts";
 import { openPolicySet } from "../policy/pinned.ts";
 import { readTunnels, type TunnelStatus } from "../tunnel/process/status-file.ts";
 import type { Check, Finding } from "./check-runner.ts";
 
-const UNIT = "kmesh-tunnel.service";
 /** How long systemctl may take, milliseconds. */
 const PATIENCE = 3_000;
 
@@ -71,7 +70,7 @@ export function socketFinding({ unit, port, state, holder }: ListenerState): Fin
 
 /** What systemd says of the tunnel's service; "" without systemd. */
 function readUnit(): string {
-  const asked = ["show", "--property=ActiveState,Result,ExecMainStatus,NRestarts", UNIT];
+  const asked = ["show", "--property=ActiveState,Result,ExecMainStatus,NRestarts", TUNNEL];
   const { status, stdout } = spawnSync("systemctl", asked, { encoding: "utf8", timeout: PATIENCE });
   return status === 0 ? stdout : "";
 }
@@ -82,12 +81,12 @@ export function unitFindings(shown: string): Finding[] {
   const restarts = Number(value("NRestarts"));
   const times = restarts === 1 ? "once" : `${restarts} times`;
   const again = restarts > 0 ? `, and systemd has started it again ${times}` : "";
-  const cure = `journalctl -u ${UNIT} -n 20 says why.`;
+  const cure = `journalctl -u ${TUNNEL} -n 20 says why.`;
   if (!["", "success"].includes(value("Result")))
     return [
       {
         state: "error",
-        text: `${UNIT} has ended with a fault (${value("Result")}, status ${value("ExecMainStatus")})${again}: connections that need it wait or are reset`,
+        text: `${TUNNEL} has ended with a fault (${value("Result")}, status ${value("ExecMainStatus")})${again}: connections that need it wait or are reset`,
         cure,
       },
     ];
@@ -95,7 +94,7 @@ export function unitFindings(shown: string): Finding[] {
   return [
     {
       state: "warning",
-      text: `${UNIT} runs${again}: each crash has cut its connections`,
+      text: `${TUNNEL} runs${again}: each crash has cut its connections`,
       cure,
     },
   ];

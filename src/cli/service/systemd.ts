@@ -2,15 +2,14 @@
 import { spawnSync } from "node:child_process";
 import { existsSync, readFileSync } from "node:fs";
 import { SERVICE } from "../../machine/service-sandbox.ts";
+import { TUNNEL } from "../../machine/tunnel/sockets.ts";
 import { EXIT, Failure } from "../framework/exit.ts";
 
-export { SERVICE };
+export { SERVICE, TUNNEL };
 
 /** Finishes when connections are governed. Units that are `closed` at boot require it. */
 export const GATE = "kmesh-wait.service";
 
-/** Carries connections that need mutual TLS. Its socket units start it. */
-export const TUNNEL = "kmesh-tunnel.service";
 /** Each holds one socket of the tunnel, since the sockets of one unit share one FileDescriptorName=. */
 export const TUNNEL_SOCKETS = [
   "kmesh-tunnel.socket",

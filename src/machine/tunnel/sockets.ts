@@ -2,6 +2,9 @@
 import { HBONE_PORT, STEERED_PORT, TUNNEL_PORT } from "../../mesh/tunnel-address.ts";
 import { ANY4, ANY6, LOOPBACK4, LOOPBACK6, ownersOf, TCP4, TCP6 } from "./listener.ts";
 
+/** The service that carries connections which need mutual TLS. Its socket units start it. */
+export const TUNNEL = "kmesh-tunnel.service";
+
 export interface ListenerState {
   /** The socket unit of systemd. */
   unit: string;
