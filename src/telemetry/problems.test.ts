@@ -1,16 +1,7 @@
 import { expect, test } from "bun:test";
+import { noCounters } from "../../test/page/documents.ts";
 import type { Edge, EdgeCounters, EndpointNode, Node, ServiceNode } from "./model.ts";
 import { findProblems } from "./problems.ts";
-
-const none = (): EdgeCounters => ({
-  opened: 0,
-  closed: 0,
-  sent: 0,
-  received: 0,
-  retransmits: 0,
-  failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
-  refused: {},
-});
 
 const unit: Node = {
   kind: "unit",
@@ -52,8 +43,8 @@ function edge(
     to: to.id,
     kind,
     port: 0,
-    total: none(),
-    recent: { ...none(), ...recent },
+    total: noCounters(),
+    recent: { ...noCounters(), ...recent },
     live: 0,
     rate: { opened: 0, failed: 0, sent: 0, received: 0 },
     failureShare: 0,
@@ -70,7 +61,7 @@ const find = (
 ) => findProblems({ nodes, edges }, baseline);
 const rules = (...args: Parameters<typeof find>) =>
   find(...args).map(({ rule, severity }) => `${rule} ${severity}`);
-const failures = (more: Partial<EdgeCounters["failures"]>) => ({ ...none().failures, ...more });
+const failures = (more: Partial<EdgeCounters["failures"]>) => ({ ...noCounters().failures, ...more });
 const healthy = { opened: 100, closed: 100, sent: 200_000, received: 300_000 };
 
 test("healthy traffic has no problem", () => {

@@ -104,11 +104,27 @@ export class SecondMachine {
   }
 
   /** Connections of an app: enrolled or not. */
-  async connect(address: string, port: number, count: number, enrolled = true): Promise<Tally> {
+  connect(address: string, port: number, count: number, enrolled = true): Promise<Tally> {
+    return this.#connect([], address, port, count, enrolled ? { cgroup: this.apps } : {});
+  }
+
+  /** Connections of an app of this group, which is not enrolled: a proxy here may leave its connections alone. */
+  connectAs(group: string, address: string, port: number, count: number): Promise<Tally> {
+    return this.#connect(["setpriv", "--regid", group, "--clear-groups"], address, port, count, {});
+  }
+
+  async #connect(
+    by: readonly string[],
+    address: string,
+    port: number,
+    count: number,
+    place: { cgroup?: string },
+  ): Promise<Tally> {
     const spec = JSON.stringify({ mode: "count", address, port, count, timeout: 5 });
-    const text = await output(["/usr/bin/python3", join(import.meta.dirname, "client.py"), spec], {
+    const script = join(import.meta.dirname, "client.py");
+    const text = await output([...by, "/usr/bin/python3", script, spec], {
       netns: this.namespace.path,
-      ...(enrolled ? { cgroup: this.apps } : {}),
+      ...place,
     });
     return JSON.parse(text.trim().split("\n").at(-1) ?? "");
   }

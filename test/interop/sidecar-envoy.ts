@@ -137,12 +137,8 @@ export class SidecarMachine {
   }
 
   /** The same past Envoy. */
-  async connectPast(address: string, port: number, count = 1): Promise<Tally> {
-    const spec = JSON.stringify({ mode: "count", address, port, count, timeout: 5 });
-    const script = join(import.meta.dirname, "client.py");
-    const command = ["setpriv", "--regid", PROXY_GROUP, "--clear-groups", "/usr/bin/python3", script, spec];
-    const text = await output(command, { netns: this.#machine.namespace.path });
-    return JSON.parse(text.trim().split("\n").at(-1) ?? "");
+  connectPast(address: string, port: number, count = 1): Promise<Tally> {
+    return this.#machine.connectAs(PROXY_GROUP, address, port, count);
   }
 
   /** What Envoy's administration interface answers to GET /PATH. */

@@ -1,23 +1,32 @@
 /** Generated documents for the page: a small shop with a fault of each kind, and one of any size. Always the same. */
-import type { Edge, EdgeHistory, EdgesDocument, Node, Problem } from "../../src/telemetry/model.ts";
+import type {
+  Edge,
+  EdgeCounters,
+  EdgeHistory,
+  EdgesDocument,
+  Node,
+  Problem,
+} from "../../src/telemetry/model.ts";
 
 const AT = "2026-01-05T10:00:00.000Z";
 
 type Part = Pick<Edge, "from" | "to" | "kind"> &
   Partial<Omit<Edge, "recent">> & { recent?: Partial<Edge["recent"]> };
 
+/** Counters of an edge that nobody used. */
+export const noCounters = (): EdgeCounters => ({
+  opened: 0,
+  closed: 0,
+  sent: 0,
+  received: 0,
+  retransmits: 0,
+  failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
+  refused: {},
+});
+
 /** An edge with `opened` connections in five minutes. */
 export function edge({ from, to, kind, recent = {}, ...more }: Part): Edge {
-  const counters = {
-    opened: 0,
-    closed: recent.opened ?? 0,
-    sent: 0,
-    received: 0,
-    retransmits: 0,
-    failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
-    refused: {},
-    ...recent,
-  };
+  const counters = { ...noCounters(), closed: recent.opened ?? 0, ...recent };
   const { refused, timedOut, unreachable, reset } = counters.failures;
   const denied = Object.values(counters.refused).reduce((sum, count) => sum + count, 0);
   const failed = refused + timedOut + unreachable + reset + denied;

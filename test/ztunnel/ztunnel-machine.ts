@@ -2,7 +2,6 @@
  * A machine with a real ztunnel, in its dedicated mode: a pod of the mesh for the real istiod, which is its CA and sends it the
  * workloads. It is redirected as Istio's agent does it in a pod's namespace: by the mark of ztunnel's own packets.
  */
-import { join } from "node:path";
 import type { KubeObject } from "../control-plane/kube.ts";
 import type { MeshLab, Tally } from "../interop/mesh-lab.ts";
 import { pod, running, service } from "../interop/objects.ts";
@@ -162,12 +161,8 @@ export class ZtunnelMachine {
   }
 
   /** The same past ztunnel. */
-  async connectPast(address: string, port: number, count = 1): Promise<Tally> {
-    const spec = JSON.stringify({ mode: "count", address, port, count, timeout: 5 });
-    const script = join(import.meta.dirname, "../interop/client.py");
-    const command = ["setpriv", "--regid", PAST, "--clear-groups", "/usr/bin/python3", script, spec];
-    const text = await output(command, this.place);
-    return JSON.parse(text.trim().split("\n").at(-1) ?? "");
+  connectPast(address: string, port: number, count = 1): Promise<Tally> {
+    return this.#machine.connectAs(PAST, address, port, count);
   }
 
   async remove(): Promise<void> {

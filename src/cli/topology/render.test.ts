@@ -1,17 +1,10 @@
 import { expect, test } from "bun:test";
-import type { Edge, EdgeCounters, EdgesDocument } from "../../telemetry/model.ts";
+import { noCounters } from "../../../test/page/documents.ts";
+import type { Edge, EdgesDocument } from "../../telemetry/model.ts";
 import { renderMap, renderTop } from "./render.ts";
 import { select } from "./select.ts";
 
-const NOTHING: EdgeCounters = {
-  opened: 0,
-  closed: 0,
-  sent: 0,
-  received: 0,
-  retransmits: 0,
-  failures: { refused: 0, timedOut: 0, unreachable: 0, reset: 0 },
-  refused: {},
-};
+const NOTHING = noCounters();
 const edge: Edge = {
   id: "unit:shop.service > service:web.demo:80",
   from: "unit:shop.service",
